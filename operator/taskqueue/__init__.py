@@ -1,0 +1,5 @@
+"""taskqueue: a task queue for Kubernetes over RabbitMQ.
+
+The package holds the operator (``python -m taskqueue operator``) and the worker
+(``python -m taskqueue worker MODULE...``). Users import the worker's SDK from here.
+"""
