@@ -1,0 +1,50 @@
+"""Tokens: what proves that an outcome belongs to an attempt the operator ordered.
+
+A token is ``<key id>.<HMAC-SHA256 of uid, attempt and epoch>``. It is the same for every publish
+of one attempt, can be checked by a leader that did not publish it, and cannot be made by anyone
+without the key. Raising a Task's epoch makes every token given out before worthless.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+#: Bytes of the digest kept in a token: 128 bits, far beyond guessing within a Task's life.
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TokenKeys:
+    """The signing key in use and the older ones still accepted.
+
+    Attributes:
+        current: id of the key that signs new tokens.
+        keys: key id to secret bytes; ids have no dot.
+    """
+
+    current: str
+    keys: Mapping[str, bytes] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.current not in self.keys:
+            raise ValueError(f"token key {self.current!r} is not among the keys {list(self.keys)}")
+
+    def sign(self, uid: str, attempt: int, epoch: int) -> str:
+        """Return the token of one attempt of the Task with this uid."""
+        return f"{self.current}.{self._digest(self.keys[self.current], uid, attempt, epoch)}"
+
+    def verify(self, token: str, uid: str, attempt: int, epoch: int) -> bool:
+        """Tell whether ``token`` was made for this attempt with a key we know."""
+        key_id, _, digest = token.partition(".")
+        key = self.keys.get(key_id)
+        if key is None:
+            return False
+        return hmac.compare_digest(digest.encode(), self._digest(key, uid, attempt, epoch).encode())
+
+    @staticmethod
+    def _digest(key: bytes, uid: str, attempt: int, epoch: int) -> str:
+        text = f"{uid}\n{attempt}\n{epoch}".encode()
+        return hmac.digest(key, text, hashlib.sha256)[:_DIGEST_BYTES].hex()
