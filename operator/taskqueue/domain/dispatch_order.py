@@ -1,0 +1,61 @@
+"""In which order waiting Tasks are published, and how many at a time."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+#: The smallest window: enough to keep any pool busy for a round trip.
+MIN_WINDOW = 64
+
+
+def window_size(*, max_published: int, slots: int, finished_in_5_seconds: int) -> int:
+    """Return how many unfinished Tasks of a queue may be in RabbitMQ at once.
+
+    Enough to keep the workers busy, few enough that priority, pausing and cancelling act on
+    nearly everything that waits, and that a crash of the operator can repeat little.
+    """
+    return min(max_published, max(MIN_WINDOW, 2 * slots, finished_in_5_seconds))
+
+
+class WaitingLine(Generic[K]):
+    """Keys in order of priority (higher first), then age (older first), then arrival.
+
+    Removal is lazy: a removed key's entry is skipped when it comes up, so that both adding and
+    removing cost O(log n).
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, float, int, K]] = []
+        self._alive: dict[K, int] = {}
+        self._arrivals = 0
+
+    def __len__(self) -> int:
+        return len(self._alive)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._alive
+
+    def add(self, key: K, *, priority: int, created: float) -> None:
+        """Put a key in its place; one already waiting is moved."""
+        self._arrivals += 1
+        self._alive[key] = self._arrivals
+        heapq.heappush(self._heap, (-priority, created, self._arrivals, key))
+
+    def discard(self, key: K) -> None:
+        """Take a key out if it waits."""
+        self._alive.pop(key, None)
+        if not self._alive:
+            self._heap.clear()
+
+    def pop(self) -> K | None:
+        """Take the first key out, or None when nobody waits."""
+        while self._heap:
+            _, _, arrival, key = heapq.heappop(self._heap)
+            if self._alive.get(key) == arrival:
+                del self._alive[key]
+                return key
+        return None

@@ -1,0 +1,188 @@
+"""The life of a Task: how each event changes its status. Pure functions, no clock of their own.
+
+Invariants, held by property tests:
+
+* a terminal status never changes;
+* `TaskStatus.attempts` never decreases and never exceeds the policy's max_attempts;
+* an outcome counts once: a repeated or older one is judged `Verdict.STALE`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from taskqueue.domain.retry import next_wait_seconds
+from taskqueue.domain.task import (
+    HISTORY_LIMIT,
+    MESSAGE_LIMIT,
+    Attempt,
+    Phase,
+    Policy,
+    TaskStatus,
+)
+
+
+class Verdict(Enum):
+    """What an event about an attempt is worth."""
+
+    COUNTS = auto()
+    STALE = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """An attempt that ended, as its worker reported it, with times by the operator's clock.
+
+    Attributes:
+        attempt: 1-based.
+        epoch: of the order it answers.
+        now: when the operator learnt of it.
+        seconds: how long it ran, by the worker's measure.
+        worker: who ran it.
+    """
+
+    attempt: int
+    epoch: int
+    now: float
+    seconds: float = 0.0
+    worker: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an attempt failed.
+
+    Attributes:
+        type: error type, matched against the policy's non_retryable.
+        message: for people.
+        retryable: False when the worker knows that another attempt cannot help.
+        retry_after_seconds: the handler's wish for the wait, or None.
+    """
+
+    type: str
+    message: str
+    retryable: bool = True
+    retry_after_seconds: float | None = None
+
+
+def judge(status: TaskStatus, *, attempt: int, epoch: int) -> Verdict:
+    """Tell whether an event about (attempt, epoch) may still change the status."""
+    if status.phase.terminal or epoch < status.epoch or attempt < status.current_attempt:
+        return Verdict.STALE
+    return Verdict.COUNTS
+
+
+def started(status: TaskStatus, *, attempt: int, now: float, worker: str) -> TaskStatus:
+    """Return the status of a Task one of whose attempts is known to be running."""
+    return replace(
+        status,
+        phase=Phase.RUNNING,
+        reason="",
+        message="",
+        attempts=max(status.attempts, attempt),
+        start_time=now if status.start_time is None else status.start_time,
+        next_attempt_time=None,
+        worker=worker,
+    )
+
+
+def succeeded(status: TaskStatus, ended: Ended, *, result: dict[str, object] | None) -> TaskStatus:
+    """Return the final status after an attempt that succeeded."""
+    return replace(
+        _recorded(status, ended, outcome=Phase.SUCCEEDED.value),
+        phase=Phase.SUCCEEDED,
+        completion_time=ended.now,
+        result=result,
+    )
+
+
+def failed(
+    status: TaskStatus, ended: Ended, failure: Failure, *, policy: Policy, random: float
+) -> TaskStatus:
+    """Return the status after a failed attempt: Retrying, with a time, or Failed for good."""
+    after = _recorded(
+        status, ended, outcome=Phase.FAILED.value, reason=failure.type, message=failure.message
+    )
+    what = f"{failure.type}: {failure.message}" if failure.message else failure.type
+    told = f"attempt {ended.attempt} of {policy.max_attempts}: {what}"
+    if not failure.retryable or failure.type in policy.non_retryable:
+        return _failed_for_good(after, ended, reason="NonRetryable", message=told)
+    if ended.attempt >= policy.max_attempts:
+        reason = "WorkerLost" if failure.type == "WorkerLost" else "RetriesExhausted"
+        return _failed_for_good(after, ended, reason=reason, message=told)
+    wait = next_wait_seconds(
+        policy.backoff,
+        failed_attempts=ended.attempt,
+        asked_seconds=failure.retry_after_seconds,
+        random=random,
+    )
+    return replace(
+        after,
+        phase=Phase.RETRYING,
+        reason=failure.type,
+        message=_clip(told),
+        next_attempt_time=ended.now + wait,
+    )
+
+
+def refused(status: TaskStatus, *, now: float, reason: str, message: str) -> TaskStatus:
+    """Return the final status of a Task that can never run as it is."""
+    return replace(
+        status,
+        phase=Phase.FAILED,
+        reason=reason,
+        message=_clip(message),
+        completion_time=now,
+        next_attempt_time=None,
+    )
+
+
+def blocked(status: TaskStatus, *, reason: str, message: str) -> TaskStatus:
+    """Return the status of a Task that waits for something outside itself."""
+    return replace(status, phase=Phase.BLOCKED, reason=reason, message=_clip(message))
+
+
+def unblocked(status: TaskStatus) -> TaskStatus:
+    """Return the status of a Task whose obstacle is gone."""
+    return replace(status, phase=Phase.PENDING, reason="", message="")
+
+
+def _recorded(
+    status: TaskStatus, ended: Ended, *, outcome: str, reason: str = "", message: str = ""
+) -> TaskStatus:
+    start = ended.now - max(ended.seconds, 0.0)
+    entry = Attempt(
+        attempt=ended.attempt,
+        outcome=outcome,
+        start_time=start,
+        finish_time=ended.now,
+        worker=ended.worker,
+        reason=reason,
+        message=_clip(message),
+    )
+    return replace(
+        status,
+        reason="",
+        message="",
+        attempts=max(status.attempts, ended.attempt),
+        epoch=max(status.epoch, ended.epoch),
+        history=(*status.history, entry)[-HISTORY_LIMIT:],
+        start_time=start if status.start_time is None else status.start_time,
+        next_attempt_time=None,
+        worker=ended.worker,
+    )
+
+
+def _failed_for_good(status: TaskStatus, ended: Ended, *, reason: str, message: str) -> TaskStatus:
+    return replace(
+        status,
+        phase=Phase.FAILED,
+        reason=reason,
+        message=_clip(message),
+        completion_time=ended.now,
+    )
+
+
+def _clip(message: str) -> str:
+    return message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 1] + "…"

@@ -1,0 +1,174 @@
+"""A Task as the operator thinks of it: frozen values, no I/O, times as seconds since the epoch.
+
+The custom resource's pydantic models are turned into these at the edges. Field names follow the
+resource; a time is None where the resource has no value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Phase(StrEnum):
+    """Where a Task is in its life; the value of status.phase."""
+
+    PENDING = "Pending"
+    BLOCKED = "Blocked"
+    SCHEDULED = "Scheduled"
+    SUSPENDED = "Suspended"
+    RUNNING = "Running"
+    RETRYING = "Retrying"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a Task in this phase never changes again."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
+
+#: How many finished attempts a status keeps.
+HISTORY_LIMIT = 10
+
+#: Longest message kept in a status, in characters: etcd is no log store.
+MESSAGE_LIMIT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Exponential waiting between attempts.
+
+    Attributes:
+        initial_seconds: after the first failed attempt.
+        factor: by which each further wait grows.
+        max_seconds: no wait is longer.
+        jitter: fraction by which a wait is varied at random, 0 to 1.
+    """
+
+    initial_seconds: float = 1.0
+    factor: float = 2.0
+    max_seconds: float = 300.0
+    jitter: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """All that decides how a Task is attempted, resolved from queue and Task.
+
+    Attributes:
+        max_attempts: attempts in all, the first included.
+        backoff: waiting between them.
+        non_retryable: error types that end the Task at once.
+        attempt_timeout_seconds: how long one attempt may run.
+        max_deliveries: how many workers one attempt may lose before it counts as failed.
+    """
+
+    max_attempts: int = 3
+    backoff: Backoff = field(default_factory=Backoff)
+    non_retryable: frozenset[str] = frozenset()
+    attempt_timeout_seconds: int = 300
+    max_deliveries: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyOverrides:
+    """What a Task says for itself; None where its queue decides."""
+
+    max_attempts: int | None = None
+    initial_seconds: float | None = None
+    factor: float | None = None
+    max_seconds: float | None = None
+    jitter: float | None = None
+    non_retryable: frozenset[str] | None = None
+    attempt_timeout_seconds: int | None = None
+    max_deliveries: int | None = None
+
+    def over(self, defaults: Policy) -> Policy:
+        """Return the queue's defaults with this Task's own leaf fields on top."""
+        base = defaults.backoff
+        return Policy(
+            max_attempts=_first(self.max_attempts, defaults.max_attempts),
+            backoff=Backoff(
+                initial_seconds=_first(self.initial_seconds, base.initial_seconds),
+                factor=_first(self.factor, base.factor),
+                max_seconds=_first(self.max_seconds, base.max_seconds),
+                jitter=_first(self.jitter, base.jitter),
+            ),
+            non_retryable=_first(self.non_retryable, defaults.non_retryable),
+            attempt_timeout_seconds=_first(
+                self.attempt_timeout_seconds, defaults.attempt_timeout_seconds
+            ),
+            max_deliveries=_first(self.max_deliveries, defaults.max_deliveries),
+        )
+
+
+#: Shared by the many Tasks that override nothing.
+NO_OVERRIDES = PolicyOverrides()
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One finished attempt in a Task's history; outcome is Succeeded, Failed or Cancelled."""
+
+    attempt: int
+    outcome: str
+    start_time: float
+    finish_time: float
+    worker: str = ""
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStatus:
+    """What is, or will be, in a Task's status."""
+
+    phase: Phase = Phase.PENDING
+    reason: str = ""
+    message: str = ""
+    attempts: int = 0
+    epoch: int = 0
+    history: tuple[Attempt, ...] = ()
+    start_time: float | None = None
+    completion_time: float | None = None
+    next_attempt_time: float | None = None
+    worker: str = ""
+    result: Mapping[str, Any] | None = None
+
+    @property
+    def current_attempt(self) -> int:
+        """The attempt whose outcome is awaited: one after the last finished one, 1-based."""
+        return self.history[-1].attempt + 1 if self.history else 1
+
+
+#: Shared by all Tasks whose status was never written.
+PENDING = TaskStatus()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """What a Task asks for.
+
+    Attributes:
+        queue: name of the TaskQueue in the Task's namespace.
+        handler: name a worker registered.
+        payload: JSON object in UTF-8.
+        priority: -1000 to 1000, higher first.
+        overrides: the Task's own retry and time settings.
+    """
+
+    queue: str
+    handler: str
+    payload: bytes = b"{}"
+    priority: int = 0
+    overrides: PolicyOverrides = NO_OVERRIDES
+
+
+def _first(own: Any, default: Any) -> Any:
+    return default if own is None else own
