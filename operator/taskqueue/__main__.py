@@ -1,0 +1,43 @@
+"""The command line: ``python -m taskqueue``.
+
+Each command imports what it runs inside its function, so that a worker's start does not pay for
+the operator.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="A task queue for Kubernetes over RabbitMQ."
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep the commands' names even while there is only one."""
+
+
+@app.command()
+def crds(
+    directory: Annotated[
+        Path, typer.Option(help="The folder the CustomResourceDefinitions are written to.")
+    ] = Path("crds"),
+) -> None:
+    """Write the CustomResourceDefinitions, generated from the models of the API."""
+    from taskqueue.api.crds import write_crds
+
+    for path in write_crds(directory):
+        typer.echo(path)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What both resources share: the API's names, the base model, CEL rules, metadata and conditions.
+
+The contract of every model in this package:
+
+- A field's description, bounds and default are written once, here in Python; the CRD, the reference
+  and ``kubectl explain`` are generated from them.
+- A model parses what the API server gives: camelCase names, unknown fields ignored, instances
+  frozen. The API server has applied the same bounds and defaults before.
+- ``dict[str, Any]`` is a JSON object whose fields are kept and not looked into; ``X | None`` is a
+  field which may be absent and has no default.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
+
+GROUP = "taskqueue.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+CATEGORY = "taskqueues"
+
+TASKQUEUE_KIND = "TaskQueue"
+TASKQUEUE_PLURAL = "taskqueues"
+TASK_KIND = "Task"
+TASK_PLURAL = "tasks"
+
+#: A TaskQueue's name becomes part of queue, Deployment (``<name>-worker``) and label names.
+QUEUE_NAME_MAX_LENGTH = 52
+#: An object's name, and with it a pod's and a Secret's.
+OBJECT_NAME_MAX_LENGTH = 253
+REASON_MAX_LENGTH = 253
+#: Who writes a longer message into a status cuts it first: the API server refuses it.
+MESSAGE_MAX_LENGTH = 4096
+CONDITIONS_MAX_ITEMS = 16
+DAY_SECONDS = 86_400
+#: The work queue's ``x-delivery-limit``: the broker gives a message up after so many returns.
+DELIVERIES_LIMIT = 20
+
+DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_SUBDOMAIN_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+
+# Bounds of the fields a Task may inherit from its queue's taskDefaults: the same in both places.
+MaxAttempts = Annotated[int, Field(ge=1, le=1000)]
+InitialSeconds = Annotated[float, Field(ge=0, le=DAY_SECONDS)]
+Factor = Annotated[float, Field(ge=1, le=100)]
+MaxSeconds = Annotated[float, Field(ge=0, le=DAY_SECONDS)]
+Jitter = Annotated[float, Field(ge=0, le=1)]
+ErrorType = Annotated[str, Field(min_length=1, max_length=REASON_MAX_LENGTH)]
+ErrorTypes = Annotated[tuple[ErrorType, ...], Field(max_length=64)]
+AttemptTimeoutSeconds = Annotated[float, Field(ge=0.1, le=DAY_SECONDS)]
+MaxDeliveries = Annotated[int, Field(ge=1, le=DELIVERIES_LIMIT)]
+
+ATOMIC_LIST: JsonDict = {"x-kubernetes-list-type": "atomic"}
+CONDITIONS_LIST: JsonDict = {
+    "x-kubernetes-list-type": "map",
+    "x-kubernetes-list-map-keys": ["type"],
+}
+
+
+def validations(*rules: tuple[str, str]) -> JsonDict:
+    """CEL rules for a schema, each an expression and the message which says what to do."""
+    return {
+        "x-kubernetes-validations": [
+            {"rule": expression, "message": message} for expression, message in rules
+        ]
+    }
+
+
+class ApiModel(BaseModel):
+    """The base of every model of the API."""
+
+    model_config = ConfigDict(
+        frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore"
+    )
+
+
+class ObjectMeta(ApiModel):
+    """What the operator reads of an object's metadata."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class Condition(ApiModel):
+    """One condition, in the form of the Kubernetes API's own conditions."""
+
+    type: str = Field(
+        min_length=1, max_length=316, description="What the condition tells about, in CamelCase."
+    )
+    status: Literal["True", "False", "Unknown"] = Field(
+        description="Whether the condition holds: True, False or Unknown."
+    )
+    observed_generation: int | None = Field(
+        None,
+        description="The metadata.generation of the object the condition was worked out from.",
+    )
+    last_transition_time: datetime = Field(
+        description="When status last changed from one value to another."
+    )
+    reason: str = Field(
+        min_length=1,
+        max_length=REASON_MAX_LENGTH,
+        pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+        description="Why the condition has this status: one CamelCase word, for programs.",
+    )
+    message: str = Field(
+        "",
+        max_length=MESSAGE_MAX_LENGTH,
+        description="Why the condition has this status: a sentence, for people.",
+    )
+
+
+class Resource(ApiModel):
+    """What every object of the API carries besides its spec and status."""
+
+    api_version: str = Field(
+        API_VERSION,
+        description="The version of the schema this object is written in: taskqueue.dev/v1alpha1.",
+    )
+    kind: str = Field("", description="The kind of this object.")
+    metadata: ObjectMeta = Field(description="The object's standard metadata.")

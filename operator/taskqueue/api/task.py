@@ -1,0 +1,358 @@
+"""The custom resource Task: one piece of work, run once by a worker, retried as its queue says.
+
+``Task.model_validate(body)`` parses an object of the API server; there may be 100,000s of them, so
+the models carry bounds only and no validators of their own.
+
+What must stay true, and is guarded by the API server through the CEL rules below:
+
+- what a Task is (queue, handler, payload) never changes;
+- a terminal phase never changes, attempts never decrease, completionTime is never cleared, through
+  /status and with ``status: null`` too, so a writer who is late is refused, not trusted;
+- the spec of a finished Task is frozen.
+
+A field a Task may inherit from its TaskQueue has no default here: absent means inherited.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from taskqueue.api.common import (
+    ATOMIC_LIST,
+    CONDITIONS_LIST,
+    CONDITIONS_MAX_ITEMS,
+    DNS_LABEL_PATTERN,
+    MESSAGE_MAX_LENGTH,
+    OBJECT_NAME_MAX_LENGTH,
+    QUEUE_NAME_MAX_LENGTH,
+    REASON_MAX_LENGTH,
+    TASK_KIND,
+    ApiModel,
+    AttemptTimeoutSeconds,
+    Condition,
+    ErrorTypes,
+    Factor,
+    InitialSeconds,
+    Jitter,
+    MaxAttempts,
+    MaxDeliveries,
+    MaxSeconds,
+    Resource,
+    validations,
+)
+
+Phase = Literal[
+    "Pending",
+    "Blocked",
+    "Scheduled",
+    "Suspended",
+    "Running",
+    "Retrying",
+    "Succeeded",
+    "Failed",
+    "Cancelled",
+]
+TERMINAL_PHASES: tuple[Phase, ...] = ("Succeeded", "Failed", "Cancelled")
+Outcome = Literal["Succeeded", "Failed", "Cancelled", "Released"]
+
+#: How many attempts a status remembers.
+HISTORY_MAX_ITEMS = 10
+#: Of an attempt's message in the history; ten of them must stay small.
+HISTORY_MESSAGE_MAX_LENGTH = 1024
+
+AttemptNumber = Annotated[int, Field(ge=1)]
+WorkerName = Annotated[str, Field(max_length=OBJECT_NAME_MAX_LENGTH)]
+
+_TERMINAL = json.dumps(TERMINAL_PHASES)  # as a CEL list
+
+
+class TaskBackoff(ApiModel):
+    """The wait before the next attempt, as far as the Task itself says it."""
+
+    initial_seconds: InitialSeconds | None = Field(
+        None,
+        description=(
+            "Seconds to wait after the first failed attempt, 0 to 86400. "
+            "When absent, the TaskQueue's taskDefaults.retry.backoff.initialSeconds."
+        ),
+    )
+    factor: Factor | None = Field(
+        None,
+        description=(
+            "What the wait is multiplied by after every further failed attempt, 1 to 100. "
+            "When absent, the TaskQueue's taskDefaults.retry.backoff.factor."
+        ),
+    )
+    max_seconds: MaxSeconds | None = Field(
+        None,
+        description=(
+            "The longest wait between two attempts in seconds, 0 to 86400. "
+            "When absent, the TaskQueue's taskDefaults.retry.backoff.maxSeconds."
+        ),
+    )
+    jitter: Jitter | None = Field(
+        None,
+        description=(
+            "The part of every wait that is random, as a fraction from 0 to 1. "
+            "When absent, the TaskQueue's taskDefaults.retry.backoff.jitter."
+        ),
+    )
+
+
+class TaskRetry(ApiModel):
+    """When a failed attempt is followed by another, as far as the Task itself says it."""
+
+    max_attempts: MaxAttempts | None = Field(
+        None,
+        description=(
+            "How often the Task is attempted in all, the first attempt included, 1 to 1000. "
+            "When absent, the TaskQueue's taskDefaults.retry.maxAttempts."
+        ),
+    )
+    backoff: TaskBackoff | None = Field(
+        None,
+        description=(
+            "How long the Task waits before its next attempt. Each field it leaves out comes from "
+            "the TaskQueue's taskDefaults.retry.backoff."
+        ),
+    )
+    non_retryable: ErrorTypes | None = Field(
+        None,
+        description=(
+            "Error types, as the worker reports them (for example ValueError), after which the "
+            "Task fails at once; at most 64. When absent, the TaskQueue's "
+            "taskDefaults.retry.nonRetryable; a list given here, even an empty one, replaces it."
+        ),
+        json_schema_extra=ATOMIC_LIST,
+    )
+
+
+class TaskSpec(ApiModel):
+    """What a Task is asked to do."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                # CEL sees no field inside an object of unknown fields, but compares it whole.
+                "has(self.payload) == has(oldSelf.payload) && "
+                "(!has(self.payload) || self.payload == oldSelf.payload)",
+                "payload is immutable: create a new Task to run another payload",
+            )
+        )
+    )
+
+    queue: str = Field(
+        min_length=1,
+        max_length=QUEUE_NAME_MAX_LENGTH,
+        pattern=DNS_LABEL_PATTERN,
+        description=(
+            "Name of the TaskQueue, in the namespace of the Task, which runs it. Immutable. The "
+            "Task waits while there is no such TaskQueue."
+        ),
+        json_schema_extra=validations(
+            ("self == oldSelf", "queue is immutable: create a new Task to run it in another queue")
+        ),
+    )
+    handler: str = Field(
+        min_length=1,
+        max_length=253,
+        # It travels as an AMQP short string, 255 bytes at most: a character must be a byte.
+        pattern=r"^[!-~]+$",
+        description=(
+            "Name under which a worker registered the code to run; at most 253 printable ASCII "
+            "characters without spaces. Immutable."
+        ),
+        json_schema_extra=validations(
+            ("self == oldSelf", "handler is immutable: create a new Task to run another handler")
+        ),
+    )
+    payload: dict[str, Any] = Field(
+        default_factory=dict,
+        description=(
+            "What the handler is given: a JSON object with fields of any kind; keep it near 10 kB. "
+            "Immutable. When absent, the handler is given an empty object."
+        ),
+    )
+    priority: int = Field(
+        0,
+        ge=-1000,
+        le=1000,
+        description=(
+            "Tasks of a higher priority are dispatched first, of the same priority older ones "
+            "first; -1000 to 1000, 0 by default. Without effect once the Task is dispatched."
+        ),
+    )
+    retry: TaskRetry | None = Field(
+        None,
+        description=(
+            "When a failed attempt is followed by another one. Each field it leaves out comes from "
+            "the TaskQueue's taskDefaults.retry."
+        ),
+    )
+    attempt_timeout_seconds: AttemptTimeoutSeconds | None = Field(
+        None,
+        description=(
+            "How long one attempt may run in seconds, 0.1 to 86400. After it the attempt is "
+            "stopped and counts as failed. When absent, the TaskQueue's "
+            "taskDefaults.attemptTimeoutSeconds."
+        ),
+    )
+    max_deliveries: MaxDeliveries | None = Field(
+        None,
+        description=(
+            "How often one attempt may be delivered to a worker, 1 to 20. An attempt that has lost "
+            "its worker that often counts as failed, with reason WorkerLost. When absent, the "
+            "TaskQueue's taskDefaults.maxDeliveries."
+        ),
+    )
+
+
+class Attempt(ApiModel):
+    """One attempt that has ended."""
+
+    attempt: AttemptNumber = Field(description="Number of the attempt, from 1.")
+    start_time: datetime | None = Field(
+        None, description="When a worker began it. Absent when no worker is known to have."
+    )
+    finish_time: datetime | None = Field(None, description="When it ended.")
+    worker: WorkerName = Field("", description="Name of the worker's pod.")
+    outcome: Outcome = Field(
+        description=(
+            "How it ended: Succeeded, Failed, Cancelled, or Released when a worker gave it back "
+            "unfinished, which is not a failed attempt."
+        )
+    )
+    reason: str = Field(
+        "",
+        max_length=REASON_MAX_LENGTH,
+        description="Why it ended so: one word, for programs, for example the type of the error.",
+    )
+    message: str = Field(
+        "",
+        max_length=HISTORY_MESSAGE_MAX_LENGTH,
+        description="Why it ended so: a sentence, for people; cut at 1024 characters.",
+    )
+
+
+class TaskStatus(ApiModel):
+    """How far a Task is."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                f"!(has(oldSelf.phase) && oldSelf.phase in {_TERMINAL}) || "
+                "(has(self.phase) && self.phase == oldSelf.phase)",
+                "the phase of a finished Task never changes: create a new Task to run it again",
+            ),
+            (
+                "!has(oldSelf.attempts) || "
+                "(has(self.attempts) && self.attempts >= oldSelf.attempts)",
+                "attempts never decrease: read the Task again and count on from its attempts",
+            ),
+            (
+                "!has(oldSelf.completionTime) || has(self.completionTime)",
+                "completionTime is never cleared: create a new Task to run it again",
+            ),
+        )
+    )
+
+    observed_generation: int = Field(
+        -1,
+        description=(
+            "The metadata.generation of the spec the operator acted on last; -1 until it has "
+            "written a status."
+        ),
+    )
+    phase: Phase = Field(
+        "Pending",
+        description=(
+            "Where the Task is. Pending (nothing written yet), Blocked, Scheduled, Suspended, "
+            "Running and Retrying may change; Succeeded, Failed and Cancelled are final. "
+            "Selectable: kubectl get tqt --field-selector status.phase=Failed."
+        ),
+    )
+    reason: str = Field(
+        "",
+        max_length=REASON_MAX_LENGTH,
+        description=(
+            "Why the Task is in this phase: one CamelCase word, for programs, for example "
+            "RetriesExhausted, WorkerLost or QueueNotFound."
+        ),
+    )
+    message: str = Field(
+        "",
+        max_length=MESSAGE_MAX_LENGTH,
+        description="Why the Task is in this phase: a sentence, for people.",
+    )
+    attempts: int = Field(
+        0, ge=0, description="How many attempts were begun. Never decreases; absent means 0."
+    )
+    epoch: int = Field(
+        0,
+        ge=0,
+        description=(
+            "Raised before an attempt is taken back from a worker, so that its late outcome is "
+            "told from that of the attempt which follows. Absent means 0."
+        ),
+    )
+    history: tuple[Attempt, ...] = Field(
+        (),
+        max_length=HISTORY_MAX_ITEMS,
+        description="The last 10 attempts that have ended, oldest first.",
+        json_schema_extra=ATOMIC_LIST,
+    )
+    start_time: datetime | None = Field(
+        None, description="When a worker began the first attempt. Absent until one has."
+    )
+    completion_time: datetime | None = Field(
+        None, description="When the Task came to its end, whichever. Absent until then."
+    )
+    next_attempt_time: datetime | None = Field(
+        None, description="When the next attempt is due. Absent unless the Task is Retrying."
+    )
+    worker: WorkerName = Field(
+        "", description="Name of the pod which runs the Task or ran its last attempt."
+    )
+    result: dict[str, Any] | None = Field(
+        None,
+        description=(
+            "What the handler returned: a JSON object of at most 16 KiB. Absent when it returned "
+            "nothing."
+        ),
+    )
+    conditions: tuple[Condition, ...] = Field(
+        (),
+        max_length=CONDITIONS_MAX_ITEMS,
+        description=(
+            "Finished and Complete when the Task succeeded; Finished, Failed and Stalled when it "
+            "failed or was cancelled; Reconciling before that; Suspended while it is held back. "
+            "Wait with: kubectl wait --for=condition=Complete."
+        ),
+        json_schema_extra=CONDITIONS_LIST,
+    )
+
+
+class Task(Resource):
+    """One piece of work for a TaskQueue. It is run again only as a new object."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                "!(has(oldSelf.status) && has(oldSelf.status.phase) && "
+                f"oldSelf.status.phase in {_TERMINAL}) || self.spec == oldSelf.spec",
+                "the spec of a finished Task is frozen: create a new Task to run it again",
+            )
+        )
+    )
+
+    kind: str = Field(TASK_KIND, description="The kind of this object: Task.")
+    spec: TaskSpec = Field(description="What to run, in which queue, and how often.")
+    status: TaskStatus = Field(
+        default_factory=TaskStatus,
+        description="How far the Task is. Written by the operator only.",
+        json_schema_extra={"default": {"phase": "Pending", "observedGeneration": -1}},
+    )
