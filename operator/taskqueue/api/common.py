@@ -52,7 +52,7 @@ MaxSeconds = Annotated[float, Field(ge=0, le=DAY_SECONDS)]
 Jitter = Annotated[float, Field(ge=0, le=1)]
 ErrorType = Annotated[str, Field(min_length=1, max_length=REASON_MAX_LENGTH)]
 ErrorTypes = Annotated[tuple[ErrorType, ...], Field(max_length=64)]
-AttemptTimeoutSeconds = Annotated[float, Field(ge=0.1, le=DAY_SECONDS)]
+AttemptTimeoutSeconds = Annotated[int, Field(ge=1, le=DAY_SECONDS)]  # whole: a message header
 MaxDeliveries = Annotated[int, Field(ge=1, le=DELIVERIES_LIMIT)]
 
 ATOMIC_LIST: JsonDict = {"x-kubernetes-list-type": "atomic"}

@@ -57,7 +57,7 @@ Phase = Literal[
     "Cancelled",
 ]
 TERMINAL_PHASES: tuple[Phase, ...] = ("Succeeded", "Failed", "Cancelled")
-Outcome = Literal["Succeeded", "Failed", "Cancelled", "Released"]
+Outcome = Literal["Succeeded", "Failed", "Cancelled"]
 
 #: How many attempts a status remembers.
 HISTORY_MAX_ITEMS = 10
@@ -196,7 +196,7 @@ class TaskSpec(ApiModel):
     attempt_timeout_seconds: AttemptTimeoutSeconds | None = Field(
         None,
         description=(
-            "How long one attempt may run in seconds, 0.1 to 86400. After it the attempt is "
+            "How long one attempt may run in whole seconds, 1 to 86400. After it the attempt is "
             "stopped and counts as failed. When absent, the TaskQueue's "
             "taskDefaults.attemptTimeoutSeconds."
         ),
@@ -220,12 +220,7 @@ class Attempt(ApiModel):
     )
     finish_time: datetime | None = Field(None, description="When it ended.")
     worker: WorkerName = Field("", description="Name of the worker's pod.")
-    outcome: Outcome = Field(
-        description=(
-            "How it ended: Succeeded, Failed, Cancelled, or Released when a worker gave it back "
-            "unfinished, which is not a failed attempt."
-        )
-    )
+    outcome: Outcome = Field(description="How it ended: Succeeded, Failed or Cancelled.")
     reason: str = Field(
         "",
         max_length=REASON_MAX_LENGTH,

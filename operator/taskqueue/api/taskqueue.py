@@ -141,8 +141,8 @@ class TaskDefaults(ApiModel):
     attempt_timeout_seconds: AttemptTimeoutSeconds = Field(
         300,
         description=(
-            "How long one attempt may run in seconds, 0.1 to 86400; 300 by default. After it the "
-            "attempt is stopped and counts as failed."
+            "How long one attempt may run in whole seconds, 1 to 86400; 300 by default. After it "
+            "the attempt is stopped and counts as failed."
         ),
     )
     max_deliveries: MaxDeliveries = Field(

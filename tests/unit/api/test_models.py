@@ -1,0 +1,193 @@
+"""The models parse what the API server gives, tolerantly, with the defaults of the schema."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from taskqueue.api.task import TERMINAL_PHASES, Task
+from taskqueue.api.taskqueue import TaskQueue
+
+
+def task_body(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "taskqueue.dev/v1alpha1",
+        "kind": "Task",
+        "metadata": {
+            "name": "resize-0042",
+            "namespace": "shop",
+            "uid": "7f1c",
+            "resourceVersion": "123",
+            "generation": 1,
+            "creationTimestamp": "2026-01-02T03:04:05Z",
+            "managedFields": [{"manager": "kubectl"}],
+        },
+        "spec": {"queue": "thumbnails", "handler": "resize", **spec},
+        "status": {"phase": "Pending", "observedGeneration": -1},
+    }
+
+
+def queue_body(**spec: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "thumbnails"},
+        "spec": {"broker": {"connectionSecret": {"name": "rabbit"}}, **spec},
+    }
+
+
+def test_a_task_as_it_is_created() -> None:
+    task = Task.model_validate(task_body(payload={"url": "x", "sizes": [1, {"w": 2}]}))
+    assert task.kind == "Task"
+    assert task.metadata.namespace == "shop"
+    assert task.metadata.creation_timestamp == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert task.spec.payload == {"url": "x", "sizes": [1, {"w": 2}]}
+    assert task.spec.priority == 0
+    assert task.status.phase == "Pending"
+    assert task.status.observed_generation == -1
+
+
+def test_what_a_task_inherits_is_none_until_it_says_so() -> None:
+    spec = Task.model_validate(task_body()).spec
+    assert (spec.retry, spec.attempt_timeout_seconds, spec.max_deliveries) == (None, None, None)
+
+    own = Task.model_validate(
+        task_body(retry={"backoff": {"maxSeconds": 5}, "nonRetryable": []}, maxDeliveries=1)
+    ).spec
+    assert own.retry is not None
+    assert own.retry.max_attempts is None
+    assert own.retry.non_retryable == ()
+    assert own.retry.backoff is not None
+    assert own.retry.backoff.max_seconds == 5
+    assert own.retry.backoff.factor is None
+    assert own.max_deliveries == 1
+
+
+def test_a_finished_task() -> None:
+    body = task_body()
+    body["status"] = {
+        "observedGeneration": 1,
+        "phase": "Failed",
+        "reason": "RetriesExhausted",
+        "attempts": 3,
+        "epoch": 1,
+        "startTime": "2026-01-02T03:04:05Z",
+        "completionTime": "2026-01-02T03:04:06.250000Z",
+        "worker": "thumbnails-worker-1",
+        "result": {"width": 1},
+        "history": [
+            {
+                "attempt": 3,
+                "startTime": "2026-01-02T03:04:05Z",
+                "finishTime": "2026-01-02T03:04:06Z",
+                "worker": "thumbnails-worker-1",
+                "outcome": "Failed",
+                "reason": "ValueError",
+                "message": "no image",
+            }
+        ],
+        "conditions": [
+            {
+                "type": "Finished",
+                "status": "True",
+                "reason": "Failed",
+                "lastTransitionTime": "2026-01-02T03:04:06Z",
+            }
+        ],
+    }
+    status = Task.model_validate(body).status
+    assert status.phase in TERMINAL_PHASES
+    assert (status.attempts, status.epoch, status.reason) == (3, 1, "RetriesExhausted")
+    assert status.history[0].outcome == "Failed"
+    assert status.conditions[0].type == "Finished"
+    assert status.completion_time == datetime(2026, 1, 2, 3, 4, 6, 250_000, tzinfo=UTC)
+
+
+def test_what_a_newer_api_adds_is_ignored() -> None:
+    body = task_body(concurrencyKey="k", retry={"later": 1})
+    body["status"]["progress"] = {"percent": 3}
+    task = Task.model_validate(body)
+    assert not hasattr(task.spec, "concurrency_key")
+    assert task.status.phase == "Pending"
+
+
+def test_a_task_without_a_status_is_pending() -> None:
+    body = task_body()
+    del body["status"]
+    assert Task.model_validate(body).status.phase == "Pending"
+
+
+def test_a_queue_gets_the_documented_defaults() -> None:
+    spec = TaskQueue.model_validate(queue_body()).spec
+    assert spec.model_dump(by_alias=True) == {
+        "broker": {"connectionSecret": {"name": "rabbit"}},
+        "dispatch": {"maxPublished": 1000},
+        "taskDefaults": {
+            "retry": {
+                "maxAttempts": 3,
+                "backoff": {"initialSeconds": 1, "factor": 2, "maxSeconds": 300, "jitter": 0.1},
+                "nonRetryable": (),
+            },
+            "attemptTimeoutSeconds": 300,
+            "maxDeliveries": 3,
+        },
+        "workers": {"template": None, "container": "", "concurrency": None, "replicas": 0},
+        "scaling": {
+            "minReplicas": 0,
+            "maxReplicas": 10,
+            "target": {"type": "Backlog", "tasksPerReplica": 5},
+            "scaleDown": {"stabilizationWindowSeconds": 30},
+            "idleSecondsBeforeZero": 60,
+            "paused": False,
+        },
+    }
+
+
+def test_a_queue_keeps_its_pod_template_whole() -> None:
+    template = {"spec": {"containers": [{"name": "w", "image": "i", "env": []}]}}
+    queue = TaskQueue.model_validate(queue_body(workers={"template": template, "concurrency": 4}))
+    assert queue.spec.workers.template == template
+    assert queue.spec.workers.concurrency == 4
+
+
+def test_what_a_queue_does_not_know_is_none_not_zero() -> None:
+    status = TaskQueue.model_validate(queue_body()).status
+    figures = (status.backlog, status.pending, status.ready, status.running)
+    assert figures == (None, None, None, None)
+    assert (status.totals.succeeded, status.observed_generation) == (0, -1)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"priority": 1001},
+        {"queue": "a.b"},
+        {"handler": "two words"},
+        {"retry": {"maxAttempts": 0}},
+        {"attemptTimeoutSeconds": 86_401},
+        {"maxDeliveries": 21},
+        {"payload": ["not", "an", "object"]},
+    ],
+)
+def test_bad_tasks_are_refused_here_too(spec: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Task.model_validate(task_body(**spec))
+
+
+def test_models_are_frozen_and_take_python_names() -> None:
+    task = Task.model_validate(task_body())
+    with pytest.raises(ValidationError):
+        task.spec.priority = 3  # type: ignore[misc]
+    assert task.spec.model_copy(update={"max_deliveries": 2}).max_deliveries == 2
+
+
+def test_the_models_import_nothing_of_the_other_packages() -> None:
+    program = (
+        "import sys, taskqueue.api.task, taskqueue.api.taskqueue, taskqueue.api.crds;"
+        "ours = {n.split('.')[1] for n in sys.modules if n.startswith('taskqueue.')};"
+        "assert ours == {'api'}, ours"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
