@@ -1,0 +1,152 @@
+"""The command line of `kind`, as far as pytest-kind and people use it, for native nodes.
+
+What is understood has kind's names, spellings (``--name X`` and ``--name=X``) and effects; what is
+not understood is refused with status 2, so that nobody believes a flag had an effect. Errors are
+one sentence on standard error and status 1. Standard output carries only what was asked for.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from devcluster import images, kind_config, kubeconfig, node, preparation, programs
+from devcluster.commands import DevclusterError
+from devcluster.kind_config import KindConfig
+from devcluster.progress import Steps
+
+#: kind's own default.
+DEFAULT_CLUSTER = "kind"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; `handler` is the function to call."""
+    top = argparse.ArgumentParser(
+        prog="kind", allow_abbrev=False, description="kind's commands for a node without Docker."
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    version = commands.add_parser("version", help="show what this is")
+    version.set_defaults(handler=_version)
+
+    get = _group(commands, "get", "show something")
+    clusters = get.add_parser("clusters", help="the names of running clusters")
+    clusters.set_defaults(handler=_get_clusters)
+    config = get.add_parser("kubeconfig", help="a cluster's kubeconfig")
+    config.set_defaults(handler=_get_kubeconfig)
+    _add_name(config)
+
+    create = _group(commands, "create", "create something")
+    cluster = create.add_parser("cluster", help="create a cluster and wait until it is ready")
+    cluster.set_defaults(handler=_create_cluster)
+    _add_name(cluster)
+    _add_kubeconfig(cluster)
+    cluster.add_argument("--config", type=Path, help="a kind configuration file")
+    cluster.add_argument(
+        "--image",
+        help="accepted and told about: a native node has no node image, its version is pinned",
+    )
+    cluster.add_argument("--wait", help="accepted: a native node is always waited for")
+
+    delete = _group(commands, "delete", "delete something")
+    gone = delete.add_parser("cluster", help="delete a cluster and all it left")
+    gone.set_defaults(handler=_delete_cluster)
+    _add_name(gone)
+    _add_kubeconfig(gone)
+
+    load = _group(commands, "load", "load images")
+    image = load.add_parser("docker-image", help="load images that devcluster has built")
+    image.set_defaults(handler=_load_image)
+    _add_name(image)
+    image.add_argument("images", nargs="+", metavar="IMAGE")
+    return top
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        options.handler(options)
+    except DevclusterError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ERROR: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _group(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
+) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    group = commands.add_parser(name, help=text)
+    return group.add_subparsers(metavar="WHAT", required=True)
+
+
+def _add_name(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--name", help=f"the cluster's name (default: {DEFAULT_CLUSTER})")
+
+
+def _add_kubeconfig(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--kubeconfig", type=Path, help="the file to change (default: $KUBECONFIG, ~/.kube/config)"
+    )
+
+
+def _version(options: argparse.Namespace) -> None:
+    print(f"kind (devcluster, native node) Kubernetes {programs.kubernetes_version()}")
+
+
+def _get_clusters(options: argparse.Namespace) -> None:
+    names = node.names()
+    if names:
+        print("\n".join(names))
+    else:
+        print("No kind clusters found.", file=sys.stderr)
+
+
+def _get_kubeconfig(options: argparse.Namespace) -> None:
+    content = node.admin_kubeconfig(options.name or DEFAULT_CLUSTER)
+    print(kubeconfig.to_yaml(content), end="")
+
+
+def _create_cluster(options: argparse.Namespace) -> None:
+    config = KindConfig()
+    if options.config:
+        try:
+            config = kind_config.parse(options.config.read_text())
+        except OSError as error:
+            raise DevclusterError(f"{options.config} cannot be read: {error.strerror}.") from error
+    name = node.check_name(options.name or config.name or DEFAULT_CLUSTER)
+    steps = Steps()
+    if options.image:
+        steps.say(f"--image {options.image}: a native node has none, it is not used")
+    preparation.prepare_node(steps)
+
+    def create() -> None:
+        node.create(
+            name,
+            binaries=programs.folder(),
+            pause_archive=images.pause_archive(),
+            feature_gates=config.feature_gates,
+            say=steps.say,
+        )
+
+    steps.run(f"cluster '{name}'", create)
+    target = options.kubeconfig or kubeconfig.default_path()
+    kubeconfig.add(target, node.admin_kubeconfig(name), programs.kubectl())
+    steps.say(f"kubeconfig: {target} (context {kubeconfig.entry_name(name)})")
+
+
+def _delete_cluster(options: argparse.Namespace) -> None:
+    name = options.name or DEFAULT_CLUSTER
+    print(f'Deleting cluster "{name}" ...', file=sys.stderr)
+    node.delete(name)
+    target = options.kubeconfig or kubeconfig.default_path()
+    kubeconfig.remove(target, name, programs.kubectl())
+
+
+def _load_image(options: argparse.Namespace) -> None:
+    name = options.name or DEFAULT_CLUSTER
+    for image in options.images:
+        node.import_archive(name, images.archive(image))

@@ -1,0 +1,160 @@
+"""The Kubernetes programs, built from their published Go modules.
+
+One Go module of our own (``kubernetes/go.mod``) pins every version, and one ``go install`` builds
+all programs, so that what they have in common is compiled once. The result is kept in the cache
+under a name made from everything that went into it: a second build, or one in another checkout,
+finds it there.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from devcluster.commands import CommandError, DevclusterError, run
+from devcluster.locations import cache, digest, locked, tree_digest
+
+#: What a node is made of, and kubectl.
+PROGRAMS = (
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "kubectl",
+    "coredns",
+)
+
+#: Gigabytes that a build from nothing takes (modules, compiler cache, programs).
+SPACE_GB = 6
+
+#: kind itself, for machines where a Docker engine answers and kind is not installed.
+KIND_VERSION = "v0.33.0"
+
+_MODULE = Path(__file__).resolve().parent / "kubernetes"
+
+
+def kubernetes_version() -> str:
+    """Return the Kubernetes version that go.mod pins, such as ``v1.34.4``."""
+    found = re.search(r"^\s*(?:require )?k8s\.io/kubernetes (v\S+)", _go_mod(), re.MULTILINE)
+    if not found:
+        raise DevclusterError(f"{_MODULE / 'go.mod'} requires no k8s.io/kubernetes.")
+    return found[1]
+
+
+def folder() -> Path:
+    """Return where the programs are, or will be once they are built."""
+    key = digest([tree_digest(_MODULE), platform.machine()])
+    return cache() / "programs" / f"{kubernetes_version()}-{key}"
+
+
+def built() -> bool:
+    """Tell whether all programs are there."""
+    return all((folder() / name).exists() for name in PROGRAMS)
+
+
+def build(say: Callable[[str], None] = lambda text: None) -> None:
+    """Build the programs that are not in the cache yet.
+
+    Args:
+        say: told now and then how far the build is.
+
+    Raises:
+        DevclusterError: no Go, too little space, or the build failed.
+    """
+    target = folder()
+    with locked(target):
+        if built():
+            return
+        go = _go()
+        _check_space()
+        # Installed beside the target and renamed, so that a build cut short leaves no half of it.
+        with tempfile.TemporaryDirectory(prefix=target.name, dir=target.parent) as scratch:
+            version = kubernetes_version()
+            variable = "k8s.io/component-base/version.gitVersion"
+            command = [go, "install", "-v", "-trimpath"]
+            command += ["-ldflags", f"-s -w -X {variable}={version}", "tool", "./coredns"]
+            _run_counting(command, {"GOBIN": scratch, "CGO_ENABLED": "0", "GOOS": "linux"}, say)
+            os.chmod(scratch, 0o755)
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(scratch, target)
+
+
+def install_kind() -> Path:
+    """Return a kind executable, installed into the cache by Go when PATH has none."""
+    installed = shutil.which("kind")
+    if installed:
+        return Path(installed)
+    target = cache() / "kind" / KIND_VERSION
+    with locked(target):
+        if not (target / "kind").exists():
+            run(
+                [_go(), "install", f"sigs.k8s.io/kind@{KIND_VERSION}"],
+                env={"GOBIN": str(target)},
+                hint="install kind yourself and put it on PATH",
+            )
+    return target / "kind"
+
+
+def kubectl() -> Path:
+    """Return the kubectl that belongs to the cluster's version (built or not)."""
+    return folder() / "kubectl"
+
+
+def _go_mod() -> str:
+    return (_MODULE / "go.mod").read_text()
+
+
+def _go() -> str:
+    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    if go is None:
+        wanted = re.search(r"^go (\S+)", _go_mod(), re.MULTILINE)
+        raise DevclusterError(
+            "The Kubernetes programs are built with Go, and there is no `go` on PATH.\n"
+            f"What to do: install Go {wanted[1] if wanted else ''} or newer."
+        )
+    return go
+
+
+def _check_space() -> None:
+    folder().parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder().parent).free / 1e9
+    if free < SPACE_GB:
+        raise DevclusterError(
+            f"Building Kubernetes takes about {SPACE_GB} GB below {cache()}, and {free:.1f} GB "
+            "are free.\nWhat to do: make space, or set XDG_CACHE_HOME to a folder that has it."
+        )
+
+
+def _run_counting(
+    command: list[str], environment: dict[str, str], say: Callable[[str], None]
+) -> None:
+    """Run the build; `go install -v` names each package when it is compiled."""
+    lines: list[str] = []
+    with subprocess.Popen(
+        command,
+        cwd=_MODULE,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as build:
+        ended = threading.Event()
+
+        def report() -> None:
+            while not ended.wait(30):
+                say(f"Go build: {len(lines)} packages compiled")
+
+        threading.Thread(target=report, daemon=True).start()
+        if build.stdout is None:  # a PIPE was asked for
+            raise AssertionError
+        lines.extend(line for line in build.stdout)
+        ended.set()
+    if build.returncode != 0:
+        hint = "look at the lines above; `go env` and a full disk are the usual suspects"
+        raise CommandError(command, build.returncode, "".join(lines), hint)

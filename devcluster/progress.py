@@ -1,0 +1,75 @@
+"""Steps that run side by side, told about on standard error while they run.
+
+Each step gets a line when it starts and one when it ends; while any is running, a line every
+fifteen seconds names those that are. The same text goes to a terminal and to a log, so a slow
+step never looks like a hang. The first failure is raised when all steps have ended, so that no
+half-made thing is left by a thread that nobody waits for.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TextIO
+
+#: Seconds between two lines that say what is still running.
+HEARTBEAT_S = 15.0
+
+
+class Steps:
+    """Runs named steps and writes their progress."""
+
+    def __init__(
+        self, *, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._out = out or sys.stderr
+        self._clock = clock
+        self._started = clock()
+        self._running: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def say(self, text: str) -> None:
+        """Write one line with the time since the first."""
+        elapsed = int(self._clock() - self._started)
+        print(f"[{elapsed // 60:3d}:{elapsed % 60:02d}] {text}", file=self._out, flush=True)
+
+    def run(self, name: str, action: Callable[[], None]) -> None:
+        """Run one step to its end."""
+        self.run_all({name: action})
+
+    def run_all(self, steps: Mapping[str, Callable[[], None]]) -> None:
+        """Run steps side by side and wait for all of them.
+
+        Raises:
+            Exception: whatever the first step that failed raised.
+        """
+        if not steps:
+            return
+        with ThreadPoolExecutor(max_workers=len(steps)) as pool:
+            futures = [pool.submit(self._step, name, action) for name, action in steps.items()]
+            while wait(futures, timeout=HEARTBEAT_S).not_done:
+                self.say(f"still running: {self._describe_running()}")
+        for future in futures:
+            future.result()
+
+    def _step(self, name: str, action: Callable[[], None]) -> None:
+        begun = self._clock()
+        with self._lock:
+            self._running[name] = begun
+        self.say(f"{name} ...")
+        try:
+            action()
+        except BaseException:
+            self.say(f"{name}: FAILED after {self._clock() - begun:.1f} s")
+            raise
+        else:
+            self.say(f"{name}: done in {self._clock() - begun:.1f} s")
+        finally:
+            with self._lock:
+                del self._running[name]
+
+    def _describe_running(self) -> str:
+        now = self._clock()
+        with self._lock:
+            return ", ".join(f"{n} ({now - since:.0f} s)" for n, since in self._running.items())
