@@ -1,0 +1,173 @@
+"""Where the broker is and who we are there: the content of a Secret as a frozen dataclass.
+
+A Secret has either ``uri`` or the single keys ``host``, ``port``, ``username``, ``password`` and
+``vhost``, and for TLS ``ca.crt``, ``tls.crt`` and ``tls.key`` (PEM texts). Anything wrong with it
+raises `BrokerConfigurationError`, which names the key. No representation of the parameters and no
+error shows the password or the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, unquote, urlsplit
+
+PLAIN_PORT = 5672
+TLS_PORT = 5671
+
+
+class BrokerConfigurationError(ValueError):
+    """The settings of the broker cannot be used; the text names the key and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerParameters:
+    """Everything needed to connect; hashable, so it can be the key of a shared connection.
+
+    Attributes:
+        host: name or address.
+        port: of AMQP 0-9-1.
+        username: of the broker user.
+        password: of the broker user.
+        virtual_host: the broker's name space, ``/`` by default.
+        tls: whether to speak TLS; the server's certificate is always verified.
+        ca_certificate: PEM text of the authority to trust, or None: the system's.
+        client_certificate: PEM text, for brokers that ask for one.
+        client_key: PEM text that belongs to it.
+    """
+
+    host: str
+    port: int
+    username: str
+    password: str = field(repr=False)
+    virtual_host: str = "/"
+    tls: bool = False
+    ca_certificate: str | None = field(default=None, repr=False)
+    client_certificate: str | None = field(default=None, repr=False)
+    client_key: str | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> str:
+        """``host:port/virtual host``, as errors and logs name the broker."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}/{self.virtual_host.removeprefix('/')}"
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, str]) -> BrokerParameters:
+        """Read the keys of a Secret; keys this module does not know are ignored.
+
+        With ``uri``, ``username`` and ``password`` are only used where the URI has none, and
+        options after a ``?`` are ignored. Without, TLS is spoken if ``tls`` is ``true``, a
+        certificate is given or the port is 5671. A path of ``/`` or none means the virtual host
+        ``/``; any other is written without its first slash (``%2F`` for ``/`` inside a name).
+
+        Raises:
+            BrokerConfigurationError: a key is missing or its value cannot be used.
+        """
+        certificate, key = data.get("tls.crt") or None, data.get("tls.key") or None
+        if (certificate is None) != (key is None):
+            missing = "tls.crt" if certificate is None else "tls.key"
+            raise BrokerConfigurationError(
+                f"key {missing} is missing: a client certificate needs both tls.crt and tls.key"
+            )
+        place = _from_uri(data) if data.get("uri") else _from_keys(data)
+        return cls(
+            host=place.host,
+            port=place.port,
+            username=place.username,
+            password=place.password,
+            virtual_host=place.virtual_host,
+            tls=place.tls,
+            ca_certificate=data.get("ca.crt") or None,
+            client_certificate=certificate,
+            client_key=key,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    host: str
+    port: int
+    username: str
+    password: str = field(repr=False)
+    virtual_host: str
+    tls: bool
+
+
+def _from_uri(data: Mapping[str, str]) -> _Place:
+    uri = data["uri"].strip()
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError as problem:
+        # The text of the problem may quote the part of the URI that holds the password.
+        raise BrokerConfigurationError(
+            "key uri cannot be read: write amqp://user:password@host:port/vhost, "
+            "with reserved characters percent-encoded"
+        ) from (problem if "@" not in str(problem) else None)
+    if parts.scheme not in ("amqp", "amqps"):
+        raise BrokerConfigurationError(
+            "key uri must begin with amqp:// or amqps://"
+            + (f", not {parts.scheme}://" if parts.scheme else "")
+        )
+    if not parts.hostname:
+        raise BrokerConfigurationError("key uri names no host: write amqp://user:password@host")
+    tls = parts.scheme == "amqps"
+    return _Place(
+        host=parts.hostname,
+        port=port or (TLS_PORT if tls else PLAIN_PORT),
+        username=_credential(parts, data, "username"),
+        password=_credential(parts, data, "password"),
+        virtual_host=unquote(parts.path.removeprefix("/")) or "/",
+        tls=tls,
+    )
+
+
+def _credential(parts: SplitResult, data: Mapping[str, str], key: str) -> str:
+    in_uri = parts.username if key == "username" else parts.password
+    value = unquote(in_uri) if in_uri else data.get(key)
+    if not value:
+        raise BrokerConfigurationError(
+            f"key uri has no {key}: write amqp://user:password@host, or add the key {key}"
+        )
+    return value
+
+
+def _from_keys(data: Mapping[str, str]) -> _Place:
+    for key in ("host", "username", "password"):
+        if not data.get(key):
+            raise BrokerConfigurationError(
+                f"key {key} is missing: give uri, or host, username and password"
+            )
+    secured = _flag(data, "tls")
+    port = _port(data)
+    if secured is None:
+        secured = port == TLS_PORT or bool(data.get("ca.crt") or data.get("tls.crt"))
+    return _Place(
+        host=data["host"],
+        port=port or (TLS_PORT if secured else PLAIN_PORT),
+        username=data["username"],
+        password=data["password"],
+        virtual_host=data.get("vhost") or "/",
+        tls=secured,
+    )
+
+
+def _port(data: Mapping[str, str]) -> int | None:
+    text = data.get("port")
+    if not text:
+        return None
+    try:
+        port = int(text)
+    except ValueError:
+        port = 0
+    if not 0 < port < 65536:
+        raise BrokerConfigurationError(f"key port must be a number from 1 to 65535, not {text!r}")
+    return port
+
+
+def _flag(data: Mapping[str, str], key: str) -> bool | None:
+    text = (data.get(key) or "").strip().lower()
+    if text in ("", "true", "false"):
+        return None if not text else text == "true"
+    raise BrokerConfigurationError(f"key {key} must be true or false, not {data[key]!r}")

@@ -1,0 +1,81 @@
+"""What a worker publishes: outcomes to the operator, and messages it gives up on.
+
+An `Outgoing` can be published any number of times; every publish makes properties with a new
+message id, by which a returned message is told from its neighbours.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pika.spec import BasicProperties
+
+from taskqueue.broker.contract import (
+    APP_ID,
+    DEAD_EXCHANGE,
+    ERROR_HEADER,
+    OUTCOMES_EXCHANGE,
+    routing_key,
+)
+from taskqueue.broker.events import CONTENT_TYPE
+
+#: A reason is a header, and all headers must fit one frame.
+_MAX_REASON_LENGTH = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """One message to publish until it is confirmed."""
+
+    exchange: str
+    key: str
+    body: bytes
+    content_type: str | None
+    type: str | None = None
+    correlation_id: str | None = None
+    headers: Mapping[str, Any] | None = None
+
+    def properties(self) -> BasicProperties:
+        """Return the properties of one publish."""
+        return BasicProperties(
+            content_type=self.content_type,
+            type=self.type,
+            message_id=uuid.uuid4().hex,
+            correlation_id=self.correlation_id,
+            delivery_mode=2,
+            app_id=APP_ID,
+            headers=None if self.headers is None else dict(self.headers),
+        )
+
+
+def outcome_message(key: str, body: bytes) -> Outgoing:
+    """Return an encoded event addressed to the operator; ``key`` is the event's routing key."""
+    return Outgoing(exchange=OUTCOMES_EXCHANGE, key=key, body=body, content_type=CONTENT_TYPE)
+
+
+def dead_letter(
+    properties: BasicProperties, body: bytes, *, namespace: str, queue: str, reason: str
+) -> Outgoing:
+    """Return a delivery as it goes to the queue of given-up messages, with the reason in a header.
+
+    The publisher's headers stay; the broker's own (``x-…``) do not, nor what would make the copy
+    expire, be refused (user id) or be answered.
+    """
+    headers = {
+        name: value
+        for name, value in (properties.headers or {}).items()
+        if not name.startswith("x-")
+    }
+    headers[ERROR_HEADER] = reason[:_MAX_REASON_LENGTH]
+    return Outgoing(
+        exchange=DEAD_EXCHANGE,
+        key=routing_key(namespace, queue),
+        body=body,
+        content_type=properties.content_type,
+        type=properties.type,
+        correlation_id=properties.correlation_id,
+        headers=headers,
+    )
