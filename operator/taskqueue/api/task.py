@@ -174,7 +174,8 @@ class TaskSpec(ApiModel):
         default_factory=dict,
         description=(
             "What the handler is given: a JSON object with fields of any kind; keep it near 10 kB. "
-            "Immutable. When absent, the handler is given an empty object."
+            "Immutable. When absent, the handler is given an empty object. A field that is null is "
+            "kept by the API server, but dropped by kubectl apply without --server-side."
         ),
     )
     priority: int = Field(

@@ -233,6 +233,8 @@ class Scaling(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=validations(
             (
+                # The API server tries the rule on a default of {} too, before it fills it in.
+                "!has(self.minReplicas) || !has(self.maxReplicas) || "
                 "self.minReplicas <= self.maxReplicas",
                 "minReplicas is above maxReplicas: lower minReplicas or raise maxReplicas",
             )
