@@ -364,7 +364,17 @@ def test_a_life_in_status_is_accepted(api: Api) -> None:
         done = api.patch_status("tqt/t", status)
         assert done.returncode == 0, done.stderr
     assert api.json("get", "tqt/t")["status"]["result"] == {"any": [{"thing": 1}]}
-    done = api.run("wait", "tqt/t", "--for=condition=Complete", "--timeout=5s")
+
+
+def test_kubectl_wait_believes_a_condition_of_the_newest_generation_only(api: Api) -> None:
+    api.create(task())
+    complete = {"type": "Complete", "status": "True", "reason": "Done"}
+    status = SUCCEEDED | {"conditions": [complete | {"lastTransitionTime": FINISHED}]}
+    wait = ("wait", "tqt/t", "--for=condition=Complete")
+    api.patch_status("tqt/t", status)
+    assert_refused(api.run(*wait, "--timeout=1s"), "timed out")  # observedGeneration is still -1
+    api.patch_status("tqt/t", {"observedGeneration": 1})
+    done = api.run(*wait, "--timeout=10s")
     assert done.returncode == 0, done.stderr
 
 

@@ -260,7 +260,7 @@ class TaskStatus(ApiModel):
         -1,
         description=(
             "The metadata.generation of the spec the operator acted on last; -1 until it has "
-            "written a status."
+            "written a status. kubectl wait believes no condition while this is behind."
         ),
     )
     phase: Phase = Field(
