@@ -26,11 +26,18 @@ def crds(
     directory: Annotated[
         Path, typer.Option(help="The folder the CustomResourceDefinitions are written to.")
     ] = Path("crds"),
+    reference: Annotated[
+        Path | None, typer.Option(help="The folder their reference in Markdown is written to.")
+    ] = None,
 ) -> None:
     """Write the CustomResourceDefinitions, generated from the models of the API."""
     from taskqueue.api.crds import write_crds
+    from taskqueue.api.reference import write_reference
 
-    for path in write_crds(directory):
+    written = write_crds(directory)
+    if reference is not None:
+        written.append(write_reference(reference))
+    for path in written:
         typer.echo(path)
 
 

@@ -325,7 +325,7 @@ class TaskStatus(ApiModel):
         max_length=CONDITIONS_MAX_ITEMS,
         description=(
             "Finished and Complete when the Task succeeded; Finished, Failed and Stalled when it "
-            "failed or was cancelled; Reconciling before that; Suspended while it is held back. "
+            "failed or was cancelled; Reconciling before that. "
             "Wait with: kubectl wait --for=condition=Complete."
         ),
         json_schema_extra=CONDITIONS_LIST,

@@ -257,7 +257,7 @@ class Scaling(ApiModel):
     )
     scale_down: ScaleDown = Field(
         default_factory=ScaleDown,
-        description="How the number of workers shrinks. Idle workers are taken away first.",
+        description="How the number of workers shrinks.",
     )
     idle_seconds_before_zero: float = Field(
         60,

@@ -20,10 +20,13 @@ from taskqueue.api.crds import (
     structural_schema,
     write_crds,
 )
+from taskqueue.api.reference import render_reference
 from taskqueue.api.task import TERMINAL_PHASES, Task
 from taskqueue.api.taskqueue import TaskQueue
 
-CRDS = Path(__file__).parents[3] / "crds"
+ROOT = Path(__file__).parents[3]
+CRDS = ROOT / "crds"
+REFERENCE = ROOT / "docs/reference/api.md"
 MODELS = [definition.model for definition in DEFINITIONS]
 #: Every keyword of JSON schema a structural schema knows, and the API server's own.
 STRUCTURAL_KEYWORDS = {
@@ -53,14 +56,29 @@ def test_the_files_are_what_the_models_say() -> None:
     assert written == render_crds(), "run: make crds"
 
 
+def test_the_reference_is_what_the_models_say() -> None:
+    assert REFERENCE.read_text(encoding="utf-8") == render_reference(), "run: make crds"
+
+
+def test_the_reference_names_every_field() -> None:
+    text = render_reference()
+    for model in MODELS:
+        for path, _ in walk(structural_schema(model)):
+            if path.startswith((".spec.", ".status.")) and not path.endswith("[]"):
+                assert f"| `{path[1:]}` |" in text
+
+
 def test_rendering_is_deterministic() -> None:
     assert render_crds() == render_crds()
 
 
 def test_the_command_writes_the_files(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["crds", "--directory", str(tmp_path / "crds")])
+    crds, reference = tmp_path / "crds", tmp_path / "reference"
+    arguments = ["crds", "--directory", str(crds), "--reference", str(reference)]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    written = {path.name: path.read_text() for path in (tmp_path / "crds").iterdir()}
+    assert (reference / "api.md").read_text() == render_reference()
+    written = {path.name: path.read_text() for path in crds.iterdir()}
     assert written == render_crds()
 
 
