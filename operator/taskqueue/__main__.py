@@ -41,6 +41,21 @@ def crds(
         typer.echo(path)
 
 
+@app.command()
+def operator() -> None:
+    """Run the operator; settings come from the environment."""
+    import asyncio
+
+    import uvloop
+
+    from taskqueue import logs
+    from taskqueue.handlers.startup import OperatorSettings, serve
+
+    logs.configure()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        raise typer.Exit(runner.run(serve(OperatorSettings.from_environment())))
+
+
 def main() -> None:
     """Run the command line."""
     app()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -38,6 +38,10 @@ class WaitingLine(Generic[K]):
 
     def __contains__(self, key: K) -> bool:
         return key in self._alive
+
+    def __iter__(self) -> Iterator[K]:
+        """Yield the waiting keys in no order."""
+        return iter(self._alive)
 
     def add(self, key: K, *, priority: int, created: float) -> None:
         """Put a key in its place; one already waiting is moved."""

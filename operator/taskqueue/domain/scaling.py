@@ -89,7 +89,9 @@ def decide(
     elif wish < policy.min_replicas:
         wish_text += ", raised to minReplicas"
 
-    wanted = _remember(memory.wanted, now, size, keep=policy.stabilization_seconds)
+    # After a start of the operator the size found counts as wanted: nothing shrinks at once.
+    past = memory.wanted or ((now, current),)
+    wanted = _remember(past, now, size, keep=policy.stabilization_seconds)
     kept = ScalingMemory(wanted=wanted, last_backlog=last_backlog)
     if size >= current:
         return Decision(size, f"{size} = {wish_text}", kept)

@@ -170,5 +170,23 @@ class TaskSpec:
     overrides: PolicyOverrides = NO_OVERRIDES
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A Task object as last seen: its identity is the uid, a name may be used again."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    created: float
+    spec: TaskSpec
+    status: TaskStatus = PENDING
+
+    @property
+    def path(self) -> str:
+        """``namespace/name``, as logs and messages name it."""
+        return f"{self.namespace}/{self.name}"
+
+
 def _first(own: Any, default: Any) -> Any:
     return default if own is None else own

@@ -1,0 +1,215 @@
+"""The worker Deployment of a TaskQueue: what it looks like, and how it is put in place.
+
+The operator owns Deployment ``<TaskQueue>-worker`` by server-side apply; the pod template is the
+user's with labels, the queue's environment and a long enough grace period added. Credentials stay
+in the connection Secret: the pods refer to it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from taskqueue.api.common import GROUP, TASKQUEUE_KIND, VERSION
+from taskqueue.cluster.client import MERGE_PATCH, ApiClient
+from taskqueue.cluster.queue_objects import QUEUE_LABEL
+from taskqueue.domain.queue import QueueConfig, QueueKey
+
+FIELD_MANAGER = "taskqueue-operator"
+MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
+DEPLOYMENTS_PATH = "/apis/apps/v1/deployments"
+
+#: Environment variable of a worker to key of the connection Secret.
+BROKER_ENVIRONMENT: Mapping[str, str] = {
+    "TASKQUEUE_BROKER_URI": "uri",
+    "TASKQUEUE_BROKER_HOST": "host",
+    "TASKQUEUE_BROKER_PORT": "port",
+    "TASKQUEUE_BROKER_USERNAME": "username",
+    "TASKQUEUE_BROKER_PASSWORD": "password",
+    "TASKQUEUE_BROKER_VHOST": "vhost",
+    "TASKQUEUE_BROKER_CA_CERT": "ca.crt",
+    "TASKQUEUE_BROKER_TLS_CERT": "tls.crt",
+    "TASKQUEUE_BROKER_TLS_KEY": "tls.key",
+}
+
+#: Seconds a worker has to stop when the pod template does not say: the grace given to running
+#: attempts and a little for reporting what was given back.
+DEFAULT_GRACE_SECONDS = 60
+_REPORTING_SECONDS = 5
+
+
+class InvalidTemplate(ValueError):
+    """spec.workers cannot be made into a Deployment; the text says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """What a worker Deployment says of itself."""
+
+    desired: int
+    replicas: int
+    available: int
+    observed: bool
+    message: str
+
+
+#: Ends the name of every worker Deployment.
+SUFFIX = "-worker"
+
+
+def deployment_name(queue: str) -> str:
+    """Return the name of a TaskQueue's worker Deployment."""
+    return f"{queue}{SUFFIX}"
+
+
+def deployment_path(key: QueueKey) -> str:
+    """Return the path of a TaskQueue's worker Deployment."""
+    return f"/apis/apps/v1/namespaces/{key[0]}/deployments/{deployment_name(key[1])}"
+
+
+def render(config: QueueConfig, *, replicas: int) -> dict[str, Any]:
+    """Return the Deployment to apply.
+
+    Raises:
+        InvalidTemplate: the template has no containers, or not the named one.
+    """
+    labels = {QUEUE_LABEL: config.name, **MANAGED_BY}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": deployment_name(config.name),
+            "namespace": config.namespace,
+            "labels": labels,
+            "ownerReferences": [
+                {
+                    "apiVersion": f"{GROUP}/{VERSION}",
+                    "kind": TASKQUEUE_KIND,
+                    "name": config.name,
+                    "uid": config.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {QUEUE_LABEL: config.name}},
+            "template": _template(config, labels),
+        },
+    }
+
+
+async def apply(client: ApiClient, config: QueueConfig, *, replicas: int) -> PoolState:
+    """Put the Deployment in place with this size.
+
+    Raises:
+        InvalidTemplate: see `render`.
+        ApiError: the API server refused; 422 when the template is wrong.
+    """
+    body = render(config, replicas=replicas)
+    return read_pool(await client.apply(deployment_path(config.key), body, manager=FIELD_MANAGER))
+
+
+async def resize(client: ApiClient, key: QueueKey, *, replicas: int) -> None:
+    """Set the size of the pool, and nothing else.
+
+    Raises:
+        ApiError: refused; 404 when the Deployment is gone.
+    """
+    await client.request(
+        "PATCH",
+        f"{deployment_path(key)}/scale",
+        params={"fieldManager": FIELD_MANAGER},
+        body={"spec": {"replicas": replicas}},
+        content_type=MERGE_PATCH,
+    )
+
+
+def read_pool(raw: Mapping[str, Any]) -> PoolState:
+    """Read a Deployment's state."""
+    status = raw.get("status") or {}
+    failing = [
+        condition.get("message", "")
+        for condition in status.get("conditions", ())
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True"
+    ]
+    return PoolState(
+        desired=raw["spec"].get("replicas", 1),
+        replicas=status.get("replicas", 0),
+        available=status.get("availableReplicas", 0),
+        observed=status.get("observedGeneration", 0) >= raw["metadata"].get("generation", 1),
+        message="; ".join(failing),
+    )
+
+
+def _template(config: QueueConfig, labels: Mapping[str, str]) -> dict[str, Any]:
+    template: dict[str, Any] = copy.deepcopy(dict(config.template or {}))
+    metadata = template.setdefault("metadata", {})
+    if not isinstance(metadata, dict):
+        raise InvalidTemplate("spec.workers.template.metadata must be an object")
+    metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
+    spec = template.get("spec")
+    containers = spec.get("containers") if isinstance(spec, dict) else None
+    if not isinstance(spec, dict) or not isinstance(containers, list) or not containers:
+        raise InvalidTemplate(
+            "spec.workers.template.spec.containers is empty: give at least one container"
+        )
+    grace = spec.setdefault("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
+    container = _container(config, containers)
+    own = [entry for entry in container.get("env") or [] if isinstance(entry, dict)]
+    taken = {entry.get("name") for entry in own}
+    added = [entry for entry in _environment(config, grace) if entry["name"] not in taken]
+    container["env"] = [*added, *own]
+    return template
+
+
+def _container(config: QueueConfig, containers: list[Any]) -> dict[str, Any]:
+    if not all(isinstance(entry, dict) for entry in containers):
+        raise InvalidTemplate("spec.workers.template.spec.containers must be a list of objects")
+    if not config.container:
+        first: dict[str, Any] = containers[0]
+        return first
+    names = [entry.get("name") for entry in containers]
+    for entry in containers:
+        if entry.get("name") == config.container:
+            chosen: dict[str, Any] = entry
+            return chosen
+    raise InvalidTemplate(
+        f"spec.workers.container {config.container!r} is none of the template's containers "
+        f"{names}: name one of them"
+    )
+
+
+def _environment(config: QueueConfig, grace: Any) -> list[dict[str, Any]]:
+    grace_seconds = grace if isinstance(grace, int) else DEFAULT_GRACE_SECONDS
+    values = {
+        "TASKQUEUE_NAMESPACE": config.namespace,
+        "TASKQUEUE_QUEUE": config.name,
+        "TASKQUEUE_GRACE_SECONDS": str(max(grace_seconds - _REPORTING_SECONDS, 0)),
+    }
+    if config.concurrency is not None:
+        values["TASKQUEUE_CONCURRENCY"] = str(config.concurrency)
+    fields = {"POD_NAME": "metadata.name", "NODE_NAME": "spec.nodeName"}
+    return [
+        *({"name": name, "value": value} for name, value in values.items()),
+        *(
+            {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+            for name, path in fields.items()
+        ),
+        *(
+            {
+                "name": name,
+                "valueFrom": {
+                    "secretKeyRef": {
+                        "name": config.connection_secret,
+                        "key": key,
+                        "optional": True,
+                    }
+                },
+            }
+            for name, key in BROKER_ENVIRONMENT.items()
+        ),
+    ]

@@ -1,0 +1,113 @@
+"""TaskQueues between the API server's JSON and the domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from taskqueue.api.common import GROUP, VERSION
+from taskqueue.api.taskqueue import TaskQueue
+from taskqueue.cluster.task_objects import timestamp
+from taskqueue.domain.queue import Condition, QueueConfig, QueueKey, QueueStatus
+from taskqueue.domain.scaling import ScalingPolicy
+from taskqueue.domain.task import Backoff, Policy
+
+#: Label of everything that belongs to a TaskQueue.
+QUEUE_LABEL = f"{GROUP}/queue"
+
+
+def queue_path(key: QueueKey) -> str:
+    """Return the path of a TaskQueue object."""
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{key[0]}/taskqueues/{key[1]}"
+
+
+def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
+    """Turn a TaskQueue object into the domain's.
+
+    Raises:
+        pydantic.ValidationError: the object does not follow the schema this operator knows.
+    """
+    resource = TaskQueue.model_validate(raw)
+    spec, metadata = resource.spec, resource.metadata
+    defaults, scaling = spec.task_defaults, spec.scaling
+    backoff = defaults.retry.backoff
+    return QueueConfig(
+        namespace=metadata.namespace,
+        name=metadata.name,
+        uid=metadata.uid,
+        generation=metadata.generation,
+        connection_secret=spec.broker.connection_secret.name,
+        max_published=spec.dispatch.max_published,
+        policy=Policy(
+            max_attempts=defaults.retry.max_attempts,
+            backoff=Backoff(
+                initial_seconds=backoff.initial_seconds,
+                factor=backoff.factor,
+                max_seconds=backoff.max_seconds,
+                jitter=backoff.jitter,
+            ),
+            non_retryable=frozenset(defaults.retry.non_retryable),
+            attempt_timeout_seconds=defaults.attempt_timeout_seconds,
+            max_deliveries=defaults.max_deliveries,
+        ),
+        template=spec.workers.template,
+        container=spec.workers.container,
+        concurrency=spec.workers.concurrency,
+        scaling=ScalingPolicy(
+            min_replicas=scaling.min_replicas,
+            max_replicas=scaling.max_replicas,
+            tasks_per_replica=scaling.target.tasks_per_replica,
+            stabilization_seconds=scaling.scale_down.stabilization_window_seconds,
+            idle_seconds_before_zero=scaling.idle_seconds_before_zero,
+            paused_replicas=spec.workers.replicas if scaling.paused else None,
+        ),
+    )
+
+
+def queue_status_patch(
+    key: QueueKey, status: QueueStatus, since: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return the JSON merge patch that makes ``status`` the TaskQueue's status.
+
+    Args:
+        key: whose status.
+        status: as it should be.
+        since: condition type to the time at which it took its present value.
+    """
+    return {
+        "status": {
+            "observedGeneration": status.observed_generation,
+            "conditions": [
+                _condition(condition, since[condition.type], status.observed_generation)
+                for condition in status.conditions
+            ],
+            "backlog": status.backlog,
+            "pending": status.pending,
+            "ready": status.ready,
+            "running": status.running,
+            "replicas": status.replicas,
+            "desiredReplicas": status.desired_replicas,
+            "scaling": status.scaling,
+            "selector": f"{QUEUE_LABEL}={key[1]}",
+            "totals": {
+                "succeeded": status.succeeded,
+                "failed": status.failed,
+                "cancelled": status.cancelled,
+            },
+            "lastScaleTime": (
+                None if status.last_scale_time is None else timestamp(status.last_scale_time)
+            ),
+        }
+    }
+
+
+def _condition(condition: Condition, since: float, generation: int) -> dict[str, Any]:
+    value = "Unknown" if condition.status is None else str(condition.status)
+    return {
+        "type": condition.type,
+        "status": value,
+        "reason": condition.reason,
+        "message": condition.message[:1024],
+        "lastTransitionTime": timestamp(since),
+        "observedGeneration": generation,
+    }

@@ -1,0 +1,163 @@
+"""Writes statuses: only the latest of each object, many objects at once.
+
+Contract:
+
+* At most one write of an object is under way; a newer status put meanwhile waits, and replaces
+  one that already waited. Its callback is called with the fate of the write that contains it.
+* Urgent statuses (those that end something) go first.
+* An answer of 429 makes the whole writer wait as long as the server asks. What may succeed later
+  is tried again for ever, with the latest status; what cannot is handed back as `Refused`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from taskqueue.cluster.client import MERGE_PATCH, ApiClient, ApiError
+from taskqueue.logs import EventLog
+
+log = EventLog(__name__)
+
+#: Writes under way at once, each on a connection of the writer's own pool.
+CONCURRENCY = 16
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The status is in the API server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The API server will never take this status; ``status`` is its HTTP answer."""
+
+    status: int
+    message: str
+
+
+Fate = Written | Refused
+OnFate = Callable[[Fate], None]
+
+
+@dataclass(slots=True)
+class _Slot:
+    path: str
+    body: bytes = b""
+    urgent: bool = False
+    waiting: bool = False
+    writing: bool = False
+    callbacks: list[OnFate] = field(default_factory=list)
+
+
+class StatusWriter:
+    """See the module's contract. `run` must be running for anything to be written."""
+
+    def __init__(self, client: ApiClient, *, concurrency: int = CONCURRENCY) -> None:
+        self._client = client
+        self._concurrency = concurrency
+        self._slots: dict[str, _Slot] = {}
+        self._urgent: deque[_Slot] = deque()
+        self._normal: deque[_Slot] = deque()
+        self._wake = asyncio.Semaphore(0)
+        self._resume = asyncio.Event()
+        self._resume.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        #: Writes that succeeded, for metrics.
+        self.writes = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def put(self, path: str, body: bytes, on_fate: OnFate, *, urgent: bool = False) -> None:
+        """Have ``body`` merged into the ``/status`` at ``path``.
+
+        Args:
+            path: of the status subresource; it identifies the object.
+            body: JSON merge patch.
+            on_fate: called once, when a write that contains this status (or a later one) is done.
+            urgent: ends something: goes before what does not.
+        """
+        slot = self._slots.get(path)
+        if slot is None:
+            slot = self._slots[path] = _Slot(path)
+            self._idle.clear()
+        slot.body = body
+        slot.callbacks.append(on_fate)
+        if not slot.waiting:
+            slot.waiting, slot.urgent = True, urgent
+            if not slot.writing:
+                self._enqueue(slot)
+        elif urgent and not slot.urgent:
+            slot.urgent = True
+            if not slot.writing:
+                self._enqueue(slot)  # its older place in the other line is skipped later
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._concurrency):
+                group.create_task(self._write_for_ever())
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until nothing is left to write, at most this long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+
+    def _enqueue(self, slot: _Slot) -> None:
+        (self._urgent if slot.urgent else self._normal).append(slot)
+        self._wake.release()
+
+    async def _write_for_ever(self) -> None:
+        while True:
+            await self._wake.acquire()
+            await self._resume.wait()
+            slot = self._urgent.popleft() if self._urgent else self._normal.popleft()
+            if slot.waiting and not slot.writing:
+                await self._write(slot)
+
+    async def _write(self, slot: _Slot) -> None:
+        slot.writing = True
+        pause = _FIRST_PAUSE
+        while True:
+            # Taken anew at each try: a newer status may have come while we waited.
+            body, callbacks = slot.body, slot.callbacks
+            slot.waiting, slot.urgent, slot.callbacks = False, False, []
+            try:
+                await self._client.request("PATCH", slot.path, body=body, content_type=MERGE_PATCH)
+                fate: Fate = Written()
+                self.writes += 1
+                break
+            except ApiError as problem:
+                if not problem.transient:
+                    fate = Refused(problem.status, problem.message)
+                    break
+                slot.callbacks = callbacks + slot.callbacks
+                log.warning("status.write_failed", path=slot.path, problem=str(problem))
+                await self._pause(problem.retry_after or pause, all_writers=problem.status == 429)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+        slot.writing = False
+        if slot.waiting:
+            self._enqueue(slot)
+        else:
+            del self._slots[slot.path]
+            if not self._slots:
+                self._idle.set()
+        for callback in callbacks:
+            callback(fate)
+
+    async def _pause(self, seconds: float, *, all_writers: bool) -> None:
+        if not all_writers:
+            await asyncio.sleep(seconds)
+            return
+        self._resume.clear()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._resume.set()

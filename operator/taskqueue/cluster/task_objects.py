@@ -1,0 +1,183 @@
+"""Tasks between the API server's JSON and the domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from taskqueue.api.common import GROUP, VERSION
+from taskqueue.api.task import TaskRetry, TaskSpec, TaskStatus
+from taskqueue.domain import task as domain
+
+TASKS_PATH = f"/apis/{GROUP}/{VERSION}/tasks"
+
+#: Leaves finished Tasks out of lists and watches.
+UNFINISHED = ",".join(f"status.phase!={phase.value}" for phase in domain.Phase if phase.terminal)
+
+
+def task_path(namespace: str, name: str) -> str:
+    """Return the path of a Task object."""
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/tasks/{name}"
+
+
+def status_path(task: domain.Task) -> str:
+    """Return the path of a Task's status subresource."""
+    return f"{task_path(task.namespace, task.name)}/status"
+
+
+def read_task(raw: Mapping[str, Any]) -> domain.Task:
+    """Turn a Task object into the domain's.
+
+    Raises:
+        pydantic.ValidationError: the object does not follow the schema this operator knows.
+    """
+    metadata = raw["metadata"]
+    spec = TaskSpec.model_validate(raw["spec"])
+    status = raw.get("status")
+    return domain.Task(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 1),
+        created=_seconds(metadata["creationTimestamp"]),
+        spec=domain.TaskSpec(
+            queue=spec.queue,
+            handler=spec.handler,
+            payload=orjson.dumps(spec.payload),
+            priority=spec.priority,
+            overrides=_overrides(spec),
+        ),
+        status=_read_status(status),
+    )
+
+
+def status_patch(task: domain.Task, status: domain.TaskStatus, *, now: float) -> bytes:
+    """Return the JSON merge patch that makes ``status`` the Task's status."""
+    body: dict[str, Any] = {
+        "observedGeneration": task.generation,
+        "phase": status.phase.value,
+        "reason": status.reason,
+        "message": status.message,
+        "attempts": status.attempts,
+        "epoch": status.epoch,
+        "history": [_attempt(entry) for entry in status.history],
+        "startTime": _optional_time(status.start_time),
+        "nextAttemptTime": _optional_time(status.next_attempt_time),
+        "worker": status.worker,
+        "conditions": _conditions(task, status, now=now),
+    }
+    if status.completion_time is not None:
+        body["completionTime"] = timestamp(status.completion_time)
+    if status.result is not None:
+        body["result"] = status.result
+    return orjson.dumps({"status": body})
+
+
+def timestamp(seconds: float) -> str:
+    """Return a time as RFC 3339 in UTC, to the millisecond."""
+    at = datetime.fromtimestamp(seconds, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _attempt(entry: domain.Attempt) -> dict[str, Any]:
+    return {
+        "attempt": entry.attempt,
+        "startTime": timestamp(entry.start_time),
+        "finishTime": timestamp(entry.finish_time),
+        "worker": entry.worker,
+        "outcome": entry.outcome,
+        "reason": entry.reason,
+        "message": entry.message,
+    }
+
+
+#: Conditions that are True in a phase (Pending has none); see docs/reference/conditions.
+_TRUE_IN: Mapping[domain.Phase, tuple[str, ...]] = {
+    domain.Phase.PENDING: ("Reconciling",),
+    domain.Phase.BLOCKED: ("Reconciling",),
+    domain.Phase.SCHEDULED: ("Reconciling",),
+    domain.Phase.RUNNING: ("Reconciling",),
+    domain.Phase.RETRYING: ("Reconciling",),
+    domain.Phase.SUSPENDED: ("Suspended", "Reconciling"),
+    domain.Phase.SUCCEEDED: ("Finished", "Complete"),
+    domain.Phase.FAILED: ("Finished", "Failed", "Stalled"),
+    domain.Phase.CANCELLED: ("Finished", "Failed", "Stalled"),
+}
+
+
+def _conditions(
+    task: domain.Task, status: domain.TaskStatus, *, now: float
+) -> list[dict[str, Any]]:
+    # A Task is being reconciled from its creation on; it becomes anything else just now.
+    since = {"Reconciling": task.created}
+    return [
+        {
+            "type": kind,
+            "status": "True",
+            "reason": status.reason or status.phase.value,
+            "message": status.message,
+            "lastTransitionTime": timestamp(since.get(kind, status.completion_time or now)),
+            "observedGeneration": task.generation,
+        }
+        for kind in _TRUE_IN[status.phase]
+    ]
+
+
+def _overrides(spec: TaskSpec) -> domain.PolicyOverrides:
+    if spec.retry is None and spec.attempt_timeout_seconds is None and spec.max_deliveries is None:
+        return domain.NO_OVERRIDES
+    retry = spec.retry or TaskRetry()
+    backoff = retry.backoff
+    return domain.PolicyOverrides(
+        max_attempts=retry.max_attempts,
+        initial_seconds=backoff.initial_seconds if backoff else None,
+        factor=backoff.factor if backoff else None,
+        max_seconds=backoff.max_seconds if backoff else None,
+        jitter=backoff.jitter if backoff else None,
+        non_retryable=None if retry.non_retryable is None else frozenset(retry.non_retryable),
+        attempt_timeout_seconds=spec.attempt_timeout_seconds,
+        max_deliveries=spec.max_deliveries,
+    )
+
+
+def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskStatus:
+    if not raw or raw.get("observedGeneration", -1) == -1:
+        return domain.PENDING
+    status = TaskStatus.model_validate(raw)
+    return domain.TaskStatus(
+        phase=domain.Phase(status.phase),
+        reason=status.reason,
+        message=status.message,
+        attempts=status.attempts,
+        epoch=status.epoch,
+        history=tuple(
+            domain.Attempt(
+                attempt=entry.attempt,
+                outcome=entry.outcome,
+                start_time=entry.start_time.timestamp() if entry.start_time else 0.0,
+                finish_time=entry.finish_time.timestamp() if entry.finish_time else 0.0,
+                worker=entry.worker,
+                reason=entry.reason,
+                message=entry.message,
+            )
+            for entry in status.history
+        ),
+        start_time=status.start_time.timestamp() if status.start_time else None,
+        completion_time=status.completion_time.timestamp() if status.completion_time else None,
+        next_attempt_time=(
+            status.next_attempt_time.timestamp() if status.next_attempt_time else None
+        ),
+        worker=status.worker,
+        result=status.result,
+    )
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def _optional_time(seconds: float | None) -> str | None:
+    return None if seconds is None else timestamp(seconds)

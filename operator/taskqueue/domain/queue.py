@@ -1,0 +1,78 @@
+"""A TaskQueue as the operator thinks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from taskqueue.domain.scaling import ScalingPolicy
+from taskqueue.domain.task import Policy
+
+#: (namespace, name) of a TaskQueue.
+QueueKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueConfig:
+    """What a TaskQueue asks for.
+
+    Attributes:
+        namespace: of the TaskQueue, its Tasks and its workers.
+        name: of the TaskQueue.
+        uid: its identity.
+        generation: of the spec this was read from.
+        connection_secret: name of the Secret with the broker's address.
+        max_published: upper bound of the dispatch window.
+        policy: what its Tasks inherit.
+        template: PodTemplateSpec of the workers, None when they run elsewhere.
+        container: which container gets the environment; "" for the first.
+        concurrency: tasks a worker runs at once; None: the worker decides by its CPUs.
+        scaling: how the pool is sized.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    connection_secret: str
+    max_published: int = 1000
+    policy: Policy = field(default_factory=Policy)
+    template: Mapping[str, Any] | None = None
+    container: str = ""
+    concurrency: int | None = None
+    scaling: ScalingPolicy = field(default_factory=ScalingPolicy)
+
+    @property
+    def key(self) -> QueueKey:
+        """(namespace, name)."""
+        return (self.namespace, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition of a TaskQueue's status; ``status`` None means Unknown."""
+
+    type: str
+    status: bool | None
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatus:
+    """What is, or will be, in a TaskQueue's status; None where nothing is known."""
+
+    observed_generation: int
+    conditions: tuple[Condition, ...] = ()
+    backlog: int | None = None
+    pending: int | None = None
+    ready: int | None = None
+    running: int | None = None
+    replicas: int | None = None
+    desired_replicas: int | None = None
+    scaling: str = ""
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    last_scale_time: float | None = None

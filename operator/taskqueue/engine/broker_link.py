@@ -1,0 +1,247 @@
+"""The operator's link to one RabbitMQ: two connections kept up, the inbox read, dispatch let go.
+
+Contract:
+
+* Publishing and consuming have a connection each: under a memory alarm the broker stops reading a
+  connection that publishes, its acknowledgements too.
+* The link is up only when the feed is synced and the inbox was read up to a marker this process
+  published: every outcome that was waiting is known before anything is published again.
+* `BrokerLink.state` is `Down` with a reason, or `Up`; subscribers are told of each change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from taskqueue.broker.backoff import delays
+from taskqueue.broker.connection import (
+    BrokerConfigurationError,
+    BrokerParameters,
+    BrokerUnavailable,
+    ChannelRefused,
+    Connection,
+    Delivery,
+    connect,
+)
+from taskqueue.broker.contract import INBOX_QUEUE, OUTCOMES_EXCHANGE
+from taskqueue.broker.publisher import Publisher, Settled
+from taskqueue.broker.topology import TopologyConflict, declare_operator_topology
+from taskqueue.broker.worker_messages import Outgoing, dead_letter
+from taskqueue.logs import EventLog
+
+log = EventLog(__name__)
+
+#: Outcomes in memory at most: each waits for its status write before it is acknowledged.
+INBOX_PREFETCH = 4000
+_MARKER_TYPE = "marker"
+_MARKER_KEY = "taskqueue-operator.marker"
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """Not connected; ``reason`` is CamelCase, ``message`` says what to do."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """Connected, declared, and the inbox read up to date."""
+
+    publisher: Publisher
+    connection: Connection
+
+
+State = Down | Up
+
+
+class BrokerLink:
+    """See the module's contract. `run` keeps it up until cancelled.
+
+    Args:
+        parameters: where the broker is.
+        feed_synced: set once all unfinished Tasks are known.
+        random: for the pauses between tries.
+    """
+
+    def __init__(
+        self, parameters: BrokerParameters, *, feed_synced: asyncio.Event, random: Random
+    ) -> None:
+        self.parameters = parameters
+        self.state: State = Down("Connecting", f"connecting to {parameters.address}")
+        #: Called with each message of the inbox; set before `run`.
+        self.take: Callable[[Delivery], None] = lambda delivery: None
+        self._feed_synced = feed_synced
+        self._random = random
+        self._subscribers: set[Callable[[], None]] = set()
+        self._marker_seen = asyncio.Event()
+        self._marker = ""
+        self._publisher: Publisher | None = None
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called whenever the state changes."""
+        self._subscribers.add(callback)
+
+    def unsubscribe(self, callback: Callable[[], None]) -> None:
+        """Undo `subscribe`."""
+        self._subscribers.discard(callback)
+
+    @property
+    def unused(self) -> bool:
+        """Whether nobody is subscribed."""
+        return not self._subscribers
+
+    async def run(self) -> None:
+        """Connect, stay, connect again, until cancelled."""
+        await self._feed_synced.wait()
+        pauses = delays(self._random.random)
+        while True:
+            try:
+                await self._stay_up()
+                pauses = delays(self._random.random)
+            except BrokerUnavailable as problem:
+                self._set(Down("BrokerUnavailable", f"{problem}; trying again by itself"))
+            except ChannelRefused as problem:
+                self._set(
+                    Down(
+                        "PermissionDenied" if problem.code == 403 else "BrokerRefused",
+                        f"RabbitMQ at {self.parameters.address}: {problem}; the operator's broker "
+                        "user needs configure, write and read on names that start with taskqueue",
+                    )
+                )
+            except TopologyConflict as problem:
+                self._set(Down("TopologyConflict", str(problem)))
+            except BrokerConfigurationError as problem:
+                self._set(Down("SecretInvalid", str(problem)))
+            await asyncio.sleep(next(pauses))
+
+    def give_up(self, delivery: Delivery, reason: str) -> None:
+        """Move a message of the inbox to the dead exchange, and acknowledge it when it is there."""
+        namespace, _, rest = delivery.routing_key.partition(".")
+        letter = dead_letter(
+            delivery.properties,
+            delivery.body,
+            namespace=namespace,
+            queue=rest.partition(".")[0],
+            reason=reason,
+        )
+
+        def settled(verdict: Settled, text: str) -> None:
+            if verdict is not Settled.UNKNOWN:
+                # Returned: no dead queue has this name, but the inbox always has the copy.
+                delivery.channel.ack(delivery.delivery_tag)
+
+        if self._publisher is not None:
+            self._publisher.publish(
+                letter.exchange, letter.key, letter.body, letter.properties(), settled
+            )
+
+    async def _stay_up(self) -> None:
+        address = self.parameters.address
+        async with asyncio.timeout(60):
+            publishing = await connect(self.parameters, name="taskqueue-operator: publish")
+        try:
+            consuming = await connect(self.parameters, name="taskqueue-operator: inbox")
+            try:
+                await self._work(publishing, consuming)
+            finally:
+                await consuming.close()
+        finally:
+            self._publisher = None
+            await publishing.close()
+            if isinstance(self.state, Up):
+                self._set(Down("BrokerUnavailable", f"connection to {address} lost"))
+
+    async def _work(self, publishing: Connection, consuming: Connection) -> None:
+        await declare_operator_topology(consuming)
+        self._publisher = publisher = await Publisher.open(publishing)
+        channel = await consuming.channel()
+        await channel.set_prefetch(INBOX_PREFETCH)
+        self._marker = uuid.uuid4().hex
+        self._marker_seen.clear()
+        cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def on_cancel(reason: str) -> None:
+            if not cancelled.done():
+                cancelled.set_result(reason)
+
+        await channel.consume(INBOX_QUEUE, self._on_delivery, on_cancel)
+        ends: set[asyncio.Future[Any]] = {
+            publishing.closed,
+            consuming.closed,
+            channel.closed,
+            publisher.closed,
+            cancelled,
+        }
+        broken = asyncio.ensure_future(asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))
+        try:
+            await self._catch_up(publisher, broken)
+            if not broken.done():
+                self._set(Up(publisher, publishing))
+                log.info("broker.connected", broker=self.parameters.address)
+            done, _ = await broken
+        finally:
+            broken.cancel()
+        reasons = "; ".join(str(future.result()) for future in done)
+        raise BrokerUnavailable(f"RabbitMQ at {self.parameters.address}: {reasons}")
+
+    async def _catch_up(self, publisher: Publisher, broken: asyncio.Future[Any]) -> None:
+        """Return when everything that was in the inbox has been taken, or the link is broken."""
+        note = Outgoing(
+            exchange=OUTCOMES_EXCHANGE,
+            key=_MARKER_KEY,
+            body=b"",
+            content_type=None,
+            type=_MARKER_TYPE,
+            correlation_id=self._marker,
+        )
+        verdict, text = await publisher.publish_and_wait(
+            note.exchange, note.key, note.body, note.properties()
+        )
+        if verdict is not Settled.CONFIRMED:
+            raise BrokerUnavailable(
+                f"RabbitMQ at {self.parameters.address}: marker not accepted: {text}"
+            )
+        seen = asyncio.ensure_future(self._marker_seen.wait())
+        try:
+            while not seen.done() and not broken.done():
+                waiting: set[asyncio.Future[Any]] = {seen, broken}
+                await asyncio.wait(waiting, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+                if not seen.done() and not broken.done():
+                    self._set(
+                        Down(
+                            "ReadingInbox",
+                            f"reading queue {INBOX_QUEUE} up to date; if this lasts, another "
+                            "operator still consumes it: only one may run at this broker",
+                        )
+                    )
+        finally:
+            seen.cancel()
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        if delivery.properties.type == _MARKER_TYPE and delivery.routing_key == _MARKER_KEY:
+            delivery.channel.ack(delivery.delivery_tag)
+            if delivery.properties.correlation_id == self._marker:
+                self._marker_seen.set()
+            return
+        self.take(delivery)
+
+    def _set(self, state: State) -> None:
+        if state == self.state:
+            return
+        self.state = state
+        if isinstance(state, Down):
+            log.warning(
+                "broker.down",
+                broker=self.parameters.address,
+                reason=state.reason,
+                problem=state.message,
+            )
+        for callback in tuple(self._subscribers):
+            callback()

@@ -1,0 +1,32 @@
+"""What the operator counts, in Prometheus' form."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge
+
+TASKS_FINISHED = Counter(
+    "taskqueue_tasks_finished_total",
+    "Tasks whose final status was written.",
+    ("namespace", "queue", "phase"),
+)
+PUBLISHED = Counter(
+    "taskqueue_published_total",
+    "Work messages handed to the broker, repeated ones included.",
+    ("namespace", "queue"),
+)
+OUTCOMES_DROPPED = Counter(
+    "taskqueue_outcomes_dropped_total",
+    "Events from workers that changed nothing, by why: unknown (the Task is finished or deleted), "
+    "stale (an earlier attempt or a repeat), forged (wrong token), invalid (not of the contract).",
+    ("why",),
+)
+STATUS_WRITES = Counter("taskqueue_status_writes_total", "Task statuses written to the API server.")
+TASKS_HELD = Gauge("taskqueue_tasks_held", "Unfinished Tasks the operator holds.")
+BACKLOG = Gauge(
+    "taskqueue_backlog",
+    "Tasks of a queue that may run: waiting in the operator or in the broker.",
+    ("namespace", "queue"),
+)
+DESIRED_WORKERS = Gauge(
+    "taskqueue_desired_workers", "Workers a queue should have.", ("namespace", "queue")
+)

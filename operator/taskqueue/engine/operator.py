@@ -1,0 +1,339 @@
+"""The engine: every unfinished Task and every TaskQueue, and the loops that serve them.
+
+Tasks come in through the feed, TaskQueues through `Engine.put_queue`, worker Deployments through a
+feed of their own, outcomes through the broker links. The engine only connects the parts; what each
+does is told in its module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Mapping
+from random import Random
+from typing import Any
+
+from pydantic import ValidationError
+
+from taskqueue.broker.connection import BrokerParameters
+from taskqueue.cluster import deployments
+from taskqueue.cluster.client import Access, ApiClient, ApiError
+from taskqueue.cluster.deployments import PoolState
+from taskqueue.cluster.feed import Feed, Key, identity
+from taskqueue.cluster.queue_objects import read_queue
+from taskqueue.cluster.status_writer import CONCURRENCY, StatusWriter
+from taskqueue.cluster.task_objects import TASKS_PATH, UNFINISHED, read_task, task_path
+from taskqueue.domain.queue import QueueKey
+from taskqueue.domain.task import Phase
+from taskqueue.domain.token import TokenKeys
+from taskqueue.engine.broker_link import BrokerLink
+from taskqueue.engine.dispatcher import Dispatcher
+from taskqueue.engine.entry import Entry, Stage, log_fields
+from taskqueue.engine.metrics import TASKS_HELD
+from taskqueue.engine.queue_controller import QueueController, Totals
+from taskqueue.engine.recorder import Recorder
+from taskqueue.logs import EventLog
+
+log = EventLog(__name__)
+
+#: Largest payload taken, in bytes of JSON.
+PAYLOAD_LIMIT_BYTES = 200 * 1024
+#: How long statuses may still be written after the order to stop.
+_DRAIN_SECONDS = 5.0
+#: Objects read at once to find out why they left the feed.
+_READS_AT_ONCE = 8
+
+
+class Engine:
+    """See the module's contract.
+
+    Args:
+        access: of the API server.
+        tokens: sign and judge attempts.
+    """
+
+    def __init__(self, access: Access, tokens: TokenKeys) -> None:
+        self._random = Random()  # noqa: S311  (jitter, not secrets)
+        self._tokens = tokens
+        self._client = ApiClient(access)
+        self._writer_client = ApiClient(access, max_connections=CONCURRENCY)
+        self._feed_client = ApiClient(access, max_connections=4, timeout_seconds=60)
+        self._writer = StatusWriter(self._writer_client)
+        self._entries: dict[str, Entry] = {}
+        self._dispatchers: dict[QueueKey, Dispatcher] = {}
+        self._controllers: dict[QueueKey, tuple[QueueController, asyncio.Task[None]]] = {}
+        self._links: dict[BrokerParameters, tuple[BrokerLink, asyncio.Task[None]]] = {}
+        self._pool_states: dict[QueueKey, PoolState] = {}
+        self._reads = asyncio.Semaphore(_READS_AT_ONCE)
+        self._background: set[asyncio.Task[None]] = set()
+        self._feed = Feed(
+            self._feed_client,
+            TASKS_PATH,
+            self,
+            selectors={"fieldSelector": UNFINISHED},
+            random=self._random,
+        )
+        self._pools = Feed(
+            self._feed_client,
+            deployments.DEPLOYMENTS_PATH,
+            _Pools(self),
+            selectors={
+                "labelSelector": ",".join(f"{k}={v}" for k, v in deployments.MANAGED_BY.items())
+            },
+            random=self._random,
+        )
+        self._recorder = Recorder(
+            entries=self._entries,
+            dispatcher_of=lambda entry: self._dispatcher(entry.queue_key),
+            writer=self._writer,
+            tokens=tokens,
+            clock=time.time,
+            random=self._random,
+            on_recorded=self._count,
+        )
+        TASKS_HELD.set_function(lambda: len(self._entries))
+
+    @property
+    def ready(self) -> bool:
+        """Whether all there was at the start is known."""
+        return self._feed.synced.is_set() and self._pools.synced.is_set()
+
+    async def run(self) -> None:
+        """Serve until cancelled, then write what is still to be written."""
+        writer = asyncio.create_task(self._writer.run(), name="status writer")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._feed.run(), name="feed of Tasks")
+                group.create_task(self._pools.run(), name="feed of Deployments")
+        finally:
+            await self._stop()
+            writer.cancel()
+
+    # TaskQueues.
+
+    def put_queue(self, raw: Mapping[str, Any]) -> None:
+        """Take a TaskQueue that is new or changed.
+
+        Raises:
+            pydantic.ValidationError: it does not follow the schema.
+        """
+        config = read_queue(raw)
+        dispatcher = self._dispatcher(config.key)
+        dispatcher.config = config
+        running = self._controllers.get(config.key)
+        if running is not None and running[0].config.uid == config.uid:
+            running[0].reconfigure(config)
+            return
+        if running is not None:
+            self.drop_queue(config.key)
+            dispatcher.config = config
+        totals = (raw.get("status") or {}).get("totals") or {}
+        controller = QueueController(
+            config,
+            Totals(**{name: int(totals.get(name, 0)) for name in Totals.__slots__}),
+            dispatcher=dispatcher,
+            client=self._client,
+            links=self._link,
+            clock=time.time,
+        )
+        task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
+        self._controllers[config.key] = (controller, task)
+        for entry in list(dispatcher.entries()):
+            if entry.status.phase is Phase.BLOCKED:
+                self._recorder.unblock(entry)
+        log.info("queue.taken", namespace=config.namespace, queue=config.name)
+
+    def drop_queue(self, key: QueueKey) -> None:
+        """Take note that a TaskQueue is gone; its Tasks wait until it appears again."""
+        running = self._controllers.pop(key, None)
+        if running is None:
+            return
+        running[1].cancel()
+        dispatcher = self._dispatchers[key]
+        dispatcher.close()
+        dispatcher.config = None
+        for entry in list(dispatcher.entries()):
+            if entry.stage is not Stage.PUBLISHED:
+                self._block(entry)
+        log.info("queue.gone", namespace=key[0], queue=key[1])
+
+    async def _control(self, controller: QueueController) -> None:
+        # A pool whose size is not known yet must not be resized.
+        await self._pools.synced.wait()
+        await self._feed.synced.wait()
+        controller.pool.observed(self._pool_states.get(controller.config.key))
+        await controller.run()
+
+    # Tasks.
+
+    def upserted(self, raw: dict[str, Any]) -> None:
+        """Take a Task from the feed."""
+        uid = raw["metadata"]["uid"]
+        held = self._entries.get(uid)
+        if held is not None and raw["metadata"].get("generation") == held.task.generation:
+            return  # our own write of its status, come back
+        try:
+            task = read_task(raw)
+        except ValidationError as problem:
+            (namespace, name), _ = identity(raw)
+            log.error(
+                "task.unreadable", namespace=namespace, task=name, uid=uid, problem=str(problem)
+            )
+            return
+        if held is not None:
+            held.task = task
+        elif not task.status.phase.terminal:
+            self._admit(Entry(task=task, status=task.status, written=task.status))
+
+    def gone(self, key: Key, uid: str) -> None:
+        """Take note that a Task left the feed: finished or deleted."""
+        entry = self._entries.get(uid)
+        if entry is not None and entry.stage is not Stage.FINISHED:
+            self._spawn(self._look_after(entry), f"look for {key[0]}/{key[1]}")
+
+    def _admit(self, entry: Entry) -> None:
+        task = entry.task
+        self._entries[task.uid] = entry
+        dispatcher = self._dispatcher(entry.queue_key)
+        size = len(task.spec.payload)
+        if size > PAYLOAD_LIMIT_BYTES:
+            self._recorder.refuse(
+                entry,
+                reason="Invalid",
+                message=f"spec.payload has {size} bytes, the limit is {PAYLOAD_LIMIT_BYTES}: keep "
+                "the data elsewhere, put a reference to it into the payload, and create the Task "
+                "anew",
+            )
+            return
+        dispatcher.submit(entry)
+        if dispatcher.config is None:
+            self._block(entry)
+        elif entry.status.phase is Phase.BLOCKED:
+            self._recorder.unblock(entry)
+
+    def _block(self, entry: Entry) -> None:
+        task = entry.task
+        self._recorder.block(
+            entry,
+            reason="QueueNotFound",
+            message=f"spec.queue: there is no TaskQueue {task.namespace}/{task.spec.queue}: create "
+            "it, and the Task goes on",
+        )
+
+    async def _look_after(self, entry: Entry) -> None:
+        """Find out whether an unfinished Task that left the feed is really gone."""
+        task = entry.task
+        while True:
+            try:
+                async with self._reads:
+                    raw = await self._client.get(task_path(task.namespace, task.name))
+                phase = Phase((raw.get("status") or {}).get("phase", Phase.PENDING))
+                if raw["metadata"]["uid"] == task.uid and not phase.terminal:
+                    return
+                break
+            except ApiError as problem:
+                if problem.status == 404:
+                    break
+                await asyncio.sleep(problem.retry_after or 1.0)
+        if self._entries.get(task.uid) is entry and entry.stage is not Stage.FINISHED:
+            log.info("task.gone", **log_fields(task, stage=entry.stage.name))
+            self._recorder.forget(entry)
+
+    # Worker pools.
+
+    def pool_observed(self, key: QueueKey, state: PoolState | None) -> None:
+        """Take what a worker Deployment says of itself; None: it is gone."""
+        if state is None:
+            self._pool_states.pop(key, None)
+        else:
+            self._pool_states[key] = state
+        running = self._controllers.get(key)
+        if running is not None:
+            running[0].pool.observed(state)
+            running[0].wake()
+
+    # Parts.
+
+    def _dispatcher(self, key: QueueKey) -> Dispatcher:
+        dispatcher = self._dispatchers.get(key)
+        if dispatcher is None:
+            dispatcher = self._dispatchers[key] = Dispatcher(
+                key,
+                tokens=self._tokens,
+                clock=time.time,
+                on_backlog=lambda: self._wake(key),
+                on_missing=lambda: self._missing(key),
+            )
+        return dispatcher
+
+    def _wake(self, key: QueueKey) -> None:
+        if key in self._controllers:
+            self._controllers[key][0].wake()
+
+    def _missing(self, key: QueueKey) -> None:
+        if key in self._controllers:
+            self._controllers[key][0].missing()
+
+    def _link(self, parameters: BrokerParameters) -> BrokerLink:
+        """Return the link to a broker, shared by all TaskQueues that use it."""
+        for other, (link, task) in list(self._links.items()):
+            if link.unused and other != parameters:
+                task.cancel()
+                del self._links[other]
+        if parameters not in self._links:
+            link = BrokerLink(parameters, feed_synced=self._feed.synced, random=self._random)
+            link.take = lambda delivery: self._recorder.take(delivery, link.give_up)
+            task = self._spawn(link.run(), f"broker {parameters.address}")
+            self._links[parameters] = (link, task)
+        return self._links[parameters][0]
+
+    def _count(self, entry: Entry) -> None:
+        running = self._controllers.get(entry.queue_key)
+        if running is None:
+            return
+        totals = running[0].totals
+        match entry.status.phase:
+            case Phase.SUCCEEDED:
+                totals.succeeded += 1
+            case Phase.FAILED:
+                totals.failed += 1
+            case Phase.CANCELLED:
+                totals.cancelled += 1
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.error("engine.task_failed", exc_info=problem, what=task.get_name())
+
+    async def _stop(self) -> None:
+        """Stop dispatching and consuming, after the statuses at hand are written."""
+        for dispatcher in self._dispatchers.values():
+            dispatcher.close()
+        await self._writer.drain(_DRAIN_SECONDS)
+        for task in tuple(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        for client in (self._client, self._writer_client, self._feed_client):
+            await client.close()
+
+
+class _Pools:
+    """The feed of worker Deployments, as the engine takes it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def upserted(self, raw: dict[str, Any]) -> None:
+        metadata = raw["metadata"]
+        key = (metadata["namespace"], metadata["name"].removesuffix(deployments.SUFFIX))
+        self._engine.pool_observed(key, deployments.read_pool(raw))
+
+    def gone(self, key: Key, uid: str) -> None:
+        namespace, name = key
+        self._engine.pool_observed((namespace, name.removesuffix(deployments.SUFFIX)), None)

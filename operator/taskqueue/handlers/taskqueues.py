@@ -1,0 +1,34 @@
+"""What kopf tells the operator about TaskQueues; the engine does the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kopf
+
+from taskqueue.api.common import GROUP, TASKQUEUE_PLURAL, VERSION
+from taskqueue.engine.operator import Engine
+
+
+def register(registry: kopf.OperatorRegistry, engine: Engine) -> None:
+    """Register the handlers of TaskQueues."""
+    resource = (GROUP, VERSION, TASKQUEUE_PLURAL)
+
+    @kopf.on.resume(*resource, registry=registry)
+    @kopf.on.create(*resource, registry=registry)
+    @kopf.on.update(*resource, registry=registry)
+    async def applied(*, body: kopf.Body, **_: Any) -> None:
+        try:
+            engine.put_queue(_plain(body))
+        except ValueError as problem:
+            raise kopf.PermanentError(f"TaskQueue cannot be read: {problem}") from problem
+
+    # An event rather than on.delete: a handler of deletions would put a finalizer on the object.
+    @kopf.on.event(*resource, registry=registry)
+    async def seen(*, event: kopf.RawEvent, namespace: str | None, name: str, **_: Any) -> None:
+        if event["type"] == "DELETED":
+            engine.drop_queue((namespace or "", name))
+
+
+def _plain(body: kopf.Body) -> dict[str, Any]:
+    return {key: body[key] for key in ("metadata", "spec", "status") if key in body}
