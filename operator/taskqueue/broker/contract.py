@@ -212,14 +212,14 @@ def deliveries_so_far(properties: BasicProperties, *, redelivered: bool) -> int:
 def _direct_payload(body: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: nested thousands deep
         return {"text": body.decode("utf-8", errors="replace")}
     return parsed if isinstance(parsed, dict) else {"text": body.decode("utf-8", errors="replace")}
 
 
 def _header(headers: Mapping[str, Any], name: str, kind: type[T]) -> T:
     value = headers.get(name)
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or isinstance(value, bool):
         found = "missing" if value is None else f"{value!r}"
         raise ContractError(f"header {name} must be of type {kind.__name__}, it is {found}")
     return value

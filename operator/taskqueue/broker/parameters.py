@@ -99,12 +99,12 @@ def _from_uri(data: Mapping[str, str]) -> _Place:
     try:
         parts = urlsplit(uri)
         port = parts.port
-    except ValueError as problem:
-        # The text of the problem may quote the part of the URI that holds the password.
+    except ValueError:
+        # Its text may quote the password: one with an unencoded slash is taken for the port.
         raise BrokerConfigurationError(
             "key uri cannot be read: write amqp://user:password@host:port/vhost, "
             "with reserved characters percent-encoded"
-        ) from (problem if "@" not in str(problem) else None)
+        ) from None
     if parts.scheme not in ("amqp", "amqps"):
         raise BrokerConfigurationError(
             "key uri must begin with amqp:// or amqps://"

@@ -1,0 +1,94 @@
+"""The keys of a broker Secret: what they mean, what is refused, and that nothing leaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from taskqueue.broker.parameters import BrokerConfigurationError, BrokerParameters
+
+KEYS = {"host": "mq", "username": "op", "password": "s3cret"}
+URI = "amqp://op:s3cret@mq"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (KEYS, {"port": 5672, "virtual_host": "/", "tls": False}),
+        (KEYS | {"port": "5673", "vhost": "jobs"}, {"port": 5673, "virtual_host": "jobs"}),
+        (KEYS | {"port": "5671"}, {"port": 5671, "tls": True}),
+        (KEYS | {"ca.crt": "CA"}, {"port": 5671, "tls": True, "ca_certificate": "CA"}),
+        (KEYS | {"ca.crt": "CA", "tls": "false"}, {"port": 5672, "tls": False}),
+        (KEYS | {"tls": "true", "port": "7000"}, {"port": 7000, "tls": True}),
+        (KEYS | {"port": "", "vhost": "", "provider": "x"}, {"port": 5672, "virtual_host": "/"}),
+        ({"uri": URI}, {"port": 5672, "virtual_host": "/", "tls": False}),
+        ({"uri": URI + "/"}, {"virtual_host": "/"}),
+        ({"uri": URI + "/%2F"}, {"virtual_host": "/"}),
+        ({"uri": URI + "/jobs"}, {"virtual_host": "jobs"}),
+        ({"uri": URI + "/team%2Fjobs"}, {"virtual_host": "team/jobs"}),
+        ({"uri": URI + ":5673/jobs?heartbeat=1\n"}, {"port": 5673, "virtual_host": "jobs"}),
+        ({"uri": "amqps://op:s3cret@mq"}, {"port": 5671, "tls": True}),
+        ({"uri": URI, "ca.crt": "CA"}, {"tls": False, "port": 5672}),
+        ({"uri": "amqp://mq", "username": "op", "password": "s3cret"}, {"port": 5672}),
+        (
+            KEYS | {"tls.crt": "C", "tls.key": "K"},
+            {"tls": True, "client_certificate": "C", "client_key": "K"},
+        ),
+    ],
+)
+def test_what_the_keys_mean(data: dict[str, str], expected: dict[str, Any]) -> None:
+    parameters = BrokerParameters.from_mapping(data)
+    assert (parameters.host, parameters.username, parameters.password) == ("mq", "op", "s3cret")
+    assert {name: getattr(parameters, name) for name in expected} == expected
+
+
+def test_reserved_characters_of_a_uri_are_percent_encoded() -> None:
+    parameters = BrokerParameters.from_mapping({"uri": "amqp://o%40p:a%2Fb%3Ac@[::1]:5673"})
+    assert (parameters.username, parameters.password) == ("o@p", "a/b:c")
+    assert parameters.address == "[::1]:5673/"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "key host is missing"),
+        ({"host": "mq", "password": "s3cret"}, "key username is missing"),
+        ({"host": "mq", "username": "op"}, "key password is missing"),
+        (KEYS | {"port": "http"}, "key port must be a number from 1 to 65535, not 'http'"),
+        (KEYS | {"port": "0"}, "key port must be a number"),
+        (KEYS | {"port": "65536"}, "key port must be a number"),
+        (KEYS | {"tls": "maybe"}, "key tls must be true or false, not 'maybe'"),
+        (KEYS | {"tls.crt": "C"}, "key tls.key is missing"),
+        (KEYS | {"tls.key": "K"}, "key tls.crt is missing"),
+        ({"uri": "http://op:s3cret@mq"}, "must begin with amqp:// or amqps://, not http://"),
+        ({"uri": "mq:5672"}, "must begin with amqp:// or amqps://"),
+        ({"uri": "amqp://op:s3cret@"}, "names no host"),
+        ({"uri": "amqp://op:s3cret@mq:high"}, "key uri cannot be read"),
+        ({"uri": "amqp://op:s3cret@[mq"}, "key uri cannot be read"),
+        ({"uri": "amqp://op:s3/cret@mq"}, "key uri cannot be read"),
+        ({"uri": "amqp://:s3cret@mq"}, "key uri has no username"),
+        ({"uri": "amqp://op@mq"}, "key uri has no password"),
+    ],
+)
+def test_what_is_refused(data: dict[str, str], message: str) -> None:
+    with pytest.raises(BrokerConfigurationError, match=message) as refused:
+        BrokerParameters.from_mapping(data)
+    chain: BaseException | None = refused.value
+    while chain is not None:
+        assert "s3" not in str(chain)
+        chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
+
+
+def test_no_secret_is_shown() -> None:
+    parameters = BrokerParameters.from_mapping(KEYS | {"tls.crt": "CERT", "tls.key": "PRIVATE"})
+    for text in (repr(parameters), str(parameters), parameters.address):
+        assert "s3cret" not in text
+        assert "PRIVATE" not in text
+
+
+def test_equal_parameters_are_one_key() -> None:
+    assert len({BrokerParameters.from_mapping(KEYS), BrokerParameters.from_mapping(KEYS)}) == 1
+    assert BrokerParameters.from_mapping(KEYS) != BrokerParameters.from_mapping(
+        KEYS | {"password": "other"}
+    )
