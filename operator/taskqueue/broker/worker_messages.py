@@ -65,7 +65,7 @@ def dead_letter(
     expire, be refused (user id) or be answered.
     """
     headers = {
-        name: value
+        name: _encodable(value)
         for name, value in (properties.headers or {}).items()
         if not name.startswith("x-")
     }
@@ -79,3 +79,12 @@ def dead_letter(
         correlation_id=properties.correlation_id,
         headers=headers,
     )
+
+
+def _encodable(value: Any) -> Any:
+    """Return a header value the client library can write: it reads floats but has none to send."""
+    if isinstance(value, dict):
+        return {str(name): _encodable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_encodable(inner) for inner in value]
+    return str(value) if isinstance(value, float) else value

@@ -1,0 +1,92 @@
+"""From a work message and what became of it to what is published, and how an attempt looks.
+
+Pure: no loop, no connection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from taskqueue.broker.contract import ContractError, DirectMessage, WorkMessage
+from taskqueue.broker.events import AttemptEvent, EventKind, encode
+from taskqueue.worker.executor import Attempt, AttemptResult
+from taskqueue.worker.finished import Outcome
+from taskqueue.worker.outcome import failure
+
+
+def payload_of(message: WorkMessage | DirectMessage) -> dict[str, Any]:
+    """Return the JSON object a handler gets.
+
+    Raises:
+        ContractError: a work message's body is not a JSON object.
+    """
+    if isinstance(message, DirectMessage):
+        return message.payload
+    try:
+        payload = orjson.loads(message.body)
+    except orjson.JSONDecodeError as problem:
+        raise ContractError(f"the body is not JSON: {problem}") from None
+    if not isinstance(payload, dict):
+        raise ContractError(f"the body is not a JSON object but {type(payload).__name__}")
+    return payload
+
+
+def work_attempt(message: WorkMessage, payload: dict[str, Any]) -> Attempt:
+    """Return the attempt a work message asks for."""
+    return Attempt(
+        handler=message.handler,
+        payload=payload,
+        task=f"{message.namespace}/{message.task}",
+        uid=message.uid,
+        queue=message.queue,
+        attempt=message.attempt,
+        max_attempts=message.max_attempts,
+        timeout_seconds=message.timeout_seconds,
+    )
+
+
+def event_of(
+    message: WorkMessage, kind: EventKind, *, worker: str, result: AttemptResult | None = None
+) -> Outcome:
+    """Return an event about the attempt, encoded."""
+    event = AttemptEvent(
+        kind=kind,
+        namespace=message.namespace,
+        queue=message.queue,
+        task=message.task,
+        uid=message.uid,
+        token=message.token,
+        attempt=message.attempt,
+        epoch=message.epoch,
+        worker=worker,
+        seconds=None if result is None else round(result.seconds, 6),
+        result=None if result is None else result.result,
+        error=None if result is None else result.error,
+        retry_after_seconds=None if result is None else result.retry_after_seconds,
+    )
+    return Outcome(event.routing_key, encode(event))
+
+
+def kind_of(result: AttemptResult) -> EventKind:
+    """Return the event that tells this result."""
+    return EventKind.SUCCEEDED if result.error is None else EventKind.FAILED
+
+
+def timed_out(timeout_seconds: float) -> AttemptResult:
+    """Return the result of an attempt that outlived its time."""
+    return failure(
+        "Timeout", f"the attempt did not end within {timeout_seconds:g} s", timeout_seconds
+    )
+
+
+def worker_lost(deliveries: int) -> AttemptResult:
+    """Return the result of an attempt that was delivered too often without an outcome."""
+    times = "once" if deliveries == 1 else f"{deliveries} times"
+    return failure(
+        "WorkerLost",
+        f"the attempt was delivered {times} and no outcome came: each time its worker was killed, "
+        "ran out of memory or was cut off from the broker",
+        0.0,
+    )

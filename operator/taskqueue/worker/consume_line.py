@@ -1,0 +1,240 @@
+"""The connection work comes in by: one consumer, registered again after whatever ended it.
+
+A closed connection, a closed channel and a consumer the broker cancelled are one case: deliveries
+in hand are worthless for acknowledging, and the consumer is registered anew after a back-off. The
+queue may not exist yet: only the operator declares, so the line looks and waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from taskqueue.broker.backoff import delays
+from taskqueue.broker.connection import (
+    BrokerParameters,
+    BrokerUnavailable,
+    Channel,
+    ChannelRefused,
+    Connection,
+    Delivery,
+    connect,
+)
+from taskqueue.logs import EventLog
+from taskqueue.worker.publish_line import HELD_SECONDS
+
+log = EventLog("taskqueue.worker")
+
+_NOT_FOUND = 404
+
+
+class Intake(Protocol):
+    """Takes what comes in; called on the loop, must not block."""
+
+    def channel_opened(self, channel: Channel) -> None:
+        """Deliveries of this channel follow."""
+
+    def delivered(self, delivery: Delivery) -> None:
+        """A delivery, to be settled on its channel."""
+
+    def channel_lost(self) -> None:
+        """What came by the channel cannot be settled any more; the broker delivers it again."""
+
+    def in_hand(self) -> int:
+        """How many deliveries are not settled."""
+
+
+class ConsumeLine:
+    """One consumer on one queue, for as long as the worker lives.
+
+    Attributes:
+        registered: whether the consumer is registered with the broker now.
+        changed_at: when ``registered`` last changed, on the loop's clock.
+        prefetch: the one in effect, or asked for before there is a consumer.
+    """
+
+    def __init__(
+        self,
+        parameters: BrokerParameters,
+        *,
+        name: str,
+        queue: str,
+        prefetch: int,
+        intake: Intake,
+    ) -> None:
+        self._parameters = parameters
+        self._name = name
+        self._queue = queue
+        self._intake = intake
+        self._wanted = prefetch
+        self.prefetch = prefetch
+        self.registered = False
+        self.changed_at = asyncio.get_running_loop().time()
+        self._stopping = False
+        self._poked = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._told = ""
+        self._unannounced = True
+
+    def want_prefetch(self, count: int) -> None:
+        """Change the prefetch soon.
+
+        The consumer is cancelled and registered again on its channel: a prefetch set on a live
+        consumer has no effect. A lower one is registered when no more deliveries than that are
+        in hand.
+        """
+        if count != self._wanted:
+            self._wanted = count
+            self._poked.set()
+
+    def poke(self) -> None:
+        """Fewer deliveries are in hand than before; look whether that was waited for."""
+        if self._wanted != self.prefetch:
+            self._poked.set()
+
+    async def stop(self, timeout_seconds: float = 3.0) -> None:
+        """Stop consuming and keep the connection, so that what is in hand can be acknowledged."""
+        self._stopping = True
+        self._poked.set()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._stopped.wait()
+        except TimeoutError:
+            log.warning("consumer.stop.slow", queue=self._queue)
+
+    async def run(self) -> None:
+        """Keep consuming until cancelled; then close the connection.
+
+        Raises:
+            BrokerConfigurationError: a certificate or key cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        waits = delays(random.random)
+        try:
+            while not self._stopping:
+                begun = loop.time()
+                connection: Connection | None = None
+                try:
+                    connection = await connect(self._parameters, name=self._name)
+                    await self._use(connection)
+                except BrokerUnavailable as problem:
+                    self._tell(str(problem))
+                finally:
+                    if connection is not None:
+                        await connection.close()
+                if loop.time() - begun >= HELD_SECONDS:
+                    waits = delays(random.random)
+                await self._pause(next(waits))
+        finally:
+            self._stopped.set()
+
+    async def _use(self, connection: Connection) -> None:
+        """Register on one channel after the other while the connection lives."""
+        loop = asyncio.get_running_loop()
+        waits = delays(random.random)
+        while not self._stopping and not connection.closed.done():
+            begun = loop.time()
+            try:
+                reason = await self._consume(connection)
+            except ChannelRefused as problem:
+                reason = problem.text
+                if problem.code == _NOT_FOUND:
+                    reason = f"queue {self._queue} does not exist yet: apply the TaskQueue, the "
+                    reason += "operator declares it"
+            if loop.time() - begun >= HELD_SECONDS:
+                waits = delays(random.random)
+            if not self._stopping:
+                self._tell(reason)
+                await self._pause(next(waits))
+        if connection.closed.done():
+            self._tell(connection.closed.result())
+
+    async def _consume(self, connection: Connection) -> str:
+        """Consume on a channel of its own until it ends, and return why."""
+        channel = await connection.channel()
+        loop = asyncio.get_running_loop()
+        cancelled: asyncio.Future[str] = loop.create_future()
+
+        def on_cancel(reason: str) -> None:
+            if not cancelled.done():
+                cancelled.set_result(reason)
+
+        self._intake.channel_opened(channel)
+        try:
+            await channel.declare_queue(self._queue, passive=True)
+            while True:
+                self.prefetch = self._wanted
+                await channel.set_prefetch(self.prefetch)
+                tag = await channel.consume(self._queue, self._intake.delivered, on_cancel)
+                self._register(True)
+                ended = await self._watch(
+                    channel, cancelled, lambda: self._stopping or self._wanted != self.prefetch
+                )
+                self._register(False)
+                if ended is not None:
+                    return ended
+                await channel.cancel(tag)
+                if self._stopping:
+                    self._stopped.set()
+                    return await self._watch(channel, cancelled, lambda: False) or ""
+                ended = await self._watch(
+                    channel,
+                    cancelled,
+                    lambda: self._stopping or self._intake.in_hand() <= self._wanted,
+                )
+                if ended is not None:
+                    return ended
+        finally:
+            self._register(False)
+            self._intake.channel_lost()
+            await channel.close()
+
+    async def _watch(
+        self,
+        channel: Channel,
+        cancelled: asyncio.Future[str],
+        condition: Callable[[], bool],
+    ) -> str | None:
+        """Wait for the channel's end, and return why, or for the condition: None."""
+        while not condition():
+            self._poked.clear()
+            poked = asyncio.ensure_future(self._poked.wait())
+            try:
+                waited: set[asyncio.Future[Any]] = {channel.closed, cancelled, poked}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                poked.cancel()
+            if channel.closed.done():
+                code, text = channel.closed.result()
+                return f"{code} {text}" if code else text
+            if cancelled.done():
+                return cancelled.result()
+        return None
+
+    def _register(self, registered: bool) -> None:
+        if registered != self.registered:
+            self.registered = registered
+            self.changed_at = asyncio.get_running_loop().time()
+            if registered and self._unannounced:
+                self._unannounced, self._told = False, ""
+                log.info("consumer.ready", queue=self._queue, prefetch=self.prefetch)
+
+    def _tell(self, reason: str) -> None:
+        """Log why there is no consumer, once for each reason in a row."""
+        self._unannounced = True
+        if reason and reason != self._told and not self._stopping:
+            self._told = reason
+            log.warning("consumer.waiting", queue=self._queue, reason=reason)
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but not past a stop."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not self._stopping and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            self._poked.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._poked.wait()
+            except TimeoutError:
+                return

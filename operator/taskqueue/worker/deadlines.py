@@ -1,0 +1,54 @@
+"""Many short-lived deadlines, one timer.
+
+A loop timer for every attempt costs more than a short attempt itself. Here a deadline that is
+dropped in time costs two dict operations; the one timer is armed for the earliest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Deadlines(Generic[K]):
+    """Calls ``on_due(key)`` once the loop's clock has reached the key's deadline."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_due: Callable[[K], None]) -> None:
+        self._loop = loop
+        self._on_due = on_due
+        self._due: dict[K, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, key: K, when: float) -> None:
+        """Set or move the key's deadline to a time of the loop's clock."""
+        self._due[key] = when
+        if self._timer is None:
+            self._timer = self._loop.call_at(when, self._look)
+        elif when < self._timer.when():
+            self._timer.cancel()
+            self._timer = self._loop.call_at(when, self._look)
+
+    def drop(self, key: K) -> None:
+        """Forget the key; harmless for one that is not there."""
+        self._due.pop(key, None)
+
+    def close(self) -> None:
+        """Forget all."""
+        self._due.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        reached = [key for key, when in self._due.items() if when <= now]
+        for key in reached:
+            del self._due[key]
+        if self._due:
+            self._timer = self._loop.call_at(min(self._due.values()), self._look)
+        for key in reached:
+            self._on_due(key)

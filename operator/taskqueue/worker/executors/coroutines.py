@@ -1,0 +1,111 @@
+"""Async handlers, all on one loop in a thread of its own.
+
+User code that blocks its loop stops its neighbours there, never the loop that talks to the
+broker. ``cancel`` cancels the coroutine; one that swallows the cancellation holds its slot until
+it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from taskqueue.worker.executor import AttemptResult
+from taskqueue.worker.executors.mailbox import Mailbox
+from taskqueue.worker.outcome import raised, succeeded
+from taskqueue.worker.sdk import Context, Handler, Progress, mark_cancelled
+
+#: How long the end of the process waits for cancelled coroutines to clean up.
+_CLOSE_SECONDS = 1.0
+
+
+class CoroutineExecution:
+    """An async handler on its way through the handlers' loop."""
+
+    __slots__ = ("_coroutines", "_task", "context", "done", "handler", "payload")
+
+    def __init__(
+        self,
+        coroutines: Coroutines,
+        handler: Handler,
+        payload: dict[str, Any],
+        context: Context,
+        done: Callable[[AttemptResult], None],
+    ) -> None:
+        self._coroutines = coroutines
+        self._task: asyncio.Task[None] | None = None
+        self.handler = handler
+        self.payload = payload
+        self.context = context
+        self.done = done
+
+    @property
+    def progress(self) -> Progress | None:
+        """The latest progress told, or None."""
+        return self.context.latest_progress
+
+    def cancel(self) -> None:
+        """Cancel the coroutine, from the runtime's loop."""
+        mark_cancelled(self.context)
+        # Posted after `begin`, so the task is there when this runs.
+        self._coroutines.inbound.post(CoroutineExecution._cancel_task, self)
+
+    def begin(self) -> None:
+        """Make the task; runs on the handlers' loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        begun = time.perf_counter()
+        try:
+            value = await self.handler(self.payload, self.context)
+        except BaseException as problem:
+            result = raised(problem, time.perf_counter() - begun)
+        else:
+            result = succeeded(value, time.perf_counter() - begun)
+        self._coroutines.outbound.post(self.done, result)
+
+
+class Coroutines:
+    """The handlers' loop and its thread, made when the first async handler is started."""
+
+    inbound: Mailbox
+
+    def __init__(self, outbound: Mailbox) -> None:
+        self.outbound = outbound
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, execution: CoroutineExecution) -> None:
+        """Run it on the handlers' loop."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self.inbound = Mailbox(self._loop)
+            self._thread = threading.Thread(
+                target=self._serve, args=(self._loop,), name="async-handlers", daemon=True
+            )
+            self._thread.start()
+        self.inbound.post(CoroutineExecution.begin, execution)
+
+    def close(self) -> None:
+        """Cancel what runs, give it a moment to clean up, and end the loop."""
+        if self._loop is None or self._thread is None:
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_CLOSE_SECONDS)
+
+    @staticmethod
+    def _serve(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+        remaining = asyncio.all_tasks(loop)
+        for task in remaining:
+            task.cancel()
+        if remaining:
+            loop.run_until_complete(asyncio.wait(remaining, timeout=_CLOSE_SECONDS))

@@ -1,0 +1,46 @@
+"""The outcomes of attempts that ended lately, so that a repeated message is answered, not run.
+
+The operator publishes again whatever it does not know the end of, with the same token. A worker
+that has ended that attempt repeats what it said. Bounded by number and by bytes: the memory is a
+help, the token is the guarantee.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An encoded event on its way: the routing key on the outcomes exchange, and the body."""
+
+    key: str
+    body: bytes
+
+
+class FinishedTokens:
+    """The outcome of each token ended lately; the oldest are forgotten first."""
+
+    def __init__(self, *, tokens: int = 10_000, body_bytes: int = 32 * 1024 * 1024) -> None:
+        self._tokens = tokens
+        self._body_bytes = body_bytes
+        self._held_bytes = 0
+        self._outcomes: OrderedDict[str, Outcome] = OrderedDict()
+
+    def add(self, token: str, outcome: Outcome) -> None:
+        """Remember an outcome; the first one of a token stays."""
+        if token in self._outcomes:
+            return
+        self._outcomes[token] = outcome
+        self._held_bytes += len(outcome.body)
+        while len(self._outcomes) > self._tokens or self._held_bytes > self._body_bytes:
+            _, forgotten = self._outcomes.popitem(last=False)
+            self._held_bytes -= len(forgotten.body)
+
+    def get(self, token: str) -> Outcome | None:
+        """Return what was said about the token, or None."""
+        return self._outcomes.get(token)
+
+    def __len__(self) -> int:
+        return len(self._outcomes)

@@ -1,0 +1,83 @@
+"""What the kubelet asks: ``/healthz`` (restart me?) and ``/readyz`` (do I consume?), over HTTP.
+
+Served by the loop that talks to the broker: when that loop does not turn, the answer does not
+come, and the probe fails by its time-out. The body says why not in one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+
+#: A worker may be without its consumer for this long: brokers restart, queues are yet to be made.
+RECONNECT_SECONDS = 120.0
+
+_REQUEST_SECONDS = 5.0
+
+
+def unhealthy(*, unregistered_seconds: float, busy: int, stuck: int, slots: int) -> str | None:
+    """Return why the worker should be restarted, or None.
+
+    Args:
+        unregistered_seconds: how long it has been without its consumer; 0 while it has one.
+        busy: slots taken.
+        stuck: slots taken by attempts that have timed out and do not end.
+        slots: all of them.
+    """
+    if stuck >= slots:
+        return f"all {slots} slots are held by handlers that outlived their time-out"
+    if unregistered_seconds > RECONNECT_SECONDS and busy == stuck:
+        return f"no consumer is registered with the broker for {unregistered_seconds:.0f} s"
+    return None
+
+
+class HealthServer:
+    """Answers on a port until closed; ``healthy`` and ``ready`` return what is wrong, or None."""
+
+    def __init__(
+        self, *, healthy: Callable[[], str | None], ready: Callable[[], str | None]
+    ) -> None:
+        self._checks = {"/healthz": healthy, "/readyz": ready}
+        self._server: asyncio.Server | None = None
+
+    async def start(self, port: int) -> int:
+        """Listen, on any free port for 0, and return the port.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        self._server = await asyncio.start_server(self._answer, None, port)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                request = await reader.readuntil(b"\r\n")
+                status, body = self._look_up(request.decode("latin-1"))
+                writer.write(
+                    f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+                    "Content-Type: text/plain; charset=utf-8\r\n"
+                    f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                    + body
+                )
+                await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # not a probe
+        finally:
+            writer.close()
+
+    def _look_up(self, request: str) -> tuple[HTTPStatus, bytes]:
+        path = request.split(" ")[1] if request.count(" ") >= 2 else ""
+        check = self._checks.get(path.partition("?")[0])
+        if check is None:
+            return HTTPStatus.NOT_FOUND, b"see /healthz and /readyz\n"
+        wrong = check()
+        if wrong is None:
+            return HTTPStatus.OK, b"ok\n"
+        return HTTPStatus.SERVICE_UNAVAILABLE, f"{wrong}\n".encode()

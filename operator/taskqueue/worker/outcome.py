@@ -1,0 +1,114 @@
+"""From what a handler returned or raised to the result of the attempt.
+
+Rules: a dict is the result, None is no result, any other JSON value is wrapped as
+``{"value": …}``; what JSON cannot say, or what is too large for a Task's status, is a failure that
+no retry helps. Any exception is a failure that is retried, unless it is `Fail`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from taskqueue.broker.events import EventError
+from taskqueue.worker.executor import AttemptResult
+from taskqueue.worker.sdk import Fail, Retry
+
+#: A result lives in the Task's status: 16 KiB of JSON. Larger ones belong in a store of their own.
+MAX_RESULT_BYTES = 16 * 1024
+
+#: Characters of an error message that reach the Task's history.
+MAX_MESSAGE_LENGTH = 1000
+
+
+def succeeded(value: Any, seconds: float) -> AttemptResult:
+    """Return the result of a handler that returned ``value``.
+
+    The result is a copy made from the encoded JSON: what is checked here is what is published,
+    whatever the handler does to its object later.
+    """
+    if value is None:
+        return AttemptResult(seconds=seconds)
+    wrapped = value if isinstance(value, dict) else {"value": value}
+    try:
+        encoded = orjson.dumps(wrapped)
+    except TypeError as problem:
+        return failure(
+            "InvalidResult",
+            f"the handler returned {type(value).__name__}, not JSON ({problem}): "
+            "return a dict, a list, a string, a number, a boolean or None",
+            seconds,
+            retryable=False,
+        )
+    if len(encoded) > MAX_RESULT_BYTES:
+        return failure(
+            "ResultTooLarge",
+            f"the result is {len(encoded)} bytes of JSON, the limit is {MAX_RESULT_BYTES}: "
+            "store it elsewhere and return where it is",
+            seconds,
+            retryable=False,
+        )
+    return AttemptResult(seconds=seconds, result=orjson.loads(encoded))
+
+
+def raised(exception: BaseException, seconds: float) -> AttemptResult:
+    """Return the result of a handler that raised."""
+    if isinstance(exception, Fail):
+        return failure(
+            exception.type, str(exception), seconds, retryable=False, exception=exception
+        )
+    return failure(
+        type(exception).__name__,
+        _message(exception),
+        seconds,
+        exception=exception,
+        retry_after=exception.after if isinstance(exception, Retry) else None,
+    )
+
+
+def unknown_handler(name: str | None, registered: Iterable[str]) -> AttemptResult:
+    """Return the result of an attempt nobody here can run.
+
+    Retryable: during a rolling update another worker may know the handler already.
+    """
+    names = ", ".join(sorted(registered)) or "none"
+    what = (
+        f"no handler is called {name!r} here"
+        if name
+        else "the message names no handler and none is marked default=True"
+    )
+    return failure("UnknownHandler", f"{what}; registered: {names}", 0.0)
+
+
+def failure(
+    kind: str,
+    message: str,
+    seconds: float,
+    *,
+    retryable: bool = True,
+    retry_after: float | None = None,
+    exception: BaseException | None = None,
+) -> AttemptResult:
+    """Return a failed result; the message is cut to `MAX_MESSAGE_LENGTH` characters."""
+    if len(message) > MAX_MESSAGE_LENGTH:
+        message = message[: MAX_MESSAGE_LENGTH - 1] + "…"
+    return AttemptResult(
+        seconds=seconds,
+        error=EventError(type=kind, message=_encodable(message), retryable=retryable),
+        retry_after_seconds=retry_after,
+        exception=exception,
+    )
+
+
+def _message(exception: BaseException) -> str:
+    try:
+        return str(exception)
+    except Exception as problem:
+        return f"(the exception's own text failed: {type(problem).__name__})"
+
+
+def _encodable(text: str) -> str:
+    """Return the text without lone surrogates, which UTF-8 cannot say."""
+    return text.encode("utf-8", "replace").decode("utf-8")

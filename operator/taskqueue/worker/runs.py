@@ -1,0 +1,223 @@
+"""One attempt in a worker's hands: what to run, the deliveries that wait, and how its end is told.
+
+A Task's end is told by an event, a direct message's by what becomes of the message. Either way the
+delivery is acknowledged only when the broker has confirmed what there was to say.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from taskqueue.broker.connection import Delivery
+from taskqueue.broker.contract import WorkMessage
+from taskqueue.broker.events import EventKind
+from taskqueue.broker.worker_messages import Outgoing, dead_letter, outcome_message
+from taskqueue.worker.acknowledger import Acknowledger
+from taskqueue.worker.attempt_events import event_of, kind_of
+from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.finished import FinishedTokens
+from taskqueue.worker.reporter import Reporter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What runs need to tell their end.
+
+    Attributes:
+        namespace: of the worker's TaskQueue.
+        queue: name of the worker's TaskQueue.
+        worker: what events call this worker.
+        direct_max_deliveries: attempts of a direct message.
+        reporter: publishes until confirmed.
+        finished: outcomes of tokens ended lately.
+        by_token: runs whose token must not be run a second time: waiting, running, or ended and
+            not yet confirmed.
+    """
+
+    namespace: str
+    queue: str
+    worker: str
+    direct_max_deliveries: int
+    reporter: Reporter
+    finished: FinishedTokens = field(default_factory=FinishedTokens)
+    by_token: dict[str, TaskRun] = field(default_factory=dict)
+
+    def bury(self, delivery: Delivery, reason: str) -> Outgoing:
+        """Return the delivery as a dead letter, to be reported."""
+        return dead_letter(
+            delivery.properties,
+            delivery.body,
+            namespace=self.namespace,
+            queue=self.queue,
+            reason=reason,
+        )
+
+
+class Run(ABC):
+    """An attempt, waiting for a slot, running, or ended and not yet confirmed.
+
+    Attributes:
+        attempt: what to run.
+        delivery: the one it came by; others of the same token may have joined.
+        deliveries: how often the broker had delivered it before.
+        execution: None until it has a slot.
+        started_at: on the loop's clock; 0 before it has a slot.
+        announced: it has been running for a while, and that has been told.
+        settled: its end is decided; whatever comes later does not count.
+    """
+
+    __slots__ = (
+        "_desk",
+        "_leases",
+        "announced",
+        "attempt",
+        "deliveries",
+        "delivery",
+        "execution",
+        "settled",
+        "started_at",
+    )
+
+    def __init__(self, desk: Desk, attempt: Attempt, delivery: Delivery, deliveries: int) -> None:
+        self._desk = desk
+        self.attempt = attempt
+        self.delivery = delivery
+        self.deliveries = deliveries
+        self.execution: Execution | None = None
+        self.started_at = 0.0
+        self.announced = False
+        self.settled = False
+        self._leases: list[tuple[Acknowledger, int]] = []
+
+    @property
+    @abstractmethod
+    def max_deliveries(self) -> int:
+        """At this many deliveries before, it is not run."""
+
+    @abstractmethod
+    def tell_started(self) -> None:
+        """Tell that it is running; told again after a reconnect."""
+
+    @abstractmethod
+    def tell_ended(self, result: AttemptResult) -> None:
+        """Tell its result."""
+
+    @abstractmethod
+    def tell_released(self) -> None:
+        """Give it back without a result."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Its deliveries are worthless and it never ran: the broker delivers it again."""
+
+    def join(self, acknowledger: Acknowledger, delivery: Delivery) -> None:
+        """Have this delivery settled with the run."""
+        self._leases.append((acknowledger, delivery.delivery_tag))
+
+    def acknowledge(self) -> None:
+        """What there was to say is with the broker: the deliveries are done with."""
+        for acknowledger, tag in self._leases:
+            acknowledger.confirm(tag)
+        self._leases.clear()
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """What log lines about it say."""
+        namespace, _, name = self.attempt.task.partition("/")
+        return {
+            "namespace": namespace,
+            "queue": self.attempt.queue,
+            "task": name,
+            "uid": self.attempt.uid or None,
+            "attempt": self.attempt.attempt,
+            "handler": self.attempt.handler,
+        }
+
+
+class TaskRun(Run):
+    """An attempt of a Task: its end is an event that repeats the token."""
+
+    __slots__ = ("_message",)
+
+    def __init__(
+        self,
+        desk: Desk,
+        message: WorkMessage,
+        attempt: Attempt,
+        delivery: Delivery,
+        deliveries: int,
+    ) -> None:
+        super().__init__(desk, attempt, delivery, deliveries)
+        self._message = message
+        desk.by_token[message.token] = self
+
+    @property
+    def max_deliveries(self) -> int:
+        """The Task's own."""
+        return self._message.max_deliveries
+
+    def tell_started(self) -> None:
+        """Publish task.started once; losing it costs nothing but a look."""
+        outcome = event_of(self._message, EventKind.STARTED, worker=self._desk.worker)
+        self._desk.reporter.mention(outcome_message(outcome.key, outcome.body))
+
+    def tell_ended(self, result: AttemptResult) -> None:
+        """Publish the outcome until confirmed, and remember it."""
+        outcome = event_of(self._message, kind_of(result), worker=self._desk.worker, result=result)
+        self._desk.finished.add(self._message.token, outcome)
+        self._desk.reporter.report(outcome_message(outcome.key, outcome.body), self._confirmed)
+
+    def tell_released(self) -> None:
+        """Publish task.released until confirmed: the operator publishes the attempt again.
+
+        The token is free at once: the operator may be quicker than our confirm, and a delivery
+        that joined this run would be acknowledged without ever having run.
+        """
+        self.forget()
+        outcome = event_of(self._message, EventKind.RELEASED, worker=self._desk.worker)
+        self._desk.reporter.report(outcome_message(outcome.key, outcome.body), self.acknowledge)
+
+    def forget(self) -> None:
+        """Free the token."""
+        if self._desk.by_token.get(self._message.token) is self:
+            del self._desk.by_token[self._message.token]
+
+    def _confirmed(self) -> None:
+        self.forget()
+        self.acknowledge()
+
+
+class DirectRun(Run):
+    """A direct message: success acknowledges it, failure returns it, the last one buries it."""
+
+    __slots__ = ()
+
+    @property
+    def max_deliveries(self) -> int:
+        """The queue's."""
+        return self._desk.direct_max_deliveries
+
+    def tell_started(self) -> None:
+        """Nobody keeps a record of direct messages."""
+
+    def tell_ended(self, result: AttemptResult) -> None:
+        """Acknowledge, return as failed, or move to the queue of given-up messages."""
+        if result.error is None:
+            self.acknowledge()
+        elif result.error.retryable and self.deliveries + 1 < self.max_deliveries:
+            for acknowledger, tag in self._leases:
+                acknowledger.reject(tag)
+            self._leases.clear()
+        else:
+            letter = self._desk.bury(self.delivery, f"{result.error.type}: {result.error.message}")
+            self._desk.reporter.report(letter, self.acknowledge)
+
+    def tell_released(self) -> None:
+        """Return it to the queue; the broker counts that as a delivery, there is no other way."""
+        for acknowledger, tag in self._leases:
+            acknowledger.give_back(tag)
+        self._leases.clear()
+
+    def forget(self) -> None:
+        """Nothing is remembered of it."""

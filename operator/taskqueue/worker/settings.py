@@ -1,0 +1,167 @@
+"""The worker's settings, read once from environment variables.
+
+The operator's Deployment sets them; by hand they work the same. Each error names the variable and
+says what it should be. No other module of the worker reads the environment.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from taskqueue.broker.parameters import BrokerConfigurationError, BrokerParameters
+from taskqueue.logs import LogFormat
+from taskqueue.worker.cpus import available_cpus
+
+#: Variable to key of the broker's Secret.
+BROKER_VARIABLES: Mapping[str, str] = {
+    "TASKQUEUE_BROKER_URI": "uri",
+    "TASKQUEUE_BROKER_HOST": "host",
+    "TASKQUEUE_BROKER_PORT": "port",
+    "TASKQUEUE_BROKER_USERNAME": "username",
+    "TASKQUEUE_BROKER_PASSWORD": "password",
+    "TASKQUEUE_BROKER_VHOST": "vhost",
+    "TASKQUEUE_BROKER_TLS": "tls",
+    "TASKQUEUE_BROKER_CA_CERT": "ca.crt",
+    "TASKQUEUE_BROKER_TLS_CERT": "tls.crt",
+    "TASKQUEUE_BROKER_TLS_KEY": "tls.key",
+}
+
+N = TypeVar("N", int, float)
+
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+class SettingsError(ValueError):
+    """A variable is missing or wrong; the text names it and says what it should be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """What a worker needs to know."""
+
+    namespace: str
+    """TASKQUEUE_NAMESPACE: namespace of the TaskQueue."""
+
+    queue: str
+    """TASKQUEUE_QUEUE: name of the TaskQueue."""
+
+    broker: BrokerParameters
+    """TASKQUEUE_BROKER_URI, or _HOST, _PORT, _USERNAME, _PASSWORD, _VHOST and the TLS texts."""
+
+    pod: str
+    """POD_NAME: what outcomes call this worker; the host name by default."""
+
+    slots: int
+    """TASKQUEUE_CONCURRENCY: attempts run at once; by default the CPUs of the container."""
+
+    grace_seconds: float = 25.0
+    """TASKQUEUE_GRACE_SECONDS: how long running attempts may go on after SIGTERM."""
+
+    health_port: int = 8081
+    """TASKQUEUE_HEALTH_PORT: where /healthz and /readyz are served; 0: nowhere."""
+
+    log_format: LogFormat | None = None
+    """TASKQUEUE_LOG_FORMAT: json or text; by default text on a terminal, else json."""
+
+    log_level: str = "INFO"
+    """TASKQUEUE_LOG_LEVEL: DEBUG, INFO, WARNING or ERROR."""
+
+    direct_timeout_seconds: float = 300.0
+    """TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS: time-out of a direct message; a Task brings its own."""
+
+    direct_max_deliveries: int = 3
+    """TASKQUEUE_MAX_DELIVERIES: attempts of a direct message; a Task brings its own."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> WorkerSettings:
+        """Read the variables; an empty one counts as not set.
+
+        Raises:
+            SettingsError: one is missing or wrong.
+        """
+        values = {name: value for name, value in environment.items() if value != ""}
+        return cls(
+            namespace=_required(values, "TASKQUEUE_NAMESPACE", "the namespace of the TaskQueue"),
+            queue=_required(values, "TASKQUEUE_QUEUE", "the name of the TaskQueue"),
+            broker=_broker(values),
+            pod=values.get("POD_NAME") or socket.gethostname(),
+            slots=_number(values, "TASKQUEUE_CONCURRENCY", int, available_cpus, lowest=1),
+            grace_seconds=_number(values, "TASKQUEUE_GRACE_SECONDS", float, lambda: 25.0),
+            health_port=_number(values, "TASKQUEUE_HEALTH_PORT", int, lambda: 8081, highest=65535),
+            log_format=_log_format(values),
+            log_level=_log_level(values),
+            direct_timeout_seconds=_number(
+                values, "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS", float, lambda: 300.0, lowest=0.1
+            ),
+            direct_max_deliveries=_number(
+                values, "TASKQUEUE_MAX_DELIVERIES", int, lambda: 3, lowest=1
+            ),
+        )
+
+
+def _required(values: Mapping[str, str], name: str, meaning: str) -> str:
+    if name not in values:
+        raise SettingsError(f"{name} is not set: give {meaning}")
+    return values[name]
+
+
+def _broker(values: Mapping[str, str]) -> BrokerParameters:
+    secret = {key: values[name] for name, key in BROKER_VARIABLES.items() if name in values}
+    if "uri" not in secret and "host" not in secret:
+        raise SettingsError(
+            "neither TASKQUEUE_BROKER_URI nor TASKQUEUE_BROKER_HOST is set: "
+            "give amqp://user:password@host/vhost, or the host"
+        )
+    try:
+        return BrokerParameters.from_mapping(secret)
+    except BrokerConfigurationError as problem:
+        raise SettingsError(_in_variables(str(problem))) from None
+
+
+def _in_variables(text: str) -> str:
+    """Return an error about keys of a Secret as one about variables."""
+    for name, key in BROKER_VARIABLES.items():
+        text = re.sub(rf"\bkeys? {re.escape(key)}(?![\w.])", name, text)
+    return text
+
+
+def _number(
+    values: Mapping[str, str],
+    name: str,
+    kind: type[N],
+    default: Callable[[], N],
+    *,
+    lowest: float = 0,
+    highest: float = 1_000_000,
+) -> N:
+    if name not in values:
+        return default()
+    try:
+        number = kind(values[name])
+    except ValueError:
+        number = None
+    if number is None or not lowest <= number <= highest:
+        word = "a whole number" if kind is int else "a number"
+        raise SettingsError(f"{name} is {values[name]!r}: give {word}, at least {lowest:g}")
+    return number
+
+
+def _log_format(values: Mapping[str, str]) -> LogFormat | None:
+    word = values.get("TASKQUEUE_LOG_FORMAT")
+    if word is None:
+        return None
+    try:
+        return LogFormat(word.lower())
+    except ValueError:
+        raise SettingsError(f"TASKQUEUE_LOG_FORMAT is {word!r}: give json or text") from None
+
+
+def _log_level(values: Mapping[str, str]) -> str:
+    word = values.get("TASKQUEUE_LOG_LEVEL", "INFO").upper()
+    if word not in _LEVELS:
+        raise SettingsError(f"TASKQUEUE_LOG_LEVEL is {word!r}: give one of {', '.join(_LEVELS)}")
+    return word

@@ -1,0 +1,134 @@
+"""A worker's life: two lines to the broker, the runtime between them, and an orderly end.
+
+The end: no more deliveries, what has not begun goes back, what runs may finish within the grace
+period, the rest is released; then everything said is confirmed and acknowledged, and only then the
+connections close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from taskqueue.broker.contract import work_queue
+from taskqueue.logs import EventLog
+from taskqueue.worker.consume_line import ConsumeLine
+from taskqueue.worker.executor import Executor
+from taskqueue.worker.health import HealthServer, unhealthy
+from taskqueue.worker.publish_line import PublishLine
+from taskqueue.worker.reporter import Reporter
+from taskqueue.worker.runtime import Runtime
+from taskqueue.worker.settings import WorkerSettings
+
+log = EventLog("taskqueue.worker")
+
+#: After the grace period, how long confirms may take before the worker leaves without them.
+FAREWELL_SECONDS = 4.0
+
+
+class Worker:
+    """Runs until `stop`; made and run on one loop."""
+
+    def __init__(self, settings: WorkerSettings, executor: Executor) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._settings = settings
+        self._stop = asyncio.Event()
+        self._reporter = Reporter(loop)
+        self._runtime = Runtime(
+            settings, executor, self._reporter, loop, on_change=self._prefetch_changed
+        )
+        self._publishing = PublishLine(
+            settings.broker,
+            name=f"worker {settings.pod} outcomes",
+            reporter=self._reporter,
+            on_ready=self._runtime.republish,
+        )
+        self._consuming = ConsumeLine(
+            settings.broker,
+            name=f"worker {settings.pod}",
+            queue=work_queue(settings.namespace, settings.queue),
+            prefetch=settings.slots,
+            intake=self._runtime,
+        )
+
+    def stop(self) -> None:
+        """Begin the orderly end."""
+        self._stop.set()
+
+    async def run(self) -> bool:
+        """Work until stopped; return whether nothing was left running.
+
+        Raises:
+            BrokerConfigurationError: a certificate or key cannot be read.
+        """
+        health = HealthServer(healthy=self.unhealthy, ready=self.unready)
+        await self._listen(health)
+        publishing = self._loop.create_task(self._publishing.run())
+        consuming = self._loop.create_task(self._consuming.run())
+        stopping = self._loop.create_task(self._stop.wait())
+        lines = {publishing, consuming}
+        try:
+            await asyncio.wait({*lines, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            for line in lines:
+                if line.done():
+                    line.result()
+            await self._drain()
+        finally:
+            for task in (stopping, consuming, publishing):
+                task.cancel()
+            await asyncio.gather(stopping, consuming, publishing, return_exceptions=True)
+            health.close()
+        return not self._runtime.busy
+
+    def unhealthy(self) -> str | None:
+        """Return why this worker should be restarted, or None."""
+        return unhealthy(
+            unregistered_seconds=0.0
+            if self._consuming.registered or self._stop.is_set()
+            else self._loop.time() - self._consuming.changed_at,
+            busy=self._runtime.busy,
+            stuck=self._runtime.stuck,
+            slots=self._settings.slots,
+        )
+
+    def unready(self) -> str | None:
+        """Return why this worker takes no work now, or None."""
+        if self._stop.is_set():
+            return "stopping"
+        return None if self._consuming.registered else "no consumer is registered with the broker"
+
+    async def _listen(self, health: HealthServer) -> None:
+        port = self._settings.health_port
+        if not port:
+            return
+        try:
+            await health.start(port)
+        except OSError as problem:
+            log.warning(
+                "health.unavailable",
+                port=port,
+                reason=str(problem),
+                todo="give another TASKQUEUE_HEALTH_PORT; 0 for none",
+            )
+
+    async def _drain(self) -> None:
+        grace = self._settings.grace_seconds
+        log.info("worker.stopping", running=self._runtime.busy, grace=grace)
+        deadline = self._loop.time() + grace
+        self._runtime.begin_drain()
+        await self._consuming.stop()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._runtime.idle()
+        except TimeoutError:
+            self._runtime.release_running()
+        try:
+            async with asyncio.timeout_at(deadline + FAREWELL_SECONDS):
+                await self._reporter.drained()
+        except TimeoutError:
+            log.warning("outcomes.unconfirmed", outstanding=self._reporter.outstanding)
+        self._runtime.flush()
+
+    def _prefetch_changed(self) -> None:
+        self._consuming.want_prefetch(self._runtime.prefetch)
+        self._consuming.poke()
