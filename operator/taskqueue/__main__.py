@@ -1,64 +1,25 @@
-"""The command line: ``python -m taskqueue``.
+"""The entry point: ``python -m taskqueue``.
 
-Each command imports what it runs inside its function, so that a worker's start does not pay for
-the operator.
+A worker's start is on the way of the first task at zero workers, so its command is recognised
+before the command line library is imported; `taskqueue.cli` has it too, for its help and errors.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="A task queue for Kubernetes over RabbitMQ."
-)
-
-
-@app.callback()
-def _group() -> None:
-    """Keep the commands' names even while there is only one."""
-
-
-@app.command()
-def crds(
-    directory: Annotated[
-        Path, typer.Option(help="The folder the CustomResourceDefinitions are written to.")
-    ] = Path("crds"),
-    reference: Annotated[
-        Path | None, typer.Option(help="The folder their reference in Markdown is written to.")
-    ] = None,
-) -> None:
-    """Write the CustomResourceDefinitions, generated from the models of the API."""
-    from taskqueue.api.crds import write_crds
-    from taskqueue.api.reference import write_reference
-
-    written = write_crds(directory)
-    if reference is not None:
-        written.append(write_reference(reference))
-    for path in written:
-        typer.echo(path)
-
-
-@app.command()
-def operator() -> None:
-    """Run the operator; settings come from the environment."""
-    import asyncio
-
-    import uvloop
-
-    from taskqueue import logs
-    from taskqueue.handlers.startup import OperatorSettings, serve
-
-    logs.configure()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        raise typer.Exit(runner.run(serve(OperatorSettings.from_environment())))
+import os
+import sys
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["worker"] and not any(word.startswith("-") for word in arguments):
+        from taskqueue.worker.command import main as run_worker
+
+        sys.exit(run_worker(arguments[1:], os.environ))
+    from taskqueue.cli import app
+
+    app(prog_name="taskqueue")
 
 
 if __name__ == "__main__":

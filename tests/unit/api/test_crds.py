@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field
 from typer.testing import CliRunner
 
-from taskqueue.__main__ import app
+from taskqueue.cli import app
 from taskqueue.api.common import ApiModel, Resource, validations
 from taskqueue.api.crds import (
     DEFINITIONS,
