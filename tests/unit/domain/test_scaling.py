@@ -1,0 +1,125 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskqueue.domain.scaling import Decision, ScalingMemory, ScalingPolicy, decide
+
+POLICY = ScalingPolicy(
+    min_replicas=0,
+    max_replicas=10,
+    tasks_per_replica=5,
+    stabilization_seconds=30,
+    idle_seconds_before_zero=60,
+)
+
+
+class Pool:
+    """Runs the decision along a time line of one-second steps."""
+
+    def __init__(self, policy: ScalingPolicy = POLICY, size: int = 0) -> None:
+        self.policy = policy
+        self.size = size
+        self.memory = ScalingMemory()
+        self.now = 0.0
+
+    def step(self, backlog: int | None, seconds: float = 1.0) -> Decision:
+        self.now += seconds
+        decision = decide(
+            self.policy, self.memory, now=self.now, backlog=backlog, current=self.size
+        )
+        self.size, self.memory = decision.replicas, decision.memory
+        return decision
+
+    def steps(self, backlog: int | None, seconds: int) -> int:
+        for _ in range(seconds):
+            self.step(backlog)
+        return self.size
+
+
+def test_it_grows_at_once() -> None:
+    pool = Pool()
+    assert pool.step(1).replicas == 1
+    assert pool.step(26).replicas == 6
+    decision = pool.step(500)
+    assert decision.replicas == 10
+    assert decision.explanation == "10 = ceil(500 backlog / 5 per replica), capped by maxReplicas"
+
+
+def test_it_shrinks_only_after_the_stabilization_window() -> None:
+    pool = Pool()
+    pool.step(50)
+    assert pool.steps(5, 29) == 10
+    assert pool.steps(5, 2) == 1
+
+
+def test_a_short_dip_does_not_shrink_it() -> None:
+    pool = Pool()
+    pool.step(50)
+    pool.steps(5, 20)
+    pool.step(50)
+    assert pool.steps(5, 20) == 10
+
+
+def test_the_last_worker_goes_after_the_idle_time() -> None:
+    pool = Pool()
+    pool.step(5)
+    assert pool.steps(0, 59) == 1
+    assert pool.steps(0, 2) == 0
+
+
+def test_it_never_reaches_zero_while_something_is_left() -> None:
+    pool = Pool()
+    assert pool.steps(1, 500) == 1
+
+
+def test_an_unknown_backlog_holds_the_size() -> None:
+    pool = Pool()
+    pool.step(50)
+    assert pool.steps(None, 500) == 10
+    assert not pool.step(None).active
+    assert "unknown" in pool.step(None).explanation
+
+
+def test_a_restarted_operator_does_not_shrink_the_pool_it_finds_at_once() -> None:
+    pool = Pool(size=8)
+    assert pool.step(0).replicas == 8
+    assert pool.steps(0, 28) == 8
+    assert pool.steps(0, 100) == 0
+
+
+def test_paused_obeys_the_size_given() -> None:
+    pool = Pool(replace(POLICY, paused_replicas=4))
+    decision = pool.step(500)
+    assert (decision.replicas, decision.active) == (4, False)
+
+
+def test_min_replicas_is_kept() -> None:
+    pool = Pool(replace(POLICY, min_replicas=2))
+    assert pool.step(0).replicas == 2
+    assert pool.steps(0, 500) == 2
+
+
+@given(
+    st.lists(st.none() | st.integers(0, 200), min_size=1, max_size=60),
+    st.integers(0, 5),
+    st.integers(5, 12),
+)
+def test_the_size_stays_within_its_limits_and_covers_what_waits(
+    backlogs: list[int | None], low: int, high: int
+) -> None:
+    pool = Pool(replace(POLICY, min_replicas=low, max_replicas=high), size=low)
+    for backlog in backlogs:
+        size = pool.step(backlog).replicas
+        assert low <= size <= high
+        if backlog:
+            assert size >= min(high, -(-backlog // POLICY.tasks_per_replica))
+
+
+@pytest.mark.parametrize("backlog", [1, 7, 50])
+def test_a_steady_backlog_never_makes_it_oscillate(backlog: int) -> None:
+    pool = Pool()
+    pool.step(backlog)
+    first = pool.size
+    assert {pool.step(backlog).replicas for _ in range(300)} == {first}
