@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from devcluster import images, kind_config, kubeconfig, node, preparation, programs
+from devcluster import bases, kind_config, kubeconfig, node, preparation, programs
+from devcluster.builders import Buildah
 from devcluster.commands import DevclusterError
 from devcluster.kind_config import KindConfig
 from devcluster.progress import Steps
@@ -35,6 +36,12 @@ def parser() -> argparse.ArgumentParser:
     config = get.add_parser("kubeconfig", help="a cluster's kubeconfig")
     config.set_defaults(handler=_get_kubeconfig)
     _add_name(config)
+
+    export = _group(commands, "export", "write something")
+    exported = export.add_parser("kubeconfig", help="put a cluster's kubeconfig into a file")
+    exported.set_defaults(handler=_export_kubeconfig)
+    _add_name(exported)
+    _add_kubeconfig(exported)
 
     create = _group(commands, "create", "create something")
     cluster = create.add_parser("cluster", help="create a cluster and wait until it is ready")
@@ -110,6 +117,12 @@ def _get_kubeconfig(options: argparse.Namespace) -> None:
     print(kubeconfig.to_yaml(content), end="")
 
 
+def _export_kubeconfig(options: argparse.Namespace) -> None:
+    name = options.name or DEFAULT_CLUSTER
+    target = options.kubeconfig or kubeconfig.default_path()
+    kubeconfig.add(target, node.admin_kubeconfig(name), programs.kubectl())
+
+
 def _create_cluster(options: argparse.Namespace) -> None:
     config = KindConfig()
     if options.config:
@@ -127,14 +140,14 @@ def _create_cluster(options: argparse.Namespace) -> None:
         node.create(
             name,
             binaries=programs.folder(),
-            pause_archive=images.pause_archive(),
+            pause_archive=bases.pause_archive(),
             feature_gates=config.feature_gates,
             say=steps.say,
         )
 
     steps.run(f"cluster '{name}'", create)
+    _export_kubeconfig(argparse.Namespace(name=name, kubeconfig=options.kubeconfig))
     target = options.kubeconfig or kubeconfig.default_path()
-    kubeconfig.add(target, node.admin_kubeconfig(name), programs.kubectl())
     steps.say(f"kubeconfig: {target} (context {kubeconfig.entry_name(name)})")
 
 
@@ -149,4 +162,4 @@ def _delete_cluster(options: argparse.Namespace) -> None:
 def _load_image(options: argparse.Namespace) -> None:
     name = options.name or DEFAULT_CLUSTER
     for image in options.images:
-        node.import_archive(name, images.archive(image))
+        node.load_image(name, Buildah().archive(image))

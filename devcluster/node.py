@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from devcluster import certificates, kubeconfig, node_settings, subnets
-from devcluster.commands import CommandError, DevclusterError, run
+from devcluster.api import ApiServer
+from devcluster.commands import DevclusterError, run
 from devcluster.locations import STATE, locked
 from devcluster.node_settings import Layout
 
@@ -157,6 +158,23 @@ def admin_kubeconfig(name: str) -> kubeconfig.Document:
     return kubeconfig.document(name, server, folder(name) / "pki", "admin")
 
 
+def load_image(name: str, archive: Path) -> bool:
+    """Load an image's archive unless this cluster has loaded the very same; tell which.
+
+    An archive's name contains the image's id, so the same name is the same image.
+    """
+    _get(name)
+    loaded = folder(name) / "loaded" / archive.name
+    if loaded.exists():
+        return False
+    import_archive(name, archive)
+    loaded.parent.mkdir(exist_ok=True)
+    for other in loaded.parent.glob(f"{archive.name.rpartition('-')[0]}-*"):
+        other.unlink()
+    loaded.touch()
+    return True
+
+
 def import_archive(name: str, archive: Path) -> None:
     """Load an image archive into a running cluster's containerd.
 
@@ -258,28 +276,46 @@ def _connect(layout: Layout, pid: int) -> None:
 
 
 def _wait_until_ready(layout: Layout) -> None:
-    kubectl: list[str | Path] = [layout.binaries / "kubectl", "--kubeconfig"]
-    kubectl.append(layout.config / "admin.kubeconfig")
-    deadline = time.monotonic() + READY_S
-    node = f"node/{layout.node_name}"
-    steps: list[list[str | Path]] = [
-        ["get", "--raw", "/readyz"],
-        ["apply", "--filename", layout.config / "cluster.json"],
-        ["wait", "--for=condition=Ready", node, "--timeout=30s"],
+    api = ApiServer(layout.server, layout.pki)
+
+    def answers() -> bool:
+        return api.get_text("/readyz") == "ok"
+
+    def has_objects() -> bool:
+        for collection, content in node_settings.objects(layout):
+            api.create(collection, content)
+        layout.objects_created.touch()
+        return True
+
+    def node_is_ready() -> bool:
+        conditions = api.get(f"/api/v1/nodes/{layout.node_name}")["status"]["conditions"]
+        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+    def takes_pods() -> bool:
         # Pods are refused in a namespace until its ServiceAccount is there.
-        ["get", "serviceaccount", "default", "--namespace=default"],
-    ]
-    for step in steps:
+        return bool(api.get("/api/v1/namespaces/default/serviceaccounts/default"))
+
+    waits: dict[str, Callable[[], bool]] = {
+        "the API server to be ready": answers,
+        "the cluster's own objects": has_objects,
+        "the node to be Ready": node_is_ready,
+        "the default ServiceAccount": takes_pods,
+    }
+    deadline = time.monotonic() + READY_S
+    for what, condition in waits.items():
+        problem = "it never was"
         while True:
             try:
-                run([*kubectl, *step], timeout=40)
-                break
-            except CommandError as error:
-                if time.monotonic() > deadline or not find(layout.name):
-                    raise DevclusterError(
-                        f"Cluster '{layout.name}' did not become ready: {error}"
-                    ) from error
-                time.sleep(0.1)
+                if condition():
+                    break
+            except OSError as error:
+                problem = str(error)
+            if time.monotonic() > deadline or not find(layout.name):
+                raise DevclusterError(
+                    f"Cluster '{layout.name}': waited for {what}, in vain: {problem}.\n"
+                    "What to do: look at the last lines of its logs above."
+                )
+            time.sleep(0.05)
 
 
 def _logs_of(name: str) -> str:

@@ -8,16 +8,18 @@ in the node: there is nothing to clean up that it would have to be alive for.
 It reads ``node.json`` (written by `node_settings.files`) and imports nothing of devcluster, so
 that it needs neither the checkout nor its Python packages once it runs.
 
-A program is started when what it waits for (`after`) accepts connections, and again a second
-after it ended. Its output goes to ``<logs>/<name>.log``.
+A program is started when what it waits for (`after`) is there, and again a second after it
+ended. Its output goes to ``<logs>/<name>.log``.
 """
 
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def main(settings_file: str) -> None:
     if sys.stdin.readline().strip() != "network ready":
         sys.exit("the creator of this node went away before the node had a network")
     prepare(settings)
-    supervise(settings["programs"], Path(settings["logs"]))
+    supervise(settings["programs"], Path(settings["logs"]), settings["authority"])
 
 
 def prepare(settings: dict[str, Any]) -> None:
@@ -60,7 +62,7 @@ def prepare(settings: dict[str, Any]) -> None:
         Path("/proc/sys", name).write_text(value)
 
 
-def supervise(programs: list[dict[str, Any]], logs: Path) -> None:
+def supervise(programs: list[dict[str, Any]], logs: Path, authority: str) -> None:
     """Keep the programs running, and reap whatever else ends here."""
     due = {program["name"]: 0.0 for program in programs}
     running: dict[int, str] = {}
@@ -68,7 +70,7 @@ def supervise(programs: list[dict[str, Any]], logs: Path) -> None:
         now = time.monotonic()
         for program in programs:
             name = program["name"]
-            if name in due and due[name] <= now and accepts(program["after"]):
+            if name in due and due[name] <= now and ready(program["after"], authority):
                 running[_start(program, logs)] = name
                 del due[name]
         # With nothing left to start, sleep until a process ends.
@@ -84,18 +86,28 @@ def supervise(programs: list[dict[str, Any]], logs: Path) -> None:
             time.sleep(_LOOK_S)
 
 
-def accepts(endpoint: str) -> bool:
-    """Tell whether `tcp:host:port`, `unix:path` or nothing at all accepts connections."""
-    kind, _, where = endpoint.partition(":")
-    if not kind:
-        return True
-    host, _, port = where.rpartition(":")
+def ready(condition: str, authority: str) -> bool:
+    """Tell whether a program may start.
+
+    Args:
+        condition: nothing, `tcp:host:port` or `unix:path` (something listens there), `file:path`
+            (it exists), or an `https:` URL (a GET of it succeeds).
+        authority: the file of the certificate authority that the URL's server must show.
+    """
+    kind, _, where = condition.partition(":")
     try:
         if kind == "unix":
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(where)
-        else:
+        elif kind == "tcp":
+            host, _, port = where.rpartition(":")
             socket.create_connection((host, int(port)), timeout=1).close()
+        elif kind == "https":
+            trust = ssl.create_default_context(cafile=authority)
+            with urllib.request.urlopen(condition, timeout=2, context=trust):  # noqa: S310
+                pass
+        elif kind == "file":
+            return Path(where).exists()
     except OSError:
         return False
     return True

@@ -92,6 +92,11 @@ class Layout:
         return self.state / "logs"
 
     @property
+    def objects_created(self) -> Path:
+        """A file that says that the objects which CoreDNS needs are in the cluster."""
+        return self.state / "objects-created"
+
+    @property
     def data(self) -> Path:
         """The folder of the programs' data."""
         return self.state / "data"
@@ -129,7 +134,6 @@ def files(layout: Layout) -> dict[str, str]:
         "proxy.json": json.dumps(_proxy(layout), indent=2),
         "Corefile": _corefile(layout),
         "resolv.conf": f"nameserver {layout.link.node_address}\n",
-        "cluster.json": json.dumps(_cluster_objects(layout), indent=2),
         "node.json": json.dumps(_node(layout), indent=2),
     }
 
@@ -143,6 +147,7 @@ def _node(layout: Layout) -> dict[str, Any]:
         "shielded": list(SHIELDED_SYSCTLS),
         "sysctls": {"net/ipv4/ip_forward": "1"},
         "logs": str(layout.logs),
+        "authority": str(layout.pki / "ca.crt"),
         "programs": _programs(layout),
     }
 
@@ -157,7 +162,8 @@ def _programs(layout: Layout) -> list[dict[str, Any]]:
     config, pki, node = layout.config, layout.pki, layout.link.node_address
     gates = ",".join(f"{gate}={str(on).lower()}" for gate, on in layout.feature_gates.items())
     gate_flags = [f"--feature-gates={gates}"] if gates else []
-    api = f"tcp:{node}:{API_PORT}"
+    # Ready, not merely listening: only then are the roles of the programs below in place.
+    api = f"{layout.server}/readyz"
     return [
         program("etcd", "", "etcd", *_etcd()),
         program("containerd", "", "containerd", f"--config={config}/containerd.toml"),
@@ -171,6 +177,9 @@ def _programs(layout: Layout) -> list[dict[str, Any]]:
             f"--cluster-signing-cert-file={pki}/ca.crt",
             f"--cluster-signing-key-file={pki}/ca.key",
             "--use-service-account-credentials=true",
+            # Its own start is held up by the default of 20 requests a second.
+            "--kube-api-qps=200",
+            "--kube-api-burst=400",
             "--leader-elect=false",
             "--profiling=false",
             *gate_flags,
@@ -192,7 +201,7 @@ def _programs(layout: Layout) -> list[dict[str, Any]]:
             f"--node-ip={node}",
         ),
         built("kube-proxy", api, f"--config={config}/proxy.json"),
-        built("coredns", api, "-conf", f"{config}/Corefile"),
+        built("coredns", f"file:{layout.objects_created}", "-conf", f"{config}/Corefile"),
     ]
 
 
@@ -348,58 +357,44 @@ cluster.local in-addr.arpa ip6.arpa {{
 """
 
 
-def _cluster_objects(layout: Layout) -> dict[str, Any]:
-    """Objects of the cluster itself: the DNS Service, which CoreDNS answers from the node."""
-    metadata = {"name": "kube-dns", "namespace": "kube-system"}
+def objects(layout: Layout) -> list[tuple[str, dict[str, Any]]]:
+    """Return the objects of the cluster itself, each after the collection it belongs in.
+
+    They are the DNS Service, which CoreDNS answers from the node, and CoreDNS's role.
+    """
+    rbac = "rbac.authorization.k8s.io"
+    dns = {"name": "kube-dns", "namespace": "kube-system"}
+    role = {"name": "system:coredns"}
     ports = [
         {"name": "dns", "port": 53, "protocol": "UDP"},
         {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
     ]
-    watch = ["list", "watch"]
-    rbac = "rbac.authorization.k8s.io"
-    return {
-        "apiVersion": "v1",
-        "kind": "List",
-        "items": [
-            {
-                "apiVersion": "v1",
-                "kind": "Service",
-                "metadata": metadata | {"labels": {"k8s-app": "kube-dns"}},
-                "spec": {"clusterIP": DNS_ADDRESS, "ports": ports},
-            },
-            {
-                "apiVersion": "discovery.k8s.io/v1",
-                "kind": "EndpointSlice",
-                "metadata": metadata | {"labels": {"kubernetes.io/service-name": "kube-dns"}},
-                "addressType": "IPv4",
-                "endpoints": [
-                    {"addresses": [layout.link.node_address], "conditions": {"ready": True}}
-                ],
-                "ports": ports,
-            },
-            {
-                "apiVersion": f"{rbac}/v1",
-                "kind": "ClusterRole",
-                "metadata": {"name": "system:coredns"},
-                "rules": [
-                    {
-                        "apiGroups": [""],
-                        "resources": ["services", "pods", "namespaces"],
-                        "verbs": watch,
-                    },
-                    {
-                        "apiGroups": ["discovery.k8s.io"],
-                        "resources": ["endpointslices"],
-                        "verbs": watch,
-                    },
-                ],
-            },
-            {
-                "apiVersion": f"{rbac}/v1",
-                "kind": "ClusterRoleBinding",
-                "metadata": {"name": "system:coredns"},
-                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "system:coredns"},
-                "subjects": [{"apiGroup": rbac, "kind": "User", "name": "system:coredns"}],
-            },
+    watched = {"": ["services", "pods", "namespaces"], "discovery.k8s.io": ["endpointslices"]}
+    service = {
+        "metadata": dns | {"labels": {"k8s-app": "kube-dns"}},
+        "spec": {"clusterIP": DNS_ADDRESS, "ports": ports},
+    }
+    addresses = {
+        "metadata": dns | {"labels": {"kubernetes.io/service-name": "kube-dns"}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [layout.link.node_address], "conditions": {"ready": True}}],
+        "ports": ports,
+    }
+    cluster_role = {
+        "metadata": role,
+        "rules": [
+            {"apiGroups": [group], "resources": resources, "verbs": ["list", "watch"]}
+            for group, resources in watched.items()
         ],
     }
+    binding = {
+        "metadata": role,
+        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", **role},
+        "subjects": [{"apiGroup": rbac, "kind": "User", **role}],
+    }
+    return [
+        (f"/apis/{rbac}/v1/clusterroles", cluster_role),
+        (f"/apis/{rbac}/v1/clusterrolebindings", binding),
+        ("/api/v1/namespaces/kube-system/services", service),
+        ("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", addresses),
+    ]

@@ -6,7 +6,7 @@ Everything here is done once: with a full cache it takes milliseconds.
 import os
 import sys
 
-from devcluster import images, packages, programs
+from devcluster import bases, packages, programs
 from devcluster.commands import DevclusterError
 from devcluster.progress import Steps
 
@@ -37,4 +37,4 @@ def prepare_node(steps: Steps) -> None:
     if not programs.built():
         work["Kubernetes programs"] = lambda: programs.build(steps.say)
     steps.run_all(work)
-    images.pause_archive()
+    bases.pause_archive()

@@ -75,35 +75,48 @@ def build(say: Callable[[str], None] = lambda text: None) -> None:
         _check_space()
         # Installed beside the target and renamed, so that a build cut short leaves no half of it.
         with tempfile.TemporaryDirectory(prefix=target.name, dir=target.parent) as scratch:
-            version = kubernetes_version()
-            variable = "k8s.io/component-base/version.gitVersion"
-            command = [go, "install", "-v", "-trimpath"]
-            command += ["-ldflags", f"-s -w -X {variable}={version}", "tool", "./coredns"]
+            command = [go, "install", "-v", "-trimpath", *_flags(), "tool", "./coredns"]
             _run_counting(command, {"GOBIN": scratch, "CGO_ENABLED": "0", "GOOS": "linux"}, say)
             os.chmod(scratch, 0o755)
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(scratch, target)
 
 
-def install_kind() -> Path:
-    """Return a kind executable, installed into the cache by Go when PATH has none."""
+def kubectl() -> Path:
+    """Return where the kubectl of the cluster's version is, or will be."""
+    return folder() / "kubectl"
+
+
+def install_kubectl() -> None:
+    """Build kubectl alone, for a machine where kind runs the cluster."""
+    with locked(folder()):
+        if not kubectl().exists():
+            environment = {"GOBIN": str(folder()), "CGO_ENABLED": "0"}
+            hint = "install kubectl yourself and put it on PATH"
+            command = [_go(), "install", "-trimpath", *_flags(), "k8s.io/kubernetes/cmd/kubectl"]
+            run(command, cwd=_MODULE, env=environment, hint=hint)
+
+
+def kind() -> Path:
+    """Return where kind is: on PATH, or where `install_kind` puts it."""
     installed = shutil.which("kind")
-    if installed:
-        return Path(installed)
-    target = cache() / "kind" / KIND_VERSION
-    with locked(target):
-        if not (target / "kind").exists():
+    return Path(installed) if installed else cache() / "kind" / KIND_VERSION / "kind"
+
+
+def install_kind() -> None:
+    """Install kind into the cache by Go, unless it is there."""
+    with locked(kind().parent):
+        if not kind().exists():
             run(
                 [_go(), "install", f"sigs.k8s.io/kind@{KIND_VERSION}"],
-                env={"GOBIN": str(target)},
+                env={"GOBIN": str(kind().parent)},
                 hint="install kind yourself and put it on PATH",
             )
-    return target / "kind"
 
 
-def kubectl() -> Path:
-    """Return the kubectl that belongs to the cluster's version (built or not)."""
-    return folder() / "kubectl"
+def _flags() -> list[str]:
+    version = f"-X k8s.io/component-base/version.gitVersion={kubernetes_version()}"
+    return ["-ldflags", f"-s -w {version}"]
 
 
 def _go_mod() -> str:

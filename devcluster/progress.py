@@ -28,17 +28,19 @@ class Steps:
         self._started = clock()
         self._running: dict[str, float] = {}
         self._lock = threading.Lock()
+        #: Whether steps run already: steps of a step leave the regular lines to the first.
+        self._nested = False
 
     def say(self, text: str) -> None:
         """Write one line with the time since the first."""
         elapsed = int(self._clock() - self._started)
         print(f"[{elapsed // 60:3d}:{elapsed % 60:02d}] {text}", file=self._out, flush=True)
 
-    def run(self, name: str, action: Callable[[], None]) -> None:
+    def run(self, name: str, action: Callable[[], object]) -> None:
         """Run one step to its end."""
         self.run_all({name: action})
 
-    def run_all(self, steps: Mapping[str, Callable[[], None]]) -> None:
+    def run_all(self, steps: Mapping[str, Callable[[], object]]) -> None:
         """Run steps side by side and wait for all of them.
 
         Raises:
@@ -46,14 +48,23 @@ class Steps:
         """
         if not steps:
             return
+        with self._lock:
+            outermost, self._nested = not self._nested, True
+        try:
+            self._run_all(steps, tells=outermost)
+        finally:
+            if outermost:
+                self._nested = False
+
+    def _run_all(self, steps: Mapping[str, Callable[[], object]], *, tells: bool) -> None:
         with ThreadPoolExecutor(max_workers=len(steps)) as pool:
             futures = [pool.submit(self._step, name, action) for name, action in steps.items()]
-            while wait(futures, timeout=HEARTBEAT_S).not_done:
+            while wait(futures, timeout=HEARTBEAT_S if tells else None).not_done:
                 self.say(f"still running: {self._describe_running()}")
         for future in futures:
             future.result()
 
-    def _step(self, name: str, action: Callable[[], None]) -> None:
+    def _step(self, name: str, action: Callable[[], object]) -> None:
         begun = self._clock()
         with self._lock:
             self._running[name] = begun
