@@ -63,9 +63,9 @@ class Access:
         """Scheme, host and port, without a slash at the end."""
         return str(self.configuration.host).rstrip("/")
 
-    def headers(self) -> dict[str, str]:
+    async def headers(self) -> dict[str, str]:
         """Return the authorization header, read again when a projected token was renewed."""
-        token = self.configuration.get_api_key_with_prefix("BearerToken")
+        token = await self.configuration.get_api_key_with_prefix("BearerToken")
         return {"Authorization": str(token)} if token else {}
 
 
@@ -147,7 +147,7 @@ class ApiClient:
             ApiError: refused, timed out or unreachable.
         """
         data = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
-        headers = self._access.headers()
+        headers = await self._access.headers()
         if data is not None:
             headers["Content-Type"] = content_type
         try:
@@ -199,7 +199,7 @@ class ApiClient:
         query = {"watch": "1", "timeoutSeconds": str(timeout_seconds), **params}
         try:
             async with self._session.get(
-                self._base + path, params=query, headers=self._access.headers(), timeout=limit
+                self._base + path, params=query, headers=await self._access.headers(), timeout=limit
             ) as response:
                 if response.status >= 400:
                     raise _error(response, await response.read())
