@@ -1,10 +1,11 @@
 """`python -m devcluster`: what the Makefile calls.
 
-    up            make the cluster (or find it), build the images and load them
-    down          delete it, and leave nothing behind
-    images        build the images, and load them when the cluster is up
-    kubectl-path  print the path of the kubectl that fits the cluster
-    info          print what runs clusters here, and what is up
+up            make the cluster (or find it), build the images and load them
+down          delete it, and leave nothing behind
+images        build the images, and load them when the cluster is up
+deploy        up, and RabbitMQ and the operator of this checkout in it
+kubectl-path  print the path of the kubectl that fits the cluster
+info          print what runs clusters here, and what is up
 """
 
 import argparse
@@ -23,6 +24,7 @@ def main() -> int:
         "up": _up,
         "down": _down,
         "images": _images,
+        "deploy": _deploy,
         "kubectl-path": _kubectl_path,
         "info": _info,
     }
@@ -75,6 +77,16 @@ def _images(options: argparse.Namespace) -> None:
         opening.load_images(opening.open_cluster(options.name, steps=steps), steps=steps)
     else:
         steps.say(f"cluster '{options.name}' is not up: nothing to load the images into")
+
+
+def _deploy(options: argparse.Namespace) -> None:
+    from devcluster import opening
+    from devcluster.deploy import deploy
+
+    steps = Steps()
+    opening.prepare(steps)
+    deploy(opening.open_cluster(options.name, steps=steps), steps=steps)
+    print(f"export KUBECONFIG={KUBECONFIG}")
 
 
 def _kubectl_path(options: argparse.Namespace) -> None:

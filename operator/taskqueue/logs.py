@@ -20,7 +20,7 @@ from typing import Any, TextIO
 FIELDS = "fields"
 
 #: Libraries whose routine messages say nothing about tasks.
-_QUIET = {"pika": logging.CRITICAL, "asyncio": logging.WARNING}
+_QUIET = {"pika": logging.CRITICAL, "asyncio": logging.WARNING, "kopf": logging.WARNING}
 
 
 class LogFormat(StrEnum):

@@ -34,6 +34,9 @@ _SLICE_BYTES = 8192
 #: Frames are written at once when this many bytes wait, to keep the broker busy during long turns.
 _JOIN_LIMIT_BYTES = 128 * 1024
 
+#: What an AMQP 0-9-1 broker may begin with: a method frame, or the name of the protocol it wants.
+_FIRST_BYTES = b"\x01A"
+
 
 class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
     """One AMQP connection; `protocol` is what the caller hands to `loop.create_connection`."""
@@ -51,6 +54,7 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
         self._transport: asyncio.Transport | None = None
         self._chunks: list[bytes] = []
         self._chunk_bytes = 0
+        self._heard = False
         self._last_received = loop.time()
         self._silence_timer: asyncio.TimerHandle | None = None
         self.protocol = _StreamProtocol(self)
@@ -82,6 +86,12 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
     def stream_received(self, data: bytes) -> None:
         """Feed what the socket gave to pika."""
         self._last_received = self._loop.time()
+        if not self._heard:
+            self._heard = True
+            if data[0] not in _FIRST_BYTES:
+                # pika would wait for the rest of what it takes for a frame.
+                self.abort(exceptions.IncompatibleProtocolError(f"it said {data[:20]!r}"))
+                return
         for start in range(0, len(data), _SLICE_BYTES):
             if self._transport is None or self._transport.is_closing():
                 return

@@ -71,8 +71,9 @@ async def connect(
             await connection._open(context)
     except TimeoutError:
         raise BrokerUnavailable(
-            f"cannot connect to RabbitMQ at {parameters.address}: no answer within "
-            f"{timeout_seconds:g} s: check the address, network policies and the broker's health"
+            f"cannot connect to RabbitMQ at {parameters.address}: no AMQP answer "
+            f"within {timeout_seconds:g} s: check host and port, network policies and the broker's "
+            "health"
         ) from None
     except (OSError, exceptions.AMQPError) as problem:
         raise BrokerUnavailable(
@@ -241,8 +242,8 @@ def _explain_failure(problem: BaseException) -> str:
             )
         case exceptions.IncompatibleProtocolError():
             return (
-                "what listens there does not speak AMQP 0-9-1: check the port (5672 plain, 5671 "
-                f"TLS) ({_words(problem)})"
+                "what listens there does not speak AMQP 0-9-1, or wants TLS or a client "
+                f"certificate: check port (5672, with TLS 5671) and tls.crt ({_words(problem)})"
             )
         case exceptions.AMQPError():
             return explain_close(problem)
@@ -262,10 +263,9 @@ def _explain_failure(problem: BaseException) -> str:
 
 
 def _words(problem: exceptions.AMQPError) -> str:
-    # pika wraps the representation of the broker's answer.
-    return str(problem.args[0] if problem.args else problem).removeprefix(
-        "ConnectionClosedByBroker: "
-    )
+    # pika wraps the representation of what came first.
+    words = str(problem.args[0] if problem.args else problem)
+    return words.removeprefix("ConnectionClosedByBroker: ").removeprefix("StreamLostError: ")
 
 
 def _tls_context(parameters: BrokerParameters) -> ssl.SSLContext:

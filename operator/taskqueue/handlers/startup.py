@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,8 @@ async def _run_kopf(engine: Engine, stop: asyncio.Event, ready: asyncio.Event) -
     await kopf.operator(
         registry=registry,
         settings=settings,
+        # Found out by itself it would need a user name, which a container need not have.
+        identity=socket.gethostname(),  # type: ignore[arg-type]
         standalone=True,
         clusterwide=True,
         stop_flag=stop,

@@ -277,12 +277,11 @@ class Runtime:
 
     def _due(self, run: Run) -> None:
         """The run has lasted until its next deadline: announce it, or time it out."""
-        lasted = self._loop.time() - run.started_at
-        if lasted < run.attempt.timeout_seconds:
+        if not run.announced and run.attempt.timeout_seconds > STARTED_SECONDS:
             run.announced = True
             run.tell_started()
             self._deadlines.set(run, run.started_at + run.attempt.timeout_seconds)
-            self._rule.runs_long(lasted)
+            self._rule.runs_long(STARTED_SECONDS)
             self._look_at_prefetch()
             return
         self._end(run, timed_out(run.attempt.timeout_seconds))

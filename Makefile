@@ -1,0 +1,72 @@
+# The two commands: `make demo` shows the main job on a real cluster, `make test` passes the tests.
+# Both set up all they need. The rest is for working on the project.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Made anew when what it is made from changes.
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint unit integration e2e bench crds constraints cluster-up cluster-down deploy images clean
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	touch $@
+
+demo: $(READY) ## Make thumbnails of real photographs with a pool that grows from zero
+	$(BIN)/python -m examples.thumbnails.demo
+
+test: lint $(READY) ## Lint, then all tests: unit, integration and end to end on a real cluster
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## Format check, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+unit: $(READY) ## Only the tests that need no cluster
+	$(BIN)/python -m pytest tests/unit
+
+integration: $(READY) ## Tests of single parts against the real API server and RabbitMQ
+	$(BIN)/python -m pytest tests/integration
+
+e2e: $(READY) ## Tests of the whole, with real pods
+	$(BIN)/python -m pytest tests/e2e
+
+bench: $(READY) ## Measure throughput, latency and cold start on the cluster
+	$(BIN)/python -m tests.bench throughput
+	$(BIN)/python -m tests.bench latency
+	$(BIN)/python -m tests.bench coldstart
+
+crds: $(READY) ## Write crds/ and the API reference from the models
+	$(BIN)/python -m taskqueue crds --directory crds --reference docs/reference
+
+constraints: ## Pin the newest versions that pyproject.toml allows
+	rm -rf .venv-constraints
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install --quiet -e '.[dev,demo]'
+	{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --exclude-editable | sort -f; } > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf .venv-constraints
+
+cluster-up: $(READY) ## Bring the development cluster up, images included
+	$(BIN)/python -m devcluster up
+
+cluster-down: $(READY) ## Delete the development cluster and all its traces
+	$(BIN)/python -m devcluster down
+
+deploy: $(READY) ## Cluster up, with RabbitMQ and the operator of this checkout in it
+	$(BIN)/python -m devcluster deploy
+
+images: $(READY) ## Build the images, and load them when the cluster is up
+	$(BIN)/python -m devcluster images
+
+clean: ## Remove what was made in this folder; the cluster and the machine's cache stay
+	rm -rf $(VENV) .demo .pytest-kind .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

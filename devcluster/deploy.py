@@ -1,0 +1,101 @@
+"""The system in a development cluster: RabbitMQ, the CRDs and the operator, from this checkout.
+
+An image keeps its tag when its content changes, so the content is written on the pod template: a
+changed image rolls the pods, an unchanged one is not even loaded again.
+"""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kind import KindCluster
+
+from devcluster import images
+from devcluster.builders import builder
+from devcluster.commands import run
+from devcluster.locations import CHECKOUT
+from devcluster.opening import build_images, load_images
+from devcluster.progress import Steps
+
+#: Annotation of a pod template with the content of its image.
+CONTENT_ANNOTATION = "taskqueue.dev/image-content"
+
+#: Seconds that a part gets to be ready.
+_READY_S = 180
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One thing to apply: its manifests, the workload that must be ready, the image it runs."""
+
+    manifests: Path
+    namespace: str
+    workload: str
+    image: str
+
+
+_PARTS = (
+    _Part(CHECKOUT / "manifests" / "rabbitmq", "rabbitmq", "statefulset/rabbitmq", images.RABBITMQ),
+    _Part(
+        CHECKOUT / "manifests" / "base",
+        "taskqueue-system",
+        "deployment/taskqueue-operator",
+        images.OPERATOR,
+    ),
+)
+
+
+def deploy(cluster: KindCluster, *, steps: Steps | None = None) -> None:
+    """Bring RabbitMQ and the operator of this checkout up in a cluster, and wait until ready.
+
+    Args:
+        cluster: from `devcluster.opening.open_cluster`.
+        steps: where progress is told (default: standard error).
+
+    Raises:
+        DevclusterError: an image cannot be built, or a part does not become ready; the error says
+            what to look at.
+    """
+    told = steps or Steps()
+    build_images(told)
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(_bring_up, cluster, part, told) for part in _PARTS]:
+            done.result()
+
+
+def _bring_up(cluster: KindCluster, part: _Part, steps: Steps) -> None:
+    content = builder().label(part.image)
+    if _running_content(cluster, part) != content:
+        load_images(cluster, [part.image], steps=steps)
+    _kubectl(cluster, ["apply", "--server-side", "--force-conflicts", "-k", str(part.manifests)])
+    note = {"spec": {"template": {"metadata": {"annotations": {CONTENT_ANNOTATION: content}}}}}
+    within = [f"--namespace={part.namespace}"]
+    _kubectl(cluster, [*within, "patch", part.workload, "--patch", json.dumps(note)])
+    _kubectl(
+        cluster,
+        [*within, "rollout", "status", part.workload, f"--timeout={_READY_S}s"],
+        hint=f"look at: kubectl --kubeconfig {cluster.kubeconfig_path} -n {part.namespace} "
+        f"describe pods; kubectl ... logs {part.workload}",
+    )
+    steps.say(f"{part.workload} is ready")
+
+
+def _running_content(cluster: KindCluster, part: _Part) -> str:
+    path = "{.spec.template.metadata.annotations." + CONTENT_ANNOTATION.replace(".", r"\.") + "}"
+    return _kubectl(
+        cluster,
+        [
+            f"--namespace={part.namespace}",
+            "get",
+            part.workload,
+            "--ignore-not-found",
+            f"--output=jsonpath={path}",
+        ],
+    )
+
+
+def _kubectl(cluster: KindCluster, arguments: Sequence[str], *, hint: str = "") -> str:
+    command = [cluster.kubectl_path, f"--kubeconfig={cluster.kubeconfig_path}", *arguments]
+    return run(command, hint=hint)

@@ -1,0 +1,165 @@
+"""The cluster that integration and end-to-end tests run on, and what they need of it.
+
+One cluster a session, opened through pytest-kind: found when it is up, made when it is not. It
+stays up after the tests (``make cluster-down`` removes it). ``--cluster=current`` uses the cluster
+of the present kubeconfig instead, and deploys nothing there.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pytest_kind import KindCluster
+
+from devcluster.deploy import deploy
+from devcluster.locations import DEFAULT_NAME, KUBECONFIG
+from devcluster.opening import open_cluster
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a cluster is, and which kubectl speaks to it."""
+
+    kubeconfig: Path
+    kubectl: Path
+
+
+@dataclass(frozen=True)
+class RabbitMQ:
+    """The broker of the cluster, as a process on this machine reaches it."""
+
+    host: str
+    port: int
+    management_port: int
+    username: str
+    password: str
+
+
+class Kubectl:
+    """Runs kubectl; a failure is returned, not raised, unless ``ok`` is used."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def __call__(
+        self, *arguments: str, input: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self._cluster.kubectl), f"--kubeconfig={self._cluster.kubeconfig}", *arguments],
+            input=input,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def ok(self, *arguments: str, input: str | None = None) -> str:
+        """Run and return the output; the test fails with kubectl's words when it fails."""
+        done = self(*arguments, input=input)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("kind").addoption(
+        "--cluster",
+        choices=["own", "current"],
+        default="own",
+        help="own: the development cluster (default); current: the cluster of KUBECONFIG",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs less runs first."""
+    order = ["unit", "integration", "e2e", "chaos"]
+    here = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        part = item.path.relative_to(here).parts[0]
+        return order.index(part) if part in order else len(order)
+
+    items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def kind_cluster(request: pytest.FixtureRequest) -> KindCluster:
+    """pytest-kind's fixture, with kind-config.yaml and the kind that fits this machine."""
+    name = request.config.getoption("cluster_name")
+    kubeconfig = request.config.getoption("kubeconfig")
+    return open_cluster(
+        DEFAULT_NAME if name == "pytest-kind" else name,
+        Path(kubeconfig) if kubeconfig else KUBECONFIG,
+    )
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    """The cluster, with RabbitMQ and the operator of this checkout running in it."""
+    if request.config.getoption("cluster") == "current":
+        kubectl = shutil.which("kubectl")
+        assert kubectl, "--cluster=current needs kubectl on PATH"
+        default = Path.home() / ".kube" / "config"
+        return Cluster(Path(os.environ.get("KUBECONFIG", default)), Path(kubectl))
+    kind: KindCluster = request.getfixturevalue("kind_cluster")
+    deploy(kind)
+    return Cluster(Path(kind.kubeconfig_path), Path(kind.kubectl_path))
+
+
+@pytest.fixture(scope="session")
+def kubectl(cluster: Cluster) -> Kubectl:
+    """Runs kubectl against the cluster."""
+    return Kubectl(cluster)
+
+
+@pytest.fixture(scope="session")
+def node_address(kubectl: Kubectl) -> str:
+    """The address at which NodePorts answer."""
+    path = '{.items[0].status.addresses[?(@.type=="InternalIP")].address}'
+    return kubectl.ok("get", "nodes", "-o", f"jsonpath={path}")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(kubectl: Kubectl, node_address: str) -> RabbitMQ:
+    """The broker of manifests/rabbitmq, through its NodePorts."""
+    secret = json.loads(kubectl.ok("get", "secret", "rabbitmq", "-n", "rabbitmq", "-o", "json"))
+    data = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+    return RabbitMQ(
+        host=node_address,
+        port=30672,
+        management_port=31672,
+        username=data["username"],
+        password=data["password"],
+    )
+
+
+@pytest.fixture
+def namespace(kubectl: Kubectl) -> Iterator[str]:
+    """A namespace of the test's own; it is gone, or going, afterwards."""
+    name = f"test-{uuid.uuid4().hex[:10]}"
+    kubectl.ok("create", "namespace", name)
+    yield name
+    kubectl.ok("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def make_namespace(kubectl: Kubectl) -> Iterator[Callable[[], str]]:
+    """Makes namespaces, for tests that need several."""
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(f"test-{uuid.uuid4().hex[:10]}")
+        kubectl.ok("create", "namespace", made[-1])
+        return made[-1]
+
+    yield make
+    for name in made:
+        kubectl.ok("delete", "namespace", name, "--wait=false")
