@@ -41,13 +41,13 @@ class HealthServer:
         self._checks = {"/healthz": healthy, "/readyz": ready}
         self._server: asyncio.Server | None = None
 
-    async def start(self, port: int) -> int:
-        """Listen, on any free port for 0, and return the port.
+    async def start(self, port: int, *, host: str | None = None) -> int:
+        """Listen on all addresses, or one; on any free port for 0. Return the port.
 
         Raises:
             OSError: the port is taken.
         """
-        self._server = await asyncio.start_server(self._answer, None, port)
+        self._server = await asyncio.start_server(self._answer, host, port)
         return int(self._server.sockets[0].getsockname()[1])
 
     def close(self) -> None:

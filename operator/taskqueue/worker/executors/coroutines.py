@@ -36,7 +36,7 @@ class CoroutineExecution:
         done: Callable[[AttemptResult], None],
     ) -> None:
         self._coroutines = coroutines
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[AttemptResult] | None = None
         self.handler = handler
         self.payload = payload
         self.context = context
@@ -56,19 +56,23 @@ class CoroutineExecution:
     def begin(self) -> None:
         """Make the task; runs on the handlers' loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task.add_done_callback(self._ended)
 
     def _cancel_task(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
-    async def _run(self) -> None:
+    async def _run(self) -> AttemptResult:
         begun = time.perf_counter()
         try:
             value = await self.handler(self.payload, self.context)
         except BaseException as problem:
-            result = raised(problem, time.perf_counter() - begun)
-        else:
-            result = succeeded(value, time.perf_counter() - begun)
+            return raised(problem, time.perf_counter() - begun)
+        return succeeded(value, time.perf_counter() - begun)
+
+    def _ended(self, task: asyncio.Task[AttemptResult]) -> None:
+        # A task cancelled before its first step never entered `_run`.
+        result = raised(asyncio.CancelledError(), 0.0) if task.cancelled() else task.result()
         self._coroutines.outbound.post(self.done, result)
 
 

@@ -1,0 +1,58 @@
+"""What keeps a worker from starting, and what is said about it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from taskqueue.worker import command
+from taskqueue.worker.command import StartError, load
+from taskqueue.worker.sdk import Registry
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(command, "registry", Registry())
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    return tmp_path
+
+
+def test_a_missing_module(folder: Path) -> None:
+    with pytest.raises(StartError, match=r"no module 'nowhere\.at_all'.*PYTHONPATH"):
+        load(["nowhere.at_all"])
+
+
+def test_a_module_that_misses_another_is_not_called_missing_itself(folder: Path) -> None:
+    (folder / "broken.py").write_text("import nowhere\n")
+    with pytest.raises(StartError, match=r"'broken' fails when it is imported.*nowhere") as told:
+        load(["broken"])
+    assert "line 1" in str(told.value)
+
+
+def test_a_module_that_raises(folder: Path) -> None:
+    (folder / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(StartError, match="ZeroDivisionError"):
+        load(["broken"])
+
+
+def test_a_module_without_handlers(folder: Path) -> None:
+    (folder / "empty.py").write_text("")
+    with pytest.raises(StartError, match="no handler is registered by empty: mark functions"):
+        load(["empty"])
+
+
+def test_no_module_at_all() -> None:
+    with pytest.raises(StartError, match="no module given"):
+        load([])
+
+
+def test_settings_that_are_missing_end_it_with_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command.main(["anything"], {}) == 1
+    assert capsys.readouterr().err == (
+        "taskqueue worker: TASKQUEUE_NAMESPACE is not set: give the namespace of the TaskQueue\n"
+    )

@@ -1,0 +1,118 @@
+"""What a handler returns or raises, and what the Task is told."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+
+from taskqueue import Fail, Retry
+from taskqueue.broker.events import EventError
+from taskqueue.worker.outcome import (
+    MAX_MESSAGE_LENGTH,
+    MAX_RESULT_BYTES,
+    raised,
+    succeeded,
+    unknown_handler,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "result"),
+    [
+        (None, None),
+        ({}, {}),
+        ({"pages": 3}, {"pages": 3}),
+        (7, {"value": 7}),
+        ("text", {"value": "text"}),
+        (False, {"value": False}),
+        ([1, 2], {"value": [1, 2]}),
+        ((1, 2), {"value": [1, 2]}),
+        ({"at": datetime.date(2026, 1, 2)}, {"at": "2026-01-02"}),
+    ],
+)
+def test_json_values_become_the_result(value: Any, result: Any) -> None:
+    outcome = succeeded(value, 0.5)
+    assert outcome.error is None
+    assert (outcome.result, outcome.seconds) == (result, 0.5)
+
+
+def test_the_result_is_a_copy() -> None:
+    value = {"pages": [1]}
+    outcome = succeeded(value, 0)
+    value["pages"].append(2)
+    assert outcome.result == {"pages": [1]}
+
+
+@pytest.mark.parametrize("value", [object(), {1: 2}, {"raw": b"\x00"}, 1j, {"a": 2**70}])
+def test_what_json_cannot_say_fails_for_good(value: Any) -> None:
+    error = succeeded(value, 0).error
+    assert error is not None
+    assert (error.type, error.retryable) == ("InvalidResult", False)
+
+
+def test_a_result_at_the_limit_passes_and_one_byte_more_fails_naming_it() -> None:
+    room = MAX_RESULT_BYTES - len('{"value":""}')
+    assert succeeded("x" * room, 0).error is None
+    error = succeeded("x" * (room + 1), 0).error
+    assert error is not None
+    assert (error.type, error.retryable) == ("ResultTooLarge", False)
+    assert "16385" in error.message
+    assert "16384" in error.message
+
+
+def test_an_exception_is_a_failure_that_is_tried_again() -> None:
+    problem = KeyError("size")
+    outcome = raised(problem, 1.5)
+    assert outcome.error == EventError(type="KeyError", message="'size'", retryable=True)
+    assert (outcome.seconds, outcome.exception) == (1.5, problem)
+
+
+def test_fail_is_final_and_has_a_type_of_its_own() -> None:
+    assert raised(Fail("no such customer", type="NotFound"), 0).error == EventError(
+        type="NotFound", message="no such customer", retryable=False
+    )
+
+
+def test_retry_carries_its_wish() -> None:
+    outcome = raised(Retry("rate limited", after=2.5), 0)
+    assert outcome.error == EventError(type="Retry", message="rate limited", retryable=True)
+    assert outcome.retry_after_seconds == 2.5
+
+
+def test_even_the_end_of_the_interpreter_is_a_failed_attempt() -> None:
+    assert raised(SystemExit(3), 0).error == EventError(type="SystemExit", message="3")
+
+
+def test_a_long_message_is_cut() -> None:
+    error = raised(ValueError("x" * 5000), 0).error
+    assert error is not None
+    assert len(error.message) == MAX_MESSAGE_LENGTH
+
+
+def test_an_exception_that_cannot_be_put_in_words() -> None:
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    error = raised(Broken(), 0).error
+    assert error is not None
+    assert error.type == "Broken"
+    assert "RuntimeError" in error.message
+
+
+def test_a_lone_surrogate_in_a_message_does_not_stop_the_event() -> None:
+    error = raised(ValueError("bad \ud800 name"), 0).error
+    assert error is not None
+    error.message.encode()
+
+
+@pytest.mark.parametrize("name", ["resize", None, ""])
+def test_an_unknown_handler_is_retried_elsewhere_and_names_the_known_ones(
+    name: str | None,
+) -> None:
+    error = unknown_handler(name, ["b", "a"]).error
+    assert error is not None
+    assert (error.type, error.retryable) == ("UnknownHandler", True)
+    assert error.message.endswith("registered: a, b")
