@@ -16,6 +16,9 @@ from taskqueue.domain.task import Backoff, Policy
 QUEUE_LABEL = f"{GROUP}/queue"
 
 
+QUEUES_PATH = f"/apis/{GROUP}/{VERSION}/taskqueues"
+
+
 def queue_path(key: QueueKey) -> str:
     """Return the path of a TaskQueue object."""
     return f"/apis/{GROUP}/{VERSION}/namespaces/{key[0]}/taskqueues/{key[1]}"

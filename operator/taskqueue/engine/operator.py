@@ -20,7 +20,7 @@ from taskqueue.cluster import deployments
 from taskqueue.cluster.client import Access, ApiClient, ApiError
 from taskqueue.cluster.deployments import PoolState
 from taskqueue.cluster.feed import Feed, Key, identity
-from taskqueue.cluster.queue_objects import read_queue
+from taskqueue.cluster.queue_objects import QUEUES_PATH, read_queue
 from taskqueue.cluster.status_writer import CONCURRENCY, StatusWriter
 from taskqueue.cluster.task_objects import TASKS_PATH, UNFINISHED, read_task, task_path
 from taskqueue.domain.queue import QueueKey
@@ -42,6 +42,7 @@ PAYLOAD_LIMIT_BYTES = 200 * 1024
 _DRAIN_SECONDS = 5.0
 #: Objects read at once to find out why they left the feed.
 _READS_AT_ONCE = 8
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 
 
 class Engine:
@@ -102,6 +103,8 @@ class Engine:
         """Serve until cancelled, then write what is still to be written."""
         writer = asyncio.create_task(self._writer.run(), name="status writer")
         try:
+            # Before the first Task: none must be called Blocked because its queue comes later.
+            await self._take_queues()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._feed.run(), name="feed of Tasks")
                 group.create_task(self._pools.run(), name="feed of Deployments")
@@ -164,6 +167,22 @@ class Engine:
         controller.pool.observed(self._pool_states.get(controller.config.key))
         await controller.run()
 
+    async def _take_queues(self) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                found = await self._client.get(QUEUES_PATH)
+                break
+            except ApiError as problem:
+                log.warning("queue.list_failed", problem=str(problem))
+                await asyncio.sleep(problem.retry_after or pause)
+                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+        for raw in found["items"]:
+            try:
+                self.put_queue(raw)
+            except ValidationError as problem:
+                log.error("queue.unreadable", queue=raw["metadata"]["name"], problem=str(problem))
+
     # Tasks.
 
     def upserted(self, raw: dict[str, Any]) -> None:
@@ -174,7 +193,7 @@ class Engine:
             return  # our own write of its status, come back
         try:
             task = read_task(raw)
-        except ValidationError as problem:
+        except (ValueError, KeyError, TypeError) as problem:  # one bad object stops no other
             (namespace, name), _ = identity(raw)
             log.error(
                 "task.unreadable", namespace=namespace, task=name, uid=uid, problem=str(problem)
