@@ -13,6 +13,9 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+#: The same for all, so that the same content is the same image.
+_CREATED = "1970-01-01T00:00:00Z"
+
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -38,7 +41,9 @@ def write_image(target: Path, name: str, layer: Path, config: Mapping[str, objec
             "os": "linux",
             "config": dict(config),
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]},
-            "history": [{"created_by": "devcluster"}],
+            # Without a time here, buildah's layer cache never recognizes what is built on it.
+            "created": _CREATED,
+            "history": [{"created": _CREATED, "created_by": "devcluster"}],
         }
     ).encode()
     config_file = f"{hashlib.sha256(description).hexdigest()}.json"

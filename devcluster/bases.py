@@ -16,6 +16,9 @@ from devcluster.node_settings import PAUSE_IMAGE
 #: The Debian release of the base images: Python 3.13, RabbitMQ 4.0.
 _SUITE = "trixie"
 
+#: Raised when the archives are written differently.
+_FORMAT = "2"
+
 #: What no program reads in a container.
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 
@@ -31,7 +34,7 @@ class Base:
     @property
     def key(self) -> str:
         """A hash of what it is made of."""
-        return digest([_SUITE, *self.packages, *_LEFT_OUT, archive.architecture()])
+        return digest([_FORMAT, _SUITE, *self.packages, *_LEFT_OUT, archive.architecture()])
 
     @property
     def tag(self) -> str:

@@ -8,10 +8,11 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from devcluster import bases
+from devcluster import bases, layouts
 from devcluster.commands import CommandError, DevclusterError, run, succeeds
+from devcluster.layouts import LayoutImage
 from devcluster.locations import cache, locked
 
 #: The label that holds the hash of an image's inputs.
@@ -21,7 +22,6 @@ CONTENT_LABEL = "taskqueue.devcluster.content"
 class Builder(Protocol):
     """What building images takes."""
 
-    #: The tag of `bases.Base` here.
     def base(self, base: bases.Base) -> str:
         """Return the name of a base image, having made it available."""
 
@@ -32,7 +32,12 @@ class Builder(Protocol):
         """Return the image's content label; empty when it has none or is not there."""
 
     def build(
-        self, tag: str, containerfile: Path, context: Path, build_args: Mapping[str, str], label: str
+        self,
+        tag: str,
+        containerfile: Path,
+        context: Path,
+        build_args: Mapping[str, str],
+        label: str,
     ) -> None:
         """Build an image."""
 
@@ -70,10 +75,16 @@ class Docker:
 
     def label(self, image: str) -> str:
         """Return the image's content label."""
-        return self._inspect(image, f'{{{{index .Config.Labels "{CONTENT_LABEL}"}}}}')
+        label = self._inspect(image, f'{{{{index .Config.Labels "{CONTENT_LABEL}"}}}}')
+        return "" if label == "<no value>" else label
 
     def build(
-        self, tag: str, containerfile: Path, context: Path, build_args: Mapping[str, str], label: str
+        self,
+        tag: str,
+        containerfile: Path,
+        context: Path,
+        build_args: Mapping[str, str],
+        label: str,
     ) -> None:
         """Build an image by BuildKit or the classic builder."""
         run(
@@ -118,45 +129,53 @@ class Buildah:
         return labels.get(CONTENT_LABEL, "")
 
     def build(
-        self, tag: str, containerfile: Path, context: Path, build_args: Mapping[str, str], label: str
+        self,
+        tag: str,
+        containerfile: Path,
+        context: Path,
+        build_args: Mapping[str, str],
+        label: str,
     ) -> None:
         """Build an image; only chroot is taken for isolation, no namespaces of its own."""
         self._run(
             *("build-using-dockerfile", "--quiet", "--isolation=chroot", "--layers"),
-            *("--pull-never", "--format=docker", f"--tag={canonical(tag)}"),
+            *("--pull-never", "--format=oci", f"--tag={canonical(tag)}"),
             *(f"--build-arg={name}={value}" for name, value in build_args.items()),
             *(f"--label={CONTENT_LABEL}={label}", f"--file={containerfile}", str(context)),
         )
 
-    def archive(self, tag: str) -> Path:
-        """Return an archive of the image, written once for each of its builds.
+    def export(self, tag: str) -> LayoutImage:
+        """Return the image as part of an OCI layout in the cache, brought up to date.
 
         Raises:
             DevclusterError: there is no such image.
         """
-        image_id = self.identity(canonical(tag))
+        name = canonical(tag)
+        image_id = self.identity(name)
         if not image_id:
             raise DevclusterError(
                 f"There is no image '{tag}' in devcluster's store.\n"
                 "What to do: `make images`, or `devcluster.build_image(...)` for one of your own."
             )
-        name = canonical(tag).replace("/", "_").replace(":", "_")
-        target = cache() / "images" / f"{name}-{image_id[:16]}.tar"
-        with locked(cache() / "images" / name):
-            if not target.exists():
-                for old in target.parent.glob(f"{name}-*.tar"):
-                    old.unlink()
-                scratch = target.with_suffix(".part")
-                scratch.unlink(missing_ok=True)
-                self._run("push", "--quiet", image_id, f"docker-archive:{scratch}:{canonical(tag)}")
-                scratch.replace(target)
-        return target
+        layout = cache() / "images"
+        with locked(layout):
+            exported = layouts.find(layout, name)
+            if exported and image_id in exported.parts[0]:
+                return exported
+            self._run("push", "--quiet", image_id, f"oci:{layout}:{name}")
+            layouts.prune(layout)
+            exported = layouts.find(layout, name)
+        if exported is None:
+            raise DevclusterError(f"buildah exported '{tag}', but {layout} does not have it.")
+        return exported
 
-    def _inspect(self, image: str) -> dict[str, object] | dict[str, dict[str, dict[str, object]]]:
+    def _inspect(self, image: str) -> dict[str, Any]:
         try:
-            return json.loads(self._run("inspect", "--type=image", image))  # type: ignore[no-any-return]
+            shown = self._run("inspect", "--type=image", canonical(image))
         except CommandError:
             return {}
+        description: dict[str, Any] = json.loads(shown)
+        return description
 
     def _run(self, *arguments: str | Path) -> str:
         return run([*self._buildah, *arguments])

@@ -6,7 +6,7 @@ common name and their groups as organizations. Keys are P-256, which takes milli
 They live ten years; a cluster lives hours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +39,9 @@ def issue(folder: Path, identities: Sequence[Identity]) -> None:
     folder.chmod(0o700)
     _key(folder / "ca.key")
     _key(folder / "service-accounts.key")
-    run(
-        ["openssl", "req", "-x509", "-new", "-sha256", "-days", _DAYS, "-key", folder / "ca.key"]
-        + ["-out", folder / "ca.crt", "-subj", "/CN=devcluster-ca", "-config", "/dev/stdin"],
+    _openssl(
+        ["req", "-x509", "-new", "-sha256", "-subj", "/CN=devcluster-ca", "-days", _DAYS],
+        {"-key": folder / "ca.key", "-out": folder / "ca.crt", "-config": "/dev/stdin"},
         stdin=_section(
             "basicConstraints=critical,CA:TRUE",
             "keyUsage=critical,keyCertSign,cRLSign,digitalSignature",
@@ -57,9 +57,9 @@ def _sign(folder: Path, identity: Identity) -> None:
     key, request = folder / f"{identity.file}.key", folder / f"{identity.file}.csr"
     _key(key)
     subject = f"/O={identity.group}" if identity.group else ""
-    run(
-        ["openssl", "req", "-new", "-key", key, "-out", request]
-        + ["-subj", f"{subject}/CN={identity.user}", "-config", "/dev/stdin"],
+    _openssl(
+        ["req", "-new", "-subj", f"{subject}/CN={identity.user}"],
+        {"-key": key, "-out": request, "-config": "/dev/stdin"},
         stdin=_section(request=True),
     )
     lines = [
@@ -72,18 +72,30 @@ def _sign(folder: Path, identity: Identity) -> None:
     if identity.addresses:
         names = [f"{'IP' if _is_ip(a) else 'DNS'}:{a}" for a in identity.addresses]
         lines.append(f"subjectAltName={','.join(names)}")
-    run(
-        ["openssl", "x509", "-req", "-sha256", "-days", _DAYS, "-in", request]
-        + ["-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-CAcreateserial"]
-        + ["-out", folder / f"{identity.file}.crt", "-extensions", "made", "-extfile", "/dev/stdin"],
+    _openssl(
+        ["x509", "-req", "-sha256", "-days", _DAYS, "-extensions", "made", "-CAcreateserial"],
+        {
+            "-in": request,
+            "-out": folder / f"{identity.file}.crt",
+            "-CA": folder / "ca.crt",
+            "-CAkey": folder / "ca.key",
+            "-extfile": "/dev/stdin",
+        },
         stdin=_section(*lines),
     )
     request.unlink()
 
 
 def _key(path: Path) -> None:
-    run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", path])
+    _openssl(["ecparam", "-name", "prime256v1", "-genkey", "-noout"], {"-out": path})
     path.chmod(0o600)
+
+
+def _openssl(
+    command: Sequence[str], files: Mapping[str, str | Path], stdin: str | None = None
+) -> None:
+    pairs = [str(word) for pair in files.items() for word in pair]
+    run(["openssl", *command, *pairs], stdin=stdin)
 
 
 def _is_ip(address: str) -> bool:

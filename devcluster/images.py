@@ -23,6 +23,9 @@ OPERATOR = "taskqueue-operator:dev"
 #: The broker for trying out.
 RABBITMQ = "taskqueue-rabbitmq:dev"
 
+#: Raised when images are built differently from the same inputs.
+_RECIPE = "2"
+
 
 def build_image(
     tag: str,
@@ -48,7 +51,7 @@ def build_image(
     """
     arguments = dict(build_args or {})
     tool = builder()
-    with locked(cache() / "images" / f"build-{tag.replace('/', '_')}"):
+    with locked(cache() / "contexts" / tag.replace("/", "_")):
         content = _content(tool, containerfile, context, arguments)
         if tool.label(tag) == content:
             return False
@@ -89,7 +92,7 @@ def _content(
     text = containerfile.read_text()
     arguments = [f"{name}={value}" for name, value in sorted(build_args.items())]
     below = [tool.identity(name) for name in parents(text, build_args)]
-    return digest([text, tree_digest(context), *arguments, *below])
+    return digest([_RECIPE, text, tree_digest(context), *arguments, *below])
 
 
 def parents(containerfile: str, build_args: Mapping[str, str]) -> list[str]:

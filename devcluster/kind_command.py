@@ -10,7 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from devcluster import bases, kind_config, kubeconfig, node, preparation, programs
+from devcluster import (
+    bases,
+    kind_config,
+    kubeconfig,
+    node,
+    node_images,
+    preparation,
+    programs,
+    records,
+)
 from devcluster.builders import Buildah
 from devcluster.commands import DevclusterError
 from devcluster.kind_config import KindConfig
@@ -105,7 +114,7 @@ def _version(options: argparse.Namespace) -> None:
 
 
 def _get_clusters(options: argparse.Namespace) -> None:
-    names = node.names()
+    names = records.names()
     if names:
         print("\n".join(names))
     else:
@@ -130,7 +139,7 @@ def _create_cluster(options: argparse.Namespace) -> None:
             config = kind_config.parse(options.config.read_text())
         except OSError as error:
             raise DevclusterError(f"{options.config} cannot be read: {error.strerror}.") from error
-    name = node.check_name(options.name or config.name or DEFAULT_CLUSTER)
+    name = records.check_name(options.name or config.name or DEFAULT_CLUSTER)
     steps = Steps()
     if options.image:
         steps.say(f"--image {options.image}: a native node has none, it is not used")
@@ -162,4 +171,4 @@ def _delete_cluster(options: argparse.Namespace) -> None:
 def _load_image(options: argparse.Namespace) -> None:
     name = options.name or DEFAULT_CLUSTER
     for image in options.images:
-        node.load_image(name, Buildah().archive(image))
+        node_images.load(name, Buildah().export(image))

@@ -37,7 +37,9 @@ def parse(text: str) -> KindConfig:
     """
     document = _Reader(text).read()
     if document.get("kind") != "Cluster" or document.get("apiVersion") != _API_VERSION:
-        raise DevclusterError(f"kind config: expected `kind: Cluster`, `apiVersion: {_API_VERSION}`.")
+        raise DevclusterError(
+            f"kind config: expected `kind: Cluster`, `apiVersion: {_API_VERSION}`."
+        )
     for key in sorted(document.keys() - _KNOWN):
         raise DevclusterError(
             f"kind config: the field `{key}` is not supported by devcluster's native node.\n"

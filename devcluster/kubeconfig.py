@@ -122,7 +122,9 @@ def to_yaml(value: Any, indent: int = 0) -> str:
     pad = "  " * indent
     if isinstance(value, dict) and value:
         return "".join(
-            f"{pad}{key}:{_inline(item)}" if _is_flat(item) else f"{pad}{key}:\n{to_yaml(item, indent + 1)}"
+            f"{pad}{key}:{_inline(item)}"
+            if _is_flat(item)
+            else f"{pad}{key}:\n{to_yaml(item, indent + 1)}"
             for key, item in value.items()
         )
     if isinstance(value, list) and value:

@@ -1,6 +1,6 @@
 """Where devcluster keeps things: three places, and nothing anywhere else.
 
-- the *cache* (``$XDG_CACHE_HOME/taskqueue-devcluster``): programs, base images, wheels, built images.
+- the *cache* (``$XDG_CACHE_HOME/taskqueue-devcluster``): programs, base images, wheels, images.
   Every entry is named after what it was made from, so it never goes stale, is shared by all
   checkouts of one user and can be deleted at any time.
 - the *state* (``/var/lib/taskqueue-devcluster``): one folder for each cluster of this machine. It

@@ -17,7 +17,7 @@ from pytest_kind import KindCluster
 from devcluster import bases, images, packages, preparation, programs, wheels
 from devcluster.builders import docker_answers
 from devcluster.commands import run, succeeds
-from devcluster.locations import DEFAULT_NAME, KIND_CONFIG, KUBECONFIG
+from devcluster.locations import DEFAULT_NAME, KIND_CONFIG, KUBECONFIG, cache, locked
 from devcluster.progress import Steps
 
 #: Seconds that the API server of a cluster found running gets to answer.
@@ -66,13 +66,17 @@ def prepare(steps: Steps, *, with_images: bool = True) -> None:
         if not programs.built():
             work["Kubernetes programs"] = lambda: programs.build(steps.say)
         if packages.missing() or with_images:
-            work["Debian packages" + (", images" if with_images else "")] = lambda: (
-                packages.install(),
-                build_images(steps) if with_images else None,
-            )
+            name = "Debian packages, images" if with_images else "Debian packages"
+            work[name] = lambda: _packages_and_images(steps, with_images)
     steps.run_all(work)
     if not docker_answers():
         bases.pause_archive()
+
+
+def _packages_and_images(steps: Steps, with_images: bool) -> None:
+    packages.install()
+    if with_images:
+        build_images(steps)
 
 
 def build_images(steps: Steps) -> None:
@@ -110,12 +114,14 @@ def open_cluster(
     told.say(f"cluster '{name}': {chosen.description}")
     prepare(told, with_images=False)
     kubeconfig.parent.mkdir(parents=True, exist_ok=True)
-    if name in run([chosen.kind, "get", "clusters"]).splitlines():
-        _revive(chosen, name, kubeconfig, told)
-    cluster = KindCluster(
-        name, kubeconfig, kind_path=chosen.kind, kubectl_path=chosen.kubectl.resolve()
-    )
-    cluster.create(config_file=KIND_CONFIG)
+    # Two that open the same cluster: the second finds what the first has made.
+    with locked(cache() / "opening" / name):
+        if name in run([chosen.kind, "get", "clusters"]).splitlines():
+            _revive(chosen, name, kubeconfig, told)
+        cluster = KindCluster(
+            name, kubeconfig, kind_path=chosen.kind, kubectl_path=chosen.kubectl.resolve()
+        )
+        cluster.create(config_file=KIND_CONFIG)
     told.say(f"cluster '{name}' is up; kubeconfig: {kubeconfig}")
     return cluster
 

@@ -73,13 +73,13 @@ def build(say: Callable[[str], None] = lambda text: None) -> None:
             return
         go = _go()
         _check_space()
-        # Installed beside the target and renamed, so that a build cut short leaves no half of it.
+        # Installed beside the target and moved, so that a build cut short leaves no half program.
         with tempfile.TemporaryDirectory(prefix=target.name, dir=target.parent) as scratch:
             command = [go, "install", "-v", "-trimpath", *_flags(), "tool", "./coredns"]
             _run_counting(command, {"GOBIN": scratch, "CGO_ENABLED": "0", "GOOS": "linux"}, say)
-            os.chmod(scratch, 0o755)
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(scratch, target)
+            target.mkdir(exist_ok=True)
+            for name in PROGRAMS:
+                Path(scratch, name).replace(target / name)
 
 
 def kubectl() -> Path:

@@ -34,7 +34,9 @@ class Steps:
     def say(self, text: str) -> None:
         """Write one line with the time since the first."""
         elapsed = int(self._clock() - self._started)
-        print(f"[{elapsed // 60:3d}:{elapsed % 60:02d}] {text}", file=self._out, flush=True)
+        # One write a line: several threads tell.
+        self._out.write(f"[{elapsed // 60:3d}:{elapsed % 60:02d}] {text}\n")
+        self._out.flush()
 
     def run(self, name: str, action: Callable[[], object]) -> None:
         """Run one step to its end."""

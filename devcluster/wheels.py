@@ -58,11 +58,11 @@ def download(requirements: Sequence[str]) -> Path:
 
 def _download(requirements: Sequence[str], target: Path) -> None:
     platforms = [f"--platform=manylinux_{glibc}_{_machine()}" for glibc in _GLIBC]
+    platforms += [f"--platform=manylinux2014_{_machine()}", f"--python-version={PYTHON_VERSION}"]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
+    wanted = ["--only-binary=:all:", f"--constraint={CONSTRAINTS}", f"--dest={target}"]
     run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
-        + ["--only-binary=:all:", f"--python-version={PYTHON_VERSION}", *platforms]
-        + [f"--platform=manylinux2014_{_machine()}", f"--constraint={CONSTRAINTS}"]
-        + [f"--dest={target}", *requirements],
+        [*pip, *wanted, *platforms, *requirements],
         hint="check that pip reaches its package index from this machine",
     )
 
