@@ -217,6 +217,8 @@ class ConsumeLine:
         if registered != self.registered:
             self.registered = registered
             self.changed_at = asyncio.get_running_loop().time()
+            if registered:
+                log.debug("consumer.registered", queue=self._queue, prefetch=self.prefetch)
             if registered and self._unannounced:
                 self._unannounced, self._told = False, ""
                 log.info("consumer.ready", queue=self._queue, prefetch=self.prefetch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
 from taskqueue.broker.connection import Delivery
 from taskqueue.broker.contract import WorkMessage
@@ -122,7 +123,7 @@ class Run(ABC):
         self._leases.clear()
 
     @property
-    def fields(self) -> dict[str, object]:
+    def fields(self) -> dict[str, Any]:
         """What log lines about it say."""
         namespace, _, name = self.attempt.task.partition("/")
         return {

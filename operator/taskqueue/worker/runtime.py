@@ -40,6 +40,9 @@ log = EventLog("taskqueue.worker")
 #: An attempt that runs this long is announced with task.started, in seconds.
 STARTED_SECONDS = 0.5
 
+#: A cancelled attempt that has not ended after this long is called stuck, in seconds.
+STUCK_SECONDS = 1.0
+
 #: Errors that say all there is in their message: no traceback in the log.
 _PLAIN_ERRORS = frozenset({"Retry", "Fail", "Timeout", "UnknownHandler", "WorkerLost"})
 
@@ -276,18 +279,25 @@ class Runtime:
         self._note_idle()
 
     def _due(self, run: Run) -> None:
-        """The run has lasted until its next deadline: announce it, or time it out."""
-        if not run.announced and run.attempt.timeout_seconds > STARTED_SECONDS:
+        """The run has lasted until its next deadline: announce it, time it out, or tell of it."""
+        if run.settled:
+            log.warning(
+                "task.stuck",
+                reason="it timed out and does not return: its slot stays taken until it does",
+                **run.fields,
+            )
+        elif not run.announced and run.attempt.timeout_seconds > STARTED_SECONDS:
             run.announced = True
             run.tell_started()
             self._deadlines.set(run, run.started_at + run.attempt.timeout_seconds)
             self._rule.runs_long(STARTED_SECONDS)
             self._look_at_prefetch()
-            return
-        self._end(run, timed_out(run.attempt.timeout_seconds))
-        if run.execution is not None:
-            run.execution.cancel()
-        self._note_idle()
+        else:
+            self._end(run, timed_out(run.attempt.timeout_seconds))
+            if run.execution is not None:
+                run.execution.cancel()
+            self._deadlines.set(run, self._loop.time() + STUCK_SECONDS)
+            self._note_idle()
 
     def _end(self, run: Run, result: AttemptResult) -> None:
         run.settled = True

@@ -164,6 +164,19 @@ async def test_a_time_out_is_told_in_time_and_keeps_the_slot_until_the_handler_r
     assert bench.runtime.stuck == 0
 
 
+async def test_a_handler_that_outlives_its_time_out_is_called_stuck_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench()
+    bench.deliver(work("ends", timeout_seconds=3))
+    bench.deliver(work("stays", timeout_seconds=3))
+    await asyncio.sleep(3.1)
+    bench.executor.started[0].succeed()
+    await asyncio.sleep(60)
+    stuck = [record for record in caplog.records if record.getMessage() == "task.stuck"]
+    assert [vars(record)["fields"]["task"] for record in stuck] == ["task-stays"]
+
+
 async def test_an_attempt_delivered_too_often_is_not_run() -> None:
     bench = Bench()
     bench.deliver(work("a", max_deliveries=2), deliveries=1)

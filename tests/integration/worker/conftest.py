@@ -1,0 +1,60 @@
+"""A stage for each test: a virtual host, and a broker user with a worker's few permissions."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from taskqueue.broker.connection import connect
+from taskqueue.broker.publisher import Publisher
+from tests.integration.broker.conftest import broker_endpoint, rabbitmq_vhost
+from tests.integration.broker.endpoint import VirtualHost
+from tests.integration.worker.stage import Stage
+
+__all__ = ["broker_endpoint", "rabbitmq_vhost"]
+
+
+@pytest.fixture
+async def empty_stage(rabbitmq_vhost: VirtualHost, tmp_path: Path) -> AsyncIterator[Stage]:
+    """A virtual host without any topology. Gates are opened and workers killed in the end."""
+    user, password = f"worker-{uuid.uuid4().hex[:12]}", uuid.uuid4().hex
+    management, vhost = rabbitmq_vhost.management, rabbitmq_vhost.name
+    management.request("PUT", "users", user, body={"password": password, "tags": ""})
+    management.permit(
+        vhost,
+        user,
+        configure="^$",
+        write=r"^taskqueue\.(outcomes|dead|heartbeats)$",
+        read=r"^taskqueue\.(shop\.q|control)$",
+    )
+    for exchange, key in (("outcomes", r"^shop\.q\."), ("dead", r"^shop\.q$")):
+        body = {"exchange": f"taskqueue.{exchange}", "write": key, "read": "^$"}
+        management.request("PUT", "topic-permissions", vhost, user, body=body)
+    connection = await connect(rabbitmq_vhost.parameters, name="stage")
+    stage = Stage(
+        vhost=rabbitmq_vhost,
+        folder=tmp_path,
+        worker_parameters=dataclasses.replace(
+            rabbitmq_vhost.parameters, username=user, password=password
+        ),
+        connection=connection,
+        publisher=await Publisher.open(connection),
+        channel=await connection.channel(),
+    )
+    yield stage
+    for worker in stage.workers:
+        await worker.kill()
+    await connection.close()
+    management.request("DELETE", "users", user)
+
+
+@pytest.fixture
+async def stage(empty_stage: Stage) -> Stage:
+    """A virtual host with the topology, and the inbox being read."""
+    await empty_stage.declare()
+    await empty_stage.read_inbox()
+    return empty_stage

@@ -1,0 +1,70 @@
+"""Handlers of the worker under test. Each run leaves a line in a file the payload names."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from taskqueue import Context, Fail, Retry, task
+
+#: The test's gate is looked at this often, in seconds.
+_LOOK_SECONDS = 0.01
+
+
+def _note(payload: dict[str, Any]) -> None:
+    """Tell the test that a run has begun: one line with our process id."""
+    if "runs" in payload:
+        with Path(payload["runs"]).open("a") as runs:
+            runs.write(f"{os.getpid()}\n")
+
+
+@task
+def echo(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    _note(payload)
+    return {"payload": payload, "attempt": ctx.attempt, "task": ctx.task, "uid": ctx.uid}
+
+
+@task(default=True)
+def noop(payload: dict[str, Any]) -> None:
+    _note(payload)
+
+
+@task
+def broken(payload: dict[str, Any]) -> None:
+    _note(payload)
+    raise ValueError("the picture has no pixels")
+
+
+@task
+def later(payload: dict[str, Any]) -> None:
+    raise Retry("not ready", after=12.5)
+
+
+@task
+def never(payload: dict[str, Any]) -> None:
+    raise Fail("no such customer", type="NotFound")
+
+
+@task
+def too_much(payload: dict[str, Any]) -> str:
+    return "x" * 20_000
+
+
+@task
+def hold(payload: dict[str, Any]) -> str:
+    """Run until the test opens the gate."""
+    _note(payload)
+    while not Path(payload["gate"]).exists():
+        time.sleep(_LOOK_SECONDS)
+    return "held"
+
+
+@task
+async def async_hold(payload: dict[str, Any]) -> str:
+    _note(payload)
+    while not Path(payload["gate"]).exists():  # noqa: ASYNC110, ASYNC240 - the test's file
+        await asyncio.sleep(_LOOK_SECONDS)
+    return "held"

@@ -1,0 +1,160 @@
+"""The operator's side of the broker, played by the test: work goes out, outcomes come back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pika.spec import BasicProperties
+
+from taskqueue.broker.connection import BrokerParameters, Channel, Connection, Delivery
+from taskqueue.broker.contract import INBOX_QUEUE, WORK_EXCHANGE, WorkMessage, work_queue
+from taskqueue.broker.events import CONTENT_TYPE, AttemptEvent, EventKind, decode
+from taskqueue.broker.publisher import Publisher, Settled
+from taskqueue.broker.topology import declare_operator_topology, declare_task_queue
+from tests.integration.broker.endpoint import VirtualHost
+from tests.integration.worker.process import PATIENCE, WorkerProcess
+
+QUEUE = work_queue("shop", "q")
+DEAD_QUEUE = "taskqueue-dead.shop.q"
+
+#: Outcomes that end an attempt.
+ENDS = {EventKind.SUCCEEDED, EventKind.FAILED, EventKind.RELEASED}
+
+
+@dataclass
+class Gate:
+    """Where a held handler notes that it runs, and what it waits for."""
+
+    runs: Path
+    gate: Path
+
+    @property
+    def payload(self) -> dict[str, str]:
+        return {"runs": str(self.runs), "gate": str(self.gate)}
+
+    def open(self) -> None:
+        self.gate.touch()
+
+    @property
+    def pids(self) -> list[int]:
+        return [int(line) for line in self.runs.read_text().split()] if self.runs.exists() else []
+
+    async def begun(self, times: int = 1) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while len(self.pids) < times:  # noqa: ASYNC110 - another process writes the file
+                await asyncio.sleep(0.01)
+
+
+@dataclass
+class Stage:
+    """One virtual host with the topology, a publisher, the inbox, and the workers started on it."""
+
+    vhost: VirtualHost
+    folder: Path
+    worker_parameters: BrokerParameters
+    connection: Connection
+    publisher: Publisher
+    channel: Channel
+    events: list[AttemptEvent] = field(default_factory=list)
+    workers: list[WorkerProcess] = field(default_factory=list)
+    _more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def declare(self) -> None:
+        await declare_operator_topology(self.connection)
+        await declare_task_queue(self.connection, "shop", "q")
+
+    async def read_inbox(self) -> None:
+        channel = await self.connection.channel()
+        await channel.consume(INBOX_QUEUE, self._take, lambda reason: None)
+
+    async def start_worker(self, *, slots: int = 1, **environment: str) -> WorkerProcess:
+        worker = await WorkerProcess.start(
+            self.worker_parameters, slots=slots, environment=environment
+        )
+        self.workers.append(worker)
+        return worker
+
+    async def ready_worker(self, *, slots: int = 1, **environment: str) -> WorkerProcess:
+        worker = await self.start_worker(slots=slots, **environment)
+        await worker.logged("consumer.ready")
+        return worker
+
+    def gate(self, name: str = "gate") -> Gate:
+        return Gate(self.folder / f"{name}.runs", self.folder / name)
+
+    async def publish(
+        self, handler: str, payload: dict[str, Any] | None = None, **changes: Any
+    ) -> str:
+        """Publish a work message and return its token."""
+        token = f"k.{uuid.uuid4().hex}"
+        values: dict[str, Any] = {
+            "namespace": "shop",
+            "queue": "q",
+            "task": f"task-{token[-6:]}",
+            "uid": uuid.uuid4().hex,
+            "handler": handler,
+            "attempt": 1,
+            "max_attempts": 3,
+            "epoch": 0,
+            "token": token,
+            "max_deliveries": 3,
+            "timeout_seconds": 60,
+            "body": json.dumps(payload or {}).encode(),
+        }
+        message = WorkMessage(**{**values, **changes})
+        await self.send(message.properties(), message.body)
+        return message.token
+
+    async def send(self, properties: BasicProperties, body: bytes) -> None:
+        """Publish anything to the work queue's key."""
+        properties.message_id = uuid.uuid4().hex
+        verdict = await self.publisher.publish_and_wait(WORK_EXCHANGE, "shop.q", body, properties)
+        assert verdict[0] is Settled.CONFIRMED
+
+    async def outcome(self, token: str, kind: EventKind | None = None) -> AttemptEvent:
+        """Wait for an outcome of the token: of that kind, or whichever ends the attempt."""
+        kinds = ENDS if kind is None else {kind}
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                for event in self.events:
+                    if event.token == token and event.kind in kinds:
+                        return event
+                self._more.clear()
+                await self._more.wait()
+
+    def told(self, token: str) -> list[EventKind]:
+        return [event.kind for event in self.events if event.token == token]
+
+    async def ready(self, queue: str = QUEUE) -> int:
+        return await self.channel.declare_queue(queue, passive=True)
+
+    async def until_ready(self, count: int, queue: str = QUEUE) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while await self.ready(queue) != count:  # noqa: ASYNC110 - the broker tells when asked
+                await asyncio.sleep(0.02)
+
+    async def dead_letter(self) -> Delivery:
+        """Wait for a message in the queue of given-up ones and return it."""
+        channel = await self.connection.channel()
+        found: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+
+        def take(delivery: Delivery) -> None:
+            if not found.done():
+                found.set_result(delivery)
+
+        await channel.consume(DEAD_QUEUE, take, lambda reason: None)
+        async with asyncio.timeout(PATIENCE):
+            delivery = await found
+        await channel.close()
+        return delivery
+
+    def _take(self, delivery: Delivery) -> None:
+        delivery.channel.ack(delivery.delivery_tag)
+        if delivery.properties.content_type == CONTENT_TYPE:
+            self.events.append(decode(delivery.body))
+            self._more.set()

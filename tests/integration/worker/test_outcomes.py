@@ -1,0 +1,140 @@
+"""A real worker on a real broker: what becomes of each kind of message."""
+
+from __future__ import annotations
+
+import pytest
+from pika.spec import BasicProperties
+
+from taskqueue.broker.events import EventError, EventKind
+from tests.integration.worker.stage import DEAD_QUEUE, QUEUE, Stage
+
+pytestmark = pytest.mark.broker
+
+
+async def test_success_carries_the_result_and_empties_the_queue(stage: Stage) -> None:
+    await stage.ready_worker()
+    token = await stage.publish("echo", {"width": 3}, task="resize-1", uid="u-1", attempt=2)
+    event = await stage.outcome(token)
+    assert event.kind is EventKind.SUCCEEDED
+    assert event.result == {
+        "payload": {"width": 3},
+        "attempt": 2,
+        "task": "shop/resize-1",
+        "uid": "u-1",
+    }
+    assert (event.namespace, event.queue, event.task, event.uid) == ("shop", "q", "resize-1", "u-1")
+    assert (event.attempt, event.worker) == (2, "pod-1")
+    assert event.seconds is not None
+    assert await stage.ready() == 0
+
+
+@pytest.mark.parametrize(
+    ("handler", "error", "after"),
+    [
+        ("broken", EventError(type="ValueError", message="the picture has no pixels"), None),
+        ("later", EventError(type="Retry", message="not ready"), 12.5),
+        ("never", EventError(type="NotFound", message="no such customer", retryable=False), None),
+    ],
+)
+async def test_what_a_handler_raises_is_told(
+    stage: Stage, handler: str, error: EventError, after: float | None
+) -> None:
+    await stage.ready_worker()
+    event = await stage.outcome(await stage.publish(handler))
+    assert (event.kind, event.error) == (EventKind.FAILED, error)
+    assert event.retry_after_seconds == after
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind", "retryable", "words"),
+    [
+        ("resize", "UnknownHandler", True, "registered: async_hold, broken, echo"),
+        ("too_much", "ResultTooLarge", False, "the limit is 16384"),
+    ],
+)
+async def test_failures_of_the_workers_own(
+    stage: Stage, handler: str, kind: str, retryable: bool, words: str
+) -> None:
+    await stage.ready_worker()
+    event = await stage.outcome(await stage.publish(handler))
+    assert event.error is not None
+    assert (event.error.type, event.error.retryable) == (kind, retryable)
+    assert words in event.error.message
+
+
+async def test_a_sync_time_out_is_told_at_once_and_holds_the_slot_until_the_handler_returns(
+    stage: Stage,
+) -> None:
+    worker, gate = await stage.ready_worker(slots=1), stage.gate()
+    token = await stage.publish("hold", gate.payload, timeout_seconds=1)
+    event = await stage.outcome(token)
+    assert event.error is not None
+    assert event.error.type == "Timeout"
+    assert stage.told(token) == [EventKind.STARTED, EventKind.FAILED]
+    second = await stage.publish("noop")
+    await worker.logged("task.stuck")
+    assert stage.told(second) == []
+    gate.open()
+    await worker.logged("task.late")
+    assert (await stage.outcome(second)).kind is EventKind.SUCCEEDED
+    assert stage.told(token) == [EventKind.STARTED, EventKind.FAILED]
+
+
+async def test_an_async_time_out_frees_the_slot(stage: Stage) -> None:
+    await stage.ready_worker(slots=1)
+    token = await stage.publish("async_hold", stage.gate().payload, timeout_seconds=1)
+    second = await stage.publish("noop")
+    event = await stage.outcome(token)
+    assert event.error is not None
+    assert event.error.type == "Timeout"
+    assert (await stage.outcome(second)).kind is EventKind.SUCCEEDED
+
+
+async def test_a_message_that_breaks_the_contract_is_kept_for_people(stage: Stage) -> None:
+    await stage.ready_worker()
+    await stage.send(
+        BasicProperties(headers={"tq-token": "k.1", "tq-version": 7, "mine": "kept"}, type="echo"),
+        b"what?",
+    )
+    letter = await stage.dead_letter()
+    assert letter.body == b"what?"
+    assert "tq-version is 7" in letter.properties.headers["tq-error"]
+    assert letter.properties.headers["mine"] == "kept"
+    assert letter.exchange == "taskqueue.dead"
+    await stage.until_ready(0, QUEUE)
+
+
+async def test_a_direct_message_is_run_and_gone(stage: Stage) -> None:
+    await stage.ready_worker()
+    gate = stage.gate()
+    body = f'{{"runs": "{gate.runs}"}}'.encode()
+    await stage.send(BasicProperties(type="echo"), body)
+    await stage.send(BasicProperties(), body)  # the default handler
+    await gate.begun(2)
+    await stage.until_ready(0, QUEUE)
+    assert await stage.ready(DEAD_QUEUE) == 0
+
+
+async def test_a_failing_direct_message_is_tried_thrice_and_kept_for_people(stage: Stage) -> None:
+    await stage.ready_worker()
+    gate = stage.gate()
+    await stage.send(
+        BasicProperties(type="broken", correlation_id="order-7"),
+        f'{{"runs": "{gate.runs}"}}'.encode(),
+    )
+    letter = await stage.dead_letter()
+    assert len(gate.pids) == 3
+    assert letter.properties.headers["tq-error"] == "ValueError: the picture has no pixels"
+    assert letter.properties.correlation_id == "order-7"
+    await stage.until_ready(0, QUEUE)
+
+
+async def test_many_tasks_end_once_each_with_the_prefetch_raised(stage: Stage) -> None:
+    worker = await stage.ready_worker(slots=2, TASKQUEUE_LOG_LEVEL="DEBUG")
+    tokens = [await stage.publish("noop") for _ in range(400)]
+    for token in tokens:
+        assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
+    raised = await worker.logged("prefetch.changed")
+    assert raised["prefetch"] == 64
+    assert all(stage.told(token) == [EventKind.SUCCEEDED] for token in tokens)
+    await stage.until_ready(0)
