@@ -43,6 +43,11 @@ class EventLog:
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
 
+    @property
+    def verbose(self) -> bool:
+        """Whether `debug` writes anything; to be asked where gathering the fields costs."""
+        return self._logger.isEnabledFor(logging.DEBUG)
+
     def debug(self, event: str, /, **fields: Any) -> None:
         """Log what only a developer wants to see."""
         if self._logger.isEnabledFor(logging.DEBUG):

@@ -303,7 +303,8 @@ class Runtime:
         run.settled = True
         error = result.error
         if error is None:
-            log.debug("task.succeeded", seconds=result.seconds, **run.fields)
+            if log.verbose:
+                log.debug("task.succeeded", seconds=result.seconds, **run.fields)
         else:
             log.warning(
                 "task.failed",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ def hold(payload: dict[str, Any]) -> str:
     while not Path(payload["gate"]).exists():
         time.sleep(_LOOK_SECONDS)
     return "held"
+
+
+@task
+def thread_hold(payload: dict[str, Any]) -> None:
+    """Hold in a thread of its own, one the interpreter waits for at its end."""
+    inner = threading.Thread(target=hold, args=(payload,))
+    inner.start()
+    inner.join()
 
 
 @task

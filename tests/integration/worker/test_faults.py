@@ -53,14 +53,15 @@ async def test_sigterm_lets_the_running_end_and_gives_back_the_rest(stage: Stage
     await stage.until_ready(1)  # what came after the signal was left alone
 
 
-async def test_after_the_grace_period_the_running_is_released(stage: Stage) -> None:
+@pytest.mark.parametrize("handler", ["hold", "thread_hold", "async_hold"])
+async def test_after_the_grace_period_the_running_is_released(stage: Stage, handler: str) -> None:
     gate = stage.gate()
     worker = await stage.ready_worker(TASKQUEUE_GRACE_SECONDS="0.2")
-    token = await stage.publish("hold", gate.payload)
+    token = await stage.publish(handler, gate.payload)
     await gate.begun()
     worker.terminate()
     assert (await stage.outcome(token)).kind is EventKind.RELEASED
-    assert await worker.ended() == 0, "a thread that never returns does not hold it up"
+    assert await worker.ended() == 0, "a handler that never returns does not hold it up"
     assert await stage.ready() == 0, "released by an event, not by a requeue"
 
 
