@@ -1,0 +1,1 @@
+"""Examples: real workers with real input."""

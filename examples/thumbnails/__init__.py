@@ -1,0 +1,1 @@
+"""Thumbnails of photographs: a worker (`thumbnails.py`) and the demo that drives it (`demo.py`)."""
