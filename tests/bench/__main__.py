@@ -1,0 +1,143 @@
+"""``python -m tests.bench throughput|latency|coldstart``: see docs/development/benchmarks.md.
+
+The last line of the output is one JSON object. Exit code 1, and why on standard error, when there
+is no figure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from devcluster.commands import DevclusterError
+from devcluster.locations import KUBECONFIG
+from taskqueue.cluster.client import ApiError
+from tests.bench import coldstart as cold
+from tests.bench import latency as single
+from tests.bench import throughput as many
+from tests.bench.cluster import Cluster, bench_namespace, connected
+from tests.bench.deadline import BenchError
+from tests.bench.machine import facts
+from tests.bench.report import Outcome, Report
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+Kubeconfig = Annotated[
+    Path | None,
+    typer.Option(
+        help="Measure the cluster of this kubeconfig as it is. Default: the development cluster, "
+        "brought up and deployed to from this checkout first."
+    ),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="So little that it only shows that it works.")]
+
+_CLIENTS = 32
+
+
+@app.command()
+def throughput(
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks of a round.")] = 2000,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Worker pods.")] = 2,
+    concurrency: Annotated[int, typer.Option(min=1, help="Tasks a worker runs at once.")] = 8,
+    clients: Annotated[int, typer.Option(min=1, help="Creates under way at once.")] = _CLIENTS,
+    jobs: Annotated[int, typer.Option(min=1, help="Completions of a round's Job.")] = 30,
+    kubeconfig: Kubeconfig = None,
+    quick: Quick = False,
+) -> None:
+    """Measure Tasks a second, from the first create to the last end."""
+    settings = many.Settings(
+        tasks=tasks,
+        job_completions=jobs,
+        rounds=rounds,
+        workers=workers,
+        concurrency=concurrency,
+        clients=clients,
+    )
+    if quick:
+        settings = replace(settings, tasks=min(tasks, 200), job_completions=4, rounds=1)
+    _bench(kubeconfig, lambda target, report: many.run(target, settings, report), clients=clients)
+
+
+@app.command()
+def latency(
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks, one after the other.")] = 200,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs, one after the other.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Tasks the worker runs at once.")] = 8,
+    kubeconfig: Kubeconfig = None,
+    quick: Quick = False,
+) -> None:
+    """Measure one Task at a time on a warm worker, from create to Complete."""
+    settings = single.Settings(tasks=tasks, jobs=jobs, concurrency=concurrency)
+    if quick:
+        settings = replace(settings, tasks=min(tasks, 20), jobs=1)
+    _bench(kubeconfig, lambda target, report: single.run(target, settings, report))
+
+
+@app.command()
+def coldstart(
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    kubeconfig: Kubeconfig = None,
+    quick: Quick = False,
+) -> None:
+    """Measure one Task for a queue at zero workers, from create to Complete."""
+    settings = cold.Settings(rounds=1 if quick else rounds)
+    _bench(kubeconfig, lambda target, report: cold.run(target, settings, report))
+
+
+def _bench(
+    kubeconfig: Path | None,
+    run: Callable[[Cluster, Report], Awaitable[Outcome]],
+    *,
+    clients: int = _CLIENTS,
+) -> None:
+    report = Report()
+    try:
+        path = kubeconfig or _development_cluster()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            outcome = runner.run(_measure(path, run, report, clients))
+    except (BenchError, ApiError, DevclusterError) as problem:
+        print(f"no figure: {problem}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("no figure: stopped", file=sys.stderr)
+        raise typer.Exit(1) from None
+    report.end(outcome)
+
+
+async def _measure(
+    kubeconfig: Path,
+    run: Callable[[Cluster, Report], Awaitable[Outcome]],
+    report: Report,
+    clients: int,
+) -> Outcome:
+    here = asyncio.current_task()
+    if here is not None:
+        # As at an interrupt: what was put into the cluster is taken away again.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, here.cancel)
+    async with connected(kubeconfig, clients=clients) as target:
+        machine = await facts(target.client)
+        report.machine(machine)
+        async with bench_namespace(target):
+            outcome = await run(target, report)
+    return replace(outcome, details={**outcome.details, "machine": machine})
+
+
+def _development_cluster() -> Path:
+    from devcluster.deploy import deploy
+    from devcluster.opening import open_cluster
+
+    deploy(open_cluster())
+    return KUBECONFIG
+
+
+if __name__ == "__main__":
+    app()

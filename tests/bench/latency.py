@@ -1,0 +1,96 @@
+"""Latency: one Task at a time on a warm worker, from just before its create to Complete seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tests.bench import cluster, floor, jobs
+from tests.bench.figures import Spread, percentile, ratio
+from tests.bench.report import Outcome, Report
+from tests.bench.task_load import TASKS, create_task
+from tests.bench.watches import TOUCHED_TASKS, EndWatch
+
+_WARM_UP_TASKS = 20
+_TASK_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How much is measured."""
+
+    tasks: int
+    jobs: int
+    concurrency: int
+
+
+async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Outcome:
+    """Measure and report."""
+    await cluster.apply_queue(
+        target.client,
+        scaling={"minReplicas": 1, "maxReplicas": 1},
+        concurrency=settings.concurrency,
+    )
+    await cluster.workers_ready(target.client, 1)
+    report.say(f"one worker is ready; {settings.tasks} Tasks, one at a time")
+
+    async def task(name: str) -> None:
+        await create_task(target, name)
+
+    await _one_by_one(target, TASKS, "warm-up", _WARM_UP_TASKS, task)
+    ours = await _one_by_one(target, TASKS, "task", settings.tasks, task)
+    report.say("the same by the bare client")
+    status = floor.final_status(worker="bench-worker")
+    async with floor.floor_resource(target.client):
+
+        async def bare(name: str) -> None:
+            await floor.run_one(target, name, status)
+
+        await _one_by_one(target, floor.COPIES, "warm-up", _WARM_UP_TASKS, bare)
+        floors = await _one_by_one(target, floor.COPIES, "floor", settings.tasks, bare)
+    report.say(f"{settings.jobs} Kubernetes Jobs, one at a time")
+    job = [1000 * await jobs.measure(target, f"job-{n}") for n in range(settings.jobs)]
+    spread = {
+        "task_ms": Spread.of(ours),
+        "floor_ms": Spread.of(floors),
+        "kubernetes_job_ms": Spread.of(job),
+    }
+    report.spreads("latency from create to Complete, ms", spread)
+    figures = {
+        "p50_ms": percentile(ours, 50),
+        "p90_ms": percentile(ours, 90),
+        "p99_ms": percentile(ours, 99),
+        "floor_p50_ms": percentile(floors, 50),
+        "floor_p99_ms": percentile(floors, 99),
+        "kubernetes_job_p50_ms": percentile(job, 50),
+    }
+    report.table("percentiles", ["", "ms"], figures.items())
+    return Outcome(
+        bench="latency",
+        figures=figures,
+        ratios={
+            "vs_kubernetes_job": ratio(figures["p50_ms"], figures["kubernetes_job_p50_ms"]),
+            "vs_floor": ratio(figures["p50_ms"], figures["floor_p50_ms"]),
+        },
+        spread=spread,
+    )
+
+
+async def _one_by_one(
+    target: cluster.Cluster,
+    path: str,
+    prefix: str,
+    count: int,
+    start: Callable[[str], Awaitable[None]],
+) -> list[float]:
+    """Return the milliseconds each object took to be seen ended."""
+    taken = []
+    async with EndWatch(target.watcher, path, selectors=TOUCHED_TASKS) as watch:
+        for index in range(count):
+            name = f"{prefix}-{index:06}"
+            begun = time.perf_counter()
+            await start(name)
+            seen = await watch.all_ended([name], seconds=_TASK_SECONDS)
+            taken.append(1000 * (seen[name] - begun))
+    return taken

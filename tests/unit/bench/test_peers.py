@@ -1,0 +1,38 @@
+"""What the peers are given is what we are given."""
+
+import json
+
+from taskqueue.api.crds import render_crds
+from tests.bench import floor, jobs
+from tests.bench.task_load import task_body
+
+
+def test_the_floor_has_the_schema_of_tasks_in_a_group_of_its_own() -> None:
+    copy = floor.copied_definition()
+    assert copy["metadata"]["name"] == "tasks.bench.taskqueue.dev"
+    assert copy["spec"]["group"] == "bench.taskqueue.dev"
+    assert "shortNames" not in copy["spec"]["names"]
+    schema = copy["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert schema["x-kubernetes-validations"]
+    assert set(schema["properties"]) >= {"spec", "status"}
+    # The original is untouched by the copy.
+    assert any("tasks.taskqueue.dev" in text for text in render_crds().values())
+
+
+def test_the_floor_writes_the_status_of_a_task_that_succeeded() -> None:
+    status = json.loads(floor.final_status("w"))["status"]
+    assert status["phase"] == "Succeeded"
+    assert {condition["type"] for condition in status["conditions"]} == {"Finished", "Complete"}
+    assert status["history"][0]["outcome"] == "Succeeded"
+
+
+def test_tasks_and_copies_differ_in_their_group_only() -> None:
+    ours = json.loads(task_body("a", "taskqueue.dev/v1alpha1"))
+    theirs = json.loads(task_body("a", floor.API_VERSION))
+    assert {**ours, "apiVersion": ""} == {**theirs, "apiVersion": ""}
+
+
+def test_a_job_starts_a_pod_for_every_completion() -> None:
+    spec = jobs.no_op_job("j", completions=30, parallelism=10)["spec"]
+    assert (spec["completions"], spec["parallelism"], spec["completionMode"]) == (30, 10, "Indexed")
+    assert spec["template"]["spec"]["containers"][0]["command"] == ["true"]
