@@ -73,8 +73,6 @@ class Outstanding:
     def abandon(self, reason: str) -> None:
         """Settle everything as unknown: no more answers will come."""
         entries, self._entries = self._entries, {}
-        self._oldest = self._last + 1
-        self._returned.clear()
         for _, on_settled in entries.values():
             self._tell(on_settled, Settled.UNKNOWN, reason)
 

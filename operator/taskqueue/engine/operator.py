@@ -60,6 +60,7 @@ class Engine:
         self._writer_client = ApiClient(access, max_connections=CONCURRENCY)
         self._feed_client = ApiClient(access, max_connections=4, timeout_seconds=60)
         self._writer = StatusWriter(self._writer_client)
+        self._drain_seconds = _DRAIN_SECONDS
         self._entries: dict[str, Entry] = {}
         self._dispatchers: dict[QueueKey, Dispatcher] = {}
         self._controllers: dict[QueueKey, tuple[QueueController, asyncio.Task[None]]] = {}
@@ -111,6 +112,10 @@ class Engine:
         finally:
             await self._stop()
             writer.cancel()
+
+    def leave_unwritten(self) -> None:
+        """Stop without writing what is still to be written: somebody else will."""
+        self._drain_seconds = 0.0
 
     # TaskQueues.
 
@@ -334,7 +339,7 @@ class Engine:
         """Stop dispatching and consuming, after the statuses at hand are written."""
         for dispatcher in self._dispatchers.values():
             dispatcher.close()
-        await self._writer.drain(_DRAIN_SECONDS)
+        await self._writer.drain(self._drain_seconds)
         for task in tuple(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

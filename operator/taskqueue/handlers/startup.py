@@ -1,4 +1,4 @@
-"""The operator as a process: engine first, then kopf, and both stopped in the other order.
+"""The operator as a process: Lease, engine, kopf; and what has to be written before it ends.
 
 kopf takes over SIGTERM when it starts, and when it ends it cancels every task begun after it. So
 the engine is started before kopf, the signal handlers are set again once kopf is up, and on a
@@ -11,13 +11,15 @@ import asyncio
 import os
 import signal
 import socket
+import uuid
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import kopf
 
 from taskqueue.cluster.client import ApiClient, load_access
+from taskqueue.cluster.leader import Leadership, Leases
 from taskqueue.cluster.token_secret import token_keys
 from taskqueue.engine.operator import Engine
 from taskqueue.handlers import taskqueues
@@ -30,6 +32,10 @@ log = EventLog(__name__)
 _ANNOTATION_PREFIX = "taskqueue.dev"
 _KOPF_STOP_SECONDS = 5.0
 
+LEASE_NAME = "taskqueue-operator"
+#: Below half the Lease's renew deadline, so that a request that hangs leaves time for another.
+_LEASE_REQUEST_SECONDS = 3.0
+
 
 @dataclass(frozen=True)
 class OperatorSettings:
@@ -39,11 +45,13 @@ class OperatorSettings:
         namespace: where the operator keeps its own Secret.
         port: of probes and metrics.
         kubeconfig: path, outside a cluster.
+        identity: in the Lease; unique for each process.
     """
 
     namespace: str = "taskqueue-system"
     port: int = 8080
     kubeconfig: str | None = None
+    identity: str = field(default_factory=lambda: f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}")
 
     @classmethod
     def from_environment(cls) -> OperatorSettings:
@@ -56,37 +64,63 @@ class OperatorSettings:
 
 
 async def serve(settings: OperatorSettings) -> int:
-    """Run the operator until SIGTERM or SIGINT; return the exit code."""
-    access = await load_access(settings.kubeconfig)
-    client = ApiClient(access)
-    try:
-        keys = await token_keys(client, settings.namespace)
-    finally:
-        await client.close()
-    engine = Engine(access, keys)
-    engine_task = asyncio.create_task(engine.run(), name="engine")
-    probes = await serve_probes(settings.port, ready=lambda: engine.ready)
+    """Run the operator until SIGTERM or SIGINT; return the exit code.
 
-    stop, kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    It waits for the Lease first: a second operator is a standby, ready and idle.
+    """
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    access = await load_access(settings.kubeconfig)
+    client = ApiClient(access, timeout_seconds=_LEASE_REQUEST_SECONDS)
+    leadership = Leadership(Leases(client, settings.namespace, LEASE_NAME), settings.identity)
+    engine: Engine | None = None
+    probes = await serve_probes(settings.port, ready=lambda: engine is None or engine.ready)
+    try:
+        acquiring = asyncio.create_task(leadership.acquire(), name="acquire")
+        await _first(acquiring, stop.wait())
+        if stop.is_set():
+            acquiring.cancel()
+            return 0
+        engine = Engine(access, await token_keys(client, settings.namespace))
+        return await _lead(engine, leadership, stop)
+    finally:
+        await leadership.release()
+        await probes.cleanup()
+        await client.close()
+
+
+async def _lead(engine: Engine, leadership: Leadership, stop: asyncio.Event) -> int:
+    """Run the engine and kopf until told to stop, or the Lease is lost, or a part fails."""
+    holding = asyncio.create_task(leadership.hold(), name="lease")
+    engine_task = asyncio.create_task(engine.run(), name="engine")
+    kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event()
     kopf_task = asyncio.create_task(_run_kopf(engine, kopf_stop, kopf_ready), name="kopf")
     await _first(kopf_ready.wait(), kopf_task)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    log.info("operator.started", namespace=settings.namespace)
+    _stop_on_signals(stop)
+    log.info("operator.started")
 
-    await _first(stop.wait(), engine_task, kopf_task)
-    died = [task for task in (engine_task, kopf_task) if task.done() and not stop.is_set()]
-    for task in died:
-        problem = None if task.cancelled() else task.exception()
-        log.error("operator.part_ended", exc_info=problem, part=task.get_name())
+    await _first(stop.wait(), holding, engine_task, kopf_task)
+    parts = (holding, engine_task, kopf_task)
+    ended = [part for part in parts if part.done() and not stop.is_set()]
+    for part in ended:
+        problem = None if part.cancelled() else part.exception()
+        log.error("operator.part_ended", exc_info=problem, part=part.get_name())
     log.info("operator.stopping")
+    if holding.done():
+        engine.leave_unwritten()  # another may lead already
     engine_task.cancel()
     await asyncio.wait({engine_task})
     kopf_stop.set()
     await asyncio.wait({kopf_task}, timeout=_KOPF_STOP_SECONDS)
-    await probes.cleanup()
-    return 1 if died else 0
+    holding.cancel()
+    await asyncio.wait({holding})
+    return 1 if ended else 0
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
 
 
 async def _run_kopf(engine: Engine, stop: asyncio.Event, ready: asyncio.Event) -> None:
