@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from devcluster import (
     bases,
@@ -29,11 +30,16 @@ from devcluster.progress import Steps
 DEFAULT_CLUSTER = "kind"
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that, with all its sub-parsers, takes no abbreviation for a flag."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; `handler` is the function to call."""
-    top = argparse.ArgumentParser(
-        prog="kind", allow_abbrev=False, description="kind's commands for a node without Docker."
-    )
+    top = _Parser(prog="kind", description="kind's commands for a node without Docker.")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     version = commands.add_parser("version", help="show what this is")
@@ -93,8 +99,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _group(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
-) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    commands: "argparse._SubParsersAction[_Parser]", name: str, text: str
+) -> "argparse._SubParsersAction[_Parser]":
     group = commands.add_parser(name, help=text)
     return group.add_subparsers(metavar="WHAT", required=True)
 

@@ -122,7 +122,7 @@ def test_what_people_type_is_understood() -> None:
         ["build", "node-image"],
         ["create"],
         ["create", "cluster", "--retain"],
-        ["create", "cluster", "--kube"],
+        ["create", "cluster", "--kube=x"],
         ["delete", "clusters", "--all"],
         ["load", "docker-image", "--name", "x"],
     ],

@@ -86,6 +86,8 @@ def test_a_cluster_whose_process_ended_does_not_exist(state: Path) -> None:
     records.mark_complete("trial")
     assert records.names() == ["trial"]
     process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert records.names() == []  # ended, and not yet waited for
     process.wait()
     assert records.names() == []
     with pytest.raises(DevclusterError, match="no running cluster named 'trial'"):
@@ -125,6 +127,7 @@ def test_certificates_pass_strict_verification(tmp_path: Path) -> None:
         run([*verify, "-purpose", "sslserver", tmp_path / "admin.crt"])
     shown = run(["openssl", "x509", "-noout", "-text", "-in", tmp_path / "server.crt"])
     assert "IP Address:10.96.0.1, DNS:kubernetes" in shown
+    assert "X509v3 Authority Key Identifier" in shown
     subject = run(["openssl", "x509", "-noout", "-subject", "-in", tmp_path / "admin.crt"])
     assert "system:masters" in subject
     assert (tmp_path / "ca.key").stat().st_mode & 0o777 == 0o600
