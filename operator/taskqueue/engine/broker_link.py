@@ -5,7 +5,10 @@ Contract:
 * Publishing and consuming have a connection each: under a memory alarm the broker stops reading a
   connection that publishes, its acknowledgements too.
 * The link is up only when the feed is synced and the inbox was read up to a marker this process
-  published: every outcome that was waiting is known before anything is published again.
+  published: every outcome that was waiting is known before anything is published again. A marker
+  may be read by another link of this process (two addresses of one broker: the inbox has a single
+  active consumer), which is as good; or be taken by a former leader on its way out, so markers are
+  published until one comes back.
 * `BrokerLink.state` is `Down` with a reason, or `Up`; subscribers are told of each change.
 """
 
@@ -40,6 +43,8 @@ log = EventLog(__name__)
 INBOX_PREFETCH = 4000
 _MARKER_TYPE = "marker"
 _MARKER_KEY = "taskqueue-operator.marker"
+#: A marker that has not come back after this long is followed by another.
+_MARKER_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +66,46 @@ class Up:
 State = Down | Up
 
 
+class Markers:
+    """The markers this process waits for, shared by its links: any of them may read one."""
+
+    def __init__(self) -> None:
+        self._awaited: dict[str, asyncio.Event] = {}
+
+    def expect(self) -> tuple[str, asyncio.Event]:
+        """Return a new marker's id, and what is set once it is read."""
+        marker, seen = uuid.uuid4().hex, asyncio.Event()
+        self._awaited[marker] = seen
+        return marker, seen
+
+    def read(self, marker: str | None) -> None:
+        """Take note of a marker from an inbox; one of another process counts for nothing."""
+        seen = self._awaited.get(marker or "")
+        if seen is not None:
+            seen.set()
+
+    def forget(self, marker: str) -> None:
+        """Wait for it no longer."""
+        self._awaited.pop(marker, None)
+
+
 class BrokerLink:
     """See the module's contract. `run` keeps it up until cancelled.
 
     Args:
         parameters: where the broker is.
         feed_synced: set once all unfinished Tasks are known.
+        markers: shared by all links of the process.
         random: for the pauses between tries.
     """
 
     def __init__(
-        self, parameters: BrokerParameters, *, feed_synced: asyncio.Event, random: Random
+        self,
+        parameters: BrokerParameters,
+        *,
+        feed_synced: asyncio.Event,
+        markers: Markers,
+        random: Random,
     ) -> None:
         self.parameters = parameters
         self.state: State = Down("Connecting", f"connecting to {parameters.address}")
@@ -80,8 +114,7 @@ class BrokerLink:
         self._feed_synced = feed_synced
         self._random = random
         self._subscribers: set[Callable[[], None]] = set()
-        self._marker_seen = asyncio.Event()
-        self._marker = ""
+        self._markers = markers
         self._publisher: Publisher | None = None
 
     def subscribe(self, callback: Callable[[], None]) -> None:
@@ -163,8 +196,6 @@ class BrokerLink:
         self._publisher = publisher = await Publisher.open(publishing)
         channel = await consuming.channel()
         await channel.set_prefetch(INBOX_PREFETCH)
-        self._marker = uuid.uuid4().hex
-        self._marker_seen.clear()
         cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def on_cancel(reason: str) -> None:
@@ -193,13 +224,36 @@ class BrokerLink:
 
     async def _catch_up(self, publisher: Publisher, broken: asyncio.Future[Any]) -> None:
         """Return when everything that was in the inbox has been taken, or the link is broken."""
+        marker, read = self._markers.expect()
+        seen = asyncio.ensure_future(read.wait())
+        try:
+            while True:
+                await self._publish_marker(publisher, marker)
+                waiting: set[asyncio.Future[Any]] = {seen, broken}
+                await asyncio.wait(
+                    waiting, timeout=_MARKER_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if seen.done() or broken.done():
+                    return
+                self._set(
+                    Down(
+                        "ReadingInbox",
+                        f"reading queue {INBOX_QUEUE} up to date; if this lasts, another "
+                        "operator still consumes it: only one may run at this broker",
+                    )
+                )
+        finally:
+            seen.cancel()
+            self._markers.forget(marker)
+
+    async def _publish_marker(self, publisher: Publisher, marker: str) -> None:
         note = Outgoing(
             exchange=OUTCOMES_EXCHANGE,
             key=_MARKER_KEY,
             body=b"",
             content_type=None,
             type=_MARKER_TYPE,
-            correlation_id=self._marker,
+            correlation_id=marker,
         )
         verdict, text = await publisher.publish_and_wait(
             note.exchange, note.key, note.body, note.properties()
@@ -208,27 +262,11 @@ class BrokerLink:
             raise BrokerUnavailable(
                 f"RabbitMQ at {self.parameters.address}: marker not accepted: {text}"
             )
-        seen = asyncio.ensure_future(self._marker_seen.wait())
-        try:
-            while not seen.done() and not broken.done():
-                waiting: set[asyncio.Future[Any]] = {seen, broken}
-                await asyncio.wait(waiting, timeout=5, return_when=asyncio.FIRST_COMPLETED)
-                if not seen.done() and not broken.done():
-                    self._set(
-                        Down(
-                            "ReadingInbox",
-                            f"reading queue {INBOX_QUEUE} up to date; if this lasts, another "
-                            "operator still consumes it: only one may run at this broker",
-                        )
-                    )
-        finally:
-            seen.cancel()
 
     def _on_delivery(self, delivery: Delivery) -> None:
         if delivery.properties.type == _MARKER_TYPE and delivery.routing_key == _MARKER_KEY:
             delivery.channel.ack(delivery.delivery_tag)
-            if delivery.properties.correlation_id == self._marker:
-                self._marker_seen.set()
+            self._markers.read(delivery.properties.correlation_id)
             return
         self.take(delivery)
 

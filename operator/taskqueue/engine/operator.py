@@ -26,7 +26,7 @@ from taskqueue.cluster.task_objects import TASKS_PATH, UNFINISHED, read_task, ta
 from taskqueue.domain.queue import QueueKey
 from taskqueue.domain.task import Phase
 from taskqueue.domain.token import TokenKeys
-from taskqueue.engine.broker_link import BrokerLink
+from taskqueue.engine.broker_link import BrokerLink, Markers
 from taskqueue.engine.dispatcher import Dispatcher
 from taskqueue.engine.entry import Entry, Stage, log_fields
 from taskqueue.engine.metrics import TASKS_HELD
@@ -65,6 +65,7 @@ class Engine:
         self._dispatchers: dict[QueueKey, Dispatcher] = {}
         self._controllers: dict[QueueKey, tuple[QueueController, asyncio.Task[None]]] = {}
         self._links: dict[BrokerParameters, tuple[BrokerLink, asyncio.Task[None]]] = {}
+        self._markers = Markers()
         self._pool_states: dict[QueueKey, PoolState] = {}
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
         self._background: set[asyncio.Task[None]] = set()
@@ -305,7 +306,12 @@ class Engine:
                 task.cancel()
                 del self._links[other]
         if parameters not in self._links:
-            link = BrokerLink(parameters, feed_synced=self._feed.synced, random=self._random)
+            link = BrokerLink(
+                parameters,
+                feed_synced=self._feed.synced,
+                markers=self._markers,
+                random=self._random,
+            )
             link.take = lambda delivery: self._recorder.take(delivery, link.give_up)
             task = self._spawn(link.run(), f"broker {parameters.address}")
             self._links[parameters] = (link, task)
