@@ -22,7 +22,7 @@ import yaml
 from rich.console import Console
 
 from devcluster import DevclusterError, build_image, download_wheels, load_images, open_cluster
-from devcluster.commands import run
+from devcluster.commands import CommandError, run
 from devcluster.deploy import deploy
 from devcluster.locations import CHECKOUT
 from devcluster.progress import Steps
@@ -41,6 +41,9 @@ _FRAME_S = 0.125
 
 #: Seconds that the namespace of the run before gets to go, and the TaskQueue to be ready.
 _NAMESPACE_S, _QUEUE_S = 60, 30
+
+#: Where a TaskQueue says why it is not ready.
+_READY_MESSAGE = '{.status.conditions[?(@.type=="Ready")].message}'
 
 
 class DemoError(Exception):
@@ -77,7 +80,14 @@ class Demo:
         self.kubectl("apply", f"--filename={HERE / 'taskqueue.yaml'}")
         within = f"--namespace={NAMESPACE}"
         queue = f"taskqueues.taskqueue.dev/{QUEUE}"
-        self.kubectl("wait", within, "--for=condition=Ready", queue, f"--timeout={_QUEUE_S}s")
+        try:
+            self.kubectl("wait", within, "--for=condition=Ready", queue, f"--timeout={_QUEUE_S}s")
+        except CommandError as error:
+            why = self.kubectl("get", within, queue, f"--output=jsonpath={_READY_MESSAGE}")
+            raise DemoError(
+                f"TaskQueue {NAMESPACE}/{QUEUE} is not ready after {_QUEUE_S} s: "
+                f"{why or 'the operator has not written a status'}"
+            ) from error
         pods = self.kubectl("get", "pods", within, "--output=name")
         if pods:
             raise DemoError(f"there are workers before there is work: {pods.split()}")
