@@ -29,7 +29,6 @@ from taskqueue.broker.contract import (
     work_queue_arguments,
 )
 
-_NOT_FOUND = 404
 _PRECONDITION_FAILED = 406
 
 #: Every key: the inbox takes all outcomes and all dead letters.
@@ -104,10 +103,8 @@ async def ready_messages(channel: Channel, queue: str) -> int | None:
 
 
 def _is_missing(refusal: ChannelRefused) -> bool:
-    # The broker says 404 as well of a queue that is only out of service.
-    return refusal.code == _NOT_FOUND and refusal.text.startswith(
-        ("NOT_FOUND - no queue", "NOT_FOUND - no exchange")
-    )
+    # By its words: the broker says 404 as well of a queue that is only out of service.
+    return refusal.text.startswith(("NOT_FOUND - no queue ", "NOT_FOUND - no exchange "))
 
 
 async def _ensure_exchange(connection: Connection, name: str) -> None:

@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from taskqueue.broker.connection import (
-    BrokerParameters,
     Channel,
     ChannelRefused,
     Connection,
     Delivery,
-    connect,
 )
 from taskqueue.broker.contract import deliveries_so_far
 from taskqueue.broker.publisher import Publisher
@@ -233,18 +231,24 @@ async def test_an_exception_in_a_callback_is_reported_and_nothing_else_stops(
     assert channel.is_open
 
 
-async def test_cancelling_a_request_leaves_the_channel_usable(
-    channel: Channel, parameters: BrokerParameters
-) -> None:
+async def test_cancelling_a_request_leaves_the_channel_usable(channel: Channel) -> None:
     request = asyncio.ensure_future(channel.declare_queue("first"))
     await asyncio.sleep(0)
     request.cancel()
     await asyncio.wait({request})
     assert await channel.declare_queue("second") == 0
-    other = await connect(parameters, name="other")
-    opening = asyncio.ensure_future(other.channel())
-    await asyncio.sleep(0)
-    opening.cancel()
-    await asyncio.wait({opening})
-    assert await (await other.channel()).declare_queue("first", passive=True) == 0
-    await other.close()
+    assert await channel.declare_queue("first", passive=True) == 0
+
+
+async def test_cancelled_openings_leave_no_channel_behind(connection: Connection) -> None:
+    # RabbitMQ allows 2047 channels on a connection.
+    for _ in range(21):
+        openings = [asyncio.ensure_future(connection.channel()) for _ in range(100)]
+        await asyncio.sleep(0)
+        for opening in openings:
+            opening.cancel()
+        await asyncio.wait(openings)
+        channel = await connection.channel()
+        assert await channel.declare_queue("q") == 0
+        await channel.close()
+    assert connection.is_open
