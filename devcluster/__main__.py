@@ -84,7 +84,7 @@ def _deploy(options: argparse.Namespace) -> None:
     from devcluster.deploy import deploy
 
     steps = Steps()
-    opening.prepare(steps)
+    opening.prepare(steps)  # side by side with what the cluster itself takes
     deploy(opening.open_cluster(options.name, steps=steps), steps=steps)
     print(f"export KUBECONFIG={KUBECONFIG}")
 
