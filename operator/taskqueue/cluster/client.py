@@ -20,6 +20,7 @@ from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import Configuration
 
 MERGE_PATCH = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
 #: Longest line of a watch, in bytes: etcd refuses objects above 1.5 MiB.
@@ -134,7 +135,20 @@ class ApiClient:
         body: Any = None,
         content_type: str = "application/json",
     ) -> dict[str, Any]:
-        """Send one request and return the parsed answer.
+        """Send one request and return the parsed answer; see `send`."""
+        raw = await self.send(method, path, params=params, body=body, content_type=content_type)
+        return orjson.loads(raw) if raw else {}
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> bytes:
+        """Send one request and return the answer as it came.
 
         Args:
             method: HTTP method.
@@ -162,7 +176,7 @@ class ApiClient:
                 raw = await response.read()
                 if response.status >= 400:
                     raise _error(response, raw)
-                return orjson.loads(raw) if raw else {}
+                return raw
         except (aiohttp.ClientError, TimeoutError, OSError) as problem:
             raise ApiError(
                 0, "Unreachable", f"API server at {self._base}: {problem!r} on {method} {path}"

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from taskqueue.cluster.client import MERGE_PATCH, ApiClient, ApiError
+from taskqueue.cluster.client import JSON_PATCH, ApiClient, ApiError
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -75,11 +75,11 @@ class StatusWriter:
         return len(self._slots)
 
     def put(self, path: str, body: bytes, on_fate: OnFate, *, urgent: bool = False) -> None:
-        """Have ``body`` merged into the ``/status`` at ``path``.
+        """Have ``body`` applied to the ``/status`` at ``path``.
 
         Args:
             path: of the status subresource; it identifies the object.
-            body: JSON merge patch.
+            body: JSON patch; it replaces the status.
             on_fate: called once, when a write that contains this status (or a later one) is done.
             urgent: ends something: goes before what does not.
         """
@@ -130,7 +130,7 @@ class StatusWriter:
             body, callbacks = slot.body, slot.callbacks
             slot.waiting, slot.urgent, slot.callbacks = False, False, []
             try:
-                await self._client.request("PATCH", slot.path, body=body, content_type=MERGE_PATCH)
+                await self._client.send("PATCH", slot.path, body=body, content_type=JSON_PATCH)
                 fate: Fate = Written()
                 self.writes += 1
                 break

@@ -55,7 +55,11 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
 
 
 def status_patch(task: domain.Task, status: domain.TaskStatus, *, now: float) -> bytes:
-    """Return the JSON merge patch that makes ``status`` the Task's status."""
+    """Return the JSON patch that makes ``status`` the Task's status.
+
+    It is refused (422) by an object of the same name and another uid: made anew, it is another
+    Task. A merge patch could neither say that nor keep a null within the result.
+    """
     body: dict[str, Any] = {
         "observedGeneration": task.generation,
         "phase": status.phase.value,
@@ -64,16 +68,23 @@ def status_patch(task: domain.Task, status: domain.TaskStatus, *, now: float) ->
         "attempts": status.attempts,
         "epoch": status.epoch,
         "history": [_attempt(entry) for entry in status.history],
-        "startTime": _optional_time(status.start_time),
-        "nextAttemptTime": _optional_time(status.next_attempt_time),
         "worker": status.worker,
         "conditions": _conditions(task, status, now=now),
     }
-    if status.completion_time is not None:
-        body["completionTime"] = timestamp(status.completion_time)
+    times = {
+        "startTime": status.start_time,
+        "nextAttemptTime": status.next_attempt_time,
+        "completionTime": status.completion_time,
+    }
+    body |= {name: timestamp(at) for name, at in times.items() if at is not None}
     if status.result is not None:
         body["result"] = status.result
-    return orjson.dumps({"status": body})
+    return orjson.dumps(
+        [
+            {"op": "test", "path": "/metadata/uid", "value": task.uid},
+            {"op": "add", "path": "/status", "value": body},
+        ]
+    )
 
 
 def timestamp(seconds: float) -> str:
@@ -177,7 +188,3 @@ def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskStatus:
 
 def _seconds(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
-
-
-def _optional_time(seconds: float | None) -> str | None:
-    return None if seconds is None else timestamp(seconds)
