@@ -1,6 +1,6 @@
 """The floor: the API's own cost of a Task, without anything of ours.
 
-A bare client creates the same objects and merges the same body into each one's /status as the
+A bare client creates the same objects and patches each one's /status with the same body as the
 operator does, and nothing else. The objects are of a copy of the Task resource, of the same schema
 and rules, in a group that the operator does not look at.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from taskqueue.api.common import VERSION
 from taskqueue.api.crds import DEFINITIONS, custom_resource_definition
 from taskqueue.api.task import Task as TaskModel
-from taskqueue.cluster.client import MERGE_PATCH, ApiClient
+from taskqueue.cluster.client import JSON_PATCH, ApiClient
 from taskqueue.cluster.task_objects import status_patch
 from taskqueue.domain.task import Attempt, Phase, Task, TaskSpec, TaskStatus
 from tests.bench import cluster as bench
@@ -43,13 +43,13 @@ def copied_definition() -> dict[str, Any]:
     return copy
 
 
-def final_status(worker: str) -> bytes:
+def final_status(worker: str, uid: str) -> bytes:
     """Return what the operator writes for a Task that succeeded at once."""
     now = time.time()
     task = Task(
         namespace=bench.NAMESPACE,
         name="floor",
-        uid="",
+        uid=uid,
         generation=1,
         created=now,
         spec=TaskSpec(queue=bench.QUEUE, handler=bench.HANDLER),
@@ -82,17 +82,17 @@ async def floor_resource(client: ApiClient) -> AsyncIterator[None]:
         await bench.delete(client, f"{_CRDS}/{_NAME}", wait_seconds=_READY_SECONDS)
 
 
-async def run_one(cluster: bench.Cluster, name: str, status: bytes) -> None:
+async def run_one(cluster: bench.Cluster, name: str) -> None:
     """Create one object and write its final status."""
-    await cluster.load.request("POST", COPIES, body=task_body(name, API_VERSION))
+    made = await cluster.load.request("POST", COPIES, body=task_body(name, API_VERSION))
+    status = final_status("bench-worker-0123456789-abcde", made["metadata"]["uid"])
     await cluster.load.request(
-        "PATCH", f"{COPIES}/{name}/status", body=status, content_type=MERGE_PATCH
+        "PATCH", f"{COPIES}/{name}/status", body=status, content_type=JSON_PATCH
     )
 
 
 async def measure(cluster: bench.Cluster, names: Sequence[str], *, clients: int) -> float:
     """Do it for all names, ``clients`` at once, and return the seconds it took."""
-    status = final_status(worker="bench-worker-0123456789-abcde")
     start = time.perf_counter()
-    await at_once(clients, names, lambda name: run_one(cluster, name, status))
+    await at_once(clients, names, lambda name: run_one(cluster, name))
     return time.perf_counter() - start

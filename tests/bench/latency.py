@@ -41,11 +41,10 @@ async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Ou
     await _one_by_one(target, TASKS, "warm-up", _WARM_UP_TASKS, task)
     ours = await _one_by_one(target, TASKS, "task", settings.tasks, task)
     report.say("the same by the bare client")
-    status = floor.final_status(worker="bench-worker")
     async with floor.floor_resource(target.client):
 
         async def bare(name: str) -> None:
-            await floor.run_one(target, name, status)
+            await floor.run_one(target, name)
 
         await _one_by_one(target, floor.COPIES, "warm-up", _WARM_UP_TASKS, bare)
         floors = await _one_by_one(target, floor.COPIES, "floor", settings.tasks, bare)

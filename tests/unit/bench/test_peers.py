@@ -20,7 +20,10 @@ def test_the_floor_has_the_schema_of_tasks_in_a_group_of_its_own() -> None:
 
 
 def test_the_floor_writes_the_status_of_a_task_that_succeeded() -> None:
-    status = json.loads(floor.final_status("w"))["status"]
+    same, change = json.loads(floor.final_status("w", "uid-1"))
+    assert same == {"op": "test", "path": "/metadata/uid", "value": "uid-1"}
+    assert (change["op"], change["path"]) == ("add", "/status")
+    status = change["value"]
     assert status["phase"] == "Succeeded"
     assert {condition["type"] for condition in status["conditions"]} == {"Finished", "Complete"}
     assert status["history"][0]["outcome"] == "Succeeded"
