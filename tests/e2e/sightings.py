@@ -1,0 +1,97 @@
+"""Everything that was ever to be seen of a namespace's objects, by a watch in the background.
+
+A test waits for what it expects to see, and afterwards can ask what there was on the way: how often
+an object was written, and whether a finished Task ever changed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+
+import requests
+
+from tests.e2e.api import Api, Body
+
+
+class Sightings:
+    """The versions of all objects of one list, oldest first, from now on."""
+
+    def __init__(self, api: Api, path: str) -> None:
+        self._api = api
+        self._path = path
+        self._changed = threading.Condition()
+        self._versions: dict[str, list[Body]] = defaultdict(list)
+        self._gone: set[str] = set()
+        self._closed = False
+        self._version = api.get(path, limit="1")["metadata"]["resourceVersion"]
+        threading.Thread(target=self._look, name=f"watch {path}", daemon=True).start()
+
+    def versions(self, name: str) -> list[Body]:
+        """Return every version of the objects of this name, oldest first."""
+        with self._changed:
+            return list(self._versions[name])
+
+    def all_versions(self) -> list[Body]:
+        """Return every version of every object."""
+        with self._changed:
+            return [version for versions in self._versions.values() for version in versions]
+
+    def names(self) -> list[str]:
+        """Return the names of all objects ever seen."""
+        with self._changed:
+            return list(self._versions)
+
+    def wait(
+        self, name: str, until: Callable[[Body], bool], *, what: str, seconds: float = 60
+    ) -> Body:
+        """Return the first version of an object, the present or a later one, of which ``until`` holds.
+
+        Raises:
+            AssertionError: there was none in time; it tells what there was.
+        """
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            looked_at = max(len(self._versions[name]) - 1, 0)
+            while True:
+                versions = self._versions[name]
+                for version in versions[looked_at:]:
+                    if until(version):
+                        return version
+                looked_at = len(versions)
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    last = versions[-1].get("status") if versions else "it was never seen"
+                    raise AssertionError(f"{name}: not {what} within {seconds:g} s: {last}")
+
+    def wait_gone(self, name: str, *, seconds: float = 60) -> None:
+        """Return when the object is deleted."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: name in self._gone, seconds), f"{name} stays"
+
+    def close(self) -> None:
+        """Look no longer."""
+        self._closed = True
+
+    def _look(self) -> None:
+        while not self._closed:
+            with suppress(requests.RequestException):
+                for event in self._api.watch(self._path, self._version):
+                    if self._closed:
+                        return
+                    self._take(event["type"], event["object"])
+
+    def _take(self, kind: str, seen: Body) -> None:
+        assert kind in ("ADDED", "MODIFIED", "DELETED"), seen
+        name = seen["metadata"]["name"]
+        self._version = seen["metadata"]["resourceVersion"]
+        with self._changed:
+            if kind == "DELETED":
+                self._gone.add(name)
+            else:
+                self._gone.discard(name)
+                self._versions[name].append(seen)
+            self._changed.notify_all()

@@ -1,0 +1,76 @@
+"""The status writer against a real API server: what arrives, and what must not."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from taskqueue.cluster.client import ApiClient, load_access
+from taskqueue.cluster.status_writer import Fate, Refused, StatusWriter, Written
+from taskqueue.cluster.task_objects import read_task, status_patch, status_path
+from taskqueue.domain.task import Phase, TaskStatus
+from tests.conftest import Cluster
+from tests.e2e.api import Body
+from tests.e2e.lab import Lab
+
+pytestmark = pytest.mark.cluster
+
+
+async def write(cluster: Cluster, raw: Body, status: TaskStatus) -> Fate:
+    client = ApiClient(await load_access(str(cluster.kubeconfig)))
+    writer = StatusWriter(client)
+    running = asyncio.create_task(writer.run())
+    fate: asyncio.Future[Fate] = asyncio.get_running_loop().create_future()
+    task = read_task(raw)
+    try:
+        patch = status_patch(task, status, now=task.created)
+        writer.put(status_path(task), patch, fate.set_result)
+        async with asyncio.timeout(30):
+            return await fate
+    finally:
+        running.cancel()
+        await client.close()
+
+
+def make(lab: Lab, name: str) -> Body:
+    # Held by nobody: the operator only says that there is no such TaskQueue, two seconds later.
+    lab.task(name, queue="nobodys")
+    return lab.api.get(lab.path("tasks", name))
+
+
+def ended(result: dict[str, Any]) -> TaskStatus:
+    return TaskStatus(phase=Phase.SUCCEEDED, attempts=1, completion_time=1.8e9, result=result)
+
+
+async def test_a_result_arrives_as_it_is(lab: Lab, cluster: Cluster) -> None:
+    result = {"none": None, "deep": [None, {"none": None}], "text": "ä€𝄞"}
+    assert await write(cluster, make(lab, "nulls"), ended(result)) == Written()
+    assert lab.api.get(lab.path("tasks", "nulls"))["status"]["result"] == result
+
+
+async def test_a_task_made_anew_under_the_name_is_not_touched(lab: Lab, cluster: Cluster) -> None:
+    former = make(lab, "phoenix")
+    lab.delete_task("phoenix")
+    make(lab, "phoenix")
+    fate = await write(cluster, former, ended({}))
+    assert isinstance(fate, Refused)
+    assert fate.status == 422
+    assert lab.api.get(lab.path("tasks", "phoenix"))["status"]["phase"] != "Succeeded"
+
+
+async def test_a_task_that_is_gone_is_not_found(lab: Lab, cluster: Cluster) -> None:
+    former = make(lab, "gone")
+    lab.delete_task("gone")
+    fate = await write(cluster, former, ended({}))
+    assert isinstance(fate, Refused)
+    assert fate.status == 404
+
+
+async def test_the_end_that_was_written_first_stays(lab: Lab, cluster: Cluster) -> None:
+    raw = make(lab, "twice")
+    assert await write(cluster, raw, ended({"first": True})) == Written()
+    late = TaskStatus(phase=Phase.FAILED, attempts=1, completion_time=1.8e9)
+    fate = await write(cluster, raw, late)
+    assert isinstance(fate, Refused)
+    assert "the phase of a finished Task never changes" in fate.message
+    assert lab.api.get(lab.path("tasks", "twice"))["status"]["result"] == {"first": True}
