@@ -164,7 +164,7 @@ class ConsumeLine:
         self._intake.channel_opened(channel)
         try:
             await channel.declare_queue(self._queue, passive=True)
-            while True:
+            while not self._stopping:
                 self.prefetch = self._wanted
                 await channel.set_prefetch(self.prefetch)
                 tag = await channel.consume(self._queue, self._intake.delivered, on_cancel)
@@ -176,9 +176,6 @@ class ConsumeLine:
                 if ended is not None:
                     return ended
                 await channel.cancel(tag)
-                if self._stopping:
-                    self._stopped.set()
-                    return await self._watch(channel, cancelled, lambda: False) or ""
                 ended = await self._watch(
                     channel,
                     cancelled,
@@ -186,6 +183,9 @@ class ConsumeLine:
                 )
                 if ended is not None:
                     return ended
+            self._stopped.set()
+            # The channel stays: what is in hand is acknowledged on it.
+            return await self._watch(channel, cancelled, lambda: False) or ""
         finally:
             self._register(False)
             self._intake.channel_lost()

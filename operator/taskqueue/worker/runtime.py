@@ -176,11 +176,6 @@ class Runtime:
                     run.execution.cancel()
         self._deadlines.close()
 
-    def flush(self) -> None:
-        """Send the acknowledgements that are due."""
-        if self._acknowledger is not None:
-            self._acknowledger.flush()
-
     # Inside.
 
     def _known(self, acknowledger: Acknowledger, delivery: Delivery, message: WorkMessage) -> bool:

@@ -127,7 +127,6 @@ class Worker:
                 await self._reporter.drained()
         except TimeoutError:
             log.warning("outcomes.unconfirmed", outstanding=self._reporter.outstanding)
-        self._runtime.flush()
 
     def _prefetch_changed(self) -> None:
         self._consuming.want_prefetch(self._runtime.prefetch)

@@ -66,7 +66,7 @@ def hold(payload: dict[str, Any]) -> str:
 @task
 def thread_hold(payload: dict[str, Any]) -> None:
     """Hold in a thread of its own, one the interpreter waits for at its end."""
-    inner = threading.Thread(target=hold, args=(payload,))
+    inner = threading.Thread(target=hold, args=(payload,), daemon=False)
     inner.start()
     inner.join()
 

@@ -57,6 +57,8 @@ class WorkerProcess:
                 "TASKQUEUE_BROKER_VHOST": broker.virtual_host,
                 "TASKQUEUE_CONCURRENCY": str(slots),
                 "TASKQUEUE_HEALTH_PORT": "0",
+                # Longer than any test: an end that waits for it without need is seen.
+                "TASKQUEUE_GRACE_SECONDS": "3600",
                 "TASKQUEUE_LOG_FORMAT": "json",
                 "POD_NAME": "pod-1",
                 **environment,
