@@ -131,7 +131,7 @@ def test_what_is_not_known_is_refused_and_named(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as refusal:
-        kind_command.main(arguments)
+        understood(arguments)
     assert refusal.value.code == 2
     assert "kind" in capsys.readouterr().err
 
