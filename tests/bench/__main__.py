@@ -23,8 +23,9 @@ from taskqueue.cluster.client import ApiError
 from tests.bench import coldstart as cold
 from tests.bench import latency as single
 from tests.bench import throughput as many
-from tests.bench.cluster import Cluster, bench_namespace, connected
+from tests.bench.cluster import Cluster, bench_namespace, connected, one_operator
 from tests.bench.deadline import BenchError
+from tests.bench.floor import remove
 from tests.bench.machine import facts
 from tests.bench.report import Outcome, Report
 
@@ -102,6 +103,8 @@ def _bench(
     report = Report()
     try:
         path = kubeconfig or _development_cluster()
+        if not path.exists():
+            raise BenchError(f"there is no kubeconfig {path}: bring a cluster up (make deploy)")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             outcome = runner.run(_measure(path, run, report, clients))
     except (BenchError, ApiError, DevclusterError) as problem:
@@ -126,7 +129,8 @@ async def _measure(
     async with connected(kubeconfig, clients=clients) as target:
         machine = await facts(target.client)
         report.machine(machine)
-        async with bench_namespace(target):
+        await remove(target.client)
+        async with bench_namespace(target), one_operator(target.client):
             outcome = await run(target, report)
     return replace(outcome, details={**outcome.details, "machine": machine})
 

@@ -31,6 +31,7 @@ MANAGER = "taskqueue-bench"
 _OWN = {"taskqueue.dev/bench": "true"}
 _BROKER_SECRET = "/api/v1/namespaces/rabbitmq/secrets/rabbitmq"
 _OPERATOR = "/apis/apps/v1/namespaces/taskqueue-system/deployments/taskqueue-operator"
+_OPERATOR_PODS = "/api/v1/namespaces/taskqueue-system/pods"
 _HANDLERS = """\
 from taskqueue import task
 
@@ -91,13 +92,28 @@ async def connected(kubeconfig: Path, *, clients: int) -> AsyncIterator[Cluster]
 
 
 @asynccontextmanager
+async def one_operator(client: ApiClient) -> AsyncIterator[None]:
+    """Make sure that one and the same operator runs from beginning to end.
+
+    Raises:
+        BenchError: it does not run, or was started again meanwhile: then figures mean nothing.
+    """
+    operator = await get_or_none(client, _OPERATOR)
+    if not ((operator or {}).get("status") or {}).get("availableReplicas"):
+        raise BenchError("the operator is not running in this cluster: make deploy")
+    before = await _operator_starts(client)
+    yield
+    if await _operator_starts(client) != before:
+        raise BenchError("the operator was started again during the measurement: measure again")
+
+
+@asynccontextmanager
 async def bench_namespace(cluster: Cluster) -> AsyncIterator[None]:
     """Make the namespace with the broker's Secret and the handlers; delete it at the end.
 
     Raises:
-        BenchError: the system is not in the cluster, or the namespace is somebody else's.
+        BenchError: RabbitMQ is not in the cluster, or the namespace is somebody else's.
     """
-    await _require_operator(cluster.client)
     await _remove_leftover(cluster.client)
     try:
         await _prepare(cluster.client)
@@ -217,10 +233,16 @@ async def _conditions(client: ApiClient) -> dict[str, str]:
     return {condition["type"]: condition["status"] for condition in found}
 
 
-async def _require_operator(client: ApiClient) -> None:
-    operator = await get_or_none(client, _OPERATOR)
-    if not ((operator or {}).get("status") or {}).get("availableReplicas"):
-        raise BenchError("the operator is not running in this cluster: make deploy")
+async def _operator_starts(client: ApiClient) -> set[tuple[str, int]]:
+    """Return (pod, restarts) of all that run the operator."""
+    pods = await client.get(
+        _OPERATOR_PODS, labelSelector="app.kubernetes.io/name=taskqueue-operator"
+    )
+    return {
+        (pod["metadata"]["name"], state["restartCount"])
+        for pod in pods["items"]
+        for state in pod["status"].get("containerStatuses") or ()
+    }
 
 
 async def _remove_leftover(client: ApiClient) -> None:

@@ -29,7 +29,7 @@ COPIES = f"/apis/{API_VERSION}/namespaces/{bench.NAMESPACE}/tasks"
 
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _NAME = f"tasks.{GROUP}"
-_READY_SECONDS = 30
+_READY_SECONDS = 60
 
 
 def copied_definition() -> dict[str, Any]:
@@ -69,7 +69,6 @@ def final_status(worker: str, uid: str) -> bytes:
 @asynccontextmanager
 async def floor_resource(client: ApiClient) -> AsyncIterator[None]:
     """Have the copy of the Task resource in the cluster, and take it away again."""
-    await bench.delete(client, f"{_CRDS}/{_NAME}", wait_seconds=_READY_SECONDS)
     await client.request("POST", _CRDS, body=copied_definition())
 
     async def served() -> bool:
@@ -79,7 +78,12 @@ async def floor_resource(client: ApiClient) -> AsyncIterator[None]:
         await until(served, seconds=_READY_SECONDS, what=f"{_NAME} being served")
         yield
     finally:
-        await bench.delete(client, f"{_CRDS}/{_NAME}", wait_seconds=_READY_SECONDS)
+        await remove(client)
+
+
+async def remove(client: ApiClient) -> None:
+    """Take the copy of the Task resource away, and all its objects; it need not be there."""
+    await bench.delete(client, f"{_CRDS}/{_NAME}", wait_seconds=_READY_SECONDS)
 
 
 async def run_one(cluster: bench.Cluster, name: str) -> None:

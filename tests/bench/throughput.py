@@ -46,6 +46,14 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Floor:
+    """One round of the floor."""
+
+    seconds: float
+    cpu: dict[str, float] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """One round of Tasks."""
 
@@ -69,9 +77,9 @@ async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Ou
     async with floor.floor_resource(target.client):
         for number in range(settings.rounds):
             names = _names(f"floor-{number}", settings.tasks)
-            floors.append(await floor.measure(target, names, clients=settings.clients))
+            floors.append(await _floor(target, names, settings.clients))
             await cluster.delete_all(target.client, floor.COPIES)
-            report.say(f"round {number}: floor {settings.tasks / floors[-1]:.1f} tasks/s")
+            report.say(f"round {number}: floor {settings.tasks / floors[-1].seconds:.1f} tasks/s")
             await cluster.delete_all(target.client, TASKS)
             rounds.append(await _tasks(target, f"r{number}", settings.tasks, settings.clients))
             report.say(
@@ -87,6 +95,12 @@ async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Ou
             )
             report.say(f"round {number}: Job {completions / job_seconds[-1]:.2f} tasks/s")
     return _report(settings, floors, rounds, job_seconds, report)
+
+
+async def _floor(target: cluster.Cluster, names: Sequence[str], clients: int) -> Floor:
+    before = processes.sample(target.host)
+    seconds = await floor.measure(target, names, clients=clients)
+    return Floor(seconds, _cpu_between(before, processes.sample(target.host)))
 
 
 async def _tasks(target: cluster.Cluster, prefix: str, count: int, clients: int) -> Round:
@@ -105,8 +119,14 @@ async def _tasks(target: cluster.Cluster, prefix: str, count: int, clients: int)
         seconds=max(seen.values()) - start,
         creating_seconds=created - start,
         writes=writes,
-        cpu=processes.between(before, after) if before and after else None,
+        cpu=_cpu_between(before, after),
     )
+
+
+def _cpu_between(
+    before: processes.CpuSample | None, after: processes.CpuSample | None
+) -> dict[str, float] | None:
+    return processes.between(before, after) if before and after else None
 
 
 def _names(prefix: str, count: int) -> list[str]:
@@ -115,13 +135,13 @@ def _names(prefix: str, count: int) -> list[str]:
 
 def _report(
     settings: Settings,
-    floors: Sequence[float],
+    floors: Sequence[Floor],
     rounds: Sequence[Round],
     job_seconds: Sequence[float],
     report: Report,
 ) -> Outcome:
     ours = Spread.of([settings.tasks / one.seconds for one in rounds])
-    bare = Spread.of([settings.tasks / seconds for seconds in floors])
+    bare = Spread.of([settings.tasks / one.seconds for one in floors])
     job = Spread.of([settings.job_completions / seconds for seconds in job_seconds])
     per_task = Spread.of(
         [
@@ -137,6 +157,7 @@ def _report(
     }
     report.spreads("throughput, tasks/s", spread)
     middle = sorted(rounds, key=lambda one: one.seconds)[len(rounds) // 2]
+    middle_floor = sorted(floors, key=lambda one: one.seconds)[len(floors) // 2]
     report.table(
         "writes the API server took during a round (median round)",
         ["resource", "writes"],
@@ -150,18 +171,24 @@ def _report(
             "vs_floor": ratio(ours.middle, bare.middle),
         },
         spread=spread,
-        details={"cpu_ms_per_task": _cpu(middle, settings.tasks, report)},
+        details=_cpu(middle, middle_floor, settings.tasks, report),
     )
 
 
-def _cpu(one: Round, tasks: int, report: Report) -> dict[str, Any] | None:
-    if one.cpu is None:
+def _cpu(one: Round, bare: Floor, tasks: int, report: Report) -> dict[str, Any]:
+    if one.cpu is None or bare.cpu is None:
         report.say("CPU time by process: the node's processes are not to be seen from here")
-        return None
-    per_task = {name: significant(1000 * value / tasks, 3) for name, value in one.cpu.items()}
-    report.table(
-        "CPU time by process, median round",
-        ["process", "ms a Task", "cores"],
-        [(name, per_task[name], value / one.seconds) for name, value in one.cpu.items()],
+        return {}
+    ours, theirs = (
+        {name: significant(1000 * value / tasks, 3) for name, value in cpu.items()}
+        for cpu in (one.cpu, bare.cpu)
     )
-    return per_task
+    report.table(
+        "CPU time by process, ms a Task (median rounds)",
+        ["process", "Tasks", "floor"],
+        [
+            *((name, value, theirs.get(name, 0.0)) for name, value in ours.items()),
+            ("all", sum(ours.values()), sum(theirs.values())),
+        ],
+    )
+    return {"cpu_ms_per_task": ours, "floor_cpu_ms_per_task": theirs}
