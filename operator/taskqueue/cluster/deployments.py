@@ -190,6 +190,9 @@ def _environment(config: QueueConfig, grace: Any) -> list[dict[str, Any]]:
         "TASKQUEUE_QUEUE": config.name,
         "TASKQUEUE_GRACE_SECONDS": str(max(grace_seconds - _REPORTING_SECONDS, 0)),
     }
+    # For direct messages, which carry no policy of their own.
+    values["TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS"] = str(config.policy.attempt_timeout_seconds)
+    values["TASKQUEUE_MAX_DELIVERIES"] = str(config.policy.max_deliveries)
     if config.concurrency is not None:
         values["TASKQUEUE_CONCURRENCY"] = str(config.concurrency)
     fields = {"POD_NAME": "metadata.name", "NODE_NAME": "spec.nodeName"}
