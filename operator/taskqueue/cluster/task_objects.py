@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -87,6 +88,7 @@ def status_patch(task: domain.Task, status: domain.TaskStatus, *, now: float) ->
     )
 
 
+@lru_cache(maxsize=512)  # the same few times appear several times in one status
 def timestamp(seconds: float) -> str:
     """Return a time as RFC 3339 in UTC, to the millisecond."""
     at = datetime.fromtimestamp(seconds, UTC)
