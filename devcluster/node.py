@@ -19,7 +19,7 @@ from pathlib import Path
 from devcluster import certificates, kubeconfig, node_images, node_settings, records, traces
 from devcluster.api import ApiServer
 from devcluster.commands import DevclusterError, run
-from devcluster.locations import STATE, locked
+from devcluster.locations import STATE, digest, locked
 from devcluster.node_settings import Layout
 from devcluster.records import Record
 from devcluster.waiting import wait_until
@@ -249,8 +249,11 @@ def _remove(name: str) -> None:
 
 
 def _lock(name: str) -> AbstractContextManager[None]:
-    """One creation or deletion of a name at a time."""
-    return locked(STATE / f".{records.check_name(name)}")
+    """One creation or deletion of a name at a time.
+
+    Names share sixteen locks, because the file of a lock can never be deleted.
+    """
+    return locked(STATE / f".name-{digest([records.check_name(name)])[0]}")
 
 
 def _lock_of_all() -> AbstractContextManager[None]:
