@@ -11,7 +11,6 @@ import yaml
 from pydantic import Field
 from typer.testing import CliRunner
 
-from taskqueue.cli import app
 from taskqueue.api.common import ApiModel, Resource, validations
 from taskqueue.api.crds import (
     DEFINITIONS,
@@ -23,6 +22,7 @@ from taskqueue.api.crds import (
 from taskqueue.api.reference import render_reference
 from taskqueue.api.task import TERMINAL_PHASES, Task
 from taskqueue.api.taskqueue import TaskQueue
+from taskqueue.cli import app
 
 ROOT = Path(__file__).parents[3]
 CRDS = ROOT / "crds"
