@@ -4,7 +4,8 @@ Contract:
 
 * At most one write of an object is under way; a newer status put meanwhile waits, and replaces
   one that already waited. Its callback is called with the fate of the write that contains it.
-* Urgent statuses (those that end something) go first.
+* Urgent statuses (those that end something) go first, but for one in sixteen: without end, they
+  would keep the others waiting without end.
 * An answer of 429 makes the whole writer wait as long as the server asks. What may succeed later
   is tried again for ever, with the latest status; what cannot is handed back as `Refused`.
 """
@@ -24,6 +25,8 @@ log = EventLog(__name__)
 
 #: Writes under way at once, each on a connection of the writer's own pool.
 CONCURRENCY = 16
+#: After so many urgent writes in a row a waiting other one has its turn.
+_URGENT_IN_A_ROW = 15
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 
 
@@ -63,6 +66,7 @@ class StatusWriter:
         self._slots: dict[str, _Slot] = {}
         self._urgent: deque[_Slot] = deque()
         self._normal: deque[_Slot] = deque()
+        self._urgent_in_a_row = 0
         self._wake = asyncio.Semaphore(0)
         self._resume = asyncio.Event()
         self._resume.set()
@@ -118,9 +122,17 @@ class StatusWriter:
         while True:
             await self._wake.acquire()
             await self._resume.wait()
-            slot = self._urgent.popleft() if self._urgent else self._normal.popleft()
+            slot = self._next()
             if slot.waiting and not slot.writing:
                 await self._write(slot)
+
+    def _next(self) -> _Slot:
+        fair = self._normal and self._urgent_in_a_row >= _URGENT_IN_A_ROW
+        if self._urgent and not fair:
+            self._urgent_in_a_row += 1
+            return self._urgent.popleft()
+        self._urgent_in_a_row = 0
+        return self._normal.popleft()
 
     async def _write(self, slot: _Slot) -> None:
         slot.writing = True

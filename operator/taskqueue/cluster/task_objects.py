@@ -17,6 +17,8 @@ TASKS_PATH = f"/apis/{GROUP}/{VERSION}/tasks"
 
 #: Leaves finished Tasks out of lists and watches.
 UNFINISHED = ",".join(f"status.phase!={phase.value}" for phase in domain.Phase if phase.terminal)
+#: Leaves out all others.
+FINISHED = ",".join(f"status.phase!={phase.value}" for phase in domain.Phase if not phase.terminal)
 
 
 def task_path(namespace: str, name: str) -> str:
@@ -43,7 +45,7 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
         name=metadata["name"],
         uid=metadata["uid"],
         generation=metadata.get("generation", 1),
-        created=_seconds(metadata["creationTimestamp"]),
+        created=seconds_of(metadata["creationTimestamp"]),
         spec=domain.TaskSpec(
             queue=spec.queue,
             handler=spec.handler,
@@ -188,5 +190,6 @@ def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskStatus:
     )
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
+    """Return an RFC 3339 time as seconds since the epoch."""
     return datetime.fromisoformat(text).timestamp()

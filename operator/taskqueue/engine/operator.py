@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -22,16 +23,23 @@ from taskqueue.cluster.deployments import PoolState
 from taskqueue.cluster.feed import Feed, Key, identity
 from taskqueue.cluster.queue_objects import QUEUES_PATH, read_queue
 from taskqueue.cluster.status_writer import CONCURRENCY, StatusWriter
-from taskqueue.cluster.task_objects import TASKS_PATH, UNFINISHED, read_task, task_path
+from taskqueue.cluster.task_objects import (
+    TASKS_PATH,
+    UNFINISHED,
+    read_task,
+    seconds_of,
+    task_path,
+)
 from taskqueue.domain.queue import QueueKey
 from taskqueue.domain.task import Phase
 from taskqueue.domain.token import TokenKeys
-from taskqueue.engine.broker_link import BrokerLink, Markers
+from taskqueue.engine.broker_link import BrokerLink, Down, Markers
 from taskqueue.engine.dispatcher import Dispatcher
 from taskqueue.engine.entry import Entry, Stage, log_fields
 from taskqueue.engine.metrics import TASKS_HELD
 from taskqueue.engine.queue_controller import QueueController, Totals
 from taskqueue.engine.recorder import Recorder
+from taskqueue.engine.recount import count, finished_tasks
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -67,6 +75,8 @@ class Engine:
         self._links: dict[BrokerParameters, tuple[BrokerLink, asyncio.Task[None]]] = {}
         self._markers = Markers()
         self._pool_states: dict[QueueKey, PoolState] = {}
+        #: Finished and counted by this leader, while the finished Tasks are being listed.
+        self._counted: set[str] | None = None
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
         self._background: set[asyncio.Task[None]] = set()
         self._feed = Feed(
@@ -110,6 +120,7 @@ class Engine:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._feed.run(), name="feed of Tasks")
                 group.create_task(self._pools.run(), name="feed of Deployments")
+                group.create_task(self._recount(), name="recount of finished Tasks")
         finally:
             await self._stop()
             writer.cancel()
@@ -134,7 +145,7 @@ class Engine:
             running[0].reconfigure(config)
             return
         if running is not None:
-            self.drop_queue(config.key)
+            self.drop_queue(config.key, running[0].config.uid)
             dispatcher.config = config
         totals = (raw.get("status") or {}).get("totals") or {}
         controller = QueueController(
@@ -145,24 +156,30 @@ class Engine:
             links=self._link,
             clock=time.time,
         )
+        controller.created = seconds_of(raw["metadata"]["creationTimestamp"])
         task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
+        task.add_done_callback(lambda _: self._leave_vain_links())
         self._controllers[config.key] = (controller, task)
         for entry in list(dispatcher.entries()):
             if entry.status.phase is Phase.BLOCKED:
                 self._recorder.unblock(entry)
         log.info("queue.taken", namespace=config.namespace, queue=config.name)
 
-    def drop_queue(self, key: QueueKey) -> None:
-        """Take note that a TaskQueue is gone; its Tasks wait until it appears again."""
-        running = self._controllers.pop(key, None)
-        if running is None:
+    def drop_queue(self, key: QueueKey, uid: str) -> None:
+        """Take note that a TaskQueue is gone; its Tasks wait until it appears again.
+
+        One made anew under the name may be known before the former's end is told: the uid tells.
+        """
+        running = self._controllers.get(key)
+        if running is None or running[0].config.uid != uid:
             return
+        del self._controllers[key]
         running[1].cancel()
         dispatcher = self._dispatchers[key]
         dispatcher.close()
         dispatcher.config = None
         for entry in list(dispatcher.entries()):
-            if entry.stage is not Stage.PUBLISHED:
+            if entry.status.phase is not Phase.RUNNING:
                 self._block(entry)
         log.info("queue.gone", namespace=key[0], queue=key[1])
 
@@ -206,7 +223,10 @@ class Engine:
             )
             return
         if held is not None:
+            moved = task.spec.priority != held.task.spec.priority
             held.task = task
+            if moved and held.stage is Stage.WAITING:
+                self._dispatcher(held.queue_key).submit(held)
         elif not task.status.phase.terminal:
             self._admit(Entry(task=task, status=task.status, written=task.status))
 
@@ -317,18 +337,53 @@ class Engine:
             self._links[parameters] = (link, task)
         return self._links[parameters][0]
 
+    def _leave_vain_links(self) -> None:
+        """Give up the links that nobody uses and that are not up; one that is may hear outcomes."""
+        for parameters, (link, task) in list(self._links.items()):
+            if link.unused and isinstance(link.state, Down):
+                task.cancel()
+                del self._links[parameters]
+
+    # Totals.
+
     def _count(self, entry: Entry) -> None:
+        if self._counted is not None:
+            self._counted.add(entry.task.uid)
         running = self._controllers.get(entry.queue_key)
-        if running is None:
+        if running is not None:
+            running[0].totals.add(entry.status.phase)
+
+    async def _recount(self) -> None:
+        """Raise the totals by what the leader before this one finished and did not count."""
+        await self._feed.synced.wait()
+        at_first = {
+            key: (controller, replace(controller.totals))
+            for key, (controller, _) in self._controllers.items()
+        }
+        self._counted = set()
+        try:
+            there_are = await finished_tasks(self._client)
+            ours = self._counted
+            counts = count(
+                there_are,
+                # Counted by this leader, or about to be.
+                but=lambda uid: uid in ours or uid in self._entries,
+                since=lambda key: at_first[key][0].created if key in at_first else None,
+            )
+        except ApiError as problem:
+            log.warning("totals.not_recounted", problem=str(problem))
             return
-        totals = running[0].totals
-        match entry.status.phase:
-            case Phase.SUCCEEDED:
-                totals.succeeded += 1
-            case Phase.FAILED:
-                totals.failed += 1
-            case Phase.CANCELLED:
-                totals.cancelled += 1
+        finally:
+            self._counted = None
+        for key, by_phase in counts.items():
+            controller, recorded = at_first[key]
+            for phase, number in by_phase.items():
+                missing = number - recorded.of(phase)
+                if missing > 0:
+                    controller.totals.add(phase, missing)
+                    log.info(
+                        "totals.raised", namespace=key[0], queue=key[1], phase=phase, by=missing
+                    )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -346,6 +401,9 @@ class Engine:
         for dispatcher in self._dispatchers.values():
             dispatcher.close()
         await self._writer.drain(self._drain_seconds)
+        if self._drain_seconds > 0:
+            controllers = [controller for controller, _ in self._controllers.values()]
+            await asyncio.gather(*(controller.leave() for controller in controllers))
         for task in tuple(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

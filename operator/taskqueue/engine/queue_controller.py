@@ -26,6 +26,7 @@ from taskqueue.broker.topology import TopologyConflict, declare_task_queue, read
 from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.queue_objects import queue_path, queue_status_patch
 from taskqueue.domain.queue import Condition, QueueConfig, QueueStatus
+from taskqueue.domain.task import Phase
 from taskqueue.engine.broker_link import BrokerLink, Down, Up
 from taskqueue.engine.dispatcher import Clock, Dispatcher
 from taskqueue.engine.metrics import BACKLOG
@@ -51,6 +52,15 @@ class Totals:
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
+
+    def of(self, phase: Phase) -> int:
+        """Return how many ended in this phase."""
+        value: int = getattr(self, phase.value.lower())
+        return value
+
+    def add(self, phase: Phase, number: int = 1) -> None:
+        """Count Tasks that ended in this phase."""
+        setattr(self, phase.value.lower(), self.of(phase) + number)
 
 
 class QueueController:
@@ -78,6 +88,8 @@ class QueueController:
         self.config = config
         self.totals = totals
         self.pool = WorkerPool(client, clock=clock)
+        #: When the TaskQueue was made: what finished before was not its own.
+        self.created = 0.0
         self._dispatcher = dispatcher
         self._client = client
         self._links = links
@@ -112,6 +124,13 @@ class QueueController:
         self._declared_on = None
         self._dispatcher.close()
         self.wake()
+
+    async def leave(self) -> None:
+        """Write the totals a last time: this process ends, and what it counted is nowhere else."""
+        try:
+            await self._write_status()
+        except ApiError as problem:
+            self._complain("queue.api_error", problem)
 
     async def run(self) -> None:
         """Keep the TaskQueue true until cancelled."""

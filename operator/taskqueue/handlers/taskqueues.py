@@ -25,9 +25,10 @@ def register(registry: kopf.OperatorRegistry, engine: Engine) -> None:
 
     # An event rather than on.delete: a handler of deletions would put a finalizer on the object.
     @kopf.on.event(*resource, registry=registry)
-    async def seen(*, event: kopf.RawEvent, namespace: str | None, name: str, **_: Any) -> None:
+    async def seen(*, event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
         if event["type"] == "DELETED":
-            engine.drop_queue((namespace or "", name))
+            gone = body.metadata
+            engine.drop_queue((gone.namespace or "", gone.name or ""), gone.uid or "")
 
 
 def _plain(body: kopf.Body) -> dict[str, Any]:
