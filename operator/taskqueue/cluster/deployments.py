@@ -73,7 +73,8 @@ def render(config: QueueConfig, *, replicas: int) -> dict[str, Any]:
     """Return the Deployment to apply.
 
     Raises:
-        InvalidTemplate: the template has no containers, or not the named one.
+        InvalidTemplate: the template has no containers, or not the named one, or what the
+            operator adds to is not of its type.
     """
     labels = {QUEUE_LABEL: config.name, **MANAGED_BY}
     return {
@@ -147,19 +148,29 @@ def read_pool(raw: Mapping[str, Any]) -> PoolState:
 
 def _template(config: QueueConfig, labels: Mapping[str, str]) -> dict[str, Any]:
     template: dict[str, Any] = copy.deepcopy(dict(config.template or {}))
-    metadata = template.setdefault("metadata", {})
+    metadata = template["metadata"] = template.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise InvalidTemplate("spec.workers.template.metadata must be an object")
-    metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
+    own_labels = metadata.get("labels") or {}
+    if not isinstance(own_labels, dict):
+        raise InvalidTemplate("spec.workers.template.metadata.labels must be an object")
+    metadata["labels"] = {**own_labels, **labels}
     spec = template.get("spec")
     containers = spec.get("containers") if isinstance(spec, dict) else None
-    if not isinstance(spec, dict) or not isinstance(containers, list) or not containers:
+    if not isinstance(spec, dict) or not containers:
         raise InvalidTemplate(
             "spec.workers.template.spec.containers is empty: give at least one container"
         )
+    if not isinstance(containers, list) or not all(isinstance(one, dict) for one in containers):
+        raise InvalidTemplate("spec.workers.template.spec.containers must be a list of objects")
     grace = spec.setdefault("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
     container = _container(config, containers)
-    own = [entry for entry in container.get("env") or [] if isinstance(entry, dict)]
+    own = container.get("env") or []
+    if not isinstance(own, list) or not all(isinstance(entry, dict) for entry in own):
+        raise InvalidTemplate(
+            f"env of container {container.get('name')!r} in spec.workers.template must be a list "
+            "of objects with name and value"
+        )
     taken = {entry.get("name") for entry in own}
     added = [entry for entry in _environment(config, grace) if entry["name"] not in taken]
     container["env"] = [*added, *own]
@@ -167,8 +178,6 @@ def _template(config: QueueConfig, labels: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _container(config: QueueConfig, containers: list[Any]) -> dict[str, Any]:
-    if not all(isinstance(entry, dict) for entry in containers):
-        raise InvalidTemplate("spec.workers.template.spec.containers must be a list of objects")
     if not config.container:
         first: dict[str, Any] = containers[0]
         return first

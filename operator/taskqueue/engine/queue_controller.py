@@ -161,11 +161,17 @@ class QueueController:
         await self._reach_broker()
         if tick:
             await self._count_ready()
-        await self.pool.reconcile(self.config, backlog=self._backlog())
+        problem: ApiError | None = None
+        try:
+            await self.pool.reconcile(self.config, backlog=self._backlog())
+        except ApiError as caught:
+            problem = caught  # the status is told all the same
         slots = self.config.concurrency or _DEFAULT_CONCURRENCY
         self._dispatcher.slots = slots * self.pool.desired
         if tick:
             await self._write_status()
+        if problem is not None:
+            raise problem
 
     # Broker.
 

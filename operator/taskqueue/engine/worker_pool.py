@@ -126,13 +126,17 @@ class WorkerPool:
         try:
             self.state = await deployments.apply(self._client, config, replicas=replicas)
         except InvalidTemplate as problem:
-            self._refuse(config, "InvalidTemplate", str(problem))
+            self._refuse(config, "InvalidTemplate", f"{problem}: mend spec.workers.template")
         except ApiError as problem:
-            if problem.transient:
-                raise
-            reason = "InvalidTemplate" if problem.status in (400, 422) else "DeploymentRefused"
+            invalid = problem.status in (400, 422) or _is_untyped(problem)
+            if problem.status in (0, 429):
+                raise  # no word about this Deployment: the API server is away or busy
+            reason = "InvalidTemplate" if invalid else "DeploymentRefused"
+            cure = "mend spec.workers.template" if invalid else "trying again by itself"
             self._refuse(
-                config, reason, f"the API server refused the worker Deployment: {problem.message}"
+                config,
+                reason,
+                f"the API server refused the worker Deployment: {problem.message}: {cure}",
             )
         else:
             self._applied, self._refusal = config, None
@@ -175,7 +179,7 @@ class WorkerPool:
                 kind,
                 False,
                 self._refusal.reason,
-                f"{self._refusal.message}: mend spec.workers.template",
+                self._refusal.message,
             )
         if self.desired == 0:
             return Condition(kind, True, "ScaledToZero", "no Task waits, no worker is needed")
@@ -204,3 +208,8 @@ class WorkerPool:
         if self.decision is not None and not self.decision.active:
             return Condition(kind, False, "BacklogUnknown", self.decision.explanation)
         return Condition(kind, True, "Following", "the size follows the backlog")
+
+
+def _is_untyped(problem: ApiError) -> bool:
+    """Tell a body that does not fit the schema, which server-side apply answers with a 500."""
+    return problem.status == 500 and "failed to create typed patch object" in problem.message
