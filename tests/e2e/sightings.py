@@ -48,7 +48,7 @@ class Sightings:
     def wait(
         self, name: str, until: Callable[[Body], bool], *, what: str, seconds: float = 60
     ) -> Body:
-        """Return the first version of an object, the present or a later one, of which ``until`` holds.
+        """Return the first version of an object, from the present one on, of which ``until`` holds.
 
         Raises:
             AssertionError: there was none in time; it tells what there was.

@@ -1,0 +1,86 @@
+"""The pool of workers follows the backlog: from zero, up to its limit, and back to zero."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.lab import Lab
+from tests.e2e.sightings import Sightings
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def deployments(lab: Lab) -> Iterator[Sightings]:
+    seen = Sightings(lab.api, f"/apis/apps/v1/namespaces/{lab.namespace}/deployments")
+    yield seen
+    seen.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def queue(lab: Lab, deployments: Sightings) -> None:
+    lab.queue(workers={"concurrency": 1}, scaling={"target": {"tasksPerReplica": 1}})
+
+
+def sizes(deployments: Sightings) -> list[int]:
+    found = [version["spec"]["replicas"] for version in deployments.versions("q-worker")]
+    return [size for size, before in zip(found, [None, *found], strict=False) if size != before]
+
+
+def idle(lab: Lab) -> None:
+    lab.queue_status(
+        lambda status: (status.get("desiredReplicas"), status.get("replicas")) == (0, 0),
+        what="at zero workers",
+    )
+
+
+def test_one_task_brings_one_worker_which_leaves_again(lab: Lab, deployments: Sightings) -> None:
+    idle(lab)
+    lab.task("lonely")
+    assert lab.finished("lonely")["phase"] == "Succeeded"
+    idle(lab)
+    assert lab.condition("WorkersAvailable", "True", "ScaledToZero")
+    assert sizes(deployments) == [0, 1, 0]
+
+
+def test_the_pool_grows_to_its_limit_and_no_further(lab: Lab, deployments: Sightings) -> None:
+    names = lab.batch("many", 8, "nap", payload={"seconds": 0.7})
+    capped = lab.queue_status(
+        lambda status: status.get("desiredReplicas") == 2 and "capped" in status["scaling"],
+        what="capped",
+    )
+    assert "capped by maxReplicas" in capped["scaling"]
+    statuses = lab.all_finished(names)
+    assert {status["phase"] for status in statuses} == {"Succeeded"}
+    assert {status["attempts"] for status in statuses} == {1}
+    assert max(sizes(deployments)) == 2
+    idle(lab)
+
+
+def test_kubectl_scale_rules_while_scaling_is_paused(lab: Lab) -> None:
+    lab.change_queue(scaling={"paused": True})
+    lab.condition("ScalingActive", "False", "Paused")
+    waiting = lab.batch("paused", 3)
+    lab.queue_status(lambda status: status.get("backlog") == 3, what="backlog 3")
+    assert not lab.pods()
+    lab.kubectl.ok("scale", "-n", lab.namespace, "taskqueue.taskqueue.dev/q", "--replicas=1")
+    assert {status["phase"] for status in lab.all_finished(waiting)} == {"Succeeded"}
+    lab.available(1)
+    status = lab.queue_status(lambda status: status.get("replicas") == 1, what="at one worker")
+    assert status["scaling"] == "1 = spec.workers.replicas, scaling is paused"
+
+
+def test_a_deployment_resized_or_deleted_by_hand_is_put_back(lab: Lab) -> None:
+    lab.change_queue(scaling={"paused": False, "minReplicas": 1})
+    lab.available(1)
+    lab.api.patch(lab.deployment(), {"spec": {"replicas": 0}})
+    # The operator's own write comes after the hand's; a size of one alone could be from before.
+    lab.until(lambda: lab.api.get(lab.deployment())["spec"]["replicas"] == 1, what="resized")
+    lab.available(1)
+
+    before = lab.api.get(lab.deployment())["metadata"]["uid"]
+    lab.api.request("DELETE", lab.deployment())
+    lab.available(1)
+    assert lab.api.get(lab.deployment())["metadata"]["uid"] != before
+    lab.task("after-all")
+    assert lab.finished("after-all")["phase"] == "Succeeded"

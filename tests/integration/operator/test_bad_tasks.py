@@ -1,0 +1,65 @@
+"""Tasks that cannot run as they are: each says why, and goes on when the cause is mended."""
+
+import pytest
+
+from tests.e2e.lab import Lab, true_conditions
+
+pytestmark = pytest.mark.cluster
+
+LATER = "from taskqueue import task\n@task\ndef later(payload):\n    return {'came': 'later'}\n"
+
+
+def test_a_task_may_come_before_its_queue(lab: Lab) -> None:
+    """The first test of the module: it makes the queue that the others use."""
+    lab.task("early")
+    status = lab.phase("early", "Blocked")
+    assert status["reason"] == "QueueNotFound"
+    assert status["message"] == (
+        f"spec.queue: there is no TaskQueue {lab.namespace}/q: create it, and the Task goes on"
+    )
+    assert true_conditions(status) == {"Reconciling"}
+    lab.queue(scaling={"minReplicas": 1, "maxReplicas": 1})
+    status = lab.finished("early")
+    assert (status["phase"], status["reason"], status["message"]) == ("Succeeded", "", "")
+    assert true_conditions(status) == {"Finished", "Complete"}
+
+
+def test_a_payload_over_the_limit(lab: Lab) -> None:
+    limit = 200 * 1024
+    frame = len('{"text":""}')
+    lab.task("fits", payload={"text": "x" * (limit - frame)}, handler="flaky")
+    lab.task("too-large", payload={"text": "x" * (limit - frame + 1)})
+    status = lab.finished("too-large")
+    assert (status["phase"], status["reason"]) == ("Failed", "Invalid")
+    assert status["message"].startswith(
+        f"spec.payload has {limit + 1} bytes, the limit is {limit}: keep the data elsewhere"
+    )
+    assert status["attempts"] == 0
+    assert true_conditions(status) == {"Finished", "Failed", "Stalled"}
+    # It reached a worker: the handler misses its field.
+    assert "KeyError" in lab.finished("fits")["message"]
+
+
+def test_an_unknown_handler_ends_as_any_failure(lab: Lab) -> None:
+    lab.task("nobodys", "unheard_of", retry={"maxAttempts": 2})
+    status = lab.finished("nobodys")
+    assert (status["phase"], status["reason"]) == ("Failed", "RetriesExhausted")
+    assert "UnknownHandler: " in status["message"]
+    assert "unheard_of" in status["message"]
+    assert [one["reason"] for one in status["history"]] == ["UnknownHandler"] * 2
+
+
+def test_a_rollout_that_brings_the_handler_heals(lab: Lab) -> None:
+    lab.task("patient", "later", retry={"maxAttempts": 200})
+    assert lab.phase("patient", "Retrying")["reason"] == "UnknownHandler"
+    lab.api.patch(lab.core("configmaps", "handlers"), {"data": {"newer.py": LATER}})
+    container = {
+        "name": "worker",
+        "image": "taskqueue-operator:dev",
+        "args": ["worker", "handlers", "newer"],
+        "volumeMounts": [{"name": "handlers", "mountPath": "/handlers"}],
+    }
+    lab.change_queue(workers={"template": {"spec": {"containers": [container]}}})
+    status = lab.finished("patient")
+    assert (status["phase"], status["result"]) == ("Succeeded", {"came": "later"})
+    assert status["attempts"] > 1
