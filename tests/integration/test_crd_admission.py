@@ -2,12 +2,16 @@
 
 The schema is only as good as what a real API server makes of it, so every guarantee the models
 state about admission is tried here: defaults, bounds, immutability, the guards of a finished Task.
+
+The schemas are served under a group of the tests' own. The operator of the cluster does not know
+it, so that nobody but the test writes a status.
 """
 
 from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +20,15 @@ from typing import Any
 
 import pytest
 
-from taskqueue.api.crds import DEFINITIONS, structural_schema
+from taskqueue.api.common import CATEGORY, GROUP
+from taskqueue.api.crds import DEFINITIONS, custom_resource_definition, structural_schema
 
 pytestmark = pytest.mark.cluster
 
 CRDS = Path(__file__).parents[2] / "crds"
+TEST_GROUP = f"admission-{uuid.uuid4().hex[:6]}.{GROUP}"  # two sessions may share a cluster
+TASKS = f"tasks.{TEST_GROUP}"
+QUEUES = f"taskqueues.{TEST_GROUP}"
 Kubectl = Callable[..., "CompletedProcess[str]"]
 Body = dict[str, Any]
 
@@ -57,15 +65,23 @@ class Api:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def crds(kubectl: Kubectl) -> None:
-    """The generated CRDs, applied in both ways people use, and served."""
-    for args in (
-        ("apply", "-f", str(CRDS)),
-        ("apply", "-k", str(CRDS)),
-        ("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS)),
-    ):
-        done = kubectl(*args)
+def schemas(kubectl: Kubectl) -> Iterator[None]:
+    """The generated CRDs, served under the tests' own group while the tests run."""
+    names = []
+    for definition in DEFINITIONS:
+        crd = custom_resource_definition(definition)
+        names.append(f"crd/{definition.plural}.{TEST_GROUP}")
+        crd["metadata"]["name"] = f"{definition.plural}.{TEST_GROUP}"
+        crd["spec"]["group"] = TEST_GROUP
+        # Other people's `kubectl get tqt` must go on meaning one kind.
+        del crd["spec"]["names"]["shortNames"], crd["spec"]["names"]["categories"]
+        done = kubectl("apply", "--server-side", "-f", "-", input=json.dumps(crd))
         assert done.returncode == 0, done.stderr
+    done = kubectl("wait", "--for=condition=Established", "--timeout=30s", *names)
+    assert done.returncode == 0, done.stderr
+    yield
+    done = kubectl("delete", *names, "--timeout=60s")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
@@ -77,7 +93,7 @@ def task(name: str = "t", /, **spec: Any) -> Body:
     """Return a Task's manifest; a field given as None is left out."""
     fields = {"queue": "thumbnails", "handler": "resize"} | spec
     return {
-        "apiVersion": "taskqueue.dev/v1alpha1",
+        "apiVersion": f"{TEST_GROUP}/v1alpha1",
         "kind": "Task",
         "metadata": {"name": name},
         "spec": {key: value for key, value in fields.items() if value is not None},
@@ -88,7 +104,7 @@ def queue(name: str = "thumbnails", /, **spec: Any) -> Body:
     """Return a TaskQueue's manifest; a field given as None is left out."""
     fields = {"broker": {"connectionSecret": {"name": "rabbit"}}} | spec
     return {
-        "apiVersion": "taskqueue.dev/v1alpha1",
+        "apiVersion": f"{TEST_GROUP}/v1alpha1",
         "kind": "TaskQueue",
         "metadata": {"name": name},
         "spec": {key: value for key, value in fields.items() if value is not None},
@@ -99,6 +115,26 @@ def assert_refused(done: CompletedProcess[str], *says: str) -> None:
     assert done.returncode != 0, f"accepted: {done.stdout}"
     for part in says:
         assert part in done.stderr
+
+
+# The files
+
+
+@pytest.mark.parametrize("how", ["-f", "-k"])
+def test_the_folder_of_crds_is_applied_in_both_ways(kubectl: Kubectl, how: str) -> None:
+    done = kubectl(
+        "apply", "--server-side", "--force-conflicts", "--dry-run=server", how, str(CRDS)
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("serverside-applied") == len(DEFINITIONS)
+
+
+def test_short_names_and_category(kubectl: Kubectl) -> None:
+    done = kubectl("api-resources", f"--api-group={GROUP}", "--no-headers")
+    served = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()}
+    assert served == {"tasks": "tqt", "taskqueues": "tq"}
+    done = kubectl("api-resources", f"--categories={CATEGORY}", "-o", "name")
+    assert sorted(done.stdout.split()) == [f"taskqueues.{GROUP}", f"tasks.{GROUP}"]
 
 
 # Defaults
@@ -277,23 +313,23 @@ PAYLOAD = {"payload": {"a": {"b": [1, {"c": 2}]}, "d": 1}}
 )
 def test_what_a_task_is_never_changes(api: Api, change: Change) -> None:
     api.create(task(**change.before))
-    assert_refused(api.patch("tqt/t", {"spec": change.patch}), change.says)
+    assert_refused(api.patch(f"{TASKS}/t", {"spec": change.patch}), change.says)
 
 
 def test_what_may_change_before_the_end(api: Api) -> None:
     api.create(task(**PAYLOAD))
     change = {"priority": 7, "retry": {"maxAttempts": 9}, "attemptTimeoutSeconds": 5}
-    done = api.patch("tqt/t", {"spec": change | PAYLOAD})
+    done = api.patch(f"{TASKS}/t", {"spec": change | PAYLOAD})
     assert done.returncode == 0, done.stderr
-    spec = api.json("get", "tqt/t")["spec"]
+    spec = api.json("get", f"{TASKS}/t")["spec"]
     assert {key: spec[key] for key in change} == change
 
 
 def test_a_queue_name_rule_does_not_stop_other_changes(api: Api) -> None:
     api.create(queue())
-    done = api.patch("tq/thumbnails", {"spec": {"scaling": {"minReplicas": 1}}})
+    done = api.patch(f"{QUEUES}/thumbnails", {"spec": {"scaling": {"minReplicas": 1}}})
     assert done.returncode == 0, done.stderr
-    refused = api.patch("tq/thumbnails", {"spec": {"scaling": {"maxReplicas": 0}}})
+    refused = api.patch(f"{QUEUES}/thumbnails", {"spec": {"scaling": {"maxReplicas": 0}}})
     assert_refused(refused, "lower minReplicas or raise maxReplicas")
 
 
@@ -327,15 +363,15 @@ RUNNING = {"phase": "Running", "attempts": 2, "startTime": STARTED}
 )
 def test_refused_status(api: Api, before: Body, status: Body | None, says: str) -> None:
     api.create(task())
-    done = api.patch_status("tqt/t", before)
+    done = api.patch_status(f"{TASKS}/t", before)
     assert done.returncode == 0, done.stderr
-    assert_refused(api.patch_status("tqt/t", status), says)
+    assert_refused(api.patch_status(f"{TASKS}/t", status), says)
 
 
 def test_a_whole_status_replaced_by_none_is_refused(api: Api) -> None:
     api.create(task())
-    api.patch_status("tqt/t", SUCCEEDED)
-    body = api.json("get", "tqt/t")
+    api.patch_status(f"{TASKS}/t", SUCCEEDED)
+    body = api.json("get", f"{TASKS}/t")
     late_writes: list[Body] = [{"status": None}, {"status": {}}, {"status": {"phase": "Retrying"}}]
     for late in late_writes:
         done = api.run("replace", "--subresource=status", "-f", "-", body=body | late)
@@ -344,9 +380,9 @@ def test_a_whole_status_replaced_by_none_is_refused(api: Api) -> None:
     done = api.run("replace", "--subresource=status", "-f", "-", body=without)
     assert_refused(done, "the phase of a finished Task never changes")
     remove = json.dumps([{"op": "remove", "path": "/status"}])
-    done = api.run("patch", "tqt/t", "--subresource=status", "--type=json", "-p", remove)
+    done = api.run("patch", f"{TASKS}/t", "--subresource=status", "--type=json", "-p", remove)
     assert_refused(done, "the phase of a finished Task never changes")
-    assert api.json("get", "tqt/t")["status"] == SUCCEEDED | {"observedGeneration": -1}
+    assert api.json("get", f"{TASKS}/t")["status"] == SUCCEEDED | {"observedGeneration": -1}
 
 
 def test_a_life_in_status_is_accepted(api: Api) -> None:
@@ -361,19 +397,19 @@ def test_a_life_in_status_is_accepted(api: Api) -> None:
         {"conditions": [{"type": "Finished", **condition}, {"type": "Complete", **condition}]},
     ]
     for status in steps:
-        done = api.patch_status("tqt/t", status)
+        done = api.patch_status(f"{TASKS}/t", status)
         assert done.returncode == 0, done.stderr
-    assert api.json("get", "tqt/t")["status"]["result"] == {"any": [{"thing": 1}]}
+    assert api.json("get", f"{TASKS}/t")["status"]["result"] == {"any": [{"thing": 1}]}
 
 
 def test_kubectl_wait_believes_a_condition_of_the_newest_generation_only(api: Api) -> None:
     api.create(task())
     complete = {"type": "Complete", "status": "True", "reason": "Done"}
     status = SUCCEEDED | {"conditions": [complete | {"lastTransitionTime": FINISHED}]}
-    wait = ("wait", "tqt/t", "--for=condition=Complete")
-    api.patch_status("tqt/t", status)
+    wait = ("wait", f"{TASKS}/t", "--for=condition=Complete")
+    api.patch_status(f"{TASKS}/t", status)
     assert_refused(api.run(*wait, "--timeout=1s"), "timed out")  # observedGeneration is still -1
-    api.patch_status("tqt/t", {"observedGeneration": 1})
+    api.patch_status(f"{TASKS}/t", {"observedGeneration": 1})
     done = api.run(*wait, "--timeout=10s")
     assert done.returncode == 0, done.stderr
 
@@ -390,16 +426,16 @@ def test_nulls_in_payload_and_result_are_kept(api: Api) -> None:
 def test_the_spec_of_a_finished_task_is_frozen_and_nothing_else(api: Api) -> None:
     manifest = task(**PAYLOAD)
     assert api.run("apply", "-f", "-", body=manifest).returncode == 0
-    api.patch_status("tqt/t", SUCCEEDED)
+    api.patch_status(f"{TASKS}/t", SUCCEEDED)
     for change in ({"priority": 1}, {"retry": {"maxAttempts": 5}}, {"maxDeliveries": 2}):
-        refused = api.patch("tqt/t", {"spec": change})
+        refused = api.patch(f"{TASKS}/t", {"spec": change})
         assert_refused(refused, "the spec of a finished Task is frozen: create a new Task")
-    done = api.patch("tqt/t", {"metadata": {"labels": {"kept": "yes"}}})
+    done = api.patch(f"{TASKS}/t", {"metadata": {"labels": {"kept": "yes"}}})
     assert done.returncode == 0, done.stderr
     again = api.run("apply", "-f", "-", body=manifest)
     assert again.returncode == 0, again.stderr
     assert "unchanged" in again.stdout
-    assert api.json("get", "tqt/t")["status"]["phase"] == "Succeeded"
+    assert api.json("get", f"{TASKS}/t")["status"]["phase"] == "Succeeded"
 
 
 # What people see
@@ -415,12 +451,12 @@ def table(api: Api, *args: str) -> list[str]:
 def test_columns_of_tasks(api: Api) -> None:
     api.create(task("done"))
     api.create(task("new"))
-    api.patch_status("tqt/done", SUCCEEDED | {"reason": "AllGood"})
-    header, done, new = table(api, "tqt")
+    api.patch_status(f"{TASKS}/done", SUCCEEDED | {"reason": "AllGood"})
+    header, done, new = table(api, TASKS)
     assert header == "NAME QUEUE HANDLER PHASE ATTEMPTS REASON FINISHED AGE"
     assert done.startswith("done thumbnails resize Succeeded 1 AllGood ")
     assert new.startswith("new thumbnails resize Pending ")
-    assert table(api, "tqt", "-o", "wide")[0] == f"{header} WORKER MESSAGE"
+    assert table(api, TASKS, "-o", "wide")[0] == f"{header} WORKER MESSAGE"
 
 
 def test_columns_of_queues(api: Api) -> None:
@@ -434,9 +470,9 @@ def test_columns_of_queues(api: Api) -> None:
         "desiredReplicas": 5,
         "totals": {"succeeded": 6, "failed": 7, "cancelled": 8},
     }
-    done = api.patch_status("tq/thumbnails", status)
+    done = api.patch_status(f"{QUEUES}/thumbnails", status)
     assert done.returncode == 0, done.stderr
-    header, row = table(api, "tq")
+    header, row = table(api, QUEUES)
     assert header == "NAME READY BACKLOG RUNNING WORKERS DESIRED SUCCEEDED FAILED AGE"
     assert row.startswith("thumbnails True 12 3 4 5 6 7 ")
 
@@ -444,12 +480,12 @@ def test_columns_of_queues(api: Api) -> None:
 def test_tasks_are_selected_by_phase_and_queue(api: Api) -> None:
     for name in ("a", "b", "c"):
         api.create(task(name, queue="slow" if name == "c" else "fast"))
-    api.patch_status("tqt/b", SUCCEEDED)
+    api.patch_status(f"{TASKS}/b", SUCCEEDED)
 
     def selected(selector: str) -> list[str]:
-        done = api.run("get", "tqt", "--field-selector", selector, "-o", "name")
+        done = api.run("get", TASKS, "--field-selector", selector, "-o", "name")
         assert done.returncode == 0, done.stderr
-        return [line.removeprefix("task.taskqueue.dev/") for line in done.stdout.split()]
+        return [line.removeprefix(f"task.{TEST_GROUP}/") for line in done.stdout.split()]
 
     assert selected("status.phase=Pending") == ["a", "c"]
     assert selected("status.phase!=Pending") == ["b"]
@@ -460,11 +496,13 @@ def test_tasks_are_selected_by_phase_and_queue(api: Api) -> None:
 
 def test_the_scale_subresource(api: Api) -> None:
     api.create(queue())
-    api.patch_status("tq/thumbnails", {"replicas": 2, "selector": "taskqueue.dev/queue=thumbnails"})
-    done = api.run("scale", "tq/thumbnails", "--replicas=3")
+    api.patch_status(
+        f"{QUEUES}/thumbnails", {"replicas": 2, "selector": "taskqueue.dev/queue=thumbnails"}
+    )
+    done = api.run("scale", f"{QUEUES}/thumbnails", "--replicas=3")
     assert done.returncode == 0, done.stderr
-    assert api.json("get", "tq/thumbnails")["spec"]["workers"]["replicas"] == 3
-    scale = api.json("get", "tq/thumbnails", "--subresource=scale")
+    assert api.json("get", f"{QUEUES}/thumbnails")["spec"]["workers"]["replicas"] == 3
+    scale = api.json("get", f"{QUEUES}/thumbnails", "--subresource=scale")
     assert scale["spec"] == {"replicas": 3}
     assert scale["status"] == {"replicas": 2, "selector": "taskqueue.dev/queue=thumbnails"}
 
@@ -496,7 +534,7 @@ def test_kubectl_explains_every_field(api: Api) -> None:
 def explain(api: Api, path: str) -> str:
     """Return kubectl's words on a field; the API server publishes a new CRD's within seconds."""
     deadline = time.monotonic() + 30
-    args = ("explain", path, "--api-version=taskqueue.dev/v1alpha1")
+    args = ("explain", path, f"--api-version={TEST_GROUP}/v1alpha1")
     while (done := api.run(*args)).returncode != 0 and time.monotonic() < deadline:
         time.sleep(0.5)
     assert done.returncode == 0, done.stderr
