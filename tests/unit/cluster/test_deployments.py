@@ -94,9 +94,21 @@ def test_the_users_template_itself_is_not_touched() -> None:
     [
         ({"template": {}}, "containers is empty"),
         ({"template": {"spec": {"containers": []}}}, "containers is empty"),
-        ({"template": {"spec": {"containers": "x"}}}, "containers is empty"),
+        ({"template": {"spec": {"containers": "x"}}}, "list of objects"),
         ({"template": {"spec": {"containers": ["x"]}}}, "list of objects"),
         ({"template": {"metadata": "x", "spec": {"containers": [CONTAINER]}}}, "metadata"),
+        (
+            {"template": {"metadata": {"labels": "a=b"}, "spec": {"containers": [CONTAINER]}}},
+            "metadata.labels must be an object",
+        ),
+        (
+            {"template": {"spec": {"containers": [{**CONTAINER, "env": "A=B"}]}}},
+            "env of container .* must be a list",
+        ),
+        (
+            {"template": {"spec": {"containers": [{**CONTAINER, "env": ["A=B"]}]}}},
+            "env of container .* must be a list",
+        ),
         ({"container": "other"}, r"'other' is none of the template's containers \['main'\]"),
     ],
 )

@@ -93,6 +93,19 @@ async def test_what_ends_something_goes_first() -> None:
         assert case.written() == [("first", 1), ("done", 1), ("raised", 2), ("slow", 1)]
 
 
+async def test_what_ends_something_does_not_keep_the_others_waiting_for_ever() -> None:
+    async with writing(concurrency=1) as case:
+        case.put("first", 1)
+        await eventually(lambda: case.api.under_way == 1)
+        case.put("slow", 1)
+        for number in range(40):
+            case.put(f"done{number}", 1, urgent=True)
+        case.api.gate.set()
+        await case.writer.drain(5)
+        place = case.written().index(("slow", 1))
+        assert 10 <= place <= 16
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
 async def test_what_the_server_will_never_take_is_handed_back(status: int) -> None:
     async with writing(open_gate=True) as case:
