@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.lab import Lab, Refused
+from tests.e2e.api import Refused
+from tests.e2e.lab import Lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 
