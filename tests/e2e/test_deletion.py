@@ -69,3 +69,16 @@ def test_tasks_wait_for_a_queue_that_is_deleted(lab: Lab) -> None:
     make_queue(lab)
     for status in lab.all_finished(waiting, seconds=90):
         assert (status["phase"], status["attempts"]) == ("Succeeded", 1)
+
+
+def test_tasks_at_the_broker_wait_for_their_queue_as_well(lab: Lab) -> None:
+    lab.queue("shelf", workers={"template": None})
+    names = lab.batch("shelved", 3, queue="shelf")
+    lab.queue_status(lambda status: status.get("ready") == 3, "shelf", what="published")
+    lab.delete_queue("shelf")
+    for name in names:
+        assert lab.phase(name, "Blocked")["reason"] == "QueueNotFound"
+    lab.queue("shelf", scaling={"maxReplicas": 1})
+    for status in lab.all_finished(names):
+        assert (status["phase"], status["attempts"]) == ("Succeeded", 1)
+        assert len(status["history"]) == 1
