@@ -22,7 +22,9 @@ from pydantic.config import JsonDict
 GROUP = "taskqueue.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
-CATEGORY = "taskqueues"
+#: For `kubectl get` of all kinds. Not "taskqueues", a plural of ours: kubectl would then take the
+#: plural for the category, and `kubectl delete taskqueues --all` would delete Tasks too.
+CATEGORY = "taskqueue-operator"
 
 TASKQUEUE_KIND = "TaskQueue"
 TASKQUEUE_PLURAL = "taskqueues"

@@ -60,7 +60,7 @@ async def connect(
 
     Raises:
         BrokerUnavailable: with what failed and what to do about it.
-        BrokerConfigurationError: a certificate or key cannot be read.
+        BrokerConfigurationError: a certificate or key cannot be read, the host is no name.
     """
     _quieten_pika()
     context = _tls_context(parameters) if parameters.tls else None
@@ -75,6 +75,10 @@ async def connect(
             f"within {timeout_seconds:g} s: check host and port, network policies and the broker's "
             "health"
         ) from None
+    except UnicodeError as problem:
+        raise BrokerConfigurationError(
+            f"key host (or the host of uri) is no host name: {parameters.host!r}: {problem}"
+        ) from problem
     except (OSError, exceptions.AMQPError) as problem:
         raise BrokerUnavailable(
             f"cannot connect to RabbitMQ at {parameters.address} as user "

@@ -197,6 +197,30 @@ def parse_work(properties: BasicProperties, body: bytes) -> WorkMessage | Direct
     )
 
 
+@dataclass(frozen=True, slots=True)
+class AttemptClaim:
+    """What a message says it is about; only its token can prove it."""
+
+    uid: str
+    token: str
+    attempt: int
+    epoch: int
+
+
+def claimed_attempt(properties: BasicProperties) -> AttemptClaim | None:
+    """Read which attempt a work message is about, even where it breaks the contract otherwise."""
+    headers: Mapping[str, Any] = properties.headers or {}
+    try:
+        return AttemptClaim(
+            uid=properties.correlation_id or "",
+            token=_header(headers, "tq-token", str),
+            attempt=_header(headers, "tq-attempt", int),
+            epoch=_header(headers, "tq-epoch", int),
+        )
+    except ContractError:
+        return None
+
+
 def deliveries_so_far(properties: BasicProperties, *, redelivered: bool) -> int:
     """Return how often the broker has had this message returned to it.
 

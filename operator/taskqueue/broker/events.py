@@ -6,6 +6,7 @@ report durations, never times of day: only the operator's clock is trusted.
 
 from __future__ import annotations
 
+import math
 import uuid
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,9 +14,14 @@ from typing import Any
 
 import orjson
 
-from taskqueue.broker.contract import ContractError, routing_key
+from taskqueue.broker.contract import AttemptClaim, ContractError, routing_key
 
 CONTENT_TYPE = "application/cloudevents+json"
+#: Longest worker name and error type taken, in characters; what is longer is cut.
+NAME_LIMIT = 253
+#: Longest duration taken, in seconds.
+LONGEST_SECONDS = 1e7
+
 _TYPE_PREFIX = "dev.taskqueue."
 _TYPE_SUFFIX = ".v1"
 
@@ -144,13 +150,13 @@ def decode(body: bytes) -> AttemptEvent:
             token=str(data["token"]),
             attempt=int(data["attempt"]),
             epoch=int(data["epoch"]),
-            worker=str(data.get("worker", "")),
-            seconds=_number(data.get("seconds")),
+            worker=str(data.get("worker", ""))[:NAME_LIMIT],
+            seconds=_duration(data.get("seconds")),
             result=result,
             error=None
             if error is None
             else EventError(
-                type=str(error.get("type", "Error")),
+                type=str(error.get("type", "Error"))[:NAME_LIMIT],
                 message=str(error.get("message", "")),
                 retryable=bool(error.get("retryable", True)),
             ),
@@ -160,6 +166,28 @@ def decode(body: bytes) -> AttemptEvent:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ContractError(f"not an event of the contract: {problem!r}") from problem
+
+
+def claimed_attempt(body: bytes) -> AttemptClaim | None:
+    """Read which attempt an event is about, even where it breaks the contract otherwise."""
+    try:
+        data = orjson.loads(body)["data"]
+        return AttemptClaim(
+            uid=str(data["uid"]),
+            token=str(data["token"]),
+            attempt=int(data["attempt"]),
+            epoch=int(data["epoch"]),
+        )
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _duration(value: Any) -> float | None:
+    """A worker's measure, within reason: it is reckoned with, and written as a time."""
+    seconds = _number(value)
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    return min(max(seconds, 0.0), LONGEST_SECONDS)
 
 
 def _number(value: Any) -> float | None:

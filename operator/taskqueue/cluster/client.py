@@ -19,12 +19,20 @@ import orjson
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import Configuration
 
+from taskqueue.logs import EventLog
+
+log = EventLog(__name__)
+
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
 #: Longest line of a watch, in bytes: etcd refuses objects above 1.5 MiB.
 _MAX_LINE_BYTES = 8 * 1024 * 1024
+
+
+#: Reason of an `ApiError` whose answer came but could not be parsed.
+UNREADABLE = "Unreadable"
 
 
 class ApiError(Exception):
@@ -48,8 +56,12 @@ class ApiError(Exception):
 
     @property
     def transient(self) -> bool:
-        """Whether the same request may succeed later without anybody mending anything."""
-        return self.status in (0, 408, 409, 429, 500, 502, 503, 504)
+        """Whether the same request may succeed later, as it is.
+
+        401 and 403 are among them: an API server that has just started answers so until its
+        authorizer knows the roles, and a role that was withdrawn may be given back.
+        """
+        return self.status in (0, 401, 403, 408, 409, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +149,7 @@ class ApiClient:
     ) -> dict[str, Any]:
         """Send one request and return the parsed answer; see `send`."""
         raw = await self.send(method, path, params=params, body=body, content_type=content_type)
-        return orjson.loads(raw) if raw else {}
+        return parse(raw, f"{method} {path}") if raw else {}
 
     async def send(
         self,
@@ -205,6 +217,8 @@ class ApiClient:
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield watch events as they come, until the server ends the watch.
 
+        An event that cannot be parsed is logged and left out: one bad object stops no other.
+
         Raises:
             ApiError: refused, or the connection broke.
         """
@@ -218,11 +232,29 @@ class ApiClient:
                 if response.status >= 400:
                     raise _error(response, await response.read())
                 async for line in _lines(response.content):
-                    yield orjson.loads(line)
+                    try:
+                        event = parse(line, f"watch of {path}")
+                    except ApiError as problem:
+                        log.error("watch.unreadable", problem=str(problem), bytes=len(line))
+                        continue
+                    yield event
         except (aiohttp.ClientError, TimeoutError, OSError) as problem:
             raise ApiError(
                 0, "Unreachable", f"API server at {self._base}: {problem!r} on watch of {path}"
             ) from problem
+
+
+def parse(raw: bytes, what: str) -> dict[str, Any]:
+    """Return the JSON object of an answer.
+
+    Raises:
+        ApiError: with reason `UNREADABLE`.
+    """
+    try:
+        parsed: dict[str, Any] = orjson.loads(raw)
+    except ValueError as problem:
+        raise ApiError(0, UNREADABLE, f"answer to {what} is not to be read: {problem}") from problem
+    return parsed
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:

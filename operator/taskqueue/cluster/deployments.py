@@ -29,6 +29,7 @@ BROKER_ENVIRONMENT: Mapping[str, str] = {
     "TASKQUEUE_BROKER_USERNAME": "username",
     "TASKQUEUE_BROKER_PASSWORD": "password",
     "TASKQUEUE_BROKER_VHOST": "vhost",
+    "TASKQUEUE_BROKER_TLS": "tls",
     "TASKQUEUE_BROKER_CA_CERT": "ca.crt",
     "TASKQUEUE_BROKER_TLS_CERT": "tls.crt",
     "TASKQUEUE_BROKER_TLS_KEY": "tls.key",
@@ -171,7 +172,7 @@ def _template(config: QueueConfig, labels: Mapping[str, str]) -> dict[str, Any]:
             f"env of container {container.get('name')!r} in spec.workers.template must be a list "
             "of objects with name and value"
         )
-    taken = {entry.get("name") for entry in own}
+    taken = {str(entry.get("name")) for entry in own}
     added = [entry for entry in _environment(config, grace) if entry["name"] not in taken]
     container["env"] = [*added, *own]
     return template

@@ -9,6 +9,7 @@ Contract:
 * After a break the feed watches on from where it was. When the API server has forgotten that
   place (410), it lists again, and what it had seen before and is not in the list is ``gone``.
 * `Feed.synced` is set once the first list was delivered whole.
+* An object that cannot be parsed (nested deeper than any parser goes) is logged and left out.
 
 Bookmarks keep the place fresh on quiet resources. A list comes in pages, so that neither side
 holds it all at once.
@@ -17,20 +18,23 @@ holds it all at once.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from random import Random
 from typing import Any, Protocol
 
-from taskqueue.cluster.client import ApiClient, ApiError
+from taskqueue.cluster.client import UNREADABLE, ApiClient, ApiError, parse
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
 
 #: Objects a page of a list.
-_PAGE = 500
+_PAGE = 100
 #: A watch is renewed after this long, varied so that feeds do not renew together.
 _WATCH_SECONDS = (240, 300)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+
+_METADATA = re.compile(r'"(continue|resourceVersion)":"([^"]*)"')
 
 Key = tuple[str, str]
 
@@ -104,18 +108,21 @@ class Feed:
 
     async def _list(self) -> None:
         seen: set[Key] = set()
-        token = ""
+        token, limit = "", _PAGE
         while True:
-            params = {"limit": str(_PAGE), **self._selectors}
+            params = {"limit": str(limit), **self._selectors}
             if token:
                 params["continue"] = token
             try:
-                page = await self._client.request("GET", self._path, params=params)
+                page = await self._page(params, alone=limit == 1)
             except ApiError as problem:
                 if problem.status == 410 and token:
-                    token, seen = "", set()  # the pages' snapshot expired: from the start
-                    continue
-                raise
+                    token, limit, seen = "", _PAGE, set()  # the pages' snapshot expired
+                elif problem.reason == UNREADABLE and limit > 1:
+                    limit = 1  # one by one, to leave out the one that cannot be read
+                else:
+                    raise
+                continue
             for raw in page["items"]:
                 seen.add(self._upsert(raw))
             token = page["metadata"].get("continue", "")
@@ -124,6 +131,19 @@ class Feed:
         for key in [key for key in self._held if key not in seen]:
             self._listener.gone(key, self._held.pop(key))
         self._version = page["metadata"]["resourceVersion"]
+
+    async def _page(self, params: Mapping[str, str], *, alone: bool) -> dict[str, Any]:
+        """Return a page; one of a single object that cannot be read comes without it."""
+        raw = await self._client.send("GET", self._path, params=params)
+        try:
+            return parse(raw, f"list of {self._path}")
+        except ApiError as problem:
+            if not alone:
+                raise
+            log.error("list.unreadable", path=self._path, problem=str(problem), bytes=len(raw))
+            # A list is written with its metadata after its items.
+            tail = raw[raw.rindex(b'"metadata":{') :]
+            return {"items": [], "metadata": dict(_METADATA.findall(tail.decode(errors="replace")))}
 
     async def _watch(self) -> None:
         events = self._client.watch(

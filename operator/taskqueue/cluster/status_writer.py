@@ -32,7 +32,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The status is in the API server."""
+    """The status is in the API server; the object's generation is this, 0 when not told."""
+
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,6 @@ class StatusWriter:
         self._resume.set()
         self._idle = asyncio.Event()
         self._idle.set()
-        #: Writes that succeeded, for metrics.
-        self.writes = 0
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -142,9 +142,10 @@ class StatusWriter:
             body, callbacks = slot.body, slot.callbacks
             slot.waiting, slot.urgent, slot.callbacks = False, False, []
             try:
-                await self._client.send("PATCH", slot.path, body=body, content_type=JSON_PATCH)
-                fate: Fate = Written()
-                self.writes += 1
+                answer = await self._client.request(
+                    "PATCH", slot.path, body=body, content_type=JSON_PATCH
+                )
+                fate: Fate = Written((answer.get("metadata") or {}).get("generation", 0))
                 break
             except ApiError as problem:
                 if not problem.transient:
@@ -162,7 +163,10 @@ class StatusWriter:
             if not self._slots:
                 self._idle.set()
         for callback in callbacks:
-            callback(fate)
+            try:
+                callback(fate)
+            except Exception as problem:  # a writer that ends would end all writing
+                log.error("status.callback_failed", exc_info=problem, path=slot.path)
 
     async def _pause(self, seconds: float, *, all_writers: bool) -> None:
         if not all_writers:

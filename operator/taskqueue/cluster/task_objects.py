@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -109,7 +110,9 @@ def _attempt(entry: domain.Attempt) -> dict[str, Any]:
     }
 
 
-#: Conditions that are True in a phase (Pending has none); see docs/reference/conditions.
+_REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+
+#: Conditions that are True in a phase, as docs/concepts.md tells them.
 _TRUE_IN: Mapping[domain.Phase, tuple[str, ...]] = {
     domain.Phase.PENDING: ("Reconciling",),
     domain.Phase.BLOCKED: ("Reconciling",),
@@ -132,7 +135,8 @@ def _conditions(
         {
             "type": kind,
             "status": "True",
-            "reason": status.reason or status.phase.value,
+            # An error type need not be a reason as conditions have them.
+            "reason": status.reason if _REASON.fullmatch(status.reason) else status.phase.value,
             "message": status.message,
             "lastTransitionTime": timestamp(since.get(kind, status.completion_time or now)),
             "observedGeneration": task.generation,

@@ -11,6 +11,9 @@ K = TypeVar("K", bound=Hashable)
 #: The smallest window: enough to keep any pool busy for a round trip.
 MIN_WINDOW = 64
 
+#: Removed entries a line may hold on to before it is rebuilt, beside as many as are waiting.
+_SLACK = 64
+
 
 def window_size(*, max_published: int, slots: int, finished_in_5_seconds: int) -> int:
     """Return how many unfinished Tasks of a queue may be in RabbitMQ at once.
@@ -24,8 +27,8 @@ def window_size(*, max_published: int, slots: int, finished_in_5_seconds: int) -
 class WaitingLine(Generic[K]):
     """Keys in order of priority (higher first), then age (older first), then arrival.
 
-    Removal is lazy: a removed key's entry is skipped when it comes up, so that both adding and
-    removing cost O(log n).
+    Removal is lazy: a removed key's entry is skipped when it comes up, or dropped when such
+    entries are the most, so that both adding and removing cost O(log n) on average.
     """
 
     def __init__(self) -> None:
@@ -52,8 +55,9 @@ class WaitingLine(Generic[K]):
     def discard(self, key: K) -> None:
         """Take a key out if it waits."""
         self._alive.pop(key, None)
-        if not self._alive:
-            self._heap.clear()
+        if len(self._heap) > 2 * len(self._alive) + _SLACK:
+            self._heap = [one for one in self._heap if self._alive.get(one[3]) == one[2]]
+            heapq.heapify(self._heap)
 
     def pop(self) -> K | None:
         """Take the first key out, or None when nobody waits."""

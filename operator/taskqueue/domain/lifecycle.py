@@ -126,6 +126,13 @@ def failed(
     )
 
 
+def released(status: TaskStatus) -> TaskStatus:
+    """Return the status of a Task whose running attempt was given back unfinished."""
+    if status.phase is not Phase.RUNNING:
+        return status
+    return replace(status, phase=Phase.PENDING, worker="")
+
+
 def refused(status: TaskStatus, *, now: float, reason: str, message: str) -> TaskStatus:
     """Return the final status of a Task that can never run as it is."""
     return replace(

@@ -62,6 +62,7 @@ def decide(
     now: float,
     backlog: int | None,
     current: int,
+    busy: int = 0,
 ) -> Decision:
     """Decide the size of the pool.
 
@@ -71,6 +72,7 @@ def decide(
         now: seconds on any monotonic clock.
         backlog: waiting and running tasks, or None when unknown.
         current: the size last asked for.
+        busy: workers that running tasks may keep busy; the pool does not shrink below.
     """
     if policy.paused_replicas is not None:
         size = policy.paused_replicas
@@ -93,6 +95,9 @@ def decide(
     past = memory.wanted or ((now, current),)
     wanted = _remember(past, now, size, keep=policy.stabilization_seconds)
     kept = ScalingMemory(wanted=wanted, last_backlog=last_backlog)
+    floor = min(busy, current, policy.max_replicas)
+    if floor > size:
+        size, wish_text = floor, f"{wish_text}, held at {floor} by running tasks"
     if size >= current:
         return Decision(size, f"{size} = {wish_text}", kept)
 

@@ -45,6 +45,8 @@ _MARKER_TYPE = "marker"
 _MARKER_KEY = "taskqueue-operator.marker"
 #: A marker that has not come back after this long is followed by another.
 _MARKER_SECONDS = 2.0
+#: A broker that does not confirm within this time blocks its publishers.
+_CONFIRM_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,9 @@ class BrokerLink:
                 self._set(Down("TopologyConflict", str(problem)))
             except BrokerConfigurationError as problem:
                 self._set(Down("SecretInvalid", str(problem)))
+            except Exception as problem:  # a link that ends would never be tried again
+                log.error("broker.failed", exc_info=problem, broker=self.parameters.address)
+                self._set(Down("Failed", f"{problem!r}; trying again by itself"))
             await asyncio.sleep(next(pauses))
 
     def give_up(self, delivery: Delivery, reason: str) -> None:
@@ -255,9 +260,16 @@ class BrokerLink:
             type=_MARKER_TYPE,
             correlation_id=marker,
         )
-        verdict, text = await publisher.publish_and_wait(
-            note.exchange, note.key, note.body, note.properties()
-        )
+        try:
+            async with asyncio.timeout(_CONFIRM_SECONDS):
+                verdict, text = await publisher.publish_and_wait(
+                    note.exchange, note.key, note.body, note.properties()
+                )
+        except TimeoutError as late:
+            raise BrokerUnavailable(
+                f"RabbitMQ at {self.parameters.address} confirms nothing: look for a memory or "
+                "disk alarm (rabbitmq-diagnostics alarms)"
+            ) from late
         if verdict is not Settled.CONFIRMED:
             raise BrokerUnavailable(
                 f"RabbitMQ at {self.parameters.address}: marker not accepted: {text}"

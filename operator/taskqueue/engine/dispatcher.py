@@ -130,10 +130,10 @@ class Dispatcher:
         """Publish nothing until opened again."""
         self._publisher = None
 
-    def submit(self, entry: Entry) -> None:
-        """Take a Task whose next attempt is due now or at its status' nextAttemptTime."""
+    def submit(self, entry: Entry, *, wait_seconds: float = 0.0) -> None:
+        """Take a Task whose next attempt is due now, at its status' nextAttemptTime, or later."""
         self._leave(entry)
-        wait = (entry.status.next_attempt_time or 0.0) - self._clock()
+        wait = max(wait_seconds, (entry.status.next_attempt_time or 0.0) - self._clock())
         if wait > 0:
             entry.stage = Stage.DELAYED
             self._delayed.add(entry)

@@ -43,7 +43,8 @@ class Entry:
         outcomes: deliveries to acknowledge when a write that contains them has succeeded.
         due: timer of the next attempt, while DELAYED.
         flush: timer of the next write of an unfinished status.
-        reduced: the final status was refused once and is being written in short.
+        reduced: a status was refused once and is being written in short.
+        left_feed: the feed has shown it leaving.
     """
 
     task: Task
@@ -54,6 +55,7 @@ class Entry:
     due: asyncio.TimerHandle | None = None
     flush: asyncio.TimerHandle | None = None
     reduced: bool = False
+    left_feed: bool = False
 
     @property
     def queue_key(self) -> QueueKey:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from prometheus_client import Counter, Gauge
 
 TASKS_FINISHED = Counter(
@@ -30,3 +32,10 @@ BACKLOG = Gauge(
 DESIRED_WORKERS = Gauge(
     "taskqueue_desired_workers", "Workers a queue should have.", ("namespace", "queue")
 )
+
+
+def forget_queue(key: tuple[str, str]) -> None:
+    """Report nothing more of a TaskQueue that is gone."""
+    for gauge in (BACKLOG, DESIRED_WORKERS):
+        with contextlib.suppress(KeyError):
+            gauge.remove(*key)

@@ -36,7 +36,7 @@ from taskqueue.domain.token import TokenKeys
 from taskqueue.engine.broker_link import BrokerLink, Down, Markers
 from taskqueue.engine.dispatcher import Dispatcher
 from taskqueue.engine.entry import Entry, Stage, log_fields
-from taskqueue.engine.metrics import TASKS_HELD
+from taskqueue.engine.metrics import TASKS_HELD, forget_queue
 from taskqueue.engine.queue_controller import QueueController, Totals
 from taskqueue.engine.recorder import Recorder
 from taskqueue.engine.recount import count, finished_tasks
@@ -50,6 +50,8 @@ PAYLOAD_LIMIT_BYTES = 200 * 1024
 _DRAIN_SECONDS = 5.0
 #: Objects read at once to find out why they left the feed.
 _READS_AT_ONCE = 8
+#: How long until a Task whose final status was refused is looked for.
+_REFUSED_PAUSE_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 
 
@@ -74,6 +76,8 @@ class Engine:
         self._controllers: dict[QueueKey, tuple[QueueController, asyncio.Task[None]]] = {}
         self._links: dict[BrokerParameters, tuple[BrokerLink, asyncio.Task[None]]] = {}
         self._markers = Markers()
+        #: Finished Tasks the feed has yet to show leaving: what it shows of them is late news.
+        self._leaving: set[str] = set()
         self._pool_states: dict[QueueKey, PoolState] = {}
         #: Finished and counted by this leader, while the finished Tasks are being listed.
         self._counted: set[str] | None = None
@@ -102,7 +106,8 @@ class Engine:
             tokens=tokens,
             clock=time.time,
             random=self._random,
-            on_recorded=self._count,
+            on_recorded=self._recorded,
+            on_refused=self._refused,
         )
         TASKS_HELD.set_function(lambda: len(self._entries))
 
@@ -118,12 +123,12 @@ class Engine:
             # Before the first Task: none must be called Blocked because its queue comes later.
             await self._take_queues()
             async with asyncio.TaskGroup() as group:
+                group.create_task(_never_ends(writer), name="watch of the status writer")
                 group.create_task(self._feed.run(), name="feed of Tasks")
                 group.create_task(self._pools.run(), name="feed of Deployments")
                 group.create_task(self._recount(), name="recount of finished Tasks")
         finally:
-            await self._stop()
-            writer.cancel()
+            await self._stop(writer)
 
     def leave_unwritten(self) -> None:
         """Stop without writing what is still to be written: somebody else will."""
@@ -146,6 +151,7 @@ class Engine:
             return
         if running is not None:
             self.drop_queue(config.key, running[0].config.uid)
+            dispatcher = self._dispatcher(config.key)
             dispatcher.config = config
         totals = (raw.get("status") or {}).get("totals") or {}
         controller = QueueController(
@@ -155,8 +161,9 @@ class Engine:
             client=self._client,
             links=self._link,
             clock=time.time,
+            created=seconds_of(raw["metadata"]["creationTimestamp"]),
+            on_gone=lambda: self.drop_queue(config.key, config.uid),
         )
-        controller.created = seconds_of(raw["metadata"]["creationTimestamp"])
         task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
         task.add_done_callback(lambda _: self._leave_vain_links())
         self._controllers[config.key] = (controller, task)
@@ -178,6 +185,9 @@ class Engine:
         dispatcher = self._dispatchers[key]
         dispatcher.close()
         dispatcher.config = None
+        forget_queue(key)
+        if dispatcher.empty:
+            del self._dispatchers[key]
         for entry in list(dispatcher.entries()):
             if entry.status.phase is not Phase.RUNNING:
                 self._block(entry)
@@ -211,6 +221,8 @@ class Engine:
     def upserted(self, raw: dict[str, Any]) -> None:
         """Take a Task from the feed."""
         uid = raw["metadata"]["uid"]
+        if uid in self._leaving:
+            return
         held = self._entries.get(uid)
         if held is not None and raw["metadata"].get("generation") == held.task.generation:
             return  # our own write of its status, come back
@@ -232,8 +244,12 @@ class Engine:
 
     def gone(self, key: Key, uid: str) -> None:
         """Take note that a Task left the feed: finished or deleted."""
+        self._leaving.discard(uid)
         entry = self._entries.get(uid)
-        if entry is not None and entry.stage is not Stage.FINISHED:
+        if entry is None:
+            return
+        entry.left_feed = True
+        if entry.stage is not Stage.FINISHED:
             self._spawn(self._look_after(entry), f"look for {key[0]}/{key[1]}")
 
     def _admit(self, entry: Entry) -> None:
@@ -267,22 +283,38 @@ class Engine:
 
     async def _look_after(self, entry: Entry) -> None:
         """Find out whether an unfinished Task that left the feed is really gone."""
+        if await self._is_unfinished(entry):
+            entry.left_feed = False
+        elif self._entries.get(entry.task.uid) is entry and entry.stage is not Stage.FINISHED:
+            log.info("task.gone", **log_fields(entry.task, stage=entry.stage.name))
+            self._recorder.forget(entry)
+
+    def _refused(self, entry: Entry) -> None:
+        self._spawn(self._look_after_refused(entry), f"look for refused {entry.task.path}")
+
+    async def _look_after_refused(self, entry: Entry) -> None:
+        """Write a refused status again for as long as there is a Task that needs it."""
+        await asyncio.sleep(_REFUSED_PAUSE_SECONDS)
+        if await self._is_unfinished(entry):
+            self._recorder.write_again(entry)
+        elif self._entries.get(entry.task.uid) is entry:
+            log.info("task.gone", **log_fields(entry.task, stage=entry.stage.name))
+            self._recorder.forget(entry)
+
+    async def _is_unfinished(self, entry: Entry) -> bool:
+        """Ask the API server whether this very Task is there, in no final phase."""
         task = entry.task
         while True:
             try:
                 async with self._reads:
                     raw = await self._client.get(task_path(task.namespace, task.name))
-                phase = Phase((raw.get("status") or {}).get("phase", Phase.PENDING))
-                if raw["metadata"]["uid"] == task.uid and not phase.terminal:
-                    return
-                break
             except ApiError as problem:
                 if problem.status == 404:
-                    break
+                    return False
                 await asyncio.sleep(problem.retry_after or 1.0)
-        if self._entries.get(task.uid) is entry and entry.stage is not Stage.FINISHED:
-            log.info("task.gone", **log_fields(task, stage=entry.stage.name))
-            self._recorder.forget(entry)
+                continue
+            phase = Phase((raw.get("status") or {}).get("phase", Phase.PENDING))
+            return raw["metadata"]["uid"] == task.uid and not phase.terminal
 
     # Worker pools.
 
@@ -346,7 +378,10 @@ class Engine:
 
     # Totals.
 
-    def _count(self, entry: Entry) -> None:
+    def _recorded(self, entry: Entry) -> None:
+        """Take note that a final status is in the API server."""
+        if not entry.left_feed:
+            self._leaving.add(entry.task.uid)
         if self._counted is not None:
             self._counted.add(entry.task.uid)
         running = self._controllers.get(entry.queue_key)
@@ -396,7 +431,7 @@ class Engine:
         if not task.cancelled() and (problem := task.exception()) is not None:
             log.error("engine.task_failed", exc_info=problem, what=task.get_name())
 
-    async def _stop(self) -> None:
+    async def _stop(self, writer: asyncio.Task[None]) -> None:
         """Stop dispatching and consuming, after the statuses at hand are written."""
         for dispatcher in self._dispatchers.values():
             dispatcher.close()
@@ -404,11 +439,20 @@ class Engine:
         if self._drain_seconds > 0:
             controllers = [controller for controller, _ in self._controllers.values()]
             await asyncio.gather(*(controller.leave() for controller in controllers))
-        for task in tuple(self._background):
+        ending = (writer, *self._background)
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
         for client in (self._client, self._writer_client, self._feed_client):
             await client.close()
+
+
+async def _never_ends(task: asyncio.Task[None]) -> None:
+    """Fail as soon as a task that should run for ever has ended."""
+    await asyncio.wait({task})
+    if not task.cancelled() and (problem := task.exception()) is not None:
+        raise problem
+    raise RuntimeError(f"{task.get_name()} has ended")
 
 
 class _Pools:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,10 @@ _TICK_SECONDS = 1.0
 _SPACING_SECONDS = 0.02
 #: A Secret is read again this often while the broker cannot be reached.
 _SECRET_SECONDS = 2.0
-#: How the workers' slots are guessed while a worker's own word is not known.
-_DEFAULT_CONCURRENCY = 1
+#: While connected, it is read this often: it may name another broker.
+_SECRET_CHECK_SECONDS = 30.0
+#: Slots of a worker that decides by its CPUs, for the window: rather too many published than idle.
+_GENEROUS_CONCURRENCY = 32
 
 
 @dataclass(slots=True)
@@ -73,6 +76,8 @@ class QueueController:
         client: for the API server.
         links: gives the shared link to a broker.
         clock: wall time in seconds.
+        created: when the TaskQueue was made: what finished before was not its own.
+        on_gone: called when the API server has no such TaskQueue any more.
     """
 
     def __init__(
@@ -84,12 +89,14 @@ class QueueController:
         client: ApiClient,
         links: Callable[[BrokerParameters], BrokerLink],
         clock: Clock,
+        created: float,
+        on_gone: Callable[[], None],
     ) -> None:
         self.config = config
         self.totals = totals
         self.pool = WorkerPool(client, clock=clock)
-        #: When the TaskQueue was made: what finished before was not its own.
-        self.created = 0.0
+        self.created = created
+        self._on_gone = on_gone
         self._dispatcher = dispatcher
         self._client = client
         self._links = links
@@ -97,6 +104,10 @@ class QueueController:
         self._wake = asyncio.Event()
         self._link: BrokerLink | None = None
         self._declared_on: Up | None = None
+        #: The broker has lost, or never had, what counts as published.
+        self._lost = False
+        self._published_at: BrokerParameters | None = None
+        self._next_declare = 0.0
         self._probe: Channel | None = None
         self._ready: int | None = None
         self._broker = Condition("BrokerConnected", None, "Connecting", "")
@@ -153,54 +164,74 @@ class QueueController:
                     pass
         finally:
             self._leave_link()
+            await self._leave_probe()
 
     async def _reconcile(self) -> None:
         tick = self._now() >= self._next_tick
         if tick:
             self._next_tick = self._now() + _TICK_SECONDS
-        await self._reach_broker()
-        if tick:
-            await self._count_ready()
-        problem: ApiError | None = None
+        problems: list[ApiError] = []
         try:
-            await self.pool.reconcile(self.config, backlog=self._backlog())
-        except ApiError as caught:
-            problem = caught  # the status is told all the same
-        slots = self.config.concurrency or _DEFAULT_CONCURRENCY
+            await self._reach_broker()
+            if tick:
+                await self._count_ready()
+        except ApiError as problem:
+            problems.append(problem)  # neither the pool nor the status waits for it
+        try:
+            await self.pool.reconcile(self.config, backlog=self._backlog(), busy=self._busy())
+        except ApiError as problem:
+            problems.append(problem)
+        slots = self.config.concurrency or _GENEROUS_CONCURRENCY
         self._dispatcher.slots = slots * self.pool.desired
         if tick:
             await self._write_status()
-        if problem is not None:
-            raise problem
+        if problems:
+            raise problems[0]
 
     # Broker.
 
     async def _reach_broker(self) -> None:
-        if (
-            self._link is None or isinstance(self._link.state, Down)
-        ) and self._now() >= self._next_secret:
-            self._next_secret = self._now() + _SECRET_SECONDS
-            await self._find_link()
+        if self._now() >= self._next_secret:
+            connected = self._link is not None and isinstance(self._link.state, Up)
+            self._next_secret = self._now() + (
+                _SECRET_CHECK_SECONDS if connected else _SECRET_SECONDS
+            )
+            await self._find_link(connected=connected)
         if self._link is None:
             return
         state = self._link.state
         if isinstance(state, Down):
             self._declared_on = None
             self._dispatcher.close()
+            self._next_secret = min(self._next_secret, self._now() + _SECRET_SECONDS)
+            self._next_declare = 0.0
             self._broker = Condition("BrokerConnected", False, state.reason, state.message)
-        elif self._declared_on is not state:
+        elif self._declared_on is not state and self._now() >= self._next_declare:
             await self._declare(state)
+            self._next_declare = self._now() + _TICK_SECONDS
 
-    async def _find_link(self) -> None:
+    async def _find_link(self, *, connected: bool) -> None:
+        """Read the Secret, and take the link to the broker it names.
+
+        A connection that works is not given up because the Secret cannot be read just now.
+        """
         namespace, name = self.config.namespace, self.config.connection_secret
         where = f"Secret {namespace}/{name} (spec.broker.connectionSecret)"
         try:
             secret = await self._client.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
             parameters = BrokerParameters.from_mapping(_decode(secret.get("data") or {}))
         except ApiError as problem:
-            if problem.status != 404:
+            if connected or problem.status not in (403, 404):
                 raise
             self._leave_link()
+            if problem.status == 403:
+                self._broker = Condition(
+                    "BrokerConnected",
+                    False,
+                    "SecretForbidden",
+                    f"{where}: the operator may not read it: give its role get on secrets",
+                )
+                return
             self._broker = Condition(
                 "BrokerConnected",
                 False,
@@ -221,9 +252,16 @@ class QueueController:
             link.subscribe(self.wake)
 
     async def _declare(self, up: Up) -> None:
+        parameters = self._link.parameters if self._link else None
+        if self._published_at not in (None, parameters):
+            self._lost = True  # published to another broker
         try:
-            created = await declare_task_queue(up.connection, *self.config.key)
+            await self._leave_probe()
             self._probe = await up.connection.channel()
+            if await ready_messages(self._probe, work_queue(*self.config.key)) is None:
+                self._lost = True  # kept in mind, should the next steps fail
+                self._probe = await up.connection.channel()
+            await declare_task_queue(up.connection, *self.config.key)
         except TopologyConflict as problem:
             self._broker = Condition("BrokerConnected", False, "TopologyConflict", str(problem))
             return
@@ -232,7 +270,9 @@ class QueueController:
                 "BrokerConnected", False, "DeclareFailed", f"{problem}; trying again by itself"
             )
             return
-        if created:
+        self._published_at = parameters
+        if self._lost:
+            self._lost = False
             lost = self._dispatcher.republish_all()
             if lost:
                 log.warning(
@@ -257,6 +297,11 @@ class QueueController:
         if self._ready is None:
             self.missing()
 
+    async def _leave_probe(self) -> None:
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            await probe.close()
+
     def _leave_link(self) -> None:
         self._dispatcher.close()
         self._declared_on = None
@@ -274,6 +319,13 @@ class QueueController:
         foreign = max((self._ready or 0) - published, 0)
         return self._dispatcher.waiting + published + foreign
 
+    def _busy(self) -> int:
+        """Workers that what is running may keep busy; fewer would stop some of it."""
+        if self._ready is None:
+            return 0
+        running = max(self._dispatcher.published - self._ready, 0)
+        return math.ceil(running / (self.config.concurrency or 1))
+
     async def _write_status(self) -> None:
         status = self._status()
         since = self._transitions(status.conditions)
@@ -284,10 +336,13 @@ class QueueController:
         try:
             await self._client.merge(path, patch)
         except ApiError as problem:
-            if problem.transient:
+            if problem.status == 404:
+                self._on_gone()
+            elif problem.transient:
                 raise
-            if problem.status != 404:
+            else:
                 self._complain("queue.status_refused", problem)
+            return
         self._written = patch
 
     def _status(self) -> QueueStatus:

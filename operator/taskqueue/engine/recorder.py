@@ -16,20 +16,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
+from taskqueue.broker import contract, events
 from taskqueue.broker.connection import Delivery
-from taskqueue.broker.contract import (
-    DEAD_EXCHANGE,
-    ERROR_HEADER,
-    ContractError,
-    WorkMessage,
-    parse_work,
-)
+from taskqueue.broker.contract import DEAD_EXCHANGE, ERROR_HEADER, AttemptClaim, ContractError
 from taskqueue.broker.events import AttemptEvent, EventError, EventKind, decode
 from taskqueue.cluster.status_writer import Fate, Refused, StatusWriter
 from taskqueue.cluster.task_objects import status_patch, status_path
 from taskqueue.domain import lifecycle
 from taskqueue.domain.lifecycle import Ended, Failure, Verdict
-from taskqueue.domain.task import TaskStatus
+from taskqueue.domain.task import MESSAGE_LIMIT, TaskStatus
 from taskqueue.domain.token import TokenKeys
 from taskqueue.engine.dispatcher import Clock, Dispatcher
 from taskqueue.engine.entry import Entry, Stage, log_fields
@@ -44,11 +39,21 @@ GiveUp = Callable[[Delivery, str], None]
 SETTLE_SECONDS = 2.0
 #: A worker reports `task.started` when an attempt has run this long.
 _STARTED_AFTER_SECONDS = 0.5
-#: Largest result kept in a status, in bytes of JSON; workers check it before they report.
+#: Largest result kept in a status, in bytes of JSON; our workers check it before they report.
 RESULT_LIMIT_BYTES = 16 * 1024
-#: History entries of a status that was refused as it was.
-_REDUCED_HISTORY = 2
+#: What an event may add to its result, in bytes.
+_ENVELOPE_BYTES = 16 * 1024
+#: A worker's word for a handler it does not know, and a Task's reason while none does.
+UNKNOWN_HANDLER = "UnknownHandler"
+#: How long until a Task whose handler no worker knew is tried again.
+HANDLER_SECONDS = 5.0
 
+_TOO_LARGE = Failure(
+    type="ResultTooLarge",
+    message=f"the result has more than {RESULT_LIMIT_BYTES} bytes of JSON: store it elsewhere and "
+    "return where",
+    retryable=False,
+)
 _NO_ERROR = EventError(type="Error", message="the worker gave no reason")
 
 
@@ -63,6 +68,8 @@ class Recorder:
         clock: wall time in seconds.
         random: for the jitter of back-offs.
         on_recorded: called with each Task whose final status is in the API server.
+        on_refused: called with a Task whose status is refused for good: it looks whether there
+            is still such a Task, and calls `forget` or `write_again`.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class Recorder:
         clock: Clock,
         random: Random,
         on_recorded: Callable[[Entry], None],
+        on_refused: Callable[[Entry], None],
     ) -> None:
         self._entries = entries
         self._dispatcher_of = dispatcher_of
@@ -83,6 +91,7 @@ class Recorder:
         self._clock = clock
         self._random = random
         self._on_recorded = on_recorded
+        self._on_refused = on_refused
 
     def take(self, delivery: Delivery, give_up: GiveUp) -> None:
         """Take a message from the inbox: an event, or a dead letter.
@@ -97,12 +106,17 @@ class Recorder:
             else:
                 self._take_event(delivery, decode(delivery.body))
         except ContractError as problem:
-            self._drop("invalid")
-            if delivery.exchange == DEAD_EXCHANGE:
-                self._ack(delivery)  # its copy in the dead queue is for people
-            else:
-                log.warning("outcome.invalid", problem=str(problem))
+            log.warning("outcome.invalid", problem=str(problem))
+            claim = events.claimed_attempt(delivery.body)
+            entry = None if claim is None else self._proven(claim)
+            if claim is None or entry is None:
+                self._drop("invalid")
                 give_up(delivery, str(problem))
+                return
+            # Its worker has done with it: without an outcome the Task would wait for ever.
+            entry.outcomes.append(delivery)
+            failure = Failure(type="InvalidOutcome", message=str(problem))
+            self._fail(entry, self._ended_now(claim), failure)
 
     def refuse(self, entry: Entry, *, reason: str, message: str) -> None:
         """End a Task that can never run as it is."""
@@ -151,7 +165,12 @@ class Recorder:
         if event.kind is EventKind.RELEASED:
             # Nothing to record: the attempt goes on elsewhere, with the same token.
             self._ack(delivery)
+            self._change(entry, lifecycle.released(entry.status))
             self._dispatcher_of(entry).submit(entry)
+            return
+        if event.kind is EventKind.FAILED and event.error and event.error.type == UNKNOWN_HANDLER:
+            self._ack(delivery)
+            self._wait_for_handler(entry, event.error.message)
             return
         entry.outcomes.append(delivery)
         ended = Ended(
@@ -162,7 +181,10 @@ class Recorder:
             worker=event.worker,
         )
         if event.kind is EventKind.SUCCEEDED:
-            self._finish(entry, lifecycle.succeeded(entry.status, ended, result=event.result))
+            if len(delivery.body) > RESULT_LIMIT_BYTES + _ENVELOPE_BYTES:
+                self._fail(entry, ended, _TOO_LARGE)
+            else:
+                self._finish(entry, lifecycle.succeeded(entry.status, ended, result=event.result))
             return
         error = event.error or _NO_ERROR
         self._fail(
@@ -178,30 +200,51 @@ class Recorder:
 
     def _take_dead_letter(self, delivery: Delivery) -> None:
         headers = delivery.properties.headers or {}
-        message = parse_work(delivery.properties, delivery.body)
-        if not isinstance(message, WorkMessage) or ERROR_HEADER in headers:
-            self._ack(delivery)
+        claim = contract.claimed_attempt(delivery.properties)
+        if claim is None:
+            self._ack(delivery)  # a direct message; its copy in the dead queue is for people
             return
-        entry = self._claim(delivery, message.uid, message.token, message.attempt, message.epoch)
+        entry = self._claim(delivery, claim.uid, claim.token, claim.attempt, claim.epoch)
         if entry is None:
             return
         entry.outcomes.append(delivery)
-        why = str(headers.get("x-last-death-reason", "unknown"))
+        why = str(headers.get(ERROR_HEADER) or headers.get("x-last-death-reason") or "unknown")
         log.warning("outcome.dead_letter", **log_fields(entry.task, why=why))
-        lost = why == "delivery_limit"
-        self._fail(
+        if why == "delivery_limit":
+            failure = Failure(
+                type="WorkerLost",
+                message="the broker gave the message up: every worker that took it was lost",
+            )
+        else:
+            failure = Failure(
+                type="DeadLettered",
+                message=f"the message was given up ({why}): look for a consumer of the queue that "
+                "rejects messages, or a worker of another version",
+            )
+        self._fail(entry, self._ended_now(claim), failure)
+
+    def _wait_for_handler(self, entry: Entry, message: str) -> None:
+        """Try again later, uncounted: the workers that know the handler may be on their way."""
+        self.block(
             entry,
-            Ended(attempt=message.attempt, epoch=message.epoch, now=self._clock()),
-            Failure(
-                type="WorkerLost" if lost else "DeadLettered",
-                message=(
-                    "the broker gave the message up: every worker that took it was lost"
-                    if lost
-                    else f"the broker gave the message up ({why}): look for a consumer of the "
-                    "queue that rejects messages"
-                ),
-            ),
+            reason=UNKNOWN_HANDLER,
+            message=f"spec.handler: {message}: roll out workers that know it, and the Task goes "
+            "on, or create a Task with another handler",
         )
+        self._dispatcher_of(entry).submit(entry, wait_seconds=HANDLER_SECONDS)
+
+    def _ended_now(self, claim: AttemptClaim) -> Ended:
+        return Ended(attempt=claim.attempt, epoch=claim.epoch, now=self._clock())
+
+    def _proven(self, claim: AttemptClaim) -> Entry | None:
+        """Return the Task a claim is about, if its token is right and its attempt awaited."""
+        entry = self._entries.get(claim.uid)
+        if entry is None or not self._tokens.verify(
+            claim.token, claim.uid, claim.attempt, claim.epoch
+        ):
+            return None
+        verdict = lifecycle.judge(entry.status, attempt=claim.attempt, epoch=claim.epoch)
+        return entry if verdict is Verdict.COUNTS else None
 
     def _claim(
         self, delivery: Delivery, uid: str, token: str, attempt: int, epoch: int
@@ -285,32 +328,40 @@ class Recorder:
         for delivery in contained:
             self._ack(delivery)
         entry.outcomes = [one for one in entry.outcomes if one not in contained]
-        if status.phase.terminal:
+        if not status.phase.terminal:
+            return
+        if fate.generation > entry.task.generation:
+            # The spec was changed just before: a final status must speak of the last generation,
+            # or `kubectl wait` does not believe it.
+            entry.task = replace(entry.task, generation=fate.generation)
+            self._write(entry, urgent=True)
+        else:
             self._done(entry)
             TASKS_FINISHED.labels(*entry.queue_key, status.phase.value).inc()
             self._on_recorded(entry)
 
+    def write_again(self, entry: Entry) -> None:
+        """Write the final status of a Task that is still there and still unfinished."""
+        if entry.stage is Stage.FINISHED and entry.task.uid in self._entries:
+            self._write(entry, urgent=True)
+
     def _refused(self, entry: Entry, status: TaskStatus, fate: Refused) -> None:
         fields = log_fields(entry.task, problem=fate.message)
-        if fate.status == 404:
-            self.forget(entry)
-        elif status.phase.terminal and entry.reduced:
-            # Even the short form: the Task was finished by somebody else before.
+        if fate.status == 404 or entry.reduced:
             log.error("status.refused", **fields)
-            self.forget(entry)
-        elif status.phase.terminal:
-            log.warning("status.reduced", **fields)
-            entry.reduced = True
-            entry.status = replace(
-                status,
-                result=None,
-                history=status.history[-_REDUCED_HISTORY:],
-                message=f"recorded in short, because the API server refused the full status: "
-                f"{fate.message}"[:1024],
-            )
-            self._write(entry, urgent=True)
-        else:
-            log.warning("status.refused", **fields)
+            self._on_refused(entry)
+            return
+        log.warning("status.reduced", **fields)
+        entry.reduced = True
+        entry.status = replace(
+            status,
+            result=None,
+            history=(),
+            worker="",
+            message="recorded in short, because the API server refused the full status: "
+            f"{fate.message}"[:MESSAGE_LIMIT],
+        )
+        self._write(entry, urgent=status.phase.terminal)
 
     def _done(self, entry: Entry) -> None:
         entry.stop_timers()

@@ -73,7 +73,7 @@ class WorkerPool:
         if state is None:
             self._applied = None
 
-    async def reconcile(self, config: QueueConfig, *, backlog: int | None) -> None:
+    async def reconcile(self, config: QueueConfig, *, backlog: int | None, busy: int = 0) -> None:
         """Decide the size and put it in place.
 
         Raises:
@@ -86,10 +86,13 @@ class WorkerPool:
             now=self._monotonic(),
             backlog=backlog,
             current=before,
+            busy=busy,
         )
         self._memory = self.decision.memory
         DESIRED_WORKERS.labels(*config.key).set(self.decision.replicas)
         if config.template is None:
+            if self.state is not None and self.state.desired > 0:
+                await self._resize(config, 0)  # the template was withdrawn
             return
         if self.decision.replicas != before:
             self.last_scale_time = self._clock()
@@ -103,7 +106,8 @@ class WorkerPool:
             )
         if self._applied != config:
             await self._apply(config, self.decision.replicas)
-        elif self.state is not None and self.state.desired != self.decision.replicas:
+        if self.state is not None and self.state.desired != self.decision.replicas:
+            # Also while a changed template is refused: the pool of the former one goes on.
             await self._resize(config, self.decision.replicas)
 
     def conditions(self, config: QueueConfig) -> tuple[Condition, Condition]:

@@ -81,6 +81,7 @@ async def serve(settings: OperatorSettings) -> int:
         if stop.is_set():
             acquiring.cancel()
             return 0
+        acquiring.result()
         engine = Engine(access, await token_keys(client, settings.namespace))
         return await _lead(engine, leadership, stop)
     finally:
@@ -95,7 +96,7 @@ async def _lead(engine: Engine, leadership: Leadership, stop: asyncio.Event) -> 
     engine_task = asyncio.create_task(engine.run(), name="engine")
     kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event()
     kopf_task = asyncio.create_task(_run_kopf(engine, kopf_stop, kopf_ready), name="kopf")
-    await _first(kopf_ready.wait(), kopf_task)
+    await _first(kopf_ready.wait(), holding, engine_task, kopf_task)
     _stop_on_signals(stop)
     log.info("operator.started")
 
@@ -157,3 +158,5 @@ async def _run_kopf(engine: Engine, stop: asyncio.Event, ready: asyncio.Event) -
 async def _first(*awaitables: Awaitable[Any]) -> None:
     futures = {asyncio.ensure_future(one) for one in awaitables}
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    for future in futures.difference(awaitables):
+        future.cancel()

@@ -108,7 +108,7 @@ def test_names_and_columns(plural: str, kind: str, short_name: str, columns: str
         "plural": plural,
         "singular": kind.lower(),
         "shortNames": [short_name],
-        "categories": ["taskqueues"],
+        "categories": ["taskqueue-operator"],
     }
     (version,) = crd["spec"]["versions"]
     assert version["name"] == "v1alpha1"

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskqueue.broker.contract import ContractError
-from taskqueue.broker.events import AttemptEvent, EventError, EventKind, decode, encode
+from taskqueue.broker.events import (
+    LONGEST_SECONDS,
+    AttemptEvent,
+    EventError,
+    EventKind,
+    decode,
+    encode,
+)
 
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -34,7 +41,7 @@ EVENTS = st.builds(
     attempt=st.integers(1, 1000),
     epoch=st.integers(0, 1000),
     worker=NAMES,
-    seconds=st.none() | SECONDS,
+    seconds=st.none() | st.floats(0, LONGEST_SECONDS),
     result=st.none() | st.dictionaries(TEXT, JSON, max_size=4),
     error=st.none() | st.builds(EventError, type=TEXT, message=TEXT, retryable=st.booleans()),
     retry_after_seconds=st.none() | SECONDS,

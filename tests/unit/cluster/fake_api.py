@@ -44,6 +44,8 @@ class FakeApi:
     patches: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     #: Answers to the next PATCHes: a status, or (status, headers); 200 when empty.
     answers: deque[tuple[int, dict[str, str]]] = field(default_factory=deque)
+    #: What is put in place of an object's spec on the wire, by name: JSON no parser here takes.
+    raw: dict[str, bytes] = field(default_factory=dict)
     #: Held back until set, so that a test can look at what is under way.
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     under_way: int = 0
@@ -78,9 +80,18 @@ class FakeApi:
         items = sorted(self.objects.values(), key=lambda obj: str(obj["metadata"]["name"]))
         page = items[start : start + limit]
         more = str(start + limit) if start + limit < len(items) else ""
-        return web.json_response(
-            {"metadata": {"resourceVersion": str(self.version), "continue": more}, "items": page}
+        # As an API server does, the items before the metadata, and no spaces.
+        items_json = b",".join(self._wire(item) for item in page)
+        metadata = json.dumps(
+            {"continue": more, "resourceVersion": str(self.version)}, separators=(",", ":")
         )
+        body = b'{"items":[' + items_json + b'],"metadata":' + metadata.encode() + b"}"
+        return web.Response(body=body, content_type="application/json")
+
+    def _wire(self, item: dict[str, Any]) -> bytes:
+        text = json.dumps(item, separators=(",", ":")).encode()
+        raw = self.raw.get(item["metadata"]["name"])
+        return text if raw is None else text[:-1] + b',"spec":' + raw + b"}"
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         seen = int(request.query["resourceVersion"])
@@ -93,7 +104,9 @@ class FakeApi:
             for version, event in self._events:
                 if version > seen:
                     seen = version
-                    await response.write(json.dumps(event).encode() + b"\n")
+                    kind = json.dumps(event["type"]).encode()
+                    wire = self._wire(event["object"])
+                    await response.write(b'{"type":' + kind + b',"object":' + wire + b"}\n")
             async with self._changed:
                 if breaks == self._breaks and self.version <= seen:
                     await self._changed.wait()

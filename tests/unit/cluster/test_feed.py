@@ -44,7 +44,7 @@ async def test_a_list_of_several_pages_arrives_whole_before_synced() -> None:
     api = FakeApi(objects={f"o{n}": make(f"o{n}") for n in range(1234)})
     async with feeding(api) as (_, listener):
         assert len(listener.held) == 1234
-        assert api.lists == 3
+        assert api.lists == 13
 
 
 async def test_changes_arrive_in_order() -> None:
@@ -112,3 +112,24 @@ async def test_an_object_larger_than_any_buffer_arrives() -> None:
     async with feeding(api) as (_, listener):
         await api.emit("ADDED", make("big", spec={"payload": "x" * 1_400_000}))
         await eventually(lambda: "big" in listener.held)
+
+
+async def test_an_object_nobody_can_parse_is_left_out_of_a_list() -> None:
+    # orjson goes 1,024 levels deep, an API server ten times that.
+    api = FakeApi(objects={f"o{n}": make(f"o{n}") for n in range(9)})
+    api.objects["o4x"] = make("o4x", spec={})
+    api.raw["o4x"] = b"[" * 1100 + b"]" * 1100
+    async with feeding(api) as (_, listener):
+        assert sorted(listener.held) == [f"o{n}" for n in range(9)]
+        await api.emit("ADDED", make("later"))
+        await eventually(lambda: "later" in listener.held)
+
+
+async def test_an_object_nobody_can_parse_is_left_out_of_a_watch() -> None:
+    api = FakeApi()
+    async with feeding(api) as (_, listener):
+        api.raw["deep"] = b"[" * 1100 + b"]" * 1100
+        await api.emit("ADDED", make("deep"))
+        await api.emit("ADDED", make("later"))
+        await eventually(lambda: "later" in listener.held)
+        assert list(listener.held) == ["later"]

@@ -52,3 +52,13 @@ def test_the_window_is_at_least_the_minimum_and_at_most_max_published() -> None:
     assert window_size(max_published=10, slots=50, finished_in_5_seconds=99) == 10
     assert window_size(max_published=1000, slots=50, finished_in_5_seconds=0) == 100
     assert window_size(max_published=1000, slots=5, finished_in_5_seconds=700) == 700
+
+
+def test_discarded_keys_are_not_held_on_to() -> None:
+    line: WaitingLine[int] = WaitingLine()
+    line.add(-1, priority=0, created=0)
+    for key in range(10_000):
+        line.add(key, priority=0, created=key)
+        line.discard(key)
+    assert len(line._heap) < 100
+    assert drain(line) == [-1]

@@ -123,3 +123,12 @@ def test_a_steady_backlog_never_makes_it_oscillate(backlog: int) -> None:
     pool.step(backlog)
     first = pool.size
     assert {pool.step(backlog).replicas for _ in range(300)} == {first}
+
+
+def test_it_does_not_shrink_below_what_running_tasks_keep_busy() -> None:
+    memory = ScalingMemory(wanted=((0.0, 10),))
+    decision = decide(POLICY, memory, now=100.0, backlog=10, current=10, busy=8)
+    assert decision.replicas == 8
+    assert "held at 8 by running tasks" in decision.explanation
+    grown = decide(POLICY, ScalingMemory(), now=100.0, backlog=50, current=2, busy=40)
+    assert grown.replicas == 10  # busy holds, it does not grow

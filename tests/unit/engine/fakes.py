@@ -28,6 +28,10 @@ EPOCH = 1_700_000_000.0
 TOKENS = TokenKeys(current="k", keys={"k": b"secret"})
 
 
+#: No result of the test's own.
+MISSING: Any = object()
+
+
 def now() -> float:
     return EPOCH + asyncio.get_running_loop().time()
 
@@ -80,8 +84,8 @@ class Write:
     on_fate: OnFate
     at: float
 
-    def succeed(self) -> None:
-        self.on_fate(Written())
+    def succeed(self, generation: int = 1) -> None:
+        self.on_fate(Written(generation))
 
     def refuse(self, status: int, message: str = "no") -> None:
         self.on_fate(Refused(status, message))
@@ -125,6 +129,7 @@ class Engine:
         self.entries: dict[str, Entry] = {}
         self.given_up: list[tuple[Delivery, str]] = []
         self.recorded: list[str] = []
+        self.refused: list[str] = []
         self.missing = 0
         self._tags = itertools.count(1)
         self.dispatcher = Dispatcher(
@@ -147,6 +152,7 @@ class Engine:
             clock=now,
             random=Random(0),
             on_recorded=lambda entry: self.recorded.append(entry.task.name),
+            on_refused=lambda entry: self.refused.append(entry.task.name),
         )
 
     def open(self) -> None:
@@ -185,9 +191,13 @@ class Engine:
         token: str | None = None,
         error: EventError | None = None,
         uid: str | None = None,
+        result: Any = MISSING,
     ) -> int:
         """Have a worker's word come in; return its delivery tag."""
         uid = uid or entry.task.uid
+        outcome = {"a": None} if kind is EventKind.SUCCEEDED else None
+        if result is not MISSING:
+            outcome = result
         event = AttemptEvent(
             kind=kind,
             namespace="shop",
@@ -199,7 +209,7 @@ class Engine:
             epoch=epoch,
             worker="pod-1",
             seconds=0.1,
-            result={"a": None} if kind is EventKind.SUCCEEDED else None,
+            result=outcome,
             error=error,
         )
         return self.message(encode(event))

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from taskqueue.broker.contract import WorkMessage
-from taskqueue.broker.events import EventKind
+from taskqueue.broker.events import EventError, EventKind
 from taskqueue.domain.task import Backoff, Phase
 from taskqueue.engine.entry import Stage
 from tests.unit.engine.fakes import TOKENS, Engine, turn, until_time
@@ -180,16 +180,90 @@ async def test_a_message_the_broker_gave_up_is_a_failed_attempt(death: str, reas
     assert engine.channel.acked == [tag]
 
 
-async def test_a_dead_letter_of_the_operators_own_is_for_people() -> None:
-    engine = Engine()
-    entry = engine.add("t")
+async def test_a_message_a_worker_gave_up_is_a_failed_attempt_too() -> None:
+    engine = Engine(max_attempts=1)
+    engine.add("t")
     engine.open()
     await turn()
     message = engine.publisher.published[0].message
-    tag = engine.dead_letter(message, **{"tq-error": "not an event of the contract"})
+    engine.dead_letter(message, **{"tq-error": "header tq-version is 2", "tq-version": 2})
+    (write,) = engine.writer.writes
+    assert write.status["phase"] == "Failed"
+    assert "header tq-version is 2" in write.status["message"]
+
+
+async def test_an_outcome_that_breaks_the_contract_but_has_the_token_fails_the_attempt() -> None:
+    engine = Engine(max_attempts=1)
+    entry = await engine.published()
+    tag = engine.event(entry, EventKind.SUCCEEDED, result=[1, 2])
+    (write,) = engine.writer.writes
+    assert write.status["phase"] == "Failed"
+    assert "InvalidOutcome" in write.status["message"]
+    assert not engine.given_up
+    write.succeed()
     assert engine.channel.acked == [tag]
-    assert not engine.writer.writes
-    assert entry.stage is Stage.PUBLISHED
+
+
+async def test_a_result_above_the_limit_fails_for_good() -> None:
+    engine = Engine()
+    entry = await engine.published()
+    engine.event(entry, EventKind.SUCCEEDED, result={"text": "x" * 40_000})
+    (write,) = engine.writer.writes
+    assert (write.status["phase"], write.status["reason"]) == ("Failed", "NonRetryable")
+    assert "16384 bytes" in write.status["message"]
+
+
+async def test_a_handler_nobody_knows_is_waited_for_and_costs_no_attempt() -> None:
+    engine = Engine(max_attempts=1)
+    entry = await engine.published()
+    error = EventError(type="UnknownHandler", message="no handler 'resize'; registered: none")
+    for _ in range(3):
+        tag = engine.event(entry, EventKind.FAILED, error=error)
+        assert engine.channel.acked[-1] == tag
+        assert entry.stage.name == "DELAYED"
+        await asyncio.sleep(5.5)
+        for write in engine.writer.writes:
+            write.succeed()
+        assert entry.stage.name == "PUBLISHED"
+    assert engine.writer.phases == ["Blocked"]
+    assert engine.writer.writes[0].status["reason"] == "UnknownHandler"
+    assert "roll out workers" in engine.writer.writes[0].status["message"]
+    assert engine.publisher.published.pop().message.attempt == 1
+
+
+async def test_an_error_type_that_is_no_reason_is_told_in_the_status_alone() -> None:
+    engine = Engine()
+    entry = await engine.published()
+    engine.event(entry, EventKind.FAILED, error=EventError(type="_InactiveRpcError", message="x"))
+    await asyncio.sleep(3)
+    (write,) = engine.writer.writes
+    assert write.status["reason"] == "_InactiveRpcError"
+    assert [one["reason"] for one in write.status["conditions"]] == ["Retrying"]
+
+
+async def test_a_final_status_speaks_of_the_last_generation() -> None:
+    engine = Engine()
+    entry = await engine.published()
+    tag = engine.event(entry, EventKind.SUCCEEDED)
+    engine.writer.writes[0].succeed(generation=2)
+    assert not engine.recorded
+    again = engine.writer.writes[1]
+    assert again.status["observedGeneration"] == 2
+    again.succeed(generation=2)
+    assert engine.recorded == ["t"]
+    assert engine.channel.acked == [tag]
+
+
+async def test_a_running_attempt_given_back_is_pending_again() -> None:
+    engine = Engine()
+    entry = await engine.published()
+    engine.event(entry, EventKind.STARTED)
+    await asyncio.sleep(3)
+    engine.writer.writes[0].succeed()
+    engine.event(entry, EventKind.RELEASED)
+    await asyncio.sleep(3)
+    assert engine.writer.phases == ["Running", "Pending"]
+    assert engine.writer.writes[1].status["worker"] == ""
 
 
 @pytest.mark.parametrize("status", [413, 422])
@@ -208,26 +282,44 @@ async def test_a_refused_end_is_written_in_short(status: int) -> None:
     assert engine.recorded == ["t"]
 
 
-async def test_an_end_that_is_refused_in_short_too_is_let_go() -> None:
+async def test_an_end_that_is_refused_in_short_too_is_kept_until_somebody_has_looked() -> None:
     engine = Engine()
     entry = await engine.published()
     tag = engine.event(entry, EventKind.SUCCEEDED)
     engine.writer.writes[0].refuse(422)
     engine.writer.writes[1].refuse(422)
+    assert engine.refused == ["t"]
+    assert not engine.channel.acked
+    engine.recorder.write_again(entry)
+    engine.writer.writes[2].succeed()
     assert engine.channel.acked == [tag]
-    assert not engine.recorded
-    assert not engine.entries
+    assert engine.recorded == ["t"]
 
 
-async def test_a_task_that_is_gone_is_forgotten() -> None:
+async def test_a_task_that_is_not_found_is_looked_for_before_it_is_forgotten() -> None:
     engine = Engine()
     entry = await engine.published()
     tag = engine.event(entry, EventKind.SUCCEEDED)
     engine.writer.writes[0].refuse(404)
+    assert engine.refused == ["t"]
+    assert not engine.channel.acked
+    engine.recorder.forget(entry)
     assert engine.channel.acked == [tag]
     assert not engine.entries
     assert not engine.recorded
     assert engine.dispatcher.empty
+
+
+async def test_a_status_on_the_way_that_is_refused_is_written_in_short() -> None:
+    engine = Engine()
+    entry = await engine.published()
+    tag = engine.failed(entry)
+    await asyncio.sleep(3)
+    engine.writer.writes[0].refuse(422, "it is too long")
+    short = engine.writer.writes[1]
+    assert (short.status["phase"], short.status["history"]) == ("Retrying", [])
+    short.succeed()
+    assert engine.channel.acked == [tag]
 
 
 async def test_a_forgotten_task_is_neither_run_nor_written_again() -> None:
