@@ -59,6 +59,7 @@ class Round:
 
     seconds: float
     creating_seconds: float
+    left_when_created: int
     writes: api_metrics.Writes
     cpu: dict[str, float] | None
 
@@ -82,11 +83,7 @@ async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Ou
             report.say(f"round {number}: floor {settings.tasks / floors[-1].seconds:.1f} tasks/s")
             await cluster.delete_all(target.client, TASKS)
             rounds.append(await _tasks(target, f"r{number}", settings.tasks, settings.clients))
-            report.say(
-                f"round {number}: Tasks {settings.tasks / rounds[-1].seconds:.1f} tasks/s "
-                f"(the last was created after {rounds[-1].creating_seconds:.2f} s, "
-                f"ended after {rounds[-1].seconds:.2f} s)"
-            )
+            report.say(f"round {number}: Tasks {_describe(rounds[-1], settings.tasks)}")
             completions = settings.job_completions
             job_seconds.append(
                 await jobs.measure(
@@ -118,6 +115,7 @@ async def _tasks(target: cluster.Cluster, prefix: str, count: int, clients: int)
     return Round(
         seconds=max(seen.values()) - start,
         creating_seconds=created - start,
+        left_when_created=sum(at > created for at in seen.values()),
         writes=writes,
         cpu=_cpu_between(before, after),
     )
@@ -127,6 +125,15 @@ def _cpu_between(
     before: processes.CpuSample | None, after: processes.CpuSample | None
 ) -> dict[str, float] | None:
     return processes.between(before, after) if before and after else None
+
+
+def _describe(one: Round, tasks: int) -> str:
+    """Tell a round's rate, and that of its end, when nothing is created any more."""
+    after = one.left_when_created / max(one.seconds - one.creating_seconds, 0.001)
+    return (
+        f"{tasks / one.seconds:.1f} tasks/s in {one.seconds:.2f} s; all were created after "
+        f"{one.creating_seconds:.2f} s, {one.left_when_created} were left then: {after:.0f}/s"
+    )
 
 
 def _names(prefix: str, count: int) -> list[str]:
