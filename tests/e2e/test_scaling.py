@@ -38,6 +38,8 @@ def test_one_task_brings_one_worker_which_leaves_again(lab: Lab, deployments: Si
     idle(lab)
     lab.task("lonely")
     assert lab.finished("lonely")["phase"] == "Succeeded"
+    # The status is written once a second, and need not have seen the worker come and go.
+    deployments.wait("q-worker", lambda raw: raw["spec"]["replicas"] == 0, what="at zero")
     idle(lab)
     assert lab.condition("WorkersAvailable", "True", "ScaledToZero")
     assert sizes(deployments) == [0, 1, 0]
