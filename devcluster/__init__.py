@@ -4,7 +4,7 @@
 
     cluster = open_cluster()                    # a pytest_kind.KindCluster that works
     load_images(cluster)                        # taskqueue-operator:dev, taskqueue-rabbitmq:dev
-    cluster.kubectl("apply", "-k", "manifests/rabbitmq")
+    cluster.kubectl("apply", "-k", "devcluster/rabbitmq")
 
 The names below are all there is to know from outside. They are imported when first used, because
 the `kind` command of this package must start without pytest-kind.

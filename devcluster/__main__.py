@@ -54,8 +54,7 @@ def _up(options: argparse.Namespace) -> None:
     from devcluster import opening
 
     steps = Steps()
-    opening.prepare(steps, with_images=not options.no_images)
-    cluster = opening.open_cluster(options.name, steps=steps)
+    cluster = opening.open_cluster(options.name, steps=steps, with_images=not options.no_images)
     if not options.no_images:
         opening.load_images(cluster, steps=steps)
     print(f"export KUBECONFIG={KUBECONFIG}")
@@ -74,7 +73,8 @@ def _images(options: argparse.Namespace) -> None:
     steps = Steps()
     opening.prepare(steps)
     if options.name in _running():
-        opening.load_images(opening.open_cluster(options.name, steps=steps), steps=steps)
+        cluster = opening.open_cluster(options.name, steps=steps, with_images=False)
+        opening.load_images(cluster, steps=steps)
     else:
         steps.say(f"cluster '{options.name}' is not up: nothing to load the images into")
 
@@ -84,7 +84,6 @@ def _deploy(options: argparse.Namespace) -> None:
     from devcluster.deploy import deploy
 
     steps = Steps()
-    opening.prepare(steps)  # side by side with what the cluster itself takes
     deploy(opening.open_cluster(options.name, steps=steps), steps=steps)
     print(f"export KUBECONFIG={KUBECONFIG}")
 

@@ -16,7 +16,7 @@ from devcluster import images
 from devcluster.builders import builder
 from devcluster.commands import run
 from devcluster.locations import CHECKOUT
-from devcluster.opening import build_images, load_images
+from devcluster.opening import load_images
 from devcluster.progress import Steps
 
 #: Annotation of a pod template with the content of its image.
@@ -37,7 +37,9 @@ class _Part:
 
 
 _PARTS = (
-    _Part(CHECKOUT / "manifests" / "rabbitmq", "rabbitmq", "statefulset/rabbitmq", images.RABBITMQ),
+    _Part(
+        CHECKOUT / "devcluster" / "rabbitmq", "rabbitmq", "statefulset/rabbitmq", images.RABBITMQ
+    ),
     _Part(
         CHECKOUT / "manifests" / "base",
         "taskqueue-system",
@@ -51,7 +53,7 @@ def deploy(cluster: KindCluster, *, steps: Steps | None = None) -> None:
     """Bring RabbitMQ and the operator of this checkout up in a cluster, and wait until ready.
 
     Args:
-        cluster: from `devcluster.opening.open_cluster`.
+        cluster: from `devcluster.opening.open_cluster`, which builds the images.
         steps: where progress is told (default: standard error).
 
     Raises:
@@ -59,7 +61,6 @@ def deploy(cluster: KindCluster, *, steps: Steps | None = None) -> None:
             what to look at.
     """
     told = steps or Steps()
-    build_images(told)
     with ThreadPoolExecutor() as pool:
         for done in [pool.submit(_bring_up, cluster, part, told) for part in _PARTS]:
             done.result()

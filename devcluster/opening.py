@@ -95,6 +95,7 @@ def open_cluster(
     kubeconfig: Path = KUBECONFIG,
     *,
     steps: Steps | None = None,
+    with_images: bool = True,
 ) -> KindCluster:
     """Return a cluster that works, made when it does not exist.
 
@@ -104,6 +105,7 @@ def open_cluster(
         name: the cluster's name.
         kubeconfig: the file for its kubeconfig.
         steps: where progress is told (default: standard error).
+        with_images: whether to build the project's images beside what the cluster itself takes.
 
     Raises:
         DevclusterError: something is missing that cannot be installed.
@@ -112,7 +114,7 @@ def open_cluster(
     told = steps or Steps()
     chosen = engine()
     told.say(f"cluster '{name}': {chosen.description}")
-    prepare(told, with_images=False)
+    prepare(told, with_images=with_images)
     kubeconfig.parent.mkdir(parents=True, exist_ok=True)
     # Two that open the same cluster: the second finds what the first has made.
     with locked(cache() / "opening" / name):

@@ -129,7 +129,7 @@ def node_address(kubectl: Kubectl) -> str:
 
 @pytest.fixture(scope="session")
 def rabbitmq(kubectl: Kubectl, node_address: str) -> RabbitMQ:
-    """The broker of manifests/rabbitmq, through its NodePorts."""
+    """The broker of devcluster/rabbitmq, through its NodePorts."""
     secret = json.loads(kubectl.ok("get", "secret", "rabbitmq", "-n", "rabbitmq", "-o", "json"))
     data = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
     return RabbitMQ(

@@ -258,6 +258,7 @@ class Engine:
         dispatcher = self._dispatcher(entry.queue_key)
         size = len(task.spec.payload)
         if size > PAYLOAD_LIMIT_BYTES:
+            entry.task = replace(task, spec=replace(task.spec, payload=b"{}"))  # not to be held
             self._recorder.refuse(
                 entry,
                 reason="Invalid",
