@@ -192,11 +192,10 @@ class QueueController:
 
     async def _reach_broker(self) -> None:
         if self._now() >= self._next_secret:
-            connected = self._link is not None and isinstance(self._link.state, Up)
-            self._next_secret = self._now() + (
-                _SECRET_CHECK_SECONDS if connected else _SECRET_SECONDS
-            )
-            await self._find_link(connected=connected)
+            self._next_secret = self._now() + _SECRET_SECONDS
+            await self._find_link()
+            if self._connected:
+                self._next_secret = self._now() + _SECRET_CHECK_SECONDS
         if self._link is None:
             return
         state = self._link.state
@@ -210,7 +209,11 @@ class QueueController:
             await self._declare(state)
             self._next_declare = self._now() + _TICK_SECONDS
 
-    async def _find_link(self, *, connected: bool) -> None:
+    @property
+    def _connected(self) -> bool:
+        return self._link is not None and isinstance(self._link.state, Up)
+
+    async def _find_link(self) -> None:
         """Read the Secret, and take the link to the broker it names.
 
         A connection that works is not given up because the Secret cannot be read just now.
@@ -221,7 +224,7 @@ class QueueController:
             secret = await self._client.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
             parameters = BrokerParameters.from_mapping(_decode(secret.get("data") or {}))
         except ApiError as problem:
-            if connected or problem.status not in (403, 404):
+            if self._connected or problem.status not in (403, 404):
                 raise
             self._leave_link()
             if problem.status == 403:
