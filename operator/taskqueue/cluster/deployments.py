@@ -16,24 +16,11 @@ from taskqueue.api.common import GROUP, TASKQUEUE_KIND, VERSION
 from taskqueue.cluster.client import MERGE_PATCH, ApiClient
 from taskqueue.cluster.queue_objects import QUEUE_LABEL
 from taskqueue.domain.queue import QueueConfig, QueueKey
+from taskqueue.domain.worker_environment import BROKER_VARIABLES
 
 FIELD_MANAGER = "taskqueue-operator"
 MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
 DEPLOYMENTS_PATH = "/apis/apps/v1/deployments"
-
-#: Environment variable of a worker to key of the connection Secret.
-BROKER_ENVIRONMENT: Mapping[str, str] = {
-    "TASKQUEUE_BROKER_URI": "uri",
-    "TASKQUEUE_BROKER_HOST": "host",
-    "TASKQUEUE_BROKER_PORT": "port",
-    "TASKQUEUE_BROKER_USERNAME": "username",
-    "TASKQUEUE_BROKER_PASSWORD": "password",
-    "TASKQUEUE_BROKER_VHOST": "vhost",
-    "TASKQUEUE_BROKER_TLS": "tls",
-    "TASKQUEUE_BROKER_CA_CERT": "ca.crt",
-    "TASKQUEUE_BROKER_TLS_CERT": "tls.crt",
-    "TASKQUEUE_BROKER_TLS_KEY": "tls.key",
-}
 
 #: Seconds a worker has to stop when the pod template does not say: the grace given to running
 #: attempts and a little for reporting what was given back.
@@ -223,6 +210,6 @@ def _environment(config: QueueConfig, grace: Any) -> list[dict[str, Any]]:
                     }
                 },
             }
-            for name, key in BROKER_ENVIRONMENT.items()
+            for name, key in BROKER_VARIABLES.items()
         ),
     ]

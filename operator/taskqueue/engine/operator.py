@@ -16,7 +16,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from taskqueue.broker.connection import BrokerParameters
 from taskqueue.cluster import deployments
 from taskqueue.cluster.client import Access, ApiClient, ApiError
 from taskqueue.cluster.deployments import PoolState
@@ -33,13 +32,13 @@ from taskqueue.cluster.task_objects import (
 from taskqueue.domain.queue import QueueKey
 from taskqueue.domain.task import Phase
 from taskqueue.domain.token import TokenKeys
-from taskqueue.engine.broker_link import BrokerLink, Down, Markers
+from taskqueue.engine.broker_links import BrokerLinks
 from taskqueue.engine.dispatcher import Dispatcher
 from taskqueue.engine.entry import Entry, Stage, log_fields
 from taskqueue.engine.metrics import TASKS_HELD, forget_queue
 from taskqueue.engine.queue_controller import QueueController, Totals
 from taskqueue.engine.recorder import Recorder
-from taskqueue.engine.recount import count, finished_tasks
+from taskqueue.engine.recount import Recount
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -74,13 +73,9 @@ class Engine:
         self._entries: dict[str, Entry] = {}
         self._dispatchers: dict[QueueKey, Dispatcher] = {}
         self._controllers: dict[QueueKey, tuple[QueueController, asyncio.Task[None]]] = {}
-        self._links: dict[BrokerParameters, tuple[BrokerLink, asyncio.Task[None]]] = {}
-        self._markers = Markers()
         #: Finished Tasks the feed has yet to show leaving: what it shows of them is late news.
         self._leaving: set[str] = set()
         self._pool_states: dict[QueueKey, PoolState] = {}
-        #: Finished and counted by this leader, while the finished Tasks are being listed.
-        self._counted: set[str] | None = None
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
         self._background: set[asyncio.Task[None]] = set()
         self._feed = Feed(
@@ -109,6 +104,13 @@ class Engine:
             on_recorded=self._recorded,
             on_refused=self._refused,
         )
+        self._recount = Recount(self._client, held=self._entries)
+        self._links = BrokerLinks(
+            feed_synced=self._feed.synced,
+            random=self._random,
+            take=self._recorder.take,
+            spawn=self._spawn,
+        )
         TASKS_HELD.set_function(lambda: len(self._entries))
 
     @property
@@ -126,7 +128,7 @@ class Engine:
                 group.create_task(_never_ends(writer), name="watch of the status writer")
                 group.create_task(self._feed.run(), name="feed of Tasks")
                 group.create_task(self._pools.run(), name="feed of Deployments")
-                group.create_task(self._recount(), name="recount of finished Tasks")
+                group.create_task(self._recount_once(), name="recount of finished Tasks")
         finally:
             await self._stop(writer)
 
@@ -159,13 +161,13 @@ class Engine:
             Totals(**{name: int(totals.get(name, 0)) for name in Totals.__slots__}),
             dispatcher=dispatcher,
             client=self._client,
-            links=self._link,
+            links=self._links.get,
             clock=time.time,
             created=seconds_of(raw["metadata"]["creationTimestamp"]),
             on_gone=lambda: self.drop_queue(config.key, config.uid),
         )
         task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
-        task.add_done_callback(lambda _: self._leave_vain_links())
+        task.add_done_callback(lambda _: self._links.leave_vain())
         self._controllers[config.key] = (controller, task)
         for entry in list(dispatcher.entries()):
             if entry.status.phase is Phase.BLOCKED:
@@ -352,74 +354,20 @@ class Engine:
         if key in self._controllers:
             self._controllers[key][0].missing()
 
-    def _link(self, parameters: BrokerParameters) -> BrokerLink:
-        """Return the link to a broker, shared by all TaskQueues that use it."""
-        for other, (link, task) in list(self._links.items()):
-            if link.unused and other != parameters:
-                task.cancel()
-                del self._links[other]
-        if parameters not in self._links:
-            link = BrokerLink(
-                parameters,
-                feed_synced=self._feed.synced,
-                markers=self._markers,
-                random=self._random,
-            )
-            link.take = lambda delivery: self._recorder.take(delivery, link.give_up)
-            task = self._spawn(link.run(), f"broker {parameters.address}")
-            self._links[parameters] = (link, task)
-        return self._links[parameters][0]
-
-    def _leave_vain_links(self) -> None:
-        """Give up the links that nobody uses and that are not up; one that is may hear outcomes."""
-        for parameters, (link, task) in list(self._links.items()):
-            if link.unused and isinstance(link.state, Down):
-                task.cancel()
-                del self._links[parameters]
-
     # Totals.
 
     def _recorded(self, entry: Entry) -> None:
         """Take note that a final status is in the API server."""
         if not entry.left_feed:
             self._leaving.add(entry.task.uid)
-        if self._counted is not None:
-            self._counted.add(entry.task.uid)
+        self._recount.counted(entry.task.uid)
         running = self._controllers.get(entry.queue_key)
         if running is not None:
             running[0].totals.add(entry.status.phase)
 
-    async def _recount(self) -> None:
-        """Raise the totals by what the leader before this one finished and did not count."""
+    async def _recount_once(self) -> None:
         await self._feed.synced.wait()
-        at_first = {
-            key: (controller, replace(controller.totals))
-            for key, (controller, _) in self._controllers.items()
-        }
-        self._counted = set()
-        try:
-            there_are = await finished_tasks(self._client)
-            ours = self._counted
-            counts = count(
-                there_are,
-                # Counted by this leader, or about to be.
-                but=lambda uid: uid in ours or uid in self._entries,
-                since=lambda key: at_first[key][0].created if key in at_first else None,
-            )
-        except ApiError as problem:
-            log.warning("totals.not_recounted", problem=str(problem))
-            return
-        finally:
-            self._counted = None
-        for key, by_phase in counts.items():
-            controller, recorded = at_first[key]
-            for phase, number in by_phase.items():
-                missing = number - recorded.of(phase)
-                if missing > 0:
-                    controller.totals.add(phase, missing)
-                    log.info(
-                        "totals.raised", namespace=key[0], queue=key[1], phase=phase, by=missing
-                    )
+        await self._recount.run({key: one for key, (one, _) in self._controllers.items()})
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)

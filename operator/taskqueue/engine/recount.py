@@ -9,14 +9,18 @@ found again; none is counted twice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from taskqueue.cluster.client import ApiClient
+from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.task_objects import FINISHED, TASKS_PATH, seconds_of
 from taskqueue.domain.queue import QueueKey
 from taskqueue.domain.task import Phase
+from taskqueue.engine.queue_controller import QueueController
+from taskqueue.logs import EventLog
+
+log = EventLog(__name__)
 
 #: Objects a page: a page is parsed in one go, while outcomes wait.
 _PAGE = 250
@@ -81,3 +85,48 @@ def _read(raw: Mapping[str, Any]) -> FinishedTask:
         phase=Phase(status["phase"]),
         completed=seconds_of(at),
     )
+
+
+class Recount:
+    """Raises the totals by what the leader before this one finished and did not count.
+
+    Args:
+        client: for the API server.
+        held: the Tasks, by uid, that this leader will count itself.
+    """
+
+    def __init__(self, client: ApiClient, *, held: Container[str]) -> None:
+        self._client = client
+        self._held = held
+        #: Finished and counted by this leader, while the finished Tasks are being listed.
+        self._counted: set[str] | None = None
+
+    def counted(self, uid: str) -> None:
+        """Take note that this leader has counted a Task."""
+        if self._counted is not None:
+            self._counted.add(uid)
+
+    async def run(self, controllers: Mapping[QueueKey, QueueController]) -> None:
+        """Count once; what cannot be listed is left as it is."""
+        recorded = {key: replace(one.totals) for key, one in controllers.items()}
+        ours: set[str] = set()
+        self._counted = ours
+        try:
+            counts = count(
+                await finished_tasks(self._client),
+                but=lambda uid: uid in ours or uid in self._held,
+                since=lambda key: controllers[key].created if key in controllers else None,
+            )
+        except ApiError as problem:
+            log.warning("totals.not_recounted", problem=str(problem))
+            return
+        finally:
+            self._counted = None
+        for key, by_phase in counts.items():
+            for phase, number in by_phase.items():
+                missing = number - recorded[key].of(phase)
+                if missing > 0:
+                    controllers[key].totals.add(phase, missing)
+                    log.info(
+                        "totals.raised", namespace=key[0], queue=key[1], phase=phase, by=missing
+                    )

@@ -13,22 +13,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from taskqueue.broker.parameters import BrokerConfigurationError, BrokerParameters
+from taskqueue.domain.worker_environment import BROKER_VARIABLES
 from taskqueue.logs import LogFormat
 from taskqueue.worker.cpus import available_cpus
-
-#: Variable to key of the broker's Secret.
-BROKER_VARIABLES: Mapping[str, str] = {
-    "TASKQUEUE_BROKER_URI": "uri",
-    "TASKQUEUE_BROKER_HOST": "host",
-    "TASKQUEUE_BROKER_PORT": "port",
-    "TASKQUEUE_BROKER_USERNAME": "username",
-    "TASKQUEUE_BROKER_PASSWORD": "password",
-    "TASKQUEUE_BROKER_VHOST": "vhost",
-    "TASKQUEUE_BROKER_TLS": "tls",
-    "TASKQUEUE_BROKER_CA_CERT": "ca.crt",
-    "TASKQUEUE_BROKER_TLS_CERT": "tls.crt",
-    "TASKQUEUE_BROKER_TLS_KEY": "tls.key",
-}
 
 N = TypeVar("N", int, float)
 
