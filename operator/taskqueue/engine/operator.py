@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from taskqueue.cluster import deployments
-from taskqueue.cluster.client import Access, ApiClient, ApiError
+from taskqueue.cluster.client import UNREADABLE, Access, ApiClient, ApiError
 from taskqueue.cluster.deployments import PoolState
 from taskqueue.cluster.feed import Feed, Key, identity
 from taskqueue.cluster.queue_objects import QUEUES_PATH, read_queue
@@ -210,6 +210,8 @@ class Engine:
                 break
             except ApiError as problem:
                 log.warning("queue.list_failed", problem=str(problem))
+                if problem.reason == UNREADABLE:
+                    return  # one object no parser takes; kopf brings those it can read
                 await asyncio.sleep(problem.retry_after or pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
         for raw in found["items"]:
