@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from taskqueue.broker.contract import ContractError
 from taskqueue.broker.events import (
     LONGEST_SECONDS,
+    NAME_LIMIT,
     AttemptEvent,
     EventError,
     EventKind,
@@ -129,3 +130,19 @@ def test_whatever_a_field_holds_nothing_else_is_raised(name: str, value: Any) ->
 def test_whatever_a_body_holds_nothing_else_is_raised(body: bytes) -> None:
     with pytest.raises(ContractError):
         decode(body)
+
+
+@pytest.mark.parametrize(
+    ("told", "taken"),
+    [("nan", None), ("inf", None), (1e12, LONGEST_SECONDS), (-3, 0.0), (2.5, 2.5)],
+)
+def test_a_duration_is_taken_within_reason(told: object, taken: float | None) -> None:
+    assert decode(with_value("seconds", told)).seconds == taken
+
+
+def test_names_are_cut_to_what_a_status_holds() -> None:
+    changed = envelope()
+    changed["data"] |= {"worker": "w" * 999, "error": {"type": "E" * 999}}
+    event = decode(orjson.dumps(changed))
+    assert event.error is not None
+    assert (len(event.worker), len(event.error.type)) == (NAME_LIMIT, NAME_LIMIT)

@@ -1,5 +1,6 @@
 """What the engine makes of the feed's words, without any API server."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from kubernetes.aio.client import Configuration
 from taskqueue.cluster.client import Access
 from taskqueue.domain.task import Phase
 from taskqueue.engine.entry import Stage
-from taskqueue.engine.operator import PAYLOAD_LIMIT_BYTES, Engine
+from taskqueue.engine.operator import PAYLOAD_LIMIT_BYTES, Engine, _never_ends
 from tests.unit.engine.fakes import TOKENS
 
 
@@ -78,3 +79,13 @@ async def test_a_payload_above_the_limit_is_refused_and_not_held(engine: Engine)
     entry = engine._entries["uid-t"]
     assert (entry.status.phase, entry.status.reason) == (Phase.FAILED, "Invalid")
     assert len(entry.task.spec.payload) < 10
+
+
+async def test_the_end_of_a_part_that_should_run_for_ever_is_an_error() -> None:
+    async def end() -> None:
+        raise OSError("boom")
+
+    with pytest.raises(OSError, match="boom"):
+        await _never_ends(asyncio.create_task(end()))
+    with pytest.raises(RuntimeError, match="has ended"):
+        await _never_ends(asyncio.create_task(asyncio.sleep(0), name="writer"))

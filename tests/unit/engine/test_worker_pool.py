@@ -1,0 +1,80 @@
+"""The pool's size is put in place whatever became of its template."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from taskqueue.cluster.client import ApiClient, ApiError
+from taskqueue.cluster.deployments import PoolState
+from taskqueue.domain.queue import QueueConfig
+from taskqueue.domain.scaling import ScalingPolicy
+from taskqueue.engine.worker_pool import WorkerPool
+
+CONFIG = QueueConfig(
+    namespace="shop",
+    name="q",
+    uid="u",
+    generation=1,
+    connection_secret="rabbit",
+    template={"spec": {"containers": [{"name": "main"}]}},
+    scaling=ScalingPolicy(tasks_per_replica=1),
+)
+
+
+class FakeClient:
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.applied: list[int] = []
+        self.refusal: ApiError | None = None
+
+    async def request(self, method: str, path: str, *, body: Any, **_: Any) -> dict[str, Any]:
+        assert path.endswith("/scale")
+        self.sizes.append(body["spec"]["replicas"])
+        return {}
+
+    async def apply(self, path: str, body: Any, *, manager: str) -> dict[str, Any]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.applied.append(body["spec"]["replicas"])
+        return {"metadata": {"generation": 1}, "spec": body["spec"]}
+
+
+@pytest.fixture
+def client() -> FakeClient:
+    return FakeClient()
+
+
+@pytest.fixture
+def pool(client: FakeClient) -> WorkerPool:
+    pool = WorkerPool(cast(ApiClient, client), clock=lambda: 1e9, monotonic=lambda: 100.0)
+    pool.observed(PoolState(desired=2, replicas=2, available=2, observed=True, message=""))
+    return pool
+
+
+async def test_a_template_is_applied_once_and_a_size_alone_goes_through_scale(
+    pool: WorkerPool, client: FakeClient
+) -> None:
+    await pool.reconcile(CONFIG, backlog=2)
+    await pool.reconcile(CONFIG, backlog=4)
+    await pool.reconcile(CONFIG, backlog=4)
+    assert (client.applied, client.sizes) == ([2], [4])
+
+
+async def test_a_withdrawn_template_takes_its_workers_along(
+    pool: WorkerPool, client: FakeClient
+) -> None:
+    await pool.reconcile(replace(CONFIG, template=None), backlog=5)
+    await pool.reconcile(replace(CONFIG, template=None), backlog=5)
+    assert client.sizes == [0]
+
+
+async def test_the_former_pool_is_resized_while_a_changed_template_is_refused(
+    pool: WorkerPool, client: FakeClient
+) -> None:
+    client.refusal = ApiError(422, "Invalid", "no such field")
+    await pool.reconcile(CONFIG, backlog=7)
+    assert client.sizes == [7]
+    assert pool.refused
+    workers, _ = pool.conditions(CONFIG)
+    assert (workers.status, workers.reason) == (False, "InvalidTemplate")
