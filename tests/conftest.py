@@ -11,7 +11,9 @@ import base64
 import json
 import os
 import shutil
+import socket
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -132,6 +134,8 @@ def rabbitmq(kubectl: Kubectl, node_address: str) -> RabbitMQ:
     """The broker of devcluster/rabbitmq, through its NodePorts."""
     secret = json.loads(kubectl.ok("get", "secret", "rabbitmq", "-n", "rabbitmq", "-o", "json"))
     data = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+    for port in (30672, 31672):
+        wait_for_port(node_address, port)
     return RabbitMQ(
         host=node_address,
         port=30672,
@@ -139,6 +143,21 @@ def rabbitmq(kubectl: Kubectl, node_address: str) -> RabbitMQ:
         username=data["username"],
         password=data["password"],
     )
+
+
+def wait_for_port(host: str, port: int, *, seconds: float = 60) -> None:
+    """Wait until a NodePort answers: it does so some time after its pod is Ready.
+
+    The pod's address goes from the kubelet by way of the EndpointSlice to kube-proxy's rules.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as problem:
+            assert time.monotonic() < deadline, f"nothing answers at {host}:{port}: {problem}"
+            time.sleep(0.1)
 
 
 @pytest.fixture
