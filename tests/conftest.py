@@ -156,7 +156,8 @@ def wait_for_port(host: str, port: int, *, seconds: float = 60) -> None:
             socket.create_connection((host, port), timeout=5).close()
             return
         except OSError as problem:
-            assert time.monotonic() < deadline, f"nothing answers at {host}:{port}: {problem}"
+            if time.monotonic() > deadline:
+                pytest.fail(f"nothing answers at {host}:{port}: {problem}")
             time.sleep(0.1)
 
 
