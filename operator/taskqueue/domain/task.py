@@ -67,6 +67,8 @@ class Policy:
         non_retryable: error types that end the Task at once.
         attempt_timeout_seconds: how long one attempt may run.
         max_deliveries: how many workers one attempt may lose before it counts as failed.
+        active_deadline_seconds: how long the Task may take in all; None: for ever.
+        ttl_seconds: how long it is kept once finished; None: for ever.
     """
 
     max_attempts: int = 3
@@ -74,6 +76,8 @@ class Policy:
     non_retryable: frozenset[str] = frozenset()
     attempt_timeout_seconds: int = 300
     max_deliveries: int = 3
+    active_deadline_seconds: int | None = None
+    ttl_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,8 @@ class PolicyOverrides:
     non_retryable: frozenset[str] | None = None
     attempt_timeout_seconds: int | None = None
     max_deliveries: int | None = None
+    active_deadline_seconds: int | None = None
+    ttl_seconds: int | None = None
 
     def over(self, defaults: Policy) -> Policy:
         """Return the queue's defaults with this Task's own leaf fields on top."""
@@ -105,6 +111,10 @@ class PolicyOverrides:
                 self.attempt_timeout_seconds, defaults.attempt_timeout_seconds
             ),
             max_deliveries=_first(self.max_deliveries, defaults.max_deliveries),
+            active_deadline_seconds=_first(
+                self.active_deadline_seconds, defaults.active_deadline_seconds
+            ),
+            ttl_seconds=_first(self.ttl_seconds, defaults.ttl_seconds),
         )
 
 
@@ -127,7 +137,12 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStatus:
-    """What is, or will be, in a Task's status."""
+    """What is, or will be, in a Task's status.
+
+    Attributes, as far as the resource does not tell them:
+        concurrency_key: held while an attempt is dispatched; "" otherwise.
+        resumed_time: when the last suspension ended; the condition Suspended keeps it.
+    """
 
     phase: Phase = Phase.PENDING
     reason: str = ""
@@ -139,6 +154,8 @@ class TaskStatus:
     completion_time: float | None = None
     next_attempt_time: float | None = None
     worker: str = ""
+    concurrency_key: str = ""
+    resumed_time: float | None = None
     result: Mapping[str, Any] | None = None
 
     @property
@@ -151,6 +168,14 @@ class TaskStatus:
 PENDING = TaskStatus()
 
 
+@dataclass(frozen=True, slots=True)
+class PayloadSource:
+    """A key of a ConfigMap in the Task's namespace that holds a JSON object."""
+
+    config_map: str
+    key: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
     """What a Task asks for.
@@ -159,14 +184,26 @@ class TaskSpec:
         queue: name of the TaskQueue in the Task's namespace.
         handler: name a worker registered.
         payload: JSON object in UTF-8.
+        payload_from: objects merged below it, in order.
         priority: -1000 to 1000, higher first.
+        concurrency_key: Tasks of one key are dispatched a few at a time; "" for none.
+        depends_on: names of the Tasks that must be Complete first.
+        start_after: not dispatched before.
+        suspend: not dispatched while True, and taken back.
+        cancel: ended at once.
         overrides: the Task's own retry and time settings.
     """
 
     queue: str
     handler: str
     payload: bytes = b"{}"
+    payload_from: tuple[PayloadSource, ...] = ()
     priority: int = 0
+    concurrency_key: str = ""
+    depends_on: tuple[str, ...] = ()
+    start_after: float | None = None
+    suspend: bool = False
+    cancel: bool = False
     overrides: PolicyOverrides = NO_OVERRIDES
 
 
