@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from taskqueue.domain.scaling import ScalingPolicy
@@ -11,6 +12,32 @@ from taskqueue.domain.task import Policy
 
 #: (namespace, name) of a TaskQueue.
 QueueKey = tuple[str, str]
+
+
+class StopPolicy(StrEnum):
+    """What a TaskQueue is held back from; the value of spec.stopPolicy."""
+
+    NONE = "None"
+    HOLD = "Hold"
+    HOLD_AND_DRAIN = "HoldAndDrain"
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing new is published."""
+        return self is not StopPolicy.NONE
+
+    @property
+    def drains(self) -> bool:
+        """Whether the pool shrinks to zero as what is published ends."""
+        return self is StopPolicy.HOLD_AND_DRAIN
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRef:
+    """A RabbitmqCluster object of the RabbitMQ Cluster Operator."""
+
+    namespace: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +49,14 @@ class QueueConfig:
         name: of the TaskQueue.
         uid: its identity.
         generation: of the spec this was read from.
-        connection_secret: name of the Secret with the broker's address.
+        connection_secret: name of the Secret with the broker's address, in the TaskQueue's
+            namespace; "" when ``rabbitmq_cluster`` says where the broker is.
+        rabbitmq_cluster: the RabbitmqCluster whose Secret is used instead.
+        stop_policy: what is held back.
+        delete_queues: whether the broker's queues go with the TaskQueue.
+        finalized: whether the object has our finalizer, as last seen.
+        deleting: the object is on its way out; that is never undone.
+        per_key: how many Tasks of one concurrency key are dispatched at once.
         max_published: upper bound of the dispatch window.
         policy: what its Tasks inherit.
         template: PodTemplateSpec of the workers, None when they run elsewhere.
@@ -35,7 +69,13 @@ class QueueConfig:
     name: str
     uid: str
     generation: int
-    connection_secret: str
+    connection_secret: str = ""
+    rabbitmq_cluster: ClusterRef | None = None
+    stop_policy: StopPolicy = StopPolicy.NONE
+    delete_queues: bool = False
+    finalized: bool = False
+    deleting: bool = False
+    per_key: int = 1
     max_published: int = 1000
     policy: Policy = field(default_factory=Policy)
     template: Mapping[str, Any] | None = None
@@ -75,4 +115,7 @@ class QueueStatus:
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
+    dead_letters: int | None = None
+    throughput_per_minute: int | None = None
+    mean_run_seconds: float | None = None
     last_scale_time: float | None = None
