@@ -40,11 +40,14 @@ REASON_MAX_LENGTH = 253
 MESSAGE_MAX_LENGTH = 4096
 CONDITIONS_MAX_ITEMS = 16
 DAY_SECONDS = 86_400
+YEAR_SECONDS = 365 * DAY_SECONDS
 #: The work queue's ``x-delivery-limit``: the broker gives a message up after so many returns.
 DELIVERIES_LIMIT = 20
 
 DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-DNS_SUBDOMAIN_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+DNS_SUBDOMAIN_PATTERN = (
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"  # labels joined by dots
+)
 
 # Bounds of the fields a Task may inherit from its queue's taskDefaults: the same in both places.
 MaxAttempts = Annotated[int, Field(ge=1, le=1000)]
@@ -56,8 +59,11 @@ ErrorType = Annotated[str, Field(min_length=1, max_length=REASON_MAX_LENGTH)]
 ErrorTypes = Annotated[tuple[ErrorType, ...], Field(max_length=64)]
 AttemptTimeoutSeconds = Annotated[int, Field(ge=1, le=DAY_SECONDS)]  # whole: a message header
 MaxDeliveries = Annotated[int, Field(ge=1, le=DELIVERIES_LIMIT)]
+ActiveDeadlineSeconds = Annotated[int, Field(ge=1, le=YEAR_SECONDS)]
+TtlSecondsAfterFinished = Annotated[int, Field(ge=0, le=YEAR_SECONDS)]
 
 ATOMIC_LIST: JsonDict = {"x-kubernetes-list-type": "atomic"}
+SET_LIST: JsonDict = {"x-kubernetes-list-type": "set"}
 CONDITIONS_LIST: JsonDict = {
     "x-kubernetes-list-type": "map",
     "x-kubernetes-list-map-keys": ["type"],

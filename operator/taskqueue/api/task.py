@@ -5,7 +5,8 @@ the models carry bounds only and no validators of their own.
 
 What must stay true, and is guarded by the API server through the CEL rules below:
 
-- what a Task is (queue, handler, payload) never changes;
+- what a Task is (queue, handler, payload, payloadFrom) never changes;
+- cancel is one way;
 - a terminal phase never changes, attempts never decrease, completionTime is never cleared, through
   /status and with ``status: null`` too, so a writer who is late is refused, not trusted;
 - the spec of a finished Task is frozen.
@@ -26,11 +27,14 @@ from taskqueue.api.common import (
     CONDITIONS_LIST,
     CONDITIONS_MAX_ITEMS,
     DNS_LABEL_PATTERN,
+    DNS_SUBDOMAIN_PATTERN,
     MESSAGE_MAX_LENGTH,
     OBJECT_NAME_MAX_LENGTH,
     QUEUE_NAME_MAX_LENGTH,
     REASON_MAX_LENGTH,
+    SET_LIST,
     TASK_KIND,
+    ActiveDeadlineSeconds,
     ApiModel,
     AttemptTimeoutSeconds,
     Condition,
@@ -42,6 +46,7 @@ from taskqueue.api.common import (
     MaxDeliveries,
     MaxSeconds,
     Resource,
+    TtlSecondsAfterFinished,
     validations,
 )
 
@@ -64,6 +69,14 @@ HISTORY_MAX_ITEMS = 10
 #: Of an attempt's message in the history; ten of them must stay small.
 HISTORY_MESSAGE_MAX_LENGTH = 1024
 
+PAYLOAD_SOURCES_MAX_ITEMS = 16
+DEPENDENCIES_MAX_ITEMS = 64
+CONCURRENCY_KEY_MAX_LENGTH = 253
+PROGRESS_MESSAGE_MAX_LENGTH = 1024
+
+TaskName = Annotated[
+    str, Field(min_length=1, max_length=OBJECT_NAME_MAX_LENGTH, pattern=DNS_SUBDOMAIN_PATTERN)
+]
 AttemptNumber = Annotated[int, Field(ge=1)]
 WorkerName = Annotated[str, Field(max_length=OBJECT_NAME_MAX_LENGTH)]
 
@@ -131,6 +144,31 @@ class TaskRetry(ApiModel):
     )
 
 
+class ConfigMapKeyReference(ApiModel):
+    """A key of a ConfigMap in the namespace of the Task."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=OBJECT_NAME_MAX_LENGTH,
+        pattern=DNS_SUBDOMAIN_PATTERN,
+        description="Name of the ConfigMap, in the namespace of the Task.",
+    )
+    key: str = Field(
+        min_length=1,
+        max_length=OBJECT_NAME_MAX_LENGTH,
+        pattern=r"^[-._a-zA-Z0-9]+$",
+        description="The key of the ConfigMap's data whose value is the JSON object.",
+    )
+
+
+class PayloadSource(ApiModel):
+    """Where a part of a payload is read from."""
+
+    config_map_key_ref: ConfigMapKeyReference = Field(
+        description="The key of a ConfigMap which holds the part. Required."
+    )
+
+
 class TaskSpec(ApiModel):
     """What a Task is asked to do."""
 
@@ -141,7 +179,12 @@ class TaskSpec(ApiModel):
                 "has(self.payload) == has(oldSelf.payload) && "
                 "(!has(self.payload) || self.payload == oldSelf.payload)",
                 "payload is immutable: create a new Task to run another payload",
-            )
+            ),
+            (
+                "has(self.payloadFrom) == has(oldSelf.payloadFrom) && "
+                "(!has(self.payloadFrom) || self.payloadFrom == oldSelf.payloadFrom)",
+                "payloadFrom is immutable: create a new Task to run another payload",
+            ),
         )
     )
 
@@ -178,6 +221,19 @@ class TaskSpec(ApiModel):
             "kept by the API server, but dropped by kubectl apply without --server-side."
         ),
     )
+    payload_from: tuple[PayloadSource, ...] = Field(
+        default_factory=tuple,
+        max_length=PAYLOAD_SOURCES_MAX_ITEMS,
+        description=(
+            "Keys of ConfigMaps, at most 16, each of which holds a JSON object as text. They are "
+            "read once, before the first attempt, and merged in order by their top-level fields, a "
+            "later one over an earlier one and payload over all; merged they may be 200 KiB. The "
+            "Task is Blocked while one is missing or is no JSON object. Immutable, the ConfigMaps "
+            "are not. Empty when absent. Secrets belong into the workers' pod template, never into "
+            "a payload."
+        ),
+        json_schema_extra=ATOMIC_LIST,
+    )
     priority: int = Field(
         0,
         ge=-1000,
@@ -185,6 +241,42 @@ class TaskSpec(ApiModel):
         description=(
             "Tasks of a higher priority are dispatched first, of the same priority older ones "
             "first; -1000 to 1000, 0 by default. Without effect once the Task is dispatched."
+        ),
+    )
+    concurrency_key: str = Field(
+        "",
+        max_length=CONCURRENCY_KEY_MAX_LENGTH,
+        description=(
+            "Of the Tasks of one TaskQueue with the same key, at most its "
+            "concurrencyLimits.perKey are dispatched at a time, 1 by default; the others are "
+            "Blocked. At most 253 characters. Empty by default: not limited. Without effect once "
+            "the Task is dispatched."
+        ),
+    )
+    depends_on: tuple[TaskName, ...] = Field(
+        default_factory=tuple,
+        max_length=DEPENDENCIES_MAX_ITEMS,
+        description=(
+            "Names of Tasks of the same namespace, at most 64 and each once, which must have "
+            "succeeded before this one is dispatched. It waits for one that does not exist yet, "
+            "and fails with reason DependencyFailed when one failed or was cancelled. Empty when "
+            "absent. Without effect once the Task is dispatched."
+        ),
+        json_schema_extra=SET_LIST,
+    )
+    start_after: datetime | None = Field(
+        None,
+        description=(
+            "The Task is not dispatched before this time, with a time zone, for example "
+            "2026-01-02T03:04:05Z. When absent, or past, it need not wait. Without effect once the "
+            "Task is dispatched."
+        ),
+        json_schema_extra=validations(
+            (
+                # Also has the API server parse it, which its format alone does not.
+                "self >= timestamp('1970-01-01T00:00:00Z')",
+                "startAfter is before 1970: correct its year, or leave startAfter out",
+            )
         ),
     )
     retry: TaskRetry | None = Field(
@@ -210,6 +302,46 @@ class TaskSpec(ApiModel):
             "TaskQueue's taskDefaults.maxDeliveries."
         ),
     )
+    active_deadline_seconds: ActiveDeadlineSeconds | None = Field(
+        None,
+        description=(
+            "How long the Task may take in whole seconds, 1 to 31536000, from when it may first "
+            "run: the latest of its creation, startAfter, the end of its last suspension and the "
+            "success of its dependencies. All waiting, attempts and pauses count. After it the "
+            "Task fails with reason DeadlineExceeded and a running attempt is stopped. When "
+            "absent, the TaskQueue's taskDefaults.activeDeadlineSeconds."
+        ),
+    )
+    ttl_seconds_after_finished: TtlSecondsAfterFinished | None = Field(
+        None,
+        description=(
+            "How long the Task stays after its completionTime in whole seconds, 0 to 31536000; "
+            "then the operator deletes it, but not while an unfinished Task depends on it. When "
+            "absent, the TaskQueue's taskDefaults.ttlSecondsAfterFinished. A Task deleted by its "
+            "TTL whose manifest is still in Git is created, and run, again by the next sync."
+        ),
+    )
+    suspend: bool = Field(
+        False,
+        description=(
+            "While true the Task is not dispatched. An attempt already dispatched is stopped and "
+            "taken back, and not counted. False by default."
+        ),
+    )
+    cancel: bool = Field(
+        False,
+        description=(
+            "True ends the Task as Cancelled, whatever its phase; a running attempt is stopped. "
+            "One way: it cannot become false again. False by default."
+        ),
+        json_schema_extra=validations(
+            (
+                "self || !oldSelf",
+                "cancel cannot be taken back: create a new Task to run it again, or use suspend "
+                "for what is to go on later",
+            )
+        ),
+    )
 
 
 class Attempt(ApiModel):
@@ -231,6 +363,19 @@ class Attempt(ApiModel):
         "",
         max_length=HISTORY_MESSAGE_MAX_LENGTH,
         description="Why it ended so: a sentence, for people; cut at 1024 characters.",
+    )
+
+
+class Progress(ApiModel):
+    """How far a running attempt is, as its handler says."""
+
+    percent: int | None = Field(
+        None, ge=0, le=100, description="How much is done, 0 to 100. Absent until it was said."
+    )
+    message: str = Field(
+        "",
+        max_length=PROGRESS_MESSAGE_MAX_LENGTH,
+        description="What is being done: a sentence, for people; at most 1024 characters.",
     )
 
 
@@ -266,8 +411,10 @@ class TaskStatus(ApiModel):
     phase: Phase = Field(
         "Pending",
         description=(
-            "Where the Task is. Pending (nothing written yet), Blocked, Scheduled, Suspended, "
-            "Running and Retrying may change; Succeeded, Failed and Cancelled are final. "
+            "Where the Task is. Pending: nothing written yet. Blocked: waits for what reason "
+            "names. Scheduled: waits for startAfter. Suspended: spec.suspend. Running: a worker "
+            "has it. Retrying: waits for nextAttemptTime. Succeeded, Failed and Cancelled are "
+            "final. What lasts less than 2 seconds is not written. "
             "Selectable: kubectl get tqt --field-selector status.phase=Failed."
         ),
     )
@@ -275,8 +422,11 @@ class TaskStatus(ApiModel):
         "",
         max_length=REASON_MAX_LENGTH,
         description=(
-            "Why the Task is in this phase: one CamelCase word, for programs, for example "
-            "RetriesExhausted, WorkerLost or QueueNotFound."
+            "Why the Task is in this phase: one CamelCase word, for programs. Blocked: "
+            "QueueNotFound, UnknownHandler, DependencyNotFound, WaitingForDependencies, "
+            "PayloadUnresolved or ConcurrencyLimit. Scheduled: StartAfter. Retrying: the type of "
+            "the error. Failed: RetriesExhausted, NonRetryable, WorkerLost, DeadlineExceeded, "
+            "DependencyFailed or Invalid. Suspended and Cancelled: the same word."
         ),
     )
     message: str = Field(
@@ -308,10 +458,23 @@ class TaskStatus(ApiModel):
         None, description="When the Task came to its end, whichever. Absent until then."
     )
     next_attempt_time: datetime | None = Field(
-        None, description="When the next attempt is due. Absent unless the Task is Retrying."
+        None,
+        description="When the next attempt is due. Absent unless Retrying or Scheduled.",
     )
     worker: WorkerName = Field(
         "", description="Name of the pod which runs the Task or ran its last attempt."
+    )
+    concurrency_key: str = Field(
+        "",
+        max_length=CONCURRENCY_KEY_MAX_LENGTH,
+        description=(
+            "The key the Task holds while an attempt of it is dispatched. Absent while it holds "
+            "none."
+        ),
+    )
+    progress: Progress | None = Field(
+        None,
+        description="How far the running attempt is, as its handler says. Absent until it has.",
     )
     result: dict[str, Any] | None = Field(
         None,
@@ -325,7 +488,8 @@ class TaskStatus(ApiModel):
         max_length=CONDITIONS_MAX_ITEMS,
         description=(
             "Finished and Complete when the Task succeeded; Finished, Failed and Stalled when it "
-            "failed or was cancelled; Reconciling before that. "
+            "failed or was cancelled; Reconciling before that, and Suspended while spec.suspend "
+            "keeps the Task. After a resume Suspended stays, False since then. "
             "Wait with: kubectl wait --for=condition=Complete."
         ),
         json_schema_extra=CONDITIONS_LIST,
@@ -341,7 +505,11 @@ class Task(Resource):
                 "!(has(oldSelf.status) && has(oldSelf.status.phase) && "
                 f"oldSelf.status.phase in {_TERMINAL}) || self.spec == oldSelf.spec",
                 "the spec of a finished Task is frozen: create a new Task to run it again",
-            )
+            ),
+            (
+                "!has(self.spec.dependsOn) || !(self.metadata.name in self.spec.dependsOn)",
+                "the Task depends on itself: take its own name out of spec.dependsOn",
+            ),
         )
     )
 

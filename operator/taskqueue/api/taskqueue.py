@@ -16,11 +16,13 @@ from taskqueue.api.common import (
     CONDITIONS_LIST,
     CONDITIONS_MAX_ITEMS,
     DAY_SECONDS,
+    DNS_LABEL_PATTERN,
     DNS_SUBDOMAIN_PATTERN,
     MESSAGE_MAX_LENGTH,
     OBJECT_NAME_MAX_LENGTH,
     QUEUE_NAME_MAX_LENGTH,
     TASKQUEUE_KIND,
+    ActiveDeadlineSeconds,
     ApiModel,
     AttemptTimeoutSeconds,
     Condition,
@@ -32,11 +34,15 @@ from taskqueue.api.common import (
     MaxDeliveries,
     MaxSeconds,
     Resource,
+    TtlSecondsAfterFinished,
     validations,
 )
 
 Replicas = Annotated[int, Field(ge=0, le=10_000)]
 Count = Annotated[int, Field(ge=0)]
+Measure = Annotated[float, Field(ge=0)]
+DeletionPolicy = Literal["Retain", "Delete"]
+StopPolicy = Literal["None", "Hold", "HoldAndDrain"]
 
 
 class SecretReference(ApiModel):
@@ -50,14 +56,55 @@ class SecretReference(ApiModel):
     )
 
 
-class Broker(ApiModel):
-    """Where the RabbitMQ of a TaskQueue is."""
+class RabbitmqClusterReference(ApiModel):
+    """A RabbitmqCluster of the RabbitMQ Cluster Operator."""
 
-    connection_secret: SecretReference = Field(
+    name: str = Field(
+        min_length=1,
+        max_length=OBJECT_NAME_MAX_LENGTH,
+        pattern=DNS_SUBDOMAIN_PATTERN,
+        description="Name of the RabbitmqCluster.",
+    )
+    namespace: str | None = Field(
+        None,
+        min_length=1,
+        max_length=63,
+        pattern=DNS_LABEL_PATTERN,
+        description=(
+            "Namespace of the RabbitmqCluster. When absent, that of the TaskQueue. Another one "
+            "must be allowed by the RabbitmqCluster's annotation "
+            "rabbitmq.com/topology-allowed-namespaces."
+        ),
+    )
+
+
+class Broker(ApiModel):
+    """Where the RabbitMQ of a TaskQueue is: exactly one of the fields is given."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                "has(self.connectionSecret) != has(self.rabbitmqClusterReference)",
+                "the broker must be given in one way: give exactly one of connectionSecret and "
+                "rabbitmqClusterReference",
+            )
+        )
+    )
+
+    connection_secret: SecretReference | None = Field(
+        None,
         description=(
             "The Secret, in the namespace of the TaskQueue, which says how to connect to RabbitMQ. "
             "It holds either the key uri (amqp:// or amqps://) or the keys host, port, username, "
-            "password and vhost; for TLS also ca.crt, and tls.crt with tls.key."
+            "password and vhost; for TLS also ca.crt, and tls.crt with tls.key. Absent when "
+            "rabbitmqClusterReference is given."
+        ),
+    )
+    rabbitmq_cluster_reference: RabbitmqClusterReference | None = Field(
+        None,
+        description=(
+            "The RabbitmqCluster of the RabbitMQ Cluster Operator to connect to; the operator "
+            "takes the Secret its status.binding names. Absent when connectionSecret is given."
         ),
     )
 
@@ -150,6 +197,36 @@ class TaskDefaults(ApiModel):
         description=(
             "How often one attempt may be delivered to a worker, 1 to 20; 3 by default. An attempt "
             "that has lost its worker that often counts as failed, with reason WorkerLost."
+        ),
+    )
+    active_deadline_seconds: ActiveDeadlineSeconds | None = Field(
+        None,
+        description=(
+            "How long a Task may take in whole seconds, 1 to 31536000, from when it may first run, "
+            "all waiting, attempts and pauses included. After it the Task fails with reason "
+            "DeadlineExceeded. None by default: a Task may take any time."
+        ),
+    )
+    ttl_seconds_after_finished: TtlSecondsAfterFinished | None = Field(
+        None,
+        description=(
+            "How long a finished Task stays in whole seconds, 0 to 31536000; then the operator "
+            "deletes it. None by default: finished Tasks stay. A Task deleted by its TTL whose "
+            "manifest is still in Git is created, and run, again by the next sync."
+        ),
+    )
+
+
+class ConcurrencyLimits(ApiModel):
+    """How many Tasks of a queue may be dispatched at a time."""
+
+    per_key: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description=(
+            "The most Tasks with the same spec.concurrencyKey that are dispatched at a time, 1 to "
+            "1000; 1 by default."
         ),
     )
 
@@ -281,6 +358,23 @@ class TaskQueueSpec(ApiModel):
     """What a TaskQueue is asked to be."""
 
     broker: Broker = Field(description="The RabbitMQ which holds the queue. Required.")
+    deletion_policy: DeletionPolicy = Field(
+        "Retain",
+        description=(
+            "What becomes of the queues in the broker when the TaskQueue is deleted. Retain, the "
+            "default: they stay, with their messages. Delete: the work queue and the dead queue "
+            "are deleted, with what is in them; a broker that cannot be reached delays the "
+            "deletion of the TaskQueue by a minute at most."
+        ),
+    )
+    stop_policy: StopPolicy = Field(
+        "None",
+        description=(
+            "Whether the queue stands still. None, the default: it does not. Hold: nothing new is "
+            "dispatched; what is dispatched runs on. HoldAndDrain: also the workers go, below "
+            "minReplicas too, as what is dispatched ends. Tasks that wait keep their phase."
+        ),
+    )
     dispatch: Dispatch = Field(
         default_factory=Dispatch,
         description="How many Tasks are in the broker at a time.",
@@ -291,6 +385,10 @@ class TaskQueueSpec(ApiModel):
             "What holds for the Tasks of this queue where their own spec says nothing. Read when "
             "an attempt is dispatched, so a change reaches the Tasks which still wait."
         ),
+    )
+    concurrency_limits: ConcurrencyLimits = Field(
+        default_factory=ConcurrencyLimits,
+        description="How many Tasks with the same spec.concurrencyKey are dispatched at a time.",
     )
     workers: Workers = Field(
         default_factory=Workers, description="The workers which run the Tasks of this queue."
@@ -369,6 +467,16 @@ class TaskQueueStatus(ApiModel):
     totals: Totals = Field(
         default_factory=Totals,
         description="Finished Tasks by how they ended, since the TaskQueue was created.",
+    )
+    dead_letters: Count | None = Field(
+        None,
+        description="Messages in the queue's dead queue in the broker. Absent while unknown.",
+    )
+    throughput_per_minute: Measure | None = Field(
+        None, description="Attempts that lately ended in a minute. Absent while unknown."
+    )
+    mean_run_seconds: Measure | None = Field(
+        None, description="How long attempts lately ran on average. Absent while unknown."
     )
     last_scale_time: datetime | None = Field(
         None, description="When desiredReplicas last changed. Absent until it has."

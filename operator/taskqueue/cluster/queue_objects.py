@@ -39,7 +39,9 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
         name=metadata.name,
         uid=metadata.uid,
         generation=metadata.generation,
-        connection_secret=spec.broker.connection_secret.name,
+        connection_secret=spec.broker.connection_secret.name
+        if spec.broker.connection_secret
+        else "",
         max_published=spec.dispatch.max_published,
         policy=Policy(
             max_attempts=defaults.retry.max_attempts,

@@ -149,7 +149,7 @@ def test_only_keywords_of_a_structural_schema(model: type[Resource]) -> None:
             assert ("properties" in schema) != keeps or path == ".metadata", path
         if schema["type"] == "array":
             assert "maxItems" in schema, path
-            assert schema["x-kubernetes-list-type"] in {"atomic", "map"}, path
+            assert schema["x-kubernetes-list-type"] in {"atomic", "map", "set"}, path
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -174,12 +174,14 @@ def test_every_rule_says_what_to_do(model: type[Resource]) -> None:
 
 def test_what_a_task_may_inherit_has_no_default() -> None:
     schema = structural_schema(Task)
+    defaults = at(structural_schema(TaskQueue), ".spec.taskDefaults")["properties"]
+    assert len(defaults) == 5
     inherited = [
         path
         for path in dict(walk(schema))
-        if path.startswith((".spec.retry", ".spec.attemptTimeoutSeconds", ".spec.maxDeliveries"))
+        if path.startswith(tuple(f".spec.{name}" for name in defaults))
     ]
-    assert len(inherited) == 11  # retry and what is in it, and the two others
+    assert len(inherited) == 13  # retry and what is in it, and the four others
     for path in inherited:
         assert "default" not in at(schema, path), path
         if not path.endswith("[]"):

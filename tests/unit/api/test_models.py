@@ -44,6 +44,8 @@ def test_a_task_as_it_is_created() -> None:
     assert task.metadata.creation_timestamp == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     assert task.spec.payload == {"url": "x", "sizes": [1, {"w": 2}]}
     assert task.spec.priority == 0
+    assert (task.spec.payload_from, task.spec.depends_on, task.spec.concurrency_key) == ((), (), "")
+    assert (task.spec.start_after, task.spec.suspend, task.spec.cancel) == (None, False, False)
     assert task.status.phase == "Pending"
     assert task.status.observed_generation == -1
 
@@ -51,6 +53,7 @@ def test_a_task_as_it_is_created() -> None:
 def test_what_a_task_inherits_is_none_until_it_says_so() -> None:
     spec = Task.model_validate(task_body()).spec
     assert (spec.retry, spec.attempt_timeout_seconds, spec.max_deliveries) == (None, None, None)
+    assert (spec.active_deadline_seconds, spec.ttl_seconds_after_finished) == (None, None)
 
     own = Task.model_validate(
         task_body(retry={"backoff": {"maxSeconds": 5}, "nonRetryable": []}, maxDeliveries=1)
@@ -62,6 +65,42 @@ def test_what_a_task_inherits_is_none_until_it_says_so() -> None:
     assert own.retry.backoff.max_seconds == 5
     assert own.retry.backoff.factor is None
     assert own.max_deliveries == 1
+
+
+def test_what_keeps_a_task_waiting() -> None:
+    spec = Task.model_validate(
+        task_body(
+            payloadFrom=[{"configMapKeyRef": {"name": "sizes", "key": "all.json"}}],
+            concurrencyKey="customer-1",
+            dependsOn=["fetch-0042", "fetch-0043"],
+            startAfter="2026-01-02T03:04:05+01:00",
+        )
+    ).spec
+    assert spec.payload_from[0].config_map_key_ref.name == "sizes"
+    assert spec.payload_from[0].config_map_key_ref.key == "all.json"
+    assert spec.concurrency_key == "customer-1"
+    assert spec.depends_on == ("fetch-0042", "fetch-0043")
+    assert spec.start_after == datetime(2026, 1, 2, 2, 4, 5, tzinfo=UTC)
+
+
+def test_what_a_task_holds_and_how_far_it_is() -> None:
+    body = task_body()
+    assert Task.model_validate(body).status.progress is None
+    body["status"] |= {"concurrencyKey": "customer-1", "progress": {"percent": 40}}
+    status = Task.model_validate(body).status
+    assert status.concurrency_key == "customer-1"
+    assert status.progress is not None
+    assert (status.progress.percent, status.progress.message) == (40, "")
+
+
+def test_a_queue_of_a_rabbitmq_cluster() -> None:
+    reference = {"name": "rabbit", "namespace": "brokers"}
+    body = queue_body(broker={"rabbitmqClusterReference": reference})
+    broker = TaskQueue.model_validate(body).spec.broker
+    assert broker.connection_secret is None
+    assert broker.rabbitmq_cluster_reference is not None
+    assert broker.rabbitmq_cluster_reference.name == "rabbit"
+    assert broker.rabbitmq_cluster_reference.namespace == "brokers"
 
 
 def test_a_finished_task() -> None:
@@ -105,10 +144,10 @@ def test_a_finished_task() -> None:
 
 
 def test_what_a_newer_api_adds_is_ignored() -> None:
-    body = task_body(concurrencyKey="k", retry={"later": 1})
-    body["status"]["progress"] = {"percent": 3}
+    body = task_body(invented="k", retry={"later": 1})
+    body["status"]["invented"] = {"percent": 3}
     task = Task.model_validate(body)
-    assert not hasattr(task.spec, "concurrency_key")
+    assert not hasattr(task.spec, "invented")
     assert task.status.phase == "Pending"
 
 
@@ -120,8 +159,10 @@ def test_a_task_without_a_status_is_pending() -> None:
 
 def test_a_queue_gets_the_documented_defaults() -> None:
     spec = TaskQueue.model_validate(queue_body()).spec
-    assert spec.model_dump(by_alias=True) == {
+    assert spec.model_dump(by_alias=True, exclude_none=True) == {
         "broker": {"connectionSecret": {"name": "rabbit"}},
+        "deletionPolicy": "Retain",
+        "stopPolicy": "None",
         "dispatch": {"maxPublished": 1000},
         "taskDefaults": {
             "retry": {
@@ -132,7 +173,8 @@ def test_a_queue_gets_the_documented_defaults() -> None:
             "attemptTimeoutSeconds": 300,
             "maxDeliveries": 3,
         },
-        "workers": {"template": None, "container": "", "concurrency": None, "replicas": 0},
+        "concurrencyLimits": {"perKey": 1},
+        "workers": {"container": "", "replicas": 0},
         "scaling": {
             "minReplicas": 0,
             "maxReplicas": 10,
@@ -156,6 +198,8 @@ def test_what_a_queue_does_not_know_is_none_not_zero() -> None:
     figures = (status.backlog, status.pending, status.ready, status.running)
     assert figures == (None, None, None, None)
     assert (status.totals.succeeded, status.observed_generation) == (0, -1)
+    measured = (status.dead_letters, status.throughput_per_minute, status.mean_run_seconds)
+    assert measured == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +212,14 @@ def test_what_a_queue_does_not_know_is_none_not_zero() -> None:
         {"attemptTimeoutSeconds": 86_401},
         {"maxDeliveries": 21},
         {"payload": ["not", "an", "object"]},
+        {"payloadFrom": [{}]},
+        {"payloadFrom": [{"configMapKeyRef": {"name": "a", "key": "with/slash"}}]},
+        {"concurrencyKey": "k" * 254},
+        {"dependsOn": ["Upper"]},
+        {"dependsOn": ["a..b"]},
+        {"startAfter": "tomorrow"},
+        {"activeDeadlineSeconds": 0},
+        {"ttlSecondsAfterFinished": -1},
     ],
 )
 def test_bad_tasks_are_refused_here_too(spec: dict[str, Any]) -> None:
