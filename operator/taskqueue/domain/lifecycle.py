@@ -84,7 +84,14 @@ def started(status: TaskStatus, *, attempt: int, now: float, worker: str) -> Tas
         start_time=now if status.start_time is None else status.start_time,
         next_attempt_time=None,
         worker=worker,
+        running_since=now,
     )
+
+
+def claimed(status: TaskStatus, *, key: str) -> TaskStatus:
+    """Return the status of a Task that holds its concurrency key from now on."""
+    after = unblocked(status) if status.phase is Phase.BLOCKED else status
+    return replace(after, concurrency_key=key)
 
 
 def succeeded(status: TaskStatus, ended: Ended, *, result: dict[str, object] | None) -> TaskStatus:
@@ -133,16 +140,63 @@ def released(status: TaskStatus) -> TaskStatus:
     return replace(status, phase=Phase.PENDING, worker="")
 
 
+def taken_back(status: TaskStatus) -> TaskStatus:
+    """Return the status of a Task whose dispatched attempt counts for nothing any more.
+
+    The attempt's number is used again; the raised epoch makes what it may still report stale.
+    """
+    return replace(released(status), epoch=status.epoch + 1, concurrency_key="")
+
+
+def silent(
+    status: TaskStatus, *, now: float, start: float, policy: Policy, random: float
+) -> TaskStatus:
+    """Return the status after an attempt whose time is up without a word from its worker.
+
+    Args:
+        status: before.
+        now: by the operator's clock.
+        start: when the attempt is known to have been with a worker.
+        policy: of the Task.
+        random: for the jitter of the wait.
+    """
+    ended = Ended(
+        attempt=status.current_attempt,
+        epoch=status.epoch,
+        now=now,
+        seconds=now - start,
+        worker=status.worker,
+    )
+    failure = Failure(
+        type="Timeout",
+        message=f"no outcome came within {policy.attempt_timeout_seconds} s and some more: its "
+        "worker is gone, or acknowledges without reporting",
+    )
+    after = failed(status, ended, failure, policy=policy, random=random)
+    return replace(after, epoch=status.epoch + 1)
+
+
+def cancelled(status: TaskStatus, *, now: float) -> TaskStatus:
+    """Return the final status of a Task that is not wanted any more."""
+    return _stopped(
+        status, now=now, phase=Phase.CANCELLED, reason="Cancelled", message="spec.cancel is true"
+    )
+
+
+def deadline_exceeded(status: TaskStatus, *, now: float, seconds: int) -> TaskStatus:
+    """Return the final status of a Task that has had all its time."""
+    return _stopped(
+        status,
+        now=now,
+        phase=Phase.FAILED,
+        reason="DeadlineExceeded",
+        message=f"it did not end within activeDeadlineSeconds, {seconds} s",
+    )
+
+
 def refused(status: TaskStatus, *, now: float, reason: str, message: str) -> TaskStatus:
     """Return the final status of a Task that can never run as it is."""
-    return replace(
-        status,
-        phase=Phase.FAILED,
-        reason=reason,
-        message=_clip(message),
-        completion_time=now,
-        next_attempt_time=None,
-    )
+    return _stopped(status, now=now, phase=Phase.FAILED, reason=reason, message=message)
 
 
 def blocked(status: TaskStatus, *, reason: str, message: str) -> TaskStatus:
@@ -150,9 +204,47 @@ def blocked(status: TaskStatus, *, reason: str, message: str) -> TaskStatus:
     return replace(status, phase=Phase.BLOCKED, reason=reason, message=_clip(message))
 
 
+def scheduled(status: TaskStatus, *, at: float) -> TaskStatus:
+    """Return the status of a Task whose time has not come."""
+    return replace(
+        status,
+        phase=Phase.SCHEDULED,
+        reason="StartAfter",
+        message="spec.startAfter has not come",
+        next_attempt_time=at,
+    )
+
+
+def suspended(status: TaskStatus) -> TaskStatus:
+    """Return the status of a Task that is not to be dispatched for now.
+
+    The time of a retry that was waited for stays: a Task resumed earlier waits for it.
+    """
+    return replace(
+        status,
+        phase=Phase.SUSPENDED,
+        reason="Suspended",
+        message="spec.suspend is true",
+        worker="",
+        resumed_time=None,
+    )
+
+
+def resumed(status: TaskStatus, *, now: float) -> TaskStatus:
+    """Return the status of a Task that was suspended and is not any more."""
+    return replace(unblocked(status), resumed_time=now)
+
+
 def unblocked(status: TaskStatus) -> TaskStatus:
-    """Return the status of a Task whose obstacle is gone."""
-    return replace(status, phase=Phase.PENDING, reason="", message="")
+    """Return the status of a Task whose obstacle is gone; a retry is waited for all the same."""
+    due = status.next_attempt_time if status.history else None
+    return replace(status, phase=Phase.PENDING, reason="", message="", next_attempt_time=due)
+
+
+def waits_for_retry(status: TaskStatus) -> TaskStatus:
+    """Return the status of a Task that waited for something else before its next attempt."""
+    last = status.history[-1]
+    return replace(status, phase=Phase.RETRYING, reason=last.reason, message=last.message)
 
 
 def _recorded(
@@ -178,6 +270,40 @@ def _recorded(
         start_time=start if status.start_time is None else status.start_time,
         next_attempt_time=None,
         worker=ended.worker,
+        concurrency_key="",
+    )
+
+
+def _stopped(
+    status: TaskStatus, *, now: float, phase: Phase, reason: str, message: str
+) -> TaskStatus:
+    """End a Task without a worker's word; an attempt known to run goes into the history."""
+    after = status
+    if status.phase is Phase.RUNNING:
+        # What was not written is not known after a restart: then the earliest it can have been.
+        begun = status.history[-1].finish_time if status.history else status.start_time
+        ended = Ended(
+            attempt=status.current_attempt,
+            epoch=status.epoch,
+            now=now,
+            seconds=now - (status.running_since or begun or now),
+            worker=status.worker,
+        )
+        after = _recorded(
+            status,
+            ended,
+            outcome=(phase if phase is Phase.CANCELLED else Phase.FAILED).value,
+            reason=reason,
+            message=message,
+        )
+    return replace(
+        after,
+        phase=phase,
+        reason=reason,
+        message=_clip(message),
+        completion_time=now,
+        next_attempt_time=None,
+        concurrency_key="",
     )
 
 

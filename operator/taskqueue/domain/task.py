@@ -142,6 +142,7 @@ class TaskStatus:
     Attributes, as far as the resource does not tell them:
         concurrency_key: held while an attempt is dispatched; "" otherwise.
         resumed_time: when the last suspension ended; the condition Suspended keeps it.
+        running_since: when the attempt that runs began; not written, so unknown after a restart.
     """
 
     phase: Phase = Phase.PENDING
@@ -156,6 +157,7 @@ class TaskStatus:
     worker: str = ""
     concurrency_key: str = ""
     resumed_time: float | None = None
+    running_since: float | None = field(default=None, compare=False)
     result: Mapping[str, Any] | None = None
 
     @property
