@@ -8,13 +8,22 @@ from typing import Any
 from taskqueue.api.common import GROUP, VERSION
 from taskqueue.api.taskqueue import TaskQueue
 from taskqueue.cluster.task_objects import timestamp
-from taskqueue.domain.queue import Condition, QueueConfig, QueueKey, QueueStatus
+from taskqueue.domain.queue import (
+    ClusterRef,
+    Condition,
+    QueueConfig,
+    QueueKey,
+    QueueStatus,
+    StopPolicy,
+)
 from taskqueue.domain.scaling import ScalingPolicy
 from taskqueue.domain.task import Backoff, Policy
 
 #: Label of everything that belongs to a TaskQueue.
 QUEUE_LABEL = f"{GROUP}/queue"
 
+#: On a TaskQueue whose queues at the broker are to go with it, and on no other.
+QUEUES_FINALIZER = f"{GROUP}/broker-queues"
 
 QUEUES_PATH = f"/apis/{GROUP}/{VERSION}/taskqueues"
 
@@ -32,6 +41,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
     """
     resource = TaskQueue.model_validate(raw)
     spec, metadata = resource.spec, resource.metadata
+    secret, cluster = spec.broker.connection_secret, spec.broker.rabbitmq_cluster_reference
     defaults, scaling = spec.task_defaults, spec.scaling
     backoff = defaults.retry.backoff
     return QueueConfig(
@@ -39,9 +49,15 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
         name=metadata.name,
         uid=metadata.uid,
         generation=metadata.generation,
-        connection_secret=spec.broker.connection_secret.name
-        if spec.broker.connection_secret
-        else "",
+        connection_secret=secret.name if secret else "",
+        rabbitmq_cluster=(
+            ClusterRef(cluster.namespace or metadata.namespace, cluster.name) if cluster else None
+        ),
+        stop_policy=StopPolicy(spec.stop_policy),
+        delete_queues=spec.deletion_policy == "Delete",
+        finalized=QUEUES_FINALIZER in raw["metadata"].get("finalizers", ()),
+        deleting="deletionTimestamp" in raw["metadata"],
+        per_key=spec.concurrency_limits.per_key,
         max_published=spec.dispatch.max_published,
         policy=Policy(
             max_attempts=defaults.retry.max_attempts,
@@ -54,6 +70,8 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
             non_retryable=frozenset(defaults.retry.non_retryable),
             attempt_timeout_seconds=defaults.attempt_timeout_seconds,
             max_deliveries=defaults.max_deliveries,
+            active_deadline_seconds=defaults.active_deadline_seconds,
+            ttl_seconds=defaults.ttl_seconds_after_finished,
         ),
         template=spec.workers.template,
         container=spec.workers.container,
@@ -65,6 +83,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
             stabilization_seconds=scaling.scale_down.stabilization_window_seconds,
             idle_seconds_before_zero=scaling.idle_seconds_before_zero,
             paused_replicas=spec.workers.replicas if scaling.paused else None,
+            draining=StopPolicy(spec.stop_policy).drains,
         ),
     )
 
@@ -99,6 +118,9 @@ def queue_status_patch(
                 "failed": status.failed,
                 "cancelled": status.cancelled,
             },
+            "deadLetters": status.dead_letters,
+            "throughputPerMinute": status.throughput_per_minute,
+            "meanRunSeconds": status.mean_run_seconds,
             "lastScaleTime": (
                 None if status.last_scale_time is None else timestamp(status.last_scale_time)
             ),

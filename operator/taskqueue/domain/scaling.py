@@ -1,7 +1,8 @@
 """How many workers a queue should have: a pure decision with its inputs in sight.
 
 Unknown is never zero: without a backlog the size is held. A running task counts as backlog, so the
-pool never reaches zero while one runs.
+pool never reaches zero while one runs. While the queue is drained only what is at the broker
+counts: what waits in the operator will not be published.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class ScalingPolicy:
         stabilization_seconds: the pool shrinks to the largest size wanted within this time.
         idle_seconds_before_zero: how long the backlog must be empty before the last worker goes.
         paused_replicas: the size while scaling is paused, None when it is not.
+        draining: nothing new is published, and the pool is to go as what is published ends.
     """
 
     min_replicas: int = 0
@@ -29,6 +31,7 @@ class ScalingPolicy:
     stabilization_seconds: float = 30.0
     idle_seconds_before_zero: float = 60.0
     paused_replicas: int | None = None
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ def decide(
     backlog: int | None,
     current: int,
     busy: int = 0,
+    pending: int = 0,
 ) -> Decision:
     """Decide the size of the pool.
 
@@ -73,6 +77,7 @@ def decide(
         backlog: waiting and running tasks, or None when unknown.
         current: the size last asked for.
         busy: workers that running tasks may keep busy; the pool does not shrink below.
+        pending: the part of the backlog that is not published.
     """
     if policy.paused_replicas is not None:
         size = policy.paused_replicas
@@ -82,14 +87,19 @@ def decide(
     if backlog is None:
         return Decision(current, f"{current} held: the backlog is unknown", memory, active=False)
 
+    kind, low = "backlog", policy.min_replicas
+    if policy.draining:
+        backlog, kind, low = max(backlog - pending, 0), "published", 0
     last_backlog = now if backlog > 0 or memory.last_backlog is None else memory.last_backlog
     wish = math.ceil(backlog / policy.tasks_per_replica)
-    wish_text = f"ceil({backlog} backlog / {policy.tasks_per_replica} per replica)"
-    size = min(max(wish, policy.min_replicas), policy.max_replicas)
+    wish_text = f"ceil({backlog} {kind} / {policy.tasks_per_replica} per replica)"
+    size = min(max(wish, low), policy.max_replicas)
     if wish > policy.max_replicas:
         wish_text += ", capped by maxReplicas"
-    elif wish < policy.min_replicas:
+    elif wish < low:
         wish_text += ", raised to minReplicas"
+    if policy.draining:
+        wish_text += ", drained by stopPolicy HoldAndDrain"
 
     # After a start of the operator the size found counts as wanted: nothing shrinks at once.
     past = memory.wanted or ((now, current),)

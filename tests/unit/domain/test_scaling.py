@@ -132,3 +132,41 @@ def test_it_does_not_shrink_below_what_running_tasks_keep_busy() -> None:
     assert "held at 8 by running tasks" in decision.explanation
     grown = decide(POLICY, ScalingMemory(), now=100.0, backlog=50, current=2, busy=40)
     assert grown.replicas == 10  # busy holds, it does not grow
+
+
+DRAINING = replace(POLICY, min_replicas=3, draining=True)
+
+
+def drain(backlog: int, pending: int, *, current: int, busy: int = 0) -> Decision:
+    return decide(
+        DRAINING,
+        ScalingMemory(wanted=((0.0, current),), last_backlog=0.0),
+        now=100.0,
+        backlog=backlog,
+        pending=pending,
+        current=current,
+        busy=busy,
+    )
+
+
+def test_a_drained_pool_serves_only_what_is_published() -> None:
+    decision = drain(107, 100, current=10)
+    assert decision.replicas == 2
+    assert decision.explanation == (
+        "2 = ceil(7 published / 5 per replica), drained by stopPolicy HoldAndDrain"
+    )
+
+
+def test_a_drained_pool_goes_to_zero_below_its_minimum_while_tasks_wait() -> None:
+    decision = drain(100, 100, current=3)
+    assert decision.replicas == 0
+    assert "drained by stopPolicy HoldAndDrain" in decision.explanation
+
+
+def test_a_drained_pool_keeps_the_workers_of_what_runs() -> None:
+    assert drain(4, 0, current=6, busy=4).replicas == 4
+
+
+def test_waiting_tasks_count_while_nothing_is_drained() -> None:
+    decision = decide(POLICY, ScalingMemory(), now=0.0, backlog=20, pending=20, current=0)
+    assert decision.replicas == 4

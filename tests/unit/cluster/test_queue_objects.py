@@ -1,0 +1,83 @@
+"""TaskQueues on their way between the API server's JSON and the domain."""
+
+from typing import Any
+
+import pytest
+
+from taskqueue.cluster.queue_objects import QUEUES_FINALIZER, queue_status_patch, read_queue
+from taskqueue.domain.queue import ClusterRef, QueueStatus, StopPolicy
+
+
+def raw(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "taskqueue.dev/v1alpha1",
+        "kind": "TaskQueue",
+        "metadata": {
+            "namespace": "shop",
+            "name": "q",
+            "uid": "u",
+            "generation": 3,
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
+        "spec": {"broker": {"connectionSecret": {"name": "rabbit"}}, **spec},
+    }
+
+
+def test_what_a_plain_queue_asks_for() -> None:
+    config = read_queue(raw())
+    assert (config.connection_secret, config.rabbitmq_cluster) == ("rabbit", None)
+    assert config.stop_policy is StopPolicy.NONE
+    assert not config.stop_policy.holds
+    assert not any((config.delete_queues, config.finalized, config.deleting))
+    assert config.per_key == 1
+    assert config.policy.active_deadline_seconds is None
+    assert config.policy.ttl_seconds is None
+    assert not config.scaling.draining
+
+
+def test_everything_else_that_can_be_asked_for() -> None:
+    config = read_queue(
+        raw(
+            deletionPolicy="Delete",
+            stopPolicy="HoldAndDrain",
+            concurrencyLimits={"perKey": 4},
+            taskDefaults={"activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 0},
+        )
+    )
+    assert config.stop_policy is StopPolicy.HOLD_AND_DRAIN
+    assert config.stop_policy.holds
+    assert config.scaling.draining
+    assert config.delete_queues
+    assert config.per_key == 4
+    assert (config.policy.active_deadline_seconds, config.policy.ttl_seconds) == (60, 0)
+
+
+@pytest.mark.parametrize(("namespace", "found"), [("broker", "broker"), (None, "shop")])
+def test_a_rabbitmq_cluster(namespace: str | None, found: str) -> None:
+    reference = {"name": "rabbit", **({"namespace": namespace} if namespace else {})}
+    config = read_queue(raw(broker={"rabbitmqClusterReference": reference}))
+    assert config.connection_secret == ""
+    assert config.rabbitmq_cluster == ClusterRef(found, "rabbit")
+
+
+def test_the_end_of_an_object_is_seen() -> None:
+    body = raw()
+    body["metadata"] |= {
+        "finalizers": ["other", QUEUES_FINALIZER],
+        "deletionTimestamp": "2026-01-02T00:00:00Z",
+    }
+    config = read_queue(body)
+    assert config.finalized
+    assert config.deleting
+
+
+def test_what_is_not_known_is_taken_out_of_the_status() -> None:
+    patch = queue_status_patch(("shop", "q"), QueueStatus(observed_generation=3), {})["status"]
+    for name in ("deadLetters", "throughputPerMinute", "meanRunSeconds", "backlog"):
+        assert patch[name] is None
+    status = QueueStatus(
+        observed_generation=3, dead_letters=0, throughput_per_minute=840, mean_run_seconds=0.8
+    )
+    patch = queue_status_patch(("shop", "q"), status, {})["status"]
+    assert patch["deadLetters"] == 0
+    assert (patch["throughputPerMinute"], patch["meanRunSeconds"]) == (840, 0.8)
