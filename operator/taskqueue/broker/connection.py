@@ -146,9 +146,15 @@ class Connection:
     def silent_seconds(self) -> float:
         """How long ago the broker was last heard; below half a heartbeat interval when all is well.
 
-        Work that must not run twice is stopped by this figure, before the broker redelivers it.
+        Work that must not run twice is stopped by this figure, before the broker redelivers it:
+        at the earliest two heartbeat intervals after it last heard this side.
         """
         return self._stream.silent_seconds
+
+    @property
+    def heartbeat_seconds(self) -> float:
+        """The heartbeat interval agreed with the broker; 0: none, silence is never noticed."""
+        return float(self._stream.params.heartbeat or 0)
 
     async def channel(self) -> Channel:
         """Open a channel.

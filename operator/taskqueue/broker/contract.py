@@ -23,9 +23,15 @@ T = TypeVar("T")
 WORK_EXCHANGE = "taskqueue.work"
 DEAD_EXCHANGE = "taskqueue.dead"
 OUTCOMES_EXCHANGE = "taskqueue.outcomes"
+#: What the operator has recorded, for whoever binds a queue of their own.
+EVENTS_EXCHANGE = "taskqueue.events"
 
 #: The operator's inbox: every outcome and every dead letter.
 INBOX_QUEUE = "taskqueue-operator.inbox"
+
+#: Orders to all workers (`taskqueue.broker.orders`): a stream, so that a late worker reads the
+#: past ones too. Published through the default exchange with this name as the key.
+CONTROL_STREAM = "taskqueue.control"
 
 #: 25 hours, one above the longest attempt. A number: RabbitMQ ignores a string without a word.
 CONSUMER_TIMEOUT_MS = 90_000_000
@@ -37,6 +43,9 @@ CONTENT_TYPE_JSON = "application/json"
 #: Header of a dead-lettered message that says why it was given up.
 ERROR_HEADER = "tq-error"
 
+#: Header of a Task with a concurrencyKey: a number that grows with every dispatch of the key.
+FENCE_HEADER = "tq-fence"
+
 INBOX_ARGUMENTS: Mapping[str, Any] = {
     "x-queue-type": "quorum",
     "x-single-active-consumer": True,
@@ -45,6 +54,14 @@ INBOX_ARGUMENTS: Mapping[str, Any] = {
 }
 
 DEAD_QUEUE_ARGUMENTS: Mapping[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": -1}
+
+#: Retention looks only when a segment is full, hence the small segments.
+CONTROL_ARGUMENTS: Mapping[str, Any] = {
+    "x-queue-type": "stream",
+    "x-max-age": "1D",
+    "x-max-length-bytes": 20_000_000,
+    "x-stream-max-segment-size-bytes": 500_000,
+}
 
 
 class ContractError(ValueError):
@@ -98,6 +115,7 @@ class WorkMessage:
             client library have no fractions.
         body: the payload, a JSON object in UTF-8.
         trace: W3C trace context headers (traceparent, tracestate), passed through.
+        fence: of a Task with a concurrencyKey, else None: grows with every dispatch of the key.
     """
 
     namespace: str
@@ -113,6 +131,7 @@ class WorkMessage:
     timeout_seconds: int
     body: bytes
     trace: Mapping[str, str] | None = None
+    fence: int | None = None
 
     def properties(self) -> BasicProperties:
         """Return the AMQP properties of one publish; every call makes a new message id."""
@@ -128,6 +147,8 @@ class WorkMessage:
             "tq-max-deliveries": self.max_deliveries,
             "tq-timeout-seconds": self.timeout_seconds,
         }
+        if self.fence is not None:
+            headers[FENCE_HEADER] = self.fence
         if self.trace:
             headers.update(self.trace)
         return BasicProperties(
@@ -194,6 +215,7 @@ def parse_work(properties: BasicProperties, body: bytes) -> WorkMessage | Direct
         timeout_seconds=_header(headers, "tq-timeout-seconds", int),
         body=body,
         trace=trace or None,
+        fence=_header(headers, FENCE_HEADER, int) if FENCE_HEADER in headers else None,
     )
 
 

@@ -6,6 +6,7 @@ report durations, never times of day: only the operator's clock is trusted.
 
 from __future__ import annotations
 
+import itertools
 import math
 import uuid
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ LONGEST_SECONDS = 1e7
 
 _TYPE_PREFIX = "dev.taskqueue."
 _TYPE_SUFFIX = ".v1"
+
+#: Ids count up behind a word of this process's own: random ones cost a system call each.
+_PROCESS = uuid.uuid4().hex
+_numbers = itertools.count(1)
 
 
 class EventKind(StrEnum):
@@ -53,22 +58,25 @@ class EventError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEvent:
-    """One event about one attempt.
+    """One event about one attempt of a Task, or about the end of a direct message.
 
     Attributes:
         kind: what happened.
-        namespace: of the Task.
+        namespace: of the Task; of the queue for a direct message.
         queue: name of the TaskQueue.
-        task: name of the Task.
-        uid: metadata.uid of the Task.
-        token: repeated from the work message.
-        attempt: repeated from the work message.
-        epoch: repeated from the work message.
+        task: name of the Task; of the queue for a direct message.
+        uid: metadata.uid of the Task; empty for a direct message.
+        token: repeated from the work message; empty for a direct message, and only there.
+        attempt: repeated from the work message; a direct message's deliveries.
+        epoch: repeated from the work message; 0 for a direct message.
         worker: the pod (or host) that ran it.
         seconds: how long it ran, where it ended.
         result: JSON object returned by the handler, on success.
         error: on failure.
         retry_after_seconds: the handler's own wish for the next attempt.
+        correlation_id: a direct message's own, where it has one.
+        id: the CloudEvent's. Empty: `encode` makes one that no other event has. An end of a direct
+            message has that message's id, so that ends told twice can be known for one.
     """
 
     kind: EventKind
@@ -84,6 +92,13 @@ class AttemptEvent:
     result: dict[str, Any] | None = None
     error: EventError | None = None
     retry_after_seconds: float | None = None
+    correlation_id: str = ""
+    id: str = ""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it is about a direct message: there is no Task and no attempt to look up."""
+        return not self.token
 
     @property
     def routing_key(self) -> str:
@@ -100,6 +115,8 @@ def encode(event: AttemptEvent) -> bytes:
         "epoch": event.epoch,
         "worker": event.worker,
     }
+    if event.is_direct:
+        data["correlationId"] = event.correlation_id
     if event.seconds is not None:
         data["seconds"] = event.seconds
     if event.result is not None:
@@ -115,7 +132,7 @@ def encode(event: AttemptEvent) -> bytes:
     return orjson.dumps(
         {
             "specversion": "1.0",
-            "id": uuid.uuid4().hex,
+            "id": event.id or f"{_PROCESS}-{next(_numbers)}",
             "type": f"{_TYPE_PREFIX}{event.kind.value}{_TYPE_SUFFIX}",
             "source": f"/workers/{event.worker}",
             "subject": f"{event.namespace}/{event.task}",
@@ -161,6 +178,8 @@ def decode(body: bytes) -> AttemptEvent:
                 retryable=bool(error.get("retryable", True)),
             ),
             retry_after_seconds=_number(data.get("retryAfterSeconds")),
+            correlation_id=str(data.get("correlationId", "")),
+            id=str(envelope.get("id", "")),
         )
     except ContractError:
         raise

@@ -60,11 +60,14 @@ class Publisher:
         body: bytes,
         properties: BasicProperties,
         on_settled: OnSettled,
+        *,
+        mandatory: bool = True,
     ) -> None:
         """Publish, never waiting; ``on_settled`` is called exactly once, later.
 
         It gets the verdict and the broker's text (empty when confirmed). It may publish. What it
-        raises goes to the loop's exception handler.
+        raises goes to the loop's exception handler. Without ``mandatory`` a message no queue is
+        bound for is confirmed and gone: right for events that nobody has to read.
 
         Raises:
             ValueError: the message cannot be encoded, or has no message id (returns are matched by
@@ -79,7 +82,7 @@ class Publisher:
         if not self._channel.is_open:
             self._loop.call_soon(on_settled, Settled.UNKNOWN, self._why_closed())
             return
-        self._channel.publish(exchange, key, body, properties, mandatory=True)
+        self._channel.publish(exchange, key, body, properties, mandatory=mandatory)
         self._outstanding.add(message_id, on_settled)
 
     async def publish_and_wait(

@@ -17,8 +17,11 @@ from typing import Any
 from taskqueue.broker.channel import Channel, ChannelRefused
 from taskqueue.broker.connection import Connection
 from taskqueue.broker.contract import (
+    CONTROL_ARGUMENTS,
+    CONTROL_STREAM,
     DEAD_EXCHANGE,
     DEAD_QUEUE_ARGUMENTS,
+    EVENTS_EXCHANGE,
     INBOX_ARGUMENTS,
     INBOX_QUEUE,
     OUTCOMES_EXCHANGE,
@@ -51,17 +54,18 @@ class TopologyConflict(Exception):
 
 
 async def declare_operator_topology(connection: Connection) -> None:
-    """Declare the exchanges, the inbox and its bindings.
+    """Declare the exchanges, the inbox and its bindings, and the control stream.
 
     Raises:
         TopologyConflict: one of them exists with other arguments.
         ChannelRefused: the operator's broker user may not declare.
         BrokerUnavailable: the connection is lost.
     """
-    for exchange in (WORK_EXCHANGE, DEAD_EXCHANGE, OUTCOMES_EXCHANGE):
+    for exchange in (WORK_EXCHANGE, DEAD_EXCHANGE, OUTCOMES_EXCHANGE, EVENTS_EXCHANGE):
         await _ensure_exchange(connection, exchange)
     await _ensure_queue(connection, INBOX_QUEUE, INBOX_ARGUMENTS)
     await _bind(connection, INBOX_QUEUE, {OUTCOMES_EXCHANGE: _ALL_KEYS, DEAD_EXCHANGE: _ALL_KEYS})
+    await _ensure_queue(connection, CONTROL_STREAM, CONTROL_ARGUMENTS)
 
 
 async def declare_task_queue(connection: Connection, namespace: str, queue: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 
 from taskqueue.broker.connection import Channel, ChannelRefused, Connection, connect
 from taskqueue.broker.contract import (
+    CONTROL_ARGUMENTS,
+    CONTROL_STREAM,
     DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
     INBOX_QUEUE,
     OUTCOMES_EXCHANGE,
     WORK_EXCHANGE,
@@ -114,7 +118,9 @@ async def test_a_queue_with_other_arguments_is_named_and_left_alone(
         assert await count(connection, WORK) is None, "work without a route for its dead letters"
 
 
-@pytest.mark.parametrize("exchange", [WORK_EXCHANGE, DEAD_EXCHANGE, OUTCOMES_EXCHANGE])
+@pytest.mark.parametrize(
+    "exchange", [WORK_EXCHANGE, DEAD_EXCHANGE, OUTCOMES_EXCHANGE, EVENTS_EXCHANGE]
+)
 async def test_an_exchange_of_another_kind_is_named(
     connection: Connection, channel: Channel, exchange: str
 ) -> None:
@@ -130,6 +136,33 @@ async def test_an_inbox_with_other_arguments_is_named(
     await channel.declare_queue(INBOX_QUEUE, arguments={"x-queue-type": "quorum"})
     with pytest.raises(TopologyConflict, match=INBOX_QUEUE):
         await declare_operator_topology(connection)
+
+
+async def test_a_control_stream_with_other_arguments_is_named(
+    connection: Connection, channel: Channel
+) -> None:
+    await channel.declare_queue(CONTROL_STREAM, arguments={**CONTROL_ARGUMENTS, "x-max-age": "2D"})
+    with pytest.raises(TopologyConflict, match=CONTROL_STREAM):
+        await declare_operator_topology(connection)
+
+
+async def test_an_event_nobody_reads_is_confirmed_when_it_need_not_arrive(
+    connection: Connection,
+) -> None:
+    await declare_operator_topology(connection)
+    publisher = await Publisher.open(connection)
+    told: asyncio.Queue[tuple[Settled, str]] = asyncio.Queue()
+    for mandatory in (False, True):
+        publisher.publish(
+            EVENTS_EXCHANGE,
+            f"{KEY}.task.succeeded",
+            b"{}",
+            properties(),
+            lambda verdict, text: told.put_nowait((verdict, text)),
+            mandatory=mandatory,
+        )
+    assert (await told.get())[0] is Settled.CONFIRMED
+    assert (await told.get())[0] is Settled.RETURNED
 
 
 async def test_a_user_who_may_not_declare_is_refused(rabbitmq_vhost: VirtualHost) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ MESSAGES = st.builds(
     timeout_seconds=COUNTS,
     body=st.binary(),
     trace=st.none() | st.fixed_dictionaries({"traceparent": WORDS}, optional={"tracestate": WORDS}),
+    fence=st.none() | st.integers(0, 2**63 - 1),
 )
 
 HEADERS: dict[str, type] = {
@@ -116,6 +118,19 @@ def test_a_token_that_is_no_text_is_named(value: Any) -> None:
     properties = example().properties()
     properties.headers["tq-token"] = value
     with pytest.raises(ContractError, match="header tq-token "):
+        parse_work(properties, b"{}")
+
+
+def test_a_fence_is_a_header_only_where_there_is_one() -> None:
+    assert "tq-fence" not in example().properties().headers
+    assert replace(example(), fence=7).properties().headers["tq-fence"] == 7
+
+
+@pytest.mark.parametrize("value", [None, "7", True])
+def test_a_fence_that_is_no_number_is_named(value: Any) -> None:
+    properties = example().properties()
+    properties.headers["tq-fence"] = value
+    with pytest.raises(ContractError, match="header tq-fence "):
         parse_work(properties, b"{}")
 
 

@@ -46,6 +46,7 @@ EVENTS = st.builds(
     result=st.none() | st.dictionaries(TEXT, JSON, max_size=4),
     error=st.none() | st.builds(EventError, type=TEXT, message=TEXT, retryable=st.booleans()),
     retry_after_seconds=st.none() | SECONDS,
+    id=TEXT.filter(bool),
 )
 
 FIELDS = ["type", "subject", "data", "uid", "token", "attempt", "epoch"]
@@ -73,6 +74,42 @@ def with_value(name: str, value: Any) -> bytes:
     target = changed if name in changed else changed["data"]
     target[name] = value
     return orjson.dumps(changed)
+
+
+def direct(**changes: Any) -> AttemptEvent:
+    values: dict[str, Any] = {
+        "kind": EventKind.SUCCEEDED,
+        "namespace": "shop",
+        "queue": "images",
+        "task": "images",
+        "uid": "",
+        "token": "",
+        "attempt": 2,
+        "epoch": 0,
+        "worker": "pod-1",
+        "correlation_id": "order-7",
+        "id": "m-1",
+    }
+    return AttemptEvent(**{**values, **changes})
+
+
+def test_the_end_of_a_direct_message_has_its_ids_and_no_token() -> None:
+    written = orjson.loads(encode(direct()))
+    assert (written["id"], written["subject"]) == ("m-1", "shop/images")
+    assert (written["data"]["token"], written["data"]["correlationId"]) == ("", "order-7")
+    assert decode(encode(direct())) == direct()
+    assert decode(encode(direct())).is_direct
+
+
+def test_a_direct_message_without_ids_still_has_an_event_id_of_its_own() -> None:
+    event = decode(encode(direct(correlation_id="", id="")))
+    assert event.correlation_id == ""
+    assert event.id
+
+
+def test_a_tasks_event_says_nothing_of_a_correlation_id() -> None:
+    assert "correlationId" not in envelope()["data"]
+    assert not decode(orjson.dumps(envelope())).is_direct
 
 
 @given(EVENTS)
