@@ -39,6 +39,7 @@ REASON_MAX_LENGTH = 253
 #: Who writes a longer message into a status cuts it first: the API server refuses it.
 MESSAGE_MAX_LENGTH = 4096
 CONDITIONS_MAX_ITEMS = 16
+CONCURRENCY_KEY_MAX_LENGTH = 253
 DAY_SECONDS = 86_400
 YEAR_SECONDS = 365 * DAY_SECONDS
 #: The work queue's ``x-delivery-limit``: the broker gives a message up after so many returns.

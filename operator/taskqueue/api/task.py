@@ -7,8 +7,8 @@ What must stay true, and is guarded by the API server through the CEL rules belo
 
 - what a Task is (queue, handler, payload, payloadFrom) never changes;
 - cancel is one way;
-- a terminal phase never changes, attempts never decrease, completionTime is never cleared, through
-  /status and with ``status: null`` too, so a writer who is late is refused, not trusted;
+- a terminal phase never changes, attempts and epoch never decrease, completionTime is never
+  cleared, through /status and with ``status: null`` too: who is late is refused, not trusted;
 - the spec of a finished Task is frozen.
 
 A field a Task may inherit from its TaskQueue has no default here: absent means inherited.
@@ -16,28 +16,23 @@ A field a Task may inherit from its TaskQueue has no default here: absent means 
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
 from taskqueue.api.common import (
     ATOMIC_LIST,
-    CONDITIONS_LIST,
-    CONDITIONS_MAX_ITEMS,
+    CONCURRENCY_KEY_MAX_LENGTH,
     DNS_LABEL_PATTERN,
     DNS_SUBDOMAIN_PATTERN,
-    MESSAGE_MAX_LENGTH,
     OBJECT_NAME_MAX_LENGTH,
     QUEUE_NAME_MAX_LENGTH,
-    REASON_MAX_LENGTH,
     SET_LIST,
     TASK_KIND,
     ActiveDeadlineSeconds,
     ApiModel,
     AttemptTimeoutSeconds,
-    Condition,
     ErrorTypes,
     Factor,
     InitialSeconds,
@@ -49,38 +44,35 @@ from taskqueue.api.common import (
     TtlSecondsAfterFinished,
     validations,
 )
-
-Phase = Literal[
-    "Pending",
-    "Blocked",
-    "Scheduled",
-    "Suspended",
-    "Running",
-    "Retrying",
-    "Succeeded",
-    "Failed",
-    "Cancelled",
-]
-TERMINAL_PHASES: tuple[Phase, ...] = ("Succeeded", "Failed", "Cancelled")
-Outcome = Literal["Succeeded", "Failed", "Cancelled"]
-
-#: How many attempts a status remembers.
-HISTORY_MAX_ITEMS = 10
-#: Of an attempt's message in the history; ten of them must stay small.
-HISTORY_MESSAGE_MAX_LENGTH = 1024
+from taskqueue.api.task_status import (
+    TERMINAL_PHASES,
+    TERMINAL_PHASES_IN_CEL,
+    Attempt,
+    Outcome,
+    Phase,
+    Progress,
+    TaskStatus,
+)
 
 PAYLOAD_SOURCES_MAX_ITEMS = 16
 DEPENDENCIES_MAX_ITEMS = 64
-CONCURRENCY_KEY_MAX_LENGTH = 253
-PROGRESS_MESSAGE_MAX_LENGTH = 1024
 
 TaskName = Annotated[
     str, Field(min_length=1, max_length=OBJECT_NAME_MAX_LENGTH, pattern=DNS_SUBDOMAIN_PATTERN)
 ]
-AttemptNumber = Annotated[int, Field(ge=1)]
-WorkerName = Annotated[str, Field(max_length=OBJECT_NAME_MAX_LENGTH)]
 
-_TERMINAL = json.dumps(TERMINAL_PHASES)  # as a CEL list
+# What tells about a Task is found here, whichever file holds it.
+__all__ = [
+    "TERMINAL_PHASES",
+    "Attempt",
+    "Outcome",
+    "Phase",
+    "Progress",
+    "Task",
+    "TaskRetry",
+    "TaskSpec",
+    "TaskStatus",
+]
 
 
 class TaskBackoff(ApiModel):
@@ -344,158 +336,6 @@ class TaskSpec(ApiModel):
     )
 
 
-class Attempt(ApiModel):
-    """One attempt that has ended."""
-
-    attempt: AttemptNumber = Field(description="Number of the attempt, from 1.")
-    start_time: datetime | None = Field(
-        None, description="When a worker began it. Absent when no worker is known to have."
-    )
-    finish_time: datetime | None = Field(None, description="When it ended.")
-    worker: WorkerName = Field("", description="Name of the worker's pod.")
-    outcome: Outcome = Field(description="How it ended: Succeeded, Failed or Cancelled.")
-    reason: str = Field(
-        "",
-        max_length=REASON_MAX_LENGTH,
-        description="Why it ended so: one word, for programs, for example the type of the error.",
-    )
-    message: str = Field(
-        "",
-        max_length=HISTORY_MESSAGE_MAX_LENGTH,
-        description="Why it ended so: a sentence, for people; cut at 1024 characters.",
-    )
-
-
-class Progress(ApiModel):
-    """How far a running attempt is, as its handler says."""
-
-    percent: int | None = Field(
-        None, ge=0, le=100, description="How much is done, 0 to 100. Absent until it was said."
-    )
-    message: str = Field(
-        "",
-        max_length=PROGRESS_MESSAGE_MAX_LENGTH,
-        description="What is being done: a sentence, for people; at most 1024 characters.",
-    )
-
-
-class TaskStatus(ApiModel):
-    """How far a Task is."""
-
-    model_config = ConfigDict(
-        json_schema_extra=validations(
-            (
-                f"!(has(oldSelf.phase) && oldSelf.phase in {_TERMINAL}) || "
-                "(has(self.phase) && self.phase == oldSelf.phase)",
-                "the phase of a finished Task never changes: create a new Task to run it again",
-            ),
-            (
-                "!has(oldSelf.attempts) || "
-                "(has(self.attempts) && self.attempts >= oldSelf.attempts)",
-                "attempts never decrease: read the Task again and count on from its attempts",
-            ),
-            (
-                "!has(oldSelf.completionTime) || has(self.completionTime)",
-                "completionTime is never cleared: create a new Task to run it again",
-            ),
-        )
-    )
-
-    observed_generation: int = Field(
-        -1,
-        description=(
-            "The metadata.generation of the spec the operator acted on last; -1 until it has "
-            "written a status. kubectl wait believes no condition while this is behind."
-        ),
-    )
-    phase: Phase = Field(
-        "Pending",
-        description=(
-            "Where the Task is. Pending: nothing written yet. Blocked: waits for what reason "
-            "names. Scheduled: waits for startAfter. Suspended: spec.suspend. Running: a worker "
-            "has it. Retrying: waits for nextAttemptTime. Succeeded, Failed and Cancelled are "
-            "final. What lasts less than 2 seconds is not written. "
-            "Selectable: kubectl get tqt --field-selector status.phase=Failed."
-        ),
-    )
-    reason: str = Field(
-        "",
-        max_length=REASON_MAX_LENGTH,
-        description=(
-            "Why the Task is in this phase: one CamelCase word, for programs. Blocked: "
-            "QueueNotFound, UnknownHandler, DependencyNotFound, WaitingForDependencies, "
-            "PayloadUnresolved or ConcurrencyLimit. Scheduled: StartAfter. Retrying: the type of "
-            "the error. Failed: RetriesExhausted, NonRetryable, WorkerLost, DeadlineExceeded, "
-            "DependencyFailed or Invalid. Suspended and Cancelled: the same word."
-        ),
-    )
-    message: str = Field(
-        "",
-        max_length=MESSAGE_MAX_LENGTH,
-        description="Why the Task is in this phase: a sentence, for people.",
-    )
-    attempts: int = Field(
-        0, ge=0, description="How many attempts were begun. Never decreases; absent means 0."
-    )
-    epoch: int = Field(
-        0,
-        ge=0,
-        description=(
-            "Raised before an attempt is taken back from a worker, so that its late outcome is "
-            "told from that of the attempt which follows. Absent means 0."
-        ),
-    )
-    history: tuple[Attempt, ...] = Field(
-        (),
-        max_length=HISTORY_MAX_ITEMS,
-        description="The last 10 attempts that have ended, oldest first.",
-        json_schema_extra=ATOMIC_LIST,
-    )
-    start_time: datetime | None = Field(
-        None, description="When a worker began the first attempt. Absent until one has."
-    )
-    completion_time: datetime | None = Field(
-        None, description="When the Task came to its end, whichever. Absent until then."
-    )
-    next_attempt_time: datetime | None = Field(
-        None,
-        description="When the next attempt is due. Absent unless Retrying or Scheduled.",
-    )
-    worker: WorkerName = Field(
-        "", description="Name of the pod which runs the Task or ran its last attempt."
-    )
-    concurrency_key: str = Field(
-        "",
-        max_length=CONCURRENCY_KEY_MAX_LENGTH,
-        description=(
-            "The key the Task holds while an attempt of it is dispatched. Absent while it holds "
-            "none."
-        ),
-    )
-    progress: Progress | None = Field(
-        None,
-        description="How far the running attempt is, as its handler says. Absent until it has.",
-    )
-    result: dict[str, Any] | None = Field(
-        None,
-        description=(
-            "What the handler returned: a JSON object of at most 16 KiB. Absent when it returned "
-            "nothing."
-        ),
-    )
-    conditions: tuple[Condition, ...] = Field(
-        (),
-        max_length=CONDITIONS_MAX_ITEMS,
-        description=(
-            "Finished and Complete when the Task succeeded; Finished, Failed and Stalled when it "
-            "failed or was cancelled; Reconciling before that, and Suspended while spec.suspend "
-            "keeps the Task. After a resume Suspended stays, False since then. "
-            "Wait with: kubectl wait --for=condition=Complete."
-        ),
-        json_schema_extra=CONDITIONS_LIST,
-    )
-
-
 class Task(Resource):
     """One piece of work for a TaskQueue. It is run again only as a new object."""
 
@@ -503,7 +343,7 @@ class Task(Resource):
         json_schema_extra=validations(
             (
                 "!(has(oldSelf.status) && has(oldSelf.status.phase) && "
-                f"oldSelf.status.phase in {_TERMINAL}) || self.spec == oldSelf.spec",
+                f"oldSelf.status.phase in {TERMINAL_PHASES_IN_CEL}) || self.spec == oldSelf.spec",
                 "the spec of a finished Task is frozen: create a new Task to run it again",
             ),
             (

@@ -6,26 +6,20 @@ and set by the API server at admission, so a stored object shows what it runs wi
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 
 from taskqueue.api.common import (
     ATOMIC_LIST,
-    CONDITIONS_LIST,
-    CONDITIONS_MAX_ITEMS,
-    DAY_SECONDS,
     DNS_LABEL_PATTERN,
     DNS_SUBDOMAIN_PATTERN,
-    MESSAGE_MAX_LENGTH,
     OBJECT_NAME_MAX_LENGTH,
     QUEUE_NAME_MAX_LENGTH,
     TASKQUEUE_KIND,
     ActiveDeadlineSeconds,
     ApiModel,
     AttemptTimeoutSeconds,
-    Condition,
     ErrorTypes,
     Factor,
     InitialSeconds,
@@ -37,10 +31,9 @@ from taskqueue.api.common import (
     TtlSecondsAfterFinished,
     validations,
 )
+from taskqueue.api.taskqueue_status import TaskQueueStatus
+from taskqueue.api.taskqueue_workers import Scaling, Workers
 
-Replicas = Annotated[int, Field(ge=0, le=10_000)]
-Count = Annotated[int, Field(ge=0)]
-Measure = Annotated[float, Field(ge=0)]
 DeletionPolicy = Literal["Retain", "Delete"]
 StopPolicy = Literal["None", "Hold", "HoldAndDrain"]
 
@@ -231,129 +224,6 @@ class ConcurrencyLimits(ApiModel):
     )
 
 
-class Workers(ApiModel):
-    """The workers of the queue."""
-
-    template: dict[str, Any] | None = Field(
-        None,
-        description=(
-            "The pod template of the workers, as in a Deployment. From it the operator makes and "
-            "scales the Deployment <name>-worker. None by default: the workers run elsewhere and "
-            "nothing is scaled."
-        ),
-    )
-    container: str = Field(
-        "",
-        max_length=63,
-        description=(
-            "Name of the template's container which runs the worker and gets its environment from "
-            "the operator. Empty by default: the first container."
-        ),
-    )
-    concurrency: int | None = Field(
-        None,
-        ge=1,
-        le=1000,
-        description=(
-            "How many Tasks one worker runs at a time (its slots), 1 to 1000. None by default: as "
-            "many as its container has CPUs, at least 1."
-        ),
-    )
-    replicas: Replicas = Field(
-        0,
-        description=(
-            "The number of workers while spec.scaling.paused is true, 0 to 10000; 0 by default. "
-            "The scale subresource (kubectl scale, KEDA, a HorizontalPodAutoscaler) writes this "
-            "field. Not obeyed while the operator scales by itself."
-        ),
-    )
-
-
-class ScalingTarget(ApiModel):
-    """What the number of workers is worked out from."""
-
-    type: Literal["Backlog"] = Field(
-        "Backlog",
-        description=(
-            "What the number of workers is worked out from. Backlog, the default: the Tasks which "
-            "wait or run, divided by tasksPerReplica and rounded up."
-        ),
-    )
-    tasks_per_replica: int = Field(
-        5,
-        ge=1,
-        le=100_000,
-        description=(
-            "How many waiting and running Tasks one worker is wanted for, 1 to 100000; "
-            "5 by default."
-        ),
-    )
-
-
-class ScaleDown(ApiModel):
-    """How the number of workers shrinks."""
-
-    stabilization_window_seconds: float = Field(
-        30,
-        ge=0,
-        le=3600,
-        description=(
-            "How many seconds back the largest number of wanted workers still counts before "
-            "workers are taken away, 0 to 3600; 30 by default."
-        ),
-    )
-
-
-class Scaling(ApiModel):
-    """How the number of workers follows the backlog."""
-
-    model_config = ConfigDict(
-        json_schema_extra=validations(
-            (
-                # The API server tries the rule on a default of {} too, before it fills it in.
-                "!has(self.minReplicas) || !has(self.maxReplicas) || "
-                "self.minReplicas <= self.maxReplicas",
-                "minReplicas is above maxReplicas: lower minReplicas or raise maxReplicas",
-            )
-        )
-    )
-
-    min_replicas: Replicas = Field(
-        0,
-        description=(
-            "The fewest workers, 0 to 10000; 0 by default: without Tasks there are no workers."
-        ),
-    )
-    max_replicas: Replicas = Field(
-        10,
-        description="The most workers, 0 to 10000 and not below minReplicas; 10 by default.",
-    )
-    target: ScalingTarget = Field(
-        default_factory=ScalingTarget,
-        description="What the number of workers between minReplicas and maxReplicas follows.",
-    )
-    scale_down: ScaleDown = Field(
-        default_factory=ScaleDown,
-        description="How the number of workers shrinks.",
-    )
-    idle_seconds_before_zero: float = Field(
-        60,
-        ge=0,
-        le=DAY_SECONDS,
-        description=(
-            "How many seconds the queue must have been empty before the last worker is taken away, "
-            "0 to 86400; 60 by default. Without effect when minReplicas is above 0."
-        ),
-    )
-    paused: bool = Field(
-        False,
-        description=(
-            "While true the operator does not scale by itself: spec.workers.replicas is the number "
-            "of workers. False by default."
-        ),
-    )
-
-
 class TaskQueueSpec(ApiModel):
     """What a TaskQueue is asked to be."""
 
@@ -396,90 +266,6 @@ class TaskQueueSpec(ApiModel):
     scaling: Scaling = Field(
         default_factory=Scaling,
         description="How the number of workers follows the backlog. Needs spec.workers.template.",
-    )
-
-
-class Totals(ApiModel):
-    """Finished Tasks, counted since the TaskQueue was created."""
-
-    succeeded: Count = Field(0, description="Tasks which ended as Succeeded.")
-    failed: Count = Field(0, description="Tasks which ended as Failed.")
-    cancelled: Count = Field(0, description="Tasks which ended as Cancelled.")
-
-
-class TaskQueueStatus(ApiModel):
-    """What the operator has found and done; written at most once a second."""
-
-    observed_generation: int = Field(
-        -1,
-        description=(
-            "The metadata.generation of the spec the operator acted on last; -1 until it has seen "
-            "this TaskQueue."
-        ),
-    )
-    conditions: tuple[Condition, ...] = Field(
-        (),
-        max_length=CONDITIONS_MAX_ITEMS,
-        description=(
-            "Ready, BrokerConnected, WorkersAvailable and ScalingActive; Reconciling and Stalled "
-            "while they hold."
-        ),
-        json_schema_extra=CONDITIONS_LIST,
-    )
-    backlog: Count | None = Field(
-        None,
-        description=(
-            "Unfinished Tasks that may run: those pending in the operator, ready in the broker and "
-            "with a worker. Absent while unknown."
-        ),
-    )
-    pending: Count | None = Field(
-        None, description="Tasks which wait in the operator to be published. Absent while unknown."
-    )
-    ready: Count | None = Field(
-        None,
-        description="Messages in the broker which no worker has taken yet. Absent while unknown.",
-    )
-    running: Count | None = Field(
-        None,
-        description=(
-            "Messages a worker has taken and not yet acknowledged. Absent while unknown, which is "
-            "never taken for 0."
-        ),
-    )
-    replicas: Count | None = Field(
-        None, description="Worker pods there are. Absent when the workers run elsewhere."
-    )
-    desired_replicas: Count | None = Field(
-        None,
-        description="Worker pods there should be. Absent when the workers run elsewhere.",
-    )
-    scaling: str = Field(
-        "",
-        max_length=MESSAGE_MAX_LENGTH,
-        description="How desiredReplicas was worked out, as a sentence for people.",
-    )
-    selector: str = Field(
-        "",
-        max_length=MESSAGE_MAX_LENGTH,
-        description="Label selector of the worker pods, for the scale subresource.",
-    )
-    totals: Totals = Field(
-        default_factory=Totals,
-        description="Finished Tasks by how they ended, since the TaskQueue was created.",
-    )
-    dead_letters: Count | None = Field(
-        None,
-        description="Messages in the queue's dead queue in the broker. Absent while unknown.",
-    )
-    throughput_per_minute: Measure | None = Field(
-        None, description="Attempts that lately ended in a minute. Absent while unknown."
-    )
-    mean_run_seconds: Measure | None = Field(
-        None, description="How long attempts lately ran on average. Absent while unknown."
-    )
-    last_scale_time: datetime | None = Field(
-        None, description="When desiredReplicas last changed. Absent until it has."
     )
 
 

@@ -1,0 +1,106 @@
+"""The status of a TaskQueue: written by the operator only, at most once a second.
+
+A figure that is not known is absent, never 0.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from taskqueue.api.common import (
+    CONDITIONS_LIST,
+    CONDITIONS_MAX_ITEMS,
+    MESSAGE_MAX_LENGTH,
+    ApiModel,
+    Condition,
+)
+
+Count = Annotated[int, Field(ge=0)]
+Measure = Annotated[float, Field(ge=0)]
+
+
+class Totals(ApiModel):
+    """Finished Tasks, counted since the TaskQueue was created."""
+
+    succeeded: Count = Field(0, description="Tasks which ended as Succeeded.")
+    failed: Count = Field(0, description="Tasks which ended as Failed.")
+    cancelled: Count = Field(0, description="Tasks which ended as Cancelled.")
+
+
+class TaskQueueStatus(ApiModel):
+    """What the operator has found and done; written at most once a second."""
+
+    observed_generation: int = Field(
+        -1,
+        description=(
+            "The metadata.generation of the spec the operator acted on last; -1 until it has seen "
+            "this TaskQueue."
+        ),
+    )
+    conditions: tuple[Condition, ...] = Field(
+        (),
+        max_length=CONDITIONS_MAX_ITEMS,
+        description=(
+            "Ready, BrokerConnected, WorkersAvailable and ScalingActive; Reconciling and Stalled "
+            "while they hold."
+        ),
+        json_schema_extra=CONDITIONS_LIST,
+    )
+    backlog: Count | None = Field(
+        None,
+        description=(
+            "Unfinished Tasks that may run: those pending in the operator, ready in the broker and "
+            "with a worker. Absent while unknown."
+        ),
+    )
+    pending: Count | None = Field(
+        None, description="Tasks which wait in the operator to be published. Absent while unknown."
+    )
+    ready: Count | None = Field(
+        None,
+        description="Messages in the broker which no worker has taken yet. Absent while unknown.",
+    )
+    running: Count | None = Field(
+        None,
+        description=(
+            "Messages a worker has taken and not yet acknowledged. Absent while unknown, which is "
+            "never taken for 0."
+        ),
+    )
+    replicas: Count | None = Field(
+        None, description="Worker pods there are. Absent when the workers run elsewhere."
+    )
+    desired_replicas: Count | None = Field(
+        None,
+        description="Worker pods there should be. Absent when the workers run elsewhere.",
+    )
+    scaling: str = Field(
+        "",
+        max_length=MESSAGE_MAX_LENGTH,
+        description="How desiredReplicas was worked out, as a sentence for people.",
+    )
+    selector: str = Field(
+        "",
+        max_length=MESSAGE_MAX_LENGTH,
+        description="Label selector of the worker pods, for the scale subresource.",
+    )
+    totals: Totals = Field(
+        default_factory=Totals,
+        description="Finished Tasks by how they ended, since the TaskQueue was created.",
+    )
+    dead_letters: Count | None = Field(
+        None,
+        description="Messages in the queue's dead queue in the broker. Absent while unknown.",
+    )
+    throughput_per_minute: Measure | None = Field(
+        None, description="Attempts that lately ended in a minute. Absent while unknown."
+    )
+    mean_run_seconds: Measure | None = Field(
+        None, description="How long attempts lately ran on average. Absent while unknown."
+    )
+    last_scale_time: datetime | None = Field(
+        None, description="When desiredReplicas last changed. Absent until it has."
+    )
