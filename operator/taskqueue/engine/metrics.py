@@ -32,6 +32,23 @@ BACKLOG = Gauge(
 DESIRED_WORKERS = Gauge(
     "taskqueue_desired_workers", "Workers a queue should have.", ("namespace", "queue")
 )
+ANNOUNCED = Counter(
+    "taskqueue_announced_total", "Events about ended Tasks that the broker has confirmed."
+)
+ANNOUNCEMENTS_DROPPED = Counter(
+    "taskqueue_announcements_dropped_total",
+    "Events about ended Tasks given up, by why: refused (a queue bound to taskqueue.events is full "
+    "and rejects publishes), overflow (too many wait for a broker), unpublishable.",
+    ("why",),
+)
+TTL_DELETIONS = Counter(
+    "taskqueue_ttl_deletions_total", "Finished Tasks deleted after their time to live."
+)
+NOTICES_DROPPED = Counter(
+    "taskqueue_notices_dropped_total",
+    "Kubernetes Events not written, by why: full (too many at once), refused (by the API server).",
+    ("why",),
+)
 
 
 def forget_queue(key: tuple[str, str]) -> None:
