@@ -57,6 +57,12 @@ from taskqueue.api.task_status import (
 PAYLOAD_SOURCES_MAX_ITEMS = 16
 DEPENDENCIES_MAX_ITEMS = 64
 
+#: RFC 3339 as Python reads it too; the API server's own format takes offsets of 99 hours.
+TIME_PATTERN = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?"
+    r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+)
+
 TaskName = Annotated[
     str, Field(min_length=1, max_length=OBJECT_NAME_MAX_LENGTH, pattern=DNS_SUBDOMAIN_PATTERN)
 ]
@@ -224,7 +230,14 @@ class TaskSpec(ApiModel):
             "are not. Empty when absent. Secrets belong into the workers' pod template, never into "
             "a payload."
         ),
-        json_schema_extra=ATOMIC_LIST,
+        json_schema_extra=ATOMIC_LIST
+        | validations(
+            (
+                "self.all(one, self.exists_one(other, other == one))",
+                "payloadFrom names a key of a ConfigMap twice: name each once, where it is to be "
+                "merged",
+            )
+        ),
     )
     priority: int = Field(
         0,
@@ -263,11 +276,14 @@ class TaskSpec(ApiModel):
             "2026-01-02T03:04:05Z. When absent, or past, it need not wait. Without effect once the "
             "Task is dispatched."
         ),
-        json_schema_extra=validations(
+        json_schema_extra={"pattern": TIME_PATTERN}
+        | validations(
             (
-                # Also has the API server parse it, which its format alone does not.
-                "self >= timestamp('1970-01-01T00:00:00Z')",
-                "startAfter is before 1970: correct its year, or leave startAfter out",
+                # The format takes what is no time; a rule makes the API server parse the value.
+                "self >= timestamp('1970-01-01T00:00:00Z') && "
+                "self < timestamp('9999-01-01T00:00:00Z')",
+                "startAfter is no time of the years 1970 to 9998: correct it, or leave startAfter "
+                "out",
             )
         ),
     )
