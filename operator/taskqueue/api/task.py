@@ -276,16 +276,18 @@ class TaskSpec(ApiModel):
             "2026-01-02T03:04:05Z. When absent, or past, it need not wait. Without effect once the "
             "Task is dispatched."
         ),
-        json_schema_extra={"pattern": TIME_PATTERN}
-        | validations(
-            (
-                # The format takes what is no time; a rule makes the API server parse the value.
-                "self >= timestamp('1970-01-01T00:00:00Z') && "
-                "self < timestamp('9999-01-01T00:00:00Z')",
-                "startAfter is no time of the years 1970 to 9998: correct it, or leave startAfter "
-                "out",
-            )
-        ),
+        json_schema_extra={
+            "pattern": TIME_PATTERN,
+            **validations(
+                (
+                    # The format takes what is no time; a rule makes the API server parse the value.
+                    "self >= timestamp('1970-01-01T00:00:00Z') && "
+                    "self < timestamp('9999-01-01T00:00:00Z')",
+                    "startAfter is no time of the years 1970 to 9998: correct it, or leave "
+                    "startAfter out",
+                )
+            ),
+        },
     )
     retry: TaskRetry | None = Field(
         None,
