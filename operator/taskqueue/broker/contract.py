@@ -42,6 +42,9 @@ CONTENT_TYPE_JSON = "application/json"
 
 #: Header of a dead-lettered message that says why it was given up.
 ERROR_HEADER = "tq-error"
+#: Header of a message the operator gave up: where it had been published. Only what was once a work
+#: message can be published to the work exchange again.
+EXCHANGE_HEADER = "tq-exchange"
 
 #: Header of a Task with a concurrencyKey: a number that grows with every dispatch of the key.
 FENCE_HEADER = "tq-fence"

@@ -7,6 +7,7 @@ message id, by which a returned message is told from its neighbours.
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Outgoing:
     type: str | None = None
     correlation_id: str | None = None
     headers: Mapping[str, Any] | None = None
+    timestamp: int | None = None
 
     def properties(self) -> BasicProperties:
         """Return the properties of one publish."""
@@ -51,6 +53,7 @@ class Outgoing:
             message_id=f"{_PROCESS}-{next(_numbers)}",
             correlation_id=self.correlation_id,
             delivery_mode=2,
+            timestamp=self.timestamp,
             app_id=APP_ID,
             headers=None if self.headers is None else dict(self.headers),
         )
@@ -83,6 +86,7 @@ def dead_letter(
         type=properties.type,
         correlation_id=properties.correlation_id,
         headers=headers,
+        timestamp=int(time.time()),  # of its death
     )
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -31,7 +31,7 @@ from taskqueue.broker.connection import (
     Delivery,
     connect,
 )
-from taskqueue.broker.contract import INBOX_QUEUE, OUTCOMES_EXCHANGE
+from taskqueue.broker.contract import EXCHANGE_HEADER, INBOX_QUEUE, OUTCOMES_EXCHANGE
 from taskqueue.broker.publisher import Publisher, Settled
 from taskqueue.broker.topology import TopologyConflict, declare_operator_topology
 from taskqueue.broker.worker_messages import Outgoing, dead_letter
@@ -168,6 +168,9 @@ class BrokerLink:
             namespace=namespace,
             queue=rest.partition(".")[0],
             reason=reason,
+        )
+        letter = replace(
+            letter, headers={**(letter.headers or {}), EXCHANGE_HEADER: delivery.exchange}
         )
 
         def settled(verdict: Settled, text: str) -> None:
