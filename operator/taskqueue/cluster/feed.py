@@ -82,6 +82,10 @@ class Feed:
         self._version = ""
         self.synced = asyncio.Event()
 
+    def uid_of(self, key: Key) -> str | None:
+        """Return the uid of the object shown under a name; None: none is."""
+        return self._held.get(key)
+
     async def run(self) -> None:
         """Feed until cancelled; no error of the API server ends it."""
         pause = _FIRST_PAUSE

@@ -127,6 +127,11 @@ class Leadership:
         self._deadline = 0.0
         self._holding = threading.Event()
 
+    @property
+    def certain(self) -> bool:
+        """Whether nobody else can lead yet, by this process's own clock."""
+        return self._left() > 0
+
     async def acquire(self) -> None:
         """Return when this process leads."""
         seen: tuple[Any, ...] | None = None

@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from taskqueue.cluster.client import JSON_PATCH, ApiClient, ApiError
 from taskqueue.logs import EventLog
@@ -32,9 +33,16 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The status is in the API server; the object's generation is this, 0 when not told."""
+    """The status is in the API server.
+
+    Attributes:
+        generation: of the object, 0 when not told.
+        version: of the object, as a number that grows with every write in the cluster; 0 when not
+            told.
+    """
 
     generation: int = 0
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,12 @@ class _Slot:
     waiting: bool = False
     writing: bool = False
     callbacks: list[OnFate] = field(default_factory=list)
+
+
+def version_of(metadata: Mapping[str, Any]) -> int:
+    """Return an object's resourceVersion, which Kubernetes' API server makes a growing number."""
+    version = str(metadata.get("resourceVersion", ""))
+    return int(version) if version.isdecimal() else 0
 
 
 class StatusWriter:
@@ -145,7 +159,8 @@ class StatusWriter:
                 answer = await self._client.request(
                     "PATCH", slot.path, body=body, content_type=JSON_PATCH
                 )
-                fate: Fate = Written((answer.get("metadata") or {}).get("generation", 0))
+                metadata = answer.get("metadata") or {}
+                fate: Fate = Written(metadata.get("generation", 0), version_of(metadata))
                 break
             except ApiError as problem:
                 if not problem.transient:

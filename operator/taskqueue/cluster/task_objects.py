@@ -51,7 +51,16 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
             queue=spec.queue,
             handler=spec.handler,
             payload=orjson.dumps(spec.payload),
+            payload_from=tuple(
+                domain.PayloadSource(one.config_map_key_ref.name, one.config_map_key_ref.key)
+                for one in spec.payload_from
+            ),
             priority=spec.priority,
+            concurrency_key=spec.concurrency_key,
+            depends_on=tuple(spec.depends_on),
+            start_after=spec.start_after.timestamp() if spec.start_after else None,
+            suspend=spec.suspend,
+            cancel=spec.cancel,
             overrides=_overrides(spec),
         ),
         status=_read_status(status),
@@ -83,6 +92,8 @@ def status_patch(task: domain.Task, status: domain.TaskStatus, *, now: float) ->
     body |= {name: timestamp(at) for name, at in times.items() if at is not None}
     if status.result is not None:
         body["result"] = status.result
+    if status.concurrency_key:
+        body["concurrencyKey"] = status.concurrency_key
     return orjson.dumps(
         [
             {"op": "test", "path": "/metadata/uid", "value": task.uid},
@@ -110,6 +121,9 @@ def _attempt(entry: domain.Attempt) -> dict[str, Any]:
     }
 
 
+#: The one condition that stays when it is over, as a Job's does.
+_SUSPENDED = "Suspended"
+
 _REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
 #: Conditions that are True in a phase, as docs/concepts.md tells them.
@@ -119,7 +133,7 @@ _TRUE_IN: Mapping[domain.Phase, tuple[str, ...]] = {
     domain.Phase.SCHEDULED: ("Reconciling",),
     domain.Phase.RUNNING: ("Reconciling",),
     domain.Phase.RETRYING: ("Reconciling",),
-    domain.Phase.SUSPENDED: ("Suspended", "Reconciling"),
+    domain.Phase.SUSPENDED: (_SUSPENDED, "Reconciling"),
     domain.Phase.SUCCEEDED: ("Finished", "Complete"),
     domain.Phase.FAILED: ("Finished", "Failed", "Stalled"),
     domain.Phase.CANCELLED: ("Finished", "Failed", "Stalled"),
@@ -131,7 +145,7 @@ def _conditions(
 ) -> list[dict[str, Any]]:
     # A Task is being reconciled from its creation on; it becomes anything else just now.
     since = {"Reconciling": task.created}
-    return [
+    conditions = [
         {
             "type": kind,
             "status": "True",
@@ -143,10 +157,32 @@ def _conditions(
         }
         for kind in _TRUE_IN[status.phase]
     ]
+    if status.resumed_time is not None and status.phase is not domain.Phase.SUSPENDED:
+        conditions.append(
+            {
+                "type": _SUSPENDED,
+                "status": "False",
+                "reason": "Resumed",
+                "message": "spec.suspend is false again",
+                "lastTransitionTime": timestamp(status.resumed_time),
+                "observedGeneration": task.generation,
+            }
+        )
+    return conditions
+
+
+def _resumed_time(status: TaskStatus) -> float | None:
+    """Return when the last suspension ended: deadlines count from there."""
+    for condition in status.conditions:
+        if condition.type == _SUSPENDED and condition.status == "False":
+            return condition.last_transition_time.timestamp()
+    return None
 
 
 def _overrides(spec: TaskSpec) -> domain.PolicyOverrides:
-    if spec.retry is None and spec.attempt_timeout_seconds is None and spec.max_deliveries is None:
+    times = (spec.attempt_timeout_seconds, spec.active_deadline_seconds)
+    others = (spec.retry, spec.max_deliveries, spec.ttl_seconds_after_finished)
+    if all(own is None for own in (*times, *others)):
         return domain.NO_OVERRIDES
     retry = spec.retry or TaskRetry()
     backoff = retry.backoff
@@ -159,6 +195,8 @@ def _overrides(spec: TaskSpec) -> domain.PolicyOverrides:
         non_retryable=None if retry.non_retryable is None else frozenset(retry.non_retryable),
         attempt_timeout_seconds=spec.attempt_timeout_seconds,
         max_deliveries=spec.max_deliveries,
+        active_deadline_seconds=spec.active_deadline_seconds,
+        ttl_seconds=spec.ttl_seconds_after_finished,
     )
 
 
@@ -190,6 +228,8 @@ def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskStatus:
             status.next_attempt_time.timestamp() if status.next_attempt_time else None
         ),
         worker=status.worker,
+        concurrency_key=status.concurrency_key,
+        resumed_time=_resumed_time(status),
         result=status.result,
     )
 

@@ -101,6 +101,10 @@ class DependencyGraph:
         """Yield what somebody waits for and does not exist, as far as known."""
         yield from self._missing
 
+    def present(self) -> Iterator[TaskKey]:
+        """Yield what somebody waits for and is not finished, as far as known."""
+        yield from self._present
+
     def needed(self, key: TaskKey) -> bool:
         """Tell whether an unfinished Task depends on this one."""
         return key in self._dependents

@@ -83,7 +83,9 @@ def decide(
         over = lifecycle.deadline_exceeded(status, now=now, seconds=seconds)
         return Decision(Step.END, over)
     if dispatched:
-        return Decision(Step.GO, status, deadline)
+        if around.policy is None and status.phase is not Phase.RUNNING:
+            return Decision(Step.GO, _without_queue(task, status), deadline)
+        return Decision(Step.GO, _free(status), deadline)
     decision = _before_dispatch(task, status, around, now)
     if deadline is None or decision.step is Step.END:
         return decision
@@ -93,12 +95,7 @@ def decide(
 
 def _before_dispatch(task: Task, status: TaskStatus, around: Surroundings, now: float) -> Decision:
     if around.policy is None:
-        return _blocked(
-            status,
-            "QueueNotFound",
-            f"spec.queue: there is no TaskQueue {task.namespace}/{task.spec.queue}: create it, and "
-            "the Task goes on",
-        )
+        return Decision(Step.HOLD, _without_queue(task, status))
     if not _was_dispatched(status):
         decision = _before_the_first(task, status, around, now)
         if decision is not None:
@@ -111,6 +108,15 @@ def _before_dispatch(task: Task, status: TaskStatus, around: Surroundings, now: 
     if now < around.hold_until:
         return Decision(Step.HOLD, status, around.hold_until)
     return Decision(Step.GO, _free(status))
+
+
+def _without_queue(task: Task, status: TaskStatus) -> TaskStatus:
+    return lifecycle.blocked(
+        status,
+        reason="QueueNotFound",
+        message=f"spec.queue: there is no TaskQueue {task.namespace}/{task.spec.queue}: create it, "
+        "and the Task goes on",
+    )
 
 
 def _before_the_first(

@@ -128,6 +128,11 @@ class BrokerLink:
         self._subscribers.discard(callback)
 
     @property
+    def publisher(self) -> Publisher | None:
+        """To publish at this broker, even before the inbox is read; None while it cannot be."""
+        return self._publisher
+
+    @property
     def unused(self) -> bool:
         """Whether nobody is subscribed."""
         return not self._subscribers

@@ -10,7 +10,7 @@ from typing import Any
 from taskqueue.broker.connection import BrokerParameters, Delivery
 from taskqueue.engine.broker_link import BrokerLink, Down, Markers
 
-Take = Callable[[Delivery, Callable[[Delivery, str], None]], None]
+Take = Callable[[Delivery, BrokerLink], None]
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
@@ -20,7 +20,7 @@ class BrokerLinks:
     Args:
         feed_synced: set once all unfinished Tasks are known.
         random: for the pauses between tries.
-        take: takes a message of an inbox, and how to give it up.
+        take: takes a message of an inbox, and the link it came by.
         spawn: runs a link beside everything else.
     """
 
@@ -44,7 +44,7 @@ class BrokerLinks:
                 markers=self._markers,
                 random=self._random,
             )
-            link.take = lambda delivery: self._take(delivery, link.give_up)
+            link.take = lambda delivery: self._take(delivery, link)
             self._links[parameters] = (
                 link,
                 self._spawn(link.run(), f"broker {parameters.address}"),

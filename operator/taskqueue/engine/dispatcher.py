@@ -2,11 +2,14 @@
 
 Invariants:
 
-* an Entry in stage WAITING is in the line, one in PUBLISHED is in ``_published``, no other is in
-  either;
+* an Entry in stage WAITING is in the line or waits for its concurrency key, one in CLAIMING is in
+  ``_claiming``, one in PUBLISHED in ``_published``, one in HELD in ``_held``, no other is in any;
 * nothing is published while the dispatcher is closed (broker away, queue not declared, no
-  TaskQueue); what is PUBLISHED then stays so, because the broker's queue is durable;
-* a publish whose fate is unknown goes back into the line and out again with the same token.
+  TaskQueue) or the queue's stopPolicy holds; what is PUBLISHED then stays so, because the broker's
+  queue is durable;
+* a publish whose fate is unknown goes back into the line and out again with the same token;
+* a Task with a concurrency key is published only after a write of its status says that it holds
+  the key, and by a process that led when the write was done: whoever leads next knows of it.
 """
 
 from __future__ import annotations
@@ -14,15 +17,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from taskqueue.broker.contract import WORK_EXCHANGE, WorkMessage, routing_key
+from taskqueue.broker.orders import Order, OrderKind
 from taskqueue.broker.publisher import Publisher, Settled
+from taskqueue.domain.concurrency import KeySlots
 from taskqueue.domain.dispatch_order import WaitingLine, window_size
 from taskqueue.domain.queue import QueueConfig, QueueKey
 from taskqueue.domain.task import Policy
 from taskqueue.domain.token import TokenKeys
 from taskqueue.engine.entry import Entry, Stage, log_fields
 from taskqueue.engine.metrics import PUBLISHED
+from taskqueue.engine.order_line import OrderLine
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -34,6 +41,25 @@ _BATCH = 128
 #: Pause after the broker refused a publish (queue full, no queue): it needs time or a hand.
 _REFUSED_PAUSE_SECONDS = 0.5
 _RATE_WINDOW_SECONDS = 5
+#: An attempt is given up when no outcome has come this long after its time-out: the worker reports
+#: one by then, if there is a worker.
+SILENCE_SECONDS = 10.0
+
+
+class Ledger(Protocol):
+    """Who keeps the statuses; told what the dispatcher finds out."""
+
+    def opened(self, key: QueueKey, publisher: Publisher) -> None:
+        """Take note that the queue's broker is there."""
+
+    def claim(self, entry: Entry) -> None:
+        """Record that ``entry.key`` is held, then call `Dispatcher.claimed`."""
+
+    def parked(self, entry: Entry) -> None:
+        """Take note that the Task waits for its concurrency key."""
+
+    def silent(self, entry: Entry, since: float) -> None:
+        """Take note that an attempt, with a worker since then, will not report any more."""
 
 
 class FinishRate:
@@ -64,6 +90,8 @@ class Dispatcher:
         key: the queue, which may not exist (yet).
         tokens: sign what is published.
         clock: wall time in seconds.
+        ledger: keeps the statuses.
+        leads: tells whether this process certainly still leads.
         on_backlog: called when there may be more to do for the workers.
         on_missing: called when the broker has no queue to route to.
     """
@@ -74,30 +102,52 @@ class Dispatcher:
         *,
         tokens: TokenKeys,
         clock: Clock,
+        ledger: Ledger,
+        leads: Callable[[], bool],
         on_backlog: Callable[[], None],
         on_missing: Callable[[], None],
     ) -> None:
         self.key = key
-        self.config: QueueConfig | None = None
         #: Tasks all workers together can run at once, as far as known.
         self.slots = 0
+        self._config: QueueConfig | None = None
         self._tokens = tokens
         self._clock = clock
+        self._ledger = ledger
+        self._leads = leads
         self._on_backlog = on_backlog
         self._on_missing = on_missing
         self._line: WaitingLine[Entry] = WaitingLine()
-        self._delayed: set[Entry] = set()
-        self._published: set[Entry] = set()
+        #: Holders are Entries, and tokens of attempts that were taken back and may still run.
+        self._keys: KeySlots[Entry | str] = KeySlots()
+        self._lingering: dict[str, tuple[str, asyncio.TimerHandle]] = {}
+        self._held: set[Entry] = set()
+        self._claiming: set[Entry] = set()
+        #: In the order of publishing, which is that of the broker's queue.
+        self._published: dict[Entry, None] = {}
         self._rate = FinishRate()
+        self._orders = OrderLine()
         self._publisher: Publisher | None = None
         self._pump_planned = False
         self._paused_until = 0.0
         self._published_counter = PUBLISHED.labels(*key)
 
     @property
+    def config(self) -> QueueConfig | None:
+        """What the TaskQueue asks for; None while there is none."""
+        return self._config
+
+    @config.setter
+    def config(self, config: QueueConfig | None) -> None:
+        self._config = config
+        for key in self._keys.keys_waited_for:
+            self._unpark(key)
+        self._plan_pump()
+
+    @property
     def waiting(self) -> int:
         """Tasks that may run and are still in the operator."""
-        return len(self._line)
+        return len(self._line) + len(self._claiming)
 
     @property
     def published(self) -> int:
@@ -105,48 +155,122 @@ class Dispatcher:
         return len(self._published)
 
     @property
+    def publisher(self) -> Publisher | None:
+        """What is published with; None while closed."""
+        return self._publisher
+
+    @property
     def empty(self) -> bool:
-        """Whether no Task of the queue is held."""
-        return not (self._line or self._published or self._delayed)
+        """Whether no Task of the queue is held, nor anything of one."""
+        return not (
+            self._line
+            or self._keys.waiting
+            or self._claiming
+            or self._published
+            or self._held
+            or self._lingering
+            or self._orders
+        )
 
     def entries(self) -> Iterator[Entry]:
         """Yield every Task held, in no order."""
         yield from self._line
-        yield from self._delayed
+        yield from (one for one in self._keys if isinstance(one, Entry))
+        yield from self._claiming
+        yield from self._held
         yield from self._published
 
     def policy(self, entry: Entry) -> Policy:
         """Return what holds for a Task now: its own fields over the queue's."""
-        defaults = self.config.policy if self.config else Policy()
+        defaults = self._config.policy if self._config else Policy()
         return entry.task.spec.overrides.over(defaults)
 
     def open(self, publisher: Publisher) -> None:
         """Publish from now on; the queue is declared."""
         self._publisher = publisher
         self._paused_until = 0.0
+        for entry in self._published:
+            entry.delivered_at = None  # while we were away nobody could report
+        self._orders.open(publisher)
+        self._ledger.opened(self.key, publisher)
         self._plan_pump()
 
     def close(self) -> None:
         """Publish nothing until opened again."""
         self._publisher = None
+        self._orders.close()
 
-    def submit(self, entry: Entry, *, wait_seconds: float = 0.0) -> None:
-        """Take a Task whose next attempt is due now, at its status' nextAttemptTime, or later."""
+    def adopt(self, entry: Entry) -> None:
+        """Take a Task that is new here; the key it holds by its status is its own."""
+        if entry.status.concurrency_key:
+            entry.key = entry.status.concurrency_key
+            self._keys.take(entry.key, entry)
+
+    def submit(self, entry: Entry) -> None:
+        """Take a Task whose next attempt may be dispatched."""
         self._leave(entry)
-        wait = max(wait_seconds, (entry.status.next_attempt_time or 0.0) - self._clock())
-        if wait > 0:
-            entry.stage = Stage.DELAYED
-            self._delayed.add(entry)
-            entry.due = asyncio.get_running_loop().call_later(wait, self._due, entry)
-        else:
-            self._wait(entry)
+        entry.stage = Stage.WAITING
+        self._line.add(entry, priority=entry.task.spec.priority, created=entry.task.created)
+        self._plan_pump()
+        self._on_backlog()
+
+    def hold(self, entry: Entry) -> None:
+        """Keep a Task that is not to be dispatched for now."""
+        self._leave(entry)
+        entry.stage = Stage.HELD
+        self._held.add(entry)
+        self._plan_pump()
 
     def withdraw(self, entry: Entry, *, finished: bool) -> None:
         """Let go of a Task that is finished or gone."""
         self._leave(entry)
+        if entry.key:
+            self._release(entry)
         if finished:
             self._rate.add(self._clock())
         self._plan_pump()
+
+    def token(self, entry: Entry) -> str:
+        """Return the token of a Task's attempt."""
+        status = entry.status
+        return self._tokens.sign(entry.task.uid, status.current_attempt, status.epoch)
+
+    def linger(self, entry: Entry) -> None:
+        """Keep the key of a published attempt that is being stopped until its worker has answered.
+
+        At the latest until the attempt would have timed out: then nothing of it can run any more.
+        """
+        if not entry.key:
+            return
+        key, token = entry.key, self.token(entry)
+        self._keys.take(key, token)
+        seconds = self.policy(entry).attempt_timeout_seconds + SILENCE_SECONDS
+        loop = asyncio.get_running_loop()
+        self._lingering[token] = (key, loop.call_later(seconds, self.answered, token))
+
+    def answered(self, token: str) -> None:
+        """Take note that no worker has this attempt any more."""
+        lingering = self._lingering.pop(token, None)
+        if lingering is not None:
+            key, timer = lingering
+            timer.cancel()
+            self._keys.release(key, token)
+            self._unpark(key)
+
+    def order(self, kind: OrderKind, token: str, uid: str) -> None:
+        """Tell the workers; kept until the broker has it."""
+        self._orders.send(Order(kind, token=token, uid=uid))
+
+    def claimed(self, entry: Entry, fence: int) -> None:
+        """Publish a Task whose key is recorded; ``fence`` grows with every such record."""
+        entry.fence = fence
+        if entry.stage is not Stage.CLAIMING:
+            return
+        self._claiming.discard(entry)
+        if self._publisher is None:
+            self.submit(entry)
+        else:
+            self._publish_claimed(self._publisher, entry)
 
     def republish_all(self) -> int:
         """Put everything published back into the line: the broker has lost it."""
@@ -155,25 +279,50 @@ class Dispatcher:
             self.submit(entry)
         return len(lost)
 
-    def _due(self, entry: Entry) -> None:
-        entry.due = None
-        self._delayed.discard(entry)
-        self._wait(entry)
+    def observed_ready(self, ready: int) -> None:
+        """Take the broker's count of messages no worker has; look for attempts that went silent.
 
-    def _wait(self, entry: Entry) -> None:
-        entry.stage = Stage.WAITING
-        self._line.add(entry, priority=entry.task.spec.priority, created=entry.task.created)
-        self._plan_pump()
-        self._on_backlog()
+        The queue hands out in order, so all but the last ``ready`` published are with a worker.
+        Messages of others make the count larger, and us more patient.
+        """
+        now = self._clock()
+        delivered = len(self._published) - ready
+        silent = []
+        for place, entry in enumerate(self._published):
+            if entry.delivered_at is None:
+                if place < delivered and entry.confirmed:
+                    entry.delivered_at = now
+                continue
+            limit = self.policy(entry).attempt_timeout_seconds + SILENCE_SECONDS
+            if now - entry.delivered_at > limit:
+                silent.append((entry, entry.delivered_at))
+        for entry, since in silent:
+            self._ledger.silent(entry, since)
 
     def _leave(self, entry: Entry) -> None:
         self._line.discard(entry)
-        self._published.discard(entry)
-        if entry in self._delayed:
-            self._delayed.discard(entry)
-            if entry.due is not None:
-                entry.due.cancel()
-                entry.due = None
+        self._published.pop(entry, None)
+        self._claiming.discard(entry)
+        self._held.discard(entry)
+        entry.confirmed, entry.delivered_at = False, None
+        if entry.key and entry.status.concurrency_key != entry.key:
+            self._release(entry)
+
+    def _release(self, entry: Entry) -> None:
+        key, entry.key = entry.key, ""
+        self._keys.leave(key, entry)
+        self._keys.release(key, entry)
+        self._unpark(key)
+
+    def _unpark(self, key: str) -> None:
+        """Put those that wait for a key into the line, as many as may have it."""
+        limit = self._config.per_key if self._config else 1
+        while (entry := self._keys.next(key, limit=limit)) is not None:
+            if isinstance(entry, Entry):
+                self._keys.take(key, entry)  # or the next would find room too
+                self._line.add(entry, priority=entry.task.spec.priority, created=entry.task.created)
+                self._plan_pump()
+                self._on_backlog()
 
     def _plan_pump(self, wait: float = 0.0) -> None:
         if self._pump_planned or self._publisher is None or not self._line:
@@ -187,29 +336,54 @@ class Dispatcher:
 
     def _pump(self) -> None:
         self._pump_planned = False
-        publisher = self._publisher
-        if publisher is None or self.config is None:
+        publisher, config = self._publisher, self._config
+        if publisher is None or config is None or config.stop_policy.holds:
             return
         now = self._clock()
         if now < self._paused_until:
             self._plan_pump(self._paused_until - now)
             return
         window = window_size(
-            max_published=self.config.max_published,
+            max_published=config.max_published,
             slots=self.slots,
             finished_in_5_seconds=self._rate.recent(now),
         )
-        for _ in range(min(_BATCH, window - len(self._published))):
+        for _ in range(_BATCH):
+            if len(self._published) + len(self._claiming) >= window:
+                return
             entry = self._line.pop()
             if entry is None:
                 return
+            if entry.status.concurrency_key:
+                self._publish_claimed(publisher, entry)
+            elif entry.task.spec.concurrency_key:
+                self._claim_or_park(entry, config.per_key)
+            else:
+                self._publish(publisher, entry)
+        self._plan_pump()
+
+    def _claim_or_park(self, entry: Entry, limit: int) -> None:
+        entry.key = entry.task.spec.concurrency_key
+        if self._keys.claim(entry.key, entry, limit=limit):
+            entry.stage = Stage.CLAIMING
+            self._claiming.add(entry)
+            self._ledger.claim(entry)
+        else:
+            spec = entry.task.spec
+            self._keys.wait(entry.key, entry, priority=spec.priority, created=entry.task.created)
+            self._ledger.parked(entry)
+
+    def _publish_claimed(self, publisher: Publisher, entry: Entry) -> None:
+        """Publish, if nobody else can have led before the claim was recorded."""
+        if self._leads():
             self._publish(publisher, entry)
-        if len(self._published) < window:
-            self._plan_pump()
+        else:
+            self.hold(entry)  # whoever leads now has read the claim, and publishes
 
     def _publish(self, publisher: Publisher, entry: Entry) -> None:
         entry.stage = Stage.PUBLISHED
-        self._published.add(entry)
+        entry.confirmed, entry.delivered_at = False, None
+        self._published[entry] = None
         task, status, policy = entry.task, entry.status, self.policy(entry)
         attempt = status.current_attempt
         message = WorkMessage(
@@ -221,10 +395,11 @@ class Dispatcher:
             attempt=attempt,
             max_attempts=policy.max_attempts,
             epoch=status.epoch,
-            token=self._tokens.sign(task.uid, attempt, status.epoch),
+            token=self.token(entry),
             max_deliveries=policy.max_deliveries,
             timeout_seconds=policy.attempt_timeout_seconds,
-            body=task.spec.payload,
+            body=task.spec.payload if entry.payload is None else entry.payload,
+            fence=entry.fence if status.concurrency_key else None,
         )
         self._published_counter.inc()
         publisher.publish(
@@ -232,17 +407,24 @@ class Dispatcher:
             routing_key(*self.key),
             message.body,
             message.properties(),
-            lambda settled, text: self._settled(entry, attempt, settled, text),
+            lambda settled, text: self._settled(entry, (attempt, status.epoch), settled, text),
         )
 
-    def _settled(self, entry: Entry, attempt: int, settled: Settled, text: str) -> None:
-        if settled is Settled.CONFIRMED:
-            return
-        if entry.stage is not Stage.PUBLISHED or entry.status.current_attempt != attempt:
+    def _settled(
+        self, entry: Entry, published: tuple[int, int], settled: Settled, text: str
+    ) -> None:
+        status = entry.status
+        if entry.stage is not Stage.PUBLISHED or published != (
+            status.current_attempt,
+            status.epoch,
+        ):
             return  # its outcome was faster than the broker's word about the publish
+        if settled is Settled.CONFIRMED:
+            entry.confirmed = True
+            return
         log.warning(
             "dispatch.not_published",
-            **log_fields(entry.task, attempt=attempt, verdict=settled.value, problem=text),
+            **log_fields(entry.task, attempt=published[0], verdict=settled.value, problem=text),
         )
         self._paused_until = self._clock() + _REFUSED_PAUSE_SECONDS
         self.submit(entry)

@@ -7,6 +7,7 @@ An `Entry` lives from the moment the feed shows a Task until its final status is
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -21,10 +22,12 @@ class Stage(Enum):
 
     #: Not taken up yet.
     NEW = auto()
-    #: In its queue's line, to be published when there is room.
+    #: Not to be dispatched for now; its status tells why.
+    HELD = auto()
+    #: In its queue's line, or its concurrency key's, to be published when there is room.
     WAITING = auto()
-    #: Until the time of its next attempt.
-    DELAYED = auto()
+    #: Its concurrency key is being recorded, which comes before it is published.
+    CLAIMING = auto()
     #: In the broker, or on the way there; an outcome is awaited.
     PUBLISHED = auto()
     #: Has its final status, which is being written.
@@ -41,8 +44,16 @@ class Entry:
         written: what the API server has.
         stage: see `Stage`.
         outcomes: deliveries to acknowledge when a write that contains them has succeeded.
-        due: timer of the next attempt, while DELAYED.
+        alarm: when it is to be looked at again, whatever happens.
         flush: timer of the next write of an unfinished status.
+        after_write: called once the status at hand is in the API server.
+        payload: merged with what spec.payloadFrom names; None: spec.payload is all there is.
+        payload_problem: as `taskqueue.domain.gate.Surroundings` has it.
+        hold_until: likewise.
+        key: the concurrency key it holds or waits for; "" for none.
+        fence: the number its handler is given with the key.
+        confirmed: the broker has said that it has the message.
+        delivered_at: since when the attempt is known to be with a worker.
         reduced: a status was refused once and is being written in short.
         left_feed: the feed has shown it leaving.
     """
@@ -52,8 +63,16 @@ class Entry:
     written: TaskStatus
     stage: Stage = Stage.NEW
     outcomes: list[Delivery] = field(default_factory=list)
-    due: asyncio.TimerHandle | None = None
+    alarm: asyncio.TimerHandle | None = None
     flush: asyncio.TimerHandle | None = None
+    after_write: Callable[[], None] | None = None
+    payload: bytes | None = None
+    payload_problem: str | None = None
+    hold_until: float = 0.0
+    key: str = ""
+    fence: int = 0
+    confirmed: bool = False
+    delivered_at: float | None = None
     reduced: bool = False
     left_feed: bool = False
 
@@ -64,10 +83,10 @@ class Entry:
 
     def stop_timers(self) -> None:
         """Cancel whatever was to happen later."""
-        for timer in (self.due, self.flush):
+        for timer in (self.alarm, self.flush):
             if timer is not None:
                 timer.cancel()
-        self.due = self.flush = None
+        self.alarm = self.flush = None
 
     def acknowledge(self) -> None:
         """Acknowledge the outcomes that are now recorded, or need not be."""

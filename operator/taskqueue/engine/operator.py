@@ -1,4 +1,4 @@
-"""The engine: every unfinished Task and every TaskQueue, and the loops that serve them.
+"""The engine: every TaskQueue and every unfinished Task, and the loops that serve them.
 
 Tasks come in through the feed, TaskQueues through `Engine.put_queue`, worker Deployments through a
 feed of their own, outcomes through the broker links. The engine only connects the parts; what each
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Mapping
 from random import Random
 from typing import Any
 
@@ -19,71 +18,67 @@ from pydantic import ValidationError
 from taskqueue.cluster import deployments
 from taskqueue.cluster.client import UNREADABLE, Access, ApiClient, ApiError
 from taskqueue.cluster.deployments import PoolState
-from taskqueue.cluster.feed import Feed, Key, identity
+from taskqueue.cluster.feed import Feed, Key
 from taskqueue.cluster.queue_objects import QUEUES_PATH, read_queue
 from taskqueue.cluster.status_writer import CONCURRENCY, StatusWriter
-from taskqueue.cluster.task_objects import (
-    TASKS_PATH,
-    UNFINISHED,
-    read_task,
-    seconds_of,
-    task_path,
-)
+from taskqueue.cluster.task_objects import TASKS_PATH, UNFINISHED, seconds_of
 from taskqueue.domain.queue import QueueKey
-from taskqueue.domain.task import Phase
 from taskqueue.domain.token import TokenKeys
 from taskqueue.engine.broker_links import BrokerLinks
-from taskqueue.engine.dispatcher import Dispatcher
-from taskqueue.engine.entry import Entry, Stage, log_fields
-from taskqueue.engine.metrics import TASKS_HELD, forget_queue
+from taskqueue.engine.entry import Entry
+from taskqueue.engine.janitor import Janitor
+from taskqueue.engine.metrics import forget_queue
 from taskqueue.engine.queue_controller import QueueController, Totals
-from taskqueue.engine.recorder import Recorder
 from taskqueue.engine.recount import Recount
+from taskqueue.engine.tasks import Tasks
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
 
-#: Largest payload taken, in bytes of JSON.
-PAYLOAD_LIMIT_BYTES = 200 * 1024
 #: How long statuses may still be written after the order to stop.
 _DRAIN_SECONDS = 5.0
-#: Objects read at once to find out why they left the feed.
-_READS_AT_ONCE = 8
-#: How long until a Task whose final status was refused is looked for.
-_REFUSED_PAUSE_SECONDS = 5.0
+#: How long events about them may still be published then.
+_ANNOUNCE_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 
 
 class Engine:
-    """See the module's contract.
+    """See the module's contract; the `taskqueue.engine.tasks.Owner` of the Tasks.
 
     Args:
         access: of the API server.
         tokens: sign and judge attempts.
+        leads: tells whether this process certainly still leads.
     """
 
-    def __init__(self, access: Access, tokens: TokenKeys) -> None:
-        self._random = Random()  # noqa: S311  (jitter, not secrets)
-        self._tokens = tokens
+    def __init__(
+        self, access: Access, tokens: TokenKeys, *, leads: Callable[[], bool] = lambda: True
+    ) -> None:
+        random = Random()  # noqa: S311  (jitter, not secrets)
         self._client = ApiClient(access)
         self._writer_client = ApiClient(access, max_connections=CONCURRENCY)
         self._feed_client = ApiClient(access, max_connections=4, timeout_seconds=60)
         self._writer = StatusWriter(self._writer_client)
         self._drain_seconds = _DRAIN_SECONDS
-        self._entries: dict[str, Entry] = {}
-        self._dispatchers: dict[QueueKey, Dispatcher] = {}
         self._controllers: dict[QueueKey, tuple[QueueController, asyncio.Task[None]]] = {}
-        #: Finished Tasks the feed has yet to show leaving: what it shows of them is late news.
-        self._leaving: set[str] = set()
         self._pool_states: dict[QueueKey, PoolState] = {}
-        self._reads = asyncio.Semaphore(_READS_AT_ONCE)
         self._background: set[asyncio.Task[None]] = set()
+        self.tasks = Tasks(
+            client=self._client,
+            writer=self._writer,
+            tokens=tokens,
+            owner=self,
+            uid_of=lambda key: self._feed.uid_of(key),
+            leads=leads,
+            random=random,
+            spawn=self._spawn,
+        )
         self._feed = Feed(
             self._feed_client,
             TASKS_PATH,
-            self,
+            self.tasks,
             selectors={"fieldSelector": UNFINISHED},
-            random=self._random,
+            random=random,
         )
         self._pools = Feed(
             self._feed_client,
@@ -92,26 +87,21 @@ class Engine:
             selectors={
                 "labelSelector": ",".join(f"{k}={v}" for k, v in deployments.MANAGED_BY.items())
             },
-            random=self._random,
+            random=random,
         )
-        self._recorder = Recorder(
-            entries=self._entries,
-            dispatcher_of=lambda entry: self._dispatcher(entry.queue_key),
-            writer=self._writer,
-            tokens=tokens,
+        self._janitor = Janitor(
+            self._client,
             clock=time.time,
-            random=self._random,
-            on_recorded=self._recorded,
-            on_refused=self._refused,
+            ttl_of=self._ttl_of,
+            needed=lambda namespace, name: self.tasks.dependencies.needed((namespace, name)),
         )
-        self._recount = Recount(self._client, held=self._entries)
+        self._recount = Recount(self._client, held=self.tasks.held)
         self._links = BrokerLinks(
             feed_synced=self._feed.synced,
-            random=self._random,
-            take=self._recorder.take,
+            random=random,
+            take=self.tasks.take,
             spawn=self._spawn,
         )
-        TASKS_HELD.set_function(lambda: len(self._entries))
 
     @property
     def ready(self) -> bool:
@@ -124,10 +114,13 @@ class Engine:
         try:
             # Before the first Task: none must be called Blocked because its queue comes later.
             await self._take_queues()
+            self._janitor.list_all()
             async with asyncio.TaskGroup() as group:
                 group.create_task(_never_ends(writer), name="watch of the status writer")
                 group.create_task(self._feed.run(), name="feed of Tasks")
                 group.create_task(self._pools.run(), name="feed of Deployments")
+                group.create_task(self.tasks.dependencies.run(), name="dependencies")
+                group.create_task(self._janitor.run(), name="janitor")
                 group.create_task(self._recount_once(), name="recount of finished Tasks")
         finally:
             await self._stop(writer)
@@ -145,16 +138,19 @@ class Engine:
             pydantic.ValidationError: it does not follow the schema.
         """
         config = read_queue(raw)
-        dispatcher = self._dispatcher(config.key)
-        dispatcher.config = config
         running = self._controllers.get(config.key)
         if running is not None and running[0].config.uid == config.uid:
+            before = running[0].config.policy
             running[0].reconfigure(config)
+            if config.policy.active_deadline_seconds != before.active_deadline_seconds:
+                self.tasks.queue_changed(config.key)
+            if config.policy.ttl_seconds != before.ttl_seconds:
+                self._janitor.queue_changed(config.key)
             return
         if running is not None:
             self.drop_queue(config.key, running[0].config.uid)
-            dispatcher = self._dispatcher(config.key)
-            dispatcher.config = config
+        dispatcher = self.tasks.dispatcher(config.key)
+        dispatcher.config = config
         totals = (raw.get("status") or {}).get("totals") or {}
         controller = QueueController(
             config,
@@ -169,9 +165,8 @@ class Engine:
         task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
         task.add_done_callback(lambda _: self._links.leave_vain())
         self._controllers[config.key] = (controller, task)
-        for entry in list(dispatcher.entries()):
-            if entry.status.phase is Phase.BLOCKED:
-                self._recorder.unblock(entry)
+        self.tasks.queue_changed(config.key)
+        self._janitor.queue_changed(config.key)
         log.info("queue.taken", namespace=config.namespace, queue=config.name)
 
     def drop_queue(self, key: QueueKey, uid: str) -> None:
@@ -184,15 +179,11 @@ class Engine:
             return
         del self._controllers[key]
         running[1].cancel()
-        dispatcher = self._dispatchers[key]
+        dispatcher = self.tasks.dispatcher(key)
         dispatcher.close()
         dispatcher.config = None
         forget_queue(key)
-        if dispatcher.empty:
-            del self._dispatchers[key]
-        for entry in list(dispatcher.entries()):
-            if entry.status.phase is not Phase.RUNNING:
-                self._block(entry)
+        self.tasks.queue_changed(key)
         log.info("queue.gone", namespace=key[0], queue=key[1])
 
     async def _control(self, controller: QueueController) -> None:
@@ -220,106 +211,13 @@ class Engine:
             except ValidationError as problem:
                 log.error("queue.unreadable", queue=raw["metadata"]["name"], problem=str(problem))
 
-    # Tasks.
+    def _controller(self, key: QueueKey) -> QueueController | None:
+        running = self._controllers.get(key)
+        return None if running is None else running[0]
 
-    def upserted(self, raw: dict[str, Any]) -> None:
-        """Take a Task from the feed."""
-        uid = raw["metadata"]["uid"]
-        if uid in self._leaving:
-            return
-        held = self._entries.get(uid)
-        if held is not None and raw["metadata"].get("generation") == held.task.generation:
-            return  # our own write of its status, come back
-        try:
-            task = read_task(raw)
-        except (ValueError, KeyError, TypeError) as problem:  # one bad object stops no other
-            (namespace, name), _ = identity(raw)
-            log.error(
-                "task.unreadable", namespace=namespace, task=name, uid=uid, problem=str(problem)
-            )
-            return
-        if held is not None:
-            moved = task.spec.priority != held.task.spec.priority
-            held.task = task
-            if moved and held.stage is Stage.WAITING:
-                self._dispatcher(held.queue_key).submit(held)
-        elif not task.status.phase.terminal:
-            self._admit(Entry(task=task, status=task.status, written=task.status))
-
-    def gone(self, key: Key, uid: str) -> None:
-        """Take note that a Task left the feed: finished or deleted."""
-        self._leaving.discard(uid)
-        entry = self._entries.get(uid)
-        if entry is None:
-            return
-        entry.left_feed = True
-        if entry.stage is not Stage.FINISHED:
-            self._spawn(self._look_after(entry), f"look for {key[0]}/{key[1]}")
-
-    def _admit(self, entry: Entry) -> None:
-        task = entry.task
-        self._entries[task.uid] = entry
-        dispatcher = self._dispatcher(entry.queue_key)
-        size = len(task.spec.payload)
-        if size > PAYLOAD_LIMIT_BYTES:
-            entry.task = replace(task, spec=replace(task.spec, payload=b"{}"))  # not to be held
-            self._recorder.refuse(
-                entry,
-                reason="Invalid",
-                message=f"spec.payload has {size} bytes, the limit is {PAYLOAD_LIMIT_BYTES}: keep "
-                "the data elsewhere, put a reference to it into the payload, and create the Task "
-                "anew",
-            )
-            return
-        dispatcher.submit(entry)
-        if dispatcher.config is None:
-            self._block(entry)
-        elif entry.status.phase is Phase.BLOCKED:
-            self._recorder.unblock(entry)
-
-    def _block(self, entry: Entry) -> None:
-        task = entry.task
-        self._recorder.block(
-            entry,
-            reason="QueueNotFound",
-            message=f"spec.queue: there is no TaskQueue {task.namespace}/{task.spec.queue}: create "
-            "it, and the Task goes on",
-        )
-
-    async def _look_after(self, entry: Entry) -> None:
-        """Find out whether an unfinished Task that left the feed is really gone."""
-        if await self._is_unfinished(entry):
-            entry.left_feed = False
-        elif self._entries.get(entry.task.uid) is entry and entry.stage is not Stage.FINISHED:
-            log.info("task.gone", **log_fields(entry.task, stage=entry.stage.name))
-            self._recorder.forget(entry)
-
-    def _refused(self, entry: Entry) -> None:
-        self._spawn(self._look_after_refused(entry), f"look for refused {entry.task.path}")
-
-    async def _look_after_refused(self, entry: Entry) -> None:
-        """Write a refused status again for as long as there is a Task that needs it."""
-        await asyncio.sleep(_REFUSED_PAUSE_SECONDS)
-        if await self._is_unfinished(entry):
-            self._recorder.write_again(entry)
-        elif self._entries.get(entry.task.uid) is entry:
-            log.info("task.gone", **log_fields(entry.task, stage=entry.stage.name))
-            self._recorder.forget(entry)
-
-    async def _is_unfinished(self, entry: Entry) -> bool:
-        """Ask the API server whether this very Task is there, in no final phase."""
-        task = entry.task
-        while True:
-            try:
-                async with self._reads:
-                    raw = await self._client.get(task_path(task.namespace, task.name))
-            except ApiError as problem:
-                if problem.status == 404:
-                    return False
-                await asyncio.sleep(problem.retry_after or 1.0)
-                continue
-            phase = Phase((raw.get("status") or {}).get("phase", Phase.PENDING))
-            return raw["metadata"]["uid"] == task.uid and not phase.terminal
+    def _ttl_of(self, key: QueueKey) -> int | None:
+        controller = self._controller(key)
+        return None if controller is None else controller.config.policy.ttl_seconds
 
     # Worker pools.
 
@@ -329,43 +227,40 @@ class Engine:
             self._pool_states.pop(key, None)
         else:
             self._pool_states[key] = state
-        running = self._controllers.get(key)
-        if running is not None:
-            running[0].pool.observed(state)
-            running[0].wake()
+        controller = self._controller(key)
+        if controller is not None:
+            controller.pool.observed(state)
+            controller.wake()
 
-    # Parts.
+    # What the Tasks tell.
 
-    def _dispatcher(self, key: QueueKey) -> Dispatcher:
-        dispatcher = self._dispatchers.get(key)
-        if dispatcher is None:
-            dispatcher = self._dispatchers[key] = Dispatcher(
-                key,
-                tokens=self._tokens,
-                clock=time.time,
-                on_backlog=lambda: self._wake(key),
-                on_missing=lambda: self._missing(key),
-            )
-        return dispatcher
+    def backlog_changed(self, key: QueueKey) -> None:
+        """Have the pool looked at."""
+        controller = self._controller(key)
+        if controller is not None:
+            controller.wake()
 
-    def _wake(self, key: QueueKey) -> None:
-        if key in self._controllers:
-            self._controllers[key][0].wake()
+    def queue_missing(self, key: QueueKey) -> None:
+        """Have the broker's queue declared again."""
+        controller = self._controller(key)
+        if controller is not None:
+            controller.missing()
 
-    def _missing(self, key: QueueKey) -> None:
-        if key in self._controllers:
-            self._controllers[key][0].missing()
-
-    # Totals.
-
-    def _recorded(self, entry: Entry) -> None:
-        """Take note that a final status is in the API server."""
-        if not entry.left_feed:
-            self._leaving.add(entry.task.uid)
-        self._recount.counted(entry.task.uid)
-        running = self._controllers.get(entry.queue_key)
-        if running is not None:
-            running[0].totals.add(entry.status.phase)
+    def task_ended(self, entry: Entry) -> None:
+        """Count a Task, and have it deleted when its time to live is over."""
+        task, status = entry.task, entry.status
+        self._recount.counted(task.uid)
+        controller = self._controller(entry.queue_key)
+        if controller is not None:
+            controller.totals.add(status.phase)
+        self._janitor.finished(
+            task.namespace,
+            task.name,
+            task.uid,
+            queue=entry.queue_key,
+            completed=status.completion_time or time.time(),
+            ttl=task.spec.overrides.ttl_seconds,
+        )
 
     async def _recount_once(self) -> None:
         await self._feed.synced.wait()
@@ -383,11 +278,11 @@ class Engine:
             log.error("engine.task_failed", exc_info=problem, what=task.get_name())
 
     async def _stop(self, writer: asyncio.Task[None]) -> None:
-        """Stop dispatching and consuming, after the statuses at hand are written."""
-        for dispatcher in self._dispatchers.values():
-            dispatcher.close()
+        """Stop dispatching and consuming, after the statuses at hand are written and told."""
+        self.tasks.close()
         await self._writer.drain(self._drain_seconds)
         if self._drain_seconds > 0:
+            await self.tasks.announcer.drain(_ANNOUNCE_SECONDS)
             controllers = [controller for controller, _ in self._controllers.values()]
             await asyncio.gather(*(controller.leave() for controller in controllers))
         ending = (writer, *self._background)

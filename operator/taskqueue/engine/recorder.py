@@ -1,12 +1,14 @@
-"""Turns what workers report into statuses, and statuses into one write a Task.
+"""Keeps the status of each Task, and makes one write of it for most.
 
 Contract:
 
-* An outcome is acknowledged only when a write that contains it has succeeded, or when it changes
-  nothing (unknown Task, stale, forged); the latter are counted.
 * A final status is written at once. Any other is written when it is two seconds old and still
-  true, so that a short Task costs one write in all.
-* What is not of the contract goes to the dead exchange with the reason in a header.
+  true, so that a short Task costs one write in all; but one that takes an attempt back, or claims
+  a concurrency key, is written before anything is done about it.
+* An outcome is acknowledged only when a write that contains it has succeeded, and an event that
+  tells of its end, if it is the end, has been published.
+* A status the API server refuses for good is written in short, and looked after if even that is
+  refused: no outcome is lost over it.
 """
 
 from __future__ import annotations
@@ -16,57 +18,44 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from taskqueue.broker import contract, events
 from taskqueue.broker.connection import Delivery
-from taskqueue.broker.contract import DEAD_EXCHANGE, ERROR_HEADER, AttemptClaim, ContractError
-from taskqueue.broker.events import AttemptEvent, EventError, EventKind, decode
+from taskqueue.broker.orders import OrderKind
+from taskqueue.broker.publisher import Publisher
 from taskqueue.cluster.status_writer import Fate, Refused, StatusWriter
 from taskqueue.cluster.task_objects import status_patch, status_path
 from taskqueue.domain import lifecycle
-from taskqueue.domain.lifecycle import Ended, Failure, Verdict
+from taskqueue.domain.lifecycle import Ended, Failure
+from taskqueue.domain.queue import QueueKey
 from taskqueue.domain.task import MESSAGE_LIMIT, TaskStatus
-from taskqueue.domain.token import TokenKeys
+from taskqueue.engine.announcer import Announcer
 from taskqueue.engine.dispatcher import Clock, Dispatcher
 from taskqueue.engine.entry import Entry, Stage, log_fields
-from taskqueue.engine.metrics import OUTCOMES_DROPPED, STATUS_WRITES, TASKS_FINISHED
+from taskqueue.engine.metrics import STATUS_WRITES, TASKS_FINISHED
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
 
-GiveUp = Callable[[Delivery, str], None]
-
 #: How long an unfinished status must hold before it is worth a write.
 SETTLE_SECONDS = 2.0
 #: A worker reports `task.started` when an attempt has run this long.
-_STARTED_AFTER_SECONDS = 0.5
-#: Largest result kept in a status, in bytes of JSON; our workers check it before they report.
-RESULT_LIMIT_BYTES = 16 * 1024
-#: What an event may add to its result, in bytes.
-_ENVELOPE_BYTES = 16 * 1024
+STARTED_AFTER_SECONDS = 0.5
 #: A worker's word for a handler it does not know, and a Task's reason while none does.
 UNKNOWN_HANDLER = "UnknownHandler"
 #: How long until a Task whose handler no worker knew is tried again.
 HANDLER_SECONDS = 5.0
 
-_TOO_LARGE = Failure(
-    type="ResultTooLarge",
-    message=f"the result has more than {RESULT_LIMIT_BYTES} bytes of JSON: store it elsewhere and "
-    "return where",
-    retryable=False,
-)
-_NO_ERROR = EventError(type="Error", message="the worker gave no reason")
-
 
 class Recorder:
-    """See the module's contract.
+    """See the module's contract; the `taskqueue.engine.dispatcher.Ledger` of the dispatchers.
 
     Args:
         entries: the unfinished Tasks by uid; finished ones are removed from it here.
         dispatcher_of: the queue's dispatcher of a Task.
         writer: writes statuses.
-        tokens: judge whose outcome counts.
+        announcer: tells everybody of ends.
         clock: wall time in seconds.
         random: for the jitter of back-offs.
+        look: decides anew what is to be done with a Task.
         on_recorded: called with each Task whose final status is in the API server.
         on_refused: called with a Task whose status is refused for good: it looks whether there
             is still such a Task, and calls `forget` or `write_again`.
@@ -78,227 +67,192 @@ class Recorder:
         entries: dict[str, Entry],
         dispatcher_of: Callable[[Entry], Dispatcher],
         writer: StatusWriter,
-        tokens: TokenKeys,
+        announcer: Announcer,
         clock: Clock,
         random: Random,
+        look: Callable[[Entry], None],
         on_recorded: Callable[[Entry], None],
         on_refused: Callable[[Entry], None],
     ) -> None:
         self._entries = entries
         self._dispatcher_of = dispatcher_of
         self._writer = writer
-        self._tokens = tokens
+        self._announcer = announcer
         self._clock = clock
         self._random = random
+        self._look = look
         self._on_recorded = on_recorded
         self._on_refused = on_refused
 
-    def take(self, delivery: Delivery, give_up: GiveUp) -> None:
-        """Take a message from the inbox: an event, or a dead letter.
+    # What workers report.
 
-        Args:
-            delivery: the message.
-            give_up: hands it and a reason to the dead exchange, and acknowledges it then.
+    def started(self, entry: Entry, *, attempt: int, worker: str) -> None:
+        """Take note that an attempt runs, and has for half a second."""
+        begun = self._clock() - STARTED_AFTER_SECONDS
+        entry.delivered_at = begun
+        if attempt >= entry.status.current_attempt:
+            self.change(
+                entry,
+                lifecycle.started(entry.status, attempt=attempt, now=begun, worker=worker),
+                settle=SETTLE_SECONDS - STARTED_AFTER_SECONDS,
+            )
+
+    def succeeded(
+        self, entry: Entry, ended: Ended, result: dict[str, object] | None, outcome: Delivery
+    ) -> None:
+        """Take a success."""
+        entry.outcomes.append(outcome)
+        self.end(entry, lifecycle.succeeded(entry.status, ended, result=result))
+
+    def failed(self, entry: Entry, ended: Ended, failure: Failure, outcome: Delivery) -> None:
+        """Take a failed attempt: the Task is tried again, or has failed."""
+        entry.outcomes.append(outcome)
+        status = lifecycle.failed(
+            entry.status,
+            ended,
+            failure,
+            policy=self._dispatcher_of(entry).policy(entry),
+            random=self._random.random(),
+        )
+        if status.phase.terminal:
+            self.end(entry, status)
+        else:
+            self._go_on(entry, status)
+
+    def released(self, entry: Entry) -> None:
+        """Publish an attempt again that a worker gave back; its token stays good."""
+        self.change(entry, lifecycle.released(entry.status))
+        self._dispatcher_of(entry).submit(entry)
+        self._look(entry)
+
+    def retracted(self, entry: Entry) -> None:
+        """Publish an attempt again that a worker stopped, by an order nobody knows any more.
+
+        Workers remember the order by the token, so the attempt needs another.
         """
-        try:
-            if delivery.exchange == DEAD_EXCHANGE:
-                self._take_dead_letter(delivery)
-            else:
-                self._take_event(delivery, decode(delivery.body))
-        except ContractError as problem:
-            log.warning("outcome.invalid", problem=str(problem))
-            claim = events.claimed_attempt(delivery.body)
-            entry = None if claim is None else self._proven(claim)
-            if claim is None or entry is None:
-                self._drop("invalid")
-                give_up(delivery, str(problem))
-                return
-            # Its worker has done with it: without an outcome the Task would wait for ever.
-            entry.outcomes.append(delivery)
-            failure = Failure(type="InvalidOutcome", message=str(problem))
-            self._fail(entry, self._ended_now(claim), failure)
+        self._go_on(entry, lifecycle.taken_back(entry.status))
 
-    def refuse(self, entry: Entry, *, reason: str, message: str) -> None:
-        """End a Task that can never run as it is."""
-        self._finish(
+    def handler_unknown(self, entry: Entry, message: str) -> None:
+        """Try again later, uncounted: the workers that know the handler may be on their way."""
+        entry.hold_until = self._clock() + HANDLER_SECONDS
+        self._go_on(
             entry,
-            lifecycle.refused(entry.status, now=self._clock(), reason=reason, message=message),
+            lifecycle.blocked(
+                replace(entry.status, concurrency_key=""),
+                reason=UNKNOWN_HANDLER,
+                message=f"spec.handler: {message}: roll out workers that know it, and the Task "
+                "goes on, or create a Task with another handler",
+            ),
         )
 
-    def block(self, entry: Entry, *, reason: str, message: str) -> None:
-        """Say what an unfinished Task waits for."""
-        self._change(entry, lifecycle.blocked(entry.status, reason=reason, message=message))
+    # What the operator decides.
 
-    def unblock(self, entry: Entry) -> None:
-        """Say that it waits no longer."""
-        self._change(entry, lifecycle.unblocked(entry.status))
+    def end(self, entry: Entry, status: TaskStatus) -> None:
+        """Give a Task its final status, and stop what may still run of it."""
+        if entry.stage is Stage.FINISHED:
+            return
+        dispatcher = self._dispatcher_of(entry)
+        if entry.stage is Stage.PUBLISHED and not entry.outcomes:
+            self._stop_worker(entry)
+        entry.stop_timers()
+        entry.after_write = None
+        entry.status = status
+        dispatcher.withdraw(entry, finished=True)
+        entry.stage = Stage.FINISHED
+        self._write(entry, urgent=True)
+
+    def take_back(self, entry: Entry, status: TaskStatus) -> None:
+        """Take a dispatched attempt back: first the raised epoch is written, then its worker told.
+
+        An order must not outlive its cause: a leader that did not know of the epoch would publish
+        the same token again, which no worker runs any more.
+        """
+        dispatcher = self._dispatcher_of(entry)
+        token, uid = dispatcher.token(entry), entry.task.uid
+        dispatcher.linger(entry)
+        entry.status = status
+        dispatcher.hold(entry)
+        entry.after_write = lambda: dispatcher.order(OrderKind.RELEASE, token, uid)
+        self._write(entry, urgent=True)
+
+    def change(self, entry: Entry, status: TaskStatus, settle: float = SETTLE_SECONDS) -> None:
+        """Give a Task another unfinished status, to be written if it lasts."""
+        entry.status = status
+        if entry.flush is None and status != entry.written:
+            loop = asyncio.get_running_loop()
+            entry.flush = loop.call_later(settle, self._flush, entry)
 
     def forget(self, entry: Entry) -> None:
         """Let go of a Task that is no longer in the API server, or finished there."""
+        if entry.stage is Stage.PUBLISHED:
+            self._stop_worker(entry)
         entry.stop_timers()
         self._dispatcher_of(entry).withdraw(entry, finished=False)
         entry.acknowledge()
         entry.stage = Stage.FINISHED
         self._entries.pop(entry.task.uid, None)
 
-    # Events.
+    def write_again(self, entry: Entry) -> None:
+        """Write the final status of a Task that is still there and still unfinished."""
+        if entry.stage is Stage.FINISHED and entry.task.uid in self._entries:
+            self._write(entry, urgent=True)
 
-    def _take_event(self, delivery: Delivery, event: AttemptEvent) -> None:
-        entry = self._claim(delivery, event.uid, event.token, event.attempt, event.epoch)
-        if entry is None:
-            return
-        now = self._clock()
-        if event.kind is EventKind.STARTED:
-            self._ack(delivery)
-            if event.attempt >= entry.status.current_attempt:
-                self._change(
-                    entry,
-                    lifecycle.started(
-                        entry.status,
-                        attempt=event.attempt,
-                        now=now - _STARTED_AFTER_SECONDS,
-                        worker=event.worker,
-                    ),
-                    settle=SETTLE_SECONDS - _STARTED_AFTER_SECONDS,
-                )
-            return
-        if event.kind is EventKind.RELEASED:
-            # Nothing to record: the attempt goes on elsewhere, with the same token.
-            self._ack(delivery)
-            self._change(entry, lifecycle.released(entry.status))
-            self._dispatcher_of(entry).submit(entry)
-            return
-        if event.kind is EventKind.FAILED and event.error and event.error.type == UNKNOWN_HANDLER:
-            self._ack(delivery)
-            self._wait_for_handler(entry, event.error.message)
-            return
-        entry.outcomes.append(delivery)
-        ended = Ended(
-            attempt=event.attempt,
-            epoch=event.epoch,
-            now=now,
-            seconds=event.seconds or 0.0,
-            worker=event.worker,
-        )
-        if event.kind is EventKind.SUCCEEDED:
-            if len(delivery.body) > RESULT_LIMIT_BYTES + _ENVELOPE_BYTES:
-                self._fail(entry, ended, _TOO_LARGE)
-            else:
-                self._finish(entry, lifecycle.succeeded(entry.status, ended, result=event.result))
-            return
-        error = event.error or _NO_ERROR
-        self._fail(
+    # What dispatchers find out.
+
+    def opened(self, key: QueueKey, publisher: Publisher) -> None:
+        """Tell what could not be told while the broker was away."""
+        self._announcer.opened(key, publisher)
+
+    def claim(self, entry: Entry) -> None:
+        """Record that a Task holds its concurrency key, then have it published."""
+        entry.status = lifecycle.claimed(entry.status, key=entry.key)
+        self._write(entry, urgent=True)
+
+    def parked(self, entry: Entry) -> None:
+        """Say that a Task waits for its concurrency key."""
+        self.change(
             entry,
-            ended,
-            Failure(
-                type=error.type,
-                message=error.message,
-                retryable=error.retryable,
-                retry_after_seconds=event.retry_after_seconds,
+            lifecycle.blocked(
+                entry.status,
+                reason="ConcurrencyLimit",
+                message=f"spec.concurrencyKey: as many Tasks of key {entry.key} are dispatched as "
+                "the TaskQueue's spec.concurrencyLimits.perKey allows",
             ),
         )
 
-    def _take_dead_letter(self, delivery: Delivery) -> None:
-        headers = delivery.properties.headers or {}
-        claim = contract.claimed_attempt(delivery.properties)
-        if claim is None:
-            self._ack(delivery)  # a direct message; its copy in the dead queue is for people
-            return
-        entry = self._claim(delivery, claim.uid, claim.token, claim.attempt, claim.epoch)
-        if entry is None:
-            return
-        entry.outcomes.append(delivery)
-        why = str(headers.get(ERROR_HEADER) or headers.get("x-last-death-reason") or "unknown")
-        log.warning("outcome.dead_letter", **log_fields(entry.task, why=why))
-        if why == "delivery_limit":
-            failure = Failure(
-                type="WorkerLost",
-                message="the broker gave the message up: every worker that took it was lost",
-            )
-        else:
-            failure = Failure(
-                type="DeadLettered",
-                message=f"the message was given up ({why}): look for a consumer of the queue that "
-                "rejects messages, or a worker of another version",
-            )
-        self._fail(entry, self._ended_now(claim), failure)
-
-    def _wait_for_handler(self, entry: Entry, message: str) -> None:
-        """Try again later, uncounted: the workers that know the handler may be on their way."""
-        self.block(
-            entry,
-            reason=UNKNOWN_HANDLER,
-            message=f"spec.handler: {message}: roll out workers that know it, and the Task goes "
-            "on, or create a Task with another handler",
-        )
-        self._dispatcher_of(entry).submit(entry, wait_seconds=HANDLER_SECONDS)
-
-    def _ended_now(self, claim: AttemptClaim) -> Ended:
-        return Ended(attempt=claim.attempt, epoch=claim.epoch, now=self._clock())
-
-    def _proven(self, claim: AttemptClaim) -> Entry | None:
-        """Return the Task a claim is about, if its token is right and its attempt awaited."""
-        entry = self._entries.get(claim.uid)
-        if entry is None or not self._tokens.verify(
-            claim.token, claim.uid, claim.attempt, claim.epoch
-        ):
-            return None
-        verdict = lifecycle.judge(entry.status, attempt=claim.attempt, epoch=claim.epoch)
-        return entry if verdict is Verdict.COUNTS else None
-
-    def _claim(
-        self, delivery: Delivery, uid: str, token: str, attempt: int, epoch: int
-    ) -> Entry | None:
-        """Return the Task a message is about, or settle the message if it counts for nothing."""
-        entry = self._entries.get(uid)
-        if entry is None:
-            self._drop("unknown")
-            self._ack(delivery)
-            return None
-        if not self._tokens.verify(token, uid, attempt, epoch):
-            log.warning("outcome.forged", **log_fields(entry.task, attempt=attempt))
-            self._drop("forged")
-            self._ack(delivery)
-            return None
-        if lifecycle.judge(entry.status, attempt=attempt, epoch=epoch) is Verdict.STALE:
-            self._drop("stale")
-            if entry.outcomes:
-                # Perhaps the very outcome that awaits its write, delivered again by the broker.
-                entry.outcomes.append(delivery)
-            else:
-                self._ack(delivery)
-            return None
-        return entry
-
-    def _fail(self, entry: Entry, ended: Ended, failure: Failure) -> None:
+    def silent(self, entry: Entry, since: float) -> None:
+        """Count an attempt as failed whose worker says nothing any more."""
         dispatcher = self._dispatcher_of(entry)
-        status = lifecycle.failed(
+        token, uid = dispatcher.token(entry), entry.task.uid
+        log.warning("attempt.silent", **log_fields(entry.task, worker=entry.status.worker))
+        status = lifecycle.silent(
             entry.status,
-            ended,
-            failure,
+            now=self._clock(),
+            start=since,
             policy=dispatcher.policy(entry),
             random=self._random.random(),
         )
         if status.phase.terminal:
-            self._finish(entry, status)
-        else:
-            self._change(entry, status)
-            dispatcher.submit(entry)
-
-    # Statuses.
-
-    def _finish(self, entry: Entry, status: TaskStatus) -> None:
-        entry.stop_timers()
-        self._dispatcher_of(entry).withdraw(entry, finished=True)
-        entry.stage = Stage.FINISHED
+            self.end(entry, status)
+            return
         entry.status = status
+        dispatcher.hold(entry)
+        entry.after_write = lambda: dispatcher.order(OrderKind.CANCEL, token, uid)
         self._write(entry, urgent=True)
+        self._look(entry)
 
-    def _change(self, entry: Entry, status: TaskStatus, settle: float = SETTLE_SECONDS) -> None:
-        entry.status = status
-        if entry.flush is None:
-            loop = asyncio.get_running_loop()
-            entry.flush = loop.call_later(settle, self._flush, entry)
+    # Inside.
+
+    def _go_on(self, entry: Entry, status: TaskStatus) -> None:
+        """The attempt is over, the Task is not."""
+        self.change(entry, status)
+        self._dispatcher_of(entry).hold(entry)
+        self._look(entry)
+
+    def _stop_worker(self, entry: Entry) -> None:
+        dispatcher = self._dispatcher_of(entry)
+        dispatcher.linger(entry)
+        dispatcher.order(OrderKind.CANCEL, dispatcher.token(entry), entry.task.uid)
 
     def _flush(self, entry: Entry) -> None:
         entry.flush = None
@@ -325,25 +279,39 @@ class Recorder:
             return
         STATUS_WRITES.inc()
         entry.written = status
-        for delivery in contained:
-            self._ack(delivery)
-        entry.outcomes = [one for one in entry.outcomes if one not in contained]
-        if not status.phase.terminal:
+        if status.phase.terminal:
+            self._ended(entry, status, contained, fate.generation)
             return
-        if fate.generation > entry.task.generation:
+        for delivery in contained:
+            ack(delivery)
+        entry.outcomes = [one for one in entry.outcomes if one not in contained]
+        if status is entry.status and entry.after_write is not None:
+            after, entry.after_write = entry.after_write, None
+            after()
+        if entry.stage is Stage.CLAIMING and status.concurrency_key == entry.key:
+            self._dispatcher_of(entry).claimed(entry, fate.version)
+
+    def _ended(
+        self, entry: Entry, status: TaskStatus, contained: list[Delivery], generation: int
+    ) -> None:
+        if generation > entry.task.generation:
             # The spec was changed just before: a final status must speak of the last generation,
             # or `kubectl wait` does not believe it.
-            entry.task = replace(entry.task, generation=fate.generation)
+            entry.task = replace(entry.task, generation=generation)
             self._write(entry, urgent=True)
-        else:
-            self._done(entry)
-            TASKS_FINISHED.labels(*entry.queue_key, status.phase.value).inc()
-            self._on_recorded(entry)
-
-    def write_again(self, entry: Entry) -> None:
-        """Write the final status of a Task that is still there and still unfinished."""
-        if entry.stage is Stage.FINISHED and entry.task.uid in self._entries:
-            self._write(entry, urgent=True)
+            return
+        outcomes, entry.outcomes = entry.outcomes, []
+        entry.stop_timers()
+        self._entries.pop(entry.task.uid, None)
+        TASKS_FINISHED.labels(*entry.queue_key, status.phase.value).inc()
+        self._announcer.finished(
+            entry.task,
+            status,
+            reported=bool(outcomes),
+            publisher=self._dispatcher_of(entry).publisher,
+            on_announced=lambda: _ack_all(outcomes),
+        )
+        self._on_recorded(entry)
 
     def _refused(self, entry: Entry, status: TaskStatus, fate: Refused) -> None:
         fields = log_fields(entry.task, problem=fate.message)
@@ -363,14 +331,12 @@ class Recorder:
         )
         self._write(entry, urgent=status.phase.terminal)
 
-    def _done(self, entry: Entry) -> None:
-        entry.stop_timers()
-        entry.acknowledge()
-        self._entries.pop(entry.task.uid, None)
 
-    def _drop(self, why: str) -> None:
-        OUTCOMES_DROPPED.labels(why).inc()
+def ack(delivery: Delivery) -> None:
+    """Acknowledge a delivery."""
+    delivery.channel.ack(delivery.delivery_tag)
 
-    @staticmethod
-    def _ack(delivery: Delivery) -> None:
-        delivery.channel.ack(delivery.delivery_tag)
+
+def _ack_all(deliveries: list[Delivery]) -> None:
+    for delivery in deliveries:
+        ack(delivery)

@@ -82,7 +82,11 @@ async def serve(settings: OperatorSettings) -> int:
             acquiring.cancel()
             return 0
         acquiring.result()
-        engine = Engine(access, await token_keys(client, settings.namespace))
+        engine = Engine(
+            access,
+            await token_keys(client, settings.namespace),
+            leads=lambda: leadership.certain,
+        )
         return await _lead(engine, leadership, stop)
     finally:
         await leadership.release()

@@ -1,9 +1,10 @@
-"""A dispatcher and a recorder between a publisher, a status writer and a channel of the test's."""
+"""All that serves Tasks, wired between a publisher, a writer and an API of the test's."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
@@ -12,16 +13,28 @@ import orjson
 from pika.spec import BasicProperties
 
 from taskqueue.broker.connection import Channel, Delivery
-from taskqueue.broker.contract import DEAD_EXCHANGE, OUTCOMES_EXCHANGE, WorkMessage, parse_work
+from taskqueue.broker.contract import (
+    CONTROL_STREAM,
+    DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
+    OUTCOMES_EXCHANGE,
+    WORK_EXCHANGE,
+    WorkMessage,
+    parse_work,
+)
 from taskqueue.broker.events import AttemptEvent, EventError, EventKind, encode
+from taskqueue.broker.orders import Order
+from taskqueue.broker.orders import decode as decode_order
 from taskqueue.broker.publisher import OnSettled, Publisher, Settled
+from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.status_writer import OnFate, Refused, StatusWriter, Written
-from taskqueue.domain.queue import QueueConfig
-from taskqueue.domain.task import Backoff, Policy, Task, TaskSpec, TaskStatus
+from taskqueue.cluster.task_objects import timestamp
+from taskqueue.domain.queue import QueueConfig, QueueKey
+from taskqueue.domain.task import Backoff, Policy
 from taskqueue.domain.token import TokenKeys
 from taskqueue.engine.dispatcher import Dispatcher
 from taskqueue.engine.entry import Entry
-from taskqueue.engine.recorder import Recorder
+from taskqueue.engine.tasks import Tasks
 
 KEY = ("shop", "q")
 EPOCH = 1_700_000_000.0
@@ -45,10 +58,13 @@ class Publish:
 
 
 class FakePublisher:
-    """Keeps what is published; the test settles it."""
+    """Keeps what is published; the test settles it. Events and orders are confirmed at once."""
 
     def __init__(self) -> None:
         self.published: list[Publish] = []
+        self.orders: list[Order] = []
+        self.events: list[dict[str, Any]] = []
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def publish(
         self,
@@ -57,11 +73,21 @@ class FakePublisher:
         body: bytes,
         properties: BasicProperties,
         on_settled: OnSettled,
+        *,
+        mandatory: bool = True,
     ) -> None:
-        message = parse_work(properties, body)
-        assert isinstance(message, WorkMessage)
-        assert (exchange, key) == ("taskqueue.work", "shop.q")
-        self.published.append(Publish(message, on_settled))
+        if exchange == WORK_EXCHANGE:
+            message = parse_work(properties, body)
+            assert isinstance(message, WorkMessage)
+            assert key == "shop.q"
+            self.published.append(Publish(message, on_settled))
+            return
+        if (exchange, key) == ("", CONTROL_STREAM):
+            self.orders.append(decode_order(body))
+        else:
+            assert exchange == EVENTS_EXCHANGE
+            self.events.append(orjson.loads(body))
+        asyncio.get_running_loop().call_soon(on_settled, Settled.CONFIRMED, "")
 
     @property
     def names(self) -> list[str]:
@@ -84,8 +110,8 @@ class Write:
     on_fate: OnFate
     at: float
 
-    def succeed(self, generation: int = 1) -> None:
-        self.on_fate(Written(generation))
+    def succeed(self, generation: int = 1, version: int = 101) -> None:
+        self.on_fate(Written(generation, version))
 
     def refuse(self, status: int, message: str = "no") -> None:
         self.on_fate(Refused(status, message))
@@ -119,63 +145,115 @@ class FakeChannel:
         self.acked.append(delivery_tag)
 
 
-class Engine:
-    """The parts under test, wired as the engine wires them."""
+class FakeApi:
+    """Holds objects by path, for those who read them one by one."""
 
-    def __init__(self, *, max_published: int = 1000, **policy: Any) -> None:
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.asked: list[str] = []
+
+    async def get(self, path: str, **params: str) -> dict[str, Any]:
+        self.asked.append(path)
+        await asyncio.sleep(0)
+        if path not in self.objects:
+            raise ApiError(404, "NotFound", f"{path} not found")
+        return self.objects[path]
+
+
+class Engine:
+    """The parts that serve Tasks, wired as in the operator, of one TaskQueue ``shop/q``.
+
+    What the operator has beyond: feeds, TaskQueues, pools; the test takes their part.
+    """
+
+    def __init__(self, *, max_published: int = 1000, per_key: int = 1, **policy: Any) -> None:
         self.publisher = FakePublisher()
         self.writer = FakeWriter()
         self.channel = FakeChannel()
-        self.entries: dict[str, Entry] = {}
+        self.api = FakeApi()
         self.given_up: list[tuple[Delivery, str]] = []
         self.recorded: list[str] = []
-        self.refused: list[str] = []
         self.missing = 0
+        self.leads = True
+        self._shown: dict[tuple[str, str], str] = {}
         self._tags = itertools.count(1)
-        self.dispatcher = Dispatcher(
-            KEY, tokens=TOKENS, clock=now, on_backlog=lambda: None, on_missing=self._on_missing
-        )
-        self.dispatcher.config = QueueConfig(
+        self._background: set[asyncio.Task[None]] = set()
+        self.config = QueueConfig(
             namespace="shop",
             name="q",
             uid="queue",
             generation=1,
             connection_secret="rabbit",
             max_published=max_published,
+            per_key=per_key,
             policy=Policy(**{"backoff": Backoff(5.0, 1.0, 60.0, 0.0), **policy}),
         )
-        self.recorder = Recorder(
-            entries=self.entries,
-            dispatcher_of=lambda entry: self.dispatcher,
+        self.tasks = Tasks(
+            client=cast(ApiClient, self.api),
             writer=cast(StatusWriter, self.writer),
             tokens=TOKENS,
-            clock=now,
+            owner=self,
+            uid_of=self._shown.get,
+            leads=lambda: self.leads,
             random=Random(0),
-            on_recorded=lambda entry: self.recorded.append(entry.task.name),
-            on_refused=lambda entry: self.refused.append(entry.task.name),
+            spawn=self._spawn,
+            clock=now,
         )
+        self.dispatcher.config = self.config
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        return self.tasks.dispatcher(KEY)
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        return self.tasks.held
 
     def open(self) -> None:
         self.dispatcher.open(cast(Publisher, self.publisher))
 
-    def add(self, name: str, *, priority: int = 0, created: float = 0.0) -> Entry:
-        """Hold a Task that waits."""
-        task = Task(
-            namespace="shop",
-            name=name,
-            uid=f"uid-{name}",
-            generation=1,
-            created=created,
-            spec=TaskSpec(queue="q", handler="resize", priority=priority),
-        )
-        entry = Entry(task=task, status=TaskStatus(), written=TaskStatus())
-        self.entries[task.uid] = entry
-        self.dispatcher.submit(entry)
-        return entry
+    # The engine's part.
 
-    async def published(self, name: str = "t") -> Entry:
+    def backlog_changed(self, key: QueueKey) -> None:
+        """Nobody scales here."""
+
+    def queue_missing(self, key: QueueKey) -> None:
+        self.missing += 1
+
+    def task_ended(self, entry: Entry) -> None:
+        self.recorded.append(entry.task.name)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    # The feed's part.
+
+    def add(self, name: str, *, created: float = 0.0, **spec: Any) -> Entry:
+        """Have the feed show a Task, new or changed; return it."""
+        return self.show(raw_task(name, created=created, **spec))
+
+    def show(self, raw: dict[str, Any]) -> Entry:
+        metadata = raw["metadata"]
+        held = self.entries.get(metadata["uid"])
+        if held is not None:
+            metadata["generation"] = held.task.generation + 1
+        self._shown[metadata["namespace"], metadata["name"]] = metadata["uid"]
+        self.tasks.upserted(raw)
+        return self.entries[metadata["uid"]]
+
+    async def delete(self, entry: Entry) -> None:
+        """Have a Task deleted."""
+        key = (entry.task.namespace, entry.task.name)
+        self._shown.pop(key)
+        self.tasks.gone(key, entry.task.uid)
+        await turn()
+
+    async def published(self, name: str = "t", **spec: Any) -> Entry:
         """Hold a Task whose first attempt is confirmed by the broker."""
-        entry = self.add(name)
+        entry = self.add(name, **spec)
         self.open()
         await turn()
         self.publisher.settle(Settled.CONFIRMED)
@@ -235,7 +313,7 @@ class Engine:
             properties=properties or BasicProperties(),
             body=body,
         )
-        self.recorder.take(delivery, lambda given, why: self.given_up.append((given, why)))
+        self.tasks.take(delivery, _Source(self))
         return tag
 
     def dead_letter(self, message: WorkMessage, **headers: Any) -> int:
@@ -244,8 +322,42 @@ class Engine:
         properties.headers = {**(properties.headers or {}), **headers}
         return self.message(message.body, exchange=DEAD_EXCHANGE, properties=properties)
 
-    def _on_missing(self) -> None:
-        self.missing += 1
+
+@dataclass(frozen=True)
+class _Source:
+    """The broker the test's messages come from."""
+
+    engine: Engine
+
+    @property
+    def publisher(self) -> Publisher | None:
+        return cast(Publisher, self.engine.publisher)
+
+    def give_up(self, delivery: Delivery, reason: str) -> None:
+        self.engine.given_up.append((delivery, reason))
+
+
+def raw_task(
+    name: str = "t",
+    *,
+    created: float = 0.0,
+    generation: int = 1,
+    status: dict[str, Any] | None = None,
+    **spec: Any,
+) -> dict[str, Any]:
+    """Return a Task as the API server has it; ``created`` in seconds since `EPOCH`."""
+    return {
+        "metadata": {
+            "namespace": "shop",
+            "name": name,
+            "uid": f"uid-{name}",
+            "generation": generation,
+            "resourceVersion": "100",
+            "creationTimestamp": timestamp(EPOCH + created),
+        },
+        "spec": {"queue": "q", "handler": "resize", "payload": {}, **spec},
+        "status": status or {"phase": "Pending", "observedGeneration": -1},
+    }
 
 
 async def turn() -> None:

@@ -1,15 +1,16 @@
 """The dispatcher: what is published when, and what happens to what is not accepted."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
+from taskqueue.broker.events import EventKind
 from taskqueue.broker.publisher import Settled
 from taskqueue.domain.dispatch_order import MIN_WINDOW
+from taskqueue.domain.task import Backoff
 from taskqueue.engine.dispatcher import FinishRate
 from taskqueue.engine.entry import Stage
-from tests.unit.engine.fakes import Engine, now, turn
+from tests.unit.engine.fakes import Engine, turn
 
 pytestmark = pytest.mark.looptime
 
@@ -73,12 +74,12 @@ async def test_what_finished_lately_widens_the_window() -> None:
     engine.open()
     for number in range(400):
         engine.add(f"t{number}")
-    for _ in range(10):
+    for turns in range(10):
         await turn()
         for entry in [one for one in engine.dispatcher.entries() if one.stage is Stage.PUBLISHED]:
             engine.dispatcher.withdraw(entry, finished=True)
         for number in range(200):
-            engine.add(f"more-{now()}-{number}")
+            engine.add(f"more-{turns}-{number}")
     await turn()
     assert engine.dispatcher.published > MIN_WINDOW
 
@@ -166,30 +167,27 @@ async def test_a_broker_that_lost_its_queue_gets_all_of_it_again() -> None:
     assert engine.dispatcher.republish_all() == 3
 
 
-async def test_a_delayed_attempt_waits_outside_the_window() -> None:
-    engine = Engine(max_published=1)
-    engine.open()
-    entry = engine.add("later")
-    entry.status = replace(entry.status, next_attempt_time=now() + 30)
-    engine.dispatcher.submit(entry)
+async def test_a_task_that_waits_for_its_retry_waits_outside_the_window() -> None:
+    engine = Engine(max_published=1, backoff=Backoff(30.0, 1.0, 30.0, 0.0))
+    later = await engine.published("later")
+    engine.publisher.published.clear()
+    engine.failed(later)
     engine.add("now")
     await asyncio.sleep(29)
-    assert entry.stage is Stage.DELAYED
+    assert later.stage is Stage.HELD
     assert engine.publisher.names == ["now"]
     assert (engine.dispatcher.waiting, engine.dispatcher.published) == (0, 1)
-    engine.dispatcher.withdraw(engine.entries["uid-now"], finished=True)
+    engine.event(engine.entries["uid-now"], EventKind.SUCCEEDED)
     await asyncio.sleep(2)
     assert engine.publisher.names == ["now", "later"]
 
 
-async def test_a_withdrawn_delayed_attempt_never_comes_back() -> None:
+async def test_a_deleted_task_that_waited_for_its_retry_never_comes_back() -> None:
     engine = Engine()
-    engine.open()
-    entry = engine.add("later")
-    entry.status = replace(entry.status, next_attempt_time=now() + 3)
-    engine.dispatcher.submit(entry)
-    engine.dispatcher.withdraw(entry, finished=False)
-    await asyncio.sleep(5)
+    entry = await engine.published()
+    engine.failed(entry)
+    await engine.delete(entry)
+    await asyncio.sleep(10)
     assert not engine.publisher.published
     assert engine.dispatcher.empty
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from kubernetes.aio.client import Configuration
@@ -10,8 +9,9 @@ from kubernetes.aio.client import Configuration
 from taskqueue.cluster.client import Access
 from taskqueue.domain.task import Phase
 from taskqueue.engine.entry import Stage
-from taskqueue.engine.operator import PAYLOAD_LIMIT_BYTES, Engine, _never_ends
-from tests.unit.engine.fakes import TOKENS
+from taskqueue.engine.operator import Engine, _never_ends
+from taskqueue.engine.tasks import PAYLOAD_LIMIT_BYTES
+from tests.unit.engine.fakes import TOKENS, raw_task
 
 
 @pytest.fixture
@@ -24,59 +24,45 @@ async def engine() -> AsyncIterator[Engine]:
         await client.close()
 
 
-def raw_task(name: str = "t", *, generation: int = 1, **spec: Any) -> dict[str, Any]:
-    return {
-        "metadata": {
-            "namespace": "shop",
-            "name": name,
-            "uid": f"uid-{name}",
-            "generation": generation,
-            "creationTimestamp": "2026-01-01T00:00:00Z",
-        },
-        "spec": {"queue": "q", "handler": "resize", "payload": {}, **spec},
-        "status": {"phase": "Pending", "observedGeneration": -1},
-    }
-
-
 async def test_late_news_of_a_finished_task_is_not_taken_for_a_new_one(engine: Engine) -> None:
-    engine.upserted(raw_task())
-    entry = engine._entries.pop("uid-t")  # as the recorder does when the end is written
-    engine._recorded(entry)
-    engine.upserted(raw_task(generation=2))
-    assert not engine._entries
-    engine.gone(("shop", "t"), "uid-t")
-    assert not engine._leaving
+    engine.tasks.upserted(raw_task())
+    entry = engine.tasks._entries.pop("uid-t")  # as the recorder does when the end is written
+    engine.tasks._recorded(entry)
+    engine.tasks.upserted(raw_task(generation=2))
+    assert not engine.tasks._entries
+    engine.tasks.gone(("shop", "t"), "uid-t")
+    assert not engine.tasks._leaving
 
 
 async def test_a_task_that_left_the_feed_before_its_end_was_told_is_not_waited_for(
     engine: Engine,
 ) -> None:
-    engine.upserted(raw_task())
-    entry = engine._entries["uid-t"]
+    engine.tasks.upserted(raw_task())
+    entry = engine.tasks._entries["uid-t"]
     entry.stage = Stage.FINISHED
-    engine.gone(("shop", "t"), "uid-t")
-    del engine._entries["uid-t"]
-    engine._recorded(entry)
-    assert not engine._leaving
+    engine.tasks.gone(("shop", "t"), "uid-t")
+    del engine.tasks._entries["uid-t"]
+    engine.tasks._recorded(entry)
+    assert not engine.tasks._leaving
 
 
 async def test_a_task_without_its_queue_is_blocked(engine: Engine) -> None:
-    engine.upserted(raw_task())
-    status = engine._entries["uid-t"].status
+    engine.tasks.upserted(raw_task())
+    status = engine.tasks._entries["uid-t"].status
     assert (status.phase, status.reason) == (Phase.BLOCKED, "QueueNotFound")
 
 
 async def test_a_task_nobody_can_read_stops_no_other(engine: Engine) -> None:
     broken = raw_task("broken")
     del broken["spec"]["handler"]
-    engine.upserted(broken)
-    engine.upserted(raw_task("good"))
-    assert list(engine._entries) == ["uid-good"]
+    engine.tasks.upserted(broken)
+    engine.tasks.upserted(raw_task("good"))
+    assert list(engine.tasks._entries) == ["uid-good"]
 
 
 async def test_a_payload_above_the_limit_is_refused_and_not_held(engine: Engine) -> None:
-    engine.upserted(raw_task(payload={"text": "x" * PAYLOAD_LIMIT_BYTES}))
-    entry = engine._entries["uid-t"]
+    engine.tasks.upserted(raw_task(payload={"text": "x" * PAYLOAD_LIMIT_BYTES}))
+    entry = engine.tasks._entries["uid-t"]
     assert (entry.status.phase, entry.status.reason) == (Phase.FAILED, "Invalid")
     assert len(entry.task.spec.payload) < 10
 

@@ -6,9 +6,10 @@ import pytest
 
 from taskqueue.broker.contract import WorkMessage
 from taskqueue.broker.events import EventError, EventKind
+from taskqueue.cluster.task_objects import task_path
 from taskqueue.domain.task import Backoff, Phase
 from taskqueue.engine.entry import Stage
-from tests.unit.engine.fakes import TOKENS, Engine, turn, until_time
+from tests.unit.engine.fakes import KEY, TOKENS, Engine, raw_task, turn, until_time
 
 pytestmark = pytest.mark.looptime
 
@@ -25,6 +26,7 @@ async def test_a_short_task_is_one_write_and_its_outcome_waits_for_it() -> None:
     assert not engine.channel.acked
     assert not engine.recorded
     write.succeed()
+    await turn()
     assert engine.channel.acked == [tag]
     assert engine.recorded == ["t"]
     assert not engine.entries
@@ -66,6 +68,7 @@ async def test_a_wait_below_two_seconds_is_not_written() -> None:
     assert engine.writer.phases == ["Succeeded"]
     assert not engine.channel.acked
     engine.writer.writes[0].succeed()
+    await turn()
     assert sorted(engine.channel.acked) == [first, second]
     assert [one["attempt"] for one in engine.writer.writes[0].status["history"]] == [1, 2]
 
@@ -74,7 +77,7 @@ async def test_retrying_is_written_after_two_seconds_and_then_its_outcome_is_let
     engine = Engine()
     entry = await engine.published()
     tag = engine.failed(entry)
-    assert entry.stage is Stage.DELAYED
+    assert entry.stage is Stage.HELD
     await asyncio.sleep(1.9)
     assert not engine.writer.writes
     await asyncio.sleep(0.2)
@@ -82,6 +85,7 @@ async def test_retrying_is_written_after_two_seconds_and_then_its_outcome_is_let
     assert (write.status["phase"], write.status["reason"]) == ("Retrying", "Boom")
     assert not engine.channel.acked
     write.succeed()
+    await turn()
     assert engine.channel.acked == [tag]
     assert entry.task.uid in engine.entries
     await asyncio.sleep(5)
@@ -107,6 +111,7 @@ async def test_a_repeated_outcome_waits_for_the_same_write() -> None:
     assert engine.writer.phases == ["Succeeded"]
     assert not engine.channel.acked
     engine.writer.writes[0].succeed()
+    await turn()
     assert sorted(engine.channel.acked) == [first, again]
 
 
@@ -137,8 +142,10 @@ async def test_the_outcome_of_an_unknown_task_is_dropped() -> None:
     engine = Engine()
     entry = await engine.published()
     tag = engine.event(entry, EventKind.SUCCEEDED, uid="nobody")
+    await turn()
     assert engine.channel.acked == [tag]
     assert not engine.given_up
+    assert not engine.publisher.events
 
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"type": "odd"}'])
@@ -177,6 +184,7 @@ async def test_a_message_the_broker_gave_up_is_a_failed_attempt(death: str, reas
     (write,) = engine.writer.writes
     assert (write.status["phase"], write.status["reason"]) == ("Failed", reason)
     write.succeed()
+    await turn()
     assert engine.channel.acked == [tag]
 
 
@@ -201,6 +209,7 @@ async def test_an_outcome_that_breaks_the_contract_but_has_the_token_fails_the_a
     assert "InvalidOutcome" in write.status["message"]
     assert not engine.given_up
     write.succeed()
+    await turn()
     assert engine.channel.acked == [tag]
 
 
@@ -220,11 +229,11 @@ async def test_a_handler_nobody_knows_is_waited_for_and_costs_no_attempt() -> No
     for _ in range(3):
         tag = engine.event(entry, EventKind.FAILED, error=error)
         assert engine.channel.acked[-1] == tag
-        assert entry.stage.name == "DELAYED"
+        assert entry.stage is Stage.HELD
         await asyncio.sleep(5.5)
         for write in engine.writer.writes:
             write.succeed()
-        assert entry.stage.name == "PUBLISHED"
+        assert engine.dispatcher.published == 1
     assert engine.writer.phases == ["Blocked"]
     assert engine.writer.writes[0].status["reason"] == "UnknownHandler"
     assert "roll out workers" in engine.writer.writes[0].status["message"]
@@ -250,6 +259,7 @@ async def test_a_final_status_speaks_of_the_last_generation() -> None:
     again = engine.writer.writes[1]
     assert again.status["observedGeneration"] == 2
     again.succeed(generation=2)
+    await turn()
     assert engine.recorded == ["t"]
     assert engine.channel.acked == [tag]
 
@@ -278,20 +288,22 @@ async def test_a_refused_end_is_written_in_short(status: int) -> None:
     assert "result" not in short.status
     assert "it is too long" in short.status["message"]
     short.succeed()
+    await turn()
     assert engine.channel.acked == [tag]
     assert engine.recorded == ["t"]
 
 
-async def test_an_end_that_is_refused_in_short_too_is_kept_until_somebody_has_looked() -> None:
+async def test_an_end_that_is_refused_in_short_too_is_written_again_after_a_look() -> None:
     engine = Engine()
     entry = await engine.published()
+    engine.api.objects[task_path("shop", "t")] = raw_task()
     tag = engine.event(entry, EventKind.SUCCEEDED)
     engine.writer.writes[0].refuse(422)
     engine.writer.writes[1].refuse(422)
-    assert engine.refused == ["t"]
     assert not engine.channel.acked
-    engine.recorder.write_again(entry)
+    await asyncio.sleep(6)
     engine.writer.writes[2].succeed()
+    await turn()
     assert engine.channel.acked == [tag]
     assert engine.recorded == ["t"]
 
@@ -301,9 +313,9 @@ async def test_a_task_that_is_not_found_is_looked_for_before_it_is_forgotten() -
     entry = await engine.published()
     tag = engine.event(entry, EventKind.SUCCEEDED)
     engine.writer.writes[0].refuse(404)
-    assert engine.refused == ["t"]
+    await turn()
     assert not engine.channel.acked
-    engine.recorder.forget(entry)
+    await asyncio.sleep(6)
     assert engine.channel.acked == [tag]
     assert not engine.entries
     assert not engine.recorded
@@ -319,14 +331,15 @@ async def test_a_status_on_the_way_that_is_refused_is_written_in_short() -> None
     short = engine.writer.writes[1]
     assert (short.status["phase"], short.status["history"]) == ("Retrying", [])
     short.succeed()
+    await turn()
     assert engine.channel.acked == [tag]
 
 
-async def test_a_forgotten_task_is_neither_run_nor_written_again() -> None:
+async def test_a_deleted_task_is_neither_run_nor_written_again() -> None:
     engine = Engine()
     entry = await engine.published()
     tag = engine.failed(entry)
-    engine.recorder.forget(entry)
+    await engine.delete(entry)
     assert engine.channel.acked == [tag]
     await asyncio.sleep(30)
     assert not engine.publisher.published
@@ -335,20 +348,23 @@ async def test_a_forgotten_task_is_neither_run_nor_written_again() -> None:
 
 async def test_a_task_that_waits_for_its_queue_says_so_once() -> None:
     engine = Engine()
-    entry = engine.add("t")
+    engine.dispatcher.config = None
+    engine.add("t")
     for _ in range(3):
-        engine.recorder.block(entry, reason="QueueNotFound", message="create it")
+        engine.tasks.queue_changed(KEY)
         await asyncio.sleep(3)
         for write in engine.writer.writes:
             write.succeed()
     assert engine.writer.phases == ["Blocked"]
+    assert engine.writer.writes[0].status["reason"] == "QueueNotFound"
 
 
 async def test_what_waited_for_a_moment_only_says_nothing() -> None:
     engine = Engine()
-    entry = engine.add("t")
-    engine.recorder.block(entry, reason="QueueNotFound", message="create it")
+    engine.dispatcher.config = None
+    engine.add("t")
     await asyncio.sleep(1)
-    engine.recorder.unblock(entry)
+    engine.dispatcher.config = engine.config
+    engine.tasks.queue_changed(KEY)
     await asyncio.sleep(10)
     assert not engine.writer.writes

@@ -1,0 +1,58 @@
+"""Sends orders to the workers, and keeps each until the broker has confirmed it.
+
+Orders survive a lost connection, not a lost process: whoever leads next decides what it finds
+anew, and a worker that reports an attempt nobody waits for is ordered to stop it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from taskqueue.broker.orders import Order, order_message
+from taskqueue.broker.publisher import Publisher, Settled
+
+#: Orders kept while the broker is away; of more, the oldest are forgotten.
+_KEPT = 10_000
+
+
+class OrderLine:
+    """See the module's contract."""
+
+    def __init__(self) -> None:
+        self._publisher: Publisher | None = None
+        self._waiting: deque[Order] = deque(maxlen=_KEPT)
+
+    def __len__(self) -> int:
+        """Return how many orders wait for the broker."""
+        return len(self._waiting)
+
+    def open(self, publisher: Publisher) -> None:
+        """Send what waits, and from now on at once."""
+        self._publisher = publisher
+        waiting, self._waiting = self._waiting, deque(maxlen=_KEPT)
+        for order in waiting:
+            self.send(order)
+
+    def close(self) -> None:
+        """Keep orders until opened again."""
+        self._publisher = None
+
+    def send(self, order: Order) -> None:
+        """Send an order, now or when the broker is there again."""
+        publisher = self._publisher
+        if publisher is None:
+            self._waiting.append(order)
+            return
+        message = order_message(order)
+
+        def settled(verdict: Settled, _: str) -> None:
+            if verdict is Settled.CONFIRMED:
+                return
+            if self._publisher in (None, publisher):
+                self._waiting.append(order)  # until the next connection
+            else:
+                self.send(order)
+
+        publisher.publish(
+            message.exchange, message.key, message.body, message.properties(), settled
+        )
