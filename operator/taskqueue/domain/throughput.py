@@ -1,0 +1,75 @@
+"""How fast a queue's Tasks end, and how long their attempts take: a pure meter.
+
+A reading holds for a few seconds, so that the minute that passes after the last end costs a dozen
+changes of the status and not sixty, and an idle queue none at all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+_MINUTE = 60.0
+#: How long a reading holds.
+_HOLD_SECONDS = 5.0
+#: The weight of a further attempt is one over this, once as many were seen.
+_RECENT_ATTEMPTS = 50
+#: Digits of the mean that mean something.
+_DIGITS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the meter shows; the mean is None until an attempt's time is known."""
+
+    per_minute: int
+    mean_run_seconds: float | None
+
+
+class Throughput:
+    """Counts ends by the second, and keeps an exponentially weighted mean of run times."""
+
+    __slots__ = ("_attempts", "_ends", "_mean", "_reading", "_until")
+
+    def __init__(self) -> None:
+        self._ends: deque[tuple[int, int]] = deque()  # (second, ends within it), oldest first
+        self._mean = 0.0
+        self._attempts = 0
+        self._reading = Reading(0, None)
+        self._until = float("-inf")
+
+    def finished(self, now: float, seconds: float | None) -> None:
+        """Count a Task that ended.
+
+        Args:
+            now: seconds on any clock, never less than before.
+            seconds: how long its last attempt ran; None: none did, or it is not known.
+        """
+        second = int(now)
+        if self._ends and self._ends[-1][0] == second:
+            self._ends[-1] = (second, self._ends[-1][1] + 1)
+        else:
+            self._ends.append((second, 1))
+            self._forget(now)
+        if seconds is not None:
+            self._attempts = min(self._attempts + 1, _RECENT_ATTEMPTS)
+            self._mean += (seconds - self._mean) / self._attempts
+
+    def read(self, now: float) -> Reading:
+        """Return what the meter shows now: at most five seconds old."""
+        if now >= self._until:
+            self._forget(now)
+            self._until = now + _HOLD_SECONDS
+            self._reading = Reading(
+                per_minute=sum(ends for _, ends in self._ends),
+                mean_run_seconds=_rounded(self._mean) if self._attempts else None,
+            )
+        return self._reading
+
+    def _forget(self, now: float) -> None:
+        while self._ends and self._ends[0][0] <= now - _MINUTE:
+            self._ends.popleft()
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
