@@ -27,6 +27,9 @@ DEPLOYMENTS_PATH = "/apis/apps/v1/deployments"
 DEFAULT_GRACE_SECONDS = 60
 _REPORTING_SECONDS = 5
 
+#: One of these tells a worker where its broker is.
+_ADDRESS_VARIABLES = frozenset({"TASKQUEUE_BROKER_URI", "TASKQUEUE_BROKER_HOST"})
+
 
 class InvalidTemplate(ValueError):
     """spec.workers cannot be made into a Deployment; the text says what to change."""
@@ -57,12 +60,17 @@ def deployment_path(key: QueueKey) -> str:
     return f"/apis/apps/v1/namespaces/{key[0]}/deployments/{deployment_name(key[1])}"
 
 
-def render(config: QueueConfig, *, replicas: int) -> dict[str, Any]:
+def render(config: QueueConfig, *, replicas: int, secret: str | None) -> dict[str, Any]:
     """Return the Deployment to apply.
+
+    Args:
+        config: what the TaskQueue asks for.
+        replicas: size of the pool.
+        secret: the connection Secret that pods of the namespace can refer to; None: there is none.
 
     Raises:
         InvalidTemplate: the template has no containers, or not the named one, or what the
-            operator adds to is not of its type.
+            operator adds to is not of its type, or nothing tells the pods their broker.
     """
     labels = {QUEUE_LABEL: config.name, **MANAGED_BY}
     return {
@@ -86,19 +94,21 @@ def render(config: QueueConfig, *, replicas: int) -> dict[str, Any]:
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": {QUEUE_LABEL: config.name}},
-            "template": _template(config, labels),
+            "template": _template(config, labels, secret),
         },
     }
 
 
-async def apply(client: ApiClient, config: QueueConfig, *, replicas: int) -> PoolState:
-    """Put the Deployment in place with this size.
+async def apply(
+    client: ApiClient, config: QueueConfig, *, replicas: int, secret: str | None
+) -> PoolState:
+    """Put the Deployment in place with this size; arguments as of `render`.
 
     Raises:
         InvalidTemplate: see `render`.
         ApiError: the API server refused; 422 when the template is wrong.
     """
-    body = render(config, replicas=replicas)
+    body = render(config, replicas=replicas, secret=secret)
     return read_pool(await client.apply(deployment_path(config.key), body, manager=FIELD_MANAGER))
 
 
@@ -134,7 +144,7 @@ def read_pool(raw: Mapping[str, Any]) -> PoolState:
     )
 
 
-def _template(config: QueueConfig, labels: Mapping[str, str]) -> dict[str, Any]:
+def _template(config: QueueConfig, labels: Mapping[str, str], secret: str | None) -> dict[str, Any]:
     template: dict[str, Any] = copy.deepcopy(dict(config.template or {}))
     metadata = template["metadata"] = template.get("metadata") or {}
     if not isinstance(metadata, dict):
@@ -160,7 +170,13 @@ def _template(config: QueueConfig, labels: Mapping[str, str]) -> dict[str, Any]:
             "of objects with name and value"
         )
     taken = {str(entry.get("name")) for entry in own}
-    added = [entry for entry in _environment(config, grace) if entry["name"] not in taken]
+    if secret is None and not container.get("envFrom") and not taken & _ADDRESS_VARIABLES:
+        raise InvalidTemplate(
+            "pods cannot use the Secret of a RabbitmqCluster in another namespace: give container "
+            f"{container.get('name')!r} in spec.workers.template the env TASKQUEUE_BROKER_URI, "
+            f"from a Secret in namespace {config.namespace} with a broker user of its own"
+        )
+    added = [entry for entry in _environment(config, grace, secret) if entry["name"] not in taken]
     container["env"] = [*added, *own]
     return template
 
@@ -180,7 +196,7 @@ def _container(config: QueueConfig, containers: list[Any]) -> dict[str, Any]:
     )
 
 
-def _environment(config: QueueConfig, grace: Any) -> list[dict[str, Any]]:
+def _environment(config: QueueConfig, grace: Any, secret: str | None) -> list[dict[str, Any]]:
     grace_seconds = grace if isinstance(grace, int) else DEFAULT_GRACE_SECONDS
     values = {
         "TASKQUEUE_NAMESPACE": config.namespace,
@@ -204,12 +220,13 @@ def _environment(config: QueueConfig, grace: Any) -> list[dict[str, Any]]:
                 "name": name,
                 "valueFrom": {
                     "secretKeyRef": {
-                        "name": config.connection_secret,
+                        "name": secret,
                         "key": key,
                         "optional": True,
                     }
                 },
             }
             for name, key in BROKER_VARIABLES.items()
+            if secret is not None
         ),
     ]

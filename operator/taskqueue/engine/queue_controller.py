@@ -8,29 +8,23 @@ TaskQueue.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from taskqueue.broker.connection import (
-    BrokerConfigurationError,
-    BrokerParameters,
-    BrokerUnavailable,
-    Channel,
-    ChannelRefused,
-)
-from taskqueue.broker.contract import work_queue
-from taskqueue.broker.topology import TopologyConflict, declare_task_queue, ready_messages
+from taskqueue.broker.connection import BrokerParameters
 from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.queue_objects import queue_path, queue_status_patch
 from taskqueue.domain.queue import Condition, QueueConfig, QueueStatus
 from taskqueue.domain.task import Phase
-from taskqueue.engine.broker_link import BrokerLink, Down, Up
+from taskqueue.domain.throughput import Throughput
+from taskqueue.engine.broker_link import BrokerLink
 from taskqueue.engine.dispatcher import Clock, Dispatcher
 from taskqueue.engine.metrics import BACKLOG
+from taskqueue.engine.queue_broker import QueueBroker
+from taskqueue.engine.queue_conditions import Transitions, conditions
+from taskqueue.engine.queue_finalizer import QueueFinalizer
 from taskqueue.engine.worker_pool import WorkerPool
 from taskqueue.logs import EventLog
 
@@ -40,10 +34,6 @@ log = EventLog(__name__)
 _TICK_SECONDS = 1.0
 #: Shortest time between two runs, so that a burst of Tasks is one decision.
 _SPACING_SECONDS = 0.02
-#: A Secret is read again this often while the broker cannot be reached.
-_SECRET_SECONDS = 2.0
-#: While connected, it is read this often: it may name another broker.
-_SECRET_CHECK_SECONDS = 30.0
 #: Slots of a worker that decides by its CPUs, for the window: rather too many published than idle.
 _GENEROUS_CONCURRENCY = 32
 
@@ -78,6 +68,7 @@ class QueueController:
         clock: wall time in seconds.
         created: when the TaskQueue was made: what finished before was not its own.
         on_gone: called when the API server has no such TaskQueue any more.
+        operator_namespace: where the operator runs, for the commands that messages tell.
     """
 
     def __init__(
@@ -91,6 +82,7 @@ class QueueController:
         clock: Clock,
         created: float,
         on_gone: Callable[[], None],
+        operator_namespace: str = "taskqueue-system",
     ) -> None:
         self.config = config
         self.totals = totals
@@ -99,22 +91,22 @@ class QueueController:
         self._on_gone = on_gone
         self._dispatcher = dispatcher
         self._client = client
-        self._links = links
         self._clock = clock
+        self._operator_namespace = operator_namespace
         self._wake = asyncio.Event()
-        self._link: BrokerLink | None = None
-        self._declared_on: Up | None = None
-        #: The broker has lost, or never had, what counts as published.
-        self._lost = False
-        self._published_at: BrokerParameters | None = None
-        self._next_declare = 0.0
-        self._probe: Channel | None = None
-        self._ready: int | None = None
-        self._broker = Condition("BrokerConnected", None, "Connecting", "")
-        self._next_secret = 0.0
+        self._broker = QueueBroker(
+            config,
+            dispatcher=dispatcher,
+            client=client,
+            links=links,
+            wake=self.wake,
+            monotonic=self._now,
+        )
+        self._finalizer = QueueFinalizer(config, client=client, find=self._broker.find_parameters)
+        self._throughput = Throughput()
+        self._transitions = Transitions()
         self._next_tick = 0.0
         self._written: dict[str, Any] = {}
-        self._since: dict[str, tuple[bool | None, float]] = {}
 
     def wake(self) -> None:
         """Have the loop run soon."""
@@ -122,19 +114,25 @@ class QueueController:
 
     def reconfigure(self, config: QueueConfig) -> None:
         """Take a changed TaskQueue."""
-        if config.connection_secret != self.config.connection_secret:
-            self._next_secret = 0.0
-            self._leave_link()
         self.config = config
+        self._broker.reconfigure(config)
+        self._finalizer.reconfigure(config)
         self._dispatcher.config = config
         self._next_tick = 0.0
         self.wake()
 
     def missing(self) -> None:
         """Take note that the broker has no queue to route to."""
-        self._declared_on = None
-        self._dispatcher.close()
+        self._broker.missing()
         self.wake()
+
+    def finished(self, phase: Phase, seconds: float | None) -> None:
+        """Count a Task whose final status is recorded; ``seconds`` its last attempt ran, if known.
+
+        The totals alone are what a new leader counts again; the meter is of this process.
+        """
+        self.totals.add(phase)
+        self._throughput.finished(self._now(), seconds)
 
     async def leave(self) -> None:
         """Write the totals a last time: this process ends, and what it counted is nowhere else."""
@@ -163,22 +161,34 @@ class QueueController:
                 except TimeoutError:
                     pass
         finally:
-            self._leave_link()
-            await self._leave_probe()
+            await self._broker.leave()
 
     async def _reconcile(self) -> None:
         tick = self._now() >= self._next_tick
         if tick:
             self._next_tick = self._now() + _TICK_SECONDS
+        if self.config.deleting:
+            await self._end(tick=tick)
+            return
         problems: list[ApiError] = []
         try:
-            await self._reach_broker()
-            if tick:
-                await self._count_ready()
+            await self._finalizer.settle()  # before there is anything it would have to remove
         except ApiError as problem:
             problems.append(problem)  # neither the pool nor the status waits for it
         try:
-            await self.pool.reconcile(self.config, backlog=self._backlog(), busy=self._busy())
+            await self._broker.reach()
+            if tick:
+                await self._broker.count()
+        except ApiError as problem:
+            problems.append(problem)
+        try:
+            await self.pool.reconcile(
+                self.config,
+                backlog=self._backlog(),
+                pending=self._dispatcher.waiting,
+                busy=self._busy(),
+                secret=self._broker.secret,
+            )
         except ApiError as problem:
             problems.append(problem)
         slots = self.config.concurrency or _GENEROUS_CONCURRENCY
@@ -188,150 +198,41 @@ class QueueController:
         if problems:
             raise problems[0]
 
-    # Broker.
-
-    async def _reach_broker(self) -> None:
-        if self._now() >= self._next_secret:
-            self._next_secret = self._now() + _SECRET_SECONDS
-            await self._find_link()
-            if self._connected:
-                self._next_secret = self._now() + _SECRET_CHECK_SECONDS
-        if self._link is None:
-            return
-        state = self._link.state
-        if isinstance(state, Down):
-            self._declared_on = None
-            self._dispatcher.close()
-            self._next_secret = min(self._next_secret, self._now() + _SECRET_SECONDS)
-            self._next_declare = 0.0
-            self._broker = Condition("BrokerConnected", False, state.reason, state.message)
-        elif self._declared_on is not state and self._now() >= self._next_declare:
-            await self._declare(state)
-            self._next_declare = self._now() + _TICK_SECONDS
-
-    @property
-    def _connected(self) -> bool:
-        return self._link is not None and isinstance(self._link.state, Up)
-
-    async def _find_link(self) -> None:
-        """Read the Secret, and take the link to the broker it names.
-
-        A connection that works is not given up because the Secret cannot be read just now.
-        """
-        namespace, name = self.config.namespace, self.config.connection_secret
-        where = f"Secret {namespace}/{name} (spec.broker.connectionSecret)"
-        try:
-            secret = await self._client.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
-            parameters = BrokerParameters.from_mapping(_decode(secret.get("data") or {}))
-        except ApiError as problem:
-            if self._connected or problem.status not in (403, 404):
-                raise
-            self._leave_link()
-            if problem.status == 403:
-                self._broker = Condition(
-                    "BrokerConnected",
-                    False,
-                    "SecretForbidden",
-                    f"{where}: the operator may not read it: give its role get on secrets",
-                )
-                return
-            self._broker = Condition(
-                "BrokerConnected",
-                False,
-                "SecretNotFound",
-                f"{where} does not exist: create it with key uri, or host, username and password",
-            )
-            return
-        except BrokerConfigurationError as problem:
-            self._leave_link()
-            self._broker = Condition(
-                "BrokerConnected", False, "SecretInvalid", f"{where}: {problem}"
-            )
-            return
-        link = self._links(parameters)
-        if link is not self._link:
-            self._leave_link()
-            self._link = link
-            link.subscribe(self.wake)
-
-    async def _declare(self, up: Up) -> None:
-        parameters = self._link.parameters if self._link else None
-        if self._published_at not in (None, parameters):
-            self._lost = True  # published to another broker
-        try:
-            await self._leave_probe()
-            self._probe = await up.connection.channel()
-            if await ready_messages(self._probe, work_queue(*self.config.key)) is None:
-                self._lost = True  # kept in mind, should the next steps fail
-                self._probe = await up.connection.channel()
-            await declare_task_queue(up.connection, *self.config.key)
-        except TopologyConflict as problem:
-            self._broker = Condition("BrokerConnected", False, "TopologyConflict", str(problem))
-            return
-        except (BrokerUnavailable, ChannelRefused) as problem:
-            self._broker = Condition(
-                "BrokerConnected", False, "DeclareFailed", f"{problem}; trying again by itself"
-            )
-            return
-        self._published_at = parameters
-        if self._lost:
-            self._lost = False
-            lost = self._dispatcher.republish_all()
-            if lost:
-                log.warning(
-                    "queue.recreated",
-                    namespace=self.config.namespace,
-                    queue=self.config.name,
-                    republished=lost,
-                )
-        self._declared_on = up
-        self._dispatcher.open(up.publisher)
-        self._broker = Condition("BrokerConnected", True, "Connected", "the queue is declared")
-
-    async def _count_ready(self) -> None:
-        self._ready = None
-        if self._declared_on is None or self._probe is None:
-            return
-        try:
-            self._ready = await ready_messages(self._probe, work_queue(*self.config.key))
-        except (BrokerUnavailable, ChannelRefused):
-            self._declared_on = None  # declared, or explained, at the next run
-            return
-        if self._ready is None:
-            self.missing()
-
-    async def _leave_probe(self) -> None:
-        probe, self._probe = self._probe, None
-        if probe is not None:
-            await probe.close()
-
-    def _leave_link(self) -> None:
-        self._dispatcher.close()
-        self._declared_on = None
-        if self._link is not None:
-            self._link.unsubscribe(self.wake)
-            self._link = None
+    async def _end(self, *, tick: bool) -> None:
+        """Do what is left to do for a TaskQueue on its way out: nothing is declared any more."""
+        await self._broker.leave()
+        if tick:
+            try:
+                await self._write_status()
+            except ApiError as problem:
+                self._complain("queue.api_error", problem)  # the end does not wait for it
+        await self._finalizer.finish(known=self._broker.parameters)
 
     # Status.
 
     def _backlog(self) -> int | None:
         """Tasks that may run and messages others published; None while the broker is unknown."""
-        if self._declared_on is None:
+        if not self._broker.declared:
             return None
         published = self._dispatcher.published
-        foreign = max((self._ready or 0) - published, 0)
+        foreign = max((self._broker.ready or 0) - published, 0)
         return self._dispatcher.waiting + published + foreign
 
+    def _running(self) -> int | None:
+        ready = self._broker.ready
+        return None if ready is None else max(self._dispatcher.published - ready, 0)
+
     def _busy(self) -> int:
-        """Workers that what is running may keep busy; fewer would stop some of it."""
-        if self._ready is None:
-            return 0
-        running = max(self._dispatcher.published - self._ready, 0)
-        return math.ceil(running / (self.config.concurrency or 1))
+        """Workers that what is running may keep busy; fewer would stop some of it.
+
+        A drained pool keeps a worker for each: what a worker gives back would not be run again.
+        """
+        slots = 1 if self.config.stop_policy.drains else self.config.concurrency or 1
+        return math.ceil((self._running() or 0) / slots)
 
     async def _write_status(self) -> None:
         status = self._status()
-        since = self._transitions(status.conditions)
+        since = self._transitions.take(status.conditions, self._clock())
         patch = queue_status_patch(self.config.key, status, since)
         if patch == self._written:
             return
@@ -351,45 +252,45 @@ class QueueController:
     def _status(self) -> QueueStatus:
         backlog = self._backlog()
         BACKLOG.labels(*self.config.key).set(float("nan") if backlog is None else backlog)
-        known = backlog is not None and self._ready is not None
-        published = self._dispatcher.published
-        ready = self._ready if known else None
+        known = backlog is not None
         pool = self.pool.state if self.config.template is not None else None
+        speed = self._throughput.read(self._now())
         return QueueStatus(
             observed_generation=self.config.generation,
             conditions=self._conditions(),
             backlog=backlog,
             pending=self._dispatcher.waiting,
-            ready=ready,
-            running=None if ready is None else max(published - ready, 0),
+            ready=self._broker.ready if known else None,
+            running=self._running() if known else None,
             replicas=pool.replicas if pool else None,
             desired_replicas=self.pool.desired if self.config.template is not None else None,
             scaling=self.pool.decision.explanation if self.pool.decision else "",
             succeeded=self.totals.succeeded,
             failed=self.totals.failed,
             cancelled=self.totals.cancelled,
+            dead_letters=self._broker.dead_letters if known else None,
+            throughput_per_minute=speed.per_minute,
+            mean_run_seconds=speed.mean_run_seconds,
             last_scale_time=self.pool.last_scale_time,
         )
 
     def _conditions(self) -> tuple[Condition, ...]:
+        broker = self._broker.condition
+        if self.config.deleting:
+            text = "the TaskQueue is being deleted"
+            if self.config.delete_queues:
+                text += ", and its queues at the broker with it"
+            broker = Condition(broker.type, False, "Deleting", text)
         workers, scaling = self.pool.conditions(self.config)
-        told = (self._broker, workers, scaling)
-        if self._broker.status and not self.pool.refused:
-            return (Condition("Ready", True, "Ready", "Tasks are taken and run"), *told)
-        cause = workers if self._broker.status else self._broker
-        ready = Condition("Ready", False, cause.reason, cause.message)
-        # For kstatus: what heals by itself is reconciling, what needs a person is stalled.
-        waits = cause.reason in ("Connecting", "BrokerUnavailable", "ReadingInbox", "DeclareFailed")
-        kind = "Reconciling" if waits else "Stalled"
-        return (ready, *told, Condition(kind, True, cause.reason, cause.message))
-
-    def _transitions(self, conditions: tuple[Condition, ...]) -> Mapping[str, float]:
-        now = self._clock()
-        for condition in conditions:
-            before = self._since.get(condition.type)
-            if before is None or before[0] is not condition.status:
-                self._since[condition.type] = (condition.status, now)
-        return {kind: at for kind, (_, at) in self._since.items()}
+        return conditions(
+            self.config,
+            broker=broker,
+            workers=workers,
+            scaling=scaling,
+            refused=self.pool.refused,
+            dead_letters=self._broker.dead_letters if self._broker.declared else None,
+            operator_namespace=self._operator_namespace,
+        )
 
     def _complain(self, event: str, problem: Exception) -> None:
         log.error(
@@ -403,15 +304,3 @@ class QueueController:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def _decode(data: Mapping[str, str]) -> dict[str, str]:
-    """Return a Secret's data as text.
-
-    Raises:
-        BrokerConfigurationError: a value is not text.
-    """
-    try:
-        return {key: base64.b64decode(value).decode() for key, value in data.items()}
-    except (binascii.Error, UnicodeDecodeError) as problem:
-        raise BrokerConfigurationError(f"a value is not UTF-8 text ({problem})") from None

@@ -54,7 +54,8 @@ class WorkerPool:
         self._clock = clock
         self._monotonic = monotonic
         self._memory = ScalingMemory()
-        self._applied: QueueConfig | None = None
+        #: What the Deployment in place was made from: the TaskQueue and its connection Secret.
+        self._applied: tuple[QueueConfig, str | None] | None = None
         self._refusal: _Refusal | None = None
         self.state: PoolState | None = None
         self.decision: Decision | None = None
@@ -73,8 +74,23 @@ class WorkerPool:
         if state is None:
             self._applied = None
 
-    async def reconcile(self, config: QueueConfig, *, backlog: int | None, busy: int = 0) -> None:
+    async def reconcile(
+        self,
+        config: QueueConfig,
+        *,
+        backlog: int | None,
+        pending: int = 0,
+        busy: int = 0,
+        secret: tuple[str, str] | None = None,
+    ) -> None:
         """Decide the size and put it in place.
+
+        Args:
+            config: what the TaskQueue asks for.
+            backlog: Tasks that may run and messages others published; None: unknown.
+            pending: the part of the backlog that is not published.
+            busy: workers that running Tasks may keep busy.
+            secret: (namespace, name) of the connection Secret; None: not found yet.
 
         Raises:
             ApiError: the API server could not be asked; try again.
@@ -87,6 +103,7 @@ class WorkerPool:
             backlog=backlog,
             current=before,
             busy=busy,
+            pending=pending,
         )
         self._memory = self.decision.memory
         DESIRED_WORKERS.labels(*config.key).set(self.decision.replicas)
@@ -104,8 +121,7 @@ class WorkerPool:
                 replicas=self.decision.replicas,
                 why=self.decision.explanation,
             )
-        if self._applied != config:
-            await self._apply(config, self.decision.replicas)
+        await self._apply(config, self.decision.replicas, secret)
         if self.state is not None and self.state.desired != self.decision.replicas:
             # Also while a changed template is refused: the pool of the former one goes on.
             await self._resize(config, self.decision.replicas)
@@ -119,7 +135,17 @@ class WorkerPool:
         """Whether the API server takes no Deployment from us."""
         return self._refusal is not None
 
-    async def _apply(self, config: QueueConfig, replicas: int) -> None:
+    async def _apply(
+        self, config: QueueConfig, replicas: int, secret: tuple[str, str] | None
+    ) -> None:
+        cluster = config.rabbitmq_cluster
+        usable: str | None = config.connection_secret
+        if cluster is not None:
+            if secret is None:
+                return  # known once the RabbitmqCluster was read; the pool in place goes on
+            usable = secret[1] if secret[0] == config.namespace else None
+        if self._applied == (config, usable):
+            return
         refusal = self._refusal
         if (
             refusal is not None
@@ -128,7 +154,9 @@ class WorkerPool:
         ):
             return
         try:
-            self.state = await deployments.apply(self._client, config, replicas=replicas)
+            self.state = await deployments.apply(
+                self._client, config, replicas=replicas, secret=usable
+            )
         except InvalidTemplate as problem:
             self._refuse(config, "InvalidTemplate", f"{problem}: mend spec.workers.template")
         except ApiError as problem:
@@ -143,7 +171,7 @@ class WorkerPool:
                 f"the API server refused the worker Deployment: {problem.message}: {cure}",
             )
         else:
-            self._applied, self._refusal = config, None
+            self._applied, self._refusal = (config, usable), None
 
     async def _resize(self, config: QueueConfig, replicas: int) -> None:
         try:

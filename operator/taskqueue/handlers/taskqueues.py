@@ -18,17 +18,24 @@ def register(registry: kopf.OperatorRegistry, engine: Engine) -> None:
     @kopf.on.create(*resource, registry=registry)
     @kopf.on.update(*resource, registry=registry)
     async def applied(*, body: kopf.Body, **_: Any) -> None:
-        try:
-            engine.put_queue(_plain(body))
-        except ValueError as problem:
-            raise kopf.PermanentError(f"TaskQueue cannot be read: {problem}") from problem
+        _put(engine, body)
 
-    # An event rather than on.delete: a handler of deletions would put a finalizer on the object.
+    # Events rather than on.delete: a handler of deletions would put kopf's finalizer on every
+    # TaskQueue. One that is on its way out is shown by events alone.
     @kopf.on.event(*resource, registry=registry)
     async def seen(*, event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
         if event["type"] == "DELETED":
             gone = body.metadata
             engine.drop_queue((gone.namespace or "", gone.name or ""), gone.uid or "")
+        elif "deletionTimestamp" in body.metadata:
+            _put(engine, body)
+
+
+def _put(engine: Engine, body: kopf.Body) -> None:
+    try:
+        engine.put_queue(_plain(body))
+    except ValueError as problem:
+        raise kopf.PermanentError(f"TaskQueue cannot be read: {problem}") from problem
 
 
 def _plain(body: kopf.Body) -> dict[str, Any]:

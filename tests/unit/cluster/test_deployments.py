@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from taskqueue.cluster.deployments import InvalidTemplate, PoolState, read_pool, render
-from taskqueue.domain.queue import QueueConfig
+from taskqueue.domain.queue import ClusterRef, QueueConfig
 from taskqueue.domain.task import Policy
 
 CONTAINER = {"name": "main", "image": "mine:1", "env": [{"name": "MINE", "value": "1"}]}
@@ -28,7 +28,7 @@ def environment(deployment: dict[str, Any], container: int = 0) -> dict[str, Any
 
 
 def test_the_users_template_is_kept_and_completed() -> None:
-    deployment = render(config(), replicas=3)
+    deployment = render(config(), replicas=3, secret="rabbit")
     assert deployment["metadata"]["name"] == "mails-worker"
     assert deployment["spec"]["replicas"] == 3
     assert deployment["spec"]["selector"] == {"matchLabels": {"taskqueue.dev/queue": "mails"}}
@@ -42,7 +42,7 @@ def test_the_users_template_is_kept_and_completed() -> None:
 
 def test_the_worker_learns_its_queue_and_finds_the_broker_in_the_secret() -> None:
     policy = Policy(attempt_timeout_seconds=7, max_deliveries=2)
-    known = environment(render(config(concurrency=4, policy=policy), replicas=1))
+    known = environment(render(config(concurrency=4, policy=policy), replicas=1, secret="rabbit"))
     assert known["TASKQUEUE_NAMESPACE"] == "shop"
     assert known["TASKQUEUE_QUEUE"] == "mails"
     assert known["TASKQUEUE_CONCURRENCY"] == "4"
@@ -56,12 +56,14 @@ def test_the_worker_learns_its_queue_and_finds_the_broker_in_the_secret() -> Non
 
 
 def test_without_a_concurrency_the_worker_decides() -> None:
-    assert "TASKQUEUE_CONCURRENCY" not in environment(render(config(), replicas=1))
+    assert "TASKQUEUE_CONCURRENCY" not in environment(render(config(), replicas=1, secret="rabbit"))
 
 
 def test_a_variable_of_the_users_own_wins() -> None:
     own = {**CONTAINER, "env": [{"name": "POD_NAME", "value": "mine"}]}
-    deployment = render(config(template={"spec": {"containers": [own]}}), replicas=1)
+    deployment = render(
+        config(template={"spec": {"containers": [own]}}), replicas=1, secret="rabbit"
+    )
     names = [
         entry["name"] for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     ]
@@ -71,21 +73,21 @@ def test_a_variable_of_the_users_own_wins() -> None:
 
 def test_the_named_container_gets_the_environment() -> None:
     template = {"spec": {"containers": [{"name": "sidecar"}, CONTAINER]}}
-    deployment = render(config(template=template, container="main"), replicas=1)
+    deployment = render(config(template=template, container="main"), replicas=1, secret="rabbit")
     assert "TASKQUEUE_QUEUE" in environment(deployment, 1)
     assert "env" not in deployment["spec"]["template"]["spec"]["containers"][0]
 
 
 def test_the_grace_of_the_worker_is_a_little_shorter_than_the_pods() -> None:
     template = {"spec": {"containers": [CONTAINER], "terminationGracePeriodSeconds": 100}}
-    known = environment(render(config(template=template), replicas=1))
+    known = environment(render(config(template=template), replicas=1, secret="rabbit"))
     assert known["TASKQUEUE_GRACE_SECONDS"] == "95"
 
 
 def test_the_users_template_itself_is_not_touched() -> None:
     queue = config()
     before = repr(queue.template)
-    render(queue, replicas=1)
+    render(queue, replicas=1, secret="rabbit")
     assert repr(queue.template) == before
 
 
@@ -116,7 +118,7 @@ def test_a_template_that_cannot_be_used_is_refused_with_words(
     more: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidTemplate, match=message):
-        render(config(**more), replicas=1)
+        render(config(**more), replicas=1, secret="rabbit")
 
 
 def test_the_state_of_a_pool_is_read() -> None:
@@ -141,3 +143,30 @@ def test_the_state_of_a_pool_is_read() -> None:
 def test_a_deployment_without_a_status_is_read_too() -> None:
     state = read_pool({"metadata": {"generation": 1}, "spec": {}})
     assert (state.desired, state.available, state.observed) == (1, 0, False)
+
+
+CLUSTER = {"connection_secret": "", "rabbitmq_cluster": ClusterRef("broker", "rabbit")}
+
+
+def test_pods_refer_to_the_secret_that_was_found() -> None:
+    known = environment(render(config(**CLUSTER), replicas=1, secret="rabbit-default-user"))
+    reference = known["TASKQUEUE_BROKER_HOST"]["secretKeyRef"]
+    assert (reference["name"], reference["key"]) == ("rabbit-default-user", "host")
+
+
+def test_pods_cannot_use_a_secret_of_another_namespace() -> None:
+    with pytest.raises(InvalidTemplate, match="env TASKQUEUE_BROKER_URI"):
+        render(config(**CLUSTER), replicas=1, secret=None)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"env": [{"name": "TASKQUEUE_BROKER_URI", "value": "amqp://u:p@b"}]},
+        {"envFrom": [{"secretRef": {"name": "mine"}}]},
+    ],
+)
+def test_pods_may_bring_an_address_of_their_own(own: dict[str, Any]) -> None:
+    template = {"spec": {"containers": [{"name": "main", **own}]}}
+    deployment = render(config(template=template, **CLUSTER), replicas=1, secret=None)
+    assert "TASKQUEUE_BROKER_PASSWORD" not in environment(deployment)

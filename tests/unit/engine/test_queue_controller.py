@@ -1,65 +1,36 @@
-"""What a TaskQueue's loop keeps in mind over failures, with stand-ins for broker and API server."""
+"""One TaskQueue's loop: no step keeps another from its turn, and what it writes is true."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
-from taskqueue.broker.connection import BrokerParameters, BrokerUnavailable
-from taskqueue.broker.publisher import Publisher
 from taskqueue.cluster.client import ApiClient, ApiError
-from taskqueue.domain.queue import QueueConfig
-from taskqueue.engine import queue_controller
-from taskqueue.engine.broker_link import BrokerLink, State, Up
+from taskqueue.domain.queue import Condition, QueueConfig, StopPolicy
+from taskqueue.domain.scaling import ScalingPolicy
+from taskqueue.domain.task import Phase
 from taskqueue.engine.dispatcher import Dispatcher
 from taskqueue.engine.queue_controller import QueueController, Totals
 
-ONE = BrokerParameters(host="one", port=5672, username="u", password="p")
-OTHER = BrokerParameters(host="other", port=5672, username="u", password="p")
-
-
-class FakeChannel:
-    async def close(self) -> None: ...
-
-
-class FakeConnection:
-    async def channel(self) -> FakeChannel:
-        return FakeChannel()
-
-
-class FakeLink:
-    def __init__(self, parameters: BrokerParameters) -> None:
-        self.parameters = parameters
-        self.state: State = up()
-
-    def subscribe(self, callback: Callable[[], None]) -> None: ...
-    def unsubscribe(self, callback: Callable[[], None]) -> None: ...
+CONFIG = QueueConfig(namespace="shop", name="q", uid="u", generation=1, connection_secret="rabbit")
 
 
 class FakeDispatcher:
-    waiting = published = slots = 0
-    config: QueueConfig | None = None
-
     def __init__(self) -> None:
-        self.republished = 0
-        self.opened = 0
-
-    def open(self, publisher: Publisher) -> None:
-        self.opened += 1
+        self.waiting = self.published = self.slots = 0
+        self.config: QueueConfig | None = None
 
     def close(self) -> None: ...
 
-    def republish_all(self) -> int:
-        self.republished += 1
-        return 1
-
 
 class FakeClient:
-    """Answers as told: an error to raise, or an object."""
+    """Answers as told: an error to raise, or an object; keeps the statuses."""
 
     def __init__(self) -> None:
-        self.secret: ApiError | Mapping[str, Any] = {}
+        self.secret: ApiError | Mapping[str, Any] = ApiError(404, "NotFound", "no")
         self.status: ApiError | None = None
+        self.statuses: list[dict[str, Any]] = []
 
     async def get(self, path: str, **_: str) -> Mapping[str, Any]:
         if isinstance(self.secret, ApiError):
@@ -69,101 +40,81 @@ class FakeClient:
     async def merge(self, path: str, body: Any) -> None:
         if self.status is not None:
             raise self.status
+        self.statuses.append(body["status"])
 
 
-def up() -> Up:
-    return Up(cast(Publisher, object()), cast(Any, FakeConnection()))
+class FakeSide:
+    """A broker side that is as the test says."""
+
+    def __init__(self) -> None:
+        self.condition = Condition("BrokerConnected", True, "Connected", "")
+        self.declared = True
+        self.ready: int | None = 0
+        self.dead_letters: int | None = 0
+        self.secret = self.parameters = None
+        self.steps: list[str] = []
+
+    def reconfigure(self, config: QueueConfig) -> None:
+        self.steps.append("reconfigure")
+
+    async def reach(self) -> None:
+        self.steps.append("reach")
+
+    async def count(self) -> None: ...
+
+    async def leave(self) -> None:
+        self.steps.append("leave")
+
+
+class FakeFinalizer:
+    def __init__(self, steps: list[str]) -> None:
+        self._steps = steps
+        self.failure: ApiError | None = None
+
+    def reconfigure(self, config: QueueConfig) -> None: ...
+
+    async def settle(self) -> None:
+        self._steps.append("settle")
+        if self.failure is not None:
+            raise self.failure
+
+    async def finish(self, *, known: object) -> None:
+        self._steps.append("finish")
 
 
 class Case:
-    def __init__(self) -> None:
+    def __init__(self, config: QueueConfig = CONFIG) -> None:
         self.dispatcher, self.client, self.gone = FakeDispatcher(), FakeClient(), 0
-        self.link = FakeLink(ONE)
         self.controller = QueueController(
-            QueueConfig(
-                namespace="shop", name="q", uid="u", generation=1, connection_secret="rabbit"
-            ),
+            config,
             Totals(),
             dispatcher=cast(Dispatcher, self.dispatcher),
             client=cast(ApiClient, self.client),
-            links=lambda parameters: cast(BrokerLink, self.link),
+            links=lambda parameters: pytest.fail("no broker is to be looked for"),
             clock=lambda: 1e9,
             created=0.0,
             on_gone=self._on_gone,
         )
-        self.controller._link = cast(BrokerLink, self.link)
+
+    def connect(self) -> FakeSide:
+        """Put a broker side in place that needs no broker."""
+        side = FakeSide()
+        self.finalizer = FakeFinalizer(side.steps)
+        self.controller._broker = cast(Any, side)
+        self.controller._finalizer = cast(Any, self.finalizer)
+        return side
 
     def _on_gone(self) -> None:
         self.gone += 1
 
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.client.statuses[-1]
 
-@pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """``ready``: messages in the queue, None: no queue; ``failure``: of the next declaration."""
-    state: dict[str, Any] = {"ready": 0, "failure": None}
-
-    async def ready_messages(channel: object, queue: str) -> int | None:
-        return cast("int | None", state["ready"])
-
-    async def declare(connection: object, namespace: str, queue: str) -> bool:
-        created, state["ready"] = state["ready"] is None, 0
-        failure, state["failure"] = state["failure"], None
-        if failure is not None:
-            raise failure
-        return created
-
-    monkeypatch.setattr(queue_controller, "ready_messages", ready_messages)
-    monkeypatch.setattr(queue_controller, "declare_task_queue", declare)
-    return state
-
-
-async def test_a_queue_that_is_there_is_opened_and_nothing_published_again(
-    broker: dict[str, Any],
-) -> None:
-    case = Case()
-    await case.controller._declare(up())
-    assert (case.dispatcher.opened, case.dispatcher.republished) == (1, 0)
-
-
-async def test_a_lost_queue_is_remembered_over_a_failure_while_it_is_made_again(
-    broker: dict[str, Any],
-) -> None:
-    case = Case()
-    broker |= {"ready": None, "failure": BrokerUnavailable("gone in the middle")}
-    await case.controller._declare(up())
-    assert (case.dispatcher.opened, case.dispatcher.republished) == (0, 0)
-    assert broker["ready"] == 0  # it was made before the failure
-    await case.controller._declare(up())
-    assert (case.dispatcher.opened, case.dispatcher.republished) == (1, 1)
-    await case.controller._declare(up())
-    assert case.dispatcher.republished == 1
-
-
-async def test_another_broker_that_has_the_queue_gets_what_the_former_had(
-    broker: dict[str, Any],
-) -> None:
-    case = Case()
-    await case.controller._declare(up())
-    case.controller._link = cast(BrokerLink, FakeLink(OTHER))
-    await case.controller._declare(up())
-    assert case.dispatcher.republished == 1
-
-
-async def test_a_secret_the_operator_may_not_read_is_said_in_a_condition() -> None:
-    case = Case()
-    case.controller._link = None
-    case.client.secret = ApiError(403, "Forbidden", "no")
-    await case.controller._find_link()
-    assert case.controller._broker.reason == "SecretForbidden"
-    assert "shop/rabbit" in case.controller._broker.message
-
-
-async def test_a_connection_that_works_outlives_a_secret_that_cannot_be_read() -> None:
-    case = Case()
-    case.client.secret = ApiError(404, "NotFound", "no")
-    with pytest.raises(ApiError):
-        await case.controller._find_link()
-    assert case.controller._link is not None
+    @property
+    def ready(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.status["conditions"][0]
+        return found
 
 
 async def test_a_status_that_finds_no_taskqueue_tells_that_it_is_gone() -> None:
@@ -185,9 +136,96 @@ async def test_a_refused_status_is_not_taken_for_written() -> None:
 
 async def test_a_failing_secret_keeps_neither_pool_nor_status_from_their_turn() -> None:
     case = Case()
-    case.controller._link = None
     case.client.secret = ApiError(500, "InternalError", "no")
     with pytest.raises(ApiError):
         await case.controller._reconcile()
     assert case.controller.pool.decision is not None
     assert case.controller._written
+
+
+async def test_a_failing_finalizer_keeps_nothing_else_from_its_turn() -> None:
+    case = Case()
+    side = case.connect()
+    case.finalizer.failure = ApiError(403, "Forbidden", "no")
+    with pytest.raises(ApiError):
+        await case.controller._reconcile()
+    assert side.steps == ["settle", "reach"]  # before there is anything to remove
+    assert case.ready["status"] == "True"
+
+
+async def test_counts_are_told_only_while_they_are_known() -> None:
+    case = Case()
+    side = case.connect()
+    side.ready, side.dead_letters = 5, 2
+    case.dispatcher.waiting, case.dispatcher.published = 4, 3
+    await case.controller._write_status()
+    names = ("backlog", "pending", "ready", "running", "deadLetters")
+    assert [case.status[name] for name in names] == [9, 4, 5, 0, 2]
+    side.declared = False
+    await case.controller._write_status()
+    assert [case.status[name] for name in names] == [None, 4, None, None, None]
+
+
+async def test_an_end_is_counted_in_totals_and_meter() -> None:
+    case = Case()
+    case.connect()
+    case.controller.finished(Phase.SUCCEEDED, 0.8)
+    case.controller.finished(Phase.FAILED, None)
+    await case.controller._write_status()
+    assert case.status["totals"] == {"succeeded": 1, "failed": 1, "cancelled": 0}
+    assert (case.status["throughputPerMinute"], case.status["meanRunSeconds"]) == (2, 0.8)
+
+
+async def test_an_idle_queue_writes_its_status_once() -> None:
+    case = Case()
+    case.connect()
+    case.controller.finished(Phase.SUCCEEDED, 0.8)
+    for _ in range(5):
+        await case.controller._write_status()
+    assert len(case.client.statuses) == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "replicas"), [(StopPolicy.HOLD, 10), (StopPolicy.HOLD_AND_DRAIN, 3)]
+)
+async def test_a_drained_pool_follows_what_is_published(policy: StopPolicy, replicas: int) -> None:
+    config = replace(
+        CONFIG,
+        stop_policy=policy,
+        scaling=ScalingPolicy(draining=policy.drains, tasks_per_replica=1),
+    )
+    case = Case(config)
+    case.connect()
+    case.dispatcher.waiting, case.dispatcher.published = 90, 3
+    await case.controller._reconcile()
+    assert case.controller.pool.desired == replicas
+    assert case.ready["reason"] == "Held"
+
+
+async def test_a_drained_pool_keeps_a_worker_for_each_task_that_runs() -> None:
+    case = Case(replace(CONFIG, concurrency=4, stop_policy=StopPolicy.HOLD_AND_DRAIN))
+    side = case.connect()
+    case.dispatcher.published, side.ready = 7, 1
+    assert case.controller._busy() == 6
+    case.controller.config = replace(case.controller.config, stop_policy=StopPolicy.HOLD)
+    assert case.controller._busy() == 2
+
+
+async def test_a_taskqueue_on_its_way_out_declares_nothing_and_grows_nothing() -> None:
+    case = Case()
+    side = case.connect()
+    case.dispatcher.waiting = 50
+    case.controller.reconfigure(replace(CONFIG, deleting=True, delete_queues=True))
+    side.steps.clear()
+    await case.controller._reconcile()
+    assert side.steps == ["leave", "finish"]
+    assert case.controller.pool.decision is None
+    assert (case.ready["status"], case.ready["reason"]) == ("False", "Deleting")
+
+
+async def test_the_end_does_not_wait_for_a_status() -> None:
+    case = Case(replace(CONFIG, deleting=True, delete_queues=True))
+    side = case.connect()
+    case.client.status = ApiError(500, "InternalError", "no")
+    await case.controller._reconcile()
+    assert side.steps == ["leave", "finish"]

@@ -7,7 +7,7 @@ import pytest
 
 from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.deployments import PoolState
-from taskqueue.domain.queue import QueueConfig
+from taskqueue.domain.queue import ClusterRef, QueueConfig
 from taskqueue.domain.scaling import ScalingPolicy
 from taskqueue.engine.worker_pool import WorkerPool
 
@@ -78,3 +78,29 @@ async def test_the_former_pool_is_resized_while_a_changed_template_is_refused(
     assert pool.refused
     workers, _ = pool.conditions(CONFIG)
     assert (workers.status, workers.reason) == (False, "InvalidTemplate")
+
+
+OF_CLUSTER = replace(CONFIG, connection_secret="", rabbitmq_cluster=ClusterRef("broker", "rabbit"))
+
+
+async def test_a_pool_waits_for_the_secret_of_a_rabbitmq_cluster(
+    pool: WorkerPool, client: FakeClient
+) -> None:
+    here = replace(OF_CLUSTER, rabbitmq_cluster=ClusterRef("shop", "rabbit"))
+    await pool.reconcile(here, backlog=3)
+    assert (client.applied, client.sizes) == ([], [3])  # what is there is sized all the same
+    await pool.reconcile(here, backlog=3, secret=("shop", "rabbit-default-user"))
+    await pool.reconcile(here, backlog=3, secret=("shop", "rabbit-default-user"))
+    assert client.applied == [3]
+    await pool.reconcile(here, backlog=3, secret=("shop", "renamed"))
+    assert client.applied == [3, 3]
+
+
+async def test_workers_of_another_namespace_than_the_cluster_need_an_address_of_their_own(
+    pool: WorkerPool, client: FakeClient
+) -> None:
+    await pool.reconcile(OF_CLUSTER, backlog=3, secret=("broker", "rabbit-default-user"))
+    assert client.applied == []
+    workers, _ = pool.conditions(OF_CLUSTER)
+    assert (workers.status, workers.reason) == (False, "InvalidTemplate")
+    assert "TASKQUEUE_BROKER_URI" in workers.message

@@ -1,0 +1,258 @@
+"""One TaskQueue's side of the broker: Secret, link, declared queues, and what is counted in them.
+
+A step that fails becomes `QueueBroker.condition` and is tried again. What must not be forgotten
+over a failure: that the broker has lost, or never had, what counts as published; it is published
+again as soon as the queue is declared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from taskqueue.broker.connection import (
+    BrokerConfigurationError,
+    BrokerParameters,
+    BrokerUnavailable,
+    Channel,
+    ChannelRefused,
+)
+from taskqueue.broker.contract import dead_queue, work_queue
+from taskqueue.broker.topology import TopologyConflict, declare_task_queue, ready_messages
+from taskqueue.cluster.broker_secret import NoBrokerSecret, read_broker_secret
+from taskqueue.cluster.client import ApiClient
+from taskqueue.domain.queue import Condition, QueueConfig
+from taskqueue.engine.broker_link import BrokerLink, Down, Up
+from taskqueue.engine.dispatcher import Dispatcher
+from taskqueue.logs import EventLog
+
+log = EventLog(__name__)
+
+#: A declaration that failed is tried again after this.
+_DECLARE_SECONDS = 1.0
+#: A Secret is read again this often while the broker cannot be reached.
+_SECRET_SECONDS = 2.0
+#: While connected, it is read this often: it may name another broker.
+_SECRET_CHECK_SECONDS = 30.0
+#: Why even a connection that works is given up.
+_FORBIDS = ("SecretInvalid", "ClusterNotAllowed")
+
+
+class QueueBroker:
+    """See the module's contract.
+
+    Args:
+        config: what the TaskQueue asks for.
+        dispatcher: of this queue; opened and closed here.
+        client: for the API server.
+        links: gives the shared link to a broker.
+        wake: has the TaskQueue's loop run soon.
+        monotonic: seconds that never jump.
+
+    Attributes:
+        condition: BrokerConnected.
+        ready: messages no worker has taken, as last counted; None: unknown.
+        dead_letters: messages in the dead queue, as last counted; None: unknown.
+        parameters: of the broker last found; kept when its Secret goes away.
+        secret: (namespace, name) of the Secret last found.
+    """
+
+    def __init__(
+        self,
+        config: QueueConfig,
+        *,
+        dispatcher: Dispatcher,
+        client: ApiClient,
+        links: Callable[[BrokerParameters], BrokerLink],
+        wake: Callable[[], None],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.condition = Condition("BrokerConnected", None, "Connecting", "")
+        self.ready: int | None = None
+        self.dead_letters: int | None = None
+        self.parameters: BrokerParameters | None = None
+        self.secret: tuple[str, str] | None = None
+        self._config = config
+        self._dispatcher = dispatcher
+        self._client = client
+        self._links = links
+        self._wake = wake
+        self._now = monotonic
+        self._link: BrokerLink | None = None
+        self._declared_on: Up | None = None
+        #: The broker has lost, or never had, what counts as published.
+        self._lost = False
+        self._published_at: BrokerParameters | None = None
+        self._next_declare = 0.0
+        self._next_secret = 0.0
+        self._probe: Channel | None = None
+        self._last_dead_letters: int | None = None
+
+    @property
+    def declared(self) -> bool:
+        """Whether the queues are there as far as known, so that counts mean something."""
+        return self._declared_on is not None
+
+    def reconfigure(self, config: QueueConfig) -> None:
+        """Take a changed TaskQueue."""
+        before, self._config = self._config, config
+        if (config.connection_secret, config.rabbitmq_cluster) != (
+            before.connection_secret,
+            before.rabbitmq_cluster,
+        ):
+            self._next_secret = 0.0
+            self.secret = self.parameters = None
+            self._leave_link()
+
+    def missing(self) -> None:
+        """Take note that the broker has no queue to route to."""
+        self._declared_on = None
+        self._dispatcher.close()
+
+    async def reach(self) -> None:
+        """Bring the queue one step nearer to being declared, if it is not.
+
+        Raises:
+            ApiError: the API server could not be asked for the Secret; try again.
+        """
+        if self._now() >= self._next_secret:
+            self._next_secret = self._now() + _SECRET_SECONDS
+            await self._find_link()
+            if self._connected:
+                self._next_secret = self._now() + _SECRET_CHECK_SECONDS
+        if self._link is None:
+            return
+        state = self._link.state
+        if isinstance(state, Down):
+            self._declared_on = None
+            self._dispatcher.close()
+            self._next_secret = min(self._next_secret, self._now() + _SECRET_SECONDS)
+            self._next_declare = 0.0
+            self._tell(False, state.reason, state.message)
+        elif self._declared_on is not state and self._now() >= self._next_declare:
+            await self._declare(state)
+            self._next_declare = self._now() + _DECLARE_SECONDS
+
+    async def count(self) -> None:
+        """Count what is ready in both queues; a queue found missing is declared at the next run."""
+        self.ready = self.dead_letters = None
+        if self._declared_on is None or self._probe is None:
+            return
+        try:
+            self.ready = await ready_messages(self._probe, work_queue(*self._config.key))
+            if self.ready is None:
+                self.missing()
+                return
+            self.dead_letters = await ready_messages(self._probe, dead_queue(*self._config.key))
+        except (BrokerUnavailable, ChannelRefused):
+            self._declared_on = None  # declared, or explained, at the next run
+            return
+        if self.dead_letters is None:
+            self._declared_on = None
+            return
+        before, self._last_dead_letters = self._last_dead_letters, self.dead_letters
+        if before is not None and self.dead_letters > before:
+            log.warning(
+                "queue.dead_letters",
+                namespace=self._config.namespace,
+                queue=self._config.name,
+                dead_letters=self.dead_letters,
+                more=self.dead_letters - before,
+            )
+
+    async def leave(self) -> None:
+        """Publish, hold and count nothing any more."""
+        self._leave_link()
+        self.ready = self.dead_letters = None
+        await self._leave_probe()
+
+    @property
+    def _connected(self) -> bool:
+        return self._link is not None and isinstance(self._link.state, Up)
+
+    def _tell(self, status: bool, reason: str, message: str) -> None:
+        self.condition = Condition("BrokerConnected", status, reason, message)
+
+    async def _find_link(self) -> None:
+        """Read the Secret, and take the link to the broker it names.
+
+        A connection that works is not given up because the Secret cannot be read just now.
+        """
+        try:
+            parameters = await self.find_parameters()
+        except NoBrokerSecret as problem:
+            if self._connected and problem.reason not in _FORBIDS:
+                log.warning(
+                    "queue.secret_unreadable",
+                    namespace=self._config.namespace,
+                    queue=self._config.name,
+                    problem=str(problem),
+                )
+                return
+            self._leave_link()
+            self._tell(False, problem.reason, str(problem))
+            return
+        link = self._links(parameters)
+        if link is not self._link:
+            self._leave_link()
+            self._link = link
+            link.subscribe(self._wake)
+
+    async def find_parameters(self) -> BrokerParameters:
+        """Read the Secret, and return what it says.
+
+        Raises:
+            NoBrokerSecret: there is none, or it cannot be used.
+            ApiError: the API server could not be asked; try again.
+        """
+        secret = await read_broker_secret(self._client, self._config)
+        try:
+            parameters = BrokerParameters.from_mapping(secret.data)
+        except BrokerConfigurationError as problem:
+            raise NoBrokerSecret("SecretInvalid", f"{secret.where}: {problem}") from None
+        self.secret, self.parameters = (secret.namespace, secret.name), parameters
+        return parameters
+
+    async def _declare(self, up: Up) -> None:
+        parameters = self._link.parameters if self._link else None
+        if self._published_at not in (None, parameters):
+            self._lost = True  # published to another broker
+        key = self._config.key
+        try:
+            await self._leave_probe()
+            self._probe = await up.connection.channel()
+            if await ready_messages(self._probe, work_queue(*key)) is None:
+                self._lost = True  # kept in mind, should the next steps fail
+                self._probe = await up.connection.channel()
+            await declare_task_queue(up.connection, *key)
+        except TopologyConflict as problem:
+            self._tell(False, "TopologyConflict", str(problem))
+            return
+        except (BrokerUnavailable, ChannelRefused) as problem:
+            self._tell(False, "DeclareFailed", f"{problem}; trying again by itself")
+            return
+        self._published_at = parameters
+        if self._lost:
+            self._lost = False
+            lost = self._dispatcher.republish_all()
+            if lost:
+                log.warning(
+                    "queue.recreated",
+                    namespace=self._config.namespace,
+                    queue=self._config.name,
+                    republished=lost,
+                )
+        self._declared_on = up
+        self._dispatcher.open(up.publisher)
+        self._tell(True, "Connected", "the queue is declared")
+
+    async def _leave_probe(self) -> None:
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            await probe.close()
+
+    def _leave_link(self) -> None:
+        self._dispatcher.close()
+        self._declared_on = None
+        if self._link is not None:
+            self._link.unsubscribe(self._wake)
+            self._link = None
