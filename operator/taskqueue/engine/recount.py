@@ -28,16 +28,20 @@ _PAGE = 250
 
 @dataclass(frozen=True, slots=True)
 class FinishedTask:
-    """What counts of a finished Task."""
+    """What counts of a finished Task; ``ttl`` is its own, in seconds."""
 
     uid: str
     queue: QueueKey
     phase: Phase
     completed: float
+    name: str = ""
+    ttl: int | None = None
 
 
-async def finished_tasks(client: ApiClient) -> list[FinishedTask]:
-    """Return every finished Task there is.
+async def finished_tasks(
+    client: ApiClient, *, path: str = TASKS_PATH, selector: str = FINISHED
+) -> list[FinishedTask]:
+    """Return every finished Task there is, or those at a path that a field selector picks.
 
     Raises:
         ApiError: the list was refused or broke off.
@@ -45,10 +49,10 @@ async def finished_tasks(client: ApiClient) -> list[FinishedTask]:
     found: list[FinishedTask] = []
     token = ""
     while True:
-        params = {"limit": str(_PAGE), "fieldSelector": FINISHED}
+        params = {"limit": str(_PAGE), "fieldSelector": selector}
         if token:
             params["continue"] = token
-        page = await client.request("GET", TASKS_PATH, params=params)
+        page = await client.request("GET", path, params=params)
         found += [_read(raw) for raw in page["items"]]
         token = page["metadata"].get("continue", "")
         if not token:
@@ -84,6 +88,8 @@ def _read(raw: Mapping[str, Any]) -> FinishedTask:
         queue=(metadata["namespace"], raw["spec"]["queue"]),
         phase=Phase(status["phase"]),
         completed=seconds_of(at),
+        name=metadata["name"],
+        ttl=raw["spec"].get("ttlSecondsAfterFinished"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -52,15 +53,21 @@ class Pages:
 
 def raw(uid: str) -> dict[str, Any]:
     return {
-        "metadata": {"namespace": "ns", "uid": uid, "creationTimestamp": "1970-01-01T00:00:00Z"},
-        "spec": {"queue": "q"},
+        "metadata": {
+            "namespace": "ns",
+            "name": f"name-{uid}",
+            "uid": uid,
+            "creationTimestamp": "1970-01-01T00:00:00Z",
+        },
+        "spec": {"queue": "q", "ttlSecondsAfterFinished": 7},
         "status": {"phase": "Succeeded", "completionTime": "1970-01-01T00:03:20.000Z"},
     }
 
 
 async def test_all_pages_of_the_finished_are_read() -> None:
     pages = Pages([raw("a")], [], [raw("b")])
-    assert await finished_tasks(cast(ApiClient, pages)) == [task("a"), task("b")]
+    found = await finished_tasks(cast(ApiClient, pages))
+    assert found == [replace(task(uid), name=f"name-{uid}", ttl=7) for uid in ("a", "b")]
     assert len(pages.asked) == 3
     assert "status.phase!=Running" in pages.asked[0]["fieldSelector"]
     assert "status.phase!=Succeeded" not in pages.asked[0]["fieldSelector"]
