@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
+from taskqueue.commands import dead_letters
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="A task queue for Kubernetes over RabbitMQ."
 )
 
 
-@app.callback()
-def _group() -> None:
-    """Keep the commands' names even while there is only one."""
+app.add_typer(dead_letters.app, name="dead-letters")
 
 
 @app.command()

@@ -72,11 +72,7 @@ def dead_letter(
     The publisher's headers stay; the broker's own (``x-…``) do not, nor what would make the copy
     expire, be refused (user id) or be answered.
     """
-    headers = {
-        name: _encodable(value)
-        for name, value in (properties.headers or {}).items()
-        if not name.startswith("x-")
-    }
+    headers = without_broker_headers(properties)
     headers[ERROR_HEADER] = reason[:_MAX_REASON_LENGTH]
     return Outgoing(
         exchange=DEAD_EXCHANGE,
@@ -88,6 +84,15 @@ def dead_letter(
         headers=headers,
         timestamp=int(time.time()),  # of its death
     )
+
+
+def without_broker_headers(properties: BasicProperties) -> dict[str, Any]:
+    """Return the headers a publisher gave, as they can be published again."""
+    return {
+        name: _encodable(value)
+        for name, value in (properties.headers or {}).items()
+        if not name.startswith("x-")
+    }
 
 
 def _encodable(value: Any) -> Any:
