@@ -11,6 +11,7 @@ import orjson
 
 from taskqueue.broker.contract import ContractError, DirectMessage, WorkMessage
 from taskqueue.broker.events import AttemptEvent, EventKind, encode
+from taskqueue.broker.orders import OrderKind
 from taskqueue.worker.executor import Attempt, AttemptResult
 from taskqueue.worker.finished import Outcome
 from taskqueue.worker.outcome import failure
@@ -44,6 +45,7 @@ def work_attempt(message: WorkMessage, payload: dict[str, Any]) -> Attempt:
         attempt=message.attempt,
         max_attempts=message.max_attempts,
         timeout_seconds=message.timeout_seconds,
+        fence=message.fence,
     )
 
 
@@ -65,6 +67,44 @@ def event_of(
         result=None if result is None else result.result,
         error=None if result is None else result.error,
         retry_after_seconds=None if result is None else result.retry_after_seconds,
+    )
+    return Outcome(event.routing_key, encode(event))
+
+
+def stopped_event(
+    message: WorkMessage, order: OrderKind, *, worker: str, seconds: float
+) -> Outcome:
+    """Return the answer to an order about the attempt, encoded; it ran for so many seconds."""
+    if order is OrderKind.RELEASE:
+        return event_of(message, EventKind.RELEASED, worker=worker)
+    result = AttemptResult(seconds=seconds)
+    return event_of(message, EventKind.CANCELLED, worker=worker, result=result)
+
+
+def direct_event(
+    attempt: Attempt,
+    result: AttemptResult,
+    *,
+    namespace: str,
+    worker: str,
+    message_id: str,
+) -> Outcome:
+    """Return the end of a direct message, encoded; its id is the message's, where it has one."""
+    event = AttemptEvent(
+        kind=kind_of(result),
+        namespace=namespace,
+        queue=attempt.queue,
+        task=attempt.queue,
+        uid="",
+        token="",
+        attempt=attempt.attempt,
+        epoch=0,
+        worker=worker,
+        seconds=round(result.seconds, 6),
+        result=result.result,
+        error=result.error,
+        correlation_id=attempt.uid,
+        id=message_id,
     )
     return Outcome(event.routing_key, encode(event))
 

@@ -2,7 +2,9 @@
 
 A closed connection, a closed channel and a consumer the broker cancelled are one case: deliveries
 in hand are worthless for acknowledging, and the consumer is registered anew after a back-off. The
-queue may not exist yet: only the operator declares, so the line looks and waits.
+queue may not exist yet: only the operator declares, so the line looks and waits. Orders come by the
+same connection, on a channel of their own (`taskqueue.worker.control_line`): work is consumed once
+all of the past ones are known, and orders are taken for as long as the line runs, after a stop too.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from taskqueue.broker.connection import (
     connect,
 )
 from taskqueue.logs import EventLog
+from taskqueue.worker.control_line import ControlLine
 from taskqueue.worker.publish_line import HELD_SECONDS
 
 log = EventLog("taskqueue.worker")
@@ -32,6 +35,9 @@ _NOT_FOUND = 404
 
 class Intake(Protocol):
     """Takes what comes in; called on the loop, must not block."""
+
+    def connected(self, line: Connection) -> None:
+        """Channels of this connection follow."""
 
     def channel_opened(self, channel: Channel) -> None:
         """Deliveries of this channel follow."""
@@ -63,11 +69,16 @@ class ConsumeLine:
         queue: str,
         prefetch: int,
         intake: Intake,
+        control: ControlLine,
     ) -> None:
         self._parameters = parameters
         self._name = name
         self._queue = queue
         self._intake = intake
+        self._control = control
+        #: Whether the past orders are known, on the present connection.
+        self._caught_up = False
+        self._consuming = False
         self._wanted = prefetch
         self.prefetch = prefetch
         self.registered = False
@@ -95,9 +106,11 @@ class ConsumeLine:
             self._poked.set()
 
     async def stop(self, timeout_seconds: float = 3.0) -> None:
-        """Stop consuming and keep the connection, so that what is in hand can be acknowledged."""
+        """Stop consuming and keep connected: what is in hand is acknowledged, orders are taken."""
         self._stopping = True
         self._poked.set()
+        if not self._consuming:
+            self._stopped.set()
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._stopped.wait()
@@ -113,7 +126,7 @@ class ConsumeLine:
         loop = asyncio.get_running_loop()
         waits = delays(random.random)
         try:
-            while not self._stopping:
+            while True:
                 begun = loop.time()
                 connection: Connection | None = None
                 try:
@@ -131,11 +144,29 @@ class ConsumeLine:
             self._stopped.set()
 
     async def _use(self, connection: Connection) -> None:
-        """Register on one channel after the other while the connection lives."""
+        """Take orders and consume while the connection lives."""
+        self._caught_up = False
+        self._intake.connected(connection)
+        orders = asyncio.ensure_future(self._control.follow(connection, self._orders_known))
+        try:
+            await self._consume_on(connection)
+            if not connection.closed.done():
+                await asyncio.wait({connection.closed})
+        finally:
+            orders.cancel()
+            await asyncio.wait({orders})
+
+    def _orders_known(self) -> None:
+        self._caught_up = True
+        self._poked.set()
+
+    async def _consume_on(self, connection: Connection) -> None:
+        """Register on one channel after the other, until a stop or the connection's end."""
         loop = asyncio.get_running_loop()
         waits = delays(random.random)
         while not self._stopping and not connection.closed.done():
             begun = loop.time()
+            self._consuming = True
             try:
                 reason = await self._consume(connection)
             except ChannelRefused as problem:
@@ -143,6 +174,8 @@ class ConsumeLine:
                 if problem.code == _NOT_FOUND:
                     reason = f"queue {self._queue} does not exist yet: apply the TaskQueue, the "
                     reason += "operator declares it"
+            finally:
+                self._consuming = False
             if loop.time() - begun >= HELD_SECONDS:
                 waits = delays(random.random)
             if not self._stopping:
@@ -164,6 +197,9 @@ class ConsumeLine:
         self._intake.channel_opened(channel)
         try:
             await channel.declare_queue(self._queue, passive=True)
+            ended = await self._watch(channel, cancelled, lambda: self._stopping or self._caught_up)
+            if ended is not None:
+                return ended
             while not self._stopping:
                 self.prefetch = self._wanted
                 await channel.set_prefetch(self.prefetch)
@@ -231,7 +267,9 @@ class ConsumeLine:
             log.warning("consumer.waiting", queue=self._queue, reason=reason)
 
     async def _pause(self, seconds: float) -> None:
-        """Sleep, but not past a stop."""
+        """Sleep; a stop ends it."""
+        if self._stopping:
+            await asyncio.sleep(seconds)
         deadline = asyncio.get_running_loop().time() + seconds
         while not self._stopping and (left := deadline - asyncio.get_running_loop().time()) > 0:
             self._poked.clear()

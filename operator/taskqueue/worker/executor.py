@@ -29,6 +29,7 @@ class Attempt:
         attempt: 1-based.
         max_attempts: number of the last attempt.
         timeout_seconds: after this long the runtime asks for a cancel.
+        fence: of a Task with a concurrencyKey, else None.
     """
 
     handler: str | None
@@ -39,6 +40,7 @@ class Attempt:
     attempt: int
     max_attempts: int
     timeout_seconds: float
+    fence: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,11 +22,11 @@ def unhealthy(*, unregistered_seconds: float, busy: int, stuck: int, slots: int)
     Args:
         unregistered_seconds: how long it has been without its consumer; 0 while it has one.
         busy: slots taken.
-        stuck: slots taken by attempts that have timed out and do not end.
+        stuck: slots taken by attempts that were told to end and do not.
         slots: all of them.
     """
     if stuck >= slots:
-        return f"all {slots} slots are held by handlers that outlived their time-out"
+        return f"all {slots} slots are held by handlers that were told to end and run on"
     if unregistered_seconds > RECONNECT_SECONDS and busy == stuck:
         return f"no consumer is registered with the broker for {unregistered_seconds:.0f} s"
     return None

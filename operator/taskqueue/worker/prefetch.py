@@ -38,11 +38,6 @@ class PrefetchRule:
         self._cautious_until = float("-inf")
         self._raised = False
 
-    @property
-    def mean_seconds(self) -> float:
-        """The moving mean of run times."""
-        return self._mean
-
     def ran(self, seconds: float) -> None:
         """A run took this long, or runs this long already."""
         self._runs += 1

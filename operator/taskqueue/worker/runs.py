@@ -1,23 +1,25 @@
 """One attempt in a worker's hands: what to run, the deliveries that wait, and how its end is told.
 
-A Task's end is told by an event, a direct message's by what becomes of the message. Either way the
-delivery is acknowledged only when the broker has confirmed what there was to say.
+A Task's end is told by an event, a direct message's by an event and by what becomes of the message.
+Either way the delivery is acknowledged only when the broker has confirmed what there was to say.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from taskqueue.broker.connection import Delivery
 from taskqueue.broker.contract import WorkMessage
 from taskqueue.broker.events import EventKind
+from taskqueue.broker.orders import OrderKind
 from taskqueue.broker.worker_messages import Outgoing, dead_letter, outcome_message
 from taskqueue.worker.acknowledger import Acknowledger
-from taskqueue.worker.attempt_events import event_of, kind_of
+from taskqueue.worker.attempt_events import direct_event, event_of, kind_of, stopped_event
 from taskqueue.worker.executor import Attempt, AttemptResult, Execution
-from taskqueue.worker.finished import FinishedTokens
+from taskqueue.worker.finished import FinishedTokens, Outcome
 from taskqueue.worker.reporter import Reporter
 
 
@@ -66,6 +68,9 @@ class Run(ABC):
         started_at: on the loop's clock; 0 before it has a slot.
         announced: it has been running for a while, and that has been told.
         settled: its end is decided; whatever comes later does not count.
+        farewell: called when the execution of a settled run has ended: what was to wait for that.
+        cut: the broker may deliver it to another worker: nothing is told of it.
+        successor: the same attempt, delivered again while the execution of this one is ending.
     """
 
     __slots__ = (
@@ -73,11 +78,14 @@ class Run(ABC):
         "_leases",
         "announced",
         "attempt",
+        "cut",
         "deliveries",
         "delivery",
         "execution",
+        "farewell",
         "settled",
         "started_at",
+        "successor",
     )
 
     def __init__(self, desk: Desk, attempt: Attempt, delivery: Delivery, deliveries: int) -> None:
@@ -89,7 +97,20 @@ class Run(ABC):
         self.started_at = 0.0
         self.announced = False
         self.settled = False
+        self.cut = False
+        self.farewell: Callable[[], None] | None = None
+        self.successor: TaskRun | None = None
         self._leases: list[tuple[Acknowledger, int]] = []
+
+    @property
+    def token(self) -> str:
+        """What every event about it repeats; empty for a direct message."""
+        return ""
+
+    @property
+    def keyed(self) -> bool:
+        """Whether it has a concurrency key: see `taskqueue.worker.keyed`."""
+        return self.attempt.fence is not None
 
     @property
     @abstractmethod
@@ -122,6 +143,12 @@ class Run(ABC):
             acknowledger.confirm(tag)
         self._leases.clear()
 
+    def give_back(self) -> None:
+        """Return its deliveries to the queue, where they can still be; the broker counts it."""
+        for acknowledger, tag in self._leases:
+            acknowledger.give_back(tag)
+        self._leases.clear()
+
     @property
     def fields(self) -> dict[str, Any]:
         """What log lines about it say."""
@@ -140,6 +167,11 @@ class TaskRun(Run):
     """An attempt of a Task: its end is an event that repeats the token."""
 
     __slots__ = ("_message",)
+
+    @property
+    def token(self) -> str:
+        """What every event about it repeats."""
+        return self._message.token
 
     def __init__(
         self,
@@ -165,9 +197,13 @@ class TaskRun(Run):
 
     def tell_ended(self, result: AttemptResult) -> None:
         """Publish the outcome until confirmed, and remember it."""
-        outcome = event_of(self._message, kind_of(result), worker=self._desk.worker, result=result)
-        self._desk.finished.add(self._message.token, outcome)
-        self._desk.reporter.report(outcome_message(outcome.key, outcome.body), self._confirmed)
+        self._tell(
+            event_of(self._message, kind_of(result), worker=self._desk.worker, result=result)
+        )
+
+    def tell_stopped(self, order: OrderKind, seconds: float) -> None:
+        """Publish the answer to an order until confirmed, and remember it."""
+        self._tell(stopped_event(self._message, order, worker=self._desk.worker, seconds=seconds))
 
     def tell_released(self) -> None:
         """Publish task.released until confirmed: the operator publishes the attempt again.
@@ -184,13 +220,20 @@ class TaskRun(Run):
         if self._desk.by_token.get(self._message.token) is self:
             del self._desk.by_token[self._message.token]
 
+    def _tell(self, outcome: Outcome) -> None:
+        self._desk.finished.add(self._message.token, outcome)
+        self._desk.reporter.report(outcome_message(outcome.key, outcome.body), self._confirmed)
+
     def _confirmed(self) -> None:
         self.forget()
         self.acknowledge()
 
 
 class DirectRun(Run):
-    """A direct message: success acknowledges it, failure returns it, the last one buries it."""
+    """A direct message: success acknowledges it, failure returns it, the last one buries it.
+
+    Its end is told by an event, before the message is gone; a failure that is tried again is none.
+    """
 
     __slots__ = ()
 
@@ -205,20 +248,29 @@ class DirectRun(Run):
     def tell_ended(self, result: AttemptResult) -> None:
         """Acknowledge, return as failed, or move to the queue of given-up messages."""
         if result.error is None:
-            self.acknowledge()
+            self._report(result, self.acknowledge)
         elif result.error.retryable and self.deliveries + 1 < self.max_deliveries:
             for acknowledger, tag in self._leases:
                 acknowledger.reject(tag)
             self._leases.clear()
         else:
             letter = self._desk.bury(self.delivery, f"{result.error.type}: {result.error.message}")
-            self._desk.reporter.report(letter, self.acknowledge)
+            reporter = self._desk.reporter
+            self._report(result, lambda: reporter.report(letter, self.acknowledge))
 
     def tell_released(self) -> None:
         """Return it to the queue; the broker counts that as a delivery, there is no other way."""
-        for acknowledger, tag in self._leases:
-            acknowledger.give_back(tag)
-        self._leases.clear()
+        self.give_back()
 
     def forget(self) -> None:
         """Nothing is remembered of it."""
+
+    def _report(self, result: AttemptResult, on_confirmed: Callable[[], None]) -> None:
+        outcome = direct_event(
+            self.attempt,
+            result,
+            namespace=self._desk.namespace,
+            worker=self._desk.worker,
+            message_id=self.delivery.properties.message_id or "",
+        )
+        self._desk.reporter.report(outcome_message(outcome.key, outcome.body), on_confirmed)

@@ -7,6 +7,8 @@ Invariants
 - A slot is taken from the start of an execution until the executor says it has ended, even when
   the outcome (a time-out, a release) was told before.
 - The end of a run is decided once: whatever comes later is logged and dropped.
+- A keyed run is told, and its attempt begun again here, only when its execution has ended: see
+  `taskqueue.worker.keyed`.
 """
 
 from __future__ import annotations
@@ -14,25 +16,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from taskqueue.broker.connection import Channel, Delivery
-from taskqueue.broker.contract import (
-    ContractError,
-    DirectMessage,
-    WorkMessage,
-    deliveries_so_far,
-    parse_work,
-)
-from taskqueue.broker.worker_messages import outcome_message
+from taskqueue.broker.orders import Order, OrderKind
 from taskqueue.logs import EventLog
 from taskqueue.worker.acknowledger import Acknowledger
-from taskqueue.worker.attempt_events import payload_of, timed_out, work_attempt, worker_lost
+from taskqueue.worker.arrivals import Arrivals
+from taskqueue.worker.attempt_events import timed_out, worker_lost
 from taskqueue.worker.deadlines import Deadlines
-from taskqueue.worker.executor import Attempt, AttemptResult, Executor
+from taskqueue.worker.executor import AttemptResult, Executor
+from taskqueue.worker.keyed import LOST_SECONDS, TIMED_OUT_SECONDS, KeyedGuard, Line, leave
+from taskqueue.worker.orders import OrderBook
 from taskqueue.worker.prefetch import PrefetchRule
 from taskqueue.worker.reporter import Reporter
-from taskqueue.worker.runs import Desk, DirectRun, Run, TaskRun
+from taskqueue.worker.runs import Desk, Run, TaskRun
 from taskqueue.worker.settings import WorkerSettings
 
 log = EventLog("taskqueue.worker")
@@ -46,6 +45,8 @@ STUCK_SECONDS = 1.0
 #: Errors that say all there is in their message: no traceback in the log.
 _PLAIN_ERRORS = frozenset({"Retry", "Fail", "Timeout", "UnknownHandler", "WorkerLost"})
 
+_STOPPED = {OrderKind.CANCEL: "task.cancelled", OrderKind.RELEASE: "task.released"}
+
 
 class Runtime:
     """What a worker has in hand; an `taskqueue.worker.consume_line.Intake`.
@@ -56,6 +57,8 @@ class Runtime:
         reporter: publishes what there is to say.
         loop: the one everything here is called on.
         on_change: called when the prefetch or the number in hand may have changed.
+        on_drain: called when this worker was ordered to take no more work and leave.
+        leave: ends the process; see `taskqueue.worker.keyed`.
     """
 
     def __init__(
@@ -66,11 +69,14 @@ class Runtime:
         loop: asyncio.AbstractEventLoop,
         *,
         on_change: Callable[[], None],
+        on_drain: Callable[[], None],
+        leave: Callable[..., None] = leave,
     ) -> None:
         self._settings = settings
         self._executor = executor
         self._loop = loop
         self._on_change = on_change
+        self._on_drain = on_drain
         self._desk = Desk(
             namespace=settings.namespace,
             queue=settings.queue,
@@ -78,6 +84,9 @@ class Runtime:
             direct_max_deliveries=settings.direct_max_deliveries,
             reporter=reporter,
         )
+        self._orders = OrderBook()
+        self._arrivals = Arrivals(settings, self._desk, self._orders)
+        self._guard = KeyedGuard(loop, on_silence=self._silent, leave=leave)
         self._rule = PrefetchRule(settings.slots)
         self._prefetch = settings.slots
         self._acknowledger: Acknowledger | None = None
@@ -110,41 +119,47 @@ class Runtime:
 
     # The intake.
 
+    def connected(self, line: Line) -> None:
+        """Deliveries come by this connection from now on."""
+        self._guard.connected(line)
+
     def channel_opened(self, channel: Channel) -> None:
         """Deliveries of this channel follow."""
         self._acknowledger = Acknowledger(channel, self._loop, on_settled=self._on_change)
 
     def channel_lost(self) -> None:
-        """Forget what has not begun; what runs goes on, its outcome is told all the same."""
+        """Forget what has not begun; what runs goes on, its outcome is told all the same.
+
+        Not so what is keyed: it is asked to end and forgotten.
+        """
         self._acknowledger = None
         for run in (*self._waiting, *self._careful):
             run.forget()
         self._waiting.clear()
         self._careful.clear()
+        self._cut_off("its connection to the broker was lost", self._loop.time() + LOST_SECONDS)
 
     def in_hand(self) -> int:
         """How many deliveries of the channel are not settled."""
         return 0 if self._acknowledger is None else self._acknowledger.unsettled
 
     def delivered(self, delivery: Delivery) -> None:
-        """Take a delivery: run it, join it to the run of its token, answer it, or bury it."""
-        acknowledger = self._acknowledger
-        if acknowledger is None:
+        """Take a delivery: run it, or answer it without."""
+        if self._acknowledger is not None:
+            run = self._arrivals.take(self._acknowledger, delivery)
+            if run is not None:
+                self._take(run)
+
+    def ordered(self, order: Order) -> None:
+        """Keep an order in mind, and stop what it names if that is in hand; again is harmless."""
+        if order.kind is OrderKind.DRAIN:
+            if (order.namespace, order.pod) == (self._settings.namespace, self._settings.pod):
+                self._on_drain()
             return
-        acknowledger.received(delivery.delivery_tag)
-        try:
-            message = parse_work(delivery.properties, delivery.body)
-            if isinstance(message, WorkMessage):
-                if self._known(acknowledger, delivery, message):
-                    return
-                run: Run = self._task_run(delivery, message)
-            else:
-                run = self._direct_run(delivery, message)
-        except ContractError as problem:
-            self._bury(acknowledger, delivery, str(problem))
-            return
-        run.join(acknowledger, delivery)
-        self._take(run)
+        self._orders.add(order.token, order.kind, self._loop.time())
+        run = self._desk.by_token.get(order.token)
+        if run is not None and not run.settled:
+            self._obey(run, order.kind)
 
     def republish(self) -> None:
         """A publisher is there again: say once more what runs."""
@@ -171,56 +186,29 @@ class Runtime:
         """The grace period is over: give back what still runs, and ask it to end."""
         for run in self._running:
             if not run.settled:
-                self._release(run)
-                if run.execution is not None:
-                    run.execution.cancel()
+                log.info("task.released", **run.fields)
+                self._ask_to_end(run, run.tell_released)
         self._deadlines.close()
+
+    async def keyed_ended(self) -> None:
+        """Wait until no execution of a keyed attempt is left that was asked to end."""
+        await self._guard.all_ended()
+
+    def check_keyed_ended(self) -> None:
+        """Before the connections close: end the process if a keyed execution runs on.
+
+        Closing them has the broker deliver it again, and a thread may outlive them for a moment.
+        """
+        for run in self._running:
+            if run.keyed:
+                self._guard.give_up(run)
 
     # Inside.
 
-    def _known(self, acknowledger: Acknowledger, delivery: Delivery, message: WorkMessage) -> bool:
-        """Settle a delivery whose token is in hand or has ended lately."""
-        run = self._desk.by_token.get(message.token)
-        if run is not None:
-            run.join(acknowledger, delivery)
-            return True
-        outcome = self._desk.finished.get(message.token)
-        if outcome is None:
-            return False
-        log.info(
-            "outcome.repeated",
-            namespace=message.namespace,
-            task=message.task,
-            uid=message.uid,
-            attempt=message.attempt,
-        )
-        self._desk.reporter.report(
-            outcome_message(outcome.key, outcome.body),
-            partial(acknowledger.confirm, delivery.delivery_tag),
-        )
-        return True
-
-    def _task_run(self, delivery: Delivery, message: WorkMessage) -> Run:
-        deliveries = deliveries_so_far(delivery.properties, redelivered=delivery.redelivered)
-        attempt = work_attempt(message, payload_of(message))
-        return TaskRun(self._desk, message, attempt, delivery, deliveries)
-
-    def _direct_run(self, delivery: Delivery, message: DirectMessage) -> Run:
-        deliveries = deliveries_so_far(delivery.properties, redelivered=delivery.redelivered)
-        attempt = Attempt(
-            handler=message.handler,
-            payload=message.payload,
-            task=f"{self._settings.namespace}/{self._settings.queue}",
-            uid=message.correlation_id or "",
-            queue=self._settings.queue,
-            attempt=deliveries + 1,
-            max_attempts=self._settings.direct_max_deliveries,
-            timeout_seconds=self._settings.direct_timeout_seconds,
-        )
-        return DirectRun(self._desk, attempt, delivery, deliveries)
-
     def _take(self, run: Run) -> None:
-        if self._draining:
+        if isinstance(run, TaskRun) and run.keyed and (ending := self._ending(run)) is not None:
+            ending.successor = run
+        elif self._draining:
             self._release(run)
         elif run.deliveries >= run.max_deliveries:
             self._end(run, worker_lost(run.deliveries))
@@ -233,17 +221,9 @@ class Runtime:
             self._waiting.append(run)
             self._fill()
 
-    def _bury(self, acknowledger: Acknowledger, delivery: Delivery, reason: str) -> None:
-        log.warning(
-            "message.malformed",
-            namespace=self._settings.namespace,
-            queue=self._settings.queue,
-            reason=reason,
-            todo="it is in the queue of given-up messages, with the reason in its tq-error header",
-        )
-        self._desk.reporter.report(
-            self._desk.bury(delivery, reason), partial(acknowledger.confirm, delivery.delivery_tag)
-        )
+    def _ending(self, run: Run) -> Run | None:
+        """Return the earlier run of this attempt, if its execution has not ended yet."""
+        return next((each for each in self._running if each.token == run.token), None)
 
     def _fill(self) -> None:
         while len(self._running) < self._settings.slots:
@@ -265,6 +245,7 @@ class Runtime:
         self._deadlines.drop(run)
         if run.settled:
             log.info("task.late", seconds=round(result.seconds, 3), **run.fields)
+            self._part_with(run)
         else:
             self._rule.ran(result.seconds)
             self._end(run, result)
@@ -273,12 +254,26 @@ class Runtime:
         self._fill()
         self._note_idle()
 
+    def _part_with(self, run: Run) -> None:
+        """Do what had to wait for the end of an execution whose end was decided before."""
+        self._guard.ended(run)
+        if run.farewell is not None:
+            run.farewell()
+        successor, run.successor = run.successor, None
+        if successor is None:
+            return
+        order = self._orders.get(successor.token)
+        if order is None:
+            self._take(successor)
+        else:
+            self._stop_unbegun(successor, order)
+
     def _due(self, run: Run) -> None:
         """The run has lasted until its next deadline: announce it, time it out, or tell of it."""
         if run.settled:
             log.warning(
                 "task.stuck",
-                reason="it timed out and does not return: its slot stays taken until it does",
+                reason="it was told to end and does not return: its slot stays taken until it does",
                 **run.fields,
             )
         elif not run.announced and run.attempt.timeout_seconds > STARTED_SECONDS:
@@ -288,14 +283,83 @@ class Runtime:
             self._rule.runs_long(STARTED_SECONDS)
             self._look_at_prefetch()
         else:
-            self._end(run, timed_out(run.attempt.timeout_seconds))
-            if run.execution is not None:
-                run.execution.cancel()
-            self._deadlines.set(run, self._loop.time() + STUCK_SECONDS)
-            self._note_idle()
+            result = timed_out(run.attempt.timeout_seconds)
+            self._note_end(run, result)
+            self._ask_to_end(run, partial(run.tell_ended, result), grace=TIMED_OUT_SECONDS)
+
+    def _ask_to_end(self, run: Run, tell: Callable[[], None], *, grace: float = 0.0) -> None:
+        """Decide the end of a run whose execution goes on, and tell it when it may be told.
+
+        A keyed one must have ended at its time-out and grace.
+        """
+        now = self._loop.time()
+        run.settled = True
+        if run.execution is not None:
+            run.execution.cancel()
+        if run.keyed:
+            run.farewell = tell
+            time_out = run.started_at + run.attempt.timeout_seconds
+            self._guard.expect(run, max(time_out + grace, now + LOST_SECONDS))
+        else:
+            tell()
+        self._deadlines.set(run, now + STUCK_SECONDS)
+        self._note_idle()
+
+    def _obey(self, run: TaskRun, order: OrderKind) -> None:
+        """Stop what an order names."""
+        if run in self._running:
+            log.info(_STOPPED[order], reason="ordered", **run.fields)
+            seconds = self._loop.time() - run.started_at
+            self._ask_to_end(run, partial(run.tell_stopped, order, seconds))
+        elif run in self._waiting or run in self._careful:
+            for queue in (self._waiting, self._careful):
+                with suppress(ValueError):
+                    queue.remove(run)
+            self._stop_unbegun(run, order)
+        # A successor is answered in its turn: the execution before it has not ended.
+
+    def _stop_unbegun(self, run: TaskRun, order: OrderKind) -> None:
+        run.settled = True
+        log.info(_STOPPED[order], reason="ordered", **run.fields)
+        run.tell_stopped(order, 0.0)
+
+    def _silent(self) -> None:
+        self._cut_off("the broker is silent", None)
+
+    def _cut_off(self, reason: str, until: float | None) -> None:
+        """Give up what is keyed: another worker may have it soon. ``until``: see the guard."""
+        for queue in (self._waiting, self._careful):
+            for run in [run for run in queue if run.keyed]:
+                queue.remove(run)
+                self._return(run)
+        for run in self._running:
+            if run.successor is not None:
+                self._return(run.successor)
+                run.successor = None
+            if run.keyed and not run.cut:
+                log.warning("task.cut_off", reason=reason, **run.fields)
+                run.cut = run.settled = True
+                run.forget()
+                run.farewell = run.give_back
+                self._deadlines.drop(run)
+                if run.execution is not None:
+                    run.execution.cancel()
+            if run.keyed:
+                self._guard.expect(run, until)
+        self._note_idle()
+
+    def _return(self, run: Run) -> None:
+        """Let the broker deliver again what has not begun here."""
+        run.settled = True
+        run.forget()
+        run.give_back()
 
     def _end(self, run: Run, result: AttemptResult) -> None:
         run.settled = True
+        self._note_end(run, result)
+        run.tell_ended(result)
+
+    def _note_end(self, run: Run, result: AttemptResult) -> None:
         error = result.error
         if error is None:
             if log.verbose:
@@ -310,7 +374,6 @@ class Runtime:
                 seconds=round(result.seconds, 3),
                 **run.fields,
             )
-        run.tell_ended(result)
 
     def _release(self, run: Run) -> None:
         run.settled = True

@@ -68,6 +68,9 @@ class Context:
         attempt: 1-based.
         max_attempts: the last attempt has this number.
         timeout_seconds: the attempt is given up after this long.
+        fence: of a Task with a concurrencyKey, else None: a number that grows with every dispatch
+            of the key. Pass it to the storage you write to, and have it refuse a write with a lower
+            one than it has seen: a worker that was cut off or stood still may write late.
         logger: a `logging` logger whose lines carry task, uid and attempt.
     """
 
@@ -76,6 +79,7 @@ class Context:
         "_latest",
         "_logger",
         "attempt",
+        "fence",
         "max_attempts",
         "queue",
         "task",
@@ -92,6 +96,7 @@ class Context:
         attempt: int,
         max_attempts: int,
         timeout_seconds: float,
+        fence: int | None = None,
     ) -> None:
         self.task = task
         self.uid = uid
@@ -99,6 +104,7 @@ class Context:
         self.attempt = attempt
         self.max_attempts = max_attempts
         self.timeout_seconds = timeout_seconds
+        self.fence = fence
         self._latest: Progress | None = None
         self._cancelled = False
         self._logger: logging.LoggerAdapter[logging.Logger] | None = None
@@ -121,8 +127,10 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """True once the attempt's result is no longer wanted: timed out, or the worker stops.
+        """True once the attempt's result is no longer wanted.
 
+        It was cancelled or suspended, has timed out, its worker stops, or, with a fence, the broker
+        may give it to another worker.
         A sync handler cannot be stopped from outside; a long one looks here and returns.
         """
         return self._cancelled

@@ -2,7 +2,8 @@
 
 The end: no more deliveries, what has not begun goes back, what runs may finish within the grace
 period, the rest is released; then everything said is confirmed and acknowledged, and only then the
-connections close.
+connections close. An order to drain begins the same end without a grace period: what runs has all
+the time its attempts have, until a signal begins the period.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 from taskqueue.broker.contract import work_queue
 from taskqueue.logs import EventLog
 from taskqueue.worker.consume_line import ConsumeLine
+from taskqueue.worker.control_line import ControlLine
 from taskqueue.worker.executor import Executor
 from taskqueue.worker.health import HealthServer, unhealthy
 from taskqueue.worker.publish_line import PublishLine
@@ -33,9 +35,15 @@ class Worker:
         self._loop = loop
         self._settings = settings
         self._stop = asyncio.Event()
+        self._leaving = asyncio.Event()
         self._reporter = Reporter(loop)
         self._runtime = Runtime(
-            settings, executor, self._reporter, loop, on_change=self._prefetch_changed
+            settings,
+            executor,
+            self._reporter,
+            loop,
+            on_change=self._prefetch_changed,
+            on_drain=self.drain,
         )
         self._publishing = PublishLine(
             settings.broker,
@@ -49,11 +57,23 @@ class Worker:
             queue=work_queue(settings.namespace, settings.queue),
             prefetch=settings.slots,
             intake=self._runtime,
+            control=ControlLine(
+                namespace=settings.namespace,
+                queue=settings.queue,
+                on_order=self._runtime.ordered,
+            ),
         )
 
     def stop(self) -> None:
-        """Begin the orderly end."""
+        """Begin the orderly end, or the grace period of one begun by `drain`."""
         self._stop.set()
+        self._leaving.set()
+
+    def drain(self) -> None:
+        """Begin the orderly end without a grace period."""
+        if not self._leaving.is_set():
+            log.info("worker.draining", running=self._runtime.busy)
+        self._leaving.set()
 
     async def run(self) -> bool:
         """Work until stopped; return whether nothing was left running.
@@ -65,18 +85,18 @@ class Worker:
         await self._listen(health)
         publishing = self._loop.create_task(self._publishing.run())
         consuming = self._loop.create_task(self._consuming.run())
-        stopping = self._loop.create_task(self._stop.wait())
+        leaving = self._loop.create_task(self._leaving.wait())
         lines = {publishing, consuming}
         try:
-            await asyncio.wait({*lines, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*lines, leaving}, return_when=asyncio.FIRST_COMPLETED)
             for line in lines:
                 if line.done():
                     line.result()
-            await self._drain()
+            await self._leave()
         finally:
-            for task in (stopping, consuming, publishing):
+            for task in (leaving, consuming, publishing):
                 task.cancel()
-            await asyncio.gather(stopping, consuming, publishing, return_exceptions=True)
+            await asyncio.gather(leaving, consuming, publishing, return_exceptions=True)
             health.close()
         return not self._runtime.busy
 
@@ -84,7 +104,7 @@ class Worker:
         """Return why this worker should be restarted, or None."""
         return unhealthy(
             unregistered_seconds=0.0
-            if self._consuming.registered or self._stop.is_set()
+            if self._consuming.registered or self._leaving.is_set()
             else self._loop.time() - self._consuming.changed_at,
             busy=self._runtime.busy,
             stuck=self._runtime.stuck,
@@ -93,7 +113,7 @@ class Worker:
 
     def unready(self) -> str | None:
         """Return why this worker takes no work now, or None."""
-        if self._stop.is_set():
+        if self._leaving.is_set():
             return "stopping"
         return None if self._consuming.registered else "no consumer is registered with the broker"
 
@@ -111,21 +131,38 @@ class Worker:
                 todo="give another TASKQUEUE_HEALTH_PORT; 0 for none",
             )
 
-    async def _drain(self) -> None:
+    async def _leave(self) -> None:
+        self._runtime.begin_drain()
+        finished = self._loop.create_task(self._finish())
+        stopped = self._loop.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({finished, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not finished.done():
+                await self._end_within_grace(finished)
+        finally:
+            for task in (finished, stopped):
+                task.cancel()
+            await asyncio.gather(finished, stopped, return_exceptions=True)
+        self._runtime.check_keyed_ended()
+
+    async def _finish(self) -> None:
+        """Let what runs end, and have all of it told."""
+        await self._consuming.stop()
+        await self._runtime.idle()
+        await self._runtime.keyed_ended()
+        await self._reporter.drained()
+
+    async def _end_within_grace(self, finished: asyncio.Task[None]) -> None:
         grace = self._settings.grace_seconds
         log.info("worker.stopping", running=self._runtime.busy, grace=grace)
         deadline = self._loop.time() + grace
-        self._runtime.begin_drain()
-        await self._consuming.stop()
         try:
             async with asyncio.timeout_at(deadline):
                 await self._runtime.idle()
         except TimeoutError:
             self._runtime.release_running()
-        try:
-            async with asyncio.timeout_at(deadline + FAREWELL_SECONDS):
-                await self._reporter.drained()
-        except TimeoutError:
+        await asyncio.wait({finished}, timeout=deadline + FAREWELL_SECONDS - self._loop.time())
+        if not finished.done():
             log.warning("outcomes.unconfirmed", outstanding=self._reporter.outstanding)
 
     def _prefetch_changed(self) -> None:

@@ -12,7 +12,15 @@ from dataclasses import replace
 import pytest
 
 from taskqueue.broker.connection import BrokerParameters, ChannelRefused, Connection, connect
-from taskqueue.broker.contract import DEAD_EXCHANGE, OUTCOMES_EXCHANGE, WORK_EXCHANGE, work_queue
+from taskqueue.broker.contract import (
+    CONTROL_STREAM,
+    DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
+    OUTCOMES_EXCHANGE,
+    WORK_EXCHANGE,
+    work_queue,
+)
+from taskqueue.broker.orders import Order, OrderKind, decode, order_message
 from taskqueue.broker.publisher import Publisher, Settled
 from taskqueue.broker.topology import declare_operator_topology, declare_task_queue
 from tests.integration.broker.endpoint import VirtualHost
@@ -33,8 +41,8 @@ def worker(rabbitmq_vhost: VirtualHost) -> Iterator[BrokerParameters]:
         vhost,
         user,
         configure="^$",
-        write=r"^taskqueue\.(outcomes|dead)$",
-        read=r"^taskqueue\.shop\.images$",
+        write=r"^taskqueue\.(outcomes|dead|heartbeats)$",
+        read=r"^taskqueue\.(shop\.images|control)$",
     )
     for exchange, pattern in (
         (OUTCOMES_EXCHANGE, r"^shop\.images\."),
@@ -72,6 +80,32 @@ async def test_a_worker_can_do_its_work(connection: Connection, worker: BrokerPa
 
 
 @pytest.mark.usefixtures("declared")
+async def test_a_worker_reads_orders(connection: Connection, worker: BrokerParameters) -> None:
+    order = Order(OrderKind.CANCEL, token="k.1", uid="u")
+    message = order_message(order)
+    publisher = await Publisher.open(connection)
+    told = await publisher.publish_and_wait(
+        message.exchange, message.key, message.body, message.properties()
+    )
+    assert told == (Settled.CONFIRMED, "")
+    own = await connect(worker, name="worker")
+    channel = await own.channel()
+    await channel.declare_queue(CONTROL_STREAM, passive=True)
+    await channel.set_prefetch(100)
+    collector = Collector()
+    await channel.consume(
+        CONTROL_STREAM,
+        collector.on_delivery,
+        collector.on_cancel,
+        arguments={"x-stream-offset": "first"},
+    )
+    (delivery,) = await collector.wait(1)
+    assert decode(delivery.body) == order
+    channel.ack(delivery.delivery_tag)
+    await own.close()
+
+
+@pytest.mark.usefixtures("declared")
 @pytest.mark.parametrize(
     ("exchange", "key"),
     [
@@ -79,8 +113,17 @@ async def test_a_worker_can_do_its_work(connection: Connection, worker: BrokerPa
         (DEAD_EXCHANGE, "shop.mail"),
         (WORK_EXCHANGE, "shop.images"),
         ("", WORK),
+        ("", CONTROL_STREAM),
+        (EVENTS_EXCHANGE, OUTCOME_KEY),
     ],
-    ids=["another queue's outcome", "another queue's dead letter", "work", "any queue by name"],
+    ids=[
+        "another queue's outcome",
+        "another queue's dead letter",
+        "work",
+        "any queue by name",
+        "an order",
+        "what the operator tells",
+    ],
 )
 async def test_a_worker_publishes_nothing_else(
     worker: BrokerParameters, exchange: str, key: str

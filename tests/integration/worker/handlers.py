@@ -64,6 +64,16 @@ def hold(payload: dict[str, Any]) -> str:
 
 
 @task
+def polite(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    """Run until the result is no longer wanted, and say so in a second line."""
+    _note(payload)
+    while not ctx.cancelled:
+        time.sleep(_LOOK_SECONDS)
+    _note(payload)
+    return {"fence": ctx.fence}
+
+
+@task
 def thread_hold(payload: dict[str, Any]) -> None:
     """Hold in a thread of its own, one the interpreter waits for at its end."""
     inner = threading.Thread(target=hold, args=(payload,), daemon=False)

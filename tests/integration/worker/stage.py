@@ -14,6 +14,7 @@ from pika.spec import BasicProperties
 from taskqueue.broker.connection import BrokerParameters, Channel, Connection, Delivery
 from taskqueue.broker.contract import INBOX_QUEUE, WORK_EXCHANGE, WorkMessage, work_queue
 from taskqueue.broker.events import CONTENT_TYPE, AttemptEvent, EventKind, decode
+from taskqueue.broker.orders import Order, order_message
 from taskqueue.broker.publisher import Publisher, Settled
 from taskqueue.broker.topology import declare_operator_topology, declare_task_queue
 from tests.integration.broker.endpoint import VirtualHost
@@ -23,7 +24,7 @@ QUEUE = work_queue("shop", "q")
 DEAD_QUEUE = "taskqueue-dead.shop.q"
 
 #: Outcomes that end an attempt.
-ENDS = {EventKind.SUCCEEDED, EventKind.FAILED, EventKind.RELEASED}
+ENDS = {EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED, EventKind.RELEASED}
 
 
 @dataclass
@@ -72,15 +73,19 @@ class Stage:
         channel = await self.connection.channel()
         await channel.consume(INBOX_QUEUE, self._take, lambda reason: None)
 
-    async def start_worker(self, *, slots: int = 1, **environment: str) -> WorkerProcess:
+    async def start_worker(
+        self, *, slots: int = 1, broker: BrokerParameters | None = None, **environment: str
+    ) -> WorkerProcess:
         worker = await WorkerProcess.start(
-            self.worker_parameters, slots=slots, environment=environment
+            broker or self.worker_parameters, slots=slots, environment=environment
         )
         self.workers.append(worker)
         return worker
 
-    async def ready_worker(self, *, slots: int = 1, **environment: str) -> WorkerProcess:
-        worker = await self.start_worker(slots=slots, **environment)
+    async def ready_worker(
+        self, *, slots: int = 1, broker: BrokerParameters | None = None, **environment: str
+    ) -> WorkerProcess:
+        worker = await self.start_worker(slots=slots, broker=broker, **environment)
         await worker.logged("consumer.ready")
         return worker
 
@@ -110,11 +115,44 @@ class Stage:
         await self.send(message.properties(), message.body)
         return message.token
 
+    def properties(self) -> BasicProperties:
+        return BasicProperties(message_id=uuid.uuid4().hex, delivery_mode=2)
+
     async def send(self, properties: BasicProperties, body: bytes) -> None:
         """Publish anything to the work queue's key."""
         properties.message_id = uuid.uuid4().hex
         verdict = await self.publisher.publish_and_wait(WORK_EXCHANGE, "shop.q", body, properties)
         assert verdict[0] is Settled.CONFIRMED
+
+    async def order(self, *orders: Order) -> None:
+        """Publish orders to the control stream and wait until it has them."""
+        left = len(orders)
+        done = asyncio.Event()
+
+        def settled(verdict: Settled, text: str) -> None:
+            nonlocal left
+            assert verdict is Settled.CONFIRMED, text
+            left -= 1
+            if not left:
+                done.set()
+
+        for order in orders:
+            message = order_message(order)
+            self.publisher.publish(
+                message.exchange, message.key, message.body, message.properties(), settled
+            )
+        async with asyncio.timeout(PATIENCE):
+            await done.wait()
+
+    async def direct_outcome(self, correlation_id: str) -> AttemptEvent:
+        """Wait for the end of a direct message."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                for event in self.events:
+                    if event.is_direct and event.correlation_id == correlation_id:
+                        return event
+                self._more.clear()
+                await self._more.wait()
 
     async def outcome(self, token: str, kind: EventKind | None = None) -> AttemptEvent:
         """Wait for an outcome of the token: of that kind, or whichever ends the attempt."""
@@ -137,6 +175,23 @@ class Stage:
         async with asyncio.timeout(PATIENCE):
             while await self.ready(queue) != count:  # noqa: ASYNC110 - the broker tells when asked
                 await asyncio.sleep(0.02)
+
+    async def close_connections(self) -> None:
+        """Close the worker's connections from the broker's side, once it lists them."""
+        closed: set[str] = set()
+        async with asyncio.timeout(PATIENCE):
+            while len(closed) < 2:
+                for connection in await asyncio.to_thread(self._list_connections):
+                    name = connection["name"]
+                    if name not in closed and connection["user"] == self.worker_parameters.username:
+                        await asyncio.to_thread(
+                            self.vhost.management.request, "DELETE", "connections", name
+                        )
+                        closed.add(name)
+
+    def _list_connections(self) -> list[dict[str, str]]:
+        found = self.vhost.management.request("GET", "vhosts", self.vhost.name, "connections")
+        return [connection for connection in found if "user" in connection]
 
     async def dead_letter(self) -> Delivery:
         """Wait for a message in the queue of given-up ones and return it."""

@@ -83,32 +83,13 @@ async def test_an_idle_worker_stops_at_once(stage: Stage) -> None:
     assert await worker.ended() == 0
 
 
-async def close_connections(stage: Stage) -> None:
-    """Close the worker's connections from the broker's side, once it lists them."""
-    closed: set[str] = set()
-    async with asyncio.timeout(PATIENCE):
-        while len(closed) < 2:
-            for connection in await asyncio.to_thread(list_connections, stage):
-                name = connection["name"]
-                if name not in closed and connection["user"] == stage.worker_parameters.username:
-                    await asyncio.to_thread(
-                        stage.vhost.management.request, "DELETE", "connections", name
-                    )
-                    closed.add(name)
-
-
-def list_connections(stage: Stage) -> list[dict[str, str]]:
-    found = stage.vhost.management.request("GET", "vhosts", stage.vhost.name, "connections")
-    return [connection for connection in found if "user" in connection]
-
-
 async def test_a_closed_connection_is_made_anew_and_the_running_attempt_ends_once(
     stage: Stage,
 ) -> None:
     worker, gate = await stage.ready_worker(slots=2), stage.gate()
     token = await stage.publish("hold", gate.payload)
     await gate.begun()
-    await close_connections(stage)
+    await stage.close_connections()
     await worker.logged("consumer.ready", times=2)
     await stage.until_ready(0)  # delivered again, to the worker that still runs it
     gate.open()

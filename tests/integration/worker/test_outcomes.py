@@ -115,6 +115,16 @@ async def test_a_direct_message_is_run_and_gone(stage: Stage) -> None:
     assert await stage.ready(DEAD_QUEUE) == 0
 
 
+async def test_the_end_of_a_direct_message_is_told_with_its_correlation_id(stage: Stage) -> None:
+    await stage.ready_worker()
+    await stage.send(BasicProperties(type="echo", correlation_id="order-7"), b'{"width": 3}')
+    event = await stage.direct_outcome("order-7")
+    assert (event.kind, event.task, event.token, event.uid) == (EventKind.SUCCEEDED, "q", "", "")
+    assert event.result is not None
+    assert event.result["payload"] == {"width": 3}
+    await stage.until_ready(0, QUEUE)
+
+
 async def test_a_failing_direct_message_is_tried_thrice_and_kept_for_people(stage: Stage) -> None:
     await stage.ready_worker()
     gate = stage.gate()
@@ -124,6 +134,8 @@ async def test_a_failing_direct_message_is_tried_thrice_and_kept_for_people(stag
     )
     letter = await stage.dead_letter()
     assert len(gate.pids) == 3
+    ends = [event for event in stage.events if event.correlation_id == "order-7"]
+    assert [(event.kind, event.attempt) for event in ends] == [(EventKind.FAILED, 3)]
     assert letter.properties.headers["tq-error"] == "ValueError: the picture has no pixels"
     assert letter.properties.correlation_id == "order-7"
     await stage.until_ready(0, QUEUE)

@@ -111,6 +111,8 @@ class FakePublisher:
         body: bytes,
         properties: BasicProperties,
         on_settled: OnSettled,
+        *,
+        mandatory: bool = True,
     ) -> None:
         self.published.append(Published(exchange, key, body, properties, on_settled))
 

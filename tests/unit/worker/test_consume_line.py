@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,10 +14,12 @@ from taskqueue.broker.connection import (
     BrokerUnavailable,
     Channel,
     ChannelRefused,
+    Connection,
     Delivery,
 )
 from taskqueue.worker import consume_line
 from taskqueue.worker.consume_line import ConsumeLine
+from taskqueue.worker.control_line import ControlLine
 
 pytestmark = pytest.mark.looptime
 
@@ -90,7 +92,8 @@ class FakeBroker:
         self.notes.append(what)
 
     def lose(self) -> None:
-        self.channels[-1].closed.set_result((0, "connection lost"))
+        if not self.channels[-1].closed.done():
+            self.channels[-1].closed.set_result((0, "connection lost"))
         self.connections[-1].closed.set_result("connection lost")
 
 
@@ -99,8 +102,12 @@ class Hand:
     """An intake that counts."""
 
     held: int = 0
+    connections: int = 0
     opened: int = 0
     lost: int = 0
+
+    def connected(self, line: Connection) -> None:
+        self.connections += 1
 
     def channel_opened(self, channel: Channel) -> None:
         self.opened += 1
@@ -114,8 +121,29 @@ class Hand:
         return self.held
 
 
+class FakeControl:
+    """A control line that has caught up at once, or when the test says so."""
+
+    def __init__(self) -> None:
+        self.known = asyncio.Event()
+        self.known.set()
+        self.following = 0
+        self.followed = 0
+
+    async def follow(self, connection: Connection, on_caught_up: Callable[[], None]) -> None:
+        self.following += 1
+        self.followed += 1
+        try:
+            await self.known.wait()
+            on_caught_up()
+            await asyncio.Event().wait()
+        finally:
+            self.following -= 1
+
+
 class Scene:
     def __init__(self, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.control = FakeControl()
         monkeypatch.setattr(consume_line, "connect", broker.connect)
         self.hand = Hand()
         self.line = ConsumeLine(
@@ -124,6 +152,7 @@ class Scene:
             queue="taskqueue.shop.q",
             prefetch=2,
             intake=self.hand,
+            control=cast(ControlLine, self.control),
         )
         self.task = asyncio.create_task(self.line.run())
 
@@ -259,6 +288,58 @@ async def test_a_stop_ends_the_wait_for_a_broker_that_is_away(
     await asyncio.sleep(60)
     before = asyncio.get_running_loop().time()
     await scene.line.stop()
-    await asyncio.wait_for(scene.task, 1)
     assert asyncio.get_running_loop().time() - before < 0.1
     assert not broker.connections
+    await scene.end()
+
+
+# Orders.
+
+
+async def test_no_work_is_consumed_before_the_past_orders_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    scene.control.known.clear()
+    await asyncio.sleep(60)
+    assert not scene.line.registered
+    assert "consume" not in broker.notes
+    scene.control.known.set()
+    await asyncio.sleep(0.001)
+    assert scene.line.registered
+    scene.control.known.clear()
+    broker.lose()
+    await asyncio.sleep(60)
+    assert not scene.line.registered, "not on the next connection either"
+    scene.control.known.set()
+    await asyncio.sleep(0.001)
+    assert scene.line.registered
+    assert scene.hand.connections == 2
+    await scene.end()
+
+
+async def test_a_stop_before_the_orders_are_known_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    scene.control.known.clear()
+    await asyncio.sleep(1)
+    await asyncio.wait_for(scene.line.stop(), 0.1)
+    assert "consume" not in broker.notes
+    await scene.end()
+
+
+async def test_after_a_stop_orders_are_taken_on_the_next_connection_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    await asyncio.sleep(1)
+    await scene.line.stop()
+    for connections in (2, 3):
+        broker.lose()
+        await asyncio.sleep(11)
+        assert (scene.control.following, scene.control.followed) == (1, connections)
+        assert len(broker.connections) == connections
+    assert broker.notes.count("consume") == 1
+    await scene.end()
+    assert scene.control.following == 0

@@ -3,68 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from pika.spec import BasicProperties
 
-from taskqueue.broker.connection import Channel
-from taskqueue.broker.contract import WorkMessage
 from taskqueue.broker.events import EventKind
 from taskqueue.broker.publisher import Settled
 from taskqueue.worker.outcome import raised
 from taskqueue.worker.prefetch import AHEAD, ENOUGH_RUNS
-from taskqueue.worker.reporter import Reporter
-from taskqueue.worker.runtime import STARTED_SECONDS, Runtime
+from taskqueue.worker.runtime import STARTED_SECONDS
 from taskqueue.worker.sdk import Fail
-from tests.unit.worker.fakes import (
-    FakeChannel,
-    FakeExecutor,
-    FakePublisher,
-    payload,
-    settings,
-    turn,
-    work,
-)
+from tests.unit.worker.bench import Bench, direct
+from tests.unit.worker.fakes import payload, turn, work
 
 pytestmark = pytest.mark.looptime
-
-
-class Bench:
-    """A runtime between a fake channel, a fake publisher and a fake executor."""
-
-    def __init__(self, **changes: Any) -> None:
-        loop = asyncio.get_running_loop()
-        self.executor = FakeExecutor()
-        self.publisher = FakePublisher()
-        self.reporter = Reporter(loop)
-        self.reporter.attach(self.publisher.real)
-        self.changes = 0
-        self.runtime = Runtime(
-            settings(**changes), self.executor, self.reporter, loop, on_change=self._changed
-        )
-        self.channel = self.open_channel()
-
-    def open_channel(self) -> FakeChannel:
-        self.channel = FakeChannel()
-        self.runtime.channel_opened(cast(Channel, self.channel))
-        return self.channel
-
-    def deliver(
-        self, message: WorkMessage | BasicProperties, body: bytes = b"{}", *, deliveries: int = 0
-    ) -> None:
-        self.runtime.delivered(self.channel.deliver(message, body, deliveries=deliveries))
-
-    @property
-    def events(self) -> list[EventKind]:
-        return [each.event.kind for each in self.publisher.published]
-
-    def _changed(self) -> None:
-        self.changes += 1
-
-
-def direct(**changes: Any) -> BasicProperties:
-    return BasicProperties(type="resize", correlation_id="order-7", **changes)
 
 
 # Tasks.
@@ -288,60 +240,6 @@ async def test_a_task_whose_body_is_no_object_is_buried(body: bytes) -> None:
     bench = Bench()
     bench.deliver(work(body=body))
     assert [each.exchange for each in bench.publisher.settle()] == ["taskqueue.dead"]
-
-
-# Direct messages.
-
-
-async def test_a_direct_message_runs_and_success_acknowledges_it() -> None:
-    bench = Bench()
-    bench.deliver(direct(), b'{"width": 3}')
-    (execution,) = bench.executor.started
-    assert execution.attempt.payload == {"width": 3}
-    assert (execution.attempt.task, execution.attempt.uid) == ("shop/q", "order-7")
-    execution.succeed()
-    await turn()
-    assert bench.channel.settled == [("ack", 1, False)]
-    assert bench.publisher.published == []
-
-
-async def test_a_direct_message_without_a_type_asks_for_the_default_handler() -> None:
-    bench = Bench()
-    bench.deliver(BasicProperties(), b"plain text")
-    attempt = bench.executor.started[0].attempt
-    assert (attempt.handler, attempt.payload) == (None, {"text": "plain text"})
-
-
-async def test_a_failed_direct_message_goes_back_and_the_last_failure_buries_it() -> None:
-    bench = Bench(direct_max_deliveries=3)
-    for deliveries in (0, 1):
-        bench.deliver(direct(), deliveries=deliveries)
-        bench.executor.started[-1].done(raised(ValueError("bad"), 0.1))
-    assert bench.channel.settled == [("reject", 1, True), ("reject", 2, True)]
-    bench.deliver(direct(), deliveries=2)
-    assert bench.executor.started[-1].attempt.attempt == 3
-    bench.executor.started[-1].done(raised(ValueError("bad"), 0.1))
-    (letter,) = bench.publisher.settle()
-    assert letter.exchange == "taskqueue.dead"
-    assert letter.properties.headers["tq-error"] == "ValueError: bad"
-    assert letter.properties.correlation_id == "order-7"
-    await turn()
-    assert bench.channel.settled[2:] == [("ack", 3, False)]
-
-
-async def test_a_final_failure_buries_a_direct_message_at_once() -> None:
-    bench = Bench()
-    bench.deliver(direct())
-    bench.executor.started[0].done(raised(Fail("never"), 0.1))
-    assert [each.exchange for each in bench.publisher.settle()] == ["taskqueue.dead"]
-
-
-async def test_a_direct_message_that_lost_its_workers_is_buried_unrun() -> None:
-    bench = Bench(direct_max_deliveries=3)
-    bench.deliver(direct(), deliveries=3)
-    assert bench.executor.started == []
-    (letter,) = bench.publisher.settle()
-    assert letter.properties.headers["tq-error"].startswith("WorkerLost: ")
 
 
 # The prefetch.

@@ -41,6 +41,7 @@ class FunctionExecutor:
             attempt=attempt.attempt,
             max_attempts=attempt.max_attempts,
             timeout_seconds=attempt.timeout_seconds,
+            fence=attempt.fence,
         )
         if handler.is_async:
             coroutine = CoroutineExecution(

@@ -1,0 +1,98 @@
+"""Keyed work on a real worker whose network fails: it ends before the broker delivers it again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from taskqueue.broker.connection import BrokerParameters
+from taskqueue.broker.events import EventKind
+from taskqueue.broker.orders import Order, OrderKind
+from taskqueue.worker.keyed import EXIT_CODE
+from tests.integration.broker.relay import Relay, relay_to
+from tests.integration.worker.stage import Stage
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture
+async def relay(stage: Stage) -> AsyncIterator[tuple[Relay, BrokerParameters]]:
+    async with relay_to(stage.worker_parameters) as made:
+        yield made
+
+
+async def test_a_cut_connection_stops_keyed_work_and_it_runs_again(
+    stage: Stage, relay: tuple[Relay, BrokerParameters]
+) -> None:
+    worker = await stage.ready_worker(slots=2, broker=relay[1])
+    keyed, plain = stage.gate("keyed"), stage.gate("plain")
+    token = await stage.publish("async_hold", keyed.payload, fence=7)
+    other = await stage.publish("async_hold", plain.payload)
+    await keyed.begun()
+    await plain.begun()
+    relay[0].cut()
+    await worker.logged("task.cut_off")
+    await worker.logged("task.late")  # it has ended, and only then began anew
+    await keyed.begun(2)
+    keyed.open()
+    plain.open()
+    for each in (token, other):
+        assert (await stage.outcome(each)).kind is EventKind.SUCCEEDED
+    assert len(plain.pids) == 1, "what has no key runs on"
+    ends = [kind for kind in stage.told(token) if kind is not EventKind.STARTED]
+    assert ends == [EventKind.SUCCEEDED], "nothing is told of the one that was stopped"
+
+
+@pytest.mark.parametrize("way", ["cut", "freeze"])
+async def test_a_handler_that_does_not_end_takes_the_process_with_it(
+    stage: Stage, relay: tuple[Relay, BrokerParameters], way: str
+) -> None:
+    worker, gate = await stage.ready_worker(broker=relay[1]), stage.gate()
+    token = await stage.publish("hold", gate.payload, fence=7)
+    await gate.begun()
+    getattr(relay[0], way)()
+    aborted = await worker.logged("worker.aborted")
+    assert "ctx.cancelled" in aborted["todo"]
+    assert await worker.ended() == EXIT_CODE
+    assert len(gate.pids) == 1
+    if way == "freeze":
+        assert await stage.ready() == 0, "the broker has not given it to anybody before"
+    relay[0].cut()
+    await stage.start_worker()
+    await gate.begun(2)
+    gate.open()
+    assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
+
+
+async def test_a_frozen_network_stops_keyed_work_in_time(
+    stage: Stage, relay: tuple[Relay, BrokerParameters]
+) -> None:
+    worker, gate = await stage.ready_worker(broker=relay[1]), stage.gate()
+    await stage.publish("polite", gate.payload, fence=7)
+    await gate.begun()
+    relay[0].freeze()
+    cut = await worker.logged("task.cut_off")
+    assert "silent" in cut["reason"]
+    await gate.begun(2)  # it has seen ctx.cancelled
+    assert await stage.ready() == 0, "before the broker gave it to anybody"
+
+
+async def test_a_cancelled_keyed_attempt_is_told_when_it_has_ended(stage: Stage) -> None:
+    await stage.ready_worker()
+    gate = stage.gate()
+    token = await stage.publish("polite", gate.payload, fence=7)
+    await gate.begun()
+    await stage.order(Order(OrderKind.CANCEL, token=token, uid="u"))
+    assert (await stage.outcome(token)).kind is EventKind.CANCELLED
+    assert len(gate.pids) == 2
+
+
+async def test_at_the_end_a_keyed_handler_that_runs_on_ends_with_the_process(stage: Stage) -> None:
+    worker, gate = await stage.ready_worker(TASKQUEUE_GRACE_SECONDS="0"), stage.gate()
+    token = await stage.publish("hold", gate.payload, fence=7)
+    await gate.begun()
+    worker.terminate()
+    assert await worker.ended() == EXIT_CODE
+    assert set(stage.told(token)) <= {EventKind.STARTED}, "it is not given back while it runs"
+    await stage.until_ready(1)
