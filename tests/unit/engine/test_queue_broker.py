@@ -28,6 +28,8 @@ class FakeChannel:
 
 
 class FakeConnection:
+    blocked: str | None = None
+
     async def channel(self) -> FakeChannel:
         return FakeChannel()
 
@@ -58,6 +60,8 @@ class FakeDispatcher:
     def republish_all(self) -> int:
         self.republished += 1
         return 1
+
+    def observed_ready(self, ready: int, *, reporting: bool) -> None: ...
 
 
 class FakeClient:
