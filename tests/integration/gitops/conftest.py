@@ -1,0 +1,29 @@
+"""Tasks and TaskQueues in every state, and what GitOps tools make of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Kubectl
+from tests.e2e.fixtures import api, lab, pytest_runtest_makereport
+from tests.integration.gitops import kstatus_program
+from tests.integration.gitops.states import STATES, Seen, put_into_states
+
+__all__ = ["api", "lab", "pytest_runtest_makereport"]
+
+
+@pytest.fixture(scope="session")
+def kstatus() -> Path:
+    """The program that judges objects by kstatus."""
+    compiler = kstatus_program.go()
+    if compiler is None:
+        pytest.skip("kstatus is built with Go, and there is no `go` on PATH: install Go")
+    return kstatus_program.build(compiler)
+
+
+@pytest.fixture(scope="package")
+def seen(kubectl: Kubectl, schemas: None) -> Seen:
+    """Every state by its name, as the API server tells it."""
+    return put_into_states(kubectl, STATES)
