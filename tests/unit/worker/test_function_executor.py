@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -258,3 +259,15 @@ async def test_the_latest_progress_can_be_read_while_it_runs(open_gate: threadin
     assert execution.progress.percent == 50
     open_gate.set()
     await stage.result()
+
+
+@pytest.mark.parametrize("fence", [None, 7])
+async def test_the_context_has_the_fence(fence: int | None) -> None:
+    registry = Registry()
+    registry.register(lambda payload, ctx: {"fence": ctx.fence}, name="f")
+    executor = FunctionExecutor(registry, asyncio.get_running_loop())
+    results: asyncio.Queue[AttemptResult] = asyncio.Queue()
+    executor.start(replace(attempt(), fence=fence), results.put_nowait)
+    result = await asyncio.wait_for(results.get(), PATIENCE)
+    assert result.result == {"fence": fence}
+    executor.close()
