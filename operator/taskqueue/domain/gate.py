@@ -96,10 +96,16 @@ def decide(
 def _before_dispatch(task: Task, status: TaskStatus, around: Surroundings, now: float) -> Decision:
     if around.policy is None:
         return Decision(Step.HOLD, _without_queue(task, status))
-    if not _was_dispatched(status):
-        decision = _before_the_first(task, status, around, now)
-        if decision is not None:
-            return decision
+    fresh = not _was_dispatched(status)
+    if fresh and (held := _by_dependencies(task, status, around.dependencies, now)) is not None:
+        return held
+    if around.payload_problem == "":
+        return Decision(Step.HOLD, _free(status))
+    if around.payload_problem is not None:
+        return _blocked(status, "PayloadUnresolved", around.payload_problem)
+    start = task.spec.start_after
+    if fresh and start is not None and now < start:
+        return Decision(Step.HOLD, lifecycle.scheduled(status, at=start), start)
     retry = status.next_attempt_time if status.history else None
     if retry is not None and now < retry:
         if status.phase is not Phase.RETRYING:
@@ -117,22 +123,6 @@ def _without_queue(task: Task, status: TaskStatus) -> TaskStatus:
         message=f"spec.queue: there is no TaskQueue {task.namespace}/{task.spec.queue}: create it, "
         "and the Task goes on",
     )
-
-
-def _before_the_first(
-    task: Task, status: TaskStatus, around: Surroundings, now: float
-) -> Decision | None:
-    held = _by_dependencies(task, status, around.dependencies, now)
-    if held is not None:
-        return held
-    if around.payload_problem is not None:
-        if not around.payload_problem:
-            return Decision(Step.HOLD, _free(status))
-        return _blocked(status, "PayloadUnresolved", around.payload_problem)
-    start = task.spec.start_after
-    if start is not None and now < start:
-        return Decision(Step.HOLD, lifecycle.scheduled(status, at=start), start)
-    return None
 
 
 def _by_dependencies(

@@ -189,8 +189,7 @@ class Dispatcher:
         """Publish from now on; the queue is declared."""
         self._publisher = publisher
         self._paused_until = 0.0
-        for entry in self._published:
-            entry.delivered_at = None  # while we were away nobody could report
+        self._be_patient()
         self._orders.open(publisher)
         self._ledger.opened(self.key, publisher)
         self._plan_pump()
@@ -279,12 +278,19 @@ class Dispatcher:
             self.submit(entry)
         return len(lost)
 
-    def observed_ready(self, ready: int) -> None:
+    def observed_ready(self, ready: int, *, reporting: bool) -> None:
         """Take the broker's count of messages no worker has; look for attempts that went silent.
 
         The queue hands out in order, so all but the last ``ready`` published are with a worker.
         Messages of others make the count larger, and us more patient.
+
+        Args:
+            ready: the count.
+            reporting: whether the broker takes what workers report.
         """
+        if not reporting:
+            self._be_patient()
+            return
         now = self._clock()
         delivered = len(self._published) - ready
         silent = []
@@ -298,6 +304,11 @@ class Dispatcher:
                 silent.append((entry, entry.delivered_at))
         for entry, since in silent:
             self._ledger.silent(entry, since)
+
+    def _be_patient(self) -> None:
+        """Nobody could report for a while: everybody gets the whole time again."""
+        for entry in self._published:
+            entry.delivered_at = None
 
     def _leave(self, entry: Entry) -> None:
         self._line.discard(entry)

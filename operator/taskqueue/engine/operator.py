@@ -252,7 +252,9 @@ class Engine:
         self._recount.counted(task.uid)
         controller = self._controller(entry.queue_key)
         if controller is not None:
-            controller.totals.add(status.phase)
+            last = status.history[-1] if status.history else None
+            seconds = None if last is None else last.finish_time - last.start_time
+            controller.finished(status.phase, seconds)
         self._janitor.finished(
             task.namespace,
             task.name,

@@ -142,6 +142,8 @@ class QueueBroker:
             if self.ready is None:
                 self.missing()
                 return
+            blocked = self._declared_on.connection.blocked  # the workers' outcomes wait as well
+            self._dispatcher.observed_ready(self.ready, reporting=not blocked)
             self.dead_letters = await ready_messages(self._probe, dead_queue(*self._config.key))
         except (BrokerUnavailable, ChannelRefused):
             self._declared_on = None  # declared, or explained, at the next run
