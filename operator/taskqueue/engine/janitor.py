@@ -137,8 +137,10 @@ class Janitor:
         if self._ttl_of(queue) is not None:
             self._list(queue)
 
-    async def run(self) -> None:
-        """Delete what is due, for ever."""
+    async def run(self, *, after: asyncio.Event | None = None) -> None:
+        """Delete what is due, for ever; ``after`` is set once ``needed`` knows all there is."""
+        if after is not None:
+            await after.wait()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._list_for_ever(), name="janitor: list")
             for _ in range(DELETES_AT_ONCE):
@@ -259,7 +261,7 @@ class Janitor:
             if not self._to_list:
                 self._list_wake.clear()
                 continue
-            queue = self._to_list.pop()
+            queue = self._next_list()
             try:
                 self.take(await self._listed(queue))
                 pause = _FIRST_RETRY
@@ -268,6 +270,12 @@ class Janitor:
                 log.warning("ttl.list_failed", queue=queue, problem=str(problem))
                 await asyncio.sleep(problem.retry_after or pause)
                 pause = min(pause * 2, _LONGEST_SLEEP_SECONDS)
+
+    def _next_list(self) -> QueueKey | None:
+        if None in self._to_list:
+            self._to_list.clear()
+            return None
+        return self._to_list.pop()
 
     async def _listed(self, queue: QueueKey | None) -> list[FinishedTask]:
         if queue is None:

@@ -275,16 +275,49 @@ async def test_a_delete_that_fails_is_tried_again_ever_more_slowly(status: int) 
 
 async def test_those_that_fail_do_not_hold_up_the_others() -> None:
     async with at_work() as stage:
-        for number in range(DELETES_AT_ONCE):
+        for number in range(2 * DELETES_AT_ONCE):
             name = f"bad-{number}"
             stage.api.problems[name].extend([ApiError(403, "Forbidden", "no")] * 100)
             stage.finished(name, ttl=1)
-        for second in range(2, 60):
-            stage.finished(f"good-{second}", ttl=second)
-        await until_time(70)
-        delays = [at - int(name.removeprefix("good-")) for name, at in stage.api.deleted]
-        assert len(delays) == 58
-        assert max(delays) < 1
+        for number in range(20):
+            stage.finished(f"good-{number}", ttl=2)
+        await until_time(10)
+        assert len(stage.api.names) == 20
+
+
+async def test_one_success_ends_the_slowness_of_all() -> None:
+    async with at_work() as stage:
+        stage.api.problems["bad"].extend([ApiError(403, "Forbidden", "no")] * 100)
+        stage.finished("bad", ttl=1)
+        stage.finished("good", ttl=40)
+        stage.finished("next", ttl=65)
+        await until_time(100)
+        assert [at for name, at in stage.api.tried if name == "bad"] == [1, 2, 4, 8, 16, 32, 64]
+        assert stage.api.deleted == [("good", 40), ("next", 65)]
+
+
+async def test_the_list_of_all_is_enough_for_every_queue() -> None:
+    async with at_work() as stage:
+        for number in range(3):
+            stage.defaults[("shop", f"q{number}")] = 5
+            stage.janitor.queue_changed(("shop", f"q{number}"))
+        stage.janitor.list_all()
+        await until_time(1)
+        assert [path for path, _ in stage.api.lists] == ["/apis/taskqueue.dev/v1alpha1/tasks"]
+
+
+async def test_nothing_is_deleted_before_it_is_known_who_needs_whom() -> None:
+    stage = Stage()
+    synced = asyncio.Event()
+    running = asyncio.create_task(stage.janitor.run(after=synced))
+    stage.finished("needed", ttl=1)
+    stage.finished("other", ttl=1)
+    await until_time(30)
+    stage.needed.add("needed")
+    synced.set()
+    await until_time(31)
+    assert stage.api.names == ["other"]
+    running.cancel()
 
 
 async def test_while_nothing_succeeds_little_is_asked() -> None:
