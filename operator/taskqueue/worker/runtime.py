@@ -14,9 +14,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 from taskqueue.broker.connection import Channel, Delivery
@@ -33,6 +31,7 @@ from taskqueue.worker.prefetch import PrefetchRule
 from taskqueue.worker.reporter import Reporter
 from taskqueue.worker.runs import Desk, Run, TaskRun
 from taskqueue.worker.settings import WorkerSettings
+from taskqueue.worker.waiting import Waiting
 
 log = EventLog("taskqueue.worker")
 
@@ -90,10 +89,7 @@ class Runtime:
         self._rule = PrefetchRule(settings.slots)
         self._prefetch = settings.slots
         self._acknowledger: Acknowledger | None = None
-        #: Without a slot yet, in the order they came.
-        self._waiting: deque[Run] = deque()
-        #: Delivered before: run when nothing else waits, so that a lost worker costs the fewest.
-        self._careful: deque[Run] = deque()
+        self._waiting = Waiting()
         #: Everything that holds a slot.
         self._running: set[Run] = set()
         self._deadlines: Deadlines[Run] = Deadlines(loop, self._due)
@@ -133,10 +129,8 @@ class Runtime:
         Not so what is keyed: it is asked to end and forgotten.
         """
         self._acknowledger = None
-        for run in (*self._waiting, *self._careful):
+        for run in self._waiting.take():
             run.forget()
-        self._waiting.clear()
-        self._careful.clear()
         self._cut_off("its connection to the broker was lost", self._loop.time() + LOST_SECONDS)
 
     def in_hand(self) -> int:
@@ -172,10 +166,8 @@ class Runtime:
     def begin_drain(self) -> None:
         """Take nothing more, and give back what has not begun."""
         self._draining = True
-        for run in (*self._waiting, *self._careful):
+        for run in self._waiting.take():
             self._release(run)
-        self._waiting.clear()
-        self._careful.clear()
         self._note_idle()
 
     async def idle(self) -> None:
@@ -212,13 +204,11 @@ class Runtime:
             self._release(run)
         elif run.deliveries >= run.max_deliveries:
             self._end(run, worker_lost(run.deliveries))
-        elif run.deliveries:
-            self._rule.redelivered(self._loop.time())
-            self._careful.append(run)
-            self._look_at_prefetch()
-            self._fill()
         else:
-            self._waiting.append(run)
+            self._waiting.put(run)
+            if run.deliveries:
+                self._rule.redelivered(self._loop.time())
+                self._look_at_prefetch()
             self._fill()
 
     def _ending(self, run: Run) -> Run | None:
@@ -227,12 +217,10 @@ class Runtime:
 
     def _fill(self) -> None:
         while len(self._running) < self._settings.slots:
-            if self._waiting:
-                self._start(self._waiting.popleft())
-            elif self._careful:
-                self._start(self._careful.popleft())
-            else:
+            run = self._waiting.pop()
+            if run is None:
                 return
+            self._start(run)
 
     def _start(self, run: Run) -> None:
         run.started_at = self._loop.time()
@@ -311,12 +299,9 @@ class Runtime:
             log.info(_STOPPED[order], reason="ordered", **run.fields)
             seconds = self._loop.time() - run.started_at
             self._ask_to_end(run, partial(run.tell_stopped, order, seconds))
-        elif run in self._waiting or run in self._careful:
-            for queue in (self._waiting, self._careful):
-                with suppress(ValueError):
-                    queue.remove(run)
+        elif self._waiting.take(lambda each: each is run):
             self._stop_unbegun(run, order)
-        # A successor is answered in its turn: the execution before it has not ended.
+        # Else a successor is answered in its turn: the execution before it has not ended.
 
     def _stop_unbegun(self, run: TaskRun, order: OrderKind) -> None:
         run.settled = True
@@ -328,10 +313,8 @@ class Runtime:
 
     def _cut_off(self, reason: str, until: float | None) -> None:
         """Give up what is keyed: another worker may have it soon. ``until``: see the guard."""
-        for queue in (self._waiting, self._careful):
-            for run in [run for run in queue if run.keyed]:
-                queue.remove(run)
-                self._return(run)
+        for run in self._waiting.take(lambda run: run.keyed):
+            self._return(run)
         for run in self._running:
             if run.successor is not None:
                 self._return(run.successor)
@@ -396,13 +379,8 @@ class Runtime:
         Only Tasks never delivered before: a release forgets the deliveries the broker counted, and
         of a direct message it would spend one.
         """
-        kept: deque[Run] = deque()
-        for run in self._waiting:
-            if isinstance(run, TaskRun):
-                self._release(run)
-            else:
-                kept.append(run)
-        self._waiting = kept
+        for run in self._waiting.take(lambda run: isinstance(run, TaskRun) and not run.deliveries):
+            self._release(run)
 
     def _note_idle(self) -> None:
         if self._draining and all(run.settled for run in self._running):

@@ -139,6 +139,8 @@ class Worker:
             await asyncio.wait({finished, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not finished.done():
                 await self._end_within_grace(finished)
+            if finished.done():
+                finished.result()
         finally:
             for task in (finished, stopped):
                 task.cancel()
