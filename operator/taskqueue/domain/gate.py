@@ -32,6 +32,15 @@ class Step(Enum):
     GO = auto()
 
 
+class Dispatched(Enum):
+    """Whether a worker may have the Task's present attempt."""
+
+    NO = auto()
+    #: A former leader, or a lost connection, may have brought it to the broker.
+    MAYBE = auto()
+    YES = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """A step, the status that goes with it, and when time alone may change the decision."""
@@ -59,7 +68,7 @@ class Surroundings:
 
 
 def decide(
-    task: Task, status: TaskStatus, around: Surroundings, *, dispatched: bool, now: float
+    task: Task, status: TaskStatus, around: Surroundings, *, dispatched: Dispatched, now: float
 ) -> Decision:
     """Return what is to be done with a Task.
 
@@ -67,14 +76,15 @@ def decide(
         task: as last seen.
         status: what is true of it, not terminal.
         around: what is known around it.
-        dispatched: an attempt of it is in the broker or with a worker.
+        dispatched: whether an attempt of it is in the broker or with a worker.
         now: seconds since the epoch.
     """
     spec = task.spec
     if spec.cancel:
         return Decision(Step.END, lifecycle.cancelled(status, now=now))
     if spec.suspend:
-        held = lifecycle.taken_back(status) if dispatched else status
+        out = dispatched is not Dispatched.NO and status.phase is not Phase.SUSPENDED
+        held = lifecycle.taken_back(status) if out else status
         return Decision(Step.HOLD, lifecycle.suspended(held))
     if status.phase is Phase.SUSPENDED:
         status = lifecycle.resumed(status, now=now)
@@ -82,7 +92,7 @@ def decide(
     if deadline is not None and now >= deadline:
         over = lifecycle.deadline_exceeded(status, now=now, seconds=seconds)
         return Decision(Step.END, over)
-    if dispatched:
+    if dispatched is Dispatched.YES:
         if around.policy is None and status.phase is not Phase.RUNNING:
             return Decision(Step.GO, _without_queue(task, status), deadline)
         return Decision(Step.GO, _free(status), deadline)

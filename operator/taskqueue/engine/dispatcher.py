@@ -393,7 +393,7 @@ class Dispatcher:
 
     def _publish(self, publisher: Publisher, entry: Entry) -> None:
         entry.stage = Stage.PUBLISHED
-        entry.confirmed, entry.delivered_at = False, None
+        entry.confirmed, entry.delivered_at, entry.astray = False, None, False
         self._published[entry] = None
         task, status, policy = entry.task, entry.status, self.policy(entry)
         attempt = status.current_attempt
@@ -439,5 +439,6 @@ class Dispatcher:
         )
         self._paused_until = self._clock() + _REFUSED_PAUSE_SECONDS
         self.submit(entry)
+        entry.astray = settled is Settled.UNKNOWN
         if settled is Settled.RETURNED:
             self._on_missing()

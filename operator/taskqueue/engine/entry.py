@@ -13,6 +13,7 @@ from enum import Enum, auto
 from typing import Any
 
 from taskqueue.broker.connection import Delivery
+from taskqueue.domain.gate import Dispatched
 from taskqueue.domain.queue import QueueKey
 from taskqueue.domain.task import Task, TaskStatus
 
@@ -46,7 +47,7 @@ class Entry:
         outcomes: deliveries to acknowledge when a write that contains them has succeeded.
         alarm: when it is to be looked at again, whatever happens.
         flush: timer of the next write of an unfinished status.
-        after_write: called once the status at hand is in the API server.
+        after_write: (epoch, what to do once a status of at least this epoch is in the API server).
         payload: merged with what spec.payloadFrom names; None: spec.payload is all there is.
         payload_problem: as `taskqueue.domain.gate.Surroundings` has it.
         hold_until: likewise.
@@ -54,6 +55,8 @@ class Entry:
         fence: the number its handler is given with the key.
         confirmed: the broker has said that it has the message.
         delivered_at: since when the attempt is known to be with a worker.
+        astray: a message of its present token may be about that this process knows nothing of:
+            published by a former leader, or with a fate the broker did not tell.
         reduced: a status was refused once and is being written in short.
         left_feed: the feed has shown it leaving.
     """
@@ -65,7 +68,7 @@ class Entry:
     outcomes: list[Delivery] = field(default_factory=list)
     alarm: asyncio.TimerHandle | None = None
     flush: asyncio.TimerHandle | None = None
-    after_write: Callable[[], None] | None = None
+    after_write: tuple[tuple[int, Callable[[], None]], ...] = ()
     payload: bytes | None = None
     payload_problem: str | None = None
     hold_until: float = 0.0
@@ -73,8 +76,16 @@ class Entry:
     fence: int = 0
     confirmed: bool = False
     delivered_at: float | None = None
+    astray: bool = False
     reduced: bool = False
     left_feed: bool = False
+
+    @property
+    def dispatched(self) -> Dispatched:
+        """Whether a worker may have its present attempt."""
+        if self.stage is Stage.PUBLISHED:
+            return Dispatched.YES
+        return Dispatched.MAYBE if self.astray else Dispatched.NO
 
     @property
     def queue_key(self) -> QueueKey:

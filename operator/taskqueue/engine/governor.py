@@ -53,12 +53,11 @@ class Governor:
             payload_problem=entry.payload_problem,
             hold_until=entry.hold_until,
         )
-        dispatched = entry.stage is Stage.PUBLISHED
-        decision = decide(entry.task, entry.status, around, dispatched=dispatched, now=now)
+        decision = decide(entry.task, entry.status, around, dispatched=entry.dispatched, now=now)
         self._set_alarm(entry, decision.look_again, now)
         if decision.step is Step.END:
             self._recorder.end(entry, decision.status)
-        elif decision.step is Step.HOLD and dispatched:
+        elif decision.status.epoch > entry.status.epoch:
             self._recorder.take_back(entry, decision.status)
         elif decision.step is Step.HOLD:
             self._recorder.change(entry, decision.status)

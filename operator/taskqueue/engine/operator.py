@@ -69,6 +69,7 @@ class Engine:
             tokens=tokens,
             owner=self,
             uid_of=lambda key: self._feed.uid_of(key),
+            synced=lambda: self._feed.synced.is_set(),
             leads=leads,
             random=random,
             spawn=self._spawn,
@@ -120,7 +121,7 @@ class Engine:
                 group.create_task(self._feed.run(), name="feed of Tasks")
                 group.create_task(self._pools.run(), name="feed of Deployments")
                 group.create_task(self.tasks.dependencies.run(), name="dependencies")
-                group.create_task(self._janitor.run(), name="janitor")
+                group.create_task(self._janitor.run(after=self._feed.synced), name="janitor")
                 group.create_task(self._recount_once(), name="recount of finished Tasks")
         finally:
             await self._stop(writer)

@@ -24,6 +24,7 @@ from taskqueue.broker.publisher import Publisher
 from taskqueue.cluster.status_writer import Fate, Refused, StatusWriter
 from taskqueue.cluster.task_objects import status_patch, status_path
 from taskqueue.domain import lifecycle
+from taskqueue.domain.gate import Dispatched
 from taskqueue.domain.lifecycle import Ended, Failure
 from taskqueue.domain.queue import QueueKey
 from taskqueue.domain.task import MESSAGE_LIMIT, TaskStatus
@@ -43,6 +44,8 @@ STARTED_AFTER_SECONDS = 0.5
 UNKNOWN_HANDLER = "UnknownHandler"
 #: How long until a Task whose handler no worker knew is tried again.
 HANDLER_SECONDS = 5.0
+#: How long until an attempt that a worker stopped by itself is published again.
+RETRACTED_SECONDS = 1.0
 
 
 class Recorder:
@@ -102,7 +105,7 @@ class Recorder:
     ) -> None:
         """Take a success."""
         entry.outcomes.append(outcome)
-        self.end(entry, lifecycle.succeeded(entry.status, ended, result=result))
+        self._finish(entry, lifecycle.succeeded(entry.status, ended, result=result))
 
     def failed(self, entry: Entry, ended: Ended, failure: Failure, outcome: Delivery) -> None:
         """Take a failed attempt: the Task is tried again, or has failed."""
@@ -115,7 +118,7 @@ class Recorder:
             random=self._random.random(),
         )
         if status.phase.terminal:
-            self.end(entry, status)
+            self._finish(entry, status)
         else:
             self._go_on(entry, status)
 
@@ -128,8 +131,10 @@ class Recorder:
     def retracted(self, entry: Entry) -> None:
         """Publish an attempt again that a worker stopped, by an order nobody knows any more.
 
-        Workers remember the order by the token, so the attempt needs another.
+        Workers remember the order by the token, so the attempt needs another. Not at once: the
+        worker may be one that stops whatever it gets.
         """
+        entry.hold_until = self._clock() + RETRACTED_SECONDS
         self._go_on(entry, lifecycle.taken_back(entry.status))
 
     def handler_unknown(self, entry: Entry, message: str) -> None:
@@ -148,18 +153,12 @@ class Recorder:
     # What the operator decides.
 
     def end(self, entry: Entry, status: TaskStatus) -> None:
-        """Give a Task its final status, and stop what may still run of it."""
+        """Give a Task its final status without a worker's word, and stop what may still run."""
         if entry.stage is Stage.FINISHED:
             return
-        dispatcher = self._dispatcher_of(entry)
-        if entry.stage is Stage.PUBLISHED and not entry.outcomes:
+        if entry.dispatched is not Dispatched.NO:
             self._stop_worker(entry)
-        entry.stop_timers()
-        entry.after_write = None
-        entry.status = status
-        dispatcher.withdraw(entry, finished=True)
-        entry.stage = Stage.FINISHED
-        self._write(entry, urgent=True)
+        self._finish(entry, status)
 
     def take_back(self, entry: Entry, status: TaskStatus) -> None:
         """Take a dispatched attempt back: first the raised epoch is written, then its worker told.
@@ -167,12 +166,10 @@ class Recorder:
         An order must not outlive its cause: a leader that did not know of the epoch would publish
         the same token again, which no worker runs any more.
         """
-        dispatcher = self._dispatcher_of(entry)
-        token, uid = dispatcher.token(entry), entry.task.uid
-        dispatcher.linger(entry)
+        self._order_after_write(entry, OrderKind.RELEASE)
+        self._dispatcher_of(entry).linger(entry)
         entry.status = status
-        dispatcher.hold(entry)
-        entry.after_write = lambda: dispatcher.order(OrderKind.RELEASE, token, uid)
+        self._dispatcher_of(entry).hold(entry)
         self._write(entry, urgent=True)
 
     def change(self, entry: Entry, status: TaskStatus, settle: float = SETTLE_SECONDS) -> None:
@@ -184,10 +181,11 @@ class Recorder:
 
     def forget(self, entry: Entry) -> None:
         """Let go of a Task that is no longer in the API server, or finished there."""
-        if entry.stage is Stage.PUBLISHED:
+        if entry.dispatched is not Dispatched.NO:
             self._stop_worker(entry)
         entry.stop_timers()
         self._dispatcher_of(entry).withdraw(entry, finished=False)
+        self._after_write(entry, written=None)
         entry.acknowledge()
         entry.stage = Stage.FINISHED
         self._entries.pop(entry.task.uid, None)
@@ -222,26 +220,30 @@ class Recorder:
 
     def silent(self, entry: Entry, since: float) -> None:
         """Count an attempt as failed whose worker says nothing any more."""
-        dispatcher = self._dispatcher_of(entry)
-        token, uid = dispatcher.token(entry), entry.task.uid
         log.warning("attempt.silent", **log_fields(entry.task, worker=entry.status.worker))
         status = lifecycle.silent(
             entry.status,
             now=self._clock(),
             start=since,
-            policy=dispatcher.policy(entry),
+            policy=self._dispatcher_of(entry).policy(entry),
             random=self._random.random(),
         )
         if status.phase.terminal:
             self.end(entry, status)
             return
-        entry.status = status
-        dispatcher.hold(entry)
-        entry.after_write = lambda: dispatcher.order(OrderKind.CANCEL, token, uid)
+        self._order_after_write(entry, OrderKind.CANCEL)
+        self._dispatcher_of(entry).linger(entry)
+        self._go_on(entry, status)
         self._write(entry, urgent=True)
-        self._look(entry)
 
     # Inside.
+
+    def _finish(self, entry: Entry, status: TaskStatus) -> None:
+        entry.stop_timers()
+        entry.status = status
+        self._dispatcher_of(entry).withdraw(entry, finished=True)
+        entry.stage = Stage.FINISHED
+        self._write(entry, urgent=True)
 
     def _go_on(self, entry: Entry, status: TaskStatus) -> None:
         """The attempt is over, the Task is not."""
@@ -253,6 +255,23 @@ class Recorder:
         dispatcher = self._dispatcher_of(entry)
         dispatcher.linger(entry)
         dispatcher.order(OrderKind.CANCEL, dispatcher.token(entry), entry.task.uid)
+
+    def _order_after_write(self, entry: Entry, kind: OrderKind) -> None:
+        """Have the present attempt stopped as soon as a higher epoch is in the API server."""
+        dispatcher = self._dispatcher_of(entry)
+        token, uid = dispatcher.token(entry), entry.task.uid
+        entry.after_write += ((entry.status.epoch + 1, lambda: dispatcher.order(kind, token, uid)),)
+
+    def _after_write(self, entry: Entry, written: TaskStatus | None) -> None:
+        """Do what waited for a write; all of it when nothing will be written any more."""
+        due = entry.after_write
+        if written is None or written.phase.terminal:
+            entry.after_write = ()
+        else:
+            entry.after_write = tuple(one for one in due if one[0] > written.epoch)
+        for one in due:
+            if one not in entry.after_write:
+                one[1]()
 
     def _flush(self, entry: Entry) -> None:
         entry.flush = None
@@ -279,15 +298,13 @@ class Recorder:
             return
         STATUS_WRITES.inc()
         entry.written = status
+        self._after_write(entry, status)
         if status.phase.terminal:
             self._ended(entry, status, contained, fate.generation)
             return
         for delivery in contained:
             ack(delivery)
         entry.outcomes = [one for one in entry.outcomes if one not in contained]
-        if status is entry.status and entry.after_write is not None:
-            after, entry.after_write = entry.after_write, None
-            after()
         if entry.stage is Stage.CLAIMING and status.concurrency_key == entry.key:
             self._dispatcher_of(entry).claimed(entry, fate.version)
 

@@ -69,6 +69,8 @@ class Tasks:
         tokens: sign and judge attempts.
         owner: of the TaskQueues.
         uid_of: tells the uid the feed shows under a name.
+        synced: tells whether all Tasks there were at the start are known; those may have been
+            published by a former leader.
         leads: tells whether this process certainly still leads.
         random: for the jitter of back-offs.
         spawn: runs something beside everything else.
@@ -83,6 +85,7 @@ class Tasks:
         tokens: TokenKeys,
         owner: Owner,
         uid_of: Callable[[Key], str | None],
+        synced: Callable[[], bool],
         leads: Callable[[], bool],
         random: Random,
         spawn: Spawn,
@@ -93,6 +96,7 @@ class Tasks:
         self._tokens = tokens
         self._owner = owner
         self._uid_of = uid_of
+        self._synced = synced
         self._leads = leads
         self._spawn = spawn
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
@@ -168,6 +172,7 @@ class Tasks:
                 status=task.status,
                 written=task.status,
                 fence=version_of(raw["metadata"]),
+                astray=not self._synced(),
             )
             self._admit(entry)
 

@@ -175,6 +175,7 @@ class Engine:
         self.recorded: list[str] = []
         self.missing = 0
         self.leads = True
+        self.synced = True
         self._shown: dict[tuple[str, str], str] = {}
         self._tags = itertools.count(1)
         self._background: set[asyncio.Task[None]] = set()
@@ -194,6 +195,7 @@ class Engine:
             tokens=TOKENS,
             owner=self,
             uid_of=self._shown.get,
+            synced=lambda: self.synced,
             leads=lambda: self.leads,
             random=Random(0),
             spawn=self._spawn,
