@@ -19,25 +19,34 @@ async def put_finalizer(client: ApiClient, config: QueueConfig, *, wanted: bool)
     """Put our finalizer on a TaskQueue, or take it away; one that is gone, or new, is left alone.
 
     Raises:
-        ApiError: try again; 409 when somebody else changed the object meanwhile.
+        ApiError: try again; 409 when others change the object all the time.
     """
-    path = queue_path(config.key)
-    try:
-        metadata = (await client.get(path))["metadata"]
-        present = metadata.get("finalizers", [])
-        if metadata["uid"] != config.uid or (QUEUES_FINALIZER in present) is wanted:
+    for last in (False, False, False, True):
+        try:
+            await _put_finalizer(client, config, wanted=wanted)
             return
-        if wanted and "deletionTimestamp" in metadata:
-            return  # the API server takes no new ones
-        others = [one for one in present if one != QUEUES_FINALIZER]
-        changed = {
-            "finalizers": [*others, QUEUES_FINALIZER] if wanted else others,
-            "resourceVersion": metadata["resourceVersion"],  # a precondition: it replaces the list
-        }
-        await client.merge(path, {"metadata": changed})
-    except ApiError as problem:
-        if problem.status != 404:
-            raise
+        except ApiError as problem:
+            if problem.status == 404:
+                return
+            if problem.status != 409 or last:
+                raise
+
+
+async def _put_finalizer(client: ApiClient, config: QueueConfig, *, wanted: bool) -> None:
+    path = queue_path(config.key)
+    metadata = (await client.get(path))["metadata"]
+    present = metadata.get("finalizers", [])
+    if metadata["uid"] != config.uid or (QUEUES_FINALIZER in present) is wanted:
+        return
+    if wanted and "deletionTimestamp" in metadata:
+        return  # the API server takes no new ones
+    others = [one for one in present if one != QUEUES_FINALIZER]
+    changed = {
+        "finalizers": [*others, QUEUES_FINALIZER] if wanted else others,
+        # A precondition, for the patch replaces the list; kopf and users write at the same time.
+        "resourceVersion": metadata["resourceVersion"],
+    }
+    await client.merge(path, {"metadata": changed})
 
 
 async def warn(client: ApiClient, config: QueueConfig, *, reason: str, message: str) -> None:

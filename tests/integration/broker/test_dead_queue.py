@@ -180,13 +180,13 @@ async def test_a_redriven_message_that_fails_again_is_not_redriven_for_ever(
         channel.reject(delivery.delivery_tag, requeue=False)
 
     await channel.consume(WORK, give_up, worker.on_cancel)
-    for body in ("one", "two"):
-        await bench.letter(body)
+    letters = 200  # the first are back while the last are on their way
+    await asyncio.gather(*(bench.letter(str(number)) for number in range(letters)))
     told = await redrive(bench.connection, *QUEUE)
-    assert told.redriven == 2
-    await worker.wait(2)
-    await bench.ready(DEAD, 2)
-    assert len(worker.deliveries) == 2
+    assert told.redriven == letters
+    await worker.wait(letters)
+    await bench.ready(DEAD, letters)
+    assert len(worker.deliveries) == letters
 
 
 async def test_letters_that_somebody_else_holds_are_no_reason_to_wait_for_ever(

@@ -1,12 +1,16 @@
 """What a dead letter says of itself is read whatever its publisher wrote."""
 
+import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pika.spec import BasicProperties
 
-from taskqueue.broker.dead_letters import SHOWN_BYTES, Kind, describe
+from taskqueue.broker.channel import Channel, Delivery
+from taskqueue.broker.connection import Connection
+from taskqueue.broker.dead_letters import SHOWN_BYTES, Kind, describe, read_letters
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,37 @@ def test_only_the_beginning_of_a_payload_is_kept() -> None:
 def test_a_token_alone_makes_it_a_tasks() -> None:
     letter = describe(BasicProperties(headers={"tq-token": "?"}), b"")
     assert (letter.kind, letter.task) == (Kind.TASK, "/")
+
+
+class FakeChannel:
+    """A queue of two that others add to while it is read."""
+
+    def __init__(self) -> None:
+        self.closed: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+
+    async def declare_queue(self, name: str, *, passive: bool) -> int:
+        return 2
+
+    async def set_prefetch(self, count: int) -> None: ...
+
+    async def consume(
+        self, queue: str, on_delivery: Callable[[Delivery], None], on_cancel: object
+    ) -> str:
+        for number in range(3):
+            body = str(number).encode()
+            channel = cast(Channel, self)
+            on_delivery(Delivery(channel, number, False, "", "", BasicProperties(), body))
+        return "tag"
+
+    async def close(self) -> None:
+        self.closed.set_result((0, "closed"))
+
+
+class FakeConnection:
+    async def channel(self) -> FakeChannel:
+        return FakeChannel()
+
+
+async def test_what_comes_in_while_a_pass_goes_on_is_not_of_it() -> None:
+    found = await read_letters(cast(Connection, FakeConnection()), "shop", "q")
+    assert [letter.start for letter in found.letters] == [b"0", b"1"]

@@ -68,6 +68,7 @@ class FakeApi:
         self.events: list[dict[str, Any]] = []
         self.patches = 0
         self.failure: ApiError | None = None
+        self.conflicts = 0
         self.event_failure: ApiError | None = None
 
     async def get(self, path: str) -> dict[str, Any]:
@@ -78,6 +79,9 @@ class FakeApi:
 
     async def merge(self, path: str, body: Any) -> None:
         assert body["metadata"].pop("resourceVersion") == "7"
+        if self.conflicts:
+            self.conflicts -= 1
+            raise ApiError(409, "Conflict", "the object has been modified")
         self.patches += 1
         self.metadata |= body["metadata"]
 
@@ -207,3 +211,14 @@ async def test_an_object_made_anew_under_the_name_is_left_alone() -> None:
     case = Case(replace(CONFIG, finalized=False, deleting=False), api)
     await case.finalizer.settle()
     assert api.patches == 0
+
+
+async def test_others_may_write_the_object_at_the_same_time() -> None:
+    case = Case(replace(CONFIG, finalized=False, deleting=False), FakeApi("other"))
+    case.api.conflicts = 2
+    await case.finalizer.settle()
+    assert case.api.metadata["finalizers"] == ["other", QUEUES_FINALIZER]
+    case.finalizer.reconfigure(replace(CONFIG, delete_queues=False))
+    case.api.conflicts = 1000
+    with pytest.raises(ApiError):
+        await case.finalizer.settle()
