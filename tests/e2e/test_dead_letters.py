@@ -14,8 +14,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 
 @pytest.fixture(scope="module", autouse=True)
 def queue(lab: Lab) -> None:
-    lab.queue(scaling={"maxReplicas": 1})
+    lab.queue(scaling={"minReplicas": 1, "maxReplicas": 1})
     lab.ready()
+    lab.available(1)
 
 
 def publish(lab: Lab, exchange: str, body: str, **properties: Any) -> None:

@@ -2,8 +2,8 @@
 
 Contract:
 
-* The finalizer is on the object only while the policy asks for it, and is put there before the
-  queues are declared.
+* The finalizer is on the object only while the policy asks for it. It is put there before the
+  queues are declared, unless the API server refuses: work does not wait for it.
 * A broker that is away delays the end of the object by `REMOVAL_SECONDS` at most; then the
   finalizer goes all the same, and an Event says which queues stay.
 * Both queues go, the work queue first: what it still dead-letters meanwhile has a place to go to.
