@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
+Hook = Callable[[], None]
+H = TypeVar("H", bound=Hook)
 
 
 class Retry(Exception):
@@ -163,12 +165,24 @@ class _AttemptLogger(logging.LoggerAdapter[logging.Logger]):
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A registered function: how to call it, and by which name messages ask for it."""
+    """A registered function: how to call it, and by which name messages ask for it.
+
+    Attributes:
+        name: what messages and Tasks call it.
+        function: as it was decorated.
+        is_async: whether it runs on the handlers' loop.
+        wants_context: whether it takes a second argument.
+        thread: a sync one is run in a thread of the worker, never in a child process.
+        memory_mib: an attempt in a child process that uses more is killed; None: the worker's own
+            limit, if it has one.
+    """
 
     name: str
     function: Callable[..., Any]
     is_async: bool
     wants_context: bool
+    thread: bool = False
+    memory_mib: int | None = None
 
     def __call__(self, payload: dict[str, Any], context: Context) -> Any:
         """Call the function; for an async one, return its coroutine."""
@@ -176,20 +190,34 @@ class Handler:
 
 
 class Registry(Mapping[str, Handler]):
-    """The handlers of a process by name, and which one takes messages that name none."""
+    """The handlers of a process by name, and which one takes messages that name none.
+
+    Attributes:
+        start_hooks: called in every process that runs handlers, before its first one, in order.
+        stop_hooks: called at the orderly end of such a process, the last one first.
+    """
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
         self._default: Handler | None = None
+        self.start_hooks: list[Hook] = []
+        self.stop_hooks: list[Hook] = []
 
     def register(
-        self, function: Callable[..., Any], *, name: str | None = None, default: bool = False
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        default: bool = False,
+        thread: bool = False,
+        memory_mib: int | None = None,
     ) -> Handler:
         """Add a function.
 
         Raises:
             TypeError: it cannot be called with a payload, or with a payload and a context.
-            ValueError: another function has this name, or is the default already.
+            ValueError: another function has this name, or is the default already; or ``thread``
+                and ``memory_mib`` contradict each other or the function.
         """
         label = name or getattr(function, "__name__", "")
         if not label:
@@ -199,7 +227,10 @@ class Registry(Mapping[str, Handler]):
             function=function,
             is_async=_is_async(function),
             wants_context=_wants_context(label, function),
+            thread=thread,
+            memory_mib=memory_mib,
         )
+        _check_place(handler)
         known = self._handlers.get(label)
         if known is not None and _origin(known.function) != _origin(function):
             raise ValueError(
@@ -239,18 +270,44 @@ registry = Registry()
 @overload
 def task(function: F, /) -> F: ...
 @overload
-def task(name: str | None = None, /, *, default: bool = False) -> Callable[[F], F]: ...
+def task(
+    name: str | None = None,
+    /,
+    *,
+    default: bool = False,
+    thread: bool = False,
+    memory_mib: int | None = None,
+) -> Callable[[F], F]: ...
 @overload
-def task(*, name: str, default: bool = False) -> Callable[[F], F]: ...
-def task(function: Any = None, /, *, name: str | None = None, default: bool = False) -> Any:
+def task(
+    *, name: str, default: bool = False, thread: bool = False, memory_mib: int | None = None
+) -> Callable[[F], F]: ...
+def task(
+    function: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    default: bool = False,
+    thread: bool = False,
+    memory_mib: int | None = None,
+) -> Any:
     """Register a handler: ``@task``, ``@task("name")`` or ``@task(name=..., default=True)``.
 
     The function stays what it was and can be called in tests. Without a name it is registered
-    under its own. ``default=True`` makes it take direct messages that name no handler.
+    under its own.
+
+    Args:
+        function: the function itself, or the handler's name.
+        name: the handler's name.
+        default: it takes direct messages that name no handler.
+        thread: run a sync handler in a thread of the worker instead of a child process: it starts
+            sooner and shares state with others, but cannot be stopped from outside.
+        memory_mib: kill an attempt that uses more MiB than this, in a child process only.
 
     Raises:
         TypeError: the function takes neither (payload) nor (payload, context).
-        ValueError: the name, or the place of the default, is taken.
+        ValueError: the name, or the place of the default, is taken; or the arguments contradict
+            each other.
     """
     if callable(function):
         registry.register(function)
@@ -260,10 +317,66 @@ def task(function: Any = None, /, *, name: str | None = None, default: bool = Fa
     label = function or name
 
     def decorate(decorated: F) -> F:
-        registry.register(decorated, name=label, default=default)
+        registry.register(
+            decorated, name=label, default=default, thread=thread, memory_mib=memory_mib
+        )
         return decorated
 
     return decorate
+
+
+def on_start(hook: H) -> H:
+    """Have every process that runs handlers call this before its first one.
+
+    It takes nothing and is not async: open what must not be shared between processes here, such
+    as a connection pool. One that raises keeps the process from taking work.
+
+    Raises:
+        TypeError: it is async, or needs arguments.
+    """
+    registry.start_hooks.append(_checked(hook, "@on_start"))
+    return hook
+
+
+def on_stop(hook: H) -> H:
+    """Have every process that runs handlers call this at its orderly end; the last one first.
+
+    A process that is killed calls nothing.
+
+    Raises:
+        TypeError: it is async, or needs arguments.
+    """
+    registry.stop_hooks.append(_checked(hook, "@on_stop"))
+    return hook
+
+
+def _checked(hook: H, where: str) -> H:
+    name = getattr(hook, "__qualname__", repr(hook))
+    if _is_async(hook):
+        raise TypeError(f"{where}: {name} is async, and no loop runs yet: give a plain function")
+    try:
+        inspect.signature(hook).bind()
+    except TypeError as problem:
+        raise TypeError(
+            f"{where}: {name} is called without arguments, but takes {inspect.signature(hook)}"
+        ) from problem
+    return hook
+
+
+def _check_place(handler: Handler) -> None:
+    """Refuse arguments of ``@task`` that cannot both hold."""
+    limit = handler.memory_mib
+    if limit is not None and limit < 1:
+        raise ValueError(f"handler {handler.name!r}: memory_mib={limit}: give MiB, 1 or more")
+    if handler.is_async and handler.thread:
+        raise ValueError(
+            f"handler {handler.name!r} is async and runs on the handlers' loop: leave out thread"
+        )
+    if limit is not None and (handler.is_async or handler.thread):
+        raise ValueError(
+            f"handler {handler.name!r}: memory_mib limits a child process, and this handler runs "
+            "in the worker's own: leave it out, or make it a sync handler without thread=True"
+        )
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from taskqueue import Context, Retry, task
+from taskqueue import Context, Retry, on_start, on_stop, task
 from taskqueue.worker import sdk
 from taskqueue.worker.sdk import Registry, mark_cancelled
 
@@ -127,6 +127,59 @@ def test_something_else_than_a_function_or_a_name_is_refused() -> None:
     wrong: Any = 5
     with pytest.raises(TypeError, match="a function or a name"):
         task(wrong)
+
+
+def test_where_a_handler_runs_is_kept(registry: Registry) -> None:
+    task("shared", thread=True)(plain)
+    task("heavy", memory_mib=512)(plain)
+    assert (registry["shared"].thread, registry["shared"].memory_mib) == (True, None)
+    assert (registry["heavy"].thread, registry["heavy"].memory_mib) == (False, 512)
+
+
+async def nothing(payload: dict[str, Any]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "problem"),
+    [
+        (plain, {"memory_mib": 0}, "give MiB"),
+        (plain, {"memory_mib": 64, "thread": True}, "child process"),
+        (nothing, {"memory_mib": 64}, "child process"),
+        (nothing, {"thread": True}, "async"),
+    ],
+)
+def test_contradictions_are_refused(
+    registry: Registry, function: Callable[..., Any], options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        task("f", **options)(function)
+    assert not registry
+
+
+def test_hooks_are_kept_in_order_and_stay_callable(registry: Registry) -> None:
+    called: list[str] = []
+
+    @on_start
+    def open_pool() -> None:
+        called.append("open")
+
+    @on_stop
+    def close_pool(quickly: bool = True) -> None:
+        called.append("close")
+
+    assert registry.start_hooks == [open_pool]
+    assert registry.stop_hooks == [close_pool]
+    open_pool()
+    assert called == ["open"]
+
+
+def test_a_hook_that_cannot_be_called_is_refused(registry: Registry) -> None:
+    wrong: Any = plain
+    with pytest.raises(TypeError, match=r"@on_start: plain is called without arguments"):
+        on_start(wrong)
+    with pytest.raises(TypeError, match=r"@on_stop: .*is async"):
+        on_stop(nothing)  # type: ignore[type-var]
+    assert not registry.start_hooks
 
 
 @pytest.mark.parametrize("after", [-1, float("nan"), float("inf")])
