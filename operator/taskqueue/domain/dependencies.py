@@ -60,13 +60,12 @@ class DependencyGraph:
 
     def put(self, key: TaskKey, depends_on: Iterable[str]) -> set[TaskKey]:
         """Take what an unfinished Task depends on, instead of what it did before."""
-        self._unlink(key)
+        changed = {key} | self._unlink(key)
         needs = tuple((key[0], name) for name in depends_on)
         if needs:
             self._needs[key] = needs
         for need in needs:
             self._dependents.setdefault(need, set()).add(key)
-        changed = {key}
         cycle = self._find_cycle(key)
         for member in cycle:
             self._cycles[member] = (*(name for _, name in cycle), cycle[0][1])
@@ -83,13 +82,11 @@ class DependencyGraph:
 
     def ended(self, key: TaskKey, ending: Ending) -> set[TaskKey]:
         """Take note of how a Task ended."""
-        self._unlink(key)
-        return self._learn(key, ending=ending)
+        return self._unlink(key) | self._learn(key, ending=ending)
 
     def gone(self, key: TaskKey) -> set[TaskKey]:
         """Take note that an unfinished Task was deleted."""
-        self._unlink(key)
-        return self._learn(key, missing=True)
+        return self._unlink(key) | self._learn(key, missing=True)
 
     def unknown(self) -> Iterator[TaskKey]:
         """Yield what somebody waits for and nothing is known of."""
@@ -153,8 +150,11 @@ class DependencyGraph:
             self._endings[key] = ending
         return set(dependents)
 
-    def _unlink(self, key: TaskKey) -> None:
-        self._cycles.pop(key, None)
+    def _unlink(self, key: TaskKey) -> set[TaskKey]:
+        """Forget what a Task depends on; a cycle it was in is none any more."""
+        others = {(key[0], name) for name in self._cycles.pop(key, ())} - {key}
+        for member in others:
+            self._cycles.pop(member, None)
         for need in self._needs.pop(key, ()):
             dependents = self._dependents[need]
             dependents.discard(key)
@@ -163,6 +163,7 @@ class DependencyGraph:
                 self._endings.pop(need, None)
                 self._present.discard(need)
                 self._missing.discard(need)
+        return others
 
     def _find_cycle(self, start: TaskKey) -> tuple[TaskKey, ...]:
         """Return the Tasks of a cycle through ``start``, in order, or nothing."""

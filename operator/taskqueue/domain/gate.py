@@ -180,9 +180,12 @@ def _deadline(task: Task, status: TaskStatus, around: Surroundings) -> tuple[flo
     if seconds is None:
         return None, 0
     state = around.dependencies
-    if (state.waiting or state.missing) and not _was_dispatched(status):
-        return None, seconds  # it may not run yet
-    begun = (task.created, task.spec.start_after, status.resumed_time, state.completed)
+    satisfied = state.completed
+    if state.waiting or state.missing:
+        if status.start_time is None:
+            return None, seconds  # it may not run yet, or has and nobody knows since when
+        satisfied = status.start_time  # they were Complete then, and are being looked up
+    begun = (task.created, task.spec.start_after, status.resumed_time, satisfied)
     return max(at for at in begun if at is not None) + seconds, seconds
 
 

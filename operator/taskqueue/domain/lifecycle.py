@@ -94,6 +94,11 @@ def claimed(status: TaskStatus, *, key: str) -> TaskStatus:
     return replace(after, concurrency_key=key)
 
 
+def unclaimed(status: TaskStatus) -> TaskStatus:
+    """Return the status of a Task that gives its concurrency key back undispatched."""
+    return replace(status, concurrency_key="")
+
+
 def succeeded(status: TaskStatus, ended: Ended, *, result: dict[str, object] | None) -> TaskStatus:
     """Return the final status after an attempt that succeeded."""
     return replace(

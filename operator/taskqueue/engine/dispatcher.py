@@ -266,7 +266,8 @@ class Dispatcher:
         if entry.stage is not Stage.CLAIMING:
             return
         self._claiming.discard(entry)
-        if self._publisher is None:
+        held = self._config is None or self._config.stop_policy.holds
+        if self._publisher is None or held:
             self.submit(entry)
         else:
             self._publish_claimed(self._publisher, entry)
@@ -295,8 +296,11 @@ class Dispatcher:
         delivered = len(self._published) - ready
         silent = []
         for place, entry in enumerate(self._published):
+            if place >= delivered:
+                entry.delivered_at = None  # it may have come back
+                continue
             if entry.delivered_at is None:
-                if place < delivered and entry.confirmed:
+                if entry.confirmed:
                     entry.delivered_at = now
                 continue
             limit = self.policy(entry).attempt_timeout_seconds + SILENCE_SECONDS
@@ -389,7 +393,10 @@ class Dispatcher:
         if self._leads():
             self._publish(publisher, entry)
         else:
-            self.hold(entry)  # whoever leads now has read the claim, and publishes
+            # Whoever leads now has read the claim, and publishes; or this process still does,
+            # and only its renewal is slow.
+            self._paused_until = self._clock() + _REFUSED_PAUSE_SECONDS
+            self.submit(entry)
 
     def _publish(self, publisher: Publisher, entry: Entry) -> None:
         entry.stage = Stage.PUBLISHED

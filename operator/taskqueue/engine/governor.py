@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from taskqueue.domain import lifecycle
 from taskqueue.domain.dependencies import DependencyState
 from taskqueue.domain.gate import Step, Surroundings, decide
 from taskqueue.engine.dispatcher import Clock, Dispatcher
@@ -60,7 +61,10 @@ class Governor:
         elif decision.status.epoch > entry.status.epoch:
             self._recorder.take_back(entry, decision.status)
         elif decision.step is Step.HOLD:
-            self._recorder.change(entry, decision.status)
+            status = decision.status
+            if entry.stage is Stage.CLAIMING:
+                status = lifecycle.unclaimed(status)  # nothing of it was published yet
+            self._recorder.change(entry, status)
             dispatcher.hold(entry)
         else:
             if decision.status is not entry.status:

@@ -137,8 +137,7 @@ class Inbox:
                 ack(delivery)
                 recorder.released(entry)
             case EventKind.CANCELLED:
-                ack(delivery)
-                recorder.retracted(entry)
+                recorder.retracted(entry, delivery)
             case EventKind.SUCCEEDED if len(delivery.body) > RESULT_LIMIT_BYTES + _ENVELOPE_BYTES:
                 recorder.failed(entry, ended, _TOO_LARGE, delivery)
             case EventKind.SUCCEEDED:
@@ -146,8 +145,7 @@ class Inbox:
             case EventKind.FAILED:
                 error = event.error or _NO_ERROR
                 if error.type == UNKNOWN_HANDLER:
-                    ack(delivery)
-                    recorder.handler_unknown(entry, error.message)
+                    recorder.handler_unknown(entry, error.message, delivery)
                     return
                 failure = Failure(
                     type=error.type,
@@ -200,6 +198,8 @@ class Inbox:
         if not self._is_genuine(claim):
             self._drop("forged", delivery)
             return
+        if entry is not None:
+            self._answered(entry.queue_key, claim.token)
         if entry is None or not self._is_awaited(entry, claim):
             self._drop("unknown" if entry is None else "stale", delivery)
             return
@@ -216,7 +216,6 @@ class Inbox:
                 message=f"the message was given up ({why}): look for a consumer of the queue that "
                 "rejects messages, or a worker of another version",
             )
-        self._answered(entry.queue_key, claim.token)
         self._recorder.failed(entry, self._ended_now(claim), failure, delivery)
 
     def _take_invalid(self, delivery: Delivery, source: Source, problem: ContractError) -> None:

@@ -18,16 +18,18 @@ from pydantic import ValidationError
 from taskqueue.cluster import deployments
 from taskqueue.cluster.client import UNREADABLE, Access, ApiClient, ApiError
 from taskqueue.cluster.deployments import PoolState
+from taskqueue.cluster.events import EventWriter
 from taskqueue.cluster.feed import Feed, Key
 from taskqueue.cluster.queue_objects import QUEUES_PATH, read_queue
 from taskqueue.cluster.status_writer import CONCURRENCY, StatusWriter
 from taskqueue.cluster.task_objects import TASKS_PATH, UNFINISHED, seconds_of
-from taskqueue.domain.queue import QueueKey
+from taskqueue.domain.queue import Condition, QueueConfig, QueueKey
 from taskqueue.domain.token import TokenKeys
 from taskqueue.engine.broker_links import BrokerLinks
 from taskqueue.engine.entry import Entry
 from taskqueue.engine.janitor import Janitor
 from taskqueue.engine.metrics import forget_queue
+from taskqueue.engine.notices import Notices
 from taskqueue.engine.queue_controller import QueueController, Totals
 from taskqueue.engine.recount import Recount
 from taskqueue.engine.tasks import Tasks
@@ -39,6 +41,9 @@ log = EventLog(__name__)
 _DRAIN_SECONDS = 5.0
 #: How long events about them may still be published then.
 _ANNOUNCE_SECONDS = 2.0
+#: Conditions of a TaskQueue that are trouble when False, and reasons that are none.
+_TOLD = ("BrokerConnected", "WorkersAvailable")
+_NORMAL = ("Starting", "Connecting", "ReadingInbox", "Deleting", "WorkersElsewhere")
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 
 
@@ -48,11 +53,17 @@ class Engine:
     Args:
         access: of the API server.
         tokens: sign and judge attempts.
+        instance: which operator this is, for Kubernetes Events.
         leads: tells whether this process certainly still leads.
     """
 
     def __init__(
-        self, access: Access, tokens: TokenKeys, *, leads: Callable[[], bool] = lambda: True
+        self,
+        access: Access,
+        tokens: TokenKeys,
+        *,
+        instance: str = "",
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
         random = Random()  # noqa: S311  (jitter, not secrets)
         self._client = ApiClient(access)
@@ -96,6 +107,7 @@ class Engine:
             ttl_of=self._ttl_of,
             needed=lambda namespace, name: self.tasks.dependencies.needed((namespace, name)),
         )
+        self._notices = Notices(EventWriter(self._client, instance=instance), clock=time.time)
         self._recount = Recount(self._client, held=self.tasks.held)
         self._links = BrokerLinks(
             feed_synced=self._feed.synced,
@@ -162,6 +174,7 @@ class Engine:
             clock=time.time,
             created=seconds_of(raw["metadata"]["creationTimestamp"]),
             on_gone=lambda: self.drop_queue(config.key, config.uid),
+            on_condition=lambda condition: self._condition(config, condition),
         )
         task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
         task.add_done_callback(lambda _: self._links.leave_vain())
@@ -184,6 +197,7 @@ class Engine:
         dispatcher.close()
         dispatcher.config = None
         forget_queue(key)
+        self._notices.forget(key)
         self.tasks.queue_changed(key)
         log.info("queue.gone", namespace=key[0], queue=key[1])
 
@@ -211,6 +225,10 @@ class Engine:
                 self.put_queue(raw)
             except ValidationError as problem:
                 log.error("queue.unreadable", queue=raw["metadata"]["name"], problem=str(problem))
+
+    def _condition(self, config: QueueConfig, condition: Condition) -> None:
+        if condition.type in _TOLD and condition.reason not in _NORMAL:
+            self._notices.queue(config.key, config.uid, condition)
 
     def _controller(self, key: QueueKey) -> QueueController | None:
         running = self._controllers.get(key)
@@ -248,8 +266,9 @@ class Engine:
             controller.missing()
 
     def task_ended(self, entry: Entry) -> None:
-        """Count a Task, and have it deleted when its time to live is over."""
+        """Count a Task, tell of its trouble, and have it deleted when its time is over."""
         task, status = entry.task, entry.status
+        self._notices.task_ended(task, status)
         self._recount.counted(task.uid)
         controller = self._controller(entry.queue_key)
         if controller is not None:

@@ -68,6 +68,7 @@ class QueueController:
         clock: wall time in seconds.
         created: when the TaskQueue was made: what finished before was not its own.
         on_gone: called when the API server has no such TaskQueue any more.
+        on_condition: told each condition as it is, again and again.
         operator_namespace: where the operator runs, for the commands that messages tell.
     """
 
@@ -82,6 +83,7 @@ class QueueController:
         clock: Clock,
         created: float,
         on_gone: Callable[[], None],
+        on_condition: Callable[[Condition], None] = lambda condition: None,
         operator_namespace: str = "taskqueue-system",
     ) -> None:
         self.config = config
@@ -89,6 +91,7 @@ class QueueController:
         self.pool = WorkerPool(client, clock=clock)
         self.created = created
         self._on_gone = on_gone
+        self._on_condition = on_condition
         self._dispatcher = dispatcher
         self._client = client
         self._clock = clock
@@ -232,6 +235,8 @@ class QueueController:
 
     async def _write_status(self) -> None:
         status = self._status()
+        for condition in status.conditions:
+            self._on_condition(condition)
         since = self._transitions.take(status.conditions, self._clock())
         patch = queue_status_patch(self.config.key, status, since)
         if patch == self._written:

@@ -128,22 +128,24 @@ class Recorder:
         self._dispatcher_of(entry).submit(entry)
         self._look(entry)
 
-    def retracted(self, entry: Entry) -> None:
+    def retracted(self, entry: Entry, word: Delivery) -> None:
         """Publish an attempt again that a worker stopped, by an order nobody knows any more.
 
         Workers remember the order by the token, so the attempt needs another. Not at once: the
         worker may be one that stops whatever it gets.
         """
         entry.hold_until = self._clock() + RETRACTED_SECONDS
+        self._settle_word(entry, word)
         self._go_on(entry, lifecycle.taken_back(entry.status))
 
-    def handler_unknown(self, entry: Entry, message: str) -> None:
+    def handler_unknown(self, entry: Entry, message: str, word: Delivery) -> None:
         """Try again later, uncounted: the workers that know the handler may be on their way."""
         entry.hold_until = self._clock() + HANDLER_SECONDS
+        self._settle_word(entry, word)
         self._go_on(
             entry,
             lifecycle.blocked(
-                replace(entry.status, concurrency_key=""),
+                lifecycle.unclaimed(entry.status),
                 reason=UNKNOWN_HANDLER,
                 message=f"spec.handler: {message}: roll out workers that know it, and the Task "
                 "goes on, or create a Task with another handler",
@@ -191,8 +193,8 @@ class Recorder:
         self._entries.pop(entry.task.uid, None)
 
     def write_again(self, entry: Entry) -> None:
-        """Write the final status of a Task that is still there and still unfinished."""
-        if entry.stage is Stage.FINISHED and entry.task.uid in self._entries:
+        """Write the status of a Task that is still there and still unfinished."""
+        if entry.task.uid in self._entries:
             self._write(entry, urgent=True)
 
     # What dispatchers find out.
@@ -244,6 +246,17 @@ class Recorder:
         self._dispatcher_of(entry).withdraw(entry, finished=True)
         entry.stage = Stage.FINISHED
         self._write(entry, urgent=True)
+
+    @staticmethod
+    def _settle_word(entry: Entry, word: Delivery) -> None:
+        """Acknowledge what changes nothing but, perhaps, who holds a concurrency key.
+
+        Then it must come again if this process ends before the key is given back on record.
+        """
+        if entry.key:
+            entry.outcomes.append(word)
+        else:
+            ack(word)
 
     def _go_on(self, entry: Entry, status: TaskStatus) -> None:
         """The attempt is over, the Task is not."""
@@ -305,6 +318,8 @@ class Recorder:
         for delivery in contained:
             ack(delivery)
         entry.outcomes = [one for one in entry.outcomes if one not in contained]
+        if entry.stage is not Stage.FINISHED:
+            self.change(entry, entry.status)  # it may have changed back while this was written
         if entry.stage is Stage.CLAIMING and status.concurrency_key == entry.key:
             self._dispatcher_of(entry).claimed(entry, fate.version)
 
@@ -341,7 +356,8 @@ class Recorder:
         entry.status = replace(
             status,
             result=None,
-            history=(),
+            # The last attempt stays: the next one's number follows from it.
+            history=tuple(replace(one, worker="", message="") for one in status.history[-1:]),
             worker="",
             message="recorded in short, because the API server refused the full status: "
             f"{fate.message}"[:MESSAGE_LIMIT],

@@ -22,7 +22,7 @@ from taskqueue.cluster.task_objects import read_task, task_path
 from taskqueue.domain import lifecycle
 from taskqueue.domain.dependencies import DependencyState
 from taskqueue.domain.queue import QueueKey
-from taskqueue.domain.task import Phase, Task
+from taskqueue.domain.task import Phase, Task, TaskStatus
 from taskqueue.domain.token import TokenKeys
 from taskqueue.engine.announcer import Announcer
 from taskqueue.engine.dependencies import Dependencies
@@ -254,13 +254,11 @@ class Tasks:
             return
         log.info("task.gone", **log_fields(entry.task, stage=entry.stage.name))
         self._recorder.forget(entry)
-        if raw is None:
+        self._drop_if_idle(entry.queue_key)
+        if raw is not None:
+            self._tell_dependents(entry.task, read_task(raw).status)
+        elif self._is_named(entry.task):
             self.dependencies.gone(entry.task)
-        else:
-            status = read_task(raw).status
-            self.dependencies.ended(
-                entry.task, status.phase, status.reason, status.completion_time or 0.0
-            )
 
     def _late(self, event: AttemptEvent, delivery: Delivery, source: Source) -> None:
         self._spawn(
@@ -302,11 +300,15 @@ class Tasks:
         """Take note that a final status is in the API server."""
         if not entry.left_feed:
             self._leaving.add(entry.task.uid)
-        status = entry.status
-        self.dependencies.ended(
-            entry.task, status.phase, status.reason, status.completion_time or 0.0
-        )
+        self._tell_dependents(entry.task, entry.status)
+        self._drop_if_idle(entry.queue_key)
         self._owner.task_ended(entry)
+
+    def _tell_dependents(self, task: Task, status: TaskStatus) -> None:
+        if self._is_named(task):
+            self.dependencies.ended(
+                task, status.phase, status.reason, status.completion_time or 0.0
+            )
 
     # Queues.
 
@@ -330,7 +332,12 @@ class Tasks:
         dispatcher = self._dispatchers[key]
         for entry in list(dispatcher.entries()):
             self._governor.look(entry)
-        if dispatcher.config is None and dispatcher.empty:
+        self._drop_if_idle(key)
+
+    def _drop_if_idle(self, key: QueueKey) -> None:
+        """Let go of the dispatcher of a queue that does not exist and has no Task."""
+        dispatcher = self._dispatchers.get(key)
+        if dispatcher is not None and dispatcher.config is None and dispatcher.empty:
             del self._dispatchers[key]
 
     def close(self) -> None:
@@ -346,6 +353,10 @@ class Tasks:
     def _by_name(self, key: Key) -> Entry | None:
         uid = self._uid_of(key)
         return None if uid is None else self._entries.get(uid)
+
+    def _is_named(self, task: Task) -> bool:
+        """Whether no other Task is shown under the name of this one."""
+        return self._uid_of((task.namespace, task.name)) in (None, task.uid)
 
     def _look_at(self, keys: Iterable[Key]) -> None:
         for key in keys:

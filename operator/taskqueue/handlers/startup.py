@@ -85,6 +85,7 @@ async def serve(settings: OperatorSettings) -> int:
         engine = Engine(
             access,
             await token_keys(client, settings.namespace),
+            instance=settings.identity,
             leads=lambda: leadership.certain,
         )
         return await _lead(engine, leadership, stop)

@@ -329,7 +329,9 @@ async def test_a_status_on_the_way_that_is_refused_is_written_in_short() -> None
     await asyncio.sleep(3)
     engine.writer.writes[0].refuse(422, "it is too long")
     short = engine.writer.writes[1]
-    assert (short.status["phase"], short.status["history"]) == ("Retrying", [])
+    assert short.status["phase"] == "Retrying"
+    (kept,) = short.status["history"]
+    assert (kept["attempt"], kept["message"]) == (1, "")  # the next is attempt 2
     short.succeed()
     await turn()
     assert engine.channel.acked == [tag]
