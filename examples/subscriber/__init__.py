@@ -1,0 +1,1 @@
+"""A listener on taskqueue.events, to copy: see README.md."""

@@ -1,0 +1,261 @@
+"""Listeners on taskqueue.events: the sample of examples/subscriber, run as its README says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import RabbitMQ
+from tests.e2e.lab import Lab
+
+pytestmark = [pytest.mark.cluster, pytest.mark.broker]
+
+SAMPLE = Path(__file__).parents[2] / "examples" / "subscriber"
+
+#: More than are finished by the time the operator is dead.
+STREAM = 120
+
+
+class Subscriber:
+    """The sample as a process; its lines, as they come."""
+
+    def __init__(self, lab: Lab, rabbitmq: RabbitMQ, user: str, password: str) -> None:
+        self._lab = lab
+        self.lines: list[str] = []
+        self.complaints: list[str] = []
+        self._process = subprocess.Popen(
+            [sys.executable, str(SAMPLE / "subscriber.py"), f"{lab.namespace}/q"],
+            env={
+                **os.environ,
+                "AMQP_URI": f"amqp://{user}:{password}@{rabbitmq.host}:{rabbitmq.port}/",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for stream, lines in (
+            (self._process.stdout, self.lines),
+            (self._process.stderr, self.complaints),
+        ):
+            threading.Thread(target=_read, args=(stream, lines), daemon=True).start()
+
+    def listens(self, *, times: int = 1) -> None:
+        """Return once it has bound its queue, for the so many-th time."""
+        self._lab.until(
+            lambda: sum("listening" in line for line in self.complaints) >= times,
+            what=f"listening for time {times}: {self.complaints}",
+        )
+
+    def line(self, name: str, *, seconds: float = 60) -> str:
+        """Return what it printed of a Task, or of what else has this in its line."""
+        self._lab.until(lambda: bool(self.of(name)), what=f"told of {name}", seconds=seconds)
+        (line,) = self.of(name)
+        return line
+
+    def of(self, name: str) -> list[str]:
+        """Return the lines of a Task."""
+        return [line for line in list(self.lines) if f" {self._lab.namespace}/{name} " in line]
+
+    def end(self) -> int:
+        """Stop it as Kubernetes does; return its exit status."""
+        self._process.terminate()
+        return self._process.wait(30)
+
+
+def _read(stream: Any, lines: list[str]) -> None:
+    for line in stream:
+        lines.append(line.rstrip("\n"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def queue(lab: Lab) -> None:
+    lab.queue(scaling={"minReplicas": 1, "maxReplicas": 1})
+    lab.ready()
+    lab.available(1)
+
+
+@pytest.fixture(scope="module")
+def user(lab: Lab) -> Iterator[tuple[str, str]]:
+    """A broker user with the permissions of the README, and no more."""
+    name, password = f"subscriber-{lab.namespace}", uuid.uuid4().hex
+    own = rf"subscriber\.{lab.namespace}\.q"
+    lab.broker_api("PUT", f"users/{name}", {"password": password, "tags": ""})
+    lab.broker_api(
+        "PUT",
+        f"permissions/%2F/{name}",
+        {
+            "configure": f"^{own}$",
+            "write": f"^{own}$",
+            "read": rf"^({own}|taskqueue\.events)$",
+        },
+    )
+    lab.broker_api(
+        "PUT",
+        f"topic-permissions/%2F/{name}",
+        {"exchange": "taskqueue.events", "write": "^$", "read": rf"^{lab.namespace}\.q\."},
+    )
+    yield name, password
+    lab.broker_api("DELETE", f"users/{name}")
+
+
+@pytest.fixture(scope="module")
+def subscriber(lab: Lab, rabbitmq: RabbitMQ, user: tuple[str, str]) -> Iterator[Subscriber]:
+    subscriber = Subscriber(lab, rabbitmq, *user)
+    try:
+        subscriber.listens()
+        yield subscriber
+        assert subscriber.end() == 0
+    finally:
+        subscriber.end()
+        lab.broker_api("DELETE", f"queues/%2F/subscriber.{lab.namespace}.q")
+
+
+def publish(lab: Lab, exchange: str, key: str, body: Any, **properties: Any) -> None:
+    """Publish as any client with the rights may."""
+    answer = lab.broker_api(
+        "POST",
+        f"exchanges/%2F/{exchange}/publish",
+        {
+            "properties": {"delivery_mode": 2, **properties},
+            "routing_key": key,
+            "payload": json.dumps(body),
+            "payload_encoding": "string",
+        },
+    )
+    assert answer["routed"]
+
+
+def test_a_success_is_told_with_its_result(lab: Lab, subscriber: Subscriber) -> None:
+    status = lab.finished(lab.task("good", payload={"a": 1, "b": None}))
+    told = subscriber.line("good")
+    when, _, rest = told.partition(" ")
+    assert when == status["completionTime"]
+    assert rest.endswith('good Succeeded after 1 attempt: {"a": 1, "b": null}')
+
+
+def test_a_failure_is_told_with_its_error(lab: Lab, subscriber: Subscriber) -> None:
+    retry = {"maxAttempts": 2}
+    lab.finished(lab.task("bad", "flaky", payload={"failures": 2}, retry=retry))
+    assert subscriber.line("bad").endswith(
+        "Failed after 2 attempts: ConnectionError: the network is away at attempt 2"
+    )
+
+
+def test_a_cancelled_task_is_told(lab: Lab, subscriber: Subscriber) -> None:
+    lab.task("unwanted", suspend=True)
+    lab.api.patch(lab.path("tasks", "unwanted"), {"spec": {"cancel": True}})
+    assert lab.finished("unwanted")["phase"] == "Cancelled"
+    assert subscriber.line("unwanted").endswith("Cancelled after 0 attempts")
+
+
+def test_a_direct_messages_end_is_told_to_who_asked(lab: Lab, subscriber: Subscriber) -> None:
+    asked = uuid.uuid4().hex
+    key = f"{lab.namespace}.q"
+    publish(lab, "taskqueue.work", key, {"a": 1}, type="echo", correlation_id=asked)
+    told = until_line(lab, subscriber, lambda line: asked in line)
+    assert f" {lab.namespace}/q (direct message, correlation id {asked}) Succeeded" in told
+    assert told.endswith('{"a": 1}')
+
+
+def test_a_direct_messages_failure_is_told_too(lab: Lab, subscriber: Subscriber) -> None:
+    asked = uuid.uuid4().hex
+    key = f"{lab.namespace}.q"
+    publish(lab, "taskqueue.work", key, {}, type="give_up", correlation_id=asked)
+    told = until_line(lab, subscriber, lambda line: asked in line)
+    assert told.endswith("NotFound: there is no such page")
+
+
+def test_a_repeat_is_dropped(lab: Lab, subscriber: Subscriber) -> None:
+    event = {
+        "source": f"/namespaces/{lab.namespace}/taskqueues/q",
+        "id": "the-same.1",
+        "subject": f"{lab.namespace}/repeated",
+        "time": "2026-01-01T00:00:00Z",
+        "data": {"phase": "Succeeded", "attempts": 1},
+    }
+    key = f"{lab.namespace}.q.task.succeeded"
+    for _ in range(2):
+        publish(lab, "taskqueue.events", key, event)
+    publish(
+        lab,
+        "taskqueue.events",
+        key,
+        {**event, "id": "another.1", "subject": f"{lab.namespace}/next"},
+    )
+    subscriber.line("next")
+    assert len(subscriber.of("repeated")) == 1
+
+
+def test_what_happens_while_it_is_away_is_kept_for_it(
+    lab: Lab, subscriber: Subscriber, user: tuple[str, str]
+) -> None:
+    def connections() -> list[str]:
+        found = lab.broker_api("GET", "connections")
+        return [one["name"] for one in found if one.get("user") == user[0]]
+
+    # The management plugin shows a connection some seconds after it was opened.
+    lab.until(lambda: bool(connections()), what="connected")
+    (name,) = connections()
+    lab.broker_api("DELETE", f"connections/{name.replace(' ', '%20').replace('>', '%3E')}")
+    lab.finished(lab.task("meanwhile"))
+    subscriber.listens(times=2)
+    assert "Succeeded" in subscriber.line("meanwhile")
+
+
+def test_nothing_is_lost_when_the_operator_is_killed(lab: Lab, subscriber: Subscriber) -> None:
+    names = lab.batch("stream", STREAM, "nap", payload={"seconds": 0.1})
+    lab.finished(names[STREAM // 4])
+    lab.kill_operator()
+    lab.all_finished(names, seconds=120)
+    for name in names:
+        assert "Succeeded" in subscriber.line(name)
+
+
+def test_it_runs_in_the_cluster(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    lab.create_core(
+        "secrets",
+        "listener",
+        stringData={
+            "uri": f"amqp://{rabbitmq.username}:{rabbitmq.password}"
+            "@rabbitmq.rabbitmq.svc.cluster.local:5672/"
+        },
+    )
+    objects = list(yaml.safe_load_all(lab.kubectl.ok("kustomize", str(SAMPLE))))
+    (deployment,) = [one for one in objects if one["kind"] == "Deployment"]
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    # As the README has it, but for the names that this test chose.
+    container["command"] = [word.replace("/work", "/q") for word in container["command"]]
+    container["command"].append("--queue=in-the-cluster")
+    (uri,) = [one for one in container["env"] if one["name"] == "AMQP_URI"]
+    uri["valueFrom"]["secretKeyRef"]["name"] = "listener"
+    lab.kubectl.ok("apply", "-n", lab.namespace, "-f", "-", input=yaml.safe_dump_all(objects))
+
+    def log() -> str:
+        done = lab.kubectl("logs", "-n", lab.namespace, "deploy/subscriber", "--tail=-1")
+        return done.stdout + done.stderr
+
+    try:
+        lab.until(lambda: "listening" in log(), what="listening in the cluster")
+        lab.finished(lab.task("in-the-cluster"))
+        told = f"{lab.namespace}/in-the-cluster Succeeded after 1 attempt"
+        lab.until(lambda: told in log(), what=told)
+    finally:
+        lab.kubectl.ok("delete", "deploy/subscriber", "-n", lab.namespace)
+        lab.broker_api("DELETE", "queues/%2F/in-the-cluster")
+
+
+def until_line(lab: Lab, subscriber: Subscriber, holds: Callable[[str], bool]) -> str:
+    """Return the one line of which this holds, once there is one."""
+    lab.until(lambda: any(map(holds, list(subscriber.lines))), what="told of the direct message")
+    (line,) = filter(holds, list(subscriber.lines))
+    return line
