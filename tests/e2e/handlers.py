@@ -1,12 +1,31 @@
-"""Handlers for tests, mounted into worker pods; see lab.py."""
+"""Handlers for tests, mounted into worker pods; see lab.py.
 
+What `counted` wraps leaves two lines in the worker's log for each run, whatever becomes of the run
+later: `Lab.runs` reads them.
+"""
+
+import asyncio
 import os
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from taskqueue import Context, Fail, Retry, task
 
 Payload = dict[str, Any]
+
+
+@contextmanager
+def counted(ctx: Context) -> Iterator[None]:
+    """Leave a trace of a run's beginning, and of its end."""
+    run = uuid.uuid4().hex
+    ctx.logger.info(f"run.began {run} {ctx.fence}")
+    try:
+        yield
+    finally:
+        ctx.logger.info(f"run.ended {run} {ctx.fence}")
 
 
 @task(default=True)
@@ -18,17 +37,51 @@ def echo(payload: Payload, ctx: Context) -> Payload:
 
 @task
 def nap(payload: Payload, ctx: Context) -> Payload:
-    """Sleep for ``seconds``."""
-    ctx.logger.info("nap.began")
-    time.sleep(payload["seconds"])
+    """Sleep for ``seconds``, deaf to whatever is said meanwhile."""
+    with counted(ctx):
+        time.sleep(payload["seconds"])
     return {"pod": os.environ["POD_NAME"]}
+
+
+@task
+def watch(payload: Payload, ctx: Context) -> Payload:
+    """Sleep for ``seconds``, but no longer than it is wanted."""
+    with counted(ctx):
+        end = time.monotonic() + payload["seconds"]
+        while time.monotonic() < end and not ctx.cancelled:
+            time.sleep(0.05)
+    return {"pod": os.environ["POD_NAME"]}
+
+
+@task
+async def watch_async(payload: Payload, ctx: Context) -> Payload:
+    """Sleep for ``seconds``; asyncio ends it when it is not wanted any more."""
+    with counted(ctx):
+        await asyncio.sleep(payload["seconds"])
+    return {"pod": os.environ["POD_NAME"]}
+
+
+@task
+def tell_fence(payload: Payload, ctx: Context) -> Payload:
+    """Sleep for ``seconds``; tell when, by this node's clock, and with which fence."""
+    with counted(ctx):
+        began = time.time()
+        time.sleep(payload["seconds"])
+        return {"began": began, "ended": time.time(), "fence": ctx.fence}
+
+
+@task
+def sized(payload: Payload) -> Payload:
+    """Return an object of ``bytes`` bytes of JSON."""
+    return {"text": "x" * (payload["bytes"] - len('{"text":""}'))}
 
 
 @task
 def flaky(payload: Payload, ctx: Context) -> Payload:
     """Fail ``failures`` times, then succeed."""
-    if ctx.attempt <= payload["failures"]:
-        raise ConnectionError(f"the network is away at attempt {ctx.attempt}")
+    with counted(ctx):
+        if ctx.attempt <= payload["failures"]:
+            raise ConnectionError(f"the network is away at attempt {ctx.attempt}")
     return {"attempt": ctx.attempt}
 
 

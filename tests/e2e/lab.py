@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,33 @@ OPERATOR_PODS = "app.kubernetes.io/name=taskqueue-operator"
 #: Where the broker is, for pods.
 BROKER_HOST = "rabbitmq.rabbitmq.svc.cluster.local"
 
-#: Workers that are quick to come, quick to go, and share two cores with everything else.
+#: Pods that are quick to come and quick to go.
+TEMPLATE: Body = {
+    "spec": {
+        "terminationGracePeriodSeconds": 6,
+        "containers": [
+            {
+                "name": "worker",
+                "image": "taskqueue-operator:dev",
+                "args": ["worker", "handlers"],
+                "volumeMounts": [{"name": "handlers", "mountPath": "/handlers"}],
+            }
+        ],
+        "volumes": [{"name": "handlers", "configMap": {"name": "handlers"}}],
+    }
+}
+
+#: A newer version of the module, which knows one handler more.
+_ROLLED_OUT = """
+from handlers import *
+from taskqueue import task
+
+@task
+def newcomer(payload):
+    return {"known": True}
+"""
+
+#: A pool that is quick to grow and to shrink, and shares two cores with everything else.
 _SPEC: Body = {
     "broker": {"connectionSecret": {"name": "rabbit"}},
     "scaling": {
@@ -38,24 +66,20 @@ _SPEC: Body = {
         "scaleDown": {"stabilizationWindowSeconds": 1},
     },
     "taskDefaults": {"retry": {"backoff": {"initialSeconds": 0.2, "factor": 1, "jitter": 0}}},
-    "workers": {
-        "concurrency": 4,
-        "template": {
-            "spec": {
-                "terminationGracePeriodSeconds": 6,
-                "containers": [
-                    {
-                        "name": "worker",
-                        "image": "taskqueue-operator:dev",
-                        "args": ["worker", "handlers"],
-                        "volumeMounts": [{"name": "handlers", "mountPath": "/handlers"}],
-                    }
-                ],
-                "volumes": [{"name": "handlers", "configMap": {"name": "handlers"}}],
-            }
-        },
-    },
+    "workers": {"concurrency": 4, "template": TEMPLATE},
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run of a handler, as the handler itself logged it; ``ended`` is None while it runs."""
+
+    uid: str
+    attempt: int
+    pod: str
+    fence: str
+    began: datetime
+    ended: datetime | None
 
 
 class Lab:
@@ -73,7 +97,8 @@ class Lab:
         )
         self.tasks = Sightings(api, self.path("tasks"))
         self.queues = Sightings(api, self.path("taskqueues"))
-        self.create_core("configmaps", "handlers", data={"handlers.py": HANDLERS.read_text()})
+        modules = {"handlers.py": HANDLERS.read_text(), "rolled_out.py": _ROLLED_OUT}
+        self.create_core("configmaps", "handlers", data=modules)
         self.secret("rabbit")
 
     def path(self, *parts: str) -> str:
@@ -243,11 +268,57 @@ class Lab:
             "logs", "-n", self.namespace, f"-l=taskqueue.dev/queue={queue}", "--tail=-1"
         )
 
+    def log_lines(self, queue: str = "q") -> list[Body]:
+        """Return what the workers of a TaskQueue that are still there have logged, by time."""
+        lines: list[Body] = []
+        for pod in self.api.get(self.core("pods"), labelSelector=f"taskqueue.dev/queue={queue}")[
+            "items"
+        ]:
+            name = pod["metadata"]["name"]
+            with suppress(Refused):  # it has just left, or has not begun
+                text = self.api.text(self.core("pods", name, "log"))
+                lines += [
+                    {**json.loads(line), "pod": name}
+                    for line in text.splitlines()
+                    if line.startswith("{")
+                ]
+        return sorted(lines, key=lambda line: line["time"])
+
+    def runs(self, queue: str = "q") -> list[Run]:
+        """Return the runs of counted handlers of a TaskQueue, by when they began.
+
+        What a worker that is gone has run is not among them.
+        """
+        began: dict[str, Body] = {}
+        ended: dict[str, str] = {}
+        for line in self.log_lines(queue):
+            event, _, rest = line["event"].partition(" ")
+            if event == "run.began":
+                began[rest] = line
+            elif event == "run.ended":
+                ended[rest] = line["time"]
+        return [
+            Run(
+                uid=line["uid"],
+                attempt=line["attempt"],
+                pod=line["pod"],
+                fence=rest.split()[1],
+                began=datetime.fromisoformat(line["time"]),
+                ended=datetime.fromisoformat(ended[rest]) if rest in ended else None,
+            )
+            for rest, line in began.items()
+        ]
+
     def operator_pods(self) -> list[Body]:
         """Return the operator's pods that are not on their way out."""
         path = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods"
         found = self.api.get(path, labelSelector=OPERATOR_PODS)
         return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
+
+    def kill_operator(self) -> None:
+        """End the operator at once; Kubernetes starts another, which waits for the Lease."""
+        for pod in self.operator_pods():
+            self.kill(pod["metadata"]["name"], namespace=OPERATOR_NAMESPACE)
 
     def operator_log(self, lines: int = 40) -> str:
         """Return the end of the operator's log."""
@@ -284,9 +355,9 @@ class Lab:
     def describe(self) -> str:
         """Return what helps to understand a failure."""
         objects = self.kubectl("get", "tq,tasks,deploy,pods", "-n", self.namespace, "-o", "wide")
-        last = [self.queues.versions(name)[-1].get("status") for name in self.queues.names()]
-        conditions = json.dumps(last, indent=1)
-        return f"{objects.stdout}\n{conditions}\n{self.operator_log()}"
+        last = [self.queues.versions(name)[-1] for name in self.queues.names()]
+        queues = "\n".join(map(_in_short, last))
+        return f"{objects.stdout}\n{queues}\n\n{self.operator_log()}"
 
     def close(self) -> None:
         """Delete the namespace, and what is at the broker once nobody declares it again."""
@@ -301,6 +372,15 @@ class Lab:
             for kind in ("taskqueue", "taskqueue-dead"):
                 with suppress(requests.HTTPError):
                     self.broker_api("DELETE", f"queues/%2F/{kind}.{self.namespace}.{name}")
+
+
+def _in_short(queue: Body) -> str:
+    status = dict(queue.get("status") or {})
+    told = [
+        f"{one['type']}={one['status']} {one['reason']}: {one['message']}"
+        for one in status.pop("conditions", ())
+    ]
+    return "\n  ".join([queue["metadata"]["name"], *told, json.dumps(status)])
 
 
 def conditions(holder: Mapping[str, Any]) -> dict[str, Body]:

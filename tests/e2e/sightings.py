@@ -46,16 +46,24 @@ class Sightings:
             return list(self._versions)
 
     def wait(
-        self, name: str, until: Callable[[Body], bool], *, what: str, seconds: float = 60
+        self,
+        name: str,
+        until: Callable[[Body], bool],
+        *,
+        what: str,
+        since: int | None = None,
+        seconds: float = 60,
     ) -> Body:
-        """Return the first version of an object, from the present one on, of which ``until`` holds.
+        """Return the first version of an object of which ``until`` holds.
+
+        Looked at are versions from the present one on, or from that of number ``since``.
 
         Raises:
             AssertionError: there was none in time; it tells what there was.
         """
         deadline = time.monotonic() + seconds
         with self._changed:
-            looked_at = max(len(self._versions[name]) - 1, 0)
+            looked_at = max(len(self._versions[name]) - 1, 0) if since is None else since
             while True:
                 versions = self._versions[name]
                 for version in versions[looked_at:]:

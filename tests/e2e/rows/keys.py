@@ -1,0 +1,168 @@
+"""spec.concurrencyKey: how many of a key run at once, by the handlers' own words."""
+
+from typing import Any
+
+from tests.e2e.api import Body
+from tests.e2e.checks import at_once, fences_grow, never_two_at_once, ran
+from tests.e2e.steps import cancel, create, delete, edit_queue, resume, shows, suspend
+from tests.e2e.table import (
+    Row,
+    Shows,
+    blocked,
+    cancelled,
+    failed,
+    flaky,
+    nap,
+    retrying,
+    running,
+    succeeded,
+    suspended,
+    workers,
+)
+
+_LIMITED = blocked(
+    "ConcurrencyLimit",
+    "spec.concurrencyKey: as many Tasks of key {row}-k are dispatched as the TaskQueue's "
+    "spec.concurrencyLimits.perKey allows",
+)
+_RUNNING = running(key="{row}-k")
+
+
+def _keyed(seconds: float, handler: str = "tell_fence", key: str = "k", **spec: Any) -> Body:
+    return nap(seconds, handler, concurrencyKey=key, **spec)
+
+
+ROWS = (
+    Row(
+        "concurrencyKey: never two at once, and the fence grows",
+        {role: _keyed(1) for role in ("it", "two", "three", "four")},
+        then={role: succeeded() for role in ("it", "two", "three", "four")},
+        also=(
+            never_two_at_once("it", "two", "three", "four"),
+            fences_grow("it", "two", "three", "four"),
+        ),
+    ),
+    Row(
+        "concurrencyKey: who waits says for what",
+        {"it": _keyed(7)},
+        when=(shows(_RUNNING), create("two", _keyed(0.1)), shows(_LIMITED, "two")),
+        then={"it": succeeded(), "two": succeeded()},
+        also=(never_two_at_once("it", "two"), fences_grow("it", "two")),
+    ),
+    Row(
+        "concurrencyKey: a higher priority is first in line",
+        {"it": _keyed(7)},
+        when=(
+            shows(_RUNNING),
+            create("low", _keyed(0.1)),
+            create("high", _keyed(0.1, priority=5)),
+            shows(_LIMITED, "low"),
+            shows(_LIMITED, "high"),
+        ),
+        then={role: succeeded() for role in ("it", "low", "high")},
+        also=(never_two_at_once("it", "low", "high"), fences_grow("it", "high", "low")),
+    ),
+    Row(
+        "concurrencyKey with a limit of 2: two at once, never three",
+        {role: _keyed(1.5) for role in ("it", "two", "three", "four")},
+        then={role: succeeded() for role in ("it", "two", "three", "four")},
+        also=(
+            never_two_at_once("it", "two", "three", "four", but=2),
+            at_once(2, "it", "two", "three", "four"),
+        ),
+        on="pair",
+    ),
+    Row(
+        "concurrencyKey: another key runs beside it",
+        {
+            "it": _keyed(3),
+            "two": _keyed(0.1),
+            "other": _keyed(3, key="other"),
+            "none": nap(3, "tell_fence"),
+        },
+        then={role: succeeded() for role in ("it", "two", "other", "none")},
+        also=(never_two_at_once("it", "two"), at_once(3, "it", "other", "none")),
+    ),
+    Row(
+        "concurrencyKey is free between two attempts",
+        {"it": flaky(1, wait=5, concurrencyKey="k")},
+        when=(
+            shows(retrying("ConnectionError", "attempt 1 of 2: *")),
+            create("two", _keyed(0.1)),
+            shows(succeeded(), "two"),
+        ),
+        then={"it": succeeded(attempts=2, history=("1 Failed ConnectionError", "2 Succeeded"))},
+        also=(never_two_at_once("it", "two"),),
+    ),
+    Row(
+        "concurrencyKey is free after a failure",
+        {"it": flaky(9, concurrencyKey="k", retry={"maxAttempts": 1}), "two": _keyed(0.1)},
+        then={
+            "it": failed(
+                "RetriesExhausted",
+                "attempt 1 of 1: *",
+                attempts=1,
+                history=("1 Failed ConnectionError",),
+            ),
+            "two": succeeded(),
+        },
+        also=(never_two_at_once("it", "two"),),
+    ),
+    Row(
+        "concurrencyKey is free after a cancel, when the worker has stopped",
+        {"it": _keyed(30, "watch"), "two": _keyed(0.1)},
+        when=(shows(_RUNNING), shows(_LIMITED, "two"), cancel()),
+        then={
+            "it": cancelled(attempts=1, history=("1 Cancelled Cancelled",)),
+            "two": succeeded(),
+        },
+        also=(never_two_at_once("it", "two"),),
+    ),
+    Row(
+        "concurrencyKey is free after a deletion, when the worker has stopped",
+        {"it": _keyed(30, "watch_async"), "two": _keyed(0.1)},
+        when=(shows(_RUNNING), shows(_LIMITED, "two"), delete()),
+        then={"two": succeeded()},
+        also=(never_two_at_once("it", "two"),),
+    ),
+    Row(
+        "concurrencyKey is free while suspended, and waited for when resumed",
+        {"it": _keyed(3, "watch")},
+        when=(
+            shows(_RUNNING),
+            suspend(),
+            shows(suspended(attempts=1, epoch=1)),
+            create("two", _keyed(9)),
+            shows(_RUNNING, "two"),
+            resume(),
+            shows(
+                Shows(
+                    phase="Blocked",
+                    reason="ConcurrencyLimit",
+                    message=_LIMITED.message,
+                    attempts=1,
+                    epoch=1,
+                    resumed=True,
+                )
+            ),
+        ),
+        then={"it": succeeded(epoch=1, resumed=True), "two": succeeded()},
+        also=(ran(2), never_two_at_once("it", "two")),
+    ),
+    Row(
+        "concurrencyKey: a limit that is raised lets the next one in",
+        {"it": _keyed(6), "two": _keyed(4), "three": _keyed(0.1)},
+        when=(
+            shows(_RUNNING),
+            shows(_LIMITED, "two"),
+            edit_queue(concurrencyLimits={"perKey": 2}),
+            shows(_RUNNING, "two"),
+        ),
+        then={role: succeeded() for role in ("it", "two", "three")},
+        also=(
+            at_once(2, "it", "two"),
+            never_two_at_once("it", "two", "three", but=2),
+        ),
+        on=workers(),
+    ),
+)

@@ -1,0 +1,160 @@
+"""The operator is killed: whatever a Task is doing, it comes out as if nothing had been.
+
+The rows are played together; the operator is killed once, when each has come to `operator_killed`.
+"""
+
+from tests.e2e.checks import began_after, fences_grow, never_two_at_once, ran, waited
+from tests.e2e.steps import (
+    broker_has,
+    cancel,
+    config_map,
+    consumer_reports,
+    consumer_takes,
+    create,
+    operator_killed,
+    resume,
+    shows,
+    suspend,
+    workers_come,
+)
+from tests.e2e.table import (
+    In,
+    Row,
+    blocked,
+    cancelled,
+    failed,
+    flaky,
+    nap,
+    no_workers,
+    retrying,
+    running,
+    scheduled,
+    succeeded,
+    suspended,
+    task,
+)
+
+_LIMITED = blocked("ConcurrencyLimit", "*{row}-k*")
+
+ROWS = (
+    Row(
+        "operator killed: waits in the operator, and at the broker",
+        {"first": nap(0.1), "it": nap(0.1)},
+        when=(broker_has(1), operator_killed(), workers_come()),
+        then={"first": succeeded(), "it": succeeded()},
+        also=(ran(1, "first"), ran(1)),
+        on=no_workers(dispatch={"maxPublished": 1}),
+    ),
+    Row(
+        "operator killed: runs on, its outcome counts",
+        {"it": nap(6)},
+        when=(shows(running()), operator_killed()),
+        then={"it": succeeded()},
+        also=(ran(1),),
+    ),
+    Row(
+        "operator killed: a worker's outcome waits for the next one",
+        {"it": task()},
+        when=(
+            consumer_takes(),
+            operator_killed(),
+            consumer_reports(0, "succeeded", result={"by": "the consumer"}),
+        ),
+        then={"it": succeeded(result={"by": "the consumer"})},
+        on=no_workers(),
+    ),
+    Row(
+        "operator killed: between two attempts, the wait is as long",
+        {"it": flaky(1, wait=30)},
+        when=(
+            shows(retrying("ConnectionError", "attempt 1 of 2: *")),
+            operator_killed(),
+        ),
+        then={"it": succeeded(attempts=2, history=("1 Failed ConnectionError", "2 Succeeded"))},
+        also=(waited(30), ran(2)),
+    ),
+    Row(
+        "operator killed: waits for a dependency, which ends meanwhile",
+        {"dep": nap(6), "it": nap(0.1, dependsOn=["dep"])},
+        when=(
+            shows(blocked("WaitingForDependencies", "*{dep}*")),
+            operator_killed(),
+        ),
+        then={"dep": succeeded(), "it": succeeded()},
+        also=(began_after("dep"), ran(1)),
+    ),
+    Row(
+        "operator killed: waits for a ConfigMap, which comes meanwhile",
+        {"it": task(payloadFrom=["base"])},
+        when=(
+            shows(blocked("PayloadUnresolved", "*{row}-base does not exist*")),
+            operator_killed(),
+            config_map("base", {"a": 1}),
+        ),
+        then={"it": succeeded(result={"a": 1})},
+    ),
+    Row(
+        "operator killed: with a payload from a ConfigMap, between two attempts",
+        {},
+        when=(
+            config_map("base", {"failures": 1}),
+            create("it", flaky(1, wait=3, payloadFrom=["base"])),
+            shows(retrying("ConnectionError", "*")),
+            operator_killed(),
+        ),
+        then={"it": succeeded(attempts=2, history=("1 Failed ConnectionError", "2 Succeeded"))},
+    ),
+    Row(
+        "operator killed: startAfter passes meanwhile",
+        {"it": nap(0.1, startAfter=In(12))},
+        when=(shows(scheduled()), operator_killed()),
+        then={"it": succeeded()},
+        also=(began_after("startAfter"), ran(1)),
+    ),
+    Row(
+        "operator killed: suspended, resumed meanwhile",
+        {"it": nap(4, "watch")},
+        when=(
+            shows(running()),
+            suspend(),
+            shows(suspended(attempts=1, epoch=1)),
+            operator_killed(),
+            resume(),
+        ),
+        then={"it": succeeded(epoch=1, resumed=True)},
+        also=(ran(2),),
+    ),
+    Row(
+        "operator killed: cancelled meanwhile, while it runs",
+        {"it": nap(60, "watch")},
+        when=(shows(running()), operator_killed(), cancel()),
+        then={"it": cancelled(attempts=1, history=("1 Cancelled Cancelled",))},
+        also=(ran(1),),
+    ),
+    Row(
+        "operator killed: the deadline passes meanwhile, while it runs",
+        {"it": nap(60, "watch", activeDeadlineSeconds=8)},
+        when=(shows(running()), operator_killed()),
+        then={
+            "it": failed(
+                "DeadlineExceeded",
+                "it did not end within activeDeadlineSeconds, 8 s",
+                attempts=1,
+                history=("1 Failed DeadlineExceeded",),
+            )
+        },
+        also=(ran(1),),
+    ),
+    Row(
+        "operator killed: one of a concurrencyKey runs, others wait",
+        {role: nap(4, "tell_fence", concurrencyKey="k") for role in ("it", "two", "three")},
+        when=(
+            shows(running(key="{row}-k")),
+            shows(_LIMITED, "two"),
+            shows(_LIMITED, "three"),
+            operator_killed(),
+        ),
+        then={role: succeeded() for role in ("it", "two", "three")},
+        also=(never_two_at_once("it", "two", "three"), fences_grow("it", "two", "three")),
+    ),
+)

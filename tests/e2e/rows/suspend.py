@@ -1,0 +1,281 @@
+"""spec.suspend of a Task, and stopPolicy and priority of a TaskQueue."""
+
+from dataclasses import replace
+
+from tests.e2e.checks import (
+    began_after,
+    due_after,
+    ran,
+    ran_in_order,
+    waited,
+    was_never,
+    was_stopped,
+)
+from tests.e2e.steps import (
+    broker_has,
+    cancel,
+    clock_passes,
+    consumer_reports,
+    consumer_takes,
+    create,
+    edit,
+    edit_queue,
+    no_worker_left,
+    queue_shows,
+    resume,
+    shows,
+    suspend,
+    workers_come,
+)
+from tests.e2e.table import (
+    In,
+    Row,
+    blocked,
+    cancelled,
+    flaky,
+    nap,
+    no_workers,
+    retrying,
+    running,
+    scheduled,
+    succeeded,
+    suspended,
+    task,
+    workers,
+)
+
+_RETRYING = retrying("ConnectionError", "*ConnectionError: the network is away at attempt 1")
+_RETRIED = ("1 Failed ConnectionError", "2 Succeeded")
+
+SUSPEND = (
+    Row(
+        "suspended from the first on, then resumed",
+        {"it": nap(0.1, suspend=True)},
+        when=(shows(suspended()), resume()),
+        then={"it": succeeded(resumed=True)},
+        also=(ran(1), began_after("resume")),
+    ),
+    Row(
+        "suspended in the operator, behind a full window, then resumed",
+        {"first": task(), "it": task()},
+        when=(
+            broker_has(1),
+            suspend(),
+            shows(suspended()),
+            edit_queue(dispatch={"maxPublished": 9}),
+            create("last", task()),
+            broker_has(2),
+            resume(),
+            broker_has(3),
+            workers_come(),
+        ),
+        then={"it": succeeded(resumed=True), "first": succeeded(), "last": succeeded()},
+        on=no_workers(dispatch={"maxPublished": 1}),
+    ),
+    Row(
+        "suspended at the broker: taken back, resumed under another epoch, run once",
+        {"it": nap(0.1)},
+        when=(
+            broker_has(1),
+            suspend(),
+            shows(suspended(epoch=1)),
+            resume(),
+            broker_has(2),
+            workers_come(),
+        ),
+        then={"it": succeeded(epoch=1, resumed=True)},
+        also=(ran(1),),
+        on=no_workers(),
+    ),
+    Row(
+        "suspended while it runs in a thread: the attempt is not counted",
+        {"it": nap(4, "watch")},
+        when=(shows(running()), suspend(), shows(suspended(attempts=1, epoch=1)), resume()),
+        then={"it": succeeded(epoch=1, resumed=True)},
+        also=(ran(2), was_never("Retrying")),
+    ),
+    Row(
+        "suspended while it runs as a coroutine: its worker stops it",
+        {"it": nap(30, "watch_async")},
+        when=(shows(running()), suspend(), shows(suspended(attempts=1, epoch=1))),
+        also=(was_stopped(), ran(1)),
+    ),
+    Row(
+        "suspended twice while it runs: an epoch each",
+        {"it": nap(4, "watch")},
+        when=(
+            shows(running()),
+            suspend(),
+            shows(suspended(attempts=1, epoch=1)),
+            resume(),
+            shows(running(epoch=1, resumed=True)),
+            suspend(),
+            shows(suspended(attempts=1, epoch=2)),
+            resume(),
+        ),
+        then={"it": succeeded(epoch=2, resumed=True)},
+        also=(ran(3),),
+    ),
+    Row(
+        "suspended between two attempts: the wait goes on after the resume",
+        {"it": flaky(1, wait=12)},
+        when=(
+            shows(_RETRYING),
+            suspend(),
+            shows(suspended(attempts=1, history=("1 Failed ConnectionError",), due=True)),
+            due_after(12),
+            resume(),
+            shows(replace(_RETRYING, resumed=True)),
+        ),
+        then={"it": succeeded(attempts=2, history=_RETRIED, result={"attempt": 2}, resumed=True)},
+        also=(waited(12),),
+        calm=True,
+    ),
+    Row(
+        "suspended between two attempts for longer than the wait: run when resumed",
+        {"it": flaky(1, wait=4)},
+        when=(
+            shows(_RETRYING),
+            suspend(),
+            shows(suspended(attempts=1, history=("1 Failed ConnectionError",), due=True)),
+            clock_passes(4),
+            resume(),
+        ),
+        then={"it": succeeded(attempts=2, history=_RETRIED, resumed=True)},
+        also=(ran(2),),
+    ),
+    Row(
+        "suspended while it waits for a dependency, resumed when that is Complete",
+        {"dep": nap(5), "it": nap(0.1, dependsOn=["dep"])},
+        when=(
+            shows(blocked("WaitingForDependencies", "spec.dependsOn: waits for Task {dep} *")),
+            suspend(),
+            shows(suspended()),
+            shows(succeeded(), "dep"),
+            clock_passes(1),
+            resume(),
+        ),
+        then={"it": succeeded(resumed=True)},
+        also=(ran(1), began_after("resume")),
+    ),
+    Row(
+        "suspended before startAfter, which passes meanwhile",
+        {"it": nap(0.1, startAfter=In(5))},
+        when=(
+            shows(scheduled()),
+            suspend(),
+            shows(suspended(due=True)),
+            clock_passes(5),
+            resume(),
+        ),
+        then={"it": succeeded(resumed=True)},
+        also=(ran(1), began_after("resume")),
+    ),
+    Row(
+        "suspended while it runs, then cancelled",
+        {"it": nap(30, "watch")},
+        when=(shows(running()), suspend(), shows(suspended(attempts=1, epoch=1)), cancel()),
+        then={"it": cancelled(attempts=1, epoch=1)},
+        also=(was_stopped(), ran(1)),
+    ),
+    Row(
+        "resumed, and nothing is left of the suspension but its time",
+        {"it": task(suspend=True, dependsOn=["dep"])},
+        when=(
+            shows(suspended()),
+            resume(),
+            shows(blocked("DependencyNotFound", "*there is no Task *", resumed=True)),
+            create("dep", task()),
+        ),
+        then={"it": succeeded(resumed=True)},
+    ),
+    Row(
+        "suspended: an outcome that comes late does not count",
+        {"it": task()},
+        when=(
+            consumer_takes(),
+            consumer_reports(0, "started"),
+            shows(running()),
+            suspend(),
+            shows(suspended(attempts=1, epoch=1)),
+            consumer_reports(0, "succeeded", result={"from": "the former attempt"}),
+            resume(),
+            consumer_takes(),
+            consumer_reports(
+                0, "failed", error={"type": "Late", "message": "", "retryable": False}
+            ),
+            consumer_reports(1, "succeeded", result={"from": "the attempt that counts"}),
+        ),
+        then={"it": succeeded(epoch=1, resumed=True, result={"from": "the attempt that counts"})},
+        on=no_workers(),
+    ),
+)
+
+STOP_POLICY = (
+    Row(
+        "stopPolicy Hold: what runs goes on, what waits keeps waiting until None",
+        {"it": nap(6)},
+        when=(
+            shows(running()),
+            edit_queue(stopPolicy="Hold"),
+            queue_shows("Ready", "True", "Held"),
+            create("next", nap(0.1)),
+            shows(succeeded()),
+            broker_has(0),
+            edit_queue(stopPolicy="None"),
+            queue_shows("Ready", "True", "Ready"),
+        ),
+        then={"next": succeeded()},
+        also=(ran_in_order("it", "next"), was_never("Blocked", "Suspended", role="next")),
+        on=workers(),
+    ),
+    Row(
+        "stopPolicy HoldAndDrain: the workers go when what runs has ended, until None",
+        {"it": nap(6)},
+        when=(
+            shows(running()),
+            edit_queue(stopPolicy="HoldAndDrain"),
+            create("next", nap(0.1)),
+            shows(succeeded()),
+            no_worker_left(),
+            queue_shows("Ready", "True", "Held"),
+            edit_queue(stopPolicy="None"),
+        ),
+        then={"it": succeeded(), "next": succeeded()},
+        also=(ran(1, "next"), was_never("Blocked", "Suspended", role="next")),
+        on=workers(),
+    ),
+    Row(
+        "stopPolicy Hold: what waits can be cancelled and suspended",
+        {"it": task(), "other": task()},
+        when=(cancel(), suspend("other"), broker_has(0)),
+        then={"it": cancelled(), "other": suspended()},
+        on=no_workers(stopPolicy="Hold"),
+    ),
+)
+
+PRIORITY = (
+    Row(
+        "priority: the highest is dispatched first, of equals the older",
+        {
+            "first": nap(4),
+            "low": nap(0.1, priority=-1),
+            "old": nap(0.1),
+            "young": nap(0.1),
+            "high": nap(0.1, priority=1000),
+        },
+        then={role: succeeded() for role in ("first", "low", "old", "young", "high")},
+        also=(ran_in_order("first", "high", "old", "young", "low"),),
+        on=workers(slots=1, dispatch={"maxPublished": 1}),
+    ),
+    Row(
+        "priority raised while it waits: it goes first",
+        {"first": nap(4), "other": nap(0.1), "it": nap(0.1)},
+        when=(edit(priority=1),),
+        then={role: succeeded() for role in ("first", "other", "it")},
+        also=(ran_in_order("first", "it", "other"),),
+        on=workers(slots=1, dispatch={"maxPublished": 1}),
+    ),
+)
+
+ROWS = SUSPEND + STOP_POLICY + PRIORITY

@@ -1,0 +1,311 @@
+"""startAfter, deadlines, time-outs, and the time to live."""
+
+from tests.e2e.checks import (
+    began_after,
+    due_at_start_after,
+    ended_after,
+    ran,
+    was_never,
+    was_stopped,
+)
+from tests.e2e.steps import (
+    broker_has,
+    cancel,
+    clock_passes,
+    consumer_reports,
+    consumer_takes,
+    create,
+    edit,
+    edit_queue,
+    gone,
+    resume,
+    shows,
+)
+from tests.e2e.table import (
+    In,
+    Row,
+    Shows,
+    blocked,
+    failed,
+    flaky,
+    nap,
+    no_workers,
+    retrying,
+    running,
+    scheduled,
+    succeeded,
+    suspended,
+    task,
+)
+
+
+def _over(seconds: int, **expected: object) -> Shows:
+    return failed(
+        "DeadlineExceeded",
+        f"it did not end within activeDeadlineSeconds, {seconds} s",
+        **expected,
+    )
+
+
+START_AFTER = (
+    Row(
+        "startAfter in a while",
+        {"it": nap(0.1, startAfter=In(4))},
+        when=(shows(scheduled()), due_at_start_after()),
+        then={"it": succeeded()},
+        also=(began_after("startAfter"), ran(1)),
+    ),
+    Row(
+        "startAfter in the past",
+        {"it": task(startAfter="2001-02-03T04:05:06Z")},
+        then={"it": succeeded()},
+        also=(was_never("Scheduled"),),
+    ),
+    Row(
+        "startAfter with an offset, moved nearer while it is waited for",
+        {"it": task(startAfter="2999-01-01T00:00:00.5+02:00")},
+        when=(shows(scheduled()), due_at_start_after(), edit(startAfter=In(1))),
+        then={"it": succeeded()},
+        also=(began_after("startAfter"),),
+    ),
+    Row(
+        "startAfter moved away while it is waited for",
+        {"it": nap(0.1, startAfter=In(4))},
+        when=(shows(scheduled()), edit(startAfter=In(8))),
+        then={"it": succeeded()},
+        also=(began_after("startAfter"), ran(1)),
+    ),
+    Row(
+        "startAfter taken back while it is waited for",
+        {"it": task(startAfter=In(3600))},
+        when=(shows(scheduled()), edit(startAfter=None)),
+        then={"it": succeeded()},
+    ),
+    Row(
+        "startAfter counts when the dependency is Complete",
+        {"dep": nap(3), "it": task(dependsOn=["dep"], startAfter=In(7))},
+        when=(
+            shows(blocked("WaitingForDependencies", "*waits for Task {dep} *")),
+            shows(scheduled()),
+        ),
+        then={"it": succeeded()},
+        also=(began_after("startAfter"),),
+    ),
+)
+
+DEADLINE = (
+    Row(
+        "activeDeadlineSeconds passes at the broker, without a worker",
+        {"it": task(activeDeadlineSeconds=3)},
+        then={"it": _over(3)},
+        also=(ended_after(3, "creation"),),
+        on="shelf",
+    ),
+    Row(
+        "activeDeadlineSeconds passes while it runs: its worker stops it",
+        {"it": nap(30, "watch", activeDeadlineSeconds=4)},
+        when=(shows(running()),),
+        then={"it": _over(4, attempts=1, history=("1 Failed DeadlineExceeded",))},
+        also=(ended_after(4, "creation"), was_stopped(), ran(1)),
+    ),
+    Row(
+        "activeDeadlineSeconds passes between two attempts",
+        {"it": flaky(1, wait=60, activeDeadlineSeconds=5)},
+        when=(shows(retrying("ConnectionError", "attempt 1 of 2: *")),),
+        then={"it": _over(5, attempts=1, history=("1 Failed ConnectionError",))},
+        also=(ended_after(5, "creation"), ran(1)),
+    ),
+    Row(
+        "activeDeadlineSeconds passes over several attempts",
+        {"it": flaky(9, wait=2.5, activeDeadlineSeconds=5)},
+        then={
+            "it": _over(
+                5,
+                attempts=2,
+                history=("1 Failed ConnectionError", "2 Failed ConnectionError"),
+            )
+        },
+    ),
+    Row(
+        "activeDeadlineSeconds does not pass while suspended, and counts from the resume",
+        {"it": task(suspend=True, activeDeadlineSeconds=3)},
+        when=(shows(suspended()), clock_passes(3), resume()),
+        then={"it": _over(3, resumed=True)},
+        also=(ended_after(3, "resume"),),
+        on="shelf",
+    ),
+    Row(
+        "activeDeadlineSeconds counts from startAfter",
+        {"it": task(startAfter=In(4), activeDeadlineSeconds=2)},
+        when=(shows(scheduled()),),
+        then={"it": _over(2)},
+        also=(ended_after(2, "startAfter"),),
+        on="shelf",
+    ),
+    Row(
+        "activeDeadlineSeconds counts from when the dependency is Complete",
+        {
+            "dep": nap(4),
+            "it": nap(30, "watch", dependsOn=["dep"], activeDeadlineSeconds=3),
+        },
+        then={"it": _over(3, attempts=1, history=("1 Failed DeadlineExceeded",))},
+        also=(ended_after(3, "dep"), was_stopped()),
+    ),
+    Row(
+        "activeDeadlineSeconds does not pass while a dependency is missing",
+        {"it": task(dependsOn=["dep"], activeDeadlineSeconds=3)},
+        when=(
+            shows(blocked("DependencyNotFound", "*")),
+            clock_passes(2),
+            create("dep", task()),
+        ),
+        then={"it": succeeded()},
+    ),
+    Row(
+        "activeDeadlineSeconds passes while the payload is missing",
+        {"it": task(payloadFrom=["base"], activeDeadlineSeconds=4)},
+        when=(shows(blocked("PayloadUnresolved", "*")),),
+        then={"it": _over(4)},
+        also=(ended_after(4, "creation"),),
+    ),
+    Row(
+        "activeDeadlineSeconds shortened while it runs",
+        {"it": nap(30, "watch", activeDeadlineSeconds=3600)},
+        when=(shows(running()), edit(activeDeadlineSeconds=1)),
+        then={"it": _over(1, attempts=1, history=("1 Failed DeadlineExceeded",))},
+        also=(was_stopped(),),
+    ),
+    Row(
+        "activeDeadlineSeconds of the queue",
+        {"it": nap(30, "watch", attemptTimeoutSeconds=60)},
+        then={"it": _over(8, attempts=1, history=("1 Failed DeadlineExceeded",))},
+        also=(ended_after(8, "creation"),),
+        on="strict",
+    ),
+    Row(
+        "activeDeadlineSeconds of its own over the queue's",
+        {"it": nap(10, attemptTimeoutSeconds=60, activeDeadlineSeconds=60)},
+        then={"it": succeeded()},
+        on="strict",
+    ),
+)
+
+_SILENT = "Timeout: no outcome came within 1 s and some more: its worker is gone, or *"
+
+TIMEOUT = (
+    Row(
+        "attemptTimeoutSeconds: the worker stops a thread that looks",
+        {"it": nap(30, "watch", attemptTimeoutSeconds=1, retry={"maxAttempts": 1})},
+        then={
+            "it": failed(
+                "RetriesExhausted",
+                "attempt 1 of 1: Timeout: the attempt did not end within 1 s",
+                attempts=1,
+                history=("1 Failed Timeout",),
+            )
+        },
+        also=(was_stopped(),),
+    ),
+    Row(
+        "attemptTimeoutSeconds: the worker stops a coroutine, and the next attempt as well",
+        {"it": nap(30, "watch_async", attemptTimeoutSeconds=1, retry={"maxAttempts": 2})},
+        then={
+            "it": failed(
+                "RetriesExhausted",
+                "attempt 2 of 2: Timeout: the attempt did not end within 1 s",
+                attempts=2,
+                history=("1 Failed Timeout", "2 Failed Timeout"),
+            )
+        },
+        also=(was_stopped(), ran(2)),
+    ),
+    Row(
+        "attemptTimeoutSeconds of the queue",
+        {"it": nap(30, "watch", retry={"maxAttempts": 1})},
+        then={
+            "it": failed(
+                "RetriesExhausted",
+                "attempt 1 of 1: Timeout: the attempt did not end within 2 s",
+                attempts=1,
+                history=("1 Failed Timeout",),
+            )
+        },
+        on="strict",
+    ),
+    Row(
+        "attemptTimeoutSeconds by the operator's clock: a consumer that says nothing",
+        {"it": task(attemptTimeoutSeconds=1, retry={"maxAttempts": 1})},
+        when=(consumer_takes(),),
+        then={
+            "it": failed(
+                "RetriesExhausted",
+                f"attempt 1 of 1: {_SILENT}",
+                attempts=1,
+                history=("1 Failed Timeout",),
+                epoch=1,
+            )
+        },
+        also=(ended_after(11, "creation", slack=4),),
+        on=no_workers(),
+    ),
+    Row(
+        "attemptTimeoutSeconds by the operator's clock: what comes later does not count",
+        {"it": task(attemptTimeoutSeconds=1, retry={"backoff": {"initialSeconds": 4}})},
+        when=(
+            consumer_takes(),
+            consumer_reports(0, "started"),
+            shows(running()),
+            shows(retrying("Timeout", f"attempt 1 of 3: {_SILENT}", epoch=1)),
+            consumer_reports(0, "succeeded", result={"from": "the silent one"}),
+            consumer_takes(),
+            consumer_reports(1, "succeeded", result={"from": "the next"}),
+        ),
+        then={
+            "it": succeeded(
+                attempts=2,
+                history=("1 Failed Timeout", "2 Succeeded"),
+                epoch=1,
+                result={"from": "the next"},
+            )
+        },
+        on=no_workers(),
+    ),
+)
+
+TIME_TO_LIVE = (
+    Row(
+        "ttlSecondsAfterFinished of its own",
+        {"it": task(ttlSecondsAfterFinished=3)},
+        when=(shows(succeeded(result={})), gone()),
+    ),
+    Row(
+        "ttlSecondsAfterFinished of the queue, given when the Task has ended already",
+        {"it": task()},
+        when=(
+            broker_has(1),
+            cancel(),
+            shows(Shows(phase="Cancelled", reason="Cancelled", message="*")),
+            edit_queue(taskDefaults={"ttlSecondsAfterFinished": 1}),
+            gone(),
+        ),
+        on=no_workers(),
+    ),
+    Row(
+        "ttlSecondsAfterFinished waits for who depends on the Task",
+        {
+            "it": task(ttlSecondsAfterFinished=0),
+            "dep": task(dependsOn=["it"], suspend=True),
+        },
+        when=(
+            shows(succeeded(result={})),
+            shows(suspended(), "dep"),
+            clock_passes(2),
+            resume("dep"),
+            shows(succeeded(resumed=True), "dep"),
+            gone(),
+        ),
+        then={"dep": succeeded(resumed=True)},
+    ),
+)
+
+ROWS = START_AFTER + DEADLINE + TIMEOUT + TIME_TO_LIVE
