@@ -1,11 +1,13 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from taskqueue.domain import lifecycle
 from taskqueue.domain.lifecycle import Ended, Failure, Verdict
 from taskqueue.domain.task import (
-    HISTORY_LIMIT,
     MESSAGE_LIMIT,
     PENDING,
     Backoff,
@@ -116,82 +118,131 @@ def test_a_tasks_own_leaf_wins_and_the_rest_is_inherited(own: PolicyOverrides) -
     assert merged.attempt_timeout_seconds == POLICY.attempt_timeout_seconds
 
 
-class Life(RuleBasedStateMachine):
-    """Outcomes in any order, repeated, late: the invariants hold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.status = PENDING
-        self.before = PENDING
-        self.now = 1000.0
-        self.final: TaskStatus | None = None
-
-    def apply(self, attempt: int, change: TaskStatus | None) -> None:
-        self.before = self.status
-        if lifecycle.judge(self.status, attempt=attempt, epoch=0) is Verdict.COUNTS and change:
-            self.status = change
-            if change.phase.terminal:
-                self.final = change
-
-    def order(self, offset: int) -> int:
-        """Only ordered attempts can have an outcome: at most the current one, and old ones."""
-        return max(1, self.status.current_attempt - offset)
-
-    @rule(offset=st.integers(0, 3), worker=st.sampled_from(["a", "b"]))
-    def start(self, offset: int, worker: str) -> None:
-        attempt = self.order(offset)
-        self.apply(
-            attempt, lifecycle.started(self.status, attempt=attempt, now=self.now, worker=worker)
-        )
-
-    @rule(offset=st.integers(0, 3))
-    def succeed(self, offset: int) -> None:
-        attempt = self.order(offset)
-        self.apply(attempt, lifecycle.succeeded(self.status, ended(attempt, self.now), result=None))
-
-    @rule(offset=st.integers(0, 3), retryable=st.booleans(), wish=st.none() | st.floats(0, 10))
-    def fail(self, offset: int, retryable: bool, wish: float | None) -> None:
-        attempt = self.order(offset)
-        failure = Failure(type="E", message="", retryable=retryable, retry_after_seconds=wish)
-        self.apply(
-            attempt,
-            lifecycle.failed(
-                self.status, ended(attempt, self.now), failure, policy=POLICY, random=0.1
-            ),
-        )
-
-    @precondition(lambda self: not self.status.phase.terminal)
-    @rule()
-    def restart_of_the_operator(self) -> None:
-        """What was never written is gone: the status falls back to one written before."""
-        if self.final is None:
-            self.status = self.before = PENDING
-
-    @rule(seconds=st.floats(0.1, 10))
-    def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-
-    @invariant()
-    def a_terminal_status_never_changes(self) -> None:
-        assert self.final is None or self.status == self.final
-
-    @invariant()
-    def attempts_never_decrease_nor_exceed_the_maximum(self) -> None:
-        assert self.before.attempts <= self.status.attempts <= POLICY.max_attempts
-
-    @invariant()
-    def the_history_is_short_and_in_order(self) -> None:
-        numbers = [entry.attempt for entry in self.status.history]
-        assert numbers == sorted(set(numbers))
-        assert len(numbers) <= HISTORY_LIMIT
-
-    @invariant()
-    def only_a_retrying_task_has_a_next_attempt(self) -> None:
-        assert (self.status.next_attempt_time is not None) == (self.status.phase is Phase.RETRYING)
-
-    @invariant()
-    def a_task_is_completed_exactly_when_its_phase_is_terminal(self) -> None:
-        assert (self.status.completion_time is not None) == self.status.phase.terminal
+def test_the_history_keeps_the_last_ten_attempts() -> None:
+    policy = Policy(max_attempts=12)
+    status = PENDING
+    for attempt in range(1, 13):
+        status = lifecycle.failed(status, ended(attempt), BOOM, policy=policy, random=0.5)
+    assert [entry.attempt for entry in status.history] == list(range(3, 13))
+    assert (status.attempts, status.phase) == (12, Phase.FAILED)
 
 
-TestLife = Life.TestCase
+# What the operator decides by itself.
+
+RUNNING = lifecycle.started(PENDING, attempt=1, now=90.0, worker="pod-1")
+
+
+def test_an_attempt_taken_back_keeps_its_number_and_its_word_is_worth_nothing() -> None:
+    status = lifecycle.taken_back(replace(RUNNING, concurrency_key="k"))
+    assert (status.phase, status.worker, status.concurrency_key) == (Phase.PENDING, "", "")
+    assert (status.attempts, status.current_attempt, status.epoch) == (1, 1, 1)
+    assert status.history == ()
+    assert lifecycle.judge(status, attempt=1, epoch=0) is Verdict.STALE
+    assert lifecycle.judge(status, attempt=1, epoch=1) is Verdict.COUNTS
+
+
+def test_a_released_attempt_is_pending_and_its_word_still_counts() -> None:
+    claimed = replace(RUNNING, concurrency_key="k")
+    status = lifecycle.released(claimed)
+    assert (status.phase, status.worker, status.epoch) == (Phase.PENDING, "", 0)
+    assert status.concurrency_key == "k"  # it is published again at once
+    assert lifecycle.released(fail(PENDING, 1)) == fail(PENDING, 1)
+
+
+def test_an_outcome_frees_the_concurrency_key() -> None:
+    claimed = lifecycle.claimed(PENDING, key="k")
+    assert claimed.concurrency_key == "k"
+    assert fail(claimed, 1).concurrency_key == ""
+    assert lifecycle.succeeded(claimed, ended(1), result=None).concurrency_key == ""
+
+
+def test_a_claim_is_no_longer_blocked() -> None:
+    parked = lifecycle.blocked(fail(PENDING, 1), reason="ConcurrencyLimit", message="k")
+    status = lifecycle.claimed(parked, key="k")
+    assert (status.phase, status.reason, status.message) == (Phase.PENDING, "", "")
+    retrying = lifecycle.claimed(fail(PENDING, 1), key="k")
+    assert (retrying.phase, retrying.reason) == (Phase.RETRYING, "ValueError")
+
+
+def test_a_silent_attempt_is_a_failed_one_whose_word_comes_too_late() -> None:
+    status = lifecycle.silent(RUNNING, now=400.0, start=95.0, policy=POLICY, random=0.5)
+    assert (status.phase, status.reason, status.epoch) == (Phase.RETRYING, "Timeout", 1)
+    (entry,) = status.history
+    assert (entry.attempt, entry.outcome, entry.reason) == (1, "Failed", "Timeout")
+    assert (entry.start_time, entry.finish_time, entry.worker) == (95.0, 400.0, "pod-1")
+    assert "within 300 s" in status.message
+    assert lifecycle.judge(status, attempt=1, epoch=0) is Verdict.STALE
+    assert lifecycle.judge(status, attempt=2, epoch=0) is Verdict.STALE
+
+
+def test_a_silent_last_attempt_ends_the_task() -> None:
+    status = lifecycle.silent(
+        RUNNING, now=400.0, start=95.0, policy=Policy(max_attempts=1), random=0.5
+    )
+    assert (status.phase, status.reason) == (Phase.FAILED, "RetriesExhausted")
+    assert "Timeout" in status.message
+
+
+@pytest.mark.parametrize(
+    ("end", "phase", "outcome", "reason"),
+    [
+        (lambda s: lifecycle.cancelled(s, now=100.0), "Cancelled", "Cancelled", "Cancelled"),
+        (
+            lambda s: lifecycle.deadline_exceeded(s, now=100.0, seconds=60),
+            "Failed",
+            "Failed",
+            "DeadlineExceeded",
+        ),
+    ],
+)
+def test_a_running_attempt_that_is_stopped_is_in_the_history(
+    end: Callable[[TaskStatus], TaskStatus], phase: str, outcome: str, reason: str
+) -> None:
+    status = end(replace(RUNNING, concurrency_key="k", message="old"))
+    assert (status.phase, status.reason, status.completion_time) == (phase, reason, 100.0)
+    (entry,) = status.history
+    assert (entry.attempt, entry.outcome, entry.reason) == (1, outcome, reason)
+    assert (entry.start_time, entry.finish_time, entry.worker) == (90.0, 100.0, "pod-1")
+    assert (status.next_attempt_time, status.concurrency_key) == (None, "")
+
+
+@pytest.mark.parametrize("before", [PENDING, fail(PENDING, 1)])
+def test_one_that_does_not_run_ends_without_another_attempt(before: TaskStatus) -> None:
+    status = lifecycle.cancelled(before, now=200.0)
+    assert (status.history, status.attempts) == (before.history, before.attempts)
+    assert (status.phase, status.next_attempt_time) == (Phase.CANCELLED, None)
+
+
+def test_when_a_stopped_attempt_began_is_guessed_from_what_was_written() -> None:
+    later = replace(fail(PENDING, 1), phase=Phase.RUNNING, running_since=None)
+    status = lifecycle.cancelled(later, now=200.0)
+    assert status.history[-1].start_time == 100.0  # the former attempt had ended then
+    first = replace(RUNNING, running_since=None)
+    assert lifecycle.cancelled(first, now=200.0).history[-1].start_time == 90.0
+
+
+def test_a_refused_task_says_why() -> None:
+    status = lifecycle.refused(PENDING, now=100.0, reason="Invalid", message="x" * 2000)
+    assert (status.phase, status.reason, len(status.message)) == ("Failed", "Invalid", 1024)
+    assert status.history == ()
+
+
+def test_a_retry_is_waited_for_after_a_suspension_that_was_shorter() -> None:
+    held = lifecycle.suspended(fail(PENDING, 1))
+    assert (held.phase, held.reason, held.next_attempt_time) == ("Suspended", "Suspended", 101.0)
+    back = lifecycle.resumed(held, now=100.5)
+    assert (back.phase, back.resumed_time, back.next_attempt_time) == ("Pending", 100.5, 101.0)
+    retry = lifecycle.waits_for_retry(back)
+    assert (retry.phase, retry.reason, retry.message) == ("Retrying", "ValueError", "boom")
+
+
+def test_the_end_of_the_last_suspension_is_remembered_until_the_next() -> None:
+    back = lifecycle.resumed(lifecycle.suspended(PENDING), now=100.0)
+    assert lifecycle.started(back, attempt=1, now=101.0, worker="w").resumed_time == 100.0
+    assert lifecycle.suspended(back).resumed_time is None
+
+
+def test_a_scheduled_time_is_no_retry() -> None:
+    status = lifecycle.scheduled(PENDING, at=500.0)
+    assert (status.phase, status.reason) == (Phase.SCHEDULED, "StartAfter")
+    assert lifecycle.unblocked(status) == PENDING
