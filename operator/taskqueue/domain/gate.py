@@ -119,7 +119,7 @@ def _before_dispatch(task: Task, status: TaskStatus, around: Surroundings, now: 
     retry = status.next_attempt_time if status.history else None
     if retry is not None and now < retry:
         if status.phase is not Phase.RETRYING:
-            status = lifecycle.waits_for_retry(status)
+            status = lifecycle.waits_for_retry(status, around.policy)
         return Decision(Step.HOLD, status, retry)
     if now < around.hold_until:
         return Decision(Step.HOLD, status, around.hold_until)

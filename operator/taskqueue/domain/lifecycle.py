@@ -116,8 +116,7 @@ def failed(
     after = _recorded(
         status, ended, outcome=Phase.FAILED.value, reason=failure.type, message=failure.message
     )
-    what = f"{failure.type}: {failure.message}" if failure.message else failure.type
-    told = f"attempt {ended.attempt} of {policy.max_attempts}: {what}"
+    told = _attempt_told(ended.attempt, policy, failure.type, failure.message)
     if not failure.retryable or failure.type in policy.non_retryable:
         return _failed_for_good(after, ended, reason="NonRetryable", message=told)
     if ended.attempt >= policy.max_attempts:
@@ -246,10 +245,11 @@ def unblocked(status: TaskStatus) -> TaskStatus:
     return replace(status, phase=Phase.PENDING, reason="", message="", next_attempt_time=due)
 
 
-def waits_for_retry(status: TaskStatus) -> TaskStatus:
+def waits_for_retry(status: TaskStatus, policy: Policy) -> TaskStatus:
     """Return the status of a Task that waited for something else before its next attempt."""
     last = status.history[-1]
-    return replace(status, phase=Phase.RETRYING, reason=last.reason, message=last.message)
+    told = _attempt_told(last.attempt, policy, last.reason, last.message)
+    return replace(status, phase=Phase.RETRYING, reason=last.reason, message=_clip(told))
 
 
 def _recorded(
@@ -320,6 +320,11 @@ def _failed_for_good(status: TaskStatus, ended: Ended, *, reason: str, message: 
         message=_clip(message),
         completion_time=ended.now,
     )
+
+
+def _attempt_told(attempt: int, policy: Policy, error: str, message: str) -> str:
+    what = f"{error}: {message}" if message else error
+    return f"attempt {attempt} of {policy.max_attempts}: {what}"
 
 
 def _clip(message: str) -> str:
