@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.e2e.api import Body
 from tests.e2e.guides import (
+    GUIDES,
     KINDS,
     Block,
     Document,
@@ -27,6 +30,9 @@ from tests.e2e.guides import (
 )
 from tests.e2e.lab import HANDLERS, Lab
 from tests.e2e.sightings import Sightings
+
+ROOT = GUIDES.parents[1]
+DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 #: For everything together, cold workers included.
 SECONDS = 90
@@ -74,6 +80,20 @@ def test_blocks_are_sound(page: str) -> None:
         documents(block)
     for block in blocks(page, "sh"):
         command(block)
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!\w+:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        there = (page.parent / target).resolve() if target else page
+        assert there.exists(), f"{page.name} links to {target}, which does not exist"
+        assert not anchor or anchor in anchors(there), f"{page.name}: no #{anchor} in {target}"
+
+
+def anchors(page: Path) -> list[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
 
 
 def test_handlers_have_one_home_each() -> None:
