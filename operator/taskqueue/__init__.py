@@ -4,6 +4,24 @@ The package holds the operator (``python -m taskqueue operator``) and the worker
 (``python -m taskqueue worker MODULE...``). Users import the worker's SDK from here.
 """
 
-from taskqueue.worker.sdk import Context, Fail, Progress, Retry, on_start, on_stop, task
+from taskqueue.worker.sdk import (
+    Context,
+    Fail,
+    InvalidPayload,
+    Progress,
+    Retry,
+    on_start,
+    on_stop,
+    task,
+)
 
-__all__ = ["Context", "Fail", "Progress", "Retry", "on_start", "on_stop", "task"]
+__all__ = [
+    "Context",
+    "Fail",
+    "InvalidPayload",
+    "Progress",
+    "Retry",
+    "on_start",
+    "on_stop",
+    "task",
+]

@@ -13,13 +13,13 @@ import pytest
 
 from taskqueue import Context, Retry, on_start, on_stop, task
 from taskqueue.worker import sdk
-from taskqueue.worker.sdk import Registry, mark_cancelled
+from taskqueue.worker.sdk import Registry, decorators, mark_cancelled
 
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     fresh = Registry()
-    monkeypatch.setattr(sdk, "registry", fresh)
+    monkeypatch.setattr(decorators, "registry", fresh)
     return fresh
 
 

@@ -1,0 +1,29 @@
+"""The SDK: what a user's module imports to become a worker's handler.
+
+``from taskqueue import task, Context, Retry, Fail``. A handler is a plain function, sync or async,
+that takes the payload (a dict, or a model of its own) and, if it wants one, a `Context`. What it
+returns is the Task's result; what it raises is a failed attempt, retried by the Task's policy. Only
+the standard library is imported here: a user's tests and a worker's start pay nothing for it.
+pydantic is imported once a handler annotates its payload with a model (`payloads`).
+"""
+
+from taskqueue.worker.sdk.context import Context, Progress, mark_cancelled
+from taskqueue.worker.sdk.decorators import on_start, on_stop, registry, task
+from taskqueue.worker.sdk.failures import Fail, InvalidPayload, Retry
+from taskqueue.worker.sdk.handlers import Handler, Hook, Registry
+
+__all__ = [
+    "Context",
+    "Fail",
+    "Handler",
+    "Hook",
+    "InvalidPayload",
+    "Progress",
+    "Registry",
+    "Retry",
+    "mark_cancelled",
+    "on_start",
+    "on_stop",
+    "registry",
+    "task",
+]

@@ -1,0 +1,119 @@
+"""What a handler is given besides its payload."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an attempt says it is: percent from 0 to 100, or None, and a line for people."""
+
+    percent: float | None
+    message: str
+
+
+class Context:
+    """What a handler may know about the attempt it runs, and tell about it. Safe in any thread.
+
+    Attributes:
+        task: ``namespace/name`` of the Task; ``namespace/queue`` for a direct message.
+        uid: the Task's uid, the same in every attempt; a direct message's correlation id.
+        queue: name of the TaskQueue.
+        attempt: 1-based.
+        max_attempts: the last attempt has this number.
+        timeout_seconds: the attempt is given up after this long.
+        fence: of a Task with a concurrencyKey, else None: a number that grows with every dispatch
+            of the key. Pass it to the storage you write to, and have it refuse a write with a lower
+            one than it has seen: a worker that was cut off or stood still may write late.
+        logger: a `logging` logger whose lines carry task, uid and attempt.
+    """
+
+    __slots__ = (
+        "_cancelled",
+        "_latest",
+        "_logger",
+        "attempt",
+        "fence",
+        "max_attempts",
+        "queue",
+        "task",
+        "timeout_seconds",
+        "uid",
+    )
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        uid: str,
+        queue: str,
+        attempt: int,
+        max_attempts: int,
+        timeout_seconds: float,
+        fence: int | None = None,
+    ) -> None:
+        self.task = task
+        self.uid = uid
+        self.queue = queue
+        self.attempt = attempt
+        self.max_attempts = max_attempts
+        self.timeout_seconds = timeout_seconds
+        self.fence = fence
+        self._latest: Progress | None = None
+        self._cancelled = False
+        self._logger: logging.LoggerAdapter[logging.Logger] | None = None
+
+    def progress(self, percent: float | None = None, message: str = "") -> None:
+        """Say how far the attempt is; the latest call counts, earlier ones may never be seen.
+
+        Raises:
+            ValueError: percent is outside 0 to 100.
+        """
+        if percent is not None and not 0 <= percent <= 100:
+            raise ValueError(f"progress({percent}): percent goes from 0 to 100")
+        self._latest = Progress(percent, message)
+        self.logger.debug("task.progress %s %s", percent, message)
+
+    @property
+    def latest_progress(self) -> Progress | None:
+        """The last progress told, or None."""
+        return self._latest
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the attempt's result is no longer wanted.
+
+        It was cancelled or suspended, has timed out, its worker stops, or, with a fence, the broker
+        may give it to another worker.
+        A sync handler cannot be stopped from outside; a long one looks here and returns.
+        """
+        return self._cancelled
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines carry this attempt's fields."""
+        if self._logger is None:
+            fields = {"task": self.task, "uid": self.uid, "attempt": self.attempt}
+            self._logger = _AttemptLogger(logging.getLogger("taskqueue.handler"), fields)
+        return self._logger
+
+
+def mark_cancelled(context: Context) -> None:
+    """Make ``context.cancelled`` true; for executors."""
+    context._cancelled = True
+
+
+class _AttemptLogger(logging.LoggerAdapter[logging.Logger]):
+    """Adds the attempt's fields to every record, where `taskqueue.logs` finds them."""
+
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        extra = dict(kwargs.get("extra") or {})
+        extra["fields"] = self.extra
+        kwargs["extra"] = extra
+        return msg, kwargs

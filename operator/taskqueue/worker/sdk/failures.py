@@ -1,0 +1,51 @@
+"""What a handler raises to say how its attempt failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Retry(Exception):
+    """Raised by a handler: this attempt failed, try again.
+
+    Args:
+        message: for people; it becomes the attempt's message in the Task's history.
+        after: seconds until the next attempt; None: the Task's own back-off.
+
+    Raises:
+        ValueError: ``after`` is negative.
+    """
+
+    def __init__(
+        self, message: str = "the handler asked for a retry", *, after: float | None = None
+    ) -> None:
+        if after is not None and not 0 <= after < float("inf"):
+            raise ValueError(f"Retry(after={after}): give seconds, 0 or more")
+        super().__init__(message)
+        self.after = after
+
+
+class Fail(Exception):
+    """Raised by a handler: this Task has failed and another attempt cannot help.
+
+    Args:
+        message: for people.
+        type: a CamelCase word for programs; it becomes the error's type.
+    """
+
+    def __init__(self, message: str = "the handler gave up", *, type: str = "Fail") -> None:
+        super().__init__(message)
+        self.type = type
+
+
+class InvalidPayload(Fail):
+    """The payload is not what the handler's annotation asks for; another attempt cannot help.
+
+    Args:
+        message: for people; it names the handler, and each wrong field with what is wrong.
+        fields: the wrong fields, as ``sizes.0``; the payload as a whole is an empty string.
+    """
+
+    def __init__(self, message: str, *, fields: Sequence[str] = ()) -> None:
+        super().__init__(message, type="InvalidPayload")
+        self.fields = tuple(fields)

@@ -1,0 +1,166 @@
+"""Typed payloads: from the JSON object of a message to the model a handler asks for.
+
+A handler asks by the annotation of its first parameter: a pydantic model or a dataclass, or a union
+of such. Any other annotation is the author's own business, the handler is given the dict. The
+models are pydantic's to check, in JSON mode: what a payload may hold is what the model's JSON
+schema says. pydantic is imported when such a handler is prepared, never before.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections.abc
+import dataclasses
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from taskqueue.worker.sdk.failures import InvalidPayload
+
+#: A bad payload's error names this many fields, each with this many characters of text.
+_FIELDS_NAMED = 8
+_FIELD_LENGTH = 100
+
+#: What annotations may name without the module having imported it at run time: type checkers'
+#: imports are often kept from it.
+_WELL_KNOWN = {**vars(collections.abc), **vars(typing)}
+
+
+def parser_for(name: str, function: Callable[..., Any]) -> PayloadParser | None:
+    """Return what makes a handler's payload, or None for one that is given the dict.
+
+    An annotation that cannot be resolved yet, such as the name of a class that is defined further
+    down, is looked at again when the handler is prepared.
+    """
+    parameters = iter(inspect.signature(function).parameters.values())
+    annotation = next(parameters).annotation
+    if isinstance(annotation, str):
+        try:
+            annotation = _resolved(annotation, function)
+        except Exception:
+            return PayloadParser(name, function, annotation)
+    return PayloadParser(name, function, annotation) if _is_typed(annotation) else None
+
+
+class PayloadParser:
+    """Makes the payloads of one handler; pydantic's adapter is made once, by `prepare`."""
+
+    __slots__ = ("_annotation", "_function", "_name", "_validate")
+
+    def __init__(self, name: str, function: Callable[..., Any], annotation: Any) -> None:
+        self._name = name
+        self._function = function
+        self._annotation = annotation
+        self._validate: Callable[[dict[str, Any]], Any] | None = None
+
+    def prepare(self) -> None:
+        """Resolve the annotation and make the adapter.
+
+        Raises:
+            TypeError: the annotation cannot be resolved, or pydantic cannot check it.
+        """
+        if self._validate is None:
+            self._validate = self._validator()
+
+    def __call__(self, payload: dict[str, Any]) -> Any:
+        """Return the model of a payload.
+
+        Raises:
+            InvalidPayload: with the fields at fault.
+            TypeError: as `prepare`.
+        """
+        if self._validate is None:
+            self._validate = self._validator()
+        return self._validate(payload)
+
+    def _validator(self) -> Callable[[dict[str, Any]], Any]:
+        annotation = self._annotation
+        if isinstance(annotation, str):
+            try:
+                annotation = _resolved(annotation, self._function)
+            except Exception as problem:
+                raise TypeError(
+                    f"handler {self._name!r}: the annotation {annotation!r} of its payload cannot "
+                    f"be resolved ({problem}): import it at run time, not under TYPE_CHECKING, "
+                    "define it at the top of a module, or leave the annotation out"
+                ) from problem
+        if not _is_typed(annotation):
+            return lambda payload: payload
+        import pydantic
+        import pydantic_core
+
+        try:
+            adapter = pydantic.TypeAdapter(annotation)
+            adapter.rebuild(raise_errors=True)
+        except pydantic.errors.PydanticUserError as problem:
+            raise TypeError(
+                f"handler {self._name!r}: its payload cannot be checked as "
+                f"{_shown(annotation)}: {problem.message}"
+            ) from problem
+
+        def validate(payload: dict[str, Any]) -> Any:
+            try:
+                return adapter.validate_json(pydantic_core.to_json(payload))
+            except pydantic.ValidationError as problem:
+                errors = problem.errors(
+                    include_url=False, include_context=False, include_input=False
+                )
+                found = [(".".join(map(str, one["loc"])), one["msg"]) for one in errors]
+            except ValueError as problem:
+                # Text that is no Unicode, or objects nested deeper than pydantic goes.
+                found = [("", str(problem))]
+            raise InvalidPayload(
+                f"the payload is not what handler {self._name!r} takes: {_in_words(found)}",
+                fields=[place for place, _ in found[:_FIELDS_NAMED]],
+            )
+
+        return validate
+
+
+def _resolved(annotation: str, function: Callable[..., Any]) -> Any:
+    """Evaluate a string annotation where the function was defined; any exception may come."""
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    if not inspect.isroutine(function) and not inspect.isclass(function):
+        function = type(function).__call__
+    function = inspect.unwrap(function)
+    module = sys.modules.get(getattr(function, "__module__", ""), builtins)
+    names = getattr(function, "__globals__", vars(module))
+    # The author's own words, as typing.get_type_hints evaluates them.
+    return eval(annotation, {**_WELL_KNOWN, **names})  # noqa: S307
+
+
+def _is_typed(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _is_typed(typing.get_args(annotation)[0])
+    if origin is typing.Union or isinstance(annotation, types.UnionType):
+        return any(map(_is_typed, typing.get_args(annotation)))
+    kind = origin or annotation
+    if not isinstance(kind, type):
+        return False
+    pydantic = sys.modules.get("pydantic")  # absent: nobody can have made a model
+    return dataclasses.is_dataclass(kind) or (
+        pydantic is not None and issubclass(kind, pydantic.BaseModel)
+    )
+
+
+def _in_words(found: Sequence[tuple[str, str]]) -> str:
+    named = [
+        f"{_short(place)}: {_short(text)}" if place else _short(text)
+        for place, text in found[:_FIELDS_NAMED]
+    ]
+    if len(found) > _FIELDS_NAMED:
+        named.append(f"and {len(found) - _FIELDS_NAMED} more")
+    return "; ".join(named)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _FIELD_LENGTH else text[: _FIELD_LENGTH - 1] + "…"
+
+
+def _shown(annotation: Any) -> str:
+    return getattr(annotation, "__name__", None) or str(annotation)
