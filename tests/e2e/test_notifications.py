@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -149,6 +150,37 @@ def test_a_failure_is_told_with_its_error(lab: Lab, subscriber: Subscriber) -> N
     assert subscriber.line("bad").endswith(
         "Failed after 2 attempts: ConnectionError: the network is away at attempt 2"
     )
+
+
+def test_a_failure_is_told_to_people_too(lab: Lab) -> None:
+    lab.finished(lab.task("for-people", "give_up"))
+    lab.finished(lab.task("well"))
+
+    def described(name: str) -> str:
+        return lab.kubectl.ok("describe", "tqt", name, "-n", lab.namespace)
+
+    reason = r"Warning\s+NonRetryable\s.*\staskqueue.dev/operator\s.*there is no such page"
+    lab.until(lambda: bool(re.search(reason, described("for-people"))), what="told by an Event")
+    assert re.search(r"Events:\s+<none>", described("well"))
+
+
+def test_a_queue_in_trouble_is_told_to_people(lab: Lab) -> None:
+    def events() -> list[tuple[str, str]]:
+        found = lab.api.get(
+            f"/apis/events.k8s.io/v1/namespaces/{lab.namespace}/events",
+            fieldSelector="reportingController=taskqueue.dev/operator",
+        )
+        return [
+            (event["type"], event["reason"])
+            for event in found["items"]
+            if event["regarding"]["name"] == "troubled"
+        ]
+
+    lab.queue("troubled", broker={"connectionSecret": {"name": "not-yet"}})
+    lab.until(lambda: ("Warning", "SecretNotFound") in events(), what="a Warning")
+    lab.secret("not-yet")
+    lab.until(lambda: ("Normal", "Connected") in events(), what="its end told")
+    assert len(events()) == 2
 
 
 def test_a_cancelled_task_is_told(lab: Lab, subscriber: Subscriber) -> None:

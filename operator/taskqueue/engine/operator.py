@@ -134,6 +134,7 @@ class Engine:
                 group.create_task(self._pools.run(), name="feed of Deployments")
                 group.create_task(self.tasks.dependencies.run(), name="dependencies")
                 group.create_task(self._janitor.run(after=self._feed.synced), name="janitor")
+                group.create_task(self._notices.run(), name="notices")
                 group.create_task(self._recount_once(), name="recount of finished Tasks")
         finally:
             await self._stop(writer)
