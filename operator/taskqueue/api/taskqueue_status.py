@@ -11,9 +11,11 @@ from typing import Annotated
 from pydantic import Field
 
 from taskqueue.api.common import (
+    ATOMIC_LIST,
     CONDITIONS_LIST,
     CONDITIONS_MAX_ITEMS,
     MESSAGE_MAX_LENGTH,
+    OBJECT_NAME_MAX_LENGTH,
     ApiModel,
     Condition,
 )
@@ -28,6 +30,30 @@ class Totals(ApiModel):
     succeeded: Count = Field(0, description="Tasks which ended as Succeeded.")
     failed: Count = Field(0, description="Tasks which ended as Failed.")
     cancelled: Count = Field(0, description="Tasks which ended as Cancelled.")
+
+
+#: How many workers a status tells of, and how many of the handlers of each.
+WORKERS_TOLD = 20
+HANDLERS_TOLD = 50
+
+
+class Worker(ApiModel):
+    """A worker that has registered, by a heartbeat, and lives."""
+
+    pod: str = Field(max_length=OBJECT_NAME_MAX_LENGTH, description="Name of its pod.")
+    node: str = Field(
+        "",
+        max_length=OBJECT_NAME_MAX_LENGTH,
+        description="The node it runs on; empty when it does not know.",
+    )
+    cpus: Measure = Field(0, description="CPUs it may use.")
+    slots: Count = Field(0, description="How many attempts it runs at once.")
+    handlers: tuple[Annotated[str, Field(max_length=OBJECT_NAME_MAX_LENGTH)], ...] = Field(
+        (),
+        max_length=HANDLERS_TOLD,
+        description=f"Handlers it has code for, the first {HANDLERS_TOLD}.",
+        json_schema_extra=ATOMIC_LIST,
+    )
 
 
 class TaskQueueStatus(ApiModel):
@@ -96,10 +122,19 @@ class TaskQueueStatus(ApiModel):
         description="Messages in the queue's dead queue in the broker. Absent while unknown.",
     )
     throughput_per_minute: Measure | None = Field(
-        None, description="Attempts that lately ended in a minute. Absent while unknown."
+        None, description="Tasks that ended in the last minute. Absent while unknown."
     )
     mean_run_seconds: Measure | None = Field(
         None, description="How long attempts lately ran on average. Absent while unknown."
+    )
+    workers: tuple[Worker, ...] = Field(
+        (),
+        max_length=WORKERS_TOLD,
+        description=(
+            f"The workers that have registered and live, the first {WORKERS_TOLD} by name. Written "
+            "when one joins or leaves."
+        ),
+        json_schema_extra=ATOMIC_LIST,
     )
     last_scale_time: datetime | None = Field(
         None, description="When desiredReplicas last changed. Absent until it has."

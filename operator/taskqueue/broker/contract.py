@@ -26,6 +26,17 @@ OUTCOMES_EXCHANGE = "taskqueue.outcomes"
 #: What the operator has recorded, for whoever binds a queue of their own.
 EVENTS_EXCHANGE = "taskqueue.events"
 
+#: What workers say of themselves, every few seconds; nobody waits for it.
+HEARTBEATS_EXCHANGE = "taskqueue.heartbeats"
+HEARTBEATS_QUEUE = "taskqueue-operator.heartbeats"
+#: Old ones are worth nothing, and must never pile up.
+HEARTBEATS_ARGUMENTS: Mapping[str, Any] = {
+    "x-queue-type": "classic",
+    "x-message-ttl": 30_000,
+    "x-max-length": 10_000,
+    "x-overflow": "drop-head",
+}
+
 #: The operator's inbox: every outcome and every dead letter.
 INBOX_QUEUE = "taskqueue-operator.inbox"
 

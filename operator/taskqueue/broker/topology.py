@@ -22,6 +22,9 @@ from taskqueue.broker.contract import (
     DEAD_EXCHANGE,
     DEAD_QUEUE_ARGUMENTS,
     EVENTS_EXCHANGE,
+    HEARTBEATS_ARGUMENTS,
+    HEARTBEATS_EXCHANGE,
+    HEARTBEATS_QUEUE,
     INBOX_ARGUMENTS,
     INBOX_QUEUE,
     OUTCOMES_EXCHANGE,
@@ -33,6 +36,14 @@ from taskqueue.broker.contract import (
 )
 
 _PRECONDITION_FAILED = 406
+
+_EXCHANGES = (
+    WORK_EXCHANGE,
+    DEAD_EXCHANGE,
+    OUTCOMES_EXCHANGE,
+    HEARTBEATS_EXCHANGE,
+    EVENTS_EXCHANGE,
+)
 
 #: Every key: the inbox takes all outcomes and all dead letters.
 _ALL_KEYS = "#"
@@ -54,17 +65,19 @@ class TopologyConflict(Exception):
 
 
 async def declare_operator_topology(connection: Connection) -> None:
-    """Declare the exchanges, the inbox and its bindings, and the control stream.
+    """Declare the exchanges, the operator's queues and their bindings, and the control stream.
 
     Raises:
         TopologyConflict: one of them exists with other arguments.
         ChannelRefused: the operator's broker user may not declare.
         BrokerUnavailable: the connection is lost.
     """
-    for exchange in (WORK_EXCHANGE, DEAD_EXCHANGE, OUTCOMES_EXCHANGE, EVENTS_EXCHANGE):
+    for exchange in _EXCHANGES:
         await _ensure_exchange(connection, exchange)
     await _ensure_queue(connection, INBOX_QUEUE, INBOX_ARGUMENTS)
     await _bind(connection, INBOX_QUEUE, {OUTCOMES_EXCHANGE: _ALL_KEYS, DEAD_EXCHANGE: _ALL_KEYS})
+    await _ensure_queue(connection, HEARTBEATS_QUEUE, HEARTBEATS_ARGUMENTS)
+    await _bind(connection, HEARTBEATS_QUEUE, {HEARTBEATS_EXCHANGE: _ALL_KEYS})
     await _ensure_queue(connection, CONTROL_STREAM, CONTROL_ARGUMENTS)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from taskqueue.api.common import GROUP, VERSION
 from taskqueue.api.taskqueue import TaskQueue
+from taskqueue.api.taskqueue_status import HANDLERS_TOLD, WORKERS_TOLD
 from taskqueue.cluster.task_objects import timestamp
 from taskqueue.domain.queue import (
     ClusterRef,
@@ -16,6 +17,7 @@ from taskqueue.domain.queue import (
     QueueStatus,
     StopPolicy,
 )
+from taskqueue.domain.registry import Worker
 from taskqueue.domain.scaling import ScalingPolicy
 from taskqueue.domain.task import Backoff, Policy
 
@@ -121,10 +123,21 @@ def queue_status_patch(
             "deadLetters": status.dead_letters,
             "throughputPerMinute": status.throughput_per_minute,
             "meanRunSeconds": status.mean_run_seconds,
+            "workers": [_worker(worker) for worker in status.workers[:WORKERS_TOLD]],
             "lastScaleTime": (
                 None if status.last_scale_time is None else timestamp(status.last_scale_time)
             ),
         }
+    }
+
+
+def _worker(worker: Worker) -> dict[str, Any]:
+    return {
+        "pod": worker.pod,
+        "node": worker.node,
+        "cpus": worker.cpus,
+        "slots": worker.slots,
+        "handlers": list(worker.handlers[:HANDLERS_TOLD]),
     }
 
 

@@ -92,6 +92,8 @@ def status_patch(task: domain.Task, status: domain.TaskStatus, *, now: float) ->
     body |= {name: timestamp(at) for name, at in times.items() if at is not None}
     if status.result is not None:
         body["result"] = status.result
+    if status.progress is not None:
+        body["progress"] = _progress(status.progress)
     if status.concurrency_key:
         body["concurrencyKey"] = status.concurrency_key
     return orjson.dumps(
@@ -107,6 +109,13 @@ def timestamp(seconds: float) -> str:
     """Return a time as RFC 3339 in UTC, to the millisecond."""
     at = datetime.fromtimestamp(seconds, UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _progress(progress: domain.Progress) -> dict[str, Any]:
+    told: dict[str, Any] = {"message": progress.message}
+    if progress.percent is not None:
+        told["percent"] = progress.percent
+    return told
 
 
 def _attempt(entry: domain.Attempt) -> dict[str, Any]:

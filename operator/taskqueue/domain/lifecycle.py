@@ -19,6 +19,7 @@ from taskqueue.domain.task import (
     Attempt,
     Phase,
     Policy,
+    Progress,
     TaskStatus,
 )
 
@@ -88,6 +89,13 @@ def started(status: TaskStatus, *, attempt: int, now: float, worker: str) -> Tas
     )
 
 
+def progressed(status: TaskStatus, progress: Progress) -> TaskStatus:
+    """Return the status of a Task whose running attempt has said how far it is."""
+    if status.phase is not Phase.RUNNING:
+        return status
+    return replace(status, progress=progress)
+
+
 def claimed(status: TaskStatus, *, key: str) -> TaskStatus:
     """Return the status of a Task that holds its concurrency key from now on."""
     after = unblocked(status) if status.phase is Phase.BLOCKED else status
@@ -141,7 +149,7 @@ def released(status: TaskStatus) -> TaskStatus:
     """Return the status of a Task whose running attempt was given back unfinished."""
     if status.phase is not Phase.RUNNING:
         return status
-    return replace(status, phase=Phase.PENDING, worker="")
+    return replace(status, phase=Phase.PENDING, worker="", progress=None)
 
 
 def taken_back(status: TaskStatus) -> TaskStatus:
@@ -275,6 +283,7 @@ def _recorded(
         start_time=start if status.start_time is None else status.start_time,
         next_attempt_time=None,
         worker=ended.worker,
+        progress=None,
         concurrency_key="",
     )
 

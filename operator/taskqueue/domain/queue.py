@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from taskqueue.domain.registry import Worker
 from taskqueue.domain.scaling import ScalingPolicy
 from taskqueue.domain.task import Policy
 
@@ -119,3 +120,4 @@ class QueueStatus:
     throughput_per_minute: int | None = None
     mean_run_seconds: float | None = None
     last_scale_time: float | None = None
+    workers: tuple[Worker, ...] = ()

@@ -135,6 +135,14 @@ class Attempt:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running attempt says it is: 0 to 100 or None, and a line for people."""
+
+    percent: int | None = None
+    message: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStatus:
     """What is, or will be, in a Task's status.
@@ -155,6 +163,7 @@ class TaskStatus:
     completion_time: float | None = None
     next_attempt_time: float | None = None
     worker: str = ""
+    progress: Progress | None = None
     concurrency_key: str = ""
     resumed_time: float | None = None
     running_since: float | None = field(default=None, compare=False)

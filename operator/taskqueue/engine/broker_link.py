@@ -31,7 +31,12 @@ from taskqueue.broker.connection import (
     Delivery,
     connect,
 )
-from taskqueue.broker.contract import EXCHANGE_HEADER, INBOX_QUEUE, OUTCOMES_EXCHANGE
+from taskqueue.broker.contract import (
+    EXCHANGE_HEADER,
+    HEARTBEATS_QUEUE,
+    INBOX_QUEUE,
+    OUTCOMES_EXCHANGE,
+)
 from taskqueue.broker.publisher import Publisher, Settled
 from taskqueue.broker.topology import TopologyConflict, declare_operator_topology
 from taskqueue.broker.worker_messages import Outgoing, dead_letter
@@ -216,6 +221,7 @@ class BrokerLink:
                 cancelled.set_result(reason)
 
         await channel.consume(INBOX_QUEUE, self._on_delivery, on_cancel)
+        await channel.consume(HEARTBEATS_QUEUE, self._on_delivery, on_cancel)
         ends: set[asyncio.Future[Any]] = {
             publishing.closed,
             consuming.closed,

@@ -15,16 +15,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from taskqueue.broker import contract, events
+from taskqueue.broker import contract, events, heartbeats
 from taskqueue.broker.connection import Delivery
-from taskqueue.broker.contract import DEAD_EXCHANGE, ERROR_HEADER, AttemptClaim, ContractError
+from taskqueue.broker.contract import (
+    DEAD_EXCHANGE,
+    ERROR_HEADER,
+    HEARTBEATS_EXCHANGE,
+    AttemptClaim,
+    ContractError,
+)
 from taskqueue.broker.events import AttemptEvent, EventError, EventKind, decode
+from taskqueue.broker.heartbeats import Heartbeat
 from taskqueue.broker.orders import Order, OrderKind, order_message
 from taskqueue.broker.publisher import Publisher, Settled
 from taskqueue.broker.task_events import direct_event
 from taskqueue.domain import lifecycle
 from taskqueue.domain.lifecycle import Ended, Failure, Verdict
 from taskqueue.domain.queue import QueueKey
+from taskqueue.domain.task import Progress
 from taskqueue.domain.token import TokenKeys
 from taskqueue.engine.announcer import Announcer
 from taskqueue.engine.dispatcher import Clock, Dispatcher
@@ -73,6 +81,7 @@ class Inbox:
         clock: wall time in seconds.
         on_late: called with the outcome of a Task that is not held and acknowledges it, after it
             has announced the end again if the Task is there and finished.
+        on_heartbeat: called with what a worker says of itself.
     """
 
     def __init__(
@@ -85,6 +94,7 @@ class Inbox:
         tokens: TokenKeys,
         clock: Clock,
         on_late: Callable[[AttemptEvent, Delivery, Source], None],
+        on_heartbeat: Callable[[Heartbeat], None],
     ) -> None:
         self._entries = entries
         self._dispatcher_of = dispatcher_of
@@ -93,9 +103,13 @@ class Inbox:
         self._tokens = tokens
         self._clock = clock
         self._on_late = on_late
+        self._on_heartbeat = on_heartbeat
 
     def take(self, delivery: Delivery, source: Source) -> None:
-        """Take a message: an event, or a dead letter."""
+        """Take a message: an event, a dead letter, or a heartbeat."""
+        if delivery.exchange == HEARTBEATS_EXCHANGE:
+            self._take_heartbeat(delivery, source)
+            return
         try:
             if delivery.exchange == DEAD_EXCHANGE:
                 self._take_dead_letter(delivery)
@@ -155,16 +169,40 @@ class Inbox:
                 )
                 recorder.failed(entry, ended, failure, delivery)
 
+    def _take_heartbeat(self, delivery: Delivery, source: Source) -> None:
+        """Take what a worker says of itself and of the attempts it runs."""
+        ack(delivery)
+        try:
+            beat = heartbeats.decode(delivery.body)
+        except ContractError as problem:
+            log.warning("heartbeat.invalid", problem=str(problem))
+            return
+        if delivery.routing_key != beat.routing_key:
+            log.warning("heartbeat.forged", claimed=beat.routing_key, key=delivery.routing_key)
+            return
+        for attempt in beat.running:
+            entry = self._entries.get(attempt.uid)
+            dispatcher = None if entry is None else self._dispatcher_of(entry.queue_key)
+            if entry is None or dispatcher is None or dispatcher.token(entry) != attempt.token:
+                # Nobody waits for it (any more): its Task was deleted, ended or taken back.
+                self._order_stop(attempt.token, attempt.uid, source)
+            elif attempt.percent is not None or attempt.message:
+                self._recorder.progressed(entry, Progress(attempt.percent, attempt.message))
+        self._on_heartbeat(beat)
+
+    def _order_stop(self, token: str, uid: str, source: Source) -> None:
+        if source.publisher is not None:
+            order = order_message(Order(OrderKind.CANCEL, token=token, uid=uid))
+            source.publisher.publish(
+                order.exchange, order.key, order.body, order.properties(), _whatever
+            )
+
     def _take_late(
         self, delivery: Delivery, event: AttemptEvent, entry: Entry | None, source: Source
     ) -> None:
         """Take an event about an attempt nobody waits for."""
         if event.kind is EventKind.STARTED:
-            if source.publisher is not None:
-                order = order_message(Order(OrderKind.CANCEL, token=event.token, uid=event.uid))
-                source.publisher.publish(
-                    order.exchange, order.key, order.body, order.properties(), _whatever
-                )
+            self._order_stop(event.token, event.uid, source)
             self._drop("unknown" if entry is None else "stale", delivery)
         elif entry is None:
             if event.kind in _ENDS:

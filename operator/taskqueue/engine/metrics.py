@@ -29,6 +29,12 @@ BACKLOG = Gauge(
     "Tasks of a queue that may run: waiting in the operator or in the broker.",
     ("namespace", "queue"),
 )
+WORKERS = Gauge("taskqueue_workers", "Workers that say they live.", ("namespace", "queue"))
+WORKER_SLOTS = Gauge(
+    "taskqueue_worker_slots",
+    "Attempts that the workers which take work can run at once.",
+    ("namespace", "queue"),
+)
 DESIRED_WORKERS = Gauge(
     "taskqueue_desired_workers", "Workers a queue should have.", ("namespace", "queue")
 )
@@ -53,6 +59,6 @@ NOTICES_DROPPED = Counter(
 
 def forget_queue(key: tuple[str, str]) -> None:
     """Report nothing more of a TaskQueue that is gone."""
-    for gauge in (BACKLOG, DESIRED_WORKERS):
+    for gauge in (BACKLOG, DESIRED_WORKERS, WORKERS, WORKER_SLOTS):
         with contextlib.suppress(KeyError):
             gauge.remove(*key)

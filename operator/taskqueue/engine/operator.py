@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from taskqueue.broker.heartbeats import Heartbeat
 from taskqueue.cluster import deployments
 from taskqueue.cluster.client import UNREADABLE, Access, ApiClient, ApiError
 from taskqueue.cluster.deployments import PoolState
@@ -265,6 +266,12 @@ class Engine:
         controller = self._controller(key)
         if controller is not None:
             controller.missing()
+
+    def worker_beat(self, beat: Heartbeat) -> None:
+        """Register a worker, or let it go."""
+        controller = self._controller((beat.namespace, beat.queue))
+        if controller is not None:
+            controller.worker_beat(beat)
 
     def task_ended(self, entry: Entry) -> None:
         """Count a Task, tell of its trouble, and have it deleted when its time is over."""

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskqueue.broker.connection import BrokerParameters
+from taskqueue.broker.heartbeats import Heartbeat, WorkerState
 from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.queue_objects import queue_path, queue_status_patch
 from taskqueue.domain.queue import Condition, QueueConfig, QueueStatus
+from taskqueue.domain.registry import Registry, Worker
 from taskqueue.domain.task import Phase
 from taskqueue.domain.throughput import Throughput
 from taskqueue.engine.broker_link import BrokerLink
 from taskqueue.engine.dispatcher import Clock, Dispatcher
-from taskqueue.engine.metrics import BACKLOG
+from taskqueue.engine.metrics import BACKLOG, WORKER_SLOTS, WORKERS
 from taskqueue.engine.queue_broker import QueueBroker
 from taskqueue.engine.queue_conditions import Transitions, conditions
 from taskqueue.engine.queue_finalizer import QueueFinalizer
@@ -106,6 +108,7 @@ class QueueController:
             monotonic=self._now,
         )
         self._finalizer = QueueFinalizer(config, client=client, find=self._broker.find_parameters)
+        self.registry = Registry()
         self._throughput = Throughput()
         self._transitions = Transitions()
         self._next_tick = 0.0
@@ -136,6 +139,40 @@ class QueueController:
         """
         self.totals.add(phase)
         self._throughput.finished(self._now(), seconds)
+
+    def worker_beat(self, beat: Heartbeat) -> None:
+        """Register a worker, or let it go."""
+        if beat.state is WorkerState.STOPPED:
+            changed = self.registry.leave(beat.pod)
+        else:
+            worker = Worker(
+                pod=beat.pod,
+                node=beat.node,
+                cpus=beat.cpus,
+                slots=beat.slots,
+                handlers=beat.handlers,
+            )
+            changed = self.registry.beat(
+                worker,
+                running=len(beat.running),
+                draining=beat.state is WorkerState.DRAINING,
+                now=self._now(),
+            )
+        if changed:
+            self.wake()
+
+    def _miss_workers(self) -> None:
+        for pod in self.registry.expire(self._now()):
+            log.warning(
+                "worker.lost",
+                namespace=self.config.namespace,
+                queue=self.config.name,
+                worker=pod,
+                todo="it said nothing for a while and did not stop in order; what it ran is run "
+                "again",
+            )
+        WORKERS.labels(*self.config.key).set(len(self.registry))
+        WORKER_SLOTS.labels(*self.config.key).set(self.registry.slots)
 
     async def leave(self) -> None:
         """Write the totals a last time: this process ends, and what it counted is nowhere else."""
@@ -170,6 +207,7 @@ class QueueController:
         tick = self._now() >= self._next_tick
         if tick:
             self._next_tick = self._now() + _TICK_SECONDS
+            self._miss_workers()
         if self.config.deleting:
             await self._end(tick=tick)
             return
@@ -195,7 +233,7 @@ class QueueController:
         except ApiError as problem:
             problems.append(problem)
         slots = self.config.concurrency or _GENEROUS_CONCURRENCY
-        self._dispatcher.slots = slots * self.pool.desired
+        self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
         if tick:
             await self._write_status()
         if problems:
@@ -231,7 +269,11 @@ class QueueController:
         A drained pool keeps a worker for each: what a worker gives back would not be run again.
         """
         slots = 1 if self.config.stop_policy.drains else self.config.concurrency or 1
-        return math.ceil((self._running() or 0) / slots)
+        busy = math.ceil((self._running() or 0) / slots)
+        if self.config.stop_policy.holds:
+            # What a former leader published is not published again; its workers tell of it.
+            busy = max(busy, self.registry.busy)
+        return busy
 
     async def _write_status(self) -> None:
         status = self._status()
@@ -276,6 +318,7 @@ class QueueController:
             dead_letters=self._broker.dead_letters if known else None,
             throughput_per_minute=speed.per_minute,
             mean_run_seconds=speed.mean_run_seconds,
+            workers=self.registry.workers,
             last_scale_time=self.pool.last_scale_time,
         )
 

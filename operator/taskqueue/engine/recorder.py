@@ -27,7 +27,7 @@ from taskqueue.domain import lifecycle
 from taskqueue.domain.gate import Dispatched
 from taskqueue.domain.lifecycle import Ended, Failure
 from taskqueue.domain.queue import QueueKey
-from taskqueue.domain.task import MESSAGE_LIMIT, TaskStatus
+from taskqueue.domain.task import MESSAGE_LIMIT, Progress, TaskStatus
 from taskqueue.engine.announcer import Announcer
 from taskqueue.engine.dispatcher import Clock, Dispatcher
 from taskqueue.engine.entry import Entry, Stage, log_fields
@@ -99,6 +99,10 @@ class Recorder:
                 lifecycle.started(entry.status, attempt=attempt, now=begun, worker=worker),
                 settle=SETTLE_SECONDS - STARTED_AFTER_SECONDS,
             )
+
+    def progressed(self, entry: Entry, progress: Progress) -> None:
+        """Take how far a running attempt says it is."""
+        self.change(entry, lifecycle.progressed(entry.status, progress))
 
     def succeeded(
         self, entry: Entry, ended: Ended, result: dict[str, object] | None, outcome: Delivery

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from taskqueue.broker.connection import Delivery
 from taskqueue.broker.events import AttemptEvent
+from taskqueue.broker.heartbeats import Heartbeat
 from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.feed import Key, identity
 from taskqueue.cluster.status_writer import StatusWriter, version_of
@@ -55,6 +56,9 @@ class Owner(Protocol):
 
     def queue_missing(self, key: QueueKey) -> None:
         """The broker has no queue to route to."""
+
+    def worker_beat(self, beat: Heartbeat) -> None:
+        """A worker lives, or says that it stops."""
 
     def task_ended(self, entry: Entry) -> None:
         """The final status of a Task is in the API server."""
@@ -134,6 +138,7 @@ class Tasks:
             tokens=tokens,
             clock=clock,
             on_late=self._late,
+            on_heartbeat=owner.worker_beat,
         )
         TASKS_HELD.set_function(lambda: len(self._entries))
 

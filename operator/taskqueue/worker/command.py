@@ -105,7 +105,7 @@ async def _work(settings: WorkerSettings) -> bool:
 
     loop = asyncio.get_running_loop()
     executor = FunctionExecutor(registry, loop)
-    worker = Worker(settings, executor)
+    worker = Worker(settings, executor, handlers=registry)
     signals = 0
 
     def on_signal(number: int) -> None:

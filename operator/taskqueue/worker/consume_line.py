@@ -82,6 +82,8 @@ class ConsumeLine:
         self._wanted = prefetch
         self.prefetch = prefetch
         self.registered = False
+        #: Set once it has been registered for the first time.
+        self.ready = asyncio.Event()
         self.changed_at = asyncio.get_running_loop().time()
         self._stopping = False
         self._poked = asyncio.Event()
@@ -252,6 +254,8 @@ class ConsumeLine:
     def _register(self, registered: bool) -> None:
         if registered != self.registered:
             self.registered = registered
+            if registered:
+                self.ready.set()
             self.changed_at = asyncio.get_running_loop().time()
             if registered:
                 log.debug("consumer.registered", queue=self._queue, prefetch=self.prefetch)

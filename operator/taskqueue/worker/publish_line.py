@@ -38,6 +38,8 @@ class PublishLine:
         self._on_ready = on_ready
         self._name = name
         self._reporter = reporter
+        #: The connection while there is one, for what need not arrive.
+        self.connection: Connection | None = None
 
     async def run(self) -> None:
         """Keep the line until cancelled; then close it.
@@ -68,11 +70,13 @@ class PublishLine:
             connection = await connect(self._parameters, name=self._name)
             publisher = await Publisher.open(connection)
             self._reporter.attach(publisher)
+            self.connection = connection
             self._on_ready()
             log.debug("publisher.ready")
             await asyncio.wait({publisher.closed})
             return publisher.closed.result()
         finally:
             self._reporter.detach()
+            self.connection = None
             if connection is not None:
                 await connection.close()

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 
 from taskqueue.broker.connection import Channel, Delivery
+from taskqueue.broker.heartbeats import RunningAttempt
 from taskqueue.broker.orders import Order, OrderKind
 from taskqueue.logs import EventLog
 from taskqueue.worker.acknowledger import Acknowledger
@@ -107,6 +108,13 @@ class Runtime:
     def stuck(self) -> int:
         """Slots taken by attempts whose end is told already, but which do not end."""
         return sum(run.settled for run in self._running)
+
+    @property
+    def running(self) -> tuple[RunningAttempt, ...]:
+        """The attempts of Tasks that run here, and how far they are."""
+        return tuple(
+            _described(run) for run in self._running if isinstance(run, TaskRun) and not run.settled
+        )
 
     @property
     def prefetch(self) -> int:
@@ -385,3 +393,11 @@ class Runtime:
     def _note_idle(self) -> None:
         if self._draining and all(run.settled for run in self._running):
             self._idle.set()
+
+
+def _described(run: TaskRun) -> RunningAttempt:
+    progress = None if run.execution is None else run.execution.progress
+    if progress is None:
+        return RunningAttempt(run.attempt.uid, run.token)
+    percent = None if progress.percent is None else int(progress.percent)
+    return RunningAttempt(run.attempt.uid, run.token, percent, progress.message)

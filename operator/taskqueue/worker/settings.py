@@ -42,6 +42,9 @@ class WorkerSettings:
     pod: str
     """POD_NAME: what outcomes call this worker; the host name by default."""
 
+    node: str = ""
+    """NODE_NAME: of the pod."""
+
     slots: int
     """TASKQUEUE_CONCURRENCY: attempts run at once; by default the CPUs of the container."""
 
@@ -76,6 +79,7 @@ class WorkerSettings:
             queue=_required(values, "TASKQUEUE_QUEUE", "the name of the TaskQueue"),
             broker=_broker(values),
             pod=values.get("POD_NAME") or socket.gethostname(),
+            node=values.get("NODE_NAME", ""),
             slots=_number(values, "TASKQUEUE_CONCURRENCY", int, available_cpus, lowest=1),
             grace_seconds=_number(values, "TASKQUEUE_GRACE_SECONDS", float, lambda: 25.0),
             health_port=_number(values, "TASKQUEUE_HEALTH_PORT", int, lambda: 8081, highest=65535),

@@ -9,13 +9,17 @@ the time its attempts have, until a signal begins the period.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from taskqueue.broker.contract import work_queue
+from taskqueue.broker.heartbeats import Heartbeat, WorkerState
 from taskqueue.logs import EventLog
 from taskqueue.worker.consume_line import ConsumeLine
 from taskqueue.worker.control_line import ControlLine
+from taskqueue.worker.cpus import available_cpus
 from taskqueue.worker.executor import Executor
 from taskqueue.worker.health import HealthServer, unhealthy
+from taskqueue.worker.heartbeat_line import HeartbeatLine
 from taskqueue.worker.publish_line import PublishLine
 from taskqueue.worker.reporter import Reporter
 from taskqueue.worker.runtime import Runtime
@@ -28,14 +32,25 @@ FAREWELL_SECONDS = 4.0
 
 
 class Worker:
-    """Runs until `stop`; made and run on one loop."""
+    """Runs until `stop`; made and run on one loop.
 
-    def __init__(self, settings: WorkerSettings, executor: Executor) -> None:
+    Args:
+        settings: of the worker.
+        executor: runs the attempts.
+        handlers: names it has code for, to be told to the operator.
+    """
+
+    def __init__(
+        self, settings: WorkerSettings, executor: Executor, *, handlers: Iterable[str] = ()
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._settings = settings
+        self._handlers = tuple(sorted(handlers))
+        self._cpus = available_cpus()
         self._stop = asyncio.Event()
         self._leaving = asyncio.Event()
+        self._left = False
         self._reporter = Reporter(loop)
         self._runtime = Runtime(
             settings,
@@ -64,6 +79,8 @@ class Worker:
             ),
         )
 
+        self._heartbeats = HeartbeatLine(self._publishing, beat=self._heartbeat)
+
     def stop(self) -> None:
         """Begin the orderly end, or the grace period of one begun by `drain`."""
         self._stop.set()
@@ -85,6 +102,7 @@ class Worker:
         await self._listen(health)
         publishing = self._loop.create_task(self._publishing.run())
         consuming = self._loop.create_task(self._consuming.run())
+        beating = self._loop.create_task(self._beat())
         leaving = self._loop.create_task(self._leaving.wait())
         lines = {publishing, consuming}
         try:
@@ -92,11 +110,14 @@ class Worker:
             for line in lines:
                 if line.done():
                     line.result()
+            self._heartbeats.send_soon()
             await self._leave()
+            self._left = True
+            await self._heartbeats.send()
         finally:
-            for task in (leaving, consuming, publishing):
+            for task in (leaving, beating, consuming, publishing):
                 task.cancel()
-            await asyncio.gather(leaving, consuming, publishing, return_exceptions=True)
+            await asyncio.gather(leaving, beating, consuming, publishing, return_exceptions=True)
             health.close()
         return not self._runtime.busy
 
@@ -116,6 +137,28 @@ class Worker:
         if self._leaving.is_set():
             return "stopping"
         return None if self._consuming.registered else "no consumer is registered with the broker"
+
+    async def _beat(self) -> None:
+        """Say that the worker is there, once it takes work, and then for as long as it lives."""
+        await self._consuming.ready.wait()
+        await self._heartbeats.run()
+
+    def _heartbeat(self) -> Heartbeat:
+        state = WorkerState.READY
+        if self._leaving.is_set():
+            state = WorkerState.STOPPED if self._left else WorkerState.DRAINING
+        settings = self._settings
+        return Heartbeat(
+            namespace=settings.namespace,
+            queue=settings.queue,
+            pod=settings.pod,
+            node=settings.node,
+            cpus=self._cpus,
+            slots=settings.slots,
+            handlers=self._handlers,
+            running=self._runtime.running,
+            state=state,
+        )
 
     async def _listen(self, health: HealthServer) -> None:
         port = self._settings.health_port

@@ -23,6 +23,7 @@ from taskqueue.broker.contract import (
     parse_work,
 )
 from taskqueue.broker.events import AttemptEvent, EventError, EventKind, encode
+from taskqueue.broker.heartbeats import Heartbeat
 from taskqueue.broker.orders import Order
 from taskqueue.broker.orders import decode as decode_order
 from taskqueue.broker.publisher import OnSettled, Publisher, Settled
@@ -173,6 +174,7 @@ class Engine:
         self.api = FakeApi()
         self.given_up: list[tuple[Delivery, str]] = []
         self.recorded: list[str] = []
+        self.beats: list[Heartbeat] = []
         self.missing = 0
         self.leads = True
         self.synced = True
@@ -221,6 +223,9 @@ class Engine:
 
     def queue_missing(self, key: QueueKey) -> None:
         self.missing += 1
+
+    def worker_beat(self, beat: Heartbeat) -> None:
+        self.beats.append(beat)
 
     def task_ended(self, entry: Entry) -> None:
         self.recorded.append(entry.task.name)

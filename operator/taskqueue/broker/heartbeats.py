@@ -1,0 +1,152 @@
+"""Heartbeats: what a worker says of itself every few seconds, as CloudEvents 1.0 in JSON.
+
+They register a worker while it lives, tell how far its attempts are, and nothing hangs on a single
+one: they are published without confirm, and thrown away when nobody reads them in time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from taskqueue.broker.contract import ContractError, routing_key
+from taskqueue.broker.events import NAME_LIMIT
+
+_TYPE = "dev.taskqueue.worker.heartbeat.v1"
+#: Seconds from one to the next.
+HEARTBEAT_SECONDS = 10.0
+#: Handlers and running attempts taken from one heartbeat, at most.
+_LIST_LIMIT = 2000
+#: Longest progress message taken, in characters; what is longer is cut.
+PROGRESS_LIMIT = 1024
+
+_PROCESS = uuid.uuid4().hex
+_numbers = itertools.count(1)
+
+
+class WorkerState(StrEnum):
+    """What a worker is doing."""
+
+    READY = "ready"
+    #: It takes nothing more and finishes what it has.
+    DRAINING = "draining"
+    #: Its last word.
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningAttempt:
+    """An attempt of a Task that a worker runs; percent is 0 to 100 or None: nothing was said."""
+
+    uid: str
+    token: str
+    percent: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """One heartbeat.
+
+    Attributes:
+        namespace: of the TaskQueue.
+        queue: name of the TaskQueue.
+        pod: what events call this worker.
+        node: of the pod; "" when it is not known.
+        cpus: that the worker may use.
+        slots: attempts it runs at once.
+        handlers: names it has code for.
+        running: attempts of Tasks it runs.
+        state: what it is doing.
+    """
+
+    namespace: str
+    queue: str
+    pod: str
+    node: str
+    cpus: float
+    slots: int
+    handlers: tuple[str, ...]
+    running: tuple[RunningAttempt, ...]
+    state: WorkerState
+
+    @property
+    def routing_key(self) -> str:
+        """The key on the heartbeats exchange."""
+        return f"{routing_key(self.namespace, self.queue)}.worker.heartbeat"
+
+
+def encode(beat: Heartbeat) -> bytes:
+    """Return the heartbeat as a structured CloudEvent."""
+    return orjson.dumps(
+        {
+            "specversion": "1.0",
+            "id": f"{_PROCESS}-{next(_numbers)}",
+            "type": _TYPE,
+            "source": f"/workers/{beat.pod}",
+            "subject": f"{beat.namespace}/{beat.queue}",
+            "taskqueue": beat.queue,
+            "datacontenttype": "application/json",
+            "data": {
+                "pod": beat.pod,
+                "node": beat.node,
+                "cpus": beat.cpus,
+                "slots": beat.slots,
+                "handlers": beat.handlers,
+                "running": [_running(one) for one in beat.running],
+                "state": beat.state,
+            },
+        }
+    )
+
+
+def decode(body: bytes) -> Heartbeat:
+    """Read a heartbeat from the wire.
+
+    Raises:
+        ContractError: not JSON, no heartbeat, or a field is missing or of a wrong type.
+    """
+    try:
+        envelope = orjson.loads(body)
+        if envelope["type"] != _TYPE:
+            raise ContractError(f"event type must be {_TYPE}, it is {envelope['type']!r}")
+        namespace, _, queue = envelope["subject"].partition("/")
+        data = envelope["data"]
+        return Heartbeat(
+            namespace=namespace,
+            queue=queue,
+            pod=str(data["pod"])[:NAME_LIMIT],
+            node=str(data.get("node", ""))[:NAME_LIMIT],
+            cpus=max(float(data.get("cpus", 0)), 0.0),
+            slots=max(int(data["slots"]), 0),
+            handlers=tuple(str(name)[:NAME_LIMIT] for name in data["handlers"][:_LIST_LIMIT]),
+            running=tuple(_read_running(one) for one in data["running"][:_LIST_LIMIT]),
+            state=WorkerState(data["state"]),
+        )
+    except ContractError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as problem:
+        raise ContractError(f"not a heartbeat of the contract: {problem!r}") from problem
+
+
+def _running(attempt: RunningAttempt) -> dict[str, Any]:
+    told: dict[str, Any] = {"uid": attempt.uid, "token": attempt.token}
+    if attempt.percent is not None or attempt.message:
+        told["progress"] = {"percent": attempt.percent, "message": attempt.message}
+    return told
+
+
+def _read_running(told: Any) -> RunningAttempt:
+    progress = told.get("progress") or {}
+    percent = progress.get("percent")
+    return RunningAttempt(
+        uid=str(told["uid"]),
+        token=str(told["token"]),
+        percent=None if percent is None else min(max(int(percent), 0), 100),
+        message=str(progress.get("message", ""))[:PROGRESS_LIMIT],
+    )

@@ -1,0 +1,101 @@
+"""Says every few seconds that this worker lives, and what it does.
+
+On a channel of its own beside the outcomes': a broker that has no exchange for heartbeats (an
+operator of another version) closes the channel over it, and outcomes must not suffer. A heartbeat
+that cannot be sent is not sent later: the next one says more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from taskqueue.broker.connection import BrokerUnavailable, Channel, ChannelRefused, Connection
+from taskqueue.broker.contract import HEARTBEATS_EXCHANGE
+from taskqueue.broker.events import CONTENT_TYPE
+from taskqueue.broker.heartbeats import HEARTBEAT_SECONDS, Heartbeat, encode
+from taskqueue.broker.worker_messages import Outgoing
+from taskqueue.logs import EventLog
+
+log = EventLog("taskqueue.worker")
+
+
+class Connected(Protocol):
+    """Who has the connection that outcomes leave by."""
+
+    @property
+    def connection(self) -> Connection | None:
+        """None while it is being made."""
+
+
+class HeartbeatLine:
+    """Sends what ``beat`` returns, every `HEARTBEAT_SECONDS` and when asked to.
+
+    Args:
+        line: lends its connection.
+        beat: describes the worker as it is now.
+    """
+
+    def __init__(self, line: Connected, *, beat: Callable[[], Heartbeat]) -> None:
+        self._line = line
+        self._beat = beat
+        self._soon = asyncio.Event()
+        self._connection: Connection | None = None
+        self._channel: Channel | None = None
+        self._told = ""
+
+    def send_soon(self) -> None:
+        """Send one now rather than when it is due: the worker's state has changed."""
+        self._soon.set()
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        while True:
+            self._soon.clear()
+            await self.send()
+            try:
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await self._soon.wait()
+            except TimeoutError:
+                pass
+
+    async def send(self) -> None:
+        """Send one now, if there is a connection."""
+        try:
+            channel = await self._open()
+        except (BrokerUnavailable, ChannelRefused) as problem:
+            self._complain(str(problem))
+            return
+        if channel is None:
+            return
+        beat = self._beat()
+        message = Outgoing(
+            exchange=HEARTBEATS_EXCHANGE,
+            key=beat.routing_key,
+            body=encode(beat),
+            content_type=CONTENT_TYPE,
+        )
+        channel.publish(message.exchange, message.key, message.body, message.properties())
+
+    async def _open(self) -> Channel | None:
+        """Return a channel on which the exchange is known to be there."""
+        connection = self._line.connection
+        if connection is None:
+            return None
+        if self._channel is None or not self._channel.is_open or connection is not self._connection:
+            self._connection, self._channel = connection, None
+            channel = await connection.channel()
+            await channel.declare_exchange(HEARTBEATS_EXCHANGE, passive=True)
+            self._channel, self._told = channel, ""
+        return self._channel
+
+    def _complain(self, reason: str) -> None:
+        if reason != self._told:
+            self._told = reason
+            log.warning(
+                "heartbeat.not_sent",
+                reason=reason,
+                todo="nothing is lost; deploy an operator that declares the exchange, and let this "
+                "user publish there",
+            )
