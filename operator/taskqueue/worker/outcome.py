@@ -1,8 +1,9 @@
 """From what a handler returned or raised to the result of the attempt.
 
-Rules: a dict is the result, None is no result, any other JSON value is wrapped as
-``{"value": …}``; what JSON cannot say, or what is too large for a Task's status, is a failure that
-no retry helps. Any exception is a failure that is retried, unless it is `Fail`.
+Rules: a dict, a pydantic model or a dataclass is the result, None is no result, any other JSON
+value is wrapped as ``{"value": …}``; what JSON cannot say, or what is too large for a Task's
+status, is a failure that no retry helps. Any exception is a failure that is retried, unless it is
+`Fail`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import orjson
 
 from taskqueue.broker.events import EventError
+from taskqueue.jsonable import models
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.sdk import Fail, Retry
 
@@ -31,17 +33,19 @@ def succeeded(value: Any, seconds: float) -> AttemptResult:
     """
     if value is None:
         return AttemptResult(seconds=seconds)
-    wrapped = value if isinstance(value, dict) else {"value": value}
     try:
-        encoded = orjson.dumps(wrapped)
+        encoded = orjson.dumps(value, default=models)
     except TypeError as problem:
         return failure(
             "InvalidResult",
             f"the handler returned {type(value).__name__}, not JSON ({problem}): "
-            "return a dict, a list, a string, a number, a boolean or None",
+            "return a dict, a pydantic model, a dataclass, a list, a string, a number, a boolean "
+            "or None",
             seconds,
             retryable=False,
         )
+    if not encoded.startswith(b"{"):
+        encoded = b'{"value":' + encoded + b"}"
     if len(encoded) > MAX_RESULT_BYTES:
         return failure(
             "ResultTooLarge",

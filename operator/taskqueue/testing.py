@@ -1,0 +1,185 @@
+"""Run a handler in a test as a worker would, without worker, broker or cluster.
+
+``run(handler, {"name": "Ada"})`` checks the payload against the handler's annotation, gives it a
+`taskqueue.Context`, and returns what the Task's result would be. What the handler raises is raised.
+Time-outs and kills are not played: a test that hangs is the test runner's to stop. Only the
+standard library is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypedDict, Unpack
+
+from taskqueue.jsonable import plain
+from taskqueue.worker.sdk import Context, Fail, Handler, Progress, Registry
+
+__all__ = ["About", "Recorded", "run", "run_async"]
+
+#: What a Task's status takes.
+_MAX_RESULT_BYTES = 16 * 1024
+
+
+class About(TypedDict, total=False):
+    """What the handler's `Context` says, by its own names; what is left out has the default here.
+
+    The first of 3 attempts of Task ``test/task`` in queue ``test``, which may take 300 s, without
+    a fence.
+    """
+
+    task: str
+    uid: str
+    queue: str
+    attempt: int
+    max_attempts: int
+    timeout_seconds: float
+    fence: int | None
+
+
+_DEFAULTS: About = {
+    "task": "test/task",
+    "uid": "00000000-0000-4000-8000-000000000000",
+    "queue": "test",
+    "attempt": 1,
+    "max_attempts": 3,
+    "timeout_seconds": 300,
+    "fence": None,
+}
+
+
+@dataclass(slots=True)
+class Recorded:
+    """What a handler told while it ran.
+
+    Attributes:
+        progress: every progress, in order; a Task shows the latest only.
+    """
+
+    progress: list[Progress] = field(default_factory=list)
+
+
+def run(
+    handler: Callable[..., Any],
+    payload: Any = None,
+    *,
+    cancelled: bool | Callable[[], bool] = False,
+    recorded: Recorded | None = None,
+    **about: Unpack[About],
+) -> dict[str, Any] | None:
+    """Run a handler, sync or async, and return what the Task's result would be.
+
+    Args:
+        handler: the function, decorated or not.
+        payload: a dict, or a model or dataclass, which becomes JSON as on its way to a worker;
+            None: an empty object.
+        cancelled: what ``ctx.cancelled`` says, or a function that is asked at each look.
+        recorded: takes down what the handler tells.
+        about: what the context says: ``attempt=3``, ``max_attempts``, ``timeout_seconds``,
+            ``fence``, ``uid``, ``task``, ``queue``.
+
+    Raises:
+        TypeError: the payload is no JSON object, the function no handler, or its annotation cannot
+            be used.
+        InvalidPayload: the payload is not what the handler's annotation asks for.
+        Fail: as the handler raised it; or with type InvalidResult or ResultTooLarge, where a worker
+            would refuse what it returned.
+        RuntimeError: the handler is async, and a loop runs already: use `run_async`.
+    """
+    registered = _registered(handler)
+    context = _Context(cancelled, recorded or Recorded(), about)
+    if not registered.is_async:
+        return _result(registered(_object(payload), context))
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_run(registered, payload, context))
+    raise RuntimeError(
+        f"handler {registered.name!r} is async, and a loop runs in this thread already: "
+        "await taskqueue.testing.run_async(...)"
+    )
+
+
+async def run_async(
+    handler: Callable[..., Any],
+    payload: Any = None,
+    *,
+    cancelled: bool | Callable[[], bool] = False,
+    recorded: Recorded | None = None,
+    **about: Unpack[About],
+) -> dict[str, Any] | None:
+    """Run a handler from an async test, on the test's own loop; a sync one in a thread.
+
+    Arguments and errors are those of `run`.
+    """
+    context = _Context(cancelled, recorded or Recorded(), about)
+    return await _run(_registered(handler), payload, context)
+
+
+async def _run(handler: Handler, payload: Any, context: Context) -> dict[str, Any] | None:
+    given = _object(payload)
+    if handler.is_async:
+        return _result(await handler(given, context))
+    return _result(await asyncio.to_thread(handler, given, context))
+
+
+class _Context(Context):
+    """A context that remembers, and is cancelled when the test says so."""
+
+    __slots__ = ("_asked", "_recorded")
+
+    def __init__(
+        self, cancelled: bool | Callable[[], bool], recorded: Recorded, about: About
+    ) -> None:
+        given: About = {**_DEFAULTS, **about}
+        super().__init__(**given)
+        self._asked = cancelled
+        self._recorded = recorded
+
+    def progress(self, percent: float | None = None, message: str = "") -> None:
+        super().progress(percent, message)
+        self._recorded.progress.append(Progress(percent, message))
+
+    @property
+    def cancelled(self) -> bool:
+        return self._asked() if callable(self._asked) else self._asked
+
+
+def _registered(handler: Callable[..., Any]) -> Handler:
+    return Registry().register(handler, name=getattr(handler, "__name__", type(handler).__name__))
+
+
+def _object(payload: Any) -> dict[str, Any]:
+    """Return the payload as a worker gets it: a copy that went through JSON."""
+    given = plain({} if payload is None else payload)
+    if not isinstance(given, dict):
+        raise TypeError(
+            f"a payload is a JSON object, not {type(payload).__name__}: give a dict, a model or a "
+            "dataclass"
+        )
+    return given
+
+
+def _result(value: Any) -> dict[str, Any] | None:
+    """Return what a worker would report; its rules are those of `taskqueue.worker.outcome`."""
+    if value is None:
+        return None
+    try:
+        result = plain(value)
+    except TypeError as problem:
+        raise Fail(
+            f"the handler returned {type(value).__name__}, not JSON ({problem})",
+            type="InvalidResult",
+        ) from problem
+    if not isinstance(result, dict):
+        result = {"value": result}
+    size = len(json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > _MAX_RESULT_BYTES:
+        raise Fail(
+            f"the result is {size} bytes of JSON, the limit is {_MAX_RESULT_BYTES}: "
+            "store it elsewhere and return where it is",
+            type="ResultTooLarge",
+        )
+    return result
