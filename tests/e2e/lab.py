@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from tests.e2e.api import TASKQUEUE_API, Api, Body, Refused
+from tests.e2e.power import Power
 from tests.e2e.sightings import Sightings
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Lab:
             "/api/v1/namespaces",
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}},
         )
+        self.power = Power(api, kubectl, self.namespace)
         self.tasks = Sightings(api, self.path("tasks"))
         self.queues = Sightings(api, self.path("taskqueues"))
         modules = {"handlers.py": HANDLERS.read_text(), "rolled_out.py": _ROLLED_OUT}
@@ -257,7 +259,8 @@ class Lab:
         self.until(there, what=f"{count} workers available", seconds=seconds)
 
     def kill(self, pod: str, *, namespace: str | None = None) -> None:
-        """End a pod at once, as a node that dies does."""
+        """End a pod at once, as a node that dies does; another takes its place."""
+        self.power.off(pod)
         path = f"/api/v1/namespaces/{namespace or self.namespace}/pods/{pod}"
         options = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
         self.api.request("DELETE", path, options)
@@ -316,7 +319,7 @@ class Lab:
         return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
 
     def kill_operator(self) -> None:
-        """End the operator at once; Kubernetes starts another, which waits for the Lease."""
+        """End the operator at once; another has to wait until its Lease has run out."""
         for pod in self.operator_pods():
             self.kill(pod["metadata"]["name"], namespace=OPERATOR_NAMESPACE)
 

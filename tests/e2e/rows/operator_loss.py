@@ -3,7 +3,7 @@
 The rows are played together; the operator is killed once, when each has come to `operator_killed`.
 """
 
-from tests.e2e.checks import began_after, fences_grow, never_two_at_once, ran, waited
+from tests.e2e.checks import began_after, fences_grow, never_two_at_once, ran, waited, was_stopped
 from tests.e2e.steps import (
     broker_has,
     cancel,
@@ -32,6 +32,7 @@ from tests.e2e.table import (
     succeeded,
     suspended,
     task,
+    workers,
 )
 
 _LIMITED = blocked("ConcurrencyLimit", "*{row}-k*")
@@ -51,6 +52,12 @@ ROWS = (
         when=(shows(running()), operator_killed()),
         then={"it": succeeded()},
         also=(ran(1),),
+    ),
+    Row(
+        "operator killed: runs on until after another has taken over",
+        {"it": nap(30)},
+        when=(shows(running()), operator_killed()),
+        then={"it": succeeded()},
     ),
     Row(
         "operator killed: a worker's outcome waits for the next one",
@@ -143,11 +150,16 @@ ROWS = (
                 history=("1 Failed DeadlineExceeded",),
             )
         },
-        also=(ran(1),),
+        also=(was_stopped(),),
     ),
     Row(
         "operator killed: one of a concurrencyKey runs, others wait",
-        {role: nap(4, "tell_fence", concurrencyKey="k") for role in ("it", "two", "three")},
+        {
+            # Until after another operator has taken over.
+            "it": nap(30, "tell_fence", concurrencyKey="k"),
+            "two": nap(1, "tell_fence", concurrencyKey="k"),
+            "three": nap(1, "tell_fence", concurrencyKey="k"),
+        },
         when=(
             shows(running(key="{row}-k")),
             shows(_LIMITED, "two"),
@@ -156,5 +168,7 @@ ROWS = (
         ),
         then={role: succeeded() for role in ("it", "two", "three")},
         also=(never_two_at_once("it", "two", "three"), fences_grow("it", "two", "three")),
+        # A second copy of what a worker runs goes to another: this one has its hands full.
+        on=workers(2, slots=1),
     ),
 )
