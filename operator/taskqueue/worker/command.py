@@ -57,7 +57,8 @@ def load(modules: Sequence[str]) -> None:
     """Import the modules; the folder we run in counts as on PYTHONPATH.
 
     Raises:
-        StartError: one cannot be imported, or together they register no handler.
+        StartError: one cannot be imported, together they register no handler, or a handler's
+            payload cannot be checked.
     """
     if not modules:
         raise StartError("no module given: python -m taskqueue worker MODULE…")
@@ -80,6 +81,10 @@ def load(modules: Sequence[str]) -> None:
             f"no handler is registered by {', '.join(modules)}: mark functions with @task "
             "(from taskqueue import task)"
         )
+    try:
+        registry.prepare()
+    except TypeError as problem:
+        raise StartError(str(problem)) from problem
 
 
 def _broken(name: str, problem: Exception) -> StartError:

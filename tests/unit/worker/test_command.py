@@ -9,7 +9,7 @@ import pytest
 
 from taskqueue.worker import command
 from taskqueue.worker.command import StartError, load
-from taskqueue.worker.sdk import Registry
+from taskqueue.worker.sdk import Registry, decorators
 
 
 @pytest.fixture
@@ -42,6 +42,15 @@ def test_a_module_without_handlers(folder: Path) -> None:
     (folder / "empty.py").write_text("")
     with pytest.raises(StartError, match="no handler is registered by empty: mark functions"):
         load(["empty"])
+
+
+def test_a_payload_that_cannot_be_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decorators, "registry", command.registry)
+    (folder / "shop.py").write_text(
+        "from taskqueue import task\n@task\ndef pack(order: 'Ordre'): ...\n"
+    )
+    with pytest.raises(StartError, match="'pack': the annotation 'Ordre' of its payload"):
+        load(["shop"])
 
 
 def test_no_module_at_all() -> None:
