@@ -10,10 +10,12 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
 
 from tests.conftest import RabbitMQ
@@ -30,12 +32,14 @@ STREAM = 120
 class Subscriber:
     """The sample as a process; its lines, as they come."""
 
-    def __init__(self, lab: Lab, rabbitmq: RabbitMQ, user: str, password: str) -> None:
+    def __init__(
+        self, lab: Lab, rabbitmq: RabbitMQ, user: str, password: str, *options: str
+    ) -> None:
         self._lab = lab
         self.lines: list[str] = []
         self.complaints: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, str(SAMPLE / "subscriber.py"), f"{lab.namespace}/q"],
+            [sys.executable, str(SAMPLE / "subscriber.py"), f"{lab.namespace}/q", *options],
             env={
                 **os.environ,
                 "AMQP_URI": f"amqp://{user}:{password}@{rabbitmq.host}:{rabbitmq.port}/",
@@ -242,6 +246,33 @@ def test_what_happens_while_it_is_away_is_kept_for_it(
     lab.finished(lab.task("meanwhile"))
     subscriber.listens(times=2)
     assert "Succeeded" in subscriber.line("meanwhile")
+
+
+def test_an_end_is_told_again_when_its_outcome_comes_again(lab: Lab, rabbitmq: RabbitMQ) -> None:
+    """As after an operator that recorded an end and was killed before it could tell it."""
+    copies, late = f"copies.{lab.namespace}", f"late.{lab.namespace}"
+    key = f"{lab.namespace}.q.task.succeeded"
+    lab.broker_api("PUT", f"queues/%2F/{copies}", {"durable": True})
+    lab.broker_api("POST", f"bindings/%2F/e/taskqueue.outcomes/q/{copies}", {"routing_key": key})
+    listener = None
+    try:
+        lab.finished(lab.task("told-late"))
+        request = {"count": 1, "ackmode": "ack_requeue_false", "encoding": "auto"}
+        (copy,) = lab.broker_api("POST", f"queues/%2F/{copies}/get", request)
+        listener = Subscriber(
+            lab, rabbitmq, rabbitmq.username, rabbitmq.password, f"--queue={late}"
+        )
+        listener.listens()  # so late that it has not heard the first time
+        outcome = json.loads(copy["payload"])
+        assert outcome["subject"] == f"{lab.namespace}/told-late"
+        publish(lab, "taskqueue.outcomes", key, outcome)
+        assert "Succeeded" in listener.line("told-late")
+    finally:
+        if listener is not None:
+            listener.end()
+        for queue in (copies, late):
+            with suppress(requests.HTTPError):
+                lab.broker_api("DELETE", f"queues/%2F/{queue}")
 
 
 def test_nothing_is_lost_when_the_operator_is_killed(lab: Lab, subscriber: Subscriber) -> None:
