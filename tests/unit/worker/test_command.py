@@ -15,7 +15,9 @@ from taskqueue.worker.sdk import Registry, decorators
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(command, "registry", Registry())
+    fresh = Registry()
+    monkeypatch.setattr(command, "registry", fresh)
+    monkeypatch.setattr(decorators, "registry", fresh)
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     return tmp_path
 
@@ -44,8 +46,7 @@ def test_a_module_without_handlers(folder: Path) -> None:
         load(["empty"])
 
 
-def test_a_payload_that_cannot_be_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decorators, "registry", command.registry)
+def test_a_payload_that_cannot_be_checked(folder: Path) -> None:
     (folder / "shop.py").write_text(
         "from taskqueue import task\n@task\ndef pack(order: 'Ordre'): ...\n"
     )
