@@ -46,6 +46,16 @@ class DependencyState:
 INDEPENDENT = DependencyState()
 
 
+class _Cycle:
+    """Unfinished Tasks that wait for each other in a circle; one object for all its members."""
+
+    __slots__ = ("members", "names")
+
+    def __init__(self, members: tuple[TaskKey, ...]) -> None:
+        self.members = members
+        self.names = (*(name for _, name in members), members[0][1])
+
+
 class DependencyGraph:
     """See the module's contract. What it returns are the Tasks whose state may have changed."""
 
@@ -56,7 +66,9 @@ class DependencyGraph:
         #: Somebody waits for them, and they exist unfinished.
         self._present: set[TaskKey] = set()
         self._missing: set[TaskKey] = set()
-        self._cycles: dict[TaskKey, tuple[str, ...]] = {}
+        self._cycles: dict[TaskKey, list[_Cycle]] = {}
+        #: A cycle they were in is broken; they may be in another that nobody has looked for.
+        self._doubtful: set[TaskKey] = set()
 
     def put(self, key: TaskKey, depends_on: Iterable[str]) -> set[TaskKey]:
         """Take what an unfinished Task depends on, instead of what it did before."""
@@ -66,11 +78,7 @@ class DependencyGraph:
             self._needs[key] = needs
         for need in needs:
             self._dependents.setdefault(need, set()).add(key)
-        cycle = self._find_cycle(key)
-        for member in cycle:
-            self._cycles[member] = (*(name for _, name in cycle), cycle[0][1])
-            changed.add(member)
-        return changed
+        return changed | self._mark(key)
 
     def exists(self, key: TaskKey) -> set[TaskKey]:
         """Take note that a Task of this name exists and is not finished."""
@@ -127,7 +135,7 @@ class DependencyGraph:
             missing=tuple(missing),
             waiting=tuple(waiting),
             failed=failed,
-            cycle=self._cycles.get(key, ()),
+            cycle=self._cycle(key),
             completed=max(times) if len(times) == len(needs) else None,
         )
 
@@ -151,10 +159,18 @@ class DependencyGraph:
         return set(dependents)
 
     def _unlink(self, key: TaskKey) -> set[TaskKey]:
-        """Forget what a Task depends on; a cycle it was in is none any more."""
-        others = {(key[0], name) for name in self._cycles.pop(key, ())} - {key}
-        for member in others:
-            self._cycles.pop(member, None)
+        """Forget what a Task depends on; a circle it was in is none any more."""
+        self._doubtful.discard(key)
+        others: set[TaskKey] = set()
+        for cycle in self._cycles.pop(key, ()):
+            for member in cycle.members:
+                if member != key:
+                    theirs = self._cycles[member]
+                    theirs.remove(cycle)
+                    if not theirs:
+                        del self._cycles[member]
+                    others.add(member)
+        self._doubtful |= others
         for need in self._needs.pop(key, ()):
             dependents = self._dependents[need]
             dependents.discard(key)
@@ -164,6 +180,24 @@ class DependencyGraph:
                 self._present.discard(need)
                 self._missing.discard(need)
         return others
+
+    def _cycle(self, key: TaskKey) -> tuple[str, ...]:
+        """Return the names of a circle the Task is in, or nothing."""
+        if key in self._doubtful:
+            self._doubtful.discard(key)
+            if key not in self._cycles:
+                self._mark(key)
+        cycles = self._cycles.get(key)
+        return cycles[0].names if cycles else ()
+
+    def _mark(self, key: TaskKey) -> set[TaskKey]:
+        """Look for a circle the Task is in; return its members."""
+        members = self._find_cycle(key)
+        if members:
+            cycle = _Cycle(members)
+            for member in members:
+                self._cycles.setdefault(member, []).append(cycle)
+        return set(members)
 
     def _find_cycle(self, start: TaskKey) -> tuple[TaskKey, ...]:
         """Return the Tasks of a cycle through ``start``, in order, or nothing."""

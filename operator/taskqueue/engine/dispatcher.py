@@ -7,7 +7,9 @@ Invariants:
 * nothing is published while the dispatcher is closed (broker away, queue not declared, no
   TaskQueue) or the queue's stopPolicy holds; what is PUBLISHED then stays so, because the broker's
   queue is durable;
-* a publish whose fate is unknown goes back into the line and out again with the same token;
+* a publish whose fate is unknown goes back into the line and out again with the same token; but
+  not that of a Task with a concurrency key, which could then run beside itself: it is waited for,
+  as if published, until the attempt's time is up;
 * a Task with a concurrency key is published only after a write of its status says that it holds
   the key, and by a process that led when the write was done: whoever leads next knows of it.
 """
@@ -200,10 +202,17 @@ class Dispatcher:
         self._orders.close()
 
     def adopt(self, entry: Entry) -> None:
-        """Take a Task that is new here; the key it holds by its status is its own."""
+        """Take a Task that is new here.
+
+        One that holds a key by its status was published by a former leader, as far as anybody
+        knows. Publishing it again could have it run beside itself.
+        """
         if entry.status.concurrency_key:
             entry.key = entry.status.concurrency_key
             self._keys.take(entry.key, entry)
+            entry.stage = Stage.PUBLISHED
+            self._published[entry] = None
+            entry.confirmed = entry.unsure = True
 
     def submit(self, entry: Entry) -> None:
         """Take a Task whose next attempt may be dispatched."""
@@ -273,10 +282,15 @@ class Dispatcher:
             self._publish_claimed(self._publisher, entry)
 
     def republish_all(self) -> int:
-        """Put everything published back into the line: the broker has lost it."""
-        lost = list(self._published)
+        """Put everything published back into the line: the broker has lost it.
+
+        Not what holds a key: a worker may still run it.
+        """
+        lost = [entry for entry in self._published if not entry.key]
         for entry in lost:
             self.submit(entry)
+        for entry in self._published:
+            entry.unsure = True
         return len(lost)
 
     def observed_ready(self, ready: int, *, reporting: bool) -> None:
@@ -319,7 +333,8 @@ class Dispatcher:
         self._published.pop(entry, None)
         self._claiming.discard(entry)
         self._held.discard(entry)
-        entry.confirmed, entry.delivered_at = False, None
+        entry.confirmed = entry.unsure = False
+        entry.delivered_at = None
         if entry.key and entry.status.concurrency_key != entry.key:
             self._release(entry)
 
@@ -355,15 +370,15 @@ class Dispatcher:
         if publisher is None or config is None or config.stop_policy.holds:
             return
         now = self._clock()
-        if now < self._paused_until:
-            self._plan_pump(self._paused_until - now)
-            return
         window = window_size(
             max_published=config.max_published,
             slots=self.slots,
             finished_in_5_seconds=self._rate.recent(now),
         )
         for _ in range(_BATCH):
+            if now < self._paused_until:
+                self._plan_pump(self._paused_until - now)
+                return
             if len(self._published) + len(self._claiming) >= window:
                 return
             entry = self._line.pop()
@@ -400,7 +415,8 @@ class Dispatcher:
 
     def _publish(self, publisher: Publisher, entry: Entry) -> None:
         entry.stage = Stage.PUBLISHED
-        entry.confirmed, entry.delivered_at, entry.astray = False, None, False
+        entry.confirmed = entry.unsure = entry.astray = False
+        entry.delivered_at = None
         self._published[entry] = None
         task, status, policy = entry.task, entry.status, self.policy(entry)
         attempt = status.current_attempt
@@ -445,6 +461,9 @@ class Dispatcher:
             **log_fields(entry.task, attempt=published[0], verdict=settled.value, problem=text),
         )
         self._paused_until = self._clock() + _REFUSED_PAUSE_SECONDS
+        if entry.key and settled is not Settled.RETURNED:
+            entry.confirmed = entry.unsure = True
+            return
         self.submit(entry)
         entry.astray = settled is Settled.UNKNOWN
         if settled is Settled.RETURNED:

@@ -54,6 +54,8 @@ class Entry:
         key: the concurrency key it holds or waits for; "" for none.
         fence: the number its handler is given with the key.
         confirmed: the broker has said that it has the message.
+        unsure: it holds its key, and was perhaps never published: a second copy beside the first
+            would be two of the key at once, so it is waited for instead.
         delivered_at: since when the attempt is known to be with a worker.
         astray: a message of its present token may be about that this process knows nothing of:
             published by a former leader, or with a fate the broker did not tell.
@@ -75,6 +77,7 @@ class Entry:
     key: str = ""
     fence: int = 0
     confirmed: bool = False
+    unsure: bool = False
     delivered_at: float | None = None
     astray: bool = False
     reduced: bool = False

@@ -27,7 +27,7 @@ from taskqueue.domain import lifecycle
 from taskqueue.domain.gate import Dispatched
 from taskqueue.domain.lifecycle import Ended, Failure
 from taskqueue.domain.queue import QueueKey
-from taskqueue.domain.task import MESSAGE_LIMIT, Progress, TaskStatus
+from taskqueue.domain.task import MESSAGE_LIMIT, Phase, Progress, TaskStatus
 from taskqueue.engine.announcer import Announcer
 from taskqueue.engine.dispatcher import Clock, Dispatcher
 from taskqueue.engine.entry import Entry, Stage, log_fields
@@ -127,8 +127,11 @@ class Recorder:
             self._go_on(entry, status)
 
     def released(self, entry: Entry) -> None:
-        """Publish an attempt again that a worker gave back; its token stays good."""
-        self.change(entry, lifecycle.released(entry.status))
+        """Publish an attempt again that a worker gave back; its token stays good.
+
+        A concurrency key is claimed anew, so that the number that fences it off grows.
+        """
+        self.change(entry, lifecycle.unclaimed(lifecycle.released(entry.status)))
         self._dispatcher_of(entry).submit(entry)
         self._look(entry)
 
@@ -227,6 +230,12 @@ class Recorder:
     def silent(self, entry: Entry, since: float) -> None:
         """Count an attempt as failed whose worker says nothing any more."""
         log.warning("attempt.silent", **log_fields(entry.task, worker=entry.status.worker))
+        if entry.unsure and entry.status.phase is not Phase.RUNNING:
+            # Perhaps nobody ever had it: that is no failed attempt. No worker begins it any more.
+            self._order_after_write(entry, OrderKind.RELEASE)
+            self._go_on(entry, lifecycle.taken_back(entry.status))
+            self._write(entry, urgent=True)
+            return
         status = lifecycle.silent(
             entry.status,
             now=self._clock(),

@@ -177,7 +177,7 @@ def test_a_retry_is_waited_for_after_another_obstacle_too() -> None:
     assert (blocked.phase, blocked.reason) == (Phase.BLOCKED, "QueueNotFound")
     back = ask(task(), blocked)
     assert told(back) == BACKS_OFF
-    assert (back.status.message, back.look_again) == ("it broke", NOW + 25)
+    assert (back.status.message, back.look_again) == ("attempt 1 of 3: Boom: it broke", NOW + 25)
     assert told(ask(task(), blocked, now=NOW + 26)) == GOES
 
 

@@ -232,8 +232,9 @@ def test_a_retry_is_waited_for_after_a_suspension_that_was_shorter() -> None:
     assert (held.phase, held.reason, held.next_attempt_time) == ("Suspended", "Suspended", 101.0)
     back = lifecycle.resumed(held, now=100.5)
     assert (back.phase, back.resumed_time, back.next_attempt_time) == ("Pending", 100.5, 101.0)
-    retry = lifecycle.waits_for_retry(back)
-    assert (retry.phase, retry.reason, retry.message) == ("Retrying", "ValueError", "boom")
+    retry = lifecycle.waits_for_retry(back, POLICY)
+    assert (retry.phase, retry.reason) == ("Retrying", "ValueError")
+    assert retry.message == "attempt 1 of 3: ValueError: boom"
 
 
 def test_the_end_of_the_last_suspension_is_remembered_until_the_next() -> None:
