@@ -4,7 +4,9 @@ One announcer serves all queues; the publisher of a queue's broker is handed in.
 
 * An end that a worker reported is announced at least once. Its outcome is unacknowledged until the
   event is confirmed, so nothing is kept here beyond the publisher: when that is lost, the outcome
-  comes again by itself, and with it the announcement.
+  comes again by itself, and with it the announcement. Only while its queue is not opened yet it
+  waits, up to `OPEN_SECONDS`: a queue that never is (no TaskQueue, other arguments at the broker)
+  must not fill the inbox with outcomes that nobody acknowledges.
 * Any other end (cancelled, deadline, …) exists nowhere else. It is kept while it cannot be
   published, up to `KEPT_LIMIT` events in all; above it the oldest event of the queue with the most
   is dropped, and counted.
@@ -34,6 +36,8 @@ log = EventLog(__name__)
 
 #: Events kept for a broker that is away. They have no results: those come from workers.
 KEPT_LIMIT = 10_000
+#: How long a reported end waits for its queue to be opened.
+OPEN_SECONDS = 60.0
 #: How often the broker may refuse an event.
 TRIES = 3
 #: Pause before a refused event is published again.
@@ -194,6 +198,7 @@ class Announcer:
     def _keep(self, one: _Announcement) -> None:
         if one.reported:
             self._reported.setdefault(one.key, deque()).append(one)
+            asyncio.get_running_loop().call_later(OPEN_SECONDS, self._expire, one)
             return
         self._others.setdefault(one.key, deque()).append(one)
         self._kept += 1
@@ -205,6 +210,17 @@ class Announcer:
                 "overflow",
                 f"more than {self._kept_limit} events wait for a broker: see the condition "
                 "BrokerConnected of the TaskQueue",
+            )
+
+    def _expire(self, one: _Announcement) -> None:
+        line = self._reported.get(one.key)
+        if line and line[0] is one:  # all wait equally long: whatever is left began with this one
+            line.popleft()
+            self._give_up(
+                one,
+                "unopened",
+                "the queue cannot be used at the broker: see the condition BrokerConnected of the "
+                "TaskQueue, or create the TaskQueue",
             )
 
     def _take(self, key: QueueKey) -> _Announcement | None:

@@ -44,7 +44,8 @@ ANNOUNCED = Counter(
 ANNOUNCEMENTS_DROPPED = Counter(
     "taskqueue_announcements_dropped_total",
     "Events about ended Tasks given up, by why: refused (a queue bound to taskqueue.events is full "
-    "and rejects publishes), overflow (too many wait for a broker), unpublishable.",
+    "and rejects publishes), overflow (too many wait for a broker), unopened (the broker has no "
+    "such queue), unpublishable.",
     ("why",),
 )
 TTL_DELETIONS = Counter(

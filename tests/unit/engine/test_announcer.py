@@ -13,7 +13,7 @@ from pika.spec import BasicProperties
 from taskqueue.broker.publisher import OnSettled, Publisher, Settled
 from taskqueue.domain.task import Phase, Task, TaskSpec, TaskStatus
 from taskqueue.engine import announcer as module
-from taskqueue.engine.announcer import REFUSED_PAUSE_SECONDS, TRIES, Announcer
+from taskqueue.engine.announcer import OPEN_SECONDS, REFUSED_PAUSE_SECONDS, TRIES, Announcer
 from taskqueue.engine.metrics import ANNOUNCED, ANNOUNCEMENTS_DROPPED
 from tests.unit.engine.fakes import turn
 
@@ -152,6 +152,21 @@ async def test_an_end_before_the_broker_is_known_waits_for_it(reported: bool) ->
     assert stage.told == ["a"]
     stage.open(publisher)
     assert publisher.published == []
+
+
+async def test_a_queue_that_never_opens_keeps_no_outcome_for_ever() -> None:
+    stage, publisher = Stage(), FakePublisher()
+    lost = dropped("unopened")
+    stage.end("a", None)
+    stage.end("mine", None, reported=False)
+    await asyncio.sleep(OPEN_SECONDS / 2)
+    stage.end("b", None)
+    await asyncio.sleep(OPEN_SECONDS / 2 + 1)
+    assert (stage.told, lost()) == (["a"], 1)
+    stage.open(publisher)
+    assert publisher.published == ["b.1", "mine.1"]
+    await asyncio.sleep(2 * OPEN_SECONDS)
+    assert (stage.told, lost()) == (["a"], 1)
 
 
 async def test_many_kept_ends_leave_other_work_its_turn() -> None:
