@@ -169,6 +169,17 @@ async def test_a_queue_that_never_opens_keeps_no_outcome_for_ever() -> None:
     assert (stage.told, lost()) == (["a"], 1)
 
 
+async def test_each_waits_its_own_time_for_its_queue() -> None:
+    stage, publisher = Stage(), FakePublisher()
+    stage.end("told", None)
+    stage.open(publisher)
+    publisher.settle()
+    await asyncio.sleep(OPEN_SECONDS / 2)
+    stage.end("later", None)
+    await asyncio.sleep(OPEN_SECONDS / 2 + 1)
+    assert stage.told == ["told"]
+
+
 async def test_many_kept_ends_leave_other_work_its_turn() -> None:
     stage, publisher = Stage(), FakePublisher()
     for number in range(300):
