@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import uuid
-from datetime import UTC, datetime
+import time
 
-from taskqueue.api.common import GROUP, TASKQUEUE_KIND, VERSION
+from taskqueue.api.common import TASKQUEUE_KIND
 from taskqueue.cluster.client import ApiClient, ApiError
+from taskqueue.cluster.events import WARNING, EventWriter, Notice, Regarding, event_name
 from taskqueue.cluster.queue_objects import QUEUES_FINALIZER, queue_path
 from taskqueue.domain.queue import QueueConfig
 
 _REPORTER = "taskqueue-operator"
-#: Longest note of an Event that the API server takes, in characters.
-_NOTE_LIMIT = 1024
 
 
 async def put_finalizer(client: ApiClient, config: QueueConfig, *, wanted: bool) -> None:
@@ -55,25 +53,15 @@ async def warn(client: ApiClient, config: QueueConfig, *, reason: str, message: 
     Raises:
         ApiError: refused.
     """
-    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    await client.request(
-        "POST",
-        f"/apis/events.k8s.io/v1/namespaces/{config.namespace}/events",
-        body={
-            "metadata": {"name": f"{config.name}.{uuid.uuid4().hex[:16]}"},
-            "eventTime": now,
-            "type": "Warning",
-            "reason": reason,
-            "action": reason,
-            "note": message[:_NOTE_LIMIT],
-            "reportingController": _REPORTER,
-            "reportingInstance": _REPORTER,
-            "regarding": {
-                "apiVersion": f"{GROUP}/{VERSION}",
-                "kind": TASKQUEUE_KIND,
-                "namespace": config.namespace,
-                "name": config.name,
-                "uid": config.uid,
-            },
-        },
+    regarding = Regarding(
+        kind=TASKQUEUE_KIND, namespace=config.namespace, name=config.name, uid=config.uid
     )
+    notice = Notice(
+        regarding=regarding,
+        type=WARNING,
+        reason=reason,
+        action="DeleteQueues",
+        note=message,
+        name=event_name(regarding),
+    )
+    await EventWriter(client, instance=_REPORTER).create(notice, at=time.time())

@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Protocol
 
 from taskqueue.broker.connection import Delivery
+from taskqueue.broker.publisher import Publisher
 from taskqueue.domain.gate import Dispatched
 from taskqueue.domain.queue import QueueKey
 from taskqueue.domain.task import Task, TaskStatus
@@ -35,6 +36,17 @@ class Stage(Enum):
     FINISHED = auto()
 
 
+class Source(Protocol):
+    """The broker a message came from."""
+
+    @property
+    def publisher(self) -> Publisher | None:
+        """To publish there; None while it cannot be."""
+
+    def give_up(self, delivery: Delivery, reason: str) -> None:
+        """Move a message to the dead exchange, and acknowledge it when it is there."""
+
+
 @dataclass(slots=True, eq=False)
 class Entry:
     """One unfinished Task.
@@ -45,6 +57,7 @@ class Entry:
         written: what the API server has.
         stage: see `Stage`.
         outcomes: deliveries to acknowledge when a write that contains them has succeeded.
+        source: the broker the last of them came from.
         alarm: when it is to be looked at again, whatever happens.
         flush: timer of the next write of an unfinished status.
         after_write: (epoch, what to do once a status of at least this epoch is in the API server).
@@ -68,6 +81,7 @@ class Entry:
     written: TaskStatus
     stage: Stage = Stage.NEW
     outcomes: list[Delivery] = field(default_factory=list)
+    source: Source | None = None
     alarm: asyncio.TimerHandle | None = None
     flush: asyncio.TimerHandle | None = None
     after_write: tuple[tuple[int, Callable[[], None]], ...] = ()

@@ -13,7 +13,6 @@ Contract:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from taskqueue.broker import contract, events, heartbeats
 from taskqueue.broker.connection import Delivery
@@ -27,7 +26,7 @@ from taskqueue.broker.contract import (
 from taskqueue.broker.events import AttemptEvent, EventError, EventKind, decode
 from taskqueue.broker.heartbeats import Heartbeat
 from taskqueue.broker.orders import Order, OrderKind, order_message
-from taskqueue.broker.publisher import Publisher, Settled
+from taskqueue.broker.publisher import Settled
 from taskqueue.broker.task_events import direct_event
 from taskqueue.domain import lifecycle
 from taskqueue.domain.lifecycle import Ended, Failure, Verdict
@@ -36,7 +35,7 @@ from taskqueue.domain.task import Progress
 from taskqueue.domain.token import TokenKeys
 from taskqueue.engine.announcer import Announcer
 from taskqueue.engine.dispatcher import Clock, Dispatcher
-from taskqueue.engine.entry import Entry, Stage, log_fields
+from taskqueue.engine.entry import Entry, Source, Stage, log_fields
 from taskqueue.engine.metrics import OUTCOMES_DROPPED
 from taskqueue.engine.recorder import UNKNOWN_HANDLER, Recorder, ack
 from taskqueue.logs import EventLog
@@ -56,17 +55,6 @@ _TOO_LARGE = Failure(
 )
 _NO_ERROR = EventError(type="Error", message="the worker gave no reason")
 _ENDS = (EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED)
-
-
-class Source(Protocol):
-    """The broker a message came from."""
-
-    @property
-    def publisher(self) -> Publisher | None:
-        """To publish there; None while it cannot be."""
-
-    def give_up(self, delivery: Delivery, reason: str) -> None:
-        """Move a message to the dead exchange, and acknowledge it when it is there."""
 
 
 class Inbox:
@@ -135,6 +123,7 @@ class Inbox:
         if entry is None or not self._is_awaited(entry, claim):
             self._take_late(delivery, event, entry, source)
             return
+        entry.source = source
         recorder = self._recorder
         ended = Ended(
             attempt=event.attempt,

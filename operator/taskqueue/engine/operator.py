@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -229,8 +230,10 @@ class Engine:
                 log.error("queue.unreadable", queue=raw["metadata"]["name"], problem=str(problem))
 
     def _condition(self, config: QueueConfig, condition: Condition) -> None:
-        if condition.type in _TOLD and condition.reason not in _NORMAL:
-            self._notices.queue(config.key, config.uid, condition)
+        if condition.type in _TOLD:
+            # What passes by itself is neither trouble nor the end of any.
+            status = None if condition.reason in _NORMAL else condition.status
+            self._notices.queue(config.key, config.uid, replace(condition, status=status))
 
     def _controller(self, key: QueueKey) -> QueueController | None:
         running = self._controllers.get(key)
@@ -274,7 +277,7 @@ class Engine:
             controller.worker_beat(beat)
 
     def task_ended(self, entry: Entry) -> None:
-        """Count a Task, tell of its trouble, and have it deleted when its time is over."""
+        """Count a Task, and tell of its trouble."""
         task, status = entry.task, entry.status
         self._notices.task_ended(task, status)
         self._recount.counted(task.uid)
@@ -283,6 +286,10 @@ class Engine:
             last = status.history[-1] if status.history else None
             seconds = None if last is None else last.finish_time - last.start_time
             controller.finished(status.phase, seconds)
+
+    def task_told(self, entry: Entry) -> None:
+        """Have a Task deleted when its time to live is over."""
+        task, status = entry.task, entry.status
         self._janitor.finished(
             task.namespace,
             task.name,

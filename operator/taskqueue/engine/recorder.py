@@ -60,6 +60,8 @@ class Recorder:
         random: for the jitter of back-offs.
         look: decides anew what is to be done with a Task.
         on_recorded: called with each Task whose final status is in the API server.
+        on_told: called with it once its end has been announced, if a worker reported that; a
+            leader that ends before is told again, and looks the Task up.
         on_refused: called with a Task whose status is refused for good: it looks whether there
             is still such a Task, and calls `forget` or `write_again`.
     """
@@ -75,6 +77,7 @@ class Recorder:
         random: Random,
         look: Callable[[Entry], None],
         on_recorded: Callable[[Entry], None],
+        on_told: Callable[[Entry], None],
         on_refused: Callable[[Entry], None],
     ) -> None:
         self._entries = entries
@@ -85,6 +88,7 @@ class Recorder:
         self._random = random
         self._look = look
         self._on_recorded = on_recorded
+        self._on_told = on_told
         self._on_refused = on_refused
 
     # What workers report.
@@ -353,10 +357,23 @@ class Recorder:
             entry.task,
             status,
             reported=bool(outcomes),
-            publisher=self._dispatcher_of(entry).publisher,
-            on_announced=lambda: _ack_all(outcomes),
+            publisher=self._publisher(entry),
+            on_announced=lambda: self._told(entry, outcomes),
         )
         self._on_recorded(entry)
+        if not outcomes:
+            self._on_told(entry)
+
+    def _told(self, entry: Entry, outcomes: list[Delivery]) -> None:
+        for delivery in outcomes:
+            ack(delivery)
+        if outcomes:
+            self._on_told(entry)
+
+    def _publisher(self, entry: Entry) -> Publisher | None:
+        """Return what reaches the queue's broker, or the one its outcome came from."""
+        own = self._dispatcher_of(entry).publisher
+        return entry.source.publisher if own is None and entry.source is not None else own
 
     def _refused(self, entry: Entry, status: TaskStatus, fate: Refused) -> None:
         fields = log_fields(entry.task, problem=fate.message)
@@ -381,8 +398,3 @@ class Recorder:
 def ack(delivery: Delivery) -> None:
     """Acknowledge a delivery."""
     delivery.channel.ack(delivery.delivery_tag)
-
-
-def _ack_all(deliveries: list[Delivery]) -> None:
-    for delivery in deliveries:
-        ack(delivery)

@@ -28,9 +28,9 @@ from taskqueue.domain.token import TokenKeys
 from taskqueue.engine.announcer import Announcer
 from taskqueue.engine.dependencies import Dependencies
 from taskqueue.engine.dispatcher import Clock, Dispatcher
-from taskqueue.engine.entry import Entry, Stage, log_fields
+from taskqueue.engine.entry import Entry, Source, Stage, log_fields
 from taskqueue.engine.governor import Governor
-from taskqueue.engine.inbox import Inbox, Source
+from taskqueue.engine.inbox import Inbox
 from taskqueue.engine.metrics import TASKS_HELD
 from taskqueue.engine.payloads import Payloads
 from taskqueue.engine.recorder import Recorder, ack
@@ -62,6 +62,9 @@ class Owner(Protocol):
 
     def task_ended(self, entry: Entry) -> None:
         """The final status of a Task is in the API server."""
+
+    def task_told(self, entry: Entry) -> None:
+        """Whoever listens has been told of it, or will be: the Task is not needed for that."""
 
 
 class Tasks:
@@ -118,6 +121,7 @@ class Tasks:
             random=random,
             look=lambda entry: self._governor.look(entry),
             on_recorded=self._recorded,
+            on_told=owner.task_told,
             on_refused=self._refused,
         )
         self.dependencies = Dependencies(

@@ -110,6 +110,7 @@ class Write:
     urgent: bool
     on_fate: OnFate
     at: float
+    uid: str = ""
 
     def succeed(self, generation: int = 1, version: int = 101) -> None:
         self.on_fate(Written(generation, version))
@@ -128,7 +129,7 @@ class FakeWriter:
         same, change = orjson.loads(body)
         assert (same["op"], same["path"]) == ("test", "/metadata/uid")
         at = asyncio.get_running_loop().time()
-        self.writes.append(Write(path, change["value"], urgent, on_fate, at))
+        self.writes.append(Write(path, change["value"], urgent, on_fate, at, same["value"]))
 
     @property
     def phases(self) -> list[str]:
@@ -174,8 +175,11 @@ class Engine:
         self.api = FakeApi()
         self.given_up: list[tuple[Delivery, str]] = []
         self.recorded: list[str] = []
+        self.told: list[str] = []
         self.beats: list[Heartbeat] = []
         self.missing = 0
+        #: What background work failed with.
+        self.problems: list[BaseException] = []
         self.leads = True
         self.synced = True
         self._shown: dict[tuple[str, str], str] = {}
@@ -230,11 +234,19 @@ class Engine:
     def task_ended(self, entry: Entry) -> None:
         self.recorded.append(entry.task.name)
 
+    def task_told(self, entry: Entry) -> None:
+        self.told.append(entry.task.name)
+
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            self.problems.append(problem)
 
     # The feed's part.
 

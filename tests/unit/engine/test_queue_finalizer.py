@@ -85,7 +85,7 @@ class FakeApi:
         self.patches += 1
         self.metadata |= body["metadata"]
 
-    async def request(self, method: str, path: str, *, body: Any) -> None:
+    async def send(self, method: str, path: str, *, body: Any) -> None:
         assert (method, path) == ("POST", "/apis/events.k8s.io/v1/namespaces/shop/events")
         if self.event_failure is not None:
             raise self.event_failure
