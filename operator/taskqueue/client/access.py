@@ -1,0 +1,102 @@
+"""How a program reaches the API server, and in whose namespace it is at home."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from kubernetes.aio import config as kubernetes_config
+
+from taskqueue.client.errors import Unavailable
+from taskqueue.cluster.client import Access, ApiClient, load_access
+
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class Api(Protocol):
+    """What is needed of `taskqueue.cluster.client.ApiClient`; its errors are `ApiError`."""
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> dict[str, Any]:
+        """Send one request and return the parsed answer."""
+
+    def watch(
+        self, path: str, *, timeout_seconds: int, **params: str
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield watch events until the server ends the watch."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A way to the API server.
+
+    Attributes:
+        requests: for requests.
+        watches: for watches: each holds a connection as long as it lasts, and must not keep
+            requests from theirs.
+        namespace: where the program is at home.
+    """
+
+    requests: Api
+    watches: Api
+    namespace: str
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.requests.close()
+        await self.watches.close()
+
+
+Connect = Callable[[], Awaitable[Connected]]
+
+
+def connecting(kubeconfig: str | None) -> Connect:
+    """Return what finds the API server: the pod's service account, else a kubeconfig."""
+
+    async def connect() -> Connected:
+        access, namespace = await _find(kubeconfig)
+        return over(access, namespace)
+
+    return connect
+
+
+def over(access: Access, namespace: str) -> Connected:
+    """Return a way to the API server as someone."""
+    return Connected(
+        requests=ApiClient(access),
+        watches=ApiClient(access, max_connections=0),
+        namespace=namespace,
+    )
+
+
+async def _find(kubeconfig: str | None) -> tuple[Access, str]:
+    in_cluster = kubeconfig is None and bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+    try:
+        access = await load_access(kubeconfig)
+        if in_cluster:
+            return access, await asyncio.to_thread(_own_namespace)
+        _, current = kubernetes_config.list_kube_config_contexts(kubeconfig)  # type: ignore[no-untyped-call]
+        return access, str(current["context"].get("namespace") or "default")
+    except (kubernetes_config.ConfigException, OSError) as problem:
+        raise Unavailable(
+            f"no way to a Kubernetes API server is known ({problem}): run in a pod with a service "
+            "account, set KUBECONFIG, or give kubeconfig="
+        ) from problem
+
+
+def _own_namespace() -> str:
+    return _OWN_NAMESPACE.read_text().strip()

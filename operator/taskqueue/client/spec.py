@@ -1,0 +1,163 @@
+"""From the arguments of ``submit`` to a Task object, and whether one that exists is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypedDict
+
+from pydantic import BaseModel, ValidationError
+
+from taskqueue.api.common import API_VERSION, TASK_KIND
+from taskqueue.api.task import TaskSpec
+from taskqueue.jsonable import plain
+
+
+class BackoffOptions(TypedDict, total=False):
+    """``spec.retry.backoff`` of a Task."""
+
+    initial_seconds: float
+    factor: float
+    max_seconds: float
+    jitter: float
+
+
+class RetryOptions(TypedDict, total=False):
+    """``spec.retry`` of a Task."""
+
+    max_attempts: int
+    backoff: BackoffOptions
+    non_retryable: Sequence[str]
+
+
+class ConfigMapKey(TypedDict):
+    """A key of a ConfigMap."""
+
+    name: str
+    key: str
+
+
+class PayloadFrom(TypedDict):
+    """One of ``spec.payloadFrom`` of a Task."""
+
+    config_map_key_ref: ConfigMapKey
+
+
+class TaskOptions(TypedDict, total=False):
+    """The fields of a Task's spec, as docs/reference/api.md has them, in snake_case.
+
+    What is left out, or None, comes from the TaskQueue, or is the API's default.
+    """
+
+    payload_from: Sequence[PayloadFrom] | None
+    priority: int | None
+    concurrency_key: str | None
+    depends_on: Sequence[str] | None
+    start_after: datetime | None
+    retry: RetryOptions | None
+    attempt_timeout_seconds: int | None
+    max_deliveries: int | None
+    active_deadline_seconds: int | None
+    ttl_seconds_after_finished: int | None
+    suspend: bool | None
+
+
+#: Orders to a Task rather than what it is: others may give them while a program submits again.
+_ORDERS = ("cancel", "suspend")
+
+
+def task_spec(queue: str, handler: str, payload: Any, options: Mapping[str, Any]) -> TaskSpec:
+    """Check the arguments and put them together.
+
+    Raises:
+        TypeError: an argument has no such name; the payload is no JSON object.
+        ValueError: a value is not possible; the text names the field.
+    """
+    unknown = sorted(set(options) - set(TaskOptions.__annotations__))
+    if unknown:
+        raise TypeError(
+            f"submit() takes no {', '.join(unknown)}: the fields are those of a Task's spec in "
+            f"snake_case: {', '.join(TaskOptions.__annotations__)}"
+        )
+    given = {name: value for name, value in options.items() if value is not None}
+    start_after = given.get("start_after")
+    if isinstance(start_after, datetime) and start_after.tzinfo is None:
+        raise ValueError(
+            f"start_after={start_after.isoformat()} has no time zone: add one, such as datetime.UTC"
+        )
+    fields: dict[str, Any] = {"queue": queue, "handler": handler, **given}
+    if payload is not None:
+        fields["payload"] = payload_object(payload)
+    try:
+        return TaskSpec.model_validate(fields, extra="forbid")
+    except ValidationError as problem:
+        found = "; ".join(
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
+            for one in problem.errors(include_url=False, include_context=False)
+        )
+        raise ValueError(f"no such Task can be: {found}") from problem
+
+
+def payload_object(payload: Any) -> dict[str, Any]:
+    """Return a dict, a pydantic model or a dataclass as a JSON object.
+
+    Raises:
+        TypeError: it is none, or holds what JSON cannot say.
+    """
+    try:
+        found = plain(payload)
+    except TypeError as problem:
+        raise TypeError(f"the payload cannot be JSON: {problem}") from problem
+    if not isinstance(found, dict):
+        raise TypeError(
+            f"a payload is a JSON object, not {type(payload).__name__}: give a dict, a pydantic "
+            "model or a dataclass"
+        )
+    return found
+
+
+def manifest(
+    spec: TaskSpec,
+    name: str,
+    *,
+    labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return the Task object to create."""
+    metadata: dict[str, Any] = {"name": name}
+    if labels:
+        metadata["labels"] = dict(labels)
+    if annotations:
+        metadata["annotations"] = dict(annotations)
+    return {
+        "apiVersion": API_VERSION,
+        "kind": TASK_KIND,
+        "metadata": metadata,
+        "spec": spec.model_dump(mode="json", by_alias=True, exclude_unset=True),
+    }
+
+
+def differences(wanted: TaskSpec, found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return which fields of an existing Task's spec are not as wanted; none: the same Task.
+
+    The API server has filled in defaults, and may write numbers another way (1.0 as 1).
+    """
+    there = TaskSpec.model_validate(found)
+    return tuple(
+        name
+        for name in TaskSpec.model_fields
+        if name not in _ORDERS and not _same(getattr(wanted, name), getattr(there, name), name)
+    )
+
+
+def _same(one: Any, other: Any, name: str = "") -> bool:
+    if name == "depends_on":
+        return set(one) == set(other)
+    if isinstance(one, BaseModel) and isinstance(other, BaseModel):
+        return _same(one.model_dump(), other.model_dump())
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    # True is 1 for Python, not for JSON.
+    return isinstance(one, bool) is isinstance(other, bool) and bool(one == other)
