@@ -87,13 +87,19 @@ class Api:
         return self.request("PATCH", path, body, content_type="application/merge-patch+json")
 
     def watch(self, path: str, version: str) -> Iterator[Body]:
-        """Yield the events after a resource version, until the server ends the watch."""
+        """Yield the events after a resource version, until the server ends the watch.
+
+        Raises:
+            Refused: with the API server's words.
+        """
         with self._session().get(
             self._server + path,
             params={"watch": "1", "resourceVersion": version, "timeoutSeconds": "600"},
             stream=True,
             timeout=(10, 660),
         ) as answer:
+            if answer.status_code >= 400:  # while a CRD is being changed, say
+                raise Refused(answer.status_code, answer.text)
             for line in answer.iter_lines(chunk_size=None):
                 yield json.loads(line)
 

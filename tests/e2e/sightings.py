@@ -14,7 +14,10 @@ from contextlib import suppress
 
 import requests
 
-from tests.e2e.api import Api, Body
+from tests.e2e.api import Api, Body, Refused
+
+#: Between two watches.
+_PAUSE_SECONDS = 0.1
 
 
 class Sightings:
@@ -86,11 +89,12 @@ class Sightings:
 
     def _look(self) -> None:
         while not self._closed:
-            with suppress(requests.RequestException):
+            with suppress(requests.RequestException, Refused):
                 for event in self._api.watch(self._path, self._version):
                     if self._closed:
                         return
                     self._take(event["type"], event["object"])
+            time.sleep(_PAUSE_SECONDS)
 
     def _take(self, kind: str, seen: Body) -> None:
         assert kind in ("ADDED", "MODIFIED", "DELETED"), seen

@@ -1,0 +1,155 @@
+"""Tasks in every state of their life, and what must have become of them after any loss.
+
+Runs are counted by the handlers themselves, in the logs of workers that are never lost here: a run
+more than the status tells of attempts is a repeated one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+
+from tests.e2e.api import Body
+from tests.e2e.lab import FINISHED, Lab, Run
+from tests.e2e.table import In
+
+#: Most that are at the broker at a time; so many may be run twice when the operator is lost.
+WINDOW = 64
+WORKERS, SLOTS = 2, 8
+_KEYS = 3
+
+
+@dataclass
+class Load:
+    """Tasks of one lab; what `start` makes has attempts as ``attempts`` tells, and succeeds."""
+
+    lab: Lab
+    attempts: dict[str, int] = field(default_factory=dict)
+    keyed: dict[str, list[str]] = field(default_factory=dict)
+    suspended: list[str] = field(default_factory=list)
+
+    def prepare(self) -> None:
+        """Make the TaskQueue, with all its workers there."""
+        self.lab.queue(
+            dispatch={"maxPublished": WINDOW},
+            scaling={"minReplicas": WORKERS, "maxReplicas": WORKERS},
+            workers={"concurrency": SLOTS},
+        )
+        self.lab.available(WORKERS)
+        self.lab.power.prepare()
+
+    def start(self, *, short: int, long: int) -> None:
+        """Create everything; most of it waits in the operator, behind a full window."""
+        lab = self.lab
+        brief: Body = {"payload": {"seconds": 0.3}}
+        lab.create_core("configmaps", "later", data={})
+        source = {"configMapKeyRef": {"name": "later", "key": "payload"}}
+        self._add("blocked", 5, "nap", payloadFrom=[source])
+        self._add("scheduled", 5, "nap", startAfter=In(20).timestamp(), **brief)
+        self._add("dependent", 5, "nap", dependsOn=["running-0"], **brief)
+        self.suspended = self._add("suspended", 5, "nap", suspend=True, **brief)
+        self._add("running", 4, "nap", payload={"seconds": 20})
+        for key in range(_KEYS):
+            names = self._add(
+                f"keyed-{key}", 4, "tell_fence", payload={"seconds": 1}, concurrencyKey=str(key)
+            )
+            self.keyed[str(key)] = names
+        retry = {"backoff": {"initialSeconds": 6}}
+        self._add("retried", 10, "flaky", attempts=2, payload={"failures": 1}, retry=retry)
+        # A window of these is not done yet when another operator takes over.
+        self._add("long", long, "nap", payload={"seconds": 4})
+        self._add("short", short, "nap", **brief)
+
+    def release(self) -> None:
+        """Let go what waits for somebody."""
+        payload = {"data": {"payload": '{"seconds": 0.3}'}}
+        self.lab.api.patch(self.lab.core("configmaps", "later"), payload)
+        for name in self.suspended:
+            self.lab.api.patch(self.lab.path("tasks", name), {"spec": {"suspend": False}})
+
+    def finished(self) -> set[str]:
+        """Return the names of Tasks seen finished."""
+        return {
+            name
+            for name in self.attempts
+            for last in self.lab.tasks.versions(name)[-1:]
+            if last["status"]["phase"] in FINISHED
+        }
+
+    def wait_finished(self, number: int) -> None:
+        """Return when at least so many have finished."""
+        self.lab.until(
+            lambda: len(self.finished()) >= number, what=f"{number} finished", seconds=120
+        )
+
+    def assert_nothing_was_lost(self) -> None:
+        """Fail unless each Task succeeded, after as many attempts as its handler needs."""
+        names = list(self.attempts)
+        statuses = dict(zip(names, self.lab.all_finished(names, seconds=150), strict=True))
+        wrong = {
+            name: status
+            for name, status in statuses.items()
+            if status["phase"] != "Succeeded"
+            or [one["attempt"] for one in status["history"]]
+            != list(range(1, self.attempts[name] + 1))
+            or status["attempts"] != self.attempts[name]
+        }
+        assert not wrong
+        totals = {"succeeded": len(names), "failed": 0, "cancelled": 0}
+        self.lab.queue_status(lambda status: status.get("totals") == totals, what=f"{totals}")
+
+    def runs(self) -> dict[str, list[Run]]:
+        """Return all runs by Task, of workers that were there all the time."""
+        pods = self.lab.pods()
+        containers = [one for pod in pods for one in pod["status"]["containerStatuses"]]
+        assert [one["restartCount"] for one in containers] == [0] * WORKERS
+        uids = {self._latest(name)["metadata"]["uid"]: name for name in self.attempts}
+        found: dict[str, list[Run]] = {name: [] for name in self.attempts}
+        for run in self.lab.runs():
+            found[uids[run.uid]].append(run)
+        return found
+
+    def repeated(self) -> dict[str, int]:
+        """Return how often Tasks ran beyond their attempts, by name; fail if one ran too rarely."""
+        extra: dict[str, int] = {}
+        for name, runs in self.runs().items():
+            by_attempt = Counter(run.attempt for run in runs)
+            assert set(by_attempt) == set(range(1, self.attempts[name] + 1)), (name, runs)
+            more = len(runs) - self.attempts[name]
+            if more:
+                extra[name] = more
+        return extra
+
+    def assert_not_run_after(self, names: set[str], moment: datetime) -> None:
+        """Fail if one of these, which had finished, was begun again."""
+        again = {
+            name: runs
+            for name, runs in self.runs().items()
+            if name in names and any(run.began > moment for run in runs)
+        }
+        assert not again
+
+    def assert_keys_were_kept(self) -> None:
+        """Fail if two runs of a concurrencyKey overlap."""
+        runs = self.runs()
+        for names in self.keyed.values():
+            spans = sorted(
+                ((run.began, run.ended) for name in names for run in runs[name]),
+                key=lambda span: span[0],
+            )
+            for (_, ended), (began, _) in pairwise(spans):
+                assert ended is not None
+                assert ended <= began, spans
+
+    def _add(
+        self, prefix: str, count: int, handler: str, *, attempts: int = 1, **spec: Any
+    ) -> list[str]:
+        names = self.lab.batch(prefix, count, handler, **spec)
+        self.attempts |= dict.fromkeys(names, attempts)
+        return names
+
+    def _latest(self, name: str) -> Body:
+        return self.lab.tasks.versions(name)[-1]

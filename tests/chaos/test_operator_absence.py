@@ -1,0 +1,56 @@
+"""Workers go on while there is no operator: what they report then counts, once there is one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.chaos.load import WINDOW, Load
+from tests.e2e.lab import OPERATOR_NAMESPACE, Lab
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+_DEPLOYMENT = ("-n", OPERATOR_NAMESPACE, "deployment/taskqueue-operator")
+
+
+@contextmanager
+def no_operator(lab: Lab) -> Iterator[None]:
+    """Have none for a while: killed, and not started again."""
+    for pod in lab.operator_pods():
+        lab.power.off(pod["metadata"]["name"])
+    lab.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=0")
+    lab.until(lambda: not lab.operator_pods(), what="without an operator")
+    try:
+        yield
+    finally:
+        lab.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=1")
+
+
+def test_outcomes_that_come_while_there_is_no_operator(
+    lab: Lab, load: Load, tell: list[str]
+) -> None:
+    load.start(short=WINDOW, long=0)
+    load.wait_finished(10)
+    with no_operator(lab):
+        done, moment = load.finished(), datetime.now(UTC)
+        load.release()
+        lab.until(
+            lambda: all(run.ended for runs in load.runs().values() for run in runs),
+            what="at the end of all that was published",
+        )
+        ran = {name for name, runs in load.runs().items() if runs}
+        assert load.finished() == done, "somebody writes statuses"
+        assert len(ran - done) > 0
+    # And again, in the midst of reading what has come meanwhile.
+    load.wait_finished(len(done) + 1)
+    lab.kill_operator()
+    load.assert_nothing_was_lost()
+    repeated = load.repeated()
+    tell.append(
+        f"{len(ran - done)} Tasks ran to their end without an operator, "
+        f"{sum(repeated.values())} of {len(load.attempts)} once more afterwards"
+    )
+    assert sum(repeated.values()) <= 2 * WINDOW
+    load.assert_not_run_after(done, moment)
+    load.assert_keys_were_kept()

@@ -1,0 +1,35 @@
+"""The operator is killed, with Tasks in every state of their life; nothing is lost.
+
+What may be repeated is what was dispatched and not recorded: at most a window a loss. What it was
+is told in the summary of the test run.
+"""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.chaos.load import WINDOW, Load
+from tests.e2e.lab import Lab
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+
+def test_three_losses_in_every_phase(lab: Lab, load: Load, tell: list[str]) -> None:
+    load.start(short=100, long=120)
+    losses: list[tuple[set[str], datetime]] = []
+    while len(losses) < 3:
+        # From the second on: in the midst of what the former left.
+        load.wait_finished(len(load.finished()) + 20)
+        losses.append((load.finished(), datetime.now(UTC)))
+        lab.kill_operator()
+        if len(losses) == 1:
+            load.release()
+    load.assert_nothing_was_lost()
+    repeated = load.repeated()
+    tell.append(
+        f"{sum(repeated.values())} of {len(load.attempts)} Tasks ran once more than recorded, "
+        f"after {len(losses)} losses with a window of {WINDOW}"
+    )
+    assert sum(repeated.values()) <= len(losses) * WINDOW
+    load.assert_not_run_after(*losses[0])
+    load.assert_keys_were_kept()
