@@ -137,8 +137,7 @@ class Inbox:
                 ack(delivery)
                 recorder.started(entry, attempt=event.attempt, worker=event.worker)
             case EventKind.RELEASED:
-                ack(delivery)
-                recorder.released(entry)
+                recorder.released(entry, delivery)
             case EventKind.CANCELLED:
                 recorder.retracted(entry, delivery)
             case EventKind.SUCCEEDED if len(delivery.body) > RESULT_LIMIT_BYTES + _ENVELOPE_BYTES:

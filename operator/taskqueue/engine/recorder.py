@@ -130,11 +130,12 @@ class Recorder:
         else:
             self._go_on(entry, status)
 
-    def released(self, entry: Entry) -> None:
+    def released(self, entry: Entry, word: Delivery) -> None:
         """Publish an attempt again that a worker gave back; its token stays good.
 
         A concurrency key is claimed anew, so that the number that fences it off grows.
         """
+        self._settle_word(entry, word)
         self.change(entry, lifecycle.unclaimed(lifecycle.released(entry.status)))
         self._dispatcher_of(entry).submit(entry)
         self._look(entry)
@@ -332,9 +333,9 @@ class Recorder:
         if status.phase.terminal:
             self._ended(entry, status, contained, fate.generation)
             return
-        for delivery in contained:
-            ack(delivery)
-        entry.outcomes = [one for one in entry.outcomes if one not in contained]
+        for delivery in [one for one in entry.outcomes if one in contained]:
+            ack(delivery)  # a second time would close the channel
+            entry.outcomes.remove(delivery)
         if entry.stage is not Stage.FINISHED:
             self.change(entry, entry.status)  # it may have changed back while this was written
         if entry.stage is Stage.CLAIMING and status.concurrency_key == entry.key:
@@ -381,6 +382,10 @@ class Recorder:
             log.error("status.refused", **fields)
             self._on_refused(entry)
             return
+        if status is not entry.status:
+            if entry.stage is not Stage.FINISHED:
+                self.change(entry, entry.status)
+            return  # what is true now is written by itself
         log.warning("status.reduced", **fields)
         entry.reduced = True
         entry.status = replace(
