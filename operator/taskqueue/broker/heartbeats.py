@@ -7,6 +7,7 @@ one: they are published without confirm, and thrown away when nobody reads them 
 from __future__ import annotations
 
 import itertools
+import math
 import uuid
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,9 +22,11 @@ _TYPE = "dev.taskqueue.worker.heartbeat.v1"
 #: Seconds from one to the next.
 HEARTBEAT_SECONDS = 10.0
 #: Handlers and running attempts taken from one heartbeat, at most.
-_LIST_LIMIT = 2000
-#: Longest progress message taken, in characters; what is longer is cut.
+LIST_LIMIT = 2000
+#: Longest progress message told and taken, in characters; what is longer is cut.
 PROGRESS_LIMIT = 1024
+#: Most CPUs and slots taken: they are reckoned with, and written to a status.
+CAPACITY_LIMIT = 100_000
 
 _PROCESS = uuid.uuid4().hex
 _numbers = itertools.count(1)
@@ -58,7 +61,7 @@ class Heartbeat:
         queue: name of the TaskQueue.
         pod: what events call this worker.
         node: of the pod; "" when it is not known.
-        cpus: that the worker may use.
+        cpus: that the worker may use; 0 when it is not known.
         slots: attempts it runs at once.
         handlers: names it has code for.
         running: attempts of Tasks it runs.
@@ -120,12 +123,12 @@ def decode(body: bytes) -> Heartbeat:
         return Heartbeat(
             namespace=namespace,
             queue=queue,
-            pod=str(data["pod"])[:NAME_LIMIT],
-            node=str(data.get("node", ""))[:NAME_LIMIT],
-            cpus=max(float(data.get("cpus", 0)), 0.0),
-            slots=max(int(data["slots"]), 0),
-            handlers=tuple(str(name)[:NAME_LIMIT] for name in data["handlers"][:_LIST_LIMIT]),
-            running=tuple(_read_running(one) for one in data["running"][:_LIST_LIMIT]),
+            pod=_name(data, "pod"),
+            node=str(data.get("node") or "")[:NAME_LIMIT],
+            cpus=float(_capacity("cpus", data.get("cpus") or 0)),
+            slots=int(_capacity("slots", data["slots"])),
+            handlers=tuple(str(name)[:NAME_LIMIT] for name in _list(data, "handlers")),
+            running=tuple(_read_running(one) for one in _list(data, "running")),
             state=WorkerState(data["state"]),
         )
     except ContractError:
@@ -137,7 +140,9 @@ def decode(body: bytes) -> Heartbeat:
 def _running(attempt: RunningAttempt) -> dict[str, Any]:
     told: dict[str, Any] = {"uid": attempt.uid, "token": attempt.token}
     if attempt.percent is not None or attempt.message:
-        told["progress"] = {"percent": attempt.percent, "message": attempt.message}
+        # A handler's words: whatever they are, the heartbeat must not fail over them.
+        message = str(attempt.message)[:PROGRESS_LIMIT].encode("utf-8", "replace").decode()
+        told["progress"] = {"percent": attempt.percent, "message": message}
     return told
 
 
@@ -145,8 +150,33 @@ def _read_running(told: Any) -> RunningAttempt:
     progress = told.get("progress") or {}
     percent = progress.get("percent")
     return RunningAttempt(
-        uid=str(told["uid"]),
-        token=str(told["token"]),
+        uid=_name(told, "uid"),
+        token=_name(told, "token"),
         percent=None if percent is None else min(max(int(percent), 0), 100),
-        message=str(progress.get("message", ""))[:PROGRESS_LIMIT],
+        message=str(progress.get("message") or "")[:PROGRESS_LIMIT],
     )
+
+
+def _name(told: Any, field: str) -> str:
+    """Read what must be there and may be handed on as it is: cut, it would name something else."""
+    name = told[field]
+    if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT:
+        raise ContractError(
+            f"heartbeat field {field} must be a string of 1 to {NAME_LIMIT} characters"
+        )
+    return name
+
+
+def _list(data: Any, field: str) -> list[Any]:
+    found = data.get(field)
+    if found is None:
+        return []  # how some languages write an empty list
+    if not isinstance(found, list):
+        raise ContractError(f"heartbeat field data.{field} must be a list")
+    return found[:LIST_LIMIT]
+
+
+def _capacity(field: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ContractError(f"heartbeat field data.{field} must be a number, it is {value!r}")
+    return min(max(value, 0), CAPACITY_LIMIT)

@@ -34,7 +34,7 @@ _MAX_REASON_LENGTH = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """One message to publish until it is confirmed."""
+    """One message to publish until it is confirmed; what is not persistent need not arrive."""
 
     exchange: str
     key: str
@@ -44,6 +44,7 @@ class Outgoing:
     correlation_id: str | None = None
     headers: Mapping[str, Any] | None = None
     timestamp: int | None = None
+    persistent: bool = True
 
     def properties(self) -> BasicProperties:
         """Return the properties of one publish."""
@@ -52,7 +53,7 @@ class Outgoing:
             type=self.type,
             message_id=f"{_PROCESS}-{next(_numbers)}",
             correlation_id=self.correlation_id,
-            delivery_mode=2,
+            delivery_mode=2 if self.persistent else 1,
             timestamp=self.timestamp,
             app_id=APP_ID,
             headers=None if self.headers is None else dict(self.headers),

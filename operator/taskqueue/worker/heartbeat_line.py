@@ -1,8 +1,8 @@
 """Says every few seconds that this worker lives, and what it does.
 
 On a channel of its own beside the outcomes': a broker that has no exchange for heartbeats (an
-operator of another version) closes the channel over it, and outcomes must not suffer. A heartbeat
-that cannot be sent is not sent later: the next one says more.
+operator of another version), or refuses them, closes the channel over it, and outcomes must not
+suffer. A heartbeat that cannot be sent is not sent later: the next one says more.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from taskqueue.broker.worker_messages import Outgoing
 from taskqueue.logs import EventLog
 
 log = EventLog("taskqueue.worker")
+
+#: How long a channel may take to open. A broker in an alarm does not read what this side publishes
+#: on, and the last heartbeat must not keep the worker from its end.
+OPEN_SECONDS = 2.0
 
 
 class Connected(Protocol):
@@ -43,6 +47,7 @@ class HeartbeatLine:
         self._soon = asyncio.Event()
         self._connection: Connection | None = None
         self._channel: Channel | None = None
+        self._checked = False
         self._told = ""
 
     def send_soon(self) -> None:
@@ -61,11 +66,14 @@ class HeartbeatLine:
                 pass
 
     async def send(self) -> None:
-        """Send one now, if there is a connection."""
+        """Send one now, if that can be done soon."""
         try:
-            channel = await self._open()
-        except (BrokerUnavailable, ChannelRefused) as problem:
-            self._complain(str(problem))
+            async with asyncio.timeout(OPEN_SECONDS):
+                channel = await self._open()
+        except (BrokerUnavailable, TimeoutError):
+            return  # there is trouble with the connection: its line tells of that
+        except ChannelRefused as refusal:
+            self._complain(str(refusal))
             return
         if channel is None:
             return
@@ -75,6 +83,7 @@ class HeartbeatLine:
             key=beat.routing_key,
             body=encode(beat),
             content_type=CONTENT_TYPE,
+            persistent=False,
         )
         channel.publish(message.exchange, message.key, message.body, message.properties())
 
@@ -83,12 +92,26 @@ class HeartbeatLine:
         connection = self._line.connection
         if connection is None:
             return None
-        if self._channel is None or not self._channel.is_open or connection is not self._connection:
+        if connection is not self._connection:
             self._connection, self._channel = connection, None
-            channel = await connection.channel()
-            await channel.declare_exchange(HEARTBEATS_EXCHANGE, passive=True)
-            self._channel, self._told = channel, ""
+        if self._channel is not None and not self._channel.is_open:
+            self._look_why_closed(self._channel)
+            self._channel = None
+        if self._channel is None:
+            self._checked = False
+            self._channel = await connection.channel()
+        if self._checked:
+            self._told = ""  # what was sent on it was not refused
+        else:
+            await self._channel.declare_exchange(HEARTBEATS_EXCHANGE, passive=True)
+            self._checked = True
         return self._channel
+
+    def _look_why_closed(self, channel: Channel) -> None:
+        """Tell of a heartbeat the broker refused: it says so when it has come, or not at all."""
+        code, text = channel.closed.result() if channel.closed.done() else (0, "")
+        if code:
+            self._complain(str(ChannelRefused(code, text)))
 
     def _complain(self, reason: str) -> None:
         if reason != self._told:
