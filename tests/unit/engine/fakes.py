@@ -320,6 +320,7 @@ class Engine:
         body: bytes,
         *,
         exchange: str = OUTCOMES_EXCHANGE,
+        routing_key: str = "shop.q.task.succeeded",
         properties: BasicProperties | None = None,
     ) -> int:
         tag = next(self._tags)
@@ -328,7 +329,7 @@ class Engine:
             delivery_tag=tag,
             redelivered=False,
             exchange=exchange,
-            routing_key="shop.q.task.succeeded",
+            routing_key=routing_key,
             properties=properties or BasicProperties(),
             body=body,
         )
