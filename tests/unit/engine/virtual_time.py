@@ -1,0 +1,68 @@
+"""An event loop whose clock goes on only when there is nothing left to do."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+#: Time that goes by while everything that is due happens.
+INSTANT = 1e-6
+
+
+class _Selector(selectors.SelectSelector):
+    """Waits for nothing: passes the time instead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            raise RuntimeError("everybody waits for something that never comes")
+        self.now += max(timeout, 0.0)
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """See the module's docstring; ``start`` is where its clock begins."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        self._virtual = _Selector()
+        self._virtual.now = start
+        self.problems: list[Mapping[str, Any]] = []
+        super().__init__(self._virtual)
+        self.set_exception_handler(lambda _, context: self.problems.append(context))
+
+    def time(self) -> float:
+        return self._virtual.now
+
+    def do(self, what: Callable[[], T]) -> T:
+        """Call something within the loop, and let all that follows at once happen."""
+
+        async def done() -> T:
+            result = what()
+            await asyncio.sleep(INSTANT)
+            return result
+
+        return self.run_until_complete(done())
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time go by."""
+        self.run_until_complete(asyncio.sleep(seconds))
+
+    def timers(self) -> int:
+        """Return how many timers are set."""
+        return sum(not handle.cancelled() for handle in self._scheduled)  # type: ignore[attr-defined]
+
+    def die(self) -> None:
+        """End everything that runs here, without another second."""
+        tasks = asyncio.all_tasks(self)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self.close()
