@@ -174,8 +174,11 @@ class Inbox:
             if entry is None or dispatcher is None or dispatcher.token(entry) != attempt.token:
                 # Nobody waits for it (any more): its Task was deleted, ended or taken back.
                 self._order_stop(attempt.token, attempt.uid, source)
-            elif attempt.percent is not None or attempt.message:
-                self._recorder.progressed(entry, Progress(attempt.percent, attempt.message))
+            else:
+                # Its start may have been told to a leader that did not live to write it.
+                self._recorder.runs(entry, worker=beat.pod)
+                if attempt.percent is not None or attempt.message:
+                    self._recorder.progressed(entry, Progress(attempt.percent, attempt.message))
         self._on_heartbeat(beat)
 
     def _order_stop(self, token: str, uid: str, source: Source) -> None:

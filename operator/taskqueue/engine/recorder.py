@@ -104,6 +104,11 @@ class Recorder:
                 settle=SETTLE_SECONDS - STARTED_AFTER_SECONDS,
             )
 
+    def runs(self, entry: Entry, *, worker: str) -> None:
+        """Take note that a worker runs the present attempt, if that is not known."""
+        if entry.status.phase is not Phase.RUNNING and entry.stage is Stage.PUBLISHED:
+            self.started(entry, attempt=entry.status.current_attempt, worker=worker)
+
     def progressed(self, entry: Entry, progress: Progress) -> None:
         """Take how far a running attempt says it is."""
         self.change(entry, lifecycle.progressed(entry.status, progress))
@@ -192,6 +197,13 @@ class Recorder:
         if entry.flush is None and status != entry.written:
             loop = asyncio.get_running_loop()
             entry.flush = loop.call_later(settle, self._flush, entry)
+
+    def flush(self) -> None:
+        """Write what waits to be worth a write: this process ends, and knows it alone."""
+        for entry in self._entries.values():
+            if entry.flush is not None:
+                entry.flush.cancel()
+                self._flush(entry)
 
     def forget(self, entry: Entry) -> None:
         """Let go of a Task that is no longer in the API server, or finished there."""

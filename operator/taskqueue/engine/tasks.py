@@ -350,7 +350,8 @@ class Tasks:
             del self._dispatchers[key]
 
     def close(self) -> None:
-        """Publish nothing more."""
+        """Publish nothing more, and have everything written that is known."""
+        self._recorder.flush()
         for dispatcher in self._dispatchers.values():
             dispatcher.close()
 
