@@ -31,7 +31,8 @@ async def empty_stage(rabbitmq_vhost: VirtualHost, tmp_path: Path) -> AsyncItera
         write=r"^taskqueue\.(outcomes|dead|heartbeats)$",
         read=r"^taskqueue\.(shop\.q|control)$",
     )
-    for exchange, key in (("outcomes", r"^shop\.q\."), ("dead", r"^shop\.q$")):
+    keys = {"outcomes": r"^shop\.q\.", "heartbeats": r"^shop\.q\.", "dead": r"^shop\.q$"}
+    for exchange, key in keys.items():
         body = {"exchange": f"taskqueue.{exchange}", "write": key, "read": "^$"}
         management.request("PUT", "topic-permissions", vhost, user, body=body)
     connection = await connect(rabbitmq_vhost.parameters, name="stage")

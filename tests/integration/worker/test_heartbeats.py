@@ -1,0 +1,183 @@
+"""What a real worker says of itself, and what becomes of it without."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from taskqueue.broker.connection import Delivery, connect
+from taskqueue.broker.contract import HEARTBEATS_EXCHANGE, HEARTBEATS_QUEUE
+from taskqueue.broker.events import EventKind
+from taskqueue.broker.heartbeats import Heartbeat, WorkerState, decode, encode
+from taskqueue.broker.publisher import Publisher, Settled
+from taskqueue.worker.cpus import available_cpus
+from tests.integration.worker.process import PATIENCE
+from tests.integration.worker.stage import Stage
+
+pytestmark = pytest.mark.broker
+
+
+@dataclass
+class Register:
+    """Everything that comes into the operator's queue of heartbeats."""
+
+    beats: list[Heartbeat] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
+    _more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @classmethod
+    async def of(cls, stage: Stage) -> Register:
+        register = cls()
+        channel = await stage.connection.channel()
+        await channel.consume(HEARTBEATS_QUEUE, register._take, lambda reason: None)
+        return register
+
+    async def wait(self, until: Callable[[Heartbeat], bool]) -> Heartbeat:
+        """Return the first heartbeat of which ``until`` holds."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                for beat in self.beats:
+                    if until(beat):
+                        return beat
+                self._more.clear()
+                await self._more.wait()
+
+    async def state(self, state: WorkerState) -> Heartbeat:
+        """Return the first heartbeat with this state."""
+        return await self.wait(lambda beat: beat.state is state)
+
+    def _take(self, delivery: Delivery) -> None:
+        delivery.channel.ack(delivery.delivery_tag)
+        self.deliveries.append(delivery)
+        self.beats.append(decode(delivery.body))
+        self._more.set()
+
+
+async def test_a_worker_registers_itself(stage: Stage) -> None:
+    register = await Register.of(stage)
+    await stage.ready_worker(slots=3, NODE_NAME="node-7")
+    beat = await register.state(WorkerState.READY)
+    assert (beat.namespace, beat.queue, beat.pod, beat.node) == ("shop", "q", "pod-1", "node-7")
+    assert (beat.slots, beat.cpus, beat.running) == (3, available_cpus(), ())
+    assert {"echo", "hold", "async_hold"} <= set(beat.handlers)
+    (delivery,) = register.deliveries
+    assert delivery.routing_key == "shop.q.worker.heartbeat"
+    assert delivery.properties.delivery_mode == 1
+
+
+async def test_one_that_waits_for_its_queue_does_not(empty_stage: Stage) -> None:
+    stage = empty_stage
+    await stage.declare()
+    await stage.channel.delete_queue("taskqueue.shop.q")
+    register = await Register.of(stage)
+    worker = await stage.start_worker()
+    await worker.logged("consumer.waiting")
+    worker.terminate()
+    await worker.ended()
+    other = Heartbeat(
+        namespace="shop",
+        queue="q",
+        pod="pod-2",
+        node="",
+        cpus=1.0,
+        slots=1,
+        handlers=(),
+        running=(),
+        state=WorkerState.READY,
+    )
+    stage.channel.publish(HEARTBEATS_EXCHANGE, other.routing_key, encode(other), stage.properties())
+    await register.wait(lambda beat: beat.pod == "pod-2")  # what came before it is known now
+    assert {beat.state for beat in register.beats if beat.pod == "pod-1"} <= {WorkerState.STOPPED}
+
+
+async def test_its_last_words_tell_what_it_still_runs_and_how_far_that_is(stage: Stage) -> None:
+    register, gate = await Register.of(stage), stage.gate()
+    worker = await stage.ready_worker()
+    token = await stage.publish("tell", gate.payload)
+    await gate.begun()
+    worker.terminate()
+    draining = await register.state(WorkerState.DRAINING)
+    (running,) = draining.running
+    assert (running.token, running.percent, running.message) == (token, 40, "resizing")
+    gate.open()
+    stopped = await register.state(WorkerState.STOPPED)
+    assert stopped.running == ()
+    assert await worker.ended() == 0
+    assert [beat.state for beat in register.beats] == ["ready", "draining", "stopped"]
+
+
+async def test_it_says_good_bye_by_another_connection_too(stage: Stage) -> None:
+    register = await Register.of(stage)
+    worker = await stage.ready_worker()
+    await register.state(WorkerState.READY)
+    await stage.close_connections()
+    await worker.logged("consumer.ready", times=2)
+    await stage.outcome(await stage.publish("noop"))
+    worker.terminate()
+    await register.state(WorkerState.STOPPED)
+    assert await worker.ended() == 0
+
+
+# Without.
+
+
+async def test_a_broker_without_the_exchange_gets_its_outcomes_all_the_same(
+    empty_stage: Stage,
+) -> None:
+    stage = empty_stage
+    await stage.declare()
+    await stage.read_inbox()
+    await asyncio.to_thread(
+        stage.vhost.management.request,
+        "DELETE",
+        "exchanges",
+        stage.vhost.name,
+        HEARTBEATS_EXCHANGE,
+    )
+    worker = await stage.ready_worker()
+    told = await worker.logged("heartbeat.not_sent")
+    assert "404 NOT_FOUND - no exchange 'taskqueue.heartbeats'" in told["reason"]
+    outcome = await stage.outcome(await stage.publish("noop"))
+    assert outcome.kind is EventKind.SUCCEEDED
+    worker.terminate()
+    assert await worker.ended() == 0
+    assert [line["event"] for line in worker.log].count("heartbeat.not_sent") == 1
+    assert not [line for line in worker.log if line["event"] == "publisher.lost"]
+
+
+async def test_a_user_without_permission_reports_its_outcomes_all_the_same(stage: Stage) -> None:
+    permit(stage, r"^elsewhere\.")
+    register = await Register.of(stage)
+    worker = await stage.ready_worker()
+    outcome = await stage.outcome(await stage.publish("noop"))
+    assert outcome.kind is EventKind.SUCCEEDED
+    worker.terminate()
+    assert await worker.ended() == 0
+    told = await worker.logged("heartbeat.not_sent")
+    assert "403 ACCESS_REFUSED" in told["reason"]
+    assert [line["event"] for line in worker.log].count("heartbeat.not_sent") == 1
+    assert not [line for line in worker.log if line["event"] == "publisher.lost"]
+    assert register.beats == []
+
+
+async def test_no_worker_speaks_for_another_queue(stage: Stage) -> None:
+    own = await connect(stage.worker_parameters, name="worker")
+    for key, verdict in (
+        ("shop.q.worker.heartbeat", Settled.CONFIRMED),
+        ("shop.mail.worker.heartbeat", Settled.UNKNOWN),
+    ):
+        publisher = await Publisher.open(own)
+        told = await publisher.publish_and_wait(HEARTBEATS_EXCHANGE, key, b"{}", stage.properties())
+        assert told[0] is verdict
+    await own.close()
+
+
+def permit(stage: Stage, key: str) -> None:
+    """Let the worker's user publish heartbeats with such keys only."""
+    body = {"exchange": HEARTBEATS_EXCHANGE, "write": key, "read": "^$"}
+    stage.vhost.management.request(
+        "PUT", "topic-permissions", stage.vhost.name, stage.worker_parameters.username, body=body
+    )
