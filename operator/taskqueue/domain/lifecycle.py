@@ -85,6 +85,7 @@ def started(status: TaskStatus, *, attempt: int, now: float, worker: str) -> Tas
         start_time=now if status.start_time is None else status.start_time,
         next_attempt_time=None,
         worker=worker,
+        progress=status.progress if worker == status.worker else None,
         running_since=now,
     )
 

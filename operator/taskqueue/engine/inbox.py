@@ -172,8 +172,10 @@ class Inbox:
             entry = self._entries.get(attempt.uid)
             dispatcher = None if entry is None else self._dispatcher_of(entry.queue_key)
             if entry is None or dispatcher is None or dispatcher.token(entry) != attempt.token:
-                # Nobody waits for it (any more): its Task was deleted, ended or taken back.
-                self._order_stop(attempt.token, attempt.uid, source)
+                # Nobody waits for it (any more): its Task was deleted, ended or taken back. If that
+                # is yet to be written, the order follows by itself.
+                if entry is None or not entry.after_write:
+                    self._order_stop(attempt.token, attempt.uid, source)
             else:
                 # Its start may have been told to a leader that did not live to write it.
                 self._recorder.runs(entry, worker=beat.pod)

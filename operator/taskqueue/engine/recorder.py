@@ -162,7 +162,7 @@ class Recorder:
         self._go_on(
             entry,
             lifecycle.blocked(
-                lifecycle.unclaimed(entry.status),
+                lifecycle.unclaimed(lifecycle.released(entry.status)),
                 reason=UNKNOWN_HANDLER,
                 message=f"spec.handler: {message}: roll out workers that know it, and the Task "
                 "goes on, or create a Task with another handler",
