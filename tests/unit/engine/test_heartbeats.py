@@ -121,13 +121,24 @@ async def test_progress_goes_with_the_attempt() -> None:
     assert "progress" not in engine.writer.writes[-1].status
 
 
-async def test_progress_of_what_is_not_known_to_run_is_not_told() -> None:
+async def test_one_whose_start_is_not_known_is_running() -> None:
     engine = Engine()
     entry = await engine.published()
+    beat(engine, attempt(entry, 40), pod="pod-7")
+    await until_time(10)
+    (write,) = engine.writer.writes
+    assert (write.status["phase"], write.status["worker"]) == ("Running", "pod-7")
+    assert write.status["progress"] == {"percent": 40, "message": ""}
+    assert engine.publisher.orders == []
+
+
+async def test_one_that_waits_to_be_published_is_not() -> None:
+    engine = Engine()
+    entry = engine.add("t")
     beat(engine, attempt(entry, 40))
     await until_time(10)
     assert engine.writer.writes == []
-    assert engine.publisher.orders == [], "but it is awaited"
+    assert engine.publisher.orders == [], "it will be awaited"
 
 
 # Orders.
