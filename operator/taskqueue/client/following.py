@@ -112,11 +112,13 @@ class _Follower:
     task: TaskRef
     connected: Connected
     seen: Seen
+    #: What was allowed before, and since when it is not.
     allowed: set[str] = field(default_factory=set)
-    refused_since: float | None = None
+    refused_since: dict[str, float] = field(default_factory=dict)
     retry_after: float = 0.0
     pauses: Iterator[float] = field(default_factory=lambda: delays(random.random))
     asking: str = ""
+    told: str = ""
 
     async def look(self) -> dict[str, Any]:
         """Return the object as it is."""
@@ -170,25 +172,27 @@ class _Follower:
     def settle(self) -> None:
         """Take note that all is well."""
         self.pauses = delays(random.random)
+        self.told = ""
 
     def judge(self, problem: ApiError) -> None:
         """Take note of trouble, or raise what will not pass."""
         loop = asyncio.get_running_loop()
         if problem.status in (401, 403) and self.asking in self.allowed:
-            if self.refused_since is None:
-                self.refused_since = loop.time()
-            if loop.time() - self.refused_since > _REFUSAL_SECONDS:
+            since = self.refused_since.setdefault(self.asking, loop.time())
+            if loop.time() - since > _REFUSAL_SECONDS:
                 raise refusal(problem, f"{self.asking} {self.task}") from problem
         elif problem.status != 410 and not passing(problem):
             raise refusal(problem, f"{self.asking} {self.task}") from problem
         self.retry_after = problem.retry_after or 0.0
         self.seen.trouble = str(problem)
-        log.warning(
-            "task.unwatched",
-            namespace=self.task.namespace,
-            task=self.task.name,
-            problem=str(problem),
-        )
+        if self.seen.trouble != self.told:
+            self.told = self.seen.trouble
+            log.warning(
+                "task.unwatched",
+                namespace=self.task.namespace,
+                task=self.task.name,
+                problem=self.told,
+            )
 
     async def pause(self) -> None:
         """Wait before the next look."""
@@ -202,7 +206,7 @@ class _Follower:
 
     def _permitted(self) -> None:
         self.allowed.add(self.asking)
-        self.refused_since = None
+        self.refused_since.pop(self.asking, None)
         self.seen.trouble = ""
 
     def _same(self, shown: dict[str, Any]) -> None:

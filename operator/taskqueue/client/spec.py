@@ -95,7 +95,7 @@ def task_spec(queue: str, handler: str, payload: Any, options: Mapping[str, Any]
             f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
             for one in problem.errors(include_url=False, include_context=False)
         )
-        raise ValueError(f"no such Task can be: {found}") from problem
+        raise ValueError(f"submit() cannot make this Task: {found}") from problem
 
 
 def payload_object(payload: Any) -> dict[str, Any]:

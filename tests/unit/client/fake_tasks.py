@@ -1,0 +1,181 @@
+"""An API server of Tasks in memory, with the promises the clients rely on.
+
+tests/integration/client asks the same of a real one: defaults filled in at creation, AlreadyExists,
+the uid as a precondition, a watch of one name from a resource version, 410 for a place that is
+forgotten, DELETED with the last state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from taskqueue.client.access import Connected
+from taskqueue.cluster.client import ApiError
+
+NAMESPACE = "shop"
+
+_DEFAULTS = {"payload": {}, "payloadFrom": [], "priority": 0, "concurrencyKey": ""} | {
+    "dependsOn": [],
+    "suspend": False,
+    "cancel": False,
+}
+
+
+class FakeTasks:
+    """The server; tests change its Tasks and break it."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, Any]] = {}
+        #: Errors for the next requests, watches included; None lets one pass.
+        self.answers: deque[ApiError | None] = deque()
+        self.requests: list[tuple[str, str]] = []
+        self.watches = 0
+        self.watching = 0
+        self.closed = 0
+        #: Errors for the next watches only.
+        self.watch_answers: deque[ApiError | None] = deque()
+        #: While set, a POST is done but its answer is lost, so often.
+        self.answers_lost = 0
+        self._version = 10
+        self._uids = itertools.count(1)
+        self._events: list[tuple[int, dict[str, Any]]] = []
+        self._forgotten_below = 0
+        self._changed = asyncio.Condition()
+        self._breaks = 0
+
+    def connected(self) -> Connected:
+        """Return a way to it."""
+        return Connected(requests=self, watches=self, namespace=NAMESPACE)
+
+    async def connect(self) -> Connected:
+        """Return a way to it, as the clients ask for one."""
+        return self.connected()
+
+    # What tests do.
+
+    async def set_status(self, name: str, phase: str, **more: Any) -> None:
+        """Write a status, as the operator does."""
+        task = self.objects[name]
+        task["status"] = {"phase": phase, "observedGeneration": 1, **more}
+        await self._emit("MODIFIED", task)
+
+    async def delete(self, name: str) -> None:
+        """Delete a Task."""
+        await self._emit("DELETED", self.objects.pop(name))
+
+    async def bookmark(self) -> None:
+        """Tell watchers where they are."""
+        self._version += 1
+        raw = {"metadata": {"resourceVersion": str(self._version)}}
+        self._events.append((self._version, {"type": "BOOKMARK", "object": raw}))
+        await self._wake()
+
+    async def break_watches(self, *, forget: bool = False) -> None:
+        """End all watches; with ``forget`` no place of theirs can be gone on from."""
+        self._breaks += 1
+        if forget:
+            self._forgotten_below = self._version + 1
+        await self._wake()
+
+    async def tell(self, code: int) -> None:
+        """Send all watchers an ERROR event."""
+        status = {"code": code, "reason": "Expired", "message": "too old resource version"}
+        self._events.append((self._version, {"type": "ERROR", "object": status}))
+        await self._wake()
+
+    async def until_watched(self) -> None:
+        """Wait until somebody watches."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.watching > 0)
+
+    # What clients ask.
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> dict[str, Any]:
+        self.requests.append((method, path))
+        answer = self.answers.popleft() if self.answers else None
+        if answer is not None:
+            raise answer
+        if method == "POST":
+            return await self._create(path.split("/")[5], body)
+        name = path.split("/")[-1]
+        if name not in self.objects:
+            raise ApiError(404, "NotFound", f'tasks "{name}" not found')
+        task = self.objects[name]
+        if method == "PATCH":
+            wanted_uid = body.get("metadata", {}).get("uid", task["metadata"]["uid"])
+            if wanted_uid != task["metadata"]["uid"]:
+                raise ApiError(409, "Conflict", "the UID in the precondition does not match")
+            if task["status"]["phase"] in ("Succeeded", "Failed", "Cancelled"):
+                raise ApiError(422, "Invalid", "the spec of a finished Task is frozen")
+            task["spec"] |= body["spec"]
+            await self._emit("MODIFIED", task)
+        return copy.deepcopy(task)
+
+    async def watch(
+        self, path: str, *, timeout_seconds: int, **params: str
+    ) -> AsyncIterator[dict[str, Any]]:
+        self.watches += 1
+        answer = self.watch_answers.popleft() if self.watch_answers else None
+        if answer is not None:
+            raise answer
+        name = params["fieldSelector"].removeprefix("metadata.name=")
+        assert params["allowWatchBookmarks"] == "true"
+        begun = int(params["resourceVersion"])
+        if begun < self._forgotten_below:
+            raise ApiError(410, "Expired", "too old resource version")
+        self.watching += 1
+        breaks, seen = self._breaks, 0
+        try:
+            await self._wake()
+            while breaks == self._breaks:
+                fresh, seen = self._events[seen:], len(self._events)
+                for version, event in fresh:
+                    about = event["object"].get("metadata", {}).get("name", name)
+                    if event["type"] == "ERROR" or (version > begun and about == name):
+                        yield copy.deepcopy(event)
+                async with self._changed:
+                    if breaks == self._breaks and len(self._events) == seen:
+                        await self._changed.wait()
+        finally:
+            self.watching -= 1
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    async def _create(self, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
+        name = body["metadata"]["name"]
+        if name in self.objects:
+            raise ApiError(409, "AlreadyExists", f'tasks "{name}" already exists')
+        task = copy.deepcopy(body)
+        task["metadata"] |= {"namespace": namespace, "uid": f"uid-{next(self._uids)}"}
+        task["spec"] = _DEFAULTS | task["spec"]
+        task["status"] = {"phase": "Pending", "observedGeneration": -1}
+        self.objects[name] = task
+        await self._emit("ADDED", task)
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise ApiError(0, "Unreachable", "the connection was lost")
+        return copy.deepcopy(task)
+
+    async def _emit(self, kind: str, task: dict[str, Any]) -> None:
+        self._version += 1
+        task["metadata"]["resourceVersion"] = str(self._version)
+        self._events.append((self._version, {"type": kind, "object": copy.deepcopy(task)}))
+        await self._wake()
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()

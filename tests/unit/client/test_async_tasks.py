@@ -1,0 +1,395 @@
+"""Submitting, waiting, streaming and cancelling, through everything an API server does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from taskqueue.client import (
+    AsyncTaskClient,
+    AsyncTaskHandle,
+    Refused,
+    TaskCancelled,
+    TaskConflict,
+    TaskFailed,
+    TaskGone,
+    TaskProgress,
+    TaskResult,
+    Unavailable,
+    WaitTimeout,
+)
+from taskqueue.cluster.client import ApiError
+from tests.unit.client.fake_tasks import NAMESPACE, FakeTasks
+
+pytestmark = pytest.mark.looptime
+
+AWAY = ApiError(0, "Unreachable", "connection refused")
+FORBIDDEN = ApiError(403, "Forbidden", "may not watch")
+
+
+@pytest.fixture
+def server() -> FakeTasks:
+    return FakeTasks()
+
+
+@pytest.fixture
+async def client(server: FakeTasks) -> AsyncIterator[AsyncTaskClient]:
+    async with AsyncTaskClient(connect=server.connect) as client:
+        yield client
+    assert server.watching == 0, "a watch was left open"
+
+
+@pytest.fixture
+async def handle(client: AsyncTaskClient) -> AsyncTaskHandle:
+    return await client.submit("q", "echo", name="a")
+
+
+async def test_a_task_is_created_as_asked_for(server: FakeTasks, client: AsyncTaskClient) -> None:
+    handle = await client.submit(
+        "q",
+        "echo",
+        {"a": 1},
+        name="a",
+        labels={"team": "x"},
+        priority=3,
+        depends_on=["b"],
+        retry={"max_attempts": 2, "backoff": {"max_seconds": 5}},
+        ttl_seconds_after_finished=60,
+        concurrency_key=None,
+    )
+    assert (handle.namespace, handle.name, handle.uid) == (NAMESPACE, "a", "uid-1")
+    assert server.objects["a"]["metadata"]["labels"] == {"team": "x"}
+    spec = server.objects["a"]["spec"]
+    assert spec == spec | {
+        "queue": "q",
+        "handler": "echo",
+        "payload": {"a": 1},
+        "priority": 3,
+        "dependsOn": ["b"],
+        "retry": {"maxAttempts": 2, "backoff": {"maxSeconds": 5.0}},
+        "ttlSecondsAfterFinished": 60,
+    }
+
+
+async def test_the_namespace_is_the_nearest_one_given(server: FakeTasks) -> None:
+    async with AsyncTaskClient(connect=server.connect, namespace="mine") as client:
+        assert (await client.submit("q", "echo")).namespace == "mine"
+        assert (await client.submit("q", "echo", namespace="theirs")).namespace == "theirs"
+    assert server.closed == 2
+
+
+async def test_names_are_made_and_differ(client: AsyncTaskClient) -> None:
+    one, other = [await client.submit("q", "echo") for _ in range(2)]
+    assert one.name != other.name
+    assert one.name.startswith("q-")
+    assert (await client.submit("q", "echo", generate_name="job-")).name.startswith("job-")
+
+
+async def test_submitting_again_finds_the_same_task_whatever_became_of_it(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    server.objects["a"]["spec"]["cancel"] = True
+    await server.set_status("a", "Cancelled")
+    assert (await client.submit("q", "echo", name="a")).uid == handle.uid
+
+
+async def test_another_task_of_the_name_is_a_conflict_that_names_the_fields(
+    client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    with pytest.raises(TaskConflict, match=r"Task shop/a exists.* payload, priority") as found:
+        await client.submit("q", "echo", {"a": 1}, name="a", priority=1)
+    assert found.value.fields == ("payload", "priority")
+
+
+async def test_a_lost_answer_makes_no_second_task(
+    server: FakeTasks, client: AsyncTaskClient
+) -> None:
+    server.answers_lost = 1
+    handle = await client.submit("q", "echo", {"a": 1})
+    assert list(server.objects) == [handle.name]
+
+
+async def test_an_outage_is_waited_out_for_a_while(
+    server: FakeTasks, client: AsyncTaskClient
+) -> None:
+    server.answers.extend([AWAY, ApiError(503, "", "starting"), ApiError(429, "", "slow down")])
+    await client.submit("q", "echo")
+    server.answers.extend([AWAY] * 100)
+    begun = asyncio.get_running_loop().time()
+    with pytest.raises(Unavailable, match=r"cannot submit Task shop/b: connection refused"):
+        await client.submit("q", "echo", name="b")
+    assert 5 < asyncio.get_running_loop().time() - begun <= 10
+
+
+async def test_a_refusal_is_told_at_once_in_the_servers_words(
+    server: FakeTasks, client: AsyncTaskClient
+) -> None:
+    server.answers.append(ApiError(422, "Invalid", "the Task depends on itself"))
+    with pytest.raises(Refused, match="shop/b: the Task depends on itself") as found:
+        await client.submit("q", "echo", name="b")
+    assert (found.value.status, found.value.reason) == (422, "Invalid")
+    server.answers.append(ApiError(403, "Forbidden", "cannot create tasks"))
+    with pytest.raises(Refused, match=r"cannot create tasks: give .*service account a role"):
+        await client.submit("q", "echo", name="b")
+
+
+async def test_a_name_that_is_freed_meanwhile_is_taken(
+    server: FakeTasks, client: AsyncTaskClient
+) -> None:
+    server.answers.append(ApiError(409, "AlreadyExists", "exists"))
+    assert (await client.submit("q", "echo", name="b")).uid == "uid-1"
+
+
+async def test_waiting_for_success(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    waiting = asyncio.create_task(handle.wait())
+    await server.until_watched()
+    await server.set_status("a", "Running", attempts=1)
+    await server.bookmark()
+    await server.set_status("a", "Succeeded", attempts=2, result={"pages": 3})
+    assert await waiting == TaskResult(
+        phase="Succeeded", result={"pages": 3}, attempts=2, reason="", message=""
+    )
+    assert await handle.wait(0.1) == await waiting  # of one that has ended
+
+
+async def test_waiting_for_a_failure_and_for_a_cancelled_one(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    await server.set_status(
+        "a", "Failed", attempts=3, reason="RetriesExhausted", message="the network is away"
+    )
+    with pytest.raises(
+        TaskFailed, match=r"shop/a has failed after 3 attempts: .*RetriesExhausted: the network"
+    ) as failed:
+        await handle.wait()
+    assert failed.value.status.attempts == 3
+    other = await client.submit("q", "echo", name="b")
+    await server.set_status("b", "Cancelled", reason="Cancelled")
+    with pytest.raises(TaskCancelled, match="shop/b was cancelled") as cancelled:
+        await other.wait()
+    assert cancelled.value.status.phase == "Cancelled"
+
+
+async def test_waiting_in_vain_says_what_it_waits_for(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    await server.set_status("a", "Blocked", reason="QueueNotFound", message="create it")
+    begun = asyncio.get_running_loop().time()
+    with pytest.raises(
+        WaitTimeout, match=r"within 30 s: it is Blocked, QueueNotFound: create it$"
+    ) as found:
+        await handle.wait(30)
+    assert asyncio.get_running_loop().time() - begun == 30
+    assert found.value.status is not None
+    assert found.value.status.reason == "QueueNotFound"
+    assert isinstance(found.value, TimeoutError)
+
+
+async def test_waiting_in_an_outage_says_so(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    server.answers.extend([AWAY] * 100)
+    with pytest.raises(WaitTimeout, match=r"nothing is known of it; .*connection refused"):
+        await handle.wait(30)
+    assert len(server.requests) < 20, "the API server is hammered"
+
+
+async def test_a_stream_shows_each_change_once_and_ends(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    stream = handle.stream()
+    seen = [await anext(stream)]
+    for phase in ("Running", "Running", "Retrying"):
+        await server.set_status("a", phase)
+    seen += [await anext(stream), await anext(stream)]
+    await server.set_status("a", "Running", progress={"percent": 50, "message": "half"})
+    seen.append(await anext(stream))
+    await server.break_watches()
+    await server.set_status("a", "Succeeded")
+    seen += [status async for status in stream]
+    assert [status.phase for status in seen] == [
+        "Pending",
+        "Running",
+        "Retrying",
+        "Running",
+        "Succeeded",
+    ]
+    assert seen[3].progress == TaskProgress(50, "half")
+
+
+@pytest.mark.parametrize("how", ["break", "forget", "error event", "refused"])
+async def test_a_watch_that_ends_is_begun_again(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle, how: str
+) -> None:
+    waiting = asyncio.create_task(handle.wait())
+    await server.until_watched()
+    if how == "error event":
+        await server.tell(410)
+    elif how == "refused":
+        server.watch_answers.extend([ApiError(410, "Expired", "too old"), AWAY])
+        await server.break_watches()
+    else:
+        await server.break_watches(forget=how == "forget")
+    await server.set_status("a", "Succeeded")
+    assert (await waiting).phase == "Succeeded"
+
+
+async def test_watches_that_end_at_once_are_not_begun_in_a_hurry(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    async def end_them() -> None:
+        while True:
+            await server.until_watched()
+            await server.break_watches()
+            await asyncio.sleep(0)
+
+    ending = asyncio.create_task(end_them())
+    with pytest.raises(WaitTimeout):
+        await handle.wait(60)
+    ending.cancel()
+    assert server.watches < 20
+
+
+async def test_a_deleted_task_is_gone_and_its_last_state_told(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    await server.set_status("a", "Running")
+    waiting = asyncio.create_task(handle.wait())
+    await server.until_watched()
+    await server.delete("a")
+    with pytest.raises(TaskGone, match=r"shop/a was deleted; it was last seen Running") as found:
+        await waiting
+    assert found.value.status is not None
+    for ask in (handle.wait, handle.status, handle.cancel, lambda: client.get("a")):
+        with pytest.raises(TaskGone, match="does not exist"):
+            await ask()
+
+
+async def test_a_task_made_anew_under_the_name_is_another_one(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    waiting = asyncio.create_task(handle.wait())
+    await server.until_watched()
+    await server.break_watches()
+    await server.delete("a")
+    await client.submit("q", "echo", name="a")
+    with pytest.raises(TaskGone, match="another was made under its name"):
+        await waiting
+    for ask in (handle.status, handle.cancel):
+        with pytest.raises(TaskGone, match="another was made under its name"):
+            await ask()
+    assert not server.objects["a"]["spec"]["cancel"]
+
+
+async def test_a_task_deleted_with_its_end_has_ended(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    waiting = asyncio.create_task(handle.wait())
+    await server.until_watched()
+    server.objects["a"]["status"] = {"phase": "Succeeded", "result": {"a": 1}}
+    await server.delete("a")
+    assert (await waiting).result == {"a": 1}
+
+
+async def test_who_may_not_watch_is_told_at_once(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    server.watch_answers.append(FORBIDDEN)
+    with pytest.raises(Refused, match="cannot watch Task shop/a: may not watch"):
+        await handle.wait()
+
+
+async def test_a_server_that_has_just_started_may_refuse_for_a_while(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    waiting = asyncio.create_task(handle.wait())
+    await server.until_watched()
+    await server.set_status("a", "Running")
+    await asyncio.sleep(1)
+    server.watch_answers.extend([FORBIDDEN] * 3)
+    await server.break_watches()
+    await asyncio.sleep(20)
+    assert server.watching == 1
+    server.watch_answers.extend([FORBIDDEN] * 100)
+    await server.break_watches()
+    with pytest.raises(Refused):
+        await waiting
+
+
+async def test_cancel_orders_it_and_is_harmless_at_the_end(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    await handle.cancel()
+    assert server.objects["a"]["spec"]["cancel"] is True
+    await server.set_status("a", "Cancelled")
+    await handle.cancel()
+
+
+async def test_waiting_for_all_raises_no_failures_and_keeps_the_order(
+    server: FakeTasks, client: AsyncTaskClient
+) -> None:
+    handles = [await client.submit("q", "echo", name=f"t{n}") for n in range(30)]
+    waiting = asyncio.create_task(client.wait_all(handles))
+    most = 0
+    for n in reversed(range(30)):
+        await asyncio.sleep(0.01)
+        most = max(most, server.watching)
+        await server.set_status(f"t{n}", "Failed" if n == 7 else "Succeeded", result={"n": n})
+    results = await waiting
+    assert [result.result for result in results] == [{"n": n} for n in range(30)]
+    assert results[7].phase == "Failed"
+    assert most == 8
+
+
+async def test_waiting_for_all_has_one_clock(server: FakeTasks, client: AsyncTaskClient) -> None:
+    handles = [await client.submit("q", "echo", name=f"t{n}") for n in range(20)]
+    begun = asyncio.get_running_loop().time()
+    with pytest.raises(WaitTimeout):
+        await client.wait_all(handles, 30)
+    assert asyncio.get_running_loop().time() - begun == 30
+
+
+async def test_a_stream_that_is_left_closes_its_watch(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    stream = handle.stream()
+    assert (await anext(stream)).phase == "Pending"
+    later = asyncio.ensure_future(anext(stream))
+    await server.until_watched()
+    later.cancel()
+    await asyncio.gather(later, return_exceptions=True)
+    assert server.watching == 0
+
+
+async def test_a_closed_client_says_so(server: FakeTasks) -> None:
+    client = AsyncTaskClient(connect=server.connect)
+    await client.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await client.submit("q", "echo")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"prioriti": 1}, TypeError, "no prioriti: .*priority"),
+        ({"priority": 5000}, ValueError, "priority: .*1000"),
+        ({"retry": {"max_attemps": 3}}, ValueError, r"retry\.max_attemps"),
+        ({"payload": [1]}, TypeError, "a JSON object, not list"),
+        ({"payload": {"raw": b""}}, TypeError, "bytes"),
+    ],
+)
+async def test_mistakes_are_found_before_anything_is_sent(
+    server: FakeTasks,
+    client: AsyncTaskClient,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    words: str,
+) -> None:
+    with pytest.raises(error, match=words):
+        await client.submit("q", "echo", **arguments)
+    assert not server.requests
