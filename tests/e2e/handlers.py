@@ -1,7 +1,7 @@
 """Handlers for tests, mounted into worker pods; see lab.py.
 
-What `counted` wraps leaves two lines in the worker's log for each run, whatever becomes of the run
-later: `Lab.runs` reads them.
+Those that run many at once do so in threads, which cost least. What `counted` wraps leaves two lines
+in the worker's log for each run, whatever becomes of the run later: `Lab.runs` reads them.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ def echo(payload: Payload, ctx: Context) -> Payload:
     return payload
 
 
-@task
+@task(thread=True)
 def nap(payload: Payload, ctx: Context) -> Payload:
     """Sleep for ``seconds``, deaf to whatever is said meanwhile."""
     with counted(ctx):
@@ -43,7 +43,7 @@ def nap(payload: Payload, ctx: Context) -> Payload:
     return {"pod": os.environ["POD_NAME"]}
 
 
-@task
+@task(thread=True)
 def watch(payload: Payload, ctx: Context) -> Payload:
     """Sleep for ``seconds``, but no longer than it is wanted."""
     with counted(ctx):
@@ -54,6 +54,12 @@ def watch(payload: Payload, ctx: Context) -> Payload:
 
 
 @task
+def watch_process(payload: Payload, ctx: Context) -> Payload:
+    """Do as ``watch`` does, where sync handlers are run that say nothing else."""
+    return watch(payload, ctx)
+
+
+@task
 async def watch_async(payload: Payload, ctx: Context) -> Payload:
     """Sleep for ``seconds``; asyncio ends it when it is not wanted any more."""
     with counted(ctx):
@@ -61,7 +67,7 @@ async def watch_async(payload: Payload, ctx: Context) -> Payload:
     return {"pod": os.environ["POD_NAME"]}
 
 
-@task
+@task(thread=True)
 def tell_fence(payload: Payload, ctx: Context) -> Payload:
     """Sleep for ``seconds``; tell when, by this node's clock, and with which fence."""
     with counted(ctx):
@@ -76,7 +82,7 @@ def sized(payload: Payload) -> Payload:
     return {"text": "x" * (payload["bytes"] - len('{"text":""}'))}
 
 
-@task
+@task(thread=True)
 def flaky(payload: Payload, ctx: Context) -> Payload:
     """Fail ``failures`` times, then succeed."""
     with counted(ctx):
@@ -99,6 +105,6 @@ def rate_limited(payload: Payload, ctx: Context) -> None:
 
 
 @task
-def die(payload: Payload) -> None:
-    """End the whole worker, as a killed one ends."""
+async def die(payload: Payload) -> None:
+    """End the whole worker, where async handlers run, as a killed one ends."""
     os._exit(137)

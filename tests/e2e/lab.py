@@ -280,9 +280,10 @@ class Lab:
             name = pod["metadata"]["name"]
             with suppress(Refused):  # it has just left, or has not begun
                 text = self.api.text(self.core("pods", name, "log"))
+                written, _, _ = text.rpartition("\n")  # the last line may not be complete yet
                 lines += [
                     {**json.loads(line), "pod": name}
-                    for line in text.splitlines()
+                    for line in written.splitlines()
                     if line.startswith("{")
                 ]
         return sorted(lines, key=lambda line: line["time"])

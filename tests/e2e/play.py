@@ -213,6 +213,7 @@ class Stage:
             if SHARED_QUEUES[name].changes["workers"].get("template", ...) is not None:
                 count = SHARED_QUEUES[name].changes["scaling"]["minReplicas"]
                 self._lab.available(count, name)
+        self._lab.power.prepare()
         crowd = [self._begin(row) for row in self._rows if not row.calm]
         for row in self._rows:
             if row.calm:

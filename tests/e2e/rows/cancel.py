@@ -59,6 +59,13 @@ ROWS = (
         also=(was_stopped(), ran(1)),
     ),
     Row(
+        "cancelled while it runs where sync handlers run by default",
+        {"it": nap(30, "watch_process")},
+        when=(shows(running()), cancel()),
+        then={"it": _STOPPED},
+        also=(was_stopped(), ran(1)),
+    ),
+    Row(
         "cancelled while it runs as a coroutine",
         {"it": nap(30, "watch_async")},
         when=(shows(running()), cancel()),
@@ -67,7 +74,7 @@ ROWS = (
     ),
     Row(
         "cancelled while it runs, deaf: what it returns later does not count",
-        {"it": nap(6)},
+        {"it": nap(10)},
         when=(shows(running()), cancel(), shows(_STOPPED)),
         then={"it": _STOPPED},
         also=(ran(1),),
@@ -116,7 +123,7 @@ ROWS = (
     Row(
         "cancelled while another has its concurrencyKey",
         {
-            "first": nap(4, concurrencyKey="k"),
+            "first": nap(10, concurrencyKey="k"),
             "it": nap(1, concurrencyKey="k"),
         },
         when=(

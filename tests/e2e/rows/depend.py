@@ -52,7 +52,7 @@ def _cycle(members: int) -> Shows:
 DEPENDS_ON = (
     Row(
         "dependsOn one that runs",
-        {"dep": nap(4), "it": nap(0.1, dependsOn=["dep"])},
+        {"dep": nap(8), "it": nap(0.1, dependsOn=["dep"])},
         when=(shows(_WAITS),),
         then={"it": succeeded(), "dep": succeeded()},
         also=(began_after("dep"), ran(1)),
@@ -196,7 +196,7 @@ DEPENDS_ON = (
     ),
     Row(
         "dependsOn without effect once the Task runs",
-        {"it": nap(4)},
+        {"it": nap(8)},
         when=(shows(running()), edit(dependsOn=["nobody"])),
         then={"it": succeeded()},
         also=(was_never("Blocked"),),

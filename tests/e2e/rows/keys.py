@@ -44,14 +44,14 @@ ROWS = (
     ),
     Row(
         "concurrencyKey: who waits says for what",
-        {"it": _keyed(7)},
+        {"it": _keyed(12)},
         when=(shows(_RUNNING), create("two", _keyed(0.1)), shows(_LIMITED, "two")),
         then={"it": succeeded(), "two": succeeded()},
         also=(never_two_at_once("it", "two"), fences_grow("it", "two")),
     ),
     Row(
         "concurrencyKey: a higher priority is first in line",
-        {"it": _keyed(7)},
+        {"it": _keyed(12)},
         when=(
             shows(_RUNNING),
             create("low", _keyed(0.1)),
@@ -75,9 +75,9 @@ ROWS = (
     Row(
         "concurrencyKey: another key runs beside it",
         {
-            "it": _keyed(3),
+            "it": _keyed(5),
             "two": _keyed(0.1),
-            "other": _keyed(3, key="other"),
+            "other": _keyed(5, key="other"),
             "none": nap(3, "tell_fence"),
         },
         then={role: succeeded() for role in ("it", "two", "other", "none")},
@@ -127,12 +127,12 @@ ROWS = (
     ),
     Row(
         "concurrencyKey is free while suspended, and waited for when resumed",
-        {"it": _keyed(3, "watch")},
+        {"it": _keyed(8, "watch")},
         when=(
             shows(_RUNNING),
             suspend(),
             shows(suspended(attempts=1, epoch=1)),
-            create("two", _keyed(9)),
+            create("two", _keyed(14)),
             shows(_RUNNING, "two"),
             resume(),
             shows(
@@ -151,7 +151,7 @@ ROWS = (
     ),
     Row(
         "concurrencyKey: a limit that is raised lets the next one in",
-        {"it": _keyed(6), "two": _keyed(4), "three": _keyed(0.1)},
+        {"it": _keyed(14), "two": _keyed(8), "three": _keyed(0.1)},
         when=(
             shows(_RUNNING),
             shows(_LIMITED, "two"),

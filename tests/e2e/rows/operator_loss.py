@@ -48,7 +48,7 @@ ROWS = (
     ),
     Row(
         "operator killed: runs on, its outcome counts",
-        {"it": nap(6)},
+        {"it": nap(14)},
         when=(shows(running()), operator_killed()),
         then={"it": succeeded()},
         also=(ran(1),),
@@ -82,7 +82,7 @@ ROWS = (
     ),
     Row(
         "operator killed: waits for a dependency, which ends meanwhile",
-        {"dep": nap(6), "it": nap(0.1, dependsOn=["dep"])},
+        {"dep": nap(14), "it": nap(0.1, dependsOn=["dep"])},
         when=(
             shows(blocked("WaitingForDependencies", "*{dep}*")),
             operator_killed(),
@@ -120,7 +120,7 @@ ROWS = (
     ),
     Row(
         "operator killed: suspended, resumed meanwhile",
-        {"it": nap(4, "watch")},
+        {"it": nap(8, "watch")},
         when=(
             shows(running()),
             suspend(),
@@ -140,12 +140,12 @@ ROWS = (
     ),
     Row(
         "operator killed: the deadline passes meanwhile, while it runs",
-        {"it": nap(60, "watch", activeDeadlineSeconds=8)},
+        {"it": nap(60, "watch", activeDeadlineSeconds=14)},
         when=(shows(running()), operator_killed()),
         then={
             "it": failed(
                 "DeadlineExceeded",
-                "it did not end within activeDeadlineSeconds, 8 s",
+                "it did not end within activeDeadlineSeconds, 14 s",
                 attempts=1,
                 history=("1 Failed DeadlineExceeded",),
             )

@@ -163,7 +163,7 @@ RETRY = (
 LOSS = (
     Row(
         "worker killed: another runs the attempt, which keeps its number",
-        {"it": nap(4)},
+        {"it": nap(10)},
         when=(shows(running()), worker_killed()),
         then={"it": succeeded()},
         also=(ran(1), was_never("Retrying")),
@@ -221,7 +221,7 @@ QUEUES = (
             delete_queue(),
             shows(blocked("QueueNotFound", "*there is no TaskQueue {ns}/{q}*")),
             shows(blocked("QueueNotFound", "*there is no TaskQueue {ns}/{q}*"), "other"),
-            create_queue(scaling={"maxReplicas": 1}),
+            create_queue(scaling={"minReplicas": 1, "maxReplicas": 1}),
         ),
         then={"it": succeeded(), "other": succeeded()},
         also=(ran(1), ran(1, "other")),
@@ -229,7 +229,7 @@ QUEUES = (
     ),
     Row(
         "TaskQueue deleted, a worker has time to end its Task: the outcome counts",
-        {"it": nap(6)},
+        {"it": nap(10)},
         when=(shows(running()), delete_queue()),
         then={"it": succeeded()},
         also=(was_never("Blocked"),),
@@ -237,7 +237,7 @@ QUEUES = (
     ),
     Row(
         "TaskQueue deleted, a worker has no time to end its Task: it is run again",
-        {"it": nap(8)},
+        {"it": nap(20)},
         when=(
             shows(running()),
             delete_queue(),

@@ -89,7 +89,7 @@ SUSPEND = (
     ),
     Row(
         "suspended while it runs in a thread: the attempt is not counted",
-        {"it": nap(4, "watch")},
+        {"it": nap(7, "watch")},
         when=(shows(running()), suspend(), shows(suspended(attempts=1, epoch=1)), resume()),
         then={"it": succeeded(epoch=1, resumed=True)},
         also=(ran(2), was_never("Retrying")),
@@ -101,8 +101,14 @@ SUSPEND = (
         also=(was_stopped(), ran(1)),
     ),
     Row(
+        "suspended while it runs where sync handlers run by default: its worker stops it",
+        {"it": nap(30, "watch_process")},
+        when=(shows(running()), suspend(), shows(suspended(attempts=1, epoch=1))),
+        also=(was_stopped(), ran(1)),
+    ),
+    Row(
         "suspended twice while it runs: an epoch each",
-        {"it": nap(4, "watch")},
+        {"it": nap(7, "watch")},
         when=(
             shows(running()),
             suspend(),
@@ -133,12 +139,12 @@ SUSPEND = (
     ),
     Row(
         "suspended between two attempts for longer than the wait: run when resumed",
-        {"it": flaky(1, wait=4)},
+        {"it": flaky(1, wait=8)},
         when=(
             shows(_RETRYING),
             suspend(),
             shows(suspended(attempts=1, history=("1 Failed ConnectionError",), due=True)),
-            clock_passes(4),
+            clock_passes(8),
             resume(),
         ),
         then={"it": succeeded(attempts=2, history=_RETRIED, resumed=True)},
@@ -146,7 +152,7 @@ SUSPEND = (
     ),
     Row(
         "suspended while it waits for a dependency, resumed when that is Complete",
-        {"dep": nap(5), "it": nap(0.1, dependsOn=["dep"])},
+        {"dep": nap(8), "it": nap(0.1, dependsOn=["dep"])},
         when=(
             shows(blocked("WaitingForDependencies", "spec.dependsOn: waits for Task {dep} *")),
             suspend(),
@@ -160,12 +166,12 @@ SUSPEND = (
     ),
     Row(
         "suspended before startAfter, which passes meanwhile",
-        {"it": nap(0.1, startAfter=In(5))},
+        {"it": nap(0.1, startAfter=In(8))},
         when=(
             shows(scheduled()),
             suspend(),
             shows(suspended(due=True)),
-            clock_passes(5),
+            clock_passes(8),
             resume(),
         ),
         then={"it": succeeded(resumed=True)},
@@ -214,7 +220,7 @@ SUSPEND = (
 STOP_POLICY = (
     Row(
         "stopPolicy Hold: what runs goes on, what waits keeps waiting until None",
-        {"it": nap(6)},
+        {"it": nap(10)},
         when=(
             shows(running()),
             edit_queue(stopPolicy="Hold"),
@@ -231,7 +237,7 @@ STOP_POLICY = (
     ),
     Row(
         "stopPolicy HoldAndDrain: the workers go when what runs has ended, until None",
-        {"it": nap(6)},
+        {"it": nap(10)},
         when=(
             shows(running()),
             edit_queue(stopPolicy="HoldAndDrain"),
@@ -258,7 +264,7 @@ PRIORITY = (
     Row(
         "priority: the highest is dispatched first, of equals the older",
         {
-            "first": nap(4),
+            "first": nap(6),
             "low": nap(0.1, priority=-1),
             "old": nap(0.1),
             "young": nap(0.1),
@@ -270,7 +276,7 @@ PRIORITY = (
     ),
     Row(
         "priority raised while it waits: it goes first",
-        {"first": nap(4), "other": nap(0.1), "it": nap(0.1)},
+        {"first": nap(6), "other": nap(0.1), "it": nap(0.1)},
         when=(edit(priority=1),),
         then={role: succeeded() for role in ("first", "other", "it")},
         also=(ran_in_order("first", "it", "other"),),

@@ -70,8 +70,8 @@ START_AFTER = (
     ),
     Row(
         "startAfter moved away while it is waited for",
-        {"it": nap(0.1, startAfter=In(4))},
-        when=(shows(scheduled()), edit(startAfter=In(8))),
+        {"it": nap(0.1, startAfter=In(10))},
+        when=(shows(scheduled()), edit(startAfter=In(12))),
         then={"it": succeeded()},
         also=(began_after("startAfter"), ran(1)),
     ),
@@ -83,7 +83,7 @@ START_AFTER = (
     ),
     Row(
         "startAfter counts when the dependency is Complete",
-        {"dep": nap(3), "it": task(dependsOn=["dep"], startAfter=In(7))},
+        {"dep": nap(6), "it": task(dependsOn=["dep"], startAfter=In(12))},
         when=(
             shows(blocked("WaitingForDependencies", "*waits for Task {dep} *")),
             shows(scheduled()),
@@ -205,6 +205,19 @@ TIMEOUT = (
             )
         },
         also=(was_stopped(),),
+    ),
+    Row(
+        "attemptTimeoutSeconds: the worker stops what runs where sync handlers do by default",
+        {"it": nap(30, "watch_process", attemptTimeoutSeconds=1, retry={"maxAttempts": 1})},
+        then={
+            "it": failed(
+                "RetriesExhausted",
+                "attempt 1 of 1: Timeout: the attempt did not end within 1 s",
+                attempts=1,
+                history=("1 Failed Timeout",),
+            )
+        },
+        also=(was_stopped(), ran(1)),
     ),
     Row(
         "attemptTimeoutSeconds: the worker stops a coroutine, and the next attempt as well",
