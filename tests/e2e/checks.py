@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from tests.e2e.api import Body
-from tests.e2e.lab import conditions
+from tests.e2e.lab import Run, conditions
 from tests.e2e.play import PATIENCE_SECONDS, Play
 from tests.e2e.table import Step
 
@@ -158,8 +158,16 @@ def fences_grow(*roles: str) -> Step:
 
 def _assert_at_once(play: Play, roles: tuple[str, ...], holds: Any) -> None:
     """Count runs at once: from the workers' logs, and once more from the results."""
-    runs = [run for role in roles for run in play.runs(role)]
-    assert all(run.ended is not None for run in runs), runs
+
+    def all_runs() -> list[Run]:
+        return [run for role in roles for run in play.runs(role)]
+
+    play.lab.until(
+        lambda: all(run.ended is not None for run in all_runs()),
+        what=f"{roles} at their end",
+        seconds=PATIENCE_SECONDS,
+    )
+    runs = all_runs()
     spans = [(run.began.timestamp(), run.ended.timestamp()) for run in runs if run.ended]
     most = _most(spans)
     assert holds(most), (most, runs)

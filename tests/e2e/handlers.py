@@ -1,7 +1,7 @@
 """Handlers for tests, mounted into worker pods; see lab.py.
 
-Those that run many at once do so in threads, which cost least. What `counted` wraps leaves two lines
-in the worker's log for each run, whatever becomes of the run later: `Lab.runs` reads them.
+Those that run many at once do so in threads, which cost least. What `counted` wraps leaves two
+lines in the log of its worker for each run, whatever becomes of the run later: see `Lab.runs`.
 """
 
 import asyncio

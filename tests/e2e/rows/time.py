@@ -83,7 +83,7 @@ START_AFTER = (
     ),
     Row(
         "startAfter counts when the dependency is Complete",
-        {"dep": nap(6), "it": task(dependsOn=["dep"], startAfter=In(12))},
+        {"dep": nap(6), "it": task(dependsOn=["dep"], startAfter=In(16))},
         when=(
             shows(blocked("WaitingForDependencies", "*waits for Task {dep} *")),
             shows(scheduled()),
@@ -146,17 +146,17 @@ DEADLINE = (
         "activeDeadlineSeconds counts from when the dependency is Complete",
         {
             "dep": nap(4),
-            "it": nap(30, "watch", dependsOn=["dep"], activeDeadlineSeconds=3),
+            "it": nap(60, "watch", dependsOn=["dep"], activeDeadlineSeconds=8),
         },
-        then={"it": _over(3, attempts=1, history=("1 Failed DeadlineExceeded",))},
-        also=(ended_after(3, "dep"), was_stopped()),
+        then={"it": _over(8, attempts=1, history=("1 Failed DeadlineExceeded",))},
+        also=(ended_after(8, "dep"), was_stopped()),
     ),
     Row(
         "activeDeadlineSeconds does not pass while a dependency is missing",
-        {"it": task(dependsOn=["dep"], activeDeadlineSeconds=3)},
+        {"it": task(dependsOn=["dep"], activeDeadlineSeconds=8)},
         when=(
             shows(blocked("DependencyNotFound", "*")),
-            clock_passes(2),
+            clock_passes(7),
             create("dep", task()),
         ),
         then={"it": succeeded()},
