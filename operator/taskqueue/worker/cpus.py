@@ -10,6 +10,8 @@ import math
 import os
 from pathlib import Path
 
+from taskqueue.worker.cgroups import cgroups, read, upwards
+
 
 def available_cpus(root: Path = Path("/")) -> int:
     """Return the CPUs available here, at least 1; a fraction of a CPU counts as one.
@@ -33,42 +35,22 @@ def _quota(root: Path) -> float | None:
     """Return the tightest quota of our cgroups and all above them, in CPUs."""
     mount = root / "sys/fs/cgroup"
     quotas = []
-    for controllers, path in _cgroups(root):
+    for controllers, path in cgroups(root):
         if not controllers:
-            quotas += [_quota_v2(folder) for folder in _upwards(mount, path)]
+            quotas += [_quota_v2(folder) for folder in upwards(mount, path)]
         elif "cpu" in controllers:
             for hierarchy in ("cpu", "cpu,cpuacct"):
-                quotas += [_quota_v1(folder) for folder in _upwards(mount / hierarchy, path)]
+                quotas += [_quota_v1(folder) for folder in upwards(mount / hierarchy, path)]
     return min((quota for quota in quotas if quota), default=None)
 
 
-def _cgroups(root: Path) -> list[tuple[set[str], str]]:
-    """Return controllers and path of each line of /proc/self/cgroup; v2 has no controllers."""
-    groups = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        parts = line.split(":", 2)
-        if len(parts) == 3:
-            groups.append((set(parts[1].split(",")) - {""}, parts[2]))
-    return groups
-
-
-def _upwards(mount: Path, path: str) -> list[Path]:
-    """Return the folders from our cgroup up to the mount.
-
-    In a container with a cgroup namespace the path is ``/``. Without one it is the host's path,
-    which is not there below the container's mount: then only the mount itself is read.
-    """
-    parts = [part for part in path.split("/") if part not in {"", ".", ".."}]
-    return [mount.joinpath(*parts[:length]) for length in range(len(parts), -1, -1)]
-
-
 def _quota_v2(folder: Path) -> float | None:
-    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+    quota, _, period = read(folder / "cpu.max").strip().partition(" ")
     return _ratio(quota, period or "100000")
 
 
 def _quota_v1(folder: Path) -> float | None:
-    return _ratio(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+    return _ratio(read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us"))
 
 
 def _ratio(quota: str, period: str) -> float | None:
@@ -78,10 +60,3 @@ def _ratio(quota: str, period: str) -> float | None:
     except ValueError:
         return None
     return microseconds / of if microseconds > 0 and of > 0 else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
