@@ -5,6 +5,7 @@ The package holds the operator (``python -m taskqueue operator``) and the worker
 """
 
 from taskqueue.worker.sdk import (
+    Cancelled,
     Context,
     Fail,
     InvalidPayload,
@@ -16,6 +17,7 @@ from taskqueue.worker.sdk import (
 )
 
 __all__ = [
+    "Cancelled",
     "Context",
     "Fail",
     "InvalidPayload",

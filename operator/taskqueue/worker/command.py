@@ -7,23 +7,23 @@ who, what and what to do), 128 + signal when a second signal cuts the orderly st
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from taskqueue import logs
+from taskqueue.worker.executors.launch import Launched, Recipe
+from taskqueue.worker.loading import StartError, load
 from taskqueue.worker.sdk import registry
-from taskqueue.worker.settings import SettingsError, WorkerSettings
+from taskqueue.worker.settings import HandlerExecutor, SettingsError, WorkerSettings
 
 log = logs.EventLog("taskqueue.worker")
 
-
-class StartError(Exception):
-    """The worker cannot start; the text says what and what to do."""
+#: How long handlers that were asked to end may take at the worker's end, in seconds. The kubelet's
+#: own patience is the limit: see "Stopping" in docs/workers.md.
+CLOSE_SECONDS = 4.0
 
 
 def main(modules: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -35,13 +35,18 @@ def main(modules: Sequence[str], environment: Mapping[str, str]) -> int:
         print(f"taskqueue worker: {problem}", file=sys.stderr)
         return 1
     logs.configure(settings.log_format, level=settings.log_level)
+    recipe, launched = _fork_server(settings, modules)
+    # What follows needs connections and threads, which no process for handlers shall have.
     from taskqueue.broker.connection import BrokerConfigurationError
 
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            clean = runner.run(_work(settings))
+            clean = runner.run(_work(settings, recipe, launched))
     except BrokerConfigurationError as problem:
         print(f"taskqueue worker: the broker's settings: {problem}", file=sys.stderr)
+        return 1
+    except StartError as problem:
+        print(f"taskqueue worker: {problem}", file=sys.stderr)
         return 1
     log.info("worker.stopped")
     if not clean:
@@ -53,46 +58,20 @@ def main(modules: Sequence[str], environment: Mapping[str, str]) -> int:
     return 0
 
 
-def load(modules: Sequence[str]) -> None:
-    """Import the modules; the folder we run in counts as on PYTHONPATH.
-
-    Raises:
-        StartError: one cannot be imported, together they register no handler, or a handler's
-            payload cannot be checked.
-    """
-    if not modules:
-        raise StartError("no module given: python -m taskqueue worker MODULE…")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as problem:
-            if problem.name is None or not f"{name}.".startswith(f"{problem.name}."):
-                raise _broken(name, problem) from problem
-            raise StartError(
-                f"there is no module {name!r}: give the name as in an import statement, and put "
-                "its folder on PYTHONPATH or run in it"
-            ) from problem
-        except Exception as problem:
-            raise _broken(name, problem) from problem
-    if not registry:
-        raise StartError(
-            f"no handler is registered by {', '.join(modules)}: mark functions with @task "
-            "(from taskqueue import task)"
-        )
-    try:
-        registry.prepare()
-    except TypeError as problem:
-        raise StartError(str(problem)) from problem
-
-
-def _broken(name: str, problem: Exception) -> StartError:
-    lines = traceback.format_exception(problem)
-    return StartError(
-        f"module {name!r} fails when it is imported: {type(problem).__name__}: {problem}; "
-        f"repair it:\n{''.join(lines)}"
+def _fork_server(
+    settings: WorkerSettings, modules: Sequence[str]
+) -> tuple[Recipe, Launched | None]:
+    """Start the fork server, if there is anything to run in processes."""
+    recipe = Recipe(
+        modules=modules,
+        log_format=settings.log_format or logs.LogFormat.default(sys.stderr),
+        log_level=settings.log_level,
+        tell_memory=settings.child_max_mib > 0,
     )
+    in_processes = settings.executor is HandlerExecutor.PROCESS and any(
+        not (each.is_async or each.thread) for each in registry.values()
+    )
+    return recipe, recipe.by_fork() if in_processes else None
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -104,12 +83,34 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _work(settings: WorkerSettings) -> bool:
+async def _work(settings: WorkerSettings, recipe: Recipe, launched: Launched | None) -> bool:
     from taskqueue.worker.executors.function import FunctionExecutor
     from taskqueue.worker.worker import Worker
 
     loop = asyncio.get_running_loop()
-    executor = FunctionExecutor(registry, loop)
+    pool = None
+    if launched is not None:
+        from taskqueue.worker.executors.pool import ChildPool, PoolSettings
+        from taskqueue.worker.executors.spawner import Spawner
+
+        pool = ChildPool(
+            Spawner(launched, recipe.by_exec, loop),
+            loop,
+            PoolSettings(
+                kill_grace_seconds=settings.kill_grace_seconds,
+                memory_mib=settings.child_memory_mib,
+                max_tasks=settings.child_max_tasks,
+                max_mib=settings.child_max_mib,
+                capture=recipe.log_format is logs.LogFormat.JSON,
+            ),
+        )
+    executor = FunctionExecutor(registry, loop, pool)
+    try:
+        executor.start_hooks()
+    except Exception as problem:
+        raise StartError(
+            f"an @on_start hook failed: {type(problem).__name__}: {problem}; repair it"
+        ) from problem
     worker = Worker(settings, executor, handlers=registry)
     signals = 0
 
@@ -133,4 +134,4 @@ async def _work(settings: WorkerSettings) -> bool:
     try:
         return await worker.run()
     finally:
-        executor.close()
+        await executor.close(min(settings.kill_grace_seconds, CLOSE_SECONDS))

@@ -31,6 +31,11 @@ class Deadlines(Generic[K]):
             self._timer.cancel()
             self._timer = self._loop.call_at(when, self._look)
 
+    def set_first(self, key: K, when: float) -> None:
+        """Set the key's deadline, unless it has an earlier one."""
+        if self._due.get(key, when) >= when:
+            self.set(key, when)
+
     def drop(self, key: K) -> None:
         """Forget the key; harmless for one that is not there."""
         self._due.pop(key, None)

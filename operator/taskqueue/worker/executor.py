@@ -42,6 +42,19 @@ class Attempt:
     timeout_seconds: float
     fence: int | None = None
 
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        """What log lines about it say."""
+        namespace, _, name = self.task.partition("/")
+        return {
+            "namespace": namespace,
+            "queue": self.queue,
+            "task": name,
+            "uid": self.uid or None,
+            "attempt": self.attempt,
+            "handler": self.handler,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptResult:
@@ -53,6 +66,8 @@ class AttemptResult:
         error: why it failed; None: it succeeded.
         retry_after_seconds: the handler's wish for the next attempt.
         exception: the exception itself where there is one, for the worker's own log.
+        lost: why it is not known how the attempt ended, by no fault of its own; the rest says
+            nothing then. Its delivery goes back to the broker, as if the worker had been lost.
     """
 
     seconds: float
@@ -60,6 +75,7 @@ class AttemptResult:
     error: EventError | None = None
     retry_after_seconds: float | None = None
     exception: BaseException | None = None
+    lost: str = ""
 
 
 class Execution(Protocol):
@@ -69,8 +85,18 @@ class Execution(Protocol):
     def progress(self) -> Progress | None:
         """The latest progress told, or None."""
 
+    @property
+    def killable(self) -> bool:
+        """Whether `kill` does anything: then it is also what follows a `cancel` in vain."""
+
     def cancel(self) -> None:
         """Ask the attempt to end; harmless when it has ended. ``done`` is still called."""
+
+    def kill(self) -> bool:
+        """End the attempt by force, now, if it is `killable`; return whether it is.
+
+        It does nothing any more in a moment, and ``done`` is called then.
+        """
 
 
 class Executor(Protocol):
@@ -84,5 +110,9 @@ class Executor(Protocol):
         a failed attempt like any other.
         """
 
-    def close(self) -> None:
-        """Give up what still runs and free what can be freed; ``done`` may stay uncalled."""
+    async def close(self, seconds: float = 0.0) -> None:
+        """Give up what still runs and free what can be freed; ``done`` may stay uncalled.
+
+        Args:
+            seconds: what was asked to end has so long for it.
+        """

@@ -8,8 +8,9 @@ rule by itself, and here is all of it:
   their deliveries are forgotten: another worker may soon run them.
 * A keyed attempt that was stopped (order, time-out, end of the grace period) is told only when its
   execution has really ended: the operator frees the key when it hears of it.
-* An execution that does not end in time takes the process with it. Python cannot stop a thread, and
-  nothing else can keep the rule then. Its neighbours' messages are delivered again.
+* An execution that does not end in time is killed. One that cannot be, such as a thread, takes
+  the process with it: nothing else can keep the rule then. The messages of its neighbours are
+  delivered again.
 
 When the broker can deliver again: RabbitMQ gives a silent client up between two and three heartbeat
 intervals after it last heard it, and that may be half an interval before the client last heard the
@@ -44,6 +45,9 @@ REDELIVERY_INTERVALS = 1.5
 #: How long an execution may take to end once the broker may deliver again, in seconds.
 LOST_SECONDS = 1.0
 
+#: How long one that was killed may take to be gone, in seconds.
+KILLED_SECONDS = 2.0
+
 #: How long it may take after its time-out; the operator calls it failed 10 s after.
 TIMED_OUT_SECONDS = 5.0
 
@@ -72,7 +76,8 @@ def leave(reason: str, **fields: Any) -> None:
     log.error(
         "worker.aborted",
         reason=reason,
-        todo="let handlers of keyed Tasks look at ctx.cancelled, or make them async",
+        todo="let handlers of keyed Tasks run in processes (without thread=True), or be async, or "
+        "look at ctx.cancelled",
         **fields,
     )
     logging.shutdown()
@@ -106,6 +111,8 @@ class KeyedGuard:
         self._until: dict[Run, float] = {}
         #: Those of them that were told because of the broker's silence.
         self._silenced: set[Run] = set()
+        #: Those of them that were killed and are gone in a moment.
+        self._killed: set[Run] = set()
         self._none_left = asyncio.Event()
         self._none_left.set()
         self._deadlines: Deadlines[Run] = Deadlines(loop, self._due)
@@ -120,6 +127,8 @@ class KeyedGuard:
 
         Of several times the earliest counts.
         """
+        if run in self._killed:
+            return
         if until is not None:
             self._silenced.discard(run)
         elif run in self._silenced:
@@ -136,6 +145,7 @@ class KeyedGuard:
         if run in self._until:
             del self._until[run]
             self._silenced.discard(run)
+            self._killed.discard(run)
             self._deadlines.drop(run)
             if not self._until:
                 self._none_left.set()
@@ -154,7 +164,9 @@ class KeyedGuard:
     def _due(self, run: Run) -> None:
         now = self._loop.time()
         time_out = run.started_at + run.attempt.timeout_seconds
-        if run in self._silenced and self._left() > 0 and now < time_out:
+        if run in self._killed:
+            self.leave_for(run)
+        elif run in self._silenced and self._left() > 0 and now < time_out:
             # The broker was heard again: the delivery, and with it the key, is still ours.
             self._until[run] = min(now + max(self._left(), _SECOND_LOOK_SECONDS), time_out)
             self._deadlines.set(run, self._until[run])
@@ -162,7 +174,15 @@ class KeyedGuard:
             self.give_up(run)
 
     def give_up(self, run: Run) -> None:
-        """End the process: the run's execution goes on and must not."""
+        """Kill the run's execution, which goes on and must not; or, failing that, this process."""
+        if run.execution is not None and run.execution.kill():
+            self._killed.add(run)
+            self._deadlines.set(run, self._loop.time() + KILLED_SECONDS)
+        else:
+            self.leave_for(run)
+
+    def leave_for(self, run: Run) -> None:
+        """End the process: nothing else can end the run's execution."""
         self._leave(
             "a keyed attempt was told to end and runs on, and another of its key may begin now",
             **run.fields,

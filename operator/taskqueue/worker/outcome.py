@@ -25,20 +25,37 @@ MAX_RESULT_BYTES = 16 * 1024
 MAX_MESSAGE_LENGTH = 1000
 
 
-def succeeded(value: Any, seconds: float) -> AttemptResult:
+def succeeded(value: Any, seconds: float, *, handler: str = "") -> AttemptResult:
     """Return the result of a handler that returned ``value``.
 
     The result is a copy made from the encoded JSON: what is checked here is what is published,
     whatever the handler does to its object later.
     """
+    encoded = encoded_result(value, seconds, handler=handler)
+    if isinstance(encoded, AttemptResult):
+        return encoded
+    return AttemptResult(seconds=seconds, result=None if encoded is None else orjson.loads(encoded))
+
+
+def encoded_result(
+    value: Any, seconds: float, *, handler: str = ""
+) -> bytes | AttemptResult | None:
+    """Return the result of a handler that returned ``value`` as JSON, None for none; or a failure.
+
+    Args:
+        value: what it returned.
+        seconds: how long it ran.
+        handler: its name, for the message of a failure.
+    """
     if value is None:
-        return AttemptResult(seconds=seconds)
+        return None
     try:
         encoded = orjson.dumps(value, default=models)
     except TypeError as problem:
+        who = f"handler {handler!r}" if handler else "the handler"
         return failure(
             "InvalidResult",
-            f"the handler returned {type(value).__name__}, not JSON ({problem}): "
+            f"{who} returned {type(value).__name__}, not JSON ({problem}): "
             "return a dict, a pydantic model, a dataclass, a list, a string, a number, a boolean "
             "or None",
             seconds,
@@ -54,7 +71,7 @@ def succeeded(value: Any, seconds: float) -> AttemptResult:
             seconds,
             retryable=False,
         )
-    return AttemptResult(seconds=seconds, result=orjson.loads(encoded))
+    return encoded
 
 
 def raised(exception: BaseException, seconds: float) -> AttemptResult:
@@ -100,7 +117,7 @@ def failure(
         message = message[: MAX_MESSAGE_LENGTH - 1] + "…"
     return AttemptResult(
         seconds=seconds,
-        error=EventError(type=kind, message=_encodable(message), retryable=retryable),
+        error=EventError(type=encodable(kind), message=encodable(message), retryable=retryable),
         retry_after_seconds=retry_after,
         exception=exception,
     )
@@ -113,6 +130,6 @@ def _message(exception: BaseException) -> str:
         return f"(the exception's own text failed: {type(problem).__name__})"
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Return the text without lone surrogates, which UTF-8 cannot say."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -152,15 +152,7 @@ class Run(ABC):
     @property
     def fields(self) -> dict[str, Any]:
         """What log lines about it say."""
-        namespace, _, name = self.attempt.task.partition("/")
-        return {
-            "namespace": namespace,
-            "queue": self.attempt.queue,
-            "task": name,
-            "uid": self.attempt.uid or None,
-            "attempt": self.attempt.attempt,
-            "handler": self.attempt.handler,
-        }
+        return self.attempt.log_fields
 
 
 class TaskRun(Run):

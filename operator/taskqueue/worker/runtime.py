@@ -106,8 +106,8 @@ class Runtime:
 
     @property
     def stuck(self) -> int:
-        """Slots taken by attempts whose end is told already, but which do not end."""
-        return sum(run.settled for run in self._running)
+        """Slots taken by attempts whose end is told already, but which do not end by any force."""
+        return sum(run.settled and not _killable(run) for run in self._running)
 
     @property
     def running(self) -> tuple[RunningAttempt, ...]:
@@ -190,6 +190,12 @@ class Runtime:
                 self._ask_to_end(run, run.tell_released)
         self._deadlines.close()
 
+    def kill_running(self) -> None:
+        """End by force what can be."""
+        for run in self._running:
+            if run.execution is not None:
+                run.execution.kill()
+
     async def keyed_ended(self) -> None:
         """Wait until no execution of a keyed attempt is left that was asked to end."""
         await self._guard.all_ended()
@@ -201,7 +207,7 @@ class Runtime:
         """
         for run in self._running:
             if run.keyed:
-                self._guard.give_up(run)
+                self._guard.leave_for(run)
 
     # Inside.
 
@@ -239,7 +245,10 @@ class Runtime:
     def _ended(self, run: Run, result: AttemptResult) -> None:
         self._running.discard(run)
         self._deadlines.drop(run)
-        if run.settled:
+        if result.lost and not run.settled:
+            log.warning("task.lost", reason=result.lost, **run.fields)
+            self._return(run)
+        elif run.settled:
             log.info("task.late", seconds=round(result.seconds, 3), **run.fields)
             self._part_with(run)
         else:
@@ -267,6 +276,8 @@ class Runtime:
     def _due(self, run: Run) -> None:
         """The run has lasted until its next deadline: announce it, time it out, or tell of it."""
         if run.settled:
+            if _killable(run):
+                return
             log.warning(
                 "task.stuck",
                 reason="it was told to end and does not return: its slot stays taken until it does",
@@ -393,6 +404,10 @@ class Runtime:
     def _note_idle(self) -> None:
         if self._draining and all(run.settled for run in self._running):
             self._idle.set()
+
+
+def _killable(run: Run) -> bool:
+    return run.execution is not None and run.execution.killable
 
 
 def _described(run: TaskRun) -> RunningAttempt:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TypeVar
 
 from taskqueue.broker.parameters import BrokerConfigurationError, BrokerParameters
@@ -20,6 +22,18 @@ from taskqueue.worker.cpus import available_cpus
 N = TypeVar("N", int, float)
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+class HandlerExecutor(StrEnum):
+    """Where a sync handler runs."""
+
+    PROCESS = "process"
+    THREAD = "thread"
+
+    @classmethod
+    def default(cls) -> HandlerExecutor:
+        """Return PROCESS where there are the means for it, which is on Linux."""
+        return cls.PROCESS if sys.platform == "linux" else cls.THREAD
 
 
 class SettingsError(ValueError):
@@ -60,6 +74,23 @@ class WorkerSettings:
     log_level: str = "INFO"
     """TASKQUEUE_LOG_LEVEL: DEBUG, INFO, WARNING or ERROR."""
 
+    executor: HandlerExecutor = field(default_factory=lambda: HandlerExecutor.default())
+    """TASKQUEUE_EXECUTOR: where sync handlers run that say nothing else: process or thread."""
+
+    kill_grace_seconds: float = 5.0
+    """TASKQUEUE_KILL_GRACE_SECONDS: between SIGTERM and SIGKILL of an attempt that is to end."""
+
+    child_memory_mib: int = 0
+    """TASKQUEUE_CHILD_MEMORY_MIB: an attempt in a child process that holds more is killed; 0: no
+    limit. A handler's own ``memory_mib`` goes before."""
+
+    child_max_tasks: int = 0
+    """TASKQUEUE_CHILD_MAX_TASKS: attempts after which a child process is replaced; 0: never."""
+
+    child_max_mib: int = 0
+    """TASKQUEUE_CHILD_MAX_MIB: a child process that holds more after an attempt is replaced; 0:
+    never."""
+
     direct_timeout_seconds: float = 300.0
     """TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS: time-out of a direct message; a Task brings its own."""
 
@@ -85,6 +116,11 @@ class WorkerSettings:
             health_port=_number(values, "TASKQUEUE_HEALTH_PORT", int, lambda: 8081, highest=65535),
             log_format=_log_format(values),
             log_level=_log_level(values),
+            executor=_executor(values),
+            kill_grace_seconds=_number(values, "TASKQUEUE_KILL_GRACE_SECONDS", float, lambda: 5.0),
+            child_memory_mib=_number(values, "TASKQUEUE_CHILD_MEMORY_MIB", int, lambda: 0),
+            child_max_tasks=_number(values, "TASKQUEUE_CHILD_MAX_TASKS", int, lambda: 0),
+            child_max_mib=_number(values, "TASKQUEUE_CHILD_MAX_MIB", int, lambda: 0),
             direct_timeout_seconds=_number(
                 values, "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS", float, lambda: 300.0, lowest=0.1
             ),
@@ -139,6 +175,19 @@ def _number(
         word = "a whole number" if kind is int else "a number"
         raise SettingsError(f"{name} is {values[name]!r}: give {word}, at least {lowest:g}")
     return number
+
+
+def _executor(values: Mapping[str, str]) -> HandlerExecutor:
+    word = values.get("TASKQUEUE_EXECUTOR")
+    if word is None:
+        return HandlerExecutor.default()
+    try:
+        executor = HandlerExecutor(word.lower())
+    except ValueError:
+        raise SettingsError(f"TASKQUEUE_EXECUTOR is {word!r}: give process or thread") from None
+    if executor is HandlerExecutor.PROCESS and sys.platform != "linux":
+        raise SettingsError("TASKQUEUE_EXECUTOR is 'process', which needs Linux: give thread")
+    return executor
 
 
 def _log_format(values: Mapping[str, str]) -> LogFormat | None:

@@ -30,6 +30,9 @@ log = EventLog("taskqueue.worker")
 #: After the grace period, how long confirms may take before the worker leaves without them.
 FAREWELL_SECONDS = 4.0
 
+#: The last of them begin with the killing of what has not ended: keyed attempts are told then.
+_LAST_SECONDS = 1.0
+
 
 class Worker:
     """Runs until `stop`; made and run on one loop.
@@ -206,7 +209,11 @@ class Worker:
                 await self._runtime.idle()
         except TimeoutError:
             self._runtime.release_running()
-        await asyncio.wait({finished}, timeout=deadline + FAREWELL_SECONDS - self._loop.time())
+        farewell = deadline + FAREWELL_SECONDS
+        await asyncio.wait({finished}, timeout=farewell - _LAST_SECONDS - self._loop.time())
+        if not finished.done():
+            self._runtime.kill_running()
+            await asyncio.wait({finished}, timeout=farewell - self._loop.time())
         if not finished.done():
             log.warning("outcomes.unconfirmed", outstanding=self._reporter.outstanding)
 

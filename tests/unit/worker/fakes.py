@@ -134,9 +134,15 @@ class FakeExecution:
     done: Callable[[AttemptResult], None]
     cancelled: bool = False
     progress: Progress | None = None
+    killable: bool = False
+    killed: bool = False
 
     def cancel(self) -> None:
         self.cancelled = True
+
+    def kill(self) -> bool:
+        self.killed = self.killable
+        return self.killable
 
     def succeed(self, seconds: float = 0.001, result: dict[str, Any] | None = None) -> None:
         self.done(AttemptResult(seconds=seconds, result=result))
@@ -153,7 +159,7 @@ class FakeExecutor:
         self.started.append(execution)
         return execution
 
-    def close(self) -> None: ...
+    async def close(self, seconds: float = 0.0) -> None: ...
 
 
 def payload(delivery: Published) -> Any:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from taskqueue.worker import command
-from taskqueue.worker.command import StartError, load
+from taskqueue.worker import command, loading
+from taskqueue.worker.loading import StartError, load
 from taskqueue.worker.sdk import Registry, decorators
 
 
@@ -17,6 +17,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     fresh = Registry()
     monkeypatch.setattr(command, "registry", fresh)
+    monkeypatch.setattr(loading, "registry", fresh)
     monkeypatch.setattr(decorators, "registry", fresh)
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     return tmp_path

@@ -122,7 +122,7 @@ async def test_no_exception_of_a_handler_ends_the_worker(problem: BaseException)
         error = (await stage.result()).error
         assert error is not None
         assert error.type == type(problem).__name__
-        stage.executor.close()
+        await stage.executor.close()
 
 
 async def test_a_sync_handler_sees_the_cancel_and_ends_when_it_returns(
@@ -158,7 +158,7 @@ async def test_async_handlers_share_a_loop_that_is_not_ours() -> None:
     assert results == [{"value": "async-handlers"}] * 3
     assert len(loops) == 1
     assert stage.loop not in loops
-    stage.executor.close()
+    await stage.executor.close()
 
 
 async def test_an_async_handler_that_blocks_does_not_block_us(
@@ -173,7 +173,7 @@ async def test_an_async_handler_that_blocks_does_not_block_us(
     assert stage.results.empty()
     open_gate.set()
     await stage.result()
-    stage.executor.close()
+    await stage.executor.close()
 
 
 async def test_an_async_handler_is_cancelled_and_may_clean_up() -> None:
@@ -196,7 +196,7 @@ async def test_an_async_handler_is_cancelled_and_may_clean_up() -> None:
     assert error.type == "CancelledError"
     assert cleaned.is_set()
     execution.cancel()  # harmless afterwards
-    stage.executor.close()
+    await stage.executor.close()
 
 
 async def test_a_cancel_right_after_the_start_is_not_lost() -> None:
@@ -206,7 +206,7 @@ async def test_a_cancel_right_after_the_start_is_not_lost() -> None:
     stage = Stage(handler)
     stage.start().cancel()
     assert (await stage.result()).error is not None
-    stage.executor.close()
+    await stage.executor.close()
 
 
 async def test_closing_cancels_what_runs_on_the_handlers_loop() -> None:
@@ -222,7 +222,7 @@ async def test_closing_cancels_what_runs_on_the_handlers_loop() -> None:
     stage = Stage(handler)
     stage.start()
     assert await asyncio.to_thread(begun.wait, PATIENCE)
-    stage.executor.close()
+    await stage.executor.close()
     assert cleaned.is_set()
 
 
@@ -270,4 +270,4 @@ async def test_the_context_has_the_fence(fence: int | None) -> None:
     executor.start(replace(attempt(), fence=fence), results.put_nowait)
     result = await asyncio.wait_for(results.get(), PATIENCE)
     assert result.result == {"fence": fence}
-    executor.close()
+    await executor.close()

@@ -8,7 +8,7 @@ import pytest
 
 from taskqueue.logs import LogFormat
 from taskqueue.worker import settings as module
-from taskqueue.worker.settings import SettingsError, WorkerSettings
+from taskqueue.worker.settings import HandlerExecutor, SettingsError, WorkerSettings
 
 LEAST = {
     "TASKQUEUE_NAMESPACE": "shop",
@@ -29,6 +29,13 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.log_format, settings.log_level) == (None, "INFO")
     assert settings.direct_timeout_seconds == 300
     assert settings.direct_max_deliveries == 3
+    assert settings.executor is HandlerExecutor.PROCESS
+    assert settings.kill_grace_seconds == 5
+    assert (settings.child_memory_mib, settings.child_max_tasks, settings.child_max_mib) == (
+        0,
+        0,
+        0,
+    )
 
 
 def test_every_variable_is_read() -> None:
@@ -52,6 +59,11 @@ def test_every_variable_is_read() -> None:
             "TASKQUEUE_LOG_LEVEL": "debug",
             "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS": "9",
             "TASKQUEUE_MAX_DELIVERIES": "5",
+            "TASKQUEUE_EXECUTOR": "Thread",
+            "TASKQUEUE_KILL_GRACE_SECONDS": "1.5",
+            "TASKQUEUE_CHILD_MEMORY_MIB": "512",
+            "TASKQUEUE_CHILD_MAX_TASKS": "100",
+            "TASKQUEUE_CHILD_MAX_MIB": "400",
         }
     )
     broker = settings.broker
@@ -67,6 +79,9 @@ def test_every_variable_is_read() -> None:
     assert (settings.health_port, settings.log_format) == (0, LogFormat.TEXT)
     assert settings.log_level == "DEBUG"
     assert (settings.direct_timeout_seconds, settings.direct_max_deliveries) == (9, 5)
+    assert (settings.executor, settings.kill_grace_seconds) == (HandlerExecutor.THREAD, 1.5)
+    assert settings.child_memory_mib == 512
+    assert (settings.child_max_tasks, settings.child_max_mib) == (100, 400)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +106,9 @@ def test_every_variable_is_read() -> None:
         ({"TASKQUEUE_LOG_LEVEL": "loud"}, "TASKQUEUE_LOG_LEVEL is 'LOUD'"),
         ({"TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS": "0"}, "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS"),
         ({"TASKQUEUE_MAX_DELIVERIES": "0"}, "TASKQUEUE_MAX_DELIVERIES"),
+        ({"TASKQUEUE_EXECUTOR": "fiber"}, "TASKQUEUE_EXECUTOR is 'fiber': give process or thread"),
+        ({"TASKQUEUE_KILL_GRACE_SECONDS": "-1"}, "TASKQUEUE_KILL_GRACE_SECONDS"),
+        ({"TASKQUEUE_CHILD_MEMORY_MIB": "1G"}, "TASKQUEUE_CHILD_MEMORY_MIB is '1G'"),
     ],
 )
 def test_an_error_names_the_variable(change: dict[str, str], message: str) -> None:

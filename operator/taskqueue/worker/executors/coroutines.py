@@ -25,6 +25,8 @@ _CLOSE_SECONDS = 1.0
 class CoroutineExecution:
     """An async handler on its way through the handlers' loop."""
 
+    killable = False
+
     __slots__ = ("_coroutines", "_task", "context", "done", "handler", "payload")
 
     def __init__(
@@ -53,6 +55,10 @@ class CoroutineExecution:
         # Posted after `begin`, so the task is there when this runs.
         self._coroutines.inbound.post(CoroutineExecution._cancel_task, self)
 
+    def kill(self) -> bool:
+        """A coroutine that swallows its cancellation cannot be stopped."""
+        return False
+
     def begin(self) -> None:
         """Make the task; runs on the handlers' loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -68,7 +74,7 @@ class CoroutineExecution:
             value = await self.handler(self.payload, self.context)
         except BaseException as problem:
             return raised(problem, time.perf_counter() - begun)
-        return succeeded(value, time.perf_counter() - begun)
+        return succeeded(value, time.perf_counter() - begun, handler=self.handler.name)
 
     def _ended(self, task: asyncio.Task[AttemptResult]) -> None:
         # A task cancelled before its first step never entered `_run`.

@@ -1,7 +1,8 @@
-"""Runs the functions a module registered with ``@task``, in this process.
+"""Runs the functions a module registered with ``@task``.
 
-Sync ones in threads, async ones on a loop of their own. What a handler returns or raises is
-turned into the attempt's result where it ran, so the runtime's loop does no work of the user's.
+Sync ones in child processes, or in threads where they or the worker's settings say so; async ones
+on a loop of their own. What a handler returns or raises is turned into the attempt's result where
+it ran, so the runtime's loop does no work of the user's.
 """
 
 from __future__ import annotations
@@ -9,23 +10,54 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from taskqueue.logs import EventLog
 from taskqueue.worker.executor import Attempt, AttemptResult, Execution
 from taskqueue.worker.executors.coroutines import CoroutineExecution, Coroutines
 from taskqueue.worker.executors.mailbox import Mailbox
+from taskqueue.worker.executors.pool import ChildPool
 from taskqueue.worker.executors.threads import ThreadExecution, Threads
 from taskqueue.worker.outcome import unknown_handler
-from taskqueue.worker.sdk import Context, Progress, Registry
+from taskqueue.worker.sdk import Context, Handler, Progress, Registry
+
+log = EventLog("taskqueue.worker")
 
 
 class FunctionExecutor:
-    """An `taskqueue.worker.executor.Executor` over a registry of handlers."""
+    """An `taskqueue.worker.executor.Executor` over a registry of handlers.
 
-    def __init__(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
+    Args:
+        registry: the handlers.
+        loop: everything here is called on it.
+        pool: for sync handlers without ``thread=True``; None: they run in threads too.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        loop: asyncio.AbstractEventLoop,
+        pool: ChildPool | None = None,
+    ) -> None:
         self._registry = registry
         self._loop = loop
+        self._pool = pool
         mailbox = Mailbox(loop)
         self._threads = Threads(mailbox)
         self._coroutines = Coroutines(mailbox)
+        #: The start hooks have been called in this process.
+        self._hooked = False
+
+    def start_hooks(self) -> None:
+        """Call the hooks this process needs, and have a child ready.
+
+        Raises:
+            Exception: whatever a hook raised.
+        """
+        if any(not self._in_child(each) for each in self._registry.values()):
+            self._hooked = True
+            for hook in self._registry.start_hooks:
+                hook()
+        if self._pool is not None and any(map(self._in_child, self._registry.values())):
+            self._pool.warm()
 
     def start(self, attempt: Attempt, done: Callable[[AttemptResult], None]) -> Execution:
         """Run the attempt's handler, or fail it at once when nobody registered the name."""
@@ -33,7 +65,9 @@ class FunctionExecutor:
         handler = self._registry.default if name is None else self._registry.get(name)
         if handler is None:
             self._loop.call_soon(done, unknown_handler(name, self._registry))
-            return _NothingRan()
+            return NothingRan()
+        if self._pool is not None and self._in_child(handler):
+            return self._pool.start(handler, attempt, done) or NothingRan()
         context = Context(
             task=attempt.task,
             uid=attempt.uid,
@@ -53,16 +87,36 @@ class FunctionExecutor:
         self._threads.start(thread)
         return thread
 
-    def close(self) -> None:
-        """Cancel coroutines and let idle threads end; a thread in a handler is left behind."""
+    async def close(self, seconds: float = 0.0) -> None:
+        """End children in order within so many seconds, cancel coroutines, let idle threads end.
+
+        A thread in a handler is left behind. What was started is stopped by the stop hooks.
+        """
+        if self._pool is not None:
+            await self._pool.close(seconds)
+            self._pool.spawner.close()
         self._coroutines.close()
         self._threads.close()
+        if self._hooked:
+            for hook in reversed(self._registry.stop_hooks):
+                try:
+                    hook()
+                except Exception as problem:
+                    log.error("hook.failed", exc_info=problem)
+
+    def _in_child(self, handler: Handler) -> bool:
+        return self._pool is not None and not (handler.is_async or handler.thread)
 
 
-class _NothingRan:
-    """The execution of an attempt without a handler."""
+class NothingRan:
+    """The execution of an attempt that failed before it could begin."""
 
+    killable = True
     progress: Progress | None = None
 
     def cancel(self) -> None:
         """Nothing to stop."""
+
+    def kill(self) -> bool:
+        """Nothing to end."""
+        return True

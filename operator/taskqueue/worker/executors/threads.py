@@ -24,6 +24,8 @@ Done = Callable[[AttemptResult], None]
 class ThreadExecution:
     """A sync handler on its way through a thread."""
 
+    killable = False
+
     __slots__ = ("context", "done", "handler", "payload")
 
     def __init__(
@@ -43,6 +45,10 @@ class ThreadExecution:
         """Tell the handler, if it looks."""
         mark_cancelled(self.context)
 
+    def kill(self) -> bool:
+        """A thread cannot be stopped."""
+        return False
+
     def run(self) -> AttemptResult:
         """Call the handler and time it; nothing it raises gets out."""
         begun = time.perf_counter()
@@ -50,7 +56,7 @@ class ThreadExecution:
             value = self.handler(self.payload, self.context)
         except BaseException as problem:
             return raised(problem, time.perf_counter() - begun)
-        return succeeded(value, time.perf_counter() - begun)
+        return succeeded(value, time.perf_counter() - begun, handler=self.handler.name)
 
 
 class Threads:

@@ -38,6 +38,18 @@ class Fail(Exception):
         self.type = type
 
 
+class Cancelled(BaseException):
+    """Raised in a sync handler in a child process when its attempt is to end.
+
+    It was cancelled or suspended, has timed out, or its worker stops; ``ctx.cancelled`` is true.
+    Clean up in ``finally`` and let it pass: the process is killed a few seconds later. Not an
+    `Exception`, so that ``except Exception`` lets it pass, as asyncio's ``CancelledError``.
+    """
+
+    def __init__(self, message: str = "the attempt is to end") -> None:
+        super().__init__(message)
+
+
 class InvalidPayload(Fail):
     """The payload is not what the handler's annotation asks for; another attempt cannot help.
 

@@ -1,0 +1,282 @@
+"""The fork server: has imported the user's modules and does nothing but fork others.
+
+The worker has threads and connections, and a process forked from it would inherit locks held by
+threads it does not have. This one has a single thread and runs no user code but imports. It makes
+processes on request, signals them, tells how they ended, and ends them all when the worker is gone.
+
+Requests and reports are JSON arrays, one in a packet, over a socket pair:
+
+* ``["child", id]`` with file descriptors (connection, output?), ``["command", id, argv,
+  environment]`` with (stdin, stdout, stderr): make a process. ``["made", id, pid]`` or
+  ``["failed", id, why]`` comes back.
+* ``["signal", id, number]``: to the process; ``["kill", id]``: SIGKILL to its process group.
+* ``["ended", id, code]``: it and its process group are gone; a negative code is a signal's.
+
+Each process leads a process group of its own, in a session apart from the worker's: what a terminal
+or an init process sends to the worker's group does not reach it. It is killed by the kernel should
+this process die. This process is the subreaper of all below it: no orphan is left to the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn, TextIO
+
+import orjson
+
+from taskqueue.worker.executors import child
+from taskqueue.worker.sdk import Registry
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+#: Largest request in bytes: a command's arguments and environment.
+PACKET_BYTES = 131_072
+
+#: How long the members of a killed process group may take to be gone, in seconds: longer only while
+#: the kernel itself holds them.
+_GROUP_SECONDS = 1.0
+
+_HANDLED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(slots=True)
+class _Ending:
+    """A process that has ended, and whose group is being waited for."""
+
+    identity: int
+    code: int
+    until: float
+
+
+class ForkServer:
+    """Serves one worker until it is gone."""
+
+    def __init__(self, control: socket.socket, registry: Registry, *, tell_memory: bool) -> None:
+        self._control = control
+        self._registry = registry
+        self._tell_memory = tell_memory
+        self._worker = os.getppid()
+        self._identities: dict[int, int] = {}
+        self._pids: dict[int, int] = {}
+        self._ending: dict[int, _Ending] = {}
+        self._wake: tuple[int, int] = (-1, -1)
+
+    def serve(self) -> NoReturn:
+        """Take requests until the worker closes the connection or dies."""
+        try:
+            self._prepare()
+            poll = select.poll()
+            poll.register(self._control, select.POLLIN)
+            poll.register(self._wake[0], select.POLLIN)
+            while os.getppid() == self._worker:
+                # Only the groups of ended processes are looked at again and again.
+                poll.poll(10 if self._ending else None)
+                self._drain_wake()
+                self._reap()
+                if not self._take_requests():
+                    break
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            self._kill_all()
+            os._exit(0)
+
+    def _prepare(self) -> None:
+        os.setsid()
+        die_with_parent(self._worker, signal.SIGTERM)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
+        self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
+        for number in _HANDLED:
+            # None of them ends us: our end comes with the worker's.
+            signal.signal(number, lambda number, frame: None)
+        self._control.setblocking(False)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()
+                # Lines of a handler belong to the attempt that wrote them.
+                stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        # What is here already is never garbage: collecting it would only copy its pages.
+        gc.collect()
+        gc.freeze()
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wake[0], 512):
+                pass
+
+    def _take_requests(self) -> bool:
+        """Answer what has come; False: the worker is gone."""
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._control, PACKET_BYTES, 3)
+            except (BlockingIOError, InterruptedError):
+                return True
+            except OSError:
+                return False
+            if not data:
+                return False
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            self._answer(orjson.loads(data), fds)
+
+    def _answer(self, request: list[object], fds: list[int]) -> None:
+        match request:
+            case ["child", int(identity)]:
+                self._make(identity, fds, lambda: self._become_child(fds))
+            case ["command", int(identity), list(argv), dict(environment)]:
+                self._make(identity, fds, lambda: _become_command(argv, environment, fds))
+            case ["signal", int(identity), int(number)]:
+                if identity in self._pids:
+                    os.kill(self._pids[identity], number)
+            case ["kill", int(identity)]:
+                if identity in self._pids:
+                    _kill_group(self._pids[identity])
+
+    def _make(self, identity: int, fds: list[int], become: Callable[[], NoReturn]) -> None:
+        # A signal between the fork and the child's own handlers would end it, or wake us.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        server = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as problem:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+            self._report(["failed", identity, problem.strerror or str(problem)])
+        else:
+            if pid == 0:
+                self._leave_server(server)
+                try:
+                    become()
+                except BaseException:
+                    sys.excepthook(*sys.exc_info())
+                finally:
+                    os._exit(child.EXIT_UNUSABLE)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+            with contextlib.suppress(OSError):
+                os.setpgid(pid, pid)  # as the process itself does: whoever is first
+            self._identities[pid] = identity
+            self._pids[identity] = pid
+            self._report(["made", identity, pid])
+        for fd in fds:
+            os.close(fd)
+
+    def _leave_server(self, server: int) -> None:
+        """In a process just forked: become independent of this one, but for its death."""
+        os.setpgid(0, 0)
+        die_with_parent(server, signal.SIGKILL)
+        signal.set_wakeup_fd(-1)
+        for number in _HANDLED:
+            signal.signal(number, signal.SIG_DFL)
+        os.close(self._wake[0])
+        os.close(self._wake[1])
+        self._control.close()
+
+    def _become_child(self, fds: list[int]) -> NoReturn:
+        connection, *output = fds
+        for fd in output:
+            os.dup2(fd, 1)
+            os.dup2(fd, 2)
+            os.close(fd)
+            sys.stdout, sys.stderr = _text(1), _text(2)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(_HANDLED) - {signal.SIGTERM})
+        child.serve(socket.socket(fileno=connection), self._registry, tell_memory=self._tell_memory)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                # Not reaped yet: as long as it is a zombie nobody else can have its number.
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                break
+            if found is None:
+                break
+            pid = found.si_pid
+            if pid in self._identities:
+                _kill_group(pid)
+            _, status = os.waitpid(pid, 0)
+            if pid in self._identities:
+                identity = self._identities.pop(pid)
+                del self._pids[identity]
+                until = time.monotonic() + _GROUP_SECONDS
+                self._ending[pid] = _Ending(identity, os.waitstatus_to_exitcode(status), until)
+        for pid, ending in list(self._ending.items()):
+            if not _group_exists(pid) or time.monotonic() > ending.until:
+                del self._ending[pid]
+                self._report(["ended", ending.identity, ending.code])
+
+    def _report(self, report: list[object]) -> None:
+        # The worker reads all the time; if it does not, it stands still, and we with it.
+        data = orjson.dumps(report)
+        while True:
+            try:
+                self._control.send(data)
+            except BlockingIOError:
+                select.select([], [self._control], [])
+            except OSError:
+                return  # it is gone: seen when we read next
+            else:
+                return
+
+    def _kill_all(self) -> None:
+        for pid in self._identities:
+            _kill_group(pid)
+
+
+def die_with_parent(parent: int, number: int) -> None:
+    """Have the kernel send us a signal when our parent dies; end now if it has died already."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os._exit(child.EXIT_CUT_OFF)
+
+
+def _become_command(argv: list[str], environment: dict[str, str], fds: list[int]) -> NoReturn:
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+    # What Python ignores for itself, a program it starts must not.
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(ignored, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+    try:
+        os.execvpe(argv[0], argv, {**os.environ, **environment})  # noqa: S606 - that is its job
+    except OSError as problem:
+        os.write(2, f"cannot run {argv[0]!r}: {problem.strerror}\n".encode())
+        os._exit(127 if isinstance(problem, FileNotFoundError) else 126)
+
+
+def _text(fd: int) -> TextIO:
+    """Return a stream whose lines are there as soon as they are written."""
+    return open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _group_exists(pid: int) -> bool:
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes  # not in the worker, whose start somebody waits for
+
+    # Where the kernel does not know it, the closed connection says the same, only later.
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

@@ -1,0 +1,60 @@
+"""Imports the modules whose handlers a process is to run.
+
+The worker does, and its fork server when it has to be started anew.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from taskqueue.worker.sdk import registry
+
+
+class StartError(Exception):
+    """The worker cannot start; the text says what and what to do."""
+
+
+def load(modules: Sequence[str]) -> None:
+    """Import the modules; the folder we run in counts as on PYTHONPATH.
+
+    Raises:
+        StartError: one cannot be imported, together they register no handler, or a handler's
+            payload cannot be checked.
+    """
+    if not modules:
+        raise StartError("no module given: python -m taskqueue worker MODULE…")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as problem:
+            if problem.name is None or not f"{name}.".startswith(f"{problem.name}."):
+                raise _broken(name, problem) from problem
+            raise StartError(
+                f"there is no module {name!r}: give the name as in an import statement, and put "
+                "its folder on PYTHONPATH or run in it"
+            ) from problem
+        except Exception as problem:
+            raise _broken(name, problem) from problem
+    if not registry:
+        raise StartError(
+            f"no handler is registered by {', '.join(modules)}: mark functions with @task "
+            "(from taskqueue import task)"
+        )
+    try:
+        registry.prepare()
+    except TypeError as problem:
+        raise StartError(str(problem)) from problem
+
+
+def _broken(name: str, problem: Exception) -> StartError:
+    lines = traceback.format_exception(problem)
+    return StartError(
+        f"module {name!r} fails when it is imported: {type(problem).__name__}: {problem}; "
+        f"repair it:\n{''.join(lines)}"
+    )

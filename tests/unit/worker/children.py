@@ -1,0 +1,124 @@
+"""A pool of real child processes over handlers of the test, and the results it gave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from taskqueue.logs import LogFormat
+from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.executors.function import FunctionExecutor
+from taskqueue.worker.executors.launch import Recipe
+from taskqueue.worker.executors.pool import ChildPool, PoolSettings
+from taskqueue.worker.executors.spawner import Spawner
+from taskqueue.worker.sdk import Registry
+
+PATIENCE = 20
+
+#: What a fork server that is started anew imports.
+MODULE = "tests.unit.worker.child_handlers"
+
+
+def attempt(
+    handler: str | None = "f", payload: dict[str, Any] | None = None, **changes: Any
+) -> Attempt:
+    values: dict[str, Any] = {
+        "handler": handler,
+        "payload": payload or {},
+        "task": "shop/a",
+        "uid": "u",
+        "queue": "q",
+        "attempt": 1,
+        "max_attempts": 3,
+        "timeout_seconds": 30,
+    }
+    return Attempt(**{**values, **changes})
+
+
+class Nursery:
+    """An executor whose sync handlers run in children."""
+
+    def __init__(self, registry: Registry, settings: PoolSettings) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.recipe = Recipe(
+            modules=[MODULE],
+            log_format=LogFormat.JSON,
+            log_level="INFO",
+            tell_memory=settings.max_mib > 0,
+        )
+        self.spawner = Spawner(self.recipe.by_fork(registry), self.recipe.by_exec, self.loop)
+        self.pool = ChildPool(self.spawner, self.loop, settings)
+        self.executor = FunctionExecutor(registry, self.loop, self.pool)
+        self.results: asyncio.Queue[AttemptResult] = asyncio.Queue()
+
+    def start(self, payload: dict[str, Any] | None = None, **changes: Any) -> Execution:
+        return self.executor.start(attempt(payload=payload, **changes), self.results.put_nowait)
+
+    async def result(self) -> AttemptResult:
+        return await asyncio.wait_for(self.results.get(), PATIENCE)
+
+    async def run(self, payload: dict[str, Any] | None = None, **changes: Any) -> AttemptResult:
+        self.start(payload, **changes)
+        return await self.result()
+
+    async def value(self, payload: dict[str, Any] | None = None) -> Any:
+        """Run one and return what it returned, which is no dict."""
+        result = await self.run(payload)
+        assert result.error is None, result.error
+        return None if result.result is None else result.result["value"]
+
+    async def error(self) -> tuple[str, str]:
+        """Wait for the end of a failed one; its type and message."""
+        result = await self.result()
+        assert result.error is not None, result
+        return result.error.type, result.error.message
+
+
+@asynccontextmanager
+async def children(
+    function: Callable[..., Any],
+    *,
+    registry: Registry | None = None,
+    memory_mib: int | None = None,
+    **settings: Any,
+) -> AsyncIterator[Nursery]:
+    """A pool with one handler called ``f``; all its processes are gone afterwards."""
+    handlers = Registry() if registry is None else registry
+    handlers.register(function, name="f", memory_mib=memory_mib)
+    nursery = Nursery(handlers, PoolSettings(**settings))
+    server = nursery.spawner.pid
+    try:
+        yield nursery
+    finally:
+        server = nursery.spawner.pid or server
+        await nursery.executor.close()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.to_thread(os.waitpid, server, 0)
+
+
+async def appears(path: Path) -> str:
+    """Wait for a file that another process writes at once, and return its text."""
+    async with asyncio.timeout(PATIENCE):
+        while not (path.exists() and path.read_text()):  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.005)
+        return path.read_text()  # noqa: ASYNC240
+
+
+async def gone(pid: int) -> None:
+    """Wait until there is no such process any more."""
+    async with asyncio.timeout(PATIENCE):
+        while alive(pid):  # noqa: ASYNC110 - it is not ours to wait for
+            await asyncio.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, zombies aside."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

@@ -1,0 +1,309 @@
+"""Sync handlers in real child processes: what comes back, and what is told while they run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskqueue import Context, Fail, Retry
+from taskqueue.worker.outcome import MAX_RESULT_BYTES
+from taskqueue.worker.sdk import Registry
+from tests.unit.worker.children import PATIENCE, appears, children, gone
+
+
+async def test_a_handler_runs_in_another_process_and_knows_its_attempt() -> None:
+    def handler(payload: dict[str, Any], ctx: Context) -> Any:
+        return {
+            "pid": os.getpid(),
+            "group": os.getpgid(0),
+            "session": os.getsid(0),
+            "width": payload["width"],
+            "about": [ctx.task, ctx.uid, ctx.queue, ctx.attempt, ctx.max_attempts],
+            "more": [ctx.timeout_seconds, ctx.fence, ctx.cancelled],
+            "main": threading.current_thread() is threading.main_thread(),
+        }
+
+    async with children(handler) as nursery:
+        result = (await nursery.run({"width": 3}, fence=7)).result
+    assert result is not None
+    assert result["pid"] not in {os.getpid(), nursery.spawner.pid}
+    assert result["group"] == result["pid"], "a terminal's signals do not reach it"
+    assert result["session"] != os.getsid(0)
+    assert result["about"] == ["shop/a", "u", "q", 1, 3]
+    assert result["more"] == [30, 7, False]
+    assert result["main"]
+    assert result["width"] == 3
+
+
+async def test_a_free_child_is_used_again_and_as_many_are_made_as_run_at_once(
+    tmp_path: Path,
+) -> None:
+    def handler(payload: dict[str, Any]) -> int:
+        while "gate" in payload and not Path(payload["gate"]).exists():
+            time.sleep(0.005)
+        return os.getpid()
+
+    gate = tmp_path / "gate"
+    async with children(handler) as nursery:
+        one_by_one = {await nursery.value() for _ in range(20)}
+        for _ in range(3):
+            nursery.start({"gate": str(gate)})
+        await nursery.run()
+        gate.touch()
+        at_once = {(await nursery.result()).result["value"] for _ in range(3)}  # type: ignore[index]
+        again = {await nursery.value() for _ in range(20)}
+    assert len(one_by_one) == 1
+    assert len(at_once) == 3
+    assert one_by_one < at_once
+    assert len(again) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        ({"pages": 3}, {"pages": 3}),
+        ([1, 2], {"value": [1, 2]}),
+        ("x", {"value": "x"}),
+    ],
+)
+async def test_what_is_returned(value: Any, expected: dict[str, Any] | None) -> None:
+    async with children(lambda payload: value) as nursery:
+        result = await nursery.run()
+    assert (result.error, result.result) == (None, expected)
+    assert 0 <= result.seconds < 1
+
+
+async def test_what_json_cannot_say_is_a_failure_that_names_the_handler() -> None:
+    deep: list[Any] = []
+    for _ in range(1000):
+        deep = [deep]
+    for value in ({1, 2}, object(), deep):
+        async with children(lambda payload, value=value: value) as nursery:
+            error = (await nursery.run()).error
+        assert error is not None
+        assert (error.type, error.retryable) == ("InvalidResult", False)
+        assert "handler 'f' returned" in error.message
+
+
+async def test_a_result_that_is_too_large() -> None:
+    async with children(lambda payload: "x" * MAX_RESULT_BYTES) as nursery:
+        error = (await nursery.run()).error
+    assert error is not None
+    assert (error.type, error.retryable) == ("ResultTooLarge", False)
+
+
+async def test_what_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+    def handler(payload: dict[str, Any]) -> None:
+        if payload["how"] == "retry":
+            raise Retry("not yet", after=2.5)
+        if payload["how"] == "fail":
+            raise Fail("gone", type="NotFound")
+        if payload["how"] == "exit":
+            sys.exit(3)
+        raise ValueError("no pixels \udcff")
+
+    async with children(handler) as nursery:
+        results = {how: await nursery.run({"how": how}) for how in ("retry", "fail", "exit", "")}
+        pids = {each for each in nursery.pool.children}
+    told = {how: result.error for how, result in results.items() if result.error}
+    assert (told["retry"].type, told["retry"].retryable) == ("Retry", True)
+    assert results["retry"].retry_after_seconds == 2.5
+    assert (told["fail"].type, told["fail"].message, told["fail"].retryable) == (
+        "NotFound",
+        "gone",
+        False,
+    )
+    assert told["exit"].type == "SystemExit"
+    assert (told[""].type, told[""].message) == ("ValueError", "no pixels ?")
+    text = str(results[""].exception)
+    assert 'raise ValueError("no pixels' in text
+    assert "taskqueue/worker/executors/child.py" not in text, "our own frames are of no use"
+    assert results["retry"].exception is None
+    assert len(pids) == 1, "an exception does not cost the child"
+
+
+async def test_a_payload_larger_than_any_buffer() -> None:
+    async with children(lambda payload: len(payload["text"])) as nursery:
+        assert await nursery.value({"text": "x" * 5_000_000}) == 5_000_000
+        assert await nursery.value({"text": "x"}) == 1
+
+
+async def test_a_payload_that_cannot_be_passed_on_is_an_invalid_one() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(1000):
+        deep = {"a": deep}
+    async with children(lambda payload: None) as nursery:
+        error = (await nursery.run(deep)).error
+    assert error is not None
+    assert (error.type, error.retryable) == ("InvalidPayload", False)
+
+
+async def test_progress_is_seen_while_it_runs(tmp_path: Path) -> None:
+    def handler(payload: dict[str, Any], ctx: Context) -> None:
+        threading.Thread(target=ctx.progress, args=(10, "from another thread")).start()
+        for number in range(1000):
+            ctx.progress(number / 20, "some")
+        ctx.progress(50, "half")
+        while not Path(payload["gate"]).exists():
+            time.sleep(0.005)
+
+    async with children(handler) as nursery:
+        execution = nursery.start({"gate": str(tmp_path / "gate")})
+        assert execution.progress is None
+        async with asyncio.timeout(PATIENCE):
+            while execution.progress is None or execution.progress.percent != 50:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        assert execution.progress.message == "half"
+        (tmp_path / "gate").touch()
+        assert (await nursery.result()).error is None
+
+
+async def test_what_it_logs_has_the_fields_of_its_attempt(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def handler(payload: dict[str, Any], ctx: Context) -> None:
+        ctx.logger.warning("from the context")
+        logging.getLogger("shop").warning("from %s", "elsewhere")
+
+    from taskqueue import logs
+
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    logs.configure(logs.LogFormat.JSON)
+    try:
+        async with children(handler) as nursery:
+            await nursery.run()
+    finally:
+        root.handlers[:], root.level = before
+    lines = capsys.readouterr().err.splitlines()
+    for words in ("from the context", "from elsewhere"):
+        (line,) = [each for each in lines if words in each]
+        assert '"task": "shop/a", "uid": "u", "attempt": 1' in line
+
+
+async def test_output_becomes_log_lines_of_the_attempt(caplog: pytest.LogCaptureFixture) -> None:
+    def handler(payload: dict[str, Any]) -> None:
+        print(f"a line of {payload['number']}")
+        os.write(2, b"and one without an end ")
+        os.system("echo from a program")  # noqa: S605
+
+    caplog.set_level(logging.INFO)
+    async with children(handler, capture=True) as nursery:
+        for number in (1, 2):
+            await nursery.run({"number": number}, task=f"shop/task-{number}")
+    told = [
+        (record.fields["task"], record.fields["text"])  # type: ignore[attr-defined]
+        for record in caplog.records
+        if record.getMessage() == "handler.output"
+    ]
+    assert told == [
+        ("task-1", "a line of 1"),
+        ("task-1", "and one without an end from a program"),
+        ("task-2", "a line of 2"),
+        ("task-2", "and one without an end from a program"),
+    ]
+
+
+async def test_a_child_leaves_after_so_many_attempts() -> None:
+    async with children(lambda payload: os.getpid(), max_tasks=3) as nursery:
+        pids = [await nursery.value() for _ in range(7)]
+        assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 1]
+        await gone(pids[0])
+
+
+async def test_a_child_that_has_grown_leaves() -> None:
+    kept = []
+
+    def handler(payload: dict[str, Any]) -> int:
+        kept.append(bytearray(payload["mib"] * 1024 * 1024))
+        return os.getpid()
+
+    async with children(handler, max_mib=400) as nursery:
+        first = await nursery.value({"mib": 0})
+        assert await nursery.value({"mib": 500}) == first
+        assert await nursery.value({"mib": 0}) != first
+
+
+async def test_start_hooks_run_once_in_each_child_and_stop_hooks_at_its_end(
+    tmp_path: Path,
+) -> None:
+    registry = Registry()
+    note = tmp_path / "note"
+
+    def noted(word: str) -> Any:
+        def hook() -> None:
+            with note.open("a") as file:
+                file.write(f"{word} {os.getpid()}\n")
+
+        return hook
+
+    registry.start_hooks.append(noted("start"))
+    registry.stop_hooks += [noted("last"), noted("first")]
+    async with children(lambda payload: os.getpid(), registry=registry, max_tasks=2) as nursery:
+        pid = await nursery.value()
+        await nursery.value()
+        await gone(pid)
+    assert note.read_text() == f"start {pid}\nfirst {pid}\nlast {pid}\n"
+
+
+async def test_a_start_hook_that_fails_fails_the_attempt(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise ValueError("no database")
+
+    registry = Registry()
+    registry.start_hooks.append(fail)
+    async with children(lambda payload: None, registry=registry) as nursery:
+        nursery.start()
+        kind, message = await nursery.error()
+    assert kind == "StartHookFailed"
+    assert "ValueError" in message
+    assert "child.unusable" in caplog.messages
+
+
+def below(pid: int) -> list[str]:
+    """Return the processes a process has made."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+async def test_two_hundred_attempts_leave_nothing_behind() -> None:
+    def handler(payload: dict[str, Any]) -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    async with children(handler, capture=True, max_tasks=10) as nursery:
+        first = await nursery.value()
+        ours = len(os.listdir("/proc/self/fd"))
+        server = len(os.listdir(f"/proc/{nursery.spawner.pid}/fd"))
+        for number in range(200):
+            if number % 20:
+                assert await nursery.value() == first
+            else:
+                nursery.start().cancel()
+                await nursery.result()
+        assert len(os.listdir(f"/proc/{nursery.spawner.pid}/fd")) == server
+        async with asyncio.timeout(PATIENCE):
+            while len(nursery.pool.children) > 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        assert len(os.listdir("/proc/self/fd")) == ours
+        assert len(below(nursery.spawner.pid)) == 1
+
+
+async def test_a_warm_child_is_ready_before_the_first_attempt(tmp_path: Path) -> None:
+    registry = Registry()
+
+    def note() -> None:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+
+    registry.start_hooks.append(note)
+    async with children(lambda payload: os.getpid(), registry=registry) as nursery:
+        nursery.executor.start_hooks()
+        pid = await appears(tmp_path / "pid")
+        assert await nursery.value() == int(pid)

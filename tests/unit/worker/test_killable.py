@@ -1,0 +1,116 @@
+"""When an execution can be killed no slot is stuck, and no worker must end for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from taskqueue.broker.events import EventKind
+from taskqueue.broker.orders import OrderKind
+from taskqueue.worker.executor import AttemptResult
+from taskqueue.worker.keyed import (
+    KILLED_SECONDS,
+    LOST_SECONDS,
+    REDELIVERY_INTERVALS,
+    TIMED_OUT_SECONDS,
+)
+from taskqueue.worker.runtime import STUCK_SECONDS
+from tests.unit.worker.bench import Bench, direct
+from tests.unit.worker.fakes import FakeExecution, turn, work
+from tests.unit.worker.test_keyed import HEARTBEAT, connect
+
+pytestmark = pytest.mark.looptime
+
+
+def running(bench: Bench, **changes: Any) -> FakeExecution:
+    """Deliver a message and make its execution a killable one."""
+    bench.deliver(work(**changes))
+    execution = bench.executor.started[-1]
+    execution.killable = True
+    return execution
+
+
+async def test_a_slot_that_will_be_free_again_is_not_stuck(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench()
+    execution = running(bench, timeout_seconds=1)
+    await asyncio.sleep(1 + 2 * STUCK_SECONDS)
+    assert execution.cancelled
+    assert (bench.runtime.busy, bench.runtime.stuck) == (1, 0)
+    assert "task.stuck" not in caplog.messages
+
+
+async def test_keyed_work_that_does_not_end_is_killed_and_the_worker_lives() -> None:
+    bench = Bench()
+    connect(bench).fall_silent()
+    execution = running(bench, fence=7)
+    await asyncio.sleep(REDELIVERY_INTERVALS * HEARTBEAT + LOST_SECONDS)
+    assert execution.killed
+    assert bench.left == []
+    execution.succeed()
+    await asyncio.sleep(60)
+    assert bench.left == []
+    assert bench.told == [("task.started", "k.1")], "another worker has it"
+
+
+async def test_keyed_work_that_even_a_kill_does_not_end_takes_the_process_with_it() -> None:
+    bench = Bench()
+    connect(bench).fall_silent()
+    running(bench, fence=7)
+    await asyncio.sleep(REDELIVERY_INTERVALS * HEARTBEAT + LOST_SECONDS + KILLED_SECONDS)
+    assert len(bench.left) == 1
+
+
+async def test_a_keyed_time_out_is_told_when_the_kill_has_ended_it() -> None:
+    bench = Bench()
+    connect(bench)
+    execution = running(bench, fence=7, timeout_seconds=10)
+    await asyncio.sleep(10 + TIMED_OUT_SECONDS)
+    assert execution.killed
+    assert bench.told[1:] == []
+    execution.succeed()
+    assert bench.events[-1] is EventKind.FAILED
+    assert bench.left == []
+
+
+async def test_what_runs_at_the_very_end_is_killed() -> None:
+    bench = Bench()
+    first, second = running(bench, token="k.1"), running(bench, token="k.2")
+    second.killable = False
+    bench.runtime.begin_drain()
+    bench.runtime.release_running()
+    bench.runtime.kill_running()
+    assert (first.killed, second.killed) == (True, False)
+
+
+async def test_a_task_that_was_lost_with_its_process_is_delivered_again() -> None:
+    bench = Bench()
+    execution = running(bench)
+    execution.done(AttemptResult(seconds=0.1, lost="the fork server died"))
+    await turn()
+    assert bench.told == []
+    assert bench.channel.settled == [("nack", 1, True)]
+    bench.deliver(work(), deliveries=1)
+    assert len(bench.executor.started) == 2
+
+
+async def test_a_direct_message_too() -> None:
+    bench = Bench()
+    bench.deliver(direct())
+    bench.executor.started[0].done(AttemptResult(seconds=0.1, lost="the fork server died"))
+    await turn()
+    assert bench.told == []
+    assert bench.channel.settled == [("nack", 1, True)]
+
+
+async def test_one_that_was_to_end_anyway_is_told_once() -> None:
+    bench = Bench()
+    execution = running(bench)
+    bench.order(OrderKind.CANCEL)
+    execution.done(AttemptResult(seconds=0.1, lost="the fork server died"))
+    await turn()
+    assert bench.events == [EventKind.CANCELLED]
+    assert bench.channel.settled == []
