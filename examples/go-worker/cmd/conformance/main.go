@@ -1,0 +1,114 @@
+// The worker that tests/conformance puts under test: the library with the handlers that
+// tests/conformance/README.md asks for.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"taskqueue.dev/examples/go-worker/taskqueue"
+)
+
+// wanted is the payload of every handler.
+type wanted struct {
+	Trace   string  `json:"trace"`
+	Seconds float64 `json:"seconds"`
+	Linger  float64 `json:"linger"`
+}
+
+func main() {
+	settings, err := taskqueue.SettingsFromEnvironment()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	worker := taskqueue.New(settings, slog.New(slog.NewJSONHandler(os.Stderr, nil)))
+	for name, handler := range map[string]taskqueue.Handler{
+		"echo":          echo,
+		"sleep":         sleep,
+		"deaf":          deaf,
+		"burn":          burn,
+		"fail":          fail,
+		"fail-for-good": failForGood,
+	} {
+		worker.Handle(name, traced(handler))
+	}
+	worker.HandleDefault("echo")
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if err := worker.Run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func echo(_ context.Context, payload json.RawMessage) (any, error) { return payload, nil }
+
+func sleep(ctx context.Context, payload json.RawMessage) (any, error) {
+	w := read(payload)
+	select {
+	case <-time.After(seconds(w.Seconds)):
+		return nil, nil
+	case <-ctx.Done():
+		time.Sleep(seconds(w.Linger))
+		return nil, ctx.Err()
+	}
+}
+
+func deaf(_ context.Context, payload json.RawMessage) (any, error) {
+	time.Sleep(seconds(read(payload).Seconds))
+	return nil, nil
+}
+
+func burn(_ context.Context, payload json.RawMessage) (any, error) {
+	for end := time.Now().Add(seconds(read(payload).Seconds)); time.Now().Before(end); {
+	}
+	return nil, nil
+}
+
+func fail(context.Context, json.RawMessage) (any, error) {
+	return nil, errors.New("broken, as asked")
+}
+
+func failForGood(context.Context, json.RawMessage) (any, error) {
+	return nil, taskqueue.Fail("Broken", "broken for good, as asked")
+}
+
+// traced notes the beginning and the end of each run in the file that the payload names.
+func traced(handler taskqueue.Handler) taskqueue.Handler {
+	return func(ctx context.Context, payload json.RawMessage) (any, error) {
+		trace := read(payload).Trace
+		note(trace, "begin")
+		defer note(trace, "end")
+		return handler(ctx, payload)
+	}
+}
+
+func note(trace, word string) {
+	if trace == "" {
+		return
+	}
+	file, err := os.OpenFile(trace, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		panic(err)
+	}
+	defer file.Close()
+	fmt.Fprintf(file, "%s %d\n", word, os.Getpid())
+}
+
+func read(payload json.RawMessage) wanted {
+	var w wanted
+	if err := json.Unmarshal(payload, &w); err != nil {
+		panic(err)
+	}
+	return w
+}
+
+func seconds(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }

@@ -1,0 +1,110 @@
+// A producer of direct messages: no Task, no Kubernetes, only AMQP.
+//
+//	TASKQUEUE_BROKER_URI=amqp://user:password@localhost:5672/ \
+//	    producer -namespace shop -queue thumbnails -handler checksum '{"text": "hello"}' '{"text": "you"}'
+//
+// It prints the correlation id of each message the broker has stored, and exits with 1 if one was
+// not: its end is published to the exchange taskqueue.events with that id.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"taskqueue.dev/examples/go-worker/taskqueue"
+)
+
+// patience is how long the broker may take to confirm a message.
+const patience = 30 * time.Second
+
+func main() {
+	namespace := flag.String("namespace", "default", "namespace of the TaskQueue")
+	queue := flag.String("queue", "", "name of the TaskQueue")
+	handler := flag.String("handler", "", "handler that is to run; none: the workers' default")
+	flag.Parse()
+	if *queue == "" || flag.NArg() == 0 {
+		fmt.Fprintln(os.Stderr, "usage: producer -namespace NAMESPACE -queue QUEUE [-handler NAME] BODY…")
+		os.Exit(2)
+	}
+	if err := produce(taskqueue.RoutingKey(*namespace, *queue), *handler, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "producer:", err)
+		os.Exit(1)
+	}
+}
+
+func produce(key, handler string, bodies []string) error {
+	broker, err := taskqueue.BrokerFromEnvironment()
+	if err != nil {
+		return err
+	}
+	connection, err := broker.Dial("producer")
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	channel, err := connection.Channel()
+	if err != nil {
+		return err
+	}
+	if err := channel.Confirm(false); err != nil {
+		return err
+	}
+	returns := channel.NotifyReturn(make(chan amqp.Return, 1))
+	for _, body := range bodies {
+		id, err := publish(channel, returns, key, handler, body)
+		if err != nil {
+			return err
+		}
+		fmt.Println(id)
+	}
+	return nil
+}
+
+// publish returns the correlation id once the queue has stored the message.
+func publish(
+	channel *amqp.Channel, returns chan amqp.Return, key, handler, body string,
+) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	id := newID()
+	confirm, err := channel.PublishWithDeferredConfirmWithContext(ctx, taskqueue.WorkExchange, key,
+		true, // mandatory: come back if no queue takes it
+		false,
+		amqp.Publishing{
+			Type:          handler,
+			MessageId:     id,
+			CorrelationId: id,
+			DeliveryMode:  amqp.Persistent,
+			ContentType:   "application/json",
+			Body:          []byte(body),
+		})
+	if err != nil {
+		return "", err
+	}
+	stored, err := confirm.WaitContext(ctx)
+	if err != nil {
+		return "", fmt.Errorf("no confirm within %s: it may be stored or not", patience)
+	}
+	select {
+	case back := <-returns: // it comes before the confirm
+		return "", fmt.Errorf("no queue takes %s (%s): is there such a TaskQueue?", key, back.ReplyText)
+	default:
+	}
+	if !stored {
+		return "", fmt.Errorf("the broker refused it: the queue may be full")
+	}
+	return id, nil
+}
+
+func newID() string {
+	var random [16]byte
+	_, _ = rand.Read(random[:])
+	return hex.EncodeToString(random[:])
+}

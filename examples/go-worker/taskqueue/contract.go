@@ -1,0 +1,196 @@
+package taskqueue
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"strings"
+	"unicode/utf8"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// Names of the contract.
+const (
+	WorkExchange     = "taskqueue.work"
+	deadExchange     = "taskqueue.dead"
+	outcomesExchange = "taskqueue.outcomes"
+	controlStream    = "taskqueue.control"
+
+	contractVersion = 1
+	appID           = "taskqueue"
+)
+
+// reasonLimit is how much of a reason goes into a header, in bytes: all headers must fit one frame.
+const reasonLimit = 2000
+
+// RoutingKey is the key of a TaskQueue on the exchanges for work and for dead letters.
+func RoutingKey(namespace, queue string) string { return namespace + "." + queue }
+
+func workQueue(namespace, queue string) string { return "taskqueue." + RoutingKey(namespace, queue) }
+
+// message is what came by a delivery: an attempt of a Task, or a direct message, without a token.
+type message struct {
+	handler       string
+	payload       json.RawMessage
+	correlationID string
+
+	// Of a Task's attempt only.
+	namespace      string
+	queue          string
+	task           string
+	token          string
+	attempt        int64
+	maxAttempts    int64
+	epoch          int64
+	maxDeliveries  int64
+	timeoutSeconds int64
+	fence          *int64
+}
+
+func (m *message) direct() bool { return m.token == "" }
+
+// parse reads a delivery of the work queue. An error says what in it breaks the contract; only a
+// message with a token can.
+func parse(d *amqp.Delivery) (*message, error) {
+	m := &message{handler: d.Type, correlationID: d.CorrelationId}
+	if d.Headers["tq-token"] == nil {
+		m.payload = directPayload(d.Body)
+		return m, nil
+	}
+	h := headers{table: d.Headers}
+	if version := h.integer("tq-version"); h.err == nil && version != contractVersion {
+		return nil, fmt.Errorf("header tq-version is %d, this worker speaks %d: run a worker of the "+
+			"operator's version", version, contractVersion)
+	}
+	m.namespace, m.queue, m.task = h.text("tq-namespace"), h.text("tq-queue"), h.text("tq-task")
+	m.attempt, m.maxAttempts = h.integer("tq-attempt"), h.integer("tq-max-attempts")
+	m.epoch, m.token = h.integer("tq-epoch"), h.text("tq-token")
+	m.maxDeliveries, m.timeoutSeconds = h.integer("tq-max-deliveries"), h.integer("tq-timeout-seconds")
+	if _, keyed := d.Headers["tq-fence"]; keyed {
+		fence := h.integer("tq-fence")
+		m.fence = &fence
+	}
+	switch {
+	case h.err != nil:
+		return nil, h.err
+	case m.correlationID == "":
+		return nil, fmt.Errorf("property correlation_id (the Task's uid) is missing")
+	}
+	if !isObject(d.Body) {
+		return nil, fmt.Errorf("the body of a Task's message must be a JSON object")
+	}
+	m.payload = d.Body
+	return m, nil
+}
+
+// deliveriesSoFar is how often the broker had delivered the message before (3). On a first delivery
+// the header is the publisher's own.
+func deliveriesSoFar(d *amqp.Delivery) int64 {
+	if !d.Redelivered {
+		return 0
+	}
+	count, _ := asInteger(d.Headers["x-delivery-count"])
+	return count
+}
+
+// directPayload is the body itself where it is a JSON object, else {"text": …}.
+func directPayload(body []byte) json.RawMessage {
+	if isObject(body) {
+		return body
+	}
+	text := strings.ToValidUTF8(string(body), string(utf8.RuneError))
+	wrapped, err := json.Marshal(map[string]string{"text": text})
+	if err != nil {
+		panic(err) // a text is always valid JSON
+	}
+	return wrapped
+}
+
+func isObject(body []byte) bool {
+	var object map[string]json.RawMessage
+	return json.Unmarshal(body, &object) == nil && object != nil
+}
+
+// headers reads the headers of a work message; err is what is wrong with the first that is wrong.
+type headers struct {
+	table amqp.Table
+	err   error
+}
+
+func (h *headers) integer(name string) int64 {
+	value, ok := asInteger(h.table[name])
+	if !ok {
+		h.refuse(name, "an integer")
+	}
+	return value
+}
+
+func (h *headers) text(name string) string {
+	value, ok := h.table[name].(string)
+	if !ok || value == "" {
+		h.refuse(name, "a text")
+	}
+	return value
+}
+
+func (h *headers) refuse(name, kind string) {
+	if h.err != nil {
+		return
+	}
+	if found, there := h.table[name]; there {
+		h.err = fmt.Errorf("header %s must be %s, it is %#v", name, kind, found)
+	} else {
+		h.err = fmt.Errorf("header %s is missing: it must be %s", name, kind)
+	}
+}
+
+// asInteger takes an integer of any width: clients choose the narrowest, or the widest, or one.
+func asInteger(value any) (int64, bool) {
+	switch n := value.(type) {
+	case int8:
+		return int64(n), true
+	case uint8:
+		return int64(n), true
+	case int16:
+		return int64(n), true
+	case uint16:
+		return int64(n), true
+	case int32:
+		return int64(n), true
+	case uint32:
+		return int64(n), true
+	case int64:
+		return n, true
+	case uint64:
+		return int64(n), n <= math.MaxInt64
+	default:
+		return 0, false
+	}
+}
+
+// deadLetter is the delivery as it goes to the queue of given-up messages. The broker's own headers
+// stay behind.
+func deadLetter(d *amqp.Delivery, key, reason string) outgoing {
+	table := amqp.Table{}
+	for name, value := range d.Headers {
+		if !strings.HasPrefix(name, "x-") {
+			table[name] = value
+		}
+	}
+	if len(reason) > reasonLimit {
+		reason = strings.ToValidUTF8(reason[:reasonLimit], "")
+	}
+	table["tq-error"] = reason
+	return outgoing{
+		exchange: deadExchange,
+		key:      key,
+		publishing: amqp.Publishing{
+			Headers:       table,
+			ContentType:   d.ContentType,
+			Type:          d.Type,
+			CorrelationId: d.CorrelationId,
+			Body:          d.Body,
+		},
+	}
+}

@@ -1,0 +1,132 @@
+package taskqueue
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// eventKind is what a worker can tell of an attempt.
+type eventKind string
+
+const (
+	started   eventKind = "task.started"
+	succeeded eventKind = "task.succeeded"
+	failed    eventKind = "task.failed"
+	cancelled eventKind = "task.cancelled"
+	released  eventKind = "task.released"
+)
+
+// resultLimit is the longest result that is taken, in bytes of JSON.
+const resultLimit = 16 * 1024
+
+// messageLimit is how much of an error's message is told, in bytes.
+const messageLimit = 1000
+
+// eventError is why an attempt failed.
+type eventError struct {
+	Type      string `json:"type"`
+	Message   string `json:"message"`
+	Retryable bool   `json:"retryable"`
+}
+
+type eventData struct {
+	UID               string          `json:"uid"`
+	Token             string          `json:"token"`
+	Attempt           int64           `json:"attempt"`
+	Epoch             int64           `json:"epoch"`
+	CorrelationID     *string         `json:"correlationId,omitempty"`
+	Worker            string          `json:"worker"`
+	Seconds           *float64        `json:"seconds,omitempty"`
+	Result            json.RawMessage `json:"result,omitempty"`
+	Error             *eventError     `json:"error,omitempty"`
+	RetryAfterSeconds *float64        `json:"retryAfterSeconds,omitempty"`
+}
+
+type cloudEvent struct {
+	SpecVersion     string    `json:"specversion"`
+	ID              string    `json:"id"`
+	Type            string    `json:"type"`
+	Source          string    `json:"source"`
+	Subject         string    `json:"subject"`
+	TaskQueue       string    `json:"taskqueue"`
+	DataContentType string    `json:"datacontenttype"`
+	Data            eventData `json:"data"`
+}
+
+// ending is how an attempt ended: error is nil for success.
+type ending struct {
+	result     json.RawMessage
+	error      *eventError
+	retryAfter time.Duration
+	took       time.Duration
+}
+
+func (e ending) kind() eventKind {
+	if e.error != nil {
+		return failed
+	}
+	return succeeded
+}
+
+func (e ending) fill(data *eventData) {
+	seconds := e.took.Seconds()
+	data.Seconds, data.Result, data.Error = &seconds, e.result, e.error
+	if e.retryAfter > 0 {
+		after := e.retryAfter.Seconds()
+		data.RetryAfterSeconds = &after
+	}
+}
+
+// taskEvent is an event about an attempt of a Task; end is nil where none is told.
+func taskEvent(m *message, kind eventKind, worker string, end *ending) outgoing {
+	data := eventData{UID: m.correlationID, Token: m.token, Attempt: m.attempt, Epoch: m.epoch}
+	if end != nil {
+		end.fill(&data)
+	}
+	return encode(kind, m.namespace, m.queue, m.task, newID(), worker, data)
+}
+
+// directEvent is the end of a direct message. Its id is the message's own, so that an end that is
+// told twice can be known for one.
+func directEvent(s *Settings, d *amqp.Delivery, deliveries int64, end ending) outgoing {
+	data := eventData{Attempt: deliveries, CorrelationID: &d.CorrelationId}
+	end.fill(&data)
+	id := d.MessageId
+	if id == "" {
+		id = newID()
+	}
+	return encode(end.kind(), s.Namespace, s.Queue, s.Queue, id, s.Pod, data)
+}
+
+func encode(kind eventKind, namespace, queue, name, id, worker string, data eventData) outgoing {
+	data.Worker = worker
+	body, err := json.Marshal(cloudEvent{
+		SpecVersion:     "1.0",
+		ID:              id,
+		Type:            "dev.taskqueue." + string(kind) + ".v1",
+		Source:          "/workers/" + worker,
+		Subject:         namespace + "/" + name,
+		TaskQueue:       queue,
+		DataContentType: "application/json",
+		Data:            data,
+	})
+	if err != nil {
+		panic(err) // results are checked before
+	}
+	return outgoing{
+		exchange:   outcomesExchange,
+		key:        RoutingKey(namespace, queue) + "." + string(kind),
+		publishing: amqp.Publishing{ContentType: "application/cloudevents+json", Body: body},
+	}
+}
+
+// newID is a word that nothing else is called.
+func newID() string {
+	var random [16]byte
+	_, _ = rand.Read(random[:]) // never fails on the systems Go runs on
+	return hex.EncodeToString(random[:])
+}

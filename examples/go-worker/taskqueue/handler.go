@@ -1,0 +1,130 @@
+package taskqueue
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+)
+
+// Handler runs one attempt. The context ends when the result is no longer wanted: return soon then;
+// what is returned after that does not count. The result is anything that encodes as a JSON object,
+// or nil; any other value arrives as {"value": …}.
+type Handler func(ctx context.Context, payload json.RawMessage) (any, error)
+
+// Attempt is what a handler can learn about its attempt, by AttemptOf.
+type Attempt struct {
+	// Task is namespace/name; of a direct message namespace/queue.
+	Task string
+	// UID is that of the Task; of a direct message its correlation id.
+	UID         string
+	Number      int64
+	MaxAttempts int64
+	// Fence is of a Task with a concurrency key, else nil: a number that grows with every dispatch
+	// of the key. Pass it on to the storage that is written to.
+	Fence *int64
+}
+
+type attemptKey struct{}
+
+// AttemptOf returns the attempt a handler's context belongs to.
+func AttemptOf(ctx context.Context) Attempt {
+	attempt, _ := ctx.Value(attemptKey{}).(Attempt)
+	return attempt
+}
+
+// failure is an error that says more than that the attempt failed.
+type failure struct {
+	kind       string
+	message    string
+	retryable  bool
+	retryAfter time.Duration
+}
+
+func (f *failure) Error() string { return f.message }
+
+// Fail is an error that no other attempt helps against. The type is a word for machines.
+func Fail(kind, message string) error { return &failure{kind: kind, message: message} }
+
+// Retry is an error that wishes for another attempt after a time.
+func Retry(message string, after time.Duration) error {
+	return &failure{kind: "Retry", message: message, retryable: true, retryAfter: after}
+}
+
+// call runs a handler to its end, whatever that is.
+func call(ctx context.Context, handler Handler, payload json.RawMessage) (end ending) {
+	began := time.Now()
+	defer func() {
+		if reason := recover(); reason != nil {
+			end = ending{error: newError("Panic", fmt.Sprint(reason), true)}
+		}
+		end.took = time.Since(began)
+	}()
+	result, err := handler(ctx, payload)
+	if err != nil {
+		return ending{error: describe(err), retryAfter: wishedPause(err)}
+	}
+	return encodeResult(result)
+}
+
+func encodeResult(result any) ending {
+	if result == nil {
+		return ending{}
+	}
+	encoded, err := json.Marshal(result)
+	if err != nil {
+		return ending{error: newError("InvalidResult", "the result is not JSON: "+err.Error(), false)}
+	}
+	if string(encoded) == "null" {
+		return ending{}
+	}
+	if !isObject(encoded) {
+		encoded = append(append([]byte(`{"value":`), encoded...), '}')
+	}
+	if len(encoded) > resultLimit {
+		text := fmt.Sprintf("the result has %d bytes of JSON, at most %d are kept: store it elsewhere "+
+			"and return where", len(encoded), resultLimit)
+		return ending{error: newError("ResultTooLarge", text, false)}
+	}
+	return ending{result: encoded}
+}
+
+func describe(err error) *eventError {
+	var known *failure
+	if errors.As(err, &known) {
+		return newError(known.kind, err.Error(), known.retryable)
+	}
+	return newError(typeName(err), err.Error(), true)
+}
+
+func wishedPause(err error) time.Duration {
+	var known *failure
+	if errors.As(err, &known) {
+		return known.retryAfter
+	}
+	return 0
+}
+
+// typeName is a word for an error: the name of its type, where it has one that says something.
+func typeName(err error) string {
+	kind := reflect.TypeOf(err)
+	for kind.Kind() == reflect.Pointer {
+		kind = kind.Elem()
+	}
+	switch name := kind.Name(); name {
+	case "", "errorString", "wrapError", "wrapErrors", "joinError":
+		return "Error"
+	default:
+		return name
+	}
+}
+
+func newError(kind, message string, retryable bool) *eventError {
+	if len(message) > messageLimit {
+		message = strings.ToValidUTF8(message[:messageLimit], "") + "…"
+	}
+	return &eventError{Type: kind, Message: message, Retryable: retryable}
+}

@@ -1,0 +1,127 @@
+package taskqueue
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+func ends(result any, err error) ending {
+	return call(context.Background(), func(context.Context, json.RawMessage) (any, error) {
+		return result, err
+	}, nil)
+}
+
+func TestResults(t *testing.T) {
+	for _, each := range []struct {
+		result any
+		want   string
+	}{
+		{nil, ""},
+		{json.RawMessage(nil), ""},
+		{json.RawMessage(`{"a":1}`), `{"a":1}`},
+		{map[string]int{"a": 1}, `{"a":1}`},
+		{7, `{"value":7}`},
+		{[]string{"a"}, `{"value":["a"]}`},
+	} {
+		end := ends(each.result, nil)
+		if end.error != nil || string(end.result) != each.want {
+			t.Errorf("%v: %s, error %v", each.result, end.result, end.error)
+		}
+	}
+}
+
+func TestResultsThatCannotBeKept(t *testing.T) {
+	for kind, result := range map[string]any{
+		"ResultTooLarge": strings.Repeat("x", resultLimit),
+		"InvalidResult":  make(chan int),
+	} {
+		if end := ends(result, nil); end.error == nil || end.error.Type != kind || end.error.Retryable {
+			t.Errorf("%s: %+v", kind, end.error)
+		}
+	}
+}
+
+func TestErrors(t *testing.T) {
+	_, missing := os.Open("/nowhere")
+	for _, each := range []struct {
+		err       error
+		kind      string
+		retryable bool
+		after     time.Duration
+	}{
+		{errors.New("broken"), "Error", true, 0},
+		{fmt.Errorf("while reading: %w", fs.ErrExist), "Error", true, 0},
+		{missing, "PathError", true, 0},
+		{Fail("NotFound", "no such page"), "NotFound", false, 0},
+		{fmt.Errorf("page 7: %w", Fail("NotFound", "no such page")), "NotFound", false, 0},
+		{Retry("not ready", time.Minute), "Retry", true, time.Minute},
+	} {
+		end := ends(nil, each.err)
+		if end.error.Type != each.kind || end.error.Retryable != each.retryable ||
+			end.retryAfter != each.after || end.error.Message != each.err.Error() {
+			t.Errorf("%v: %+v after %s", each.err, end.error, end.retryAfter)
+		}
+	}
+}
+
+func TestAPanicIsAFailedAttempt(t *testing.T) {
+	end := call(context.Background(), func(context.Context, json.RawMessage) (any, error) {
+		panic("no pixels")
+	}, nil)
+	if end.error == nil || end.error.Type != "Panic" || end.error.Message != "no pixels" {
+		t.Errorf("%+v", end.error)
+	}
+}
+
+func TestOrders(t *testing.T) {
+	for text, valid := range map[string]bool{
+		`{"order": "cancel", "token": "k", "uid": "u"}`:               true,
+		`{"order": "release", "token": "k"}`:                          true,
+		`{"order": "drain", "pod": "p", "namespace": "n", "more": 1}`: true,
+		`{"order": "cancel"}`:                                         false,
+		`{"order": "drain", "pod": "p"}`:                              false,
+		`{"order": "dance", "token": "k"}`:                            false,
+		`[]`:                                                          false,
+	} {
+		if _, err := parseOrder([]byte(text)); (err == nil) != valid {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+func TestOrdersAreKeptForADayAndTheLastCounts(t *testing.T) {
+	book, now := newOrderBook(), time.Now()
+	book.add(order{Kind: orderRelease, Token: "a"}, now)
+	book.add(order{Kind: orderCancel, Token: "a"}, now)
+	book.add(order{Kind: orderRelease, Token: "b"}, now.Add(time.Hour))
+	if kind, _ := book.get("a"); kind != orderCancel {
+		t.Errorf("a is to be %s", kind)
+	}
+	book.add(order{Kind: orderCancel, Token: "c"}, now.Add(orderLife+time.Minute))
+	if _, known := book.get("a"); known {
+		t.Error("a is known after a day")
+	}
+	if _, known := book.get("b"); !known {
+		t.Error("b is forgotten within a day")
+	}
+}
+
+func TestTheOldestOutcomesAreForgotten(t *testing.T) {
+	finished := newFinishedTokens()
+	for number := range finishedLimit + 1 {
+		finished.add(fmt.Sprint(number), outgoing{key: fmt.Sprint(number)})
+	}
+	if _, known := finished.get("0"); known {
+		t.Error("nothing was forgotten")
+	}
+	if outcome, known := finished.get("1"); !known || outcome.key != "1" {
+		t.Error("too much was forgotten")
+	}
+}

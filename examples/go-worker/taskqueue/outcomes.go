@@ -1,0 +1,200 @@
+package taskqueue
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// outgoing is a message that is published until the broker has confirmed it; confirmed is called
+// then, on no particular goroutine.
+type outgoing struct {
+	exchange   string
+	key        string
+	publishing amqp.Publishing
+	confirmed  func()
+}
+
+// unansweredLimit is how many messages may wait for their confirm. The channels the library tells
+// by hold twice as many: its reader never waits for us while we wait for it.
+const unansweredLimit = 1000
+
+// outcomes publishes what there is to tell, on a connection of its own (10): under an alarm the
+// broker stops reading a connection that publishes, and acknowledgements must not be stuck behind
+// that. What is returned, refused or unanswered is published again (6).
+type outcomes struct {
+	broker Broker
+	name   string
+	log    *slog.Logger
+	inbox  *mailbox[outgoing]
+
+	// Of the one goroutine: what is to be published, and what waits for an answer.
+	waiting []outgoing
+}
+
+func newOutcomes(broker Broker, name string, log *slog.Logger) *outcomes {
+	return &outcomes{broker: broker, name: name, log: log, inbox: newMailbox[outgoing]()}
+}
+
+func (o *outcomes) report(message outgoing) { o.inbox.put(message) }
+
+// run publishes until the context ends.
+func (o *outcomes) run(ctx context.Context) {
+	var pauses backoff
+	told := ""
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := o.publishing(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) >= held {
+			pauses.reset()
+			told = ""
+		}
+		if reason := err.Error(); reason != told {
+			told = reason
+			o.log.Warn("publisher.lost", "reason", reason)
+		}
+		pause(ctx, pauses.next())
+	}
+}
+
+// publishing publishes on one connection until that ends, and returns why.
+func (o *outcomes) publishing(ctx context.Context) error {
+	conn, err := o.broker.dial(o.name)
+	if err != nil {
+		return err
+	}
+	defer conn.leave()
+	channel, err := conn.Channel()
+	if err != nil {
+		return err
+	}
+	if err := channel.Confirm(false); err != nil {
+		return err
+	}
+	s := &sender{
+		outcomes:   o,
+		channel:    channel,
+		confirms:   channel.NotifyPublish(make(chan amqp.Confirmation, 2*unansweredLimit)),
+		returns:    channel.NotifyReturn(make(chan amqp.Return, 2*unansweredLimit)),
+		unanswered: map[uint64]outgoing{},
+		returned:   map[string]string{},
+	}
+	defer s.keepUnanswered()
+	closed := channel.NotifyClose(make(chan *amqp.Error, 1))
+	return s.run(ctx, closed)
+}
+
+// sender publishes on one channel.
+type sender struct {
+	*outcomes
+	channel  *amqp.Channel
+	confirms chan amqp.Confirmation
+	returns  chan amqp.Return
+	// unanswered has the messages by delivery tag.
+	unanswered map[uint64]outgoing
+	// returned says why, by message id: a return carries no tag, and comes before the confirm.
+	returned map[string]string
+	pauses   backoff
+	again    <-chan time.Time
+	told     string
+}
+
+func (s *sender) run(ctx context.Context, closed chan *amqp.Error) error {
+	for {
+		if s.again == nil {
+			if err := s.publishWaiting(ctx); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case reason := <-closed:
+			if reason != nil {
+				return reason
+			}
+			return errors.New("the channel was closed")
+		case <-s.inbox.more:
+			s.waiting = append(s.waiting, s.inbox.take()...)
+		case confirmation, open := <-s.confirms:
+			if !open {
+				s.confirms = nil
+				continue
+			}
+			s.answered(confirmation)
+		case <-s.again:
+			s.again = nil
+		}
+	}
+}
+
+func (s *sender) publishWaiting(ctx context.Context) error {
+	for len(s.waiting) > 0 && len(s.unanswered) < unansweredLimit {
+		message := s.waiting[0]
+		publishing := message.publishing
+		publishing.MessageId = newID() // another for every publish: returns are matched by it
+		publishing.DeliveryMode = amqp.Persistent
+		publishing.AppId = appID
+		publishing.Timestamp = time.Now()
+		tag := s.channel.GetNextPublishSeqNo()
+		err := s.channel.PublishWithContext(ctx, message.exchange, message.key, true, false, publishing)
+		if err != nil {
+			return err
+		}
+		s.waiting = s.waiting[1:]
+		message.publishing.MessageId = publishing.MessageId
+		s.unanswered[tag] = message
+	}
+	return nil
+}
+
+func (s *sender) answered(confirmation amqp.Confirmation) {
+	// A return was told before this confirm, so it is here already.
+	for len(s.returns) > 0 {
+		back := <-s.returns
+		s.returned[back.MessageId] = back.ReplyText
+	}
+	message, known := s.unanswered[confirmation.DeliveryTag]
+	if !known {
+		return
+	}
+	delete(s.unanswered, confirmation.DeliveryTag)
+	reason, back := s.returned[message.publishing.MessageId]
+	delete(s.returned, message.publishing.MessageId)
+	if confirmation.Ack && !back {
+		s.pauses.reset()
+		s.told = ""
+		if message.confirmed != nil {
+			message.confirmed()
+		}
+		return
+	}
+	if !back {
+		reason = "the broker refused it"
+	}
+	if reason != s.told {
+		s.told = reason
+		s.log.Warn("outcome.refused", "exchange", message.exchange, "key", message.key, "reason", reason,
+			"todo", "it is published again until it is taken; NO_ROUTE: start the operator")
+	}
+	s.waiting = append(s.waiting, message)
+	if s.again == nil {
+		s.again = time.After(s.pauses.next())
+	}
+}
+
+// keepUnanswered has what was not answered published again on the next connection.
+func (s *sender) keepUnanswered() {
+	for len(s.confirms) > 0 { // confirmed in the last moment
+		s.answered(<-s.confirms)
+	}
+	for _, message := range s.unanswered {
+		s.waiting = append(s.waiting, message)
+	}
+}

@@ -1,0 +1,157 @@
+package taskqueue
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// Settings are what the operator puts into a worker's environment.
+type Settings struct {
+	Namespace string
+	Queue     string
+	Pod       string
+	// Slots is how many attempts run at once.
+	Slots int
+	// Grace is how long running attempts may go on after SIGTERM.
+	Grace time.Duration
+	// HealthPort is where /healthz and /readyz are served; 0: nowhere.
+	HealthPort int
+	// DirectTimeout and DirectMaxDeliveries hold for direct messages; a Task brings its own.
+	DirectTimeout       time.Duration
+	DirectMaxDeliveries int64
+
+	Broker Broker
+}
+
+// Broker is where RabbitMQ is, and who we are there.
+type Broker struct {
+	URI string
+	TLS *tls.Config
+}
+
+// SettingsFromEnvironment reads what the operator sets. An error names the variable.
+func SettingsFromEnvironment() (Settings, error) {
+	e := environment{}
+	s := Settings{
+		Namespace:           e.required("TASKQUEUE_NAMESPACE"),
+		Queue:               e.required("TASKQUEUE_QUEUE"),
+		Pod:                 os.Getenv("POD_NAME"),
+		Slots:               int(e.number("TASKQUEUE_CONCURRENCY", float64(runtime.GOMAXPROCS(0)))),
+		Grace:               e.seconds("TASKQUEUE_GRACE_SECONDS", 25),
+		HealthPort:          int(e.number("TASKQUEUE_HEALTH_PORT", 8081)),
+		DirectTimeout:       e.seconds("TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS", 300),
+		DirectMaxDeliveries: int64(e.number("TASKQUEUE_MAX_DELIVERIES", 3)),
+	}
+	if s.Pod == "" {
+		s.Pod, _ = os.Hostname()
+	}
+	if s.Slots < 1 || s.DirectMaxDeliveries < 1 {
+		e.fail("TASKQUEUE_CONCURRENCY and TASKQUEUE_MAX_DELIVERIES must be at least 1")
+	}
+	s.Broker = e.broker()
+	return s, e.err
+}
+
+// BrokerFromEnvironment reads only where the broker is; for producers.
+func BrokerFromEnvironment() (Broker, error) {
+	e := environment{}
+	return e.broker(), e.err
+}
+
+// environment reads variables; err tells of the first that is missing or wrong.
+type environment struct{ err error }
+
+func (e *environment) fail(format string, arguments ...any) {
+	if e.err == nil {
+		e.err = fmt.Errorf(format, arguments...)
+	}
+}
+
+func (e *environment) required(name string) string {
+	value := os.Getenv(name)
+	if value == "" {
+		e.fail("%s is not set", name)
+	}
+	return value
+}
+
+func (e *environment) number(name string, otherwise float64) float64 {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	value, err := strconv.ParseFloat(text, 64)
+	if err != nil || value < 0 {
+		e.fail("%s is %q: give a number, at least 0", name, text)
+	}
+	return value
+}
+
+func (e *environment) seconds(name string, otherwise float64) time.Duration {
+	return time.Duration(e.number(name, otherwise) * float64(time.Second))
+}
+
+func (e *environment) broker() Broker {
+	authority := os.Getenv("TASKQUEUE_BROKER_CA_CERT")
+	certificate, key := os.Getenv("TASKQUEUE_BROKER_TLS_CERT"), os.Getenv("TASKQUEUE_BROKER_TLS_KEY")
+	broker := Broker{URI: os.Getenv("TASKQUEUE_BROKER_URI"), TLS: &tls.Config{MinVersion: tls.VersionTLS12}}
+	if authority != "" {
+		broker.TLS.RootCAs = x509.NewCertPool()
+		if !broker.TLS.RootCAs.AppendCertsFromPEM([]byte(authority)) {
+			e.fail("TASKQUEUE_BROKER_CA_CERT has no certificate that can be read")
+		}
+	}
+	if certificate != "" || key != "" {
+		pair, err := tls.X509KeyPair([]byte(certificate), []byte(key))
+		if err != nil {
+			e.fail("TASKQUEUE_BROKER_TLS_CERT and TASKQUEUE_BROKER_TLS_KEY: %v", err)
+		}
+		broker.TLS.Certificates = []tls.Certificate{pair}
+	}
+	if broker.URI != "" {
+		broker.URI = e.withCredentials(broker.URI)
+		return broker
+	}
+	secured := os.Getenv("TASKQUEUE_BROKER_TLS") == "true" || authority != "" || certificate != ""
+	uri := amqp.URI{
+		Scheme:   "amqp",
+		Host:     e.required("TASKQUEUE_BROKER_HOST"),
+		Port:     int(e.number("TASKQUEUE_BROKER_PORT", 0)),
+		Username: e.required("TASKQUEUE_BROKER_USERNAME"),
+		Password: e.required("TASKQUEUE_BROKER_PASSWORD"),
+		Vhost:    os.Getenv("TASKQUEUE_BROKER_VHOST"),
+	}
+	if secured || uri.Port == 5671 {
+		uri.Scheme = "amqps"
+	}
+	if uri.Port == 0 {
+		uri.Port = map[string]int{"amqp": 5672, "amqps": 5671}[uri.Scheme]
+	}
+	if uri.Vhost == "" {
+		uri.Vhost = "/"
+	}
+	broker.URI = uri.String()
+	return broker
+}
+
+// withCredentials adds user and password where a Secret has them beside the URI.
+func (e *environment) withCredentials(text string) string {
+	uri, err := amqp.ParseURI(text)
+	if err != nil {
+		// The error may quote the password.
+		e.fail("TASKQUEUE_BROKER_URI cannot be read: give amqp://user:password@host:port/vhost")
+		return text
+	}
+	user := os.Getenv("TASKQUEUE_BROKER_USERNAME")
+	if user != "" && uri.Username == "guest" && uri.Password == "guest" {
+		uri.Username, uri.Password = user, os.Getenv("TASKQUEUE_BROKER_PASSWORD")
+	}
+	return uri.String()
+}

@@ -1,0 +1,19 @@
+"""Has no limit to what it takes from the work queue."""
+
+from __future__ import annotations
+
+from taskqueue.broker.channel import Channel
+from taskqueue.worker.control_line import PREFETCH as ORDERS
+from tests.conformance.broken import start
+
+_set_prefetch = Channel.set_prefetch
+
+
+async def _set_none(self: Channel, count: int) -> None:
+    # A stream cannot be consumed without a limit: orders are read as they should be.
+    await _set_prefetch(self, count if count == ORDERS else 0)
+
+
+if __name__ == "__main__":
+    Channel.set_prefetch = _set_none  # type: ignore[method-assign]
+    start()

@@ -1,0 +1,16 @@
+"""Reads the operator's orders, and does nothing about them."""
+
+from __future__ import annotations
+
+from taskqueue.broker.orders import Order
+from taskqueue.worker.runtime import Runtime
+from tests.conformance.broken import start
+
+
+def _ignore(self: Runtime, order: Order) -> None:
+    """Look away."""
+
+
+if __name__ == "__main__":
+    Runtime.ordered = _ignore  # type: ignore[method-assign]
+    start()

@@ -1,0 +1,3 @@
+from tests.integration.broker.conftest import broker_endpoint
+
+__all__ = ["broker_endpoint"]

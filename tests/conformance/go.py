@@ -1,0 +1,38 @@
+"""Builds the programs of examples/go-worker, as its README says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+MODULE = Path(__file__).parents[2] / "examples" / "go-worker"
+
+
+def go() -> str | None:
+    """Return where Go is, None: it is not installed."""
+    return shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+
+
+def call(*arguments: str) -> str:
+    """Run Go in the module and return what it says; it must succeed."""
+    program = go()
+    assert program, "Go is not installed"
+    done = subprocess.run(
+        [program, *arguments],
+        cwd=MODULE,
+        env={**os.environ, "CGO_ENABLED": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"go {' '.join(arguments)}:\n{done.stdout}"
+    return done.stdout
+
+
+def build(name: str, folder: Path) -> Path:
+    """Build a program of ``cmd/`` into a folder, static, and return where it is."""
+    call("build", "-trimpath", f"-o={folder / name}", f"./cmd/{name}")
+    return folder / name

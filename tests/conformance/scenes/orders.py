@@ -1,0 +1,88 @@
+"""Point 3: orders, whenever they come."""
+
+from __future__ import annotations
+
+import uuid
+
+from taskqueue.broker.events import EventKind
+from taskqueue.broker.orders import Order, OrderKind
+from tests.conformance.house import NAMESPACE
+from tests.conformance.points import expect
+from tests.conformance.scene import Scene
+
+#: More than a worker prefetches from the stream.
+_MANY = 700
+
+_LONG = {"seconds": 60}
+
+
+async def before(scene: Scene) -> None:
+    trace = scene.trace()
+    cancelled = await scene.publish("sleep", trace, payload=_LONG)
+    released = await scene.publish("sleep", trace, payload=_LONG)
+    early = f"k1.{uuid.uuid4().hex}"
+    await scene.order("cancel", cancelled, early)
+    await scene.order("release", released)
+    await scene.house.say(b"this is no order")
+    await scene.house.say(b'{"order": "dance", "token": "k1.x"}')
+    await scene.order("cancel", *(f"k1.{uuid.uuid4().hex}" for _ in range(_MANY)))
+    await scene.ready()
+    async with scene.check("what was cancelled before it came is told task.cancelled"):
+        await scene.ends_with(cancelled, EventKind.CANCELLED)
+    async with scene.check("what was released before it came is told task.released"):
+        await scene.ends_with(released, EventKind.RELEASED)
+    async with scene.check("an order holds for a message that comes after it"):
+        await scene.publish("sleep", trace, payload=_LONG, token=early)
+        await scene.ends_with(early, EventKind.CANCELLED)
+    async with scene.check("none of them is run, and all are acknowledged"):
+        await scene.empty()
+        expect(not trace.begun, f"{len(trace.begun)} ran")
+        expect(set(scene.tap.settled) == {"ack"}, f"settled by {set(scene.tap.settled)}")
+    async with scene.check("an order that cannot be read is passed over"):
+        await scene.works()
+
+
+async def while_running(scene: Scene) -> None:
+    await scene.ready()
+    for order, kind in (("cancel", EventKind.CANCELLED), ("release", EventKind.RELEASED)):
+        async with scene.check(f"{order}: what runs is stopped and told {kind.value}"):
+            trace = scene.trace(order)
+            token = await scene.publish("sleep", trace, payload=_LONG)
+            await trace.until(begun=1)
+            await scene.order(order, token)
+            await scene.ends_with(token, kind)
+            await trace.until(ended=1)
+            await scene.empty()
+    async with scene.check("keyed: the stop is told when the execution has ended, not before"):
+        trace = scene.trace("keyed")
+        payload = {**_LONG, "linger": 0.7}
+        token = await scene.publish("sleep", trace, payload=payload, fence=7)
+        await trace.until(begun=1)
+        await scene.order("cancel", token)
+        await scene.ends_with(token, EventKind.CANCELLED)
+        expect(trace.ended, "it is told task.cancelled while it runs")
+    async with scene.check("the slots are free again"):
+        await scene.works()
+
+
+async def drain(scene: Scene) -> None:
+    worker = await scene.ready()
+    async with scene.check("an order to drain that names another pod is none"):
+        for pod, namespace in (("other", NAMESPACE), (scene.pod, "other")):
+            await scene.house.order(Order(OrderKind.DRAIN, pod=pod, namespace=namespace))
+        await scene.works()
+    short, long = scene.trace("short"), scene.trace("long")
+    ending = await scene.publish("sleep", short, payload={"seconds": 2})
+    endless = await scene.publish("sleep", long, payload=_LONG)
+    async with scene.check("drain: what runs may end, and the worker leaves with code 0"):
+        await short.until(begun=1)
+        await long.until(begun=1)
+        await scene.house.order(Order(OrderKind.DRAIN, pod=scene.pod, namespace=NAMESPACE))
+        await scene.ends_with(ending, EventKind.SUCCEEDED)
+        left = await scene.publish("echo")
+        await scene.order("cancel", endless)
+        await scene.ends_with(endless, EventKind.CANCELLED)
+        code = await worker.exit_code()
+        expect(code == 0, f"exit code {code}")
+        expect(not scene.house.inbox.told(left), "it took work after the order")
+        await scene.house.until_ready(scene.queue, 1)

@@ -1,0 +1,99 @@
+"""The suite says of each worker what is so: ours hold, broken ones fail just where they are broken.
+
+All of them are put under test side by side, because most of a run is waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.conformance import go
+from tests.conformance.points import Point
+from tests.conformance.run import Findings, run
+from tests.integration.broker.endpoint import Endpoint, Rabbitmq
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parents[2]
+
+#: Workers under test at a time, and scenes of each: more would be slower on two cores.
+WORKERS_AT_ONCE, SCENES_AT_ONCE = 3, 7
+
+#: The point that is broken, and a check that must tell of it.
+BROKEN = {
+    "hoards": (Point.PREFETCH, "it holds no more unacknowledged than it has slots"),
+    "ignores_orders": (Point.ORDERS, "what was cancelled before it came is told task.cancelled"),
+    "acknowledges_early": (
+        Point.OUTCOMES,
+        "nothing is acknowledged while its outcome is not confirmed",
+    ),
+}
+
+
+def python(*arguments: str) -> list[str]:
+    path = f"{ROOT / 'operator'}{os.pathsep}{ROOT}"
+    return ["env", f"PYTHONPATH={path}", sys.executable, "-m", *arguments]
+
+
+@pytest.fixture(scope="module")
+def findings(
+    broker_endpoint: Rabbitmq, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Findings]:
+    broker = Endpoint(
+        host=broker_endpoint.host,
+        port=broker_endpoint.port,
+        management_port=broker_endpoint.management_port,
+        username=broker_endpoint.username,
+        password=broker_endpoint.password,
+    )
+    folder = tmp_path_factory.mktemp("conformance")
+    commands = {
+        "python": python("taskqueue", "worker", "tests.conformance.workers.python_handlers"),
+        **{name: python(f"tests.conformance.broken.{name}") for name in BROKEN},
+    }
+    if go.go():
+        commands["go"] = [str(go.build("conformance", folder))]
+    turns = asyncio.Semaphore(WORKERS_AT_ONCE)
+
+    async def judge(name: str, command: Sequence[str]) -> tuple[str, Findings]:
+        own = folder / f"of-{name}"
+        own.mkdir()
+        async with turns:
+            return name, await run(command, broker, own, at_once=SCENES_AT_ONCE)
+
+    async def judge_all() -> Mapping[str, Findings]:
+        return dict(await asyncio.gather(*(judge(*each) for each in commands.items())))
+
+    return asyncio.run(judge_all())
+
+
+def problems(findings: Findings) -> list[str]:
+    return [
+        f"{check.point} {check.scene}: {check.text}: {check.problem}"
+        for check in findings.ledger.checks
+        if check.problem
+    ]
+
+
+@pytest.mark.parametrize("name", ["python", "go"])
+def test_our_workers_hold(findings: Mapping[str, Findings], name: str) -> None:
+    if name not in findings:
+        pytest.skip("Go is not installed")
+    assert not problems(findings[name])
+    assert not findings[name].ledger.failed
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_worker_fails_where_it_is_broken(
+    findings: Mapping[str, Findings], name: str
+) -> None:
+    point, telling = BROKEN[name]
+    ledger = findings[name].ledger
+    assert ledger.failed == [point], problems(findings[name])
+    assert telling in [check.text for check in ledger.of(point) if check.problem]
