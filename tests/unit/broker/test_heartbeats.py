@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -219,3 +220,13 @@ def test_nor_does_any_of_a_running_attempt(field: str, value: Any) -> None:
 def test_nor_does_anything_else(body: bytes) -> None:
     with suppress(ContractError):
         decode(body)
+
+
+def test_the_example_of_the_contract_is_one() -> None:
+    text = Path(__file__).parents[3].joinpath("docs/reference/message-contract.md").read_text()
+    example = text.partition("## Heartbeats")[2].partition("```json")[2].partition("```")[0]
+    beat = decode(example.encode())
+    assert encode(beat).partition(b'"type"')[2] == orjson.dumps(orjson.loads(example)).partition(
+        b'"type"'
+    )[2].replace(b'"cpus":4,', b'"cpus":4.0,')
+    assert beat.running[0].percent == 40
