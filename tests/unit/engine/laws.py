@@ -160,17 +160,14 @@ class Laws:
 
     def _check_entry(self, entry: Entry) -> None:
         who = f"{entry.task.uid} ({entry.stage.name}, {entry.status.phase})"
-        if (
-            entry.flush is None
-            and entry.task.name not in self._world.unwritten
-            and not entry.reduced
-        ):
+        raw = self._world.tasks.get(entry.task.name)
+        there = raw is not None and raw["metadata"]["uid"] == entry.task.uid
+        to_be_written = entry.flush is not None or entry.task.name in self._world.unwritten
+        if raw is not None and there and not to_be_written and not entry.reduced:
             assert entry.status == entry.written, f"{who}: what is true is not going to be written"
-            raw = self._world.tasks.get(entry.task.name)
-            if raw and raw["metadata"]["uid"] == entry.task.uid and not self._world.behind:
-                assert raw["status"]["phase"] == entry.status.phase, (
-                    f"{who}: the API says otherwise"
-                )
+            if not self._world.behind:
+                phase = raw["status"]["phase"]
+                assert phase == entry.status.phase, f"{who}: the API server says {phase}"
         step = self._decide(entry)
         if entry.stage is Stage.HELD:
             assert step is Step.HOLD, f"{who} is held, and nothing holds it"
