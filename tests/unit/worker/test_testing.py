@@ -9,14 +9,17 @@ import subprocess
 import sys
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pydantic
 import pytest
+import yaml
 
 from taskqueue import Context, Fail, InvalidPayload, Progress, Retry
 from taskqueue.testing import Recorded, run, run_async
 from taskqueue.worker.outcome import succeeded
+from tests.e2e.guides import blocks
 
 
 @dataclass
@@ -179,3 +182,34 @@ def test_the_standard_library_is_enough() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_guide_does_as_it_says(tmp_path: Path) -> None:
+    handlers, tests = blocks("testing-handlers.md", "python")
+    assert tests.word == "run"
+    (tmp_path / "handlers.py").write_text(handlers.text)
+    (tmp_path / "test_handlers.py").write_text(tests.text)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_handlers.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+
+
+def test_the_guide_shows_what_a_task_would_be_told() -> None:
+    handlers, _ = blocks("testing-handlers.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(handlers.text, handlers.place, "exec", dont_inherit=True), names)  # noqa: S102
+    told: list[Any] = []
+    for block in blocks("testing-handlers.md", "yaml"):
+        payload = yaml.safe_load(block.text)["spec"]["payload"]
+        try:
+            told.append(run(names["send_invoice"], payload))
+        except InvalidPayload as invalid:
+            told.append(str(invalid))
+    (shown,) = blocks("testing-handlers.md", "")
+    assert told == [{"total": 3, "due": "2026-03-01"}, " ".join(shown.text.split())]

@@ -1,0 +1,35 @@
+"""A namespace of Tasks at the real API server, and a virtual host at the real broker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from taskqueue.client import AsyncTaskClient
+from taskqueue.client.access import Connected, over
+from taskqueue.cluster.client import load_access
+from tests.conftest import Cluster
+from tests.integration.broker.conftest import (
+    broker_endpoint,
+    connection,
+    parameters,
+    rabbitmq_vhost,
+)
+
+__all__ = ["broker_endpoint", "connection", "parameters", "rabbitmq_vhost"]
+
+
+@pytest.fixture
+async def connected(cluster: Cluster, namespace: str) -> Connected:
+    """A way to the API server that is at home in the test's namespace."""
+    return over(await load_access(str(cluster.kubeconfig)), namespace)
+
+
+@pytest.fixture
+async def client(connected: Connected) -> AsyncIterator[AsyncTaskClient]:
+    async def connect() -> Connected:
+        return connected
+
+    async with AsyncTaskClient(connect=connect) as client:
+        yield client
