@@ -1,0 +1,136 @@
+"""Go workers and Python workers on one TaskQueue, and Go workers as a TaskQueue's own pool."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.conformance import go
+from tests.e2e import go_worker
+from tests.e2e.events import events_of
+from tests.e2e.lab import Lab
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(go.go() is None, reason="Go is not installed"),
+]
+
+#: Tasks that both kinds share, and how long each takes: long enough to be killed in the middle.
+COUNT, SECONDS = 200, 0.3
+
+
+@pytest.fixture(scope="module")
+def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Go programs; their image is in the cluster, unless it is somebody else's."""
+    folder = tmp_path_factory.mktemp("go")
+    if request.config.getoption("cluster") == "own":
+        go_worker.put_image(request.getfixturevalue("kind_cluster"), folder)
+    else:
+        go.build("producer", folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def queues(lab: Lab, programs: Path) -> None:
+    go_worker.uri_secret(lab)
+    lab.queue("mixed", scaling={"minReplicas": 1, "maxReplicas": 1})
+    go_worker.deploy_beside(lab, "mixed")
+    lab.api.request("POST", lab.path("taskqueues"), go_worker.manifest("taskqueue.yaml"))
+
+
+def both_ready(lab: Lab) -> tuple[set[str], set[str]]:
+    """Return the pods of both kinds, one of each, once they are ready."""
+    lab.available(1, "mixed")
+    lab.until(lambda: len(go_worker.ready_pods(lab, "mixed")) == 1, what="a Go worker ready")
+    python = {pod["metadata"]["name"] for pod in lab.pods("mixed")}
+    return python, set(go_worker.ready_pods(lab, "mixed"))
+
+
+def finished(lab: Lab, names: list[str]) -> int:
+    return sum(
+        bool(versions) and versions[-1]["status"]["phase"] == "Succeeded"
+        for versions in map(lab.tasks.versions, names)
+    )
+
+
+@pytest.mark.parametrize("victims", ["go", "python"])
+def test_both_kinds_share_the_work_and_take_it_from_the_killed(lab: Lab, victims: str) -> None:
+    python, golang = both_ready(lab)
+    names = [f"{victims}-dies-{number}" for number in range(COUNT)]
+    creation = threading.Thread(
+        target=lab.batch,
+        args=(f"{victims}-dies", COUNT, "nap"),
+        kwargs={"queue": "mixed", "payload": {"seconds": SECONDS}},
+    )
+    creation.start()
+    lab.until(lambda: finished(lab, names) >= COUNT // 2, what="half of the Tasks done")
+    for pod in golang if victims == "go" else python:
+        lab.kill(pod)
+    creation.join()
+    ended = lab.all_finished(names, seconds=90)
+    assert {(one["phase"], one["attempts"]) for one in ended} == {("Succeeded", 1)}
+    by_python = sum(one["worker"].startswith("mixed-worker-") for one in ended)
+    by_go = sum(one["worker"].startswith("go-worker-mixed-") for one in ended)
+    assert by_python + by_go == COUNT
+    assert min(by_python, by_go) >= COUNT // 10, f"Python {by_python}, Go {by_go}"
+    # The pod's own word: the worker that is told of is the one that ran it.
+    assert all(one["result"]["pod"] == one["worker"] for one in ended)
+
+
+def test_go_workers_are_a_pool_that_comes_from_zero(lab: Lab) -> None:
+    lab.ready("go")
+    lab.task("sum", "checksum", queue="go", payload={"text": "hello"})
+    lab.task("bad", "checksum", queue="go", payload={"words": "hello"})
+    lab.task("unknown", "no-such-handler", queue="go")
+    status = lab.finished("sum", seconds=90)
+    assert status["phase"] == "Succeeded"
+    assert status["result"]["sha256"].startswith("2cf24dba5fb0a30e")
+    assert status["worker"].startswith("go-worker-")
+    failed = lab.finished("bad")
+    assert (failed["phase"], failed["reason"], failed["attempts"]) == ("Failed", "NonRetryable", 1)
+    assert "InvalidPayload" in failed["message"]
+    assert lab.phase("unknown", "Blocked")["reason"] == "UnknownHandler"
+    lab.delete_task("unknown")
+
+
+def test_a_go_worker_obeys_a_cancel(lab: Lab) -> None:
+    lab.task("long", "nap", queue="go", payload={"seconds": 600})
+    lab.phase("long", "Running", seconds=90)
+    lab.api.patch(lab.path("tasks", "long"), {"spec": {"cancel": True}})
+    assert lab.finished("long")["phase"] == "Cancelled"
+    pods = lab.pods("go")
+    lab.until(
+        lambda: (
+            "task.cancelled"
+            in lab.kubectl.ok("logs", "-n", lab.namespace, pods[0]["metadata"]["name"])
+        ),
+        what="the worker told to stop",
+    )
+
+
+def test_the_go_producer_sends_direct_messages(lab: Lab, programs: Path) -> None:
+    rabbitmq = lab.rabbitmq
+    uri = f"amqp://{rabbitmq.username}:{rabbitmq.password}@{rabbitmq.host}:{rabbitmq.port}/"
+    with events_of(lab, "go") as events:
+
+        def produce(queue: str, body: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [programs / "producer", f"-namespace={lab.namespace}", f"-queue={queue}", body],
+                env={**os.environ, "TASKQUEUE_BROKER_URI": uri},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+
+        sent = produce("go", '{"word": "hello"}')
+        assert sent.returncode == 0, sent.stderr
+        event = events.of(sent.stdout.strip())
+        assert event["data"]["result"] == {"word": "hello"}
+        lost = produce("nowhere", "{}")
+        assert lost.returncode == 1
+        assert "is there such a TaskQueue?" in lost.stderr
