@@ -1,5 +1,6 @@
 """How Tasks end, and what their status says then."""
 
+import json
 from datetime import datetime
 
 import pytest
@@ -136,9 +137,13 @@ def test_kubectl_waits_and_reads_well(lab: Lab) -> None:
 
 
 def test_a_finished_task_applied_again_does_nothing(lab: Lab) -> None:
-    manifest = (
-        "{apiVersion: taskqueue.dev/v1alpha1, kind: Task, metadata: {name: again}, "
-        "spec: {queue: q, handler: echo, payload: {a: 1}}}"
+    manifest = json.dumps(
+        {
+            "apiVersion": "taskqueue.dev/v1alpha1",
+            "kind": "Task",
+            "metadata": {"name": "again"},
+            "spec": {"queue": "q", "handler": "echo", "payload": {"a": 1}},
+        }
     )
     apply = ("apply", "-n", lab.namespace, "-f", "-")
     lab.kubectl.ok(*apply, input=manifest)

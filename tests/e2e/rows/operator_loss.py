@@ -72,13 +72,13 @@ ROWS = (
     ),
     Row(
         "operator killed: between two attempts, the wait is as long",
-        {"it": flaky(1, wait=30)},
+        {"it": flaky(1, wait=50)},
         when=(
             shows(retrying("ConnectionError", "attempt 1 of 2: *")),
             operator_killed(),
         ),
         then={"it": succeeded(attempts=2, history=("1 Failed ConnectionError", "2 Succeeded"))},
-        also=(waited(30), ran(2)),
+        also=(waited(50), ran(2)),
     ),
     Row(
         "operator killed: waits for a dependency, which ends meanwhile",
