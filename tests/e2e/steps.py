@@ -154,6 +154,13 @@ def broker_loses_queue() -> Step:
     )
 
 
+def broker_loses_messages() -> Step:
+    """Somebody purges the row's queue at the broker."""
+    return lambda play: play.lab.broker_api(
+        "DELETE", f"queues/%2F/taskqueue.{play.lab.namespace}.{play.queue}/contents"
+    )
+
+
 def config_map(role: str, value: Any) -> Step:
     """A ConfigMap comes, or is changed; its key ``payload`` is this object, or this text."""
 

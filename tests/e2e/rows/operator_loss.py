@@ -3,9 +3,18 @@
 The rows are played together; the operator is killed once, when each has come to `operator_killed`.
 """
 
-from tests.e2e.checks import began_after, fences_grow, never_two_at_once, ran, waited, was_stopped
+from tests.e2e.checks import (
+    began_after,
+    fences_grow,
+    never_two_at_once,
+    ran,
+    waited,
+    was_never,
+    was_stopped,
+)
 from tests.e2e.steps import (
     broker_has,
+    broker_loses_messages,
     cancel,
     config_map,
     consumer_reports,
@@ -170,5 +179,21 @@ ROWS = (
         also=(never_two_at_once("it", "two", "three"), fences_grow("it", "two", "three")),
         # A second copy of what a worker runs goes to another: this one has its hands full.
         on=workers(2, slots=1),
+    ),
+    Row(
+        "operator killed: one of a concurrencyKey is at the broker, no worker has it",
+        {"it": nap(0.1, concurrencyKey="k"), "two": nap(0.1, concurrencyKey="k")},
+        when=(broker_has(1), operator_killed(), workers_come()),
+        then={"it": succeeded(), "two": succeeded()},
+        also=(ran(1), ran(1, "two"), never_two_at_once("it", "two")),
+        on=no_workers(),
+    ),
+    Row(
+        "operator killed: one has claimed its concurrencyKey, and is not at the broker",
+        {"it": nap(0.1, concurrencyKey="k", attemptTimeoutSeconds=1)},
+        when=(broker_has(1), operator_killed(), broker_loses_messages(), workers_come()),
+        then={"it": succeeded(epoch=1)},
+        also=(ran(1), was_never("Retrying")),
+        on=no_workers(),
     ),
 )
