@@ -70,7 +70,7 @@ def tell(payload: dict[str, Any], ctx: Context) -> None:
     hold(payload)
 
 
-@task
+@task(thread=True)
 def polite(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """Run until the result is no longer wanted, and say so in a second line."""
     _note(payload)
@@ -80,9 +80,9 @@ def polite(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     return {"fence": ctx.fence}
 
 
-@task
+@task(thread=True)
 def thread_hold(payload: dict[str, Any]) -> None:
-    """Hold in a thread of its own, one the interpreter waits for at its end."""
+    """Hold a thread of the worker, and one more that the interpreter waits for at its end."""
     inner = threading.Thread(target=hold, args=(payload,), daemon=False)
     inner.start()
     inner.join()

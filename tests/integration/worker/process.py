@@ -19,8 +19,11 @@ ROOT = Path(__file__).parents[3]
 PATIENCE = 30.0
 
 
+HANDLERS = "tests.integration.worker.handlers"
+
+
 class WorkerProcess:
-    """``python -m taskqueue worker tests.integration.worker.handlers``."""
+    """``python -m taskqueue worker …``."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -35,16 +38,17 @@ class WorkerProcess:
         *,
         slots: int,
         environment: Mapping[str, str],
-        modules: Sequence[str] = ("tests.integration.worker.handlers",),
+        arguments: Sequence[str] = (HANDLERS,),
     ) -> WorkerProcess:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "taskqueue",
             "worker",
-            *modules,
+            *arguments,
             stderr=asyncio.subprocess.PIPE,
             cwd=ROOT,
+            process_group=0,
             env={
                 **os.environ,
                 "PYTHONPATH": f"{ROOT / 'operator'}{os.pathsep}{ROOT}",
@@ -86,6 +90,11 @@ class WorkerProcess:
                 assert not self._reader.done(), f"it ended without {event}: {self.log}"
                 self._more.clear()
                 await self._more.wait()
+
+    @property
+    def group(self) -> int:
+        """Its process group, which it leads."""
+        return self.pid
 
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from taskqueue.broker.orders import Order, order_message
 from taskqueue.broker.publisher import Publisher, Settled
 from taskqueue.broker.topology import declare_operator_topology, declare_task_queue
 from tests.integration.broker.endpoint import VirtualHost
-from tests.integration.worker.process import PATIENCE, WorkerProcess
+from tests.integration.worker.process import HANDLERS, PATIENCE, WorkerProcess
 
 QUEUE = work_queue("shop", "q")
 DEAD_QUEUE = "taskqueue-dead.shop.q"
@@ -74,18 +75,25 @@ class Stage:
         await channel.consume(INBOX_QUEUE, self._take, lambda reason: None)
 
     async def start_worker(
-        self, *, slots: int = 1, broker: BrokerParameters | None = None, **environment: str
+        self,
+        *,
+        slots: int = 1,
+        broker: BrokerParameters | None = None,
+        arguments: Sequence[str] = (HANDLERS,),
+        **environment: str,
     ) -> WorkerProcess:
         worker = await WorkerProcess.start(
-            broker or self.worker_parameters, slots=slots, environment=environment
+            broker or self.worker_parameters,
+            slots=slots,
+            environment=environment,
+            arguments=arguments,
         )
         self.workers.append(worker)
         return worker
 
-    async def ready_worker(
-        self, *, slots: int = 1, broker: BrokerParameters | None = None, **environment: str
-    ) -> WorkerProcess:
-        worker = await self.start_worker(slots=slots, broker=broker, **environment)
+    async def ready_worker(self, **how: Any) -> WorkerProcess:
+        """Start a worker as `start_worker` does, and wait until it takes work."""
+        worker = await self.start_worker(**how)
         await worker.logged("consumer.ready")
         return worker
 
@@ -188,6 +196,15 @@ class Stage:
                             self.vhost.management.request, "DELETE", "connections", name
                         )
                         closed.add(name)
+
+    async def heartbeats(self) -> set[int]:
+        """The intervals the worker's connections agreed on, once the broker lists them."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                found = await asyncio.to_thread(self._list_connections)
+                ours = [each for each in found if each["user"] == self.worker_parameters.username]
+                if len(ours) == 2 and all("timeout" in each for each in ours):
+                    return {int(each["timeout"]) for each in ours}
 
     def _list_connections(self) -> list[dict[str, str]]:
         found = self.vhost.management.request("GET", "vhosts", self.vhost.name, "connections")

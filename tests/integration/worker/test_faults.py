@@ -175,7 +175,7 @@ async def probe(port: int, path: str) -> tuple[int, str]:
 
 async def test_a_module_that_is_not_there_ends_it_with_one(stage: Stage) -> None:
     worker = await WorkerProcess.start(
-        stage.worker_parameters, slots=1, environment={}, modules=["nowhere"]
+        stage.worker_parameters, slots=1, environment={}, arguments=["nowhere"]
     )
     assert await worker.ended() == 1
     assert "there is no module 'nowhere'" in worker.log[0]["text"]

@@ -45,11 +45,11 @@ async def test_a_cut_connection_stops_keyed_work_and_it_runs_again(
 
 
 @pytest.mark.parametrize("way", ["cut", "freeze"])
-async def test_a_handler_that_does_not_end_takes_the_process_with_it(
+async def test_a_thread_that_does_not_end_takes_the_process_with_it(
     stage: Stage, relay: tuple[Relay, BrokerParameters], way: str
 ) -> None:
     worker, gate = await stage.ready_worker(broker=relay[1]), stage.gate()
-    token = await stage.publish("hold", gate.payload, fence=7)
+    token = await stage.publish("thread_hold", gate.payload, fence=7)
     await gate.begun()
     getattr(relay[0], way)()
     aborted = await worker.logged("worker.aborted")
@@ -88,9 +88,9 @@ async def test_a_cancelled_keyed_attempt_is_told_when_it_has_ended(stage: Stage)
     assert len(gate.pids) == 2
 
 
-async def test_at_the_end_a_keyed_handler_that_runs_on_ends_with_the_process(stage: Stage) -> None:
+async def test_at_the_end_a_keyed_thread_that_runs_on_ends_with_the_process(stage: Stage) -> None:
     worker, gate = await stage.ready_worker(TASKQUEUE_GRACE_SECONDS="0"), stage.gate()
-    token = await stage.publish("hold", gate.payload, fence=7)
+    token = await stage.publish("thread_hold", gate.payload, fence=7)
     await gate.begun()
     worker.terminate()
     assert await worker.ended() == EXIT_CODE
