@@ -10,7 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// heartbeat is the interval the contract asks for (10).
+// heartbeat is the interval the contract asks for (11).
 const heartbeat = 5 * time.Second
 
 // held is how long a connection must have lived to count as one that works: the next pause is short

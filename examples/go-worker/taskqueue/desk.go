@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"sort"
-	"strings"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -27,13 +26,13 @@ func (h *handlers) find(name string) (Handler, string) {
 	return h.byName[name], name
 }
 
-func (h *handlers) names() string {
+func (h *handlers) names() []string {
 	names := make([]string, 0, len(h.byName))
 	for name := range h.byName {
 		names = append(names, name)
 	}
 	sort.Strings(names)
-	return strings.Join(names, ", ")
+	return names
 }
 
 // desk is what the worker has in hand. One goroutine owns it: `work`. Everybody else hands it
@@ -65,6 +64,10 @@ type desk struct {
 	stopping bool
 	// consuming: deliveries may still come.
 	consuming bool
+	// registered: there has been a consumer.
+	registered bool
+	// changed is called when the operator should hear of this worker before its time.
+	changed func()
 	// leaving is called once, when drain is ordered.
 	leaving func()
 	// abort ends the process at once.
@@ -296,6 +299,7 @@ func (d *desk) lost() {
 // stop takes no more work and gives back what has not begun (8).
 func (d *desk) stop() {
 	d.stopping = true
+	d.changed()
 	for _, r := range d.takeWaiting(func(*run) bool { return true }) {
 		r.settled = true
 		r.tellReleased()

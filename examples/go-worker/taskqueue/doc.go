@@ -13,6 +13,6 @@
 //   - desk.go, runs.go, keyed.go: what the worker has in hand. One goroutine owns all of it; whatever
 //     happens elsewhere is handed to it as a function by its mailbox.
 //   - line.go, control.go: the connection work and orders come in by.
-//   - outcomes.go: the connection outcomes leave by.
+//   - outcomes.go, heart.go: the connection outcomes and heartbeats leave by.
 //   - worker.go: from the start to the orderly end.
 package taskqueue

@@ -125,3 +125,27 @@ func TestTheOldestOutcomesAreForgotten(t *testing.T) {
 		t.Error("too much was forgotten")
 	}
 }
+
+func TestAHeartbeatTellsWhatRuns(t *testing.T) {
+	d := newDesk(Settings{Pod: "pod-1", Slots: 2}, &handlers{}, nil, nil)
+	if d.heartbeat("") != nil {
+		t.Error("told before there was a consumer")
+	}
+	d.registered = true
+	running := &run{message: &message{token: "k", correlationID: "u"}, progress: &progress{}}
+	settled := &run{message: &message{token: "l"}, progress: &progress{}, settled: true}
+	direct := &run{message: &message{}, progress: &progress{}}
+	d.running = map[*run]bool{running: true, settled: true, direct: true}
+	Progress(context.WithValue(context.Background(), progressKey{}, running.progress), 140, "nearly")
+	beat := d.heartbeat("")
+	if beat.State != "ready" || len(beat.Running) != 1 {
+		t.Fatalf("%+v", beat)
+	}
+	if one := beat.Running[0]; one.UID != "u" || one.Token != "k" || *one.Progress != (toldProgress{100, "nearly"}) {
+		t.Errorf("%+v", one)
+	}
+	d.stopping = true
+	if beat := d.heartbeat(""); beat.State != "draining" {
+		t.Errorf("it is %s", beat.State)
+	}
+}

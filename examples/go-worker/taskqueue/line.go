@@ -147,7 +147,10 @@ func (l *line) consume(ctx context.Context, conn *connection, caughtUp chan stru
 		return err
 	}
 	l.registered.Store(true)
-	l.desk.post(func() { l.desk.consuming = true })
+	l.desk.post(func() {
+		l.desk.consuming, l.desk.registered = true, true
+		l.desk.changed()
+	})
 	defer l.desk.post(func() {
 		l.desk.lost()
 		l.desk.consuming = false

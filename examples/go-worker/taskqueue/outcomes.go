@@ -22,7 +22,7 @@ type outgoing struct {
 // by hold twice as many: its reader never waits for us while we wait for it.
 const unansweredLimit = 1000
 
-// outcomes publishes what there is to tell, on a connection of its own (10): under an alarm the
+// outcomes publishes what there is to tell, on a connection of its own (11): under an alarm the
 // broker stops reading a connection that publishes, and acknowledgements must not be stuck behind
 // that. What is returned, refused or unanswered is published again (6).
 type outcomes struct {
@@ -30,6 +30,8 @@ type outcomes struct {
 	name   string
 	log    *slog.Logger
 	inbox  *mailbox[outgoing]
+	// beat tells of the worker by a channel of the same connection.
+	beat func(ctx context.Context, conn *connection)
 
 	// Of the one goroutine: what is to be published, and what waits for an answer.
 	waiting []outgoing
@@ -70,6 +72,9 @@ func (o *outcomes) publishing(ctx context.Context) error {
 		return err
 	}
 	defer conn.leave()
+	living, ended := context.WithCancel(ctx)
+	defer ended()
+	go o.beat(living, conn)
 	channel, err := conn.Channel()
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package taskqueue
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -24,6 +25,7 @@ type run struct {
 
 	// Once it has a slot.
 	startedAt time.Time
+	progress  *progress
 	stop      context.CancelFunc
 	timers    []*time.Timer
 
@@ -84,7 +86,9 @@ func (r *run) fields(more ...any) []any {
 // one that does not heed its context keeps its slot until it returns.
 func (r *run) start() {
 	r.startedAt = time.Now()
-	ctx, stop := context.WithCancel(context.WithValue(context.Background(), attemptKey{}, r.info()))
+	r.progress = &progress{}
+	ctx := context.WithValue(context.Background(), attemptKey{}, r.info())
+	ctx, stop := context.WithCancel(context.WithValue(ctx, progressKey{}, r.progress))
 	r.stop = stop
 	if r.timeout() > startedAfter {
 		r.after(startedAfter, func() { r.tell(started, nil) })
@@ -96,7 +100,7 @@ func (r *run) start() {
 		defer stop()
 		var end ending
 		if handler == nil {
-			text := "no handler " + name + " here; known: " + r.desk.handlers.names()
+			text := "no handler " + name + " here; known: " + strings.Join(r.desk.handlers.names(), ", ")
 			end = ending{error: newError("UnknownHandler", text, true)}
 		} else {
 			end = call(ctx, handler, payload)

@@ -36,6 +36,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	outcomes := newOutcomes(w.settings.Broker, "worker "+w.settings.Pod+" outcomes", w.log)
 	desk := newDesk(w.settings, &w.handlers, outcomes, w.log)
 	desk.abort = func() { os.Exit(ExitCode) }
+	heart := newHeart(desk)
+	desk.changed, outcomes.beat = heart.beatNow, heart.beat
 	line := newLine(w.settings, desk, w.log)
 
 	draining := make(chan struct{})
@@ -70,6 +72,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.finish(desk)
 	}
 	w.checkKeyedEnded(desk)
+	heart.stop()
 	cut()
 	parts.Wait()
 	w.log.Info("worker.stopped")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from pika.spec import Basic
 
 from taskqueue.broker.events import EventKind
@@ -40,7 +42,8 @@ async def long_after_short(scene: Scene) -> None:
     for token in [await scene.publish("echo") for _ in range(120)]:
         await scene.end(token)
     trace = scene.trace()
-    tokens = [await scene.publish("sleep", trace, payload={"seconds": 60}) for _ in range(8)]
+    long = {"seconds": 60}
+    tokens = await asyncio.gather(*(scene.publish("sleep", trace, payload=long) for _ in range(8)))
     async with scene.check("after short runs it leaves long ones to others"):
         await trace.until(begun=_SLOTS)
         # Known for long ones by now; some may have been given back instead.
