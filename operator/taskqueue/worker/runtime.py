@@ -89,6 +89,8 @@ class Runtime:
         self._guard = KeyedGuard(loop, on_silence=self._silent, leave=leave)
         self._rule = PrefetchRule(settings.slots)
         self._prefetch = settings.slots
+        #: The last change of the prefetch lowered it.
+        self._lowered = False
         self._acknowledger: Acknowledger | None = None
         self._waiting = Waiting()
         #: Everything that holds a slot.
@@ -224,6 +226,8 @@ class Runtime:
                 self._rule.redelivered(self._loop.time())
                 self._look_at_prefetch()
             self._fill()
+            if self._lowered and len(self._running) + len(self._waiting) > self._prefetch:
+                self._give_back_ahead()  # it was on its way while the prefetch was lowered
 
     def _ending(self, run: Run) -> Run | None:
         """Return the earlier run of this attempt, if its execution has not ended yet."""
@@ -386,7 +390,7 @@ class Runtime:
         prefetch = self._rule.prefetch(self._loop.time())
         lowered = prefetch < self._prefetch
         if prefetch != self._prefetch:
-            self._prefetch = prefetch
+            self._prefetch, self._lowered = prefetch, lowered
             log.debug("prefetch.changed", prefetch=prefetch)
             if lowered:
                 self._give_back_ahead()

@@ -19,6 +19,10 @@ class Waiting:
         self._fresh: deque[Run] = deque()
         self._careful: deque[Run] = deque()
 
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return len(self._fresh) + len(self._careful)
+
     def put(self, run: Run) -> None:
         """Add a run."""
         (self._careful if run.deliveries else self._fresh).append(run)

@@ -268,6 +268,18 @@ async def test_short_runs_raise_the_prefetch_and_a_long_one_gives_back_what_wait
     assert bench.executor.started[-1].attempt.uid == "order-7", "direct ones stay: it would count"
 
 
+async def test_what_was_on_its_way_when_the_prefetch_was_lowered_is_given_back_too() -> None:
+    bench = Bench(slots=1)
+    run_short(bench, 2 * ENOUGH_RUNS)
+    bench.publisher.settle()
+    bench.deliver(work("long"))
+    await asyncio.sleep(STARTED_SECONDS + 0.1)
+    assert bench.runtime.prefetch == 1
+    bench.deliver(work("late"))  # before the broker heard of the cancel
+    assert bench.events == [EventKind.STARTED, EventKind.RELEASED]
+    assert bench.publisher.published[1].event.token == "late"
+
+
 async def test_a_redelivery_lowers_the_prefetch_and_runs_after_what_waits() -> None:
     bench = Bench(slots=1)
     run_short(bench, 2 * ENOUGH_RUNS)
@@ -287,8 +299,8 @@ async def test_a_released_token_may_come_back_before_the_release_is_confirmed() 
     bench.deliver(work("long"))
     bench.deliver(work("next"))
     await asyncio.sleep(STARTED_SECONDS + 0.1)
-    bench.deliver(work("next"))
     bench.executor.started[-1].succeed(1)
+    bench.deliver(work("next"))
     assert bench.executor.started[-1].attempt.uid == "uid-next"
     bench.publisher.settle()
     await turn()
