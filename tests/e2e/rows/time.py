@@ -306,8 +306,9 @@ TIME_TO_LIVE = (
     Row(
         "ttlSecondsAfterFinished waits for who depends on the Task",
         {
-            "it": task(ttlSecondsAfterFinished=0),
+            # First, or the other may be gone before anything depends on it.
             "dep": task(dependsOn=["it"], suspend=True),
+            "it": task(ttlSecondsAfterFinished=0),
         },
         when=(
             shows(succeeded(result={})),
