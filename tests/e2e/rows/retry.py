@@ -99,7 +99,7 @@ RETRY = (
             due_after(3),
         ),
         then={"it": succeeded(attempts=2, history=("1 Failed Retry", "2 Succeeded"), result=None)},
-        also=(waited(3),),
+        also=(waited(3, slack=2),),
         calm=True,
     ),
     Row(
@@ -129,7 +129,7 @@ RETRY = (
                 history=_failures(1, 2),
             )
         },
-        also=(waited(2.5),),
+        also=(waited(2.5, slack=2),),
         calm=True,
         on="strict",
     ),
@@ -154,7 +154,7 @@ RETRY = (
         },
         when=(shows(retrying("ConnectionError", f"attempt 1 of 3: {_AWAY} 1")), due_after(2.5)),
         then={"it": succeeded(attempts=3, history=(*_failures(1, 2), "3 Succeeded"))},
-        also=(waited(2.5, 3),),
+        also=(waited(2.5, 3, slack=2),),
         calm=True,
         on="strict",
     ),
