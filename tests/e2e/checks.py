@@ -119,7 +119,7 @@ def began_after(moment: str, role: str = "it") -> Step:
     return check
 
 
-def ended_after(seconds: float, since: str, role: str = "it", *, slack: float = 1.0) -> Step:
+def ended_after(seconds: float, since: str, role: str = "it", *, slack: float = 2.0) -> Step:
     """A Task ended so long after its creation, startAfter, resume, or another Task's end."""
 
     def check(play: Play) -> None:
