@@ -34,6 +34,6 @@ def pytest_terminal_summary(
 ) -> None:
     told = config.stash.get(_TOLD, [])
     if told:
-        terminalreporter.section("what the loss of the operator cost")
+        terminalreporter.section("what losses cost")
         for line in told:
             terminalreporter.line(line)

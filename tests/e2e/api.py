@@ -82,6 +82,16 @@ class Api:
             raise Refused(answer.status_code, answer.text)
         return answer.text
 
+    def lines(self, path: str, **query: str) -> Iterator[str]:
+        """Yield the lines of a text as they come, until the server ends it."""
+        with self._session().get(
+            self._server + path, params=query, stream=True, timeout=(10, 660)
+        ) as answer:
+            if answer.status_code >= 400:
+                raise Refused(answer.status_code, answer.text)
+            for line in answer.iter_lines(chunk_size=None):
+                yield line.decode()
+
     def patch(self, path: str, body: Body) -> Body:
         """PATCH by JSON merge."""
         return self.request("PATCH", path, body, content_type="application/merge-patch+json")

@@ -1,0 +1,72 @@
+"""Runs of handlers as the logs of workers tell of them, of workers too that are gone by now."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+
+import requests
+
+from tests.e2e.api import Refused
+from tests.e2e.lab import Lab
+
+_LOOK_SECONDS = 0.2
+
+
+class Following:
+    """Reads the logs of all containers of a TaskQueue's workers from their beginning on."""
+
+    def __init__(self, lab: Lab, queue: str = "q") -> None:
+        self._lab = lab
+        self._queue = queue
+        self._lock = threading.Lock()
+        self._begun: Counter[str] = Counter()
+        self._known: set[str] = set()
+        self._closed = threading.Event()
+        self._threads = [threading.Thread(target=self._look, daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def runs(self) -> Counter[str]:
+        """How often the Tasks were begun, by uid."""
+        with self._lock:
+            return Counter(self._begun)
+
+    @property
+    def containers(self) -> int:
+        """How many containers there have been."""
+        return len(self._known)
+
+    def close(self) -> None:
+        """Look for no more containers."""
+        self._closed.set()
+
+    def _look(self) -> None:
+        while not self._closed.is_set():
+            with suppress(Refused, requests.RequestException):
+                self._find()
+            time.sleep(_LOOK_SECONDS)
+
+    def _find(self) -> None:
+        lab = self._lab
+        selector = f"taskqueue.dev/queue={self._queue}"
+        for pod in lab.api.get(lab.core("pods"), labelSelector=selector)["items"]:
+            for one in pod["status"].get("containerStatuses", ()):
+                container = one.get("containerID", "")
+                if "running" in one["state"] and container not in self._known:
+                    self._known.add(container)
+                    follow = threading.Thread(
+                        target=self._follow, args=(pod["metadata"]["name"],), daemon=True
+                    )
+                    self._threads.append(follow)
+                    follow.start()
+
+    def _follow(self, pod: str) -> None:
+        with suppress(Refused, requests.RequestException):
+            for line in self._lab.api.lines(self._lab.core("pods", pod, "log"), follow="true"):
+                if line.startswith("{") and '"run.began' in line:
+                    with self._lock:
+                        self._begun[json.loads(line)["uid"]] += 1

@@ -1,0 +1,211 @@
+"""A worker process is killed at each step between delivery and acknowledgement.
+
+The workers run beside the test, through a relay that stops the world just before the next step;
+the operator and the Tasks are those of the cluster. Whatever the step: the next worker gets the
+message, and the Task ends once, as if nothing had been. What ran twice is told in the summary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskqueue.broker.connection import BrokerParameters
+from tests.chaos.frames import Frame, Hold, Way, relay_to
+from tests.conftest import RabbitMQ
+from tests.e2e.api import Body
+from tests.e2e.lab import FINISHED, Lab
+from tests.integration.worker.process import PATIENCE, WorkerProcess
+from tests.integration.worker.stage import Gate
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(150)]
+
+CONSUME, PUBLISH, DELIVER, ACK = (60, 20), (60, 40), (60, 60), (60, 80)
+
+
+class Bench:
+    """Worker processes of this machine, for a TaskQueue that has none in the cluster."""
+
+    def __init__(self, lab: Lab, rabbitmq: RabbitMQ, folder: Path) -> None:
+        self.lab = lab
+        self.broker = BrokerParameters(
+            host=rabbitmq.host,
+            port=rabbitmq.port,
+            username=rabbitmq.username,
+            password=rabbitmq.password,
+        )
+        self.gate = Gate(folder / "runs", folder / "gate")
+        self._workers: list[WorkerProcess] = []
+
+    async def worker(self, broker: BrokerParameters | None = None) -> WorkerProcess:
+        environment = {
+            "TASKQUEUE_NAMESPACE": self.lab.namespace,
+            "POD_NAME": f"local-{len(self._workers)}",
+        }
+        worker = await WorkerProcess.start(broker or self.broker, slots=1, environment=environment)
+        self._workers.append(worker)
+        await worker.logged("consumer.ready")
+        return worker
+
+    async def task(self, name: str, handler: str = "hold", **spec: Any) -> None:
+        await asyncio.to_thread(self.lab.task, name, handler, payload=self.gate.payload, **spec)
+
+    async def finished(self, name: str) -> Body:
+        return await asyncio.to_thread(self.lab.finished, name, seconds=PATIENCE)
+
+    async def end(self) -> None:
+        self.gate.open()
+        for worker in self._workers:
+            await worker.kill()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def queue(lab: Lab) -> None:
+    lab.queue(workers=None, taskDefaults={"maxDeliveries": 3})
+    lab.ready()
+
+
+@pytest.fixture
+async def bench(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(lab, rabbitmq, tmp_path)
+    yield bench
+    await bench.end()
+
+
+def before_the_start() -> Hold:
+    """The work message is on its way from the broker, which counts it as delivered."""
+    return lambda frame: (
+        (frame.way, frame.method) == (Way.TO_WORKER, DELIVER)
+        and b"taskqueue.work" in frame.arguments
+    )
+
+
+def before_the_outcome_leaves() -> Hold:
+    return lambda frame: (
+        (frame.way, frame.method) == (Way.TO_BROKER, PUBLISH)
+        and b"task.succeeded" in frame.arguments
+    )
+
+
+def before_the_confirm() -> Hold:
+    """The broker has the outcome, and the worker does not know it."""
+    published: set[tuple[int, int]] = set()
+
+    def hold(frame: Frame) -> bool:
+        where = frame.connection, frame.channel
+        if frame.method == PUBLISH and b"task.succeeded" in frame.arguments:
+            published.add(where)
+        return frame.way is Way.TO_WORKER and frame.method == ACK and where in published
+
+    return hold
+
+
+def before_the_acknowledgement() -> Hold:
+    """The worker knows that the broker has the outcome, and acknowledges the message."""
+    consuming: set[tuple[int, int]] = set()
+
+    def hold(frame: Frame) -> bool:
+        where = frame.connection, frame.channel
+        if frame.method == CONSUME and b"taskqueue.lab-" in frame.arguments:
+            consuming.add(where)
+        return frame.way is Way.TO_BROKER and frame.method == ACK and where in consuming
+
+    return hold
+
+
+@pytest.mark.parametrize(
+    ("step", "runs"),
+    [
+        (before_the_start, 1),
+        (before_the_outcome_leaves, 2),
+        (before_the_confirm, 2),
+        (before_the_acknowledgement, 2),
+    ],
+)
+async def test_killed(bench: Bench, tell: list[str], step: Callable[[], Hold], runs: int) -> None:
+    name = step.__name__.replace("_", "-")
+    bench.gate.open()
+    async with relay_to(bench.broker, step()) as (relay, parameters):
+        worker = await bench.worker(parameters)
+        await bench.task(name)
+        async with asyncio.timeout(PATIENCE):
+            await relay.held.wait()
+        assert len(bench.gate.pids) == runs - 1
+        await worker.kill()
+    await bench.worker()
+    await assert_it_ended_once(bench, name)
+    await until_nothing_is_left(bench)
+    assert len(bench.gate.pids) == runs
+    tell.append(f"ran {runs - 1} times more than needed")
+
+
+async def test_killed_while_it_runs(bench: Bench, tell: list[str]) -> None:
+    worker = await bench.worker()
+    await bench.task("while-it-runs")
+    await bench.gate.begun()
+    await worker.kill()
+    await until_ended(bench.gate.pids[0])
+    await bench.worker()
+    await bench.gate.begun(2)
+    bench.gate.open()
+    await assert_it_ended_once(bench, "while-it-runs")
+    await until_nothing_is_left(bench)
+    assert len(bench.gate.pids) == 2
+    tell.append("ran 1 times more than needed, the first not to its end")
+
+
+async def test_a_killed_child_is_a_failed_attempt(bench: Bench, tell: list[str]) -> None:
+    worker = await bench.worker()
+    await bench.task("child", retry={"maxAttempts": 2})
+    await bench.gate.begun()
+    (child,) = bench.gate.pids
+    assert child != worker.pid
+    os.kill(child, signal.SIGKILL)
+    await bench.gate.begun(2)
+    bench.gate.open()
+    status = await bench.finished("child")
+    assert (status["phase"], status["attempts"]) == ("Succeeded", 2)
+    failed = status["history"][0]
+    assert (failed["outcome"], failed["reason"]) == ("Failed", "ChildDied")
+    assert "SIGKILL" in failed["message"]
+    assert len(bench.gate.pids) == 2
+    await until_nothing_is_left(bench)
+    worker.terminate()
+    assert await worker.ended() == 0, "the worker went on"
+    tell.append("ran once an attempt")
+
+
+async def assert_it_ended_once(bench: Bench, name: str) -> None:
+    """Fail unless the Task succeeded at its first attempt, and had one final status."""
+    status = await bench.finished(name)
+    assert (status["phase"], status["attempts"]) == ("Succeeded", 1)
+    assert [one["outcome"] for one in status["history"]] == ["Succeeded"]
+    versions = bench.lab.tasks.versions(name)
+    ends = [one["status"] for one in versions if one["status"]["phase"] in FINISHED]
+    assert ends == [status]
+
+
+async def until_nothing_is_left(bench: Bench) -> None:
+    """Wait until the broker has neither work nor deliveries that nobody has acknowledged."""
+    path = (
+        f"queues/%2F/taskqueue.{bench.lab.namespace}.q?disable_stats=true&enable_queue_totals=true"
+    )
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            queue = await asyncio.to_thread(bench.lab.broker_api, "GET", path)
+            if queue.get("messages") == 0:
+                return
+            await asyncio.sleep(0.1)
+
+
+async def until_ended(pid: int) -> None:
+    """Wait for the end of a process that is not our child."""
+    async with asyncio.timeout(PATIENCE):
+        while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110, ASYNC240 - nobody tells
+            await asyncio.sleep(0.01)
