@@ -157,6 +157,39 @@ async def test_whoever_is_next_claims_a_key_that_is_free(how: str) -> None:
     assert engine.writer.writes[-1].status["phase"] == "Pending"  # no longer Blocked
 
 
+@pytest.mark.parametrize(
+    ("verdict", "copies"), [(Settled.UNKNOWN, 0), (Settled.RETURNED, 1), (Settled.CONFIRMED, 0)]
+)
+async def test_no_second_copy_is_published_where_a_first_may_be_about(
+    verdict: Settled, copies: int
+) -> None:
+    engine = Engine()
+    entry = await claimed(engine)
+    engine.publisher.settle(verdict)
+    await asyncio.sleep(5)
+    assert len(engine.publisher.published) == copies
+    assert entry.stage is Stage.PUBLISHED
+
+
+async def test_a_lost_queue_loses_no_key() -> None:
+    engine = Engine()
+    await claimed(engine)
+    engine.publisher.settle(Settled.CONFIRMED)
+    assert engine.dispatcher.republish_all() == 0
+    await asyncio.sleep(5)
+    assert not engine.publisher.published
+
+
+async def test_a_key_that_is_free_wakes_no_more_than_may_have_it() -> None:
+    engine = Engine()
+    first = await claimed(engine, "first")
+    for number in range(5):
+        await keyed(engine, f"t{number}")
+    assert engine.dispatcher.waiting == 0
+    engine.event(first, EventKind.SUCCEEDED)
+    assert engine.dispatcher.waiting == 1
+
+
 async def test_the_number_of_a_dispatch_grows() -> None:
     engine = Engine(max_attempts=9)
     entry = await claimed(engine, version=10)
