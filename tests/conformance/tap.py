@@ -31,9 +31,10 @@ class Link:
 
     to_worker: asyncio.StreamWriter
     to_broker: asyncio.StreamWriter
-    #: Methods and heartbeats of the worker, in their order.
+    #: Methods of the worker, in their order.
     sent: list[Any] = field(default_factory=list)
-    received: list[Any] = field(default_factory=list)
+    #: How many frames of the worker were handed on, heartbeats among them.
+    frames: int = 0
     #: Queue by channel and consumer tag.
     consumers: dict[tuple[int, str], str] = field(default_factory=dict)
     #: Queues that are being consumed and have no tag yet, by channel.
@@ -50,11 +51,6 @@ class Link:
     def publishes(self) -> bool:
         """Whether the worker has published by it."""
         return bool(self.sent_methods(spec.Basic.Publish))
-
-    @property
-    def heartbeats(self) -> int:
-        """How many heartbeats the worker has sent."""
-        return len(self.sent_methods(frames.Heartbeat))
 
     def consumes(self, queue: str) -> bool:
         """Whether the worker consumes or has consumed a queue by it."""
@@ -198,8 +194,7 @@ class Tap:
                 self._more.set()
 
     def _note_sent(self, link: Link, frame: Any) -> None:
-        if isinstance(frame, frames.Heartbeat):
-            link.sent.append(frame)
+        link.frames += 1
         if not isinstance(frame, frames.Method):
             return
         channel, method = frame.channel_number, frame.method
@@ -226,7 +221,6 @@ class Tap:
         if not isinstance(frame, frames.Method):
             return
         channel, method = frame.channel_number, frame.method
-        link.received.append(method)
         match method:
             case spec.Basic.ConsumeOk():
                 queue = link.asked[channel].pop(0)

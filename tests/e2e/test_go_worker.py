@@ -57,6 +57,17 @@ def finished(lab: Lab, names: list[str]) -> int:
     )
 
 
+def test_both_kinds_are_listed(lab: Lab) -> None:
+    python, golang = both_ready(lab)
+    status = lab.queue_status(
+        lambda status: {one["pod"] for one in status.get("workers", ())} == python | golang,
+        "mixed",
+        what="both kinds listed",
+    )
+    handlers = {one["pod"]: one["handlers"] for one in status["workers"]}
+    assert handlers[golang.pop()] == ["checksum", "echo", "nap"]
+
+
 @pytest.mark.parametrize("victims", ["go", "python"])
 def test_both_kinds_share_the_work_and_take_it_from_the_killed(lab: Lab, victims: str) -> None:
     python, golang = both_ready(lab)

@@ -15,6 +15,9 @@ Payload = dict[str, Any]
 
 _LOOK_SECONDS = 0.02
 
+#: Numbers that are summed up in a moment, to measure how fast that is.
+_SOME = 5_000_000
+
 
 def _note(payload: Payload, word: str) -> None:
     if "trace" in payload:
@@ -62,11 +65,14 @@ def deaf(payload: Payload) -> None:
 
 @task
 def burn(payload: Payload) -> None:
-    """Keep the CPU in native code, which holds the interpreter's lock."""
+    """Keep the CPU by few calls of native code, which hold the interpreter's lock."""
     with _traced(payload):
         end = time.monotonic() + payload["seconds"]
-        while time.monotonic() < end:
-            sum(range(60_000_000))
+        numbers = _SOME
+        while (began := time.monotonic()) < end:
+            sum(range(numbers))
+            now = time.monotonic()
+            numbers = int(numbers * max(end - now, 0.1) / (now - began))
 
 
 @task
