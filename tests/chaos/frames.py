@@ -1,7 +1,7 @@
 """A relay between a worker and the broker that lets AMQP frames pass up to a chosen one.
 
 What it holds back has left one side and never reaches the other: the moment between two steps, for
-as long as the test wants.
+as long as the test wants. It does so once; whoever connects later is let through.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class FrameRelay:
             if kind == _METHOD_FRAME:
                 method = struct.unpack_from(">HH", payload)
                 frame = Frame(way, number, channel, (method[0], method[1]), payload[4:-1])
-                if self._hold(frame):
+                if not self.held.is_set() and self._hold(frame):
                     self.held.set()
                     await asyncio.Event().wait()
             writer.write(head + payload)
@@ -107,9 +107,9 @@ class FrameRelay:
 
 @asynccontextmanager
 async def relay_to(
-    parameters: BrokerParameters, hold: Hold
+    parameters: BrokerParameters, hold: Hold, *, address: str = "127.0.0.1"
 ) -> AsyncIterator[tuple[FrameRelay, BrokerParameters]]:
-    """Put a relay before the broker."""
+    """Put a relay before the broker, at this address of ours."""
     relay = FrameRelay(parameters.host, parameters.port, hold)
     tasks: set[asyncio.Task[None]] = set()
 
@@ -120,10 +120,10 @@ async def relay_to(
         with suppress(asyncio.CancelledError):
             await relay.serve(reader, writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, address, 0)
     port = server.sockets[0].getsockname()[1]
     try:
-        yield relay, replace(parameters, host="127.0.0.1", port=port)
+        yield relay, replace(parameters, host=address, port=port)
     finally:
         server.close()
         relay.cut()

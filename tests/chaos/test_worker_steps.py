@@ -8,8 +8,10 @@ message, and the Task ends once, as if nothing had been. What ran twice is told 
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from typing import Any
 import pytest
 
 from taskqueue.broker.connection import BrokerParameters
+from tests.chaos.following import Following
 from tests.chaos.frames import Frame, Hold, Way, relay_to
 from tests.conftest import RabbitMQ
 from tests.e2e.api import Body
-from tests.e2e.lab import FINISHED, Lab
+from tests.e2e.lab import FINISHED, TEMPLATE, Lab
 from tests.integration.worker.process import PATIENCE, WorkerProcess
 from tests.integration.worker.stage import Gate
 
@@ -119,17 +122,18 @@ def before_the_acknowledgement() -> Hold:
     return hold
 
 
-@pytest.mark.parametrize(
-    ("step", "runs"),
-    [
-        (before_the_start, 1),
-        (before_the_outcome_leaves, 2),
-        (before_the_confirm, 2),
-        (before_the_acknowledgement, 2),
-    ],
-)
+#: Each with the number of runs there are in the end.
+STEPS: list[tuple[Callable[[], Hold], int]] = [
+    (before_the_start, 1),
+    (before_the_outcome_leaves, 2),
+    (before_the_confirm, 2),
+    (before_the_acknowledgement, 2),
+]
+
+
+@pytest.mark.parametrize(("step", "runs"), STEPS)
 async def test_killed(bench: Bench, tell: list[str], step: Callable[[], Hold], runs: int) -> None:
-    name = step.__name__.replace("_", "-")
+    name = name_of(step)
     bench.gate.open()
     async with relay_to(bench.broker, step()) as (relay, parameters):
         worker = await bench.worker(parameters)
@@ -143,6 +147,54 @@ async def test_killed(bench: Bench, tell: list[str], step: Callable[[], Hold], r
     await until_nothing_is_left(bench)
     assert len(bench.gate.pids) == runs
     tell.append(f"ran {runs - 1} times more than needed")
+
+
+async def test_killed_with_the_whole_pod(bench: Bench, node_address: str, tell: list[str]) -> None:
+    """Pods reach the relay at the address by which we reach their node."""
+    with socket.create_connection((node_address, bench.broker.port)) as probe:
+        ours = probe.getsockname()[0]
+    await asyncio.gather(*(kill_pod(bench, ours, step, runs) for step, runs in STEPS))
+    tell += [f"{name_of(step)}: ran {runs - 1} times more than needed" for step, runs in STEPS]
+
+
+async def kill_pod(bench: Bench, ours: str, step: Callable[[], Hold], runs: int) -> None:
+    """Kill the only pod of a TaskQueue at this step; the one that replaces it does the rest."""
+    lab, name = bench.lab, f"pod-{name_of(step)}"
+    async with relay_to(bench.broker, step(), address=ours) as (relay, parameters):
+        template = copy.deepcopy(TEMPLATE)
+        template["spec"]["containers"][0]["env"] = [
+            {"name": "TASKQUEUE_BROKER_HOST", "value": parameters.host},
+            {"name": "TASKQUEUE_BROKER_PORT", "value": str(parameters.port)},
+        ]
+        lab.queue(
+            name,
+            scaling={"minReplicas": 1, "maxReplicas": 1},
+            workers={"concurrency": 1, "template": template},
+        )
+        following = Following(lab, name)
+        await asyncio.to_thread(lab.available, 1, name)
+        uid = await asyncio.to_thread(submit, lab, name)
+        async with asyncio.timeout(PATIENCE):
+            await relay.held.wait()
+        (pod,) = lab.pods(name)
+        await asyncio.to_thread(lab.kill, pod["metadata"]["name"])
+        relay.cut()
+        await assert_it_ended_once(bench, name)
+        await until_nothing_is_left(bench, name)
+        lab.until(lambda: following.runs[uid] >= runs, what=f"{runs} runs of {name}")
+        following.close()
+        assert following.runs[uid] == runs, name
+
+
+def submit(lab: Lab, name: str) -> str:
+    """Create a short Task of the TaskQueue of the same name; return its uid."""
+    lab.task(name, "nap", queue=name, payload={"seconds": 0.1})
+    uid: str = lab.api.get(lab.path("tasks", name))["metadata"]["uid"]
+    return uid
+
+
+def name_of(step: Callable[[], Hold]) -> str:
+    return step.__name__.replace("_", "-")
 
 
 async def test_killed_while_it_runs(bench: Bench, tell: list[str]) -> None:
@@ -191,15 +243,14 @@ async def assert_it_ended_once(bench: Bench, name: str) -> None:
     assert ends == [status]
 
 
-async def until_nothing_is_left(bench: Bench) -> None:
+async def until_nothing_is_left(bench: Bench, queue: str = "q") -> None:
     """Wait until the broker has neither work nor deliveries that nobody has acknowledged."""
-    path = (
-        f"queues/%2F/taskqueue.{bench.lab.namespace}.q?disable_stats=true&enable_queue_totals=true"
-    )
+    path = f"queues/%2F/taskqueue.{bench.lab.namespace}.{queue}"
+    query = "disable_stats=true&enable_queue_totals=true"
     async with asyncio.timeout(PATIENCE):
         while True:
-            queue = await asyncio.to_thread(bench.lab.broker_api, "GET", path)
-            if queue.get("messages") == 0:
+            found = await asyncio.to_thread(bench.lab.broker_api, "GET", f"{path}?{query}")
+            if found["messages"] == 0:
                 return
             await asyncio.sleep(0.1)
 
