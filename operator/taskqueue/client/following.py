@@ -6,8 +6,12 @@ Contract of `follow`:
   lasted shortly may be left out.
 * It ends after a finished status. A Task that is deleted meanwhile is `TaskGone`, as is one made
   anew under its name; one that was seen finished before it was deleted has ended.
-* A watch that breaks, ends, or whose place the API server has forgotten (410), is begun again from
+* A watch that breaks, ends, or whose place the API server has forgotten (410), is begun again after
   a fresh look. An API server that is away is waited for without end: the caller has the clock.
+* A watch begins with what is there, not at the version of the look: that of a Task which has not
+  changed for minutes may be forgotten already. Such a beginning comes from a cache, which may be
+  behind the look: what is older is left out, and another Task of the name is looked for again
+  before it is believed. It says nothing of what is not there: after 5 s of that comes another look.
 * A refusal (403) at the first look, or at the first watch, is an error. Later it is trouble like
   another for 30 s: an API server that has just started refuses until it knows the roles.
 """
@@ -35,6 +39,8 @@ log = EventLog("taskqueue.client")
 _WATCH_SECONDS = 290
 #: A watch that was open this long was a good one: the next trouble begins with short pauses.
 _HELD_SECONDS = 5.0
+#: A watch of a Task that exists begins with it, at once.
+_BEGINNING_SECONDS = 5.0
 #: How long an API server may refuse what it has allowed before.
 _REFUSAL_SECONDS = 30.0
 
@@ -93,10 +99,10 @@ async def follow(
             if status_of(shown).finished:
                 return
             begun = loop.time()
-            async with aclosing(follower.watch(shown["metadata"]["resourceVersion"])) as versions:
+            async with aclosing(follower.watch(shown)) as versions:
                 async for later in versions:
-                    follower.settle()
                     if follower.changed(later):
+                        follower.settle()
                         yield status_of(later)
                     if status_of(later).finished:
                         return
@@ -105,6 +111,10 @@ async def follow(
         except ApiError as problem:
             follower.judge(problem)
         await follower.pause()
+
+
+class _Forgotten(Exception):
+    """The API server no longer knows the place a watch has come to."""
 
 
 @dataclass(slots=True)
@@ -130,36 +140,45 @@ class _Follower:
                 raise self.gone("does not exist any more") from None
             raise
         self._permitted()
-        self._same(shown)
+        if shown["metadata"]["uid"] != self.task.uid:
+            raise self.gone("was deleted, and another was made under its name")
         return shown
 
-    async def watch(self, version: str) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the object's versions after this one, until the watch ends."""
+    async def watch(self, looked: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the object's versions from the one that was looked at, until the watch ends."""
         self.asking = "watch"
         events = self.connected.watches.watch(
             tasks_path(self.task.namespace),
             timeout_seconds=_WATCH_SECONDS,
             fieldSelector=f"metadata.name={self.task.name}",
-            resourceVersion=version,
-            allowWatchBookmarks="true",
+            # With bookmarks it would be a streamed list, which not every etcd is good for.
+            resourceVersion="0",
         )
-        # Closed when the caller goes: the connection is given back.
-        async with aclosing(cast(Any, events)):
-            async for event in events:
-                kind, raw = event["type"], event["object"]
-                if kind == "ERROR":
-                    if raw.get("code") == 410:
+        try:
+            # Events are closed when the caller goes: the connection is given back.
+            async with aclosing(cast(Any, events)), asyncio.timeout(_BEGINNING_SECONDS) as begin:
+                async for event in events:
+                    raw = self._read(event)
+                    begin.reschedule(None)
+                    if _older(raw, looked):
+                        continue
+                    if raw["metadata"]["uid"] != self.task.uid:
                         return
-                    raise ApiError(
-                        int(raw.get("code", 0)), raw.get("reason", ""), raw.get("message", "")
-                    )
-                self._permitted()
-                if kind == "BOOKMARK":
-                    continue
-                self._same(raw)
-                if kind == "DELETED" and not status_of(raw).finished:
-                    raise self.gone("was deleted")
-                yield raw
+                    if event["type"] == "DELETED" and not status_of(raw).finished:
+                        raise self.gone("was deleted")
+                    yield raw
+        except (TimeoutError, _Forgotten):
+            return
+
+    def _read(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Return the object of an event."""
+        raw: dict[str, Any] = event["object"]
+        if event["type"] == "ERROR":
+            if raw.get("code") == 410:
+                raise _Forgotten
+            raise ApiError(int(raw.get("code", 0)), raw.get("reason", ""), raw.get("message", ""))
+        self._permitted()
+        return raw
 
     def changed(self, shown: dict[str, Any]) -> bool:
         """Take note of a version; tell whether its status is another than before."""
@@ -209,6 +228,8 @@ class _Follower:
         self.refused_since.pop(self.asking, None)
         self.seen.trouble = ""
 
-    def _same(self, shown: dict[str, Any]) -> None:
-        if shown["metadata"]["uid"] != self.task.uid:
-            raise self.gone("was deleted, and another was made under its name")
+
+def _older(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Tell whether a version of an object is before another one."""
+    versions = [each["metadata"]["resourceVersion"] for each in (one, other)]
+    return all(map(str.isdigit, versions)) and int(versions[0]) < int(versions[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +33,14 @@ from tests.integration.broker.relay import relay_to
 pytestmark = pytest.mark.cluster
 
 PATIENCE = 30.0
+
+
+@pytest.fixture(autouse=True)
+def untroubled(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail if a client only got through by asking again and again."""
+    yield
+    told = [vars(one)["fields"] for one in caplog.records if one.name == "taskqueue.client"]
+    assert not told or "break" in request.node.name, told
 
 
 async def set_status(connected: Connected, name: str, **status: Any) -> None:

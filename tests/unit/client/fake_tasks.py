@@ -1,8 +1,8 @@
 """An API server of Tasks in memory, with the promises the clients rely on.
 
 tests/integration/client asks the same of a real one: defaults filled in at creation, AlreadyExists,
-the uid as a precondition, a watch of one name from a resource version, 410 for a place that is
-forgotten, DELETED with the last state.
+the uid as a precondition, a watch of one name which begins with what a cache has, 410 for a place
+that is forgotten, DELETED with the last state.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class FakeTasks:
         self.answers_lost = 0
         self._version = 10
         self._uids = itertools.count(1)
-        self._events: list[tuple[int, dict[str, Any]]] = []
-        self._forgotten_below = 0
+        self._events: list[dict[str, Any]] = []
+        #: What watches begin with instead of what there is: their cache is behind.
+        self.cached: dict[str, list[dict[str, Any]]] = {}
         self._changed = asyncio.Condition()
         self._breaks = 0
 
@@ -68,24 +69,15 @@ class FakeTasks:
         """Delete a Task."""
         await self._emit("DELETED", self.objects.pop(name))
 
-    async def bookmark(self) -> None:
-        """Tell watchers where they are."""
-        self._version += 1
-        raw = {"metadata": {"resourceVersion": str(self._version)}}
-        self._events.append((self._version, {"type": "BOOKMARK", "object": raw}))
-        await self._wake()
-
-    async def break_watches(self, *, forget: bool = False) -> None:
-        """End all watches; with ``forget`` no place of theirs can be gone on from."""
+    async def break_watches(self) -> None:
+        """End all watches."""
         self._breaks += 1
-        if forget:
-            self._forgotten_below = self._version + 1
         await self._wake()
 
     async def tell(self, code: int) -> None:
-        """Send all watchers an ERROR event."""
+        """Send those who watch now an ERROR event."""
         status = {"code": code, "reason": "Expired", "message": "too old resource version"}
-        self._events.append((self._version, {"type": "ERROR", "object": status}))
+        self._events.append({"type": "ERROR", "object": status})
         await self._wake()
 
     async def until_watched(self) -> None:
@@ -132,19 +124,20 @@ class FakeTasks:
         if answer is not None:
             raise answer
         name = params["fieldSelector"].removeprefix("metadata.name=")
-        assert params["allowWatchBookmarks"] == "true"
-        begun = int(params["resourceVersion"])
-        if begun < self._forgotten_below:
-            raise ApiError(410, "Expired", "too old resource version")
+        # The real one makes a streamed list of it with bookmarks, and may refuse that.
+        assert params["resourceVersion"] == "0"
+        assert "allowWatchBookmarks" not in params
         self.watching += 1
-        breaks, seen = self._breaks, 0
+        breaks, seen = self._breaks, len(self._events)
+        there = [self.objects[name]] if name in self.objects else []
         try:
             await self._wake()
+            for task in self.cached.pop(name, there):
+                yield {"type": "ADDED", "object": copy.deepcopy(task)}
             while breaks == self._breaks:
                 fresh, seen = self._events[seen:], len(self._events)
-                for version, event in fresh:
-                    about = event["object"].get("metadata", {}).get("name", name)
-                    if event["type"] == "ERROR" or (version > begun and about == name):
+                for event in fresh:
+                    if event["object"].get("metadata", {}).get("name", name) == name:
                         yield copy.deepcopy(event)
                 async with self._changed:
                     if breaks == self._breaks and len(self._events) == seen:
@@ -173,7 +166,7 @@ class FakeTasks:
     async def _emit(self, kind: str, task: dict[str, Any]) -> None:
         self._version += 1
         task["metadata"]["resourceVersion"] = str(self._version)
-        self._events.append((self._version, {"type": kind, "object": copy.deepcopy(task)}))
+        self._events.append({"type": kind, "object": copy.deepcopy(task)})
         await self._wake()
 
     async def _wake(self) -> None:
