@@ -79,20 +79,29 @@ def ran_in_order(*roles: str) -> Step:
     return check
 
 
-def waited(*seconds: float, slack: float = 0.2) -> Step:
+def waited(*seconds: float, slack: float = 2.0, role: str = "it") -> Step:
     """Between its attempts the Task waited as long, and never less.
 
-    ``slack`` is for the way to the worker: a machine with much else to do needs more, which rows
-    allow that know from `due_after` how long the operator meant to wait.
+    ``slack`` is for the way to the worker, on a machine that has much else to do; `due_after` and
+    `waited_exactly` know better how long the operator meant to wait.
     """
 
     def check(play: Play) -> None:
-        history = play.status()["history"]
-        pairs = itertools.pairwise(history)
-        waits = [_between(one["finishTime"], next_["startTime"]) for one, next_ in pairs]
+        waits = _waits(play, role)
         assert len(waits) == len(seconds), waits
         for found, told in zip(waits, seconds, strict=True):
             assert told - 0.02 <= found <= told + slack, (waits, seconds)
+
+    return check
+
+
+def waited_exactly(*seconds: float, roles: tuple[str, ...]) -> Step:
+    """Tasks alike waited as long, each wait to a fifth of a second for one of them at least."""
+
+    def check(play: Play) -> None:
+        found = [_waits(play, role) for role in roles]
+        for told, waits in zip(seconds, zip(*found, strict=True), strict=True):
+            assert told - 0.02 <= min(waits) <= told + 0.2, (found, seconds)
 
     return check
 
@@ -200,6 +209,11 @@ def _moment(play: Play, moment: str, role: str) -> float:
     if moment == "resume":
         return _time(conditions(task["status"])["Suspended"]["lastTransitionTime"])
     return _time(play.status(moment)["completionTime"])
+
+
+def _waits(play: Play, role: str) -> list[float]:
+    pairs = itertools.pairwise(play.status(role)["history"])
+    return [_between(one["finishTime"], next_["startTime"]) for one, next_ in pairs]
 
 
 def _began(result: Body) -> float:

@@ -134,7 +134,7 @@ SUSPEND = (
             shows(replace(_RETRYING, resumed=True)),
         ),
         then={"it": succeeded(attempts=2, history=_RETRIED, result={"attempt": 2}, resumed=True)},
-        also=(waited(12, slack=2),),
+        also=(waited(12),),
         calm=True,
     ),
     Row(

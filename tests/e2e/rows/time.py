@@ -103,24 +103,24 @@ DEADLINE = (
     ),
     Row(
         "activeDeadlineSeconds passes while it runs: its worker stops it",
-        {"it": nap(30, "watch", activeDeadlineSeconds=4)},
+        {"it": nap(60, "watch", activeDeadlineSeconds=10)},
         when=(shows(running()),),
-        then={"it": _over(4, attempts=1, history=("1 Failed DeadlineExceeded",))},
-        also=(ended_after(4, "creation"), was_stopped(), ran(1)),
+        then={"it": _over(10, attempts=1, history=("1 Failed DeadlineExceeded",))},
+        also=(ended_after(10, "creation"), was_stopped(), ran(1)),
     ),
     Row(
         "activeDeadlineSeconds passes between two attempts",
-        {"it": flaky(1, wait=60, activeDeadlineSeconds=5)},
+        {"it": flaky(1, wait=60, activeDeadlineSeconds=10)},
         when=(shows(retrying("ConnectionError", "attempt 1 of 2: *")),),
-        then={"it": _over(5, attempts=1, history=("1 Failed ConnectionError",))},
-        also=(ended_after(5, "creation"), ran(1)),
+        then={"it": _over(10, attempts=1, history=("1 Failed ConnectionError",))},
+        also=(ended_after(10, "creation"), ran(1)),
     ),
     Row(
         "activeDeadlineSeconds passes over several attempts",
-        {"it": flaky(9, wait=2.5, activeDeadlineSeconds=5)},
+        {"it": flaky(9, wait=6, activeDeadlineSeconds=10)},
         then={
             "it": _over(
-                5,
+                10,
                 attempts=2,
                 history=("1 Failed ConnectionError", "2 Failed ConnectionError"),
             )
@@ -163,10 +163,10 @@ DEADLINE = (
     ),
     Row(
         "activeDeadlineSeconds passes while the payload is missing",
-        {"it": task(payloadFrom=["base"], activeDeadlineSeconds=4)},
+        {"it": task(payloadFrom=["base"], activeDeadlineSeconds=8)},
         when=(shows(blocked("PayloadUnresolved", "*")),),
-        then={"it": _over(4)},
-        also=(ended_after(4, "creation"),),
+        then={"it": _over(8)},
+        also=(ended_after(8, "creation"),),
     ),
     Row(
         "activeDeadlineSeconds shortened while it runs",
