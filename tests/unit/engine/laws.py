@@ -160,6 +160,7 @@ class Laws:
 
     def _check_entry(self, entry: Entry) -> None:
         who = f"{entry.task.uid} ({entry.stage.name}, {entry.status.phase})"
+        assert entry.task.uid not in self._cancelled, f"{who} is cancelled, and goes on"
         raw = self._world.tasks.get(entry.task.name)
         there = raw is not None and raw["metadata"]["uid"] == entry.task.uid
         to_be_written = entry.flush is not None or entry.task.name in self._world.unwritten

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from taskqueue.broker.events import EventError, EventKind
+from taskqueue.broker.publisher import Settled
 from taskqueue.domain.queue import StopPolicy
 from taskqueue.domain.task import Phase
 from taskqueue.engine.entry import Entry, Stage
