@@ -170,7 +170,10 @@ class TaskStatus(ApiModel):
     )
     next_attempt_time: datetime | None = Field(
         None,
-        description="When the next attempt is due. Absent unless Retrying or Scheduled.",
+        description=(
+            "When the next attempt is due, unless something else still keeps the Task then. Absent "
+            "when no attempt waits for a time."
+        ),
     )
     worker: WorkerName = Field(
         "", description="Name of the pod which runs the Task or ran its last attempt."
