@@ -55,13 +55,13 @@ def operator() -> None:
         raise typer.Exit(runner.run(serve(OperatorSettings.from_environment())))
 
 
-@app.command()
+@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 def worker(
-    modules: Annotated[list[str], typer.Argument(help="Modules whose handlers are served.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="See its own --help.")] = None,
 ) -> None:
-    """Run a worker: import MODULES, consume, run; settings come from the environment."""
+    """Run a worker for modules, commands or URLs; settings come from the environment."""
     import os
 
     from taskqueue.worker.command import main as run_worker
 
-    raise typer.Exit(run_worker(modules, os.environ))
+    raise typer.Exit(run_worker(arguments or [], os.environ))

@@ -1,7 +1,11 @@
-"""``python -m taskqueue worker MODULE…``: import the handlers, then work until told to stop.
+"""``python -m taskqueue worker``: find the handlers, then work until told to stop.
 
 Exit codes: 0 after an orderly stop, 1 when it could not start (one line on standard error says
-who, what and what to do), 128 + signal when a second signal cuts the orderly stop short.
+who, what and what to do), 2 for wrong arguments, 128 + signal when a second signal cuts the orderly
+stop short.
+
+The order of the start matters: modules are imported, then the fork server is forked, and only then
+come connections and threads, which no process for handlers shall have.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from taskqueue import logs
+from taskqueue.worker.arguments import Arguments
 from taskqueue.worker.executors.launch import Launched, Recipe
 from taskqueue.worker.loading import StartError, load
 from taskqueue.worker.sdk import registry
@@ -26,26 +31,23 @@ log = logs.EventLog("taskqueue.worker")
 CLOSE_SECONDS = 4.0
 
 
-def main(modules: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a worker for the handlers of these modules and return its exit code."""
+def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a worker for what the command line names and return its exit code."""
     try:
+        arguments = Arguments.parse(words)
         settings = WorkerSettings.from_environment(environment)
-        load(modules)
+        if arguments.modules:
+            load(arguments.modules)
+        logs.configure(settings.log_format, level=settings.log_level)
+        recipe = Recipe(
+            modules=arguments.modules,
+            log_format=settings.log_format or logs.LogFormat.default(sys.stderr),
+            log_level=settings.log_level,
+            tell_memory=settings.child_max_mib > 0,
+        )
+        launched = recipe.by_fork() if _needs_processes(arguments, settings) else None
+        clean = _run(settings, arguments, recipe, launched)
     except (SettingsError, StartError) as problem:
-        print(f"taskqueue worker: {problem}", file=sys.stderr)
-        return 1
-    logs.configure(settings.log_format, level=settings.log_level)
-    recipe, launched = _fork_server(settings, modules)
-    # What follows needs connections and threads, which no process for handlers shall have.
-    from taskqueue.broker.connection import BrokerConfigurationError
-
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            clean = runner.run(_work(settings, recipe, launched))
-    except BrokerConfigurationError as problem:
-        print(f"taskqueue worker: the broker's settings: {problem}", file=sys.stderr)
-        return 1
-    except StartError as problem:
         print(f"taskqueue worker: {problem}", file=sys.stderr)
         return 1
     log.info("worker.stopped")
@@ -58,20 +60,31 @@ def main(modules: Sequence[str], environment: Mapping[str, str]) -> int:
     return 0
 
 
-def _fork_server(
-    settings: WorkerSettings, modules: Sequence[str]
-) -> tuple[Recipe, Launched | None]:
-    """Start the fork server, if there is anything to run in processes."""
-    recipe = Recipe(
-        modules=modules,
-        log_format=settings.log_format or logs.LogFormat.default(sys.stderr),
-        log_level=settings.log_level,
-        tell_memory=settings.child_max_mib > 0,
-    )
-    in_processes = settings.executor is HandlerExecutor.PROCESS and any(
+def _needs_processes(arguments: Arguments, settings: WorkerSettings) -> bool:
+    if arguments.commands:
+        if sys.platform != "linux":
+            raise StartError("--command needs Linux")
+        return True
+    return settings.executor is HandlerExecutor.PROCESS and any(
         not (each.is_async or each.thread) for each in registry.values()
     )
-    return recipe, recipe.by_fork() if in_processes else None
+
+
+def _run(
+    settings: WorkerSettings, arguments: Arguments, recipe: Recipe, launched: Launched | None
+) -> bool:
+    """Work; return whether nothing was left running.
+
+    Raises:
+        StartError: it cannot.
+    """
+    from taskqueue.broker.connection import BrokerConfigurationError
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_work(settings, arguments, recipe, launched))
+    except BrokerConfigurationError as problem:
+        raise StartError(f"the broker's settings: {problem}") from problem
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -83,35 +96,15 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _work(settings: WorkerSettings, recipe: Recipe, launched: Launched | None) -> bool:
-    from taskqueue.worker.executors.function import FunctionExecutor
+async def _work(
+    settings: WorkerSettings, arguments: Arguments, recipe: Recipe, launched: Launched | None
+) -> bool:
+    from taskqueue.worker.assembly import assemble
     from taskqueue.worker.worker import Worker
 
     loop = asyncio.get_running_loop()
-    pool = None
-    if launched is not None:
-        from taskqueue.worker.executors.pool import ChildPool, PoolSettings
-        from taskqueue.worker.executors.spawner import Spawner
-
-        pool = ChildPool(
-            Spawner(launched, recipe.by_exec, loop),
-            loop,
-            PoolSettings(
-                kill_grace_seconds=settings.kill_grace_seconds,
-                memory_mib=settings.child_memory_mib,
-                max_tasks=settings.child_max_tasks,
-                max_mib=settings.child_max_mib,
-                capture=recipe.log_format is logs.LogFormat.JSON,
-            ),
-        )
-    executor = FunctionExecutor(registry, loop, pool)
-    try:
-        executor.start_hooks()
-    except Exception as problem:
-        raise StartError(
-            f"an @on_start hook failed: {type(problem).__name__}: {problem}; repair it"
-        ) from problem
-    worker = Worker(settings, executor, handlers=registry)
+    assembled = assemble(settings, arguments, recipe, launched, loop)
+    worker = Worker(settings, assembled.executor, handlers=assembled.handlers)
     signals = 0
 
     def on_signal(number: int) -> None:
@@ -129,9 +122,9 @@ async def _work(settings: WorkerSettings, recipe: Recipe, launched: Launched | N
         queue=settings.queue,
         pod=settings.pod,
         slots=settings.slots,
-        handlers=sorted(registry),
+        handlers=sorted(assembled.handlers),
     )
     try:
         return await worker.run()
     finally:
-        await executor.close(min(settings.kill_grace_seconds, CLOSE_SECONDS))
+        await assembled.close(min(settings.kill_grace_seconds, CLOSE_SECONDS))

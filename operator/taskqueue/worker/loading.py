@@ -25,8 +25,6 @@ def load(modules: Sequence[str]) -> None:
         StartError: one cannot be imported, together they register no handler, or a handler's
             payload cannot be checked.
     """
-    if not modules:
-        raise StartError("no module given: python -m taskqueue worker MODULE…")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     for name in modules:

@@ -36,6 +36,30 @@ class HandlerExecutor(StrEnum):
         return cls.PROCESS if sys.platform == "linux" else cls.THREAD
 
 
+#: For the help of the command line: every variable that is read, and what it means.
+VARIABLES = {
+    "TASKQUEUE_NAMESPACE": "namespace of the TaskQueue; required",
+    "TASKQUEUE_QUEUE": "name of the TaskQueue; required",
+    "TASKQUEUE_BROKER_URI": "amqp://user:password@host/vhost; or _HOST, _PORT, _USERNAME, "
+    "_PASSWORD, _VHOST, _TLS, _CA_CERT, _TLS_CERT, _TLS_KEY",
+    "TASKQUEUE_CONCURRENCY": "slots: attempts run at once; the CPUs of the container",
+    "TASKQUEUE_EXECUTOR": "where sync handlers run: process (default) or thread",
+    "TASKQUEUE_KILL_GRACE_SECONDS": "between SIGTERM and SIGKILL of an attempt; 5",
+    "TASKQUEUE_CHILD_MEMORY_MIB": "an attempt whose process holds more is killed; no limit",
+    "TASKQUEUE_CHILD_MAX_TASKS": "attempts after which a child process is replaced; never",
+    "TASKQUEUE_CHILD_MAX_MIB": "a child process that holds more after an attempt is replaced; "
+    "never",
+    "TASKQUEUE_GRACE_SECONDS": "how long attempts may go on after SIGTERM to the worker; 25",
+    "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS": "time-out of messages without a Task; 300",
+    "TASKQUEUE_MAX_DELIVERIES": "attempts of messages without a Task; 3",
+    "TASKQUEUE_HEALTH_PORT": "serves /healthz and /readyz; 8081, 0: none",
+    "TASKQUEUE_LOG_FORMAT": "json or text; text on a terminal",
+    "TASKQUEUE_LOG_LEVEL": "DEBUG, INFO, WARNING, ERROR; INFO",
+    "POD_NAME": "what outcomes call this worker; the host name",
+    "NODE_NAME": "of the pod",
+}
+
+
 class SettingsError(ValueError):
     """A variable is missing or wrong; the text names it and says what it should be."""
 

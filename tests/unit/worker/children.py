@@ -96,6 +96,7 @@ async def children(
     finally:
         server = nursery.spawner.pid or server
         await nursery.executor.close()
+        nursery.spawner.close()
         async with asyncio.timeout(PATIENCE):
             await asyncio.to_thread(os.waitpid, server, 0)
 

@@ -55,11 +55,6 @@ def test_a_payload_that_cannot_be_checked(folder: Path) -> None:
         load(["shop"])
 
 
-def test_no_module_at_all() -> None:
-    with pytest.raises(StartError, match="no module given"):
-        load([])
-
-
 def test_settings_that_are_missing_end_it_with_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -94,7 +94,6 @@ class FunctionExecutor:
         """
         if self._pool is not None:
             await self._pool.close(seconds)
-            self._pool.spawner.close()
         self._coroutines.close()
         self._threads.close()
         if self._hooked:

@@ -9,7 +9,7 @@ import os
 import termios
 from collections.abc import Callable
 
-#: A longer line is told in pieces of this many bytes.
+#: A longer line is told in pieces of this many bytes, unless another length is given.
 LINE_BYTES = 16_384
 
 _CHUNK_BYTES = 65_536
@@ -21,9 +21,17 @@ class OutputPipe:
     Args:
         loop: lines are told on it.
         on_line: called with each line that is not empty, without its end.
+        line_bytes: a longer line is told in pieces of this many bytes.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_line: Callable[[str], None],
+        *,
+        line_bytes: int = LINE_BYTES,
+    ) -> None:
+        self._line_bytes = line_bytes
         self._loop = loop
         self._on_line = on_line
         self._rest = b""
@@ -62,14 +70,14 @@ class OutputPipe:
             self._loop.remove_reader(self._reading)
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
-        while len(self._rest) > LINE_BYTES:
-            lines.append(self._rest[:LINE_BYTES])
-            self._rest = self._rest[LINE_BYTES:]
+        while len(self._rest) > self._line_bytes:
+            lines.append(self._rest[: self._line_bytes])
+            self._rest = self._rest[self._line_bytes :]
         for line in lines:
             self._tell(line)
 
     def _tell(self, line: bytes) -> None:
-        for begin in range(0, len(line), LINE_BYTES):
-            text = line[begin : begin + LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
+        for begin in range(0, len(line), self._line_bytes):
+            text = line[begin : begin + self._line_bytes].decode("utf-8", "replace").rstrip("\r")
             if text:
                 self._on_line(text)

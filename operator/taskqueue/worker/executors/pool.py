@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.executor import Attempt, AttemptResult, Execution
 from taskqueue.worker.executors import wire
+from taskqueue.worker.executors.deaths import MemoryWatch
 from taskqueue.worker.executors.memory import KillWatch
 from taskqueue.worker.executors.pooled import ChildExecution, PooledChild
 from taskqueue.worker.executors.spawner import Spawner
 from taskqueue.worker.outcome import failure
 from taskqueue.worker.sdk import Handler
-
-#: How often the memory of children with a limit is looked at, in seconds.
-MEMORY_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +67,7 @@ class ChildPool:
         self.children: set[PooledChild] = set()
         #: When a child that was asked to end is killed.
         self.deadlines: Deadlines[PooledChild] = Deadlines(loop, PooledChild.kill)
-        self._memory_timer: asyncio.TimerHandle | None = None
+        self._memory = MemoryWatch(loop, lambda: self.children)
         self._none_left = asyncio.Event()
 
     def warm(self) -> None:
@@ -96,8 +94,8 @@ class ChildPool:
             limit = handler.memory_mib or self.settings.memory_mib
             execution = ChildExecution(child, attempt, done, self.loop.time(), limit)
             child.run(execution, body)
-            if limit and self._memory_timer is None:
-                self._memory_timer = self.loop.call_later(MEMORY_SECONDS, self._look_at_memory)
+            if limit:
+                self._memory.begin()
             return execution
         self.loop.call_soon(done, result)
         return None
@@ -114,8 +112,7 @@ class ChildPool:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._none_left.wait()
-        if self._memory_timer is not None:
-            self._memory_timer.cancel()
+        self._memory.close()
         self.deadlines.close()
         for child in list(self.children):
             child.abandon()
@@ -128,11 +125,3 @@ class ChildPool:
         self.deadlines.drop(child)
         if not self.children:
             self._none_left.set()
-
-    def _look_at_memory(self) -> None:
-        self._memory_timer = None
-        limited = [each for each in self.children if each.limit_mib]
-        for child in limited:
-            child.check_memory()
-        if limited:
-            self._memory_timer = self.loop.call_later(MEMORY_SECONDS, self._look_at_memory)

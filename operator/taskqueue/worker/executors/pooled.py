@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from taskqueue.logs import EventLog
 from taskqueue.worker.executor import Attempt, AttemptResult
 from taskqueue.worker.executors import wire
-from taskqueue.worker.executors.memory import resident_mib
+from taskqueue.worker.executors.deaths import how_it_ended, over_limit
 from taskqueue.worker.executors.output import OutputPipe
 from taskqueue.worker.executors.spawner import Ended
 from taskqueue.worker.outcome import failure
@@ -121,6 +120,11 @@ class PooledChild:
         pool.children.add(self)
 
     @property
+    def pid(self) -> int:
+        """Its process id; 0: it is not made yet, or about to end."""
+        return 0 if self._killed else self._process.pid
+
+    @property
     def limit_mib(self) -> int:
         """The memory limit of the attempt that runs; 0: none."""
         return 0 if self.execution is None else self.execution.limit_mib
@@ -157,13 +161,10 @@ class PooledChild:
         self.execution = None
         self._close()
 
-    def check_memory(self) -> None:
-        """Kill the child if it holds more than its attempt may."""
-        if self._process.pid and not self._killed:
-            mib = resident_mib(self._process.pid)
-            if mib is not None and mib > self.limit_mib:
-                self._over_mib = mib
-                self.kill()
+    def exceeded(self, held_mib: float) -> None:
+        """Kill the child: it holds more than its attempt may."""
+        self._over_mib = held_mib
+        self.kill()
 
     # What the child says.
 
@@ -241,7 +242,8 @@ class PooledChild:
         if execution is not None:
             execution.done(self._verdict(execution, ended))
         elif not self._leaving and not self._unusable:
-            log.warning("child.died", reason=self._how(ended), pid=self._process.pid)
+            how = how_it_ended(ended, self._pool.kills)
+            log.warning("child.died", reason=f"it {how}", pid=self._process.pid)
 
     def _left_something(self) -> bool:
         """Take what a dead child has left in the connection; False: that was all."""
@@ -260,33 +262,15 @@ class PooledChild:
         if ended.lost:
             return AttemptResult(seconds=seconds, lost="the fork server died, and its children")
         if self._over_mib is not None:
-            return failure(
-                "MemoryLimit",
-                f"the child process held {self._over_mib:.0f} MiB and was killed: the limit is "
-                f"{execution.limit_mib} MiB (memory_mib of the handler, or "
-                "TASKQUEUE_CHILD_MEMORY_MIB); raise it, or use less",
-                seconds,
-            )
+            return over_limit(self._over_mib, execution.limit_mib, seconds)
         if execution.cancelled:
             return failure("Cancelled", "it was told to end and its process was killed", seconds)
         if self._unusable:
             last = self._unusable.rstrip().rpartition("\n")[2]
             return failure("StartHookFailed", f"an @on_start hook failed: {last}", seconds)
-        return failure("ChildDied", self._how(ended), seconds)
-
-    def _how(self, ended: Ended) -> str:
-        if ended.problem:
-            return f"no process can be made for it: {ended.problem}"
-        if ended.lost:
-            return "it went with the fork server"
-        if ended.code >= 0:
-            return f"the child process ended with exit code {ended.code}"
-        name = _signal_name(-ended.code)
-        if name == "SIGKILL" and self._pool.kills.struck():
-            limit = self._pool.kills.limit_mib()
-            told = "" if limit is None else f" (limit {limit} MiB)"
-            return f"the child process was ended by SIGKILL: probably out of memory{told}"
-        return f"the child process was ended by {name}"
+        return failure(
+            "ChildDied", f"the child process {how_it_ended(ended, self._pool.kills)}", seconds
+        )
 
     def _part(self) -> None:
         """Close our direction: the child calls its stop hooks and ends."""
@@ -342,10 +326,3 @@ def _write_line(line: bytes) -> None:
             with handler.lock or contextlib.nullcontext():
                 handler.stream.write(line.decode("utf-8", "replace") + handler.terminator)
                 handler.flush()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

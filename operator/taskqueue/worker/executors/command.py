@@ -1,0 +1,348 @@
+"""Runs a program for each attempt of a handler: ``--command 'NAME=program argument…'``.
+
+The payload is JSON on standard input, or in a file whose path takes the place of ``{payload}`` in
+the arguments. What the program is to know of the attempt stands in TASKQUEUE_ variables. The result
+is the JSON object in the file TASKQUEUE_RESULT_FILE, else the last line of standard output that is
+one, else none. The exit code says how the attempt ended: 0 success, 64 and 65 (EX_USAGE,
+EX_DATAERR) a failure that no retry helps, anything else one that is retried.
+
+The program leads a process group of its own: SIGTERM goes to it, SIGKILL to the group, and whatever
+is left of the group when it ends is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from taskqueue.logs import EventLog
+from taskqueue.worker.deadlines import Deadlines
+from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.executors.deaths import MemoryWatch, how_it_ended, over_limit
+from taskqueue.worker.executors.function import NothingRan
+from taskqueue.worker.executors.memory import KillWatch
+from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe
+from taskqueue.worker.executors.spawner import Ended, Process, Spawner
+from taskqueue.worker.outcome import encodable, failure, succeeded, unknown_handler
+from taskqueue.worker.sdk import Progress
+
+log = EventLog("taskqueue.worker")
+
+#: In an argument: the path of a file with the payload.
+PAYLOAD = "{payload}"
+
+#: Exit codes of sysexits that no retry helps.
+EX_USAGE = 64
+EX_DATAERR = 65
+
+#: A line of standard output that may be the result is kept up to this length.
+_LINE_BYTES = 1_048_576
+
+
+class CommandError(ValueError):
+    """An option of the command line is wrong; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A handler that is a program."""
+
+    name: str
+    argv: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Command:
+        """Read ``NAME=program argument…``, with quotes as in a shell, which does not run.
+
+        Raises:
+            CommandError: it is not that, or there is no such program.
+        """
+        name, separator, line = text.partition("=")
+        how = "give --command 'NAME=program argument…'"
+        if not separator or not name.strip():
+            raise CommandError(f"--command {text!r} names no handler: {how}")
+        try:
+            line.encode()  # it goes through JSON
+            argv = shlex.split(line)
+        except ValueError as problem:
+            raise CommandError(f"--command {text!r}: {problem}: {how}") from None
+        if not argv:
+            raise CommandError(f"--command {text!r} names no program: {how}")
+        if shutil.which(argv[0]) is None:
+            raise CommandError(
+                f"--command {text!r}: there is no program {argv[0]!r} that can be run: give its "
+                "path, or put its folder on PATH"
+            )
+        return cls(name.strip(), tuple(argv))
+
+
+class CommandExecution:
+    """A program on its way.
+
+    Raises:
+        OSError: there is no place for its files, or there are too many open.
+    """
+
+    killable = True
+    progress: Progress | None = None
+
+    def __init__(
+        self,
+        executor: CommandExecutor,
+        command: Command,
+        attempt: Attempt,
+        done: Callable[[AttemptResult], None],
+    ) -> None:
+        self._executor = executor
+        self._attempt = attempt
+        self._done = done
+        self._began = executor.loop.time()
+        self._cancelled = False
+        self._over_mib: float | None = None
+        #: The last line of standard output that is a JSON object.
+        self._object = b""
+        self._last_error = ""
+        self._process: Process | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="attempt-"))
+        self._pipes: list[OutputPipe] = []
+        try:
+            self._begin(command)
+        except BaseException:
+            self._clean_up()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0: it is not made yet, or about to end."""
+        return 0 if self._process is None or self._over_mib else self._process.pid
+
+    @property
+    def limit_mib(self) -> int:
+        """What memory it may hold; 0: any."""
+        return self._executor.memory_mib
+
+    def cancel(self) -> None:
+        """Send SIGTERM, and SIGKILL to the process group when the grace is over."""
+        if not self._cancelled and self._process is not None:
+            self._cancelled = True
+            self._process.terminate()
+            self._executor.expect_end(self)
+
+    def kill(self) -> bool:
+        """Kill the process group now."""
+        if self._process is not None:
+            self._cancelled = True
+            self._process.kill()
+        return True
+
+    def exceeded(self, held_mib: float) -> None:
+        """Kill the process group: it holds more than it may."""
+        if self._process is not None:
+            self._over_mib = held_mib
+            self._process.kill()
+
+    def _begin(self, command: Command) -> None:
+        payload = self._folder / "payload.json"
+        payload.write_bytes(orjson.dumps(self._attempt.payload))
+        by_file = any(PAYLOAD in each for each in command.argv)
+        stdin = os.open(os.devnull if by_file else payload, os.O_RDONLY | os.O_CLOEXEC)
+        loop = self._executor.loop
+        try:
+            self._pipes.append(OutputPipe(loop, self._wrote, line_bytes=_LINE_BYTES))
+            self._pipes.append(OutputPipe(loop, self._complained))
+        except OSError:
+            os.close(stdin)
+            raise
+        self._process = self._executor.spawner.command(
+            [each.replace(PAYLOAD, str(payload)) for each in command.argv],
+            self._environment(),
+            [stdin, *(pipe.writing for pipe in self._pipes)],
+            self._ended,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        attempt = self._attempt
+        values = {
+            "TASKQUEUE_TASK": attempt.task,
+            "TASKQUEUE_UID": attempt.uid,
+            "TASKQUEUE_ATTEMPT": str(attempt.attempt),
+            "TASKQUEUE_MAX_ATTEMPTS": str(attempt.max_attempts),
+            "TASKQUEUE_FENCE": "" if attempt.fence is None else str(attempt.fence),
+            "TASKQUEUE_TIMEOUT_SECONDS": f"{attempt.timeout_seconds:g}",
+            "TASKQUEUE_RESULT_FILE": str(self._result_file),
+        }
+        # A correlation id is any text; an environment variable cannot be.
+        return {name: encodable(text.replace("\0", "")) for name, text in values.items()}
+
+    @property
+    def _result_file(self) -> Path:
+        return self._folder / "result.json"
+
+    def _wrote(self, text: str) -> None:
+        if text.startswith("{") and isinstance(_parsed(text.encode()), dict):
+            self._object = text.encode()
+        self._log("stdout", text)
+
+    def _complained(self, text: str) -> None:
+        self._last_error = text.strip() or self._last_error
+        self._log("stderr", text)
+
+    def _log(self, stream: str, text: str) -> None:
+        log.info(
+            "handler.output", text=text[:LINE_BYTES], stream=stream, **self._attempt.log_fields
+        )
+
+    def _ended(self, ended: Ended) -> None:
+        self._process = None
+        for pipe in self._pipes:
+            pipe.close()
+        result = self._verdict(ended)
+        self._clean_up()
+        self._executor.ended(self)
+        self._done(result)
+
+    def _clean_up(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _verdict(self, ended: Ended) -> AttemptResult:
+        seconds = self._executor.loop.time() - self._began
+        if ended.lost:
+            return AttemptResult(seconds=seconds, lost="the fork server died, and its commands")
+        if self._over_mib is not None:
+            return over_limit(self._over_mib, self.limit_mib, seconds)
+        if self._cancelled:
+            return failure("Cancelled", "it was told to end", seconds)
+        if ended.code < 0 or ended.problem:
+            how = how_it_ended(ended, self._executor.kills)
+            return failure("ChildDied", f"the command {how}", seconds)
+        if ended.code:
+            told = f": {self._last_error}" if self._last_error else ""
+            return failure(
+                "ExitCode",
+                f"exit code {ended.code}{told}",
+                seconds,
+                retryable=ended.code not in (EX_USAGE, EX_DATAERR),
+            )
+        return self._success(seconds)
+
+    def _success(self, seconds: float) -> AttemptResult:
+        handler = self._attempt.handler or ""
+        try:
+            written = self._result_file.read_bytes().strip()
+        except OSError:
+            written = b""
+        if not (text := written or self._object):
+            return AttemptResult(seconds=seconds)
+        value = _parsed(text)
+        if not isinstance(value, dict):
+            return failure(
+                "InvalidResult",
+                f"handler {handler!r} wrote to TASKQUEUE_RESULT_FILE what is no JSON object: write "
+                '{"name": …}, or nothing',
+                seconds,
+                retryable=False,
+            )
+        return succeeded(value, seconds, handler=handler)
+
+
+class CommandExecutor:
+    """An `taskqueue.worker.executor.Executor` whose handlers are programs.
+
+    Args:
+        commands: the handlers.
+        spawner: makes the processes.
+        loop: everything here is called on it.
+        kill_grace_seconds: between SIGTERM and SIGKILL.
+        memory_mib: a program that holds more is killed; 0: no limit.
+    """
+
+    def __init__(
+        self,
+        commands: Iterable[Command],
+        spawner: Spawner,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        kill_grace_seconds: float = 5.0,
+        memory_mib: int = 0,
+    ) -> None:
+        self._commands = {command.name: command for command in commands}
+        self.spawner = spawner
+        self.loop = loop
+        self.kills = KillWatch()
+        self.memory_mib = memory_mib
+        self._grace = kill_grace_seconds
+        self._running: set[CommandExecution] = set()
+        self._deadlines: Deadlines[CommandExecution] = Deadlines(loop, _kill)
+        self._memory = MemoryWatch(loop, lambda: self._running)
+        self._none_left = asyncio.Event()
+
+    def start(self, attempt: Attempt, done: Callable[[AttemptResult], None]) -> Execution:
+        """Run the attempt's program."""
+        command = self._commands.get(attempt.handler or "")
+        if command is None:
+            self.loop.call_soon(done, unknown_handler(attempt.handler, self._commands))
+            return NothingRan()
+        try:
+            execution = CommandExecution(self, command, attempt, done)
+        except TypeError as problem:
+            reason = f"the payload cannot be passed to handler {command.name!r}: {problem}"
+            result = failure("InvalidPayload", reason, 0.0, retryable=False)
+        except OSError as problem:
+            reason = (
+                f"no place for the files of an attempt ({problem}): mount an emptyDir at "
+                f"{tempfile.gettempdir()}, or set TMPDIR"
+            )
+            result = failure("ChildDied", reason, 0.0)
+        else:
+            self._running.add(execution)
+            if self.memory_mib:
+                self._memory.begin()
+            return execution
+        self.loop.call_soon(done, result)
+        return NothingRan()
+
+    def expect_end(self, execution: CommandExecution) -> None:
+        """Kill it unless it ends within the grace."""
+        self._deadlines.set_first(execution, self.loop.time() + self._grace)
+
+    def ended(self, execution: CommandExecution) -> None:
+        """It is gone."""
+        self._running.discard(execution)
+        self._deadlines.drop(execution)
+        if not self._running:
+            self._none_left.set()
+
+    async def close(self, seconds: float = 0.0) -> None:
+        """Have what runs end within so many seconds; the spawner's end ends the rest."""
+        for execution in list(self._running):
+            execution.cancel()
+        if self._running:
+            self._none_left.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._none_left.wait()
+        self._memory.close()
+        self._deadlines.close()
+
+
+def _kill(execution: CommandExecution) -> None:
+    execution.kill()
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None

@@ -1,0 +1,327 @@
+"""Runs attempts by HTTP: ``--http 'NAME=http://127.0.0.1:8000/path'``, for a service in the pod.
+
+The payload is POSTed as JSON; Taskqueue- headers say what the service is to know of the attempt.
+An answer 2xx is success and its body, if it is a JSON object, the result. 408, 425, 429, 5xx and no
+answer at all are failures that are retried, after the time of a Retry-After if there is one; any
+other status is a failure that no retry helps. When an attempt is to end, its connection is closed
+and a DELETE with its uid sent to the same URL; whether that ends the work is the service's affair.
+
+NAME ``*`` stands for every handler that is not served otherwise; its name is appended to the URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+import orjson
+
+from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.executors.function import NothingRan
+from taskqueue.worker.outcome import MAX_RESULT_BYTES, failure, succeeded, unknown_handler
+from taskqueue.worker.sdk import Progress
+
+#: The NAME that stands for every handler.
+ANY = "*"
+
+_RETRYABLE = {408, 425, 429}
+
+#: How long making a connection may take, in seconds.
+_CONNECT_SECONDS = 10.0
+
+#: Bytes of an answer that are read: more than a result may have, for an error that says so.
+_ANSWER_BYTES = 16 * MAX_RESULT_BYTES
+
+#: Characters of an answer that stand in an error's message.
+_SHOWN = 200
+
+
+class HttpError(ValueError):
+    """An option of the command line is wrong; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A handler that is a URL."""
+
+    name: str
+    url: str
+
+    @classmethod
+    def parse(cls, text: str, *, anywhere: bool = False) -> Target:
+        """Read ``NAME=URL``.
+
+        Args:
+            text: the option's value.
+            anywhere: allow addresses outside of the pod.
+
+        Raises:
+            HttpError: it is not that, or the address is not of this pod.
+        """
+        name, separator, url = (part.strip() for part in text.partition("="))
+        how = "give --http 'NAME=http://127.0.0.1:8000/path'"
+        if not separator or not name:
+            raise HttpError(f"--http {text!r} names no handler: {how}")
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError as problem:
+            raise HttpError(f"--http {text!r}: {problem}: {how}") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise HttpError(f"--http {text!r} names no http:// address: {how}")
+        if not anywhere and not _is_loopback(host):
+            raise HttpError(
+                f"--http {text!r}: {host} is not an address of this pod: give 127.0.0.1, or add "
+                "--http-anywhere if payloads may leave the pod"
+            )
+        return cls(name, url)
+
+    def url_for(self, handler: str) -> str:
+        """Return where attempts of the handler are sent."""
+        return f"{self.url.rstrip('/')}/{quote(handler, safe='')}" if self.name == ANY else self.url
+
+
+class HttpExecution:
+    """A request on its way."""
+
+    killable = True
+    progress: Progress | None = None
+
+    def __init__(
+        self,
+        executor: HttpExecutor,
+        url: str,
+        attempt: Attempt,
+        body: bytes,
+        done: Callable[[AttemptResult], None],
+    ) -> None:
+        self._executor = executor
+        self._url = url
+        self._attempt = attempt
+        self._body = body
+        self._done = done
+        self._began = executor.loop.time()
+        self._cancelled = False
+        self._killed = False
+        self.task = executor.loop.create_task(self._run())
+        self.task.add_done_callback(self._ended)
+
+    def cancel(self) -> None:
+        """Close the connection and send the DELETE; it may take as long as the grace."""
+        if not self._cancelled:
+            self._cancelled = True
+            self.task.cancel()
+
+    def kill(self) -> bool:
+        """Wait for nothing any more."""
+        self._cancelled = self._killed = True
+        self.task.cancel()
+        return True
+
+    async def _run(self) -> AttemptResult:
+        try:
+            return await self._post()
+        except asyncio.CancelledError:
+            if not self._killed:
+                await self._delete()
+            raise
+
+    async def _post(self) -> AttemptResult:
+        session = self._executor.session()
+        try:
+            async with session.post(
+                self._url, data=self._body, headers=_headers(self._attempt), allow_redirects=False
+            ) as answer:
+                text = await _read(answer)
+                return self._verdict(answer.status, answer.reason, answer.headers, text)
+        except (aiohttp.ClientError, OSError, TimeoutError) as problem:
+            why = str(problem) or type(problem).__name__
+            return failure("HttpUnreachable", f"no answer from {self._url}: {why}", self._seconds)
+
+    async def _delete(self) -> None:
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with (
+                asyncio.timeout(self._executor.grace_seconds),
+                self._executor.session().delete(
+                    self._url, headers={"Taskqueue-Uid": _header(self._attempt.uid)}
+                ),
+            ):
+                pass
+
+    def _verdict(
+        self, status: int, reason: str | None, headers: Mapping[str, str], text: bytes
+    ) -> AttemptResult:
+        if 200 <= status < 300:
+            return self._success(text)
+        said = text.decode("utf-8", "replace").strip().partition("\n")[0][:_SHOWN]
+        words = f"{self._url} answered {status} {reason or _phrase(status)}"
+        return failure(
+            "HttpStatus",
+            f"{words}: {said}" if said else words,
+            self._seconds,
+            retryable=status in _RETRYABLE or status >= 500,
+            retry_after=_retry_after(headers.get("Retry-After")),
+        )
+
+    def _success(self, text: bytes) -> AttemptResult:
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            if len(text) > _ANSWER_BYTES and text.lstrip().startswith(b"{"):
+                value = {"text": text.decode("utf-8", "replace")}  # told as too large
+            else:
+                value = None
+        return succeeded(
+            value if isinstance(value, dict) else None,
+            self._seconds,
+            handler=self._attempt.handler or "",
+        )
+
+    def _ended(self, task: asyncio.Task[AttemptResult]) -> None:
+        self._executor.ended(self)
+        if task.cancelled():
+            result = failure("Cancelled", "the request was given up", self._seconds)
+        elif (problem := task.exception()) is not None:
+            result = failure("HttpUnreachable", f"{type(problem).__name__}: {problem}", 0.0)
+        else:
+            result = task.result()
+        self._done(result)
+
+    @property
+    def _seconds(self) -> float:
+        return self._executor.loop.time() - self._began
+
+
+class HttpExecutor:
+    """An `taskqueue.worker.executor.Executor` whose handlers are URLs.
+
+    Args:
+        targets: the handlers.
+        loop: everything here is called on it.
+        kill_grace_seconds: how long a DELETE may take.
+    """
+
+    def __init__(
+        self,
+        targets: Iterable[Target],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        kill_grace_seconds: float = 5.0,
+    ) -> None:
+        self._targets = {target.name: target for target in targets}
+        self.loop = loop
+        self.grace_seconds = kill_grace_seconds
+        self._session: aiohttp.ClientSession | None = None
+        self._running: set[HttpExecution] = set()
+
+    def start(self, attempt: Attempt, done: Callable[[AttemptResult], None]) -> Execution:
+        """Send the attempt to its URL."""
+        name = attempt.handler or ""
+        target = self._targets.get(name) or (self._targets.get(ANY) if name else None)
+        if target is None:
+            self.loop.call_soon(done, unknown_handler(attempt.handler, self._targets))
+            return NothingRan()
+        try:
+            body = orjson.dumps(attempt.payload)
+        except TypeError as problem:
+            reason = f"the payload cannot be passed to handler {name!r}: {problem}"
+            result = failure("InvalidPayload", reason, 0.0, retryable=False)
+            self.loop.call_soon(done, result)
+            return NothingRan()
+        execution = HttpExecution(self, target.url_for(name), attempt, body, done)
+        self._running.add(execution)
+        return execution
+
+    def session(self) -> aiohttp.ClientSession:
+        """Return the session, made when it is first needed."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # The attempt's own time-out is the runtime's.
+                timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS),
+            )
+        return self._session
+
+    def ended(self, execution: HttpExecution) -> None:
+        """It is over."""
+        self._running.discard(execution)
+
+    async def close(self, seconds: float = 0.0) -> None:
+        """Have what runs end within so many seconds."""
+        tasks = [execution.task for execution in self._running]
+        for execution in list(self._running):
+            execution.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        for task in tasks:
+            task.cancel()
+        if self._session is not None:
+            await self._session.close()
+
+
+def _headers(attempt: Attempt) -> dict[str, str]:
+    headers = {
+        "Content-Type": "application/json",
+        "Taskqueue-Task": _header(attempt.task),
+        "Taskqueue-Uid": _header(attempt.uid),
+        "Taskqueue-Attempt": str(attempt.attempt),
+        "Taskqueue-Max-Attempts": str(attempt.max_attempts),
+        "Taskqueue-Timeout-Seconds": f"{attempt.timeout_seconds:g}",
+    }
+    if attempt.fence is not None:
+        headers["Taskqueue-Fence"] = str(attempt.fence)
+    return headers
+
+
+def _header(text: str) -> str:
+    """Return a header's value: a correlation id may be any text, a header may not."""
+    if text.isascii() and text.isprintable():
+        return text
+    return quote(text, safe="/:=+ ", errors="replace")
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    """Return the body, or a little more of it than is wanted."""
+    text = b""
+    async for chunk in answer.content.iter_any():
+        text += chunk
+        if len(text) > _ANSWER_BYTES:
+            break
+    return text
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Return the seconds a Retry-After asks for: a number, or a date."""
+    if value is None:
+        return None
+    try:
+        if value.strip().isdigit():
+            return float(value)
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

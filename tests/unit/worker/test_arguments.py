@@ -1,0 +1,173 @@
+"""The worker's command line, and what executors are made from it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskqueue.logs import LogFormat
+from taskqueue.worker import assembly, command
+from taskqueue.worker import settings as settings_module
+from taskqueue.worker.arguments import Arguments
+from taskqueue.worker.assembly import Assembled, assemble
+from taskqueue.worker.executor import Attempt, AttemptResult
+from taskqueue.worker.executors.command import CommandExecutor
+from taskqueue.worker.executors.function import FunctionExecutor, NothingRan
+from taskqueue.worker.executors.http import HttpExecutor
+from taskqueue.worker.executors.launch import Recipe
+from taskqueue.worker.executors.router import Router
+from taskqueue.worker.loading import StartError
+from taskqueue.worker.sdk import Registry
+from taskqueue.worker.settings import VARIABLES, HandlerExecutor
+from tests.unit.worker.children import attempt
+from tests.unit.worker.fakes import settings
+
+SERVICE = "http://127.0.0.1:8000/run"
+
+
+def test_all_kinds_go_together() -> None:
+    words = ["--command", "a=true", "shop", "--http", f"b={SERVICE}", "--command=c=ls", "more"]
+    assert Arguments.parse([*words, "--http-anywhere"]) == Arguments(
+        modules=("shop", "more"),
+        commands=("a=true", "c=ls"),
+        targets=(f"b={SERVICE}",),
+        http_anywhere=True,
+    )
+
+
+def test_nothing_to_serve(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([], {}) == 1
+    assert "nothing to serve: give a module" in capsys.readouterr().err
+
+
+def test_the_help_names_every_option_and_every_variable(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"], {})
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("MODULE", "--command", "--http ", "--http-anywhere", *VARIABLES):
+        assert word in text
+
+
+def test_the_variables_of_the_help_are_those_that_are_read() -> None:
+    source = Path(settings_module.__file__ or "").read_text()
+    read = set(re.findall(r'(?:values, |get\()"((?:TASKQUEUE|POD|NODE)_[A-Z_]+)"', source))
+    assert read | {"TASKQUEUE_BROKER_URI"} == set(VARIABLES)
+
+
+def test_an_option_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["shop", "--comand", "x"], {})
+    assert ended.value.code == 2
+    assert "usage: python -m taskqueue worker" in capsys.readouterr().err
+
+
+def assembled(
+    monkeypatch: pytest.MonkeyPatch, arguments: Arguments, *functions: Any, **changes: Any
+) -> Assembled:
+    """Assemble a worker for these functions, as if a module had them; nothing is forked."""
+    registry = Registry()
+    for function in functions:
+        registry.register(function)
+    monkeypatch.setattr(assembly, "registry", registry)
+    recipe = Recipe(modules=arguments.modules, log_format=LogFormat.JSON, log_level="INFO")
+    loop = asyncio.get_running_loop()
+    launched: Any = object() if arguments.commands else None
+    monkeypatch.setattr(assembly, "Spawner", lambda *_: object())
+    changes = {"executor": HandlerExecutor.THREAD, **changes}
+    return assemble(settings(**changes), arguments, recipe, launched, loop)
+
+
+def resize(payload: dict[str, Any]) -> None:
+    """A handler."""
+
+
+async def test_functions_alone_need_no_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = assembled(monkeypatch, Arguments(modules=("shop",)), resize)
+    assert isinstance(made.executor, FunctionExecutor)
+    assert made.handlers == ("resize",)
+
+
+async def test_each_handler_goes_to_its_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[type, str | None]] = []
+
+    def start(self: Any, attempt: Attempt, done: Any) -> NothingRan:
+        started.append((type(self), attempt.handler))
+        return NothingRan()
+
+    for kind in (FunctionExecutor, CommandExecutor, HttpExecutor):
+        monkeypatch.setattr(kind, "start", start)
+    arguments = Arguments(modules=("shop",), commands=("ls=ls",), targets=(f"*={SERVICE}",))
+    made = assembled(monkeypatch, arguments, resize)
+    assert made.handlers == ("resize", "ls", "*")
+    for name in ("resize", "ls", "pack", None):
+        made.executor.start(attempt(name), lambda result: None)
+    assert started == [
+        (FunctionExecutor, "resize"),
+        (CommandExecutor, "ls"),
+        (HttpExecutor, "pack"),
+        (FunctionExecutor, "resize"),
+    ]
+
+
+async def test_a_single_command_takes_messages_that_name_none() -> None:
+    asked: list[str | None] = []
+
+    class One:
+        def start(self, attempt: Attempt, done: Any) -> NothingRan:
+            asked.append(attempt.handler)
+            return NothingRan()
+
+        async def close(self, seconds: float = 0.0) -> None: ...
+
+    loop = asyncio.get_running_loop()
+    Router(loop, {"ls": One()}).start(attempt(None), lambda result: None)
+    assert asked == ["ls"]
+    for router in (
+        Router(loop, {"ls": One(), "ps": One()}),
+        Router(loop, {"ls": One()}, rest=One()),
+        Router(loop, {}, rest=One()),
+    ):
+        results: asyncio.Queue[AttemptResult] = asyncio.Queue()
+        router.start(attempt(None), results.put_nowait)
+        error = (await results.get()).error
+        assert error is not None
+        assert error.type == "UnknownHandler"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (Arguments(modules=("shop",), commands=("resize=ls",)), "two handlers are called 'resize'"),
+        (Arguments(commands=("ls=ls", "ls=ls")), "two handlers are called 'ls'"),
+        (Arguments(commands=("ls",)), "names no handler"),
+        (Arguments(targets=("a=http://example.com",)), "--http-anywhere"),
+        (Arguments(targets=(f"*={SERVICE}", f"*={SERVICE}")), "two handlers are called '*'"),
+    ],
+)
+async def test_what_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, arguments: Arguments, words: str
+) -> None:
+    with pytest.raises(StartError) as told:
+        assembled(monkeypatch, arguments, resize)
+    assert words in str(told.value)
+
+
+async def test_a_start_hook_that_fails_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ValueError("no database")
+
+    registry = Registry()
+    registry.register(resize)
+    registry.start_hooks.append(fail)
+    monkeypatch.setattr(assembly, "registry", registry)
+    recipe = Recipe(modules=["shop"], log_format=LogFormat.JSON, log_level="INFO")
+    loop = asyncio.get_running_loop()
+    with pytest.raises(StartError, match="hook failed: ValueError: no database"):
+        assemble(settings(), Arguments(modules=("shop",)), recipe, None, loop)
