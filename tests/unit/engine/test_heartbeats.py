@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskqueue.broker.contract import HEARTBEATS_EXCHANGE
-from taskqueue.broker.events import EventKind
+from taskqueue.broker.events import EventError, EventKind
 from taskqueue.broker.heartbeats import Heartbeat, RunningAttempt, WorkerState, encode
 from taskqueue.broker.orders import Order, OrderKind
 from taskqueue.domain.queue import QueueConfig, StopPolicy
@@ -121,6 +121,28 @@ async def test_progress_goes_with_the_attempt() -> None:
     assert "progress" not in engine.writer.writes[-1].status
 
 
+@pytest.mark.parametrize(("again", "kept"), [("pod-1", True), ("pod-2", False)])
+async def test_progress_goes_with_the_worker_too(again: str, kept: bool) -> None:
+    engine = Engine()
+    entry = await running(engine)
+    beat(engine, attempt(entry, 40))
+    # After a reconnect, or because the broker has delivered it to another.
+    engine.tasks._recorder.started(entry, attempt=1, worker=again)
+    assert (entry.status.progress is not None) == kept
+
+
+async def test_progress_goes_when_the_next_worker_does_not_know_the_handler() -> None:
+    engine = Engine()
+    entry = await running(engine)
+    beat(engine, attempt(entry, 40))
+    error = EventError(type="UnknownHandler", message="no handler resize")
+    engine.event(entry, EventKind.FAILED, error=error)
+    await until_time(6)
+    assert engine.writer.phases == ["Blocked"]
+    assert "progress" not in engine.writer.writes[0].status
+    assert engine.writer.writes[0].status["worker"] == ""
+
+
 async def test_one_whose_start_is_not_known_is_running() -> None:
     engine = Engine()
     entry = await engine.published()
@@ -163,6 +185,8 @@ async def test_an_attempt_taken_back_is_to_stop_and_says_nothing_of_the_task() -
     entry = await running(engine)
     engine.add("t", suspend=True)
     await turn()
+    beat(engine, attempt(entry, 40))
+    assert engine.publisher.orders == [], "not before this is on record"
     engine.writer.writes[-1].succeed()
     await turn()
     released = Order(OrderKind.RELEASE, attempt(entry).token, entry.task.uid)
