@@ -9,12 +9,23 @@ thousand a second cost neither a task nor a Future each.
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pika import exceptions
-from pika.spec import Basic, BasicProperties
+from pika.spec import BasicProperties
+
+#: What it is called when a property or header has a wrong type, or is too long or too large.
+_NOT_ENCODABLE = (
+    exceptions.AMQPError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    UnicodeError,
+    struct.error,
+)
 
 #: How long a polite close may take before the caller goes on without it.
 CLOSE_SECONDS = 3.0
@@ -242,7 +253,7 @@ class Channel:
             return
         try:
             self._channel.basic_publish(exchange, key, body, properties, mandatory)
-        except (exceptions.AMQPError, TypeError, AssertionError) as problem:
+        except _NOT_ENCODABLE as problem:
             raise ValueError(
                 f"a message for exchange {exchange}, key {key}, cannot be encoded "
                 f"(floats are not possible in headers): {problem!r}"
@@ -261,10 +272,6 @@ class Channel:
                 before its ack.
         """
 
-        def confirmed(frame: Any) -> None:
-            method = frame.method
-            on_confirm(method.delivery_tag, method.multiple, type(method) is Basic.Ack)
-
         def returned(_: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
             on_return(
                 properties.message_id,
@@ -273,7 +280,7 @@ class Channel:
             )
 
         self._channel.add_on_return_callback(returned)
-        await self._call(lambda done: self._channel.confirm_delivery(confirmed, callback=done))
+        await self._call(lambda done: self._channel.select_confirms(on_confirm, done))
 
     async def close(self) -> None:
         """Close politely; after 3 s without an answer the channel is left to the connection."""

@@ -1,0 +1,230 @@
+"""The frames of deliveries, publishes and confirms, between bytes and the few things they say.
+
+pika makes some twenty objects of every message. Nearly all frames of a busy connection are of these
+kinds, so they are read and written here; every other frame is pika's. What is written is, byte for
+byte, what pika would write, and what is read is equal to what pika would read. Errors are pika's.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+from pika import data as pika_data
+from pika import exceptions
+from pika.compat import long
+from pika.spec import BasicProperties
+
+METHOD, HEADER, BODY = 1, 2, 3
+#: In front of a frame's payload; behind it comes one byte, `END`.
+FRAME = struct.Struct(">BHI")
+END = 0xCE
+
+#: The first bytes of a method's payload: class and method.
+DELIVER = b"\x00\x3c\x00\x3c"
+ACK = b"\x00\x3c\x00\x50"
+NACK = b"\x00\x3c\x00\x78"
+
+_PUBLISH = b"\x00\x3c\x00\x28\x00\x00"
+_BASIC = 60
+_TAG = struct.Struct(">QB")
+_LONG = struct.Struct(">Q")
+_CONTENT = struct.Struct(">HHQH")
+_ACK_FRAME = struct.Struct(">BHI4sQBB")
+_HEAD_FRAME = struct.Struct(">BHIHHQH")
+_STRING_LENGTH = struct.Struct(">I")
+_INT = struct.Struct(">i")
+_LONG_INT = struct.Struct(">q")
+
+#: Flags of properties, in the order of what follows them.
+_CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE = 1 << 15, 1 << 14, 1 << 13, 1 << 12
+_PRIORITY, _CORRELATION_ID, _REPLY_TO, _EXPIRATION = 1 << 11, 1 << 10, 1 << 9, 1 << 8
+_MESSAGE_ID, _TIMESTAMP, _TYPE, _USER_ID = 1 << 7, 1 << 6, 1 << 5, 1 << 4
+_APP_ID = 1 << 3
+#: There is more than this module knows: pika reads it.
+_UNCOMMON = 1 << 2 | 1 << 1 | 1
+
+
+class Deliver(NamedTuple):
+    """What the broker says in front of a delivered message."""
+
+    consumer_tag: str
+    delivery_tag: int
+    redelivered: bool
+    exchange: str
+    routing_key: str
+
+
+def read_deliver(data: bytes, at: int) -> Deliver:
+    """Read the payload of a Basic.Deliver that begins at ``at``."""
+    consumer_tag, at = _read_string(data, at + 4)
+    delivery_tag, redelivered = _TAG.unpack_from(data, at)
+    exchange, at = _read_string(data, at + 9)
+    return Deliver(
+        consumer_tag, delivery_tag, redelivered & 1 == 1, exchange, _read_string(data, at)[0]
+    )
+
+
+def read_confirm(data: bytes, at: int) -> tuple[int, bool]:
+    """Read the tag of a Basic.Ack or Basic.Nack, and whether it is ``multiple``."""
+    tag, bits = _TAG.unpack_from(data, at + 4)
+    return tag, bits & 1 == 1
+
+
+def read_header(data: bytes, at: int, end: int) -> tuple[int, BasicProperties]:
+    """Read the payload of a content header: the length of the body, and the properties."""
+    _, _, length, flags = _CONTENT.unpack_from(data, at)
+    properties = BasicProperties()
+    if flags & _UNCOMMON:
+        return length, properties.decode(data[at + 12 : end])
+    at += 14
+    if flags & _CONTENT_TYPE:
+        properties.content_type, at = _read_string(data, at)
+    if flags & _CONTENT_ENCODING:
+        properties.content_encoding, at = _read_string(data, at)
+    if flags & _HEADERS:
+        properties.headers, at = _read_table(data, at)
+    if flags & _DELIVERY_MODE:
+        properties.delivery_mode = data[at]
+        at += 1
+    if flags & _PRIORITY:
+        properties.priority = data[at]
+        at += 1
+    if flags & _CORRELATION_ID:
+        properties.correlation_id, at = _read_string(data, at)
+    if flags & _REPLY_TO:
+        properties.reply_to, at = _read_string(data, at)
+    if flags & _EXPIRATION:
+        properties.expiration, at = _read_string(data, at)
+    if flags & _MESSAGE_ID:
+        properties.message_id, at = _read_string(data, at)
+    if flags & _TIMESTAMP:
+        (properties.timestamp,) = _LONG.unpack_from(data, at)
+        at += 8
+    if flags & _TYPE:
+        properties.type, at = _read_string(data, at)
+    if flags & _USER_ID:
+        properties.user_id, at = _read_string(data, at)
+    if flags & _APP_ID:
+        properties.app_id, at = _read_string(data, at)
+    return length, properties
+
+
+def ack_frame(channel: int, tag: int, *, multiple: bool) -> bytes:
+    """Return a Basic.Ack."""
+    return _ACK_FRAME.pack(METHOD, channel, 13, ACK, tag, multiple, END)
+
+
+def publish_frame(channel: int, exchange: str, key: str, *, mandatory: bool) -> bytes:
+    """Return a Basic.Publish; the same for every message that goes there.
+
+    Raises:
+        pika.exceptions.ShortStringTooLong: the exchange or the key.
+    """
+    payload = _PUBLISH + _string(exchange) + _string(key) + (b"\x01" if mandatory else b"\x00")
+    return FRAME.pack(METHOD, channel, len(payload)) + payload + b"\xce"
+
+
+def content_frames(channel: int, properties: BasicProperties, body: bytes) -> bytes:
+    """Return the header of a message, and its body where there is one, in one frame.
+
+    Raises:
+        pika.exceptions.AMQPError, AssertionError, TypeError, struct.error: a property cannot be
+            encoded.
+    """
+    pieces = [b""]
+    flags = 0
+    if properties.content_type is not None:
+        flags |= _CONTENT_TYPE
+        pieces.append(_string(properties.content_type))
+    if properties.content_encoding is not None:
+        flags |= _CONTENT_ENCODING
+        pieces.append(_string(properties.content_encoding))
+    if properties.headers is not None:
+        flags |= _HEADERS
+        pika_data.encode_table(pieces, properties.headers)
+    if properties.delivery_mode is not None:
+        flags |= _DELIVERY_MODE
+        pieces.append(struct.pack("B", properties.delivery_mode))
+    if properties.priority is not None:
+        flags |= _PRIORITY
+        pieces.append(struct.pack("B", properties.priority))
+    if properties.correlation_id is not None:
+        flags |= _CORRELATION_ID
+        pieces.append(_string(properties.correlation_id))
+    if properties.reply_to is not None:
+        flags |= _REPLY_TO
+        pieces.append(_string(properties.reply_to))
+    if properties.expiration is not None:
+        flags |= _EXPIRATION
+        pieces.append(_string(properties.expiration))
+    if properties.message_id is not None:
+        flags |= _MESSAGE_ID
+        pieces.append(_string(properties.message_id))
+    if properties.timestamp is not None:
+        flags |= _TIMESTAMP
+        pieces.append(_LONG.pack(properties.timestamp))
+    if properties.type is not None:
+        flags |= _TYPE
+        pieces.append(_string(properties.type))
+    if properties.user_id is not None:
+        flags |= _USER_ID
+        pieces.append(_string(properties.user_id))
+    if properties.app_id is not None:
+        flags |= _APP_ID
+        pieces.append(_string(properties.app_id))
+    size = sum(map(len, pieces)) + 14
+    pieces[0] = _HEAD_FRAME.pack(HEADER, channel, size, _BASIC, 0, len(body), flags)
+    if body:
+        pieces += (b"\xce", FRAME.pack(BODY, channel, len(body)), body)
+    pieces.append(b"\xce")
+    return b"".join(pieces)
+
+
+def _read_string(data: bytes, at: int) -> tuple[str, int]:
+    """Read a short string; one that is not UTF-8 stays bytes."""
+    begin = at + 1
+    end = begin + data[at]
+    text = data[begin:end]
+    try:
+        return text.decode(), end
+    except UnicodeDecodeError:
+        return text, end  # type: ignore[return-value]  # as pika has it
+
+
+def _read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
+    """Read a table of texts and whole numbers; pika reads any other."""
+    begin = at
+    end = at + 4 + _STRING_LENGTH.unpack_from(data, at)[0]
+    at += 4
+    table: dict[str, Any] = {}
+    while at < end:
+        name, at = _read_string(data, at)
+        kind = data[at]
+        if kind == 0x53:  # S, a long string
+            length = _STRING_LENGTH.unpack_from(data, at + 1)[0]
+            at += 5
+            text = data[at : at + length]
+            try:
+                table[name] = text.decode()
+            except UnicodeDecodeError:
+                table[name] = text
+            at += length
+        elif kind == 0x49:  # I, 32 bits
+            (table[name],) = _INT.unpack_from(data, at + 1)
+            at += 5
+        elif kind == 0x6C:  # l, 64 bits: the type has it written as such again
+            table[name] = long(*_LONG_INT.unpack_from(data, at + 1))
+            at += 9
+        else:
+            read: tuple[dict[str, Any], int] = pika_data.decode_table(data, begin)
+            return read
+    return table, at
+
+
+def _string(text: str) -> bytes:
+    """Return a short string."""
+    encoded = text if isinstance(text, bytes) else text.encode()
+    if len(encoded) > 255:
+        raise exceptions.ShortStringTooLong(encoded)
+    return bytes((len(encoded),)) + encoded
