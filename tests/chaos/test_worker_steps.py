@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from taskqueue.broker.connection import BrokerParameters
+from taskqueue.broker.connection import BrokerParameters, connect
+from taskqueue.broker.contract import work_queue
 from tests.chaos.following import Following
 from tests.chaos.frames import Frame, Hold, Way, relay_to
 from tests.conftest import RabbitMQ
@@ -61,6 +62,14 @@ class Bench:
 
     async def finished(self, name: str) -> Body:
         return await asyncio.to_thread(self.lab.finished, name, seconds=PATIENCE)
+
+    async def ready(self, queue: str) -> int:
+        """Count the messages of a TaskQueue that no worker has."""
+        connection = await connect(self.broker, name="bench")
+        channel = await connection.channel()
+        count = await channel.declare_queue(work_queue(self.lab.namespace, queue), passive=True)
+        await connection.close()
+        return count
 
     async def end(self) -> None:
         self.gate.open()
@@ -142,9 +151,10 @@ async def test_killed(bench: Bench, tell: list[str], step: Callable[[], Hold], r
             await relay.held.wait()
         assert len(bench.gate.pids) == runs - 1
         await worker.kill()
-    await bench.worker()
+    worker = await bench.worker()
+    await bench.gate.begun(runs)
     await assert_it_ended_once(bench, name)
-    await until_nothing_is_left(bench)
+    await assert_nothing_is_left(bench, worker)
     assert len(bench.gate.pids) == runs
     tell.append(f"ran {runs - 1} times more than needed")
 
@@ -180,10 +190,19 @@ async def kill_pod(bench: Bench, ours: str, step: Callable[[], Hold], runs: int)
         await asyncio.to_thread(lab.kill, pod["metadata"]["name"])
         relay.cut()
         await assert_it_ended_once(bench, name)
-        await until_nothing_is_left(bench, name)
-        lab.until(lambda: following.runs[uid] >= runs, what=f"{runs} runs of {name}")
+        seen = f"{runs} runs of {name}"
+        await asyncio.to_thread(lab.until, lambda: following.runs[uid] >= runs, what=seen)
+        lab.change_queue(name, scaling={"minReplicas": 0})
+        await asyncio.to_thread(lab.until, lambda: has_no_pod(lab, name), what=f"without {name}")
+        assert await bench.ready(name) == 0
         following.close()
         assert following.runs[uid] == runs, name
+
+
+def has_no_pod(lab: Lab, queue: str) -> bool:
+    """Tell whether not even one on its way out is left."""
+    pods = lab.api.get(lab.core("pods"), labelSelector=f"taskqueue.dev/queue={queue}")
+    return not pods["items"]
 
 
 def submit(lab: Lab, name: str) -> str:
@@ -203,11 +222,11 @@ async def test_killed_while_it_runs(bench: Bench, tell: list[str]) -> None:
     await bench.gate.begun()
     await worker.kill()
     await until_ended(bench.gate.pids[0])
-    await bench.worker()
+    worker = await bench.worker()
     await bench.gate.begun(2)
     bench.gate.open()
     await assert_it_ended_once(bench, "while-it-runs")
-    await until_nothing_is_left(bench)
+    await assert_nothing_is_left(bench, worker)
     assert len(bench.gate.pids) == 2
     tell.append("ran 1 times more than needed, the first not to its end")
 
@@ -227,9 +246,7 @@ async def test_a_killed_child_is_a_failed_attempt(bench: Bench, tell: list[str])
     assert (failed["outcome"], failed["reason"]) == ("Failed", "ChildDied")
     assert "SIGKILL" in failed["message"]
     assert len(bench.gate.pids) == 2
-    await until_nothing_is_left(bench)
-    worker.terminate()
-    assert await worker.ended() == 0, "the worker went on"
+    await assert_nothing_is_left(bench, worker)
     tell.append("ran once an attempt")
 
 
@@ -243,16 +260,11 @@ async def assert_it_ended_once(bench: Bench, name: str) -> None:
     assert ends == [status]
 
 
-async def until_nothing_is_left(bench: Bench, queue: str = "q") -> None:
-    """Wait until the broker has neither work nor deliveries that nobody has acknowledged."""
-    path = f"queues/%2F/taskqueue.{bench.lab.namespace}.{queue}"
-    query = "disable_stats=true&enable_queue_totals=true"
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            found = await asyncio.to_thread(bench.lab.broker_api, "GET", f"{path}?{query}")
-            if found["messages"] == 0:
-                return
-            await asyncio.sleep(0.1)
+async def assert_nothing_is_left(bench: Bench, worker: WorkerProcess) -> None:
+    """Fail unless the worker goes in order, and leaves no message behind."""
+    worker.terminate()
+    assert await worker.ended() == 0
+    assert await bench.ready("q") == 0
 
 
 async def until_ended(pid: int) -> None:
