@@ -73,19 +73,20 @@ def findings(
     return asyncio.run(judge_all())
 
 
-def problems(findings: Findings) -> list[str]:
-    return [
+def problems(findings: Findings) -> str:
+    return "\n".join(
         f"{check.point} {check.scene}: {check.text}: {check.problem}"
         for check in findings.ledger.checks
         if check.problem
-    ]
+    )
 
 
 @pytest.mark.parametrize("name", ["python", "go"])
 def test_our_workers_hold(findings: Mapping[str, Findings], name: str) -> None:
     if name not in findings:
         pytest.skip("Go is not installed")
-    assert not problems(findings[name])
+    found = problems(findings[name])
+    assert not found, f"{found}\nlogs: {findings[name].folder}"
     assert not findings[name].ledger.failed
 
 
