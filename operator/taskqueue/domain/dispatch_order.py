@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
@@ -10,6 +11,9 @@ K = TypeVar("K", bound=Hashable)
 
 #: The smallest window: enough to keep any pool busy for a round trip.
 MIN_WINDOW = 64
+
+#: The rate of finishing is that of the last seconds.
+_RATE_WINDOW_SECONDS = 5
 
 #: Removed entries a line may hold on to before it is rebuilt, beside as many as are waiting.
 _SLACK = 64
@@ -22,6 +26,27 @@ def window_size(*, max_published: int, slots: int, finished_in_5_seconds: int) -
     nearly everything that waits, and that a crash of the operator can repeat little.
     """
     return min(max_published, max(MIN_WINDOW, 2 * slots, finished_in_5_seconds))
+
+
+class FinishRate:
+    """How many Tasks finished in the last five seconds, counted by whole seconds."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[tuple[int, int]] = deque()
+
+    def add(self, now: float) -> None:
+        """Count one that finished now."""
+        second = int(now)
+        if self._seconds and self._seconds[-1][0] == second:
+            self._seconds[-1] = (second, self._seconds[-1][1] + 1)
+        else:
+            self._seconds.append((second, 1))
+
+    def recent(self, now: float) -> int:
+        """Return the count of the last five seconds."""
+        while self._seconds and self._seconds[0][0] < now - _RATE_WINDOW_SECONDS:
+            self._seconds.popleft()
+        return sum(count for _, count in self._seconds)
 
 
 class WaitingLine(Generic[K]):

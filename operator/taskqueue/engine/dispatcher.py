@@ -17,7 +17,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -25,11 +24,12 @@ from taskqueue.broker.contract import WORK_EXCHANGE, WorkMessage, routing_key
 from taskqueue.broker.orders import Order, OrderKind
 from taskqueue.broker.publisher import Publisher, Settled
 from taskqueue.domain.concurrency import KeySlots
-from taskqueue.domain.dispatch_order import WaitingLine, window_size
+from taskqueue.domain.dispatch_order import FinishRate, WaitingLine, window_size
 from taskqueue.domain.queue import QueueConfig, QueueKey
 from taskqueue.domain.task import Policy
 from taskqueue.domain.token import TokenKeys
 from taskqueue.engine.entry import Entry, Stage, log_fields
+from taskqueue.engine.lingering import Lingering
 from taskqueue.engine.metrics import PUBLISHED
 from taskqueue.engine.order_line import OrderLine
 from taskqueue.logs import EventLog
@@ -42,7 +42,6 @@ Clock = Callable[[], float]
 _BATCH = 128
 #: Pause after the broker refused a publish (queue full, no queue): it needs time or a hand.
 _REFUSED_PAUSE_SECONDS = 0.5
-_RATE_WINDOW_SECONDS = 5
 #: An attempt is given up when no outcome has come this long after its time-out: the worker reports
 #: one by then, if there is a worker.
 SILENCE_SECONDS = 10.0
@@ -62,27 +61,6 @@ class Ledger(Protocol):
 
     def silent(self, entry: Entry, since: float) -> None:
         """Take note that an attempt, with a worker since then, will not report any more."""
-
-
-class FinishRate:
-    """How many Tasks finished in the last five seconds, counted by whole seconds."""
-
-    def __init__(self) -> None:
-        self._seconds: deque[tuple[int, int]] = deque()
-
-    def add(self, now: float) -> None:
-        """Count one that finished now."""
-        second = int(now)
-        if self._seconds and self._seconds[-1][0] == second:
-            self._seconds[-1] = (second, self._seconds[-1][1] + 1)
-        else:
-            self._seconds.append((second, 1))
-
-    def recent(self, now: float) -> int:
-        """Return the count of the last five seconds."""
-        while self._seconds and self._seconds[0][0] < now - _RATE_WINDOW_SECONDS:
-            self._seconds.popleft()
-        return sum(count for _, count in self._seconds)
 
 
 class Dispatcher:
@@ -122,7 +100,7 @@ class Dispatcher:
         self._line: WaitingLine[Entry] = WaitingLine()
         #: Holders are Entries, and tokens of attempts that were taken back and may still run.
         self._keys: KeySlots[Entry | str] = KeySlots()
-        self._lingering: dict[str, tuple[str, asyncio.TimerHandle]] = {}
+        self._lingering = Lingering(self._let_go)
         self._held: set[Entry] = set()
         self._claiming: set[Entry] = set()
         #: In the order of publishing, which is that of the broker's queue.
@@ -250,20 +228,18 @@ class Dispatcher:
         """
         if not entry.key:
             return
-        key, token = entry.key, self.token(entry)
-        self._keys.take(key, token)
+        token = self.token(entry)
+        self._keys.take(entry.key, token)
         seconds = self.policy(entry).attempt_timeout_seconds + SILENCE_SECONDS
-        loop = asyncio.get_running_loop()
-        self._lingering[token] = (key, loop.call_later(seconds, self.answered, token))
+        self._lingering.add(token, entry.key, seconds)
 
     def answered(self, token: str) -> None:
         """Take note that no worker has this attempt any more."""
-        lingering = self._lingering.pop(token, None)
-        if lingering is not None:
-            key, timer = lingering
-            timer.cancel()
-            self._keys.release(key, token)
-            self._unpark(key)
+        self._lingering.end(token)
+
+    def _let_go(self, key: str, token: str) -> None:
+        self._keys.release(key, token)
+        self._unpark(key)
 
     def order(self, kind: OrderKind, token: str, uid: str) -> None:
         """Tell the workers; kept until the broker has it."""

@@ -6,9 +6,8 @@ import pytest
 
 from taskqueue.broker.events import EventKind
 from taskqueue.broker.publisher import Settled
-from taskqueue.domain.dispatch_order import MIN_WINDOW
+from taskqueue.domain.dispatch_order import MIN_WINDOW, FinishRate
 from taskqueue.domain.task import Backoff
-from taskqueue.engine.dispatcher import FinishRate
 from taskqueue.engine.entry import Stage
 from tests.unit.engine.fakes import Engine, turn
 
