@@ -82,7 +82,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs less runs first."""
-    order = ["unit", "integration", "e2e", "chaos"]
+    order = ["unit", "integration", "conformance", "e2e", "chaos"]
     here = Path(__file__).parent
 
     def rank(item: pytest.Item) -> int:
