@@ -15,7 +15,7 @@ import sys
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from taskqueue.broker.events import EventError, EventKind
 from taskqueue.broker.orders import OrderKind
@@ -27,7 +27,7 @@ from tests.unit.engine.fakes import EPOCH, KEY
 from tests.unit.engine.laws import TIMEOUT
 from tests.unit.engine.world import World
 
-NAMES = ("a", "b", "c", "d", "e")
+NAMES = ("a", "b", "c", "d")
 names = st.sampled_from(NAMES)
 #: Which of a Task's messages: mostly the latest.
 ages = st.sampled_from([0, 0, 0, 0, 1, 2])
@@ -48,11 +48,18 @@ class Life(RuleBasedStateMachine):
         if not self.world.feed_lags:
             self.world.feed()
 
+    @initialize(keys=st.lists(st.sampled_from(["", "k", "k"]), min_size=1, max_size=4))
+    def begin(self, keys: list[str]) -> None:
+        """Begin with work under way: a life of no Tasks teaches little."""
+        for name, key in zip(NAMES, keys, strict=False):
+            self.create(name, key, [], False, 0, None, None, False, False)
+        self.all_statuses_are_written()
+
     # People.
 
     @rule(
         name=names,
-        key=st.sampled_from(["", "", "k"]),
+        key=st.sampled_from(["", "k"]),
         needs=st.lists(names, max_size=2, unique=True),
         depends=st.booleans(),
         priority=st.sampled_from([0, 0, 7]),
@@ -92,30 +99,35 @@ class Life(RuleBasedStateMachine):
         if not self.world.is_unfinished(name):
             self.create(name, "k" if keyed else "", [], False, 0, None, None, False, False)
 
+    @precondition(lambda self: self.world.tasks)
     @rule(name=names, suspend=st.booleans())
     def suspend_or_resume(self, name: str, suspend: bool) -> None:
         if self.world.is_unfinished(name):
             self.world.edit(name, suspend=suspend)
             self.seen()
 
+    @precondition(lambda self: self.world.tasks)
     @rule(name=names)
     def cancel(self, name: str) -> None:
         if self.world.is_unfinished(name):
             self.world.edit(name, cancel=True)
             self.seen()
 
+    @precondition(lambda self: self.world.tasks)
     @rule(name=names, priority=st.integers(-1, 1))
     def prioritize(self, name: str, priority: int) -> None:
         if self.world.is_unfinished(name):
             self.world.edit(name, priority=priority)
             self.seen()
 
+    @precondition(lambda self: self.world.tasks)
     @rule(name=names, needs=st.lists(names, max_size=2, unique=True))
     def depend_on_others(self, name: str, needs: list[str]) -> None:
         if self.world.is_unfinished(name):
             self.world.edit(name, dependsOn=[need for need in needs if need != name])
             self.seen()
 
+    @precondition(lambda self: self.world.tasks)
     @rule(name=names)
     def delete(self, name: str) -> None:
         if name in self.world.tasks:
@@ -126,29 +138,31 @@ class Life(RuleBasedStateMachine):
     def write_config_map(self, text: str | None) -> None:
         self.world.put_config_map(None if text is None else {"k": text})
 
-    @rule(stop=st.sampled_from(StopPolicy))
+    @precondition(lambda self: self.world.queue is not None)
+    @rule(stop=st.sampled_from([*StopPolicy, StopPolicy.NONE]))
     def hold_or_let_go(self, stop: StopPolicy) -> None:
         if self.world.queue is not None:
             self.world.put_queue(stop_policy=stop)
 
+    @precondition(lambda self: self.world.queue is not None)
     @rule(limit=st.sampled_from([1, 2]))
     def limit_keys(self, limit: int) -> None:
         if self.world.queue is not None:
             self.world.put_queue(per_key=limit)
 
-    @rule()
-    def delete_or_create_the_queue(self) -> None:
+    @rule(stays=st.sampled_from([False, False, True]))
+    def delete_or_create_the_queue(self, stays: bool) -> None:
         if self.world.queue is not None:
             self.world.drop_queue()
-        else:
+        if not stays:
             self.world.put_queue()
 
     # What carries words.
 
     @rule()
-    def feed_lags_or_catches_up(self) -> None:
-        self.world.feed_lags = not self.world.feed_lags
-        self.seen()
+    def feed_lags(self) -> None:
+        """Until some time has passed."""
+        self.world.feed_lags = True
 
     @precondition(lambda self: self.world.unwritten)
     @rule(name=names, first=st.sampled_from([1, 99]), late=st.booleans())
@@ -192,15 +206,20 @@ class Life(RuleBasedStateMachine):
             arrived=arrived and not returned,
         )
 
-    @rule(arrived=st.booleans(), closed_first=st.booleans())
-    def broker_goes_or_comes(self, arrived: bool, closed_first: bool) -> None:
+    @rule(
+        arrived=st.booleans(),
+        closed_first=st.booleans(),
+        stays=st.sampled_from([False, False, True]),
+    )
+    def broker_goes_or_comes(self, arrived: bool, closed_first: bool, stays: bool) -> None:
         if self.world.broker_up:
             self.world.lose_broker(arrived=arrived, closed_first=closed_first)
-        else:
+        if not stays:
             self.world.find_broker()
 
     # Workers.
 
+    @precondition(lambda self: self.world.messages)
     @rule(
         name=names,
         age=ages,
@@ -221,14 +240,17 @@ class Life(RuleBasedStateMachine):
             why = EventError(type=error, message="it broke", retryable=error != "Final")
             self.world.report(message, kind, why if kind is EventKind.FAILED else None)
 
+    @precondition(lambda self: self.world.messages)
     @rule(name=names)
     def worker_fails(self, name: str) -> None:
         self.worker_tells(name, 0, EventKind.FAILED, "Boom")
 
+    @precondition(lambda self: self.world.messages)
     @rule(name=names)
     def worker_succeeds(self, name: str) -> None:
         self.worker_tells(name, 0, EventKind.SUCCEEDED, "")
 
+    @precondition(lambda self: self.world.messages)
     @rule(name=names, age=ages)
     def broker_gives_up(self, name: str, age: int) -> None:
         message = self.world.latest(name, age)
@@ -241,6 +263,7 @@ class Life(RuleBasedStateMachine):
         letters = self.world.letters
         self.world.send_again(letters[-1 - age % len(letters)])
 
+    @precondition(lambda self: self.world.messages)
     @rule(name=names, token=st.sampled_from(["k.00", "nobody.00"]))
     def worker_lies(self, name: str, token: str) -> None:
         message = self.world.latest(name, 0)
@@ -252,23 +275,28 @@ class Life(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.2, 0.6, 1.1, 2.1, 6.0]))
     def time_passes(self, seconds: float) -> None:
         self.world.loop.pass_time(seconds)
+        self.world.feed_lags, self.world.engine.leads = False, True
+        self.seen()
 
     @rule()
     def much_time_passes(self) -> None:
-        self.world.loop.pass_time(TIMEOUT + 11.0)
+        self.time_passes(TIMEOUT + 11.0)
 
+    @precondition(lambda self: self.world.messages)
     @rule(ready=st.sampled_from([0, 0, 1, 9]), reporting=st.sampled_from([True, True, False]))
     def broker_counts(self, ready: int, reporting: bool) -> None:
         self.world.count_ready(ready, reporting=reporting)
 
+    @precondition(lambda self: self.world.messages)
     @rule()
     def broker_has_lost_the_queue(self) -> None:
         if self.world.broker_up and self.world.queue is not None:
             self.world.loop.do(self.world.engine.dispatcher.republish_all)
 
     @rule()
-    def lease_is_uncertain_for_a_moment(self) -> None:
-        self.world.engine.leads = not self.world.engine.leads
+    def lease_is_uncertain(self) -> None:
+        """Until some time has passed: its renewal was only slow."""
+        self.world.engine.leads = False
 
     @rule(written=st.booleans(), arrived=st.booleans())
     def operator_is_killed(self, written: bool, arrived: bool) -> None:

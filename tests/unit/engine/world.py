@@ -259,6 +259,7 @@ class World:
         writes = [one for one in self.engine.writer.writes if _name(one) == name][:first]
         for one in writes:
             self.engine.writer.writes.remove(one)
+        refuse = refuse and self.is_unfinished(name)  # what it took once it takes again
         fate: Written | Refused = Refused(422, "too long") if refuse else self._write(writes[-1])
         if late and not self.feed_lags:
             self.feed()
