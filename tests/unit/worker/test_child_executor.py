@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from taskqueue import Context, Fail, Retry
+from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.outcome import MAX_RESULT_BYTES
 from taskqueue.worker.sdk import Registry
-from tests.unit.worker.children import PATIENCE, appears, children, gone
+from tests.unit.worker.children import PATIENCE, appears, attempt, children, gone
 
 
 async def test_a_handler_runs_in_another_process_and_knows_its_attempt() -> None:
@@ -192,23 +193,31 @@ async def test_what_it_logs_has_the_fields_of_its_attempt(
 
 async def test_output_becomes_log_lines_of_the_attempt(caplog: pytest.LogCaptureFixture) -> None:
     def handler(payload: dict[str, Any]) -> None:
-        print(f"a line of {payload['number']}")
+        print("\n".join([f"a line of {payload['number']}"] * 200))
         os.write(2, b"and one without an end ")
         os.system("echo from a program")  # noqa: S605
 
     caplog.set_level(logging.INFO)
     async with children(handler, capture=True) as nursery:
-        for number in (1, 2):
-            await nursery.run({"number": number}, task=f"shop/task-{number}")
+        first, second = (
+            attempt(payload={"number": number}, task=f"shop/task-{number}") for number in (1, 2)
+        )
+
+        def go_on(result: AttemptResult) -> None:
+            # At once, as the runtime does: what the first has written may not have been read yet.
+            nursery.executor.start(second, nursery.results.put_nowait)
+
+        nursery.executor.start(first, go_on)
+        await nursery.result()
     told = [
         (record.fields["task"], record.fields["text"])  # type: ignore[attr-defined]
         for record in caplog.records
         if record.getMessage() == "handler.output"
     ]
     assert told == [
-        ("task-1", "a line of 1"),
+        *[("task-1", "a line of 1")] * 200,
         ("task-1", "and one without an end from a program"),
-        ("task-2", "a line of 2"),
+        *[("task-2", "a line of 2")] * 200,
         ("task-2", "and one without an end from a program"),
     ]
 
