@@ -138,10 +138,12 @@ class Recorder:
     def released(self, entry: Entry, word: Delivery) -> None:
         """Publish an attempt again that a worker gave back; its token stays good.
 
-        A concurrency key is claimed anew, so that the number that fences it off grows.
+        Not so with a concurrency key: this word may come twice, and the second must not have the
+        Task run beside itself. It is claimed anew, so that the number that fences it off grows.
         """
         self._settle_word(entry, word)
-        self.change(entry, lifecycle.unclaimed(lifecycle.released(entry.status)))
+        again = lifecycle.taken_back if entry.key else lifecycle.released
+        self.change(entry, again(entry.status))
         self._dispatcher_of(entry).submit(entry)
         self._look(entry)
 

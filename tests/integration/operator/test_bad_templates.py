@@ -137,5 +137,6 @@ def test_a_refused_pod_is_explained_and_comes_when_it_may(lab: Lab) -> None:
     assert 'violates PodSecurity "restricted' in message
     assert "0 of 1 workers are available" in message
     lab.api.patch(namespace, {"metadata": {"labels": {label: None}}})
-    assert lab.finished("for-forbidden")["phase"] == "Succeeded"
+    # Kubernetes itself waits ever longer before it tries a refused pod again.
+    assert lab.finished("for-forbidden", seconds=180)["phase"] == "Succeeded"
     lab.ready("forbidden")
