@@ -1,4 +1,4 @@
-"""The connection work comes in by: one consumer, registered again after whatever ended it.
+"""The connection work comes in by: a consumer, registered again after whatever ended it.
 
 A closed connection, a closed channel and a consumer the broker cancelled are one case: deliveries
 in hand are worthless for acknowledging, and the consumer is registered anew after a back-off. The
@@ -53,7 +53,7 @@ class Intake(Protocol):
 
 
 class ConsumeLine:
-    """One consumer on one queue, for as long as the worker lives.
+    """A consumer on one queue, for as long as the worker lives.
 
     Attributes:
         registered: whether the consumer is registered with the broker now.
@@ -94,9 +94,10 @@ class ConsumeLine:
     def want_prefetch(self, count: int) -> None:
         """Change the prefetch soon.
 
-        The consumer is cancelled and registered again on its channel: a prefetch set on a live
-        consumer has no effect. A lower one is registered when no more deliveries than that are
-        in hand.
+        A prefetch set on a live consumer has no effect. For a higher one another consumer is
+        registered beside it, for the difference: a cancel would cost what is on its way a delivery,
+        as the broker counts what it could not hand over any more. For a lower one all are cancelled,
+        and one is registered when no more deliveries than that are in hand.
         """
         if count != self._wanted:
             self._wanted = count
@@ -202,18 +203,23 @@ class ConsumeLine:
             ended = await self._watch(channel, cancelled, lambda: self._stopping or self._caught_up)
             if ended is not None:
                 return ended
+            tags: list[str] = []
             while not self._stopping:
+                present = self.prefetch if tags else 0
                 self.prefetch = self._wanted
-                await channel.set_prefetch(self.prefetch)
-                tag = await channel.consume(self._queue, self._intake.delivered, on_cancel)
+                await channel.set_prefetch(self.prefetch - present)
+                tags.append(await channel.consume(self._queue, self._intake.delivered, on_cancel))
                 self._register(True)
                 ended = await self._watch(
                     channel, cancelled, lambda: self._stopping or self._wanted != self.prefetch
                 )
+                if ended is None and not self._stopping and self._wanted > self.prefetch:
+                    continue
                 self._register(False)
                 if ended is not None:
                     return ended
-                await channel.cancel(tag)
+                while tags:
+                    await channel.cancel(tags.pop())
                 ended = await self._watch(
                     channel,
                     cancelled,

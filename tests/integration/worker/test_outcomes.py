@@ -150,3 +150,13 @@ async def test_many_tasks_end_once_each_with_the_prefetch_raised(stage: Stage) -
     assert raised["prefetch"] == 64
     assert all(stage.told(token) == [EventKind.SUCCEEDED] for token in tokens)
     await stage.until_ready(0)
+
+
+async def test_a_raised_prefetch_costs_no_message_a_delivery(stage: Stage) -> None:
+    for number in range(400):
+        await stage.send(BasicProperties(type="noop", correlation_id=f"o-{number}"), b"{}")
+    worker = await stage.ready_worker(slots=16, TASKQUEUE_LOG_LEVEL="DEBUG")
+    for number in range(400):
+        await stage.direct_outcome(f"o-{number}")
+    assert (await worker.logged("prefetch.changed"))["prefetch"] == 64
+    assert {event.attempt for event in stage.events} == {1}

@@ -29,6 +29,7 @@ class FakeChannel:
         self._broker = broker
         self.closed: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         self.on_cancel: Callable[[str], None] = lambda reason: None
+        self._tags = 0
 
     async def declare_queue(self, name: str, *, passive: bool) -> int:
         assert passive, "only the operator declares"
@@ -43,10 +44,11 @@ class FakeChannel:
     async def consume(self, queue: str, on_delivery: Any, on_cancel: Callable[[str], None]) -> str:
         self._broker.note("consume")
         self.on_cancel = on_cancel
-        return "tag"
+        self._tags += 1
+        return f"tag-{self._tags}"
 
     async def cancel(self, tag: str) -> None:
-        self._broker.note("cancel")
+        self._broker.note(f"cancel {tag}")
 
     async def close(self) -> None:
         if not self.closed.done():
@@ -220,7 +222,7 @@ async def test_a_missing_queue_is_waited_for_on_one_connection_and_told_once(
     await scene.end()
 
 
-async def test_a_raised_prefetch_is_a_new_consumer_at_once(
+async def test_a_raised_prefetch_is_one_more_consumer_for_the_difference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scene = Scene(broker := FakeBroker(), monkeypatch)
@@ -228,7 +230,10 @@ async def test_a_raised_prefetch_is_a_new_consumer_at_once(
     scene.hand.held = 2
     scene.line.want_prefetch(64)
     await asyncio.sleep(0.001)
-    assert broker.notes == ["qos 2", "consume", "cancel", "qos 64", "consume"]
+    assert broker.notes == ["qos 2", "consume", "qos 62", "consume"], "a cancel costs deliveries"
+    assert scene.line.registered
+    await scene.line.stop()
+    assert broker.notes[4:] == ["cancel tag-2", "cancel tag-1"]
     await scene.end()
 
 
@@ -242,15 +247,15 @@ async def test_a_lowered_prefetch_waits_until_no_more_is_in_hand(
     scene.hand.held = 40
     scene.line.want_prefetch(2)
     await asyncio.sleep(10)
-    assert broker.notes == ["cancel"]
+    assert broker.notes == ["cancel tag-1"]
     scene.hand.held = 3
     scene.line.poke()
     await asyncio.sleep(10)
-    assert broker.notes == ["cancel"]
+    assert broker.notes == ["cancel tag-1"]
     scene.hand.held = 2
     scene.line.poke()
     await asyncio.sleep(0.001)
-    assert broker.notes == ["cancel", "qos 2", "consume"]
+    assert broker.notes == ["cancel tag-1", "qos 2", "consume"]
     await scene.end()
 
 
@@ -261,7 +266,7 @@ async def test_a_stop_cancels_the_consumer_and_keeps_the_connection(
     await asyncio.sleep(1)
     await scene.line.stop()
     await asyncio.sleep(60)
-    assert broker.notes == ["qos 2", "consume", "cancel"]
+    assert broker.notes == ["qos 2", "consume", "cancel tag-1"]
     assert scene.hand.lost == 0
     await scene.end()
     assert broker.notes[-1] == "close"
