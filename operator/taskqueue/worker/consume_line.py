@@ -95,9 +95,9 @@ class ConsumeLine:
         """Change the prefetch soon.
 
         A prefetch set on a live consumer has no effect. For a higher one another consumer is
-        registered beside it, for the difference: a cancel would cost what is on its way a delivery,
-        as the broker counts what it could not hand over any more. For a lower one all are cancelled,
-        and one is registered when no more deliveries than that are in hand.
+        registered beside it, for the difference: a cancel costs what the broker has under way a
+        delivery. For a lower one all are cancelled, and one is registered when no more deliveries
+        than that are in hand.
         """
         if count != self._wanted:
             self._wanted = count
