@@ -209,6 +209,7 @@ class ConsumeLine:
                 self.prefetch = self._wanted
                 await channel.set_prefetch(self.prefetch - present)
                 tags.append(await channel.consume(self._queue, self._intake.delivered, on_cancel))
+                log.debug("consumer.registered", queue=self._queue, prefetch=self.prefetch)
                 self._register(True)
                 ended = await self._watch(
                     channel, cancelled, lambda: self._stopping or self._wanted != self.prefetch
@@ -263,8 +264,6 @@ class ConsumeLine:
             if registered:
                 self.ready.set()
             self.changed_at = asyncio.get_running_loop().time()
-            if registered:
-                log.debug("consumer.registered", queue=self._queue, prefetch=self.prefetch)
             if registered and self._unannounced:
                 self._unannounced, self._told = False, ""
                 log.info("consumer.ready", queue=self._queue, prefetch=self.prefetch)
