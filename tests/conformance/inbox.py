@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from taskqueue.broker.batches import parts
 from taskqueue.broker.connection import Connection, Delivery
 from taskqueue.broker.contract import INBOX_QUEUE, OUTCOMES_EXCHANGE, ContractError
 from taskqueue.broker.events import CONTENT_TYPE, AttemptEvent, EventKind, decode
@@ -67,14 +66,6 @@ class Inbox:
         delivery.channel.ack(delivery.delivery_tag)
         if delivery.exchange != OUTCOMES_EXCHANGE:
             return  # a dead letter: the dead queue has it as well
-        if delivery.properties.message_id in self._message_ids:
-            queue = delivery.routing_key.split(".")[1]
-            self.wrong[queue].append("a message_id was another publish's already")
-        self._message_ids.add(delivery.properties.message_id or "")
-        for part in parts(delivery):
-            self._take_event(part)
-
-    def _take_event(self, delivery: Delivery) -> None:
         queue = delivery.routing_key.split(".")[1]
         try:
             envelope = json.loads(delivery.body)
@@ -83,6 +74,9 @@ class Inbox:
             self.wrong[queue].append(f"{problem}: {delivery.body[:200]!r}")
             return
         problems = _problems(delivery, envelope, event)
+        if delivery.properties.message_id in self._message_ids:
+            problems.append("its message_id was another publish's already")
+        self._message_ids.add(delivery.properties.message_id or "")
         self.wrong[queue] += [f"{event.kind.value}: {problem}" for problem in problems]
         self._told[event.token or event.correlation_id].append(Told(envelope, event))
         self._more.set()

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from taskqueue.broker import contract, events, heartbeats
-from taskqueue.broker.batches import parts
 from taskqueue.broker.connection import Delivery
 from taskqueue.broker.contract import (
     DEAD_EXCHANGE,
@@ -95,14 +94,10 @@ class Inbox:
         self._on_heartbeat = on_heartbeat
 
     def take(self, delivery: Delivery, source: Source) -> None:
-        """Take a message: one or several events, a dead letter, or a heartbeat."""
+        """Take a message: an event, a dead letter, or a heartbeat."""
         if delivery.exchange == HEARTBEATS_EXCHANGE:
             self._take_heartbeat(delivery, source)
             return
-        for part in parts(delivery):
-            self._take_one(part, source)
-
-    def _take_one(self, delivery: Delivery, source: Source) -> None:
         try:
             if delivery.exchange == DEAD_EXCHANGE:
                 self._take_dead_letter(delivery)

@@ -12,7 +12,6 @@ from typing import Any
 
 from pika.spec import BasicProperties
 
-from taskqueue.broker.batches import parts
 from taskqueue.broker.connection import BrokerParameters, Channel, Connection, Delivery
 from taskqueue.broker.contract import INBOX_QUEUE, WORK_EXCHANGE, WorkMessage, work_queue
 from taskqueue.broker.events import CONTENT_TYPE, AttemptEvent, EventKind, decode
@@ -228,7 +227,6 @@ class Stage:
 
     def _take(self, delivery: Delivery) -> None:
         delivery.channel.ack(delivery.delivery_tag)
-        for part in parts(delivery):
-            if part.properties.content_type == CONTENT_TYPE:
-                self.events.append(decode(part.body))
-                self._more.set()
+        if delivery.properties.content_type == CONTENT_TYPE:
+            self.events.append(decode(delivery.body))
+            self._more.set()

@@ -6,9 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from pika.spec import BasicProperties
 
-from taskqueue.broker.batches import BATCH_CONTENT_TYPE, batch
 from taskqueue.broker.events import AttemptEvent, EventError, EventKind, encode
 from taskqueue.broker.publisher import Settled
 from taskqueue.cluster.task_objects import task_path, timestamp
@@ -38,23 +36,6 @@ async def test_an_end_is_told_after_its_write_and_its_outcome_let_go_after_that(
     assert engine.recorded == ["t"]
     assert not engine.channel.acked  # the event is not confirmed yet
     await turn()
-    assert engine.channel.acked == [tag]
-
-
-async def test_several_outcomes_in_one_message_are_let_go_with_the_last() -> None:
-    engine = Engine()
-    await engine.published()
-    events = [encode(_outcome()), b'{"no":"event"}', encode(_outcome(EventKind.STARTED))]
-    properties = BasicProperties(content_type=BATCH_CONTENT_TYPE)
-    tag = engine.message(batch(events), properties=properties)
-    ((invalid, _),) = engine.given_up
-    assert invalid.body == b'{"no":"event"}'
-    await asyncio.sleep(5)
-    engine.writer.writes[0].succeed()
-    await turn()
-    assert engine.recorded == ["t"]
-    assert not engine.channel.acked  # the one given up is not in the dead queue yet
-    invalid.channel.ack(invalid.delivery_tag)
     assert engine.channel.acked == [tag]
 
 

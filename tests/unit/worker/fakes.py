@@ -123,11 +123,6 @@ class FakePublisher:
             each.on_settled(verdict, text)
         return settled
 
-    def settle_all(self) -> None:
-        """Confirm everything published so far, and what is published because of that."""
-        while self.published:
-            self.settle()
-
     @property
     def real(self) -> Publisher:
         return cast(Publisher, self)

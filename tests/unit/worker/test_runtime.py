@@ -256,7 +256,7 @@ async def test_short_runs_raise_the_prefetch_and_a_long_one_gives_back_what_wait
     assert bench.runtime.prefetch == 1
     run_short(bench, 2 * ENOUGH_RUNS)
     assert bench.runtime.prefetch == AHEAD
-    bench.publisher.settle_all()
+    bench.publisher.settle()
     bench.deliver(work("long"))
     bench.deliver(work("next"))
     bench.deliver(direct())
@@ -271,7 +271,7 @@ async def test_short_runs_raise_the_prefetch_and_a_long_one_gives_back_what_wait
 async def test_what_was_on_its_way_when_the_prefetch_was_lowered_is_given_back_too() -> None:
     bench = Bench(slots=1)
     run_short(bench, 2 * ENOUGH_RUNS)
-    bench.publisher.settle_all()
+    bench.publisher.settle()
     bench.deliver(work("long"))
     await asyncio.sleep(STARTED_SECONDS + 0.1)
     assert bench.runtime.prefetch == 1
