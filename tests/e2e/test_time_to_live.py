@@ -32,8 +32,13 @@ def test_a_finished_task_is_deleted_after_its_time(lab: Lab) -> None:
 
 
 def test_its_name_may_be_used_again(lab: Lab) -> None:
+    seen: set[str] = set()
     for _ in range(2):
         lab.task("again", ttlSecondsAfterFinished=0)
+        new = lab.tasks.wait(
+            "again", lambda one: one["metadata"]["uid"] not in seen, what="seen anew"
+        )
+        seen.add(new["metadata"]["uid"])
         lab.tasks.wait_gone("again")
     ends = [one for one in lab.tasks.versions("again") if one["status"]["phase"] == "Succeeded"]
     assert len({one["metadata"]["uid"] for one in ends}) == 2

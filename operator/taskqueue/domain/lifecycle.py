@@ -281,7 +281,8 @@ def _recorded(
         attempts=max(status.attempts, ended.attempt),
         epoch=max(status.epoch, ended.epoch),
         history=(*status.history, entry)[-HISTORY_LIMIT:],
-        start_time=start if status.start_time is None else status.start_time,
+        # What was told while it ran may have been told late.
+        start_time=start if status.start_time is None else min(status.start_time, start),
         next_attempt_time=None,
         worker=ended.worker,
         progress=None,

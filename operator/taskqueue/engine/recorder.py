@@ -93,9 +93,11 @@ class Recorder:
 
     # What workers report.
 
-    def started(self, entry: Entry, *, attempt: int, worker: str) -> None:
-        """Take note that an attempt runs, and has for half a second."""
-        begun = self._clock() - STARTED_AFTER_SECONDS
+    def started(
+        self, entry: Entry, *, attempt: int, worker: str, ago: float = STARTED_AFTER_SECONDS
+    ) -> None:
+        """Take note that an attempt runs, and has for ``ago`` seconds."""
+        begun = self._clock() - ago
         entry.delivered_at = begun
         if attempt >= entry.status.current_attempt:
             self.change(
@@ -107,7 +109,8 @@ class Recorder:
     def runs(self, entry: Entry, *, worker: str) -> None:
         """Take note that a worker runs the present attempt, if that is not known."""
         if entry.status.phase is not Phase.RUNNING and entry.stage is Stage.PUBLISHED:
-            self.started(entry, attempt=entry.status.current_attempt, worker=worker)
+            attempt = entry.status.current_attempt
+            self.started(entry, attempt=attempt, worker=worker, ago=0.0)  # at least
 
     def progressed(self, entry: Entry, progress: Progress) -> None:
         """Take how far a running attempt says it is."""
