@@ -40,10 +40,12 @@ integration: $(READY) ## Tests of single parts against the real API server and R
 e2e: $(READY) ## Tests of the whole, with real pods
 	$(BIN)/python -m pytest tests/e2e
 
-bench: $(READY) ## Measure throughput, latency and cold start on the cluster
+bench: $(READY) ## Measure throughput, latency, cold start and workers alone on the cluster
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.bench throughput
 	$(BIN)/python -m tests.bench latency
 	$(BIN)/python -m tests.bench coldstart
+	$(BIN)/python -m tests.bench worker
 
 crds: $(READY) ## Write crds/ and the API reference from the models
 	$(BIN)/python -m taskqueue crds --directory crds --reference docs/reference
@@ -51,7 +53,7 @@ crds: $(READY) ## Write crds/ and the API reference from the models
 constraints: ## Pin the newest versions that pyproject.toml allows
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --quiet -e '.[dev,demo]'
+	.venv-constraints/bin/python -m pip install --quiet -e '.[dev,demo,bench]'
 	{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --exclude-editable | sort -f; } > constraints.new
 	mv constraints.new constraints.txt
 	rm -rf .venv-constraints

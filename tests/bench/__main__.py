@@ -1,4 +1,4 @@
-"""``python -m tests.bench throughput|latency|coldstart``: see docs/development/benchmarks.md.
+"""``python -m tests.bench throughput|latency|coldstart|worker``: docs/development/benchmarks.md.
 
 The last line of the output is one JSON object. Exit code 1, and why on standard error, when there
 is no figure.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,7 @@ from taskqueue.cluster.client import ApiError
 from tests.bench import coldstart as cold
 from tests.bench import latency as single
 from tests.bench import throughput as many
+from tests.bench import worker as alone
 from tests.bench.cluster import Cluster, bench_namespace, connected, one_operator
 from tests.bench.deadline import BenchError
 from tests.bench.floor import remove
@@ -94,11 +96,46 @@ def coldstart(
     _bench(kubeconfig, lambda target, report: cold.run(target, settings, report))
 
 
+@app.command()
+def worker(
+    messages: Annotated[int, typer.Option(min=1000, help="Messages of a round.")] = 15_000,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="What each of our workers runs at once.")
+    ] = None,
+    everywhere: Annotated[
+        bool, typer.Option(help="Our handlers in threads and on the loop as well.")
+    ] = True,
+    kubeconfig: Kubeconfig = None,
+    quick: Quick = False,
+) -> None:
+    """Measure messages a second of two worker processes, without the operator."""
+    settings = alone.Settings(messages=messages, rounds=rounds, slots=slots, everywhere=everywhere)
+    if quick:
+        settings = replace(settings, messages=min(messages, 2000), rounds=1)
+    _bench(kubeconfig, lambda target, report: alone.run(target, settings, report), stage=_bare)
+
+
+@asynccontextmanager
+async def _operated(target: Cluster) -> AsyncIterator[None]:
+    """The operator and a namespace, for Tasks."""
+    await remove(target.client)
+    async with bench_namespace(target), one_operator(target.client):
+        yield
+
+
+@asynccontextmanager
+async def _bare(target: Cluster) -> AsyncIterator[None]:
+    """Nothing of Kubernetes but where the broker is."""
+    yield
+
+
 def _bench(
     kubeconfig: Path | None,
     run: Callable[[Cluster, Report], Awaitable[Outcome]],
     *,
     clients: int = _CLIENTS,
+    stage: Callable[[Cluster], AbstractAsyncContextManager[None]] = _operated,
 ) -> None:
     report = Report()
     try:
@@ -106,7 +143,7 @@ def _bench(
         if not path.exists():
             raise BenchError(f"there is no kubeconfig {path}: bring a cluster up (make deploy)")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            outcome = runner.run(_measure(path, run, report, clients))
+            outcome = runner.run(_measure(path, run, report, clients, stage))
     except (BenchError, ApiError, DevclusterError) as problem:
         print(f"no figure: {problem}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -121,6 +158,7 @@ async def _measure(
     run: Callable[[Cluster, Report], Awaitable[Outcome]],
     report: Report,
     clients: int,
+    stage: Callable[[Cluster], AbstractAsyncContextManager[None]],
 ) -> Outcome:
     here = asyncio.current_task()
     if here is not None:
@@ -129,8 +167,7 @@ async def _measure(
     async with connected(kubeconfig, clients=clients) as target:
         machine = await facts(target.client)
         report.machine(machine)
-        await remove(target.client)
-        async with bench_namespace(target), one_operator(target.client):
+        async with stage(target):
             outcome = await run(target, report)
     return replace(outcome, details={**outcome.details, "machine": machine})
 

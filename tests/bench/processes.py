@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +109,19 @@ def sample(api_host: str) -> CpuSample | None:
     if own is not None:
         used[own.pid] = (CLIENT, own.cpu_seconds)
     return CpuSample(used, machine)
+
+
+def of_trees(roots: Iterable[int]) -> float:
+    """Return the CPU seconds that these processes and all below them have used so far.
+
+    Where /proc does not tell, it is 0.
+    """
+    try:
+        processes = _read_all()
+    except OSError:
+        return 0.0
+    pids = {pid for root in roots for pid in descendants(processes, root)}
+    return sum(processes[pid].cpu_seconds for pid in pids if pid in processes)
 
 
 def between(before: CpuSample, after: CpuSample) -> dict[str, float]:
