@@ -76,8 +76,8 @@ def following(lab: Lab) -> Iterator[Following]:
 # A connection of one second's heartbeats, under a long Task that holds its interpreter: started
 # first, looked at last.
 
-#: Some 13 times as long as the broker waits for a sign of a client.
-HASTY_SECONDS = 40
+#: Some 60 times as long as the broker waits for a sign of a client.
+HASTY_SECONDS = 180
 
 
 @dataclass
