@@ -22,9 +22,11 @@ FIELD_MANAGER = "taskqueue-operator"
 MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
 DEPLOYMENTS_PATH = "/apis/apps/v1/deployments"
 
-#: Seconds a worker has to stop when the pod template does not say: the grace given to running
-#: attempts and a little for reporting what was given back.
-DEFAULT_GRACE_SECONDS = 60
+#: A worker has at least so many seconds to stop when the pod template does not say.
+_LEAST_GRACE_SECONDS = 60
+#: Beyond the longest attempt: for stopping one at its time limit, and for telling of it.
+_GRACE_MARGIN_SECONDS = 30
+#: The end of the grace is for telling what was given back.
 _REPORTING_SECONDS = 5
 
 #: One of these tells a worker where its broker is.
@@ -58,6 +60,16 @@ def deployment_name(queue: str) -> str:
 def deployment_path(key: QueueKey) -> str:
     """Return the path of a TaskQueue's worker Deployment."""
     return f"/apis/apps/v1/namespaces/{key[0]}/deployments/{deployment_name(key[1])}"
+
+
+def default_grace(config: QueueConfig) -> int:
+    """Return how long a worker may take to stop, in seconds, when the pod template does not say.
+
+    Long enough for an attempt that began just before: a pod that is evicted, or goes with an old
+    template, finishes what it runs. Tasks with a longer time limit of their own are given back.
+    """
+    longest = config.policy.attempt_timeout_seconds + _GRACE_MARGIN_SECONDS
+    return max(_LEAST_GRACE_SECONDS, longest)
 
 
 def render(config: QueueConfig, *, replicas: int, secret: str | None) -> dict[str, Any]:
@@ -161,7 +173,7 @@ def _template(config: QueueConfig, labels: Mapping[str, str], secret: str | None
         )
     if not isinstance(containers, list) or not all(isinstance(one, dict) for one in containers):
         raise InvalidTemplate("spec.workers.template.spec.containers must be a list of objects")
-    grace = spec.setdefault("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
+    grace = spec.setdefault("terminationGracePeriodSeconds", default_grace(config))
     container = _container(config, containers)
     own = container.get("env") or []
     if not isinstance(own, list) or not all(isinstance(entry, dict) for entry in own):
@@ -197,7 +209,7 @@ def _container(config: QueueConfig, containers: list[Any]) -> dict[str, Any]:
 
 
 def _environment(config: QueueConfig, grace: Any, secret: str | None) -> list[dict[str, Any]]:
-    grace_seconds = grace if isinstance(grace, int) else DEFAULT_GRACE_SECONDS
+    grace_seconds = grace if isinstance(grace, int) else default_grace(config)
     values = {
         "TASKQUEUE_NAMESPACE": config.namespace,
         "TASKQUEUE_QUEUE": config.name,

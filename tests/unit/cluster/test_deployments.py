@@ -84,6 +84,17 @@ def test_the_grace_of_the_worker_is_a_little_shorter_than_the_pods() -> None:
     assert known["TASKQUEUE_GRACE_SECONDS"] == "95"
 
 
+@pytest.mark.parametrize(("time_out", "grace"), [(300, 330), (10, 60), (86_400, 86_430)])
+def test_the_grace_follows_the_longest_attempt_unless_the_template_says(
+    time_out: int, grace: int
+) -> None:
+    queue = config(policy=Policy(attempt_timeout_seconds=time_out))
+    deployment = render(queue, replicas=1, secret="rabbit")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == grace
+    assert environment(deployment)["TASKQUEUE_GRACE_SECONDS"] == str(grace - 5)
+
+
 def test_the_users_template_itself_is_not_touched() -> None:
     queue = config()
     before = repr(queue.template)
