@@ -10,13 +10,13 @@ import itertools
 import math
 import uuid
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import orjson
 
 from taskqueue.broker.contract import ContractError, routing_key
 from taskqueue.broker.events import NAME_LIMIT
+from taskqueue.domain.registry import WorkerState as WorkerState
 
 _TYPE = "dev.taskqueue.worker.heartbeat.v1"
 #: Seconds from one to the next.
@@ -30,16 +30,6 @@ CAPACITY_LIMIT = 100_000
 
 _PROCESS = uuid.uuid4().hex
 _numbers = itertools.count(1)
-
-
-class WorkerState(StrEnum):
-    """What a worker is doing."""
-
-    READY = "ready"
-    #: It takes nothing more and finishes what it has.
-    DRAINING = "draining"
-    #: Its last word.
-    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +56,7 @@ class Heartbeat:
         handlers: names it has code for.
         running: attempts of Tasks it runs.
         state: what it is doing.
+        busy: attempts and direct messages it runs; None: it does not tell of direct messages.
     """
 
     namespace: str
@@ -77,6 +68,7 @@ class Heartbeat:
     handlers: tuple[str, ...]
     running: tuple[RunningAttempt, ...]
     state: WorkerState
+    busy: int | None = None
 
     @property
     def routing_key(self) -> str:
@@ -86,6 +78,7 @@ class Heartbeat:
 
 def encode(beat: Heartbeat) -> bytes:
     """Return the heartbeat as a structured CloudEvent."""
+    busy = {} if beat.busy is None else {"busy": beat.busy}
     return orjson.dumps(
         {
             "specversion": "1.0",
@@ -103,6 +96,7 @@ def encode(beat: Heartbeat) -> bytes:
                 "handlers": beat.handlers,
                 "running": [_running(one) for one in beat.running],
                 "state": beat.state,
+                **busy,
             },
         }
     )
@@ -120,6 +114,7 @@ def decode(body: bytes) -> Heartbeat:
             raise ContractError(f"event type must be {_TYPE}, it is {envelope['type']!r}")
         namespace, _, queue = envelope["subject"].partition("/")
         data = envelope["data"]
+        busy = data.get("busy")
         return Heartbeat(
             namespace=namespace,
             queue=queue,
@@ -130,6 +125,7 @@ def decode(body: bytes) -> Heartbeat:
             handlers=tuple(str(name)[:NAME_LIMIT] for name in _list(data, "handlers")),
             running=tuple(_read_running(one) for one in _list(data, "running")),
             state=WorkerState(data["state"]),
+            busy=None if busy is None else int(_capacity("busy", busy)),
         )
     except ContractError:
         raise

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskqueue.broker.connection import BrokerParameters
-from taskqueue.broker.heartbeats import Heartbeat, WorkerState
+from taskqueue.broker.heartbeats import Heartbeat
 from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.queue_objects import queue_path, queue_status_patch
 from taskqueue.domain.queue import Condition, QueueConfig, QueueStatus
@@ -141,23 +141,21 @@ class QueueController:
         self._throughput.finished(self._now(), seconds)
 
     def worker_beat(self, beat: Heartbeat) -> None:
-        """Register a worker, or let it go."""
-        if beat.state is WorkerState.STOPPED:
-            changed = self.registry.leave(beat.pod)
-        else:
-            worker = Worker(
-                pod=beat.pod,
-                node=beat.node,
-                cpus=beat.cpus,
-                slots=beat.slots,
-                handlers=beat.handlers,
-            )
-            changed = self.registry.beat(
-                worker,
-                running=len(beat.running),
-                draining=beat.state is WorkerState.DRAINING,
-                now=self._now(),
-            )
+        """Take what a worker says of itself."""
+        worker = Worker(
+            pod=beat.pod,
+            node=beat.node,
+            cpus=beat.cpus,
+            slots=beat.slots,
+            handlers=beat.handlers,
+        )
+        changed = self.registry.beat(
+            worker,
+            running=len(beat.running),
+            busy=len(beat.running) if beat.busy is None else beat.busy,
+            state=beat.state,
+            now=self._now(),
+        )
         if changed:
             self.wake()
 

@@ -50,6 +50,7 @@ BEATS = st.builds(
     handlers=st.lists(TEXT, max_size=4).map(tuple),
     running=st.lists(RUNNING, max_size=4).map(tuple),
     state=st.sampled_from(WorkerState),
+    busy=st.none() | st.integers(0, CAPACITY_LIMIT),
 )
 BEAT = Heartbeat(
     namespace="shop",
@@ -61,6 +62,7 @@ BEAT = Heartbeat(
     handlers=("fetch", "resize"),
     running=(RunningAttempt("uid-1", "k.1", 40, "resizing"), RunningAttempt("uid-2", "k.2")),
     state=WorkerState.READY,
+    busy=3,
 )
 
 
@@ -111,6 +113,7 @@ def test_the_wire_format() -> None:
                 {"uid": "uid-2", "token": "k.2"},
             ],
             "state": "ready",
+            "busy": 3,
         },
     }
     assert BEAT.routing_key == "shop.images.worker.heartbeat"
@@ -139,13 +142,13 @@ def test_no_handlers_words_keep_a_heartbeat_from_leaving(message: Any, wire: str
 
 
 def test_a_worker_in_another_language_may_leave_out_what_it_does_not_know() -> None:
-    for field in ("node", "cpus", "handlers", "running"):
+    for field in ("node", "cpus", "handlers", "running", "busy"):
         assert decode(told_without(field)) == decode(told(**{field: None}))
     envelope = orjson.loads(encode(BEAT))
     envelope["data"] = {"pod": "go-1", "slots": 2, "state": "draining"}
     beat = decode(orjson.dumps(envelope))
     assert (beat.node, beat.cpus, beat.handlers, beat.running) == ("", 0.0, (), ())
-    assert (beat.slots, beat.state) == (2, WorkerState.DRAINING)
+    assert (beat.slots, beat.state, beat.busy) == (2, WorkerState.DRAINING, None)
 
 
 @pytest.mark.parametrize("field", ["pod", "slots", "state"])
@@ -166,6 +169,8 @@ def test_what_must_be_there_is_named(field: str) -> None:
         (told(state="asleep"), "asleep"),
         (told(slots="4"), "slots must be a number"),
         (told(slots=True), "slots must be a number"),
+        (told(busy="one"), "busy must be a number"),
+        (told(busy=False), "busy must be a number"),
         (told(cpus="nan"), "cpus must be a number"),
         (told(handlers="resize"), "handlers must be a list"),
         (told(running={}), "running must be a list"),
@@ -186,6 +191,8 @@ def test_figures_are_taken_within_reason() -> None:
     assert decode(told(slots=10**18)).slots == CAPACITY_LIMIT
     assert decode(told(cpus=1e300)).cpus == CAPACITY_LIMIT
     assert decode(told(slots=2.0)).slots == 2
+    assert decode(told(busy=-1)).busy == 0
+    assert decode(told(busy=10**18)).busy == CAPACITY_LIMIT
     for said, taken in ((-5, 0), (101, 100), (39.9, 39)):
         assert decode(running(progress={"percent": said})).running[0].percent == taken
 

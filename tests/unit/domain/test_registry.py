@@ -3,7 +3,14 @@ from typing import Any
 
 import pytest
 
-from taskqueue.domain.registry import LOST_SECONDS, Registry, Worker
+from taskqueue.domain.registry import (
+    LOST_SECONDS,
+    STOPPED_SECONDS,
+    Registry,
+    Worker,
+    WorkerState,
+    WorkerView,
+)
 
 WORKER = Worker(pod="a", node="node-1", cpus=4.0, slots=2, handlers=("resize",))
 
@@ -13,17 +20,25 @@ def beat(
     pod: str = "a",
     *,
     running: int = 0,
-    draining: bool = False,
+    busy: int | None = None,
+    state: WorkerState = WorkerState.READY,
     now: float = 0.0,
     **changes: Any,
 ) -> bool:
     worker = replace(WORKER, pod=pod, **changes)
-    return registry.beat(worker, running=running, draining=draining, now=now)
+    return registry.beat(
+        worker, running=running, busy=running if busy is None else busy, state=state, now=now
+    )
+
+
+def stop(registry: Registry, pod: str = "a", now: float = 0.0) -> bool:
+    return beat(registry, pod, state=WorkerState.STOPPED, now=now)
 
 
 def test_nobody_is_there_at_first() -> None:
     registry = Registry()
     assert (len(registry), registry.workers, registry.slots, registry.busy) == (0, (), 0, 0)
+    assert (registry.foreign, registry.views) == (0, {})
 
 
 def test_workers_join_and_are_told_by_name() -> None:
@@ -44,7 +59,13 @@ def test_the_same_again_is_no_news() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"slots": 3}, {"cpus": 2.0}, {"node": "node-2"}, {"handlers": ()}, {"draining": True}],
+    [
+        {"slots": 3},
+        {"cpus": 2.0},
+        {"node": "node-2"},
+        {"handlers": ()},
+        {"state": WorkerState.DRAINING},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_another_description_is(change: dict[str, Any]) -> None:
@@ -56,21 +77,91 @@ def test_another_description_is(change: dict[str, Any]) -> None:
 
 def test_one_that_drains_takes_no_more_but_is_there_and_busy() -> None:
     registry = Registry()
-    beat(registry, "a", running=1, draining=True)
+    beat(registry, "a", running=1, state=WorkerState.DRAINING)
     beat(registry, "b", running=2)
     beat(registry, "c")
     assert (len(registry), registry.slots, registry.busy) == (3, 4, 2)
-    beat(registry, "a", running=0, draining=True)
+    beat(registry, "a", running=0, state=WorkerState.DRAINING)
     assert registry.busy == 1
 
 
-def test_one_that_stops_is_gone_at_once() -> None:
+def test_what_is_known_of_each() -> None:
+    registry = Registry()
+    beat(registry, "a", running=1, busy=2, slots=3, now=1.0)
+    beat(registry, "b", running=2, state=WorkerState.DRAINING, now=2.0)
+    stop(registry, "c", now=3.0)
+    assert registry.views == {
+        "a": WorkerView(pod="a", slots=3, busy=2, running=1, state=WorkerState.READY, seen=1.0),
+        "b": WorkerView(pod="b", slots=2, busy=2, running=2, state=WorkerState.DRAINING, seen=2.0),
+        "c": WorkerView(pod="c", slots=2, busy=0, running=0, state=WorkerState.STOPPED, seen=3.0),
+    }
+
+
+def test_what_was_known_does_not_change_afterwards() -> None:
+    registry = Registry()
+    beat(registry, "a")
+    views = registry.views
+    beat(registry, "b")
+    assert list(views) == ["a"]
+
+
+def test_direct_messages_are_what_is_run_besides_tasks() -> None:
+    registry = Registry()
+    beat(registry, "a", running=1, busy=4)
+    beat(registry, "b", running=0, busy=2, state=WorkerState.DRAINING)
+    beat(registry, "tells of Tasks alone", running=3)
+    beat(registry, "tells nonsense", running=3, busy=1)
+    assert registry.foreign == 5
+    assert registry.busy == 4
+    stop(registry, "b")
+    assert registry.foreign == 3
+    registry.beat(WORKER, running=0, busy=7, state=WorkerState.STOPPED, now=0.0)
+    assert registry.foreign == 0, "whatever one says that has stopped"
+
+
+def test_one_that_stops_lives_no_more_at_once() -> None:
     registry = Registry()
     beat(registry, running=1)
-    assert registry.leave("a")
-    assert (len(registry), registry.slots, registry.busy) == (0, 0, 0)
-    assert not registry.leave("a")
-    assert registry.expire(1e9) == ()
+    assert stop(registry)
+    assert (len(registry), registry.workers, registry.slots, registry.busy) == (0, (), 0, 0)
+    assert not stop(registry, now=10.0), "no news"
+
+
+def test_one_that_stopped_unknown_is_known_as_drained() -> None:
+    registry = Registry()
+    assert stop(registry)
+    assert registry.views["a"].state is WorkerState.STOPPED
+    assert len(registry) == 0
+
+
+def test_one_that_stopped_is_remembered_until_its_pod_says_something_else() -> None:
+    registry = Registry()
+    beat(registry)
+    stop(registry, now=10.0)
+    assert beat(registry, now=20.0)
+    assert registry.views["a"].state is WorkerState.READY
+    assert (len(registry), registry.slots) == (1, 2)
+
+
+def test_one_that_stopped_is_remembered_until_its_pod_is_gone() -> None:
+    registry = Registry()
+    for pod in ("a", "b"):
+        stop(registry, pod)
+    beat(registry, "runs outside of any pod")
+    registry.forget(["b", "another"])
+    assert set(registry.views) == {"b", "runs outside of any pod"}
+    assert len(registry) == 1
+
+
+def test_one_that_stopped_is_remembered_for_so_long_and_never_missed() -> None:
+    registry = Registry()
+    beat(registry)
+    stop(registry, now=5.0)
+    stop(registry, now=10.0)
+    assert registry.expire(STOPPED_SECONDS + 10.0) == ()
+    assert list(registry.views) == ["a"]
+    assert registry.expire(STOPPED_SECONDS + 10.5) == ()
+    assert registry.views == {}
 
 
 def test_silence_is_an_end_too_and_told_once() -> None:
@@ -80,7 +171,7 @@ def test_silence_is_an_end_too_and_told_once() -> None:
     assert registry.expire(LOST_SECONDS) == ()
     assert registry.expire(LOST_SECONDS + 0.5) == ("silent",)
     assert registry.expire(LOST_SECONDS + 0.5) == ()
-    assert [worker.pod for worker in registry.workers] == ["alive"]
+    assert [worker.pod for worker in registry.workers] == list(registry.views) == ["alive"]
 
 
 def test_each_heartbeat_begins_the_time_anew() -> None:

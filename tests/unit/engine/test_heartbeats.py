@@ -298,6 +298,20 @@ async def test_one_that_stops_is_gone_with_the_next_status() -> None:
     assert gauges() == (0, 0)
 
 
+async def test_what_one_says_of_itself_is_what_is_known_of_it() -> None:
+    case = Case()
+    attempt = RunningAttempt("u", "k.1")
+    case.controller.worker_beat(replace(BEAT, pod="a", running=(attempt,), busy=3))
+    case.controller.worker_beat(replace(BEAT, pod="b", running=(attempt,)))
+    case.controller.worker_beat(replace(BEAT, pod="c", state=WorkerState.STOPPED, busy=0))
+    views = case.controller.registry.views.values()
+    assert [(one.pod, one.running, one.busy, one.state) for one in views] == [
+        ("a", 1, 3, WorkerState.READY),
+        ("b", 1, 1, WorkerState.READY),
+        ("c", 0, 0, WorkerState.STOPPED),
+    ]
+
+
 async def test_one_that_falls_silent_is_lost_and_this_is_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
