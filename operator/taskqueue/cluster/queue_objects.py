@@ -18,7 +18,7 @@ from taskqueue.domain.queue import (
     StopPolicy,
 )
 from taskqueue.domain.registry import Worker
-from taskqueue.domain.scaling import ScalingPolicy
+from taskqueue.domain.scaling import BacklogTarget, ScalingPolicy
 from taskqueue.domain.task import Backoff, Policy
 
 #: Label of everything that belongs to a TaskQueue.
@@ -81,7 +81,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
         scaling=ScalingPolicy(
             min_replicas=scaling.min_replicas,
             max_replicas=scaling.max_replicas,
-            tasks_per_replica=scaling.target.tasks_per_replica,
+            target=BacklogTarget(scaling.target.tasks_per_replica),
             stabilization_seconds=scaling.scale_down.stabilization_window_seconds,
             idle_seconds_before_zero=scaling.idle_seconds_before_zero,
             paused_replicas=spec.workers.replicas if scaling.paused else None,

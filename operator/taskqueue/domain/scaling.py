@@ -1,14 +1,44 @@
 """How many workers a queue should have: a pure decision with its inputs in sight.
 
-Unknown is never zero: without a backlog the size is held. A running task counts as backlog, so the
-pool never reaches zero while one runs. While the queue is drained only what is at the broker
-counts: what waits in the operator will not be published.
+- It grows at once, and shrinks to the largest size wanted lately, never below the workers that
+  are busy.
+- Unknown is never zero. Without a backlog the size is held. A backlog that is only a lower bound
+  makes the pool grow, never shrink.
+- Zero comes only after the backlog has been seen empty for a while; what runs counts as backlog.
+- After any moment that says nothing of what would have been wanted (the operator's start, an
+  unknown backlog, a pause), the size found counts as the one wanted then.
+- maxReplicas is obeyed by busy workers too: whom a shrinking pool lets finish is not decided here.
+- While the queue is drained only what is at the broker counts: what waits in the operator will not
+  be published.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+
+#: Longer reasons from elsewhere are cut in an explanation: it is one line for people.
+_REASON_LENGTH = 300
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogTarget:
+    """So much backlog one worker is meant to have, at least 1."""
+
+    tasks_per_replica: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainTimeTarget:
+    """The backlog is meant to be gone in so many seconds, more than 0.
+
+    Attributes:
+        seconds: the time meant.
+        tasks_per_replica: backlog of one worker until a run time is measured, at least 1.
+    """
+
+    seconds: float
+    tasks_per_replica: int = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,20 +48,68 @@ class ScalingPolicy:
     Attributes:
         min_replicas: never fewer.
         max_replicas: never more.
-        tasks_per_replica: backlog one worker is meant to have.
+        target: what the size between them is worked out from.
+        up_step: the most workers that start at a time; None: any number.
+        down_step: the most workers that are drained at a time; None: any number.
         stabilization_seconds: the pool shrinks to the largest size wanted within this time.
         idle_seconds_before_zero: how long the backlog must be empty before the last worker goes.
+        fallback_replicas: the size, at least 1, once the backlog has been unknown for
+            ``stabilization_seconds``; None: the last size is held on.
         paused_replicas: the size while scaling is paused, None when it is not.
         draining: nothing new is published, and the pool is to go as what is published ends.
     """
 
     min_replicas: int = 0
     max_replicas: int = 10
-    tasks_per_replica: int = 5
+    target: BacklogTarget | DrainTimeTarget = BacklogTarget()
+    up_step: int | None = None
+    down_step: int | None = None
     stabilization_seconds: float = 30.0
     idle_seconds_before_zero: float = 60.0
+    fallback_replicas: int | None = None
     paused_replicas: int | None = None
     draining: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What there is to do, as seen at one moment.
+
+    Attributes:
+        backlog: waiting and running tasks; None: unknown.
+        pending: the part of the backlog that is not published.
+        problem: why the backlog is unknown or, when it is a number, only a lower bound; "": it is
+            exact.
+        busy: workers that what is running may keep busy.
+        slots: attempts one worker runs at once, at least 1.
+        mean_run_seconds: how long attempts ran lately; None: not measured.
+    """
+
+    backlog: int | None
+    pending: int = 0
+    problem: str = ""
+    busy: int = 0
+    slots: int = 1
+    mean_run_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """How the pool stands.
+
+    Attributes:
+        size: the one last decided; before that the one found.
+        replicas: in place, those being drained included.
+        available: workers that are ready; None: not known, ``replicas`` is taken for it.
+        ceiling: the most that can be had just now; None: any number.
+        ceiling_reason: why no more can be had.
+    """
+
+    size: int
+    replicas: int
+    available: int | None = None
+    ceiling: int | None = None
+    ceiling_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,95 +118,246 @@ class ScalingMemory:
 
     Attributes:
         wanted: (time, size) of recent wishes, newest last, sizes strictly decreasing: a wish
-            overtaken by a later, larger one can never be the maximum again.
-        last_backlog: when the backlog was last seen above zero; None: never yet.
+            overtaken by a later, larger one can never be the maximum again. Empty: nothing is
+            known of what was wanted.
+        last_backlog: when the backlog was last above zero, or not known to be zero; None: it is
+            not known to be zero now.
+        unknown_since: since when the backlog has been unknown; None: it is known.
     """
 
     wanted: tuple[tuple[float, int], ...] = field(default=())
     last_backlog: float | None = None
+    unknown_since: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """How many workers there should be, and why in one line."""
+    """How many workers there should be, and why.
+
+    Attributes:
+        replicas: the size.
+        explanation: one line for people that starts with the size.
+        memory: for the next decision.
+        active: whether the size follows the backlog.
+        inactive_reason: why it does not, in CamelCase: Paused, BacklogUnknown, StatisticsUnknown.
+        load: what was decided on.
+        pool: what was decided on.
+    """
 
     replicas: int
     explanation: str
     memory: ScalingMemory
     active: bool = True
+    inactive_reason: str = ""
+    load: Load
+    pool: Pool
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    replicas: int
+    why: str  # starts with the size
 
 
 def decide(
-    policy: ScalingPolicy,
-    memory: ScalingMemory,
-    *,
-    now: float,
-    backlog: int | None,
-    current: int,
-    busy: int = 0,
-    pending: int = 0,
+    policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: Pool, *, now: float
 ) -> Decision:
     """Decide the size of the pool.
 
     Args:
         policy: limits and target.
         memory: what the last decision returned.
+        load: what there is to do.
+        pool: what there is to do it.
         now: seconds on any monotonic clock.
-        backlog: waiting and running tasks, or None when unknown.
-        current: the size last asked for.
-        busy: workers that running tasks may keep busy; the pool does not shrink below.
-        pending: the part of the backlog that is not published.
     """
+    kept, inactive = ScalingMemory(), ""
     if policy.paused_replicas is not None:
-        size = policy.paused_replicas
-        return Decision(
-            size, f"{size} = spec.workers.replicas, scaling is paused", memory, active=False
-        )
-    if backlog is None:
-        return Decision(current, f"{current} held: the backlog is unknown", memory, active=False)
+        size, inactive = _paused(policy.paused_replicas), "Paused"
+    else:
+        if load.backlog is None:
+            since = now if memory.unknown_since is None else memory.unknown_since
+            kept, inactive = ScalingMemory(unknown_since=since), "BacklogUnknown"
+            size = _without_backlog(policy, load, pool, unknown_seconds=now - since)
+        elif load.problem:
+            inactive = "StatisticsUnknown"
+            size = _at_least(_wanted(policy, load, load.backlog), policy, load, pool)
+        else:
+            wish = _wanted(policy, load, load.backlog)
+            kept = _remember(policy, memory, load, pool, wish.replicas, now=now)
+            size = _stabilized(wish, policy, kept, pool)
+            size = _not_yet_zero(size, policy, kept, pool, now=now)
+        size = _down_in_steps(_above_busy(size, policy, load, pool), policy, pool)
+        size = _below_ceiling(_up_in_steps(size, policy, pool), pool)
+    return Decision(
+        replicas=size.replicas,
+        explanation=size.why,
+        memory=kept,
+        active=not inactive,
+        inactive_reason=inactive,
+        load=load,
+        pool=pool,
+    )
 
-    kind, low = "backlog", policy.min_replicas
+
+# What is wanted
+
+
+def _wanted(policy: ScalingPolicy, load: Load, backlog: int) -> _Size:
+    """Return the size the backlog asks for, within the limits."""
+    kind = "backlog"
     if policy.draining:
-        backlog, kind, low = max(backlog - pending, 0), "published", 0
-    last_backlog = now if backlog > 0 or memory.last_backlog is None else memory.last_backlog
-    wish = math.ceil(backlog / policy.tasks_per_replica)
-    wish_text = f"ceil({backlog} {kind} / {policy.tasks_per_replica} per replica)"
-    size = min(max(wish, low), policy.max_replicas)
-    if wish > policy.max_replicas:
-        wish_text += ", capped by maxReplicas"
-    elif wish < low:
-        wish_text += ", raised to minReplicas"
+        backlog, kind = _counted(policy, load), "published"
+    size, formula = _by_target(policy.target, load, backlog, kind)
+    limited = _within_limits(policy, size)
+    if limited < size:
+        formula += ", capped by maxReplicas"
+    elif limited > size:
+        formula += ", raised to minReplicas"
     if policy.draining:
-        wish_text += ", drained by stopPolicy HoldAndDrain"
+        formula += ", drained by stopPolicy HoldAndDrain"
+    return _Size(limited, f"{limited} = {formula}")
 
-    # After a start of the operator the size found counts as wanted: nothing shrinks at once.
-    past = memory.wanted or ((now, current),)
-    wanted = _remember(past, now, size, keep=policy.stabilization_seconds)
-    kept = ScalingMemory(wanted=wanted, last_backlog=last_backlog)
-    floor = min(busy, current, policy.max_replicas)
-    if floor > size:
-        size, wish_text = floor, f"{wish_text}, held at {floor} by running tasks"
-    if size >= current:
-        return Decision(size, f"{size} = {wish_text}", kept)
 
-    stabilized = min(current, max(replicas for _, replicas in wanted))
-    stabilized = min(stabilized, policy.max_replicas)
-    if stabilized > size:
-        return Decision(
-            stabilized,
-            f"{stabilized} held for {policy.stabilization_seconds:g} s of stabilization, then "
-            f"{size} = {wish_text}",
-            kept,
-        )
-    if size == 0 and now - last_backlog < policy.idle_seconds_before_zero:
-        return Decision(
-            1, f"1 held until idle for {policy.idle_seconds_before_zero:g} s, then 0", kept
-        )
-    return Decision(size, f"{size} = {wish_text}", kept)
+def _by_target(
+    target: BacklogTarget | DrainTimeTarget, load: Load, backlog: int, kind: str
+) -> tuple[int, str]:
+    if isinstance(target, BacklogTarget) or load.mean_run_seconds is None:
+        size = math.ceil(backlog / target.tasks_per_replica)
+        formula = f"ceil({backlog} {kind} / {target.tasks_per_replica} per replica)"
+        early = isinstance(target, DrainTimeTarget)
+        return size, f"{formula}, until a run time is measured" if early else formula
+
+    mean = float(f"{load.mean_run_seconds:.3g}")  # what is said is what is reckoned with
+    slots = f"{load.slots} slot{'s' if load.slots != 1 else ''}"
+    formula = f"ceil({backlog} {kind} x {mean:g} s / ({slots} x {target.seconds:g} s))"
+    # Rounded first: 3 x 0.1 / 0.1 is a little more than 3.
+    size = math.ceil(round(backlog * mean / (load.slots * target.seconds), 6))
+    most = math.ceil(backlog / load.slots)
+    if size > most:
+        return most, f"{formula}, capped at a slot per task"
+    if size == 0 and backlog > 0:
+        return 1, f"{formula}, at least 1 for any backlog"
+    return size, formula
+
+
+def _paused(replicas: int) -> _Size:
+    return _Size(replicas, f"{replicas} = spec.workers.replicas, scaling is paused")
+
+
+def _without_backlog(
+    policy: ScalingPolicy, load: Load, pool: Pool, *, unknown_seconds: float
+) -> _Size:
+    """Hold the size, or fall back once the backlog has been unknown for long."""
+    why = "the backlog is unknown" + _because(load.problem)
+    wish, name = pool.size, ""
+    # A drained pool must not grow to its fallback.
+    fallback = None if policy.draining else policy.fallback_replicas
+    if fallback is not None and unknown_seconds >= policy.stabilization_seconds:
+        wish, name = fallback, "fallback.replicas"
+    size = _within_limits(policy, wish)
+    if size != wish:
+        name = "maxReplicas" if size < wish else "minReplicas"
+    return _Size(size, f"{size} = {name}, {why}" if name else f"{size} held: {why}")
+
+
+def _at_least(wish: _Size, policy: ScalingPolicy, load: Load, pool: Pool) -> _Size:
+    """Do not shrink by a backlog that is only a lower bound."""
+    doubt = "the backlog may be larger" + _because(load.problem)
+    held = min(pool.size, policy.max_replicas)
+    if wish.replicas >= held:
+        return _Size(wish.replicas, f"{wish.why}, {doubt}")
+    return _Size(held, f"{held} held over {wish.why}, {doubt}")
+
+
+def _within_limits(policy: ScalingPolicy, size: int) -> int:
+    low = 0 if policy.draining else policy.min_replicas
+    return min(max(size, low), policy.max_replicas)
+
+
+# Shrinking in time
 
 
 def _remember(
-    wanted: tuple[tuple[float, int], ...], now: float, size: int, *, keep: float
-) -> tuple[tuple[float, int], ...]:
-    recent = [(at, old) for at, old in wanted if now - at < keep and old > size]
-    return (*recent, (now, size))
+    policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: Pool, wish: int, *, now: float
+) -> ScalingMemory:
+    past = memory.wanted or ((now, pool.size),)
+    keep = policy.stabilization_seconds
+    recent = [(at, old) for at, old in past if now - at < keep and old > wish]
+    empty = memory.last_backlog is not None and _counted(policy, load) == 0
+    return ScalingMemory(
+        wanted=(*recent, (now, wish)), last_backlog=memory.last_backlog if empty else now
+    )
+
+
+def _counted(policy: ScalingPolicy, load: Load) -> int:
+    backlog = load.backlog or 0
+    return max(backlog - load.pending, 0) if policy.draining else backlog
+
+
+def _stabilized(wish: _Size, policy: ScalingPolicy, memory: ScalingMemory, pool: Pool) -> _Size:
+    largest = max(size for _, size in memory.wanted)
+    size = min(largest, pool.size, policy.max_replicas)
+    if size <= wish.replicas:
+        return wish
+    seconds = f"{policy.stabilization_seconds:g} s of stabilization"
+    return _Size(size, f"{size} held for {seconds}, then {wish.why}")
+
+
+def _not_yet_zero(
+    size: _Size, policy: ScalingPolicy, memory: ScalingMemory, pool: Pool, *, now: float
+) -> _Size:
+    last = min(pool.size, policy.max_replicas, 1)
+    idle = now - (now if memory.last_backlog is None else memory.last_backlog)
+    if size.replicas >= last or idle >= policy.idle_seconds_before_zero:
+        return size
+    seconds = f"{policy.idle_seconds_before_zero:g} s"
+    return _Size(last, f"{last} held until idle for {seconds}, then {size.why}")
+
+
+# Bounds of one move
+
+
+def _above_busy(size: _Size, policy: ScalingPolicy, load: Load, pool: Pool) -> _Size:
+    """Keep busy workers; they are a reason to stay, none to grow."""
+    floor = min(load.busy, pool.size, policy.max_replicas)
+    if size.replicas >= floor:
+        return size
+    return _Size(floor, f"{floor} held by running tasks, then {size.why}")
+
+
+def _down_in_steps(size: _Size, policy: ScalingPolicy, pool: Pool) -> _Size:
+    if policy.down_step is None:
+        return size
+    least = min(pool.size, pool.replicas - policy.down_step)
+    if size.replicas >= least:
+        return size
+    step = f"{policy.down_step} drained at a time"
+    return _Size(least, f"{least} first, with {step}, then {size.why}")
+
+
+def _up_in_steps(size: _Size, policy: ScalingPolicy, pool: Pool) -> _Size:
+    if policy.up_step is None:
+        return size
+    available = pool.replicas if pool.available is None else pool.available
+    most = max(pool.size, available + policy.up_step)
+    if size.replicas <= most:
+        return size
+    step = f"{policy.up_step} started at a time"
+    return _Size(most, f"{most} first, with {step}, then {size.why}")
+
+
+def _below_ceiling(size: _Size, pool: Pool) -> _Size:
+    if pool.ceiling is None or size.replicas <= pool.ceiling:
+        return size
+    return _Size(
+        pool.ceiling,
+        f"{pool.ceiling} is all that can be had{_because(pool.ceiling_reason)}; wanted: {size.why}",
+    )
+
+
+def _because(reason: str) -> str:
+    line = " ".join(reason.split())
+    if len(line) > _REASON_LENGTH:
+        line = f"{line[: _REASON_LENGTH - 1]}…"
+    return f": {line}" if line else ""

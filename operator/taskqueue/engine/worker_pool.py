@@ -15,7 +15,7 @@ from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.deployments import InvalidTemplate, PoolState
 from taskqueue.cluster.queue_objects import QUEUE_LABEL
 from taskqueue.domain.queue import Condition, QueueConfig
-from taskqueue.domain.scaling import Decision, ScalingMemory, decide
+from taskqueue.domain.scaling import Decision, Load, Pool, ScalingMemory, decide
 from taskqueue.engine.metrics import DESIRED_WORKERS
 from taskqueue.logs import EventLog
 
@@ -99,11 +99,9 @@ class WorkerPool:
         self.decision = decide(
             config.scaling,
             self._memory,
+            Load(backlog=backlog, pending=pending, busy=busy),
+            Pool(size=before, replicas=self.state.desired if self.state is not None else before),
             now=self._monotonic(),
-            backlog=backlog,
-            current=before,
-            busy=busy,
-            pending=pending,
         )
         self._memory = self.decision.memory
         DESIRED_WORKERS.labels(*config.key).set(self.decision.replicas)

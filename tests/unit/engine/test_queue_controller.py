@@ -8,7 +8,7 @@ import pytest
 
 from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.domain.queue import Condition, QueueConfig, StopPolicy
-from taskqueue.domain.scaling import ScalingPolicy
+from taskqueue.domain.scaling import BacklogTarget, ScalingPolicy
 from taskqueue.domain.task import Phase
 from taskqueue.engine.dispatcher import Dispatcher
 from taskqueue.engine.queue_controller import QueueController, Totals
@@ -192,7 +192,7 @@ async def test_a_drained_pool_follows_what_is_published(policy: StopPolicy, repl
     config = replace(
         CONFIG,
         stop_policy=policy,
-        scaling=ScalingPolicy(draining=policy.drains, tasks_per_replica=1),
+        scaling=ScalingPolicy(draining=policy.drains, target=BacklogTarget(1)),
     )
     case = Case(config)
     case.connect()

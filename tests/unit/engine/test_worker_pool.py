@@ -8,7 +8,7 @@ import pytest
 from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.deployments import PoolState
 from taskqueue.domain.queue import ClusterRef, QueueConfig
-from taskqueue.domain.scaling import ScalingPolicy
+from taskqueue.domain.scaling import BacklogTarget, ScalingPolicy
 from taskqueue.engine.worker_pool import WorkerPool
 
 CONFIG = QueueConfig(
@@ -18,7 +18,7 @@ CONFIG = QueueConfig(
     generation=1,
     connection_secret="rabbit",
     template={"spec": {"containers": [{"name": "main"}]}},
-    scaling=ScalingPolicy(tasks_per_replica=1),
+    scaling=ScalingPolicy(target=BacklogTarget(1)),
 )
 
 
