@@ -40,12 +40,13 @@ integration: $(READY) ## Tests of single parts against the real API server and R
 e2e: $(READY) ## Tests of the whole, with real pods
 	$(BIN)/python -m pytest tests/e2e
 
-bench: $(READY) ## Measure throughput, latency, cold start and workers alone on the cluster
+bench: $(READY) ## Measure throughput, latency, cold start, workers alone and scaling on the cluster
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.bench throughput
 	$(BIN)/python -m tests.bench latency
 	$(BIN)/python -m tests.bench coldstart
 	$(BIN)/python -m tests.bench worker
+	$(BIN)/python -m tests.bench scaling
 
 crds: $(READY) ## Write crds/ and the API reference from the models
 	$(BIN)/python -m taskqueue crds --directory crds --reference docs/reference

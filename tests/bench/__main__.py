@@ -1,4 +1,4 @@
-"""``python -m tests.bench throughput|latency|coldstart|worker``: docs/development/benchmarks.md.
+"""``python -m tests.bench BENCHMARK``: see docs/development/benchmarks.md.
 
 The last line of the output is one JSON object. Exit code 1, and why on standard error, when there
 is no figure.
@@ -23,6 +23,7 @@ from devcluster.locations import KUBECONFIG
 from taskqueue.cluster.client import ApiError
 from tests.bench import coldstart as cold
 from tests.bench import latency as single
+from tests.bench import scaling as pool
 from tests.bench import throughput as many
 from tests.bench import worker as alone
 from tests.bench.cluster import Cluster, bench_namespace, connected, one_operator
@@ -114,6 +115,18 @@ def worker(
     if quick:
         settings = replace(settings, messages=min(messages, 2000), rounds=1)
     _bench(kubeconfig, lambda target, report: alone.run(target, settings, report), stage=_bare)
+
+
+@app.command()
+def scaling(
+    rounds: Annotated[int, typer.Option(min=1, help="Of one Task from zero.")] = 5,
+    drains: Annotated[int, typer.Option(min=1, help="Of 200 Tasks from zero.")] = 3,
+    kubeconfig: Kubeconfig = None,
+    quick: Quick = False,
+) -> None:
+    """Measure the pool from zero, through 200 Tasks, and shrinking under long ones: 8 minutes."""
+    settings = pool.QUICK if quick else pool.Settings(rounds=rounds, drains=drains)
+    _bench(kubeconfig, lambda target, report: pool.run(target, settings, report))
 
 
 @asynccontextmanager
