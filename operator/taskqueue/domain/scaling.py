@@ -14,31 +14,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+
+from taskqueue.domain.scaling_target import BacklogTarget as BacklogTarget
+from taskqueue.domain.scaling_target import DrainTimeTarget as DrainTimeTarget
 
 #: Longer reasons from elsewhere are cut in an explanation: it is one line for people.
 _REASON_LENGTH = 300
-
-
-@dataclass(frozen=True, slots=True)
-class BacklogTarget:
-    """So much backlog one worker is meant to have, at least 1."""
-
-    tasks_per_replica: int = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrainTimeTarget:
-    """The backlog is meant to be gone in so many seconds, more than 0.
-
-    Attributes:
-        seconds: the time meant.
-        tasks_per_replica: backlog of one worker until a run time is measured, at least 1.
-    """
-
-    seconds: float
-    tasks_per_replica: int = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +43,7 @@ class ScalingPolicy:
 
     min_replicas: int = 0
     max_replicas: int = 10
-    target: BacklogTarget | DrainTimeTarget = BacklogTarget()
+    target: BacklogTarget | DrainTimeTarget = field(default_factory=BacklogTarget)
     up_step: int | None = None
     down_step: int | None = None
     stabilization_seconds: float = 30.0
@@ -208,7 +190,9 @@ def _wanted(policy: ScalingPolicy, load: Load, backlog: int) -> _Size:
     kind = "backlog"
     if policy.draining:
         backlog, kind = _counted(policy, load), "published"
-    size, formula = _by_target(policy.target, load, backlog, kind)
+    size, formula = policy.target.wish(
+        backlog, kind=kind, slots=load.slots, mean_run_seconds=load.mean_run_seconds
+    )
     limited = _within_limits(policy, size)
     if limited < size:
         formula += ", capped by maxReplicas"
@@ -217,28 +201,6 @@ def _wanted(policy: ScalingPolicy, load: Load, backlog: int) -> _Size:
     if policy.draining:
         formula += ", drained by stopPolicy HoldAndDrain"
     return _Size(limited, f"{limited} = {formula}")
-
-
-def _by_target(
-    target: BacklogTarget | DrainTimeTarget, load: Load, backlog: int, kind: str
-) -> tuple[int, str]:
-    if isinstance(target, BacklogTarget) or load.mean_run_seconds is None:
-        size = math.ceil(backlog / target.tasks_per_replica)
-        formula = f"ceil({backlog} {kind} / {target.tasks_per_replica} per replica)"
-        early = isinstance(target, DrainTimeTarget)
-        return size, f"{formula}, until a run time is measured" if early else formula
-
-    mean = float(f"{load.mean_run_seconds:.3g}")  # what is said is what is reckoned with
-    slots = f"{load.slots} slot{'s' if load.slots != 1 else ''}"
-    formula = f"ceil({backlog} {kind} x {mean:g} s / ({slots} x {target.seconds:g} s))"
-    # Rounded first: 3 x 0.1 / 0.1 is a little more than 3.
-    size = math.ceil(round(backlog * mean / (load.slots * target.seconds), 6))
-    most = math.ceil(backlog / load.slots)
-    if size > most:
-        return most, f"{formula}, capped at a slot per task"
-    if size == 0 and backlog > 0:
-        return 1, f"{formula}, at least 1 for any backlog"
-    return size, formula
 
 
 def _paused(replicas: int) -> _Size:

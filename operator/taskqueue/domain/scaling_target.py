@@ -1,0 +1,64 @@
+"""What a pool's size is worked out from: a number of workers for a backlog, and the formula.
+
+The formula is one line for people; with the figures it shows anyone can work out the number again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogTarget:
+    """So much backlog one worker is meant to have, at least 1."""
+
+    tasks_per_replica: int = 5
+
+    def wish(
+        self, backlog: int, *, kind: str, slots: int, mean_run_seconds: float | None
+    ) -> tuple[int, str]:
+        """Return the number of workers, and its formula; slots and run time do not matter."""
+        share = self.tasks_per_replica
+        return math.ceil(backlog / share), f"ceil({backlog} {kind} / {share} per replica)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainTimeTarget:
+    """The backlog is meant to be gone in so many seconds, more than 0.
+
+    Attributes:
+        seconds: the time meant.
+        tasks_per_replica: backlog of one worker until a run time is measured, at least 1.
+    """
+
+    seconds: float
+    tasks_per_replica: int = 5
+
+    def wish(
+        self, backlog: int, *, kind: str, slots: int, mean_run_seconds: float | None
+    ) -> tuple[int, str]:
+        """Return the number of workers, and its formula.
+
+        Args:
+            backlog: what is to be worked off.
+            kind: what the formula calls it.
+            slots: attempts one worker runs at once.
+            mean_run_seconds: how long attempts ran lately; None: not measured.
+        """
+        if mean_run_seconds is None:
+            size, formula = BacklogTarget(self.tasks_per_replica).wish(
+                backlog, kind=kind, slots=slots, mean_run_seconds=None
+            )
+            return size, f"{formula}, until a run time is measured"
+        mean = float(f"{mean_run_seconds:.3g}")  # what is said is what is reckoned with
+        per_worker = f"{slots} slot{'s' if slots != 1 else ''} x {self.seconds:g} s"
+        formula = f"ceil({backlog} {kind} x {mean:g} s / ({per_worker}))"
+        # Rounded first: 3 x 0.1 / 0.1 is a little more than 3.
+        size = math.ceil(round(backlog * mean / (slots * self.seconds), 6))
+        most = math.ceil(backlog / slots)
+        if size > most:
+            return most, f"{formula}, capped at a slot per task"
+        if size == 0 and backlog > 0:
+            return 1, f"{formula}, at least 1 for any backlog"
+        return size, formula
