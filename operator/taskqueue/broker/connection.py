@@ -63,7 +63,7 @@ async def connect(
         BrokerConfigurationError: a certificate or key cannot be read, the host is no name.
     """
     _quieten_pika()
-    context = _tls_context(parameters) if parameters.tls else None
+    context = tls_context(parameters) if parameters.tls else None
     loop = asyncio.get_running_loop()
     connection = Connection(parameters, name, heartbeat_seconds, loop)
     try:
@@ -278,7 +278,12 @@ def _words(problem: exceptions.AMQPError) -> str:
     return words.removeprefix("ConnectionClosedByBroker: ").removeprefix("StreamLostError: ")
 
 
-def _tls_context(parameters: BrokerParameters) -> ssl.SSLContext:
+def tls_context(parameters: BrokerParameters) -> ssl.SSLContext:
+    """Return what verifies the broker's certificate, and shows ours if there is one.
+
+    Raises:
+        BrokerConfigurationError: a certificate or the key cannot be used.
+    """
     try:
         context = ssl.create_default_context(cadata=parameters.ca_certificate)
     except ssl.SSLError as problem:

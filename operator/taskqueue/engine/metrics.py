@@ -26,7 +26,18 @@ STATUS_WRITES = Counter("taskqueue_status_writes_total", "Task statuses written 
 TASKS_HELD = Gauge("taskqueue_tasks_held", "Unfinished Tasks the operator holds.")
 BACKLOG = Gauge(
     "taskqueue_backlog",
-    "Tasks of a queue that may run: waiting in the operator or in the broker.",
+    "Tasks and direct messages of a queue that may run: waiting in the operator, ready at the "
+    "broker, and with a worker. Absent while unknown.",
+    ("namespace", "queue"),
+)
+READY = Gauge(
+    "taskqueue_ready",
+    "Messages of a queue at the broker that no worker has. Absent while unknown.",
+    ("namespace", "queue"),
+)
+RUNNING = Gauge(
+    "taskqueue_running",
+    "Messages of a queue that a worker has. Absent while unknown.",
     ("namespace", "queue"),
 )
 WORKERS = Gauge("taskqueue_workers", "Workers that say they live.", ("namespace", "queue"))
@@ -58,8 +69,20 @@ NOTICES_DROPPED = Counter(
 )
 
 
+def tell_backlog(
+    key: tuple[str, str], *, backlog: int | None, ready: int | None, running: int | None
+) -> None:
+    """Report what there is to do; None is absent, which no reader takes for a number."""
+    for gauge, value in ((BACKLOG, backlog), (READY, ready), (RUNNING, running)):
+        if value is not None:
+            gauge.labels(*key).set(value)
+        else:
+            with contextlib.suppress(KeyError):
+                gauge.remove(*key)
+
+
 def forget_queue(key: tuple[str, str]) -> None:
     """Report nothing more of a TaskQueue that is gone."""
-    for gauge in (BACKLOG, DESIRED_WORKERS, WORKERS, WORKER_SLOTS):
+    for gauge in (BACKLOG, READY, RUNNING, DESIRED_WORKERS, WORKERS, WORKER_SLOTS):
         with contextlib.suppress(KeyError):
             gauge.remove(*key)

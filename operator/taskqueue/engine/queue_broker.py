@@ -1,5 +1,8 @@
 """One TaskQueue's side of the broker: Secret, link, declared queues, and what is counted in them.
 
+What is counted here, what the broker's statistics say and what the operator knows itself make the
+signal that the pool is sized by; how is told in `taskqueue.domain.backlog`.
+
 A step that fails becomes `QueueBroker.condition` and is tried again. What must not be forgotten
 over a failure: that the broker has lost, or never had, what counts as published; it is published
 again as soon as the queue is declared.
@@ -17,12 +20,15 @@ from taskqueue.broker.connection import (
     ChannelRefused,
 )
 from taskqueue.broker.contract import dead_queue, work_queue
+from taskqueue.broker.parameters import StatisticsEndpoint
 from taskqueue.broker.topology import TopologyConflict, declare_task_queue, ready_messages
 from taskqueue.cluster.broker_secret import NoBrokerSecret, read_broker_secret
 from taskqueue.cluster.client import ApiClient
+from taskqueue.domain.backlog import BacklogMeter, Signal
 from taskqueue.domain.queue import Condition, QueueConfig
 from taskqueue.engine.broker_link import BrokerLink, Down, Up
 from taskqueue.engine.dispatcher import Dispatcher
+from taskqueue.engine.statistics import NoReaders, QueueStatistics, Readers
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -46,7 +52,8 @@ class QueueBroker:
         client: for the API server.
         links: gives the shared link to a broker.
         wake: has the TaskQueue's loop run soon.
-        monotonic: seconds that never jump.
+        monotonic: seconds that never jump; the running loop's, if there are readers.
+        readers: give the shared reader of the broker's statistics.
 
     Attributes:
         condition: BrokerConnected.
@@ -65,6 +72,7 @@ class QueueBroker:
         links: Callable[[BrokerParameters], BrokerLink],
         wake: Callable[[], None],
         monotonic: Callable[[], float],
+        readers: Readers | None = None,
     ) -> None:
         self.condition = Condition("BrokerConnected", None, "Connecting", "")
         self.ready: int | None = None
@@ -77,6 +85,12 @@ class QueueBroker:
         self._links = links
         self._wake = wake
         self._now = monotonic
+        self._meter = BacklogMeter()
+        self._statistics = QueueStatistics(
+            work_queue(*config.key), readers=readers or NoReaders(), meter=self._meter
+        )
+        #: The endpoint the Secret names, and what is wrong with it.
+        self._endpoint: tuple[StatisticsEndpoint | None, str] = (None, "")
         self._link: BrokerLink | None = None
         self._declared_on: Up | None = None
         #: The broker has lost, or never had, what counts as published.
@@ -135,13 +149,18 @@ class QueueBroker:
     async def count(self) -> None:
         """Count what is ready in both queues; a queue found missing is declared at the next run."""
         self.ready = self.dead_letters = None
+        self._meter.uncounted()
         if self._declared_on is None or self._probe is None:
             return
+        published = self._dispatcher.published
         try:
             self.ready = await ready_messages(self._probe, work_queue(*self._config.key))
             if self.ready is None:
                 self.missing()
                 return
+            # A Task published, or ended, while it was counted is no message of others.
+            published = max(published, self._dispatcher.published)
+            self._meter.counted(self.ready, published=published, now=self._now())
             blocked = self._declared_on.connection.blocked  # the workers' outcomes wait as well
             self._dispatcher.observed_ready(self.ready, reporting=not blocked)
             self.dead_letters = await ready_messages(self._probe, dead_queue(*self._config.key))
@@ -161,10 +180,38 @@ class QueueBroker:
                 more=self.dead_letters - before,
             )
 
+    def signal(
+        self, *, waiting: int, published: int, workers_foreign: int = 0, most_published: int = 0
+    ) -> Signal:
+        """Tell what there is to do, as far as known just now.
+
+        Args:
+            waiting: Tasks that may run and are still in the operator.
+            published: Tasks in the broker or with a worker.
+            workers_foreign: messages that workers have in hand and that are no Tasks.
+            most_published: the most Tasks that were published at once since this was last asked.
+        """
+        if not self.declared:
+            why = f"{self.condition.reason}: {self.condition.message}".rstrip(": ")
+            return Signal(
+                backlog=None, ready=None, running=None, problem=f"the broker is not ready: {why}"
+            )
+        now = self._now()
+        self._meter.published(max(published, most_published), now)
+        trouble = self._statistics.tell()
+        return self._meter.read(
+            waiting=waiting,
+            published=published,
+            workers_foreign=workers_foreign,
+            now=now,
+            problem=trouble,
+        )
+
     async def leave(self) -> None:
         """Publish, hold and count nothing any more."""
         self._leave_link()
         self.ready = self.dead_letters = None
+        self._meter.uncounted()
         await self._leave_probe()
 
     @property
@@ -198,6 +245,7 @@ class QueueBroker:
             self._leave_link()
             self._link = link
             link.subscribe(self._wake)
+        self._statistics.use(*self._endpoint, self._now())
 
     async def find_parameters(self) -> BrokerParameters:
         """Read the Secret, and return what it says.
@@ -211,6 +259,10 @@ class QueueBroker:
             parameters = BrokerParameters.from_mapping(secret.data)
         except BrokerConfigurationError as problem:
             raise NoBrokerSecret("SecretInvalid", f"{secret.where}: {problem}") from None
+        try:
+            self._endpoint = (StatisticsEndpoint.from_mapping(secret.data, parameters), "")
+        except BrokerConfigurationError as problem:
+            self._endpoint = (None, f"{secret.where}: {problem}")
         self.secret, self.parameters = (secret.namespace, secret.name), parameters
         return parameters
 
@@ -244,6 +296,7 @@ class QueueBroker:
                     republished=lost,
                 )
         self._declared_on = up
+        self._meter.connected(self._now())
         self._dispatcher.open(up.publisher)
         self._tell(True, "Connected", "the queue is declared")
 
@@ -254,6 +307,7 @@ class QueueBroker:
 
     def _leave_link(self) -> None:
         self._dispatcher.close()
+        self._statistics.leave()
         self._declared_on = None
         if self._link is not None:
             self._link.unsubscribe(self._wake)

@@ -51,6 +51,7 @@ class FakeDispatcher:
     def __init__(self) -> None:
         self.republished = 0
         self.opened = 0
+        self.published = 0
 
     def open(self, publisher: Publisher) -> None:
         self.opened += 1
