@@ -265,7 +265,10 @@ class TaskQueueSpec(ApiModel):
     )
     scaling: Scaling = Field(
         default_factory=Scaling,
-        description="How the number of workers follows the backlog. Needs spec.workers.template.",
+        description=(
+            "How the number of workers follows the backlog. Needs spec.workers.template or "
+            "spec.workers.scaleTargetRef."
+        ),
     )
 
 

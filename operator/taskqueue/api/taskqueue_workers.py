@@ -6,20 +6,83 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from taskqueue.api.common import DAY_SECONDS, ApiModel, validations
+from taskqueue.api.common import (
+    DAY_SECONDS,
+    DNS_LABEL_PATTERN,
+    DNS_SUBDOMAIN_PATTERN,
+    GROUP,
+    OBJECT_NAME_MAX_LENGTH,
+    ApiModel,
+    validations,
+)
 
 Replicas = Annotated[int, Field(ge=0, le=10_000)]
+#: Of a step or a size that makes no sense without a worker.
+SomeReplicas = Annotated[int, Field(ge=1, le=10_000)]
+
+_API_VERSION_PATTERN = f"^({DNS_SUBDOMAIN_PATTERN[1:-1]}/)?{DNS_LABEL_PATTERN[1:-1]}$"
+
+
+class ScaleTargetReference(ApiModel):
+    """An object with the subresource scale, in the namespace of the TaskQueue."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                f'!self.apiVersion.startsWith("{GROUP}/")',
+                "a TaskQueue runs no workers: name the Deployment or StatefulSet that runs them",
+            )
+        )
+    )
+
+    api_version: str = Field(
+        min_length=1,
+        max_length=OBJECT_NAME_MAX_LENGTH + 1 + 63,
+        pattern=_API_VERSION_PATTERN,
+        description="API version of the object: apps/v1 for a Deployment or a StatefulSet.",
+    )
+    kind: str = Field(
+        min_length=1,
+        max_length=63,
+        pattern="^[A-Z][A-Za-z0-9]*$",
+        description="Kind of the object: Deployment, StatefulSet, or any that has scale.",
+    )
+    name: str = Field(
+        min_length=1,
+        max_length=OBJECT_NAME_MAX_LENGTH,
+        pattern=DNS_SUBDOMAIN_PATTERN,
+        description="Name of the object.",
+    )
 
 
 class Workers(ApiModel):
     """The workers of the queue."""
 
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                "!has(self.template) || !has(self.scaleTargetRef)",
+                "the workers are given in two ways: give template for a Deployment of the "
+                "operator's own, or scaleTargetRef for one that exists, not both",
+            )
+        )
+    )
+
     template: dict[str, Any] | None = Field(
         None,
         description=(
             "The pod template of the workers, as in a Deployment. From it the operator makes and "
-            "scales the Deployment <name>-worker. None by default: the workers run elsewhere and "
-            "nothing is scaled."
+            "scales the Deployment <name>-worker. None by default: the workers run elsewhere, and "
+            "unless scaleTargetRef names them nothing is scaled."
+        ),
+    )
+    scale_target_ref: ScaleTargetReference | None = Field(
+        None,
+        description=(
+            "The Deployment, StatefulSet or other object with the subresource scale that runs the "
+            "workers. The operator changes its number of replicas and nothing else; what its pods "
+            "need to reach the broker they must be given where they are made. Absent when template "
+            "is given."
         ),
     )
     container: str = Field(
@@ -52,11 +115,38 @@ class Workers(ApiModel):
 class ScalingTarget(ApiModel):
     """What the number of workers is worked out from."""
 
-    type: Literal["Backlog"] = Field(
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                # A default of {} is tried too, before it is filled in, here and below.
+                '!has(self.type) || self.type != "DrainTime" || has(self.seconds)',
+                "type DrainTime needs seconds: say in how many seconds the backlog should be "
+                "worked off",
+            ),
+            (
+                '!has(self.seconds) || (has(self.type) && self.type == "DrainTime")',
+                "seconds is for type DrainTime: set type to DrainTime or leave seconds out",
+            ),
+        )
+    )
+
+    type: Literal["Backlog", "DrainTime"] = Field(
         "Backlog",
         description=(
             "What the number of workers is worked out from. Backlog, the default: the Tasks which "
-            "wait or run, divided by tasksPerReplica and rounded up."
+            "wait or run, divided by tasksPerReplica and rounded up. DrainTime: as many workers as "
+            "work the Tasks off within seconds, by how long attempts lately ran."
+        ),
+    )
+    seconds: float | None = Field(
+        None,
+        ge=1,
+        le=DAY_SECONDS,
+        description=(
+            "With type DrainTime, and required there: within how many seconds the Tasks which wait "
+            "or run should be worked off, 1 to 86400. The number of workers is the number of Tasks "
+            "times the mean run time, divided by seconds and by the Tasks one worker runs at a "
+            "time, rounded up. A Task that runs longer than that is not hurried."
         ),
     )
     tasks_per_replica: int = Field(
@@ -65,7 +155,19 @@ class ScalingTarget(ApiModel):
         le=100_000,
         description=(
             "How many waiting and running Tasks one worker is wanted for, 1 to 100000; "
-            "5 by default."
+            "5 by default. With type DrainTime it holds until a run time has been measured."
+        ),
+    )
+
+
+class ScaleUp(ApiModel):
+    """How the number of workers grows."""
+
+    max_replicas_per_step: SomeReplicas | None = Field(
+        None,
+        description=(
+            "How many workers may be starting at a time, 1 to 10000: the next ones are asked for "
+            "when as many are available. None by default: all that are wanted start at once."
         ),
     )
 
@@ -82,6 +184,25 @@ class ScaleDown(ApiModel):
             "workers are taken away, 0 to 3600; 30 by default."
         ),
     )
+    max_replicas_per_step: SomeReplicas | None = Field(
+        None,
+        description=(
+            "How many workers may be on their way out at a time, 1 to 10000; each finishes what it "
+            "runs first. None by default: all that are not wanted any more."
+        ),
+    )
+
+
+class Fallback(ApiModel):
+    """What holds when the backlog is unknown."""
+
+    replicas: SomeReplicas = Field(
+        description=(
+            "The number of workers when the backlog has been unknown for "
+            "stabilizationWindowSeconds, 1 to 10000 and not above maxReplicas; busy workers stay "
+            "beyond it. Required: without it leave out fallback."
+        ),
+    )
 
 
 class Scaling(ApiModel):
@@ -90,11 +211,16 @@ class Scaling(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=validations(
             (
-                # The API server tries the rule on a default of {} too, before it fills it in.
                 "!has(self.minReplicas) || !has(self.maxReplicas) || "
                 "self.minReplicas <= self.maxReplicas",
                 "minReplicas is above maxReplicas: lower minReplicas or raise maxReplicas",
-            )
+            ),
+            (
+                "!has(self.fallback) || !has(self.fallback.replicas) || !has(self.maxReplicas) || "
+                "self.fallback.replicas <= self.maxReplicas",
+                "fallback.replicas is above maxReplicas: lower fallback.replicas or raise "
+                "maxReplicas",
+            ),
         )
     )
 
@@ -112,6 +238,10 @@ class Scaling(ApiModel):
         default_factory=ScalingTarget,
         description="What the number of workers between minReplicas and maxReplicas follows.",
     )
+    scale_up: ScaleUp | None = Field(
+        None,
+        description="How the number of workers grows. None by default: at once.",
+    )
     scale_down: ScaleDown = Field(
         default_factory=ScaleDown,
         description="How the number of workers shrinks.",
@@ -123,6 +253,13 @@ class Scaling(ApiModel):
         description=(
             "How many seconds the queue must have been empty before the last worker is taken away, "
             "0 to 86400; 60 by default. Without effect when minReplicas is above 0."
+        ),
+    )
+    fallback: Fallback | None = Field(
+        None,
+        description=(
+            "How many workers there are while the backlog is unknown, because the broker is away. "
+            "None by default: as many as there were."
         ),
     )
     paused: bool = Field(

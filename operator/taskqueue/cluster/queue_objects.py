@@ -8,6 +8,7 @@ from typing import Any
 from taskqueue.api.common import GROUP, VERSION
 from taskqueue.api.taskqueue import TaskQueue
 from taskqueue.api.taskqueue_status import HANDLERS_TOLD, WORKERS_TOLD
+from taskqueue.api.taskqueue_workers import Scaling, ScalingTarget, Workers
 from taskqueue.cluster.task_objects import timestamp
 from taskqueue.domain.queue import (
     ClusterRef,
@@ -15,10 +16,11 @@ from taskqueue.domain.queue import (
     QueueConfig,
     QueueKey,
     QueueStatus,
+    ScaleTargetRef,
     StopPolicy,
 )
 from taskqueue.domain.registry import Worker
-from taskqueue.domain.scaling import BacklogTarget, ScalingPolicy
+from taskqueue.domain.scaling import BacklogTarget, DrainTimeTarget, ScalingPolicy
 from taskqueue.domain.task import Backoff, Policy
 
 #: Label of everything that belongs to a TaskQueue.
@@ -44,7 +46,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
     resource = TaskQueue.model_validate(raw)
     spec, metadata = resource.spec, resource.metadata
     secret, cluster = spec.broker.connection_secret, spec.broker.rabbitmq_cluster_reference
-    defaults, scaling = spec.task_defaults, spec.scaling
+    defaults, stop_policy = spec.task_defaults, StopPolicy(spec.stop_policy)
     backoff = defaults.retry.backoff
     return QueueConfig(
         namespace=metadata.namespace,
@@ -55,7 +57,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
         rabbitmq_cluster=(
             ClusterRef(cluster.namespace or metadata.namespace, cluster.name) if cluster else None
         ),
-        stop_policy=StopPolicy(spec.stop_policy),
+        stop_policy=stop_policy,
         delete_queues=spec.deletion_policy == "Delete",
         finalized=QUEUES_FINALIZER in raw["metadata"].get("finalizers", ()),
         deleting="deletionTimestamp" in raw["metadata"],
@@ -76,17 +78,10 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
             ttl_seconds=defaults.ttl_seconds_after_finished,
         ),
         template=spec.workers.template,
+        scale_target=_scale_target(spec.workers),
         container=spec.workers.container,
         concurrency=spec.workers.concurrency,
-        scaling=ScalingPolicy(
-            min_replicas=scaling.min_replicas,
-            max_replicas=scaling.max_replicas,
-            target=BacklogTarget(scaling.target.tasks_per_replica),
-            stabilization_seconds=scaling.scale_down.stabilization_window_seconds,
-            idle_seconds_before_zero=scaling.idle_seconds_before_zero,
-            paused_replicas=spec.workers.replicas if scaling.paused else None,
-            draining=StopPolicy(spec.stop_policy).drains,
-        ),
+        scaling=_scaling_policy(spec.scaling, spec.workers, draining=stop_policy.drains),
     )
 
 
@@ -129,6 +124,35 @@ def queue_status_patch(
             ),
         }
     }
+
+
+def _scaling_policy(scaling: Scaling, workers: Workers, *, draining: bool) -> ScalingPolicy:
+    up, down, fallback = scaling.scale_up, scaling.scale_down, scaling.fallback
+    return ScalingPolicy(
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        target=_scaling_target(scaling.target),
+        up_step=up.max_replicas_per_step if up is not None else None,
+        down_step=down.max_replicas_per_step,
+        stabilization_seconds=down.stabilization_window_seconds,
+        idle_seconds_before_zero=scaling.idle_seconds_before_zero,
+        fallback_replicas=fallback.replicas if fallback is not None else None,
+        paused_replicas=workers.replicas if scaling.paused else None,
+        draining=draining,
+    )
+
+
+def _scaling_target(target: ScalingTarget) -> BacklogTarget | DrainTimeTarget:
+    if target.type == "DrainTime" and target.seconds is not None:
+        return DrainTimeTarget(seconds=target.seconds, tasks_per_replica=target.tasks_per_replica)
+    return BacklogTarget(target.tasks_per_replica)
+
+
+def _scale_target(workers: Workers) -> ScaleTargetRef | None:
+    ref = workers.scale_target_ref
+    if ref is None:
+        return None
+    return ScaleTargetRef(api_version=ref.api_version, kind=ref.kind, name=ref.name)
 
 
 def _worker(worker: Worker) -> dict[str, Any]:

@@ -42,6 +42,15 @@ class ClusterRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleTargetRef:
+    """An object with the subresource scale, in the TaskQueue's namespace."""
+
+    api_version: str
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueConfig:
     """What a TaskQueue asks for.
 
@@ -60,7 +69,9 @@ class QueueConfig:
         per_key: how many Tasks of one concurrency key are dispatched at once.
         max_published: upper bound of the dispatch window.
         policy: what its Tasks inherit.
-        template: PodTemplateSpec of the workers, None when they run elsewhere.
+        template: PodTemplateSpec of the workers, None when the operator does not make them.
+        scale_target: what runs the workers the operator does not make; None: nothing that is
+            scaled.
         container: which container gets the environment; "" for the first.
         concurrency: tasks a worker runs at once; None: the worker decides by its CPUs.
         scaling: how the pool is sized.
@@ -80,6 +91,7 @@ class QueueConfig:
     max_published: int = 1000
     policy: Policy = field(default_factory=Policy)
     template: Mapping[str, Any] | None = None
+    scale_target: ScaleTargetRef | None = None
     container: str = ""
     concurrency: int | None = None
     scaling: ScalingPolicy = field(default_factory=ScalingPolicy)

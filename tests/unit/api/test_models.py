@@ -193,6 +193,31 @@ def test_a_queue_keeps_its_pod_template_whole() -> None:
     assert queue.spec.workers.concurrency == 4
 
 
+def test_workers_a_queue_only_sizes() -> None:
+    ref = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "resizers"}
+    workers = TaskQueue.model_validate(queue_body(workers={"scaleTargetRef": ref})).spec.workers
+    assert workers.template is None
+    assert workers.scale_target_ref is not None
+    assert workers.scale_target_ref.model_dump(by_alias=True) == ref
+
+
+def test_how_a_queue_is_scaled() -> None:
+    given = {
+        "target": {"type": "DrainTime", "seconds": 60},
+        "scaleUp": {"maxReplicasPerStep": 4},
+        "scaleDown": {"maxReplicasPerStep": 2},
+        "fallback": {"replicas": 3},
+    }
+    scaling = TaskQueue.model_validate(queue_body(scaling=given)).spec.scaling
+    assert (scaling.target.type, scaling.target.seconds) == ("DrainTime", 60)
+    assert scaling.target.tasks_per_replica == 5
+    assert scaling.scale_up is not None
+    assert scaling.fallback is not None
+    steps = (scaling.scale_up.max_replicas_per_step, scaling.scale_down.max_replicas_per_step)
+    assert (steps, scaling.fallback.replicas) == ((4, 2), 3)
+    assert scaling.scale_down.stabilization_window_seconds == 30
+
+
 def test_what_a_queue_does_not_know_is_none_not_zero() -> None:
     status = TaskQueue.model_validate(queue_body()).status
     figures = (status.backlog, status.pending, status.ready, status.running)
@@ -225,6 +250,24 @@ def test_what_a_queue_does_not_know_is_none_not_zero() -> None:
 def test_bad_tasks_are_refused_here_too(spec: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Task.model_validate(task_body(**spec))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"scaling": {"target": {"type": "DrainTime", "seconds": 0}}},
+        {"scaling": {"scaleUp": {"maxReplicasPerStep": 0}}},
+        {"scaling": {"scaleDown": {"maxReplicasPerStep": 0}}},
+        {"scaling": {"fallback": {}}},
+        {"scaling": {"fallback": {"replicas": 0}}},
+        {"workers": {"scaleTargetRef": {"kind": "Deployment", "name": "w"}}},
+        {"workers": {"scaleTargetRef": {"apiVersion": "apps/", "kind": "K", "name": "w"}}},
+        {"workers": {"scaleTargetRef": {"apiVersion": "v1", "kind": "pods", "name": "w"}}},
+    ],
+)
+def test_bad_queues_are_refused_here_too(spec: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TaskQueue.model_validate(queue_body(**spec))
 
 
 def test_models_are_frozen_and_take_python_names() -> None:

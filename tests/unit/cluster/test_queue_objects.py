@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from taskqueue.cluster.queue_objects import QUEUES_FINALIZER, queue_status_patch, read_queue
-from taskqueue.domain.queue import ClusterRef, QueueStatus, StopPolicy
+from taskqueue.domain.queue import ClusterRef, QueueStatus, ScaleTargetRef, StopPolicy
+from taskqueue.domain.scaling import BacklogTarget, DrainTimeTarget, ScalingPolicy
 
 
 def raw(**spec: Any) -> dict[str, Any]:
@@ -32,7 +33,8 @@ def test_what_a_plain_queue_asks_for() -> None:
     assert config.per_key == 1
     assert config.policy.active_deadline_seconds is None
     assert config.policy.ttl_seconds is None
-    assert not config.scaling.draining
+    assert (config.template, config.scale_target) == (None, None)
+    assert config.scaling == ScalingPolicy()  # the schema's defaults are the domain's
 
 
 def test_everything_else_that_can_be_asked_for() -> None:
@@ -50,6 +52,49 @@ def test_everything_else_that_can_be_asked_for() -> None:
     assert config.delete_queues
     assert config.per_key == 4
     assert (config.policy.active_deadline_seconds, config.policy.ttl_seconds) == (60, 0)
+
+
+def test_everything_that_can_be_asked_for_of_the_size() -> None:
+    config = read_queue(
+        raw(
+            scaling={
+                "minReplicas": 1,
+                "maxReplicas": 20,
+                "target": {"type": "DrainTime", "seconds": 90.5, "tasksPerReplica": 7},
+                "scaleUp": {"maxReplicasPerStep": 4},
+                "scaleDown": {"stabilizationWindowSeconds": 15, "maxReplicasPerStep": 2},
+                "idleSecondsBeforeZero": 5,
+                "fallback": {"replicas": 3},
+                "paused": True,
+            },
+            workers={"replicas": 9},
+        )
+    )
+    assert config.scaling == ScalingPolicy(
+        min_replicas=1,
+        max_replicas=20,
+        target=DrainTimeTarget(seconds=90.5, tasks_per_replica=7),
+        up_step=4,
+        down_step=2,
+        stabilization_seconds=15,
+        idle_seconds_before_zero=5,
+        fallback_replicas=3,
+        paused_replicas=9,
+    )
+
+
+def test_a_target_of_backlog() -> None:
+    config = read_queue(raw(scaling={"target": {"type": "Backlog", "tasksPerReplica": 7}}))
+    assert config.scaling.target == BacklogTarget(7)
+
+
+def test_workers_that_are_only_sized() -> None:
+    ref = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "resizers"}
+    config = read_queue(raw(workers={"scaleTargetRef": ref}))
+    assert config.scale_target == ScaleTargetRef(
+        api_version="apps/v1", kind="StatefulSet", name="resizers"
+    )
+    assert config.template is None
 
 
 @pytest.mark.parametrize(("namespace", "found"), [("broker", "broker"), (None, "shop")])
