@@ -100,6 +100,11 @@ def test_growth_in_steps_waits_until_the_last_ones_are_available() -> None:
     assert line.step(50, available=8).replicas == 10
 
 
+def test_what_is_in_place_counts_as_available_where_that_is_not_known() -> None:
+    line = Line(replace(POLICY, up_step=3), size=2)
+    assert line.step(50, replicas=1).replicas == 4
+
+
 # Drain time
 
 

@@ -234,6 +234,28 @@ def test_it_grows_at_once(policy: ScalingPolicy, size: int, moments: list[Moment
 
 
 @given(policies(), SIZES, LINES)
+def test_it_does_not_grow_to_what_was_wanted_before(
+    policy: ScalingPolicy, size: int, moments: list[Moment]
+) -> None:
+    line = Line(policy, size)
+    for moment in moments:
+        before = line.size
+        after = line.step(moment).replicas
+        if moment.load.backlog is not None:
+            assert after <= max(before, wanted(policy, moment.load))
+
+
+@given(policies(), SIZES, LINES)
+def test_the_memory_holds_only_what_can_still_matter(
+    policy: ScalingPolicy, size: int, moments: list[Moment]
+) -> None:
+    line = Line(policy, size)
+    for moment in moments:
+        sizes = [size for _, size in line.step(moment).memory.wanted]
+        assert sizes == sorted(set(sizes), reverse=True)
+
+
+@given(policies(), SIZES, LINES)
 def test_more_backlog_is_never_a_reason_for_fewer_workers(
     policy: ScalingPolicy, size: int, moments: list[Moment]
 ) -> None:
