@@ -32,6 +32,7 @@ from taskqueue.engine.entry import Entry, Stage, log_fields
 from taskqueue.engine.lingering import Lingering
 from taskqueue.engine.metrics import PUBLISHED
 from taskqueue.engine.order_line import OrderLine
+from taskqueue.engine.silence import SILENCE_SECONDS, Silence
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -42,9 +43,6 @@ Clock = Callable[[], float]
 _BATCH = 128
 #: Pause after the broker refused a publish (queue full, no queue): it needs time or a hand.
 _REFUSED_PAUSE_SECONDS = 0.5
-#: An attempt is given up when no outcome has come this long after its time-out: the worker reports
-#: one by then, if there is a worker.
-SILENCE_SECONDS = 10.0
 
 
 class Ledger(Protocol):
@@ -105,6 +103,10 @@ class Dispatcher:
         self._claiming: set[Entry] = set()
         #: In the order of publishing, which is that of the broker's queue.
         self._published: dict[Entry, None] = {}
+        self._most_published = 0
+        self._silence = Silence(
+            self._published, policy=self.policy, clock=clock, on_silent=ledger.silent
+        )
         self._rate = FinishRate()
         self._orders = OrderLine()
         self._publisher: Publisher | None = None
@@ -133,6 +135,11 @@ class Dispatcher:
     def published(self) -> int:
         """Tasks in the broker or with a worker."""
         return len(self._published)
+
+    def take_most_published(self) -> int:
+        """Return the most Tasks that were published at once since this was last asked."""
+        most, self._most_published = self._most_published, len(self._published)
+        return most
 
     @property
     def publisher(self) -> Publisher | None:
@@ -169,7 +176,7 @@ class Dispatcher:
         """Publish from now on; the queue is declared."""
         self._publisher = publisher
         self._paused_until = 0.0
-        self._be_patient()
+        self._silence.be_patient()
         self._orders.open(publisher)
         self._ledger.opened(self.key, publisher)
         self._plan_pump()
@@ -245,6 +252,10 @@ class Dispatcher:
         """Tell the workers; kept until the broker has it."""
         self._orders.send(Order(kind, token=token, uid=uid))
 
+    def order_drain(self, pod: str) -> None:
+        """Tell the worker of a pod to take no more work; kept until the broker has it."""
+        self._orders.send(Order(OrderKind.DRAIN, pod=pod, namespace=self.key[0]))
+
     def claimed(self, entry: Entry, fence: int) -> None:
         """Publish a Task whose key is recorded; ``fence`` grows with every such record."""
         entry.fence = fence
@@ -270,39 +281,13 @@ class Dispatcher:
         return len(lost)
 
     def observed_ready(self, ready: int, *, reporting: bool) -> None:
-        """Take the broker's count of messages no worker has; look for attempts that went silent.
-
-        The queue hands out in order, so all but the last ``ready`` published are with a worker.
-        Messages of others make the count larger, and us more patient.
+        """Take the broker's count of messages no worker has; see `taskqueue.engine.silence`.
 
         Args:
             ready: the count.
             reporting: whether the broker takes what workers report.
         """
-        if not reporting:
-            self._be_patient()
-            return
-        now = self._clock()
-        delivered = len(self._published) - ready
-        silent = []
-        for place, entry in enumerate(self._published):
-            if place >= delivered:
-                entry.delivered_at = None  # it may have come back
-                continue
-            if entry.delivered_at is None:
-                if entry.confirmed:
-                    entry.delivered_at = now
-                continue
-            limit = self.policy(entry).attempt_timeout_seconds + SILENCE_SECONDS
-            if now - entry.delivered_at > limit:
-                silent.append((entry, entry.delivered_at))
-        for entry, since in silent:
-            self._ledger.silent(entry, since)
-
-    def _be_patient(self) -> None:
-        """Nobody could report for a while: everybody gets the whole time again."""
-        for entry in self._published:
-            entry.delivered_at = None
+        self._silence.observed(ready, reporting=reporting)
 
     def _leave(self, entry: Entry) -> None:
         self._line.discard(entry)
@@ -394,6 +379,7 @@ class Dispatcher:
         entry.confirmed = entry.unsure = entry.astray = False
         entry.delivered_at = None
         self._published[entry] = None
+        self._most_published = max(self._most_published, len(self._published))
         task, status, policy = entry.task, entry.status, self.policy(entry)
         attempt = status.current_attempt
         message = WorkMessage(

@@ -12,8 +12,8 @@ from taskqueue.domain.gate import Step, Surroundings, decide
 from taskqueue.domain.lifecycle import Verdict
 from taskqueue.domain.queue import StopPolicy
 from taskqueue.domain.task import HISTORY_LIMIT, Phase
-from taskqueue.engine.dispatcher import SILENCE_SECONDS
 from taskqueue.engine.entry import Entry, Stage
+from taskqueue.engine.silence import SILENCE_SECONDS
 from tests.unit.engine.fakes import EPOCH
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from taskqueue.cluster.status_writer import Refused, Written
 from taskqueue.cluster.task_objects import task_path
 from taskqueue.domain.queue import QueueConfig
 from taskqueue.domain.task import Backoff, Phase, Policy
-from taskqueue.engine.dispatcher import SILENCE_SECONDS
+from taskqueue.engine.silence import SILENCE_SECONDS
 from tests.unit.engine.fakes import (
     EPOCH,
     KEY,
