@@ -53,9 +53,10 @@ class Load:
         self.suspended = self._add("suspended", 5, "nap", suspend=True, **brief)
         self._add("running", 4, "nap", payload={"seconds": 20})
         for key in range(_KEYS):
-            names = self._add(
-                f"keyed-{key}", 4, "tell_fence", payload={"seconds": 1}, concurrencyKey=str(key)
-            )
+            # One claimed by an operator that was killed before it published is only tried again
+            # when it would have timed out.
+            keyed: Body = {"concurrencyKey": str(key), "attemptTimeoutSeconds": 20}
+            names = self._add(f"keyed-{key}", 4, "tell_fence", payload={"seconds": 1}, **keyed)
             self.keyed[str(key)] = names
         retry = {"backoff": {"initialSeconds": 6}}
         self._add("retried", 10, "flaky", attempts=2, payload={"failures": 1}, retry=retry)
