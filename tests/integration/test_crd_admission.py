@@ -8,6 +8,7 @@ the guards of a finished Task in test_crd_end.py.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from tests.integration.admission import (
 pytestmark = pytest.mark.cluster
 
 CRDS = Path(__file__).parents[2] / "crds"
+DRAIN_TIME = {"type": "DrainTime", "seconds": 60}
 TASK_DEFAULTS = {"priority": 0, "concurrencyKey": "", "suspend": False, "cancel": False}
 
 
@@ -92,6 +94,17 @@ def test_defaults_fill_in_beside_what_is_given(api: Api) -> None:
     }
     assert created["spec"]["scaling"]["maxReplicas"] == 2
     assert created["spec"]["scaling"]["idleSecondsBeforeZero"] == 60
+    scaling = {"scaleDown": {"maxReplicasPerStep": 2}, "target": DRAIN_TIME}
+    created = api.create(queue("steps", scaling=scaling))["spec"]["scaling"]
+    assert created["target"] == DRAIN_TIME | {"tasksPerReplica": 5}
+    assert created["scaleDown"] == {"stabilizationWindowSeconds": 30, "maxReplicasPerStep": 2}
+
+
+def test_null_is_no_step_and_no_fallback(api: Api) -> None:
+    scaling = {"scaleUp": None, "fallback": None, "scaleDown": {"maxReplicasPerStep": None}}
+    created = api.create(queue(scaling=scaling))["spec"]["scaling"]
+    assert not {"scaleUp", "fallback"} & set(created)
+    assert created["scaleDown"] == {"stabilizationWindowSeconds": 30}
 
 
 def test_a_pod_template_is_kept_whole(api: Api) -> None:
@@ -156,6 +169,12 @@ def source(name: str, key: str = "all.json") -> Body:
     return {"configMapKeyRef": {"name": name, "key": key}}
 
 
+def scaled(**fields: Any) -> Body:
+    """Return a queue whose workers are a StatefulSet's, but for the fields given."""
+    ref = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "w"} | fields
+    return queue(workers={"scaleTargetRef": {k: v for k, v in ref.items() if v is not None}})
+
+
 SECRET = {"connectionSecret": {"name": "rabbit"}}
 REFERENCE = {"rabbitmqClusterReference": {"name": "rabbit", "namespace": "brokers"}}
 
@@ -166,6 +185,16 @@ REFERENCE = {"rabbitmqClusterReference": {"name": "rabbit", "namespace": "broker
         queue("a" * 52),
         queue("0-9"),
         queue(scaling={"minReplicas": 3, "maxReplicas": 3}),
+        queue(scaling={"target": {"type": "DrainTime", "seconds": 1}}),
+        queue(scaling={"target": {"type": "DrainTime", "seconds": 86_400, "tasksPerReplica": 1}}),
+        queue(scaling={"scaleUp": {"maxReplicasPerStep": 1}}),
+        queue(scaling={"scaleUp": {}}),
+        queue(scaling={"scaleDown": {"maxReplicasPerStep": 10_000}}),
+        queue(scaling={"fallback": {"replicas": 10}}),
+        queue(scaling={"fallback": {"replicas": 1}, "minReplicas": 3}),
+        scaled(),
+        scaled(apiVersion="v1", kind="ReplicationController"),
+        scaled(apiVersion="argoproj.io/v1alpha1", kind="Rollout", name="a.b"),
         queue(taskDefaults={"attemptTimeoutSeconds": 86_400}),
         queue(broker=REFERENCE),
         queue(broker={"rabbitmqClusterReference": {"name": "rabbit"}}),
@@ -240,6 +269,35 @@ def test_accepted(api: Api, body: Body) -> None:
         (queue(scaling={"minReplicas": 11}), "lower minReplicas or raise maxReplicas"),
         (queue(scaling={"target": {"type": "Magic"}}), 'Unsupported value: "Magic"'),
         (queue(scaling={"target": {"tasksPerReplica": 0}}), "greater than or equal to 1"),
+        (queue(scaling={"target": {"type": "DrainTime"}}), "in how many seconds the backlog"),
+        (queue(scaling={"target": DRAIN_TIME | {"seconds": 0.5}}), "greater than or equal to 1"),
+        (queue(scaling={"target": DRAIN_TIME | {"seconds": 86_401}}), "less than or equal to"),
+        (queue(scaling={"target": DRAIN_TIME | {"seconds": "60s"}}), "must be of type number"),
+        (queue(scaling={"target": DRAIN_TIME | {"seconds": None}}), "in how many seconds"),
+        (queue(scaling={"target": {"seconds": 60}}), "set type to DrainTime or leave seconds out"),
+        (
+            queue(scaling={"target": {"type": "Backlog", "seconds": 60}}),
+            "set type to DrainTime or leave seconds out",
+        ),
+        (queue(scaling={"scaleUp": {"maxReplicasPerStep": 0}}), "greater than or equal to 1"),
+        (queue(scaling={"scaleDown": {"maxReplicasPerStep": 0}}), "greater than or equal to 1"),
+        (queue(scaling={"scaleDown": {"maxReplicasPerStep": 0.5}}), "must be of type integer"),
+        (queue(scaling={"fallback": {}}), "fallback.replicas: Required value"),
+        (queue(scaling={"fallback": {"replicas": 0}}), "greater than or equal to 1"),
+        (queue(scaling={"fallback": {"replicas": 11}}), "lower fallback.replicas or raise max"),
+        (scaled(apiVersion=None), "scaleTargetRef.apiVersion: Required value"),
+        (scaled(kind=None), "scaleTargetRef.kind: Required value"),
+        (scaled(name=None), "scaleTargetRef.name: Required value"),
+        (scaled(name=""), "at least 1 chars long"),
+        (scaled(name="apps/w"), "scaleTargetRef.name in body should match"),
+        (scaled(apiVersion="apps/v1/v1"), "scaleTargetRef.apiVersion in body should match"),
+        (scaled(kind="statefulsets"), "scaleTargetRef.kind in body should match"),
+        (scaled(namespace="other"), 'unknown field "spec.workers.scaleTargetRef.namespace"'),
+        (scaled(apiVersion=f"{GROUP}/v1alpha1", kind="TaskQueue"), "a TaskQueue runs no workers"),
+        (
+            queue(workers={"template": {}} | scaled()["spec"]["workers"]),
+            "give template for a Deployment of the operator's own, or scaleTargetRef",
+        ),
         (queue(workers={"replicas": -1}), "should be greater than or equal to 0"),
         (queue(workers={"concurrency": 0}), "should be greater than or equal to 1"),
         (queue(workers={"template": "a string"}), "must be of type object"),

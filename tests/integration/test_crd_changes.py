@@ -106,6 +106,26 @@ def test_a_queue_moves_from_one_kind_of_broker_to_the_other_in_one_step(api: Api
     assert done.returncode == 0, done.stderr
 
 
+def test_a_queue_moves_from_one_way_of_scaling_to_another_in_one_step(api: Api) -> None:
+    api.create(queue(workers={"template": {"spec": {}}}))
+    ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "w"}
+    refused = api.patch(f"{QUEUES}/thumbnails", {"spec": {"workers": {"scaleTargetRef": ref}}})
+    assert_refused(refused, "the workers are given in two ways")
+    drain_time = {"type": "DrainTime", "seconds": 60}
+    changes: list[Body] = [
+        {"workers": {"scaleTargetRef": ref, "template": None}},
+        {"workers": {"scaleTargetRef": None, "template": {"spec": {}}}},
+        {"scaling": {"target": drain_time, "fallback": {"replicas": 10}}},
+        {"scaling": {"target": {"type": "Backlog", "seconds": None}}},
+        {"scaling": {"maxReplicas": 5, "fallback": None}},
+    ]
+    for change in changes:
+        done = api.patch(f"{QUEUES}/thumbnails", {"spec": change})
+        assert done.returncode == 0, done.stderr
+    refused = api.patch(f"{QUEUES}/thumbnails", {"spec": {"scaling": {"target": {"seconds": 1}}}})
+    assert_refused(refused, "set type to DrainTime or leave seconds out")
+
+
 def test_a_queue_name_rule_does_not_stop_other_changes(api: Api) -> None:
     api.create(queue())
     done = api.patch(f"{QUEUES}/thumbnails", {"spec": {"scaling": {"minReplicas": 1}}})
