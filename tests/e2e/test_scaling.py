@@ -1,5 +1,8 @@
 """The pool of workers follows the backlog: from zero, up to its limit, and back to zero."""
 
+import itertools
+import math
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -22,8 +25,8 @@ def queue(lab: Lab, deployments: Sightings) -> None:
     lab.queue(workers={"concurrency": 1}, scaling={"target": {"tasksPerReplica": 1}})
 
 
-def sizes(deployments: Sightings) -> list[int]:
-    found = [version["spec"]["replicas"] for version in deployments.versions("q-worker")]
+def sizes(deployments: Sightings, queue: str = "q") -> list[int]:
+    found = [version["spec"]["replicas"] for version in deployments.versions(f"{queue}-worker")]
     return [size for size, before in zip(found, [None, *found], strict=False) if size != before]
 
 
@@ -86,3 +89,46 @@ def test_a_deployment_resized_or_deleted_by_hand_is_put_back(lab: Lab) -> None:
     assert lab.api.get(lab.deployment())["metadata"]["uid"] != before
     lab.task("after-all")
     assert lab.finished("after-all")["phase"] == "Succeeded"
+
+
+def test_the_backlog_is_to_be_gone_in_the_time_of_the_target(lab: Lab) -> None:
+    target = {"type": "DrainTime", "seconds": 4}
+    lab.queue("timed", workers={"concurrency": 1}, scaling={"target": target, "maxReplicas": 4})
+    lab.all_finished(lab.batch("measured", 2, "nap", queue="timed", payload={"seconds": 1}))
+    lab.queue_status(
+        lambda status: status.get("meanRunSeconds", 0) >= 1, "timed", what="with a run time"
+    )
+    names = lab.batch("timed", 8, "nap", queue="timed", payload={"seconds": 1})
+    formula = re.compile(r"^(\d+) = ceil\((\d+) backlog x ([\d.]+) s / \(1 slot x 4 s\)\)(.*)")
+    seen = lab.queues.wait(
+        "timed",
+        lambda queue: bool(
+            (found := formula.match(queue["status"]["scaling"])) and int(found[2]) > 4
+        ),
+        what="explained by the run time",
+        since=0,
+    )
+    found = formula.match(seen["status"]["scaling"])
+    assert found
+    size, backlog, mean = int(found[1]), int(found[2]), float(found[3])
+    assert size == min(math.ceil(round(backlog * mean / 4, 6)), 4)
+    assert ("capped by maxReplicas" in found[4]) == (backlog * mean / 4 > 4)
+    assert {status["phase"] for status in lab.all_finished(names)} == {"Succeeded"}
+
+
+def test_a_pool_grows_in_steps_when_it_is_told_to(lab: Lab, deployments: Sightings) -> None:
+    lab.queue(
+        "stepped",
+        workers={"concurrency": 1},
+        scaling={
+            "target": {"tasksPerReplica": 1},
+            "maxReplicas": 3,
+            "scaleUp": {"maxReplicasPerStep": 1},
+        },
+    )
+    names = lab.batch("stepped", 6, "nap", queue="stepped", payload={"seconds": 3})
+    assert {status["phase"] for status in lab.all_finished(names)} == {"Succeeded"}
+    grown = sizes(deployments, "stepped")
+    assert max(grown) == 3
+    steps = [after - before for before, after in itertools.pairwise(grown)]
+    assert max(steps) == 1, grown

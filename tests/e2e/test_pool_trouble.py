@@ -1,0 +1,157 @@
+"""Pools that cannot have the workers they want: it is said why, not made worse, and heals."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.e2e.api import Body
+from tests.e2e.gates import Gates
+from tests.e2e.gates import template as gated_template
+from tests.e2e.lab import TEMPLATE, Lab, conditions
+from tests.e2e.sightings import Sightings
+
+pytestmark = pytest.mark.cluster
+
+#: Nobody answers there, so that it is refused at once.
+_NO_IMAGE = "127.0.0.1:1/taskqueue:none"
+
+_PULL = {"ErrImagePull", "ImagePullBackOff"}
+
+
+def template(*, pod: Body | None = None, **container: Any) -> Body:
+    changed = copy.deepcopy(TEMPLATE)
+    changed["spec"]["containers"][0].update(container)
+    changed["spec"].update(pod or {})
+    return changed
+
+
+@pytest.fixture(scope="module")
+def deployments(lab: Lab) -> Iterator[Sightings]:
+    seen = Sightings(lab.api, f"/apis/apps/v1/namespaces/{lab.namespace}/deployments")
+    yield seen
+    seen.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def queues(lab: Lab, deployments: Sightings) -> None:
+    broken = {
+        "pull": template(image=_NO_IMAGE),
+        "crash": template(args=["worker", "no_such_module"]),
+        "homeless": template(pod={"nodeSelector": {"taskqueue.dev/no-node": "here"}}),
+    }
+    for name, pod in broken.items():
+        lab.queue(
+            name,
+            workers={"concurrency": 1, "template": pod},
+            scaling={"target": {"tasksPerReplica": 1}, "maxReplicas": 6},
+        )
+        # Together: how long each takes to be seen is up to the kubelet.
+        lab.batch(name, 2, queue=name)
+
+
+def trouble(lab: Lab, queue: str, reasons: set[str], *, seconds: float = 90) -> Body:
+    """Return the status of a TaskQueue whose workers are not available for one of these reasons."""
+
+    def holds(status: Body) -> bool:
+        found = conditions(status).get("WorkersAvailable", {})
+        return found.get("status") == "False" and found.get("reason") in reasons
+
+    return lab.queue_status(holds, queue, what=f"in trouble: {reasons}", seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("queue", "reasons", "told"),
+    [
+        ("pull", _PULL, _NO_IMAGE),
+        ("crash", {"CrashLoopBackOff"}, "exit"),
+        ("homeless", {"Unschedulable"}, "node"),
+    ],
+)
+def test_a_failing_pool_does_not_grow_and_heals_when_its_template_is_mended(
+    lab: Lab, deployments: Sightings, queue: str, reasons: set[str], told: str
+) -> None:
+    status = trouble(lab, queue, reasons)
+    message = conditions(status)["WorkersAvailable"]["message"]
+    assert told in message
+    assert any(pod["metadata"]["name"] in message for pod in lab.pods(queue)), message
+    assert status["desiredReplicas"] == 2
+    # More work changes nothing, for as long as it lasts.
+    lab.batch(f"{queue}-more", 4, queue=queue)
+    status = lab.queue_status(
+        lambda status: status.get("backlog") == 6 and "6 backlog" in status["scaling"],
+        queue,
+        what="with all in its backlog",
+    )
+    assert status["desiredReplicas"] == 2, status["scaling"]
+    assert max(sizes(deployments, queue)) == 2
+
+    lab.change_queue(queue, workers={"template": {"spec": mended()}})
+    names = [f"{queue}-{number}" for number in range(2)]
+    names += [f"{queue}-more-{number}" for number in range(4)]
+    for ended in lab.all_finished(names, seconds=90):
+        assert (ended["phase"], ended["attempts"]) == ("Succeeded", 1)
+    healed = lab.queue_status(
+        lambda status: conditions(status)["WorkersAvailable"]["status"] == "True",
+        queue,
+        what="well again",
+    )
+    assert conditions(healed)["WorkersAvailable"]["reason"] in {"Available", "ScaledToZero"}
+
+
+def mended() -> Body:
+    """Return the change that makes any of the broken templates a good one."""
+    return {"containers": TEMPLATE["spec"]["containers"], "nodeSelector": None}
+
+
+def sizes(deployments: Sightings, queue: str) -> list[int]:
+    """Return the sizes a pool was given, one after the other."""
+    found = [version["spec"]["replicas"] for version in deployments.versions(f"{queue}-worker")]
+    return [size for size, before in zip(found, [None, *found], strict=False) if size != before]
+
+
+def test_a_quota_is_told_not_hammered_at_and_used_when_it_is_raised(
+    lab: Lab, deployments: Sightings
+) -> None:
+    for name in lab.queues.names():
+        lab.queue_status(lambda status: status.get("replicas") == 0, name, what="at zero")
+    pods = lab.core("pods")
+    lab.until(lambda: not lab.api.get(pods)["items"], what="no pod left")
+    lab.create_core("resourcequotas", "few", spec={"hard": {"pods": "2"}})
+    lab.until(
+        lambda: "hard" in lab.api.get(lab.core("resourcequotas", "few")).get("status", {}),
+        what="in force",
+    )
+    gates = Gates(lab)
+    lab.queue(
+        "tight",
+        workers={"concurrency": 1, "template": gated_template()},
+        scaling={"target": {"tasksPerReplica": 1}, "maxReplicas": 4},
+    )
+    names = gates.behind("tight", 4, queue="tight")
+    status = trouble(lab, "tight", {"QuotaExceeded"})
+    assert "exceeded quota" in conditions(status)["WorkersAvailable"]["message"]
+    status = lab.queue_status(
+        lambda status: status.get("desiredReplicas") == 2, "tight", what="at what can be had"
+    )
+    assert "quota" in status["scaling"]
+    # It is tried again by itself, but now and then only, and given up each time.
+    before = len(sizes(deployments, "tight"))
+    lab.until(lambda: len(sizes(deployments, "tight")) > before, what="tried again")
+    trouble(lab, "tight", {"QuotaExceeded"})
+    assert len(sizes(deployments, "tight")) <= 10, sizes(deployments, "tight")
+
+    lab.api.patch(lab.core("resourcequotas", "few"), {"spec": {"hard": {"pods": "6"}}})
+    lab.available(4, "tight", seconds=120)
+    healed = lab.queue_status(
+        lambda status: conditions(status)["WorkersAvailable"]["status"] == "True",
+        "tight",
+        what="well again",
+    )
+    assert conditions(healed)["WorkersAvailable"]["reason"] == "Available"
+    gates.open("tight")
+    for ended in lab.all_finished(names):
+        assert (ended["phase"], ended["attempts"]) == ("Succeeded", 1)

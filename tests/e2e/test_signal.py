@@ -1,0 +1,216 @@
+"""What the size follows: the broker's figures, also while they are away, and direct messages."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from taskqueue.client import Producer
+from tests.e2e.api import Body
+from tests.e2e.departures import Departures, names_of
+from tests.e2e.events import events_of
+from tests.e2e.gates import Gates, template
+from tests.e2e.lab import BROKER_HOST, Lab
+
+pytestmark = pytest.mark.cluster
+
+_MANAGEMENT_PORT = 15672
+
+#: Passes connections on to the broker's management; what goes away with its pod are all of them.
+_PROXY = f"""
+import asyncio
+
+async def passed_on(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    finally:
+        writer.close()
+
+async def serve(reader, writer):
+    try:
+        there = await asyncio.open_connection("{BROKER_HOST}", {_MANAGEMENT_PORT})
+    except OSError:
+        writer.close()
+        return
+    await asyncio.gather(passed_on(reader, there[1]), passed_on(there[0], writer))
+
+async def main():
+    server = await asyncio.start_server(serve, "0.0.0.0", {_MANAGEMENT_PORT})
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+class Statistics:
+    """The broker's statistics by a way that can be cut."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._path = f"/apis/apps/v1/namespaces/{lab.namespace}/deployments"
+        self.uri = f"http://stats.{lab.namespace}.svc.cluster.local:{_MANAGEMENT_PORT}"
+        labels = {"app": "stats"}
+        port = {"port": _MANAGEMENT_PORT}
+        lab.create_core("services", "stats", spec={"selector": labels, "ports": [port]})
+        container = {
+            "name": "proxy",
+            "image": "taskqueue-operator:dev",
+            "command": ["python3", "-c", _PROXY],
+            "readinessProbe": {"tcpSocket": port, "periodSeconds": 1},
+        }
+        pod: Body = {"terminationGracePeriodSeconds": 0, "containers": [container]}
+        body = {
+            "metadata": {"name": "stats"},
+            "spec": {
+                "replicas": 1,
+                "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": pod},
+            },
+        }
+        lab.api.request("POST", self._path, body)
+        self._until(1)
+
+    def cut(self) -> None:
+        """Leave nobody to ask: connections there are end, new ones are refused."""
+        self._scale(0)
+
+    def mend(self) -> None:
+        """Have them answered again."""
+        self._scale(1)
+
+    def _scale(self, size: int) -> None:
+        self._lab.api.patch(f"{self._path}/stats/scale", {"spec": {"replicas": size}})
+        self._until(size)
+
+    def _until(self, size: int) -> None:
+        def there() -> bool:
+            status = self._lab.api.get(f"{self._path}/stats")["status"]
+            numbers = status.get("replicas", 0), status.get("availableReplicas", 0)
+            return numbers == (size, size)
+
+        self._lab.until(there, what=f"{size} proxies for statistics")
+
+
+@pytest.fixture(scope="module")
+def gates(lab: Lab) -> Gates:
+    return Gates(lab)
+
+
+@pytest.fixture(scope="module")
+def statistics(lab: Lab) -> Statistics:
+    return Statistics(lab)
+
+
+@pytest.fixture(scope="module")
+def departures(lab: Lab) -> Iterator[Departures]:
+    seen = Departures(lab)
+    yield seen
+    seen.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def queues(lab: Lab, gates: Gates, statistics: Statistics, departures: Departures) -> None:
+    lab.secret("watched", managementUri=statistics.uri)
+    for name, secret in (("watched", "watched"), ("plain", "rabbit")):
+        lab.queue(
+            name,
+            broker={"connectionSecret": {"name": secret}},
+            workers={"concurrency": 1, "template": template()},
+            scaling={"target": {"tasksPerReplica": 1}, "maxReplicas": 3},
+        )
+
+
+def sized(lab: Lab, queue: str, size: int, *, seconds: float = 60) -> Body:
+    """Return the status of a TaskQueue once it has, and wants, so many workers."""
+    return lab.queue_status(
+        lambda status: (status.get("desiredReplicas"), status.get("replicas")) == (size, size),
+        queue,
+        what=f"at {size} workers",
+        seconds=seconds,
+    )
+
+
+def test_statistics_cut_off_in_the_middle_leave_the_size_as_it_is(
+    lab: Lab, gates: Gates, statistics: Statistics
+) -> None:
+    names = [*gates.behind("cut", 2, queue="watched"), *gates.behind("seen", 2, queue="plain")]
+    for queue in ("watched", "plain"):
+        lab.condition("ScalingActive", "True", "Following", queue)
+        sized(lab, queue, 2)
+    statistics.cut()
+    message = lab.condition("ScalingActive", "False", "StatisticsUnknown", "watched")
+    assert statistics.uri.partition("://")[2] in message
+    assert lab.rabbitmq.password not in message
+    for gate in ("cut", "seen"):
+        gates.open(gate)
+    lab.all_finished(names)
+    # Both had the same to do, and nothing now; what differs is what is known of that.
+    sized(lab, "plain", 0)
+    status = sized(lab, "watched", 2)
+    assert status["scaling"].startswith("2 held")
+    lab.condition("ScalingActive", "False", "StatisticsUnknown", "watched")
+
+    # It may grow by what is known all the same.
+    more = gates.behind("more", 3, queue="watched")
+    sized(lab, "watched", 3)
+    gates.open("more")
+    lab.all_finished(more)
+    assert sized(lab, "watched", 3)["scaling"].startswith("3 held")
+
+    statistics.mend()
+    lab.condition("ScalingActive", "True", "Following", "watched")
+    sized(lab, "watched", 0)
+
+
+@pytest.mark.parametrize("queue", ["plain", "watched"])
+def test_direct_messages_being_worked_on_keep_their_workers(
+    lab: Lab, gates: Gates, departures: Departures, queue: str
+) -> None:
+    gate, idle = f"direct-{queue}", f"idle-{queue}"
+    rabbitmq = lab.rabbitmq
+    uri = f"amqp://{rabbitmq.username}:{rabbitmq.password}@{rabbitmq.host}:{rabbitmq.port}/"
+    correlation = uuid.uuid4().hex
+    with events_of(lab, queue) as events, Producer(uri) as producer:
+        producer.send(
+            lab.namespace, queue, {"gate": gate}, handler="wait", correlation_id=correlation
+        )
+        busy = worker_of_direct(lab, queue)
+        # Two more workers come for Tasks and may go after them; that one may not.
+        names = gates.behind(idle, 2, queue=queue)
+        for name in names:
+            assert lab.phase(name, "Running")["worker"] != busy
+        gates.open(idle)
+        lab.all_finished(names)
+        lab.until(
+            lambda: names_of(lab.pods(queue)) == {busy}, what=f"only {busy} is left of the pool"
+        )
+        # As long as the other pool takes to come and go, by the same settings.
+        other = "watched" if queue == "plain" else "plain"
+        assert lab.finished(lab.task(f"other-{queue}", queue=other))["phase"] == "Succeeded"
+        sized(lab, other, 0)
+        assert sized(lab, queue, 1)["ready"] == 0
+        assert not departures.told_to_go(busy)
+        gates.open(gate)
+        event = events.of(correlation)
+        assert event["type"] == "dev.taskqueue.task.succeeded.v1"
+        assert (event["data"]["worker"], event["data"]["attempts"]) == (busy, 1)
+    sized(lab, queue, 0)
+    departures.assert_unharmed(names)
+
+
+def worker_of_direct(lab: Lab, queue: str) -> str:
+    """Return the only worker of a pool, once the queue is empty and it has the message."""
+
+    def taken() -> bool:
+        found = lab.broker_api("GET", f"queues/%2F/taskqueue.{lab.namespace}.{queue}")
+        return (found.get("messages_ready"), found.get("messages_unacknowledged")) == (0, 1)
+
+    lab.until(taken, what="the direct message is worked on")
+    (pod,) = names_of(lab.pods(queue))
+    return pod
