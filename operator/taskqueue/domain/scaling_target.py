@@ -54,7 +54,7 @@ class DrainTimeTarget:
         mean = float(f"{mean_run_seconds:.3g}")  # what is said is what is reckoned with
         per_worker = f"{slots} slot{'s' if slots != 1 else ''} x {self.seconds:g} s"
         formula = f"ceil({backlog} {kind} x {mean:g} s / ({per_worker}))"
-        # Rounded first: 3 x 0.1 / 0.1 is a little more than 3.
+        # Rounded first: 100 x 1.1 / 11 is a little more than 10.
         size = math.ceil(round(backlog * mean / (slots * self.seconds), 6))
         most = math.ceil(backlog / slots)
         if size > most:

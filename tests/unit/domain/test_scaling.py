@@ -142,7 +142,7 @@ def test_drain_time(said: str, backlog: int, mean: float | None, slots: int) -> 
 
 
 def test_a_whole_quotient_is_not_rounded_up() -> None:
-    assert drain_time(3, 0.1, seconds=0.1).startswith("3 = ")
+    assert drain_time(100, 1.1, seconds=11).startswith("10 = ")
 
 
 # Shrinking
