@@ -113,6 +113,33 @@ async def test_the_result_file_goes_before_stdout(folder: Path) -> None:
         assert (await made.error())[0::2] == ("ResultTooLarge", False)
 
 
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ("mkfifo", "InvalidResult"),
+        ("mkdir", "InvalidResult"),
+        ("echo null >", "InvalidResult"),
+        ("truncate -s 2G", "ResultTooLarge"),
+    ],
+)
+async def test_a_result_file_that_is_none(folder: Path, how: str, kind: str) -> None:
+    async with shell(f"sh -c '{how} $TASKQUEUE_RESULT_FILE'") as made:
+        made.start()
+        assert (await made.error())[0::2] == (kind, False)
+
+
+async def test_the_last_object_on_stdout_may_be_indented(folder: Path) -> None:
+    async with shell('printf \'{"a": 1}\\n  {"a": 2}\\r\\n\\n\'') as made:
+        assert (await made.run()).result == {"a": 2}
+
+
+async def test_output_without_end_ends_with_the_program(folder: Path) -> None:
+    chatter = f"{sys.executable} -c 'while 1: print(0)'"
+    async with shell(f"sh -c {shlex.quote(f'setsid {chatter} & sleep 0.1')}") as made:
+        result = await made.run()
+    assert (result.error, result.result) == (None, None)
+
+
 async def test_the_payload_in_a_file(folder: Path) -> None:
     code = "import sys; assert not sys.stdin.read(); print(open(sys.argv[1]).read())"
     async with shell(python(code, "{payload}")) as made:

@@ -17,6 +17,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,9 +32,15 @@ from taskqueue.worker.executor import Attempt, AttemptResult, Execution
 from taskqueue.worker.executors.deaths import MemoryWatch, how_it_ended, over_limit
 from taskqueue.worker.executors.function import NothingRan
 from taskqueue.worker.executors.memory import KillWatch
-from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe
+from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe, together
 from taskqueue.worker.executors.spawner import Ended, Process, Spawner
-from taskqueue.worker.outcome import encodable, failure, succeeded, unknown_handler
+from taskqueue.worker.outcome import (
+    MAX_RESULT_BYTES,
+    encodable,
+    failure,
+    succeeded,
+    unknown_handler,
+)
 from taskqueue.worker.sdk import Progress
 
 log = EventLog("taskqueue.worker")
@@ -47,6 +54,9 @@ EX_DATAERR = 65
 
 #: A line of standard output that may be the result is kept up to this length.
 _LINE_BYTES = 1_048_576
+
+#: Of a result file no more than this is read: a result may have less.
+_RESULT_BYTES = 1_048_576
 
 
 class CommandError(ValueError):
@@ -188,19 +198,21 @@ class CommandExecution:
     def _result_file(self) -> Path:
         return self._folder / "result.json"
 
-    def _wrote(self, text: str) -> None:
-        if text.startswith("{") and isinstance(_parsed(text.encode()), dict):
-            self._object = text.encode()
-        self._log("stdout", text)
+    def _wrote(self, lines: list[str]) -> None:
+        for text in lines:
+            if text.lstrip().startswith("{") and isinstance(_parsed(text.encode()), dict):
+                self._object = text.encode()
+        self._log("stdout", lines)
 
-    def _complained(self, text: str) -> None:
-        self._last_error = text.strip() or self._last_error
-        self._log("stderr", text)
+    def _complained(self, lines: list[str]) -> None:
+        self._last_error = next(filter(None, map(str.strip, reversed(lines))), self._last_error)
+        self._log("stderr", lines)
 
-    def _log(self, stream: str, text: str) -> None:
-        log.info(
-            "handler.output", text=text[:LINE_BYTES], stream=stream, **self._attempt.log_fields
-        )
+    def _log(self, stream: str, lines: list[str]) -> None:
+        for text in together(lines):
+            log.info(
+                "handler.output", text=text[:LINE_BYTES], stream=stream, **self._attempt.log_fields
+            )
 
     def _ended(self, ended: Ended) -> None:
         self._process = None
@@ -240,12 +252,20 @@ class CommandExecution:
     def _success(self, seconds: float) -> AttemptResult:
         handler = self._attempt.handler or ""
         try:
-            written = self._result_file.read_bytes().strip()
+            text = _content(self._result_file) or self._object
+            value = _parsed(text)
         except OSError:
-            written = b""
-        if not (text := written or self._object):
+            text, value = b"?", None  # there is something, and nobody can read it
+        if not text:
             return AttemptResult(seconds=seconds)
-        value = _parsed(text)
+        if len(text) > _RESULT_BYTES:
+            return failure(
+                "ResultTooLarge",
+                f"the result has more than {_RESULT_BYTES} bytes, the limit is {MAX_RESULT_BYTES}: "
+                "store it elsewhere and return where it is",
+                seconds,
+                retryable=False,
+            )
         if not isinstance(value, dict):
             return failure(
                 "InvalidResult",
@@ -339,6 +359,24 @@ class CommandExecutor:
 
 def _kill(execution: CommandExecution) -> None:
     execution.kill()
+
+
+def _content(path: Path) -> bytes:
+    """Return what a program left in a file, if any; of a huge one no more than says that it is.
+
+    Raises:
+        OSError: it is no file, or cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError("not a file")  # a pipe would be waited for
+        return os.read(fd, _RESULT_BYTES + 1).strip()
+    finally:
+        os.close(fd)
 
 
 def _parsed(text: bytes) -> Any:

@@ -12,7 +12,7 @@ from taskqueue.logs import EventLog
 from taskqueue.worker.executor import Attempt, AttemptResult
 from taskqueue.worker.executors import wire
 from taskqueue.worker.executors.deaths import how_it_ended, over_limit
-from taskqueue.worker.executors.output import OutputPipe
+from taskqueue.worker.executors.output import OutputPipe, together
 from taskqueue.worker.executors.spawner import Ended
 from taskqueue.worker.outcome import failure
 from taskqueue.worker.sdk import Progress
@@ -226,9 +226,10 @@ class PooledChild:
             settings.max_mib > 0 and mib is not None and mib > settings.max_mib
         )
 
-    def _wrote(self, text: str) -> None:
+    def _wrote(self, lines: list[str]) -> None:
         fields = {} if self._last is None else self._last.log_fields
-        log.info("handler.output", text=text, pid=self._process.pid, **fields)
+        for text in together(lines):
+            log.info("handler.output", text=text, pid=self._process.pid, **fields)
 
     # Its end.
 
