@@ -175,6 +175,12 @@ def test_it_shrinks_to_the_largest_size_wanted_within_the_window() -> None:
     assert line.steps(5, 11) == 1
 
 
+def test_what_could_not_be_had_is_not_grown_to_when_it_is_wanted_no_more() -> None:
+    line = Line()
+    line.step(50, ceiling=4)
+    assert line.steps(5, 20) == 4
+
+
 def test_the_last_worker_goes_after_the_idle_time() -> None:
     line = Line()
     line.step(5)

@@ -43,11 +43,12 @@ def policies(draw: st.DrawFn) -> ScalingPolicy:
 
 @st.composite
 def loads(draw: st.DrawFn) -> Load:
-    backlog = draw(st.none() | st.just(0) | st.integers(0, 80))
+    seen = draw(st.sampled_from(["exact"] * 6 + ["a lower bound", "unknown"]))
+    backlog = draw(st.just(0) | st.integers(0, 60))
     return Load(
-        backlog=backlog,
-        pending=draw(st.integers(0, backlog or 0)),
-        problem=draw(st.sampled_from(["", "", "unreadable\nfor a while"])),
+        backlog=None if seen == "unknown" else backlog,
+        pending=draw(st.integers(0, backlog)),
+        problem="" if seen == "exact" else "unreadable\nfor a while",
         busy=draw(SIZES),
         slots=draw(st.integers(1, 3)),
         mean_run_seconds=draw(st.none() | st.floats(0, 200)),
@@ -76,7 +77,7 @@ MOMENTS = st.builds(
     seconds=st.sampled_from([0.0, 1.0, 4.0, 40.0]),
     replicas_less=st.integers(-4, 4),
     unavailable=st.integers(0, 4),
-    ceiling=st.none() | st.none() | SIZES,
+    ceiling=st.none() | SIZES,
 )
 LINES = st.lists(MOMENTS, min_size=1, max_size=8)
 
