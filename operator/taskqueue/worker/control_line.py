@@ -6,6 +6,11 @@ then on it takes orders as they come. After a reconnect it goes on behind the la
 stream that ends before that was made anew and is read from its beginning. What the stream's
 retention has cut off is gone for everybody: the broker goes on with the oldest there is.
 
+Orders about attempts hold whenever they were given. An order to drain holds for the process that
+read it live: one that was there before this process had caught up for the first time was for
+another of the same name (a pod whose container was started again, or that a StatefulSet has made
+anew), and never counts here, however often the stream is read.
+
 The stream may not exist yet: only the operator declares, so the line looks and waits.
 """
 
@@ -25,7 +30,7 @@ from taskqueue.broker.connection import (
     Delivery,
 )
 from taskqueue.broker.contract import CONTROL_STREAM, ContractError
-from taskqueue.broker.orders import Order, decode
+from taskqueue.broker.orders import Order, OrderKind, decode
 from taskqueue.logs import EventLog
 from taskqueue.worker.publish_line import HELD_SECONDS
 
@@ -44,14 +49,30 @@ class ControlLine:
     """Follows the stream over all connections of a worker.
 
     Args:
-        namespace: of the worker's TaskQueue, to say what permission is missing.
-        queue: name of the worker's TaskQueue, likewise.
-        on_order: called with each order, on the loop; an order may come twice.
+        namespace: of the worker's TaskQueue and pod.
+        queue: name of the worker's TaskQueue, to say what permission is missing.
+        pod: name of the worker's pod.
+        on_order: called with each order about an attempt, on the loop; one may come twice.
+        on_drain: called when the worker is ordered to take no more work, likewise.
     """
 
-    def __init__(self, *, namespace: str, queue: str, on_order: Callable[[Order], None]) -> None:
+    def __init__(
+        self,
+        *,
+        namespace: str,
+        queue: str,
+        pod: str,
+        on_order: Callable[[Order], None],
+        on_drain: Callable[[], None],
+    ) -> None:
         self._queue = rf"{namespace}\.{queue}"
+        self._pod = (namespace, pod)
         self._on_order = on_order
+        self._on_drain = on_drain
+        #: Whether it has ever caught up: orders to drain count.
+        self._live = False
+        #: Orders to drain this pod from before that: by message id, or else by offset.
+        self._past_drains: set[str | int] = set()
         #: Offset of the last message seen; offsets grow, with gaps.
         self._seen: int | None = None
         self._told = ""
@@ -93,6 +114,7 @@ class ControlLine:
             if self._seen is not None and (end is None or end < self._seen):
                 self._seen = None
             if end is None or end == self._seen:
+                self.go_live()
                 caught_up.set_result(None)
             begin: int | str = "first" if self._seen is None else self._seen + 1
             reader = _Reader(self, channel, loop, end=end or 0, caught_up=caught_up)
@@ -114,7 +136,11 @@ class ControlLine:
         finally:
             await channel.close()
 
-    def see(self, offset: int, body: bytes) -> None:
+    def go_live(self) -> None:
+        """Take note that all orders from before have been read."""
+        self._live = True
+
+    def see(self, offset: int, message_id: str | None, body: bytes) -> None:
         """Take one message of the stream, unless it has been taken before."""
         if self._seen is not None and offset <= self._seen:
             return
@@ -124,7 +150,17 @@ class ControlLine:
         except ContractError as problem:
             log.warning("order.malformed", offset=offset, reason=str(problem))
             return
-        self._on_order(order)
+        if order.kind is not OrderKind.DRAIN:
+            self._on_order(order)
+        elif (order.namespace, order.pod) == self._pod:
+            self._drain(message_id or offset)
+
+    def _drain(self, identity: str | int) -> None:
+        # A consumer the broker cancelled begins at the first again: what is past comes once more.
+        if not self._live:
+            self._past_drains.add(identity)
+        elif identity not in self._past_drains:
+            self._on_drain()
 
     def _explain(self, connection: Connection, refusal: ChannelRefused) -> str:
         if refusal.code == _NOT_FOUND:
@@ -167,8 +203,9 @@ class _Reader:
         self._tag = delivery.delivery_tag
         self.read += 1
         offset = _offset(delivery)
-        self._line.see(offset, delivery.body)
+        self._line.see(offset, delivery.properties.message_id, delivery.body)
         if offset >= self._end and not self._caught_up.done():
+            self._line.go_live()
             self._caught_up.set_result(None)
 
     def _acknowledge(self) -> None:

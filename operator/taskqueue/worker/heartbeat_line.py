@@ -24,6 +24,11 @@ log = EventLog("taskqueue.worker")
 #: on, and the last heartbeat must not keep the worker from its end.
 OPEN_SECONDS = 2.0
 
+#: Turns from idle to busy and back are told at most this often, in seconds,
+TURN_SECONDS = 2.0
+#: and when they have lasted so long.
+SETTLE_SECONDS = 0.1
+
 
 class Connected(Protocol):
     """Who has the connection that outcomes leave by."""
@@ -34,7 +39,10 @@ class Connected(Protocol):
 
 
 class HeartbeatLine:
-    """Sends what ``beat`` returns, every `HEARTBEAT_SECONDS` and when asked to.
+    """Sends what ``beat`` returns, every `HEARTBEAT_SECONDS`, when asked to, and on turns.
+
+    A turn from idle to busy or back is told soon and not at once: a run as short as the pause
+    before it is not worth two heartbeats, and neither is a worker that turns all the time.
 
     Args:
         line: lends its connection.
@@ -44,6 +52,12 @@ class HeartbeatLine:
     def __init__(self, line: Connected, *, beat: Callable[[], Heartbeat]) -> None:
         self._line = line
         self._beat = beat
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = -TURN_SECONDS
+        #: Whether the last one told of something that runs.
+        self._told_busy = False
+        #: Runs from a turn until it is looked at.
+        self._turning: asyncio.TimerHandle | None = None
         self._soon = asyncio.Event()
         self._connection: Connection | None = None
         self._channel: Channel | None = None
@@ -53,6 +67,17 @@ class HeartbeatLine:
     def send_soon(self) -> None:
         """Send one now rather than when it is due: the worker's state has changed."""
         self._soon.set()
+
+    def turned(self) -> None:
+        """Send one soon if the worker turns out to have become busy or idle; cheap."""
+        if self._turning is None:
+            at = max(self._loop.time() + SETTLE_SECONDS, self._sent_at + TURN_SECONDS)
+            self._turning = self._loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        self._turning = None
+        if bool(self._beat().busy) != self._told_busy:
+            self._soon.set()
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -78,6 +103,7 @@ class HeartbeatLine:
         if channel is None:
             return
         beat = self._beat()
+        self._sent_at, self._told_busy = self._loop.time(), bool(beat.busy)
         message = Outgoing(
             exchange=HEARTBEATS_EXCHANGE,
             key=beat.routing_key,

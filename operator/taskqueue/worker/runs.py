@@ -14,6 +14,7 @@ from typing import Any
 from taskqueue.broker.connection import Delivery
 from taskqueue.broker.contract import WorkMessage
 from taskqueue.broker.events import EventKind
+from taskqueue.broker.heartbeats import RunningAttempt
 from taskqueue.broker.orders import OrderKind
 from taskqueue.broker.worker_messages import Outgoing, dead_letter, outcome_message
 from taskqueue.worker.acknowledger import Acknowledger
@@ -113,6 +114,11 @@ class Run(ABC):
         return self.attempt.fence is not None
 
     @property
+    def killable(self) -> bool:
+        """Whether its execution can be ended by force."""
+        return self.execution is not None and self.execution.killable
+
+    @property
     @abstractmethod
     def max_deliveries(self) -> int:
         """At this many deliveries before, it is not run."""
@@ -176,6 +182,15 @@ class TaskRun(Run):
         super().__init__(desk, attempt, delivery, deliveries)
         self._message = message
         desk.by_token[message.token] = self
+
+    @property
+    def described(self) -> RunningAttempt:
+        """What a heartbeat tells of it."""
+        progress = None if self.execution is None else self.execution.progress
+        if progress is None:
+            return RunningAttempt(self.attempt.uid, self.token)
+        percent = None if progress.percent is None else int(progress.percent)
+        return RunningAttempt(self.attempt.uid, self.token, percent, progress.message)
 
     @property
     def max_deliveries(self) -> int:

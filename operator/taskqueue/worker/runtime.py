@@ -57,7 +57,8 @@ class Runtime:
         reporter: publishes what there is to say.
         loop: the one everything here is called on.
         on_change: called when the prefetch or the number in hand may have changed.
-        on_drain: called when this worker was ordered to take no more work and leave.
+        on_turn: called when the worker may have turned from idle to busy or back, for each attempt
+            where there is one slot: it must be cheap.
         leave: ends the process; see `taskqueue.worker.keyed`.
     """
 
@@ -69,14 +70,14 @@ class Runtime:
         loop: asyncio.AbstractEventLoop,
         *,
         on_change: Callable[[], None],
-        on_drain: Callable[[], None],
+        on_turn: Callable[[], None],
         leave: Callable[..., None] = leave,
     ) -> None:
         self._settings = settings
         self._executor = executor
         self._loop = loop
         self._on_change = on_change
-        self._on_drain = on_drain
+        self._on_turn = on_turn
         self._desk = Desk(
             namespace=settings.namespace,
             queue=settings.queue,
@@ -109,14 +110,19 @@ class Runtime:
     @property
     def stuck(self) -> int:
         """Slots taken by attempts whose end is told already, but which do not end by any force."""
-        return sum(run.settled and not _killable(run) for run in self._running)
+        return sum(run.settled and not run.killable for run in self._running)
 
     @property
     def running(self) -> tuple[RunningAttempt, ...]:
         """The attempts of Tasks that run here, and how far they are."""
         return tuple(
-            _described(run) for run in self._running if isinstance(run, TaskRun) and not run.settled
+            run.described for run in self._running if isinstance(run, TaskRun) and not run.settled
         )
+
+    @property
+    def undecided(self) -> int:
+        """How many attempts and direct messages run whose end is not decided."""
+        return sum(not run.settled for run in self._running)
 
     @property
     def prefetch(self) -> int:
@@ -155,11 +161,10 @@ class Runtime:
                 self._take(run)
 
     def ordered(self, order: Order) -> None:
-        """Keep an order in mind, and stop what it names if that is in hand; again is harmless."""
-        if order.kind is OrderKind.DRAIN:
-            if (order.namespace, order.pod) == (self._settings.namespace, self._settings.pod):
-                self._on_drain()
-            return
+        """Keep an order in mind, and stop what it names if that is in hand; again is harmless.
+
+        Orders to drain are no matter of attempts: see `taskqueue.worker.control_line`.
+        """
         self._orders.add(order.token, order.kind, self._loop.time())
         run = self._desk.by_token.get(order.token)
         if run is not None and not run.settled:
@@ -243,6 +248,8 @@ class Runtime:
     def _start(self, run: Run) -> None:
         run.started_at = self._loop.time()
         self._running.add(run)
+        if len(self._running) == 1:
+            self._on_turn()
         self._deadlines.set(run, run.started_at + min(STARTED_SECONDS, run.attempt.timeout_seconds))
         run.execution = self._executor.start(run.attempt, partial(self._ended, run))
 
@@ -261,6 +268,8 @@ class Runtime:
         run.execution = None
         self._look_at_prefetch()
         self._fill()
+        if not self._running:
+            self._on_turn()
         self._note_idle()
 
     def _part_with(self, run: Run) -> None:
@@ -280,7 +289,7 @@ class Runtime:
     def _due(self, run: Run) -> None:
         """The run has lasted until its next deadline: announce it, time it out, or tell of it."""
         if run.settled:
-            if _killable(run):
+            if run.killable:
                 return
             log.warning(
                 "task.stuck",
@@ -408,15 +417,3 @@ class Runtime:
     def _note_idle(self) -> None:
         if self._draining and all(run.settled for run in self._running):
             self._idle.set()
-
-
-def _killable(run: Run) -> bool:
-    return run.execution is not None and run.execution.killable
-
-
-def _described(run: TaskRun) -> RunningAttempt:
-    progress = None if run.execution is None else run.execution.progress
-    if progress is None:
-        return RunningAttempt(run.attempt.uid, run.token)
-    percent = None if progress.percent is None else int(progress.percent)
-    return RunningAttempt(run.attempt.uid, run.token, percent, progress.message)

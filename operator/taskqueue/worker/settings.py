@@ -50,6 +50,7 @@ VARIABLES = {
     "TASKQUEUE_CHILD_MAX_MIB": "a child process that holds more after an attempt is replaced; "
     "never",
     "TASKQUEUE_GRACE_SECONDS": "how long attempts may go on after SIGTERM to the worker; 25",
+    "TASKQUEUE_DRAINED_SECONDS": "how long a drained worker waits for SIGTERM before it ends; 60",
     "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS": "time-out of messages without a Task; 300",
     "TASKQUEUE_MAX_DELIVERIES": "attempts of messages without a Task; 3",
     "TASKQUEUE_HEALTH_PORT": "serves /healthz and /readyz; 8081, 0: none",
@@ -88,6 +89,10 @@ class WorkerSettings:
 
     grace_seconds: float = 25.0
     """TASKQUEUE_GRACE_SECONDS: how long running attempts may go on after SIGTERM."""
+
+    drained_seconds: float = 60.0
+    """TASKQUEUE_DRAINED_SECONDS: how long a worker drained on order waits for its SIGTERM before it
+    ends by itself."""
 
     health_port: int = 8081
     """TASKQUEUE_HEALTH_PORT: where /healthz and /readyz are served; 0: nowhere."""
@@ -137,6 +142,7 @@ class WorkerSettings:
             node=values.get("NODE_NAME", ""),
             slots=_number(values, "TASKQUEUE_CONCURRENCY", int, available_cpus, lowest=1),
             grace_seconds=_number(values, "TASKQUEUE_GRACE_SECONDS", float, lambda: 25.0),
+            drained_seconds=_number(values, "TASKQUEUE_DRAINED_SECONDS", float, lambda: 60.0),
             health_port=_number(values, "TASKQUEUE_HEALTH_PORT", int, lambda: 8081, highest=65535),
             log_format=_log_format(values),
             log_level=_log_level(values),

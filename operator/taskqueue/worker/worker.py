@@ -4,6 +4,10 @@ The end: no more deliveries, what has not begun goes back, what runs may finish 
 period, the rest is released; then everything said is confirmed and acknowledged, and only then the
 connections close. An order to drain begins the same end without a grace period: what runs has all
 the time its attempts have, until a signal begins the period.
+
+A worker drained on order stays until its signal comes, for a while at least, and goes on saying
+that it has stopped: whoever gave the order is about to remove the pod, and the kubelet would start
+a process that has ended again, to take work in the meantime.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import asyncio
 from collections.abc import Iterable
 
 from taskqueue.broker.contract import work_queue
-from taskqueue.broker.heartbeats import Heartbeat, WorkerState
+from taskqueue.broker.heartbeats import HEARTBEAT_SECONDS, Heartbeat, WorkerState
 from taskqueue.logs import EventLog
 from taskqueue.worker.consume_line import ConsumeLine
 from taskqueue.worker.control_line import ControlLine
@@ -61,7 +65,7 @@ class Worker:
             self._reporter,
             loop,
             on_change=self._prefetch_changed,
-            on_drain=self.drain,
+            on_turn=lambda: self._heartbeats.turned(),
         )
         self._publishing = PublishLine(
             settings.broker,
@@ -78,14 +82,15 @@ class Worker:
             control=ControlLine(
                 namespace=settings.namespace,
                 queue=settings.queue,
+                pod=settings.pod,
                 on_order=self._runtime.ordered,
+                on_drain=self.drain,
             ),
         )
-
         self._heartbeats = HeartbeatLine(self._publishing, beat=self._heartbeat)
 
     def stop(self) -> None:
-        """Begin the orderly end, or the grace period of one begun by `drain`."""
+        """Begin the orderly end, or the grace period of one begun by `drain`; or end the wait."""
         self._stop.set()
         self._leaving.set()
 
@@ -116,7 +121,10 @@ class Worker:
             self._heartbeats.send_soon()
             await self._leave()
             self._left = True
+            beating.cancel()
             await self._heartbeats.send()
+            if not self._stop.is_set():
+                await self._linger()
         finally:
             for task in (leaving, beating, consuming, publishing):
                 task.cancel()
@@ -125,10 +133,12 @@ class Worker:
         return not self._runtime.busy
 
     def unhealthy(self) -> str | None:
-        """Return why this worker should be restarted, or None."""
+        """Return why this worker should be restarted, or None: one that leaves never should."""
+        if self._leaving.is_set():
+            return None
         return unhealthy(
             unregistered_seconds=0.0
-            if self._consuming.registered or self._leaving.is_set()
+            if self._consuming.registered
             else self._loop.time() - self._consuming.changed_at,
             busy=self._runtime.busy,
             stuck=self._runtime.stuck,
@@ -137,12 +147,14 @@ class Worker:
 
     def unready(self) -> str | None:
         """Return why this worker takes no work now, or None."""
+        if self._left:
+            return "drained"
         if self._leaving.is_set():
-            return "stopping"
+            return "stopping" if self._stop.is_set() else "draining"
         return None if self._consuming.registered else "no consumer is registered with the broker"
 
     async def _beat(self) -> None:
-        """Say that the worker is there, once it takes work, and then for as long as it lives."""
+        """Say that the worker is there, once it takes work, and until it has left."""
         await self._consuming.ready.wait()
         await self._heartbeats.run()
 
@@ -160,6 +172,7 @@ class Worker:
             slots=settings.slots,
             handlers=self._handlers,
             running=self._runtime.running,
+            busy=self._runtime.undecided,
             state=state,
         )
 
@@ -192,6 +205,25 @@ class Worker:
                 task.cancel()
             await asyncio.gather(finished, stopped, return_exceptions=True)
         self._runtime.check_keyed_ended()
+
+    async def _linger(self) -> None:
+        """Wait for the signal that follows an order to drain, and go on saying that all is done."""
+        seconds = self._settings.drained_seconds
+        log.info("worker.drained", waits=seconds)
+        deadline = self._loop.time() + seconds
+        while (left := deadline - self._loop.time()) > 0:
+            try:
+                async with asyncio.timeout(min(left, HEARTBEAT_SECONDS)):
+                    await self._stop.wait()
+                return
+            except TimeoutError:
+                await self._heartbeats.send()
+        log.warning(
+            "worker.not_removed",
+            seconds=seconds,
+            todo="it was ordered to drain and no signal came: it ends by itself, and takes work "
+            "again if its container is started again",
+        )
 
     async def _finish(self) -> None:
         """Let what runs end, and have all of it told."""

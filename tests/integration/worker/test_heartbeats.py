@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+from pika.spec import BasicProperties
 
 from taskqueue.broker.connection import Delivery, connect
 from taskqueue.broker.contract import HEARTBEATS_EXCHANGE, HEARTBEATS_QUEUE
 from taskqueue.broker.events import EventKind
 from taskqueue.broker.heartbeats import Heartbeat, WorkerState, decode, encode
+from taskqueue.broker.orders import Order, OrderKind
 from taskqueue.broker.publisher import Publisher, Settled
 from taskqueue.worker.cpus import available_cpus
 from tests.integration.worker.process import PATIENCE
@@ -107,6 +110,39 @@ async def test_its_last_words_tell_what_it_still_runs_and_how_far_that_is(stage:
     assert stopped.running == ()
     assert await worker.ended() == 0
     assert [beat.state for beat in register.beats] == ["ready", "draining", "stopped"]
+
+
+async def test_a_drained_worker_says_so_until_its_signal_comes(stage: Stage) -> None:
+    register, gate = await Register.of(stage), stage.gate()
+    worker = await stage.ready_worker()
+    token = await stage.publish("hold", gate.payload)
+    await gate.begun()
+    await stage.order(Order(OrderKind.DRAIN, namespace="shop", pod="pod-1"))
+    draining = await register.state(WorkerState.DRAINING)
+    assert (len(draining.running), draining.busy) == (1, 1)
+    gate.open()
+    stopped = await register.state(WorkerState.STOPPED)
+    assert (stopped.running, stopped.busy) == ((), 0)
+    assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
+    await stage.until_ready(0)
+    await register.wait(lambda beat: beat.state is WorkerState.STOPPED and beat is not stopped)
+    worker.terminate()
+    assert await worker.ended() == 0
+    assert register.beats[-1].state is WorkerState.STOPPED
+
+
+async def test_it_tells_of_a_direct_message_when_it_begins_and_when_it_has_ended(
+    stage: Stage,
+) -> None:
+    register, gate = await Register.of(stage), stage.gate()
+    await stage.ready_worker()
+    await register.state(WorkerState.READY)
+    await stage.send(BasicProperties(type="hold"), json.dumps(gate.payload).encode())
+    busy = await register.wait(lambda beat: beat.busy == 1)
+    assert (busy.running, busy.state) == ((), WorkerState.READY)
+    register.beats.clear()
+    gate.open()
+    await register.wait(lambda beat: beat.busy == 0)
 
 
 async def test_it_says_good_bye_by_another_connection_too(stage: Stage) -> None:

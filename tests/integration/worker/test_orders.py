@@ -23,6 +23,10 @@ def cancel(token: str) -> Order:
     return Order(OrderKind.CANCEL, token=token, uid="u")
 
 
+def drain() -> Order:
+    return Order(OrderKind.DRAIN, namespace="shop", pod="pod-1")
+
+
 def old_orders(count: int, *, uid: str = "u") -> list[Order]:
     return [Order(OrderKind.CANCEL, token=f"k1.{uuid.uuid4().hex}", uid=uid) for _ in range(count)]
 
@@ -166,17 +170,38 @@ async def test_an_ordered_drain_lets_the_running_end_and_takes_nothing_more(stag
     others = [("shop", "pod-2"), ("other", "pod-1")]
     await stage.order(
         *(Order(OrderKind.DRAIN, namespace=namespace, pod=pod) for namespace, pod in others),
-        Order(OrderKind.DRAIN, namespace="shop", pod="pod-1"),
+        drain(),
     )
     await worker.logged("worker.draining")
     await stage.publish("noop")
     gate.open()
     assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
-    assert await worker.ended() == 0
+    await worker.logged("worker.drained")
     await stage.until_ready(1)
-    again = await stage.start_worker()
-    assert await again.ended() == 0, "the order holds for this pod"
-    assert await stage.ready() == 1
+    worker.terminate()
+    assert await worker.ended() == 0
+    assert await stage.ready() == 1, "it took no more"
+
+
+async def test_an_order_to_drain_is_for_the_process_that_is_there(stage: Stage) -> None:
+    first = await stage.ready_worker(TASKQUEUE_DRAINED_SECONDS="0")
+    await stage.order(drain())
+    assert await first.ended() == 0, "it waits for no signal"
+    again = await stage.ready_worker()
+    assert (await stage.outcome(await stage.publish("noop"))).kind is EventKind.SUCCEEDED
+    await stage.close_connections()
+    await again.logged("control.ready", times=2)
+    assert (await stage.outcome(await stage.publish("noop"))).kind is EventKind.SUCCEEDED
+    again.freeze()
+    await stage.close_connections()
+    await stage.order(drain())
+    again.thaw()
+    await again.logged("worker.drained")  # given while it was away, it counts
+    await stage.close_connections()
+    await again.logged("control.ready", times=4)
+    again.terminate()
+    assert await again.ended() == 0
+    assert len([line for line in again.log if line["event"] == "worker.draining"]) == 1
 
 
 async def test_a_draining_worker_still_obeys_and_a_signal_begins_its_grace(stage: Stage) -> None:
@@ -186,7 +211,7 @@ async def test_a_draining_worker_still_obeys_and_a_signal_begins_its_grace(stage
     released = await stage.publish("async_hold", second.payload)
     await first.begun()
     await second.begun()
-    await stage.order(Order(OrderKind.DRAIN, namespace="shop", pod="pod-1"))
+    await stage.order(drain())
     await worker.logged("worker.draining")
     await stage.order(cancel(cancelled))
     assert (await stage.outcome(cancelled)).kind is EventKind.CANCELLED

@@ -32,7 +32,7 @@ class Bench:
         self.reporter = Reporter(loop)
         self.reporter.attach(self.publisher.real)
         self.changes = 0
-        self.drains = 0
+        self.turns = 0
         self.left: list[dict[str, Any]] = []
         self.runtime = Runtime(
             settings(**changes),
@@ -40,7 +40,7 @@ class Bench:
             self.reporter,
             loop,
             on_change=self._changed,
-            on_drain=self._drain,
+            on_turn=self._turned,
             leave=self._leave,
         )
         self.channel = self.open_channel()
@@ -70,8 +70,8 @@ class Bench:
     def _changed(self) -> None:
         self.changes += 1
 
-    def _drain(self) -> None:
-        self.drains += 1
+    def _turned(self) -> None:
+        self.turns += 1
 
     def _leave(self, reason: str, **fields: Any) -> None:
         self.left.append(fields)

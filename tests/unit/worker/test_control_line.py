@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ from taskqueue.worker.control_line import ControlLine
 
 pytestmark = pytest.mark.looptime
 
+NUMBERS = itertools.count()
+
 
 @dataclass
 class FakeStream:
@@ -35,8 +38,22 @@ class FakeStream:
     begun_at: list[int | str] = field(default_factory=list)
     channels: list[FakeChannel] = field(default_factory=list)
 
+    on_begin: Callable[[], None] = lambda: None
+    #: Of those that have one.
+    message_ids: dict[int, str] = field(default_factory=dict)
+
     def add(self, offset: int, token: str, *, new_chunk: bool = True) -> None:
-        self.messages[offset] = encode(Order(OrderKind.CANCEL, token=token, uid="u"))
+        self.put(offset, Order(OrderKind.CANCEL, token=token, uid="u"), new_chunk=new_chunk)
+
+    def drain(
+        self, offset: int, *, namespace: str = "shop", pod: str = "pod-1", new_chunk: bool = True
+    ) -> None:
+        order = Order(OrderKind.DRAIN, namespace=namespace, pod=pod)
+        self.put(offset, order, new_chunk=new_chunk)
+
+    def put(self, offset: int, order: Order, *, new_chunk: bool = True) -> None:
+        self.messages[offset] = encode(order)
+        self.message_ids[offset] = f"m-{next(NUMBERS)}"
         if new_chunk:
             self.last_chunk = offset
         for channel in self.channels:
@@ -76,6 +93,7 @@ class FakeChannel:
         begin = arguments["x-stream-offset"]
         if begin != "last":
             self._stream.begun_at.append(begin)
+            self._stream.on_begin()
         numbers = {"last": self._stream.last_chunk, "first": 0}
         self._next = numbers.get(begin, begin)
         self._take, self.on_cancel = on_delivery, on_cancel
@@ -99,7 +117,10 @@ class FakeChannel:
             self._next = offset + 1
             self._tag += 1
             self._unacknowledged += 1
-            properties = BasicProperties(headers={"x-stream-offset": offset})
+            properties = BasicProperties(
+                headers={"x-stream-offset": offset},
+                message_id=self._stream.message_ids.get(offset),
+            )
             self._take(
                 Delivery(
                     cast(Channel, self),
@@ -111,6 +132,10 @@ class FakeChannel:
                     self._stream.messages[offset],
                 )
             )
+
+    def lose(self) -> None:
+        self._next = None
+        self.closed.set_result((0, "lost"))
 
     async def close(self) -> None:
         self._next = None
@@ -139,7 +164,12 @@ class Scene:
         self.stream = stream
         self.tokens: list[str] = []
         self.caught_up: list[list[str]] = []
-        self.line = ControlLine(namespace="shop", queue="q", on_order=self._order)
+        self.drains = 0
+        #: The connection breaks when so many orders have come.
+        self.breaks_at: int | None = None
+        self.line = ControlLine(
+            namespace="shop", queue="q", pod="pod-1", on_order=self._order, on_drain=self._drain
+        )
 
     async def connect(self, seconds: float = 1) -> None:
         self.connection = FakeConnection(self.stream)
@@ -149,16 +179,25 @@ class Scene:
         await asyncio.sleep(seconds)
 
     async def lose(self) -> None:
-        self.connection.closed.set_result("lost")
-        self.stream.channels[-1].closed.set_result((0, "lost"))
+        self._break()
         await asyncio.wait_for(self.task, 1)
+
+    def _break(self) -> None:
+        self.connection.closed.set_result("lost")
+        self.stream.channels[-1].lose()
 
     async def end(self) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
     def _order(self, order: Order) -> None:
+        assert order.kind is not OrderKind.DRAIN
         self.tokens.append(order.token)
+        if len(self.tokens) == self.breaks_at:
+            self._break()
+
+    def _drain(self) -> None:
+        self.drains += 1
 
     def _know(self) -> None:
         self.caught_up.append(list(self.tokens))
@@ -267,4 +306,97 @@ async def test_what_is_no_order_is_told_and_passed_over(caplog: pytest.LogCaptur
     await scene.connect()
     assert scene.caught_up == [["k.0", "k.2"]]
     assert "order.malformed" in [record.getMessage() for record in caplog.records]
+    await scene.end()
+
+
+# Orders to drain.
+
+
+@pytest.mark.parametrize(
+    ("namespace", "pod", "drains"),
+    [("shop", "pod-1", 1), ("shop", "pod-2", 0), ("other", "pod-1", 0)],
+)
+async def test_an_order_to_drain_is_for_one_pod(namespace: str, pod: str, drains: int) -> None:
+    scene = Scene(FakeStream())
+    await scene.connect()
+    scene.stream.drain(0, namespace=namespace, pod=pod)
+    assert (scene.drains, scene.tokens) == (drains, [])
+    await scene.end()
+
+
+@pytest.mark.parametrize("chunk", [True, False], ids=["chunks", "one chunk"])
+async def test_an_order_to_drain_counts_once_all_the_past_is_known(chunk: bool) -> None:
+    stream = FakeStream()
+    for offset in range(3):
+        stream.drain(offset, new_chunk=chunk)
+    scene = Scene(stream)
+    await scene.connect()
+    assert (scene.drains, len(scene.caught_up)) == (0, 1)
+    stream.drain(3)
+    assert scene.drains == 1
+    await scene.end()
+
+
+async def test_a_drain_that_comes_while_the_past_is_read_counts() -> None:
+    stream = FakeStream()
+    stream.drain(4)
+    stream.on_begin = lambda: stream.drain(5, new_chunk=False)  # its end is known by then
+    scene = Scene(stream)
+    await scene.connect()
+    assert (scene.drains, len(scene.caught_up)) == (1, 1)
+    await scene.end()
+
+
+async def test_a_drain_given_while_the_connection_is_lost_counts() -> None:
+    stream = FakeStream()
+    stream.drain(0)
+    scene = Scene(stream)
+    await scene.connect()
+    await scene.lose()
+    stream.drain(1)
+    stream.add(2, "k.2")
+    await scene.connect()
+    assert (scene.drains, scene.tokens) == (1, ["k.2"])
+    await scene.end()
+
+
+async def test_past_drains_do_not_count_where_the_first_connection_was_lost_in_between() -> None:
+    scene = Scene(filled(2_000))
+    scene.stream.drain(1_000)
+    scene.stream.drain(1_999)
+    scene.breaks_at = 1_200
+    await scene.connect()
+    await asyncio.wait_for(scene.task, 1)
+    assert (len(scene.tokens), scene.caught_up) == (1_200, [])
+    await scene.connect()
+    assert (scene.drains, len(scene.caught_up)) == (0, 1)
+    await scene.end()
+
+
+@pytest.mark.parametrize("identified", [True, False], ids=["by message", "by offset"])
+async def test_a_past_drain_that_is_read_again_does_not_count_either(identified: bool) -> None:
+    stream = FakeStream()
+    stream.drain(0)
+    stream.drain(1)
+    if not identified:
+        stream.message_ids.clear()
+    scene = Scene(stream)
+    await scene.connect()
+    stream.channels[-1].on_cancel("a node of the broker was stopped")
+    await asyncio.sleep(1)
+    assert stream.begun_at == ["first", "first"]
+    assert scene.drains == 0
+    await scene.end()
+
+
+async def test_a_drain_in_a_stream_made_anew_counts_whatever_its_offset() -> None:
+    stream = FakeStream()
+    stream.drain(0)
+    scene = Scene(stream)
+    await scene.connect()
+    stream.messages.clear()
+    stream.drain(0)
+    stream.channels[-1].on_cancel("the queue was deleted")
+    await asyncio.sleep(1)
+    assert scene.drains == 1
     await scene.end()

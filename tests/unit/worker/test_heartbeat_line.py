@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import cast
 
 import pytest
@@ -13,16 +14,11 @@ from taskqueue.broker.connection import BrokerUnavailable, Channel, ChannelRefus
 from taskqueue.broker.heartbeats import (
     HEARTBEAT_SECONDS,
     Heartbeat,
-    RunningAttempt,
     WorkerState,
     decode,
 )
-from taskqueue.worker import worker
 from taskqueue.worker.heartbeat_line import OPEN_SECONDS, HeartbeatLine
-from taskqueue.worker.runtime import Runtime
-from taskqueue.worker.sdk import Progress
-from tests.unit.worker.fakes import FakeChannel as FakeDeliveries
-from tests.unit.worker.fakes import FakeExecutor, settings, turn, work
+from tests.unit.worker.fakes import turn
 
 pytestmark = pytest.mark.looptime
 
@@ -103,6 +99,7 @@ class Line:
     def __init__(self) -> None:
         self.broker = FakeBroker()
         self.state = WorkerState.READY
+        self.busy = 0
         self.connection: Connection | None = None
         self.heartbeats = HeartbeatLine(self, beat=self._beat)
         self.connect()
@@ -115,6 +112,16 @@ class Line:
         made = FakeConnection(self.broker)
         self.connection = cast(Connection, made)
         return made
+
+    def turn(self, busy: int) -> None:
+        self.busy = busy
+        self.heartbeats.turned()
+
+    @property
+    def told_busy(self) -> list[tuple[float, int | None]]:
+        return [
+            (at, one.beat.busy) for at, one in zip(self.broker.times, self.broker.sent, strict=True)
+        ]
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
@@ -131,6 +138,7 @@ class Line:
             handlers=("resize",),
             running=(),
             state=self.state,
+            busy=self.busy,
         )
 
 
@@ -170,6 +178,77 @@ async def test_without_a_connection_none_is_sent_and_none_is_made_up_for() -> No
         line.connect()
         await asyncio.sleep(10)
         assert line.broker.times == [30.0]
+
+
+# Turns.
+
+
+async def test_a_turn_is_told_when_it_has_lasted_a_moment() -> None:
+    async with Line() as line:
+        await asyncio.sleep(5)
+        line.turn(2)
+        await asyncio.sleep(2.5)
+        line.turn(0)
+        await asyncio.sleep(11)
+        assert line.told_busy == [(0.0, 0), (5.1, 2), (7.6, 0), (17.6, 0)]
+
+
+async def test_turns_are_told_at_most_every_two_seconds() -> None:
+    async with Line() as line:
+        await asyncio.sleep(5)
+        line.turn(1)
+        await asyncio.sleep(0.5)
+        line.turn(0)
+        await asyncio.sleep(2)
+        line.turn(1)
+        await asyncio.sleep(2)
+        assert line.told_busy == [(0.0, 0), (5.1, 1), (7.1, 0), (9.1, 1)]
+
+
+async def test_a_heartbeat_for_another_reason_counts_too() -> None:
+    async with Line() as line:
+        await asyncio.sleep(5)
+        line.heartbeats.send_soon()
+        await asyncio.sleep(1)
+        line.turn(1)
+        await asyncio.sleep(2)
+        assert line.told_busy == [(0.0, 0), (5.0, 0), (7.0, 1)]
+
+
+async def test_a_turn_that_is_none_in_the_end_is_not_told() -> None:
+    async with Line() as line:
+        await asyncio.sleep(5)
+        for _ in range(100):
+            line.turn(1)
+            await asyncio.sleep(0.001)
+            line.turn(0)
+            await asyncio.sleep(0.1)
+        assert line.broker.times == [0.0, 10.0]
+
+
+async def test_one_that_turns_all_the_time_does_not_tell_all_the_time() -> None:
+    async with Line() as line:
+        await asyncio.sleep(5)
+        for number in range(10_000):
+            line.turn(number % 2)
+            await asyncio.sleep(0.001)
+        times = line.broker.times
+        assert len(times) <= 7
+        assert all(later - earlier >= 1.999 for earlier, later in pairwise(times))
+
+
+async def test_a_turn_that_could_not_be_told_is_told_with_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Line() as line:
+        await asyncio.sleep(5)
+        line.connection = None
+        line.turn(1)
+        await asyncio.sleep(3)
+        line.connect()
+        line.turn(2)
+        await asyncio.sleep(1)
+        assert line.told_busy == [(0.0, 0), (8.1, 2)]
 
 
 async def test_another_connection_means_another_channel() -> None:
@@ -234,102 +313,3 @@ async def test_a_broker_that_does_not_answer_holds_nobody_up(trouble: str) -> No
         line.broker.sent.clear()
         await line.heartbeats.send()
         assert len(line.broker.sent) == 1
-
-
-# A worker's life.
-
-
-class FakePublishing:
-    """A publish line that always has a connection."""
-
-    broker = FakeBroker()
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.connection = FakeConnection(self.broker)
-
-    async def run(self) -> None:
-        await asyncio.Event().wait()
-
-
-class FakeConsuming:
-    """A consume line that is registered after 60 s."""
-
-    def __init__(self, *_: object, intake: Runtime, **__: object) -> None:
-        self.ready = asyncio.Event()
-        self.registered = False
-        self.changed_at = 0.0
-
-    async def run(self) -> None:
-        await asyncio.sleep(60)
-        self.registered = True
-        self.ready.set()
-        await asyncio.Event().wait()
-
-    async def stop(self) -> None: ...
-
-    def want_prefetch(self, prefetch: int) -> None: ...
-
-    def poke(self) -> None: ...
-
-
-@pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
-    broker = FakeBroker()
-    monkeypatch.setattr(FakePublishing, "broker", broker)
-    monkeypatch.setattr(worker, "PublishLine", FakePublishing)
-    monkeypatch.setattr(worker, "ConsumeLine", FakeConsuming)
-    return broker
-
-
-def start(executor: FakeExecutor) -> tuple[worker.Worker, asyncio.Task[bool]]:
-    made = worker.Worker(
-        settings(node="node-1", grace_seconds=30.0, health_port=0),
-        executor,
-        handlers=("resize", "fetch"),
-    )
-    return made, asyncio.create_task(made.run())
-
-
-async def test_a_worker_registers_when_it_takes_work_and_says_good_bye(broker: FakeBroker) -> None:
-    made, life = start(FakeExecutor())
-    await asyncio.sleep(75)
-    made.stop()
-    assert await life
-    told = [(at, one.beat.state) for at, one in zip(broker.times, broker.sent, strict=True)]
-    assert told == [(60, "ready"), (70, "ready"), (75, "draining"), (75, "stopped")]
-    beat = broker.sent[0].beat
-    assert (beat.namespace, beat.queue, beat.pod, beat.node) == ("shop", "q", "pod-1", "node-1")
-    assert (beat.slots, beat.handlers) == (2, ("fetch", "resize"))
-    assert beat.cpus >= 1
-
-
-async def test_what_runs_is_told_with_its_progress_until_it_has_ended(broker: FakeBroker) -> None:
-    executor = FakeExecutor()
-    made, life = start(executor)
-    runtime = made._runtime
-    channel = FakeDeliveries()
-    runtime.channel_opened(cast(Channel, channel))
-    runtime.delivered(channel.deliver(work("k.1", timeout_seconds=300)))
-    runtime.delivered(channel.deliver(BasicProperties()))
-    await asyncio.sleep(61)
-    executor.started[0].progress = Progress(39.6, "resizing")
-    made.drain()
-    await asyncio.sleep(1)
-    executor.started[0].succeed()
-    await asyncio.sleep(10)
-    said = [(one.beat.state, one.beat.running) for one in broker.sent]
-    assert said == [
-        ("ready", (RunningAttempt("uid-k.1", "k.1"),)),
-        ("draining", (RunningAttempt("uid-k.1", "k.1", 39, "resizing"),)),
-        ("draining", ()),
-    ]
-    life.cancel()
-    await asyncio.gather(life, return_exceptions=True)
-
-
-async def test_one_that_never_took_work_only_says_good_bye(broker: FakeBroker) -> None:
-    made, life = start(FakeExecutor())
-    await asyncio.sleep(5)
-    made.stop()
-    assert await life
-    assert [one.beat.state for one in broker.sent] == ["stopped"]

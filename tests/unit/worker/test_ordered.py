@@ -1,4 +1,4 @@
-"""Orders about attempts that run, wait, come later or have ended, and the order to drain."""
+"""Orders about attempts that run, wait, come later or have ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from taskqueue.broker.orders import Order, OrderKind
+from taskqueue.broker.orders import OrderKind
 from taskqueue.broker.publisher import Settled
 from taskqueue.worker.runtime import STUCK_SECONDS
 from tests.unit.worker.bench import Bench
@@ -153,13 +153,3 @@ async def test_in_a_drain_an_order_ends_the_wait_for_a_running_attempt() -> None
     assert not waiting.done()
     bench.order(OrderKind.CANCEL, "a")
     await asyncio.wait_for(waiting, 1)
-
-
-@pytest.mark.parametrize(
-    ("namespace", "pod", "drains"),
-    [("shop", "pod-1", 1), ("shop", "pod-2", 0), ("other", "pod-1", 0)],
-)
-async def test_an_order_to_drain_is_for_one_pod(namespace: str, pod: str, drains: int) -> None:
-    bench = Bench()
-    bench.runtime.ordered(Order(OrderKind.DRAIN, namespace=namespace, pod=pod))
-    assert bench.drains == drains

@@ -24,7 +24,7 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.broker.address == "rabbit:5672/tasks"
     assert settings.pod == socket.gethostname()
     assert settings.slots == 6
-    assert settings.grace_seconds == 25
+    assert (settings.grace_seconds, settings.drained_seconds) == (25, 60)
     assert settings.health_port == 8081
     assert (settings.log_format, settings.log_level) == (None, "INFO")
     assert settings.direct_timeout_seconds == 300
@@ -54,6 +54,7 @@ def test_every_variable_is_read() -> None:
             "TASKQUEUE_CONCURRENCY": "7",
             "POD_NAME": "pod-1",
             "TASKQUEUE_GRACE_SECONDS": "0.5",
+            "TASKQUEUE_DRAINED_SECONDS": "1.5",
             "TASKQUEUE_HEALTH_PORT": "0",
             "TASKQUEUE_LOG_FORMAT": "text",
             "TASKQUEUE_LOG_LEVEL": "debug",
