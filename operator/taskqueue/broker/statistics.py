@@ -20,7 +20,6 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 import orjson
-from yarl import URL
 
 from taskqueue.broker.connection import tls_context
 from taskqueue.broker.contract import work_queue
@@ -174,7 +173,7 @@ class StatisticsClient:
     async def _get(self, path: str, query: Mapping[str, str], content_type: str) -> bytes:
         if self._session is None:
             self._session = self._open()
-        url = URL(f"{self._endpoint.url}{path}?{urlencode(query)}", encoded=True)
+        url = f"{self._endpoint.url}{path}?{urlencode(query)}"
         async with self._session.get(url, allow_redirects=False) as response:
             if response.status != 200:
                 raise self._unreadable(self._refusal(response))
