@@ -13,8 +13,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-#: What runs, by the uid of its Task; set to stop it.
-running: dict[str, threading.Event] = {}
+Attempt = tuple[str | None, str | None]
+
+#: What runs: an attempt is the uid of a Task and a number. Set to stop it.
+running: dict[Attempt, threading.Event] = {}
 
 
 class Refused(Exception):
@@ -55,21 +57,24 @@ class Service(BaseHTTPRequestHandler):
         if handler is None:
             self.answer(404, {"error": f"no handler at {self.path}"})
             return
-        uid = self.headers["Taskqueue-Uid"]
-        running[uid] = threading.Event()
+        stop = running[self.attempt] = threading.Event()
         try:
-            result = handler(payload, int(self.headers["Taskqueue-Attempt"]), running[uid])
+            result = handler(payload, int(self.headers["Taskqueue-Attempt"]), stop)
         except Refused as refused:
             self.answer(refused.status, {"error": str(refused)}, after=refused.after)
         else:
             self.answer(200, result)
         finally:
-            del running[uid]
+            running.pop(self.attempt, None)
 
     def do_DELETE(self) -> None:
-        if (stop := running.get(self.headers["Taskqueue-Uid"])) is not None:
+        if (stop := running.get(self.attempt)) is not None:
             stop.set()
         self.answer(204)
+
+    @property
+    def attempt(self) -> Attempt:
+        return self.headers["Taskqueue-Uid"], self.headers["Taskqueue-Attempt"]
 
     def answer(
         self, status: int, body: dict[str, Any] | None = None, *, after: int | None = None

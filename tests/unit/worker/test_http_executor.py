@@ -173,7 +173,8 @@ async def test_a_cancel_closes_the_connection_and_sends_a_delete(how: str) -> No
     seen: asyncio.Queue[str] = asyncio.Queue()
 
     async def handle(request: web.Request) -> web.Response:
-        await seen.put(f"{request.method} {request.path} {request.headers['Taskqueue-Uid']}")
+        about = [request.headers[f"Taskqueue-{name}"] for name in ("Uid", "Attempt")]
+        await seen.put(" ".join([request.method, request.path, *about]))
         if request.method == "DELETE" and how == "answers":
             return web.Response(status=204)
         try:
@@ -185,19 +186,73 @@ async def test_a_cancel_closes_the_connection_and_sends_a_delete(how: str) -> No
 
     async with service(handle, grace=0.2) as caller:
         execution = caller.start()
-        assert await seen.get() == "POST /run/f u"
+        assert await seen.get() == "POST /run/f u 1"
         execution.cancel()
         error = (await caller.result()).error
         assert error is not None
         assert error.type == "Cancelled"
         told = {await asyncio.wait_for(seen.get(), PATIENCE) for _ in range(2)}
-        assert told == {"POST closed", "DELETE /run/f u"}
+        assert told == {"POST closed", "DELETE /run/f u 1"}
         execution.cancel()  # harmless
         second = caller.start()
         assert await asyncio.wait_for(seen.get(), PATIENCE)
         second.cancel()
         assert second.kill(), "it waits for no answer to the DELETE"
         await caller.result()
+
+
+async def test_nothing_is_deleted_for_a_message_that_has_no_uid() -> None:
+    seen: asyncio.Queue[str] = asyncio.Queue()
+
+    async def handle(request: web.Request) -> web.Response:
+        await seen.put(request.method)
+        await asyncio.sleep(1000)
+        return web.Response()
+
+    async with service(handle) as caller:
+        execution = caller.start(uid="")
+        assert await seen.get() == "POST"
+        execution.cancel()
+        assert (await caller.result()).error is not None
+        assert seen.empty()
+
+
+async def test_a_connection_that_was_idle_is_not_relied_upon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("taskqueue.worker.executors.http._IDLE_SECONDS", 0.01)
+    callers: list[object] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        callers.append(request.transport.get_extra_info("peername"))
+        return web.Response()
+
+    async with service(handle) as caller:
+        await caller.run()
+        await asyncio.sleep(0.1)
+        await caller.run()
+    assert callers[0] != callers[1]
+
+
+@pytest.mark.parametrize("how", ["refuses", "says", "stammers"])
+async def test_what_may_be_secret_in_the_address_stays_here(how: str, unused_tcp_port: int) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        first = b"HTTP/1.1 500 No" if how == "says" else b"What?"
+        writer.write(first + b"\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", unused_tcp_port)
+    if how == "refuses":
+        server.close()
+    caller = Caller(f"http://me:hush@127.0.0.1:{unused_tcp_port}/run?key=hush")
+    error = (await caller.run()).error
+    await caller.executor.close()
+    server.close()
+    assert error is not None
+    assert f"http://127.0.0.1:{unused_tcp_port}/run/f" in error.message
+    assert "hush" not in error.message
 
 
 async def test_a_name_of_its_own_and_one_that_is_not_served() -> None:
@@ -233,6 +288,11 @@ def test_addresses_of_the_pod(host: str) -> None:
     assert Target.parse(f"f=http://{host}/x").url == f"http://{host}/x"
 
 
+def test_the_name_goes_before_a_query() -> None:
+    target = Target.parse("*=http://127.0.0.1:8000/run/?tenant=a")
+    assert target.url_for("pack") == "http://127.0.0.1:8000/run/pack?tenant=a"
+
+
 def test_anywhere_if_that_is_said() -> None:
     assert Target.parse("f=https://example.com/x", anywhere=True).name == "f"
 
@@ -261,14 +321,18 @@ async def test_the_sample(sample: tuple[Caller, asyncio.StreamReader]) -> None:
     busy = await caller.run({"name": "later"}, handler="greet")
     assert busy.error is not None
     assert (busy.error.retryable, busy.retry_after_seconds) == (True, 2)
-    later = await caller.run({"name": "later"}, handler="greet", attempt=2)
-    assert later.error is None
+    assert (await caller.run({"name": "later"}, handler="greet", attempt=2)).error is None
     for handler in ("greet", "pack"):
         error = (await caller.run({}, handler=handler)).error
         assert error is not None
         assert not error.retryable
     execution = caller.start({}, handler="wait")
     assert await asyncio.wait_for(output.readline(), PATIENCE) == b"waiting\n"
+    later = caller.start({}, handler="wait", attempt=2)
+    assert await asyncio.wait_for(output.readline(), PATIENCE) == b"waiting\n"
     execution.cancel()
+    assert await asyncio.wait_for(output.readline(), PATIENCE) == b"stopped\n"
+    assert (await caller.result()).error is not None
+    later.cancel()
     assert await asyncio.wait_for(output.readline(), PATIENCE) == b"stopped\n"
     assert (await caller.result()).error is not None

@@ -4,7 +4,8 @@ The payload is POSTed as JSON; Taskqueue- headers say what the service is to kno
 An answer 2xx is success and its body, if it is a JSON object, the result. 408, 425, 429, 5xx and no
 answer at all are failures that are retried, after the time of a Retry-After if there is one; any
 other status is a failure that no retry helps. When an attempt is to end, its connection is closed
-and a DELETE with its uid sent to the same URL; whether that ends the work is the service's affair.
+and a DELETE with its uid and number sent to the same URL; a message without a uid has none, for it
+could mean another. Whether that ends the work is the service's affair.
 
 NAME ``*`` stands for every handler that is not served otherwise; its name is appended to the URL.
 """
@@ -36,6 +37,10 @@ _RETRYABLE = {408, 425, 429}
 
 #: How long making a connection may take, in seconds.
 _CONNECT_SECONDS = 10.0
+
+#: A connection that was idle this long is not used again: services close them after 2 s and more,
+#: and a request that meets the end of its connection would be a failed attempt.
+_IDLE_SECONDS = 1.0
 
 #: Bytes of an answer that are read: more than a result may have, for an error that says so.
 _ANSWER_BYTES = 16 * MAX_RESULT_BYTES
@@ -86,7 +91,10 @@ class Target:
 
     def url_for(self, handler: str) -> str:
         """Return where attempts of the handler are sent."""
-        return f"{self.url.rstrip('/')}/{quote(handler, safe='')}" if self.name == ANY else self.url
+        if self.name != ANY:
+            return self.url
+        parts = urlsplit(self.url)
+        return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(handler, safe='')}").geturl()
 
 
 class HttpExecution:
@@ -143,15 +151,21 @@ class HttpExecution:
                 text = await _read(answer)
                 return self._verdict(answer.status, answer.reason, answer.headers, text)
         except (aiohttp.ClientError, OSError, TimeoutError) as problem:
-            why = str(problem) or type(problem).__name__
-            return failure("HttpUnreachable", f"no answer from {self._url}: {why}", self._seconds)
+            why = f"no answer from {_shown(self._url)}: {_told(problem)}"
+            return failure("HttpUnreachable", why, self._seconds)
 
     async def _delete(self) -> None:
+        if not self._attempt.uid:
+            return
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with (
                 asyncio.timeout(self._executor.grace_seconds),
                 self._executor.session().delete(
-                    self._url, headers={"Taskqueue-Uid": _header(self._attempt.uid)}
+                    self._url,
+                    headers={
+                        "Taskqueue-Uid": _header(self._attempt.uid),
+                        "Taskqueue-Attempt": str(self._attempt.attempt),
+                    },
                 ),
             ):
                 pass
@@ -162,7 +176,7 @@ class HttpExecution:
         if 200 <= status < 300:
             return self._success(text)
         said = text.decode("utf-8", "replace").strip().partition("\n")[0][:_SHOWN]
-        words = f"{self._url} answered {status} {reason or _phrase(status)}"
+        words = f"{_shown(self._url)} answered {status} {reason or _phrase(status)}"
         return failure(
             "HttpStatus",
             f"{words}: {said}" if said else words,
@@ -244,7 +258,7 @@ class HttpExecutor:
         """Return the session, made when it is first needed."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # The attempt's own time-out is the runtime's.
                 timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS),
@@ -287,6 +301,18 @@ def _header(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return quote(text, safe="/:=+ ", errors="replace")
+
+
+def _shown(url: str) -> str:
+    """Return a URL without what may be secret in it: errors stand in the status of a Task."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _told(problem: Exception) -> str:
+    # The text of this one has the URL in it.
+    told = problem.message if isinstance(problem, aiohttp.ClientResponseError) else str(problem)
+    return told or type(problem).__name__
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
