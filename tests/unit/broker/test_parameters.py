@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from taskqueue.broker.parameters import BrokerConfigurationError, BrokerParameters
+from taskqueue.broker.parameters import (
+    BrokerConfigurationError,
+    BrokerParameters,
+    StatisticsEndpoint,
+    StatisticsKind,
+)
 
 KEYS = {"host": "mq", "username": "op", "password": "s3cret"}
 URI = "amqp://op:s3cret@mq"
@@ -92,3 +97,89 @@ def test_equal_parameters_are_one_key() -> None:
     assert BrokerParameters.from_mapping(KEYS) != BrokerParameters.from_mapping(
         KEYS | {"password": "other"}
     )
+
+
+# Where the figures of its queues are told.
+
+RABBIT = BrokerParameters(host="rabbit", port=5672, username="u", password="p")
+
+
+def endpoint(**data: str) -> StatisticsEndpoint:
+    found = StatisticsEndpoint.from_mapping(data, RABBIT)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("data", [{}, {"managementUri": ""}, {"prometheusUri": " \n"}])
+def test_a_secret_of_the_cluster_operator_names_no_endpoint(data: dict[str, str]) -> None:
+    assert StatisticsEndpoint.from_mapping(data, RABBIT) is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "url", "username", "password"),
+    [
+        ("http://rabbit:15672", "http://rabbit:15672", "u", "p"),
+        (" https://rabbit/a/b/ \n", "https://rabbit/a/b", "u", "p"),
+        ("http://rabbit:15672/api/", "http://rabbit:15672", "u", "p"),
+        ("http://m%40:a%2Fb@rabbit:15672", "http://rabbit:15672", "m@", "a/b"),
+        ("http://m@rabbit:15672", "http://rabbit:15672", "m", ""),
+        ("http://[fd00::1]:15672", "http://[fd00::1]:15672", "u", "p"),
+    ],
+)
+def test_the_management_api(uri: str, url: str, username: str, password: str) -> None:
+    found = endpoint(managementUri=uri)
+    assert found.kind is StatisticsKind.MANAGEMENT
+    assert (found.url, found.username, found.password) == (url, username, password)
+    assert found.broker == RABBIT
+
+
+@pytest.mark.parametrize(
+    ("uri", "url", "username"),
+    [
+        ("http://rabbit:15692", "http://rabbit:15692", ""),
+        ("http://rabbit:15692/metrics", "http://rabbit:15692", ""),
+        ("http://rabbit:15692/metrics/detailed", "http://rabbit:15692", ""),
+        ("http://rabbit:15692/x/metrics/per-object", "http://rabbit:15692/x", ""),
+        ("http://m:p@rabbit:15692", "http://rabbit:15692", "m"),
+    ],
+)
+def test_the_prometheus_endpoint_gets_no_credentials_that_it_was_not_given(
+    uri: str, url: str, username: str
+) -> None:
+    found = endpoint(prometheusUri=uri)
+    assert found.kind is StatisticsKind.PROMETHEUS
+    assert (found.url, found.username) == (url, username)
+
+
+def test_the_management_api_is_preferred() -> None:
+    found = endpoint(prometheusUri="http://rabbit:15692", managementUri="http://rabbit:15672")
+    assert found.kind is StatisticsKind.MANAGEMENT
+
+
+@pytest.mark.parametrize("key", ["managementUri", "prometheusUri"])
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("rabbit:15672", "must begin with http:// or https://"),
+        ("ftp://u:s3cret@rabbit", "must begin with http:// or https://"),
+        ("http://", "names no host"),
+        ("http://u:s3/cret@rabbit:15672", "cannot be read"),
+        ("http://u:s3cret@[rabbit", "cannot be read"),
+    ],
+)
+def test_a_wrong_endpoint_names_its_key_and_no_password(key: str, uri: str, words: str) -> None:
+    with pytest.raises(BrokerConfigurationError, match=words) as caught:
+        endpoint(**{key: uri})
+    assert str(caught.value).startswith(f"key {key} ")
+    assert "s3" not in str(caught.value)
+
+
+def test_a_wrong_endpoint_stops_no_connection() -> None:
+    data = {"host": "rabbit", "username": "u", "password": "p", "managementUri": "rabbit"}
+    assert BrokerParameters.from_mapping(data) == RABBIT
+
+
+def test_an_endpoint_shows_no_password() -> None:
+    shown = repr(endpoint(managementUri="http://m:s3cret@rabbit"))
+    assert "s3cret" not in shown
+    assert "'p'" not in shown
