@@ -1,5 +1,6 @@
 """What a TaskQueue's side of the broker keeps in mind over failures, with stand-ins."""
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -7,14 +8,17 @@ from typing import Any, cast
 import pytest
 
 from taskqueue.broker.connection import BrokerParameters, BrokerUnavailable
-from taskqueue.broker.contract import dead_queue
+from taskqueue.broker.contract import dead_queue, work_queue
+from taskqueue.broker.parameters import StatisticsEndpoint
 from taskqueue.broker.publisher import Publisher
 from taskqueue.cluster.client import ApiClient, ApiError
+from taskqueue.domain.backlog import Figures, Signal
 from taskqueue.domain.queue import QueueConfig
 from taskqueue.engine import queue_broker
-from taskqueue.engine.broker_link import BrokerLink, State, Up
+from taskqueue.engine.broker_link import BrokerLink, Down, State, Up
 from taskqueue.engine.dispatcher import Dispatcher
 from taskqueue.engine.queue_broker import QueueBroker
+from taskqueue.engine.statistics import Reading, StatisticsReader
 
 ONE = BrokerParameters(host="one", port=5672, username="u", password="p")
 OTHER = BrokerParameters(host="other", port=5672, username="u", password="p")
@@ -65,6 +69,25 @@ class FakeDispatcher:
     def observed_ready(self, ready: int, *, reporting: bool) -> None: ...
 
 
+class FakeReaders:
+    """Gives readers that read nothing; the test says what they have read."""
+
+    def __init__(self) -> None:
+        self.readers: dict[StatisticsEndpoint, StatisticsReader] = {}
+
+    def join(self, endpoint: StatisticsEndpoint, user: object) -> StatisticsReader:
+        self.readers[endpoint] = StatisticsReader(endpoint, cast(Any, None))
+        return self.readers[endpoint]
+
+    def leave(self, endpoint: StatisticsEndpoint, user: object) -> None:
+        del self.readers[endpoint]
+
+    @property
+    def only(self) -> StatisticsReader:
+        (reader,) = self.readers.values()
+        return reader
+
+
 class FakeClient:
     """Answers as told: an error to raise, or an object."""
 
@@ -85,6 +108,7 @@ class Case:
     def __init__(self) -> None:
         self.dispatcher, self.client = FakeDispatcher(), FakeClient()
         self.link = FakeLink(ONE)
+        self.readers = FakeReaders()
         self.now = 100.0
         self.side = QueueBroker(
             CONFIG,
@@ -93,7 +117,18 @@ class Case:
             links=lambda parameters: cast(BrokerLink, self.link),
             wake=lambda: None,
             monotonic=lambda: self.now,
+            readers=self.readers,
         )
+
+    def name_endpoint(self, uri: str = "http://one:15672") -> None:
+        """Have the Secret name an endpoint for statistics."""
+        data = {**SECRET["data"], "managementUri": base64.b64encode(uri.encode()).decode()}
+        self.client.secret = {"data": data}
+
+    def told(self, ready: int, unacknowledged: int) -> None:
+        """Have the statistics read just now."""
+        figures = {work_queue(*CONFIG.key): Figures(ready, unacknowledged)}
+        self.readers.only.reading = Reading(figures, self.now)
 
     async def reconnected(self, link: FakeLink | None = None) -> None:
         """Have the loop find a new connection of this link, or another, and look at it."""
@@ -253,6 +288,166 @@ async def test_more_dead_letters_are_logged_and_fewer_are_not(
     (record,) = logged
     fields = vars(record)["fields"]
     assert (fields["dead_letters"], fields["more"]) == (3, 2)
+
+
+# The signal.
+
+
+async def test_the_signal_of_a_broker_that_is_away_is_unknown_and_says_why(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    case.client.secret = ApiError(404, "NotFound", "no")
+    await case.side.reach()
+    signal = case.side.signal(waiting=3, published=2, workers_foreign=1)
+    assert (signal.backlog, signal.ready, signal.running) == (None, None, None)
+    assert "SecretNotFound" in signal.problem
+    assert "shop/rabbit" in signal.problem
+
+
+async def test_a_connection_lost_makes_the_signal_unknown_until_the_queue_is_declared_again(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    await case.side.reach()
+    await case.side.count()
+    case.link.state = Down("BrokerUnavailable", "gone")
+    await case.side.reach()
+    signal = case.side.signal(waiting=0, published=0)
+    assert (signal.backlog, signal.problem) == (
+        None,
+        "the broker is not ready: BrokerUnavailable: gone",
+    )
+    await case.reconnected()
+    assert case.side.signal(waiting=0, published=0).backlog == 0
+
+
+async def test_the_signal_without_statistics(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.side.reach()
+    broker["ready"], case.dispatcher.published = 5, 3
+    await case.side.count()
+    case.now += 3600
+    assert case.side.signal(waiting=2, published=3, workers_foreign=4) == Signal(
+        backlog=11, ready=5, running=4
+    )
+
+
+async def test_tasks_that_come_or_go_while_it_is_counted_are_no_messages_of_others(
+    broker: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case()
+    await case.side.reach()
+    for before, after in ((7, 0), (0, 7)):
+        case.dispatcher.published = before
+
+        async def ready_messages(channel: object, queue: str, after: int = after) -> int:
+            case.dispatcher.published = after
+            return 7
+
+        monkeypatch.setattr(queue_broker, "ready_messages", ready_messages)
+        await case.side.count()
+        assert case.side.signal(waiting=0, published=after).backlog == after
+
+
+async def test_a_count_that_fails_leaves_no_old_one_behind(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.side.reach()
+    broker["ready"] = 9
+    await case.side.count()
+    broker["ready"] = BrokerUnavailable("lost")
+    await case.side.count()
+    broker["ready"] = 0
+    await case.reconnected()
+    assert case.side.signal(waiting=0, published=0) == Signal(backlog=0, ready=None, running=None)
+
+
+async def test_the_statistics_that_the_secret_names_are_read(broker: dict[str, Any]) -> None:
+    case = Case()
+    case.name_endpoint()
+    await case.side.reach()
+    await case.side.count()
+    case.told(0, 4)
+    assert case.side.signal(waiting=0, published=1) == Signal(backlog=4, ready=0, running=4)
+    case.now += 60
+    signal = case.side.signal(waiting=0, published=1, workers_foreign=2)
+    assert (signal.backlog, signal.problem != "") == (3, True)
+
+
+async def test_the_most_published_since_the_last_signal_are_no_messages_of_others(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    case.name_endpoint()
+    await case.side.reach()
+    case.told(3, 6)
+    assert case.side.signal(waiting=0, published=0, most_published=9).backlog == 0
+
+
+async def test_messages_given_back_over_a_new_connection_count_once(broker: dict[str, Any]) -> None:
+    case = Case()
+    case.name_endpoint()
+    await case.side.reach()
+    await case.side.count()
+    case.told(0, 4)
+    assert case.side.signal(waiting=0, published=0).backlog == 4
+    case.now += 5
+    case.link.state = up()
+    await case.side.reach()
+    broker["ready"] = 4
+    await case.side.count()
+    assert case.side.signal(waiting=0, published=0).backlog == 4
+
+
+async def test_a_wrong_endpoint_stops_no_connection_and_is_a_problem(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    case.name_endpoint("one:15672")
+    await case.side.reach()
+    assert case.side.declared
+    case.now += 20
+    signal = case.side.signal(waiting=1, published=0)
+    assert signal.backlog == 1
+    assert signal.problem.startswith(
+        "Secret shop/rabbit (spec.broker.connectionSecret): key managementUri must begin with"
+    )
+
+
+async def test_an_endpoint_named_later_is_read_over_the_same_connection(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    await case.side.reach()
+    case.name_endpoint()
+    case.now += 60
+    await case.side.reach()
+    assert case.readers.only.endpoint.url == "http://one:15672"
+    assert case.dispatcher.opened == 1
+    case.client.secret = SECRET
+    case.now += 60
+    await case.side.reach()
+    assert case.readers.readers == {}
+
+
+async def test_to_look_for_the_broker_only_reads_nothing(broker: dict[str, Any]) -> None:
+    case = Case()
+    case.name_endpoint()
+    await case.side.find_parameters()
+    assert case.readers.readers == {}
+
+
+async def test_leaving_or_losing_the_secret_stops_the_reader(broker: dict[str, Any]) -> None:
+    case = Case()
+    case.name_endpoint()
+    await case.side.reach()
+    assert len(case.readers.readers) == 1
+    case.side.reconfigure(replace(CONFIG, connection_secret="other"))
+    assert case.readers.readers == {}
+    await case.side.reach()
+    assert len(case.readers.readers) == 1
+    await case.side.leave()
+    assert case.readers.readers == {}
 
 
 async def test_leaving_lets_go_of_the_link(broker: dict[str, Any]) -> None:
