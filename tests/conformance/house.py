@@ -28,6 +28,7 @@ from taskqueue.broker.orders import Order, OrderKind, order_message
 from taskqueue.broker.publisher import Publisher, Settled
 from taskqueue.broker.topology import declare_operator_topology, declare_task_queue
 from taskqueue.broker.worker_messages import Outgoing
+from tests.conformance.beats import Beats
 from tests.conformance.inbox import Inbox
 from tests.integration.broker.endpoint import Endpoint, Management
 
@@ -48,11 +49,13 @@ class House:
     channel: Channel
     publisher: Publisher
     inbox: Inbox
+    beats: Beats
 
     async def open(self) -> None:
-        """Declare the operator's topology and read the inbox."""
+        """Declare the operator's topology, read the inbox, and listen to heartbeats."""
         await declare_operator_topology(self.connection)
         await self.inbox.open(self.connection)
+        await self.beats.open(self.connection)
 
     async def add_queue(self, queue: str) -> None:
         """Declare a TaskQueue's part of the topology."""
@@ -174,6 +177,7 @@ async def house_on(broker: Endpoint) -> AsyncIterator[House]:
                 channel=await connection.channel(),
                 publisher=await Publisher.open(connection),
                 inbox=Inbox(),
+                beats=Beats(),
             )
         finally:
             await connection.close()

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class Point(StrEnum):
-    """What a worker owes, in nine points; a tenth for messages that are no attempt of a Task."""
+    """What a worker owes in nine points; H for heartbeats, M for messages that are no attempt."""
 
     PREFETCH = "1"
     DELIVERIES = "2"
@@ -22,6 +22,7 @@ class Point(StrEnum):
     CUT_OFF = "7"
     RECONNECTING = "8"
     CONNECTIONS = "9"
+    HEARTBEATS = "H"
     MESSAGES = "M"
 
 
@@ -35,6 +36,7 @@ TITLES = {
     Point.CUT_OFF: "ends keyed work when it is cut off, and nothing else",
     Point.RECONNECTING: "comes back after whatever ended its consumer",
     Point.CONNECTIONS: "consumes and publishes on two connections",
+    Point.HEARTBEATS: "tells how much it runs, and when that changes",
     Point.MESSAGES: "takes direct messages, and buries malformed ones",
 }
 

@@ -80,6 +80,8 @@ async def run(
             wrong = itertools.chain(*house.inbox.wrong.values())
             text = "every event of this run is as the contract says"
             ledger.note("all", Point.OUTCOMES, text, "; ".join(dict.fromkeys(wrong)))
+            text = "every heartbeat of this run is as the contract says"
+            ledger.note("all", Point.HEARTBEATS, text, "; ".join(dict.fromkeys(house.beats.wrong)))
     return Findings(command, ledger, time.monotonic() - began, folder)
 
 

@@ -18,6 +18,7 @@ from pika.spec import BasicProperties
 from taskqueue.broker.connection import BrokerParameters
 from taskqueue.broker.contract import WorkMessage, work_queue
 from taskqueue.broker.events import AttemptEvent, EventKind
+from taskqueue.broker.heartbeats import Heartbeat, WorkerState
 from taskqueue.broker.orders import Order, OrderKind
 from tests.conformance.house import LOOK_SECONDS, NAMESPACE, House
 from tests.conformance.points import Ledger, Point, Violation, expect
@@ -257,6 +258,16 @@ class Scene:
     async def order(self, kind: str, *tokens: str) -> None:
         """Order something about tokens."""
         await self.house.order(*(Order(OrderKind(kind), token=token, uid="u") for token in tokens))
+
+    async def drain(self) -> None:
+        """Order the workers of this scene's pod to drain."""
+        await self.house.order(Order(OrderKind.DRAIN, pod=self.pod, namespace=NAMESPACE))
+
+    async def says(self, state: WorkerState, *, number: int = 1) -> Heartbeat:
+        """Wait until a worker has said that often that it is in a state."""
+        return await self.house.beats.wait(
+            self.name, lambda beat: beat.pod == self.pod and beat.state is state, number=number
+        )
 
     async def end(self, word: str, *, number: int = 1) -> AttemptEvent:
         """Wait for the end of a token or a direct message."""

@@ -29,6 +29,10 @@ WORKERS_AT_ONCE, SCENES_AT_ONCE = 3, 7
 BROKEN = {
     "hoards": (Point.PREFETCH, "it holds no more unacknowledged than it has slots"),
     "ignores_orders": (Point.ORDERS, "what was cancelled before it came is told task.cancelled"),
+    "heeds_old_drains": (
+        Point.ORDERS,
+        "an order to drain from before does not hold for another process",
+    ),
     "acknowledges_early": (
         Point.OUTCOMES,
         "nothing is acknowledged while its outcome is not confirmed",

@@ -21,7 +21,15 @@ type control struct {
 	log  *slog.Logger
 	// seen is the offset of the last order; -1: none.
 	seen int64
+	// live: it has caught up once. An order to drain from before that was for another process of the
+	// same pod name, and does not count when the stream is read again either.
+	live bool
+	past map[string]bool
 	told string
+}
+
+func newControl(desk *desk, log *slog.Logger) *control {
+	return &control{desk: desk, log: log, seen: -1, past: map[string]bool{}}
 }
 
 // follow takes orders until the context ends; caughtUp is closed when all of the past are known.
@@ -154,6 +162,7 @@ func (c *control) next() any {
 // ready is told behind the orders, by the same way: no work overtakes them.
 func (c *control) ready(known func()) {
 	c.told = ""
+	c.live = true
 	c.desk.post(known)
 }
 
@@ -168,7 +177,24 @@ func (c *control) take(delivery *amqp.Delivery) {
 		c.log.Warn("order.malformed", "offset", at, "reason", err.Error())
 		return
 	}
-	c.desk.post(func() { c.desk.ordered(o) })
+	if o.Kind != orderDrain || c.counts(delivery, o) {
+		c.desk.post(func() { c.desk.ordered(o) })
+	}
+}
+
+// counts tells whether an order to drain is for this process.
+func (c *control) counts(delivery *amqp.Delivery, o order) bool {
+	if s := &c.desk.settings; o.Pod != s.Pod || o.Namespace != s.Namespace {
+		return false
+	}
+	name := delivery.MessageId
+	if name == "" {
+		name = fmt.Sprint(offset(delivery))
+	}
+	if !c.live {
+		c.past[name] = true
+	}
+	return !c.past[name]
 }
 
 func offset(delivery *amqp.Delivery) int64 {

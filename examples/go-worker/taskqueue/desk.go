@@ -62,13 +62,17 @@ type desk struct {
 	silent int
 
 	stopping bool
+	// left: it has stopped, and has nothing in hand.
+	left bool
 	// consuming: deliveries may still come.
 	consuming bool
 	// registered: there has been a consumer.
 	registered bool
 	// changed is called when the operator should hear of this worker before its time.
 	changed func()
-	// leaving is called once, when drain is ordered.
+	// turned is called when the worker may have become busy or idle.
+	turned func()
+	// leaving is called when drain is ordered.
 	leaving func()
 	// abort ends the process at once.
 	abort func()
@@ -203,6 +207,9 @@ func (d *desk) fill() {
 		r := d.waiting[0]
 		d.waiting = d.waiting[1:]
 		d.running[r] = true
+		if len(d.running) == 1 {
+			d.turned()
+		}
 		r.start()
 	}
 }
@@ -210,6 +217,9 @@ func (d *desk) fill() {
 // ended takes note that a handler has returned.
 func (d *desk) ended(r *run, end ending) {
 	delete(d.running, r)
+	if len(d.running) == 0 {
+		d.turned()
+	}
 	r.stopTimers()
 	r.expiry.cancel()
 	if !r.settled {
@@ -251,9 +261,7 @@ func (d *desk) askToEnd(r *run, tell func(), grace time.Duration) {
 // ordered obeys an order, or keeps it for when its message comes (7).
 func (d *desk) ordered(o order) {
 	if o.Kind == orderDrain {
-		if o.Pod == d.settings.Pod && o.Namespace == d.settings.Namespace {
-			d.leaving()
-		}
+		d.leaving()
 		return
 	}
 	d.orders.add(o, time.Now())

@@ -5,11 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 func ends(result any, err error) ending {
@@ -128,7 +132,7 @@ func TestTheOldestOutcomesAreForgotten(t *testing.T) {
 
 func TestAHeartbeatTellsWhatRuns(t *testing.T) {
 	d := newDesk(Settings{Pod: "pod-1", Slots: 2}, &handlers{}, nil, nil)
-	if d.heartbeat("") != nil {
+	if d.heartbeat() != nil {
 		t.Error("told before there was a consumer")
 	}
 	d.registered = true
@@ -137,15 +141,57 @@ func TestAHeartbeatTellsWhatRuns(t *testing.T) {
 	direct := &run{message: &message{}, progress: &progress{}}
 	d.running = map[*run]bool{running: true, settled: true, direct: true}
 	Progress(context.WithValue(context.Background(), progressKey{}, running.progress), 140, "nearly")
-	beat := d.heartbeat("")
-	if beat.State != "ready" || len(beat.Running) != 1 {
+	beat := d.heartbeat()
+	if beat.State != "ready" || len(beat.Running) != 1 || beat.Busy != 2 {
 		t.Fatalf("%+v", beat)
 	}
 	if one := beat.Running[0]; one.UID != "u" || one.Token != "k" || *one.Progress != (toldProgress{100, "nearly"}) {
 		t.Errorf("%+v", one)
 	}
 	d.stopping = true
-	if beat := d.heartbeat(""); beat.State != "draining" {
+	if beat := d.heartbeat(); beat.State != "draining" {
 		t.Errorf("it is %s", beat.State)
 	}
+	d.left, d.registered = true, false
+	if beat := d.heartbeat(); beat == nil || beat.State != "stopped" {
+		t.Errorf("one that has left tells %+v", beat)
+	}
+}
+
+func TestAnOrderToDrainIsForTheProcessThatIsThere(t *testing.T) {
+	d := newDesk(Settings{Namespace: "shop", Pod: "pod-1"}, &handlers{}, nil, nil)
+	c := newControl(d, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	drains := 0
+	d.leaving = func() { drains++ }
+	read := func(at int64, id, pod string) {
+		c.take(&amqp.Delivery{
+			MessageId: id,
+			Headers:   amqp.Table{"x-stream-offset": at},
+			Body:      []byte(`{"order": "drain", "namespace": "shop", "pod": "` + pod + `"}`),
+		})
+		for _, act := range d.inbox.take() {
+			act()
+		}
+	}
+	expect := func(want int, why string) {
+		t.Helper()
+		if drains != want {
+			t.Errorf("%s: drained %d times, not %d", why, drains, want)
+		}
+	}
+	read(0, "m-0", "pod-1")
+	read(1, "", "pod-1")
+	c.ready(func() {})
+	expect(0, "given before it had caught up")
+	c.seen = -1
+	read(0, "m-0", "pod-1")
+	read(1, "", "pod-1")
+	expect(0, "the same again")
+	read(2, "m-2", "pod-2")
+	expect(0, "for another pod")
+	read(3, "m-3", "pod-1")
+	expect(1, "given afterwards")
+	c.seen = -1
+	read(0, "m-4", "pod-1")
+	expect(2, "given in a stream made anew")
 }

@@ -17,6 +17,10 @@ const (
 	beatInterval = 10 * time.Second
 	// progressLimit is how much of a progress message is read.
 	progressLimit = 1024
+	// turnInterval is how often it is told at most that a worker has become busy or idle, and
+	// turnSettled how long that must have lasted.
+	turnInterval = 2 * time.Second
+	turnSettled  = 100 * time.Millisecond
 	// lastBeatLimit is how long the last heartbeat may hold the end up.
 	lastBeatLimit = time.Second
 )
@@ -74,6 +78,8 @@ type heartbeatData struct {
 	Handlers []string         `json:"handlers"`
 	Running  []runningAttempt `json:"running"`
 	State    string           `json:"state"`
+	// Busy is how much runs whose end is not decided, direct messages included.
+	Busy int `json:"busy"`
 }
 
 // heart tells the operator every few seconds that this worker lives and what it runs. Nothing hangs
@@ -84,6 +90,12 @@ type heart struct {
 	now chan struct{}
 	// last has what is to be closed when the last heartbeat is out.
 	last chan chan struct{}
+
+	// Of the desk's goroutine: when the last heartbeat was made, whether it told of something that
+	// runs, and whether a turn is going to be looked at.
+	toldAt   time.Time
+	toldBusy bool
+	turning  bool
 }
 
 func newHeart(desk *desk) *heart {
@@ -97,7 +109,24 @@ func (h *heart) beatNow() {
 	}
 }
 
-// stop sends the last heartbeat, if that is possible soon.
+// turned tells soon that the worker has become busy or idle, if that turns out to be so. It is called
+// on the desk's goroutine, for each attempt where there is one slot.
+func (h *heart) turned() {
+	if h.turning {
+		return
+	}
+	h.turning = true
+	time.AfterFunc(max(turnSettled, time.Until(h.toldAt.Add(turnInterval))), func() {
+		h.desk.post(func() {
+			h.turning = false
+			if h.desk.busy() > 0 != h.toldBusy {
+				h.beatNow()
+			}
+		})
+	})
+}
+
+// stop tells that the worker has left, if that is possible soon.
 func (h *heart) stop() {
 	sent := make(chan struct{})
 	h.last <- sent
@@ -127,19 +156,25 @@ func (h *heart) beat(ctx context.Context, conn *connection) {
 			}
 			return
 		case <-ticker.C:
-			h.send(ctx, channel, "")
+			h.send(ctx, channel)
 		case <-h.now:
-			h.send(ctx, channel, "")
+			h.send(ctx, channel)
 		case sent := <-h.last:
-			h.send(ctx, channel, "stopped")
+			h.send(ctx, channel)
 			close(sent)
 		}
 	}
 }
 
-func (h *heart) send(ctx context.Context, channel *amqp.Channel, state string) {
+func (h *heart) send(ctx context.Context, channel *amqp.Channel) {
 	told := make(chan *heartbeatData, 1)
-	h.desk.post(func() { told <- h.desk.heartbeat(state) })
+	h.desk.post(func() {
+		data := h.desk.heartbeat()
+		if data != nil {
+			h.toldAt, h.toldBusy = time.Now(), data.Busy > 0
+		}
+		told <- data
+	})
 	var data *heartbeatData
 	select {
 	case data = <-told:
@@ -173,12 +208,15 @@ func (h *heart) send(ctx context.Context, channel *amqp.Channel, state string) {
 }
 
 // heartbeat is what there is to tell now; nil before a consumer was registered.
-func (d *desk) heartbeat(state string) *heartbeatData {
-	if !d.registered {
+func (d *desk) heartbeat() *heartbeatData {
+	state := "ready"
+	switch {
+	case d.left:
+		state = "stopped"
+	case !d.registered:
 		return nil
-	}
-	if state == "" {
-		state = map[bool]string{false: "ready", true: "draining"}[d.stopping]
+	case d.stopping:
+		state = "draining"
 	}
 	data := &heartbeatData{
 		Pod:      d.settings.Pod,
@@ -188,6 +226,7 @@ func (d *desk) heartbeat(state string) *heartbeatData {
 		Handlers: d.handlers.names(),
 		Running:  []runningAttempt{},
 		State:    state,
+		Busy:     d.busy(),
 	}
 	for r := range d.running {
 		if !r.direct() && !r.settled {
@@ -195,4 +234,15 @@ func (d *desk) heartbeat(state string) *heartbeatData {
 		}
 	}
 	return data
+}
+
+// busy is how much runs whose end is not decided.
+func (d *desk) busy() int {
+	count := 0
+	for r := range d.running {
+		if !r.settled {
+			count++
+		}
+	}
+	return count
 }

@@ -33,7 +33,7 @@ func newLine(settings Settings, desk *desk, log *slog.Logger) *line {
 		settings: settings,
 		desk:     desk,
 		log:      log,
-		control:  &control{desk: desk, log: log, seen: -1},
+		control:  newControl(desk, log),
 		stop:     make(chan struct{}),
 	}
 }

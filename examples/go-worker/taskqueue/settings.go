@@ -21,6 +21,8 @@ type Settings struct {
 	Slots int
 	// Grace is how long running attempts may go on after SIGTERM.
 	Grace time.Duration
+	// Drained is how long a worker that was ordered to drain, and has, waits for SIGTERM.
+	Drained time.Duration
 	// HealthPort is where /healthz and /readyz are served; 0: nowhere.
 	HealthPort int
 	// DirectTimeout and DirectMaxDeliveries hold for direct messages; a Task brings its own.
@@ -45,6 +47,7 @@ func SettingsFromEnvironment() (Settings, error) {
 		Pod:                 os.Getenv("POD_NAME"),
 		Slots:               int(e.number("TASKQUEUE_CONCURRENCY", float64(runtime.GOMAXPROCS(0)))),
 		Grace:               e.seconds("TASKQUEUE_GRACE_SECONDS", 25),
+		Drained:             e.seconds("TASKQUEUE_DRAINED_SECONDS", 60),
 		HealthPort:          int(e.number("TASKQUEUE_HEALTH_PORT", 8081)),
 		DirectTimeout:       e.seconds("TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS", 300),
 		DirectMaxDeliveries: int64(e.number("TASKQUEUE_MAX_DELIVERIES", 3)),

@@ -30,14 +30,15 @@ func (w *Worker) Handle(name string, handler Handler) { w.handlers.byName[name] 
 func (w *Worker) HandleDefault(name string) { w.handlers.fallback = name }
 
 // Run works until the context ends or drain is ordered, and then until what is in hand is done with:
-// after the context's end within the grace period.
+// after the context's end within the grace period. A worker that has drained on order then waits for
+// the context's end: its pod is about to be removed, and would start it again if it ended now.
 func (w *Worker) Run(ctx context.Context) error {
 	lines, cut := context.WithCancel(context.Background())
 	outcomes := newOutcomes(w.settings.Broker, "worker "+w.settings.Pod+" outcomes", w.log)
 	desk := newDesk(w.settings, &w.handlers, outcomes, w.log)
 	desk.abort = func() { os.Exit(ExitCode) }
 	heart := newHeart(desk)
-	desk.changed, outcomes.beat = heart.beatNow, heart.beat
+	desk.changed, desk.turned, outcomes.beat = heart.beatNow, heart.turned, heart.beat
 	line := newLine(w.settings, desk, w.log)
 
 	draining := make(chan struct{})
@@ -72,11 +73,27 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.finish(desk)
 	}
 	w.checkKeyedEnded(desk)
+	desk.post(func() { desk.left = true })
 	heart.stop()
+	w.linger(ctx)
 	cut()
 	parts.Wait()
 	w.log.Info("worker.stopped")
 	return nil
+}
+
+// linger waits for the context's end, for a while. The heartbeats go on.
+func (w *Worker) linger(ctx context.Context) {
+	if ctx.Err() != nil {
+		return
+	}
+	w.log.Info("worker.drained", "waits", w.settings.Drained.String())
+	select {
+	case <-ctx.Done():
+	case <-time.After(w.settings.Drained):
+		w.log.Warn("worker.not_removed", "todo", "it was ordered to drain and no signal came: it ends "+
+			"by itself, and takes work again if its container is started again")
+	}
 }
 
 // finish gives what runs the grace period, and what there is to tell a little more.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 from taskqueue.broker.events import EventKind
+from taskqueue.broker.heartbeats import WorkerState
 from taskqueue.broker.orders import Order, OrderKind
 from tests.conformance.house import NAMESPACE
 from tests.conformance.points import expect
@@ -14,6 +15,8 @@ from tests.conformance.scene import Scene
 _MANY = 700
 
 _LONG = {"seconds": 60}
+
+_STOPPED = WorkerState.STOPPED
 
 
 async def before(scene: Scene) -> None:
@@ -74,15 +77,52 @@ async def drain(scene: Scene) -> None:
     short, long = scene.trace("short"), scene.trace("long")
     ending = await scene.publish("sleep", short, payload={"seconds": 2})
     endless = await scene.publish("sleep", long, payload=_LONG)
-    async with scene.check("drain: what runs may end, and the worker leaves with code 0"):
+    async with scene.check("drain: it says draining, and what runs may end"):
         await short.until(begun=1)
         await long.until(begun=1)
-        await scene.house.order(Order(OrderKind.DRAIN, pod=scene.pod, namespace=NAMESPACE))
+        await scene.drain()
+        await scene.says(WorkerState.DRAINING)
         await scene.ends_with(ending, EventKind.SUCCEEDED)
+    async with scene.check("it takes nothing more, and obeys orders all the while"):
         left = await scene.publish("echo")
         await scene.order("cancel", endless)
+        scene.tap.hold_confirms()
+        await long.until(ended=1)
         await scene.ends_with(endless, EventKind.CANCELLED)
+        expect(not scene.house.inbox.told(left), "it took work after the order")
+    async with scene.check("it says stopped when every outcome is confirmed, and not before"):
+        stopped = scene.house.beats.told(scene.name, lambda beat: beat.state is _STOPPED)
+        expect(not stopped, "an outcome is not confirmed")
+        scene.tap.release_confirms()
+        await scene.says(_STOPPED)
+        await scene.house.until_ready(scene.queue, 1)
+        expect(not scene.tap.in_hand, f"{scene.tap.in_hand} in hand")
+    async with scene.check("then it stays, and says so again, until SIGTERM; with code 0"):
+        await scene.says(_STOPPED, number=2)
+        expect(not worker.gone, "it ended: its container would be started again")
+        worker.terminate()
         code = await worker.exit_code()
         expect(code == 0, f"exit code {code}")
         expect(not scene.house.inbox.told(left), "it took work after the order")
-        await scene.house.until_ready(scene.queue, 1)
+
+
+async def drain_again(scene: Scene) -> None:
+    worker = await scene.ready(TASKQUEUE_DRAINED_SECONDS="1")
+    async with scene.check("a drained worker that gets no SIGTERM ends by itself, with code 0"):
+        await scene.drain()
+        code = await worker.exit_code()
+        expect(code == 0, f"exit code {code}")
+    async with scene.check("an order to drain from before does not hold for another process"):
+        worker = await scene.ready(TASKQUEUE_DRAINED_SECONDS="1")
+        await scene.works()
+    async with scene.check("nor when the connection is lost and the stream read again"):
+        before = scene.tap.consumed
+        scene.tap.cut()
+        await scene.tap.until(lambda: scene.tap.consumed > before)
+        await scene.works()
+        expect(not worker.gone, "it left")
+    async with scene.check("an order that is given while the connection is lost does"):
+        scene.tap.cut()
+        await scene.drain()
+        code = await worker.exit_code()
+        expect(code == 0, f"exit code {code}")

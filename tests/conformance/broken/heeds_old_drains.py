@@ -1,0 +1,16 @@
+"""Takes an order to drain that was given before it began for its own."""
+
+from __future__ import annotations
+
+from taskqueue.worker.control_line import ControlLine
+from tests.conformance.broken import start
+
+
+def _drain(self: ControlLine, identity: str | int) -> None:
+    """Look at nothing but the name of the pod."""
+    self._on_drain()
+
+
+if __name__ == "__main__":
+    ControlLine._drain = _drain  # type: ignore[method-assign]
+    start()
