@@ -67,7 +67,7 @@ def trouble(lab: Lab, queue: str, reasons: set[str], *, seconds: float = 90) -> 
     ("queue", "reasons", "told"),
     [
         ("pull", _PULL, _NO_IMAGE),
-        ("crash", {"CrashLoopBackOff"}, "exit"),
+        ("crash", {"CrashLoopBackOff"}, "ended with code"),
         ("homeless", {"Unschedulable"}, "node"),
     ],
 )
