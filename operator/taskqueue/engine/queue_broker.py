@@ -211,7 +211,6 @@ class QueueBroker:
         """Publish, hold and count nothing any more."""
         self._leave_link()
         self.ready = self.dead_letters = None
-        self._meter.uncounted()
         await self._leave_probe()
 
     @property
