@@ -8,8 +8,8 @@
   pod before an assigned one, Pending < Unknown < Running, not ready < ready, lower before higher
   pod-deletion-cost. What it goes by next (neighbours on the node, times) is not foreseen: of equals
   the worst is assumed. A StatefulSet takes the highest ordinals.
-- A cost counts from when it is read back from the API, not from when it was written. It is also
-  the memory of whom was picked, and survives a change of the leader.
+- A cost counts for removal from when it is read back from the API, and against it from when it is
+  written. It is also the memory of whom was picked, and survives a change of the leader.
 - A drained worker takes no work again. When it is not to go after all, its pod is to be deleted, so
   that a fresh one comes.
 
@@ -96,18 +96,22 @@ def plan(
     if ordered:
         members = [one for one in members if one.pod.ordinal is not None]
         picks = [one for one in members if one.ordinal >= first_ordinal + target]
-        reachable = _by_ordinal(members, replicas, target, first_ordinal)
     else:
         picks = _pick(members, len(members) - target)
-        reachable = max(len(members) - _surely_removable(members), target)
     picked = {one.pod.uid for one in picks}
     kept = [one for one in members if one.pod.uid not in picked]
     # A drained container that has ended is started again by the kubelet, and comes back fresh.
     recycle = [one for one in kept if one.standing is _Standing.DRAINED and one.pod.started]
-    size = target if target >= replicas else min(reachable, replicas)
+    marks = () if ordered else tuple(_marks(picks, kept, recycle, settled=len(members) <= replicas))
+    if target >= replicas:
+        size = target
+    elif ordered:
+        size = _by_ordinal(members, replicas, target, first_ordinal)
+    else:
+        size = min(max(len(members) - _surely_removable(members, marks), target), replicas)
     return Shrink(
         drain=tuple(one.pod.name for one in picks if one.standing in _TO_TELL),
-        mark=() if ordered else tuple(_marks(picks, kept, recycle)),
+        mark=marks,
         replicas=size,
         recycle=tuple(one.pod for one in recycle),
         waiting_for=_waiting_for(picks, kept, surplus=size - target),
@@ -213,18 +217,25 @@ def _pick(members: Sequence[_Member], count: int) -> list[_Member]:
     return able[: max(count, 0)]
 
 
-def _surely_removable(members: Sequence[_Member]) -> int:
+def _surely_removable(members: Sequence[_Member], marks: Iterable[Mark]) -> int:
     """Return how many pods the controller may take, whichever it takes, and all are removable.
 
+    The marks of this plan may be seen by then or not: each counts as is worse.
     While a Deployment is rolled out there is more than one ReplicaSet, and which of them is to give
     is not foreseen either: so many may go of any.
     """
+    written = {mark.pod.uid: mark.cost or 0 for mark in marks}
+
+    def worst(one: _Member) -> int:
+        costs = one.pod.cost, written.get(one.pod.uid, one.pod.cost)
+        return max(costs) if one.removable else min(costs)
+
     owners: dict[str, list[_Member]] = {}
     for one in members:
         owners.setdefault(one.pod.owner, []).append(one)
     sure = len(members)
     for group in owners.values():
-        group.sort(key=lambda one: (one.rank, one.pod.cost, one.removable))
+        group.sort(key=lambda one: (one.rank, worst(one), one.removable))
         leading = next((at for at, one in enumerate(group) if not one.removable), None)
         if leading is not None:
             sure = min(sure, leading)
@@ -252,17 +263,34 @@ def _by_ordinal(members: Sequence[_Member], replicas: int, target: int, first_or
 
 
 def _marks(
-    picks: Sequence[_Member], kept: Sequence[_Member], recycle: Sequence[_Member]
+    picks: Sequence[_Member],
+    kept: Sequence[_Member],
+    recycle: Sequence[_Member],
+    *,
+    settled: bool,
 ) -> Iterable[Mark]:
-    if kept or any(one.busy for one in picks):  # otherwise all go, in whatever order
+    """Return the costs to write.
+
+    Until the controller has settled, having removed what a former plan gave up, no pod is made to
+    go earlier or later than that plan supposed.
+    """
+    beside = {one.standing for one in picks if one.removable}
+    staying = [one for one in picks if not one.removable]
+    # When all go at once, or are about to, the order is nothing to the controller.
+    if kept or (staying and (beside or any(one.busy for one in staying))):
         for one in picks:
-            # An idle one will have stopped when the cost is read back, unless it gets work; one
-            # that is empty comes first as it is, unless it starts.
-            cost = GOES_NEXT if one.removable or one.busy == 0 else PICKED
+            # An idle one will have stopped when the cost is read back, unless it gets work: as
+            # long as others may go, it is not to be their equal. One that was before is let be,
+            # but not beside an empty one: that may start before the controller looks.
+            early = (settled and not beside) or (
+                one.pod.cost == GOES_NEXT and _Standing.EMPTY not in beside
+            )
+            goes = one.removable or (one.busy == 0 and early)
+            cost = GOES_NEXT if goes else PICKED
             if one.pod.cost != cost:
                 yield Mark(one.pod, cost)
     for one in kept:
-        if one.pod.cost <= PICKED and one not in recycle:
+        if settled and one.pod.cost <= PICKED and one not in recycle:
             yield Mark(one.pod, None)
 
 

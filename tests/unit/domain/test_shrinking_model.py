@@ -1,0 +1,157 @@
+"""Whatever happens in whatever order: no work is killed, and the size comes to what is wanted."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from taskqueue.domain.registry import WorkerState
+from taskqueue.domain.shrinking import PICKED
+from tests.unit.domain.pool_model import BEAT_SECONDS, ModelPod, Pool, Process
+
+MOST = 5
+
+
+def of_pod(act: Callable[[Pool, ModelPod], object]) -> Callable[[Pool, int], object]:
+    def happen(pool: Pool, which: int) -> None:
+        pods = list(pool.pods.values())
+        if pods:
+            act(pool, pods[which % len(pods)])
+
+    return happen
+
+
+def of_process(act: Callable[[Pool, ModelPod, Process], object]) -> Callable[[Pool, int], object]:
+    def happen(pool: Pool, which: int) -> None:
+        running = pool.processes
+        if running:
+            act(pool, *running[which % len(running)])
+
+    return happen
+
+
+def all_write(pool: Pool, _: int) -> None:
+    while pool.writes:
+        pool.write()
+
+
+def change_target(pool: Pool, which: int) -> None:
+    pool.target = which % (MOST + 1)
+
+
+def take_and_say(pool: Pool, pod: ModelPod, process: Process) -> None:
+    pool.take(process)
+    pool.beat(pod, process)
+
+
+def connect(pool: Pool, pod: ModelPod, process: Process) -> None:
+    process.connected = not process.connected
+    pool.beat(pod, process)
+
+
+EVENTS: dict[str, Callable[[Pool, int], object]] = {
+    "take": of_process(lambda pool, pod, process: pool.take(process)),
+    "take and say": of_process(take_and_say),
+    "finish": of_process(lambda pool, pod, process: pool.finish(pod, process)),
+    "say": of_process(lambda pool, pod, process: pool.beat(pod, process)),
+    "hear order": lambda pool, _: pool.hear_order(),
+    "connect": of_process(connect),
+    "assign": of_pod(lambda pool, pod: pool.assign(pod)),
+    "start": of_pod(lambda pool, pod: pool.start(pod, mute=False)),
+    "start mute": of_pod(lambda pool, pod: pool.start(pod, mute=True)),
+    "ready": of_pod(lambda pool, pod: pool.set_ready(pod, True)),
+    "unready": of_pod(lambda pool, pod: pool.set_ready(pod, False)),
+    "crash": of_process(lambda pool, pod, process: pool.end(pod)),
+    "reconcile": lambda pool, _: pool.reconcile(),
+    "hear": lambda pool, _: pool.hear(),
+    "change leader": lambda pool, _: pool.change_leader(),
+    "look": lambda pool, _: pool.look(),
+    "write": lambda pool, _: pool.write(),
+    "write all": all_write,
+    "second": lambda pool, _: pool.second(),
+    "advance": lambda pool, which: pool.advance(1.0 + which % 20),
+    "change target": change_target,
+}
+#: Many of these lead nowhere: the more of what moves the pool, the farther it gets.
+OFTEN = ["take", "take and say", "finish", "hear order", "look", "write all", "hear", "second"]
+
+EVENT = st.tuples(st.sampled_from([*EVENTS, *OFTEN, *OFTEN]), st.integers(0, 59))
+#: Long ones as often as short ones: hypothesis' own are short.
+HISTORIES = st.integers(0, 60).flatmap(lambda n: st.lists(EVENT, min_size=n, max_size=n))
+
+
+def play(pool: Pool, history: Sequence[tuple[str, int]]) -> None:
+    for name, which in history:
+        pool.step += 1
+        EVENTS[name](pool, which)
+
+
+def arrived(pool: Pool) -> bool:
+    """Tell whether the size is as wanted, every worker takes work, and no mark is left."""
+    return (
+        len(pool.pods) == len(pool.processes) == pool.replicas == pool.target
+        and all(process.state is WorkerState.READY for _, process in pool.processes)
+        and (pool.ordered or all(pod.cost > PICKED for pod in pool.pods.values()))
+    )
+
+
+def settle(pool: Pool, *, within: int, work: Callable[[int], object]) -> None:
+    """Let seconds go by, work with them, until the pool has stayed as wanted for a while."""
+    since = 0
+    for second in range(within):
+        work(second)
+        pool.second()
+        since = since if arrived(pool) else second
+        if second - since > BEAT_SECONDS:
+            return
+    raise AssertionError(f"{pool.replicas} of {pool.target}: {pool.waiting_for}: {pool.pods}")
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@settings(max_examples=500)
+@given(replicas=st.integers(1, MOST), target=st.integers(0, MOST), history=HISTORIES)
+def test_no_work_is_killed_and_the_size_arrives_when_work_ends(
+    ordered: bool, replicas: int, target: int, history: list[tuple[str, int]]
+) -> None:
+    pool = Pool(replicas=replicas, ordered=ordered)
+    pool.target = target
+    play(pool, history)
+
+    def work(second: int) -> None:
+        for pod, process in pool.processes:
+            process.connected = True
+            if second % 20 == 19:
+                pool.finish(pod, process)
+        for pod in pool.pods.values():
+            pool.set_ready(pod, True)
+
+    settle(pool, within=400, work=work)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@settings(max_examples=200)
+@given(
+    replicas=st.integers(1, MOST),
+    target=st.integers(0, MOST),
+    history=HISTORIES,
+    unready=st.integers(0, MOST),
+)
+def test_the_size_arrives_under_load_even_when_some_are_never_ready(
+    ordered: bool, replicas: int, target: int, history: list[tuple[str, int]], unready: int
+) -> None:
+    pool = Pool(replicas=replicas, ordered=ordered)
+    pool.target = target
+    # Whom nobody can hear is not removed while anything runs, and here something always does.
+    play(pool, [event for event in history if event[0] != "start mute"])
+
+    def work(second: int) -> None:
+        for at, (pod, process) in enumerate(pool.processes):
+            process.connected = True
+            if second % 7 == at:
+                pool.finish(pod, process)
+            pool.take(process)
+        for at, pod in enumerate(pool.pods.values()):
+            pool.set_ready(pod, at >= unready)
+
+    settle(pool, within=600, work=work)
