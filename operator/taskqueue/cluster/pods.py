@@ -1,144 +1,153 @@
-"""The pods of a worker pool: read, given a deletion cost, deleted.
+"""Pods of a worker pool: how they are listed and read, marked, and deleted.
 
-Formats: Pod v1 of the Kubernetes API, annotation ``controller.kubernetes.io/pod-deletion-cost``.
+A pod that merely starts has no trouble: a container that waits has some when its reason says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
-from taskqueue.cluster.client import MERGE_PATCH, ApiClient, ApiError
-from taskqueue.cluster.task_objects import seconds_of
+from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.domain.pods import Pod, Trouble
-from taskqueue.domain.shrinking import Mark
 
 COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
-#: What Kubernetes takes for a cost: 32 bits with a sign.
-_LEAST_COST, _LARGEST_COST = -(2**31), 2**31 - 1
-#: A container waits for one of these on its way; any other reason is trouble.
-_PASSING = frozenset({"", "ContainerCreating", "PodInitializing"})
+
+#: What a waiting container says while it starts in good order.
+_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
+_CRASH_LOOP = "CrashLoopBackOff"
+_UNSCHEDULABLE = "Unschedulable"
+
+#: Deletion costs are 32-bit integers; Kubernetes takes any other for 0.
+_COSTS = range(-(2**31), 2**31)
+
+#: Longer messages of the kubelet are cut: they become part of a condition.
+_MESSAGE_LENGTH = 300
 
 
 async def list_pods(client: ApiClient, namespace: str, selector: str) -> tuple[Pod, ...]:
-    """Return the pods with these labels, as the API server's cache has them.
+    """Return the pods of a label selector.
+
+    They come from the API server's cache, which spares etcd, and may be a moment old.
 
     Raises:
-        ApiError: the API server could not be asked, or refuses.
+        ApiError: the API server refused, or could not be asked.
     """
-    found = await client.get(
-        f"/api/v1/namespaces/{namespace}/pods",
-        labelSelector=selector,
-        resourceVersion="0",
-    )
-    return tuple(read_pod(raw) for raw in found["items"])
+    answer = await client.get(_path(namespace), labelSelector=selector, resourceVersion="0")
+    return tuple(read_pod(raw) for raw in answer.get("items") or ())
 
 
-async def mark(client: ApiClient, namespace: str, wish: Mark) -> None:
-    """Write a pod's deletion cost; one that is gone needs none.
+async def mark(client: ApiClient, namespace: str, pod: Pod, cost: int | None) -> None:
+    """Write a pod's pod-deletion-cost; None takes it away. A pod that is gone is let be.
 
     Raises:
-        ApiError: the API server could not be asked, or refuses.
+        ApiError: the API server refused, or could not be asked.
     """
-    value = None if wish.cost is None else str(wish.cost)
-    metadata = {"uid": wish.pod.uid, "annotations": {COST_ANNOTATION: value}}
+    annotations = {COST_ANNOTATION: None if cost is None else str(cost)}
+    # With the uid the API server refuses (409) to write to a pod made anew under the name.
+    body = {"metadata": {"uid": pod.uid, "annotations": annotations}}
     try:
-        await client.request(
-            "PATCH",
-            _path(namespace, wish.pod),
-            body={"metadata": metadata},
-            content_type=MERGE_PATCH,
-        )
-    except ApiError as problem:
-        if problem.status not in (404, 409):  # gone, or another pod of that name
-            raise
-
-
-async def delete(client: ApiClient, namespace: str, pod: Pod) -> None:
-    """Delete a pod; one that is gone, or another of that name, is left alone.
-
-    Raises:
-        ApiError: the API server could not be asked, or refuses.
-    """
-    try:
-        await client.request(
-            "DELETE", _path(namespace, pod), body={"preconditions": {"uid": pod.uid}}
-        )
+        await client.merge(f"{_path(namespace)}/{pod.name}", body)
     except ApiError as problem:
         if problem.status not in (404, 409):
             raise
 
 
-def _path(namespace: str, pod: Pod) -> str:
-    return f"/api/v1/namespaces/{namespace}/pods/{pod.name}"
+async def delete(client: ApiClient, namespace: str, pod: Pod) -> None:
+    """Delete a pod, with its own grace period. A pod that is gone is let be.
+
+    Raises:
+        ApiError: the API server refused, or could not be asked.
+    """
+    body = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": pod.uid}}
+    try:
+        await client.request("DELETE", f"{_path(namespace)}/{pod.name}", body=body)
+    except ApiError as problem:
+        if problem.status not in (404, 409):
+            raise
 
 
 def read_pod(raw: Mapping[str, Any]) -> Pod:
-    """Read a Pod object."""
-    metadata, status = raw["metadata"], raw.get("status") or {}
-    containers = _statuses(status, "containerStatuses")
-    conditions = {each["type"]: each for each in status.get("conditions") or ()}
-    running = [
-        seconds_of(begun)
-        for one in containers
-        if (begun := ((one.get("state") or {}).get("running") or {}).get("startedAt"))
+    """Read a pod."""
+    metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    containers = status.get("containerStatuses") or ()
+    began = [
+        _seconds(running.get("startedAt"))
+        for container in containers
+        if (running := (container.get("state") or {}).get("running")) is not None
     ]
+    owners = metadata.get("ownerReferences") or ()
     return Pod(
         name=metadata["name"],
         uid=metadata["uid"],
-        owner=next(
-            (
-                each["uid"]
-                for each in metadata.get("ownerReferences") or ()
-                if each.get("controller")
-            ),
-            "",
-        ),
+        owner=next((str(owner["uid"]) for owner in owners if owner.get("controller")), ""),
         phase=status.get("phase", "Pending"),
-        ready=conditions.get("Ready", {}).get("status") == "True",
-        assigned=bool((raw.get("spec") or {}).get("nodeName")),
-        running_since=max(running, default=None),
+        ready=any(
+            condition["type"] == "Ready" and condition["status"] == "True"
+            for condition in status.get("conditions") or ()
+        ),
+        assigned=bool(spec.get("nodeName")),
+        running_since=max(began, default=None),
         leaving="deletionTimestamp" in metadata,
         cost=_cost((metadata.get("annotations") or {}).get(COST_ANNOTATION, "0")),
-        created=seconds_of(metadata["creationTimestamp"]),
-        restarts=max((one.get("restartCount", 0) for one in containers), default=0),
-        trouble=_trouble(status, conditions),
+        created=_seconds(metadata.get("creationTimestamp")),
+        restarts=max((container.get("restartCount", 0) for container in containers), default=0),
+        trouble=next(_troubles(status), None),
     )
 
 
-def _statuses(status: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
-    return list(status.get(kind) or ())
+def _path(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/pods"
+
+
+def _troubles(status: Mapping[str, Any]) -> Iterator[Trouble]:
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            reason = condition.get("reason") or _UNSCHEDULABLE
+            yield Trouble(reason, _line(condition.get("message", "")) or "no node takes it")
+    yield from _of_containers(status.get("initContainerStatuses") or (), "init container")
+    yield from _of_containers(status.get("containerStatuses") or (), "container")
+
+
+def _of_containers(containers: Iterable[Mapping[str, Any]], kind: str) -> Iterator[Trouble]:
+    for container in containers:
+        who = f"{kind} {container['name']}"
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason = waiting.get("reason", "")
+        ended = (container.get("lastState") or {}).get("terminated")
+        now_ended = (container.get("state") or {}).get("terminated")
+        if reason == _CRASH_LOOP:
+            yield Trouble(reason, f"{who} {_end(ended)}, {container.get('restartCount', 0)} times")
+        elif reason not in _STARTING:
+            yield Trouble(reason, f"{who}: {_line(waiting.get('message', '')) or 'waits'}")
+        elif now_ended is not None and now_ended.get("exitCode", 0) != 0:
+            yield Trouble(now_ended.get("reason") or "Error", f"{who} {_end(now_ended)}")
+
+
+def _end(terminated: Mapping[str, Any] | None) -> str:
+    if terminated is None:
+        return "ended"
+    said = terminated.get("reason", "")
+    why = f" ({said})" if said not in ("", "Error", "Completed") else ""
+    message = _line(terminated.get("message", ""))
+    return f"ended with code {terminated.get('exitCode', 0)}{why}" + (
+        f": {message}" if message else ""
+    )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:_MESSAGE_LENGTH]
 
 
 def _cost(text: str) -> int:
-    """Read a cost as Kubernetes does: what is no 32 bit number counts as 0."""
+    """Read a deletion cost as Kubernetes does: no plus sign, no leading zero, else 0."""
     try:
         cost = int(text)
     except ValueError:
         return 0
-    return cost if _LEAST_COST <= cost <= _LARGEST_COST else 0
+    return cost if str(cost) == text and cost in _COSTS else 0
 
 
-def _trouble(
-    status: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]]
-) -> Trouble | None:
-    for one in (
-        *_statuses(status, "initContainerStatuses"),
-        *_statuses(status, "containerStatuses"),
-    ):
-        waiting = (one.get("state") or {}).get("waiting") or {}
-        reason = waiting.get("reason") or ""
-        if reason not in _PASSING:
-            last = ((one.get("lastState") or {}).get("terminated")) or {}
-            return Trouble(reason, _told(one["name"], waiting, last))
-    scheduled = conditions.get("PodScheduled", {})
-    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
-        return Trouble("Unschedulable", scheduled.get("message", ""))
-    return None
-
-
-def _told(container: str, waiting: Mapping[str, Any], last: Mapping[str, Any]) -> str:
-    text = f"container {container}: {waiting.get('message') or waiting['reason']}"
-    if last:
-        text += f" (it ended with {last.get('reason', 'Error')}, exit code {last.get('exitCode')})"
-    return text
+def _seconds(text: str | None) -> float:
+    return 0.0 if text is None else datetime.fromisoformat(text).timestamp()
