@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 from taskqueue.broker.events import EventKind
@@ -98,7 +99,11 @@ async def drain(scene: Scene) -> None:
         await scene.house.until_ready(scene.queue, 1)
         expect(not scene.tap.in_hand, f"{scene.tap.in_hand} in hand")
     async with scene.check("then it stays, and says so again, until SIGTERM; with code 0"):
-        await scene.says(_STOPPED, number=2)
+        again = asyncio.ensure_future(scene.says(_STOPPED, number=2))
+        ended = asyncio.ensure_future(worker.exit_code())
+        await asyncio.wait({again, ended}, return_when=asyncio.FIRST_COMPLETED)
+        for each in (again, ended):
+            each.cancel()
         expect(not worker.gone, "it ended: its container would be started again")
         worker.terminate()
         code = await worker.exit_code()
