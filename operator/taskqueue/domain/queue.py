@@ -97,6 +97,11 @@ class QueueConfig:
     scaling: ScalingPolicy = field(default_factory=ScalingPolicy)
 
     @property
+    def scales(self) -> bool:
+        """Whether there are workers to size."""
+        return self.template is not None or self.scale_target is not None
+
+    @property
     def key(self) -> QueueKey:
         """(namespace, name)."""
         return (self.namespace, self.name)

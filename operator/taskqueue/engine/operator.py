@@ -34,6 +34,7 @@ from taskqueue.engine.metrics import forget_queue
 from taskqueue.engine.notices import Notices
 from taskqueue.engine.queue_controller import QueueController, Totals
 from taskqueue.engine.recount import Recount
+from taskqueue.engine.statistics import StatisticsReaders
 from taskqueue.engine.tasks import Tasks
 from taskqueue.logs import EventLog
 
@@ -117,6 +118,7 @@ class Engine:
             take=self.tasks.take,
             spawn=self._spawn,
         )
+        self._readers = StatisticsReaders(spawn=self._spawn)
 
     @property
     def ready(self) -> bool:
@@ -178,6 +180,7 @@ class Engine:
             created=seconds_of(raw["metadata"]["creationTimestamp"]),
             on_gone=lambda: self.drop_queue(config.key, config.uid),
             on_condition=lambda condition: self._condition(config, condition),
+            readers=self._readers,
         )
         task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
         task.add_done_callback(lambda _: self._links.leave_vain())

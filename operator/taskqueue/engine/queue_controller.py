@@ -17,16 +17,20 @@ from taskqueue.broker.connection import BrokerParameters
 from taskqueue.broker.heartbeats import Heartbeat
 from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.queue_objects import queue_path, queue_status_patch
+from taskqueue.domain.backlog import Signal
 from taskqueue.domain.queue import Condition, QueueConfig, QueueStatus
 from taskqueue.domain.registry import Registry, Worker
+from taskqueue.domain.scaling import Load
 from taskqueue.domain.task import Phase
 from taskqueue.domain.throughput import Throughput
 from taskqueue.engine.broker_link import BrokerLink
 from taskqueue.engine.dispatcher import Clock, Dispatcher
-from taskqueue.engine.metrics import BACKLOG, WORKER_SLOTS, WORKERS
+from taskqueue.engine.metrics import WORKER_SLOTS, WORKERS, tell_backlog
 from taskqueue.engine.queue_broker import QueueBroker
 from taskqueue.engine.queue_conditions import Transitions, conditions
 from taskqueue.engine.queue_finalizer import QueueFinalizer
+from taskqueue.engine.shrinker import Crew
+from taskqueue.engine.statistics import Readers
 from taskqueue.engine.worker_pool import WorkerPool
 from taskqueue.logs import EventLog
 
@@ -72,6 +76,7 @@ class QueueController:
         on_gone: called when the API server has no such TaskQueue any more.
         on_condition: told each condition as it is, again and again.
         operator_namespace: where the operator runs, for the commands that messages tell.
+        readers: give the shared readers of the brokers' statistics.
     """
 
     def __init__(
@@ -87,10 +92,13 @@ class QueueController:
         on_gone: Callable[[], None],
         on_condition: Callable[[Condition], None] = lambda condition: None,
         operator_namespace: str = "taskqueue-system",
+        readers: Readers | None = None,
     ) -> None:
         self.config = config
         self.totals = totals
-        self.pool = WorkerPool(client, clock=clock)
+        self.pool = WorkerPool(
+            client, clock=clock, order_drain=dispatcher.order_drain, monotonic=self._now
+        )
         self.created = created
         self._on_gone = on_gone
         self._on_condition = on_condition
@@ -106,9 +114,12 @@ class QueueController:
             links=links,
             wake=self.wake,
             monotonic=self._now,
+            readers=readers,
         )
         self._finalizer = QueueFinalizer(config, client=client, find=self._broker.find_parameters)
         self.registry = Registry()
+        #: Since when heartbeats can be heard; None: they cannot.
+        self._listening_since: float | None = None
         self._throughput = Throughput()
         self._transitions = Transitions()
         self._next_tick = 0.0
@@ -221,17 +232,9 @@ class QueueController:
         except ApiError as problem:
             problems.append(problem)
         try:
-            await self.pool.reconcile(
-                self.config,
-                backlog=self._backlog(),
-                pending=self._dispatcher.waiting,
-                busy=self._busy(),
-                secret=self._broker.secret,
-            )
+            await self._size_pool()
         except ApiError as problem:
             problems.append(problem)
-        slots = self.config.concurrency or _GENEROUS_CONCURRENCY
-        self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
         if tick:
             await self._write_status()
         if problems:
@@ -247,31 +250,66 @@ class QueueController:
                 self._complain("queue.api_error", problem)  # the end does not wait for it
         await self._finalizer.finish(known=self._broker.parameters)
 
-    # Status.
+    # Workers.
 
-    def _backlog(self) -> int | None:
-        """Tasks that may run and messages others published; None while the broker is unknown."""
+    async def _size_pool(self) -> None:
+        """Have as many workers as there is work for."""
+        signal = self._signal()
+        await self.pool.reconcile(
+            self.config,
+            Load(
+                backlog=signal.backlog,
+                pending=self._dispatcher.waiting,
+                problem=signal.problem,
+                busy=self._busy(signal),
+                slots=self._slots(),
+                mean_run_seconds=self._throughput.read(self._now()).mean_run_seconds,
+            ),
+            Crew(
+                views=self.registry.views,
+                running=signal.running,
+                listened=self._listened(),
+            ),
+            secret=self._broker.secret,
+        )
+        slots = self.config.concurrency or _GENEROUS_CONCURRENCY
+        self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
+
+    def _signal(self) -> Signal:
+        return self._broker.signal(
+            waiting=self._dispatcher.waiting,
+            published=self._dispatcher.published,
+            most_published=self._dispatcher.take_most_published(),
+            workers_foreign=self.registry.foreign,
+        )
+
+    def _listened(self) -> float:
+        """Return for how many seconds heartbeats could be heard without a break."""
+        now = self._now()
         if not self._broker.declared:
-            return None
-        published = self._dispatcher.published
-        foreign = max((self._broker.ready or 0) - published, 0)
-        return self._dispatcher.waiting + published + foreign
+            self._listening_since = None
+        elif self._listening_since is None:
+            self._listening_since = now
+        return 0.0 if self._listening_since is None else now - self._listening_since
 
-    def _running(self) -> int | None:
-        ready = self._broker.ready
-        return None if ready is None else max(self._dispatcher.published - ready, 0)
+    def _slots(self) -> int:
+        """Return how many attempts a worker runs at once; by what the workers say, if need be."""
+        workers = len(self.registry)
+        return self.config.concurrency or max(self.registry.slots // max(workers, 1), 1)
 
-    def _busy(self) -> int:
+    def _busy(self, signal: Signal) -> int:
         """Workers that what is running may keep busy; fewer would stop some of it.
 
         A drained pool keeps a worker for each: what a worker gives back would not be run again.
         """
         slots = 1 if self.config.stop_policy.drains else self.config.concurrency or 1
-        busy = math.ceil((self._running() or 0) / slots)
+        busy = math.ceil((signal.running or 0) / slots)
         if self.config.stop_policy.holds:
             # What a former leader published is not published again; its workers tell of it.
             busy = max(busy, self.registry.busy)
         return busy
+
+    # Status.
 
     async def _write_status(self) -> None:
         status = self._status()
@@ -295,21 +333,24 @@ class QueueController:
         self._written = patch
 
     def _status(self) -> QueueStatus:
-        backlog = self._backlog()
-        BACKLOG.labels(*self.config.key).set(float("nan") if backlog is None else backlog)
-        known = backlog is not None
-        pool = self.pool.state if self.config.template is not None else None
+        signal = self._signal()
+        tell_backlog(
+            self.config.key, backlog=signal.backlog, ready=signal.ready, running=signal.running
+        )
+        known = signal.backlog is not None
+        scaled = self.config.scales
+        state = self.pool.state(self.config)
         speed = self._throughput.read(self._now())
         return QueueStatus(
             observed_generation=self.config.generation,
             conditions=self._conditions(),
-            backlog=backlog,
+            backlog=signal.backlog,
             pending=self._dispatcher.waiting,
-            ready=self._broker.ready if known else None,
-            running=self._running() if known else None,
-            replicas=pool.replicas if pool else None,
-            desired_replicas=self.pool.desired if self.config.template is not None else None,
-            scaling=self.pool.decision.explanation if self.pool.decision else "",
+            ready=signal.ready,
+            running=signal.running,
+            replicas=state.replicas if state else None,
+            desired_replicas=self.pool.desired if scaled else None,
+            scaling=self.pool.explanation if scaled else "",
             succeeded=self.totals.succeeded,
             failed=self.totals.failed,
             cancelled=self.totals.cancelled,
@@ -333,7 +374,7 @@ class QueueController:
             broker=broker,
             workers=workers,
             scaling=scaling,
-            refused=self.pool.refused,
+            refused=self.pool.refused(self.config),
             dead_letters=self._broker.dead_letters if self._broker.declared else None,
             operator_namespace=self._operator_namespace,
         )

@@ -1,37 +1,36 @@
-"""Keeps one TaskQueue's worker Deployment as the TaskQueue and its backlog want it.
+"""Keeps the workers of one TaskQueue as many as the TaskQueue and its backlog want.
 
-The decision is `taskqueue.domain.scaling`; here it is carried out. The template is applied when
-the TaskQueue changed or the Deployment went away; a change of size alone goes through /scale.
+How many is decided by `taskqueue.domain.scaling`, what keeps the pool from being whole is found by
+`taskqueue.domain.pool_health`, who leaves it by `taskqueue.domain.shrinking`; here it is carried
+out. The pool grows at once. It shrinks as its workers have drained: see
+`taskqueue.engine.shrinker`. Pods are looked at only while something about them is unsettled.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 
-from taskqueue.cluster import deployments
-from taskqueue.cluster.client import ApiClient, ApiError
-from taskqueue.cluster.deployments import InvalidTemplate, PoolState
-from taskqueue.cluster.queue_objects import QUEUE_LABEL
+from taskqueue.cluster.client import ApiClient
+from taskqueue.cluster.deployments import PoolState
+from taskqueue.cluster.pods import list_pods
+from taskqueue.domain.pool_health import Health, HealthMemory, assess
 from taskqueue.domain.queue import Condition, QueueConfig
+from taskqueue.domain.registry import WorkerState
 from taskqueue.domain.scaling import Decision, Load, Pool, ScalingMemory, decide
+from taskqueue.engine import pool_conditions
 from taskqueue.engine.metrics import DESIRED_WORKERS
+from taskqueue.engine.own_deployment import OwnDeployment
+from taskqueue.engine.referenced_workload import ReferencedWorkload
+from taskqueue.engine.shrinker import Crew, Shrinker
+from taskqueue.engine.workload import Workload
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
 
-#: After the API server refused a template, it is tried again this often: a quota or an admission
-#: policy may have been mended without a change of the TaskQueue.
-_REFUSED_PAUSE_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    generation: int
-    until: float
-    reason: str
-    message: str
+#: Pods are listed at most this often.
+LOOK_SECONDS = 0.5
 
 
 class WorkerPool:
@@ -40,7 +39,8 @@ class WorkerPool:
     Args:
         client: for the API server.
         clock: wall time in seconds.
-        monotonic: seconds that never jump.
+        order_drain: tells the worker of a pod to take no more work.
+        monotonic: the clock of the workers' views, in seconds.
     """
 
     def __init__(
@@ -48,16 +48,21 @@ class WorkerPool:
         client: ApiClient,
         *,
         clock: Callable[[], float],
+        order_drain: Callable[[str], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._clock = clock
         self._monotonic = monotonic
+        self._own = OwnDeployment(client, monotonic=monotonic)
+        self._referenced = ReferencedWorkload(client, monotonic=monotonic)
+        self._shrinker = Shrinker(client, order_drain=order_drain, clock=clock, monotonic=monotonic)
         self._memory = ScalingMemory()
-        #: What the Deployment in place was made from: the TaskQueue and its connection Secret.
-        self._applied: tuple[QueueConfig, str | None] | None = None
-        self._refusal: _Refusal | None = None
-        self.state: PoolState | None = None
+        self._health = Health(memory=HealthMemory())
+        self._next_look = float("-inf")
+        self._waiting_for = ""
+        #: The size decided on, but for what stands in its way.
+        self._wanted = 0
         self.decision: Decision | None = None
         self.last_scale_time: float | None = None
 
@@ -66,180 +71,157 @@ class WorkerPool:
         """The size last decided on; before that the size found."""
         if self.decision is not None:
             return self.decision.replicas
-        return self.state.desired if self.state is not None else 0
+        state = self._own.state or self._referenced.state
+        return state.desired if state is not None else 0
+
+    @property
+    def explanation(self) -> str:
+        """Why the size is what it is, in one line."""
+        if self.decision is None:
+            return ""
+        return "; ".join(filter(None, (self.decision.explanation, self._waiting_for)))
+
+    def state(self, config: QueueConfig) -> PoolState | None:
+        """Return what the workload says of itself; None: there is none, or nothing is known."""
+        workload = self._workload(config)
+        return None if workload is None else workload.state
+
+    def refused(self, config: QueueConfig) -> bool:
+        """Tell whether workers cannot be had as the TaskQueue asks."""
+        workload = self._workload(config)
+        return workload is not None and workload.refusal is not None
 
     def observed(self, state: PoolState | None) -> None:
         """Take what the Deployment says of itself; None: it is gone."""
-        self.state = state
-        if state is None:
-            self._applied = None
+        self._own.observed(state)
 
     async def reconcile(
         self,
         config: QueueConfig,
+        load: Load,
+        crew: Crew,
         *,
-        backlog: int | None,
-        pending: int = 0,
-        busy: int = 0,
         secret: tuple[str, str] | None = None,
     ) -> None:
-        """Decide the size and put it in place.
+        """Decide the size and bring the pool nearer to it.
 
         Args:
             config: what the TaskQueue asks for.
-            backlog: Tasks that may run and messages others published; None: unknown.
-            pending: the part of the backlog that is not published.
-            busy: workers that running Tasks may keep busy.
+            load: what there is to do.
+            crew: what is known of the workers.
             secret: (namespace, name) of the connection Secret; None: not found yet.
 
         Raises:
             ApiError: the API server could not be asked; try again.
         """
-        before = self.desired
-        self.decision = decide(
-            config.scaling,
-            self._memory,
-            Load(backlog=backlog, pending=pending, busy=busy),
-            Pool(size=before, replicas=self.state.desired if self.state is not None else before),
-            now=self._monotonic(),
-        )
-        self._memory = self.decision.memory
-        DESIRED_WORKERS.labels(*config.key).set(self.decision.replicas)
-        if config.template is None:
-            if self.state is not None and self.state.desired > 0:
-                await self._resize(config, 0)  # the template was withdrawn
+        workload = self._workload(config)
+        await self._referenced.read(config)
+        if workload is not self._own and self._own.state is not None and self._own.state.desired:
+            await self._own.resize(config, 0)  # the template was withdrawn
+        target = self._decide(config, load, workload)
+        if workload is None:
             return
-        if self.decision.replicas != before:
-            self.last_scale_time = self._clock()
-            log.info(
-                "pool.resized",
-                namespace=config.namespace,
-                queue=config.name,
-                before=before,
-                replicas=self.decision.replicas,
-                why=self.decision.explanation,
-            )
-        await self._apply(config, self.decision.replicas, secret)
-        if self.state is not None and self.state.desired != self.decision.replicas:
-            # Also while a changed template is refused: the pool of the former one goes on.
-            await self._resize(config, self.decision.replicas)
+        await workload.prepare(config, replicas=target, secret=secret)
+        # Also while a changed template is refused: the pool of the former one goes on.
+        if workload.state is not None and target > workload.state.desired:
+            await workload.resize(config, target)
+        if workload.state is not None and self._unsettled(workload.state, crew, target):
+            await self._settle(config, workload, workload.state, crew, target)
 
     def conditions(self, config: QueueConfig) -> tuple[Condition, Condition]:
         """Return WorkersAvailable and ScalingActive."""
-        return self._workers_available(config), self._scaling_active(config)
+        workload = self._workload(config)
+        refusal = None if workload is None else workload.refusal
+        available = pool_conditions.workers_available(
+            config,
+            state=self.state(config),
+            refusal=refusal,
+            desired=self.desired,
+            health=self._health,
+        )
+        return available, pool_conditions.scaling_active(config, self.decision, refusal)
 
-    @property
-    def refused(self) -> bool:
-        """Whether the API server takes no Deployment from us."""
-        return self._refusal is not None
+    def _workload(self, config: QueueConfig) -> Workload | None:
+        """Return what is scaled; None: the workers run elsewhere."""
+        if config.scale_target is not None:
+            return self._referenced
+        return None if config.template is None else self._own
 
-    async def _apply(
-        self, config: QueueConfig, replicas: int, secret: tuple[str, str] | None
+    def _decide(self, config: QueueConfig, load: Load, workload: Workload | None) -> int:
+        before, state = self.desired, None if workload is None else workload.state
+        pool = Pool(
+            size=before,
+            replicas=0 if state is None else state.desired,
+            available=None if state is None else state.available,
+            ceiling=self._health.ceiling,
+            ceiling_reason=self._health.message,
+        )
+        now = self._monotonic()
+        decision = decide(config.scaling, self._memory, load, pool, now=now)
+        free = replace(pool, ceiling=None)
+        self._wanted = decide(config.scaling, self._memory, load, free, now=now).replicas
+        self.decision, self._memory = decision, decision.memory
+        DESIRED_WORKERS.labels(*config.key).set(decision.replicas)
+        if workload is not None and decision.replicas != before:
+            self.last_scale_time = self._clock()
+            log.info(
+                "pool.decided",
+                namespace=config.namespace,
+                queue=config.name,
+                before=before,
+                replicas=decision.replicas,
+                why=decision.explanation,
+                load=asdict(decision.load),
+                pool=asdict(decision.pool),
+            )
+        return decision.replicas
+
+    def _unsettled(self, state: PoolState, crew: Crew, target: int) -> bool:
+        """Tell whether the pods must be looked at, and may be now."""
+        unsettled = (
+            state.desired != target
+            or state.available < state.desired
+            or bool(self._health.reason)
+            or any(view.state is WorkerState.STOPPED for view in crew.views.values())
+        )
+        if not unsettled:
+            self._waiting_for = ""
+            return False
+        if self._monotonic() < self._next_look:
+            return False
+        self._next_look = self._monotonic() + LOOK_SECONDS
+        return True
+
+    async def _settle(
+        self, config: QueueConfig, workload: Workload, state: PoolState, crew: Crew, target: int
     ) -> None:
-        cluster = config.rabbitmq_cluster
-        usable: str | None = config.connection_secret
-        if cluster is not None:
-            if secret is None:
-                return  # known once the RabbitmqCluster was read; the pool in place goes on
-            usable = secret[1] if secret[0] == config.namespace else None
-        if self._applied == (config, usable):
-            return
-        refusal = self._refusal
-        if (
-            refusal is not None
-            and refusal.generation == config.generation
-            and self._monotonic() < refusal.until
-        ):
-            return
-        try:
-            self.state = await deployments.apply(
-                self._client, config, replicas=replicas, secret=usable
-            )
-        except InvalidTemplate as problem:
-            self._refuse(config, "InvalidTemplate", f"{problem}: mend spec.workers.template")
-        except ApiError as problem:
-            invalid = problem.status in (400, 422) or _is_untyped(problem)
-            if problem.status in (0, 429):
-                raise  # no word about this Deployment: the API server is away or busy
-            reason = "InvalidTemplate" if invalid else "DeploymentRefused"
-            cure = "mend spec.workers.template" if invalid else "trying again by itself"
-            self._refuse(
-                config,
-                reason,
-                f"the API server refused the worker Deployment: {problem.message}: {cure}",
-            )
-        else:
-            self._applied, self._refusal = (config, usable), None
-
-    async def _resize(self, config: QueueConfig, replicas: int) -> None:
-        try:
-            await deployments.resize(self._client, config.key, replicas=replicas)
-        except ApiError as problem:
-            if problem.status != 404:
-                raise
-            self.observed(None)
-            return
-        if self.state is not None:
-            self.state = PoolState(
-                desired=replicas,
-                replicas=self.state.replicas,
-                available=self.state.available,
-                observed=False,
-                message=self.state.message,
-            )
-
-    def _refuse(self, config: QueueConfig, reason: str, message: str) -> None:
-        if self._refusal is None or self._refusal.message != message:
-            log.warning(
-                "pool.refused", namespace=config.namespace, queue=config.name, problem=message
-            )
-        self._refusal = _Refusal(
-            generation=config.generation,
-            until=self._monotonic() + _REFUSED_PAUSE_SECONDS,
-            reason=reason,
-            message=message,
+        """Look at the pods: how they are, and who may go."""
+        pods = await list_pods(self._client, config.namespace, workload.selector(config))
+        workload.counted(sum(pod.active and pod.ready for pod in pods))
+        self._health = assess(
+            self._health.memory,
+            pods=pods,
+            refused=state.message,
+            replicas=state.desired,
+            wanted=self._wanted,
+            available=state.available,
+            now=self._monotonic(),
         )
-
-    def _workers_available(self, config: QueueConfig) -> Condition:
-        kind = "WorkersAvailable"
-        if config.template is None:
-            return Condition(kind, None, "WorkersElsewhere", "spec.workers has no template")
-        if self._refusal is not None:
-            return Condition(
-                kind,
-                False,
-                self._refusal.reason,
-                self._refusal.message,
-            )
-        if self.desired == 0:
-            return Condition(kind, True, "ScaledToZero", "no Task waits, no worker is needed")
-        available = self.state.available if self.state is not None else 0
-        text = f"{available} of {self.desired} workers are available"
-        if available >= self.desired:
-            return Condition(kind, True, "Available", text)
-        if self.state is not None and self.state.message:
-            return Condition(kind, False, "ReplicaFailure", f"{text}: {self.state.message}")
-        if available > 0:
-            return Condition(kind, True, "Growing", text)
-        return Condition(
-            kind,
-            False,
-            "Starting",
-            f"{text}; if this lasts: kubectl describe pods -n {config.namespace} "
-            f"-l {QUEUE_LABEL}={config.name}",
+        step = await self._shrinker.step(
+            config.namespace,
+            pods,
+            crew,
+            replicas=state.desired,
+            target=target,
+            first_ordinal=await workload.first_ordinal(config),
         )
-
-    def _scaling_active(self, config: QueueConfig) -> Condition:
-        kind = "ScalingActive"
-        if config.template is None:
-            return Condition(kind, False, "WorkersElsewhere", "spec.workers has no template")
-        if config.scaling.paused_replicas is not None:
-            return Condition(kind, False, "Paused", "spec.scaling.paused is true")
-        if self.decision is not None and not self.decision.active:
-            return Condition(kind, False, "BacklogUnknown", self.decision.explanation)
-        return Condition(kind, True, "Following", "the size follows the backlog")
-
-
-def _is_untyped(problem: ApiError) -> bool:
-    """Tell a body that does not fit the schema, which server-side apply answers with a 500."""
-    return problem.status == 500 and "failed to create typed patch object" in problem.message
+        self._waiting_for = step.waiting_for
+        if step.replicas < state.desired:
+            await workload.resize(config, step.replicas)
+            log.info(
+                "pool.shrunk",
+                namespace=config.namespace,
+                queue=config.name,
+                before=state.desired,
+                replicas=step.replicas,
+            )

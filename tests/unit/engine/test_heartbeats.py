@@ -366,4 +366,4 @@ async def test_a_held_pool_keeps_the_workers_that_say_they_run_something(
     for pod in ("a", "b"):
         case.controller.worker_beat(replace(BEAT, pod=pod, running=attempts))
     case.controller.worker_beat(replace(BEAT, pod="idle"))
-    assert case.controller._busy() == busy
+    assert case.controller._busy(case.controller._signal()) == busy

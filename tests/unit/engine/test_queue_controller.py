@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from taskqueue.cluster.client import ApiClient, ApiError
+from taskqueue.domain.backlog import Signal
 from taskqueue.domain.queue import Condition, QueueConfig, StopPolicy
 from taskqueue.domain.scaling import BacklogTarget, ScalingPolicy
 from taskqueue.domain.task import Phase
@@ -22,6 +23,11 @@ class FakeDispatcher:
         self.config: QueueConfig | None = None
 
     def close(self) -> None: ...
+
+    def order_drain(self, pod: str) -> None: ...
+
+    def take_most_published(self) -> int:
+        return self.published
 
 
 class FakeClient:
@@ -52,6 +58,7 @@ class FakeSide:
         self.ready: int | None = 0
         self.dead_letters: int | None = 0
         self.secret = self.parameters = None
+        self.problem = ""
         self.steps: list[str] = []
 
     def reconfigure(self, config: QueueConfig) -> None:
@@ -61,6 +68,15 @@ class FakeSide:
         self.steps.append("reach")
 
     async def count(self) -> None: ...
+
+    def signal(
+        self, *, waiting: int, published: int, workers_foreign: int, most_published: int
+    ) -> Signal:
+        if not self.declared or self.ready is None:
+            return Signal(backlog=None, ready=None, running=None, problem="no broker")
+        backlog = waiting + max(published, self.ready) + workers_foreign
+        running = max(published - self.ready, 0) + workers_foreign
+        return Signal(backlog=backlog, ready=self.ready, running=running, problem=self.problem)
 
     async def leave(self) -> None:
         self.steps.append("leave")
@@ -206,9 +222,9 @@ async def test_a_drained_pool_keeps_a_worker_for_each_task_that_runs() -> None:
     case = Case(replace(CONFIG, concurrency=4, stop_policy=StopPolicy.HOLD_AND_DRAIN))
     side = case.connect()
     case.dispatcher.published, side.ready = 7, 1
-    assert case.controller._busy() == 6
+    assert case.controller._busy(case.controller._signal()) == 6
     case.controller.config = replace(case.controller.config, stop_policy=StopPolicy.HOLD)
-    assert case.controller._busy() == 2
+    assert case.controller._busy(case.controller._signal()) == 2
 
 
 async def test_a_taskqueue_on_its_way_out_declares_nothing_and_grows_nothing() -> None:

@@ -1,5 +1,6 @@
-"""The pool's size is put in place whatever became of its template."""
+"""The pool's size is put in place whatever became of its template; it shrinks by the drained."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -7,9 +8,12 @@ import pytest
 
 from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.deployments import PoolState
+from taskqueue.cluster.pods import COST_ANNOTATION
 from taskqueue.domain.queue import ClusterRef, QueueConfig
-from taskqueue.domain.scaling import BacklogTarget, ScalingPolicy
-from taskqueue.engine.worker_pool import WorkerPool
+from taskqueue.domain.registry import WorkerState, WorkerView
+from taskqueue.domain.scaling import BacklogTarget, Load, ScalingPolicy
+from taskqueue.engine.shrinker import Crew
+from taskqueue.engine.worker_pool import LOOK_SECONDS, WorkerPool
 
 CONFIG = QueueConfig(
     namespace="shop",
@@ -18,89 +22,304 @@ CONFIG = QueueConfig(
     generation=1,
     connection_secret="rabbit",
     template={"spec": {"containers": [{"name": "main"}]}},
-    scaling=ScalingPolicy(target=BacklogTarget(1)),
+    scaling=ScalingPolicy(
+        target=BacklogTarget(1), stabilization_seconds=0, idle_seconds_before_zero=0
+    ),
 )
+NOBODY = Crew(views={}, running=0, listened=1000.0)
 
 
-class FakeClient:
+class FakeCluster:
+    """An API server with one Deployment, whose pods are as the test says."""
+
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.applied: list[int] = []
         self.refusal: ApiError | None = None
+        self.pods: dict[str, dict[str, Any]] = {}
+        self.deleted: list[str] = []
+        self.lists = 0
+
+    def add_pods(self, *names: str, waiting: str = "") -> None:
+        for name in names:
+            state: dict[str, Any] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+            if waiting:
+                state = {"waiting": {"reason": waiting, "message": "no such image"}}
+            self.pods[name] = {
+                "metadata": {
+                    "name": name,
+                    "uid": f"uid-{name}",
+                    "creationTimestamp": "2026-01-01T00:00:00Z",
+                },
+                "spec": {"nodeName": "n"},
+                "status": {
+                    "phase": "Pending" if waiting else "Running",
+                    "conditions": [{"type": "Ready", "status": str(not waiting)}],
+                    "containerStatuses": [{"name": "main", "restartCount": 0, "state": state}],
+                },
+            }
+
+    async def get(self, path: str, **params: str) -> dict[str, Any]:
+        assert path.endswith("/pods")
+        assert params["labelSelector"] == "taskqueue.dev/queue=q"
+        self.lists += 1
+        return {"items": list(self.pods.values())}
+
+    async def merge(self, path: str, body: Any) -> dict[str, Any]:
+        metadata = self.pods[path.rpartition("/")[2]]["metadata"]
+        metadata["annotations"] = body["metadata"]["annotations"]
+        return {}
 
     async def request(self, method: str, path: str, *, body: Any, **_: Any) -> dict[str, Any]:
-        assert path.endswith("/scale")
-        self.sizes.append(body["spec"]["replicas"])
+        if method == "DELETE":
+            self.deleted.append(path.rpartition("/")[2])
+        else:
+            assert path.endswith("/scale")
+            self.sizes.append(body["spec"]["replicas"])
         return {}
 
     async def apply(self, path: str, body: Any, *, manager: str) -> dict[str, Any]:
         if self.refusal is not None:
             raise self.refusal
         self.applied.append(body["spec"]["replicas"])
-        return {"metadata": {"generation": 1}, "spec": body["spec"]}
+        status = {"availableReplicas": body["spec"]["replicas"]}
+        return {"metadata": {"generation": 1}, "spec": body["spec"], "status": status}
+
+
+class Stage:
+    """A pool beside its cluster, and time that passes only when told."""
+
+    def __init__(self) -> None:
+        self.cluster, self.now, self.told = FakeCluster(), 100.0, [""]
+        self.told.clear()
+        self.pool = WorkerPool(
+            cast(ApiClient, self.cluster),
+            clock=lambda: 1_800_000_000 + self.now,
+            order_drain=self.told.append,
+            monotonic=lambda: self.now,
+        )
+        self.observe(2)
+
+    def observe(self, size: int, *, available: int | None = None, message: str = "") -> None:
+        self.pool.observed(
+            PoolState(
+                desired=size,
+                replicas=size,
+                available=size if available is None else available,
+                observed=True,
+                message=message,
+            )
+        )
+
+    async def reconcile(
+        self,
+        backlog: int | None,
+        config: QueueConfig = CONFIG,
+        crew: Crew = NOBODY,
+        secret: tuple[str, str] | None = None,
+    ) -> None:
+        await self.pool.reconcile(config, Load(backlog=backlog), crew, secret=secret)
+        self.now += LOOK_SECONDS
 
 
 @pytest.fixture
-def client() -> FakeClient:
-    return FakeClient()
+def stage() -> Stage:
+    return Stage()
 
 
-@pytest.fixture
-def pool(client: FakeClient) -> WorkerPool:
-    pool = WorkerPool(cast(ApiClient, client), clock=lambda: 1e9, monotonic=lambda: 100.0)
-    pool.observed(PoolState(desired=2, replicas=2, available=2, observed=True, message=""))
-    return pool
+def crew(
+    states: Mapping[str, WorkerState], *, now: float = 100.0, busy: tuple[str, ...] = ()
+) -> Crew:
+    views = {
+        pod: WorkerView(
+            pod=pod,
+            slots=1,
+            busy=int(pod in busy),
+            running=int(pod in busy),
+            state=state,
+            seen=now,
+        )
+        for pod, state in states.items()
+    }
+    return Crew(views=views, running=len(busy), listened=1000.0)
+
+
+READY, DRAINING, STOPPED = WorkerState.READY, WorkerState.DRAINING, WorkerState.STOPPED
 
 
 async def test_a_template_is_applied_once_and_a_size_alone_goes_through_scale(
-    pool: WorkerPool, client: FakeClient
+    stage: Stage,
 ) -> None:
-    await pool.reconcile(CONFIG, backlog=2)
-    await pool.reconcile(CONFIG, backlog=4)
-    await pool.reconcile(CONFIG, backlog=4)
-    assert (client.applied, client.sizes) == ([2], [4])
+    for backlog in (2, 4, 4):
+        await stage.reconcile(backlog)
+    assert (stage.cluster.applied, stage.cluster.sizes) == ([2], [4])
 
 
-async def test_a_withdrawn_template_takes_its_workers_along(
-    pool: WorkerPool, client: FakeClient
-) -> None:
-    await pool.reconcile(replace(CONFIG, template=None), backlog=5)
-    await pool.reconcile(replace(CONFIG, template=None), backlog=5)
-    assert client.sizes == [0]
+async def test_a_deployment_that_is_gone_is_made_anew_at_the_size_decided_on(stage: Stage) -> None:
+    stage.pool.observed(None)
+    await stage.reconcile(7)
+    assert (stage.cluster.applied, stage.cluster.sizes) == ([7], [])
+
+
+async def test_a_changed_template_does_not_shrink_the_pool_by_itself(stage: Stage) -> None:
+    stage.cluster.add_pods("a", "b")
+    await stage.reconcile(1, crew=crew({"a": READY, "b": READY}, busy=("a", "b")))
+    assert (stage.cluster.applied, stage.cluster.sizes) == ([2], [])
+
+
+async def test_a_withdrawn_template_takes_its_workers_along(stage: Stage) -> None:
+    for _ in range(2):
+        await stage.reconcile(5, replace(CONFIG, template=None))
+    assert stage.cluster.sizes == [0]
 
 
 async def test_the_former_pool_is_resized_while_a_changed_template_is_refused(
-    pool: WorkerPool, client: FakeClient
+    stage: Stage,
 ) -> None:
-    client.refusal = ApiError(422, "Invalid", "no such field")
-    await pool.reconcile(CONFIG, backlog=7)
-    assert client.sizes == [7]
-    assert pool.refused
-    workers, _ = pool.conditions(CONFIG)
+    stage.cluster.refusal = ApiError(422, "Invalid", "no such field")
+    await stage.reconcile(7)
+    assert stage.cluster.sizes == [7]
+    assert stage.pool.refused(CONFIG)
+    workers, _ = stage.pool.conditions(CONFIG)
     assert (workers.status, workers.reason) == (False, "InvalidTemplate")
 
 
 OF_CLUSTER = replace(CONFIG, connection_secret="", rabbitmq_cluster=ClusterRef("broker", "rabbit"))
 
 
-async def test_a_pool_waits_for_the_secret_of_a_rabbitmq_cluster(
-    pool: WorkerPool, client: FakeClient
-) -> None:
+async def test_a_pool_waits_for_the_secret_of_a_rabbitmq_cluster(stage: Stage) -> None:
     here = replace(OF_CLUSTER, rabbitmq_cluster=ClusterRef("shop", "rabbit"))
-    await pool.reconcile(here, backlog=3)
-    assert (client.applied, client.sizes) == ([], [3])  # what is there is sized all the same
-    await pool.reconcile(here, backlog=3, secret=("shop", "rabbit-default-user"))
-    await pool.reconcile(here, backlog=3, secret=("shop", "rabbit-default-user"))
-    assert client.applied == [3]
-    await pool.reconcile(here, backlog=3, secret=("shop", "renamed"))
-    assert client.applied == [3, 3]
+    await stage.reconcile(3, here)
+    # What is there is sized all the same.
+    assert (stage.cluster.applied, stage.cluster.sizes) == ([], [3])
+    await stage.reconcile(3, here, secret=("shop", "rabbit-default-user"))
+    await stage.reconcile(3, here, secret=("shop", "rabbit-default-user"))
+    assert stage.cluster.applied == [3]
+    await stage.reconcile(3, here, secret=("shop", "renamed"))
+    assert stage.cluster.applied == [3, 3]
 
 
 async def test_workers_of_another_namespace_than_the_cluster_need_an_address_of_their_own(
-    pool: WorkerPool, client: FakeClient
+    stage: Stage,
 ) -> None:
-    await pool.reconcile(OF_CLUSTER, backlog=3, secret=("broker", "rabbit-default-user"))
-    assert client.applied == []
-    workers, _ = pool.conditions(OF_CLUSTER)
+    await stage.reconcile(3, OF_CLUSTER, secret=("broker", "rabbit-default-user"))
+    assert stage.cluster.applied == []
+    workers, _ = stage.pool.conditions(OF_CLUSTER)
     assert (workers.status, workers.reason) == (False, "InvalidTemplate")
     assert "TASKQUEUE_BROKER_URI" in workers.message
+
+
+# Shrinking.
+
+
+async def test_a_worker_is_told_drained_and_marked_before_the_size_is_lowered(
+    stage: Stage,
+) -> None:
+    stage.cluster.add_pods("busy", "idle")
+    await stage.reconcile(1, crew=crew({"busy": READY, "idle": READY}, busy=("busy",)))
+    assert (stage.told, stage.cluster.sizes) == (["idle"], [])
+    assert "waits for idle" in stage.pool.explanation
+    await stage.reconcile(1, crew=crew({"busy": READY, "idle": DRAINING}, busy=("busy",)))
+    assert (stage.told, stage.cluster.sizes) == (["idle"], [])
+    await stage.reconcile(
+        1, crew=crew({"busy": READY, "idle": STOPPED}, busy=("busy",), now=stage.now)
+    )
+    assert stage.cluster.sizes == [1]
+    assert COST_ANNOTATION in stage.cluster.pods["idle"]["metadata"]["annotations"]
+    assert "annotations" not in stage.cluster.pods["busy"]["metadata"]
+
+
+async def test_a_worker_that_does_not_answer_is_told_again(stage: Stage) -> None:
+    stage.cluster.add_pods("a", "b")
+    silent = crew({"a": READY, "b": READY})
+    for _ in range(12):
+        await stage.reconcile(1, crew=silent)
+    assert stage.told == ["a", "a"] or stage.told == ["b", "b"]
+    assert stage.cluster.sizes == []
+
+
+async def test_a_drained_worker_that_is_wanted_again_is_replaced(stage: Stage) -> None:
+    stage.cluster.add_pods("a", "b")
+    await stage.reconcile(2, crew=crew({"a": READY, "b": STOPPED}, now=stage.now))
+    assert (stage.cluster.deleted, stage.cluster.sizes) == (["b"], [])
+
+
+async def test_a_paused_pool_is_shrunk_the_same_way(stage: Stage) -> None:
+    stage.cluster.add_pods("a", "b")
+    config = replace(CONFIG, scaling=ScalingPolicy(paused_replicas=0))
+    working = crew({"a": READY, "b": READY}, busy=("a", "b"))
+    await stage.reconcile(9, config, crew=working)
+    assert (sorted(stage.told), stage.cluster.sizes) == (["a", "b"], [])
+    assert stage.pool.desired == 0
+    await stage.reconcile(9, config, crew=crew({"a": STOPPED, "b": STOPPED}, now=stage.now))
+    assert stage.cluster.sizes == [0]
+
+
+async def test_a_settled_pool_costs_no_requests(stage: Stage) -> None:
+    for _ in range(5):
+        await stage.reconcile(2, crew=crew({"a": READY, "b": READY}))
+    assert stage.cluster.lists == 0
+
+
+async def test_pods_are_not_listed_at_each_wake(stage: Stage) -> None:
+    stage.cluster.add_pods("a", "b")
+    for _ in range(20):
+        await stage.pool.reconcile(CONFIG, Load(backlog=1), crew({"a": READY, "b": READY}))
+    assert stage.cluster.lists == 1
+
+
+# Trouble.
+
+
+async def test_a_failing_pool_says_why_and_does_not_grow(stage: Stage) -> None:
+    await stage.reconcile(2)
+    stage.cluster.add_pods("a", "b", waiting="ImagePullBackOff")
+    stage.observe(2, available=0)
+    await stage.reconcile(2)
+    await stage.reconcile(9)
+    workers, _ = stage.pool.conditions(CONFIG)
+    assert (workers.status, workers.reason) == (False, "ImagePullBackOff")
+    assert "no such image" in workers.message
+    assert stage.cluster.sizes == []
+    assert stage.pool.explanation.startswith("2 is all that can be had")
+    stage.cluster.add_pods("a", "b")
+    stage.observe(2)
+    await stage.reconcile(9)
+    await stage.reconcile(9)
+    assert stage.cluster.sizes == [9]
+    stage.observe(9)
+    workers, _ = stage.pool.conditions(CONFIG)
+    assert (workers.status, workers.reason) == (True, "Available")
+
+
+async def test_pods_refused_by_a_quota_are_not_asked_for_again_and_again(stage: Stage) -> None:
+    stage.cluster.add_pods("a", "b")
+    full = "pods is forbidden: exceeded quota: tight"
+    await stage.reconcile(6)
+    tries: list[int] = []
+    for _ in range(400):  # 200 s
+        if len(stage.cluster.sizes) > len(tries):
+            tries = list(stage.cluster.sizes)
+        size = tries[-1]
+        stage.observe(size, available=2, message=full if size > 2 else "")
+        await stage.reconcile(6)
+        workers, _ = stage.pool.conditions(CONFIG)
+        assert (workers.status, workers.reason) == (False, "QuotaExceeded")
+    assert tries == [6, 2] * 5  # after 10, 20, 40 and 60 s
+
+
+async def test_an_unknown_backlog_changes_nothing(stage: Stage) -> None:
+    await stage.reconcile(None)
+    _, scaling = stage.pool.conditions(CONFIG)
+    assert (scaling.status, scaling.reason) == (False, "BacklogUnknown")
+    assert stage.cluster.sizes == []
+
+
+async def test_workers_elsewhere_are_not_sized(stage: Stage) -> None:
+    elsewhere = replace(CONFIG, template=None)
+    stage.pool.observed(None)
+    await stage.reconcile(5, elsewhere)
+    assert (stage.cluster.applied, stage.cluster.sizes) == ([], [])
+    workers, scaling = stage.pool.conditions(elsewhere)
+    assert (workers.status, workers.reason) == (None, "WorkersElsewhere")
+    assert (scaling.status, scaling.reason) == (False, "WorkersElsewhere")
