@@ -1,12 +1,18 @@
-"""A thread with an event loop, for the sync clients: they are the async ones, run there."""
+"""A thread with an event loop, for the sync clients: they are the async ones, run there.
+
+Whoever waits for the loop must not be the loop's own thread, and not a program at its end, when
+that thread stands still already. Both happen to what a garbage collector or the interpreter's end
+closes: it is then closed without waiting.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import suppress
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -20,7 +26,8 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._guard = threading.Lock()
+        #: Taken again by what a garbage collector closes while it is held.
+        self._guard = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
@@ -30,16 +37,19 @@ class LoopThread:
         """Run it and return what it returns; it is cancelled if the caller is interrupted.
 
         Raises:
-            RuntimeError: closed, or made by the process this one was forked from.
+            RuntimeError: closed, before or meanwhile; or made by the process this one was forked
+                from; or called by what runs here itself.
         """
-        try:
-            loop = self._running()
-        except RuntimeError:
+        if self._cannot_wait:
             coroutine.close()
-            raise
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            raise RuntimeError(
+                f"this {self._name} cannot be waited for by what runs in it, nor at a program's end"
+            )
+        future = self._submit(coroutine)
         try:
             return future.result()
+        except CancelledError:
+            raise RuntimeError(f"this {self._name} was closed meanwhile") from None
         except BaseException:
             future.cancel()
             raise
@@ -59,39 +69,73 @@ class LoopThread:
         finally:
             close = getattr(items, "aclose", None)
             if close is not None:
-                with suppress(RuntimeError):  # the client was closed meanwhile
-                    self.run(close())
+                self._close(close())
 
     def finish(self, last: Coroutine[Any, Any, None]) -> None:
         """Run a last coroutine if any was run, cancel what else runs, and end the thread."""
+        if self._process != os.getpid():
+            last.close()
+            return
         with self._guard:
             self._closed = True
             loop, thread = self._loop, self._thread
-        if loop is None or thread is None or self._process != os.getpid():
+        if loop is None or thread is None:
             last.close()
             return
+        future = asyncio.run_coroutine_threadsafe(last, loop)
+        if self._cannot_wait:
+            future.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+            return
         try:
-            asyncio.run_coroutine_threadsafe(last, loop).result()
+            future.result()
         finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
 
-    def _running(self) -> asyncio.AbstractEventLoop:
+    @property
+    def _cannot_wait(self) -> bool:
+        return threading.current_thread() is self._thread or sys.is_finalizing()
+
+    def _close(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Run what closes something; nothing is closed any more once the loop is."""
+        try:
+            future = self._submit(closing)
+        except RuntimeError:
+            return
+        if not self._cannot_wait:
+            try:
+                future.result()
+            except CancelledError:
+                return
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        try:
+            self._check_process()
+            # Under the guard, or it could be given to a loop that has just been stopped.
+            with self._guard:
+                return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+        except RuntimeError:
+            coroutine.close()
+            raise
+
+    def _check_process(self) -> None:
+        # Before the guard: another thread may have held it when this process was forked.
         if self._process != os.getpid():
             raise RuntimeError(
                 f"this {self._name} was made by the process this one was forked from: make one in "
                 "each process, in a worker by a function marked with @on_start"
             )
-        with self._guard:
-            if self._closed:
-                raise RuntimeError(f"this {self._name} is closed: make another")
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_serve, args=(self._loop,), name=self._name, daemon=True
-                )
-                self._thread.start()
-            return self._loop
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._closed:
+            raise RuntimeError(f"this {self._name} is closed: make another")
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=_serve, args=(self._loop,), name=self._name, daemon=True
+            )
+            self._thread.start()
+        return self._loop
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

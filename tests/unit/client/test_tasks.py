@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
@@ -98,7 +99,6 @@ def test_a_client_taken_through_a_fork_says_what_to_do(
 def test_an_interrupted_caller_cancels_what_it_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import asyncio
     from concurrent.futures import Future
     from typing import Any
 
@@ -126,6 +126,128 @@ def test_an_interrupted_caller_cancels_what_it_waited_for(
     thread.run(begun())
     assert cancelled.wait(5)
     thread.finish(begun())
+
+
+def test_a_stream_may_be_left_to_the_garbage_collector_in_any_thread(
+    server: FakeTasks, client: TaskClient
+) -> None:
+    client.submit("q", "echo", name="a")
+    done = threading.Event()
+
+    async def collect() -> None:
+        streams.clear()  # what a garbage collector would do, in the thread it happens to be in
+
+    def leave() -> None:
+        client._thread.run(collect())
+        done.set()
+
+    streams = [client.get("a").stream()]
+    next(streams[0])
+    threading.Thread(target=leave, daemon=True).start()
+    assert done.wait(5), "the loop waits for itself"
+
+
+def test_a_client_may_be_closed_by_the_garbage_collector(server: FakeTasks) -> None:
+    client = TaskClient(connect=server.connect)
+    client.submit("q", "echo", name="a")
+    thread = client._thread._thread
+    assert thread is not None
+
+    async def collect() -> None:
+        client.close()
+
+    with pytest.raises(RuntimeError, match="this TaskClient was closed meanwhile"):
+        client._thread.run(asyncio.wait_for(forever(collect), 5))
+    thread.join(5)
+    assert not thread.is_alive()
+    assert server.closed == 2  # requests and watches
+
+
+async def forever(first: Callable[[], Awaitable[None]]) -> None:
+    await first()
+    await asyncio.Event().wait()
+
+
+def test_what_runs_in_the_loop_cannot_wait_for_it(client: TaskClient) -> None:
+    async def inner() -> None:
+        client.get("a")
+
+    with pytest.raises(RuntimeError, match="cannot be waited for by what runs in it"):
+        client._thread.run(inner())
+
+
+def test_a_stream_closed_while_another_call_is_handed_over_harms_nobody(
+    server: FakeTasks, client: TaskClient
+) -> None:
+    handle = client.submit("q", "echo", name="a")
+    stream = handle.stream()
+    next(stream)
+    done = threading.Event()
+
+    def close() -> None:
+        with client._thread._guard:  # as a garbage collector may, in the midst of a call
+            stream.close()  # type: ignore[attr-defined]
+        done.set()
+
+    threading.Thread(target=close, daemon=True).start()
+    assert done.wait(5)
+
+
+def test_a_child_forked_in_the_midst_of_a_call_is_told_what_to_do(
+    client: TaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with client._thread._guard:
+            held.set()
+            over.wait(5)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(5)
+    own = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: own + 1)
+    with pytest.raises(RuntimeError, match="forked from"):
+        client.get("a")
+    client._thread.finish(asyncio.sleep(0))
+    assert holder.is_alive()
+    monkeypatch.undo()
+    over.set()
+    holder.join()
+
+
+def test_closing_ends_what_other_threads_wait_for(server: FakeTasks) -> None:
+    client = TaskClient(connect=server.connect)
+    handle = client.submit("q", "echo", name="a")
+    told: list[str] = []
+
+    def wait() -> None:
+        try:
+            handle.wait()
+        except RuntimeError as problem:
+            told.append(str(problem))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    client._thread.run(server.until_watched())
+    client.close()
+    waiting.join(5)
+    assert told == ["this TaskClient was closed meanwhile"]
+
+
+def test_a_program_that_leaves_a_stream_open_ends() -> None:
+    code = """
+from taskqueue.client import TaskClient
+from tests.unit.client.fake_tasks import FakeTasks
+client = TaskClient(connect=FakeTasks().connect)
+stream = client.submit("q", "echo").stream()
+print(next(stream))
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Pending\n", "")
 
 
 @pytest.mark.parametrize(
