@@ -45,12 +45,13 @@ async def mark(client: ApiClient, namespace: str, pod: Pod, cost: int | None) ->
         ApiError: the API server refused, or could not be asked.
     """
     annotations = {COST_ANNOTATION: None if cost is None else str(cost)}
-    # With the uid the API server refuses (409) to write to a pod made anew under the name.
+    # With the uid the API server refuses to write to a pod made anew under the name.
     body = {"metadata": {"uid": pod.uid, "annotations": annotations}}
     try:
         await client.merge(f"{_path(namespace)}/{pod.name}", body)
     except ApiError as problem:
-        if problem.status not in (404, 409):
+        another = problem.status == 422 and "metadata.uid" in problem.message
+        if problem.status not in (404, 409) and not another:
             raise
 
 
