@@ -38,7 +38,7 @@ class Client(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What an endpoint said, by the names of the broker's queues, and when (the loop's time)."""
+    """What an endpoint said when it was asked at this time, by the names of the broker's queues."""
 
     figures: Mapping[str, Figures]
     at: float
@@ -68,12 +68,12 @@ class StatisticsReader:
         try:
             while True:
                 began = loop.time()
-                await self._read()
+                await self._read(began)
                 await asyncio.sleep(max(began + POLL_SECONDS - loop.time(), 0.1))
         finally:
             await self._client.close()
 
-    async def _read(self) -> None:
+    async def _read(self, began: float) -> None:
         try:
             figures = await self._client.read()
         except StatisticsUnreadable as problem:
@@ -85,7 +85,7 @@ class StatisticsReader:
             if self.problem:
                 log.info("statistics.readable", endpoint=self.endpoint.url)
             self.problem = ""
-            self.reading = Reading(figures, asyncio.get_running_loop().time())
+            self.reading = Reading(figures, began)
 
     def _failed(self, problem: str) -> None:
         if not self.problem:

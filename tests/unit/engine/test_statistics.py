@@ -117,8 +117,12 @@ async def test_endpoints_are_read_apart() -> None:
 async def test_the_time_a_reading_takes_is_part_of_the_pause() -> None:
     client = FakeClient({})
     client.seconds = POLL_SECONDS / 2
-    task = asyncio.create_task(StatisticsReader(endpoint(), client).run())
-    await asyncio.sleep(2 * POLL_SECONDS + 1)
+    reader = StatisticsReader(endpoint(), client)
+    task = asyncio.create_task(reader.run())
+    await asyncio.sleep(2 * POLL_SECONDS - 1)
+    assert reader.reading is not None
+    assert reader.reading.at == client.reads[1]  # it tells what was then, or before
+    await asyncio.sleep(2)
     began = client.reads[0]
     assert client.reads == pytest.approx([began, began + POLL_SECONDS, began + 2 * POLL_SECONDS])
     task.cancel()

@@ -1,0 +1,257 @@
+"""The figures of a real broker's queues: right, or absent; never zero because they are unknown."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from taskqueue.broker import statistics
+from taskqueue.broker.connection import BrokerParameters, Channel, Connection, connect
+from taskqueue.broker.contract import WORK_EXCHANGE, routing_key, work_queue
+from taskqueue.broker.parameters import StatisticsEndpoint, StatisticsKind
+from taskqueue.broker.publisher import Publisher, Settled
+from taskqueue.broker.statistics import StatisticsClient, StatisticsUnreadable
+from taskqueue.broker.topology import declare_operator_topology, declare_task_queue
+from taskqueue.broker.worker_messages import Outgoing
+from taskqueue.domain.backlog import Figures
+from tests.conftest import Kubectl, wait_for_port
+from tests.integration.broker.own_broker import OwnBroker, own_broker, uri
+from tests.integration.broker.relay import relay_to
+from tests.integration.broker.test_tls import Certificate, make_certificate, server_context
+
+pytestmark = [pytest.mark.broker, pytest.mark.cluster]
+
+MANAGEMENT, PROMETHEUS = StatisticsKind.MANAGEMENT, StatisticsKind.PROMETHEUS
+#: RabbitMQ renews figures every 5 s, twice over; so many seconds are a broker that never does.
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def rabbit(kubectl: Kubectl, node_address: str) -> Iterator[OwnBroker]:
+    with own_broker(kubectl, f"test-{uuid.uuid4().hex[:10]}", node_address) as broker:
+        for port in (broker.port, broker.management_port, broker.prometheus_port):
+            wait_for_port(node_address, port)
+        yield broker
+
+
+@pytest.fixture
+def broker(rabbit: OwnBroker) -> BrokerParameters:
+    """A virtual host of the test's own, with a name that needs encoding."""
+    name = f'a/"{uuid.uuid4().hex[:8]}"%2F'
+    rabbit.virtual_host(name)
+    return BrokerParameters(
+        host=rabbit.host,
+        port=rabbit.port,
+        username=rabbit.username,
+        password=rabbit.password,
+        virtual_host=name,
+    )
+
+
+def endpoint_of(
+    rabbit: OwnBroker, broker: BrokerParameters, kind: StatisticsKind, **data: str
+) -> StatisticsEndpoint:
+    port = rabbit.management_port if kind is MANAGEMENT else rabbit.prometheus_port
+    named = {kind.value: uri(rabbit.host, port)} | data
+    found = StatisticsEndpoint.from_mapping(named, broker)
+    assert found is not None
+    return found
+
+
+@asynccontextmanager
+async def reading(endpoint: StatisticsEndpoint) -> AsyncIterator[StatisticsClient]:
+    client = StatisticsClient(endpoint)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def queue(broker: BrokerParameters) -> AsyncIterator[tuple[str, Connection]]:
+    """A TaskQueue's queue, just declared."""
+    connection = await connect(broker, name="test")
+    try:
+        await declare_operator_topology(connection)
+        await declare_task_queue(connection, "shop", "q")
+        yield work_queue("shop", "q"), connection
+    finally:
+        await connection.close()
+
+
+async def publish(connection: Connection, number: int) -> None:
+    """Publish direct messages."""
+    publisher = await Publisher.open(connection)
+    message = Outgoing(
+        exchange=WORK_EXCHANGE, key=routing_key("shop", "q"), body=b"{}", content_type=None
+    )
+    for _ in range(number):
+        verdict, text = await publisher.publish_and_wait(
+            message.exchange, message.key, message.body, message.properties()
+        )
+        assert verdict is Settled.CONFIRMED, text
+
+
+async def hold(connection: Connection, name: str, number: int) -> Channel:
+    """Have so many messages delivered, and acknowledge none."""
+    channel = await connection.channel()
+    await channel.set_prefetch(number)
+    held: list[Any] = []
+    all_held = asyncio.Event()
+
+    def take(delivery: object) -> None:
+        held.append(delivery)
+        if len(held) == number:
+            all_held.set()
+
+    await channel.consume(name, take, lambda reason: None)
+    await all_held.wait()
+    return channel
+
+
+async def seen_until(
+    client: StatisticsClient, name: str, wanted: Figures | None
+) -> list[Figures | None]:
+    """Read until the figures are as wanted; return all that were read, failures left out."""
+    seen: list[Figures | None] = []
+    async with asyncio.timeout(SECONDS):
+        while not seen or seen[-1] != wanted:
+            try:
+                seen.append((await client.read()).get(name))
+            except StatisticsUnreadable:
+                continue
+            finally:
+                await asyncio.sleep(0.3)
+    return seen
+
+
+@pytest.mark.parametrize("kind", StatisticsKind)
+async def test_figures_of_direct_messages(
+    rabbit: OwnBroker, broker: BrokerParameters, kind: StatisticsKind
+) -> None:
+    async with (
+        queue(broker) as (name, connection),
+        reading(endpoint_of(rabbit, broker, kind)) as client,
+    ):
+        assert name not in await client.read()  # just declared: unknown
+        await publish(connection, 5)
+        await hold(connection, name, 2)
+        await seen_until(client, name, Figures(3, 2))
+
+
+@pytest.mark.parametrize("kind", StatisticsKind)
+async def test_a_broker_that_starts_again_has_no_figures_rather_than_wrong_ones(
+    rabbit: OwnBroker, broker: BrokerParameters, kind: StatisticsKind
+) -> None:
+    async with reading(endpoint_of(rabbit, broker, kind)) as client:
+        async with queue(broker) as (name, connection):
+            await publish(connection, 5)
+            await hold(connection, name, 2)
+            await seen_until(client, name, Figures(3, 2))
+            await asyncio.to_thread(rabbit.start_anew)
+        seen = await seen_until(client, name, Figures(5, 0))
+        assert set(seen) <= {None, Figures(5, 0)}
+
+
+async def test_a_broker_that_keeps_no_statistics_tells_totals(
+    rabbit: OwnBroker, broker: BrokerParameters
+) -> None:
+    setting = "application:set_env(rabbitmq_management, disable_management_stats, {})."
+    await asyncio.to_thread(rabbit.evaluate, setting.format("true"))
+    try:
+        async with (
+            queue(broker) as (name, connection),
+            reading(endpoint_of(rabbit, broker, MANAGEMENT)) as client,
+        ):
+            await publish(connection, 5)
+            await hold(connection, name, 2)
+            await seen_until(client, name, Figures(3, 2))
+    finally:
+        await asyncio.to_thread(rabbit.evaluate, setting.format("false"))
+
+
+async def unreadable(endpoint: StatisticsEndpoint) -> str:
+    async with reading(endpoint) as client:
+        with pytest.raises(StatisticsUnreadable) as caught:
+            await client.read()
+    assert not endpoint.password or endpoint.password not in str(caught.value)
+    return str(caught.value)
+
+
+async def test_a_wrong_password(rabbit: OwnBroker, broker: BrokerParameters) -> None:
+    wrong = replace(endpoint_of(rabbit, broker, MANAGEMENT), password="wr0ng")
+    assert "answered 401 Unauthorized: check the password of user taskqueue" in await unreadable(
+        wrong
+    )
+
+
+async def test_a_user_without_the_tag(rabbit: OwnBroker, broker: BrokerParameters) -> None:
+    rabbit.management().request("PUT", "users", "plain", body={"password": "pl4in", "tags": ""})
+    plain = replace(endpoint_of(rabbit, broker, MANAGEMENT), username="plain", password="pl4in")
+    assert "give that user the tag management" in await unreadable(plain)
+
+
+async def test_a_virtual_host_that_is_not_there(
+    rabbit: OwnBroker, broker: BrokerParameters
+) -> None:
+    gone = replace(broker, virtual_host="g/one")
+    assert "the virtual host g/one exists" in await unreadable(
+        endpoint_of(rabbit, gone, MANAGEMENT)
+    )
+
+
+async def test_what_is_no_endpoint_at_all(rabbit: OwnBroker, broker: BrokerParameters) -> None:
+    amqp = uri(rabbit.host, rabbit.port)
+    assert "the connection failed: check host, port and scheme" in await unreadable(
+        endpoint_of(rabbit, broker, MANAGEMENT, managementUri=amqp)
+    )
+    swapped = uri(rabbit.host, rabbit.management_port)
+    assert "cannot be read: answered " in await unreadable(
+        endpoint_of(rabbit, broker, PROMETHEUS, prometheusUri=swapped)
+    )
+
+
+async def test_an_endpoint_cut_off_and_back(
+    rabbit: OwnBroker, broker: BrokerParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind = replace(broker, port=rabbit.management_port)
+    async with relay_to(behind) as (relay, relayed):
+        address = uri(relayed.host, relayed.port)
+        endpoint = endpoint_of(rabbit, broker, MANAGEMENT, managementUri=address)
+        async with reading(endpoint) as client:
+            await client.read()
+            relay.freeze()
+            with monkeypatch.context() as hurried:
+                hurried.setattr(statistics, "READ_SECONDS", 0.5)
+                with pytest.raises(StatisticsUnreadable, match=r"no answer within 0\.5 s"):
+                    await client.read()
+            relay.cut()
+            relay._flowing.set()
+            await client.read()
+    assert "nothing listens there" in await unreadable(endpoint)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "server", "IP:127.0.0.1")
+
+
+async def test_tls_with_the_authority_of_the_secret(
+    rabbit: OwnBroker, broker: BrokerParameters, certificate: Certificate
+) -> None:
+    behind = replace(broker, port=rabbit.management_port)
+    async with relay_to(behind, tls=server_context(certificate)) as (_, relayed):
+        address = uri(relayed.host, relayed.port, scheme="https")
+        trusting = replace(broker, ca_certificate=certificate.text)
+        async with reading(
+            endpoint_of(rabbit, trusting, MANAGEMENT, managementUri=address)
+        ) as client:
+            await client.read()
+        told = await unreadable(endpoint_of(rabbit, broker, MANAGEMENT, managementUri=address))
+        assert "the certificate is not trusted: put its authority into ca.crt" in told
