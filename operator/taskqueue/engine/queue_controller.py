@@ -96,8 +96,13 @@ class QueueController:
     ) -> None:
         self.config = config
         self.totals = totals
+        self.registry = Registry()
         self.pool = WorkerPool(
-            client, clock=clock, order_drain=dispatcher.order_drain, monotonic=self._now
+            client,
+            clock=clock,
+            order_drain=dispatcher.order_drain,
+            on_pods=self.registry.forget,
+            monotonic=self._now,
         )
         self.created = created
         self._on_gone = on_gone
@@ -117,7 +122,6 @@ class QueueController:
             readers=readers,
         )
         self._finalizer = QueueFinalizer(config, client=client, find=self._broker.find_parameters)
-        self.registry = Registry()
         #: Since when heartbeats can be heard; None: they cannot.
         self._listening_since: float | None = None
         self._throughput = Throughput()

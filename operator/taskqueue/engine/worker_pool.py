@@ -9,7 +9,7 @@ out. The pool grows at once. It shrinks as its workers have drained: see
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 
 from taskqueue.cluster.client import ApiClient
@@ -40,6 +40,7 @@ class WorkerPool:
         client: for the API server.
         clock: wall time in seconds.
         order_drain: tells the worker of a pod to take no more work.
+        on_pods: told the names of the pods there are, whenever they were looked at.
         monotonic: the clock of the workers' views, in seconds.
     """
 
@@ -49,10 +50,12 @@ class WorkerPool:
         *,
         clock: Callable[[], float],
         order_drain: Callable[[str], None],
+        on_pods: Callable[[Collection[str]], None] = lambda names: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._clock = clock
+        self._on_pods = on_pods
         self._monotonic = monotonic
         self._own = OwnDeployment(client, monotonic=monotonic)
         self._referenced = ReferencedWorkload(client, monotonic=monotonic)
@@ -197,6 +200,7 @@ class WorkerPool:
     ) -> None:
         """Look at the pods: how they are, and who may go."""
         pods = await list_pods(self._client, config.namespace, workload.selector(config))
+        self._on_pods({pod.name for pod in pods})
         workload.counted(sum(pod.active and pod.ready for pod in pods))
         self._health = assess(
             self._health.memory,

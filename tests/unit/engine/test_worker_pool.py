@@ -90,12 +90,14 @@ class Stage:
     """A pool beside its cluster, and time that passes only when told."""
 
     def __init__(self) -> None:
-        self.cluster, self.now, self.told = FakeCluster(), 100.0, [""]
-        self.told.clear()
+        self.cluster, self.now = FakeCluster(), 100.0
+        self.told: list[str] = []
+        self.seen: set[str] = set()
         self.pool = WorkerPool(
             cast(ApiClient, self.cluster),
             clock=lambda: 1_800_000_000 + self.now,
             order_drain=self.told.append,
+            on_pods=self.seen.update,
             monotonic=lambda: self.now,
         )
         self.observe(2)
@@ -218,6 +220,7 @@ async def test_a_worker_is_told_drained_and_marked_before_the_size_is_lowered(
     stage.cluster.add_pods("busy", "idle")
     await stage.reconcile(1, crew=crew({"busy": READY, "idle": READY}, busy=("busy",)))
     assert (stage.told, stage.cluster.sizes) == (["idle"], [])
+    assert stage.seen == {"busy", "idle"}
     assert "waits for idle" in stage.pool.explanation
     await stage.reconcile(1, crew=crew({"busy": READY, "idle": DRAINING}, busy=("busy",)))
     assert (stage.told, stage.cluster.sizes) == (["idle"], [])
