@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
 from kubernetes.aio import config as kubernetes_config
 
 from taskqueue.client.errors import Unavailable
 from taskqueue.cluster.client import Access, ApiClient, load_access
 
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+#: What reading a kubeconfig raises that is not what it should be.
+_MALFORMED = (TypeError, KeyError, ValueError)
 
 
 class Api(Protocol):
@@ -86,12 +90,14 @@ def over(access: Access, namespace: str) -> Connected:
 async def _find(kubeconfig: str | None) -> tuple[Access, str]:
     in_cluster = kubeconfig is None and bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
     try:
+        if kubeconfig is not None and not await asyncio.to_thread(Path(kubeconfig).exists):
+            raise FileNotFoundError(f"there is no file {kubeconfig}")
         access = await load_access(kubeconfig)
         if in_cluster:
             return access, await asyncio.to_thread(_own_namespace)
         _, current = kubernetes_config.list_kube_config_contexts(kubeconfig)  # type: ignore[no-untyped-call]
         return access, str(current["context"].get("namespace") or "default")
-    except (kubernetes_config.ConfigException, OSError) as problem:
+    except (kubernetes_config.ConfigException, OSError, yaml.YAMLError, *_MALFORMED) as problem:
         raise Unavailable(
             f"no way to a Kubernetes API server is known ({problem}): run in a pod with a service "
             "account, set KUBECONFIG, or give kubeconfig="

@@ -17,7 +17,7 @@ from taskqueue.client.errors import (
     TaskGone,
     WaitTimeout,
 )
-from taskqueue.client.following import Seen, TaskRef, follow, tasks_path
+from taskqueue.client.following import Seen, TaskRef, follow, task_path, tasks_path
 from taskqueue.client.requests import ask, refusal
 from taskqueue.client.spec import TaskOptions, differences, manifest, task_spec
 from taskqueue.client.status import TaskResult, TaskStatus, result_of, status_of
@@ -60,6 +60,7 @@ class AsyncTaskClient:
         self._patience = patience_seconds
         self._connect = connect or connecting(kubeconfig)
         self._connected: Connected | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._connecting = asyncio.Lock()
 
@@ -146,7 +147,7 @@ class AsyncTaskClient:
                 there = await ask(
                     connected.requests,
                     "GET",
-                    f"{tasks_path(home)}/{name}",
+                    task_path(home, name),
                     patience_seconds=self._patience,
                 )
             except ApiError as problem:
@@ -167,10 +168,13 @@ class AsyncTaskClient:
         """Return a Task that exists.
 
         Raises:
+            ValueError: the name is empty.
             TaskGone: there is none of this name.
             Refused: the API server refused.
             Unavailable: the API server could not be asked.
         """
+        if not name:
+            raise ValueError("get() needs the name of a Task, not an empty one")
         connected = await self._open()
         home = self._home(connected, namespace)
         raw = await self._look(connected, home, name)
@@ -197,7 +201,7 @@ class AsyncTaskClient:
         async def one(task: AsyncTaskHandle) -> TaskResult:
             async with places:
                 left = None if deadline is None else max(deadline - loop.time(), 0)
-                return result_of(await task._end(left))
+                return result_of(await task._end(left, told=timeout))
 
         waiting = [asyncio.ensure_future(one(task)) for task in tasks]
         try:
@@ -211,8 +215,11 @@ class AsyncTaskClient:
         async with self._connecting:
             if self._closed:
                 raise RuntimeError("this client is closed: make another")
+            loop = asyncio.get_running_loop()
             if self._connected is None:
-                self._connected = await self._connect()
+                self._connected, self._loop = await self._connect(), loop
+            elif self._loop is not loop:
+                raise RuntimeError("this client was used in another event loop: make one in each")
             return self._connected
 
     def _home(self, connected: Connected, namespace: str | None) -> str:
@@ -228,7 +235,7 @@ class AsyncTaskClient:
             return await ask(
                 connected.requests,
                 "GET",
-                f"{tasks_path(namespace)}/{name}",
+                task_path(namespace, name),
                 patience_seconds=self._patience,
             )
         except ApiError as problem:
@@ -337,8 +344,8 @@ class AsyncTaskHandle:
         """
         await self._client._order_cancel(self._connected, self._task)
 
-    async def _end(self, seconds: float | None) -> TaskStatus:
-        """Return the status it ended with."""
+    async def _end(self, seconds: float | None, *, told: float | None = None) -> TaskStatus:
+        """Return the status it ended with; the caller's time may have begun earlier."""
         seen = Seen()
         try:
             async with asyncio.timeout(seconds):
@@ -351,6 +358,6 @@ class AsyncTaskHandle:
             known = f"it is {seen.status}" if seen.status else "nothing is known of it"
             trouble = f"; the API server cannot be asked: {seen.trouble}" if seen.trouble else ""
             raise WaitTimeout(
-                f"{self._task} has not ended within {seconds:g} s: {known}{trouble}",
+                f"{self._task} has not ended within {told or seconds:g} s: {known}{trouble}",
                 status=seen.status,
             ) from None

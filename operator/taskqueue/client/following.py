@@ -24,6 +24,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
+from urllib.parse import quote
 
 from taskqueue.api.common import API_VERSION, TASK_PLURAL
 from taskqueue.broker.backoff import delays
@@ -59,12 +60,17 @@ class TaskRef:
     @property
     def path(self) -> str:
         """Return the path of the object."""
-        return f"{tasks_path(self.namespace)}/{self.name}"
+        return task_path(self.namespace, self.name)
 
 
 def tasks_path(namespace: str) -> str:
     """Return the path of a namespace's Tasks."""
-    return f"/apis/{API_VERSION}/namespaces/{namespace}/{TASK_PLURAL}"
+    return f"/apis/{API_VERSION}/namespaces/{quote(namespace, safe='')}/{TASK_PLURAL}"
+
+
+def task_path(namespace: str, name: str) -> str:
+    """Return the path of a Task; any text may be asked for, and be found not to exist."""
+    return f"{tasks_path(namespace)}/{quote(name, safe='')}"
 
 
 @dataclass(slots=True)

@@ -113,7 +113,20 @@ def payload_object(payload: Any) -> dict[str, Any]:
             f"a payload is a JSON object, not {type(payload).__name__}: give a dict, a pydantic "
             "model or a dataclass"
         )
+    if (large := _too_large(found)) is not None:
+        raise TypeError(
+            f"the payload holds the integer {large}, of which the API server would make a "
+            "floating-point number: give it as text"
+        )
     return found
+
+
+def _too_large(value: Any) -> int | None:
+    """Return an integer that has more than 64 bits with its sign."""
+    if isinstance(value, int):
+        return None if value < 2**63 else value
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for each in items if (found := _too_large(each)) is not None), None)
 
 
 def manifest(

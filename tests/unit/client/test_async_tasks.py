@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -382,10 +384,14 @@ async def test_waiting_for_all_raises_no_failures_and_keeps_the_order(
 
 
 async def test_waiting_for_all_has_one_clock(server: FakeTasks, client: AsyncTaskClient) -> None:
-    handles = [await client.submit("q", "echo", name=f"t{n}") for n in range(20)]
+    handles = [await client.submit("q", "echo", name=f"t{n}") for n in range(9)]
     begun = asyncio.get_running_loop().time()
-    with pytest.raises(WaitTimeout):
-        await client.wait_all(handles, 30)
+    waiting = asyncio.create_task(client.wait_all(handles, 30))
+    await asyncio.sleep(10)
+    for n in range(8):  # as many as are watched at a time
+        await server.set_status(f"t{n}", "Succeeded")
+    with pytest.raises(WaitTimeout, match="t8 has not ended within 30 s"):
+        await waiting
     assert asyncio.get_running_loop().time() - begun == 30
 
 
@@ -399,6 +405,47 @@ async def test_a_stream_that_is_left_closes_its_watch(
     later.cancel()
     await asyncio.gather(later, return_exceptions=True)
     assert server.watching == 0
+
+
+@pytest.mark.parametrize("name", ["a/status", "../taskqueues/q", "a?watch=1", "%61", "Ä"])
+async def test_a_name_is_a_name_whatever_is_in_it(
+    server: FakeTasks, client: AsyncTaskClient, name: str
+) -> None:
+    with pytest.raises(TaskGone):
+        await client.get(name, namespace="b/c")
+    ((_, path),) = server.requests
+    *above, last = path.split("/")
+    assert above == ["", "apis", "taskqueue.dev", "v1alpha1", "namespaces", "b%2Fc", "tasks"]
+    assert unquote(last) == name
+    assert not set(last) & set("?#")
+
+
+async def test_an_empty_name_is_a_mistake(server: FakeTasks, client: AsyncTaskClient) -> None:
+    with pytest.raises(ValueError, match="name of a Task"):
+        await client.get("")
+    assert not server.requests
+
+
+def test_a_client_of_another_loop_says_so(server: FakeTasks) -> None:
+    client = AsyncTaskClient(connect=server.connect)
+    with asyncio.Runner() as first:
+        first.run(client.submit("q", "echo", name="a"))
+        with asyncio.Runner() as second, pytest.raises(RuntimeError, match="another event loop"):
+            second.run(client.get("a"))
+        first.run(client.get("a"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "there is no file"), ("{}", "current-context"), ("a: [", "parsing"), ("", "")],
+)
+async def test_a_kubeconfig_that_is_none(tmp_path: Path, content: str | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "config").write_text(content)
+    async with AsyncTaskClient(kubeconfig=str(tmp_path / "config")) as client:
+        with pytest.raises(Unavailable, match="no way to a Kubernetes API server") as told:
+            await client.get("a")
+    assert words in str(told.value)
 
 
 async def test_a_closed_client_says_so(server: FakeTasks) -> None:

@@ -98,3 +98,10 @@ def test_another_task(change: dict[str, Any], field: str) -> None:
     there = {"queue": "q", "handler": "h", "payload": {"a": True, "b": [False]}}
     assert differences(wanted, there) == ()
     assert differences(wanted, there | change) == (field,)
+
+
+def test_integers_that_the_server_would_change_are_refused() -> None:
+    largest = {"a": [{"b": 2**63 - 1}, -(2**63), True]}
+    assert task_spec("q", "echo", largest, {}).payload == largest
+    with pytest.raises(TypeError, match="9223372036854775808"):
+        task_spec("q", "echo", {"a": [{"b": 2**63}]}, {})
