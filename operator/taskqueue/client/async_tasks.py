@@ -168,13 +168,13 @@ class AsyncTaskClient:
         """Return a Task that exists.
 
         Raises:
-            ValueError: the name is empty.
+            ValueError: no Task can have this name.
             TaskGone: there is none of this name.
             Refused: the API server refused.
             Unavailable: the API server could not be asked.
         """
-        if not name:
-            raise ValueError("get() needs the name of a Task, not an empty one")
+        if not name or "/" in name:  # the API server would see another path, however it is quoted
+            raise ValueError(f"no Task can be called {name!r}")
         connected = await self._open()
         home = self._home(connected, namespace)
         raw = await self._look(connected, home, name)

@@ -69,7 +69,7 @@ def tasks_path(namespace: str) -> str:
 
 
 def task_path(namespace: str, name: str) -> str:
-    """Return the path of a Task; any text may be asked for, and be found not to exist."""
+    """Return the path of a Task, whatever its name; it has no slash."""
     return f"{tasks_path(namespace)}/{quote(name, safe='')}"
 
 

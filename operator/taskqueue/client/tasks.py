@@ -115,7 +115,7 @@ class TaskClient:
         """Return a Task that exists.
 
         Raises:
-            ValueError: the name is empty.
+            ValueError: no Task can have this name.
             TaskGone: there is none of this name.
             Refused: the API server refused.
             Unavailable: the API server could not be asked.
