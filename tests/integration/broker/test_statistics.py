@@ -12,14 +12,25 @@ from typing import Any
 import pytest
 
 from taskqueue.broker import statistics
-from taskqueue.broker.connection import BrokerParameters, Channel, Connection, connect
+from taskqueue.broker.connection import (
+    BrokerParameters,
+    Channel,
+    Connection,
+    Delivery,
+    connect,
+)
 from taskqueue.broker.contract import WORK_EXCHANGE, routing_key, work_queue
 from taskqueue.broker.parameters import StatisticsEndpoint, StatisticsKind
 from taskqueue.broker.publisher import Publisher, Settled
 from taskqueue.broker.statistics import StatisticsClient, StatisticsUnreadable
-from taskqueue.broker.topology import declare_operator_topology, declare_task_queue
+from taskqueue.broker.topology import (
+    declare_operator_topology,
+    declare_task_queue,
+    ready_messages,
+)
 from taskqueue.broker.worker_messages import Outgoing
-from taskqueue.domain.backlog import Figures
+from taskqueue.domain.backlog import BacklogMeter, Figures, PublishedPeak, Signal
+from taskqueue.engine.statistics import QueueStatistics, StatisticsReaders
 from tests.conftest import Kubectl, wait_for_port
 from tests.integration.broker.own_broker import OwnBroker, own_broker, uri
 from tests.integration.broker.relay import relay_to
@@ -28,6 +39,7 @@ from tests.integration.broker.test_tls import Certificate, make_certificate, ser
 pytestmark = [pytest.mark.broker, pytest.mark.cluster]
 
 MANAGEMENT, PROMETHEUS = StatisticsKind.MANAGEMENT, StatisticsKind.PROMETHEUS
+OWN = Outgoing(exchange="", key="", body=b"", content_type=None).properties()
 #: RabbitMQ renews figures every 5 s, twice over; so many seconds are a broker that never does.
 SECONDS = 60
 
@@ -255,3 +267,95 @@ async def test_tls_with_the_authority_of_the_secret(
             await client.read()
         told = await unreadable(endpoint_of(rabbit, broker, MANAGEMENT, managementUri=address))
         assert "the certificate is not trusted: put its authority into ca.crt" in told
+
+
+class Flow:
+    """Own Tasks that come and go as fast as the broker takes them, as the operator knows them."""
+
+    def __init__(self) -> None:
+        self.peak = PublishedPeak()
+        self.published = 0
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def publish(self, connection: Connection, stop: asyncio.Event) -> None:
+        publisher = await Publisher.open(connection)
+        while not stop.is_set():
+            for _ in range(20):
+                self.published += 1
+                self.peak.came(now())
+                publisher.publish(
+                    WORK_EXCHANGE, routing_key("shop", "q"), b"{}", OWN, lambda *_: None
+                )
+            self._room.clear()
+            await self._room.wait()
+
+    def end(self, delivery: Delivery) -> None:
+        """The outcome is known before the message is acknowledged."""
+        self.published -= 1
+        self.peak.left(now())
+        delivery.channel.ack(delivery.delivery_tag)
+        if self.published == 0:
+            self._room.set()
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@pytest.mark.parametrize("kind", StatisticsKind)
+async def test_tasks_that_come_and_go_fast_are_no_direct_messages_and_one_that_runs_is(
+    rabbit: OwnBroker, broker: BrokerParameters, kind: StatisticsKind
+) -> None:
+    endpoint = endpoint_of(rabbit, broker, kind)
+    readers = StatisticsReaders(
+        spawn=lambda work, name: asyncio.get_running_loop().create_task(work, name=name)
+    )
+    meter, flow, stop = BacklogMeter(), Flow(), asyncio.Event()
+    async with queue(broker) as (name, connection):
+        statistics = QueueStatistics(name, readers=readers, meter=meter)
+        statistics.use(endpoint, "", now())
+        reader = readers.join(endpoint, "test")
+        probe = await connection.channel()
+
+        async def signal() -> Signal:
+            before = flow.published
+            ready = await ready_messages(probe, name)
+            assert ready is not None
+            most = max(before, flow.published, flow.peak.take(now()))
+            meter.counted(ready, published=most, now=now())
+            trouble = statistics.tell()
+            return meter.read(
+                waiting=0, published=flow.published, workers_foreign=0, now=now(), problem=trouble
+            )
+
+        async def readings(number: int) -> AsyncIterator[Signal]:
+            """Yield signals until the statistics were read so often again."""
+            seen = {reader.reading and reader.reading.at}
+            async with asyncio.timeout(SECONDS):
+                while len(seen) <= number:
+                    yield await signal()
+                    seen.add(reader.reading and reader.reading.at)
+                    await asyncio.sleep(0.05)
+
+        worker = await connection.channel()
+        await worker.set_prefetch(10)
+        consumer = await worker.consume(name, flow.end, lambda reason: None)
+        publishing = asyncio.create_task(flow.publish(connection, stop))
+        async for told in readings(4):
+            assert told.backlog == flow.published
+        stop.set()
+        await publishing
+        async for told in readings(2):
+            assert told.backlog == flow.published
+        assert flow.published == 0
+        await worker.cancel(consumer)
+        await publish(connection, 3)
+        await hold(connection, name, 2)
+        async with asyncio.timeout(SECONDS):
+            while (told := await signal()) != Signal(backlog=3, ready=1, running=2):
+                assert told.backlog is not None
+                assert 1 <= told.backlog <= 3
+                await asyncio.sleep(0.2)
+        statistics.leave()
+        readers.leave(endpoint, "test")
