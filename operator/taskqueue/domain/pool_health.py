@@ -101,7 +101,7 @@ def assess(
         pods: of the pool, as listed.
         refused: what the controller says of pods that it could not make; "": nothing.
         replicas: the size in place.
-        wanted: the size wanted, whatever stands in its way.
+        wanted: the size decided on; while no ceiling holds it down, all that is wanted.
         available: workers that are available.
         now: seconds on any monotonic clock.
     """
@@ -161,7 +161,7 @@ def _refusal(
     if now < before.ends:
         # Fewer than the limit: the place that one left may be taken again.
         return before
-    if not refused and (present >= wanted or now >= before.ends + TRY_SECONDS):
+    if not refused and (before.limit < present >= wanted or now >= before.ends + TRY_SECONDS):
         return None
     if now < before.ends + TRY_SECONDS:
         return before

@@ -60,9 +60,12 @@ class ModelPod:
 
 
 class Pool:
-    """See the module; ``replicas`` workers, started and idle, are there at first."""
+    """See the module; ``replicas`` workers, started and idle, are there at first.
 
-    def __init__(self, *, replicas: int, ordered: bool) -> None:
+    Of these so many are ``mute``: they say nothing and can be told nothing.
+    """
+
+    def __init__(self, *, replicas: int, ordered: bool, mute: int = 0) -> None:
         self.ordered = ordered
         self.now = 1_000.0
         self.step = 0
@@ -70,6 +73,7 @@ class Pool:
         self.pods: dict[str, ModelPod] = {}
         self.registry = Registry()
         self.heard_since = self.now
+        self.lowered = 0
         self.removed_busy = 0
         self.recycled = 0
         self.waiting_for = ""
@@ -82,9 +86,9 @@ class Pool:
         self._orders: deque[tuple[str, int]] = deque()
         self._beats: deque[tuple[str, int, WorkerState]] = deque()
         self.reconcile()
-        for pod in self.pods.values():
+        for at, pod in enumerate(self.pods.values()):
             self.assign(pod)
-            self.start(pod, mute=False)
+            self.start(pod, mute=at < mute)
             pod.ready = True
 
     # What workers do.
@@ -269,6 +273,7 @@ class Pool:
     def _resize(self, replicas: int, planned: int) -> None:
         for size in range(replicas, self.replicas):
             self._planned[size] = planned
+            self.lowered += 1
         self.replicas = replicas
 
     def _recycle(self, listed: Pod, planned: int) -> None:

@@ -158,6 +158,23 @@ def test_a_try_that_gets_all_ends_it() -> None:
     assert pool.look(after=0.5) == Health(memory=HealthMemory())
 
 
+def test_a_size_that_the_ceiling_held_down_ends_no_refusal() -> None:
+    pool = Pool([pod("a")], wanted=5)
+    pool.look(QUOTA)
+    pool.wanted = 1
+    assert pool.look(after=10).reason == "QuotaExceeded"
+    pool.wanted = 5
+    assert pool.look(QUOTA, after=3).look_again == pool.now + 20
+
+
+def test_a_try_that_nobody_refuses_ends_it() -> None:
+    pool = Pool([pod("a")], wanted=5)
+    pool.look(QUOTA)
+    pool.wanted = 1
+    assert pool.look(after=12.9).reason == "QuotaExceeded"
+    assert pool.look(after=0.1) == Health(memory=HealthMemory())
+
+
 def test_a_pod_that_leaves_meanwhile_may_be_replaced() -> None:
     pool = Pool([pod("a"), pod("b")], wanted=5)
     pool.look(QUOTA)

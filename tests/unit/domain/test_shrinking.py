@@ -132,6 +132,21 @@ def test_a_busy_one_that_is_picked_is_no_equal_of_one_that_may_go() -> None:
     assert shrink(equal, workers, target=1).replicas == 3
 
 
+def test_a_mark_under_way_counts_against_a_removal_but_not_for_it() -> None:
+    # The controller may see none of them, or one of them, or both.
+    pods = [pod("a"), pod("b"), pod("c", cost=-5)]
+    plan = shrink(pods, [view("a", busy=3), view("b", busy=1), drained("c")], target=1)
+    assert marks(plan) == {"b": PICKED, "c": GOES_NEXT}
+    assert plan.replicas == 3
+
+
+def test_no_order_is_changed_while_the_controller_has_pods_to_remove() -> None:
+    # A leader that has just come knows nothing of the worker that its predecessor gave up.
+    pods = [pod("a", cost=GOES_NEXT), pod("b"), pod("c")]
+    plan = shrink(pods, [view("b", busy=1), view("c", busy=1)], target=3, replicas=2, listened=1.0)
+    assert marks(plan) == {}
+
+
 def test_pods_that_do_not_exist_go_first() -> None:
     plan = shrink([pod("a")], [view("a")], target=1, replicas=4)
     assert plan == Shrink(replicas=1)
