@@ -22,6 +22,7 @@ from taskqueue.domain.registry import Registry, Worker, WorkerState
 from taskqueue.domain.scaling import Decision, Load, Pool, ScalingMemory, ScalingPolicy, decide
 from taskqueue.domain.shrinking import Shrink, plan
 from taskqueue.domain.throughput import Throughput
+from taskqueue.engine.worker_pool import LOOK_SECONDS
 from tests.simulation.cluster import Cluster, PodState
 
 TICK_SECONDS = 1.0
@@ -78,7 +79,7 @@ class Operator:
         self._throughput = Throughput()
         self._told: dict[str, _Told] = {}
         self._ordered: dict[str, float] = {}
-        self._last_run = float("-inf")
+        self._last_run = self._next_look = float("-inf")
         self._waking = False
         cluster.on_arrival = self._wake
         cluster.on_end = lambda seconds: self._throughput.finished(self._timeline.now, seconds)
@@ -129,12 +130,17 @@ class Operator:
         self._memory, self._size = decision.memory, decision.replicas
         if self._size > cluster.replicas:
             cluster.scale(self._size)
-        if self._size < cluster.replicas or self._anyone_picked:
+        if now >= self._next_look and self._unsettled():
+            self._next_look = now + LOOK_SECONDS
             self._shrink(running)
 
-    @property
-    def _anyone_picked(self) -> bool:
-        return any(pod.draining or pod.cost for pod in self._cluster.active)
+    def _unsettled(self) -> bool:
+        cluster = self._cluster
+        return (
+            cluster.replicas != self._size
+            or any(pod.ready_at is None for pod in cluster.active)
+            or any(view.state is WorkerState.STOPPED for view in self._registry.views.values())
+        )
 
     def _shrink(self, running: int) -> None:
         cluster, now = self._cluster, self._timeline.now

@@ -75,7 +75,15 @@ PATIENT = replace(
 #: By default: 30 s of stabilization, 60 s idle before zero.
 OURS = ours("ours")
 #: From the quickest to leave to the default: seconds of stabilization / idle before zero.
-OUR_RANGE = (quick(0, 0), quick(2, 0), quick(5, 5), quick(10, 10), quick(20, 30), OURS)
+OUR_RANGE = (
+    quick(0, 0),
+    quick(1, 0),
+    quick(2, 0),
+    quick(5, 5),
+    quick(10, 10),
+    quick(20, 30),
+    OURS,
+)
 KEDA = keda("KEDA", KedaSettings())
 KEDA_AMQP = keda("KEDA, amqp", KedaSettings(protocol=Protocol.AMQP))
 KEDA_PATIENT = keda("KEDA, patient", PATIENT)

@@ -46,7 +46,7 @@ def test_nor_when_pods_start_slowly_or_have_many_slots(
     make: loads.Make, start: float, slots: int
 ) -> None:
     conditions = Conditions(start_seconds=start, slots=slots)
-    for system in (OUR_RANGE[0], OUR_RANGE[2]):
+    for system in (OUR_RANGE[0], OUR_RANGE[3]):
         figures = simulate(system, make(1), conditions)
         assert nothing_was_disturbed(figures)
         assert figures.removed > 10
