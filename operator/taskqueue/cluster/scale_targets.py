@@ -39,7 +39,7 @@ class Scale:
     Attributes:
         replicas: the size asked for.
         current: the number of pods that its controller counts.
-        selector: of its pods, as a label selector's text; "": it tells none.
+        selector: of its pods, as a label selector's text.
     """
 
     replicas: int
@@ -117,19 +117,36 @@ class ScaleTarget:
         """Return its size.
 
         Raises:
-            TargetUnusable: it is not there, or may not be read.
+            TargetUnusable: it is not there, may not be read, or does not tell its pods: an empty
+                selector would be that of all pods of the namespace.
             ApiError: the API server could not be asked.
         """
-        return _read(await self._ask("GET", f"{self._path}/scale"))
+        raw = await self._ask("GET", f"{self._path}/scale")
+        spec, status = raw.get("spec") or {}, raw.get("status") or {}
+        selector = status.get("selector", "")
+        if not selector:
+            raise TargetUnusable(
+                "ScaleTargetUnusable",
+                f"{self._who} tells no selector of its pods in its scale: its "
+                "CustomResourceDefinition must have subresources.scale.labelSelectorPath, and its "
+                "controller must write what that points to",
+            )
+        return Scale(
+            replicas=spec.get("replicas", 0), current=status.get("replicas", 0), selector=selector
+        )
 
-    async def resize(self, replicas: int) -> Scale:
-        """Set its size, and nothing else; return what /scale says then.
+    async def resize(self, replicas: int) -> None:
+        """Set its size, and nothing else.
 
         Raises:
             TargetUnusable: it is not there, may not be changed, or refuses the size.
             ApiError: the API server could not be asked.
         """
-        return _read(await self._ask("PATCH", f"{self._path}/scale", replicas=replicas))
+        await self._ask("PATCH", f"{self._path}/scale", replicas=replicas)
+
+    @property
+    def _who(self) -> str:
+        return f"{self._ref.kind} {self._namespace}/{self._ref.name}"
 
     async def _ask(self, method: str, path: str, *, replicas: int | None = None) -> dict[str, Any]:
         try:
@@ -149,8 +166,7 @@ class ScaleTarget:
             raise unusable from problem
 
     def _explain(self, problem: ApiError, method: str, *, scale: bool) -> TargetUnusable | None:
-        who = f"{self._ref.kind} {self._namespace}/{self._ref.name}"
-        group = self._ref.api_version.rpartition("/")[0]
+        who, group = self._who, self._ref.api_version.rpartition("/")[0]
         if problem.status == 404:
             return TargetUnusable(
                 "ScaleTargetNotFound",
@@ -175,12 +191,3 @@ class ScaleTarget:
 
 def _root(api_version: str) -> str:
     return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
-
-
-def _read(raw: dict[str, Any]) -> Scale:
-    spec, status = raw.get("spec") or {}, raw.get("status") or {}
-    return Scale(
-        replicas=spec.get("replicas", 0),
-        current=status.get("replicas", 0),
-        selector=status.get("selector", ""),
-    )

@@ -68,7 +68,7 @@ async def test_it_is_found_read_and_resized(client: FakeClient) -> None:
     assert not target.ordered
     expected = Scale(replicas=3, current=2, selector="app=mails,tier in (a,b)")
     assert await target.read() == expected
-    assert await target.resize(1) == expected
+    await target.resize(1)
     assert await target.first_ordinal() == 0
     assert client.asked == [
         ("GET", "/apis/apps/v1", None),
@@ -89,9 +89,19 @@ async def test_the_core_group_is_elsewhere(client: FakeClient) -> None:
     assert (await target.read()).replicas == 3
 
 
-async def test_what_says_nothing_yet_has_no_size(client: FakeClient) -> None:
-    client.answers["/apis/apps/v1/namespaces/shop/deployments/mails/scale"] = {"spec": {}}
-    assert await (await find(client)).read() == Scale(replicas=0, current=0, selector="")
+async def test_what_has_no_size_has_none(client: FakeClient) -> None:
+    path = "/apis/apps/v1/namespaces/shop/deployments/mails/scale"
+    client.answers[path] = {"spec": {}, "status": {"selector": "app=mails"}}
+    assert await (await find(client)).read() == Scale(replicas=0, current=0, selector="app=mails")
+
+
+async def test_what_does_not_tell_its_pods_is_not_scaled(client: FakeClient) -> None:
+    path = "/apis/apps/v1/namespaces/shop/deployments/mails/scale"
+    client.answers[path] = {"spec": {"replicas": 3}, "status": {"replicas": 3}}
+    target = await find(client)
+    with pytest.raises(TargetUnusable, match="shop/mails tells no selector") as told:
+        await target.read()
+    assert told.value.reason == "ScaleTargetUnusable"
 
 
 async def test_a_stateful_sets_ordinals_are_looked_up(client: FakeClient) -> None:
