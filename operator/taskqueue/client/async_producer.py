@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import orjson
@@ -48,16 +47,12 @@ class AsyncProducer:
         self._line = BrokerLine(self._parameters, name=name)
         self._patience = patience_seconds
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> AsyncProducer:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *problem: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -117,6 +112,9 @@ class AsyncProducer:
     async def _deliver(self, namespace: str, queue: str, messages: Iterator[Message]) -> int:
         self._check_open()
         loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            raise RuntimeError("this producer was used in another event loop: make one in each")
+        self._loop = loop
 
         def postpone() -> None:
             if not over:

@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
-from types import TracebackType
 from typing import Any, Unpack
 
 from taskqueue.client.access import Connect, Connected, connecting
@@ -67,12 +66,7 @@ class AsyncTaskClient:
     async def __aenter__(self) -> AsyncTaskClient:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *problem: object) -> None:
         await self.close()
 
     async def close(self) -> None:

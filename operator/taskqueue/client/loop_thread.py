@@ -72,14 +72,17 @@ class LoopThread:
                 self._close(close())
 
     def finish(self, last: Coroutine[Any, Any, None]) -> None:
-        """Run a last coroutine if any was run, cancel what else runs, and end the thread."""
+        """Run a last coroutine if any was run, cancel what else runs, and end the thread.
+
+        Idempotent; harmless in a process that was forked from this one.
+        """
         if self._process != os.getpid():
             last.close()
             return
         with self._guard:
-            self._closed = True
+            again, self._closed = self._closed, True
             loop, thread = self._loop, self._thread
-        if loop is None or thread is None:
+        if again or loop is None or thread is None:
             last.close()
             return
         future = asyncio.run_coroutine_threadsafe(last, loop)

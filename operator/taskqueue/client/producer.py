@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from types import TracebackType
 from typing import Any
 
 from taskqueue.client.async_producer import AsyncProducer
@@ -35,24 +34,16 @@ class Producer:
     ) -> None:
         self._thread = LoopThread("Producer")
         self._producer = AsyncProducer(broker, name=name, patience_seconds=patience_seconds)
-        self._closed = False
 
     def __enter__(self) -> Producer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *problem: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._thread.finish(self._producer.close())
+        self._thread.finish(self._producer.close())
 
     def send(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any, Unpack
 
 from taskqueue.client.access import Connect
@@ -38,24 +37,16 @@ class TaskClient:
             patience_seconds=patience_seconds,
             connect=connect,
         )
-        self._closed = False
 
     def __enter__(self) -> TaskClient:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *problem: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close all connections; what is under way in other threads fails. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._thread.finish(self._client.close())
+        self._thread.finish(self._client.close())
 
     def submit(
         self,

@@ -278,3 +278,13 @@ async def test_a_closed_producer_says_so(producer: AsyncProducer) -> None:
     await producer.close()
     with pytest.raises(RuntimeError, match="closed"):
         await producer.send("shop", "mails")
+
+
+def test_a_producer_of_another_loop_says_so() -> None:
+    producer = AsyncProducer("amqp://user:secret@127.0.0.1:1/", patience_seconds=0.01)
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        with pytest.raises(NotConfirmed):
+            first.run(producer.send("shop", "mails"))
+        with pytest.raises(RuntimeError, match="another event loop"):
+            second.run(producer.send("shop", "mails"))
+        first.run(producer.close())
