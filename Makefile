@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit integration e2e bench crds constraints cluster-up cluster-down deploy images clean
+.PHONY: help demo test lint unit integration e2e bench simulate crds constraints cluster-up cluster-down deploy images clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ bench: $(READY) ## Measure throughput, latency, cold start, workers alone and sc
 	$(BIN)/python -m tests.bench coldstart
 	$(BIN)/python -m tests.bench worker
 	$(BIN)/python -m tests.bench scaling
+
+simulate: $(READY) ## Compare our scaling with KEDA's in virtual time
+	$(BIN)/python -m tests.simulation
 
 crds: $(READY) ## Write crds/ and the API reference from the models
 	$(BIN)/python -m taskqueue crds --directory crds --reference docs/reference

@@ -5,7 +5,6 @@ The last line of the output is one JSON object, in the form of ``python -m tests
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import typer
@@ -63,13 +62,11 @@ def simulate(
         )
         for keda in KEDA_RANGE:
             best = compare.match(keda.name, found[keda.name], ours)
-            if math.isfinite(best.wait_ratio):
-                report.say(
-                    f"against {keda.name}: {best.ours} waits {best.wait_ratio:.2f} of it (p99) "
-                    f"at {best.cost_ratio:.2f} of its pod-seconds"
-                )
-            else:
-                report.say(f"against {keda.name}: each of ours costs more pod-seconds")
+            report.say(
+                f"against {keda.name}: {best.ours} waits {best.wait_ratio:.2f} of it (p99) "
+                f"at {best.cost_ratio:.3f} of its pod-seconds"
+                + (": each of ours costs more" if best.cost_ratio > 1 else "")
+            )
             if keda is KEDA_FASTEST:
                 ratios[f"{name}_wait_p99_vs_keda_fastest"] = best.wait_ratio
                 ratios[f"{name}_pod_seconds_vs_keda_fastest"] = best.cost_ratio

@@ -88,4 +88,5 @@ def test_the_best_at_no_more_cost_is_what_counts() -> None:
     ours = {"a": figures(1.0, 120), "b": figures(2.0, 100), "c": figures(3.0, 90)}
     found = match("theirs", figures(8.0, 100), ours)
     assert (found.ours, found.wait_ratio, found.cost_ratio) == ("b", 0.25, 1.0)
-    assert match("theirs", figures(8.0, 50), ours).ours == ""
+    found = match("theirs", figures(8.0, 60), ours)
+    assert (found.ours, found.cost_ratio) == ("c", 1.5), "where each costs more, the cheapest"

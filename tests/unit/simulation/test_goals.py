@@ -72,7 +72,6 @@ DEARER = pytest.mark.xfail(
 )
 def test_at_no_more_cost_work_waits_half_as_long(name: str, theirs: System) -> None:
     best = matched(name, theirs)
-    assert best.ours, "each of ours costs more"
     assert best.cost_ratio <= 1
     assert best.wait_ratio <= 0.5
 
