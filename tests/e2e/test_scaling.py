@@ -103,7 +103,7 @@ def test_the_backlog_is_to_be_gone_in_the_time_of_the_target(lab: Lab) -> None:
     seen = lab.queues.wait(
         "timed",
         lambda queue: bool(
-            (found := formula.match(queue["status"]["scaling"])) and int(found[2]) > 4
+            (found := formula.match(queue["status"].get("scaling", ""))) and int(found[2]) > 4
         ),
         what="explained by the run time",
         since=0,
