@@ -1,7 +1,7 @@
 """How many workers a queue should have: a pure decision with its inputs in sight.
 
 - It grows at once, and shrinks to the largest size wanted lately, never below the workers that
-  are busy.
+  were busy lately: a steady load that needs them would bring them back.
 - Unknown is never zero. Without a backlog the size is held. A backlog that is only a lower bound
   makes the pool grow, never shrink.
 - Zero comes only after the backlog has been seen empty for a while; what runs counts as backlog.
@@ -102,12 +102,14 @@ class ScalingMemory:
         wanted: (time, size) of recent wishes, newest last, sizes strictly decreasing: a wish
             overtaken by a later, larger one can never be the maximum again. Empty: nothing is
             known of what was wanted.
+        busy: the same of the workers that were busy.
         last_backlog: when the backlog was last above zero, or not known to be zero; None: it is
             not known to be zero now.
         unknown_since: since when the backlog has been unknown; None: it is known.
     """
 
     wanted: tuple[tuple[float, int], ...] = field(default=())
+    busy: tuple[tuple[float, int], ...] = field(default=())
     last_backlog: float | None = None
     unknown_since: float | None = None
 
@@ -169,7 +171,7 @@ def decide(
             kept = _remember(policy, memory, load, pool, wish.replicas, now=now)
             size = _stabilized(wish, policy, kept, pool)
             size = _not_yet_zero(size, policy, kept, pool, now=now)
-        size = _down_in_steps(_above_busy(size, policy, load, pool), policy, pool)
+        size = _down_in_steps(_above_busy(size, policy, kept, load, pool), policy, pool)
         size = _below_ceiling(_up_in_steps(size, policy, pool), pool)
     return Decision(
         replicas=size.replicas,
@@ -243,13 +245,20 @@ def _within_limits(policy: ScalingPolicy, size: int) -> int:
 def _remember(
     policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: Pool, wish: int, *, now: float
 ) -> ScalingMemory:
-    past = memory.wanted or ((now, pool.size),)
     keep = policy.stabilization_seconds
-    recent = [(at, old) for at, old in past if now - at < keep and old > wish]
     empty = memory.last_backlog is not None and _counted(policy, load) == 0
     return ScalingMemory(
-        wanted=(*recent, (now, wish)), last_backlog=memory.last_backlog if empty else now
+        wanted=_peaks(memory.wanted or ((now, pool.size),), wish, now=now, keep=keep),
+        busy=_peaks(memory.busy, load.busy, now=now, keep=keep),
+        last_backlog=memory.last_backlog if empty else now,
     )
+
+
+def _peaks(
+    past: tuple[tuple[float, int], ...], size: int, *, now: float, keep: float
+) -> tuple[tuple[float, int], ...]:
+    """Add a size to those that may be the largest within ``keep`` seconds, now or later."""
+    return (*((at, old) for at, old in past if now - at < keep and old > size), (now, size))
 
 
 def _counted(policy: ScalingPolicy, load: Load) -> int:
@@ -280,12 +289,19 @@ def _not_yet_zero(
 # Bounds of one move
 
 
-def _above_busy(size: _Size, policy: ScalingPolicy, load: Load, pool: Pool) -> _Size:
-    """Keep busy workers; they are a reason to stay, none to grow."""
-    floor = min(load.busy, pool.size, policy.max_replicas)
-    if size.replicas >= floor:
+def _above_busy(
+    size: _Size, policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: Pool
+) -> _Size:
+    """Keep workers that are, or lately were, busy; they are a reason to stay, none to grow."""
+    limit = min(pool.size, policy.max_replicas)
+    floor = min(load.busy, limit)
+    lately = min(max((busy for _, busy in memory.busy), default=0), limit)
+    if size.replicas >= max(floor, lately):
         return size
-    return _Size(floor, f"{floor} held by running tasks, then {size.why}")
+    if floor >= lately:
+        return _Size(floor, f"{floor} held by running tasks, then {size.why}")
+    seconds = f"{policy.stabilization_seconds:g} s"
+    return _Size(lately, f"{lately} held, all busy within the last {seconds}, then {size.why}")
 
 
 def _down_in_steps(size: _Size, policy: ScalingPolicy, pool: Pool) -> _Size:

@@ -208,11 +208,29 @@ def test_no_workers_at_all_can_be_asked_for() -> None:
 
 def test_it_does_not_shrink_below_what_running_tasks_keep_busy() -> None:
     line = Line(size=10)
-    line.steps(10, 40, busy=10)
+    line.steps(10, 40, busy=8)
     decision = line.step(10, busy=8)
     assert decision.explanation == (
         "8 held by running tasks, then 2 = ceil(10 backlog / 5 per replica)"
     )
+
+
+def test_it_does_not_shrink_below_those_that_were_busy_lately() -> None:
+    """They would come back as soon as the backlog has grown: a steady load goes to and fro."""
+    line = Line(size=10)
+    line.steps(10, 40, busy=8)
+    decision = line.step(10, busy=1)
+    assert decision.explanation == (
+        "8 held, all busy within the last 30 s, then 2 = ceil(10 backlog / 5 per replica)"
+    )
+    line.steps(10, 20, busy=5)
+    assert line.steps(10, 9, busy=1) == 5
+    assert line.steps(10, 25, busy=1) == 2
+
+
+def test_without_stabilization_only_those_busy_now_are_kept() -> None:
+    line = Line(replace(POLICY, stabilization_seconds=0), size=10)
+    assert line.step(10, busy=8).replicas == 8
     assert line.step(10, busy=1).replicas == 2
 
 
