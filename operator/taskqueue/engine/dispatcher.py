@@ -23,6 +23,7 @@ from typing import Protocol
 from taskqueue.broker.contract import WORK_EXCHANGE, WorkMessage, routing_key
 from taskqueue.broker.orders import Order, OrderKind
 from taskqueue.broker.publisher import Publisher, Settled
+from taskqueue.domain.backlog import PublishedPeak
 from taskqueue.domain.concurrency import KeySlots
 from taskqueue.domain.dispatch_order import FinishRate, WaitingLine, window_size
 from taskqueue.domain.queue import QueueConfig, QueueKey
@@ -103,7 +104,7 @@ class Dispatcher:
         self._claiming: set[Entry] = set()
         #: In the order of publishing, which is that of the broker's queue.
         self._published: dict[Entry, None] = {}
-        self._most_published = 0
+        self._peak = PublishedPeak()
         self._silence = Silence(
             self._published, policy=self.policy, clock=clock, on_silent=ledger.silent
         )
@@ -137,9 +138,8 @@ class Dispatcher:
         return len(self._published)
 
     def take_most_published(self) -> int:
-        """Return the most Tasks that were published at once since this was last asked."""
-        most, self._most_published = self._most_published, len(self._published)
-        return most
+        """Return the most messages of Tasks that were at the broker since this was last asked."""
+        return self._peak.take(self._clock())
 
     @property
     def publisher(self) -> Publisher | None:
@@ -197,6 +197,7 @@ class Dispatcher:
             self._keys.take(entry.key, entry)
             entry.stage = Stage.PUBLISHED
             self._published[entry] = None
+            self._peak.came(self._clock())
             entry.confirmed = entry.unsure = True
 
     def submit(self, entry: Entry) -> None:
@@ -291,7 +292,9 @@ class Dispatcher:
 
     def _leave(self, entry: Entry) -> None:
         self._line.discard(entry)
-        self._published.pop(entry, None)
+        if entry in self._published:
+            del self._published[entry]
+            self._peak.left(self._clock())
         self._claiming.discard(entry)
         self._held.discard(entry)
         entry.confirmed = entry.unsure = False
@@ -379,7 +382,7 @@ class Dispatcher:
         entry.confirmed = entry.unsure = entry.astray = False
         entry.delivered_at = None
         self._published[entry] = None
-        self._most_published = max(self._most_published, len(self._published))
+        self._peak.came(self._clock())
         task, status, policy = entry.task, entry.status, self.policy(entry)
         attempt = status.current_attempt
         message = WorkMessage(

@@ -71,7 +71,8 @@ class ReferencedWorkload:
         """
         if config.scale_target != self._ref:
             self._forget()
-            self._ref = config.scale_target
+            self._ref, self.refusal = config.scale_target, None
+            self._next_read = float("-inf")
         if self._ref is None or self._monotonic() < self._next_read:
             return
         self._next_read = self._monotonic() + _READ_SECONDS

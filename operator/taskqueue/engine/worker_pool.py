@@ -211,13 +211,16 @@ class WorkerPool:
             available=state.available,
             now=self._monotonic(),
         )
+        first_ordinal = await workload.first_ordinal(config)
+        if workload.state is None:
+            return  # it is gone, or cannot be read any more
         step = await self._shrinker.step(
             config.namespace,
             pods,
             crew,
             replicas=state.desired,
             target=target,
-            first_ordinal=await workload.first_ordinal(config),
+            first_ordinal=first_ordinal,
         )
         self._waiting_for = step.waiting_for
         if step.replicas < state.desired:
