@@ -140,6 +140,21 @@ async def test_output_without_end_ends_with_the_program(folder: Path) -> None:
     assert (result.error, result.result) == (None, None)
 
 
+async def test_what_left_its_group_ends_with_the_worker(folder: Path) -> None:
+    daemon = "import os, time; open('{0}/' + str(os.getpid()), 'w'); os.fork(); time.sleep(1000)"
+    (folder / "pids").mkdir()
+    line = shlex.join([sys.executable, "-c", daemon.format(folder / "pids")])
+    # It is an orphan, in a session of its own, with a child of its own.
+    script = f"setsid {line} & until ls {folder / 'pids'}/*; do sleep 0.05; done"
+    async with shell(f"sh -c {shlex.quote(script)}") as made:
+        assert (await made.run()).error is None
+        (pid,) = map(int, os.listdir(folder / "pids"))
+        group = os.getpgid(pid)
+        os.killpg(group, 0)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+
+
 async def test_the_payload_in_a_file(folder: Path) -> None:
     code = "import sys; assert not sys.stdin.read(); print(open(sys.argv[1]).read())"
     async with shell(python(code, "{payload}")) as made:

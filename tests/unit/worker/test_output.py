@@ -97,12 +97,12 @@ async def test_the_end_of_all_writers(heard: Heard) -> None:
 
 
 def test_lines_that_come_too_fast_are_told_together() -> None:
-    few = [str(number) for number in range(200)]
+    few = [str(number) for number in range(400)]
     assert together(few) == few
     many = [str(number) for number in range(32_768)]
     blocks = together(many)
     assert "\n".join(blocks).split("\n") == many
     assert len(blocks) == 12
     assert max(map(len, blocks)) <= LINE_BYTES
-    long = ["x" * LINE_BYTES] * 201
+    long = ["x" * LINE_BYTES] * 401
     assert together(long) == long

@@ -14,7 +14,8 @@ Requests and reports are JSON arrays, one in a packet, over a socket pair:
 
 Each process leads a process group of its own, in a session apart from the worker's: what a terminal
 or an init process sends to the worker's group does not reach it. It is killed by the kernel should
-this process die. This process is the subreaper of all below it: no orphan is left to the worker.
+this process die. This process is the subreaper of all below it: no orphan is left to the worker,
+and what left its process group ends with this process at the latest.
 """
 
 from __future__ import annotations
@@ -232,6 +233,16 @@ class ForkServer:
     def _kill_all(self) -> None:
         for pid in self._identities:
             _kill_group(pid)
+        # What has left its group becomes our child when its parents are gone: nothing outlives us.
+        until = time.monotonic() + _GROUP_SECONDS
+        while (left := _children()) and time.monotonic() < until:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            time.sleep(0.005)
 
 
 def die_with_parent(parent: int, number: int) -> None:
@@ -273,6 +284,17 @@ def _group_exists(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _children() -> list[int]:
+    """Return our children, as far as there is a way to know."""
+    found = []
+    with contextlib.suppress(OSError):
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+                if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
+                    found.append(int(name))
+    return found
 
 
 def _prctl(option: int, value: int) -> None:
