@@ -69,7 +69,7 @@ def test_a_removed_worker_finishes_within_its_grace_period() -> None:
 
 
 def test_what_outlasts_the_grace_period_is_killed_and_runs_again_at_the_head() -> None:
-    one = cluster(Job(0.0, 60.0), Job(40.0, 5.0))
+    one = cluster(Job(0.0, 60.0), Job(10.0, 5.0))
     one.scale(1)
     one.timeline.run(2)
     one.scale(0)

@@ -100,27 +100,15 @@ def test_what_is_cheapest_of_all_removes_workers_at_work(name: str) -> None:
     assert theirs.removed_busy > 0.25 * theirs.removed
 
 
-NEEDED = pytest.mark.xfail(
-    strict=True,
-    reason="busy workers hold the pool only at the moment: decide() does not remember them among "
-    "the sizes wanted lately (docs/development/scaling-simulator.md)",
-)
-
-
 @pytest.mark.parametrize(
     ("per_second", "seconds"),
-    [
-        (3.0, 1.0),
-        pytest.param(4.5, 1.0, marks=NEEDED),
-        pytest.param(0.4, 8.0, marks=NEEDED),
-    ],
+    [(3.0, 1.0), (4.5, 1.0), (0.4, 8.0)],
 )
 def test_at_a_constant_load_the_size_stays(per_second: float, seconds: float) -> None:
     load = loads.constant(1, per_second, seconds)
     assert simulate(OURS, load, POD).oscillations == 0
 
 
-@NEEDED
 @pytest.mark.parametrize("per_second", [2.0, 4.5, 7.5])
 def test_at_a_steady_load_with_chance_in_it_the_size_does_not_go_to_and_fro(
     per_second: float,
