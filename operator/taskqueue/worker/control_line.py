@@ -42,6 +42,10 @@ PREFETCH = 500
 #: Round trips without a delivery after which the stream's last chunk counts as read.
 _QUIET_ROUNDS = 2
 
+#: A stream that sends nothing for so long before its end is looked at again: retention may have cut
+#: off what was its end.
+_STALLED_SECONDS = 10.0
+
 _NOT_ALLOWED, _NOT_FOUND = 403, 404
 
 
@@ -121,7 +125,8 @@ class ControlLine:
             arguments = {"x-stream-offset": begin}
             await channel.consume(CONTROL_STREAM, reader.take, on_cancel, arguments=arguments)
             ends: set[asyncio.Future[Any]] = {channel.closed, cancelled}
-            await asyncio.wait({*ends, caught_up}, return_when=asyncio.FIRST_COMPLETED)
+            if not await reader.progresses(ends):
+                return f"the broker sends nothing of what was there before offset {end}"
             if caught_up.done() and not channel.closed.done():
                 log.info("control.ready", orders=reader.read)
                 self._told = ""
@@ -207,6 +212,17 @@ class _Reader:
         if offset >= self._end and not self._caught_up.done():
             self._line.go_live()
             self._caught_up.set_result(None)
+
+    async def progresses(self, ends: set[asyncio.Future[Any]]) -> bool:
+        """Wait until it has caught up, or for one of ``ends``; tell whether the broker sends on."""
+        waited_for = {*ends, self._caught_up}
+        while True:
+            before = self.read
+            done, _ = await asyncio.wait(
+                waited_for, timeout=_STALLED_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done or self.read == before:
+                return bool(done)
 
     def _acknowledge(self) -> None:
         # A stream forgets nothing by this: it only sends more.

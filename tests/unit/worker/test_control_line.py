@@ -39,6 +39,8 @@ class FakeStream:
     channels: list[FakeChannel] = field(default_factory=list)
 
     on_begin: Callable[[], None] = lambda: None
+    #: No consumer but one of the last chunk is sent anything from this offset on.
+    stalls_at: int | None = None
     #: Of those that have one.
     message_ids: dict[int, str] = field(default_factory=dict)
 
@@ -114,6 +116,8 @@ class FakeChannel:
             if not left:
                 return
             offset = min(left)
+            if self._stream.stalls_at == offset and len(self._stream.begun_at) > 0:
+                return
             self._next = offset + 1
             self._tag += 1
             self._unacknowledged += 1
@@ -344,6 +348,36 @@ async def test_a_drain_that_comes_while_the_past_is_read_counts() -> None:
     scene = Scene(stream)
     await scene.connect()
     assert (scene.drains, len(scene.caught_up)) == (1, 1)
+    await scene.end()
+
+
+async def test_a_stream_whose_end_is_cut_off_before_it_is_read_is_looked_at_again() -> None:
+    stream = FakeStream()
+    for offset in range(5):
+        stream.add(offset, f"k.{offset}")
+    stream.on_begin = stream.messages.clear
+    scene = Scene(stream)
+    await scene.connect()
+    assert not scene.caught_up
+    await asyncio.sleep(15)
+    assert (scene.tokens, len(scene.caught_up)) == ([], 1)
+    stream.add(9, "k.9")
+    assert scene.tokens == ["k.9"]
+    await scene.end()
+
+
+async def test_a_stream_that_is_read_slowly_is_not_begun_again() -> None:
+    stream = FakeStream()
+    for offset in range(5):
+        stream.add(offset, f"k.{offset}")
+    stream.stalls_at = 0
+    scene = Scene(stream)
+    await scene.connect()
+    for offset in range(1, 6):
+        await asyncio.sleep(8)
+        stream.stalls_at = offset
+        stream.channels[-1].send()
+    assert (len(scene.tokens), stream.begun_at) == (5, ["first"])
     await scene.end()
 
 
