@@ -80,6 +80,7 @@ class Operator:
         self._told: dict[str, _Told] = {}
         self._ordered: dict[str, float] = {}
         self._last_run = self._next_look = float("-inf")
+        self._stopped: frozenset[str] = frozenset()
         self._waking = False
         cluster.on_arrival = self._wake
         cluster.on_end = lambda seconds: self._throughput.finished(self._timeline.now, seconds)
@@ -130,16 +131,22 @@ class Operator:
         self._memory, self._size = decision.memory, decision.replicas
         if self._size > cluster.replicas:
             cluster.scale(self._size)
-        if now >= self._next_look and self._unsettled():
-            self._next_look = now + LOOK_SECONDS
+        stopped = self._drained()
+        if self._unsettled(stopped) and (now >= self._next_look or not stopped <= self._stopped):
+            self._next_look, self._stopped = now + LOOK_SECONDS, stopped
             self._shrink(running)
 
-    def _unsettled(self) -> bool:
+    def _drained(self) -> frozenset[str]:
+        """Return the workers that have stopped, as far as heard."""
+        views = self._registry.views.items()
+        return frozenset(pod for pod, view in views if view.state is WorkerState.STOPPED)
+
+    def _unsettled(self, stopped: frozenset[str]) -> bool:
         cluster = self._cluster
         return (
             cluster.replicas != self._size
             or any(pod.ready_at is None for pod in cluster.active)
-            or any(view.state is WorkerState.STOPPED for view in self._registry.views.values())
+            or bool(stopped)
         )
 
     def _shrink(self, running: int) -> None:

@@ -29,7 +29,7 @@ from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
 
-#: Pods are listed at most this often.
+#: Pods are listed at most this often, but for workers that have just stopped.
 LOOK_SECONDS = 0.5
 
 
@@ -63,6 +63,8 @@ class WorkerPool:
         self._memory = ScalingMemory()
         self._health = Health(memory=HealthMemory())
         self._next_look = float("-inf")
+        #: Workers that had stopped when they were last looked at.
+        self._stopped: frozenset[str] = frozenset()
         self._waiting_for = ""
         #: The size decided on, but for what stands in its way.
         self._wanted = 0
@@ -181,18 +183,22 @@ class WorkerPool:
 
     def _unsettled(self, state: PoolState, crew: Crew, target: int) -> bool:
         """Tell whether the pods must be looked at, and may be now."""
-        unsettled = (
+        stopped = frozenset(
+            pod for pod, view in crew.views.items() if view.state is WorkerState.STOPPED
+        )
+        if not (
             state.desired != target
             or state.available < state.desired
-            or bool(self._health.reason)
-            or any(view.state is WorkerState.STOPPED for view in crew.views.values())
-        )
-        if not unsettled:
+            or self._health.reason
+            or stopped
+        ):
             self._waiting_for = ""
             return False
-        if self._monotonic() < self._next_look:
+        # One that has just stopped is not kept waiting.
+        if self._monotonic() < self._next_look and stopped <= self._stopped:
             return False
         self._next_look = self._monotonic() + LOOK_SECONDS
+        self._stopped = stopped
         return True
 
     async def _settle(

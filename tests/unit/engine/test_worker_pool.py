@@ -271,6 +271,17 @@ async def test_pods_are_not_listed_at_each_wake(stage: Stage) -> None:
     assert stage.cluster.lists == 1
 
 
+async def test_a_worker_that_has_just_stopped_is_looked_at_at_once(stage: Stage) -> None:
+    stage.cluster.add_pods("a", "b")
+    load = Load(backlog=1)
+    await stage.pool.reconcile(CONFIG, load, crew({"a": READY, "b": READY}))
+    (picked,) = stage.told
+    stopped = {"a": READY, "b": READY} | {picked: STOPPED}
+    for _ in range(3):
+        await stage.pool.reconcile(CONFIG, load, crew(stopped, now=stage.now))
+    assert (stage.cluster.lists, stage.cluster.sizes) == (2, [1])
+
+
 # Trouble.
 
 

@@ -51,23 +51,9 @@ def test_nothing_is_killed_and_nobody_at_work_removed(name: str) -> None:
     assert found(name)[KEDA_FASTEST.name].removed_busy > 0, "else nothing was shown"
 
 
-#: Where pods come and go most, the look at drained ones each 0.5 s costs the percent missing.
-DEARER = pytest.mark.xfail(
-    strict=True,
-    reason="a drained worker waits up to a second for the next look at its pod: "
-    "LOOK_SECONDS of taskqueue.engine.worker_pool (docs/development/scaling-simulator.md)",
-)
-
-
 @pytest.mark.parametrize(
     ("name", "theirs"),
-    [
-        pytest.param(
-            name, theirs, marks=[DEARER] if (name, theirs) == ("step", KEDA_FASTEST) else []
-        )
-        for name in BY_SCALING
-        for theirs in (KEDA_FASTEST, KEDA_PATIENT)
-    ],
+    [(name, theirs) for name in BY_SCALING for theirs in (KEDA_FASTEST, KEDA_PATIENT)],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_at_no_more_cost_work_waits_half_as_long(name: str, theirs: System) -> None:
