@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -117,7 +116,7 @@ def departures(lab: Lab) -> Iterator[Departures]:
 @pytest.fixture(scope="module", autouse=True)
 def queues(lab: Lab, gates: Gates, statistics: Statistics, departures: Departures) -> None:
     lab.secret("watched", managementUri=statistics.uri)
-    for name, secret in (("watched", "watched"), ("plain", "rabbit")):
+    for name, secret in (("watched", "watched"), ("plain", "rabbit"), ("clock", "rabbit")):
         lab.queue(
             name,
             broker={"connectionSecret": {"name": secret}},
@@ -178,40 +177,53 @@ def test_statistics_cut_off_in_the_middle_leave_the_size_as_it_is(
     sized(lab, "watched", 0)
 
 
-@pytest.mark.parametrize("queue", ["plain", "watched"])
 def test_direct_messages_being_worked_on_keep_their_workers(
-    lab: Lab, gates: Gates, departures: Departures, queue: str
+    lab: Lab, gates: Gates, departures: Departures
 ) -> None:
-    gate, idle = f"direct-{queue}", f"idle-{queue}"
-    rabbitmq = lab.rabbitmq
+    queues, rabbitmq = ("plain", "watched"), lab.rabbitmq
     uri = f"amqp://{rabbitmq.username}:{rabbitmq.password}@{rabbitmq.host}:{rabbitmq.port}/"
-    correlation = uuid.uuid4().hex
-    with events_of(lab, queue) as events, Producer(uri) as producer:
-        producer.send(
-            lab.namespace, queue, {"gate": gate}, handler="wait", correlation_id=correlation
-        )
-        busy = worker_of_direct(lab, queue)
+    with (
+        events_of(lab, "plain") as plain,
+        events_of(lab, "watched") as watched,
+        Producer(uri) as producer,
+    ):
+        for queue in queues:
+            producer.send(
+                lab.namespace,
+                queue,
+                {"gate": "direct"},
+                handler="wait",
+                correlation_id=f"direct-{queue}",
+            )
+        busy = {queue: worker_of_direct(lab, queue) for queue in queues}
         # Two more workers come for Tasks and may go after them; that one may not.
-        names = gates.behind(idle, 2, queue=queue)
-        for name in names:
-            assert lab.phase(name, "Running")["worker"] != busy
-        gates.open(idle)
-        lab.all_finished(names)
-        lab.until(
-            lambda: names_of(lab.pods(queue)) == {busy}, what=f"only {busy} is left of the pool"
-        )
-        # As long as the other pool takes to come and go, by the same settings.
-        other = "watched" if queue == "plain" else "plain"
-        assert lab.finished(lab.task(f"other-{queue}", queue=other))["phase"] == "Succeeded"
-        sized(lab, other, 0)
-        assert sized(lab, queue, 1)["ready"] == 0
-        assert not departures.told_to_go(busy)
-        gates.open(gate)
-        event = events.of(correlation)
-        assert event["type"] == "dev.taskqueue.task.succeeded.v1"
-        assert (event["data"]["worker"], event["data"]["attempts"]) == (busy, 1)
-    sized(lab, queue, 0)
-    departures.assert_unharmed(names)
+        names = {queue: gates.behind(f"idle-{queue}", 2, queue=queue) for queue in queues}
+        for queue in queues:
+            for name in names[queue]:
+                assert lab.phase(name, "Running")["worker"] != busy[queue]
+            gates.open(f"idle-{queue}")
+        for queue in queues:
+            lab.all_finished(names[queue])
+            left_alone(lab, queue, busy[queue])
+        # As long as a pool with nothing to do takes to go, by the same settings.
+        assert lab.finished(lab.task("passing", queue="clock"))["phase"] == "Succeeded"
+        sized(lab, "clock", 0)
+        for queue in queues:
+            assert sized(lab, queue, 1)["ready"] == 0
+            assert not departures.told_to_go(busy[queue])
+        gates.open("direct")
+        for queue, events in (("plain", plain), ("watched", watched)):
+            event = events.of(f"direct-{queue}")
+            assert event["type"] == "dev.taskqueue.task.succeeded.v1"
+            assert (event["data"]["worker"], event["data"]["attempts"]) == (busy[queue], 1)
+    for queue in queues:
+        sized(lab, queue, 0)
+        departures.assert_unharmed(names[queue])
+
+
+def left_alone(lab: Lab, queue: str, pod: str) -> None:
+    """Return when a pool has but this pod."""
+    lab.until(lambda: names_of(lab.pods(queue)) == {pod}, what=f"only {pod} is left of {queue}")
 
 
 def worker_of_direct(lab: Lab, queue: str) -> str:
