@@ -101,6 +101,20 @@ async def test_payload_and_attempt_go_in_and_the_last_object_on_stdout_comes_out
     assert list((folder / "attempts").iterdir()) == []
 
 
+async def test_a_program_has_the_workers_environment_but_for_the_broker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TASKQUEUE_BROKER_PASSWORD", "secret")
+    monkeypatch.setenv("TASKQUEUE_BROKER_URI", "amqp://user:secret@host")
+    monkeypatch.setenv("OF_THE_TEMPLATE", "here")
+    code = "import json, os; print(json.dumps({'env': dict(os.environ)}))"
+    async with shell(python(code)) as made:
+        result = await made.run({})
+    assert result.result is not None
+    assert result.result["env"]["OF_THE_TEMPLATE"] == "here"
+    assert "secret" not in str(result.result)
+
+
 async def test_the_result_file_goes_before_stdout(folder: Path) -> None:
     code = "import os; print('{}'); open(os.environ['TASKQUEUE_RESULT_FILE'], 'w').write('%s')"
     async with shell(python(code % '{"a": 1}')) as made:

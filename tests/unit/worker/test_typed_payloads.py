@@ -61,6 +61,10 @@ def model(payload: Resize) -> Any:
     return payload
 
 
+def quoted(payload: "Resize") -> Any:  # noqa: UP037
+    return payload
+
+
 def model_and_context(payload: Resize, ctx: Context) -> Any:
     return payload
 
@@ -183,6 +187,10 @@ def test_every_wrong_field_is_named_and_nothing_of_the_payload_is_shown() -> Non
         "sizes.1.width: Input should be a valid integer, unable to parse string as an integer; "
         "sizes.2.width: Input should be greater than 0"
     )
+
+
+def test_an_annotation_in_quotes_is_one_as_well() -> None:
+    assert call(quoted, {"url": "x"}) == Resize(url="x")
 
 
 def test_the_task_is_told_and_not_tried_again() -> None:

@@ -40,6 +40,9 @@ from taskqueue.worker.sdk import Registry
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
+#: Begins the names of the variables that tell a worker its broker.
+_BROKER = "TASKQUEUE_BROKER_"
+
 #: Largest request in bytes: a command's arguments and environment.
 PACKET_BYTES = 131_072
 
@@ -259,8 +262,10 @@ def _become_command(argv: list[str], environment: dict[str, str], fds: list[int]
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+    # The broker's password is the worker's, and none of a program's business.
+    own = {name: text for name, text in os.environ.items() if not name.startswith(_BROKER)}
     try:
-        os.execvpe(argv[0], argv, {**os.environ, **environment})  # noqa: S606 - that is its job
+        os.execvpe(argv[0], argv, {**own, **environment})  # noqa: S606 - that is its job
     except OSError as problem:
         os.write(2, f"cannot run {argv[0]!r}: {problem.strerror}\n".encode())
         os._exit(127 if isinstance(problem, FileNotFoundError) else 126)

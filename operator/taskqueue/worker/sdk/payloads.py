@@ -130,7 +130,10 @@ def _resolved(annotation: str, function: Callable[..., Any]) -> Any:
     module = sys.modules.get(getattr(function, "__module__", ""), builtins)
     names = getattr(function, "__globals__", vars(module))
     # The author's own words, as typing.get_type_hints evaluates them.
-    return eval(annotation, {**_WELL_KNOWN, **names})  # noqa: S307
+    known = {**_WELL_KNOWN, **names}
+    found = eval(annotation, known)  # noqa: S307
+    # Quoted in a module whose annotations are texts anyway.
+    return eval(found, known) if isinstance(found, str) else found  # noqa: S307
 
 
 def _is_typed(annotation: Any) -> bool:
