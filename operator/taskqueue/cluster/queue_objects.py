@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from taskqueue.api.common import GROUP, VERSION
+from taskqueue.api.common import GROUP, MESSAGE_MAX_LENGTH, VERSION
 from taskqueue.api.taskqueue import TaskQueue
 from taskqueue.api.taskqueue_status import HANDLERS_TOLD, WORKERS_TOLD
 from taskqueue.api.taskqueue_workers import Scaling, ScalingTarget, Workers
@@ -108,7 +108,7 @@ def queue_status_patch(
             "running": status.running,
             "replicas": status.replicas,
             "desiredReplicas": status.desired_replicas,
-            "scaling": status.scaling,
+            "scaling": status.scaling[:MESSAGE_MAX_LENGTH],
             "selector": f"{QUEUE_LABEL}={key[1]}",
             "totals": {
                 "succeeded": status.succeeded,

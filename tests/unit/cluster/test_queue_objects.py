@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from taskqueue.api.taskqueue_status import TaskQueueStatus
 from taskqueue.cluster.queue_objects import QUEUES_FINALIZER, queue_status_patch, read_queue
-from taskqueue.domain.queue import ClusterRef, QueueStatus, ScaleTargetRef, StopPolicy
+from taskqueue.domain.queue import ClusterRef, Condition, QueueStatus, ScaleTargetRef, StopPolicy
 from taskqueue.domain.scaling import BacklogTarget, DrainTimeTarget, ScalingPolicy
 
 
@@ -126,3 +127,10 @@ def test_what_is_not_known_is_taken_out_of_the_status() -> None:
     patch = queue_status_patch(("shop", "q"), status, {})["status"]
     assert patch["deadLetters"] == 0
     assert (patch["throughputPerMinute"], patch["meanRunSeconds"]) == (840, 0.8)
+
+
+def test_no_text_is_longer_than_the_api_server_takes() -> None:
+    wordy = Condition("Ready", False, "Why", "x" * 10_000)
+    status = QueueStatus(observed_generation=1, conditions=(wordy,), scaling="y" * 10_000)
+    patch = queue_status_patch(("shop", "q"), status, {"Ready": 0.0})
+    TaskQueueStatus.model_validate(patch["status"])
