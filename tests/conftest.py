@@ -80,8 +80,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+#: The first test that needs the cluster may have to wait until Kubernetes is built.
+_BUILD_SECONDS = 3600
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs less runs first."""
+    """What needs less runs first; who needs the cluster first has time to have it made."""
     order = ["unit", "integration", "conformance", "e2e", "chaos"]
     here = Path(__file__).parent
 
@@ -90,6 +95,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return order.index(part) if part in order else len(order)
 
     items.sort(key=rank)
+    first = next((item for item in items if rank(item) > 0), None)
+    if first is not None:
+        first.add_marker(pytest.mark.timeout(_BUILD_SECONDS), append=False)
 
 
 @pytest.fixture(scope="session")
