@@ -15,7 +15,8 @@ look like a foreign message. So the statistics are compared with the largest num
 published since the moment they can be of at the earliest.
 
 Statistics that are wanted and stay away for `STATISTICS_SECONDS` are a problem: what is left of
-the number is a lower bound, to grow by and not to shrink by.
+the number is a lower bound, to grow by and not to shrink by. A new connection that finds them in
+time gives them this time once more, because zeros are not believed at first.
 """
 
 from __future__ import annotations
@@ -169,6 +170,9 @@ class BacklogMeter:
         if self._wanted_since is None:
             return False
         last = self._wanted_since if self._read_at is None else self._read_at
+        # Statistics that were missing before are no better known for a new connection.
+        if last <= self._connected_at <= last + STATISTICS_SECONDS:
+            last = self._connected_at
         return now - last > STATISTICS_SECONDS
 
     def read(

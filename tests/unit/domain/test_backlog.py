@@ -165,6 +165,24 @@ def test_zero_just_after_a_connection_does_not_end_the_wait_for_statistics() -> 
     assert read(meter, 109.0).problem == MISSING
 
 
+def test_zeros_that_are_not_believed_yet_are_no_missing_statistics() -> None:
+    meter = with_statistics()
+    meter.told(Figures(0, 0), read_at=100.0)
+    meter.connected(105.0)
+    for at in (106.0, 111.0):
+        meter.told(Figures(0, 0), read_at=at)
+    assert read(meter, 105.0 + STATISTICS_SECONDS).problem == ""
+    assert read(meter, 105.1 + STATISTICS_SECONDS).problem == MISSING
+
+
+def test_a_connection_after_a_connection_does_not_make_old_statistics_last() -> None:
+    meter = with_statistics()
+    meter.told(Figures(0, 5), read_at=100.0)
+    for at in range(105, 140, 5):
+        meter.connected(float(at))
+    assert read(meter, 140.0) == Signal(backlog=0, ready=None, running=None, problem=MISSING)
+
+
 def test_more_than_zero_just_after_a_connection_is_believed() -> None:
     meter = with_statistics()
     meter.connected(100.0)
