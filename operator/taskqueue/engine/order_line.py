@@ -1,14 +1,17 @@
-"""Sends orders to the workers, and keeps each until the broker has confirmed it.
+"""Sends orders to the workers, and keeps those about attempts until the broker has confirmed them.
 
-Orders survive a lost connection, not a lost process: whoever leads next decides what it finds
+These survive a lost connection, not a lost process: whoever leads next decides what it finds
 anew, and a worker that reports an attempt nobody waits for is ordered to stop it.
+
+An order to drain is sent at once or not at all: after an outage its worker may be wanted again, and
+there is no order to take it back. As long as it is wanted it is given again.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-from taskqueue.broker.orders import Order, order_message
+from taskqueue.broker.orders import Order, OrderKind, order_message
 from taskqueue.broker.publisher import Publisher, Settled
 
 #: Orders kept while the broker is away; of more, the oldest are forgotten.
@@ -38,10 +41,10 @@ class OrderLine:
         self._publisher = None
 
     def send(self, order: Order) -> None:
-        """Send an order, now or when the broker is there again."""
+        """Send an order, now or, if it is kept, when the broker is there again."""
         publisher = self._publisher
         if publisher is None:
-            self._waiting.append(order)
+            self._keep(order)
             return
         message = order_message(order)
 
@@ -49,10 +52,18 @@ class OrderLine:
             if verdict is Settled.CONFIRMED:
                 return
             if self._publisher in (None, publisher):
-                self._waiting.append(order)  # until the next connection
-            else:
+                self._keep(order)  # until the next connection
+            elif _is_kept(order):
                 self.send(order)
 
         publisher.publish(
             message.exchange, message.key, message.body, message.properties(), settled
         )
+
+    def _keep(self, order: Order) -> None:
+        if _is_kept(order):
+            self._waiting.append(order)
+
+
+def _is_kept(order: Order) -> bool:
+    return order.kind is not OrderKind.DRAIN

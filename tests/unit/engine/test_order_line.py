@@ -1,4 +1,4 @@
-"""Orders go out in order, and each is kept until the broker has it."""
+"""Orders go out in order, and each is kept until the broker has it, but those to drain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class FakePublisher:
         mandatory: bool = True,
     ) -> None:
         assert (exchange, key, mandatory) == ("", "taskqueue.control", True)
-        self.waiting.append((decode(body).token, on_settled))
+        order = decode(body)
+        self.waiting.append((order.token or order.pod, on_settled))
 
     @property
     def tokens(self) -> list[str]:
@@ -47,6 +48,10 @@ class FakePublisher:
 
 def order(token: str) -> Order:
     return Order(OrderKind.CANCEL, token=token, uid="uid")
+
+
+def drain(pod: str) -> Order:
+    return Order(OrderKind.DRAIN, pod=pod, namespace="shop")
 
 
 def opened(line: OrderLine) -> FakePublisher:
@@ -99,3 +104,31 @@ async def test_of_too_many_the_oldest_are_forgotten() -> None:
         line.send(order(str(number)))
     assert len(line) == 10_000
     assert opened(line).tokens[0] == "1"
+
+
+async def test_an_order_to_drain_is_not_kept_while_there_is_no_broker() -> None:
+    line = OrderLine()
+    line.send(drain("early"))
+    line.send(order("a"))
+    publisher = opened(line)
+    line.send(drain("wanted"))
+    assert publisher.tokens == ["a", "wanted"]
+
+
+@pytest.mark.parametrize("verdict", [Settled.UNKNOWN, Settled.RETURNED])
+async def test_an_order_to_drain_that_the_broker_does_not_have_is_not_sent_again(
+    verdict: Settled,
+) -> None:
+    line = OrderLine()
+    first = opened(line)
+    line.send(drain("pod"))
+    first.settle(verdict)
+    line.close()
+    second = opened(line)
+    assert second.tokens == []
+    second_line = OrderLine()
+    old = opened(second_line)
+    second_line.send(drain("pod"))
+    new = opened(second_line)
+    old.settle(verdict)  # the next connection is there already
+    assert (new.tokens, len(second_line)) == ([], 0)
