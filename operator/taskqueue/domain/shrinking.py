@@ -1,8 +1,13 @@
 """How a worker pool shrinks without killing work: a pure plan, made anew from what is seen.
 
 - A pod is removable when it has no work as far as is known: no container of it runs, its worker has
-  stopped, or it stays silent while no Task of the queue runs. Others are first picked to be
-  drained: the idle before the busy, and never more than are to go.
+  stopped, or it stays silent though the queue is long unused, or though it would be heard and is
+  not even ready: a worker that can take work registers at once, and what one had that was cut off
+  the broker gives to others. All others are first picked to be drained: the idle before the busy,
+  and never more than are to go.
+- Pods that nothing controls are no part of the pool. Nor is what a rollout, or whatever else, has
+  beyond the replicas a surplus: of those none is told to go, and nothing is lowered until either
+  they are gone or as many more could go.
 - Who lowers the replicas does not say which pods go, the controller does. The replicas are
   lowered only so far that all pods it would take, in its own order, are removable: an unassigned
   pod before an assigned one, Pending < Unknown < Running, not ready < ready, lower before higher
@@ -32,6 +37,10 @@ GOES_NEXT = -(2**31)
 PICKED = GOES_NEXT + 1
 
 _PHASES = {PENDING: 0, UNKNOWN: 1, RUNNING: 2}
+
+#: Unused for so long, a queue has nothing with any worker: what the broker tells of it may have
+#: been counted 10 s before it was read, and is read anew within 15 s.
+UNUSED_SECONDS = 25.0
 
 #: More names than this are counted.
 _NAMED = 3
@@ -70,7 +79,7 @@ def plan(
     *,
     replicas: int,
     target: int,
-    running: int | None,
+    unused: float,
     listened: float,
     now: float,
     wall: float,
@@ -84,24 +93,26 @@ def plan(
         workers: what was last heard, by pod.
         replicas: the size in place.
         target: the size wanted.
-        running: Tasks and messages of the queue that run, wherever; None: unknown.
+        unused: for so many seconds nothing of the queue has been at the broker or with a worker,
+            as far as is known; 0: there is something, or it is not known.
         listened: seconds for which heartbeats could be heard without a break.
         now: seconds on the clock of ``workers``.
         wall: seconds since the epoch.
         ordered: the pods are a StatefulSet's: the highest ordinals go.
         first_ordinal: its spec.ordinals.start.
     """
-    know = _Knowledge(workers, running=running, listened=listened, now=now, wall=wall)
-    members = [know.member(pod) for pod in pods if pod.active]
+    know = _Knowledge(workers, unused=unused, listened=listened, now=now, wall=wall)
+    members = know.members([pod for pod in pods if pod.active and pod.owner])
     if ordered:
         members = [one for one in members if one.pod.ordinal is not None]
         picks = [one for one in members if one.ordinal >= first_ordinal + target]
     else:
-        picks = _pick(members, len(members) - target)
+        picks = _pick(members, _surplus(members, replicas, target))
     picked = {one.pod.uid for one in picks}
     kept = [one for one in members if one.pod.uid not in picked]
     # A drained container that has ended is started again by the kubelet, and comes back fresh.
-    recycle = [one for one in kept if one.standing is _Standing.DRAINED and one.pod.started]
+    drained = [one for one in kept if one.standing is _Standing.DRAINED and one.pod.started]
+    recycle = drained[0 if ordered else _given_up(members, replicas) :]
     marks = () if ordered else tuple(_marks(picks, kept, recycle, settled=len(members) <= replicas))
     if target >= replicas:
         size = target
@@ -114,7 +125,9 @@ def plan(
         mark=marks,
         replicas=size,
         recycle=tuple(one.pod for one in recycle),
-        waiting_for=_waiting_for(picks, kept, surplus=size - target),
+        waiting_for=_waiting_for(
+            picks, kept, surplus=size - target, extra=max(len(members) - replicas, 0)
+        ),
     )
 
 
@@ -124,12 +137,13 @@ class _Standing(IntEnum):
     EMPTY = 0  # no container runs
     DRAINED = 1
     DRAINING = 2
-    IDLE_BY_SILENCE = 3  # silent long enough, while nothing of the queue runs
+    IDLE_BY_SILENCE = 3  # silent long enough, where silence means that it has no work
     AT_WORK = 4  # takes work, whether it has some or not
     UNCLEAR = 5  # runs and says nothing: it may have work, and cannot be told to drain
 
 
 _REMOVABLE = frozenset({_Standing.EMPTY, _Standing.DRAINED, _Standing.IDLE_BY_SILENCE})
+_DONE = frozenset({_Standing.EMPTY, _Standing.DRAINED})
 _TO_TELL = frozenset({_Standing.IDLE_BY_SILENCE, _Standing.AT_WORK})
 
 
@@ -156,25 +170,38 @@ class _Member:
 @dataclass(frozen=True, slots=True)
 class _Knowledge:
     workers: Mapping[str, WorkerView]
-    running: int | None = field(kw_only=True)
+    unused: float = field(kw_only=True)
     listened: float = field(kw_only=True)
     now: float = field(kw_only=True)
     wall: float = field(kw_only=True)
 
-    def member(self, pod: Pod) -> _Member:
-        view = self.workers.get(pod.name)
-        if view is not None and self._of_a_former_process(view, pod):
-            view = None
-        return _Member(pod, self._standing(pod, view), 0 if view is None else view.busy)
+    def members(self, pods: Sequence[Pod]) -> list[_Member]:
+        views = {pod.uid: self._view(pod) for pod in pods}
+        others_are_heard = any(view is not None for view in views.values())
+        return [
+            _Member(
+                pod,
+                self._standing(pod, view, others_are_heard),
+                0 if view is None else view.busy,
+            )
+            for pod in pods
+            for view in [views[pod.uid]]
+        ]
 
-    def _standing(self, pod: Pod, view: WorkerView | None) -> _Standing:
+    def _view(self, pod: Pod) -> WorkerView | None:
+        view = self.workers.get(pod.name)
+        return None if view is None or self._of_a_former_process(view, pod) else view
+
+    def _standing(self, pod: Pod, view: WorkerView | None, others_are_heard: bool) -> _Standing:
         if view is None:
             if not pod.started:
                 return _Standing.EMPTY
             silent = min(self.listened, self._age(pod))
-            # Whatever runs is somebody's, and it may be this one's.
-            idle = self.running == 0 and silent >= LOST_SECONDS
-            return _Standing.IDLE_BY_SILENCE if idle else _Standing.UNCLEAR
+            # Whatever is in use is somebody's, and it may be this one's.
+            idle = self.unused >= UNUSED_SECONDS or (others_are_heard and not pod.ready)
+            if idle and silent >= LOST_SECONDS:
+                return _Standing.IDLE_BY_SILENCE
+            return _Standing.UNCLEAR
         if view.state is WorkerState.STOPPED:
             return _Standing.DRAINED
         if view.state is WorkerState.DRAINING:
@@ -194,6 +221,27 @@ class _Knowledge:
         # must be sure that it was this one; any other is known too well to be called silent.
         margin = 1.0 if view.state is WorkerState.STOPPED else 0.0
         return self._age(pod) < self.now - view.seen + margin
+
+
+def _surplus(members: Sequence[_Member], replicas: int, target: int) -> int:
+    """Return how many are to be picked: no more are drained than there are replicas to go."""
+    if target >= replicas:
+        return 0
+    if target == 0:
+        return len(members)
+    done = sum(one.standing in _DONE for one in members)
+    return min(len(members), replicas) - target + min(done, _given_up(members, replicas))
+
+
+def _given_up(members: Sequence[_Member], replicas: int) -> int:
+    """Return how many pods the controller has yet to remove, because a former plan gave them up.
+
+    With one controller those are all that are too many. With several, as in a rollout, it cannot be
+    told: none are taken for given up, and a drained one is rather replaced once too often.
+    """
+    if len({one.pod.owner for one in members}) > 1:
+        return 0
+    return max(len(members) - replicas, 0)
 
 
 def _pick(members: Sequence[_Member], count: int) -> list[_Member]:
@@ -294,7 +342,9 @@ def _marks(
             yield Mark(one.pod, None)
 
 
-def _waiting_for(picks: Sequence[_Member], kept: Sequence[_Member], *, surplus: int) -> str:
+def _waiting_for(
+    picks: Sequence[_Member], kept: Sequence[_Member], *, surplus: int, extra: int
+) -> str:
     if surplus <= 0:
         return ""
     # Of those that are not picked, only who stands in front of the picked ones is in the way.
@@ -314,6 +364,9 @@ def _waiting_for(picks: Sequence[_Member], kept: Sequence[_Member], *, surplus: 
         )
         if who
     ]
+    if extra:
+        pods = "one pod" if extra == 1 else f"{extra} pods"
+        told.append(f"{pods} beyond the replicas to go (a rollout lasts)")
     return f"{surplus} more to go: waits for " + (
         ", for ".join(told) or "the deletion costs to be in place"
     )

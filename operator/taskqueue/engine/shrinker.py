@@ -30,12 +30,13 @@ class Crew:
 
     Attributes:
         views: what they say of themselves, by pod.
-        running: attempts and messages of the queue that are with a worker; None: unknown.
+        unused: for so many seconds nothing of the queue has been at the broker or with a worker,
+            as far as is known; 0: there is something, or it is not known.
         listened: for so many seconds heartbeats could be heard without a break.
     """
 
     views: Mapping[str, WorkerView]
-    running: int | None
+    unused: float
     listened: float
 
 
@@ -96,7 +97,7 @@ class Shrinker:
             crew.views,
             replicas=replicas,
             target=target,
-            running=crew.running,
+            unused=crew.unused,
             listened=crew.listened,
             now=now,
             wall=self._clock(),

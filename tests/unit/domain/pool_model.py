@@ -2,8 +2,10 @@
 
 Nothing happens by itself: a test says what happens next, in any order. What chance decides in a
 cluster is decided against the plan here: of pods that are equal to the controller, a busy one goes.
-Two things are taken for granted, because no plan could do without them: from the list to the
-controller's answer no pod becomes ready or unready, and none that was not listed starts.
+Some things are taken for granted, because no plan could do without them: from the list to the
+controller's answer no pod becomes ready or unready, and none that was not listed starts; a worker
+that was never heard has work only while its pod is ready; and what a worker had that was cut off
+for `LOST_SECONDS` is with others, as soon as it is not even ready.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from functools import partial
 from itertools import count
 
 from taskqueue.domain.pods import Pod
-from taskqueue.domain.registry import Registry, Worker, WorkerState
+from taskqueue.domain.registry import LOST_SECONDS, Registry, Worker, WorkerState
 from taskqueue.domain.shrinking import plan
 
 EPOCH = 1_800_000_000.25
@@ -79,6 +81,8 @@ class Pool:
         self.waiting_for = ""
         #: The step of the list that the lowering to each size was planned from.
         self._planned: dict[int, int] = {}
+        #: When a worker last had something in hand.
+        self._used = self.now
         self._names = count()
         self._uids = count()
         self._writes: deque[Callable[[], None]] = deque()
@@ -97,9 +101,29 @@ class Pool:
     def processes(self) -> list[tuple[ModelPod, Process]]:
         return [(pod, pod.process) for pod in self.pods.values() if pod.process is not None]
 
-    def take(self, process: Process) -> None:
+    def take(self, pod: ModelPod, process: Process) -> None:
+        if process.mute and not pod.ready:
+            return
         if process.state is WorkerState.READY and process.connected and len(process.taken) < SLOTS:
             process.taken.append(self.step)
+
+    def connect(self, pod: ModelPod, process: Process) -> None:
+        """Connect a worker; it drops what the broker has given to others meanwhile."""
+        if process.connected:
+            return
+        if self._given_to_others(pod, process):
+            while process.taken:
+                self.finish(pod, process)
+        process.connected = True
+        self.beat(pod, process)
+
+    def disconnect(self, pod: ModelPod, process: Process) -> None:
+        self.beat(pod, process)
+        process.connected = False
+
+    def _given_to_others(self, pod: ModelPod, process: Process) -> bool:
+        cut_off = not process.connected and self.now - process.said > LOST_SECONDS
+        return cut_off and not process.mute and not pod.ready
 
     def finish(self, pod: ModelPod, process: Process) -> None:
         if process.taken:
@@ -154,8 +178,11 @@ class Pool:
         return not self._writes and not self._surplus()
 
     def set_ready(self, pod: ModelPod, ready: bool) -> None:
-        if self._settled:
-            pod.ready = ready and pod.process is not None
+        if not self._settled or (pod.process is not None and pod.process.mute and pod.busy):
+            return
+        if pod.process is not None and self._given_to_others(pod, pod.process):
+            pod.process.taken.clear()
+        pod.ready = ready and pod.process is not None
 
     def reconcile(self) -> None:
         """Do what the controller does at one look."""
@@ -189,7 +216,7 @@ class Pool:
 
     def _remove(self, pod: ModelPod, *, planned: int) -> None:
         del self.pods[pod.name]
-        if pod.process is not None and pod.process.taken:
+        if pod.process is not None and pod.busy and not self._given_to_others(pod, pod.process):
             self.removed_busy += 1
             assert min(pod.process.taken) > planned, f"{pod} worked when its removal was planned"
 
@@ -212,6 +239,8 @@ class Pool:
         if self._writes:
             return
         planned = self.step
+        if any(process.taken for _, process in self.processes):
+            self._used = self.now
         listed = [
             Pod(
                 name=pod.name,
@@ -233,7 +262,7 @@ class Pool:
             self.registry.views,
             replicas=self.replicas,
             target=self.target,
-            running=sum(len(process.taken) for _, process in self.processes),
+            unused=self.now - self._used,
             listened=self.now - self.heard_since,
             now=self.now,
             wall=EPOCH + self.now,

@@ -44,7 +44,7 @@ def draining(name: str, busy: int = 1) -> WorkerView:
 def shrink(pods: list[Pod], workers: list[WorkerView], *, target: int, **changes: Any) -> Shrink:
     fields: dict[str, Any] = {
         "replicas": len(pods),
-        "running": sum(one.busy for one in workers),
+        "unused": 0.0,
         "listened": 3600.0,
         "now": NOW,
         "wall": WALL,
@@ -220,12 +220,13 @@ def test_a_node_whose_clock_is_ahead_does_not_hold_its_pods_for_ever() -> None:
     assert shrink(pods, [view("a", busy=1), drained("b")], target=1).replicas == 1
 
 
-def test_silence_is_idleness_only_while_nothing_runs() -> None:
+def test_silence_is_idleness_only_when_the_queue_is_long_unused() -> None:
     pods = [pod("a"), pod("b", cost=GOES_NEXT)]
     heard = [view("a")]
-    assert shrink(pods, heard, target=1, running=0).replicas == 1
-    for running in (1, None):
-        held = shrink(pods, heard, target=0, running=running)
+    assert shrink(pods, heard, target=1, unused=25.0).replicas == 1
+    # What the broker tells is that old: a message may be in a plain consumer's hands.
+    for unused in (0.0, 24.9):
+        held = shrink(pods, heard, target=0, unused=unused)
         assert held.drain == ("a",)
         assert held.replicas == 2
         assert "b to say whether work is left" in held.waiting_for
@@ -233,11 +234,98 @@ def test_silence_is_idleness_only_while_nothing_runs() -> None:
 
 def test_nobody_is_silent_to_someone_who_has_just_begun_to_listen() -> None:
     pods = [pod("a"), pod("b")]
-    assert shrink(pods, [], target=0, listened=34.0).replicas == 2
-    assert shrink(pods, [], target=0, listened=35.0).replicas == 0
+    assert shrink(pods, [], target=0, unused=60.0, listened=34.0).replicas == 2
+    assert shrink(pods, [], target=0, unused=60.0, listened=35.0).replicas == 0
     # Nor a container that has just begun.
     young = [replace(one, running_since=WALL - 30) for one in pods]
-    assert shrink(young, [], target=0).replicas == 2
+    assert shrink(young, [], target=0, unused=60.0).replicas == 2
+
+
+def test_who_is_neither_ready_nor_heard_though_others_are_has_no_work() -> None:
+    pods = [pod("a"), pod("b"), pod("mute", ready=False)]
+    heard = [view("a", busy=1), view("b", busy=1)]
+    assert shrink(pods, heard, target=2).replicas == 2
+    # It may be coming up, or have spoken before anybody listened.
+    young = [*pods[:2], replace(pods[2], running_since=WALL - 34)]
+    assert shrink(young, heard, target=2).replicas == 3
+    assert shrink(pods, heard, target=2, listened=34.0).replicas == 3
+
+
+def test_who_is_ready_is_kept_though_nobody_hears_it() -> None:
+    pods = [pod("a"), pod("b"), pod("mute")]
+    plan = shrink(pods, [view("a", busy=1), view("b", busy=1)], target=0)
+    assert plan.replicas == 3
+    assert "mute to say whether work is left" in plan.waiting_for
+
+
+def test_who_is_not_heard_is_kept_where_nobody_is() -> None:
+    # A program of another kind, that never sends heartbeats; or they do not get through.
+    pods = [pod("a"), pod("b", ready=False)]
+    assert shrink(pods, [], target=0).replicas == 2
+    # What is heard of a machine that is no pod of the pool, or of a former one, tells nothing.
+    former = view("a", seen=NOW - 700)
+    assert shrink(pods, [view("laptop"), former], target=0).replicas == 2
+
+
+def test_who_does_not_obey_is_named() -> None:
+    pods = [pod("a", cost=GOES_NEXT), pod("b")]
+    plan = shrink(pods, [view("a"), view("b", busy=1)], target=1)
+    assert plan.drain == ("a",)
+    assert plan.waiting_for == "1 more to go: waits for a to stop"
+
+
+def test_pods_that_nothing_controls_are_no_part_of_the_pool() -> None:
+    pods = [pod("a"), pod("b"), pod("stray", owner="")]
+    workers = [view("a", busy=1), view("b", busy=1), view("stray")]
+    assert shrink(pods, workers, replicas=2, target=2) == Shrink(replicas=2)
+    plan = shrink(pods, workers, replicas=2, target=1)
+    assert len(plan.drain) == 1
+    assert plan.drain != ("stray",)
+    assert plan.replicas == 2
+    drained_stray = [*workers[:2], drained("stray")]
+    assert shrink(pods, drained_stray, replicas=2, target=2).recycle == ()
+
+
+def rollout(old: int, new: int) -> list[Pod]:
+    return [
+        *(pod(f"old-{at}", owner="old") for at in range(old)),
+        *(pod(f"new-{at}", owner="new", created=WALL - 3) for at in range(new)),
+    ]
+
+
+def test_what_a_rollout_has_beyond_the_replicas_is_no_surplus() -> None:
+    pods = rollout(2, 1)
+    workers = [view("old-0", busy=1), view("old-1", busy=1), view("new-0")]
+    assert shrink(pods, workers, replicas=2, target=2) == Shrink(replicas=2)
+    starting = [*pods[:2], empty("new-0", owner="new")]
+    assert shrink(starting, workers[:2], replicas=2, target=2) == Shrink(replicas=2)
+    # Nor where one controller makes all of them.
+    one_owner = [replace(one, owner="rs") for one in pods]
+    assert shrink(one_owner, workers, replicas=2, target=2) == Shrink(replicas=2)
+
+
+def test_while_a_rollout_lasts_no_more_are_told_than_are_to_go() -> None:
+    pods = rollout(3, 2)
+    workers = [view(one.name) for one in pods]
+    assert len(shrink(pods, workers, replicas=4, target=3).drain) == 1
+    busy = [view(one.name, busy=1) for one in pods]
+    plan = shrink(pods, busy, replicas=4, target=3)
+    assert plan.waiting_for.endswith(", for one pod beyond the replicas to go (a rollout lasts)")
+    # Nothing is wanted: all may go.
+    assert len(shrink(pods, workers, replicas=4, target=0).drain) == 5
+
+
+def test_the_drained_are_replaced_also_while_a_rollout_lasts() -> None:
+    workers = [drained("old-0"), view("old-1", busy=1), view("new-0")]
+    assert recycled(shrink(rollout(2, 1), workers, replicas=2, target=2)) == ["old-0"]
+
+
+def test_a_drained_pod_that_was_given_up_is_left_to_the_controller() -> None:
+    pods = [pod("a", cost=GOES_NEXT), pod("b"), pod("c")]
+    workers = [drained("a"), view("b", busy=1), view("c")]
+    assert shrink(pods, workers, replicas=2, target=2) == Shrink(replicas=2)
+    # And who is to go beside it is told meanwhile.
+    assert shrink(pods, workers, replicas=2, target=1).drain == ("c",)
 
 
 def test_all_can_go_without_marks_but_not_while_some_work() -> None:

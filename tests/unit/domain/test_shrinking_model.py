@@ -42,13 +42,15 @@ def change_target(pool: Pool, which: int) -> None:
 
 
 def take_and_say(pool: Pool, pod: ModelPod, process: Process) -> None:
-    pool.take(process)
+    pool.take(pod, process)
     pool.beat(pod, process)
 
 
 def connect(pool: Pool, pod: ModelPod, process: Process) -> None:
-    process.connected = not process.connected
-    pool.beat(pod, process)
+    if process.connected:
+        pool.disconnect(pod, process)
+    else:
+        pool.connect(pod, process)
 
 
 def come_back(pool: Pool, pod: ModelPod, process: Process) -> None:
@@ -58,7 +60,7 @@ def come_back(pool: Pool, pod: ModelPod, process: Process) -> None:
         pool.advance(1.5)
         pool.start(pod, mute=False)
         if pod.process is not None:
-            pool.take(pod.process)
+            pool.take(pod, pod.process)
 
 
 def pass_a_while(pool: Pool, _: int) -> None:
@@ -67,7 +69,7 @@ def pass_a_while(pool: Pool, _: int) -> None:
 
 
 EVENTS: dict[str, Callable[[Pool, int], object]] = {
-    "take": of_process(lambda pool, pod, process: pool.take(process)),
+    "take": of_process(lambda pool, pod, process: pool.take(pod, process)),
     "take and say": of_process(take_and_say),
     "finish": of_process(lambda pool, pod, process: pool.finish(pod, process)),
     "say": of_process(lambda pool, pod, process: pool.beat(pod, process)),
@@ -166,7 +168,7 @@ def test_no_work_is_killed_and_the_size_arrives_when_work_ends(
 
     def work(second: int) -> None:
         for pod, process in pool.processes:
-            process.connected = True
+            pool.connect(pod, process)
             if second % 20 == 19:
                 pool.finish(pod, process)
         for pod in pool.pods.values():
@@ -193,10 +195,10 @@ def test_the_size_arrives_under_load_even_when_some_are_never_ready(
 
     def work(second: int) -> None:
         for at, (pod, process) in enumerate(pool.processes):
-            process.connected = True
+            pool.connect(pod, process)
             if second % 7 == at:
                 pool.finish(pod, process)
-            pool.take(process)
+            pool.take(pod, process)
         for at, pod in enumerate(pool.pods.values()):
             pool.set_ready(pod, at >= unready)
 
