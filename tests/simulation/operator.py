@@ -22,7 +22,7 @@ from taskqueue.domain.registry import Registry, Worker, WorkerState
 from taskqueue.domain.scaling import Decision, Load, Pool, ScalingMemory, ScalingPolicy, decide
 from taskqueue.domain.shrinking import Shrink, plan
 from taskqueue.domain.throughput import Throughput
-from taskqueue.engine.worker_pool import LOOK_SECONDS
+from taskqueue.engine.looks import Looks
 from tests.simulation.cluster import Cluster, PodState
 
 TICK_SECONDS = 1.0
@@ -79,8 +79,8 @@ class Operator:
         self._throughput = Throughput()
         self._told: dict[str, _Told] = {}
         self._ordered: dict[str, float] = {}
-        self._last_run = self._next_look = float("-inf")
-        self._stopped: frozenset[str] = frozenset()
+        self._last_run = float("-inf")
+        self._looks = Looks()
         self._waking = False
         cluster.on_arrival = self._wake
         cluster.on_end = lambda seconds: self._throughput.finished(self._timeline.now, seconds)
@@ -134,7 +134,7 @@ class Operator:
         stopped = self._drained()
         if self._unsettled(stopped) and (now >= self._next_look or not stopped <= self._stopped):
             self._next_look, self._stopped = now + LOOK_SECONDS, stopped
-            self._shrink(running)
+            self._shrink()
 
     def _drained(self) -> frozenset[str]:
         """Return the workers that have stopped, as far as heard."""
@@ -149,14 +149,14 @@ class Operator:
             or bool(stopped)
         )
 
-    def _shrink(self, running: int) -> None:
+    def _shrink(self) -> None:
         cluster, now = self._cluster, self._timeline.now
         step = self._plan(
             tuple(self._as_pod(pod) for pod in cluster.pods.values()),
             self._registry.views,
             replicas=cluster.replicas,
             target=self._size,
-            running=running,
+            unused=0.0,  # nobody is silent here
             listened=_LISTENED,
             now=now,
             wall=now,
@@ -174,6 +174,7 @@ class Operator:
         return Pod(
             name=pod.name,
             uid=pod.name,
+            owner="rs",
             phase=PENDING if pod.started is None else RUNNING,
             ready=pod.ready_at is not None,
             running_since=None if pod.started is None else math.floor(pod.started),

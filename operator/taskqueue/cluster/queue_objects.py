@@ -109,7 +109,7 @@ def queue_status_patch(
             "replicas": status.replicas,
             "desiredReplicas": status.desired_replicas,
             "scaling": status.scaling[:MESSAGE_MAX_LENGTH],
-            "selector": f"{QUEUE_LABEL}={key[1]}",
+            "selector": status.selector,
             "totals": {
                 "succeeded": status.succeeded,
                 "failed": status.failed,

@@ -3,6 +3,8 @@
 - Pods that fail, each for a reason of its own: when at least half of them do, the pool grows no
   further; more of the same would fail too. It heals as they do. Between two crashes a container
   looks well for a moment: one that has been started again counts as failing for a while longer.
+- Pods that no node takes are told of and hold nothing up: what adds nodes to a cluster goes by the
+  pods that wait for one.
 - Pods that are refused, by a ResourceQuota or otherwise: the pool is held at the number there
   are, which ends the controller's own attempts and with them its word of the refusal. After a
   pause the limit is lifted for one try; each try in vain doubles the pause.
@@ -74,7 +76,8 @@ class Health:
         message: one line for people.
         ceiling: the most pods that it is worth asking for; None: any number.
         memory: for the next assessment.
-        look_again: when to assess again though nothing changes; None: there is no need.
+        look_again: when to assess again though neither the pods nor what is refused nor the sizes
+            change; None: only when they do.
     """
 
     reason: str = ""
@@ -113,7 +116,9 @@ def assess(
     for pod in failing:
         if pod.trouble is None:
             moments.append(troubles[pod.uid][1] + RECOVERY_SECONDS)
-    stuck = bool(failing) and 2 * len(failing) >= len(active)
+    placed = [pod for pod in active if pod.assigned or pod not in failing]
+    broken = [pod for pod in failing if pod in placed]
+    stuck = bool(broken) and 2 * len(broken) >= len(placed)
     if stuck:
         ceilings.append(replicas)
     if refusal is not None:
@@ -124,7 +129,7 @@ def assess(
             moments.append(refusal.ends + TRY_SECONDS)
     reason, why = "", ""
     if failing and (stuck or refusal is None):
-        reason, why = _told(failing, troubles)
+        reason, why = _told(broken if stuck else failing, troubles)
     elif refusal is not None:
         reason = "QuotaExceeded" if _QUOTA in refusal.message else "ReplicaFailure"
         why = f"more pods are refused, tried again by itself: {refusal.message}"
@@ -146,7 +151,7 @@ def _troubles(
             troubles[pod.uid] = pod.trouble, now
         elif pod.uid in before and pod.restarts > 0:
             trouble, seen = before[pod.uid]
-            if now - seen < RECOVERY_SECONDS:
+            if now < seen + RECOVERY_SECONDS:  # as the moment to look again is reckoned
                 troubles[pod.uid] = trouble, seen
     return troubles
 

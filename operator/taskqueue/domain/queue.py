@@ -130,6 +130,7 @@ class QueueStatus:
     replicas: int | None = None
     desired_replicas: int | None = None
     scaling: str = ""
+    selector: str = ""
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0

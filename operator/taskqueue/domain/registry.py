@@ -76,6 +76,7 @@ class Registry:
         self._workers: dict[str, Worker] = {}
         #: Of those and of the stopped ones.
         self._views: dict[str, WorkerView] = {}
+        self._slots_each = 1
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -94,6 +95,11 @@ class Registry:
     def slots(self) -> int:
         """Attempts that all who take work can run at once."""
         return sum(one.slots for one in self._living if one.state is WorkerState.READY)
+
+    @property
+    def slots_each(self) -> int:
+        """Attempts that one of them runs at once, on average; while none lives, the last known."""
+        return self._slots_each
 
     @property
     def busy(self) -> int:
@@ -130,6 +136,9 @@ class Registry:
         self._views[worker.pod] = WorkerView(
             pod=worker.pod, slots=worker.slots, busy=busy, running=running, state=state, seen=now
         )
+        if self._workers:
+            slots = sum(one.slots for one in self._workers.values())
+            self._slots_each = max(slots // len(self._workers), 1)
         return (
             before is None
             or before.state is not state

@@ -181,6 +181,7 @@ class Engine:
             on_gone=lambda: self.drop_queue(config.key, config.uid),
             on_condition=lambda condition: self._condition(config, condition),
             readers=self._readers,
+            claimant=self._claimant,
         )
         task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
         task.add_done_callback(lambda _: self._links.leave_vain())
@@ -237,6 +238,31 @@ class Engine:
             # What passes by itself is neither trouble nor the end of any.
             status = None if condition.reason in _NORMAL else condition.status
             self._notices.queue(config.key, config.uid, replace(condition, status=status))
+
+    def _claimant(self, config: QueueConfig) -> str:
+        """Tell why what a TaskQueue refers to is not its own to size; "": it is.
+
+        The operator's own Deployments never are, and of several TaskQueues only the oldest has it.
+        """
+        ref = config.scale_target
+        if ref is None:
+            return ""
+        what = f"spec.workers.scaleTargetRef: {ref.kind} {config.namespace}/{ref.name}"
+        owner = (config.namespace, ref.name.removesuffix(deployments.SUFFIX))
+        if owner in self._pool_states and (ref.api_version, ref.kind) == ("apps/v1", "Deployment"):
+            return f"{what} is made by the operator for a template: make another one"
+        mine = self._controller(config.key)
+        if mine is None:
+            return ""
+        rivals = [
+            one
+            for one, _ in self._controllers.values()
+            if (one.config.namespace, one.config.scale_target) == (config.namespace, ref)
+        ]
+        first = min(rivals, key=lambda one: (one.created, one.config.name), default=mine)
+        if first is mine:
+            return ""
+        return f"{what} is already sized by TaskQueue {first.config.name}: name another one"
 
     def _controller(self, key: QueueKey) -> QueueController | None:
         running = self._controllers.get(key)

@@ -15,6 +15,7 @@ def workers_available(
     state: PoolState | None,
     refusal: Refusal | None,
     desired: int,
+    explanation: str,
     health: Health,
 ) -> Condition:
     """Return WorkersAvailable.
@@ -24,6 +25,7 @@ def workers_available(
         state: what the workload says of itself.
         refusal: why the workload is not as asked.
         desired: the size decided on.
+        explanation: why it is that.
         health: what keeps the pool from being as it should.
     """
     kind = "WorkersAvailable"
@@ -34,7 +36,7 @@ def workers_available(
     if health.reason:
         return Condition(kind, False, health.reason, health.message)
     if desired == 0:
-        return Condition(kind, True, "ScaledToZero", "no Task waits, no worker is needed")
+        return Condition(kind, True, "ScaledToZero", f"no worker is wanted: {explanation}")
     available = state.available if state is not None else 0
     text = f"{available} of {desired} workers are available"
     if available >= desired:

@@ -77,6 +77,7 @@ class QueueController:
         on_condition: told each condition as it is, again and again.
         operator_namespace: where the operator runs, for the commands that messages tell.
         readers: give the shared readers of the brokers' statistics.
+        claimant: tells why what a TaskQueue refers to is not its own to size; "": it is.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class QueueController:
         on_condition: Callable[[Condition], None] = lambda condition: None,
         operator_namespace: str = "taskqueue-system",
         readers: Readers | None = None,
+        claimant: Callable[[QueueConfig], str] = lambda config: "",
     ) -> None:
         self.config = config
         self.totals = totals
@@ -102,6 +104,7 @@ class QueueController:
             clock=clock,
             order_drain=dispatcher.order_drain,
             on_pods=self.registry.forget,
+            claimant=claimant,
             monotonic=self._now,
         )
         self.created = created
@@ -122,6 +125,8 @@ class QueueController:
             readers=readers,
         )
         self._finalizer = QueueFinalizer(config, client=client, find=self._broker.find_parameters)
+        #: Since when nothing is at the broker; None: there is something, or it is not known.
+        self._unused_since: float | None = None
         #: Since when heartbeats can be heard; None: they cannot.
         self._listening_since: float | None = None
         self._throughput = Throughput()
@@ -259,6 +264,8 @@ class QueueController:
     async def _size_pool(self) -> None:
         """Have as many workers as there is work for."""
         signal = self._signal()
+        slots = self.config.concurrency or _GENEROUS_CONCURRENCY
+        self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
         await self.pool.reconcile(
             self.config,
             Load(
@@ -271,13 +278,21 @@ class QueueController:
             ),
             Crew(
                 views=self.registry.views,
-                running=signal.running,
+                unused=self._unused(signal),
                 listened=self._listened(),
             ),
             secret=self._broker.secret,
         )
-        slots = self.config.concurrency or _GENEROUS_CONCURRENCY
         self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
+
+    def _unused(self, signal: Signal) -> float:
+        """Return for how many seconds there was nothing at the broker, as far as known."""
+        now, pending = self._now(), self._dispatcher.waiting
+        if signal.backlog is None or signal.problem or signal.backlog > pending:
+            self._unused_since = None
+        elif self._unused_since is None:
+            self._unused_since = now
+        return 0.0 if self._unused_since is None else now - self._unused_since
 
     def _signal(self) -> Signal:
         return self._broker.signal(
@@ -298,15 +313,14 @@ class QueueController:
 
     def _slots(self) -> int:
         """Return how many attempts a worker runs at once; by what the workers say, if need be."""
-        workers = len(self.registry)
-        return self.config.concurrency or max(self.registry.slots // max(workers, 1), 1)
+        return self.config.concurrency or self.registry.slots_each
 
     def _busy(self, signal: Signal) -> int:
-        """Workers that what is running may keep busy; fewer would stop some of it.
+        """Workers that what is running needs: with fewer some of it would have to wait.
 
         A drained pool keeps a worker for each: what a worker gives back would not be run again.
         """
-        slots = 1 if self.config.stop_policy.drains else self.config.concurrency or 1
+        slots = 1 if self.config.stop_policy.drains else self._slots()
         busy = math.ceil((signal.running or 0) / slots)
         if self.config.stop_policy.holds:
             # What a former leader published is not published again; its workers tell of it.
@@ -355,6 +369,7 @@ class QueueController:
             replicas=state.replicas if state else None,
             desired_replicas=self.pool.desired if scaled else None,
             scaling=self.pool.explanation if scaled else "",
+            selector=self.pool.selector(self.config),
             succeeded=self.totals.succeeded,
             failed=self.totals.failed,
             cancelled=self.totals.cancelled,

@@ -63,8 +63,12 @@ class ReferencedWorkload:
         if self.state is not None:
             self.state = replace(self.state, available=available)
 
-    async def read(self, config: QueueConfig) -> None:
+    async def read(self, config: QueueConfig, *, claimed: str) -> None:
         """Read its size, if that is due.
+
+        Args:
+            config: what the TaskQueue asks for.
+            claimed: why it is not this TaskQueue's to size; "": it is.
 
         Raises:
             ApiError: the API server could not be asked; try again.
@@ -76,6 +80,9 @@ class ReferencedWorkload:
         if self._ref is None or self._monotonic() < self._next_read:
             return
         self._next_read = self._monotonic() + _READ_SECONDS
+        if claimed:
+            self._refuse(config, TargetUnusable("ScaleTargetUnusable", claimed))
+            return
         try:
             if self._target is None:
                 self._target = await ScaleTarget.find(self._client, config.namespace, self._ref)

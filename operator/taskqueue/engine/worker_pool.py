@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 
-from taskqueue.cluster.client import ApiClient
+from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.deployments import PoolState
 from taskqueue.cluster.pods import list_pods
 from taskqueue.domain.pool_health import Health, HealthMemory, assess
@@ -20,6 +20,7 @@ from taskqueue.domain.queue import Condition, QueueConfig
 from taskqueue.domain.registry import WorkerState
 from taskqueue.domain.scaling import Decision, Load, Pool, ScalingMemory, decide
 from taskqueue.engine import pool_conditions
+from taskqueue.engine.looks import Looks
 from taskqueue.engine.metrics import DESIRED_WORKERS
 from taskqueue.engine.own_deployment import OwnDeployment
 from taskqueue.engine.referenced_workload import ReferencedWorkload
@@ -29,8 +30,8 @@ from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
 
-#: Pods are listed at most this often, but for workers that have just stopped.
-LOOK_SECONDS = 0.5
+#: The pods of a workload that tells nothing of them are looked at this often all the same.
+_ROUND_SECONDS = 10.0
 
 
 class WorkerPool:
@@ -41,6 +42,7 @@ class WorkerPool:
         clock: wall time in seconds.
         order_drain: tells the worker of a pod to take no more work.
         on_pods: told the names of the pods there are, whenever they were looked at.
+        claimant: tells why what a TaskQueue refers to is not its own to size; "": it is.
         monotonic: the clock of the workers' views, in seconds.
     """
 
@@ -51,20 +53,25 @@ class WorkerPool:
         clock: Callable[[], float],
         order_drain: Callable[[str], None],
         on_pods: Callable[[Collection[str]], None] = lambda names: None,
+        claimant: Callable[[QueueConfig], str] = lambda config: "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._clock = clock
         self._on_pods = on_pods
+        self._claimant = claimant
         self._monotonic = monotonic
         self._own = OwnDeployment(client, monotonic=monotonic)
         self._referenced = ReferencedWorkload(client, monotonic=monotonic)
-        self._shrinker = Shrinker(client, order_drain=order_drain, clock=clock, monotonic=monotonic)
+        self._shrinker, self._withdrawing = (
+            Shrinker(client, order_drain=order_drain, clock=clock, monotonic=monotonic)
+            for _ in range(2)
+        )
+        self._looks, self._withdrawn_looks = Looks(), Looks()
+        #: What was scaled when last looked at.
+        self._scaled: Workload | None = None
         self._memory = ScalingMemory()
         self._health = Health(memory=HealthMemory())
-        self._next_look = float("-inf")
-        #: Workers that had stopped when they were last looked at.
-        self._stopped: frozenset[str] = frozenset()
         self._waiting_for = ""
         #: The size decided on, but for what stands in its way.
         self._wanted = 0
@@ -76,8 +83,8 @@ class WorkerPool:
         """The size last decided on; before that the size found."""
         if self.decision is not None:
             return self.decision.replicas
-        state = self._own.state or self._referenced.state
-        return state.desired if state is not None else 0
+        state = None if self._scaled is None else self._scaled.state
+        return 0 if state is None else state.desired
 
     @property
     def explanation(self) -> str:
@@ -90,6 +97,12 @@ class WorkerPool:
         """Return what the workload says of itself; None: there is none, or nothing is known."""
         workload = self._workload(config)
         return None if workload is None else workload.state
+
+    def selector(self, config: QueueConfig) -> str:
+        """Return the label selector of the workers' pods."""
+        workload = self._workload(config)
+        found = "" if workload is None else workload.selector(config)
+        return found or self._own.selector(config)
 
     def refused(self, config: QueueConfig) -> bool:
         """Tell whether workers cannot be had as the TaskQueue asks."""
@@ -120,9 +133,18 @@ class WorkerPool:
             ApiError: the API server could not be asked; try again.
         """
         workload = self._workload(config)
-        await self._referenced.read(config)
-        if workload is not self._own and self._own.state is not None and self._own.state.desired:
-            await self._own.resize(config, 0)  # the template was withdrawn
+        if workload is not self._scaled:
+            self._scaled, self._waiting_for = workload, ""
+            self.decision, self._memory = None, ScalingMemory()
+            self._health = Health(memory=HealthMemory())
+        await self._referenced.read(config, claimed=self._claimant(config))
+        stopped = frozenset(
+            pod for pod, view in crew.views.items() if view.state is WorkerState.STOPPED
+        )
+        if self._withdrawn:
+            await self._withdraw(config, crew, stopped)
+        if workload is self._referenced and workload.state is None:
+            return  # nothing is decided on what is not known
         target = self._decide(config, load, workload)
         if workload is None:
             return
@@ -130,8 +152,11 @@ class WorkerPool:
         # Also while a changed template is refused: the pool of the former one goes on.
         if workload.state is not None and target > workload.state.desired:
             await workload.resize(config, target)
-        if workload.state is not None and self._unsettled(workload.state, crew, target):
-            await self._settle(config, workload, workload.state, crew, target)
+        if workload.state is not None and self._to_look(workload.state, stopped, target):
+            try:
+                await self._settle(config, workload, workload.state, crew, target)
+            except ApiError as problem:
+                self._forbidden(config, problem)
 
     def conditions(self, config: QueueConfig) -> tuple[Condition, Condition]:
         """Return WorkersAvailable and ScalingActive."""
@@ -142,6 +167,7 @@ class WorkerPool:
             state=self.state(config),
             refusal=refusal,
             desired=self.desired,
+            explanation=self.explanation,
             health=self._health,
         )
         return available, pool_conditions.scaling_active(config, self.decision, refusal)
@@ -181,32 +207,34 @@ class WorkerPool:
             )
         return decision.replicas
 
-    def _unsettled(self, state: PoolState, crew: Crew, target: int) -> bool:
-        """Tell whether the pods must be looked at, and may be now."""
-        stopped = frozenset(
-            pod for pod, view in crew.views.items() if view.state is WorkerState.STOPPED
+    def _to_look(self, state: PoolState, stopped: frozenset[str], target: int) -> bool:
+        """Tell whether to look at the pods now."""
+        settled = (
+            state.desired == target
+            and state.available >= state.desired
+            and not self._health.reason
+            and not stopped
         )
-        if not (
-            state.desired != target
-            or state.available < state.desired
-            or self._health.reason
-            or stopped
-        ):
+        if settled:
             self._waiting_for = ""
-            return False
-        # One that has just stopped is not kept waiting.
-        if self._monotonic() < self._next_look and stopped <= self._stopped:
-            return False
-        self._next_look = self._monotonic() + LOOK_SECONDS
-        self._stopped = stopped
-        return True
+        now = self._monotonic()
+        again = self._health.look_again
+        if again is not None and now >= again:
+            return self._looks.due(again, stopped, now)
+        situation = (target, state.desired, state.available, state.message)
+        if not settled:
+            return self._looks.due(situation, stopped, now)
+        return self._scaled is self._referenced and self._looks.due(
+            situation, stopped, now, longest=_ROUND_SECONDS
+        )
 
     async def _settle(
         self, config: QueueConfig, workload: Workload, state: PoolState, crew: Crew, target: int
     ) -> None:
         """Look at the pods: how they are, and who may go."""
         pods = await list_pods(self._client, config.namespace, workload.selector(config))
-        self._on_pods({pod.name for pod in pods})
+        if not self._withdrawn:
+            self._on_pods({pod.name for pod in pods})
         workload.counted(sum(pod.active and pod.ready for pod in pods))
         self._health = assess(
             self._health.memory,
@@ -238,3 +266,34 @@ class WorkerPool:
                 before=state.desired,
                 replicas=step.replicas,
             )
+
+    @property
+    def _withdrawn(self) -> bool:
+        """Whether there are workers of a template that is not the TaskQueue's any more."""
+        state = self._own.state
+        return self._scaled is not self._own and state is not None and state.desired > 0
+
+    async def _withdraw(self, config: QueueConfig, crew: Crew, stopped: frozenset[str]) -> None:
+        """Let the workers of a template that was withdrawn go, as they have drained."""
+        state = self._own.state
+        if state is None or not self._withdrawn_looks.due(state, stopped, self._monotonic()):
+            return
+        try:
+            pods = await list_pods(self._client, config.namespace, self._own.selector(config))
+            step = await self._withdrawing.step(
+                config.namespace, pods, crew, replicas=state.desired, target=0, first_ordinal=None
+            )
+        except ApiError as problem:
+            self._forbidden(config, problem)
+            return
+        if step.replicas < state.desired:
+            await self._own.resize(config, step.replicas)
+
+    def _forbidden(self, config: QueueConfig, problem: ApiError) -> None:
+        """Say that the operator may not look after pods; anything else is raised."""
+        if problem.status != 403:
+            raise problem
+        text = f"{problem.message}: apply the ClusterRole of manifests/base/rbac.yaml"
+        if text != self._waiting_for:
+            log.error("pool.forbidden", namespace=config.namespace, queue=config.name, problem=text)
+        self._waiting_for = text

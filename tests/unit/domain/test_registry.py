@@ -188,3 +188,17 @@ def test_one_that_was_lost_may_come_back() -> None:
     registry.expire(100.0)
     assert beat(registry, now=101.0)
     assert len(registry) == 1
+
+
+def test_slots_of_one_are_those_of_the_living_and_remembered() -> None:
+    """Workers that drain must not look like ones with fewer slots."""
+    registry = Registry()
+    assert registry.slots_each == 1
+    for pod in "abcd":
+        beat(registry, pod, slots=8)
+    for pod in "abc":
+        beat(registry, pod, slots=8, state=WorkerState.DRAINING)
+    assert (registry.slots, registry.slots_each) == (8, 8)
+    for pod in "abcd":
+        beat(registry, pod, slots=8, state=WorkerState.STOPPED)
+    assert (registry.slots, registry.slots_each) == (0, 8)

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from kubernetes.aio.client import Configuration
 
 from taskqueue.cluster.client import Access
+from taskqueue.cluster.deployments import PoolState
 from taskqueue.domain.task import Phase
 from taskqueue.engine.entry import Stage
 from taskqueue.engine.operator import Engine, _never_ends
@@ -65,6 +67,44 @@ async def test_a_payload_above_the_limit_is_refused_and_not_held(engine: Engine)
     entry = engine.tasks._entries["uid-t"]
     assert (entry.status.phase, entry.status.reason) == (Phase.FAILED, "Invalid")
     assert len(entry.task.spec.payload) < 10
+
+
+def raw_queue(name: str, created: str, target: str) -> dict[str, Any]:
+    ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": target}
+    return {
+        "apiVersion": "taskqueue.dev/v1alpha1",
+        "kind": "TaskQueue",
+        "metadata": {
+            "name": name,
+            "namespace": "shop",
+            "uid": f"uid-{name}",
+            "generation": 1,
+            "creationTimestamp": created,
+        },
+        "spec": {
+            "broker": {"connectionSecret": {"name": "rabbit"}},
+            "workers": {"scaleTargetRef": ref},
+        },
+    }
+
+
+async def test_a_workload_is_sized_by_the_oldest_that_names_it(engine: Engine) -> None:
+    for name, created in (("young", "2026-02-01T00:00:00Z"), ("old", "2026-01-01T00:00:00Z")):
+        engine.put_queue(raw_queue(name, created, "encoders"))
+    engine.put_queue(raw_queue("other", "2025-01-01T00:00:00Z", "painters"))
+    told = {key[1]: engine._claimant(one.config) for key, (one, _) in engine._controllers.items()}
+    assert (told["old"], told["other"]) == ("", "")
+    assert "already sized by TaskQueue old" in told["young"]
+    engine.drop_queue(("shop", "old"), "uid-old")
+    assert engine._claimant(engine._controllers["shop", "young"][0].config) == ""
+
+
+async def test_the_operators_own_deployments_are_nobodys_to_name(engine: Engine) -> None:
+    state = PoolState(desired=1, replicas=1, available=1, observed=True, message="")
+    engine.pool_observed(("shop", "q"), state)
+    engine.put_queue(raw_queue("p", "2026-01-01T00:00:00Z", "q-worker"))
+    told = engine._claimant(engine._controllers["shop", "p"][0].config)
+    assert "made by the operator for a template" in told
 
 
 async def test_the_end_of_a_part_that_should_run_for_ever_is_an_error() -> None:

@@ -9,11 +9,12 @@ import pytest
 from taskqueue.cluster.client import ApiClient, ApiError
 from taskqueue.cluster.deployments import PoolState
 from taskqueue.cluster.pods import COST_ANNOTATION
-from taskqueue.domain.queue import ClusterRef, QueueConfig
+from taskqueue.domain.queue import ClusterRef, QueueConfig, ScaleTargetRef
 from taskqueue.domain.registry import WorkerState, WorkerView
 from taskqueue.domain.scaling import BacklogTarget, Load, ScalingPolicy
+from taskqueue.engine.looks import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from taskqueue.engine.shrinker import Crew
-from taskqueue.engine.worker_pool import LOOK_SECONDS, WorkerPool
+from taskqueue.engine.worker_pool import WorkerPool
 
 CONFIG = QueueConfig(
     namespace="shop",
@@ -26,7 +27,7 @@ CONFIG = QueueConfig(
         target=BacklogTarget(1), stabilization_seconds=0, idle_seconds_before_zero=0
     ),
 )
-NOBODY = Crew(views={}, running=0, listened=1000.0)
+NOBODY = Crew(views={}, unused=1000.0, listened=1000.0)
 
 
 class FakeCluster:
@@ -39,6 +40,9 @@ class FakeCluster:
         self.pods: dict[str, dict[str, Any]] = {}
         self.deleted: list[str] = []
         self.lists = 0
+        self.forbidden = False
+        #: Of Deployment encoders; None: there is none.
+        self.scale: int | None = None
 
     def add_pods(self, *names: str, waiting: str = "") -> None:
         for name in names:
@@ -50,6 +54,7 @@ class FakeCluster:
                     "name": name,
                     "uid": f"uid-{name}",
                     "creationTimestamp": "2026-01-01T00:00:00Z",
+                    "ownerReferences": [{"uid": "rs", "controller": True}],
                 },
                 "spec": {"nodeName": "n"},
                 "status": {
@@ -60,8 +65,22 @@ class FakeCluster:
             }
 
     async def get(self, path: str, **params: str) -> dict[str, Any]:
+        if path == "/apis/apps/v1":
+            names = {"deployments": "Deployment", "deployments/scale": "Scale"}
+            return {
+                "resources": [
+                    {"name": name, "kind": kind, "namespaced": True} for name, kind in names.items()
+                ]
+            }
+        if path.endswith("/deployments/encoders/scale"):
+            if self.scale is None:
+                raise ApiError(404, "NotFound", "no")
+            status = {"replicas": self.scale, "selector": "app=encoder"}
+            return {"spec": {"replicas": self.scale}, "status": status}
         assert path.endswith("/pods")
-        assert params["labelSelector"] == "taskqueue.dev/queue=q"
+        assert params["labelSelector"] in ("taskqueue.dev/queue=q", "app=encoder")
+        if self.forbidden:
+            raise ApiError(403, "Forbidden", "pods is forbidden")
         self.lists += 1
         return {"items": list(self.pods.values())}
 
@@ -93,11 +112,13 @@ class Stage:
         self.cluster, self.now = FakeCluster(), 100.0
         self.told: list[str] = []
         self.seen: set[str] = set()
+        self.claimed = ""
         self.pool = WorkerPool(
             cast(ApiClient, self.cluster),
             clock=lambda: 1_800_000_000 + self.now,
             order_drain=self.told.append,
             on_pods=self.seen.update,
+            claimant=lambda config: self.claimed if config.scale_target else "",
             monotonic=lambda: self.now,
         )
         self.observe(2)
@@ -121,7 +142,7 @@ class Stage:
         secret: tuple[str, str] | None = None,
     ) -> None:
         await self.pool.reconcile(config, Load(backlog=backlog), crew, secret=secret)
-        self.now += LOOK_SECONDS
+        self.now += FIRST_PAUSE_SECONDS
 
 
 @pytest.fixture
@@ -143,7 +164,7 @@ def crew(
         )
         for pod, state in states.items()
     }
-    return Crew(views=views, running=len(busy), listened=1000.0)
+    return Crew(views=views, unused=0.0, listened=1000.0)
 
 
 READY, DRAINING, STOPPED = WorkerState.READY, WorkerState.DRAINING, WorkerState.STOPPED
@@ -169,10 +190,19 @@ async def test_a_changed_template_does_not_shrink_the_pool_by_itself(stage: Stag
     assert (stage.cluster.applied, stage.cluster.sizes) == ([2], [])
 
 
-async def test_a_withdrawn_template_takes_its_workers_along(stage: Stage) -> None:
-    for _ in range(2):
-        await stage.reconcile(5, replace(CONFIG, template=None))
-    assert stage.cluster.sizes == [0]
+async def test_a_withdrawn_template_takes_its_workers_along_once_they_have_drained(
+    stage: Stage,
+) -> None:
+    stage.cluster.add_pods("a", "b")
+    withdrawn = replace(CONFIG, template=None)
+    await stage.reconcile(5, withdrawn, crew({"a": READY, "b": READY}, busy=("a",)))
+    assert (sorted(stage.told), stage.cluster.sizes) == (["a", "b"], [])
+    await stage.reconcile(5, withdrawn, crew({"a": DRAINING, "b": STOPPED}, now=stage.now))
+    assert stage.cluster.sizes == [1]
+    stage.observe(1)
+    del stage.cluster.pods["b"]
+    await stage.reconcile(5, withdrawn, crew({"a": STOPPED}, now=stage.now))
+    assert stage.cluster.sizes == [1, 0]
 
 
 async def test_the_former_pool_is_resized_while_a_changed_template_is_refused(
@@ -235,7 +265,7 @@ async def test_a_worker_is_told_drained_and_marked_before_the_size_is_lowered(
 async def test_a_worker_that_does_not_answer_is_told_again(stage: Stage) -> None:
     stage.cluster.add_pods("a", "b")
     silent = crew({"a": READY, "b": READY})
-    for _ in range(12):
+    for _ in range(20):
         await stage.reconcile(1, crew=silent)
     assert stage.told == ["a", "a"] or stage.told == ["b", "b"]
     assert stage.cluster.sizes == []
@@ -276,10 +306,80 @@ async def test_a_worker_that_has_just_stopped_is_looked_at_at_once(stage: Stage)
     load = Load(backlog=1)
     await stage.pool.reconcile(CONFIG, load, crew({"a": READY, "b": READY}))
     (picked,) = stage.told
+    stage.now += 0.1
     stopped = {"a": READY, "b": READY} | {picked: STOPPED}
     for _ in range(3):
         await stage.pool.reconcile(CONFIG, load, crew(stopped, now=stage.now))
     assert (stage.cluster.lists, stage.cluster.sizes) == (2, [1])
+
+
+async def test_pods_that_do_not_change_are_looked_at_less_and_less_often(stage: Stage) -> None:
+    stage.cluster.add_pods("a", "b")
+    busy = crew({"a": READY, "b": DRAINING}, busy=("a", "b"))
+    for _ in range(120):  # a minute
+        await stage.reconcile(1, crew=busy)
+    assert 10 <= stage.cluster.lists <= 60 / LONGEST_PAUSE_SECONDS + 5
+
+
+async def test_an_operator_that_may_not_look_after_pods_says_so_and_goes_on(stage: Stage) -> None:
+    stage.cluster.forbidden = True
+    stage.cluster.add_pods("a", "b")
+    await stage.reconcile(1, crew=crew({"a": READY, "b": READY}))
+    assert "manifests/base/rbac.yaml" in stage.pool.explanation
+    await stage.reconcile(5, crew=crew({"a": READY, "b": READY}))
+    assert stage.cluster.sizes == [5]
+
+
+# What spec.workers.scaleTargetRef names.
+
+REF = ScaleTargetRef(api_version="apps/v1", kind="Deployment", name="encoders")
+REFERRING = replace(CONFIG, template=None, scale_target=REF)
+
+
+async def test_nothing_is_decided_while_a_workload_is_not_known(stage: Stage) -> None:
+    stage.pool.observed(None)
+    stage.cluster.scale = None
+    await stage.reconcile(0, REFERRING)
+    assert stage.pool.decision is None
+    workers, scaling = stage.pool.conditions(REFERRING)
+    assert (workers.reason, scaling.reason) == ("ScaleTargetNotFound", "ScaleTargetNotFound")
+    stage.cluster.scale = 10
+    stage.now += 10
+    await stage.reconcile(None, REFERRING)
+    assert stage.pool.explanation.startswith("10 held: the backlog is unknown")
+    assert stage.pool.selector(REFERRING) == "app=encoder"
+
+
+async def test_a_workload_taken_over_begins_with_its_own_size(stage: Stage) -> None:
+    await stage.reconcile(2)
+    stage.cluster.scale = 10
+    await stage.reconcile(None, REFERRING)
+    assert stage.pool.desired == 10
+
+
+async def test_a_workload_of_somebody_else_is_left_alone(stage: Stage) -> None:
+    stage.claimed = "it is already sized by TaskQueue p: name another one"
+    stage.pool.observed(None)
+    stage.cluster.scale = 10
+    await stage.reconcile(0, REFERRING)
+    workers, _ = stage.pool.conditions(REFERRING)
+    assert (workers.reason, workers.message) == ("ScaleTargetUnusable", stage.claimed)
+    assert stage.cluster.sizes == []
+
+
+async def test_pods_of_a_workload_are_looked_at_also_when_it_is_settled(stage: Stage) -> None:
+    stage.pool.observed(None)
+    stage.cluster.scale = 2
+    stage.cluster.add_pods("a", "b")
+    for _ in range(8):
+        await stage.reconcile(2, REFERRING)
+    workers, _ = stage.pool.conditions(REFERRING)
+    assert (workers.status, workers.reason) == (True, "Available")
+    stage.cluster.add_pods("a", "b", waiting="CrashLoopBackOff")
+    for _ in range(30):
+        await stage.reconcile(2, REFERRING)
+    workers, _ = stage.pool.conditions(REFERRING)
+    assert (workers.status, workers.reason) == (False, "CrashLoopBackOff")
 
 
 # Trouble.
