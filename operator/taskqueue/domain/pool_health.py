@@ -116,8 +116,8 @@ def assess(
     for pod in failing:
         if pod.trouble is None:
             moments.append(troubles[pod.uid][1] + RECOVERY_SECONDS)
-    placed = [pod for pod in active if pod.assigned or pod not in failing]
-    broken = [pod for pod in failing if pod in placed]
+    placed = [pod for pod in active if pod.assigned or pod.uid not in troubles]
+    broken = [pod for pod in placed if pod.uid in troubles]
     stuck = bool(broken) and 2 * len(broken) >= len(placed)
     if stuck:
         ceilings.append(replicas)

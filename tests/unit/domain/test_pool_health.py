@@ -1,11 +1,15 @@
 from dataclasses import replace
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from taskqueue.domain.pods import Pod, Trouble
 from taskqueue.domain.pool_health import Health, HealthMemory, assess
 
 PULL = Trouble("ImagePullBackOff", "container worker: no such image")
 CRASH = Trouble("CrashLoopBackOff", "container worker ended with code 1, 3 times")
+NO_NODE = Trouble("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu")
 QUOTA = 'pods "w-1" is forbidden: exceeded quota: small, requested: pods=1, used: pods=3'
 
 
@@ -69,6 +73,80 @@ def test_the_most_frequent_reason_is_told() -> None:
     assert health.reason == "CrashLoopBackOff"
     assert "pod b: CrashLoopBackOff: container worker ended" in health.message
     assert health.message.endswith("; 2 more fail")
+
+
+def waiting(name: str) -> Pod:
+    return pod(name, NO_NODE, assigned=False, running_since=None, ready=False, phase="Pending")
+
+
+def test_pods_that_no_node_takes_are_told_of_and_hold_nothing_up() -> None:
+    health = Pool([waiting("a"), waiting("b")], wanted=9).look()
+    assert (health.reason, health.ceiling) == ("Unschedulable", None)
+    assert health.message == (
+        "0 of 9 workers available; pod a: Unschedulable: 0/3 nodes are available: "
+        "3 Insufficient cpu; one more fails"
+    )
+
+
+def test_pods_that_no_node_takes_excuse_no_others() -> None:
+    health = Pool([pod("a", PULL), *map(waiting, "bcd")], wanted=9).look()
+    assert (health.reason, health.ceiling) == ("ImagePullBackOff", 4)
+    assert Pool([pod("a", PULL), *map(pod, "bc"), waiting("d")], wanted=9).look().ceiling is None
+
+
+@settings(max_examples=200)
+@given(
+    looks=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(["well", "crashed", "crashing", "waiting"]), max_size=4),
+            st.sampled_from(["", "", QUOTA]),
+            st.floats(0, 15),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_until_it_is_to_be_looked_at_again_nothing_changes_by_itself(
+    looks: list[tuple[list[str], str, float]],
+) -> None:
+    pool = Pool([], wanted=5)
+    for pods, refused, after in looks:
+        pool.pods = [
+            {
+                "well": pod(str(at)),
+                "crashed": pod(str(at), restarts=1),
+                "crashing": pod(str(at), CRASH, restarts=1),
+                "waiting": waiting(str(at)),
+            }[kind]
+            for at, kind in enumerate(pods)
+        ]
+        health = pool.look(refused, after=after)
+    for _ in range(5):
+        again = health.look_again
+        assert again is None or again > pool.now
+        before, now = pool.memory, pool.now
+        pool.now = now + 1000.0 if again is None else max(now, again - 0.01)
+        later = pool.look(refused)
+        assert (later.reason, later.message, later.ceiling) == (
+            health.reason,
+            health.message,
+            health.ceiling,
+        )
+        if again is None:
+            break
+        pool.memory, pool.now = before, again
+        health = pool.look(refused)
+
+
+def test_the_moment_to_look_again_is_late_enough() -> None:
+    pool = Pool([pod("a", CRASH, restarts=1)], wanted=3)
+    pool.now = 65527.9  # 10 s later fewer than 10 s have passed, in binary fractions
+    pool.look()
+    pool.pods = [pod("a", restarts=1)]
+    again = pool.look(after=1).look_again
+    assert again is not None
+    pool.now = again
+    assert pool.look() == Health(memory=HealthMemory())
 
 
 def test_pods_that_leave_do_not_count() -> None:
