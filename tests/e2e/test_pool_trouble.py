@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from taskqueue.domain.pool_health import FIRST_PAUSE_SECONDS
 from tests.e2e.api import Body
 from tests.e2e.gates import Gates
 from tests.e2e.gates import template as gated_template
@@ -18,6 +21,9 @@ pytestmark = pytest.mark.cluster
 
 #: Nobody answers there, so that it is refused at once.
 _NO_IMAGE = "127.0.0.1:1/taskqueue:none"
+
+#: A pause is measured between two times in whole seconds, and begins a moment after the first.
+_ROUNDED_SECONDS = 2.0
 
 _PULL = {"ErrImagePull", "ImagePullBackOff"}
 _WELL = {"Available", "ScaledToZero"}
@@ -37,14 +43,14 @@ def deployments(lab: Lab) -> Iterator[Sightings]:
     seen.close()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def queues(lab: Lab, deployments: Sightings) -> None:
-    broken = {
+@pytest.fixture(scope="module")
+def broken(lab: Lab, deployments: Sightings) -> None:
+    templates = {
         "pull": template(image=_NO_IMAGE),
         "crash": template(args=["worker", "no_such_module"]),
         "homeless": template(pod={"nodeSelector": {"taskqueue.dev/no-node": "here"}}),
     }
-    for name, pod in broken.items():
+    for name, pod in templates.items():
         lab.queue(
             name,
             workers={"concurrency": 1, "template": pod},
@@ -69,9 +75,9 @@ def trouble(lab: Lab, queue: str, reasons: set[str], *, seconds: float = 90) -> 
     [
         ("pull", _PULL, _NO_IMAGE),
         ("crash", {"CrashLoopBackOff"}, "ended with code"),
-        ("homeless", {"Unschedulable"}, "node"),
     ],
 )
+@pytest.mark.usefixtures("broken")
 def test_a_failing_pool_does_not_grow_and_heals_when_its_template_is_mended(
     lab: Lab, deployments: Sightings, queue: str, reasons: set[str], told: str
 ) -> None:
@@ -90,6 +96,21 @@ def test_a_failing_pool_does_not_grow_and_heals_when_its_template_is_mended(
     assert status["desiredReplicas"] == 2, status["scaling"]
     assert max(sizes(deployments, queue)) == 2
 
+    heals(lab, queue)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_pool_that_no_node_takes_grows_for_node_autoscalers_to_see_and_heals(lab: Lab) -> None:
+    status = trouble(lab, "homeless", {"Unschedulable"})
+    assert "node" in conditions(status)["WorkersAvailable"]["message"]
+    lab.batch("homeless-more", 4, queue="homeless")
+    lab.until(lambda: len(lab.pods("homeless")) == 6, what="six pods that wait for a node")
+    trouble(lab, "homeless", {"Unschedulable"})
+    heals(lab, "homeless")
+
+
+def heals(lab: Lab, queue: str) -> None:
+    """Mend the template of a queue with six Tasks and see all of them end."""
     lab.change_queue(queue, workers={"template": {"spec": mended()}})
     names = [f"{queue}-{number}" for number in range(2)]
     names += [f"{queue}-more-{number}" for number in range(4)]
@@ -111,6 +132,39 @@ def sizes(deployments: Sightings, queue: str) -> list[int]:
     """Return the sizes a pool was given, one after the other."""
     found = [version["spec"]["replicas"] for version in deployments.versions(f"{queue}-worker")]
     return [size for size, before in zip(found, [None, *found], strict=False) if size != before]
+
+
+def tries(deployments: Sightings, queue: str) -> list[float]:
+    """Return when a pool was made larger, in whole seconds of the API server's clock.
+
+    That is when the Deployment's controller first told of the new size: the API server keeps no
+    time of a write to /scale. Of several times between which the pool was not made smaller, the
+    last; none that the controller has not told of yet.
+    """
+    grown: list[int] = []
+    size, grew = 0, False
+    versions = deployments.versions(f"{queue}-worker")
+    for version in versions:
+        before, size = size, version["spec"]["replicas"]
+        if size > before:
+            grown[len(grown) - grew :] = [version["metadata"]["generation"]]
+        grew = size > before or (grew and size == before)
+    told = [version for version in versions if "observedGeneration" in version.get("status", {})]
+    found = []
+    for generation in grown:
+        of_it = (one for one in told if one["status"]["observedGeneration"] >= generation)
+        if (first := next(of_it, None)) is not None:
+            found.append(status_time(first))
+    return found
+
+
+def status_time(seen: Body) -> float:
+    """Return when the status of an object was last changed."""
+    return max(
+        datetime.fromisoformat(entry["time"]).timestamp()
+        for entry in seen["metadata"]["managedFields"]
+        if entry.get("subresource") == "status"
+    )
 
 
 def test_a_quota_is_told_not_hammered_at_and_used_when_it_is_raised(
@@ -139,10 +193,11 @@ def test_a_quota_is_told_not_hammered_at_and_used_when_it_is_raised(
     )
     assert "quota" in status["scaling"]
     # It is tried again by itself, but now and then only, and given up each time.
-    before = len(sizes(deployments, "tight"))
-    lab.until(lambda: len(sizes(deployments, "tight")) > before, what="tried again")
+    lab.until(lambda: len(tries(deployments, "tight")) >= 3, what="tried again")
+    asked = tries(deployments, "tight")
+    pauses = [after - before for before, after in pairwise(asked)]
+    assert min(pauses) >= FIRST_PAUSE_SECONDS - _ROUNDED_SECONDS, asked
     trouble(lab, "tight", {"QuotaExceeded"})
-    assert len(sizes(deployments, "tight")) <= 10, sizes(deployments, "tight")
 
     lab.api.patch(lab.core("resourcequotas", "few"), {"spec": {"hard": {"pods": "6"}}})
     lab.available(4, "tight", seconds=120)
