@@ -132,8 +132,9 @@ class Operator:
         if self._size > cluster.replicas:
             cluster.scale(self._size)
         stopped = self._drained()
-        if self._unsettled(stopped) and (now >= self._next_look or not stopped <= self._stopped):
-            self._next_look, self._stopped = now + LOOK_SECONDS, stopped
+        available = sum(pod.ready_at is not None for pod in cluster.active)
+        situation = (self._size, cluster.replicas, available)
+        if self._unsettled(stopped) and self._looks.due(situation, stopped, now):
             self._shrink()
 
     def _drained(self) -> frozenset[str]:

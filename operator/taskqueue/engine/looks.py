@@ -8,8 +8,6 @@ from collections.abc import Hashable
 FIRST_PAUSE_SECONDS = 0.5
 #: While nothing changes the pause doubles, up to this.
 LONGEST_PAUSE_SECONDS = 5.0
-#: Of workers that stop one after the other, some are taken together.
-_GATHER_SECONDS = 0.1
 
 
 class Looks:
@@ -40,7 +38,7 @@ class Looks:
         fresh = not stopped <= self._stopped
         changed = situation != self._situation
         pause = FIRST_PAUSE_SECONDS if changed else min(self._pause, longest)
-        if now < self._last + (_GATHER_SECONDS if fresh else pause):
+        if now < self._last + pause and not fresh:
             return False
         self._pause = FIRST_PAUSE_SECONDS if fresh or changed else min(2 * pause, longest)
         self._last, self._situation, self._stopped = now, situation, stopped

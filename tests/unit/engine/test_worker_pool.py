@@ -306,7 +306,6 @@ async def test_a_worker_that_has_just_stopped_is_looked_at_at_once(stage: Stage)
     load = Load(backlog=1)
     await stage.pool.reconcile(CONFIG, load, crew({"a": READY, "b": READY}))
     (picked,) = stage.told
-    stage.now += 0.1
     stopped = {"a": READY, "b": READY} | {picked: STOPPED}
     for _ in range(3):
         await stage.pool.reconcile(CONFIG, load, crew(stopped, now=stage.now))

@@ -57,7 +57,7 @@ def test_nor_when_pods_are_looked_at_all_the_time(
     start: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then a cost is written for one pod while another's drained worker is about to be removed."""
-    monkeypatch.setattr("tests.simulation.operator.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("tests.simulation.operator.Looks.due", lambda *_, **__: True)
     for system in (OUR_RANGE[0], OUR_RANGE[3]):
         figures = simulate(system, loads.lognormal_times(1), Conditions(start_seconds=start))
         assert nothing_was_disturbed(figures)
