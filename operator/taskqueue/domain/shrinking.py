@@ -119,14 +119,18 @@ def plan(
     elif ordered:
         size = _by_ordinal(members, replicas, target, first_ordinal)
     else:
-        size = min(max(len(members) - _surely_removable(members, marks), target), replicas)
+        size = _by_order(members, marks, replicas, target)
     return Shrink(
         drain=tuple(one.pod.name for one in picks if one.standing in _TO_TELL),
         mark=marks,
         replicas=size,
         recycle=tuple(one.pod for one in recycle),
         waiting_for=_waiting_for(
-            picks, kept, surplus=size - target, extra=max(len(members) - replicas, 0)
+            picks,
+            kept,
+            surplus=size - target,
+            extra=max(len(members) - replicas, 0),
+            controllers=_controllers(members),
         ),
     )
 
@@ -239,9 +243,11 @@ def _given_up(members: Sequence[_Member], replicas: int) -> int:
     With one controller those are all that are too many. With several, as in a rollout, it cannot be
     told: none are taken for given up, and a drained one is rather replaced once too often.
     """
-    if len({one.pod.owner for one in members}) > 1:
-        return 0
-    return max(len(members) - replicas, 0)
+    return max(len(members) - replicas, 0) if _controllers(members) == 1 else 0
+
+
+def _controllers(members: Sequence[_Member]) -> int:
+    return len({one.pod.owner for one in members})
 
 
 def _pick(members: Sequence[_Member], count: int) -> list[_Member]:
@@ -263,6 +269,16 @@ def _pick(members: Sequence[_Member], count: int) -> list[_Member]:
         )
     )
     return able[: max(count, 0)]
+
+
+def _by_order(members: Sequence[_Member], marks: Iterable[Mark], replicas: int, target: int) -> int:
+    """Return the least size down to which all that may go are removable."""
+    sure = _surely_removable(members, marks)
+    there = len(members)
+    if _controllers(members) > 1 and sure < there:
+        # The pods that do not exist may be one's, and those that are to go the other's.
+        there = max(there, replicas)
+    return min(max(there - sure, target), replicas)
 
 
 def _surely_removable(members: Sequence[_Member], marks: Iterable[Mark]) -> int:
@@ -343,7 +359,12 @@ def _marks(
 
 
 def _waiting_for(
-    picks: Sequence[_Member], kept: Sequence[_Member], *, surplus: int, extra: int
+    picks: Sequence[_Member],
+    kept: Sequence[_Member],
+    *,
+    surplus: int,
+    extra: int,
+    controllers: int,
 ) -> str:
     if surplus <= 0:
         return ""
@@ -358,15 +379,16 @@ def _waiting_for(
             ([one for one in staying if not one.busy], "to stop"),
             (unclear, "to say whether work is left (a container runs, and no heartbeat comes)"),
             (
-                [one for one in ahead if one.standing is _Standing.AT_WORK],
+                [one for one in ahead if one.standing is _Standing.AT_WORK and not one.pod.ready],
                 "to be ready again (it works, and would be removed first)",
             ),
         )
         if who
     ]
-    if extra:
-        pods = "one pod" if extra == 1 else f"{extra} pods"
-        told.append(f"{pods} beyond the replicas to go (a rollout lasts)")
+    if controllers > 1:
+        told.append(f"the rollout to end (the pods are {controllers} controllers')")
+    elif extra:
+        told.append(f"the controller to remove {extra} beyond the replicas")
     return f"{surplus} more to go: waits for " + (
         ", for ".join(told) or "the deletion costs to be in place"
     )

@@ -1,7 +1,8 @@
 """A worker pool in miniature: controller, kubelets, workers and the operator that shrinks it.
 
 Nothing happens by itself: a test says what happens next, in any order. What chance decides in a
-cluster is decided against the plan here: of pods that are equal to the controller, a busy one goes.
+cluster is decided against the plan here: of pods that are equal to the controller, a busy one goes,
+and while a rollout lasts, with one pod more than there are replicas, the ReplicaSet that has one.
 Some things are taken for granted, because no plan could do without them: from the list to the
 controller's answer no pod becomes ready or unready, and none that was not listed starts; a worker
 that was never heard has work only while its pod is ready; and what a worker had that was cut off
@@ -49,6 +50,7 @@ class ModelPod:
     uid: str
     created: float
     made: int
+    owner: str
     assigned: bool = False
     phase: str = "Pending"
     ready: bool = False
@@ -79,6 +81,9 @@ class Pool:
         self.removed_busy = 0
         self.recycled = 0
         self.waiting_for = ""
+        #: The ReplicaSet that new pods are of; a rollout lasts while there are others.
+        self.template = 0
+        self.rolling_out = False
         #: The step of the list that the lowering to each size was planned from.
         self._planned: dict[int, int] = {}
         #: When a worker last had something in hand.
@@ -189,7 +194,7 @@ class Pool:
         for pod in self._surplus():
             lowered = int(pod.name.rpartition("-")[2]) if self.ordered else self.replicas
             self._remove(pod, planned=self._planned[lowered])
-        while len(self.pods) < self.replicas:
+        while len(self.pods) < self._wanted:
             number = (
                 next(at for at in count() if f"w-{at}" not in self.pods)
                 if self.ordered
@@ -197,7 +202,9 @@ class Pool:
             )
             name = f"w-{number}"
             created = float(math.floor(EPOCH + self.now))
-            self.pods[name] = ModelPod(name, f"uid-{next(self._uids)}", created, self.step)
+            self.pods[name] = ModelPod(
+                name, f"uid-{next(self._uids)}", created, self.step, self._owner
+            )
 
     def _surplus(self) -> Sequence[ModelPod]:
         pods = list(self.pods.values())
@@ -212,7 +219,40 @@ class Pool:
                 not pod.busy,
             )
         )
-        return pods[: max(len(pods) - self.replicas, 0)]
+        extra = max(len(pods) - self._wanted, 0)
+        from_each = [
+            sorted(pods, key=lambda pod: pod.owner != owner)[:extra]
+            for owner in {pod.owner for pod in pods}
+        ]
+        return max(from_each, key=lambda gone: sum(pod.busy for pod in gone), default=[])
+
+    @property
+    def _wanted(self) -> int:
+        return self.replicas + (self.rolling_out and self.replicas > 0)
+
+    @property
+    def _owner(self) -> str:
+        return f"rs-{self.template}"
+
+    def roll_out(self) -> None:
+        """Begin a rollout, of a Deployment whose maxSurge is 1 and maxUnavailable 0."""
+        if not self.ordered and not self.rolling_out and self.replicas and self._settled:
+            self.reconcile()
+            self.template += 1
+            self.rolling_out = True
+            self.reconcile()
+
+    def roll(self) -> None:
+        """Take an old pod away for a new one; its grace period is what protects its work."""
+        if not self.rolling_out or not self._settled:
+            return
+        if len(self.pods) >= self._wanted > 0:
+            del self.pods[(self._old or list(self.pods.values()))[-1].name]
+        self.rolling_out = bool(self._old)
+
+    @property
+    def _old(self) -> list[ModelPod]:
+        return [pod for pod in self.pods.values() if pod.owner != self._owner]
 
     def _remove(self, pod: ModelPod, *, planned: int) -> None:
         del self.pods[pod.name]
@@ -245,7 +285,7 @@ class Pool:
             Pod(
                 name=pod.name,
                 uid=pod.uid,
-                owner="rs",
+                owner=pod.owner,
                 phase=pod.phase,
                 ready=pod.ready,
                 assigned=pod.assigned,
@@ -272,6 +312,9 @@ class Pool:
         assert min(self.replicas, self.target) <= shrink.replicas
         assert shrink.replicas <= max(self.replicas, self.target)
         assert bool(shrink.waiting_for) is (shrink.replicas > self.target)
+        if self.target >= self.replicas and not self.ordered:
+            assert not shrink.drain
+            assert all(mark.cost is None for mark in shrink.mark)
         for name in shrink.drain:
             self._writes.append(partial(self._order, name))
         for mark in shrink.mark:

@@ -310,9 +310,20 @@ def test_while_a_rollout_lasts_no_more_are_told_than_are_to_go() -> None:
     assert len(shrink(pods, workers, replicas=4, target=3).drain) == 1
     busy = [view(one.name, busy=1) for one in pods]
     plan = shrink(pods, busy, replicas=4, target=3)
-    assert plan.waiting_for.endswith(", for one pod beyond the replicas to go (a rollout lasts)")
+    assert plan.waiting_for.endswith(", for the rollout to end (the pods are 2 controllers')")
     # Nothing is wanted: all may go.
     assert len(shrink(pods, workers, replicas=4, target=0).drain) == 5
+
+
+def test_while_a_rollout_lasts_pods_that_do_not_exist_are_not_taken_for_those_that_go() -> None:
+    # A quota keeps the new ReplicaSet from making more, and the old one may have to give.
+    pods = rollout(3, 1)
+    plan = shrink(pods, [view(one.name, busy=1) for one in pods], replicas=6, target=4)
+    assert plan == Shrink(
+        replicas=6,
+        waiting_for="2 more to go: waits for the rollout to end (the pods are 2 controllers')",
+    )
+    assert shrink(pods, [drained(one.name) for one in pods], replicas=6, target=0).replicas == 0
 
 
 def test_the_drained_are_replaced_also_while_a_rollout_lasts() -> None:

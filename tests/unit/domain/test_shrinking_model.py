@@ -92,6 +92,8 @@ EVENTS: dict[str, Callable[[Pool, int], object]] = {
     "a while": pass_a_while,
     "come back": of_process(come_back),
     "change target": change_target,
+    "roll out": lambda pool, _: pool.roll_out(),
+    "roll": lambda pool, _: pool.roll(),
 }
 #: Many of these lead nowhere: the more of what moves the pool, the farther it gets.
 OFTEN = ["take", "take and say", "finish", "hear order", "look", "write all", "hear", "second"]
@@ -173,6 +175,8 @@ def test_no_work_is_killed_and_the_size_arrives_when_work_ends(
                 pool.finish(pod, process)
         for pod in pool.pods.values():
             pool.set_ready(pod, True)
+        if second % 5 == 4:
+            pool.roll()
 
     settle(pool, within=400, work=work)
 
@@ -201,5 +205,7 @@ def test_the_size_arrives_under_load_even_when_some_are_never_ready(
             pool.take(pod, process)
         for at, pod in enumerate(pool.pods.values()):
             pool.set_ready(pod, at >= unready)
+        if second % 5 == 4:
+            pool.roll()
 
     settle(pool, within=600, work=work)
