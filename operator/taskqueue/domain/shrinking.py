@@ -1,13 +1,12 @@
 """How a worker pool shrinks without killing work: a pure plan, made anew from what is seen.
 
 - A pod is removable when it has no work as far as is known: no container of it runs, its worker has
-  stopped, or it stays silent though the queue is long unused, or though it would be heard and is
-  not even ready: a worker that can take work registers at once, and what one had that was cut off
-  the broker gives to others. All others are first picked to be drained: the idle before the busy,
-  and never more than are to go.
-- Pods that nothing controls are no part of the pool. Nor is what a rollout, or whatever else, has
-  beyond the replicas a surplus: of those none is told to go, and nothing is lowered until either
-  they are gone or as many more could go.
+  stopped, or it stays silent and either the queue is long unused, or others are heard and it is not
+  even ready: a worker that can take work registers at once, and what one had that was cut off the
+  broker gives to others. All others are first picked to be drained: the idle before the busy, and
+  never more than are to go.
+- Pods that nothing controls are no part of the pool. What a rollout, or whatever else, has beyond
+  the replicas is no surplus to be told to go; but the size is held while it may stand for others.
 - Who lowers the replicas does not say which pods go, the controller does. The replicas are
   lowered only so far that all pods it would take, in its own order, are removable: an unassigned
   pod before an assigned one, Pending < Unknown < Running, not ready < ready, lower before higher

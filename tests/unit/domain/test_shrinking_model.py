@@ -209,3 +209,19 @@ def test_the_size_arrives_under_load_even_when_some_are_never_ready(
             pool.roll()
 
     settle(pool, within=600, work=work)
+
+
+def test_one_that_is_neither_ready_nor_heard_is_in_nobody_s_way() -> None:
+    pool = Pool(replicas=4, ordered=False, mute=1)
+    pool.target = 2
+    mute = next(pod for pod in pool.pods.values() if pod.process and pod.process.mute)
+    pool.set_ready(mute, False)
+
+    def work(second: int) -> None:
+        for at, (pod, process) in enumerate(pool.processes):
+            if second % 7 == at:
+                pool.finish(pod, process)
+            pool.take(pod, process)
+
+    settle(pool, within=200, work=work)
+    assert mute.name not in pool.pods
