@@ -135,7 +135,7 @@ def assess(
         why = f"more pods are refused, tried again by itself: {refusal.message}"
     return Health(
         reason=reason,
-        message=f"{available} of {wanted} workers available; {why}" if reason else "",
+        message=f"{available} of {wanted} workers are available; {why}" if reason else "",
         ceiling=min(ceilings, default=None),
         memory=HealthMemory(troubles=troubles, refusal=refusal),
         look_again=min((moment for moment in moments if moment > now), default=None),

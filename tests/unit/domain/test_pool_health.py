@@ -52,7 +52,7 @@ def test_a_pool_that_fails_grows_no_further_and_says_why() -> None:
     health = Pool([pod("a"), pod("b", PULL), pod("c", PULL)], wanted=9).look()
     assert (health.reason, health.ceiling) == ("ImagePullBackOff", 3)
     assert health.message == (
-        "1 of 9 workers available; pod b: ImagePullBackOff: container worker: no such image; "
+        "1 of 9 workers are available; pod b: ImagePullBackOff: container worker: no such image; "
         "one more fails"
     )
     assert health.look_again is None  # the pods' changes are seen
@@ -83,7 +83,7 @@ def test_pods_that_no_node_takes_are_told_of_and_hold_nothing_up() -> None:
     health = Pool([waiting("a"), waiting("b")], wanted=9).look()
     assert (health.reason, health.ceiling) == ("Unschedulable", None)
     assert health.message == (
-        "0 of 9 workers available; pod a: Unschedulable: 0/3 nodes are available: "
+        "0 of 9 workers are available; pod a: Unschedulable: 0/3 nodes are available: "
         "3 Insufficient cpu; one more fails"
     )
 
@@ -186,7 +186,7 @@ def test_what_is_refused_is_not_asked_for_until_a_pause_is_over() -> None:
     health = pool.look(QUOTA)
     assert (health.reason, health.ceiling, health.look_again) == ("QuotaExceeded", 2, 110.0)
     assert health.message == (
-        f"2 of 5 workers available; more pods are refused, tried again by itself: {QUOTA}"
+        f"2 of 5 workers are available; more pods are refused, tried again by itself: {QUOTA}"
     )
     # Held at two, the controller has nothing to complain of; the quota is as full as before.
     held = pool.look("", after=9.9)
