@@ -1,6 +1,11 @@
+from collections.abc import Iterator
+
 import pytest
 
+from tests.e2e.departures import Departures
 from tests.e2e.fixtures import api, lab, pytest_runtest_makereport, stage
+from tests.e2e.gates import Gates
+from tests.e2e.lab import Lab
 
 __all__ = ["api", "lab", "pytest_runtest_makereport", "stage"]
 
@@ -10,3 +15,17 @@ _LAST = ("test_operator_loss.py", "test_table_operator_loss.py", "test_broker_re
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _LAST.index(item.path.name) if item.path.name in _LAST else -1)
+
+
+@pytest.fixture(scope="module")
+def gates(lab: Lab) -> Gates:
+    """Tasks that run until a test lets them end."""
+    return Gates(lab)
+
+
+@pytest.fixture(scope="module")
+def departures(lab: Lab) -> Iterator[Departures]:
+    """When pods of the lab are told to go."""
+    seen = Departures(lab)
+    yield seen
+    seen.close()

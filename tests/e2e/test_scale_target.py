@@ -5,7 +5,6 @@ Their pods get the environment by hand, as docs/reference/message-contract.md ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,18 +15,6 @@ from tests.e2e.gates import Gates, template
 from tests.e2e.lab import BROKER_HOST, Lab, conditions, merged
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def gates(lab: Lab) -> Gates:
-    return Gates(lab)
-
-
-@pytest.fixture(scope="module")
-def departures(lab: Lab) -> Iterator[Departures]:
-    seen = Departures(lab)
-    yield seen
-    seen.close()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.e2e.departures import Departures, names_of
@@ -11,18 +9,6 @@ from tests.e2e.gates import Gates, template
 from tests.e2e.lab import Lab
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def gates(lab: Lab) -> Gates:
-    return Gates(lab)
-
-
-@pytest.fixture(scope="module")
-def departures(lab: Lab) -> Iterator[Departures]:
-    seen = Departures(lab)
-    yield seen
-    seen.close()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from taskqueue.client import Producer
@@ -97,20 +95,8 @@ class Statistics:
 
 
 @pytest.fixture(scope="module")
-def gates(lab: Lab) -> Gates:
-    return Gates(lab)
-
-
-@pytest.fixture(scope="module")
 def statistics(lab: Lab) -> Statistics:
     return Statistics(lab)
-
-
-@pytest.fixture(scope="module")
-def departures(lab: Lab) -> Iterator[Departures]:
-    seen = Departures(lab)
-    yield seen
-    seen.close()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -44,7 +44,6 @@ class PoolState:
     desired: int
     replicas: int
     available: int
-    observed: bool
     message: str
 
 
@@ -151,7 +150,6 @@ def read_pool(raw: Mapping[str, Any]) -> PoolState:
         desired=raw["spec"].get("replicas", 1),
         replicas=status.get("replicas", 0),
         available=status.get("availableReplicas", 0),
-        observed=status.get("observedGeneration", 0) >= raw["metadata"].get("generation", 1),
         message="; ".join(failing),
     )
 

@@ -111,7 +111,7 @@ class OwnDeployment:
             self.observed(None)
             return
         if self.state is not None:
-            self.state = replace(self.state, desired=replicas, observed=False)
+            self.state = replace(self.state, desired=replicas)
 
     def _refuse(self, config: QueueConfig, reason: str, message: str) -> None:
         if self.refusal is None or self.refusal.message != message:

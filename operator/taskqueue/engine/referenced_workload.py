@@ -97,7 +97,6 @@ class ReferencedWorkload:
             desired=scale.replicas,
             replicas=scale.current,
             available=min(known, scale.current),
-            observed=True,
             message="",
         )
 
@@ -115,7 +114,7 @@ class ReferencedWorkload:
         except TargetUnusable as problem:
             self._refuse(config, problem)
             return
-        self.state = replace(self.state, desired=replicas, observed=False)
+        self.state = replace(self.state, desired=replicas)
 
     def _refuse(self, config: QueueConfig, problem: TargetUnusable) -> None:
         if self.refusal is None or self.refusal.message != problem.message:

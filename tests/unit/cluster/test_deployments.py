@@ -146,14 +146,12 @@ def test_the_state_of_a_pool_is_read() -> None:
             ],
         },
     }
-    assert read_pool(raw) == PoolState(
-        desired=5, replicas=4, available=2, observed=True, message="quota"
-    )
+    assert read_pool(raw) == PoolState(desired=5, replicas=4, available=2, message="quota")
 
 
 def test_a_deployment_without_a_status_is_read_too() -> None:
     state = read_pool({"metadata": {"generation": 1}, "spec": {}})
-    assert (state.desired, state.available, state.observed) == (1, 0, False)
+    assert (state.desired, state.available) == (1, 0)
 
 
 CLUSTER = {"connection_secret": "", "rabbitmq_cluster": ClusterRef("broker", "rabbit")}

@@ -100,7 +100,7 @@ async def test_a_workload_is_sized_by_the_oldest_that_names_it(engine: Engine) -
 
 
 async def test_the_operators_own_deployments_are_nobodys_to_name(engine: Engine) -> None:
-    state = PoolState(desired=1, replicas=1, available=1, observed=True, message="")
+    state = PoolState(desired=1, replicas=1, available=1, message="")
     engine.pool_observed(("shop", "q"), state)
     engine.put_queue(raw_queue("p", "2026-01-01T00:00:00Z", "q-worker"))
     told = engine._claimant(engine._controllers["shop", "p"][0].config)

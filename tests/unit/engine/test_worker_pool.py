@@ -129,7 +129,6 @@ class Stage:
                 desired=size,
                 replicas=size,
                 available=size if available is None else available,
-                observed=True,
                 message=message,
             )
         )
