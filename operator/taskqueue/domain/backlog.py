@@ -109,6 +109,9 @@ class BacklogMeter:
         self._before: deque[tuple[float, int]] = deque()
         self._ready: int | None = None
         self._foreign_ready = 0
+        #: What workers had in hand when last told, and when it was last counted: what they have
+        #: taken since then may be of what was counted.
+        self._workers = self._workers_counted = 0
         self._connected_at = float("-inf")
         self._wanted_since: float | None = None
         self._read_at: float | None = None
@@ -135,6 +138,7 @@ class BacklogMeter:
         """
         self.published(published, now)
         self._ready = ready
+        self._workers_counted = self._workers
         self._foreign_ready = max(ready - published, 0)
 
     def uncounted(self) -> None:
@@ -191,7 +195,10 @@ class BacklogMeter:
         missing = self.statistics_missing(now)
         unacknowledged = 0 if missing else self._foreign_unacknowledged
         total = 0 if missing else self._foreign_total
-        foreign = max(self._foreign_ready + max(workers_foreign, unacknowledged), total)
+        self._workers = workers_foreign
+        since_before = min(workers_foreign, self._workers_counted)
+        counted = self._foreign_ready + max(since_before, unacknowledged)
+        foreign = max(counted, workers_foreign, total)
         ready = self._ready
         return Signal(
             backlog=waiting + published + foreign,

@@ -134,6 +134,7 @@ def test_statistics_that_never_came_are_a_problem_after_a_while() -> None:
 def test_statistics_cut_off_hold_for_a_while_and_are_then_a_problem_with_a_lower_bound() -> None:
     meter = with_statistics()
     meter.told(Figures(4, 5), read_at=100.0)
+    read(meter, 100.0, foreign=2)
     meter.counted(4, published=0, now=100.0)
     assert read(meter, 100.0 + STATISTICS_SECONDS) == Signal(backlog=9, ready=4, running=5)
     later = read(meter, 100.1 + STATISTICS_SECONDS, foreign=2)
@@ -227,3 +228,20 @@ def test_a_task_that_has_just_ended_counts_beside_the_one_published_in_its_place
     peak.left(200.0)
     peak.came(200.1 + LATE_SECONDS)
     assert peak.take(202.0) == 1
+
+
+def test_a_message_taken_since_it_was_counted_counts_once() -> None:
+    meter = BacklogMeter()
+
+    def backlog(workers: int, now: float) -> int | None:
+        return meter.read(
+            waiting=0, published=0, workers_foreign=workers, now=now, problem=""
+        ).backlog
+
+    meter.counted(1, published=0, now=0.0)
+    assert backlog(0, 0.0) == 1
+    assert backlog(1, 0.3) == 1  # a worker has said that it has it
+    meter.counted(0, published=0, now=1.0)
+    assert backlog(1, 1.0) == 1
+    meter.counted(2, published=0, now=2.0)
+    assert backlog(1, 2.0) == 3  # two more behind it

@@ -326,6 +326,7 @@ async def test_the_signal_without_statistics(broker: dict[str, Any]) -> None:
     case = Case()
     await case.side.reach()
     broker["ready"], case.dispatcher.published = 5, 3
+    case.side.signal(waiting=2, published=3, workers_foreign=4)
     await case.side.count()
     case.now += 3600
     assert case.side.signal(waiting=2, published=3, workers_foreign=4) == Signal(
