@@ -13,11 +13,11 @@ the `kind` command of this package must start without pytest-kind.
 from typing import TYPE_CHECKING, Any
 
 from devcluster.commands import DevclusterError
-from devcluster.locations import DEFAULT_NAME, KUBECONFIG
+from devcluster.paths import DEFAULT_NAME, KUBECONFIG
 
 if TYPE_CHECKING:
+    from devcluster.cluster import delete_cluster, load_images, open_cluster, prepare
     from devcluster.images import OPERATOR, RABBITMQ, build_image
-    from devcluster.opening import delete_cluster, load_images, open_cluster, prepare
     from devcluster.wheels import download as download_wheels
 
 __all__ = [
@@ -38,11 +38,11 @@ _HOME = {
     "OPERATOR": ("devcluster.images", "OPERATOR"),
     "RABBITMQ": ("devcluster.images", "RABBITMQ"),
     "build_image": ("devcluster.images", "build_image"),
-    "delete_cluster": ("devcluster.opening", "delete_cluster"),
+    "delete_cluster": ("devcluster.cluster", "delete_cluster"),
     "download_wheels": ("devcluster.wheels", "download"),
-    "load_images": ("devcluster.opening", "load_images"),
-    "open_cluster": ("devcluster.opening", "open_cluster"),
-    "prepare": ("devcluster.opening", "prepare"),
+    "load_images": ("devcluster.cluster", "load_images"),
+    "open_cluster": ("devcluster.cluster", "open_cluster"),
+    "prepare": ("devcluster.cluster", "prepare"),
 }
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 from devcluster.commands import DevclusterError, run
-from devcluster.locations import DEFAULT_NAME, KUBECONFIG, cache
+from devcluster.paths import DEFAULT_NAME, KUBECONFIG, cache
 from devcluster.progress import Steps
 
 
@@ -51,64 +51,64 @@ def main() -> int:
 
 
 def _up(options: argparse.Namespace) -> None:
-    from devcluster import opening
+    from devcluster import cluster
 
     steps = Steps()
-    cluster = opening.open_cluster(options.name, steps=steps, with_images=not options.no_images)
+    cluster = cluster.open_cluster(options.name, steps=steps, with_images=not options.no_images)
     if not options.no_images:
-        opening.load_images(cluster, steps=steps)
+        cluster.load_images(cluster, steps=steps)
     print(f"export KUBECONFIG={KUBECONFIG}")
 
 
 def _down(options: argparse.Namespace) -> None:
-    from devcluster import opening
+    from devcluster import cluster
 
-    opening.delete_cluster(options.name)
+    cluster.delete_cluster(options.name)
     print(f"cluster '{options.name}' is gone")
 
 
 def _images(options: argparse.Namespace) -> None:
-    from devcluster import opening
+    from devcluster import cluster
 
     steps = Steps()
-    opening.prepare(steps)
+    cluster.prepare(steps)
     if options.name in _running():
-        cluster = opening.open_cluster(options.name, steps=steps, with_images=False)
-        opening.load_images(cluster, steps=steps)
+        cluster = cluster.open_cluster(options.name, steps=steps, with_images=False)
+        cluster.load_images(cluster, steps=steps)
     else:
         steps.say(f"cluster '{options.name}' is not up: nothing to load the images into")
 
 
 def _deploy(options: argparse.Namespace) -> None:
-    from devcluster import opening
+    from devcluster import cluster
     from devcluster.deploy import deploy
 
     steps = Steps()
-    deploy(opening.open_cluster(options.name, steps=steps), steps=steps)
+    deploy(cluster.open_cluster(options.name, steps=steps), steps=steps)
     print(f"export KUBECONFIG={KUBECONFIG}")
 
 
 def _kubectl_path(options: argparse.Namespace) -> None:
-    from devcluster import opening
+    from devcluster import cluster
 
-    print(opening.engine().kubectl)
+    print(cluster.engine().kubectl)
 
 
 def _info(options: argparse.Namespace) -> None:
-    from devcluster import opening, programs
+    from devcluster import cluster, programs
 
-    print(f"engine:     {opening.engine().description}")
+    print(f"engine:     {cluster.engine().description}")
     print(f"Kubernetes: {programs.kubernetes_version()}")
-    print(f"kubectl:    {opening.engine().kubectl}")
+    print(f"kubectl:    {cluster.engine().kubectl}")
     print(f"kubeconfig: {KUBECONFIG}{'' if KUBECONFIG.exists() else ' (not there)'}")
     print(f"cache:      {cache()}")
     print(f"clusters:   {', '.join(_running()) or 'none'}")
 
 
 def _running() -> list[str]:
-    from devcluster import opening
+    from devcluster import cluster
 
-    kind = opening.engine().kind
+    kind = cluster.engine().kind
     return run([kind, "get", "clusters"]).splitlines() if kind.exists() else []
 
 

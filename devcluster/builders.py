@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from devcluster import bases, layouts
+from devcluster import base_images, oci_layout
 from devcluster.commands import CommandError, DevclusterError, run, succeeds
-from devcluster.layouts import LayoutImage
-from devcluster.locations import cache, locked
+from devcluster.oci_layout import LayoutImage
+from devcluster.paths import cache, locked
 
 #: The label that holds the hash of an image's inputs.
 CONTENT_LABEL = "taskqueue.devcluster.content"
@@ -22,7 +22,7 @@ CONTENT_LABEL = "taskqueue.devcluster.content"
 class Builder(Protocol):
     """What building images takes."""
 
-    def base(self, base: bases.Base) -> str:
+    def base(self, base: base_images.Base) -> str:
         """Return the name of a base image, having made it available."""
 
     def identity(self, image: str) -> str:
@@ -65,7 +65,7 @@ def canonical(tag: str) -> str:
 class Docker:
     """Builds with the Docker engine."""
 
-    def base(self, base: bases.Base) -> str:
+    def base(self, base: base_images.Base) -> str:
         """Return the public image's name; the engine pulls it."""
         return base.public
 
@@ -109,9 +109,9 @@ class Buildah:
         self._buildah: list[str | Path] = ["buildah", f"--root={store}/storage"]
         self._buildah += [f"--runroot={store}/run", "--storage-driver=overlay"]
 
-    def base(self, base: bases.Base) -> str:
+    def base(self, base: base_images.Base) -> str:
         """Return the base image's name, made and stored when missing."""
-        bases.make(base)
+        base_images.make(base)
         # One at a time: two pulls of one image would both write its layer.
         with locked(cache() / "buildah" / base.name):
             if not self.identity(base.tag):
@@ -159,12 +159,12 @@ class Buildah:
             )
         layout = cache() / "images"
         with locked(layout):
-            exported = layouts.find(layout, name)
+            exported = oci_layout.find(layout, name)
             if exported and image_id in exported.parts[0]:
                 return exported
             self._run("push", "--quiet", image_id, f"oci:{layout}:{name}")
-            layouts.prune(layout)
-            exported = layouts.find(layout, name)
+            oci_layout.prune(layout)
+            exported = oci_layout.find(layout, name)
         if exported is None:
             raise DevclusterError(f"buildah exported '{tag}', but {layout} does not have it.")
         return exported

@@ -14,9 +14,9 @@ from pytest_kind import KindCluster
 
 from devcluster import images
 from devcluster.builders import builder
+from devcluster.cluster import load_images
 from devcluster.commands import run
-from devcluster.locations import CHECKOUT
-from devcluster.opening import load_images
+from devcluster.paths import CHECKOUT
 from devcluster.progress import Steps
 
 #: Annotation of a pod template with the content of its image.
@@ -53,7 +53,7 @@ def deploy(cluster: KindCluster, *, steps: Steps | None = None) -> None:
     """Bring RabbitMQ and the operator of this checkout up in a cluster, and wait until ready.
 
     Args:
-        cluster: from `devcluster.opening.open_cluster`, which builds the images.
+        cluster: from `devcluster.cluster.open_cluster`, which builds the images.
         steps: where progress is told (default: standard error).
 
     Raises:

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from devcluster import bases, wheels
+from devcluster import base_images, wheels
 from devcluster.builders import Builder, builder
 from devcluster.commands import DevclusterError
-from devcluster.locations import CHECKOUT, cache, digest, locked, tree_digest
+from devcluster.paths import CHECKOUT, cache, digest, locked, tree_digest
 
 #: Operator and worker base.
 OPERATOR = "taskqueue-operator:dev"
@@ -61,7 +61,7 @@ def build_image(
 
 def build_operator() -> bool:
     """Build the operator's image from this checkout; tell whether that was needed."""
-    base = builder().base(bases.PYTHON)
+    base = builder().base(base_images.PYTHON)
     context = cache() / "contexts"
     context.mkdir(parents=True, exist_ok=True)
     downloaded = wheels.download(wheels.runtime_requirements())
@@ -78,7 +78,7 @@ def build_operator() -> bool:
 
 def build_rabbitmq() -> bool:
     """Build the image of the broker for trying out; tell whether that was needed."""
-    base = builder().base(bases.RABBITMQ)
+    base = builder().base(base_images.RABBITMQ)
     folder = CHECKOUT / "manifests" / "rabbitmq"
     arguments = {"BASE_IMAGE": base}
     return build_image(RABBITMQ, folder / "Containerfile", folder / "image", arguments)

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from devcluster import (
-    bases,
+    base_images,
+    cluster_state,
     kind_config,
     kubeconfig,
     node,
     node_images,
-    preparation,
+    prerequisites,
     programs,
-    records,
 )
 from devcluster.builders import Buildah
 from devcluster.commands import DevclusterError
@@ -120,7 +120,7 @@ def _version(options: argparse.Namespace) -> None:
 
 
 def _get_clusters(options: argparse.Namespace) -> None:
-    names = records.names()
+    names = cluster_state.names()
     if names:
         print("\n".join(names))
     else:
@@ -145,17 +145,17 @@ def _create_cluster(options: argparse.Namespace) -> None:
             config = kind_config.parse(options.config.read_text())
         except OSError as error:
             raise DevclusterError(f"{options.config} cannot be read: {error.strerror}.") from error
-    name = records.check_name(options.name or config.name or DEFAULT_CLUSTER)
+    name = cluster_state.check_name(options.name or config.name or DEFAULT_CLUSTER)
     steps = Steps()
     if options.image:
         steps.say(f"--image {options.image}: a native node has none, it is not used")
-    preparation.prepare_node(steps)
+    prerequisites.prepare_node(steps)
 
     def create() -> None:
         node.create(
             name,
             binaries=programs.folder(),
-            pause_archive=bases.pause_archive(),
+            pause_archive=base_images.pause_archive(),
             feature_gates=config.feature_gates,
             say=steps.say,
         )

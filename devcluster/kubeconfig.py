@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from devcluster.commands import run
-from devcluster.locations import locked
+from devcluster.paths import locked
 
 #: A kubeconfig is nested mappings and lists of whatever its owner put in.
 Document = dict[str, Any]

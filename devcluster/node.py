@@ -2,8 +2,8 @@
 
 Creating is writing the files, making namespaces with `node_init` in them, linking them to the host
 and waiting until the node is ready. Deleting is killing that init: the kernel ends everything in
-its namespaces, and `traces` removes the rest. A creation that does not come to its end is taken
-back; one that was killed itself is taken back by the next create or delete of its name.
+its namespaces, and `host_cleanup` removes the rest. An unfinished creation is undone; one that was
+killed itself is undone by the next create or delete of its name.
 """
 
 import os
@@ -16,12 +16,19 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from devcluster import certificates, kubeconfig, node_images, node_settings, records, traces
+from devcluster import (
+    certificates,
+    cluster_state,
+    host_cleanup,
+    kubeconfig,
+    node_images,
+    node_settings,
+)
 from devcluster.api import ApiServer
+from devcluster.cluster_state import Record
 from devcluster.commands import DevclusterError, run
-from devcluster.locations import STATE, digest, locked
 from devcluster.node_settings import Layout
-from devcluster.records import Record
+from devcluster.paths import STATE, digest, locked
 from devcluster.waiting import wait_until
 
 #: Seconds within which a node has to be ready (on two cores it takes about six).
@@ -54,7 +61,7 @@ def create(
         DevclusterError: it exists already, or did not come up (nothing of it is left then).
     """
     with _lock(name):
-        if records.find_complete(name):
+        if cluster_state.find_complete(name):
             raise DevclusterError(
                 f"A cluster named '{name}' exists already.\n"
                 f"What to do: use it, or delete it (`kind delete cluster --name {name}`)."
@@ -66,7 +73,7 @@ def create(
             say(f"node {layout.node_name}: process {record.pid}, {layout.link.node_address}")
             node_images.load_archive(record, pause_archive)
             _wait_until_ready(layout, record)
-            records.mark_complete(name)
+            cluster_state.mark_complete(name)
         except BaseException:
             say(_last_log_lines(name))
             _remove(name)
@@ -76,7 +83,7 @@ def create(
 def delete(name: str) -> bool:
     """Delete a cluster, or what is left of one; tell whether there was anything."""
     with _lock(name):
-        existed = records.folder(name).exists()
+        existed = cluster_state.folder(name).exists()
         _remove(name)
         return existed
 
@@ -87,21 +94,21 @@ def admin_kubeconfig(name: str) -> kubeconfig.Document:
     Raises:
         DevclusterError: there is no such cluster.
     """
-    address = records.get(name).link.node_address
+    address = cluster_state.get(name).link.node_address
     server = f"https://{address}:{node_settings.API_PORT}"
-    return kubeconfig.document(name, server, records.folder(name) / "pki", "admin")
+    return kubeconfig.document(name, server, cluster_state.folder(name) / "pki", "admin")
 
 
 def _lay_out(name: str, binaries: Path, feature_gates: Mapping[str, bool]) -> Layout:
     """Reserve a link, make the folders and write the files of a new cluster."""
     with _lock_of_all():
-        link = records.reserve_link(name)
-        traces.make_mount_points()
+        link = cluster_state.reserve_link(name)
+        host_cleanup.make_mount_points()
     plugins = next((f for f in _CNI_FOLDERS if Path(f, "ptp").exists()), _CNI_FOLDERS[0])
     layout = Layout(
         name=name,
         link=link,
-        state=records.folder(name),
+        state=cluster_state.folder(name),
         binaries=binaries,
         cni_plugins=plugins,
         feature_gates=dict(feature_gates),
@@ -124,7 +131,7 @@ def _lay_out(name: str, binaries: Path, feature_gates: Mapping[str, bool]) -> La
 
 def _start(layout: Layout) -> Record:
     """Start the node's init in namespaces of its own, linked to the host."""
-    traces.make_cgroups(layout.cgroup)
+    host_cleanup.make_cgroups(layout.cgroup)
     namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     init = [sys.executable, "-I", str(Path(__file__).resolve().with_name("node_init.py"))]
     with (layout.logs / "node.log").open("ab") as log:
@@ -139,7 +146,7 @@ def _start(layout: Layout) -> Record:
         )
     pid = _init_of(parent)
     _connect(layout, pid)
-    record = records.write(layout.name, layout.link, pid)
+    record = cluster_state.write(layout.name, layout.link, pid)
     if parent.stdin is None:  # a PIPE was asked for
         raise AssertionError
     # Until this line the node would end by itself if this process did.
@@ -151,7 +158,7 @@ def _start(layout: Layout) -> Record:
 def _init_of(parent: subprocess.Popen[bytes]) -> int:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and parent.poll() is None:
-        pid = records.child_of(parent.pid)
+        pid = cluster_state.child_of(parent.pid)
         if pid is not None:
             return pid
         time.sleep(0.02)
@@ -223,7 +230,7 @@ def _wait_until_ready(layout: Layout, record: Record) -> None:
 
 def _last_log_lines(name: str) -> str:
     lines: list[str] = []
-    for log in sorted((records.folder(name) / "logs").glob("*.log")):
+    for log in sorted((cluster_state.folder(name) / "logs").glob("*.log")):
         lines.append(f"--- {log.name}")
         lines += log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
     return "\n".join(lines)
@@ -231,21 +238,21 @@ def _last_log_lines(name: str) -> str:
 
 def _remove(name: str) -> None:
     """Kill a cluster's node if it lives, and remove everything it left on the host."""
-    state = records.folder(name)
+    state = cluster_state.folder(name)
     if not state.exists():
         return
-    record = records.find(name)
+    record = cluster_state.find(name)
     if record:
         os.kill(record.pid, signal.SIGKILL)
         wait_until(lambda: not record.alive, f"process {record.pid} of cluster '{name}' to end")
-    link = records.reserved_link(state)
+    link = cluster_state.reserved_link(state)
     if link:
-        traces.remove_link(link)
-        traces.remove_cgroups(Layout(name, link, state, state).cgroup)
+        host_cleanup.remove_link(link)
+        host_cleanup.remove_cgroups(Layout(name, link, state, state).cgroup)
     with _lock_of_all():
         shutil.rmtree(state)
-        if not records.folders():
-            traces.remove_mount_points()
+        if not cluster_state.folders():
+            host_cleanup.remove_mount_points()
 
 
 def _lock(name: str) -> AbstractContextManager[None]:
@@ -253,7 +260,7 @@ def _lock(name: str) -> AbstractContextManager[None]:
 
     Names share sixteen locks, because the file of a lock can never be deleted.
     """
-    return locked(STATE / f".name-{digest([records.check_name(name)])[0]}")
+    return locked(STATE / f".name-{digest([cluster_state.check_name(name)])[0]}")
 
 
 def _lock_of_all() -> AbstractContextManager[None]:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from devcluster import records
+from devcluster import cluster_state
+from devcluster.cluster_state import Record
 from devcluster.commands import CommandError
-from devcluster.layouts import LayoutImage
-from devcluster.locations import locked
-from devcluster.records import Record
+from devcluster.oci_layout import LayoutImage
+from devcluster.paths import locked
 from devcluster.waiting import wait_until
 
 
@@ -26,8 +26,8 @@ def load(name: str, image: LayoutImage) -> bool:
     Raises:
         DevclusterError: there is no such cluster, or containerd refuses the image.
     """
-    record = records.get(name)
-    note = records.folder(name) / "images.json"
+    record = cluster_state.get(name)
+    note = cluster_state.folder(name) / "images.json"
     with locked(note):
         loaded: dict[str, list[str]] = json.loads(note.read_text()) if note.exists() else {}
         blobs = [image.digest, *image.parts]
@@ -75,5 +75,5 @@ def _import(record: Record, write: Callable[[IO[bytes]], None]) -> None:
         if importing.returncode != 0:
             output.seek(0)
             said = output.read().decode(errors="replace")
-            hint = f"see {records.folder(record.name)}/logs/containerd.log"
+            hint = f"see {cluster_state.folder(record.name)}/logs/containerd.log"
             raise CommandError(command, importing.returncode, said, hint)

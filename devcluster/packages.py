@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from devcluster.commands import CommandError, DevclusterError, run, succeeds
-from devcluster.locations import cache, locked
+from devcluster.paths import cache, locked
 
 #: package: a file that proves it, as a program on PATH or as an absolute path.
 PACKAGES = {

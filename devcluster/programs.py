@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from devcluster.commands import CommandError, DevclusterError, run
-from devcluster.locations import cache, digest, locked, tree_digest
+from devcluster.paths import cache, digest, locked, tree_digest
 
 #: What a node is made of, and kubectl.
 PROGRAMS = (

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from devcluster.commands import run
-from devcluster.locations import CHECKOUT, cache, digest, locked
+from devcluster.paths import CHECKOUT, cache, digest, locked
 
 #: The Python of the images: Debian 13's, and that of the public image.
 PYTHON_VERSION = "3.13"

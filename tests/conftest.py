@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 from pytest_kind import KindCluster
 
+from devcluster.cluster import open_cluster
 from devcluster.deploy import deploy
-from devcluster.locations import DEFAULT_NAME, KUBECONFIG
-from devcluster.opening import open_cluster
+from devcluster.paths import DEFAULT_NAME, KUBECONFIG
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rich.console import Console
 from devcluster import DevclusterError, build_image, download_wheels, load_images, open_cluster
 from devcluster.commands import CommandError, run
 from devcluster.deploy import deploy
-from devcluster.locations import CHECKOUT
+from devcluster.paths import CHECKOUT
 from devcluster.progress import Steps
 from examples.thumbnails import contact_sheet, photographs, verdict
 from examples.thumbnails.display import Display

@@ -1,7 +1,7 @@
 """The entry point: ``python -m taskqueue``.
 
 A worker's start is on the way of the first task at zero workers, so its command is recognised
-before the command line library is imported; `taskqueue.cli` has it too, for the list of commands.
+before the command line library is imported; `taskqueue.cli.main` lists it too.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ def main() -> None:
     """Run the command line."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["worker"]:
-        from taskqueue.worker.command import main as run_worker
+        from taskqueue.worker.main import main as run_worker
 
         sys.exit(run_worker(arguments[1:], os.environ))
-    from taskqueue.cli import app
+    from taskqueue.cli.main import app
 
     app(prog_name="taskqueue")
 

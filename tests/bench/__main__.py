@@ -19,8 +19,8 @@ import typer
 import uvloop
 
 from devcluster.commands import DevclusterError
-from devcluster.locations import KUBECONFIG
-from taskqueue.cluster.client import ApiError
+from devcluster.paths import KUBECONFIG
+from taskqueue.kubernetes.client import ApiError
 from tests.bench import coldstart as cold
 from tests.bench import latency as single
 from tests.bench import scaling as pool
@@ -186,8 +186,8 @@ async def _measure(
 
 
 def _development_cluster() -> Path:
+    from devcluster.cluster import open_cluster
     from devcluster.deploy import deploy
-    from devcluster.opening import open_cluster
 
     deploy(open_cluster())
     return KUBECONFIG

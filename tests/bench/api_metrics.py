@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from taskqueue.cluster.client import Access
+from taskqueue.kubernetes.client import Access
 from tests.bench.deadline import BenchError
 
 #: Everything that changes an object, or tries to. Deletions of whole collections are left out: the

@@ -17,20 +17,16 @@ from urllib.parse import quote
 
 from pika.spec import BasicProperties
 
-from taskqueue.broker.channel import Channel
-from taskqueue.broker.connection import (
-    BrokerParameters,
-    BrokerUnavailable,
-    Connection,
-    connect,
-)
-from taskqueue.broker.contract import WORK_EXCHANGE, routing_key
-from taskqueue.broker.publisher import Publisher, Settled
-from taskqueue.broker.topology import declare_operator_topology, declare_task_queue
-from taskqueue.cluster.client import ApiClient
+from taskqueue.amqp.channel import BrokerUnavailable, Channel
+from taskqueue.amqp.connection import Connection, connect
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.contract.names import WORK_EXCHANGE, routing_key
+from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
+from taskqueue.kubernetes.client import ApiClient
 from tests.bench import cluster as bench
 from tests.bench.deadline import BenchError
-from tests.integration.broker.endpoint import Endpoint, Management
+from tests.integration.amqp.endpoint import Endpoint, Management
 
 #: Where devcluster/rabbitmq/node-port.yaml lets AMQP and the management API out.
 _AMQP_PORT, _MANAGEMENT_PORT = 30672, 31672

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 from kubernetes.aio.config import ConfigException
 
 from taskqueue.api.common import API_VERSION, TASKQUEUE_KIND
-from taskqueue.cluster.client import Access, ApiClient, ApiError, load_access
-from taskqueue.cluster.deployments import deployment_path
-from taskqueue.cluster.queue_objects import queue_path
+from taskqueue.kubernetes.client import Access, ApiClient, ApiError, load_access
+from taskqueue.kubernetes.deployments import deployment_path
+from taskqueue.kubernetes.taskqueue_codec import queue_path
 from tests.bench.deadline import BenchError, until
 
 NAMESPACE = "taskqueue-bench"

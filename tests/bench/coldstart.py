@@ -6,8 +6,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from taskqueue.cluster.client import MERGE_PATCH
-from taskqueue.cluster.queue_objects import QUEUE_LABEL
+from taskqueue.kubernetes.client import MERGE_PATCH
+from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from tests.bench import cluster, jobs
 from tests.bench.figures import Spread, ratio
 from tests.bench.report import Outcome, Report

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from taskqueue.broker.contract import work_queue
+from taskqueue.contract.names import work_queue
 from tests.bench import cluster as bench
 from tests.bench.brokers import Broker
 from tests.bench.deadline import BenchError, within

@@ -15,9 +15,9 @@ from typing import Any
 from taskqueue.api.common import VERSION
 from taskqueue.api.crds import DEFINITIONS, custom_resource_definition
 from taskqueue.api.task import Task as TaskModel
-from taskqueue.cluster.client import JSON_PATCH, ApiClient
-from taskqueue.cluster.task_objects import status_patch
-from taskqueue.domain.task import Attempt, Phase, Task, TaskSpec, TaskStatus
+from taskqueue.kubernetes.client import JSON_PATCH, ApiClient
+from taskqueue.kubernetes.task_codec import status_patch
+from taskqueue.model.task import Attempt, Phase, Task, TaskSpec, TaskStatus
 from tests.bench import cluster as bench
 from tests.bench.deadline import until
 from tests.bench.load import at_once

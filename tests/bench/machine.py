@@ -7,7 +7,7 @@ import os
 import platform
 from typing import Any
 
-from taskqueue.cluster.client import ApiClient
+from taskqueue.kubernetes.client import ApiClient
 from tests.bench.figures import significant
 
 #: Above this the machine is not quiet enough for figures that are to be kept.

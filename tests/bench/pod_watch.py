@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from taskqueue.cluster.client import ApiClient
+from taskqueue.kubernetes.client import ApiClient
 from tests.bench.deadline import BenchError
 from tests.bench.removals import Removal
 

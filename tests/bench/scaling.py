@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 
 from taskqueue.api.common import API_VERSION, TASK_KIND, TASKQUEUE_KIND
-from taskqueue.cluster.queue_objects import QUEUE_LABEL, queue_path
+from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL, queue_path
 from tests.bench import cluster, recorded, removals
 from tests.bench.deadline import within
 from tests.bench.figures import Spread, ratio

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
 
-from taskqueue.cluster.client import ApiClient, ApiError
+from taskqueue.kubernetes.client import ApiClient, ApiError
 from tests.bench.deadline import BenchError, within
 
 #: Leaves out what nothing was written about yet, so that a Task is one event.

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from statistics import median
 
-from taskqueue.broker.contract import INBOX_QUEUE
+from taskqueue.contract.names import INBOX_QUEUE
 from tests.bench import processes
 from tests.bench.brokers import Broker, bench_broker
 from tests.bench.cluster import Cluster

@@ -4,7 +4,7 @@ import pytest
 
 from tests.chaos.load import Load
 from tests.e2e.fixtures import api, lab, pytest_runtest_makereport
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 __all__ = ["api", "lab", "pytest_runtest_makereport"]
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 import requests
 
 from tests.e2e.api import Refused
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 _LOOK_SECONDS = 0.2
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from taskqueue.broker.connection import BrokerParameters
+from taskqueue.amqp.parameters import BrokerParameters
 
 _METHOD_FRAME = 1
 #: Type, channel and size before a frame's payload; one octet after it.

@@ -7,13 +7,14 @@ more than the status tells of attempts is a repeated one.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
 from tests.e2e.api import Body
-from tests.e2e.lab import FINISHED, Lab, Run
+from tests.e2e.harness import FINISHED, Lab, Run
 from tests.e2e.table import In
 
 #: Most that are at the broker at a time; so many may be run twice when the operator is lost.
@@ -99,8 +100,16 @@ class Load:
             or status["attempts"] != self.attempts[name]
         }
         assert not wrong
-        totals = {"succeeded": len(names), "failed": 0, "cancelled": 0}
-        self.lab.queue_status(lambda status: status.get("totals") == totals, what=f"{totals}")
+        self.lab.all_counted(len(names), uncounted=sum(self._ended_in_last_second(statuses)))
+
+    def _ended_in_last_second(self, statuses: dict[str, Body]) -> Iterator[bool]:
+        """Yield of each Task whether it ended in the last second of an operator that was killed.
+
+        A second and a half, because the totals are written each second and a write takes time.
+        """
+        for status in statuses.values():
+            ended = datetime.fromisoformat(status["completionTime"]).timestamp()
+            yield any(killed - 1.5 <= ended <= killed + 0.5 for killed in self.lab.operator_kills)
 
     def runs(self) -> dict[str, list[Run]]:
         """Return all runs by Task, of workers that were there all the time."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.chaos.load import WINDOW, Load
-from tests.e2e.lab import OPERATOR_NAMESPACE, Lab
+from tests.e2e.harness import OPERATOR_NAMESPACE, Lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 

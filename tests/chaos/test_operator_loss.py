@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.chaos.load import WINDOW, Load
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 

@@ -23,7 +23,7 @@ import pytest
 from tests.chaos.following import Following
 from tests.conftest import RabbitMQ
 from tests.e2e.api import Body
-from tests.e2e.lab import FINISHED, TEMPLATE, Lab
+from tests.e2e.harness import FINISHED, TEMPLATE, Lab
 from tests.integration.worker.process import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -32,7 +32,7 @@ WORKERS, SLOTS = 2, 4
 
 #: Runs a worker whose connections have AMQP heartbeats of one second.
 _HASTY = """
-from taskqueue.broker.connection import connect
+from taskqueue.amqp.connection import connect
 connect.__kwdefaults__["heartbeat_seconds"] = 1
 from taskqueue.__main__ import main
 main()
@@ -187,8 +187,7 @@ def test_a_rolling_update_under_load(
     workers = {status["worker"] for status in statuses}
     assert len(workers) >= 3 * WORKERS, "not all of the three generations have worked"
     assert left > 0, "the load ended before the updates"
-    totals = {"succeeded": len(names), "failed": 0, "cancelled": 0}
-    lab.queue_status(lambda status: status.get("totals") == totals, what=f"{totals}")
+    lab.all_counted(len(names))
     again = repeated(lab, following, names)
     tell.append(f"{len(names)} Tasks over {len(workers)} pods, {again} runs repeated")
     assert again == 0, "each had the time to end where it began"

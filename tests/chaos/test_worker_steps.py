@@ -18,15 +18,16 @@ from typing import Any
 
 import pytest
 
-from taskqueue.broker.connection import BrokerParameters, connect
-from taskqueue.broker.contract import work_queue
+from taskqueue.amqp.connection import connect
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.contract.names import work_queue
 from tests.chaos.following import Following
 from tests.chaos.frames import Frame, Hold, Way, relay_to
 from tests.conftest import RabbitMQ
 from tests.e2e.api import Body
-from tests.e2e.lab import FINISHED, TEMPLATE, Lab
+from tests.e2e.harness import FINISHED, TEMPLATE, Lab
+from tests.integration.worker.harness import Gate
 from tests.integration.worker.process import PATIENCE, WorkerProcess
-from tests.integration.worker.stage import Gate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(150)]
 

@@ -6,9 +6,10 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 
-from taskqueue.broker.connection import Connection, Delivery
-from taskqueue.broker.contract import HEARTBEATS_QUEUE, ContractError
-from taskqueue.broker.heartbeats import Heartbeat, decode
+from taskqueue.amqp.channel import Delivery
+from taskqueue.amqp.connection import Connection
+from taskqueue.contract.heartbeat import Heartbeat, decode
+from taskqueue.contract.names import HEARTBEATS_QUEUE, ContractError
 from tests.conformance.points import Violation, expect
 
 

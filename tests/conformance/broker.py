@@ -10,8 +10,8 @@ import subprocess
 from typing import Any
 
 from devcluster import programs
-from devcluster.locations import KUBECONFIG
-from tests.integration.broker.endpoint import Endpoint
+from devcluster.paths import KUBECONFIG
+from tests.integration.amqp.endpoint import Endpoint
 
 #: NodePorts of devcluster/rabbitmq.
 _AMQP_PORT, _MANAGEMENT_PORT = 30672, 31672

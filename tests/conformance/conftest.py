@@ -1,3 +1,3 @@
-from tests.integration.broker.conftest import broker_endpoint
+from tests.integration.amqp.conftest import broker_endpoint
 
 __all__ = ["broker_endpoint"]

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from taskqueue.broker.connection import Connection, Delivery
-from taskqueue.broker.contract import INBOX_QUEUE, OUTCOMES_EXCHANGE, ContractError
-from taskqueue.broker.events import CONTENT_TYPE, AttemptEvent, EventKind, decode
+from taskqueue.amqp.channel import Delivery
+from taskqueue.amqp.connection import Connection
+from taskqueue.contract.names import INBOX_QUEUE, OUTCOMES_EXCHANGE, ContractError
+from taskqueue.contract.outcome import CONTENT_TYPE, AttemptEvent, EventKind, decode
 
 #: Outcomes that end an attempt.
 ENDS = frozenset({EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED, EventKind.RELEASED})

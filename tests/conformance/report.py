@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tests.conformance.points import TITLES, Check, Point
 from tests.conformance.run import Findings
-from tests.conformance.scenes import PLAYS
+from tests.conformance.scenarios import PLAYS
 
 _ORDER = {play.name: place for place, play in enumerate(PLAYS)}
 

@@ -10,11 +10,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conformance.house import House, house_on
+from tests.conformance.broker_env import House, house_on
 from tests.conformance.points import Ledger, Point
-from tests.conformance.scene import scene_in
-from tests.conformance.scenes import PLAYS, Play
-from tests.integration.broker.endpoint import Endpoint
+from tests.conformance.scenario import scene_in
+from tests.conformance.scenarios import PLAYS, Play
+from tests.integration.amqp.endpoint import Endpoint
 
 #: For all scenes together; what is not over then does not hold.
 SECONDS = 90.0

@@ -16,7 +16,7 @@ import pytest
 from tests.conformance import go
 from tests.conformance.points import Point
 from tests.conformance.run import Findings, run
-from tests.integration.broker.endpoint import Endpoint, Rabbitmq
+from tests.integration.amqp.endpoint import Endpoint, Rabbitmq
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(400)]
 

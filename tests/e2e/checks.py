@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from tests.e2e.api import Body
-from tests.e2e.lab import Run, conditions
-from tests.e2e.play import PATIENCE_SECONDS, Play
+from tests.e2e.harness import Run, conditions
+from tests.e2e.scenario_runner import PATIENCE_SECONDS, Play
 from tests.e2e.table import Step
 
 

@@ -5,7 +5,7 @@ import pytest
 from tests.e2e.departures import Departures
 from tests.e2e.fixtures import api, lab, pytest_runtest_makereport, stage
 from tests.e2e.gates import Gates
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 __all__ = ["api", "lab", "pytest_runtest_makereport", "stage"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from tests.bench.removals import Removal, busy_pods, runs_in_status
 from tests.e2e.api import Body
-from tests.e2e.lab import Lab
-from tests.e2e.sightings import Sightings
+from tests.e2e.harness import Lab
+from tests.e2e.observations import Sightings
 
 
 class Departures(Sightings):

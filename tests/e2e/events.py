@@ -13,7 +13,7 @@ from pika.adapters.blocking_connection import BlockingChannel, BlockingConnectio
 
 from tests.conftest import RabbitMQ
 from tests.e2e.api import Body
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 
 class Events:

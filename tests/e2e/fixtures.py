@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import Cluster, Kubectl, RabbitMQ
 from tests.e2e.api import Api
-from tests.e2e.lab import Lab
-from tests.e2e.play import Stage
+from tests.e2e.harness import Lab
+from tests.e2e.scenario_runner import Stage
 from tests.e2e.table import Row
 
 

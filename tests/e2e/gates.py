@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.e2e.api import Body
-from tests.e2e.lab import TEMPLATE, Lab, merged
+from tests.e2e.harness import TEMPLATE, Lab, merged
 
 #: Beside the lab's own handlers.
 _MODULE = """

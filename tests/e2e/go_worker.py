@@ -10,7 +10,7 @@ from pytest_kind import KindCluster
 from devcluster import build_image, load_images
 from tests.conformance import go
 from tests.e2e.api import Body
-from tests.e2e.lab import BROKER_HOST, Lab
+from tests.e2e.harness import BROKER_HOST, Lab
 
 IMAGE = "taskqueue-go-worker:dev"
 LABEL = "app=go-worker"

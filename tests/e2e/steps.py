@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import Body, Refused
-from tests.e2e.lab import TEMPLATE
-from tests.e2e.play import PATIENCE_SECONDS, Play
+from tests.e2e.harness import TEMPLATE
+from tests.e2e.scenario_runner import PATIENCE_SECONDS, Play
 from tests.e2e.table import Shows, Step
 
 

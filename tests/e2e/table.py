@@ -15,10 +15,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tests.e2e.api import Body
-from tests.e2e.lab import conditions, true_conditions
+from tests.e2e.harness import conditions, true_conditions
 
 if TYPE_CHECKING:
-    from tests.e2e.play import Play
+    from tests.e2e.scenario_runner import Play
 
 FINAL = ("Succeeded", "Failed", "Cancelled")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.api import Refused
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 
@@ -70,6 +70,4 @@ def test_every_unfinished_task_ends(lab: Lab, again: Callable[[Lab], None]) -> N
         assert (status["phase"], status["attempts"]) == ("Succeeded", attempts), name
     lab.ready()
     assert [pod["metadata"]["uid"] for pod in lab.operator_pods()] == operators
-    count = len(lab.tasks.names())
-    expected = {"succeeded": count, "failed": 0, "cancelled": 0}
-    lab.queue_status(lambda status: status.get("totals") == expected, what=f"totals {expected}")
+    lab.all_counted(len(lab.tasks.names()))

@@ -14,7 +14,7 @@ import yaml
 from taskqueue.client import TaskCancelled, TaskClient
 from tests.conftest import Cluster
 from tests.e2e.guides import blocks
-from tests.e2e.lab import HANDLERS, Lab
+from tests.e2e.harness import HANDLERS, Lab
 
 pytestmark = pytest.mark.cluster
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.lab import Lab, true_conditions
+from tests.e2e.harness import Lab, true_conditions
 
 pytestmark = pytest.mark.cluster
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import images, programs, records
+from devcluster import cluster_state, images, programs
 from devcluster.builders import docker_answers
-from devcluster.locations import CHECKOUT, STATE
+from devcluster.cluster import prepare
 from devcluster.node_settings import PAUSE_IMAGE
-from devcluster.opening import prepare
+from devcluster.paths import CHECKOUT, STATE
 from devcluster.progress import Steps
 
 pytestmark = [
@@ -124,7 +124,7 @@ def descendants(pid: int) -> dict[int, int | None]:
     found = {pid}
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
-    return {process: records.start_time(process) for process in found}
+    return {process: cluster_state.start_time(process) for process in found}
 
 
 def network_namespaces() -> set[str]:
@@ -170,7 +170,7 @@ def test_deletion_leaves_nothing_behind(tmp_path: Path) -> None:
         cluster.create()
         cluster.run_pod(PAUSE_IMAGE)
         cluster.kubectl("wait", "--for=condition=Ready", "pod/trial")
-        record = records.get(cluster.name)
+        record = cluster_state.get(cluster.name)
         processes = descendants(record.pid)
         namespaces = {os.readlink(f"/proc/{pid}/ns/net") for pid in processes}
         during = host_traces(cluster.name)
@@ -182,7 +182,7 @@ def test_deletion_leaves_nothing_behind(tmp_path: Path) -> None:
     assert during["cgroups"]
 
     assert host_traces(cluster.name) == before
-    assert not [pid for pid, start in processes.items() if records.start_time(pid) == start]
+    assert not [pid for pid, start in processes.items() if cluster_state.start_time(pid) == start]
     assert not namespaces & network_namespaces()
     assert cluster.name not in cluster.kubeconfig.read_text()
     cluster.delete()  # again, with nothing there
@@ -191,11 +191,11 @@ def test_deletion_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_after_its_init_is_killed_a_cluster_is_not_listed_and_can_be_made_again(
     cluster: NativeCluster,
 ) -> None:
-    record = records.get(cluster.name)
+    record = cluster_state.get(cluster.name)
     processes = descendants(record.pid)
     os.kill(record.pid, signal.SIGKILL)
     until(lambda: not cluster.listed())
-    until(lambda: not any(records.start_time(p) == start for p, start in processes.items()))
+    until(lambda: not any(cluster_state.start_time(p) == start for p, start in processes.items()))
     cluster.create()
     assert cluster.listed()
     ready = 'jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}'

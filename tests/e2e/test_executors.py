@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.api import Body, Refused
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 pytestmark = pytest.mark.cluster
 

@@ -12,7 +12,7 @@ import pytest
 from tests.conformance import go
 from tests.e2e import go_worker
 from tests.e2e.events import events_of
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 pytestmark = [
     pytest.mark.cluster,

@@ -28,8 +28,8 @@ from tests.e2e.guides import (
     pages,
     tables,
 )
-from tests.e2e.lab import HANDLERS, Lab
-from tests.e2e.sightings import Sightings
+from tests.e2e.harness import HANDLERS, Lab
+from tests.e2e.observations import Sightings
 
 ROOT = GUIDES.parents[1]
 DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

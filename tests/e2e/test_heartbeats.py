@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from taskqueue.domain.registry import LOST_SECONDS
+from taskqueue.controller.pool.worker_registry import LOST_SECONDS
 from tests.e2e.api import Body
-from tests.e2e.lab import OPERATOR_NAMESPACE, TEMPLATE, Lab
+from tests.e2e.harness import OPERATOR_NAMESPACE, TEMPLATE, Lab
 
 pytestmark = pytest.mark.cluster
 

@@ -19,7 +19,7 @@ import requests
 import yaml
 
 from tests.conftest import RabbitMQ
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 

@@ -9,7 +9,7 @@ import pika
 import pytest
 
 from tests.e2e.events import connect, events_of
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 pytestmark = pytest.mark.cluster
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from taskqueue.domain.pool_health import FIRST_PAUSE_SECONDS
+from taskqueue.controller.pool.health import FIRST_PAUSE_SECONDS
 from tests.e2e.api import Body
 from tests.e2e.gates import Gates
 from tests.e2e.gates import template as gated_template
-from tests.e2e.lab import TEMPLATE, Lab, conditions
-from tests.e2e.sightings import Sightings
+from tests.e2e.harness import TEMPLATE, Lab, conditions
+from tests.e2e.observations import Sightings
 
 pytestmark = pytest.mark.cluster
 

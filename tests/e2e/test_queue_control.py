@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.lab import Lab, conditions
+from tests.e2e.harness import Lab, conditions
 
 pytestmark = pytest.mark.cluster
 

@@ -4,7 +4,7 @@ import pytest
 import requests
 
 from tests.e2e.api import Refused
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 

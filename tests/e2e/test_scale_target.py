@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.api import Body
 from tests.e2e.departures import Departures, names_of
 from tests.e2e.gates import Gates, template
-from tests.e2e.lab import BROKER_HOST, Lab, conditions, merged
+from tests.e2e.harness import BROKER_HOST, Lab, conditions, merged
 
 pytestmark = pytest.mark.cluster
 

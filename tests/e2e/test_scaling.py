@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.lab import Lab
-from tests.e2e.sightings import Sightings
+from tests.e2e.harness import Lab
+from tests.e2e.observations import Sightings
 
 pytestmark = pytest.mark.cluster
 

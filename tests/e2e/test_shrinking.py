@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.departures import Departures, names_of
 from tests.e2e.gates import Gates, template
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 pytestmark = pytest.mark.cluster
 

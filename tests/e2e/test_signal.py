@@ -9,7 +9,7 @@ from tests.e2e.api import Body
 from tests.e2e.departures import Departures, names_of
 from tests.e2e.events import events_of
 from tests.e2e.gates import Gates, template
-from tests.e2e.lab import BROKER_HOST, Lab
+from tests.e2e.harness import BROKER_HOST, Lab
 
 pytestmark = pytest.mark.cluster
 

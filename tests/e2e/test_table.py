@@ -6,8 +6,8 @@ follows, and also that. `tests.e2e.table` tells what the words mean.
 
 import pytest
 
-from tests.e2e.play import Stage, place_of
-from tests.e2e.rows import cancel, depend, keys, retry, suspend, time
+from tests.e2e.lifecycle_cases import cancel, depend, keys, retry, suspend, time
+from tests.e2e.scenario_runner import Stage, place_of
 from tests.e2e.table import Row
 
 pytestmark = pytest.mark.cluster

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.e2e.play import Stage
-from tests.e2e.rows import operator_loss
+from tests.e2e.lifecycle_cases import operator_loss
+from tests.e2e.scenario_runner import Stage
 from tests.e2e.table import Row
 
 pytestmark = pytest.mark.cluster

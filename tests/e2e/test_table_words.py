@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import Body
-from tests.e2e.lab import merged
+from tests.e2e.harness import merged
 from tests.e2e.table import (
     Shows,
     blocked,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.lab import Lab, true_conditions
+from tests.e2e.harness import Lab, true_conditions
 
 pytestmark = pytest.mark.cluster
 

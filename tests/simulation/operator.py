@@ -1,10 +1,10 @@
 """Our operator in virtual time: its real decision and shrink plan, woken as its controller is.
 
-As `taskqueue.engine.queue_controller` does: a run at each tick of a second, and, 20 ms after the
+As `queues.reconciler` does: a run at each tick of a second, and, 20 ms after the
 last one at the earliest, when something arrived or a worker changed. What is ready at the broker is
 counted at ticks only, so between them what runs is known no better than there. The run time that
-DrainTime reckons with is `taskqueue.domain.throughput`'s, workers are known through
-`taskqueue.domain.registry` by heartbeats, which are sent as `taskqueue.worker` does.
+DrainTime reckons with is `queues.throughput`'s, workers are known through
+`pool.worker_registry` by heartbeats, which are sent as `taskqueue.worker` does.
 
 Left out: the window of what is published (all is), lost heartbeats, a container that begins anew
 because its drained pod was not removed for a minute.
@@ -17,12 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from taskqueue.domain.pods import PENDING, RUNNING, Pod
-from taskqueue.domain.registry import Registry, Worker, WorkerState
-from taskqueue.domain.scaling import Decision, Load, Pool, ScalingMemory, ScalingPolicy, decide
-from taskqueue.domain.shrinking import Shrink, plan
-from taskqueue.domain.throughput import Throughput
-from taskqueue.engine.looks import Looks
+from taskqueue.controller.pool.autoscaler import Decision, Load, Pool, ScalingMemory, decide
+from taskqueue.controller.pool.drain_plan import Shrink, plan
+from taskqueue.controller.pool.poll_backoff import Looks
+from taskqueue.controller.pool.worker_registry import Registry
+from taskqueue.controller.queues.throughput import Throughput
+from taskqueue.model.pod import PENDING, RUNNING, Pod
+from taskqueue.model.scaling import ScalingPolicy
+from taskqueue.model.worker import Worker, WorkerState
 from tests.simulation.cluster import Cluster, PodState
 
 TICK_SECONDS = 1.0

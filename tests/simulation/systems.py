@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from taskqueue.domain.scaling import BacklogTarget, ScalingPolicy, decide
-from taskqueue.domain.shrinking import plan
+from taskqueue.controller.pool.autoscaler import decide
+from taskqueue.controller.pool.drain_plan import plan
+from taskqueue.model.scaling import BacklogTarget, ScalingPolicy
 from tests.simulation.cluster import Cluster, Conditions
 from tests.simulation.figures import Figures
 from tests.simulation.keda import FASTEST_BEHAVIOR, Keda, KedaSettings, Phases, Protocol

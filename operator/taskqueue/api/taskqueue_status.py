@@ -115,7 +115,10 @@ class TaskQueueStatus(ApiModel):
     )
     totals: Totals = Field(
         default_factory=Totals,
-        description="Finished Tasks by how they ended, since the TaskQueue was created.",
+        description=(
+            "Finished Tasks by how they ended, as the operator counted them since the TaskQueue "
+            "was created. The ends of the last second before an operator was killed may be missing."
+        ),
     )
     dead_letters: Count | None = Field(
         None,

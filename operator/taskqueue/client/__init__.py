@@ -11,24 +11,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from taskqueue.client.errors import (
-    ClientError,
-    NotConfirmed,
-    Refused,
     TaskCancelled,
     TaskConflict,
     TaskFailed,
     TaskGone,
     Unavailable,
-    Unroutable,
     WaitTimeout,
 )
 from taskqueue.client.status import TaskProgress, TaskResult, TaskStatus
+from taskqueue.direct.errors import ClientError, NotConfirmed, Refused, Unroutable
 
 if TYPE_CHECKING:
-    from taskqueue.client.async_producer import AsyncProducer
     from taskqueue.client.async_tasks import AsyncTaskClient, AsyncTaskHandle
-    from taskqueue.client.producer import Producer
     from taskqueue.client.tasks import TaskClient, TaskHandle
+    from taskqueue.direct.async_producer import AsyncProducer
+    from taskqueue.direct.producer import Producer
 
 __all__ = [
     "AsyncProducer",
@@ -53,12 +50,12 @@ __all__ = [
 ]
 
 _LATER = {
-    "AsyncProducer": "async_producer",
-    "AsyncTaskClient": "async_tasks",
-    "AsyncTaskHandle": "async_tasks",
-    "Producer": "producer",
-    "TaskClient": "tasks",
-    "TaskHandle": "tasks",
+    "AsyncProducer": "taskqueue.direct.async_producer",
+    "AsyncTaskClient": "taskqueue.client.async_tasks",
+    "AsyncTaskHandle": "taskqueue.client.async_tasks",
+    "Producer": "taskqueue.direct.producer",
+    "TaskClient": "taskqueue.client.tasks",
+    "TaskHandle": "taskqueue.client.tasks",
 }
 
 
@@ -66,4 +63,4 @@ def __getattr__(name: str) -> Any:
     module = _LATER.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return getattr(importlib.import_module(module), name)

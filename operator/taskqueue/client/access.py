@@ -13,7 +13,7 @@ import yaml
 from kubernetes.aio import config as kubernetes_config
 
 from taskqueue.client.errors import Unavailable
-from taskqueue.cluster.client import Access, ApiClient, load_access
+from taskqueue.kubernetes.client import Access, ApiClient, load_access
 
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -22,7 +22,7 @@ _MALFORMED = (TypeError, KeyError, ValueError)
 
 
 class Api(Protocol):
-    """What is needed of `taskqueue.cluster.client.ApiClient`; its errors are `ApiError`."""
+    """What is needed of `taskqueue.kubernetes.client.ApiClient`; its errors are `ApiError`."""
 
     async def request(
         self,

@@ -16,11 +16,11 @@ from taskqueue.client.errors import (
     TaskGone,
     WaitTimeout,
 )
-from taskqueue.client.following import Seen, TaskRef, follow, task_path, tasks_path
 from taskqueue.client.requests import ask, refusal
 from taskqueue.client.spec import TaskOptions, differences, manifest, task_spec
 from taskqueue.client.status import TaskResult, TaskStatus, result_of, status_of
-from taskqueue.cluster.client import MERGE_PATCH, ApiError
+from taskqueue.client.task_watch import Seen, TaskRef, follow, task_path, tasks_path
+from taskqueue.kubernetes.client import MERGE_PATCH, ApiError
 
 #: Shown in metadata.managedFields of the Tasks it creates.
 _FIELD_MANAGER = "taskqueue-client"

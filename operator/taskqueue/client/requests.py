@@ -6,10 +6,11 @@ import asyncio
 import random
 from typing import Any
 
-from taskqueue.broker.backoff import delays
+from taskqueue.backoff import delays
 from taskqueue.client.access import Api
-from taskqueue.client.errors import ClientError, Refused, Unavailable
-from taskqueue.cluster.client import ApiError
+from taskqueue.client.errors import Unavailable
+from taskqueue.direct.errors import ClientError, Refused
+from taskqueue.kubernetes.client import ApiError
 
 #: Answers after which the same request may succeed; 0: none came.
 _PASSING = (0, 408, 429, 500, 502, 503, 504)

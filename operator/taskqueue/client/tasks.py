@@ -7,9 +7,9 @@ from typing import Any, Unpack
 
 from taskqueue.client.access import Connect
 from taskqueue.client.async_tasks import AsyncTaskClient, AsyncTaskHandle
-from taskqueue.client.loop_thread import LoopThread
 from taskqueue.client.spec import TaskOptions
 from taskqueue.client.status import TaskResult, TaskStatus
+from taskqueue.loop_thread import LoopThread
 
 
 class TaskClient:

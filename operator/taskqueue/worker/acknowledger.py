@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from taskqueue.broker.connection import Channel
+from taskqueue.amqp.channel import Channel
 
 
 class Acknowledger:

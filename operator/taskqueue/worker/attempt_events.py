@@ -9,12 +9,13 @@ from typing import Any
 
 import orjson
 
-from taskqueue.broker.contract import ContractError, DirectMessage, WorkMessage
-from taskqueue.broker.events import AttemptEvent, EventKind, encode
-from taskqueue.broker.orders import OrderKind
+from taskqueue.contract.command import OrderKind
+from taskqueue.contract.names import ContractError
+from taskqueue.contract.outcome import AttemptEvent, EventKind, encode
+from taskqueue.contract.work import DirectMessage, WorkMessage
 from taskqueue.worker.executor import Attempt, AttemptResult
-from taskqueue.worker.finished import Outcome
 from taskqueue.worker.outcome import failure
+from taskqueue.worker.outcome_cache import Outcome
 
 
 def payload_of(message: WorkMessage | DirectMessage) -> dict[str, Any]:

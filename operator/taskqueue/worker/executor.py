@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from taskqueue.broker.events import EventError
+from taskqueue.contract.outcome import EventError
 from taskqueue.worker.sdk import Progress
 
 

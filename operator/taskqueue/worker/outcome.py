@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from taskqueue.broker.events import EventError
+from taskqueue.contract.outcome import EventError
 from taskqueue.jsonable import models
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.sdk import Fail, Retry

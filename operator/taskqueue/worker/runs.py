@@ -11,17 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from taskqueue.broker.connection import Delivery
-from taskqueue.broker.contract import WorkMessage
-from taskqueue.broker.events import EventKind
-from taskqueue.broker.heartbeats import RunningAttempt
-from taskqueue.broker.orders import OrderKind
-from taskqueue.broker.worker_messages import Outgoing, dead_letter, outcome_message
+from taskqueue.amqp.channel import Delivery
+from taskqueue.contract.command import OrderKind
+from taskqueue.contract.heartbeat import RunningAttempt
+from taskqueue.contract.outcome import EventKind
+from taskqueue.contract.outgoing import Outgoing, dead_letter, outcome_message
+from taskqueue.contract.work import WorkMessage
 from taskqueue.worker.acknowledger import Acknowledger
 from taskqueue.worker.attempt_events import direct_event, event_of, kind_of, stopped_event
 from taskqueue.worker.executor import Attempt, AttemptResult, Execution
-from taskqueue.worker.finished import FinishedTokens, Outcome
-from taskqueue.worker.reporter import Reporter
+from taskqueue.worker.outcome_cache import FinishedTokens, Outcome
+from taskqueue.worker.outcome_outbox import Reporter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ class Run(ABC):
 
     @property
     def keyed(self) -> bool:
-        """Whether it has a concurrency key: see `taskqueue.worker.keyed`."""
+        """Whether it has a concurrency key: see `taskqueue.worker.keyed_guard`."""
         return self.attempt.fence is not None
 
     @property

@@ -8,7 +8,7 @@ Invariants
   the outcome (a time-out, a release) was told before.
 - The end of a run is decided once: whatever comes later is logged and dropped.
 - A keyed run is told, and its attempt begun again here, only when its execution has ended: see
-  `taskqueue.worker.keyed`.
+  `taskqueue.worker.keyed_guard`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from taskqueue.broker.connection import Channel, Delivery
-from taskqueue.broker.heartbeats import RunningAttempt
-from taskqueue.broker.orders import Order, OrderKind
+from taskqueue.amqp.channel import Channel, Delivery
+from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.heartbeat import RunningAttempt
 from taskqueue.logs import EventLog
 from taskqueue.worker.acknowledger import Acknowledger
-from taskqueue.worker.arrivals import Arrivals
 from taskqueue.worker.attempt_events import timed_out, worker_lost
+from taskqueue.worker.command_log import OrderBook
 from taskqueue.worker.deadlines import Deadlines
+from taskqueue.worker.delivery_handler import Arrivals
 from taskqueue.worker.executor import AttemptResult, Executor
-from taskqueue.worker.keyed import LOST_SECONDS, TIMED_OUT_SECONDS, KeyedGuard, Line, leave
-from taskqueue.worker.orders import OrderBook
+from taskqueue.worker.keyed_guard import LOST_SECONDS, TIMED_OUT_SECONDS, KeyedGuard, Line, leave
+from taskqueue.worker.outcome_outbox import Reporter
 from taskqueue.worker.prefetch import PrefetchRule
-from taskqueue.worker.reporter import Reporter
+from taskqueue.worker.run_queue import Waiting
 from taskqueue.worker.runs import Desk, Run, TaskRun
 from taskqueue.worker.settings import WorkerSettings
-from taskqueue.worker.waiting import Waiting
 
 log = EventLog("taskqueue.worker")
 
@@ -49,7 +49,7 @@ _STOPPED = {OrderKind.CANCEL: "task.cancelled", OrderKind.RELEASE: "task.release
 
 
 class Runtime:
-    """What a worker has in hand; an `taskqueue.worker.consume_line.Intake`.
+    """What a worker has in hand; an `taskqueue.worker.consumer.Intake`.
 
     Args:
         settings: of the worker.
@@ -59,7 +59,7 @@ class Runtime:
         on_change: called when the prefetch or the number in hand may have changed.
         on_turn: called when the worker may have turned from idle to busy or back, for each attempt
             where there is one slot: it must be cheap.
-        leave: ends the process; see `taskqueue.worker.keyed`.
+        leave: ends the process; see `taskqueue.worker.keyed_guard`.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Runtime:
     def ordered(self, order: Order) -> None:
         """Keep an order in mind, and stop what it names if that is in hand; again is harmless.
 
-        Orders to drain are no matter of attempts: see `taskqueue.worker.control_line`.
+        Orders to drain are no matter of attempts: see `taskqueue.worker.command_consumer`.
         """
         self._orders.add(order.token, order.kind, self._loop.time())
         run = self._desk.by_token.get(order.token)

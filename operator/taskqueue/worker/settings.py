@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
-from taskqueue.broker.parameters import BrokerConfigurationError, BrokerParameters
-from taskqueue.domain.worker_environment import BROKER_VARIABLES
+from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
 from taskqueue.logs import LogFormat
+from taskqueue.model.worker_environment import BROKER_VARIABLES
 from taskqueue.worker.cpus import available_cpus
 
 N = TypeVar("N", int, float)

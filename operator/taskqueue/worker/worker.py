@@ -15,17 +15,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from taskqueue.broker.contract import work_queue
-from taskqueue.broker.heartbeats import HEARTBEAT_SECONDS, Heartbeat, WorkerState
+from taskqueue.contract.heartbeat import HEARTBEAT_SECONDS, Heartbeat
+from taskqueue.contract.names import work_queue
 from taskqueue.logs import EventLog
-from taskqueue.worker.consume_line import ConsumeLine
-from taskqueue.worker.control_line import ControlLine
+from taskqueue.model.worker import WorkerState
+from taskqueue.worker.command_consumer import ControlLine
+from taskqueue.worker.consumer import ConsumeLine
 from taskqueue.worker.cpus import available_cpus
 from taskqueue.worker.executor import Executor
 from taskqueue.worker.health import HealthServer, unhealthy
-from taskqueue.worker.heartbeat_line import HeartbeatLine
-from taskqueue.worker.publish_line import PublishLine
-from taskqueue.worker.reporter import Reporter
+from taskqueue.worker.heartbeat_sender import HeartbeatLine
+from taskqueue.worker.outcome_outbox import Reporter
+from taskqueue.worker.outcome_publisher import PublishLine
 from taskqueue.worker.runtime import Runtime
 from taskqueue.worker.settings import WorkerSettings
 

@@ -11,8 +11,10 @@ import signal
 
 import uvloop
 
-from taskqueue.broker.connection import BrokerParameters, Delivery, connect
-from taskqueue.broker.contract import INBOX_QUEUE
+from taskqueue.amqp.channel import Delivery
+from taskqueue.amqp.connection import connect
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.contract.names import INBOX_QUEUE
 
 _PREFETCH = 2000
 _ACKNOWLEDGE_SECONDS = 0.1

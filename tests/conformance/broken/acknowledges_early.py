@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from taskqueue.broker.worker_messages import Outgoing
-from taskqueue.worker.reporter import OnConfirmed, Reporter
+from taskqueue.contract.outgoing import Outgoing
+from taskqueue.worker.outcome_outbox import OnConfirmed, Reporter
 from tests.conformance.broken import start
 
 _report = Reporter.report

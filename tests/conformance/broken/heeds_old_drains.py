@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskqueue.worker.control_line import ControlLine
+from taskqueue.worker.command_consumer import ControlLine
 from tests.conformance.broken import start
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from taskqueue.broker.channel import Channel
-from taskqueue.worker.control_line import PREFETCH as ORDERS
+from taskqueue.amqp.channel import Channel
+from taskqueue.worker.command_consumer import PREFETCH as ORDERS
 from tests.conformance.broken import start
 
 _set_prefetch = Channel.set_prefetch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskqueue.broker.orders import Order
+from taskqueue.contract.command import Order
 from taskqueue.worker.runtime import Runtime
 from tests.conformance.broken import start
 

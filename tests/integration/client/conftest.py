@@ -8,9 +8,9 @@ import pytest
 
 from taskqueue.client import AsyncTaskClient
 from taskqueue.client.access import Connected, over
-from taskqueue.cluster.client import load_access
+from taskqueue.kubernetes.client import load_access
 from tests.conftest import Cluster
-from tests.integration.broker.conftest import (
+from tests.integration.amqp.conftest import (
     broker_endpoint,
     connection,
     parameters,

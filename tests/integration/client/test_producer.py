@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from taskqueue.broker.connection import BrokerParameters, Connection, Delivery
-from taskqueue.broker.contract import DirectMessage, parse_work, work_queue
-from taskqueue.broker.topology import declare_operator_topology, declare_task_queue
+from taskqueue.amqp.channel import Delivery
+from taskqueue.amqp.connection import Connection
+from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.client import AsyncProducer, NotConfirmed, Producer, Refused, Unroutable
-from tests.integration.broker.endpoint import VirtualHost
-from tests.integration.broker.relay import relay_to
+from taskqueue.contract.names import work_queue
+from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
+from taskqueue.contract.work import DirectMessage, parse_work
+from tests.integration.amqp.endpoint import VirtualHost
+from tests.integration.amqp.relay import relay_to
 
 pytestmark = pytest.mark.broker
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from kubernetes.aio.client import Configuration
 
-from taskqueue.broker.connection import BrokerParameters
+from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.client import (
     AsyncTaskClient,
     Refused,
@@ -24,11 +24,11 @@ from taskqueue.client import (
     TaskResult,
 )
 from taskqueue.client.access import Api, Connected, over
-from taskqueue.client.following import tasks_path
-from taskqueue.cluster.client import MERGE_PATCH, Access, load_access
+from taskqueue.client.task_watch import tasks_path
+from taskqueue.kubernetes.client import MERGE_PATCH, Access, load_access
 from tests.conftest import Cluster, Kubectl
 from tests.e2e.guides import blocks
-from tests.integration.broker.relay import relay_to
+from tests.integration.amqp.relay import relay_to
 
 pytestmark = pytest.mark.cluster
 

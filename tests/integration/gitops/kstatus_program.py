@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from devcluster.commands import run
-from devcluster.locations import cache, digest, locked, tree_digest
+from devcluster.paths import cache, digest, locked, tree_digest
 
 _MODULE = Path(__file__).parent / "kstatus"
 _FLAGS = ("-trimpath", "-ldflags=-s -w")

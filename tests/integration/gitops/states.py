@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taskqueue.cluster.queue_objects import queue_status_patch, read_queue
-from taskqueue.cluster.task_objects import read_task, status_patch
-from taskqueue.domain.queue import Condition, QueueStatus
-from taskqueue.domain.task import Phase, TaskStatus
-from taskqueue.engine.queue_conditions import conditions
+from taskqueue.controller.queues.conditions import conditions
+from taskqueue.kubernetes.task_codec import read_task, status_patch
+from taskqueue.kubernetes.taskqueue_codec import queue_status_patch, read_queue
+from taskqueue.model.queue import Condition, QueueStatus
+from taskqueue.model.task import Phase, TaskStatus
 from tests.conftest import Kubectl
 from tests.integration.admission import QUEUES, TASKS, Api, Body, queue, task
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import Body
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 pytestmark = pytest.mark.cluster
 

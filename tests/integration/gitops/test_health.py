@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from taskqueue.api.common import GROUP
-from taskqueue.domain.task import Phase
+from taskqueue.model.task import Phase
 from tests.conftest import Kubectl
 from tests.integration.gitops import argo_health, kstatus_program
 from tests.integration.gitops.states import STATES, TASK_STATES, Seen, State

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from tests.e2e.api import TASKQUEUE_API, Api
-from tests.e2e.lab import Lab
-from tests.e2e.sightings import Sightings
+from tests.e2e.harness import Lab
+from tests.e2e.observations import Sightings
 
 pytestmark = pytest.mark.cluster
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.e2e.api import Body
-from tests.e2e.lab import Lab, conditions, true_conditions
+from tests.e2e.harness import Lab, conditions, true_conditions
 
 pytestmark = pytest.mark.cluster
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import Body
-from tests.e2e.lab import OPERATOR_NAMESPACE, Lab
+from tests.e2e.harness import OPERATOR_NAMESPACE, Lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from taskqueue.cluster.client import ApiClient, load_access
-from taskqueue.cluster.pods import delete, list_pods, mark
-from taskqueue.cluster.scale_targets import ScaleTarget, TargetUnusable
-from taskqueue.domain.pods import Pod
-from taskqueue.domain.queue import ScaleTargetRef
-from taskqueue.domain.shrinking import GOES_NEXT, PICKED
+from taskqueue.controller.pool.drain_plan import GOES_NEXT, PICKED
+from taskqueue.kubernetes.client import ApiClient, load_access
+from taskqueue.kubernetes.pods import delete, list_pods, mark
+from taskqueue.kubernetes.scale import ScaleTarget, TargetUnusable
+from taskqueue.model.pod import Pod
+from taskqueue.model.queue import ScaleTargetRef
 from tests.conftest import Cluster, Kubectl
 
 pytestmark = pytest.mark.cluster

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from tests.e2e.api import Api, Body, Refused
-from tests.e2e.lab import BROKER_HOST, Lab
+from tests.e2e.harness import BROKER_HOST, Lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from taskqueue.cluster.client import ApiClient, load_access
-from taskqueue.cluster.status_writer import Fate, Refused, StatusWriter, Written
-from taskqueue.cluster.task_objects import read_task, status_patch, status_path
-from taskqueue.domain.task import Phase, TaskStatus
+from taskqueue.kubernetes.client import ApiClient, load_access
+from taskqueue.kubernetes.status_updater import Fate, Refused, StatusWriter, Written
+from taskqueue.kubernetes.task_codec import read_task, status_patch, status_path
+from taskqueue.model.task import Phase, TaskStatus
 from tests.conftest import Cluster
 from tests.e2e.api import Body
-from tests.e2e.lab import Lab
+from tests.e2e.harness import Lab
 
 pytestmark = pytest.mark.cluster
 

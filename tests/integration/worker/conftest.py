@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from taskqueue.broker.connection import connect
-from taskqueue.broker.publisher import Publisher
-from tests.integration.broker.conftest import broker_endpoint, rabbitmq_vhost
-from tests.integration.broker.endpoint import VirtualHost
-from tests.integration.worker.stage import Stage
+from taskqueue.amqp.connection import connect
+from taskqueue.amqp.publisher import Publisher
+from tests.integration.amqp.conftest import broker_endpoint, rabbitmq_vhost
+from tests.integration.amqp.endpoint import VirtualHost
+from tests.integration.worker.harness import Stage
 
 __all__ = ["broker_endpoint", "rabbitmq_vhost"]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taskqueue.broker.connection import BrokerParameters
+from taskqueue.amqp.parameters import BrokerParameters
 
 ROOT = Path(__file__).parents[3]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskqueue.broker.connection import connect
+from taskqueue.amqp.connection import connect
 
 assert connect.__kwdefaults__ is not None
 connect.__kwdefaults__["heartbeat_seconds"] = 1

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from taskqueue.broker.connection import BrokerParameters
-from taskqueue.broker.events import AttemptEvent, EventKind
-from taskqueue.broker.orders import Order, OrderKind
-from tests.integration.broker.relay import relay_to
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.outcome import AttemptEvent, EventKind
+from tests.integration.amqp.relay import relay_to
+from tests.integration.worker.harness import Gate, Stage
 from tests.integration.worker.process import PATIENCE, WorkerProcess
-from tests.integration.worker.stage import Gate, Stage
 from tests.unit.worker.children import alive, gone
 
 pytestmark = pytest.mark.broker

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from taskqueue.broker.contract import INBOX_QUEUE
-from taskqueue.broker.events import EventKind
+from taskqueue.contract.names import INBOX_QUEUE
+from taskqueue.contract.outcome import EventKind
+from tests.integration.worker.harness import Stage
 from tests.integration.worker.process import PATIENCE, WorkerProcess
-from tests.integration.worker.stage import Stage
 
 pytestmark = pytest.mark.broker
 

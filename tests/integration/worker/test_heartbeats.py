@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 import pytest
 from pika.spec import BasicProperties
 
-from taskqueue.broker.connection import Delivery, connect
-from taskqueue.broker.contract import HEARTBEATS_EXCHANGE, HEARTBEATS_QUEUE
-from taskqueue.broker.events import EventKind
-from taskqueue.broker.heartbeats import Heartbeat, WorkerState, decode, encode
-from taskqueue.broker.orders import Order, OrderKind
-from taskqueue.broker.publisher import Publisher, Settled
+from taskqueue.amqp.channel import Delivery
+from taskqueue.amqp.connection import connect
+from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.heartbeat import Heartbeat, decode, encode
+from taskqueue.contract.names import HEARTBEATS_EXCHANGE, HEARTBEATS_QUEUE
+from taskqueue.contract.outcome import EventKind
+from taskqueue.model.worker import WorkerState
 from taskqueue.worker.cpus import available_cpus
+from tests.integration.worker.harness import Stage
 from tests.integration.worker.process import PATIENCE
-from tests.integration.worker.stage import Stage
 
 pytestmark = pytest.mark.broker
 

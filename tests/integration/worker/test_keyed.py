@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from taskqueue.broker.connection import BrokerParameters
-from taskqueue.broker.events import EventKind
-from taskqueue.broker.orders import Order, OrderKind
-from taskqueue.worker.keyed import EXIT_CODE
-from tests.integration.broker.relay import Relay, relay_to
-from tests.integration.worker.stage import Stage
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.outcome import EventKind
+from taskqueue.worker.keyed_guard import EXIT_CODE
+from tests.integration.amqp.relay import Relay, relay_to
+from tests.integration.worker.harness import Stage
 
 pytestmark = pytest.mark.broker
 

@@ -6,10 +6,10 @@ import uuid
 
 import pytest
 
-from taskqueue.broker.contract import CONTROL_ARGUMENTS, CONTROL_STREAM
-from taskqueue.broker.events import EventKind
-from taskqueue.broker.orders import Order, OrderKind
-from tests.integration.worker.stage import Stage
+from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.names import CONTROL_ARGUMENTS, CONTROL_STREAM
+from taskqueue.contract.outcome import EventKind
+from tests.integration.worker.harness import Stage
 
 pytestmark = pytest.mark.broker
 

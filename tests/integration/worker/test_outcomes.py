@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pika.spec import BasicProperties
 
-from taskqueue.broker.events import EventError, EventKind
-from tests.integration.worker.stage import DEAD_QUEUE, QUEUE, Stage
+from taskqueue.contract.outcome import EventError, EventKind
+from tests.integration.worker.harness import DEAD_QUEUE, QUEUE, Stage
 
 pytestmark = pytest.mark.broker
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from taskqueue.broker.events import EventKind
-from taskqueue.broker.orders import Order, OrderKind
+from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.outcome import EventKind
+from tests.integration.worker.harness import Stage
 from tests.integration.worker.process import PATIENCE, ROOT
-from tests.integration.worker.stage import Stage
 
 pytestmark = pytest.mark.broker
 

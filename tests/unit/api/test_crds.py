@@ -22,7 +22,7 @@ from taskqueue.api.crds import (
 from taskqueue.api.reference import render_reference
 from taskqueue.api.task import TERMINAL_PHASES, Task
 from taskqueue.api.taskqueue import TaskQueue
-from taskqueue.cli import app
+from taskqueue.cli.main import app
 
 ROOT = Path(__file__).parents[3]
 CRDS = ROOT / "crds"

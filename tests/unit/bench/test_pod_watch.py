@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskqueue.cluster.client import ApiError
+from taskqueue.kubernetes.client import ApiError
 from tests.bench.deadline import BenchError
 from tests.bench.pod_watch import PodWatch
 from tests.bench.removals import Removal

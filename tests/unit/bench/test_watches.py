@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskqueue.cluster.client import ApiError
+from taskqueue.kubernetes.client import ApiError
 from tests.bench.deadline import BenchError, until
 from tests.bench.load import at_once
 from tests.bench.watches import EndWatch, available, ended

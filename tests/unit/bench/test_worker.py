@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from taskqueue.broker.connection import BrokerParameters
-from taskqueue.broker.contract import work_queue
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.contract.names import work_queue
 from taskqueue.worker.settings import WorkerSettings
 from tests.bench import cluster, contenders, worker
 from tests.bench.brokers import Broker

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from taskqueue.client.access import Connected
-from taskqueue.cluster.client import ApiError
+from taskqueue.kubernetes.client import ApiError
 
 NAMESPACE = "shop"
 

@@ -24,7 +24,7 @@ from taskqueue.client import (
     Unavailable,
     WaitTimeout,
 )
-from taskqueue.cluster.client import ApiError
+from taskqueue.kubernetes.client import ApiError
 from tests.unit.client.fake_tasks import NAMESPACE, FakeTasks
 
 pytestmark = pytest.mark.looptime

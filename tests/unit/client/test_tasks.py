@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from taskqueue.client import TaskCancelled, TaskClient, TaskResult, WaitTimeout
-from taskqueue.client.loop_thread import LoopThread
+from taskqueue.loop_thread import LoopThread
 from tests.unit.client.fake_tasks import FakeTasks
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import archive, layouts
+from devcluster import archive, oci_layout
 from devcluster.builders import canonical
 from devcluster.images import parents
-from devcluster.locations import digest, tree_digest
+from devcluster.paths import digest, tree_digest
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -104,7 +104,7 @@ def layout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def sent(image: layouts.LayoutImage, known: set[str]) -> tuple[list[str], dict[str, str]]:
+def sent(image: oci_layout.LayoutImage, known: set[str]) -> tuple[list[str], dict[str, str]]:
     out = io.BytesIO()
     image.write(out, known=known)
     out.seek(0)
@@ -117,7 +117,7 @@ def sent(image: layouts.LayoutImage, known: set[str]) -> tuple[list[str], dict[s
 
 
 def test_a_node_without_images_is_sent_the_whole(layout: Path) -> None:
-    image = layouts.find(layout, "docker.io/library/one:dev")
+    image = oci_layout.find(layout, "docker.io/library/one:dev")
     assert image
     blobs, annotations = sent(image, set())
     assert blobs == ["base", "code-one", "config-one", "one"]
@@ -125,19 +125,19 @@ def test_a_node_without_images_is_sent_the_whole(layout: Path) -> None:
 
 
 def test_a_node_that_has_a_layer_is_not_sent_it_again(layout: Path) -> None:
-    image = layouts.find(layout, "docker.io/library/two:dev")
+    image = oci_layout.find(layout, "docker.io/library/two:dev")
     assert image
     assert sent(image, {"sha256:base"})[0] == ["code-two", "config-two", "two"]
 
 
 def test_an_image_that_is_not_there_is_none(layout: Path, tmp_path: Path) -> None:
-    assert layouts.find(layout, "docker.io/library/three:dev") is None
-    assert layouts.find(tmp_path / "nowhere", "docker.io/library/one:dev") is None
+    assert oci_layout.find(layout, "docker.io/library/three:dev") is None
+    assert oci_layout.find(tmp_path / "nowhere", "docker.io/library/one:dev") is None
 
 
 def test_only_blobs_that_no_image_has_are_deleted(layout: Path) -> None:
     (layout / "blobs" / "sha256" / "old").write_text("old")
-    layouts.prune(layout)
+    oci_layout.prune(layout)
     left = {blob.name for blob in (layout / "blobs" / "sha256").iterdir()}
     assert left == {"one", "two", "base", "code-one", "code-two", "config-one", "config-two"}
 

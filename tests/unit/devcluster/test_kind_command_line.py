@@ -14,9 +14,9 @@ import pytest
 import pytest_kind
 from pytest_kind import KindCluster
 
-from devcluster import kind_command, records
+from devcluster import cluster_state, kind_command
 from devcluster.commands import DevclusterError
-from devcluster.locations import CHECKOUT
+from devcluster.paths import CHECKOUT
 
 KIND = CHECKOUT / "devcluster" / "bin" / "kind"
 
@@ -142,7 +142,7 @@ def test_an_error_is_one_sentence_on_standard_error(
     def fail() -> list[str]:
         raise DevclusterError("This machine is not root.")
 
-    monkeypatch.setattr(records, "names", fail)
+    monkeypatch.setattr(cluster_state, "names", fail)
     assert kind_command.main(["get", "clusters"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -152,7 +152,7 @@ def test_an_error_is_one_sentence_on_standard_error(
 def test_clusters_are_listed_one_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(records, "names", lambda: ["one", "two"])
+    monkeypatch.setattr(cluster_state, "names", lambda: ["one", "two"])
     assert kind_command.main(["get", "clusters"]) == 0
     assert capsys.readouterr().out == "one\ntwo\n"
 
@@ -160,7 +160,7 @@ def test_clusters_are_listed_one_a_line(
 def test_no_cluster_is_an_empty_listing_as_with_kind(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(records, "names", list)
+    monkeypatch.setattr(cluster_state, "names", list)
     assert kind_command.main(["get", "clusters"]) == 0
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -5,7 +5,7 @@ import yaml
 
 from devcluster.commands import DevclusterError
 from devcluster.kind_config import parse
-from devcluster.locations import KIND_CONFIG
+from devcluster.paths import KIND_CONFIG
 
 HEAD = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n"
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from devcluster import builders, opening, packages, preparation, programs
+from devcluster import builders, cluster, packages, prerequisites, programs
 from devcluster.commands import DevclusterError
 
 
@@ -52,7 +52,7 @@ def test_without_space_it_says_how_much_and_where(monkeypatch: pytest.MonkeyPatc
 def test_without_root_a_native_node_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(DevclusterError, match="only root may"):
-        preparation.require_root()
+        prerequisites.require_root()
 
 
 def test_without_root_missing_packages_are_named(
@@ -76,7 +76,7 @@ def test_without_apt_missing_programs_are_named(
 
 
 def test_without_docker_the_native_node_is_chosen(path: Path) -> None:
-    chosen = opening.engine()
+    chosen = cluster.engine()
     assert chosen.kind.parts[-3:] == ("devcluster", "bin", "kind")
     assert "no Docker engine answers" in chosen.description
 
@@ -90,7 +90,7 @@ def test_a_docker_command_without_an_engine_is_no_docker(path: Path) -> None:
 def test_with_docker_the_installed_kind_and_kubectl_are_chosen(path: Path) -> None:
     for name in ("docker", "kind", "kubectl"):
         program(path, name, "exit 0")
-    chosen = opening.engine()
+    chosen = cluster.engine()
     assert (chosen.kind, chosen.kubectl) == (path / "kind", path / "kubectl")
     assert "a Docker engine answers" in chosen.description
     assert isinstance(builders.builder(), builders.Docker)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import certificates, node_init, node_settings, records, subnets
+from devcluster import certificates, cluster_state, node_init, node_settings, subnets
 from devcluster.certificates import Identity
 from devcluster.commands import CommandError, DevclusterError, run
 from devcluster.node_settings import Layout
@@ -55,58 +55,58 @@ def test_the_init_waits_for_what_it_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["taskqueue", "a", "a.b-c9", "x" * 40])
 def test_names_that_a_cluster_can_have(name: str) -> None:
-    assert records.check_name(name) == name
+    assert cluster_state.check_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "A", "a/b", "-a", "a-", "a_b", "x" * 41, "a\n"])
 def test_names_that_it_cannot(name: str) -> None:
     with pytest.raises(DevclusterError, match="is no name"):
-        records.check_name(name)
+        cluster_state.check_name(name)
 
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(records, "STATE", tmp_path)
+    monkeypatch.setattr(cluster_state, "STATE", tmp_path)
     (tmp_path / "trial").mkdir()
     return tmp_path / "trial"
 
 
 def test_a_cluster_exists_when_its_process_lives_and_its_creation_ended(state: Path) -> None:
-    written = records.write("trial", Link(3), os.getpid())
-    assert records.find("trial") == written
-    assert records.names() == []
-    records.mark_complete("trial")
-    assert records.names() == ["trial"]
-    assert records.get("trial").link == Link(3)
+    written = cluster_state.write("trial", Link(3), os.getpid())
+    assert cluster_state.find("trial") == written
+    assert cluster_state.names() == []
+    cluster_state.mark_complete("trial")
+    assert cluster_state.names() == ["trial"]
+    assert cluster_state.get("trial").link == Link(3)
 
 
 def test_a_cluster_whose_process_ended_does_not_exist(state: Path) -> None:
     process = subprocess.Popen(["sleep", "60"])
-    records.write("trial", Link(0), process.pid)
-    records.mark_complete("trial")
-    assert records.names() == ["trial"]
+    cluster_state.write("trial", Link(0), process.pid)
+    cluster_state.mark_complete("trial")
+    assert cluster_state.names() == ["trial"]
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert records.names() == []  # ended, and not yet waited for
+    assert cluster_state.names() == []  # ended, and not yet waited for
     process.wait()
-    assert records.names() == []
+    assert cluster_state.names() == []
     with pytest.raises(DevclusterError, match="no running cluster named 'trial'"):
-        records.get("trial")
+        cluster_state.get("trial")
 
 
 @pytest.mark.parametrize("change", [{"boot": "another"}, {"started": 1}])
 def test_another_process_or_boot_is_not_taken_for_it(
     state: Path, change: dict[str, object]
 ) -> None:
-    records.write("trial", Link(0), os.getpid())
+    cluster_state.write("trial", Link(0), os.getpid())
     file = state / "record.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    assert records.find("trial") is None
+    assert cluster_state.find("trial") is None
 
 
 def test_a_record_cut_short_is_no_cluster(state: Path) -> None:
     (state / "record.json").write_text('{"name": "tri')
-    assert records.find("trial") is None
+    assert cluster_state.find("trial") is None
 
 
 def test_the_link_of_a_dead_cluster_stays_reserved_until_it_is_removed(
@@ -114,7 +114,7 @@ def test_the_link_of_a_dead_cluster_stays_reserved_until_it_is_removed(
 ) -> None:
     monkeypatch.setattr(subnets, "used_on_this_machine", list)
     (state / "link").write_text("0")
-    assert records.reserve_link("other") == Link(1)
+    assert cluster_state.reserve_link("other") == Link(1)
 
 
 def test_certificates_pass_strict_verification(tmp_path: Path) -> None:

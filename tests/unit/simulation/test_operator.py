@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from taskqueue.domain.scaling import Decision, DrainTimeTarget, ScalingPolicy, decide
-from taskqueue.domain.shrinking import Shrink
+from taskqueue.controller.pool.autoscaler import Decision, decide
+from taskqueue.controller.pool.drain_plan import Shrink
+from taskqueue.model.scaling import DrainTimeTarget, ScalingPolicy
 from tests.simulation import loads
 from tests.simulation.cluster import Conditions
 from tests.simulation.figures import Figures

@@ -11,10 +11,10 @@ from typing import Any
 
 from taskqueue.logs import LogFormat
 from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.executors.child_pool import ChildPool, PoolSettings
+from taskqueue.worker.executors.fork_server_launcher import Recipe
 from taskqueue.worker.executors.function import FunctionExecutor
-from taskqueue.worker.executors.launch import Recipe
-from taskqueue.worker.executors.pool import ChildPool, PoolSettings
-from taskqueue.worker.executors.spawner import Spawner
+from taskqueue.worker.executors.process_spawner import Spawner
 from taskqueue.worker.sdk import Registry
 
 PATIENCE = 20

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 from pika.spec import BasicProperties
 
-from taskqueue.broker.connection import BrokerParameters, Channel, Delivery
-from taskqueue.broker.contract import WorkMessage
-from taskqueue.broker.events import AttemptEvent, decode
-from taskqueue.broker.publisher import OnSettled, Publisher, Settled
+from taskqueue.amqp.channel import Channel, Delivery
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.amqp.publisher import OnSettled, Publisher, Settled
+from taskqueue.contract.outcome import AttemptEvent, decode
+from taskqueue.contract.work import WorkMessage
 from taskqueue.worker.executor import Attempt, AttemptResult
 from taskqueue.worker.sdk import Progress
 from taskqueue.worker.settings import WorkerSettings

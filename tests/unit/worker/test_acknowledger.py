@@ -8,7 +8,7 @@ from typing import cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue.broker.connection import Channel
+from taskqueue.amqp.channel import Channel
 from taskqueue.worker.acknowledger import Acknowledger
 from tests.unit.worker.fakes import FakeChannel, turn
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from taskqueue.logs import LogFormat
-from taskqueue.worker import assembly, command
+from taskqueue.worker import executor_set, main
 from taskqueue.worker import settings as settings_module
 from taskqueue.worker.arguments import Arguments
-from taskqueue.worker.assembly import Assembled, assemble
 from taskqueue.worker.executor import Attempt, AttemptResult
+from taskqueue.worker.executor_set import Assembled, assemble
 from taskqueue.worker.executors.command import CommandExecutor
+from taskqueue.worker.executors.fork_server_launcher import Recipe
 from taskqueue.worker.executors.function import FunctionExecutor, NothingRan
 from taskqueue.worker.executors.http import HttpExecutor
-from taskqueue.worker.executors.launch import Recipe
 from taskqueue.worker.executors.router import Router
 from taskqueue.worker.loading import StartError
 from taskqueue.worker.sdk import Registry
@@ -40,7 +40,7 @@ def test_all_kinds_go_together() -> None:
 
 
 def test_nothing_to_serve(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main([], {}) == 1
+    assert main.main([], {}) == 1
     assert "nothing to serve: give a module" in capsys.readouterr().err
 
 
@@ -48,7 +48,7 @@ def test_the_help_names_every_option_and_every_variable(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        command.main(["--help"], {})
+        main.main(["--help"], {})
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for word in ("MODULE", "--command", "--http ", "--http-anywhere", *VARIABLES):
@@ -63,7 +63,7 @@ def test_the_variables_of_the_help_are_those_that_are_read() -> None:
 
 def test_an_option_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        command.main(["shop", "--comand", "x"], {})
+        main.main(["shop", "--comand", "x"], {})
     assert ended.value.code == 2
     assert "usage: python -m taskqueue worker" in capsys.readouterr().err
 
@@ -75,11 +75,11 @@ def assembled(
     registry = Registry()
     for function in functions:
         registry.register(function)
-    monkeypatch.setattr(assembly, "registry", registry)
+    monkeypatch.setattr(executor_set, "registry", registry)
     recipe = Recipe(modules=arguments.modules, log_format=LogFormat.JSON, log_level="INFO")
     loop = asyncio.get_running_loop()
     launched: Any = object() if arguments.commands else None
-    monkeypatch.setattr(assembly, "Spawner", lambda *_: object())
+    monkeypatch.setattr(executor_set, "Spawner", lambda *_: object())
     changes = {"executor": HandlerExecutor.THREAD, **changes}
     return assemble(settings(**changes), arguments, recipe, launched, loop)
 
@@ -166,7 +166,7 @@ async def test_a_start_hook_that_fails_ends_the_start(monkeypatch: pytest.Monkey
     registry = Registry()
     registry.register(resize)
     registry.start_hooks.append(fail)
-    monkeypatch.setattr(assembly, "registry", registry)
+    monkeypatch.setattr(executor_set, "registry", registry)
     recipe = Recipe(modules=["shop"], log_format=LogFormat.JSON, log_level="INFO")
     loop = asyncio.get_running_loop()
     with pytest.raises(StartError, match="hook failed: ValueError: no database"):

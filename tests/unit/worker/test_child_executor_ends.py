@@ -230,7 +230,7 @@ async def test_an_idle_child_that_dies_is_no_attempts_loss(
 
 
 async def test_more_memory_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskqueue.worker.executors.deaths.MEMORY_SECONDS", 0.05)
+    monkeypatch.setattr("taskqueue.worker.executors.exit_status.MEMORY_SECONDS", 0.05)
 
     def grow(payload: dict[str, Any]) -> None:
         kept = [bytearray(payload["mib"] * 1024 * 1024)]

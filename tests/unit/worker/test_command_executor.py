@@ -17,8 +17,8 @@ import pytest
 from taskqueue.logs import LogFormat
 from taskqueue.worker.executor import AttemptResult, Execution
 from taskqueue.worker.executors.command import Command, CommandError, CommandExecutor
-from taskqueue.worker.executors.launch import Recipe
-from taskqueue.worker.executors.spawner import Spawner
+from taskqueue.worker.executors.fork_server_launcher import Recipe
+from taskqueue.worker.executors.process_spawner import Spawner
 from taskqueue.worker.sdk import Registry
 from tests.unit.worker.children import PATIENCE, alive, appears, attempt, gone
 
@@ -244,7 +244,7 @@ async def test_a_cancel_before_it_is_there(folder: Path) -> None:
 
 
 async def test_a_memory_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskqueue.worker.executors.deaths.MEMORY_SECONDS", 0.02)
+    monkeypatch.setattr("taskqueue.worker.executors.exit_status.MEMORY_SECONDS", 0.02)
     async with shell(python("kept = 'x' * 10**8\nwhile 1: pass"), memory_mib=50) as made:
         made.start()
         kind, message, _ = await made.error()

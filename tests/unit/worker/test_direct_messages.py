@@ -7,12 +7,12 @@ import asyncio
 import pytest
 from pika.spec import BasicProperties
 
-from taskqueue.broker.events import EventKind
-from taskqueue.broker.publisher import Settled
+from taskqueue.amqp.publisher import Settled
+from taskqueue.contract.outcome import EventKind
 from taskqueue.worker.outcome import raised
 from taskqueue.worker.sdk import Fail
-from tests.unit.worker.bench import Bench, direct
 from tests.unit.worker.fakes import turn
+from tests.unit.worker.harness import Bench, direct
 
 pytestmark = pytest.mark.looptime
 

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from taskqueue.broker.events import EventKind
-from taskqueue.broker.orders import OrderKind
+from taskqueue.contract.command import OrderKind
+from taskqueue.contract.outcome import EventKind
 from taskqueue.worker.executor import AttemptResult
-from taskqueue.worker.keyed import (
+from taskqueue.worker.keyed_guard import (
     KILLED_SECONDS,
     LOST_SECONDS,
     REDELIVERY_INTERVALS,
     TIMED_OUT_SECONDS,
 )
 from taskqueue.worker.runtime import STUCK_SECONDS
-from tests.unit.worker.bench import Bench, direct
 from tests.unit.worker.fakes import FakeExecution, turn, work
-from tests.unit.worker.test_keyed import HEARTBEAT, connect
+from tests.unit.worker.harness import Bench, direct
+from tests.unit.worker.test_keyed_guard import HEARTBEAT, connect
 
 pytestmark = pytest.mark.looptime
 

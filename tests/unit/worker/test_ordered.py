@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from taskqueue.broker.orders import OrderKind
-from taskqueue.broker.publisher import Settled
+from taskqueue.amqp.publisher import Settled
+from taskqueue.contract.command import OrderKind
 from taskqueue.worker.runtime import STUCK_SECONDS
-from tests.unit.worker.bench import Bench
 from tests.unit.worker.fakes import turn, work
+from tests.unit.worker.harness import Bench
 
 pytestmark = pytest.mark.looptime
 

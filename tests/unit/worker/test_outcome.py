@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from taskqueue import Fail, Retry
-from taskqueue.broker.events import EventError
+from taskqueue.contract.outcome import EventError
 from taskqueue.worker.outcome import (
     MAX_MESSAGE_LENGTH,
     MAX_RESULT_BYTES,

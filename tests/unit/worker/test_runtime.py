@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from taskqueue.broker.events import EventKind
-from taskqueue.broker.publisher import Settled
+from taskqueue.amqp.publisher import Settled
+from taskqueue.contract.outcome import EventKind
 from taskqueue.worker.outcome import raised
 from taskqueue.worker.prefetch import AHEAD, ENOUGH_RUNS
 from taskqueue.worker.runtime import STARTED_SECONDS
 from taskqueue.worker.sdk import Fail
-from tests.unit.worker.bench import Bench, direct
 from tests.unit.worker.fakes import payload, turn, work
+from tests.unit.worker.harness import Bench, direct
 
 pytestmark = pytest.mark.looptime
 

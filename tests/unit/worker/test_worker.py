@@ -8,15 +8,15 @@ from typing import cast
 import pytest
 from pika.spec import BasicProperties
 
-from taskqueue.broker.connection import Channel
-from taskqueue.broker.contract import WorkMessage
-from taskqueue.broker.heartbeats import RunningAttempt
+from taskqueue.amqp.channel import Channel
+from taskqueue.contract.heartbeat import RunningAttempt
+from taskqueue.contract.work import WorkMessage
 from taskqueue.worker import worker
 from taskqueue.worker.runtime import Runtime
 from taskqueue.worker.sdk import Progress
 from tests.unit.worker.fakes import FakeChannel as FakeDeliveries
 from tests.unit.worker.fakes import FakeExecutor, FakePublisher, settings, work
-from tests.unit.worker.test_heartbeat_line import FakeBroker, FakeConnection
+from tests.unit.worker.test_heartbeat_sender import FakeBroker, FakeConnection
 
 pytestmark = pytest.mark.looptime
 

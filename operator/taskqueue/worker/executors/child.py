@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from taskqueue import logs
-from taskqueue.worker.executors import wire
+from taskqueue.worker.executors import child_protocol
 from taskqueue.worker.executors.memory import OwnMemory
 from taskqueue.worker.outcome import encodable, encoded_result, raised
 from taskqueue.worker.sdk import (
@@ -72,7 +72,7 @@ class Child:
         self._connection = connection
         self._registry = registry
         self._memory = OwnMemory() if tell_memory else None
-        self._reader = wire.FrameReader()
+        self._reader = child_protocol.FrameReader()
         self._inbox: deque[tuple[int, bytes]] = deque()
         #: Of the attempt that runs; None: a signal interrupts nothing.
         self._context: _ChildContext | None = None
@@ -103,10 +103,10 @@ class Child:
             for hook in self._registry.start_hooks:
                 hook()
         except BaseException as problem:
-            self.send(wire.frame(wire.UNUSABLE, _traceback(problem).encode()))
+            self.send(child_protocol.frame(child_protocol.UNUSABLE, _traceback(problem).encode()))
             return EXIT_UNUSABLE
         while (attempt := self._next_attempt()) is not None:
-            self.send(wire.frame(wire.OUTCOME, self._attempt(attempt)))
+            self.send(child_protocol.frame(child_protocol.OUTCOME, self._attempt(attempt)))
         try:
             for hook in reversed(self._registry.stop_hooks):
                 hook()
@@ -146,7 +146,7 @@ class Child:
 
     def _attempt(self, body: bytes) -> bytes:
         """Run an attempt and return the body of its outcome."""
-        name, payload, about = wire.decode_attempt(body)
+        name, payload, about = child_protocol.decode_attempt(body)
         handler = self._registry[name]
         context = _ChildContext(self, about)
         begun = time.perf_counter()
@@ -166,7 +166,7 @@ class Child:
                 traceback.print_exc()
                 os._exit(1)
             seconds = time.perf_counter() - begun
-            return wire.encode_outcome(
+            return child_protocol.encode_outcome(
                 raised(problem, seconds),
                 seconds,
                 traceback=None
@@ -176,7 +176,7 @@ class Child:
             )
         if self._forked:
             os._exit(0)  # the handler's own child has come back from it
-        return wire.encode_outcome(result, seconds, mib=self._mib())
+        return child_protocol.encode_outcome(result, seconds, mib=self._mib())
 
     def _mib(self) -> float | None:
         return None if self._memory is None else self._memory.mib()
@@ -186,11 +186,11 @@ class Child:
         while True:
             while self._inbox:
                 kind, body = self._inbox.popleft()
-                if kind == wire.ATTEMPT:
+                if kind == child_protocol.ATTEMPT:
                     return body
                 # A cancel that came too late.
             try:
-                data = self._connection.recv(wire.CHUNK_BYTES)
+                data = self._connection.recv(child_protocol.CHUNK_BYTES)
             except OSError:
                 return None
             if not data:
@@ -213,11 +213,11 @@ class Child:
         if self._signalled:
             self._signalled = False
             try:
-                data = self._connection.recv(wire.CHUNK_BYTES, socket.MSG_DONTWAIT)
+                data = self._connection.recv(child_protocol.CHUNK_BYTES, socket.MSG_DONTWAIT)
                 self._inbox.extend(self._reader.feed(data))
             except OSError:
                 pass  # nothing has come
-        if any(kind == wire.CANCEL for kind, _ in self._inbox):
+        if any(kind == child_protocol.CANCEL for kind, _ in self._inbox):
             self._inbox.clear()
             mark_cancelled(context)
             raise Cancelled
@@ -269,7 +269,9 @@ class _ChildContext(Context):
     def progress(self, percent: float | None = None, message: str = "") -> None:
         super().progress(percent, message)
         latest = self.latest_progress or Progress(None, "")
-        self._child.send(wire.frame(wire.PROGRESS, wire.encode_progress(latest)))
+        self._child.send(
+            child_protocol.frame(child_protocol.PROGRESS, child_protocol.encode_progress(latest))
+        )
 
 
 class _ToWorker(logging.Handler):
@@ -287,7 +289,7 @@ class _ToWorker(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        self._child.send(wire.frame(wire.LOG, line))
+        self._child.send(child_protocol.frame(child_protocol.LOG, line))
 
 
 def _traceback(problem: BaseException) -> str:

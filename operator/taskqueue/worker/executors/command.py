@@ -29,11 +29,11 @@ import orjson
 from taskqueue.logs import EventLog
 from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.executor import Attempt, AttemptResult, Execution
-from taskqueue.worker.executors.deaths import MemoryWatch, how_it_ended, over_limit
+from taskqueue.worker.executors.exit_status import MemoryWatch, how_it_ended, over_limit
 from taskqueue.worker.executors.function import NothingRan
 from taskqueue.worker.executors.memory import KillWatch
 from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe, together
-from taskqueue.worker.executors.spawner import Ended, Process, Spawner
+from taskqueue.worker.executors.process_spawner import Ended, Process, Spawner
 from taskqueue.worker.outcome import (
     MAX_RESULT_BYTES,
     encodable,

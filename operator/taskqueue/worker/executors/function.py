@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from taskqueue.logs import EventLog
 from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.executors.child_pool import ChildPool
 from taskqueue.worker.executors.coroutines import CoroutineExecution, Coroutines
-from taskqueue.worker.executors.mailbox import Mailbox
-from taskqueue.worker.executors.pool import ChildPool
 from taskqueue.worker.executors.threads import ThreadExecution, Threads
+from taskqueue.worker.executors.threadsafe_calls import Mailbox
 from taskqueue.worker.outcome import unknown_handler
 from taskqueue.worker.sdk import Context, Handler, Progress, Registry
 

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from taskqueue.worker.executor import AttemptResult
-from taskqueue.worker.executors.mailbox import Mailbox
+from taskqueue.worker.executors.threadsafe_calls import Mailbox
 from taskqueue.worker.outcome import raised, succeeded
 from taskqueue.worker.sdk import Context, Handler, Progress, mark_cancelled
 

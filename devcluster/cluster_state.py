@@ -1,0 +1,159 @@
+"""Which native clusters there are on this machine.
+
+A cluster is a process (the init of its namespaces, see `node_init`) and a folder of state. The
+process is the truth: a cluster whose init is gone does not exist, whatever its folder says. It
+is identified by process id, start time and boot, so that neither a reused process id nor a
+reboot can make a dead cluster look alive.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from devcluster import subnets
+from devcluster.commands import DevclusterError
+from devcluster.paths import STATE
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written down about a started node."""
+
+    name: str
+    link_number: int
+    pid: int
+    started: int
+    boot: str
+
+    @property
+    def link(self) -> subnets.Link:
+        """The node's link to this machine."""
+        return subnets.Link(self.link_number)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the very process that this record is about still runs."""
+        return self.boot == _boot() and start_time(self.pid) == self.started
+
+
+def check_name(name: str) -> str:
+    """Return the name if a cluster can have it.
+
+    Raises:
+        DevclusterError: it cannot.
+    """
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,38}[a-z0-9])?", name):
+        raise DevclusterError(
+            f"'{name}' is no name for a cluster: up to 40 of a-z, 0-9, '-' and '.', with a letter "
+            "or digit at both ends."
+        )
+    return name
+
+
+def folder(name: str) -> Path:
+    """Return the folder of a cluster's state."""
+    return STATE / check_name(name)
+
+
+def write(name: str, link: subnets.Link, pid: int) -> Record:
+    """Write down a node that has just been started."""
+    record = Record(name, link.number, pid, start_time(pid) or 0, _boot())
+    (folder(name) / "record.json").write_text(json.dumps(asdict(record)))
+    return record
+
+
+def mark_complete(name: str) -> None:
+    """Write down that a cluster's creation has come to its end."""
+    (folder(name) / "complete").touch()
+
+
+def find(name: str) -> Record | None:
+    """Return the record of a node that is alive, or None."""
+    try:
+        content = json.loads((folder(name) / "record.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    record = Record(**content)
+    return record if record.alive else None
+
+
+def find_complete(name: str) -> Record | None:
+    """Return the record of a cluster that is alive and was created to the end, or None."""
+    return find(name) if (folder(name) / "complete").exists() else None
+
+
+def get(name: str) -> Record:
+    """Return the record of a cluster.
+
+    Raises:
+        DevclusterError: there is no such cluster.
+    """
+    record = find_complete(name)
+    if record is None:
+        raise DevclusterError(
+            f"There is no running cluster named '{name}'.\n"
+            "What to do: `make cluster-up`, or `kind create cluster --name <name>`."
+        )
+    return record
+
+
+def folders() -> list[Path]:
+    """Return the state folders of all clusters, those of dead ones included."""
+    if not STATE.exists():
+        return []
+    return sorted(path for path in STATE.iterdir() if path.is_dir())
+
+
+def names() -> list[str]:
+    """Return the names of the clusters that exist."""
+    return [path.name for path in folders() if find_complete(path.name)]
+
+
+def reserve_link(name: str) -> subnets.Link:
+    """Choose a link for a new cluster and write it into its (new) folder.
+
+    The caller holds the lock that makes this and another's choice differ.
+    """
+    taken = [link.number for link in map(reserved_link, folders()) if link]
+    link = subnets.allocate(taken, subnets.used_on_this_machine())
+    folder(name).mkdir(parents=True)
+    (folder(name) / "link").write_text(str(link.number))
+    return link
+
+
+def reserved_link(state: Path) -> subnets.Link | None:
+    """Return the link that a cluster's folder says it has."""
+    try:
+        return subnets.Link(int((state / "link").read_text()))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def child_of(parent: int) -> int | None:
+    """Return the process id of a child of a process, or None."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            fields = _stat(int(entry.name))
+            if fields and fields[1] == str(parent):
+                return int(entry.name)
+    return None
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a living process started, in clock ticks since boot."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields and fields[0] not in "ZX" else None
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Return the fields of /proc/<pid>/stat from the third (the state) on."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()

@@ -1,0 +1,90 @@
+"""Orders: what the operator tells all workers, through the stream `CONTROL_STREAM`, in JSON.
+
+An order about an attempt names its token, so an old order never touches a later attempt. Every
+worker reads all of them and keeps to those that concern it; a repeated order is harmless.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from taskqueue.contract.names import CONTENT_TYPE_JSON, CONTROL_STREAM, ContractError
+from taskqueue.contract.outgoing import Outgoing
+
+
+class OrderKind(StrEnum):
+    """What is ordered."""
+
+    #: Stop the attempt of this token, or do not begin it: the answer is task.cancelled.
+    CANCEL = "cancel"
+    #: The same, but the attempt is to be published again: the answer is task.released.
+    RELEASE = "release"
+    #: Take no more work, finish what runs, and leave.
+    DRAIN = "drain"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One order.
+
+    Attributes:
+        kind: what is ordered.
+        token: of the attempt, for CANCEL and RELEASE.
+        uid: of its Task, for logs.
+        pod: name of the worker's pod, for DRAIN.
+        namespace: of that pod.
+    """
+
+    kind: OrderKind
+    token: str = ""
+    uid: str = ""
+    pod: str = ""
+    namespace: str = ""
+
+
+def encode(order: Order) -> bytes:
+    """Return the order as JSON."""
+    if order.kind is OrderKind.DRAIN:
+        return orjson.dumps({"order": order.kind, "pod": order.pod, "namespace": order.namespace})
+    return orjson.dumps({"order": order.kind, "token": order.token, "uid": order.uid})
+
+
+def decode(body: bytes) -> Order:
+    """Read an order from the wire.
+
+    Raises:
+        ContractError: not JSON, no order of this version, or a field is missing or of a wrong type.
+    """
+    try:
+        data = orjson.loads(body)
+    except ValueError as problem:
+        raise ContractError(f"an order must be JSON: {problem}") from None
+    if not isinstance(data, dict):
+        raise ContractError(f"an order must be a JSON object, not {type(data).__name__}")
+    try:
+        kind = OrderKind(str(data.get("order")))
+    except ValueError:
+        raise ContractError(
+            f"order field order must be cancel, release or drain, it is {data.get('order')!r}"
+        ) from None
+    if kind is OrderKind.DRAIN:
+        return Order(kind, pod=_text(data, "pod"), namespace=_text(data, "namespace"))
+    return Order(kind, token=_text(data, "token"), uid=str(data.get("uid", "")))
+
+
+def order_message(order: Order) -> Outgoing:
+    """Return the order addressed to all workers, through the default exchange."""
+    return Outgoing(
+        exchange="", key=CONTROL_STREAM, body=encode(order), content_type=CONTENT_TYPE_JSON
+    )
+
+
+def _text(data: dict[str, Any], name: str) -> str:
+    value = data.get(name)
+    if not isinstance(value, str) or not value:
+        raise ContractError(f"order field {name} must be a text that is not empty: {value!r}")
+    return value

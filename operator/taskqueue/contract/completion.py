@@ -1,0 +1,200 @@
+"""What became of Tasks and direct messages, for anybody: CloudEvents on `EVENTS_EXCHANGE`.
+
+The operator makes one for each final status it has recorded and one for each outcome of a direct
+message. An event may be published more than once, always with the same id: it depends on nothing
+but the status (or the message) it tells of, so that whoever listens can drop repeats.
+
+Nothing here does I/O. An event is made for every Task that ends: it refers to the status' result,
+and copies nothing before `encode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from taskqueue.contract.names import EVENTS_EXCHANGE, ContractError, routing_key
+from taskqueue.contract.outcome import CONTENT_TYPE, AttemptEvent, EventKind
+from taskqueue.contract.outgoing import Outgoing
+from taskqueue.model.task import Phase, Task, TaskStatus
+from taskqueue.timestamps import to_rfc3339
+
+#: Final phases by the event that tells of them; both are words of the contract.
+_OUTCOMES: Mapping[Phase, EventKind] = {
+    Phase.SUCCEEDED: EventKind.SUCCEEDED,
+    Phase.FAILED: EventKind.FAILED,
+    Phase.CANCELLED: EventKind.CANCELLED,
+}
+#: How a direct message can end.
+_DIRECT: Mapping[EventKind, Phase] = {
+    EventKind.SUCCEEDED: Phase.SUCCEEDED,
+    EventKind.FAILED: Phase.FAILED,
+}
+#: Reasons that sum up: the error itself is in the last attempt.
+_SUMMARIES = frozenset({"RetriesExhausted", "NonRetryable"})
+#: AMQP's short strings end here, in bytes; a correlation id is one.
+_SHORT_STRING_BYTES = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEvent:
+    """One CloudEvent.
+
+    Attributes:
+        id: the same whenever the same end is told.
+        kind: SUCCEEDED, FAILED or CANCELLED.
+        namespace: of the TaskQueue.
+        queue: name of the TaskQueue.
+        subject: ``namespace/task``; ``namespace/queue`` for a direct message.
+        time: when it ended, RFC 3339.
+        correlation_id: the Task's uid, or what the publisher of a direct message set, or None.
+        data: JSON.
+    """
+
+    id: str
+    kind: EventKind
+    namespace: str
+    queue: str
+    subject: str
+    time: str
+    correlation_id: str | None
+    data: Mapping[str, Any]
+
+    @property
+    def routing_key(self) -> str:
+        """The key on the events exchange: ``<namespace>.<queue>.<event>``."""
+        return f"{routing_key(self.namespace, self.queue)}.{self.kind.value}"
+
+    def encode(self) -> bytes:
+        """Return the event as structured JSON."""
+        return orjson.dumps(
+            {
+                "specversion": "1.0",
+                "id": self.id,
+                "type": f"dev.taskqueue.{self.kind.value}.v1",
+                "source": f"/namespaces/{self.namespace}/taskqueues/{self.queue}",
+                "subject": self.subject,
+                "time": self.time,
+                "taskqueue": self.queue,
+                "datacontenttype": "application/json",
+                "data": self.data,
+            }
+        )
+
+    def message(self) -> Outgoing:
+        """Return the event as a message for the events exchange."""
+        return Outgoing(
+            exchange=EVENTS_EXCHANGE,
+            key=self.routing_key,
+            body=self.encode(),
+            content_type=CONTENT_TYPE,
+            correlation_id=self.correlation_id,
+        )
+
+
+def task_event(task: Task, status: TaskStatus) -> TaskEvent:
+    """Return the event that tells of a Task's final status.
+
+    Raises:
+        ValueError: the status is not final.
+    """
+    kind = _OUTCOMES.get(status.phase)
+    if kind is None or status.completion_time is None:
+        raise ValueError(
+            f"{task.path} is {status.phase}, completed at {status.completion_time}: "
+            "only a final status is told"
+        )
+    completed = to_rfc3339(status.completion_time)
+    data: dict[str, Any] = {
+        "uid": task.uid,
+        "phase": status.phase.value,
+        "reason": status.reason,
+        "message": status.message,
+        "attempts": status.attempts,
+        "completionTime": completed,
+        "worker": status.worker,
+    }
+    if status.start_time is not None:
+        data["startTime"] = to_rfc3339(status.start_time)
+    if status.result is not None:
+        data["result"] = status.result
+    if kind is EventKind.FAILED:
+        data["error"] = _error(status)
+    return TaskEvent(
+        id=f"{task.uid}.{status.attempts}",
+        kind=kind,
+        namespace=task.namespace,
+        queue=task.spec.queue,
+        subject=task.path,
+        time=completed,
+        correlation_id=task.uid,
+        data=data,
+    )
+
+
+def direct_event(event: AttemptEvent, *, arrived_with: str, now: float) -> TaskEvent:
+    """Return the event that tells of a direct message's outcome, under the id the worker gave it.
+
+    Args:
+        event: what the worker reported.
+        arrived_with: the routing key it came with. The broker lets a worker use the keys of its
+            own queue only, and nothing else proves whom an event without a token speaks for.
+        now: by the operator's clock, seconds since the epoch.
+
+    Raises:
+        ContractError: it is not an outcome of a direct message, or of another queue's.
+    """
+    phase = _DIRECT.get(event.kind)
+    if phase is None or not event.is_direct:
+        raise ContractError(
+            f"an event {event.kind.value} is no outcome of a direct message: those are "
+            "task.succeeded and task.failed without a token"
+        )
+    if event.routing_key != arrived_with:
+        raise ContractError(
+            f"the outcome of a direct message says {event.routing_key} and came with routing key "
+            f"{arrived_with}: they must be the same"
+        )
+    if not event.id:
+        raise ContractError("event field id is missing: listeners tell repeats by it")
+    correlation_id = event.correlation_id
+    if len(correlation_id.encode()) > _SHORT_STRING_BYTES:
+        raise ContractError(
+            f"event field data.correlationId has more than {_SHORT_STRING_BYTES} bytes: no AMQP "
+            "message can have set it"
+        )
+    data: dict[str, Any] = {
+        "correlationId": correlation_id,
+        "phase": phase.value,
+        "attempts": event.attempt,
+        "worker": event.worker,
+        "seconds": event.seconds or 0.0,
+    }
+    if event.result is not None:
+        data["result"] = event.result
+    if phase is Phase.FAILED:
+        error = event.error
+        data["error"] = {
+            "type": error.type if error else "Error",
+            "message": error.message if error else "the worker gave no reason",
+        }
+    return TaskEvent(
+        id=event.id,
+        kind=event.kind,
+        namespace=event.namespace,
+        queue=event.queue,
+        subject=f"{event.namespace}/{event.queue}",
+        time=to_rfc3339(now),
+        correlation_id=correlation_id or None,
+        data=data,
+    )
+
+
+def _error(status: TaskStatus) -> dict[str, str]:
+    if status.reason in _SUMMARIES and status.history:
+        last = status.history[-1]
+        return {"type": last.reason, "message": last.message}
+    return {"type": status.reason, "message": status.message}

@@ -1,0 +1,178 @@
+"""Heartbeats: what a worker says of itself every few seconds, as CloudEvents 1.0 in JSON.
+
+They register a worker while it lives, tell how far its attempts are, and nothing hangs on a single
+one: they are published without confirm, and thrown away when nobody reads them in time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from taskqueue.contract.names import ContractError, routing_key
+from taskqueue.contract.outcome import NAME_LIMIT
+from taskqueue.model.worker import WorkerState as WorkerState
+
+_TYPE = "dev.taskqueue.worker.heartbeat.v1"
+#: Seconds from one to the next.
+HEARTBEAT_SECONDS = 10.0
+#: Handlers and running attempts taken from one heartbeat, at most.
+LIST_LIMIT = 2000
+#: Longest progress message told and taken, in characters; what is longer is cut.
+PROGRESS_LIMIT = 1024
+#: Most CPUs and slots taken: they are reckoned with, and written to a status.
+CAPACITY_LIMIT = 100_000
+
+_PROCESS = uuid.uuid4().hex
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningAttempt:
+    """An attempt of a Task that a worker runs; percent is 0 to 100 or None: nothing was said."""
+
+    uid: str
+    token: str
+    percent: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """One heartbeat.
+
+    Attributes:
+        namespace: of the TaskQueue.
+        queue: name of the TaskQueue.
+        pod: what events call this worker.
+        node: of the pod; "" when it is not known.
+        cpus: that the worker may use; 0 when it is not known.
+        slots: attempts it runs at once.
+        handlers: names it has code for.
+        running: attempts of Tasks it runs.
+        state: what it is doing.
+        busy: attempts and direct messages it runs; None: it does not tell of direct messages.
+    """
+
+    namespace: str
+    queue: str
+    pod: str
+    node: str
+    cpus: float
+    slots: int
+    handlers: tuple[str, ...]
+    running: tuple[RunningAttempt, ...]
+    state: WorkerState
+    busy: int | None = None
+
+    @property
+    def routing_key(self) -> str:
+        """The key on the heartbeats exchange."""
+        return f"{routing_key(self.namespace, self.queue)}.worker.heartbeat"
+
+
+def encode(beat: Heartbeat) -> bytes:
+    """Return the heartbeat as a structured CloudEvent."""
+    busy = {} if beat.busy is None else {"busy": beat.busy}
+    return orjson.dumps(
+        {
+            "specversion": "1.0",
+            "id": f"{_PROCESS}-{next(_numbers)}",
+            "type": _TYPE,
+            "source": f"/workers/{beat.pod}",
+            "subject": f"{beat.namespace}/{beat.queue}",
+            "taskqueue": beat.queue,
+            "datacontenttype": "application/json",
+            "data": {
+                "pod": beat.pod,
+                "node": beat.node,
+                "cpus": beat.cpus,
+                "slots": beat.slots,
+                "handlers": beat.handlers,
+                "running": [_running(one) for one in beat.running],
+                "state": beat.state,
+                **busy,
+            },
+        }
+    )
+
+
+def decode(body: bytes) -> Heartbeat:
+    """Read a heartbeat from the wire.
+
+    Raises:
+        ContractError: not JSON, no heartbeat, or a field is missing or of a wrong type.
+    """
+    try:
+        envelope = orjson.loads(body)
+        if envelope["type"] != _TYPE:
+            raise ContractError(f"event type must be {_TYPE}, it is {envelope['type']!r}")
+        namespace, _, queue = envelope["subject"].partition("/")
+        data = envelope["data"]
+        busy = data.get("busy")
+        return Heartbeat(
+            namespace=namespace,
+            queue=queue,
+            pod=_name(data, "pod"),
+            node=str(data.get("node") or "")[:NAME_LIMIT],
+            cpus=float(_capacity("cpus", data.get("cpus") or 0)),
+            slots=int(_capacity("slots", data["slots"])),
+            handlers=tuple(str(name)[:NAME_LIMIT] for name in _list(data, "handlers")),
+            running=tuple(_read_running(one) for one in _list(data, "running")),
+            state=WorkerState(data["state"]),
+            busy=None if busy is None else int(_capacity("busy", busy)),
+        )
+    except ContractError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as problem:
+        raise ContractError(f"not a heartbeat of the contract: {problem!r}") from problem
+
+
+def _running(attempt: RunningAttempt) -> dict[str, Any]:
+    told: dict[str, Any] = {"uid": attempt.uid, "token": attempt.token}
+    if attempt.percent is not None or attempt.message:
+        # A handler's words: whatever they are, the heartbeat must not fail over them.
+        message = str(attempt.message)[:PROGRESS_LIMIT].encode("utf-8", "replace").decode()
+        told["progress"] = {"percent": attempt.percent, "message": message}
+    return told
+
+
+def _read_running(told: Any) -> RunningAttempt:
+    progress = told.get("progress") or {}
+    percent = progress.get("percent")
+    return RunningAttempt(
+        uid=_name(told, "uid"),
+        token=_name(told, "token"),
+        percent=None if percent is None else min(max(int(percent), 0), 100),
+        message=str(progress.get("message") or "")[:PROGRESS_LIMIT],
+    )
+
+
+def _name(told: Any, field: str) -> str:
+    """Read what must be there and may be handed on as it is: cut, it would name something else."""
+    name = told[field]
+    if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT:
+        raise ContractError(
+            f"heartbeat field {field} must be a string of 1 to {NAME_LIMIT} characters"
+        )
+    return name
+
+
+def _list(data: Any, field: str) -> list[Any]:
+    found = data.get(field)
+    if found is None:
+        return []  # how some languages write an empty list
+    if not isinstance(found, list):
+        raise ContractError(f"heartbeat field data.{field} must be a list")
+    return found[:LIST_LIMIT]
+
+
+def _capacity(field: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ContractError(f"heartbeat field data.{field} must be a number, it is {value!r}")
+    return min(max(value, 0), CAPACITY_LIMIT)

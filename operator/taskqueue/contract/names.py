@@ -1,0 +1,119 @@
+"""The names of the message contract, version 1: exchanges, queues, their arguments, headers.
+
+Operator, workers and producers of any language rely on them; docs/reference/message-contract.md
+explains each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Exchanges, all durable topic exchanges: topic permissions have no effect on other kinds.
+WORK_EXCHANGE = "taskqueue.work"
+
+
+DEAD_EXCHANGE = "taskqueue.dead"
+
+
+OUTCOMES_EXCHANGE = "taskqueue.outcomes"
+
+
+#: What the operator has recorded, for whoever binds a queue of their own.
+EVENTS_EXCHANGE = "taskqueue.events"
+
+
+#: What workers say of themselves, every few seconds; nobody waits for it.
+HEARTBEATS_EXCHANGE = "taskqueue.heartbeats"
+
+
+HEARTBEATS_QUEUE = "taskqueue-operator.heartbeats"
+
+
+#: Old ones are worth nothing, and must never pile up.
+HEARTBEATS_ARGUMENTS: Mapping[str, Any] = {
+    "x-queue-type": "classic",
+    "x-message-ttl": 30_000,
+    "x-max-length": 10_000,
+    "x-overflow": "drop-head",
+}
+
+
+#: The operator's inbox: every outcome and every dead letter.
+INBOX_QUEUE = "taskqueue-operator.inbox"
+
+
+#: Orders to all workers (`taskqueue.contract.command`): a stream, so that a late worker reads the
+#: past ones too. Published through the default exchange with this name as the key.
+CONTROL_STREAM = "taskqueue.control"
+
+
+#: 25 hours, one above the longest attempt. A number: RabbitMQ ignores a string without a word.
+CONSUMER_TIMEOUT_MS = 90_000_000
+
+
+APP_ID = "taskqueue"
+
+
+CONTENT_TYPE_JSON = "application/json"
+
+
+#: Header of a dead-lettered message that says why it was given up.
+ERROR_HEADER = "tq-error"
+
+
+#: Header of a message the operator gave up: where it had been published. Only what was once a work
+#: message can be published to the work exchange again.
+EXCHANGE_HEADER = "tq-exchange"
+
+
+INBOX_ARGUMENTS: Mapping[str, Any] = {
+    "x-queue-type": "quorum",
+    "x-single-active-consumer": True,
+    "x-delivery-limit": -1,
+    "x-consumer-timeout": CONSUMER_TIMEOUT_MS,
+}
+
+
+DEAD_QUEUE_ARGUMENTS: Mapping[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": -1}
+
+
+#: Retention looks only when a segment is full, hence the small segments.
+CONTROL_ARGUMENTS: Mapping[str, Any] = {
+    "x-queue-type": "stream",
+    "x-max-age": "1D",
+    "x-max-length-bytes": 20_000_000,
+    "x-stream-max-segment-size-bytes": 500_000,
+}
+
+
+class ContractError(ValueError):
+    """A message that breaks the contract; the text names what is wrong with it."""
+
+
+def routing_key(namespace: str, queue: str) -> str:
+    """Return the routing key of a TaskQueue: bindings to it have no wildcards."""
+    return f"{namespace}.{queue}"
+
+
+def work_queue(namespace: str, queue: str) -> str:
+    """Return the name of the queue that holds work which may run now."""
+    return f"taskqueue.{namespace}.{queue}"
+
+
+def dead_queue(namespace: str, queue: str) -> str:
+    """Return the name of the queue that keeps given-up messages for people."""
+    return f"taskqueue-dead.{namespace}.{queue}"
+
+
+def work_queue_arguments(namespace: str, queue: str) -> dict[str, Any]:
+    """Return the declare arguments of a work queue; they never change once declared."""
+    return {
+        "x-queue-type": "quorum",
+        "x-dead-letter-exchange": DEAD_EXCHANGE,
+        "x-dead-letter-routing-key": routing_key(namespace, queue),
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+        "x-delivery-limit": 20,
+        "x-consumer-timeout": CONSUMER_TIMEOUT_MS,
+    }

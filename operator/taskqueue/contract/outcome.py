@@ -1,0 +1,214 @@
+"""Events: what a worker tells the operator about an attempt, as CloudEvents 1.0 in JSON.
+
+`AttemptEvent` is the one shape for all of them; `encode` and `decode` are the wire format. Workers
+report durations, never times of day: only the operator's clock is trusted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import uuid
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from taskqueue.contract.names import ContractError, routing_key
+from taskqueue.contract.work import AttemptClaim
+
+CONTENT_TYPE = "application/cloudevents+json"
+#: Longest worker name and error type taken, in characters; what is longer is cut.
+NAME_LIMIT = 253
+#: Longest duration taken, in seconds.
+LONGEST_SECONDS = 1e7
+
+_TYPE_PREFIX = "dev.taskqueue."
+_TYPE_SUFFIX = ".v1"
+
+#: Ids count up behind a word of this process's own: random ones cost a system call each.
+_PROCESS = uuid.uuid4().hex
+_numbers = itertools.count(1)
+
+
+class EventKind(StrEnum):
+    """What happened to the attempt."""
+
+    STARTED = "task.started"
+    SUCCEEDED = "task.succeeded"
+    FAILED = "task.failed"
+    CANCELLED = "task.cancelled"
+    RELEASED = "task.released"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventError:
+    """Why an attempt failed.
+
+    Attributes:
+        type: the exception's class name or a contract word such as WorkerLost.
+        message: one or a few lines for people.
+        retryable: False when another attempt cannot help.
+    """
+
+    type: str
+    message: str
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEvent:
+    """One event about one attempt of a Task, or about the end of a direct message.
+
+    Attributes:
+        kind: what happened.
+        namespace: of the Task; of the queue for a direct message.
+        queue: name of the TaskQueue.
+        task: name of the Task; of the queue for a direct message.
+        uid: metadata.uid of the Task; empty for a direct message.
+        token: repeated from the work message; empty for a direct message, and only there.
+        attempt: repeated from the work message; a direct message's deliveries.
+        epoch: repeated from the work message; 0 for a direct message.
+        worker: the pod (or host) that ran it.
+        seconds: how long it ran, where it ended.
+        result: JSON object returned by the handler, on success.
+        error: on failure.
+        retry_after_seconds: the handler's own wish for the next attempt.
+        correlation_id: a direct message's own, where it has one.
+        id: the CloudEvent's. Empty: `encode` makes one that no other event has. An end of a direct
+            message has that message's id, so that ends told twice can be known for one.
+    """
+
+    kind: EventKind
+    namespace: str
+    queue: str
+    task: str
+    uid: str
+    token: str
+    attempt: int
+    epoch: int
+    worker: str
+    seconds: float | None = None
+    result: dict[str, Any] | None = None
+    error: EventError | None = None
+    retry_after_seconds: float | None = None
+    correlation_id: str = ""
+    id: str = ""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it is about a direct message: there is no Task and no attempt to look up."""
+        return not self.token
+
+    @property
+    def routing_key(self) -> str:
+        """The key on the outcomes exchange: ``<namespace>.<queue>.<event>``."""
+        return f"{routing_key(self.namespace, self.queue)}.{self.kind.value}"
+
+
+def encode(event: AttemptEvent) -> bytes:
+    """Return the event as a structured CloudEvent."""
+    data: dict[str, Any] = {
+        "uid": event.uid,
+        "token": event.token,
+        "attempt": event.attempt,
+        "epoch": event.epoch,
+        "worker": event.worker,
+    }
+    if event.is_direct:
+        data["correlationId"] = event.correlation_id
+    if event.seconds is not None:
+        data["seconds"] = event.seconds
+    if event.result is not None:
+        data["result"] = event.result
+    if event.error is not None:
+        data["error"] = {
+            "type": event.error.type,
+            "message": event.error.message,
+            "retryable": event.error.retryable,
+        }
+    if event.retry_after_seconds is not None:
+        data["retryAfterSeconds"] = event.retry_after_seconds
+    return orjson.dumps(
+        {
+            "specversion": "1.0",
+            "id": event.id or f"{_PROCESS}-{next(_numbers)}",
+            "type": f"{_TYPE_PREFIX}{event.kind.value}{_TYPE_SUFFIX}",
+            "source": f"/workers/{event.worker}",
+            "subject": f"{event.namespace}/{event.task}",
+            "taskqueue": event.queue,
+            "datacontenttype": "application/json",
+            "data": data,
+        }
+    )
+
+
+def decode(body: bytes) -> AttemptEvent:
+    """Read an event from the wire.
+
+    Raises:
+        ContractError: not JSON, not a CloudEvent of ours, or a field is missing or of a wrong type.
+    """
+    try:
+        envelope = orjson.loads(body)
+        kind = EventKind(envelope["type"].removeprefix(_TYPE_PREFIX).removesuffix(_TYPE_SUFFIX))
+        namespace, _, task = envelope["subject"].partition("/")
+        data = envelope["data"]
+        error = data.get("error")
+        result = data.get("result")
+        if result is not None and not isinstance(result, dict):
+            raise ContractError("event field data.result must be a JSON object")
+        return AttemptEvent(
+            kind=kind,
+            namespace=namespace,
+            queue=str(envelope.get("taskqueue", "")),
+            task=task,
+            uid=str(data["uid"]),
+            token=str(data["token"]),
+            attempt=int(data["attempt"]),
+            epoch=int(data["epoch"]),
+            worker=str(data.get("worker", ""))[:NAME_LIMIT],
+            seconds=_duration(data.get("seconds")),
+            result=result,
+            error=None
+            if error is None
+            else EventError(
+                type=str(error.get("type", "Error"))[:NAME_LIMIT],
+                message=str(error.get("message", "")),
+                retryable=bool(error.get("retryable", True)),
+            ),
+            retry_after_seconds=_number(data.get("retryAfterSeconds")),
+            correlation_id=str(data.get("correlationId", "")),
+            id=str(envelope.get("id", "")),
+        )
+    except ContractError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ContractError(f"not an event of the contract: {problem!r}") from problem
+
+
+def claimed_attempt(body: bytes) -> AttemptClaim | None:
+    """Read which attempt an event is about, even where it breaks the contract otherwise."""
+    try:
+        data = orjson.loads(body)["data"]
+        return AttemptClaim(
+            uid=str(data["uid"]),
+            token=str(data["token"]),
+            attempt=int(data["attempt"]),
+            epoch=int(data["epoch"]),
+        )
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _duration(value: Any) -> float | None:
+    """A worker's measure, within reason: it is reckoned with, and written as a time."""
+    seconds = _number(value)
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    return min(max(seconds, 0.0), LONGEST_SECONDS)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,104 @@
+"""What a worker publishes: outcomes to the operator, and messages it gives up on.
+
+An `Outgoing` can be published any number of times; every publish makes properties with a new
+message id, by which a returned message is told from its neighbours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from taskqueue.amqp.properties import BasicProperties
+from taskqueue.contract.names import (
+    APP_ID,
+    DEAD_EXCHANGE,
+    ERROR_HEADER,
+    OUTCOMES_EXCHANGE,
+    routing_key,
+)
+from taskqueue.contract.outcome import CONTENT_TYPE
+
+#: Message ids count up behind a word of this process's own: random ones cost a system call each.
+_PROCESS = uuid.uuid4().hex
+_numbers = itertools.count(1)
+
+#: A reason is a header, and all headers must fit one frame.
+_MAX_REASON_LENGTH = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """One message to publish until it is confirmed; what is not persistent need not arrive."""
+
+    exchange: str
+    key: str
+    body: bytes
+    content_type: str | None
+    type: str | None = None
+    correlation_id: str | None = None
+    headers: Mapping[str, Any] | None = None
+    timestamp: int | None = None
+    persistent: bool = True
+
+    def properties(self) -> BasicProperties:
+        """Return the properties of one publish."""
+        return BasicProperties(
+            content_type=self.content_type,
+            type=self.type,
+            message_id=f"{_PROCESS}-{next(_numbers)}",
+            correlation_id=self.correlation_id,
+            delivery_mode=2 if self.persistent else 1,
+            timestamp=self.timestamp,
+            app_id=APP_ID,
+            headers=None if self.headers is None else dict(self.headers),
+        )
+
+
+def outcome_message(key: str, body: bytes) -> Outgoing:
+    """Return an encoded event addressed to the operator; ``key`` is the event's routing key."""
+    return Outgoing(exchange=OUTCOMES_EXCHANGE, key=key, body=body, content_type=CONTENT_TYPE)
+
+
+def dead_letter(
+    properties: BasicProperties, body: bytes, *, namespace: str, queue: str, reason: str
+) -> Outgoing:
+    """Return a delivery as it goes to the queue of given-up messages, with the reason in a header.
+
+    The publisher's headers stay; the broker's own (``x-…``) do not, nor what would make the copy
+    expire, be refused (user id) or be answered.
+    """
+    headers = without_broker_headers(properties)
+    headers[ERROR_HEADER] = reason[:_MAX_REASON_LENGTH]
+    return Outgoing(
+        exchange=DEAD_EXCHANGE,
+        key=routing_key(namespace, queue),
+        body=body,
+        content_type=properties.content_type,
+        type=properties.type,
+        correlation_id=properties.correlation_id,
+        headers=headers,
+        timestamp=int(time.time()),  # of its death
+    )
+
+
+def without_broker_headers(properties: BasicProperties) -> dict[str, Any]:
+    """Return the headers a publisher gave, as they can be published again."""
+    return {
+        name: _encodable(value)
+        for name, value in (properties.headers or {}).items()
+        if not name.startswith("x-")
+    }
+
+
+def _encodable(value: Any) -> Any:
+    """Return a header value the client library can write: it reads floats but has none to send."""
+    if isinstance(value, dict):
+        return {str(name): _encodable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_encodable(inner) for inner in value]
+    return str(value) if isinstance(value, float) else value

@@ -1,0 +1,203 @@
+"""The message contract, version 1: names, arguments and headers every side relies on.
+
+Operator, workers and producers of any language meet here. Nothing in this module does I/O; it
+turns the contract's words (see docs/reference/message-contract.md) into names and dataclasses
+and back. A message that does not follow the contract raises `ContractError`, which names the
+header or property at fault.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from taskqueue.amqp.properties import BasicProperties
+from taskqueue.contract.names import APP_ID, CONTENT_TYPE_JSON, ContractError
+
+T = TypeVar("T")
+
+
+CONTRACT_VERSION = 1
+
+
+#: Header of a Task with a concurrencyKey: a number that grows with every dispatch of the key.
+FENCE_HEADER = "tq-fence"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkMessage:
+    """One attempt of a Task on its way to a worker.
+
+    Attributes:
+        namespace: namespace of the Task and its TaskQueue.
+        queue: name of the TaskQueue.
+        task: name of the Task.
+        uid: metadata.uid of the Task; the message's correlation id.
+        handler: the name a worker registered; the message's type.
+        attempt: 1-based.
+        max_attempts: how many attempts the Task has in all.
+        epoch: see `taskqueue.model.token`.
+        token: what every event about this attempt must repeat.
+        max_deliveries: at this many deliveries without an outcome the attempt counts as lost.
+        timeout_seconds: how long the attempt may run; whole seconds, as AMQP headers of the
+            client library have no fractions.
+        body: the payload, a JSON object in UTF-8.
+        trace: W3C trace context headers (traceparent, tracestate), passed through.
+        fence: of a Task with a concurrencyKey, else None: grows with every dispatch of the key.
+    """
+
+    namespace: str
+    queue: str
+    task: str
+    uid: str
+    handler: str
+    attempt: int
+    max_attempts: int
+    epoch: int
+    token: str
+    max_deliveries: int
+    timeout_seconds: int
+    body: bytes
+    trace: Mapping[str, str] | None = None
+    fence: int | None = None
+
+    def properties(self) -> BasicProperties:
+        """Return the AMQP properties of one publish; every call makes a new message id."""
+        headers: dict[str, Any] = {
+            "tq-version": CONTRACT_VERSION,
+            "tq-namespace": self.namespace,
+            "tq-queue": self.queue,
+            "tq-task": self.task,
+            "tq-attempt": self.attempt,
+            "tq-max-attempts": self.max_attempts,
+            "tq-epoch": self.epoch,
+            "tq-token": self.token,
+            "tq-max-deliveries": self.max_deliveries,
+            "tq-timeout-seconds": self.timeout_seconds,
+        }
+        if self.fence is not None:
+            headers[FENCE_HEADER] = self.fence
+        if self.trace:
+            headers.update(self.trace)
+        return BasicProperties(
+            content_type=CONTENT_TYPE_JSON,
+            type=self.handler,
+            message_id=uuid.uuid4().hex,
+            correlation_id=self.uid,
+            delivery_mode=2,
+            timestamp=int(time.time()),
+            app_id=APP_ID,
+            headers=headers,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectMessage:
+    """A message anybody published to a work queue, without a token.
+
+    Attributes:
+        handler: the message's type, or None: the worker's default handler.
+        correlation_id: whatever the publisher set, or None.
+        payload: the JSON object of the body, or ``{"text": …}`` for anything else.
+    """
+
+    handler: str | None
+    correlation_id: str | None
+    payload: dict[str, Any]
+
+
+def parse_work(properties: BasicProperties, body: bytes) -> WorkMessage | DirectMessage:
+    """Read a delivery from a work queue.
+
+    Raises:
+        ContractError: the message has a token, so it claims to be ours, and breaks the contract.
+    """
+    headers: Mapping[str, Any] = properties.headers or {}
+    token = headers.get("tq-token")
+    if token is None:
+        return DirectMessage(
+            handler=properties.type or None,
+            correlation_id=properties.correlation_id,
+            payload=_direct_payload(body),
+        )
+    version = _header(headers, "tq-version", int)
+    if version != CONTRACT_VERSION:
+        raise ContractError(
+            f"header tq-version is {version}, this worker speaks {CONTRACT_VERSION}: "
+            "run a worker of the operator's version"
+        )
+    if not properties.correlation_id:
+        raise ContractError("property correlation_id (the Task's uid) is missing")
+    trace = {name: str(headers[name]) for name in ("traceparent", "tracestate") if name in headers}
+    return WorkMessage(
+        namespace=_header(headers, "tq-namespace", str),
+        queue=_header(headers, "tq-queue", str),
+        task=_header(headers, "tq-task", str),
+        uid=properties.correlation_id,
+        handler=properties.type or "",
+        attempt=_header(headers, "tq-attempt", int),
+        max_attempts=_header(headers, "tq-max-attempts", int),
+        epoch=_header(headers, "tq-epoch", int),
+        token=_header(headers, "tq-token", str),
+        max_deliveries=_header(headers, "tq-max-deliveries", int),
+        timeout_seconds=_header(headers, "tq-timeout-seconds", int),
+        body=body,
+        trace=trace or None,
+        fence=_header(headers, FENCE_HEADER, int) if FENCE_HEADER in headers else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptClaim:
+    """What a message says it is about; only its token can prove it."""
+
+    uid: str
+    token: str
+    attempt: int
+    epoch: int
+
+
+def claimed_attempt(properties: BasicProperties) -> AttemptClaim | None:
+    """Read which attempt a work message is about, even where it breaks the contract otherwise."""
+    headers: Mapping[str, Any] = properties.headers or {}
+    try:
+        return AttemptClaim(
+            uid=properties.correlation_id or "",
+            token=_header(headers, "tq-token", str),
+            attempt=_header(headers, "tq-attempt", int),
+            epoch=_header(headers, "tq-epoch", int),
+        )
+    except ContractError:
+        return None
+
+
+def deliveries_so_far(properties: BasicProperties, *, redelivered: bool) -> int:
+    """Return how often the broker has had this message returned to it.
+
+    The count is the broker's own header, believed only on a redelivery: a publisher's header of
+    the same name is passed through untouched.
+    """
+    if not redelivered:
+        return 0
+    count = (properties.headers or {}).get("x-delivery-count", 0)
+    return count if isinstance(count, int) else 0
+
+
+def _direct_payload(body: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):  # the latter: nested thousands deep
+        return {"text": body.decode("utf-8", errors="replace")}
+    return parsed if isinstance(parsed, dict) else {"text": body.decode("utf-8", errors="replace")}
+
+
+def _header(headers: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    value = headers.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = "missing" if value is None else f"{value!r}"
+        raise ContractError(f"header {name} must be of type {kind.__name__}, it is {found}")
+    return value

@@ -1,0 +1,167 @@
+"""The operator as a process: Lease, engine, kopf; and what has to be written before it ends.
+
+kopf takes over SIGTERM when it starts, and when it ends it cancels every task begun after it. So
+the engine is started before kopf, the signal handlers are set again once kopf is up, and on a
+signal the engine is stopped, with what it still has to write, before kopf is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import Any
+
+import kopf
+
+from taskqueue.controller import handlers
+from taskqueue.controller.engine import Engine
+from taskqueue.controller.probes import serve_probes
+from taskqueue.kubernetes.client import ApiClient, load_access
+from taskqueue.kubernetes.lease import Leadership, Leases
+from taskqueue.kubernetes.token_secret import token_keys
+from taskqueue.logs import EventLog
+
+log = EventLog(__name__)
+
+#: Prefix of the one annotation kopf keeps on a TaskQueue.
+_ANNOTATION_PREFIX = "taskqueue.dev"
+_KOPF_STOP_SECONDS = 5.0
+
+LEASE_NAME = "taskqueue-operator"
+#: Below half the Lease's renew deadline, so that a request that hangs leaves time for another.
+_LEASE_REQUEST_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class OperatorSettings:
+    """How the operator runs.
+
+    Attributes:
+        namespace: where the operator keeps its own Secret.
+        port: of probes and metrics.
+        kubeconfig: path, outside a cluster.
+        identity: in the Lease; unique for each process.
+    """
+
+    namespace: str = "taskqueue-system"
+    port: int = 8080
+    kubeconfig: str | None = None
+    identity: str = field(default_factory=lambda: f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}")
+
+    @classmethod
+    def from_environment(cls) -> OperatorSettings:
+        """Read POD_NAMESPACE, TASKQUEUE_HTTP_PORT and KUBECONFIG."""
+        return cls(
+            namespace=os.environ.get("POD_NAMESPACE") or cls.namespace,
+            port=int(os.environ.get("TASKQUEUE_HTTP_PORT") or cls.port),
+            kubeconfig=os.environ.get("KUBECONFIG") or None,
+        )
+
+
+async def serve(settings: OperatorSettings) -> int:
+    """Run the operator until SIGTERM or SIGINT; return the exit code.
+
+    It waits for the Lease first: a second operator is a standby, ready and idle.
+    """
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    access = await load_access(settings.kubeconfig)
+    client = ApiClient(access, timeout_seconds=_LEASE_REQUEST_SECONDS)
+    leadership = Leadership(Leases(client, settings.namespace, LEASE_NAME), settings.identity)
+    engine: Engine | None = None
+    probes = await serve_probes(settings.port, ready=lambda: engine is None or engine.ready)
+    try:
+        acquiring = asyncio.create_task(leadership.acquire(), name="acquire")
+        await _first(acquiring, stop.wait())
+        if stop.is_set():
+            acquiring.cancel()
+            return 0
+        acquiring.result()
+        engine = Engine(
+            access,
+            await token_keys(client, settings.namespace),
+            instance=settings.identity,
+            leads=lambda: leadership.certain,
+        )
+        return await _lead(engine, leadership, stop)
+    finally:
+        await leadership.release()
+        await probes.cleanup()
+        await client.close()
+
+
+async def _lead(engine: Engine, leadership: Leadership, stop: asyncio.Event) -> int:
+    """Run the engine and kopf until told to stop, or the Lease is lost, or a part fails."""
+    holding = asyncio.create_task(leadership.hold(), name="lease")
+    engine_task = asyncio.create_task(engine.run(), name="engine")
+    kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event()
+    kopf_task = asyncio.create_task(_run_kopf(engine, kopf_stop, kopf_ready), name="kopf")
+    await _first(kopf_ready.wait(), holding, engine_task, kopf_task)
+    _stop_on_signals(stop)
+    log.info("operator.started")
+
+    await _first(stop.wait(), holding, engine_task, kopf_task)
+    parts = (holding, engine_task, kopf_task)
+    ended = [part for part in parts if part.done() and not stop.is_set()]
+    for part in ended:
+        problem = None if part.cancelled() else part.exception()
+        log.error("operator.part_ended", exc_info=problem, part=part.get_name())
+    log.info("operator.stopping")
+    if holding.done():
+        engine.leave_unwritten()  # another may lead already
+    engine_task.cancel()
+    await asyncio.wait({engine_task})
+    kopf_stop.set()
+    await asyncio.wait({kopf_task}, timeout=_KOPF_STOP_SECONDS)
+    holding.cancel()
+    await asyncio.wait({holding})
+    return 1 if ended else 0
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+async def _run_kopf(engine: Engine, stop: asyncio.Event, ready: asyncio.Event) -> None:
+    registry = kopf.OperatorRegistry()
+    handlers.register(registry, engine)
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.persistence.finalizer = f"{_ANNOTATION_PREFIX}/kopf"
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(
+        prefix=_ANNOTATION_PREFIX
+    )
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(
+        prefix=_ANNOTATION_PREFIX
+    )
+    settings.watching.server_timeout = 290
+    await kopf.operator(
+        registry=registry,
+        settings=settings,
+        # Found out by itself it would need a user name, which a container need not have.
+        identity=socket.gethostname(),  # type: ignore[arg-type]
+        standalone=True,
+        clusterwide=True,
+        stop_flag=stop,
+        ready_flag=ready,
+    )
+
+
+async def _first(*awaitables: Awaitable[Any]) -> None:
+    futures = {asyncio.ensure_future(one) for one in awaitables}
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    for future in futures.difference(awaitables):
+        future.cancel()

@@ -1,0 +1,310 @@
+"""How many workers a queue should have: a pure decision with its inputs in sight.
+
+- It grows at once, and shrinks to the largest size wanted lately, never below the workers that
+  were busy lately: a steady load that needs them would bring them back.
+- Unknown is never zero. Without a backlog the size is held. A backlog that is only a lower bound
+  makes the pool grow, never shrink.
+- Zero comes only after the backlog has been seen empty for a while; what runs counts as backlog.
+- After any moment that says nothing of what would have been wanted (the operator's start, an
+  unknown backlog, a pause), the size found counts as the one wanted then.
+- maxReplicas is obeyed by busy workers too: whom a shrinking pool lets finish is not decided here.
+- While the queue is drained only what is at the broker counts: what waits in the operator will not
+  be published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from taskqueue.model.scaling import ScalingPolicy
+
+#: Longer reasons from elsewhere are cut in an explanation: it is one line for people.
+_REASON_LENGTH = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What there is to do, as seen at one moment.
+
+    Attributes:
+        backlog: waiting and running tasks; None: unknown.
+        pending: the part of the backlog that is not published.
+        problem: why the backlog is unknown or, when it is a number, only a lower bound; "": it is
+            exact.
+        busy: workers that what is running may keep busy.
+        slots: attempts one worker runs at once, at least 1.
+        mean_run_seconds: how long attempts ran lately; None: not measured.
+    """
+
+    backlog: int | None
+    pending: int = 0
+    problem: str = ""
+    busy: int = 0
+    slots: int = 1
+    mean_run_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """How the pool stands.
+
+    Attributes:
+        size: the one last decided; before that the one found.
+        replicas: in place, those being drained included.
+        available: workers that are ready; None: not known, ``replicas`` is taken for it.
+        ceiling: the most that can be had just now; None: any number.
+        ceiling_reason: why no more can be had.
+    """
+
+    size: int
+    replicas: int
+    available: int | None = None
+    ceiling: int | None = None
+    ceiling_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingMemory:
+    """What a decision must know of the past.
+
+    Attributes:
+        wanted: (time, size) of recent wishes, newest last, sizes strictly decreasing: a wish
+            overtaken by a later, larger one can never be the maximum again. Empty: nothing is
+            known of what was wanted.
+        busy: the same of the workers that were busy.
+        last_backlog: when the backlog was last above zero, or not known to be zero; None: it is
+            not known to be zero now.
+        unknown_since: since when the backlog has been unknown; None: it is known.
+    """
+
+    wanted: tuple[tuple[float, int], ...] = field(default=())
+    busy: tuple[tuple[float, int], ...] = field(default=())
+    last_backlog: float | None = None
+    unknown_since: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """How many workers there should be, and why.
+
+    Attributes:
+        replicas: the size.
+        explanation: one line for people that starts with the size.
+        memory: for the next decision.
+        active: whether the size follows the backlog.
+        inactive_reason: why it does not, in CamelCase: Paused, BacklogUnknown, StatisticsUnknown.
+        load: what was decided on.
+        pool: what was decided on.
+    """
+
+    replicas: int
+    explanation: str
+    memory: ScalingMemory
+    active: bool = True
+    inactive_reason: str = ""
+    load: Load
+    pool: Pool
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    replicas: int
+    why: str  # starts with the size
+
+
+def decide(
+    policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: Pool, *, now: float
+) -> Decision:
+    """Decide the size of the pool.
+
+    Args:
+        policy: limits and target.
+        memory: what the last decision returned.
+        load: what there is to do.
+        pool: what there is to do it.
+        now: seconds on any monotonic clock.
+    """
+    kept, inactive = ScalingMemory(), ""
+    if policy.paused_replicas is not None:
+        size, inactive = _paused(policy.paused_replicas), "Paused"
+    else:
+        if load.backlog is None:
+            since = now if memory.unknown_since is None else memory.unknown_since
+            kept, inactive = ScalingMemory(unknown_since=since), "BacklogUnknown"
+            size = _without_backlog(policy, load, pool, unknown_seconds=now - since)
+        elif load.problem:
+            inactive = "StatisticsUnknown"
+            size = _at_least(_wanted(policy, load, load.backlog), policy, load, pool)
+        else:
+            wish = _wanted(policy, load, load.backlog)
+            kept = _remember(policy, memory, load, pool, wish.replicas, now=now)
+            size = _stabilized(wish, policy, kept, pool)
+            size = _not_yet_zero(size, policy, kept, pool, now=now)
+        size = _down_in_steps(_above_busy(size, policy, kept, load, pool), policy, pool)
+        size = _below_ceiling(_up_in_steps(size, policy, pool), pool)
+    return Decision(
+        replicas=size.replicas,
+        explanation=size.why,
+        memory=kept,
+        active=not inactive,
+        inactive_reason=inactive,
+        load=load,
+        pool=pool,
+    )
+
+
+# What is wanted
+
+
+def _wanted(policy: ScalingPolicy, load: Load, backlog: int) -> _Size:
+    """Return the size the backlog asks for, within the limits."""
+    kind = "backlog"
+    if policy.draining:
+        backlog, kind = _counted(policy, load), "published"
+    size, formula = policy.target.wish(
+        backlog, kind=kind, slots=load.slots, mean_run_seconds=load.mean_run_seconds
+    )
+    limited = _within_limits(policy, size)
+    if limited < size:
+        formula += ", capped by maxReplicas"
+    elif limited > size:
+        formula += ", raised to minReplicas"
+    if policy.draining:
+        formula += ", drained by stopPolicy HoldAndDrain"
+    return _Size(limited, f"{limited} = {formula}")
+
+
+def _paused(replicas: int) -> _Size:
+    return _Size(replicas, f"{replicas} = spec.workers.replicas, scaling is paused")
+
+
+def _without_backlog(
+    policy: ScalingPolicy, load: Load, pool: Pool, *, unknown_seconds: float
+) -> _Size:
+    """Hold the size, or fall back once the backlog has been unknown for long."""
+    why = "the backlog is unknown" + _because(load.problem)
+    wish, name = pool.size, ""
+    # A drained pool must not grow to its fallback.
+    fallback = None if policy.draining else policy.fallback_replicas
+    if fallback is not None and unknown_seconds >= policy.stabilization_seconds:
+        wish, name = fallback, "fallback.replicas"
+    size = _within_limits(policy, wish)
+    if size != wish:
+        name = "maxReplicas" if size < wish else "minReplicas"
+    return _Size(size, f"{size} = {name}, {why}" if name else f"{size} held: {why}")
+
+
+def _at_least(wish: _Size, policy: ScalingPolicy, load: Load, pool: Pool) -> _Size:
+    """Do not shrink by a backlog that is only a lower bound."""
+    doubt = "the backlog may be larger" + _because(load.problem)
+    held = min(pool.size, policy.max_replicas)
+    if wish.replicas >= held:
+        return _Size(wish.replicas, f"{wish.why}, {doubt}")
+    return _Size(held, f"{held} held over {wish.why}, {doubt}")
+
+
+def _within_limits(policy: ScalingPolicy, size: int) -> int:
+    low = 0 if policy.draining else policy.min_replicas
+    return min(max(size, low), policy.max_replicas)
+
+
+# Shrinking in time
+
+
+def _remember(
+    policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: Pool, wish: int, *, now: float
+) -> ScalingMemory:
+    keep = policy.stabilization_seconds
+    empty = memory.last_backlog is not None and _counted(policy, load) == 0
+    return ScalingMemory(
+        wanted=_peaks(memory.wanted or ((now, pool.size),), wish, now=now, keep=keep),
+        busy=_peaks(memory.busy, load.busy, now=now, keep=keep),
+        last_backlog=memory.last_backlog if empty else now,
+    )
+
+
+def _peaks(
+    past: tuple[tuple[float, int], ...], size: int, *, now: float, keep: float
+) -> tuple[tuple[float, int], ...]:
+    """Add a size to those that may be the largest within ``keep`` seconds, now or later."""
+    return (*((at, old) for at, old in past if now - at < keep and old > size), (now, size))
+
+
+def _counted(policy: ScalingPolicy, load: Load) -> int:
+    backlog = load.backlog or 0
+    return max(backlog - load.pending, 0) if policy.draining else backlog
+
+
+def _stabilized(wish: _Size, policy: ScalingPolicy, memory: ScalingMemory, pool: Pool) -> _Size:
+    largest = max(size for _, size in memory.wanted)
+    size = min(largest, pool.size, policy.max_replicas)
+    if size <= wish.replicas:
+        return wish
+    seconds = f"{policy.stabilization_seconds:g} s of stabilization"
+    return _Size(size, f"{size} held for {seconds}, then {wish.why}")
+
+
+def _not_yet_zero(
+    size: _Size, policy: ScalingPolicy, memory: ScalingMemory, pool: Pool, *, now: float
+) -> _Size:
+    last = min(pool.size, policy.max_replicas, 1)
+    idle = now - (now if memory.last_backlog is None else memory.last_backlog)
+    if size.replicas >= last or idle >= policy.idle_seconds_before_zero:
+        return size
+    seconds = f"{policy.idle_seconds_before_zero:g} s"
+    return _Size(last, f"{last} held until idle for {seconds}, then {size.why}")
+
+
+# Bounds of one move
+
+
+def _above_busy(
+    size: _Size, policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: Pool
+) -> _Size:
+    """Keep workers that are, or lately were, busy; they are a reason to stay, none to grow."""
+    limit = min(pool.size, policy.max_replicas)
+    floor = min(load.busy, limit)
+    lately = min(max((busy for _, busy in memory.busy), default=0), limit)
+    if size.replicas >= max(floor, lately):
+        return size
+    if floor >= lately:
+        return _Size(floor, f"{floor} held by running tasks, then {size.why}")
+    seconds = f"{policy.stabilization_seconds:g} s"
+    return _Size(lately, f"{lately} held, all busy within the last {seconds}, then {size.why}")
+
+
+def _down_in_steps(size: _Size, policy: ScalingPolicy, pool: Pool) -> _Size:
+    if policy.down_step is None:
+        return size
+    least = min(pool.size, pool.replicas - policy.down_step)
+    if size.replicas >= least:
+        return size
+    step = f"{policy.down_step} drained at a time"
+    return _Size(least, f"{least} first, with {step}, then {size.why}")
+
+
+def _up_in_steps(size: _Size, policy: ScalingPolicy, pool: Pool) -> _Size:
+    if policy.up_step is None:
+        return size
+    available = pool.replicas if pool.available is None else pool.available
+    most = max(pool.size, available + policy.up_step)
+    if size.replicas <= most:
+        return size
+    step = f"{policy.up_step} started at a time"
+    return _Size(most, f"{most} first, with {step}, then {size.why}")
+
+
+def _below_ceiling(size: _Size, pool: Pool) -> _Size:
+    if pool.ceiling is None or size.replicas <= pool.ceiling:
+        return size
+    return _Size(
+        pool.ceiling,
+        f"{pool.ceiling} is all that can be had{_because(pool.ceiling_reason)}; wanted: {size.why}",
+    )
+
+
+def _because(reason: str) -> str:
+    line = " ".join(reason.split())
+    if len(line) > _REASON_LENGTH:
+        line = f"{line[: _REASON_LENGTH - 1]}…"
+    return f": {line}" if line else ""

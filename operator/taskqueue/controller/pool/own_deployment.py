@@ -1,0 +1,127 @@
+"""The Deployment the operator makes for a TaskQueue that has a pod template.
+
+The template is applied when the TaskQueue changed or the Deployment went away; a change of size
+alone goes through /scale. A template the API server refuses leaves the Deployment as it is, and is
+tried again when the TaskQueue changes or a few seconds have passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from taskqueue.controller.pool.workload import Refusal
+from taskqueue.kubernetes import deployments
+from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.deployments import InvalidTemplate, PoolState
+from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
+from taskqueue.logs import EventLog
+from taskqueue.model.queue import QueueConfig
+
+log = EventLog(__name__)
+
+#: After the API server refused a template, it is tried again this often: a quota or an admission
+#: policy may have been mended without a change of the TaskQueue.
+_REFUSED_PAUSE_SECONDS = 5.0
+
+
+class OwnDeployment:
+    """See the module's contract; a `taskqueue.controller.pool.workload.Workload`.
+
+    Args:
+        client: for the API server.
+        monotonic: seconds that never jump.
+
+    Attributes:
+        state: what the Deployment says of itself; None: there is none.
+        refusal: why the present template is not in place; None: it is.
+    """
+
+    def __init__(self, client: ApiClient, *, monotonic: Callable[[], float]) -> None:
+        self._client = client
+        self._monotonic = monotonic
+        self.state: PoolState | None = None
+        self.refusal: Refusal | None = None
+        #: What the Deployment in place was made from: the TaskQueue and its connection Secret.
+        self._applied: tuple[QueueConfig, str | None] | None = None
+        self._refused: tuple[int, float] = (0, 0.0)
+
+    def observed(self, state: PoolState | None) -> None:
+        """Take what the Deployment says of itself; None: it is gone."""
+        self.state = state
+        if state is None:
+            self._applied = None
+
+    def selector(self, config: QueueConfig) -> str:
+        """Return the label selector of its pods."""
+        return f"{QUEUE_LABEL}={config.name}"
+
+    async def first_ordinal(self, config: QueueConfig) -> int | None:
+        """Return None: its ReplicaSet goes by deletion costs."""
+        return None
+
+    def counted(self, available: int) -> None:
+        """Do nothing: the Deployment says it itself."""
+
+    async def prepare(
+        self, config: QueueConfig, *, replicas: int, secret: tuple[str, str] | None
+    ) -> None:
+        """Apply the Deployment if it is not what the TaskQueue makes it."""
+        cluster = config.rabbitmq_cluster
+        usable: str | None = config.connection_secret
+        if cluster is not None:
+            if secret is None:
+                return  # known once the RabbitmqCluster was read; the pool in place goes on
+            usable = secret[1] if secret[0] == config.namespace else None
+        if self._applied == (config, usable):
+            return
+        generation, until = self._refused
+        if (
+            self.refusal is not None
+            and generation == config.generation
+            and self._monotonic() < until
+        ):
+            return
+        size = replicas if self.state is None else self.state.desired
+        try:
+            self.state = await deployments.apply(self._client, config, replicas=size, secret=usable)
+        except InvalidTemplate as problem:
+            self._refuse(config, "InvalidTemplate", f"{problem}: mend spec.workers.template")
+        except ApiError as problem:
+            if problem.status in (0, 429):
+                raise  # no word about this Deployment: the API server is away or busy
+            invalid = problem.status in (400, 422) or _is_untyped(problem)
+            reason = "InvalidTemplate" if invalid else "DeploymentRefused"
+            cure = "mend spec.workers.template" if invalid else "trying again by itself"
+            self._refuse(
+                config,
+                reason,
+                f"the API server refused the worker Deployment: {problem.message}: {cure}",
+            )
+        else:
+            self._applied, self.refusal = (config, usable), None
+
+    async def resize(self, config: QueueConfig, replicas: int) -> None:
+        """Set the size through /scale."""
+        try:
+            await deployments.resize(self._client, config.key, replicas=replicas)
+        except ApiError as problem:
+            if problem.status != 404:
+                raise
+            self.observed(None)
+            return
+        if self.state is not None:
+            self.state = replace(self.state, desired=replicas)
+
+    def _refuse(self, config: QueueConfig, reason: str, message: str) -> None:
+        if self.refusal is None or self.refusal.message != message:
+            log.warning(
+                "pool.refused", namespace=config.namespace, queue=config.name, problem=message
+            )
+        self.refusal = Refusal(reason, message)
+        self._refused = (config.generation, self._monotonic() + _REFUSED_PAUSE_SECONDS)
+
+
+def _is_untyped(problem: ApiError) -> bool:
+    """Tell a body that does not fit the schema, which server-side apply answers with a 500."""
+    return problem.status == 500 and "failed to create typed patch object" in problem.message

@@ -1,0 +1,299 @@
+"""Keeps the workers of one TaskQueue as many as the TaskQueue and its backlog want.
+
+How many is decided by `autoscaler`, what keeps the pool from being whole is found by
+`health`, who leaves it by `taskqueue.controller.pool.drain_plan`; here it is carried
+out. The pool grows at once. It shrinks as its workers have drained: see
+`drainer`. Pods are looked at only while something about them is unsettled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import asdict, replace
+
+from taskqueue.controller.metrics import DESIRED_WORKERS
+from taskqueue.controller.pool import conditions
+from taskqueue.controller.pool.autoscaler import Decision, Load, Pool, ScalingMemory, decide
+from taskqueue.controller.pool.drainer import Crew, Shrinker
+from taskqueue.controller.pool.health import Health, HealthMemory, assess
+from taskqueue.controller.pool.own_deployment import OwnDeployment
+from taskqueue.controller.pool.poll_backoff import Looks
+from taskqueue.controller.pool.referenced_workload import ReferencedWorkload
+from taskqueue.controller.pool.workload import Workload
+from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.deployments import PoolState
+from taskqueue.kubernetes.pods import list_pods
+from taskqueue.logs import EventLog
+from taskqueue.model.queue import Condition, QueueConfig
+from taskqueue.model.worker import WorkerState
+
+log = EventLog(__name__)
+
+#: The pods of a workload that tells nothing of them are looked at this often all the same.
+_ROUND_SECONDS = 10.0
+
+
+class WorkerPool:
+    """See the module's contract.
+
+    Args:
+        client: for the API server.
+        clock: wall time in seconds.
+        order_drain: tells the worker of a pod to take no more work.
+        on_pods: told the names of the pods there are, whenever they were looked at.
+        claimant: tells why what a TaskQueue refers to is not its own to size; "": it is.
+        monotonic: the clock of the workers' views, in seconds.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        clock: Callable[[], float],
+        order_drain: Callable[[str], None],
+        on_pods: Callable[[Collection[str]], None] = lambda names: None,
+        claimant: Callable[[QueueConfig], str] = lambda config: "",
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._on_pods = on_pods
+        self._claimant = claimant
+        self._monotonic = monotonic
+        self._own = OwnDeployment(client, monotonic=monotonic)
+        self._referenced = ReferencedWorkload(client, monotonic=monotonic)
+        self._shrinker, self._withdrawing = (
+            Shrinker(client, order_drain=order_drain, clock=clock, monotonic=monotonic)
+            for _ in range(2)
+        )
+        self._looks, self._withdrawn_looks = Looks(), Looks()
+        #: What was scaled when last looked at.
+        self._scaled: Workload | None = None
+        self._memory = ScalingMemory()
+        self._health = Health(memory=HealthMemory())
+        self._waiting_for = ""
+        #: The size decided on, but for what stands in its way.
+        self._wanted = 0
+        self.decision: Decision | None = None
+        self.last_scale_time: float | None = None
+
+    @property
+    def desired(self) -> int:
+        """The size last decided on; before that the size found."""
+        if self.decision is not None:
+            return self.decision.replicas
+        state = None if self._scaled is None else self._scaled.state
+        return 0 if state is None else state.desired
+
+    @property
+    def explanation(self) -> str:
+        """Why the size is what it is, in one line."""
+        if self.decision is None:
+            return ""
+        return "; ".join(filter(None, (self.decision.explanation, self._waiting_for)))
+
+    def state(self, config: QueueConfig) -> PoolState | None:
+        """Return what the workload says of itself; None: there is none, or nothing is known."""
+        workload = self._workload(config)
+        return None if workload is None else workload.state
+
+    def selector(self, config: QueueConfig) -> str:
+        """Return the label selector of the workers' pods."""
+        workload = self._workload(config)
+        found = "" if workload is None else workload.selector(config)
+        return found or self._own.selector(config)
+
+    def refused(self, config: QueueConfig) -> bool:
+        """Tell whether workers cannot be had as the TaskQueue asks."""
+        workload = self._workload(config)
+        return workload is not None and workload.refusal is not None
+
+    def observed(self, state: PoolState | None) -> None:
+        """Take what the Deployment says of itself; None: it is gone."""
+        self._own.observed(state)
+
+    async def reconcile(
+        self,
+        config: QueueConfig,
+        load: Load,
+        crew: Crew,
+        *,
+        secret: tuple[str, str] | None = None,
+    ) -> None:
+        """Decide the size and bring the pool nearer to it.
+
+        Args:
+            config: what the TaskQueue asks for.
+            load: what there is to do.
+            crew: what is known of the workers.
+            secret: (namespace, name) of the connection Secret; None: not found yet.
+
+        Raises:
+            ApiError: the API server could not be asked; try again.
+        """
+        workload = self._workload(config)
+        if workload is not self._scaled:
+            self._scaled, self._waiting_for = workload, ""
+            self.decision, self._memory = None, ScalingMemory()
+            self._health = Health(memory=HealthMemory())
+        await self._referenced.read(config, claimed=self._claimant(config))
+        stopped = frozenset(
+            pod for pod, view in crew.views.items() if view.state is WorkerState.STOPPED
+        )
+        if self._withdrawn:
+            await self._withdraw(config, crew, stopped)
+        if workload is self._referenced and workload.state is None:
+            return  # nothing is decided on what is not known
+        target = self._decide(config, load, workload)
+        if workload is None:
+            return
+        await workload.prepare(config, replicas=target, secret=secret)
+        # Also while a changed template is refused: the pool of the former one goes on.
+        if workload.state is not None and target > workload.state.desired:
+            await workload.resize(config, target)
+        if workload.state is not None and self._to_look(workload.state, stopped, target):
+            try:
+                await self._settle(config, workload, workload.state, crew, target)
+            except ApiError as problem:
+                self._forbidden(config, problem)
+
+    def conditions(self, config: QueueConfig) -> tuple[Condition, Condition]:
+        """Return WorkersAvailable and ScalingActive."""
+        workload = self._workload(config)
+        refusal = None if workload is None else workload.refusal
+        available = conditions.workers_available(
+            config,
+            state=self.state(config),
+            refusal=refusal,
+            desired=self.desired,
+            explanation=self.explanation,
+            health=self._health,
+        )
+        return available, conditions.scaling_active(config, self.decision, refusal)
+
+    def _workload(self, config: QueueConfig) -> Workload | None:
+        """Return what is scaled; None: the workers run elsewhere."""
+        if config.scale_target is not None:
+            return self._referenced
+        return None if config.template is None else self._own
+
+    def _decide(self, config: QueueConfig, load: Load, workload: Workload | None) -> int:
+        before, state = self.desired, None if workload is None else workload.state
+        pool = Pool(
+            size=before,
+            replicas=0 if state is None else state.desired,
+            available=None if state is None else state.available,
+            ceiling=self._health.ceiling,
+            ceiling_reason=self._health.message,
+        )
+        now = self._monotonic()
+        decision = decide(config.scaling, self._memory, load, pool, now=now)
+        free = replace(pool, ceiling=None)
+        self._wanted = decide(config.scaling, self._memory, load, free, now=now).replicas
+        self.decision, self._memory = decision, decision.memory
+        DESIRED_WORKERS.labels(*config.key).set(decision.replicas)
+        if workload is not None and decision.replicas != before:
+            self.last_scale_time = self._clock()
+            log.info(
+                "pool.decided",
+                namespace=config.namespace,
+                queue=config.name,
+                before=before,
+                replicas=decision.replicas,
+                why=decision.explanation,
+                load=asdict(decision.load),
+                pool=asdict(decision.pool),
+            )
+        return decision.replicas
+
+    def _to_look(self, state: PoolState, stopped: frozenset[str], target: int) -> bool:
+        """Tell whether to look at the pods now."""
+        settled = (
+            state.desired == target
+            and state.available >= state.desired
+            and not self._health.reason
+            and not stopped
+        )
+        if settled:
+            self._waiting_for = ""
+        now = self._monotonic()
+        again = self._health.look_again
+        if again is not None and now >= again:
+            return self._looks.due(again, stopped, now)
+        situation = (target, state.desired, state.available, state.message)
+        if not settled:
+            return self._looks.due(situation, stopped, now)
+        return self._scaled is self._referenced and self._looks.due(
+            situation, stopped, now, longest=_ROUND_SECONDS
+        )
+
+    async def _settle(
+        self, config: QueueConfig, workload: Workload, state: PoolState, crew: Crew, target: int
+    ) -> None:
+        """Look at the pods: how they are, and who may go."""
+        pods = await list_pods(self._client, config.namespace, workload.selector(config))
+        if not self._withdrawn:
+            self._on_pods({pod.name for pod in pods})
+        workload.counted(sum(pod.active and pod.ready for pod in pods))
+        self._health = assess(
+            self._health.memory,
+            pods=pods,
+            refused=state.message,
+            replicas=state.desired,
+            wanted=self._wanted,
+            available=state.available,
+            now=self._monotonic(),
+        )
+        first_ordinal = await workload.first_ordinal(config)
+        if workload.state is None:
+            return  # it is gone, or cannot be read any more
+        step = await self._shrinker.step(
+            config.namespace,
+            pods,
+            crew,
+            replicas=state.desired,
+            target=target,
+            first_ordinal=first_ordinal,
+        )
+        self._waiting_for = step.waiting_for
+        if step.replicas < state.desired:
+            await workload.resize(config, step.replicas)
+            log.info(
+                "pool.shrunk",
+                namespace=config.namespace,
+                queue=config.name,
+                before=state.desired,
+                replicas=step.replicas,
+            )
+
+    @property
+    def _withdrawn(self) -> bool:
+        """Whether there are workers of a template that is not the TaskQueue's any more."""
+        state = self._own.state
+        return self._scaled is not self._own and state is not None and state.desired > 0
+
+    async def _withdraw(self, config: QueueConfig, crew: Crew, stopped: frozenset[str]) -> None:
+        """Let the workers of a template that was withdrawn go, as they have drained."""
+        state = self._own.state
+        if state is None or not self._withdrawn_looks.due(state, stopped, self._monotonic()):
+            return
+        try:
+            pods = await list_pods(self._client, config.namespace, self._own.selector(config))
+            step = await self._withdrawing.step(
+                config.namespace, pods, crew, replicas=state.desired, target=0, first_ordinal=None
+            )
+        except ApiError as problem:
+            self._forbidden(config, problem)
+            return
+        if step.replicas < state.desired:
+            await self._own.resize(config, step.replicas)
+
+    def _forbidden(self, config: QueueConfig, problem: ApiError) -> None:
+        """Say that the operator may not look after pods; anything else is raised."""
+        if problem.status != 403:
+            raise problem
+        text = f"{problem.message}: apply the ClusterRole of manifests/base/rbac.yaml"
+        if text != self._waiting_for:
+            log.error("pool.forbidden", namespace=config.namespace, queue=config.name, problem=text)
+        self._waiting_for = text

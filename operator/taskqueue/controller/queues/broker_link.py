@@ -1,0 +1,305 @@
+"""The operator's link to one RabbitMQ: two connections kept up, the inbox read, dispatch let go.
+
+Contract:
+
+* Publishing and consuming have a connection each: under a memory alarm the broker stops reading a
+  connection that publishes, its acknowledgements too.
+* The link is up only when the feed is synced and the inbox was read up to a marker this process
+  published: every outcome that was waiting is known before anything is published again. A marker
+  may be read by another link of this process (two addresses of one broker: the inbox has a single
+  active consumer), which is as good; or be taken by a former leader on its way out, so markers are
+  published until one comes back.
+* `BrokerLink.state` is `Down` with a reason, or `Up`; subscribers are told of each change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused, Delivery
+from taskqueue.amqp.connection import Connection, connect
+from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
+from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.backoff import delays
+from taskqueue.contract.names import (
+    EXCHANGE_HEADER,
+    HEARTBEATS_QUEUE,
+    INBOX_QUEUE,
+    OUTCOMES_EXCHANGE,
+)
+from taskqueue.contract.outgoing import Outgoing, dead_letter
+from taskqueue.contract.topology import TopologyConflict, declare_operator_topology
+from taskqueue.logs import EventLog
+
+log = EventLog(__name__)
+
+#: Outcomes in memory at most: each waits for its status write before it is acknowledged.
+INBOX_PREFETCH = 4000
+_MARKER_TYPE = "marker"
+_MARKER_KEY = "taskqueue-operator.marker"
+#: A marker that has not come back after this long is followed by another.
+_MARKER_SECONDS = 2.0
+#: A broker that does not confirm within this time blocks its publishers.
+_CONFIRM_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """Not connected; ``reason`` is CamelCase, ``message`` says what to do."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """Connected, declared, and the inbox read up to date."""
+
+    publisher: Publisher
+    connection: Connection
+
+
+State = Down | Up
+
+
+class Markers:
+    """The markers this process waits for, shared by its links: any of them may read one."""
+
+    def __init__(self) -> None:
+        self._awaited: dict[str, asyncio.Event] = {}
+
+    def expect(self) -> tuple[str, asyncio.Event]:
+        """Return a new marker's id, and what is set once it is read."""
+        marker, seen = uuid.uuid4().hex, asyncio.Event()
+        self._awaited[marker] = seen
+        return marker, seen
+
+    def read(self, marker: str | None) -> None:
+        """Take note of a marker from an inbox; one of another process counts for nothing."""
+        seen = self._awaited.get(marker or "")
+        if seen is not None:
+            seen.set()
+
+    def forget(self, marker: str) -> None:
+        """Wait for it no longer."""
+        self._awaited.pop(marker, None)
+
+
+class BrokerLink:
+    """See the module's contract. `run` keeps it up until cancelled.
+
+    Args:
+        parameters: where the broker is.
+        feed_synced: set once all unfinished Tasks are known.
+        markers: shared by all links of the process.
+        random: for the pauses between tries.
+    """
+
+    def __init__(
+        self,
+        parameters: BrokerParameters,
+        *,
+        feed_synced: asyncio.Event,
+        markers: Markers,
+        random: Random,
+    ) -> None:
+        self.parameters = parameters
+        self.state: State = Down("Connecting", f"connecting to {parameters.address}")
+        #: Called with each message of the inbox; set before `run`.
+        self.take: Callable[[Delivery], None] = lambda delivery: None
+        self._feed_synced = feed_synced
+        self._random = random
+        self._subscribers: set[Callable[[], None]] = set()
+        self._markers = markers
+        self._publisher: Publisher | None = None
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called whenever the state changes."""
+        self._subscribers.add(callback)
+
+    def unsubscribe(self, callback: Callable[[], None]) -> None:
+        """Undo `subscribe`."""
+        self._subscribers.discard(callback)
+
+    @property
+    def publisher(self) -> Publisher | None:
+        """To publish at this broker, even before the inbox is read; None while it cannot be."""
+        return self._publisher
+
+    @property
+    def unused(self) -> bool:
+        """Whether nobody is subscribed."""
+        return not self._subscribers
+
+    async def run(self) -> None:
+        """Connect, stay, connect again, until cancelled."""
+        await self._feed_synced.wait()
+        pauses = delays(self._random.random)
+        while True:
+            try:
+                await self._stay_up()
+                pauses = delays(self._random.random)
+            except BrokerUnavailable as problem:
+                self._set(Down("BrokerUnavailable", f"{problem}; trying again by itself"))
+            except ChannelRefused as problem:
+                self._set(
+                    Down(
+                        "PermissionDenied" if problem.code == 403 else "BrokerRefused",
+                        f"RabbitMQ at {self.parameters.address}: {problem}; the operator's broker "
+                        "user needs configure, write and read on names that start with taskqueue",
+                    )
+                )
+            except TopologyConflict as problem:
+                self._set(Down("TopologyConflict", str(problem)))
+            except BrokerConfigurationError as problem:
+                self._set(Down("SecretInvalid", str(problem)))
+            except Exception as problem:  # a link that ends would never be tried again
+                log.error("broker.failed", exc_info=problem, broker=self.parameters.address)
+                self._set(Down("Failed", f"{problem!r}; trying again by itself"))
+            await asyncio.sleep(next(pauses))
+
+    def give_up(self, delivery: Delivery, reason: str) -> None:
+        """Move a message of the inbox to the dead exchange, and acknowledge it when it is there."""
+        namespace, _, rest = delivery.routing_key.partition(".")
+        letter = dead_letter(
+            delivery.properties,
+            delivery.body,
+            namespace=namespace,
+            queue=rest.partition(".")[0],
+            reason=reason,
+        )
+        letter = replace(
+            letter, headers={**(letter.headers or {}), EXCHANGE_HEADER: delivery.exchange}
+        )
+
+        def settled(verdict: Settled, text: str) -> None:
+            if verdict is not Settled.UNKNOWN:
+                # Returned: no dead queue has this name, but the inbox always has the copy.
+                delivery.channel.ack(delivery.delivery_tag)
+
+        if self._publisher is not None:
+            self._publisher.publish(
+                letter.exchange, letter.key, letter.body, letter.properties(), settled
+            )
+
+    async def _stay_up(self) -> None:
+        address = self.parameters.address
+        async with asyncio.timeout(60):
+            publishing = await connect(self.parameters, name="taskqueue-operator: publish")
+        try:
+            consuming = await connect(self.parameters, name="taskqueue-operator: inbox")
+            try:
+                await self._work(publishing, consuming)
+            finally:
+                await consuming.close()
+        finally:
+            self._publisher = None
+            await publishing.close()
+            if isinstance(self.state, Up):
+                self._set(Down("BrokerUnavailable", f"connection to {address} lost"))
+
+    async def _work(self, publishing: Connection, consuming: Connection) -> None:
+        await declare_operator_topology(consuming)
+        self._publisher = publisher = await Publisher.open(publishing)
+        channel = await consuming.channel()
+        await channel.set_prefetch(INBOX_PREFETCH)
+        cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def on_cancel(reason: str) -> None:
+            if not cancelled.done():
+                cancelled.set_result(reason)
+
+        await channel.consume(INBOX_QUEUE, self._on_delivery, on_cancel)
+        await channel.consume(HEARTBEATS_QUEUE, self._on_delivery, on_cancel)
+        ends: set[asyncio.Future[Any]] = {
+            publishing.closed,
+            consuming.closed,
+            channel.closed,
+            publisher.closed,
+            cancelled,
+        }
+        broken = asyncio.ensure_future(asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))
+        try:
+            await self._catch_up(publisher, broken)
+            if not broken.done():
+                self._set(Up(publisher, publishing))
+                log.info("broker.connected", broker=self.parameters.address)
+            done, _ = await broken
+        finally:
+            broken.cancel()
+        reasons = "; ".join(str(future.result()) for future in done)
+        raise BrokerUnavailable(f"RabbitMQ at {self.parameters.address}: {reasons}")
+
+    async def _catch_up(self, publisher: Publisher, broken: asyncio.Future[Any]) -> None:
+        """Return when everything that was in the inbox has been taken, or the link is broken."""
+        marker, read = self._markers.expect()
+        seen = asyncio.ensure_future(read.wait())
+        try:
+            while True:
+                await self._publish_marker(publisher, marker)
+                waiting: set[asyncio.Future[Any]] = {seen, broken}
+                await asyncio.wait(
+                    waiting, timeout=_MARKER_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if seen.done() or broken.done():
+                    return
+                self._set(
+                    Down(
+                        "ReadingInbox",
+                        f"reading queue {INBOX_QUEUE} up to date; if this lasts, another "
+                        "operator still consumes it: only one may run at this broker",
+                    )
+                )
+        finally:
+            seen.cancel()
+            self._markers.forget(marker)
+
+    async def _publish_marker(self, publisher: Publisher, marker: str) -> None:
+        note = Outgoing(
+            exchange=OUTCOMES_EXCHANGE,
+            key=_MARKER_KEY,
+            body=b"",
+            content_type=None,
+            type=_MARKER_TYPE,
+            correlation_id=marker,
+        )
+        try:
+            async with asyncio.timeout(_CONFIRM_SECONDS):
+                verdict, text = await publisher.publish_and_wait(
+                    note.exchange, note.key, note.body, note.properties()
+                )
+        except TimeoutError as late:
+            raise BrokerUnavailable(
+                f"RabbitMQ at {self.parameters.address} confirms nothing: look for a memory or "
+                "disk alarm (rabbitmq-diagnostics alarms)"
+            ) from late
+        if verdict is not Settled.CONFIRMED:
+            raise BrokerUnavailable(
+                f"RabbitMQ at {self.parameters.address}: marker not accepted: {text}"
+            )
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        if delivery.properties.type == _MARKER_TYPE and delivery.routing_key == _MARKER_KEY:
+            delivery.channel.ack(delivery.delivery_tag)
+            self._markers.read(delivery.properties.correlation_id)
+            return
+        self.take(delivery)
+
+    def _set(self, state: State) -> None:
+        if state == self.state:
+            return
+        self.state = state
+        if isinstance(state, Down):
+            log.warning(
+                "broker.down",
+                broker=self.parameters.address,
+                reason=state.reason,
+                problem=state.message,
+            )
+        for callback in tuple(self._subscribers):
+            callback()

@@ -1,0 +1,414 @@
+"""Keeps one TaskQueue true: its broker link, its queues at the broker, its workers, its status.
+
+One loop a TaskQueue, woken by whatever may matter and at least once a second. A step that fails
+becomes a condition with a reason and is tried again; it never stops the other steps, nor another
+TaskQueue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.contract.heartbeat import Heartbeat
+from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS, tell_backlog
+from taskqueue.controller.pool.autoscaler import Load
+from taskqueue.controller.pool.drainer import Crew
+from taskqueue.controller.pool.worker_pool import WorkerPool
+from taskqueue.controller.pool.worker_registry import Registry
+from taskqueue.controller.queues.backlog import Signal
+from taskqueue.controller.queues.broker_link import BrokerLink
+from taskqueue.controller.queues.broker_session import QueueBroker
+from taskqueue.controller.queues.conditions import Transitions, conditions
+from taskqueue.controller.queues.finalizer import QueueFinalizer
+from taskqueue.controller.queues.statistics import Readers
+from taskqueue.controller.queues.throughput import Throughput
+from taskqueue.controller.tasks.dispatcher import Dispatcher
+from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.taskqueue_codec import queue_path, queue_status_patch
+from taskqueue.logs import EventLog
+from taskqueue.model.queue import Condition, QueueConfig, QueueStatus
+from taskqueue.model.task import Phase
+from taskqueue.model.worker import Worker
+from taskqueue.timestamps import Clock
+
+log = EventLog(__name__)
+
+#: The loop runs at least this often, and reads the broker's count and writes the status at most.
+_TICK_SECONDS = 1.0
+#: Shortest time between two runs, so that a burst of Tasks is one decision.
+_SPACING_SECONDS = 0.02
+#: Slots of a worker that decides by its CPUs, for the window: rather too many published than idle.
+_GENEROUS_CONCURRENCY = 32
+
+
+@dataclass(slots=True)
+class Totals:
+    """Finished Tasks of a queue, by final phase."""
+
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    def of(self, phase: Phase) -> int:
+        """Return how many ended in this phase."""
+        value: int = getattr(self, phase.value.lower())
+        return value
+
+    def add(self, phase: Phase, number: int = 1) -> None:
+        """Count Tasks that ended in this phase."""
+        setattr(self, phase.value.lower(), self.of(phase) + number)
+
+
+class QueueController:
+    """See the module's contract.
+
+    Args:
+        config: what the TaskQueue asks for.
+        totals: where counting goes on from.
+        dispatcher: of this queue.
+        client: for the API server.
+        links: gives the shared link to a broker.
+        clock: wall time in seconds.
+        created: when the TaskQueue was made: what finished before was not its own.
+        on_gone: called when the API server has no such TaskQueue any more.
+        on_condition: told each condition as it is, again and again.
+        operator_namespace: where the operator runs, for the commands that messages tell.
+        readers: give the shared readers of the brokers' statistics.
+        claimant: tells why what a TaskQueue refers to is not its own to size; "": it is.
+    """
+
+    def __init__(
+        self,
+        config: QueueConfig,
+        totals: Totals,
+        *,
+        dispatcher: Dispatcher,
+        client: ApiClient,
+        links: Callable[[BrokerParameters], BrokerLink],
+        clock: Clock,
+        created: float,
+        on_gone: Callable[[], None],
+        on_condition: Callable[[Condition], None] = lambda condition: None,
+        operator_namespace: str = "taskqueue-system",
+        readers: Readers | None = None,
+        claimant: Callable[[QueueConfig], str] = lambda config: "",
+    ) -> None:
+        self.config = config
+        self.totals = totals
+        self.registry = Registry()
+        self.pool = WorkerPool(
+            client,
+            clock=clock,
+            order_drain=dispatcher.order_drain,
+            on_pods=self.registry.forget,
+            claimant=claimant,
+            monotonic=self._now,
+        )
+        self.created = created
+        self._on_gone = on_gone
+        self._on_condition = on_condition
+        self._dispatcher = dispatcher
+        self._client = client
+        self._clock = clock
+        self._operator_namespace = operator_namespace
+        self._wake = asyncio.Event()
+        self._broker = QueueBroker(
+            config,
+            dispatcher=dispatcher,
+            client=client,
+            links=links,
+            wake=self.wake,
+            monotonic=self._now,
+            readers=readers,
+        )
+        self._finalizer = QueueFinalizer(config, client=client, find=self._broker.find_parameters)
+        #: Since when nothing is at the broker; None: there is something, or it is not known.
+        self._unused_since: float | None = None
+        #: Since when heartbeats can be heard; None: they cannot.
+        self._listening_since: float | None = None
+        self._throughput = Throughput()
+        self._transitions = Transitions()
+        self._next_tick = 0.0
+        self._written: dict[str, Any] = {}
+
+    def wake(self) -> None:
+        """Have the loop run soon."""
+        self._wake.set()
+
+    def reconfigure(self, config: QueueConfig) -> None:
+        """Take a changed TaskQueue."""
+        self.config = config
+        self._broker.reconfigure(config)
+        self._finalizer.reconfigure(config)
+        self._dispatcher.config = config
+        self._next_tick = 0.0
+        self.wake()
+
+    def missing(self) -> None:
+        """Take note that the broker has no queue to route to."""
+        self._broker.missing()
+        self.wake()
+
+    def finished(self, phase: Phase, seconds: float | None) -> None:
+        """Count a Task whose final status is recorded; ``seconds`` its last attempt ran, if known.
+
+        The totals alone are what a new leader counts again; the meter is of this process.
+        """
+        self.totals.add(phase)
+        self._throughput.finished(self._now(), seconds)
+
+    def worker_beat(self, beat: Heartbeat) -> None:
+        """Take what a worker says of itself."""
+        worker = Worker(
+            pod=beat.pod,
+            node=beat.node,
+            cpus=beat.cpus,
+            slots=beat.slots,
+            handlers=beat.handlers,
+        )
+        changed = self.registry.beat(
+            worker,
+            running=len(beat.running),
+            busy=len(beat.running) if beat.busy is None else beat.busy,
+            state=beat.state,
+            now=self._now(),
+        )
+        if changed:
+            self.wake()
+
+    def _miss_workers(self) -> None:
+        for pod in self.registry.expire(self._now()):
+            log.warning(
+                "worker.lost",
+                namespace=self.config.namespace,
+                queue=self.config.name,
+                worker=pod,
+                todo="it said nothing for a while and did not stop in order; what it ran is run "
+                "again",
+            )
+        WORKERS.labels(*self.config.key).set(len(self.registry))
+        WORKER_SLOTS.labels(*self.config.key).set(self.registry.slots)
+
+    async def leave(self) -> None:
+        """Write the totals a last time: this process ends, and what it counted is nowhere else."""
+        try:
+            await self._write_status()
+        except ApiError as problem:
+            self._complain("queue.api_error", problem)
+
+    async def run(self) -> None:
+        """Keep the TaskQueue true until cancelled."""
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    await self._reconcile()
+                except ApiError as problem:
+                    self._complain("queue.api_error", problem)
+                    await asyncio.sleep(problem.retry_after or _TICK_SECONDS)
+                except Exception as problem:  # one bad object never stops the others
+                    self._complain("queue.failed", problem)
+                    await asyncio.sleep(_TICK_SECONDS)
+                await asyncio.sleep(_SPACING_SECONDS)
+                try:
+                    async with asyncio.timeout(max(self._next_tick - self._now(), 0.0)):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            await self._broker.leave()
+
+    async def _reconcile(self) -> None:
+        tick = self._now() >= self._next_tick
+        if tick:
+            self._next_tick = self._now() + _TICK_SECONDS
+            self._miss_workers()
+        if self.config.deleting:
+            await self._end(tick=tick)
+            return
+        problems: list[ApiError] = []
+        try:
+            await self._finalizer.settle()  # before there is anything it would have to remove
+        except ApiError as problem:
+            problems.append(problem)  # neither the pool nor the status waits for it
+        try:
+            await self._broker.reach()
+            if tick:
+                await self._broker.count()
+        except ApiError as problem:
+            problems.append(problem)
+        try:
+            await self._size_pool()
+        except ApiError as problem:
+            problems.append(problem)
+        if tick:
+            await self._write_status()
+        if problems:
+            raise problems[0]
+
+    async def _end(self, *, tick: bool) -> None:
+        """Do what is left to do for a TaskQueue on its way out: nothing is declared any more."""
+        await self._broker.leave()
+        if tick:
+            try:
+                await self._write_status()
+            except ApiError as problem:
+                self._complain("queue.api_error", problem)  # the end does not wait for it
+        await self._finalizer.finish(known=self._broker.parameters)
+
+    # Workers.
+
+    async def _size_pool(self) -> None:
+        """Have as many workers as there is work for."""
+        signal = self._signal()
+        slots = self.config.concurrency or _GENEROUS_CONCURRENCY
+        self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
+        await self.pool.reconcile(
+            self.config,
+            Load(
+                backlog=signal.backlog,
+                pending=self._dispatcher.waiting,
+                problem=signal.problem,
+                busy=self._busy(signal),
+                slots=self._slots(),
+                mean_run_seconds=self._throughput.read(self._now()).mean_run_seconds,
+            ),
+            Crew(
+                views=self.registry.views,
+                unused=self._unused(signal),
+                listened=self._listened(),
+            ),
+            secret=self._broker.secret,
+        )
+        self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
+
+    def _unused(self, signal: Signal) -> float:
+        """Return for how many seconds there was nothing at the broker, as far as known."""
+        now, pending = self._now(), self._dispatcher.waiting
+        if signal.backlog is None or signal.problem or signal.backlog > pending:
+            self._unused_since = None
+        elif self._unused_since is None:
+            self._unused_since = now
+        return 0.0 if self._unused_since is None else now - self._unused_since
+
+    def _signal(self) -> Signal:
+        return self._broker.signal(
+            waiting=self._dispatcher.waiting,
+            published=self._dispatcher.published,
+            most_published=self._dispatcher.take_most_published(),
+            workers_foreign=self.registry.foreign,
+        )
+
+    def _listened(self) -> float:
+        """Return for how many seconds heartbeats could be heard without a break."""
+        now = self._now()
+        if not self._broker.declared:
+            self._listening_since = None
+        elif self._listening_since is None:
+            self._listening_since = now
+        return 0.0 if self._listening_since is None else now - self._listening_since
+
+    def _slots(self) -> int:
+        """Return how many attempts a worker runs at once; by what the workers say, if need be."""
+        return self.config.concurrency or self.registry.slots_each
+
+    def _busy(self, signal: Signal) -> int:
+        """Workers that what is running needs: with fewer some of it would have to wait.
+
+        A drained pool keeps a worker for each: what a worker gives back would not be run again.
+        """
+        slots = 1 if self.config.stop_policy.drains else self._slots()
+        busy = math.ceil((signal.running or 0) / slots)
+        if self.config.stop_policy.holds:
+            # What a former leader published is not published again; its workers tell of it.
+            busy = max(busy, self.registry.busy)
+        return busy
+
+    # Status.
+
+    async def _write_status(self) -> None:
+        status = self._status()
+        for condition in status.conditions:
+            self._on_condition(condition)
+        since = self._transitions.take(status.conditions, self._clock())
+        patch = queue_status_patch(self.config.key, status, since)
+        if patch == self._written:
+            return
+        path = f"{queue_path(self.config.key)}/status"
+        try:
+            await self._client.merge(path, patch)
+        except ApiError as problem:
+            if problem.status == 404:
+                self._on_gone()
+            elif problem.transient:
+                raise
+            else:
+                self._complain("queue.status_refused", problem)
+            return
+        self._written = patch
+
+    def _status(self) -> QueueStatus:
+        signal = self._signal()
+        tell_backlog(
+            self.config.key, backlog=signal.backlog, ready=signal.ready, running=signal.running
+        )
+        known = signal.backlog is not None
+        scaled = self.config.scales
+        state = self.pool.state(self.config)
+        speed = self._throughput.read(self._now())
+        return QueueStatus(
+            observed_generation=self.config.generation,
+            conditions=self._conditions(),
+            backlog=signal.backlog,
+            pending=self._dispatcher.waiting,
+            ready=signal.ready,
+            running=signal.running,
+            replicas=state.replicas if state else None,
+            desired_replicas=self.pool.desired if scaled else None,
+            scaling=self.pool.explanation if scaled else "",
+            selector=self.pool.selector(self.config),
+            succeeded=self.totals.succeeded,
+            failed=self.totals.failed,
+            cancelled=self.totals.cancelled,
+            dead_letters=self._broker.dead_letters if known else None,
+            throughput_per_minute=speed.per_minute,
+            mean_run_seconds=speed.mean_run_seconds,
+            workers=self.registry.workers,
+            last_scale_time=self.pool.last_scale_time,
+        )
+
+    def _conditions(self) -> tuple[Condition, ...]:
+        broker = self._broker.condition
+        if self.config.deleting:
+            text = "the TaskQueue is being deleted"
+            if self.config.delete_queues:
+                text += ", and its queues at the broker with it"
+            broker = Condition(broker.type, False, "Deleting", text)
+        workers, scaling = self.pool.conditions(self.config)
+        return conditions(
+            self.config,
+            broker=broker,
+            workers=workers,
+            scaling=scaling,
+            refused=self.pool.refused(self.config),
+            dead_letters=self._broker.dead_letters if self._broker.declared else None,
+            operator_namespace=self._operator_namespace,
+        )
+
+    def _complain(self, event: str, problem: Exception) -> None:
+        log.error(
+            event,
+            exc_info=None if isinstance(problem, ApiError) else problem,
+            namespace=self.config.namespace,
+            queue=self.config.name,
+            problem=str(problem),
+        )
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,342 @@
+"""The life of a Task: how each event changes its status. Pure functions, no clock of their own.
+
+Invariants, held by property tests:
+
+* a terminal status never changes;
+* `TaskStatus.attempts` never decreases and never exceeds the policy's max_attempts;
+* an outcome counts once: a repeated or older one is judged `Verdict.STALE`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from taskqueue.controller.tasks.retry import next_wait_seconds
+from taskqueue.model.task import (
+    HISTORY_LIMIT,
+    MESSAGE_LIMIT,
+    Attempt,
+    Phase,
+    Policy,
+    Progress,
+    TaskStatus,
+)
+
+
+class Verdict(Enum):
+    """What an event about an attempt is worth."""
+
+    COUNTS = auto()
+    STALE = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """An attempt that ended, as its worker reported it, with times by the operator's clock.
+
+    Attributes:
+        attempt: 1-based.
+        epoch: of the order it answers.
+        now: when the operator learnt of it.
+        seconds: how long it ran, by the worker's measure.
+        worker: who ran it.
+    """
+
+    attempt: int
+    epoch: int
+    now: float
+    seconds: float = 0.0
+    worker: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an attempt failed.
+
+    Attributes:
+        type: error type, matched against the policy's non_retryable.
+        message: for people.
+        retryable: False when the worker knows that another attempt cannot help.
+        retry_after_seconds: the handler's wish for the wait, or None.
+    """
+
+    type: str
+    message: str
+    retryable: bool = True
+    retry_after_seconds: float | None = None
+
+
+def judge(status: TaskStatus, *, attempt: int, epoch: int) -> Verdict:
+    """Tell whether an event about (attempt, epoch) may still change the status."""
+    if status.phase.terminal or epoch < status.epoch or attempt < status.current_attempt:
+        return Verdict.STALE
+    return Verdict.COUNTS
+
+
+def started(status: TaskStatus, *, attempt: int, now: float, worker: str) -> TaskStatus:
+    """Return the status of a Task one of whose attempts is known to be running."""
+    return replace(
+        status,
+        phase=Phase.RUNNING,
+        reason="",
+        message="",
+        attempts=max(status.attempts, attempt),
+        start_time=now if status.start_time is None else status.start_time,
+        next_attempt_time=None,
+        worker=worker,
+        progress=status.progress if worker == status.worker else None,
+        running_since=now,
+    )
+
+
+def progressed(status: TaskStatus, progress: Progress) -> TaskStatus:
+    """Return the status of a Task whose running attempt has said how far it is."""
+    if status.phase is not Phase.RUNNING:
+        return status
+    return replace(status, progress=progress)
+
+
+def claimed(status: TaskStatus, *, key: str) -> TaskStatus:
+    """Return the status of a Task that holds its concurrency key from now on."""
+    after = unblocked(status) if status.phase is Phase.BLOCKED else status
+    return replace(after, concurrency_key=key)
+
+
+def unclaimed(status: TaskStatus) -> TaskStatus:
+    """Return the status of a Task that gives its concurrency key back undispatched."""
+    return replace(status, concurrency_key="")
+
+
+def succeeded(status: TaskStatus, ended: Ended, *, result: dict[str, object] | None) -> TaskStatus:
+    """Return the final status after an attempt that succeeded."""
+    return replace(
+        _recorded(status, ended, outcome=Phase.SUCCEEDED.value),
+        phase=Phase.SUCCEEDED,
+        completion_time=ended.now,
+        result=result,
+    )
+
+
+def failed(
+    status: TaskStatus, ended: Ended, failure: Failure, *, policy: Policy, random: float
+) -> TaskStatus:
+    """Return the status after a failed attempt: Retrying, with a time, or Failed for good."""
+    after = _recorded(
+        status, ended, outcome=Phase.FAILED.value, reason=failure.type, message=failure.message
+    )
+    told = _attempt_told(ended.attempt, policy, failure.type, failure.message)
+    if not failure.retryable or failure.type in policy.non_retryable:
+        return _failed_for_good(after, ended, reason="NonRetryable", message=told)
+    if ended.attempt >= policy.max_attempts:
+        reason = "WorkerLost" if failure.type == "WorkerLost" else "RetriesExhausted"
+        return _failed_for_good(after, ended, reason=reason, message=told)
+    wait = next_wait_seconds(
+        policy.backoff,
+        failed_attempts=ended.attempt,
+        asked_seconds=failure.retry_after_seconds,
+        random=random,
+    )
+    return replace(
+        after,
+        phase=Phase.RETRYING,
+        reason=failure.type,
+        message=_clip(told),
+        next_attempt_time=ended.now + wait,
+    )
+
+
+def released(status: TaskStatus) -> TaskStatus:
+    """Return the status of a Task whose running attempt was given back unfinished."""
+    if status.phase is not Phase.RUNNING:
+        return status
+    return replace(status, phase=Phase.PENDING, worker="", progress=None)
+
+
+def taken_back(status: TaskStatus) -> TaskStatus:
+    """Return the status of a Task whose dispatched attempt counts for nothing any more.
+
+    The attempt's number is used again; the raised epoch makes what it may still report stale.
+    """
+    return replace(released(status), epoch=status.epoch + 1, concurrency_key="")
+
+
+def silent(
+    status: TaskStatus, *, now: float, start: float, policy: Policy, random: float
+) -> TaskStatus:
+    """Return the status after an attempt whose time is up without a word from its worker.
+
+    Args:
+        status: before.
+        now: by the operator's clock.
+        start: when the attempt is known to have been with a worker.
+        policy: of the Task.
+        random: for the jitter of the wait.
+    """
+    ended = Ended(
+        attempt=status.current_attempt,
+        epoch=status.epoch,
+        now=now,
+        seconds=now - start,
+        worker=status.worker,
+    )
+    failure = Failure(
+        type="Timeout",
+        message=f"no outcome came within {policy.attempt_timeout_seconds} s and some more: its "
+        "worker is gone, or acknowledges without reporting",
+    )
+    after = failed(status, ended, failure, policy=policy, random=random)
+    return replace(after, epoch=status.epoch + 1)
+
+
+def cancelled(status: TaskStatus, *, now: float) -> TaskStatus:
+    """Return the final status of a Task that is not wanted any more."""
+    return _stopped(
+        status, now=now, phase=Phase.CANCELLED, reason="Cancelled", message="spec.cancel is true"
+    )
+
+
+def deadline_exceeded(status: TaskStatus, *, now: float, seconds: int) -> TaskStatus:
+    """Return the final status of a Task that has had all its time."""
+    return _stopped(
+        status,
+        now=now,
+        phase=Phase.FAILED,
+        reason="DeadlineExceeded",
+        message=f"it did not end within activeDeadlineSeconds, {seconds} s",
+    )
+
+
+def refused(status: TaskStatus, *, now: float, reason: str, message: str) -> TaskStatus:
+    """Return the final status of a Task that can never run as it is."""
+    return _stopped(status, now=now, phase=Phase.FAILED, reason=reason, message=message)
+
+
+def blocked(status: TaskStatus, *, reason: str, message: str) -> TaskStatus:
+    """Return the status of a Task that waits for something outside itself."""
+    return replace(status, phase=Phase.BLOCKED, reason=reason, message=_clip(message))
+
+
+def scheduled(status: TaskStatus, *, at: float) -> TaskStatus:
+    """Return the status of a Task whose time has not come."""
+    return replace(
+        status,
+        phase=Phase.SCHEDULED,
+        reason="StartAfter",
+        message="spec.startAfter has not come",
+        next_attempt_time=at,
+    )
+
+
+def suspended(status: TaskStatus) -> TaskStatus:
+    """Return the status of a Task that is not to be dispatched for now.
+
+    The time of a retry that was waited for stays: a Task resumed earlier waits for it.
+    """
+    return replace(
+        status,
+        phase=Phase.SUSPENDED,
+        reason="Suspended",
+        message="spec.suspend is true",
+        worker="",
+        resumed_time=None,
+    )
+
+
+def resumed(status: TaskStatus, *, now: float) -> TaskStatus:
+    """Return the status of a Task that was suspended and is not any more."""
+    return replace(unblocked(status), resumed_time=now)
+
+
+def unblocked(status: TaskStatus) -> TaskStatus:
+    """Return the status of a Task whose obstacle is gone; a retry is waited for all the same."""
+    due = status.next_attempt_time if status.history else None
+    return replace(status, phase=Phase.PENDING, reason="", message="", next_attempt_time=due)
+
+
+def waits_for_retry(status: TaskStatus, policy: Policy) -> TaskStatus:
+    """Return the status of a Task that waited for something else before its next attempt."""
+    last = status.history[-1]
+    told = _attempt_told(last.attempt, policy, last.reason, last.message)
+    return replace(status, phase=Phase.RETRYING, reason=last.reason, message=_clip(told))
+
+
+def _recorded(
+    status: TaskStatus, ended: Ended, *, outcome: str, reason: str = "", message: str = ""
+) -> TaskStatus:
+    start = ended.now - max(ended.seconds, 0.0)
+    entry = Attempt(
+        attempt=ended.attempt,
+        outcome=outcome,
+        start_time=start,
+        finish_time=ended.now,
+        worker=ended.worker,
+        reason=reason,
+        message=_clip(message),
+    )
+    return replace(
+        status,
+        reason="",
+        message="",
+        attempts=max(status.attempts, ended.attempt),
+        epoch=max(status.epoch, ended.epoch),
+        history=(*status.history, entry)[-HISTORY_LIMIT:],
+        # What was told while it ran may have been told late.
+        start_time=start if status.start_time is None else min(status.start_time, start),
+        next_attempt_time=None,
+        worker=ended.worker,
+        progress=None,
+        concurrency_key="",
+    )
+
+
+def _stopped(
+    status: TaskStatus, *, now: float, phase: Phase, reason: str, message: str
+) -> TaskStatus:
+    """End a Task without a worker's word; an attempt known to run goes into the history."""
+    after = status
+    if status.phase is Phase.RUNNING:
+        # What was not written is not known after a restart: then the earliest it can have been.
+        begun = status.history[-1].finish_time if status.history else status.start_time
+        ended = Ended(
+            attempt=status.current_attempt,
+            epoch=status.epoch,
+            now=now,
+            seconds=now - (status.running_since or begun or now),
+            worker=status.worker,
+        )
+        after = _recorded(
+            status,
+            ended,
+            outcome=(phase if phase is Phase.CANCELLED else Phase.FAILED).value,
+            reason=reason,
+            message=message,
+        )
+    return replace(
+        after,
+        phase=phase,
+        reason=reason,
+        message=_clip(message),
+        completion_time=now,
+        next_attempt_time=None,
+        concurrency_key="",
+    )
+
+
+def _failed_for_good(status: TaskStatus, ended: Ended, *, reason: str, message: str) -> TaskStatus:
+    return replace(
+        status,
+        phase=Phase.FAILED,
+        reason=reason,
+        message=_clip(message),
+        completion_time=ended.now,
+    )
+
+
+def _attempt_told(attempt: int, policy: Policy, error: str, message: str) -> str:
+    what = f"{error}: {message}" if message else error
+    return f"attempt {attempt} of {policy.max_attempts}: {what}"
+
+
+def _clip(message: str) -> str:
+    return message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 1] + "…"

@@ -1,0 +1,171 @@
+"""Messages without a Task, for programs that run an event loop; see `taskqueue.direct.producer`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.contract.names import routing_key
+from taskqueue.direct.errors import NotConfirmed
+from taskqueue.direct.publish_batch import Flight, Message
+from taskqueue.direct.reconnecting_publisher import BrokerLine
+from taskqueue.jsonable import models, plain
+
+#: What RabbitMQ takes by default; a larger message would cost its neighbours their channel.
+_MAX_BYTES = 16 * 1024 * 1024
+
+
+class AsyncProducer:
+    """Sends direct messages: work without a Task, run with the queue's defaults.
+
+    It connects when it is first used and again after every loss; use it with ``async with``, or
+    `close` it. Any number of calls may be under way at once.
+
+    Args:
+        broker: an ``amqp://`` or ``amqps://`` URI, or the content of a connection Secret: ``uri``,
+            or ``host``, ``username``, ``password`` and more (docs/reference/api.md).
+        name: shown by the broker in its list of connections.
+        patience_seconds: how long a call waits without any of its messages being confirmed.
+
+    Raises:
+        BrokerConfigurationError: a ValueError; the text names the key.
+    """
+
+    def __init__(
+        self,
+        broker: str | Mapping[str, str],
+        *,
+        name: str = "taskqueue-producer",
+        patience_seconds: float = 30.0,
+    ) -> None:
+        data = {"uri": broker} if isinstance(broker, str) else broker
+        self._parameters = BrokerParameters.from_mapping(data)
+        self._line = BrokerLine(self._parameters, name=name)
+        self._patience = patience_seconds
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def __aenter__(self) -> AsyncProducer:
+        return self
+
+    async def __aexit__(self, *problem: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self._closed = True
+        await self._line.close()
+
+    async def send(
+        self,
+        namespace: str,
+        queue: str,
+        payload: Any = None,
+        *,
+        handler: str | None = None,
+        correlation_id: str | None = None,
+    ) -> None:
+        """Send one message; it is in the queue, on disk as the queue's type has it, on return.
+
+        Args:
+            namespace: of the TaskQueue.
+            queue: name of the TaskQueue.
+            payload: a dict, a pydantic model or a dataclass; None: an empty object.
+            handler: name of the handler; None: the workers' default handler.
+            correlation_id: repeated in the event that tells the message's end.
+
+        Raises:
+            TypeError: the payload is no JSON object.
+            ValueError: it is larger than 16 MiB, or a name cannot be sent.
+            Unroutable: no TaskQueue has declared this queue.
+            Refused: the broker does not allow it.
+            NotConfirmed: not confirmed in time: it may be in the queue or not.
+        """
+        message = Message(_encoded(payload), handler, correlation_id)
+        await self._deliver(namespace, queue, iter((message,)))
+
+    async def send_many(
+        self,
+        namespace: str,
+        queue: str,
+        payloads: Iterable[Any],
+        *,
+        handler: str | None = None,
+        correlation_id: str | None = None,
+    ) -> int:
+        """Send many messages to one queue, pipelined; return how many, once all are confirmed.
+
+        ``payloads`` is read as fast as messages are confirmed. After an error part of the messages
+        may be in the queue, in no particular order.
+
+        Raises:
+            NotConfirmed: as for `send`; ``confirmed`` says how many are in the queue for certain.
+            TypeError: as for `send`, and so for the others.
+        """
+        messages = (Message(_encoded(each), handler, correlation_id) for each in payloads)
+        return await self._deliver(namespace, queue, messages)
+
+    async def _deliver(self, namespace: str, queue: str, messages: Iterator[Message]) -> int:
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            raise RuntimeError("this producer was used in another event loop: make one in each")
+        self._loop = loop
+
+        def postpone() -> None:
+            if not over:
+                scope.reschedule(loop.time() + self._patience)
+
+        flight = Flight(
+            messages,
+            key=routing_key(namespace, queue),
+            queue=f"{namespace}/{queue}",
+            address=self._parameters.address,
+            on_progress=postpone,
+        )
+        over = True
+        try:
+            async with asyncio.timeout(self._patience) as scope:
+                over = False
+                try:
+                    while not flight.over:
+                        self._check_open()
+                        await flight.go(await self._line.publisher())
+                finally:
+                    over = True  # late confirms find the scope left
+        except TimeoutError:
+            raise NotConfirmed(
+                f"RabbitMQ at {self._parameters.address} has confirmed nothing for TaskQueue "
+                f"{namespace}/{queue} within {self._patience:g} s "
+                f"({self._line.trouble or flight.trouble or 'it does not answer'}): what was sent "
+                "may be in the queue or not; send it again if it may run twice",
+                confirmed=flight.confirmed,
+            ) from None
+        return flight.confirmed
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this producer is closed: make another")
+
+
+def _encoded(payload: Any) -> bytes:
+    try:
+        body = orjson.dumps({} if payload is None else payload, default=models)
+    except TypeError as problem:
+        plain(payload)  # says what is wrong with it in better words
+        raise TypeError(f"the payload cannot be JSON: {problem}") from problem
+    if not body.startswith(b"{"):
+        raise TypeError(
+            f"a payload is a JSON object, not {type(payload).__name__}: give a dict, a pydantic "
+            "model or a dataclass"
+        )
+    if len(body) > _MAX_BYTES:
+        raise ValueError(
+            f"the payload is {len(body)} bytes of JSON, a message may have {_MAX_BYTES}: store it "
+            "elsewhere and send where it is"
+        )
+    return body

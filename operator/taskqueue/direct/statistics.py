@@ -1,0 +1,277 @@
+"""The broker's own figures of its queues: from its management API or its Prometheus endpoint.
+
+One reading asks for all of the operator's queues in a virtual host at once. What the answer does
+not have is unknown, never zero: a queue that was just declared has no figures for up to 10 s, nor
+has any queue for as long after the broker has started.
+
+A reading is bounded in time and in bytes, follows no redirect and needs no proxy. No error shows
+credentials. Only the operator reads statistics; workers never import this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import orjson
+
+from taskqueue.amqp.connection import tls_context
+from taskqueue.amqp.parameters import BrokerConfigurationError, StatisticsEndpoint, StatisticsKind
+from taskqueue.contract.names import work_queue
+from taskqueue.model.queue_stats import Figures
+
+#: Time limit of a reading.
+READ_SECONDS = 5.0
+#: Largest answer to one request: a page of the management has some 50 kB, the Prometheus endpoint
+#: 400 bytes for a queue.
+MAX_BYTES = 8 * 1024 * 1024
+#: Most queues in one answer of the management (more it does not give), and most pages.
+_PAGE_SIZE = 500
+_MAX_PAGES = 20
+
+#: What the names of all work queues begin with.
+_PREFIX = work_queue("", "").removesuffix(".")
+_SERIES = re.compile(
+    r"^rabbitmq_detailed_queue_messages_(ready|unacked)\{([^\n]*)\} ([0-9.eE+]+)\s*$", re.MULTILINE
+)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(r"\\(.)")
+
+
+class StatisticsUnreadable(Exception):
+    """The endpoint could not be read; the text names its address, why, and what to do."""
+
+
+class StatisticsClient:
+    """Reads one endpoint.
+
+    Args:
+        endpoint: where it is, and as whom.
+    """
+
+    def __init__(self, endpoint: StatisticsEndpoint) -> None:
+        self._endpoint = endpoint
+        self._session: aiohttp.ClientSession | None = None
+        self._disabled = False
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def read(self) -> Mapping[str, Figures]:
+        """Return the figures of the queues that have some, by the names of the broker's queues.
+
+        Raises:
+            StatisticsUnreadable: try again later.
+        """
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                if self._endpoint.kind is StatisticsKind.MANAGEMENT:
+                    return await self._read_management()
+                return await self._read_prometheus()
+        except TimeoutError:
+            raise self._unreadable(
+                f"no answer within {READ_SECONDS:g} s: check host, port and network policies"
+            ) from None
+        except BrokerConfigurationError as problem:
+            raise self._unreadable(str(problem)) from None
+        except (aiohttp.ClientError, OSError, ValueError) as problem:
+            raise self._unreadable(_explain(problem)) from None
+
+    async def _read_management(self) -> Mapping[str, Figures]:
+        found: dict[str, Figures] = {}
+        listed = 0
+        for page in range(1, _MAX_PAGES + 1):
+            items, pages = await self._page(page)
+            listed += len(items)
+            for item in items:
+                figures = _figures(item)
+                if figures is not None:
+                    found[item["name"]] = figures
+            if page >= pages:
+                break
+        else:
+            raise self._unreadable(
+                f"more than {_MAX_PAGES * _PAGE_SIZE} queues: spread them over virtual hosts"
+            )
+        if listed and not found and not self._disabled:
+            self._disabled = await self._is_disabled()
+        return found
+
+    async def _page(self, page: int) -> tuple[list[Any], int]:
+        """Return the queues of a page, and how many pages there are."""
+        path = f"/api/queues/{quote(self._endpoint.broker.virtual_host, safe='')}"
+        query = {
+            "columns": "name,state,messages_ready,messages_unacknowledged",
+            "name": f"^{re.escape(_PREFIX)}",
+            "use_regex": "true",
+            "page": str(page),
+            "page_size": str(_PAGE_SIZE),
+        }
+        if self._disabled:
+            query |= {"disable_stats": "true", "enable_queue_totals": "true"}
+        answer = self._parse(await self._get(path, query, "application/json"))
+        items, pages = answer.get("items"), answer.get("page_count")
+        if not isinstance(items, list) or not isinstance(pages, int):
+            raise self._not_management()
+        return items, pages
+
+    async def _is_disabled(self) -> bool:
+        """Ask whether the broker keeps no statistics of queues; totals it gives all the same.
+
+        Not asked for otherwise: what is not known yet is 0 among the totals.
+        """
+        answer = await self._get("/api/overview", {"columns": "disable_stats"}, "application/json")
+        return self._parse(answer).get("disable_stats") is True
+
+    def _parse(self, answer: bytes) -> dict[str, Any]:
+        try:
+            parsed = orjson.loads(answer)
+        except orjson.JSONDecodeError:
+            raise self._not_management() from None
+        if not isinstance(parsed, dict):
+            raise self._not_management()
+        return parsed
+
+    def _not_management(self) -> StatisticsUnreadable:
+        return self._unreadable(
+            "the answer is not a list of queues: check that the address is RabbitMQ's management "
+            "API"
+        )
+
+    async def _read_prometheus(self) -> Mapping[str, Figures]:
+        answer = await self._get(
+            "/metrics/detailed",
+            {"vhost": self._endpoint.broker.virtual_host, "family": "queue_coarse_metrics"},
+            "text/plain",
+        )
+        numbers: dict[str, dict[str, int]] = {}
+        for kind, text, value in _SERIES.findall(answer.decode(errors="replace")):
+            labels = {name: _ESCAPE.sub(_unescaped, raw) for name, raw in _LABEL.findall(text)}
+            name = labels.get("queue", "")
+            if labels.get("vhost") == self._endpoint.broker.virtual_host and name.startswith(
+                _PREFIX
+            ):
+                numbers.setdefault(name, {})[kind] = int(float(value))
+        return {
+            name: Figures(ready=both["ready"], unacknowledged=both["unacked"])
+            for name, both in numbers.items()
+            if len(both) == 2
+        }
+
+    async def _get(self, path: str, query: Mapping[str, str], content_type: str) -> bytes:
+        if self._session is None:
+            self._session = self._open()
+        url = f"{self._endpoint.url}{path}?{urlencode(query)}"
+        async with self._session.get(url, allow_redirects=False) as response:
+            if response.status != 200:
+                raise self._unreadable(self._refusal(response))
+            if response.content_type != content_type:
+                raise self._unreadable(
+                    f"answered {response.content_type}, not {content_type}: check that the address "
+                    f"is RabbitMQ's {self._what}"
+                )
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > MAX_BYTES:
+                    raise self._unreadable(
+                        f"the answer has more than {MAX_BYTES} bytes: check that the address is "
+                        f"RabbitMQ's {self._what}"
+                    )
+            return bytes(body)
+
+    def _open(self) -> aiohttp.ClientSession:
+        endpoint = self._endpoint
+        headers = {"Accept-Encoding": "identity"}
+        if endpoint.username:
+            headers["Authorization"] = aiohttp.encode_basic_auth(
+                endpoint.username, endpoint.password
+            )
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=tls_context(endpoint.broker) if endpoint.url.startswith("https:") else True,
+                limit=1,
+            ),
+            headers=headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=None),
+        )
+
+    def _refusal(self, response: aiohttp.ClientResponse) -> str:
+        kind, status = self._endpoint.kind, response.status
+        said = f"answered {status} {response.reason or ''}".rstrip()
+        if status in (401, 403):
+            if not self._endpoint.username:
+                return f"{said}: write {kind} as http[s]://user:password@host:port"
+            who = f"user {self._endpoint.username}"
+            if kind is StatisticsKind.MANAGEMENT:
+                return (
+                    f"{said}: check the password of {who}, and give that user the tag management "
+                    "and permissions on the virtual host"
+                )
+            return f"{said}: check the password of {who}"
+        if status == 404:
+            if kind is StatisticsKind.MANAGEMENT:
+                return (
+                    f"{said}: check the address, and that the virtual host "
+                    f"{self._endpoint.broker.virtual_host} exists"
+                )
+            return f"{said}: check the address; RabbitMQ 4.0 or newer serves /metrics/detailed"
+        if 300 <= status < 400:
+            return f"{said}: a redirect is not followed: write into {kind} where it leads to"
+        return f"{said}: look at what serves that address"
+
+    def _unreadable(self, why: str) -> StatisticsUnreadable:
+        where = f"the broker's statistics at {self._endpoint.url} ({self._endpoint.kind})"
+        return StatisticsUnreadable(f"{where} cannot be read: {why}")
+
+    @property
+    def _what(self) -> str:
+        return {
+            StatisticsKind.MANAGEMENT: "management API",
+            StatisticsKind.PROMETHEUS: "Prometheus endpoint",
+        }[self._endpoint.kind]
+
+
+def _figures(item: Any) -> Figures | None:
+    """Return what an item of the management's list says; None: nothing that can be relied upon."""
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        return None
+    if item.get("state") not in (None, "running"):
+        return None  # its leader is away: the figures are of before
+    ready, unacknowledged = item.get("messages_ready"), item.get("messages_unacknowledged")
+    if type(ready) is not int or type(unacknowledged) is not int:
+        return None
+    return Figures(ready=max(ready, 0), unacknowledged=max(unacknowledged, 0))
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return "\n" if match[1] == "n" else match[1]
+
+
+def _explain(problem: Exception) -> str:
+    """Say what a failed request means; the texts of aiohttp name addresses, no credentials."""
+    cause = getattr(problem, "os_error", None) or getattr(problem, "certificate_error", None)
+    match cause or problem:
+        case ssl.SSLCertVerificationError() as untrusted:
+            return (
+                "the certificate is not trusted: put its authority into ca.crt and use a host name "
+                f"the certificate has ({untrusted.verify_message})"
+            )
+        case ssl.SSLError() as failed:
+            return f"TLS failed: check that the port speaks TLS ({failed.reason or failed})"
+        case ConnectionRefusedError():
+            return "nothing listens there: check host and port, and whether the plugin is enabled"
+        case socket.gaierror() as unknown:
+            return f"the host name cannot be resolved: check host ({unknown.strerror})"
+        case _:
+            return f"the connection failed: check host, port and scheme ({problem!r})"

@@ -1,0 +1,242 @@
+"""The worker Deployment of a TaskQueue: what it looks like, and how it is put in place.
+
+The operator owns Deployment ``<TaskQueue>-worker`` by server-side apply; the pod template is the
+user's with labels, the queue's environment and a long enough grace period added. Credentials stay
+in the connection Secret: the pods refer to it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from taskqueue.api.common import GROUP, TASKQUEUE_KIND, VERSION
+from taskqueue.kubernetes.client import MERGE_PATCH, ApiClient
+from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
+from taskqueue.model.queue import QueueConfig, QueueKey
+from taskqueue.model.worker_environment import BROKER_VARIABLES
+
+FIELD_MANAGER = "taskqueue-operator"
+MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
+DEPLOYMENTS_PATH = "/apis/apps/v1/deployments"
+
+#: A worker has at least so many seconds to stop when the pod template does not say.
+_LEAST_GRACE_SECONDS = 60
+#: Beyond the longest attempt: for stopping one at its time limit, and for telling of it.
+_GRACE_MARGIN_SECONDS = 30
+#: The end of the grace is for telling what was given back.
+_REPORTING_SECONDS = 5
+
+#: One of these tells a worker where its broker is.
+_ADDRESS_VARIABLES = frozenset({"TASKQUEUE_BROKER_URI", "TASKQUEUE_BROKER_HOST"})
+
+
+class InvalidTemplate(ValueError):
+    """spec.workers cannot be made into a Deployment; the text says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """What a worker Deployment says of itself."""
+
+    desired: int
+    replicas: int
+    available: int
+    message: str
+
+
+#: Ends the name of every worker Deployment.
+SUFFIX = "-worker"
+
+
+def deployment_name(queue: str) -> str:
+    """Return the name of a TaskQueue's worker Deployment."""
+    return f"{queue}{SUFFIX}"
+
+
+def deployment_path(key: QueueKey) -> str:
+    """Return the path of a TaskQueue's worker Deployment."""
+    return f"/apis/apps/v1/namespaces/{key[0]}/deployments/{deployment_name(key[1])}"
+
+
+def default_grace(config: QueueConfig) -> int:
+    """Return how long a worker may take to stop, in seconds, when the pod template does not say.
+
+    Long enough for an attempt that began just before: a pod that is evicted, or goes with an old
+    template, finishes what it runs. Tasks with a longer time limit of their own are given back.
+    """
+    longest = config.policy.attempt_timeout_seconds + _GRACE_MARGIN_SECONDS
+    return max(_LEAST_GRACE_SECONDS, longest)
+
+
+def render(config: QueueConfig, *, replicas: int, secret: str | None) -> dict[str, Any]:
+    """Return the Deployment to apply.
+
+    Args:
+        config: what the TaskQueue asks for.
+        replicas: size of the pool.
+        secret: the connection Secret that pods of the namespace can refer to; None: there is none.
+
+    Raises:
+        InvalidTemplate: the template has no containers, or not the named one, or what the
+            operator adds to is not of its type, or nothing tells the pods their broker.
+    """
+    labels = {QUEUE_LABEL: config.name, **MANAGED_BY}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": deployment_name(config.name),
+            "namespace": config.namespace,
+            "labels": labels,
+            "ownerReferences": [
+                {
+                    "apiVersion": f"{GROUP}/{VERSION}",
+                    "kind": TASKQUEUE_KIND,
+                    "name": config.name,
+                    "uid": config.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {QUEUE_LABEL: config.name}},
+            "template": _template(config, labels, secret),
+        },
+    }
+
+
+async def apply(
+    client: ApiClient, config: QueueConfig, *, replicas: int, secret: str | None
+) -> PoolState:
+    """Put the Deployment in place with this size; arguments as of `render`.
+
+    Raises:
+        InvalidTemplate: see `render`.
+        ApiError: the API server refused; 422 when the template is wrong.
+    """
+    body = render(config, replicas=replicas, secret=secret)
+    return read_pool(await client.apply(deployment_path(config.key), body, manager=FIELD_MANAGER))
+
+
+async def resize(client: ApiClient, key: QueueKey, *, replicas: int) -> None:
+    """Set the size of the pool, and nothing else.
+
+    Raises:
+        ApiError: refused; 404 when the Deployment is gone.
+    """
+    await client.request(
+        "PATCH",
+        f"{deployment_path(key)}/scale",
+        params={"fieldManager": FIELD_MANAGER},
+        body={"spec": {"replicas": replicas}},
+        content_type=MERGE_PATCH,
+    )
+
+
+def read_pool(raw: Mapping[str, Any]) -> PoolState:
+    """Read a Deployment's state."""
+    status = raw.get("status") or {}
+    failing = [
+        condition.get("message", "")
+        for condition in status.get("conditions", ())
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True"
+    ]
+    return PoolState(
+        desired=raw["spec"].get("replicas", 1),
+        replicas=status.get("replicas", 0),
+        available=status.get("availableReplicas", 0),
+        message="; ".join(failing),
+    )
+
+
+def _template(config: QueueConfig, labels: Mapping[str, str], secret: str | None) -> dict[str, Any]:
+    template: dict[str, Any] = copy.deepcopy(dict(config.template or {}))
+    metadata = template["metadata"] = template.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise InvalidTemplate("spec.workers.template.metadata must be an object")
+    own_labels = metadata.get("labels") or {}
+    if not isinstance(own_labels, dict):
+        raise InvalidTemplate("spec.workers.template.metadata.labels must be an object")
+    metadata["labels"] = {**own_labels, **labels}
+    spec = template.get("spec")
+    containers = spec.get("containers") if isinstance(spec, dict) else None
+    if not isinstance(spec, dict) or not containers:
+        raise InvalidTemplate(
+            "spec.workers.template.spec.containers is empty: give at least one container"
+        )
+    if not isinstance(containers, list) or not all(isinstance(one, dict) for one in containers):
+        raise InvalidTemplate("spec.workers.template.spec.containers must be a list of objects")
+    grace = spec.setdefault("terminationGracePeriodSeconds", default_grace(config))
+    container = _container(config, containers)
+    own = container.get("env") or []
+    if not isinstance(own, list) or not all(isinstance(entry, dict) for entry in own):
+        raise InvalidTemplate(
+            f"env of container {container.get('name')!r} in spec.workers.template must be a list "
+            "of objects with name and value"
+        )
+    taken = {str(entry.get("name")) for entry in own}
+    if secret is None and not container.get("envFrom") and not taken & _ADDRESS_VARIABLES:
+        raise InvalidTemplate(
+            "pods cannot use the Secret of a RabbitmqCluster in another namespace: give container "
+            f"{container.get('name')!r} in spec.workers.template the env TASKQUEUE_BROKER_URI, "
+            f"from a Secret in namespace {config.namespace} with a broker user of its own"
+        )
+    added = [entry for entry in _environment(config, grace, secret) if entry["name"] not in taken]
+    container["env"] = [*added, *own]
+    return template
+
+
+def _container(config: QueueConfig, containers: list[Any]) -> dict[str, Any]:
+    if not config.container:
+        first: dict[str, Any] = containers[0]
+        return first
+    names = [entry.get("name") for entry in containers]
+    for entry in containers:
+        if entry.get("name") == config.container:
+            chosen: dict[str, Any] = entry
+            return chosen
+    raise InvalidTemplate(
+        f"spec.workers.container {config.container!r} is none of the template's containers "
+        f"{names}: name one of them"
+    )
+
+
+def _environment(config: QueueConfig, grace: Any, secret: str | None) -> list[dict[str, Any]]:
+    grace_seconds = grace if isinstance(grace, int) else default_grace(config)
+    values = {
+        "TASKQUEUE_NAMESPACE": config.namespace,
+        "TASKQUEUE_QUEUE": config.name,
+        "TASKQUEUE_GRACE_SECONDS": str(max(grace_seconds - _REPORTING_SECONDS, 0)),
+    }
+    # For direct messages, which carry no policy of their own.
+    values["TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS"] = str(config.policy.attempt_timeout_seconds)
+    values["TASKQUEUE_MAX_DELIVERIES"] = str(config.policy.max_deliveries)
+    if config.concurrency is not None:
+        values["TASKQUEUE_CONCURRENCY"] = str(config.concurrency)
+    fields = {"POD_NAME": "metadata.name", "NODE_NAME": "spec.nodeName"}
+    return [
+        *({"name": name, "value": value} for name, value in values.items()),
+        *(
+            {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+            for name, path in fields.items()
+        ),
+        *(
+            {
+                "name": name,
+                "valueFrom": {
+                    "secretKeyRef": {
+                        "name": secret,
+                        "key": key,
+                        "optional": True,
+                    }
+                },
+            }
+            for name, key in BROKER_VARIABLES.items()
+            if secret is not None
+        ),
+    ]

@@ -1,0 +1,235 @@
+"""Tasks between the API server's JSON and the domain."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from taskqueue.api.common import GROUP, VERSION
+from taskqueue.api.task import TaskRetry, TaskSpec, TaskStatus
+from taskqueue.model import task as domain
+from taskqueue.timestamps import from_rfc3339, to_rfc3339
+
+TASKS_PATH = f"/apis/{GROUP}/{VERSION}/tasks"
+
+#: Leaves finished Tasks out of lists and watches.
+UNFINISHED = ",".join(f"status.phase!={phase.value}" for phase in domain.Phase if phase.terminal)
+#: Leaves out all others.
+FINISHED = ",".join(f"status.phase!={phase.value}" for phase in domain.Phase if not phase.terminal)
+
+
+def task_path(namespace: str, name: str) -> str:
+    """Return the path of a Task object."""
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/tasks/{name}"
+
+
+def status_path(task: domain.Task) -> str:
+    """Return the path of a Task's status subresource."""
+    return f"{task_path(task.namespace, task.name)}/status"
+
+
+def read_task(raw: Mapping[str, Any]) -> domain.Task:
+    """Turn a Task object into the domain's.
+
+    Raises:
+        pydantic.ValidationError: the object does not follow the schema this operator knows.
+    """
+    metadata = raw["metadata"]
+    spec = TaskSpec.model_validate(raw["spec"])
+    status = raw.get("status")
+    return domain.Task(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 1),
+        created=from_rfc3339(metadata["creationTimestamp"]),
+        spec=domain.TaskSpec(
+            queue=spec.queue,
+            handler=spec.handler,
+            payload=orjson.dumps(spec.payload),
+            payload_from=tuple(
+                domain.PayloadSource(one.config_map_key_ref.name, one.config_map_key_ref.key)
+                for one in spec.payload_from
+            ),
+            priority=spec.priority,
+            concurrency_key=spec.concurrency_key,
+            depends_on=tuple(spec.depends_on),
+            start_after=spec.start_after.timestamp() if spec.start_after else None,
+            suspend=spec.suspend,
+            cancel=spec.cancel,
+            overrides=_overrides(spec),
+        ),
+        status=_read_status(status),
+    )
+
+
+def status_patch(task: domain.Task, status: domain.TaskStatus, *, now: float) -> bytes:
+    """Return the JSON patch that makes ``status`` the Task's status.
+
+    It is refused (422) by an object of the same name and another uid: made anew, it is another
+    Task. A merge patch could neither say that nor keep a null within the result.
+    """
+    body: dict[str, Any] = {
+        "observedGeneration": task.generation,
+        "phase": status.phase.value,
+        "reason": status.reason,
+        "message": status.message,
+        "attempts": status.attempts,
+        "epoch": status.epoch,
+        "history": [_attempt(entry) for entry in status.history],
+        "worker": status.worker,
+        "conditions": _conditions(task, status, now=now),
+    }
+    times = {
+        "startTime": status.start_time,
+        "nextAttemptTime": status.next_attempt_time,
+        "completionTime": status.completion_time,
+    }
+    body |= {name: to_rfc3339(at) for name, at in times.items() if at is not None}
+    if status.result is not None:
+        body["result"] = status.result
+    if status.progress is not None:
+        body["progress"] = _progress(status.progress)
+    if status.concurrency_key:
+        body["concurrencyKey"] = status.concurrency_key
+    return orjson.dumps(
+        [
+            {"op": "test", "path": "/metadata/uid", "value": task.uid},
+            {"op": "add", "path": "/status", "value": body},
+        ]
+    )
+
+
+def _progress(progress: domain.Progress) -> dict[str, Any]:
+    told: dict[str, Any] = {"message": progress.message}
+    if progress.percent is not None:
+        told["percent"] = progress.percent
+    return told
+
+
+def _attempt(entry: domain.Attempt) -> dict[str, Any]:
+    return {
+        "attempt": entry.attempt,
+        "startTime": to_rfc3339(entry.start_time),
+        "finishTime": to_rfc3339(entry.finish_time),
+        "worker": entry.worker,
+        "outcome": entry.outcome,
+        "reason": entry.reason,
+        "message": entry.message,
+    }
+
+
+#: The one condition that stays when it is over, as a Job's does.
+_SUSPENDED = "Suspended"
+
+_REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+
+#: Conditions that are True in a phase, as docs/concepts.md tells them.
+_TRUE_IN: Mapping[domain.Phase, tuple[str, ...]] = {
+    domain.Phase.PENDING: ("Reconciling",),
+    domain.Phase.BLOCKED: ("Reconciling",),
+    domain.Phase.SCHEDULED: ("Reconciling",),
+    domain.Phase.RUNNING: ("Reconciling",),
+    domain.Phase.RETRYING: ("Reconciling",),
+    domain.Phase.SUSPENDED: (_SUSPENDED, "Reconciling"),
+    domain.Phase.SUCCEEDED: ("Finished", "Complete"),
+    domain.Phase.FAILED: ("Finished", "Failed", "Stalled"),
+    domain.Phase.CANCELLED: ("Finished", "Failed", "Stalled"),
+}
+
+
+def _conditions(
+    task: domain.Task, status: domain.TaskStatus, *, now: float
+) -> list[dict[str, Any]]:
+    # A Task is being reconciled from its creation on; it becomes anything else just now.
+    since = {"Reconciling": task.created}
+    conditions = [
+        {
+            "type": kind,
+            "status": "True",
+            # An error type need not be a reason as conditions have them.
+            "reason": status.reason if _REASON.fullmatch(status.reason) else status.phase.value,
+            "message": status.message,
+            "lastTransitionTime": to_rfc3339(since.get(kind, status.completion_time or now)),
+            "observedGeneration": task.generation,
+        }
+        for kind in _TRUE_IN[status.phase]
+    ]
+    if status.resumed_time is not None and status.phase is not domain.Phase.SUSPENDED:
+        conditions.append(
+            {
+                "type": _SUSPENDED,
+                "status": "False",
+                "reason": "Resumed",
+                "message": "spec.suspend is false again",
+                "lastTransitionTime": to_rfc3339(status.resumed_time),
+                "observedGeneration": task.generation,
+            }
+        )
+    return conditions
+
+
+def _resumed_time(status: TaskStatus) -> float | None:
+    """Return when the last suspension ended: deadlines count from there."""
+    for condition in status.conditions:
+        if condition.type == _SUSPENDED and condition.status == "False":
+            return condition.last_transition_time.timestamp()
+    return None
+
+
+def _overrides(spec: TaskSpec) -> domain.PolicyOverrides:
+    times = (spec.attempt_timeout_seconds, spec.active_deadline_seconds)
+    others = (spec.retry, spec.max_deliveries, spec.ttl_seconds_after_finished)
+    if all(own is None for own in (*times, *others)):
+        return domain.NO_OVERRIDES
+    retry = spec.retry or TaskRetry()
+    backoff = retry.backoff
+    return domain.PolicyOverrides(
+        max_attempts=retry.max_attempts,
+        initial_seconds=backoff.initial_seconds if backoff else None,
+        factor=backoff.factor if backoff else None,
+        max_seconds=backoff.max_seconds if backoff else None,
+        jitter=backoff.jitter if backoff else None,
+        non_retryable=None if retry.non_retryable is None else frozenset(retry.non_retryable),
+        attempt_timeout_seconds=spec.attempt_timeout_seconds,
+        max_deliveries=spec.max_deliveries,
+        active_deadline_seconds=spec.active_deadline_seconds,
+        ttl_seconds=spec.ttl_seconds_after_finished,
+    )
+
+
+def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskStatus:
+    if not raw or raw.get("observedGeneration", -1) == -1:
+        return domain.PENDING
+    status = TaskStatus.model_validate(raw)
+    return domain.TaskStatus(
+        phase=domain.Phase(status.phase),
+        reason=status.reason,
+        message=status.message,
+        attempts=status.attempts,
+        epoch=status.epoch,
+        history=tuple(
+            domain.Attempt(
+                attempt=entry.attempt,
+                outcome=entry.outcome,
+                start_time=entry.start_time.timestamp() if entry.start_time else 0.0,
+                finish_time=entry.finish_time.timestamp() if entry.finish_time else 0.0,
+                worker=entry.worker,
+                reason=entry.reason,
+                message=entry.message,
+            )
+            for entry in status.history
+        ),
+        start_time=status.start_time.timestamp() if status.start_time else None,
+        completion_time=status.completion_time.timestamp() if status.completion_time else None,
+        next_attempt_time=(
+            status.next_attempt_time.timestamp() if status.next_attempt_time else None
+        ),
+        worker=status.worker,
+        concurrency_key=status.concurrency_key,
+        resumed_time=_resumed_time(status),
+        result=status.result,
+    )

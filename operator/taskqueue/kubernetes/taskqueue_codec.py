@@ -1,0 +1,177 @@
+"""TaskQueues between the API server's JSON and the domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from taskqueue.api.common import GROUP, MESSAGE_MAX_LENGTH, VERSION
+from taskqueue.api.taskqueue import TaskQueue
+from taskqueue.api.taskqueue_status import HANDLERS_TOLD, WORKERS_TOLD
+from taskqueue.api.taskqueue_workers import Scaling, ScalingTarget, Workers
+from taskqueue.model.queue import (
+    ClusterRef,
+    Condition,
+    QueueConfig,
+    QueueKey,
+    QueueStatus,
+    ScaleTargetRef,
+    StopPolicy,
+)
+from taskqueue.model.scaling import BacklogTarget, DrainTimeTarget, ScalingPolicy
+from taskqueue.model.task import Backoff, Policy
+from taskqueue.model.worker import Worker
+from taskqueue.timestamps import to_rfc3339
+
+#: Label of everything that belongs to a TaskQueue.
+QUEUE_LABEL = f"{GROUP}/queue"
+
+#: On a TaskQueue whose queues at the broker are to go with it, and on no other.
+QUEUES_FINALIZER = f"{GROUP}/broker-queues"
+
+QUEUES_PATH = f"/apis/{GROUP}/{VERSION}/taskqueues"
+
+
+def queue_path(key: QueueKey) -> str:
+    """Return the path of a TaskQueue object."""
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{key[0]}/taskqueues/{key[1]}"
+
+
+def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
+    """Turn a TaskQueue object into the domain's.
+
+    Raises:
+        pydantic.ValidationError: the object does not follow the schema this operator knows.
+    """
+    resource = TaskQueue.model_validate(raw)
+    spec, metadata = resource.spec, resource.metadata
+    secret, cluster = spec.broker.connection_secret, spec.broker.rabbitmq_cluster_reference
+    defaults, stop_policy = spec.task_defaults, StopPolicy(spec.stop_policy)
+    backoff = defaults.retry.backoff
+    return QueueConfig(
+        namespace=metadata.namespace,
+        name=metadata.name,
+        uid=metadata.uid,
+        generation=metadata.generation,
+        connection_secret=secret.name if secret else "",
+        rabbitmq_cluster=(
+            ClusterRef(cluster.namespace or metadata.namespace, cluster.name) if cluster else None
+        ),
+        stop_policy=stop_policy,
+        delete_queues=spec.deletion_policy == "Delete",
+        finalized=QUEUES_FINALIZER in raw["metadata"].get("finalizers", ()),
+        deleting="deletionTimestamp" in raw["metadata"],
+        per_key=spec.concurrency_limits.per_key,
+        max_published=spec.dispatch.max_published,
+        policy=Policy(
+            max_attempts=defaults.retry.max_attempts,
+            backoff=Backoff(
+                initial_seconds=backoff.initial_seconds,
+                factor=backoff.factor,
+                max_seconds=backoff.max_seconds,
+                jitter=backoff.jitter,
+            ),
+            non_retryable=frozenset(defaults.retry.non_retryable),
+            attempt_timeout_seconds=defaults.attempt_timeout_seconds,
+            max_deliveries=defaults.max_deliveries,
+            active_deadline_seconds=defaults.active_deadline_seconds,
+            ttl_seconds=defaults.ttl_seconds_after_finished,
+        ),
+        template=spec.workers.template,
+        scale_target=_scale_target(spec.workers),
+        container=spec.workers.container,
+        concurrency=spec.workers.concurrency,
+        scaling=_scaling_policy(spec.scaling, spec.workers, draining=stop_policy.drains),
+    )
+
+
+def queue_status_patch(
+    key: QueueKey, status: QueueStatus, since: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return the JSON merge patch that makes ``status`` the TaskQueue's status.
+
+    Args:
+        key: whose status.
+        status: as it should be.
+        since: condition type to the time at which it took its present value.
+    """
+    return {
+        "status": {
+            "observedGeneration": status.observed_generation,
+            "conditions": [
+                _condition(condition, since[condition.type], status.observed_generation)
+                for condition in status.conditions
+            ],
+            "backlog": status.backlog,
+            "pending": status.pending,
+            "ready": status.ready,
+            "running": status.running,
+            "replicas": status.replicas,
+            "desiredReplicas": status.desired_replicas,
+            "scaling": status.scaling[:MESSAGE_MAX_LENGTH],
+            "selector": status.selector,
+            "totals": {
+                "succeeded": status.succeeded,
+                "failed": status.failed,
+                "cancelled": status.cancelled,
+            },
+            "deadLetters": status.dead_letters,
+            "throughputPerMinute": status.throughput_per_minute,
+            "meanRunSeconds": status.mean_run_seconds,
+            "workers": [_worker(worker) for worker in status.workers[:WORKERS_TOLD]],
+            "lastScaleTime": (
+                None if status.last_scale_time is None else to_rfc3339(status.last_scale_time)
+            ),
+        }
+    }
+
+
+def _scaling_policy(scaling: Scaling, workers: Workers, *, draining: bool) -> ScalingPolicy:
+    up, down, fallback = scaling.scale_up, scaling.scale_down, scaling.fallback
+    return ScalingPolicy(
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        target=_scaling_target(scaling.target),
+        up_step=up.max_replicas_per_step if up is not None else None,
+        down_step=down.max_replicas_per_step,
+        stabilization_seconds=down.stabilization_window_seconds,
+        idle_seconds_before_zero=scaling.idle_seconds_before_zero,
+        fallback_replicas=fallback.replicas if fallback is not None else None,
+        paused_replicas=workers.replicas if scaling.paused else None,
+        draining=draining,
+    )
+
+
+def _scaling_target(target: ScalingTarget) -> BacklogTarget | DrainTimeTarget:
+    if target.type == "DrainTime" and target.seconds is not None:
+        return DrainTimeTarget(seconds=target.seconds, tasks_per_replica=target.tasks_per_replica)
+    return BacklogTarget(target.tasks_per_replica)
+
+
+def _scale_target(workers: Workers) -> ScaleTargetRef | None:
+    ref = workers.scale_target_ref
+    if ref is None:
+        return None
+    return ScaleTargetRef(api_version=ref.api_version, kind=ref.kind, name=ref.name)
+
+
+def _worker(worker: Worker) -> dict[str, Any]:
+    return {
+        "pod": worker.pod,
+        "node": worker.node,
+        "cpus": worker.cpus,
+        "slots": worker.slots,
+        "handlers": list(worker.handlers[:HANDLERS_TOLD]),
+    }
+
+
+def _condition(condition: Condition, since: float, generation: int) -> dict[str, Any]:
+    value = "Unknown" if condition.status is None else str(condition.status)
+    return {
+        "type": condition.type,
+        "status": value,
+        "reason": condition.reason,
+        "message": condition.message[:1024],
+        "lastTransitionTime": to_rfc3339(since),
+        "observedGeneration": generation,
+    }

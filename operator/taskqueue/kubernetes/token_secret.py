@@ -1,0 +1,59 @@
+"""The Secret that holds the keys attempts are signed with.
+
+It lies in the operator's namespace, so that every leader knows the same keys. Each entry is a key
+under its id; the id that sorts last signs, all are accepted. To change the key, add an entry, and
+remove the old one when no attempt signed with it can be running any more.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Mapping
+
+from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.model.token import TokenKeys
+
+SECRET_NAME = "taskqueue-token-keys"  # noqa: S105  (a name, not a secret)
+_KEY_BYTES = 32
+_FIRST_KEY_ID = "k1"
+
+
+async def token_keys(client: ApiClient, namespace: str) -> TokenKeys:
+    """Read the keys, making the first one if there is none.
+
+    Raises:
+        ApiError: the API server refused; the operator's Role allows it to get and create Secrets
+            in its own namespace.
+        ValueError: the Secret has no usable key.
+    """
+    path = f"/api/v1/namespaces/{namespace}/secrets"
+    try:
+        secret = await client.get(f"{path}/{SECRET_NAME}")
+    except ApiError as problem:
+        if problem.status != 404:
+            raise
+        key = base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()
+        body = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": SECRET_NAME, "namespace": namespace},
+            "data": {_FIRST_KEY_ID: key},
+        }
+        try:
+            secret = await client.request("POST", path, body=body)
+        except ApiError as conflict:
+            if conflict.status != 409:
+                raise
+            secret = await client.get(f"{path}/{SECRET_NAME}")  # another one was faster
+    return _read(namespace, secret.get("data") or {})
+
+
+def _read(namespace: str, data: Mapping[str, str]) -> TokenKeys:
+    keys = {key_id: base64.b64decode(value) for key_id, value in data.items()}
+    if not keys or any(not value or "." in key_id for key_id, value in keys.items()):
+        raise ValueError(
+            f"Secret {namespace}/{SECRET_NAME} must hold at least one key, each under an id "
+            "without a dot: delete the Secret, and the operator makes a new one"
+        )
+    return TokenKeys(current=max(keys), keys=keys)

@@ -1,0 +1,141 @@
+"""A TaskQueue as the operator thinks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from taskqueue.model.scaling import ScalingPolicy
+from taskqueue.model.task import Policy
+from taskqueue.model.worker import Worker
+
+#: (namespace, name) of a TaskQueue.
+QueueKey = tuple[str, str]
+
+
+class StopPolicy(StrEnum):
+    """What a TaskQueue is held back from; the value of spec.stopPolicy."""
+
+    NONE = "None"
+    HOLD = "Hold"
+    HOLD_AND_DRAIN = "HoldAndDrain"
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing new is published."""
+        return self is not StopPolicy.NONE
+
+    @property
+    def drains(self) -> bool:
+        """Whether the pool shrinks to zero as what is published ends."""
+        return self is StopPolicy.HOLD_AND_DRAIN
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRef:
+    """A RabbitmqCluster object of the RabbitMQ Cluster Operator."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleTargetRef:
+    """An object with the subresource scale, in the TaskQueue's namespace."""
+
+    api_version: str
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueConfig:
+    """What a TaskQueue asks for.
+
+    Attributes:
+        namespace: of the TaskQueue, its Tasks and its workers.
+        name: of the TaskQueue.
+        uid: its identity.
+        generation: of the spec this was read from.
+        connection_secret: name of the Secret with the broker's address, in the TaskQueue's
+            namespace; "" when ``rabbitmq_cluster`` says where the broker is.
+        rabbitmq_cluster: the RabbitmqCluster whose Secret is used instead.
+        stop_policy: what is held back.
+        delete_queues: whether the broker's queues go with the TaskQueue.
+        finalized: whether the object has our finalizer, as last seen.
+        deleting: the object is on its way out; that is never undone.
+        per_key: how many Tasks of one concurrency key are dispatched at once.
+        max_published: upper bound of the dispatch window.
+        policy: what its Tasks inherit.
+        template: PodTemplateSpec of the workers, None when the operator does not make them.
+        scale_target: what runs the workers the operator does not make; None: nothing that is
+            scaled.
+        container: which container gets the environment; "" for the first.
+        concurrency: tasks a worker runs at once; None: the worker decides by its CPUs.
+        scaling: how the pool is sized.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    connection_secret: str = ""
+    rabbitmq_cluster: ClusterRef | None = None
+    stop_policy: StopPolicy = StopPolicy.NONE
+    delete_queues: bool = False
+    finalized: bool = False
+    deleting: bool = False
+    per_key: int = 1
+    max_published: int = 1000
+    policy: Policy = field(default_factory=Policy)
+    template: Mapping[str, Any] | None = None
+    scale_target: ScaleTargetRef | None = None
+    container: str = ""
+    concurrency: int | None = None
+    scaling: ScalingPolicy = field(default_factory=ScalingPolicy)
+
+    @property
+    def scales(self) -> bool:
+        """Whether there are workers to size."""
+        return self.template is not None or self.scale_target is not None
+
+    @property
+    def key(self) -> QueueKey:
+        """(namespace, name)."""
+        return (self.namespace, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition of a TaskQueue's status; ``status`` None means Unknown."""
+
+    type: str
+    status: bool | None
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatus:
+    """What is, or will be, in a TaskQueue's status; None where nothing is known."""
+
+    observed_generation: int
+    conditions: tuple[Condition, ...] = ()
+    backlog: int | None = None
+    pending: int | None = None
+    ready: int | None = None
+    running: int | None = None
+    replicas: int | None = None
+    desired_replicas: int | None = None
+    scaling: str = ""
+    selector: str = ""
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    dead_letters: int | None = None
+    throughput_per_minute: int | None = None
+    mean_run_seconds: float | None = None
+    last_scale_time: float | None = None
+    workers: tuple[Worker, ...] = ()

@@ -1,0 +1,37 @@
+"""Times: seconds since the epoch inside, RFC 3339 in UTC where others read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Literal
+
+#: Gives the present time in seconds; wall time unless said otherwise.
+Clock = Callable[[], float]
+
+Precision = Literal["seconds", "milliseconds", "microseconds"]
+
+
+@lru_cache(maxsize=512)  # the same few times appear several times in one status
+def to_rfc3339(seconds: float, precision: Precision = "milliseconds") -> str:
+    """Return a time as RFC 3339 in UTC, with exactly as many digits as the precision has.
+
+    Args:
+        seconds: since the epoch.
+        precision: of the result; what is finer is cut.
+
+    Raises:
+        OverflowError, ValueError, OSError: a time that no calendar has.
+    """
+    at = datetime.fromtimestamp(seconds, UTC)
+    return at.isoformat(timespec=precision).replace("+00:00", "Z")
+
+
+def from_rfc3339(text: str) -> float:
+    """Return an RFC 3339 time as seconds since the epoch.
+
+    Raises:
+        ValueError: it is not a time.
+    """
+    return datetime.fromisoformat(text).timestamp()

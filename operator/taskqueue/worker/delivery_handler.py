@@ -1,0 +1,129 @@
+"""From a delivery to a run, or to an answer without one.
+
+Not run is what is in hand already (it joins), what has ended here lately (the outcome again), what
+was ordered to stop (that it was stopped), and what breaks the contract (it is buried). Each answer
+is published until confirmed, and only then is the delivery acknowledged.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from taskqueue.amqp.channel import Delivery
+from taskqueue.contract.command import OrderKind
+from taskqueue.contract.names import ContractError
+from taskqueue.contract.outgoing import outcome_message
+from taskqueue.contract.work import DirectMessage, WorkMessage, deliveries_so_far, parse_work
+from taskqueue.logs import EventLog
+from taskqueue.worker.acknowledger import Acknowledger
+from taskqueue.worker.attempt_events import payload_of, stopped_event, work_attempt
+from taskqueue.worker.command_log import OrderBook
+from taskqueue.worker.executor import Attempt
+from taskqueue.worker.outcome_cache import Outcome
+from taskqueue.worker.runs import Desk, DirectRun, Run, TaskRun
+from taskqueue.worker.settings import WorkerSettings
+
+log = EventLog("taskqueue.worker")
+
+
+class Arrivals:
+    """Takes deliveries one by one.
+
+    Args:
+        settings: of the worker.
+        desk: what is in hand and what has ended.
+        orders: what was ordered so far.
+    """
+
+    def __init__(self, settings: WorkerSettings, desk: Desk, orders: OrderBook) -> None:
+        self._settings = settings
+        self._desk = desk
+        self._orders = orders
+
+    def take(self, acknowledger: Acknowledger, delivery: Delivery) -> Run | None:
+        """Return what is to be run, or None when the delivery is answered or joined to a run."""
+        acknowledger.received(delivery.delivery_tag)
+        try:
+            message = parse_work(delivery.properties, delivery.body)
+            if isinstance(message, DirectMessage):
+                run: Run = self._direct_run(delivery, message)
+            elif self._known(acknowledger, delivery, message):
+                return None
+            else:
+                run = self._task_run(delivery, message)
+        except ContractError as problem:
+            self._bury(acknowledger, delivery, str(problem))
+            return None
+        run.join(acknowledger, delivery)
+        return run
+
+    def _known(self, acknowledger: Acknowledger, delivery: Delivery, message: WorkMessage) -> bool:
+        """Settle a delivery whose token is in hand, has ended lately, or was ordered to stop."""
+        token = message.token
+        run = self._desk.by_token.get(token)
+        if run is not None:
+            run.join(acknowledger, delivery)
+            return True
+        outcome = self._desk.finished.get(token)
+        if outcome is not None:
+            self._answer("outcome.repeated", acknowledger, delivery, message, outcome)
+            return True
+        order = self._orders.get(token)
+        if order is not None:
+            outcome = stopped_event(message, order, worker=self._desk.worker, seconds=0.0)
+            event = "task.cancelled" if order is OrderKind.CANCEL else "task.released"
+            self._answer(event, acknowledger, delivery, message, outcome)
+            return True
+        return False
+
+    def _answer(
+        self,
+        event: str,
+        acknowledger: Acknowledger,
+        delivery: Delivery,
+        message: WorkMessage,
+        outcome: Outcome,
+    ) -> None:
+        log.info(
+            event,
+            namespace=message.namespace,
+            task=message.task,
+            uid=message.uid,
+            attempt=message.attempt,
+            reason="not run: its message came after the end of it",
+        )
+        self._desk.reporter.report(
+            outcome_message(outcome.key, outcome.body),
+            partial(acknowledger.confirm, delivery.delivery_tag),
+        )
+
+    def _task_run(self, delivery: Delivery, message: WorkMessage) -> Run:
+        deliveries = deliveries_so_far(delivery.properties, redelivered=delivery.redelivered)
+        attempt = work_attempt(message, payload_of(message))
+        return TaskRun(self._desk, message, attempt, delivery, deliveries)
+
+    def _direct_run(self, delivery: Delivery, message: DirectMessage) -> Run:
+        deliveries = deliveries_so_far(delivery.properties, redelivered=delivery.redelivered)
+        attempt = Attempt(
+            handler=message.handler,
+            payload=message.payload,
+            task=f"{self._settings.namespace}/{self._settings.queue}",
+            uid=message.correlation_id or "",
+            queue=self._settings.queue,
+            attempt=min(deliveries + 1, self._settings.direct_max_deliveries),
+            max_attempts=self._settings.direct_max_deliveries,
+            timeout_seconds=self._settings.direct_timeout_seconds,
+        )
+        return DirectRun(self._desk, attempt, delivery, deliveries)
+
+    def _bury(self, acknowledger: Acknowledger, delivery: Delivery, reason: str) -> None:
+        log.warning(
+            "message.malformed",
+            namespace=self._settings.namespace,
+            queue=self._settings.queue,
+            reason=reason,
+            todo="it is in the queue of given-up messages, with the reason in its tq-error header",
+        )
+        self._desk.reporter.report(
+            self._desk.bury(delivery, reason), partial(acknowledger.confirm, delivery.delivery_tag)
+        )

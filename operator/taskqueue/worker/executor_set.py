@@ -1,0 +1,133 @@
+"""Puts a worker's executors together, from its command line and settings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from taskqueue.logs import LogFormat
+from taskqueue.worker.arguments import Arguments
+from taskqueue.worker.executor import Executor
+from taskqueue.worker.executors.child_pool import ChildPool, PoolSettings
+from taskqueue.worker.executors.fork_server_launcher import Launched, Recipe
+from taskqueue.worker.executors.function import FunctionExecutor
+from taskqueue.worker.executors.process_spawner import Spawner
+from taskqueue.worker.executors.router import Router
+from taskqueue.worker.loading import StartError
+from taskqueue.worker.sdk import registry
+from taskqueue.worker.settings import HandlerExecutor, WorkerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """What runs a worker's attempts.
+
+    Attributes:
+        executor: the one the runtime knows.
+        handlers: names it serves; ``*`` for any.
+        spawner: makes its processes, if it has any.
+    """
+
+    executor: Executor
+    handlers: tuple[str, ...]
+    spawner: Spawner | None
+
+    async def close(self, seconds: float) -> None:
+        """Let what was asked to end take so many seconds, then end all processes."""
+        await self.executor.close(seconds)
+        if self.spawner is not None:
+            self.spawner.close()
+
+
+def assemble(
+    settings: WorkerSettings,
+    arguments: Arguments,
+    recipe: Recipe,
+    launched: Launched | None,
+    loop: asyncio.AbstractEventLoop,
+) -> Assembled:
+    """Make the executors.
+
+    Raises:
+        StartError: an option is wrong, two handlers have one name, or a start hook failed.
+    """
+    spawner = None if launched is None else Spawner(launched, recipe.by_exec, loop)
+    functions = _functions(settings, recipe, spawner, loop)
+    by_name: dict[str, Executor] = {}
+    rest: Executor | None = None
+    if arguments.modules:
+        _add(by_name, registry, functions)
+    if arguments.commands and spawner is not None:
+        from taskqueue.worker.executors.command import Command, CommandError, CommandExecutor
+
+        try:
+            commands = [Command.parse(text) for text in arguments.commands]
+        except CommandError as problem:
+            raise StartError(str(problem)) from None
+        programs = CommandExecutor(
+            commands,
+            spawner,
+            loop,
+            kill_grace_seconds=settings.kill_grace_seconds,
+            memory_mib=settings.child_memory_mib,
+        )
+        _add(by_name, (command.name for command in commands), programs)
+    if arguments.targets:
+        from taskqueue.worker.executors.http import ANY, HttpError, HttpExecutor, Target
+
+        try:
+            targets = [
+                Target.parse(text, anywhere=arguments.http_anywhere) for text in arguments.targets
+            ]
+        except HttpError as problem:
+            raise StartError(str(problem)) from None
+        requests = HttpExecutor(targets, loop, kill_grace_seconds=settings.kill_grace_seconds)
+        _add(by_name, (target.name for target in targets), requests)
+        rest = by_name.pop(ANY, None)
+    names = (*by_name, *(["*"] if rest is not None else []))
+    if not arguments.commands and not arguments.targets:
+        executor: Executor = functions
+    else:
+        default = None if registry.default is None else registry.default.name
+        executor = Router(loop, by_name, rest=rest, default=default)
+    _start(functions)
+    return Assembled(executor, names, spawner)
+
+
+def _functions(
+    settings: WorkerSettings,
+    recipe: Recipe,
+    spawner: Spawner | None,
+    loop: asyncio.AbstractEventLoop,
+) -> FunctionExecutor:
+    pool = None
+    if spawner is not None and settings.executor is HandlerExecutor.PROCESS:
+        pool = ChildPool(
+            spawner,
+            loop,
+            PoolSettings(
+                kill_grace_seconds=settings.kill_grace_seconds,
+                memory_mib=settings.child_memory_mib,
+                max_tasks=settings.child_max_tasks,
+                max_mib=settings.child_max_mib,
+                capture=recipe.log_format is LogFormat.JSON,
+            ),
+        )
+    return FunctionExecutor(registry, loop, pool)
+
+
+def _start(functions: FunctionExecutor) -> None:
+    try:
+        functions.start_hooks()
+    except Exception as problem:
+        raise StartError(
+            f"an @on_start hook failed: {type(problem).__name__}: {problem}; repair it"
+        ) from problem
+
+
+def _add(by_name: dict[str, Executor], names: Iterable[str], executor: Executor) -> None:
+    for name in names:
+        if name in by_name:
+            raise StartError(f"two handlers are called {name!r}: give one of them another name")
+        by_name[name] = executor

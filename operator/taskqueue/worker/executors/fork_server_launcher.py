@@ -1,0 +1,121 @@
+"""Starts fork servers: the first by a fork when the modules are imported, later ones anew.
+
+The first must be started before the worker has threads or connections. One that died cannot be
+replaced by a fork of a worker that has them by then: a new interpreter imports the modules again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import orjson
+
+from taskqueue import logs
+from taskqueue.worker.executors.fork_server import ForkServer
+from taskqueue.worker.loading import load
+from taskqueue.worker.sdk import Registry, registry
+
+log = logs.EventLog("taskqueue.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A fork server as the worker sees it: the connection to it, and its process id."""
+
+    control: socket.socket
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a fork server is started from.
+
+    Attributes:
+        modules: hold the handlers.
+        log_format: of the worker.
+        log_level: of the worker.
+        tell_memory: have children say with each outcome how much memory they hold.
+    """
+
+    modules: Sequence[str]
+    log_format: logs.LogFormat
+    log_level: str
+    tell_memory: bool = False
+
+    def by_fork(self, handlers: Registry = registry) -> Launched:
+        """Fork this process, which has imported the modules and configured the log."""
+        threads = [each.name for each in threading.enumerate()[1:]]
+        if threads:
+            log.warning(
+                "forkserver.threads",
+                reason=f"importing the modules has started threads: {', '.join(threads)}",
+                todo="they are not in the processes handlers run in: start them in an @on_start "
+                "hook, or mark the handlers with @task(thread=True)",
+            )
+        ours, theirs = _pair()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # or the child writes it again
+        pid = os.fork()
+        if pid == 0:
+            try:
+                ours.close()
+                ForkServer(theirs, handlers, tell_memory=self.tell_memory).serve()
+            finally:
+                os._exit(1)
+        theirs.close()
+        return Launched(ours, pid)
+
+    def by_exec(self) -> Launched:
+        """Start a new interpreter, which imports the modules.
+
+        Raises:
+            OSError: no process can be made.
+        """
+        ours, theirs = _pair()
+        text = orjson.dumps(
+            {
+                "modules": list(self.modules),
+                "log_format": self.log_format.value,
+                "log_level": self.log_level,
+                "tell_memory": self.tell_memory,
+            }
+        ).decode()
+        try:
+            os.set_inheritable(theirs.fileno(), True)
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-m", __name__, str(theirs.fileno()), text],
+                os.environ,
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return Launched(ours, pid)
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Be a fork server that was started by `Recipe.by_exec`."""
+    values = orjson.loads(arguments[1])
+    logs.configure(logs.LogFormat(values["log_format"]), level=values["log_level"])
+    control = socket.socket(fileno=int(arguments[0]))
+    control.set_inheritable(False)
+    if values["modules"]:
+        load(values["modules"])
+    ForkServer(control, registry, tell_memory=values["tell_memory"]).serve()
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    # Packets keep requests apart, and their file descriptors with them.
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,329 @@
+"""One child process as its pool sees it, and the attempt in it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from taskqueue.logs import EventLog
+from taskqueue.worker.executor import Attempt, AttemptResult
+from taskqueue.worker.executors import child_protocol
+from taskqueue.worker.executors.exit_status import how_it_ended, over_limit
+from taskqueue.worker.executors.output import OutputPipe, together
+from taskqueue.worker.executors.process_spawner import Ended
+from taskqueue.worker.outcome import failure
+from taskqueue.worker.sdk import Progress
+
+if TYPE_CHECKING:
+    from taskqueue.worker.executors.child_pool import ChildPool
+
+log = EventLog("taskqueue.worker")
+
+#: A child that has closed its connection and lives on is killed after this long, in seconds. Most
+#: are about to end; one that crashes may be writing its core.
+_HUNG_UP_SECONDS = 1.0
+
+
+class ChildExecution:
+    """An attempt in a child."""
+
+    killable = True
+
+    __slots__ = ("_child", "attempt", "begun_at", "cancelled", "done", "limit_mib", "progress")
+
+    def __init__(
+        self,
+        child: PooledChild,
+        attempt: Attempt,
+        done: Callable[[AttemptResult], None],
+        begun_at: float,
+        limit_mib: int,
+    ) -> None:
+        self._child = child
+        self.attempt = attempt
+        self.done = done
+        self.begun_at = begun_at
+        self.limit_mib = limit_mib
+        self.progress: Progress | None = None
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Have the handler raise Cancelled; the child is killed when the grace is over."""
+        if not self.cancelled:
+            self.cancelled = True
+            if self._child.execution is self:
+                self._child.cancel()
+
+    def kill(self) -> bool:
+        """Kill the child and its process group now."""
+        self.cancelled = True
+        if self._child.execution is self:
+            self._child.kill()
+        return True
+
+
+class PooledChild:
+    """One child process, from the moment it is asked for until it is gone.
+
+    Attributes:
+        execution: what runs in it; None: it is free, or leaves.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_gone",
+        "_killed",
+        "_last",
+        "_leaving",
+        "_output",
+        "_over_mib",
+        "_pool",
+        "_process",
+        "_reader",
+        "_served",
+        "_unsent",
+        "_unusable",
+        "_words",
+        "execution",
+    )
+
+    def __init__(self, pool: ChildPool) -> None:
+        self._pool = pool
+        self._reader = child_protocol.FrameReader()
+        self.execution: ChildExecution | None = None
+        #: The attempt that runs, or the last one: whose output it is.
+        self._last: Attempt | None = None
+        self._leaving = False
+        self._gone = False
+        self._killed = False
+        #: What memory it held when it was killed for that.
+        self._over_mib: float | None = None
+        #: Why it cannot run handlers.
+        self._unusable = ""
+        #: How its cancelled attempt ended, if it said so.
+        self._words: AttemptResult | None = None
+        self._served = 0
+        #: What the socket had no room for yet.
+        self._unsent = b""
+        self._connection, theirs = socket.socketpair()
+        self._connection.setblocking(False)
+        pool.loop.add_reader(self._connection, self._readable)
+        fds = [theirs.detach()]
+        self._output: OutputPipe | None = None
+        if pool.settings.capture:
+            self._output = OutputPipe(pool.loop, self._wrote)
+            fds.append(self._output.writing)
+        self._process = pool.spawner.child(fds, self._ended)
+        pool.children.add(self)
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0: it is not made yet, or about to end."""
+        return 0 if self._killed else self._process.pid
+
+    @property
+    def limit_mib(self) -> int:
+        """The memory limit of the attempt that runs; 0: none."""
+        return 0 if self.execution is None else self.execution.limit_mib
+
+    # What the pool and executions ask for.
+
+    def run(self, execution: ChildExecution, body: bytes) -> None:
+        """Run an attempt; a child that is not there yet finds it when it comes."""
+        self.execution = execution
+        self._last = execution.attempt
+        self._served += 1
+        self._send(child_protocol.frame(child_protocol.ATTEMPT, body))
+
+    def cancel(self) -> None:
+        """Have its attempt end, and then itself."""
+        self._send(child_protocol.frame(child_protocol.CANCEL))
+        self._process.terminate()
+        self._expect_end(self._pool.settings.kill_grace_seconds)
+
+    def kill(self) -> None:
+        """Kill the child and its process group."""
+        self._killed = True
+        self._process.kill()
+
+    def dismiss(self) -> None:
+        """Have the child end when its attempt has."""
+        self._leaving = True
+        if self.execution is None:
+            self._part()
+
+    def abandon(self) -> None:
+        """Kill it and forget it; nothing is told."""
+        self.kill()
+        self.execution = None
+        self._close()
+
+    def exceeded(self, held_mib: float) -> None:
+        """Kill the child: it holds more than its attempt may."""
+        self._over_mib = held_mib
+        self.kill()
+
+    # What the child says.
+
+    def _readable(self) -> None:
+        try:
+            data = self._connection.recv(child_protocol.CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        for kind, body in self._reader.feed(data):
+            self._take(kind, body)
+        if not data:
+            # It has ended, as will be told soon; or it lives on, and nobody can speak to it.
+            self._pool.loop.remove_reader(self._connection)
+            self._leave_idle()
+            self._expect_end(_HUNG_UP_SECONDS)
+
+    def _take(self, kind: int, body: bytes) -> None:
+        if kind == child_protocol.OUTCOME:
+            if self.execution is not None:
+                self._outcome(self.execution, body)
+        elif kind == child_protocol.PROGRESS:
+            if self.execution is not None:
+                self.execution.progress = child_protocol.decode_progress(body)
+        elif kind == child_protocol.LOG:
+            _write_line(body)
+        elif kind == child_protocol.UNUSABLE:
+            self._unusable = body.decode("utf-8", "replace")
+            log.error(
+                "child.unusable",
+                reason="an @on_start hook failed",
+                exception=self._unusable,
+                pid=self._process.pid,
+            )
+
+    def _outcome(self, execution: ChildExecution, body: bytes) -> None:
+        if self._output is not None:
+            self._output.drain()
+        result, mib = child_protocol.decode_outcome(body)
+        if execution.cancelled:
+            # Its end is told when the process is gone: the handler may have left threads behind.
+            self._words = result
+            self._part()
+            return
+        self.execution = None
+        if self._gone:
+            pass  # these were its last words
+        elif self._leaving or self._worn(mib):
+            self._leaving = True
+            self._part()
+        else:
+            self._pool.idle.append(self)
+        execution.done(result)
+
+    def _worn(self, mib: float | None) -> bool:
+        settings = self._pool.settings
+        return (settings.max_tasks > 0 and self._served >= settings.max_tasks) or (
+            settings.max_mib > 0 and mib is not None and mib > settings.max_mib
+        )
+
+    def _wrote(self, lines: list[str]) -> None:
+        fields = {} if self._last is None else self._last.log_fields
+        for text in together(lines):
+            log.info("handler.output", text=text, pid=self._process.pid, **fields)
+
+    # Its end.
+
+    def _ended(self, ended: Ended) -> None:
+        """The process is gone, and its process group."""
+        self._gone = True
+        while self._left_something():
+            pass
+        self._close()
+        execution, self.execution = self.execution, None
+        if execution is not None:
+            execution.done(self._verdict(execution, ended))
+        elif not self._leaving and not self._unusable:
+            how = how_it_ended(ended, self._pool.kills)
+            log.warning("child.died", reason=f"it {how}", pid=self._process.pid)
+
+    def _left_something(self) -> bool:
+        """Take what a dead child has left in the connection; False: that was all."""
+        try:
+            data = self._connection.recv(child_protocol.CHUNK_BYTES)
+        except OSError:  # nothing, or it is closed already
+            return False
+        for kind, body in self._reader.feed(data):
+            self._take(kind, body)
+        return bool(data)
+
+    def _verdict(self, execution: ChildExecution, ended: Ended) -> AttemptResult:
+        seconds = self._pool.loop.time() - execution.begun_at
+        if self._words is not None:
+            return self._words
+        if ended.lost:
+            return AttemptResult(seconds=seconds, lost="the fork server died, and its children")
+        if self._over_mib is not None:
+            return over_limit(self._over_mib, execution.limit_mib, seconds)
+        if execution.cancelled:
+            return failure("Cancelled", "it was told to end and its process was killed", seconds)
+        if self._unusable:
+            last = self._unusable.rstrip().rpartition("\n")[2]
+            return failure("StartHookFailed", f"an @on_start hook failed: {last}", seconds)
+        return failure(
+            "ChildDied", f"the child process {how_it_ended(ended, self._pool.kills)}", seconds
+        )
+
+    def _part(self) -> None:
+        """Close our direction: the child calls its stop hooks and ends."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+        self._leave_idle()
+        self._expect_end(self._pool.settings.kill_grace_seconds)
+
+    def _expect_end(self, seconds: float) -> None:
+        """Have it killed unless it ends in time; of several times the first counts."""
+        if not self._gone:
+            self._pool.deadlines.set_first(self, self._pool.loop.time() + seconds)
+
+    def _leave_idle(self) -> None:
+        if self in self._pool.idle:
+            self._pool.idle.remove(self)
+
+    def _close(self) -> None:
+        if self._connection.fileno() >= 0:
+            self._pool.loop.remove_reader(self._connection)
+            self._pool.loop.remove_writer(self._connection)
+            self._connection.close()
+        if self._output is not None:
+            self._output.close()
+        self._pool.gone(self)
+
+    # Sending.
+
+    def _send(self, data: bytes) -> None:
+        if self._unsent:
+            self._unsent += data
+            return
+        try:
+            sent = self._connection.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # it is gone: told by its end
+        if sent < len(data):
+            self._unsent = data[sent:]
+            self._pool.loop.add_writer(self._connection, self._writable)
+
+    def _writable(self) -> None:
+        self._pool.loop.remove_writer(self._connection)
+        data, self._unsent = self._unsent, b""
+        self._send(data)
+
+
+def _write_line(line: bytes) -> None:
+    """Write a line a child has formatted to where our own log goes."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            with handler.lock or contextlib.nullcontext():
+                handler.stream.write(line.decode("utf-8", "replace") + handler.terminator)
+                handler.flush()

@@ -1,0 +1,130 @@
+"""``python -m taskqueue worker``: find the handlers, then work until told to stop.
+
+Exit codes: 0 after an orderly stop, 1 when it could not start (one line on standard error says
+who, what and what to do), 2 for wrong arguments, 128 + signal when a second signal cuts the orderly
+stop short.
+
+The order of the start matters: modules are imported, then the fork server is forked, and only then
+come connections and threads, which no process for handlers shall have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from taskqueue import logs
+from taskqueue.worker.arguments import Arguments
+from taskqueue.worker.executors.fork_server_launcher import Launched, Recipe
+from taskqueue.worker.loading import StartError, load
+from taskqueue.worker.sdk import registry
+from taskqueue.worker.settings import HandlerExecutor, SettingsError, WorkerSettings
+
+log = logs.EventLog("taskqueue.worker")
+
+#: How long handlers that were asked to end may take at the worker's end, in seconds. The kubelet's
+#: own patience is the limit: see "Stopping" in docs/workers.md.
+CLOSE_SECONDS = 4.0
+
+
+def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a worker for what the command line names and return its exit code."""
+    try:
+        arguments = Arguments.parse(words)
+        settings = WorkerSettings.from_environment(environment)
+        if arguments.modules:
+            load(arguments.modules)
+        logs.configure(settings.log_format, level=settings.log_level)
+        recipe = Recipe(
+            modules=arguments.modules,
+            log_format=settings.log_format or logs.LogFormat.default(sys.stderr),
+            log_level=settings.log_level,
+            tell_memory=settings.child_max_mib > 0,
+        )
+        launched = recipe.by_fork() if _needs_processes(arguments, settings) else None
+        clean = _run(settings, arguments, recipe, launched)
+    except (SettingsError, StartError) as problem:
+        print(f"taskqueue worker: {problem}", file=sys.stderr)
+        return 1
+    log.info("worker.stopped")
+    if not clean:
+        # A handler that does not return would hold up the interpreter's own end: its thread, or
+        # one it made. What there was to say about it has been said.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
+    return 0
+
+
+def _needs_processes(arguments: Arguments, settings: WorkerSettings) -> bool:
+    if arguments.commands:
+        if sys.platform != "linux":
+            raise StartError("--command needs Linux")
+        return True
+    return settings.executor is HandlerExecutor.PROCESS and any(
+        not (each.is_async or each.thread) for each in registry.values()
+    )
+
+
+def _run(
+    settings: WorkerSettings, arguments: Arguments, recipe: Recipe, launched: Launched | None
+) -> bool:
+    """Work; return whether nothing was left running.
+
+    Raises:
+        StartError: it cannot.
+    """
+    from taskqueue.amqp.parameters import BrokerConfigurationError
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_work(settings, arguments, recipe, launched))
+    except BrokerConfigurationError as problem:
+        raise StartError(f"the broker's settings: {problem}") from problem
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _work(
+    settings: WorkerSettings, arguments: Arguments, recipe: Recipe, launched: Launched | None
+) -> bool:
+    from taskqueue.worker.executor_set import assemble
+    from taskqueue.worker.worker import Worker
+
+    loop = asyncio.get_running_loop()
+    assembled = assemble(settings, arguments, recipe, launched, loop)
+    worker = Worker(settings, assembled.executor, handlers=assembled.handlers)
+    signals = 0
+
+    def on_signal(number: int) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            os._exit(128 + number)
+        worker.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    log.info(
+        "worker.starting",
+        namespace=settings.namespace,
+        queue=settings.queue,
+        pod=settings.pod,
+        slots=settings.slots,
+        handlers=sorted(assembled.handlers),
+    )
+    try:
+        return await worker.run()
+    finally:
+        await assembled.close(min(settings.kill_grace_seconds, CLOSE_SECONDS))

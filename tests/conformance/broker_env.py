@@ -1,0 +1,187 @@
+"""A virtual host with the topology of the contract, where the suite plays the operator.
+
+Scenes share one, each with a TaskQueue and a broker user of its own; a scene that takes something
+of the topology away gets one for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import urllib.error
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from pika.spec import BasicProperties
+
+from taskqueue.amqp.channel import Channel, Delivery
+from taskqueue.amqp.connection import Connection, connect
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.contract.command import Order, OrderKind, order_message
+from taskqueue.contract.names import (
+    DEAD_EXCHANGE,
+    INBOX_QUEUE,
+    OUTCOMES_EXCHANGE,
+    WORK_EXCHANGE,
+    dead_queue,
+)
+from taskqueue.contract.outgoing import Outgoing
+from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
+from tests.conformance.beats import Beats
+from tests.conformance.inbox import Inbox
+from tests.integration.amqp.endpoint import Endpoint, Management
+
+NAMESPACE = "conformance"
+
+#: How often the broker is asked for what it does not tell by itself, in seconds.
+LOOK_SECONDS = 0.05
+
+
+@dataclass
+class House:
+    """One virtual host, and what the operator has there."""
+
+    name: str
+    management: Management
+    parameters: BrokerParameters
+    connection: Connection
+    channel: Channel
+    publisher: Publisher
+    inbox: Inbox
+    beats: Beats
+
+    async def open(self) -> None:
+        """Declare the operator's topology, read the inbox, and listen to heartbeats."""
+        await declare_operator_topology(self.connection)
+        await self.inbox.open(self.connection)
+        await self.beats.open(self.connection)
+
+    async def add_queue(self, queue: str) -> None:
+        """Declare a TaskQueue's part of the topology."""
+        await declare_task_queue(self.connection, NAMESPACE, queue)
+
+    async def add_user(self, queue: str) -> BrokerParameters:
+        """Make the broker user of a TaskQueue's workers, with their few permissions."""
+        user, password = f"{self.name}-{queue}", uuid.uuid4().hex
+        await asyncio.to_thread(self._make_user, user, password, queue)
+        return dataclasses.replace(self.parameters, username=user, password=password)
+
+    def _make_user(self, user: str, password: str, queue: str) -> None:
+        self.management.request("PUT", "users", user, body={"password": password, "tags": ""})
+        self.management.permit(
+            self.name,
+            user,
+            configure="^$",
+            write=r"^taskqueue\.(outcomes|dead|heartbeats)$",
+            read=rf"^taskqueue\.({NAMESPACE}\.{queue}|control)$",
+        )
+        for exchange, key in (
+            (OUTCOMES_EXCHANGE, rf"^{NAMESPACE}\.{queue}\."),
+            ("taskqueue.heartbeats", rf"^{NAMESPACE}\.{queue}\."),
+            (DEAD_EXCHANGE, rf"^{NAMESPACE}\.{queue}$"),
+        ):
+            body = {"exchange": exchange, "write": key, "read": "^$"}
+            self.management.request("PUT", "topic-permissions", self.name, user, body=body)
+
+    async def remove_user(self, user: str) -> None:
+        """Delete a user; one that is gone is no error."""
+        with suppress(urllib.error.HTTPError):
+            await asyncio.to_thread(self.management.request, "DELETE", "users", user)
+
+    async def close_connections(self, user: str) -> None:
+        """Close all connections of a user from the broker's side."""
+        await asyncio.to_thread(self.management.request, "DELETE", "connections", "username", user)
+
+    async def send(self, queue: str, properties: BasicProperties, body: bytes) -> None:
+        """Publish anything as work."""
+        key = f"{NAMESPACE}.{queue}"
+        verdict = await self.publisher.publish_and_wait(WORK_EXCHANGE, key, body, properties)
+        assert verdict[0] is Settled.CONFIRMED, verdict
+
+    async def order(self, *orders: Order) -> None:
+        """Give orders, and wait until the stream has them."""
+        await asyncio.gather(*(self._say(order_message(order)) for order in orders))
+
+    async def say(self, body: bytes) -> None:
+        """Put anything into the stream of orders."""
+        order = order_message(Order(OrderKind.CANCEL, token="k"))
+        await self._say(dataclasses.replace(order, body=body))
+
+    async def _say(self, message: Outgoing) -> None:
+        verdict = await self.publisher.publish_and_wait(
+            message.exchange, message.key, message.body, message.properties()
+        )
+        assert verdict[0] is Settled.CONFIRMED, verdict
+
+    async def ready(self, queue: str) -> int:
+        """Return how many messages wait in a queue."""
+        return await self.channel.declare_queue(queue, passive=True)
+
+    async def until_ready(self, queue: str, count: int) -> None:
+        """Wait until so many messages wait in a queue."""
+        while await self.ready(queue) != count:  # noqa: ASYNC110 - the broker tells when asked
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def hide_inbox(self) -> None:
+        """Take the inbox away from the workers: what they tell is returned to them."""
+        await self.channel.unbind_queue(INBOX_QUEUE, OUTCOMES_EXCHANGE, "#")
+
+    async def show_inbox(self) -> None:
+        """Bind it again."""
+        await self.channel.bind_queue(INBOX_QUEUE, OUTCOMES_EXCHANGE, "#")
+
+    async def dead_letter(self, queue: str) -> Delivery:
+        """Wait for a message among the given-up ones of a TaskQueue, and take it out."""
+        channel = await self.connection.channel()
+        found: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+
+        def take(delivery: Delivery) -> None:
+            if not found.done():
+                found.set_result(delivery)
+                delivery.channel.ack(delivery.delivery_tag)
+
+        try:
+            await channel.set_prefetch(1)
+            await channel.consume(dead_queue(NAMESPACE, queue), take, lambda reason: None)
+            return await found
+        finally:
+            await channel.close()
+
+
+@asynccontextmanager
+async def house_on(broker: Endpoint) -> AsyncIterator[House]:
+    """Make a virtual host without any topology, and delete it in the end."""
+    name = f"conformance-{uuid.uuid4().hex[:10]}"
+    management = Management(broker)
+    body = {"default_queue_type": "quorum"}
+    await asyncio.to_thread(lambda: management.request("PUT", "vhosts", name, body=body))
+    try:
+        await asyncio.to_thread(
+            lambda: management.permit(name, broker.username, configure=".*", write=".*", read=".*")
+        )
+        parameters = BrokerParameters(
+            host=broker.host,
+            port=broker.port,
+            username=broker.username,
+            password=broker.password,
+            virtual_host=name,
+        )
+        connection = await connect(parameters, name="conformance")
+        try:
+            yield House(
+                name=name,
+                management=management,
+                parameters=parameters,
+                connection=connection,
+                channel=await connection.channel(),
+                publisher=await Publisher.open(connection),
+                inbox=Inbox(),
+                beats=Beats(),
+            )
+        finally:
+            await connection.close()
+    finally:
+        await asyncio.to_thread(management.request, "DELETE", "vhosts", name)

@@ -1,0 +1,430 @@
+"""A namespace to try the whole in: TaskQueues with real workers, Tasks, what became of them."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+from tests.e2e.api import TASKQUEUE_API, Api, Body, Refused
+from tests.e2e.hard_kill import Power
+from tests.e2e.observations import Sightings
+
+if TYPE_CHECKING:
+    from tests.conftest import Kubectl, RabbitMQ
+
+HANDLERS = Path(__file__).with_name("handlers.py")
+FINISHED = ("Succeeded", "Failed", "Cancelled")
+OPERATOR_NAMESPACE = "taskqueue-system"
+OPERATOR_PODS = "app.kubernetes.io/name=taskqueue-operator"
+
+#: Where the broker is, for pods.
+BROKER_HOST = "rabbitmq.rabbitmq.svc.cluster.local"
+
+#: Pods that are quick to come and quick to go.
+TEMPLATE: Body = {
+    "spec": {
+        "terminationGracePeriodSeconds": 6,
+        "containers": [
+            {
+                "name": "worker",
+                "image": "taskqueue-operator:dev",
+                "args": ["worker", "handlers"],
+                "volumeMounts": [{"name": "handlers", "mountPath": "/handlers"}],
+            }
+        ],
+        "volumes": [{"name": "handlers", "configMap": {"name": "handlers"}}],
+    }
+}
+
+#: A newer version of the module, which knows one handler more.
+_ROLLED_OUT = """
+from handlers import *
+from taskqueue import task
+
+@task
+def newcomer(payload):
+    return {"known": True}
+"""
+
+#: A pool that is quick to grow and to shrink, and shares two cores with everything else.
+_SPEC: Body = {
+    "broker": {"connectionSecret": {"name": "rabbit"}},
+    "scaling": {
+        "maxReplicas": 2,
+        "idleSecondsBeforeZero": 2,
+        "scaleDown": {"stabilizationWindowSeconds": 1},
+    },
+    "taskDefaults": {"retry": {"backoff": {"initialSeconds": 0.2, "factor": 1, "jitter": 0}}},
+    "workers": {"concurrency": 4, "template": TEMPLATE},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run of a handler, as the handler itself logged it; ``ended`` is None while it runs."""
+
+    uid: str
+    attempt: int
+    pod: str
+    fence: str
+    began: datetime
+    ended: datetime | None
+
+
+class Lab:
+    """A namespace of its own; `close` deletes it and what it left at the broker."""
+
+    def __init__(self, api: Api, kubectl: Kubectl, rabbitmq: RabbitMQ) -> None:
+        self.api = api
+        self.kubectl = kubectl
+        self.rabbitmq = rabbitmq
+        self.namespace = f"lab-{uuid.uuid4().hex[:8]}"
+        #: When the operator was killed, in seconds since the epoch.
+        self.operator_kills: list[float] = []
+        api.request(
+            "POST",
+            "/api/v1/namespaces",
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}},
+        )
+        self.power = Power(api, kubectl, self.namespace)
+        self.tasks = Sightings(api, self.path("tasks"))
+        self.queues = Sightings(api, self.path("taskqueues"))
+        modules = {"handlers.py": HANDLERS.read_text(), "rolled_out.py": _ROLLED_OUT}
+        self.create_core("configmaps", "handlers", data=modules)
+        self.secret("rabbit")
+
+    def path(self, *parts: str) -> str:
+        """Return the path of our own resources in the namespace."""
+        return "/".join([f"{TASKQUEUE_API}/namespaces/{self.namespace}", *parts])
+
+    def core(self, *parts: str) -> str:
+        """Return the path of Kubernetes' core resources in the namespace."""
+        return "/".join([f"/api/v1/namespaces/{self.namespace}", *parts])
+
+    def deployment(self, queue: str = "q") -> str:
+        """Return the path of a TaskQueue's worker Deployment."""
+        return f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{queue}-worker"
+
+    # What a test puts in place.
+
+    def create_core(self, resource: str, name: str, **fields: Any) -> None:
+        """Create an object of the core API."""
+        self.api.request("POST", self.core(resource), {"metadata": {"name": name}, **fields})
+
+    def secret(self, name: str, **changed: str | None) -> None:
+        """Put a connection Secret in place; keys may be changed, or left out by None."""
+        data = {
+            "host": BROKER_HOST,
+            "username": self.rabbitmq.username,
+            "password": self.rabbitmq.password,
+            **changed,
+        }
+        encoded = {
+            key: base64.b64encode(value.encode()).decode()
+            for key, value in data.items()
+            if value is not None
+        }
+        with suppress(Refused):
+            self.api.request("DELETE", self.core("secrets", name))
+        self.create_core("secrets", name, data=encoded)
+
+    def queue(self, name: str = "q", **changes: Any) -> None:
+        """Create a TaskQueue; changes are merged into its spec, at any depth."""
+        body = {
+            "apiVersion": "taskqueue.dev/v1alpha1",
+            "kind": "TaskQueue",
+            "metadata": {"name": name},
+            "spec": merged(_SPEC, changes),
+        }
+        self.api.request("POST", self.path("taskqueues"), body)
+
+    def change_queue(self, name: str = "q", **changes: Any) -> Body:
+        """Merge changes into a TaskQueue's spec."""
+        return self.api.patch(self.path("taskqueues", name), {"spec": changes})
+
+    def task(self, name: str, handler: str = "echo", *, queue: str = "q", **spec: Any) -> str:
+        """Create a Task; return its name."""
+        body = {
+            "apiVersion": "taskqueue.dev/v1alpha1",
+            "kind": "Task",
+            "metadata": {"name": name},
+            "spec": {"queue": queue, "handler": handler, **spec},
+        }
+        self.api.request("POST", self.path("tasks"), body)
+        return name
+
+    def batch(self, prefix: str, count: int, handler: str = "echo", **spec: Any) -> list[str]:
+        """Create many Tasks alike; return their names."""
+        with ThreadPoolExecutor(8) as pool:
+            names = [f"{prefix}-{number}" for number in range(count)]
+            return list(pool.map(lambda name: self.task(name, handler, **spec), names))
+
+    def delete_task(self, name: str) -> None:
+        """Delete a Task."""
+        self.api.request("DELETE", self.path("tasks", name))
+
+    def delete_queue(self, name: str = "q") -> None:
+        """Delete a TaskQueue."""
+        self.api.request("DELETE", self.path("taskqueues", name))
+        self.queues.wait_gone(name)
+
+    # What a test waits for.
+
+    def finished(self, name: str, *, seconds: float = 60) -> Body:
+        """Return the status of a Task once it has ended."""
+        return self.phase(name, *FINISHED, seconds=seconds)
+
+    def all_finished(self, names: Iterable[str], *, seconds: float = 60) -> list[Body]:
+        """Return the statuses of Tasks once all have ended."""
+        deadline = time.monotonic() + seconds
+        return [self.finished(name, seconds=max(deadline - time.monotonic(), 0)) for name in names]
+
+    def phase(self, name: str, *phases: str, seconds: float = 60) -> Body:
+        """Return the status of a Task once it is in one of these phases."""
+        seen = self.tasks.wait(
+            name,
+            lambda task: task["status"]["phase"] in phases,
+            what=" or ".join(phases),
+            seconds=seconds,
+        )
+        status: Body = seen["status"]
+        return status
+
+    def queue_status(
+        self, until: Callable[[Body], bool], name: str = "q", *, what: str, seconds: float = 60
+    ) -> Body:
+        """Return a TaskQueue's status, written for its newest spec, of which ``until`` holds."""
+
+        def holds(queue: Body) -> bool:
+            status = queue.get("status") or {}
+            current = status.get("observedGeneration") == queue["metadata"]["generation"]
+            return current and until(status)
+
+        status: Body = self.queues.wait(name, holds, what=what, seconds=seconds)["status"]
+        return status
+
+    def all_counted(self, succeeded: int, *, uncounted: int = 0) -> None:
+        """Return once the totals say that so many succeeded, and nothing else ended.
+
+        Args:
+            succeeded: how many did.
+            uncounted: how many of these may be missing: those that ended in the second before an
+                operator was killed.
+        """
+        others = {"failed": 0, "cancelled": 0}
+
+        def holds(status: Body) -> bool:
+            totals = dict(status.get("totals") or {"succeeded": -1})
+            counted = totals.pop("succeeded")
+            return totals == others and succeeded - uncounted <= counted <= succeeded
+
+        self.queue_status(holds, what=f"totals of {succeeded}, {uncounted} fewer at most")
+
+    def condition(
+        self, kind: str, status: str, reason: str, name: str = "q", *, seconds: float = 60
+    ) -> str:
+        """Return the message of a TaskQueue's condition once it says so."""
+
+        def holds(queue: Body) -> bool:
+            found = conditions(queue).get(kind, {})
+            return (found.get("status"), found.get("reason")) == (status, reason)
+
+        what = f"{kind}={status}, {reason}"
+        message: str = conditions(self.queue_status(holds, name, what=what, seconds=seconds))[kind][
+            "message"
+        ]
+        return message
+
+    def ready(self, name: str = "q", *, seconds: float = 60) -> None:
+        """Return when a TaskQueue takes Tasks."""
+        self.condition("Ready", "True", "Ready", name, seconds=seconds)
+
+    def until(self, holds: Callable[[], bool], *, what: str, seconds: float = 60) -> None:
+        """Wait for something that no watch tells."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline, f"not {what} within {seconds:g} s"
+            time.sleep(0.1)
+
+    # Workers and operator.
+
+    def pods(self, queue: str = "q") -> list[Body]:
+        """Return the worker pods of a TaskQueue that are not on their way out."""
+        found = self.api.get(self.core("pods"), labelSelector=f"taskqueue.dev/queue={queue}")
+        return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
+
+    def available(self, count: int, queue: str = "q", *, seconds: float = 60) -> None:
+        """Return when this many workers of a TaskQueue are available, no more and no fewer."""
+
+        def there() -> bool:
+            with suppress(Refused):
+                status = self.api.get(self.deployment(queue)).get("status", {})
+                numbers = status.get("replicas", 0), status.get("availableReplicas", 0)
+                return numbers == (count, count)
+            return False
+
+        self.until(there, what=f"{count} workers available", seconds=seconds)
+
+    def kill(self, pod: str, *, namespace: str | None = None) -> None:
+        """End a pod at once, as a node that dies does; another takes its place."""
+        self.power.off(pod)
+        path = f"/api/v1/namespaces/{namespace or self.namespace}/pods/{pod}"
+        options = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
+        self.api.request("DELETE", path, options)
+
+    def worker_log(self, queue: str = "q") -> str:
+        """Return what the workers of a TaskQueue have logged."""
+        return self.kubectl.ok(
+            "logs", "-n", self.namespace, f"-l=taskqueue.dev/queue={queue}", "--tail=-1"
+        )
+
+    def log_lines(self, queue: str = "q") -> list[Body]:
+        """Return what the workers of a TaskQueue that are still there have logged, by time."""
+        lines: list[Body] = []
+        for pod in self.api.get(self.core("pods"), labelSelector=f"taskqueue.dev/queue={queue}")[
+            "items"
+        ]:
+            name = pod["metadata"]["name"]
+            with suppress(Refused):  # it has just left, or has not begun
+                text = self.api.text(self.core("pods", name, "log"))
+                written, _, _ = text.rpartition("\n")  # the last line may not be complete yet
+                lines += [
+                    {**json.loads(line), "pod": name}
+                    for line in written.splitlines()
+                    if line.startswith("{")
+                ]
+        return sorted(lines, key=lambda line: line["time"])
+
+    def runs(self, queue: str = "q") -> list[Run]:
+        """Return the runs of counted handlers of a TaskQueue, by when they began.
+
+        What a worker that is gone has run is not among them.
+        """
+        began: dict[str, Body] = {}
+        ended: dict[str, str] = {}
+        for line in self.log_lines(queue):
+            event, _, rest = line["event"].partition(" ")
+            if event == "run.began":
+                began[rest] = line
+            elif event == "run.ended":
+                ended[rest] = line["time"]
+        return [
+            Run(
+                uid=line["uid"],
+                attempt=line["attempt"],
+                pod=line["pod"],
+                fence=rest.split()[1],
+                began=datetime.fromisoformat(line["time"]),
+                ended=datetime.fromisoformat(ended[rest]) if rest in ended else None,
+            )
+            for rest, line in began.items()
+        ]
+
+    def operator_pods(self) -> list[Body]:
+        """Return the operator's pods that are not on their way out."""
+        path = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods"
+        found = self.api.get(path, labelSelector=OPERATOR_PODS)
+        return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
+
+    def kill_operator(self) -> None:
+        """End the operator at once; another has to wait until its Lease has run out."""
+        self.operator_kills.append(time.time())
+        for pod in self.operator_pods():
+            self.kill(pod["metadata"]["name"], namespace=OPERATOR_NAMESPACE)
+
+    def operator_log(self, lines: int = 40) -> str:
+        """Return the end of the operator's log."""
+        done = self.kubectl(
+            "logs", "-n", OPERATOR_NAMESPACE, f"-l={OPERATOR_PODS}", f"--tail={lines}", "--prefix"
+        )
+        return done.stdout + done.stderr
+
+    def broker_api(self, method: str, path: str, body: Any = None) -> Any:
+        """Ask RabbitMQ's management API; return the answer, None when it is empty."""
+        answer = requests.request(
+            method,
+            f"http://{self.rabbitmq.host}:{self.rabbitmq.management_port}/api/{path}",
+            auth=(self.rabbitmq.username, self.rabbitmq.password),
+            json=body,
+            timeout=30,
+        )
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    # The end.
+
+    def assert_ends_are_final(self) -> None:
+        """Fail if any Task, once finished, was ever changed."""
+        for name in self.tasks.names():
+            ends: dict[str, Body] = {}
+            for version in self.tasks.versions(name):
+                uid = version["metadata"]["uid"]
+                status = version["status"]
+                assert ends.get(uid, status) == status, f"{name} was finished, and changed"
+                if status["phase"] in FINISHED:
+                    ends[uid] = status
+
+    def describe(self) -> str:
+        """Return what helps to understand a failure."""
+        objects = self.kubectl("get", "tq,tasks,deploy,pods", "-n", self.namespace, "-o", "wide")
+        last = [self.queues.versions(name)[-1] for name in self.queues.names()]
+        queues = "\n".join(map(_in_short, last))
+        return f"{objects.stdout}\n{queues}\n\n{self.operator_log()}"
+
+    def close(self) -> None:
+        """Delete the namespace, and what is at the broker once nobody declares it again."""
+        self.tasks.close()
+        names = self.queues.names()
+        for name in names:
+            with suppress(Refused):
+                self.delete_queue(name)
+        self.queues.close()
+        self.api.request("DELETE", f"/api/v1/namespaces/{self.namespace}")
+        for name in names:
+            for kind in ("taskqueue", "taskqueue-dead"):
+                with suppress(requests.HTTPError):
+                    self.broker_api("DELETE", f"queues/%2F/{kind}.{self.namespace}.{name}")
+
+
+def _in_short(queue: Body) -> str:
+    status = dict(queue.get("status") or {})
+    told = [
+        f"{one['type']}={one['status']} {one['reason']}: {one['message']}"
+        for one in status.pop("conditions", ())
+    ]
+    return "\n  ".join([queue["metadata"]["name"], *told, json.dumps(status)])
+
+
+def conditions(holder: Mapping[str, Any]) -> dict[str, Body]:
+    """Return the conditions of a status by type."""
+    return {condition["type"]: condition for condition in holder.get("conditions", ())}
+
+
+def true_conditions(status: Mapping[str, Any]) -> set[str]:
+    """Return the types of the conditions that are True."""
+    return {kind for kind, one in conditions(status).items() if one["status"] == "True"}
+
+
+def merged(base: Body, changes: Mapping[str, Any]) -> Body:
+    """Return ``base`` with ``changes`` merged in as a JSON merge patch would: None removes."""
+    result = copy.deepcopy(base)
+    for key, value in changes.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = value
+    return result

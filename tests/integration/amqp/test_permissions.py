@@ -1,0 +1,149 @@
+"""A worker's broker user: it can do its work, and nothing to anybody else's.
+
+The patterns are those of docs/reference/message-contract.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from taskqueue.amqp.channel import ChannelRefused
+from taskqueue.amqp.connection import Connection, connect
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.contract.command import Order, OrderKind, decode, order_message
+from taskqueue.contract.names import (
+    CONTROL_STREAM,
+    DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
+    OUTCOMES_EXCHANGE,
+    WORK_EXCHANGE,
+    work_queue,
+)
+from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
+from tests.integration.amqp.endpoint import VirtualHost
+from tests.integration.amqp.messages import Collector, fill, properties
+
+pytestmark = pytest.mark.broker
+
+WORK = work_queue("shop", "images")
+OUTCOME_KEY = "shop.images.task.succeeded"
+
+
+@pytest.fixture
+def worker(rabbitmq_vhost: VirtualHost) -> Iterator[BrokerParameters]:
+    management, vhost = rabbitmq_vhost.management, rabbitmq_vhost.name
+    user = f"worker-{vhost}"
+    management.request("PUT", "users", user, body={"password": "pw", "tags": ""})
+    management.permit(
+        vhost,
+        user,
+        configure="^$",
+        write=r"^taskqueue\.(outcomes|dead|heartbeats)$",
+        read=r"^taskqueue\.(shop\.images|control)$",
+    )
+    for exchange, pattern in (
+        (OUTCOMES_EXCHANGE, r"^shop\.images\."),
+        (DEAD_EXCHANGE, r"^shop\.images$"),
+    ):
+        body = {"exchange": exchange, "write": pattern, "read": "^$"}
+        management.request("PUT", "topic-permissions", vhost, user, body=body)
+    yield replace(rabbitmq_vhost.parameters, username=user, password="pw")
+    management.request("DELETE", "users", user)
+
+
+@pytest.fixture
+async def declared(connection: Connection) -> None:
+    await declare_operator_topology(connection)
+    for queue in ("images", "mail"):
+        await declare_task_queue(connection, "shop", queue)
+
+
+@pytest.mark.usefixtures("declared")
+async def test_a_worker_can_do_its_work(connection: Connection, worker: BrokerParameters) -> None:
+    await fill(await Publisher.open(connection), WORK, 2)
+    own = await connect(worker, name="worker")
+    channel = await own.channel()
+    assert await channel.declare_queue(WORK, passive=True) == 2
+    collector = Collector()
+    await collector.start(channel, WORK)
+    done, given_up = await collector.wait(2)
+    publisher = await Publisher.open(own)
+    for exchange, key in ((OUTCOMES_EXCHANGE, OUTCOME_KEY), (DEAD_EXCHANGE, "shop.images")):
+        told = await publisher.publish_and_wait(exchange, key, b"{}", properties())
+        assert told == (Settled.CONFIRMED, "")
+    channel.ack(done.delivery_tag)
+    channel.reject(given_up.delivery_tag, requeue=False)
+    await own.close()
+
+
+@pytest.mark.usefixtures("declared")
+async def test_a_worker_reads_orders(connection: Connection, worker: BrokerParameters) -> None:
+    order = Order(OrderKind.CANCEL, token="k.1", uid="u")
+    message = order_message(order)
+    publisher = await Publisher.open(connection)
+    told = await publisher.publish_and_wait(
+        message.exchange, message.key, message.body, message.properties()
+    )
+    assert told == (Settled.CONFIRMED, "")
+    own = await connect(worker, name="worker")
+    channel = await own.channel()
+    await channel.declare_queue(CONTROL_STREAM, passive=True)
+    await channel.set_prefetch(100)
+    collector = Collector()
+    await channel.consume(
+        CONTROL_STREAM,
+        collector.on_delivery,
+        collector.on_cancel,
+        arguments={"x-stream-offset": "first"},
+    )
+    (delivery,) = await collector.wait(1)
+    assert decode(delivery.body) == order
+    channel.ack(delivery.delivery_tag)
+    await own.close()
+
+
+@pytest.mark.usefixtures("declared")
+@pytest.mark.parametrize(
+    ("exchange", "key"),
+    [
+        (OUTCOMES_EXCHANGE, "shop.mail.task.succeeded"),
+        (DEAD_EXCHANGE, "shop.mail"),
+        (WORK_EXCHANGE, "shop.images"),
+        ("", WORK),
+        ("", CONTROL_STREAM),
+        (EVENTS_EXCHANGE, OUTCOME_KEY),
+    ],
+    ids=[
+        "another queue's outcome",
+        "another queue's dead letter",
+        "work",
+        "any queue by name",
+        "an order",
+        "what the operator tells",
+    ],
+)
+async def test_a_worker_publishes_nothing_else(
+    worker: BrokerParameters, exchange: str, key: str
+) -> None:
+    own = await connect(worker, name="worker")
+    publisher = await Publisher.open(own)
+    verdict, text = await publisher.publish_and_wait(exchange, key, b"{}", properties())
+    assert verdict is Settled.UNKNOWN
+    assert text.startswith("403 ACCESS_REFUSED")
+    await asyncio.wait({publisher.closed}, timeout=20)
+    await own.close()
+
+
+@pytest.mark.usefixtures("declared")
+async def test_a_worker_neither_declares_nor_reads_other_queues(worker: BrokerParameters) -> None:
+    own = await connect(worker, name="worker")
+    with pytest.raises(ChannelRefused, match="403 ACCESS_REFUSED"):
+        await Collector().start(await own.channel(), work_queue("shop", "mail"))
+    with pytest.raises(ChannelRefused, match="403 ACCESS_REFUSED"):
+        await (await own.channel()).declare_queue("taskqueue.shop.mine")
+    await own.close()

@@ -1,0 +1,264 @@
+"""What is read and written without pika is what pika would read and write."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pika import exceptions, frame
+from pika.compat import long
+from pika.spec import Basic, BasicProperties, Channel, Confirm, Connection
+
+from taskqueue.amqp import frames
+from taskqueue.amqp.adapter import StreamConnection
+from taskqueue.amqp.channel import Channel as OurChannel
+from taskqueue.amqp.connection import Connection as OurConnection
+from taskqueue.amqp.parameters import BrokerParameters
+
+WORDS = st.text(max_size=60)
+VALUES = st.recursive(
+    st.one_of(
+        WORDS,
+        st.integers(-(2**63), 2**63 - 1),
+        st.booleans(),
+        st.none(),
+        st.binary(max_size=20),
+        st.just(datetime(2026, 1, 2, tzinfo=UTC)),
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=5,
+)
+PROPERTIES = st.builds(
+    BasicProperties,
+    headers=st.none() | st.dictionaries(WORDS, VALUES, max_size=4),
+    delivery_mode=st.none() | st.sampled_from([1, 2]),
+    priority=st.none() | st.integers(0, 255),
+    timestamp=st.none() | st.integers(0, 2**64 - 1),
+    **{
+        name: st.none() | WORDS
+        for name in (
+            "content_type",
+            "content_encoding",
+            "correlation_id",
+            "reply_to",
+            "expiration",
+            "message_id",
+            "type",
+            "user_id",
+            "app_id",
+        )
+    },
+)
+
+
+def pikas(channel: int, properties: BasicProperties, body: bytes) -> bytes:
+    written: bytes = frame.Header(channel, len(body), properties).marshal()
+    return written + (frame.Body(channel, body).marshal() if body else b"")
+
+
+@given(properties=PROPERTIES, body=st.binary(max_size=100), channel=st.integers(1, 2047))
+def test_a_message_is_written_as_pika_writes_it(
+    properties: BasicProperties, body: bytes, channel: int
+) -> None:
+    ours = frames.content_frames(channel, properties, body)
+    assert ours == pikas(channel, properties, body)
+
+
+@given(properties=PROPERTIES, length=st.integers(0, 2**40))
+def test_properties_are_read_as_pika_reads_them(properties: BasicProperties, length: int) -> None:
+    header = frame.Header(1, length, properties).marshal()
+    theirs = frame.decode_frame(header)[1]
+    assert isinstance(theirs, frame.Header)
+    found = frames.read_header(header, 7, len(header) - 1)
+    assert found == (length, theirs.properties)
+
+
+def test_properties_that_are_not_utf8_stay_bytes() -> None:
+    properties = BasicProperties(type=b"caf\xe9", headers={"key": b"x"})
+    header = frame.Header(1, 0, properties).marshal()
+    assert frames.read_header(header, 7, len(header) - 1)[1].type == b"caf\xe9"
+
+
+def test_a_number_of_64_bits_is_written_as_one_again() -> None:
+    headers = {"x-delivery-count": long(3), "n": 2**40}
+    header = frame.Header(1, 0, BasicProperties(headers=headers)).marshal()
+    read = frames.read_header(header, 7, len(header) - 1)[1]
+    assert frames.content_frames(1, read, b"") == header
+
+
+def test_a_property_nobody_uses_is_read_too() -> None:
+    header = frame.Header(1, 5, BasicProperties(type="t", cluster_id="c")).marshal()
+    length, properties = frames.read_header(header, 7, len(header) - 1)
+    assert (length, properties.type, properties.cluster_id) == (5, "t", "c")
+
+
+@given(tag=st.integers(0, 2**64 - 1), redelivered=st.booleans(), words=st.tuples(*[WORDS] * 3))
+def test_a_deliver_is_read_as_pika_reads_it(
+    tag: int, redelivered: bool, words: tuple[str, str, str]
+) -> None:
+    consumer, exchange, key = words
+    written = frame.Method(3, Basic.Deliver(consumer, tag, redelivered, exchange, key)).marshal()
+    assert frames.read_deliver(written, 7) == (consumer, tag, redelivered, exchange, key)
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_acknowledgements_are_read_and_written_as_by_pika(multiple: bool) -> None:
+    written = frame.Method(3, Basic.Ack(2**40, multiple)).marshal()
+    assert frames.ack_frame(3, 2**40, multiple=multiple) == written
+    assert frames.read_confirm(written, 7) == (2**40, multiple)
+
+
+@pytest.mark.parametrize("mandatory", [False, True])
+def test_a_publish_is_written_as_pika_writes_it(mandatory: bool) -> None:
+    method = Basic.Publish(exchange="e", routing_key="schlüssel", mandatory=mandatory)
+    written = frame.Method(3, method).marshal()
+    assert frames.publish_frame(3, "e", "schlüssel", mandatory=mandatory) == written
+
+
+def test_what_is_too_long_is_pikas_error() -> None:
+    with pytest.raises(exceptions.ShortStringTooLong):
+        frames.publish_frame(1, "e", "k" * 256, mandatory=True)
+    with pytest.raises(exceptions.ShortStringTooLong):
+        frames.content_frames(1, BasicProperties(type="é" * 128), b"")
+
+
+class Broker(asyncio.Transport):
+    """The other end of a connection: answers the handshake, and says what a test has it say."""
+
+    ANSWERS: ClassVar[dict[tuple[int, int], tuple[int, Any]]] = {
+        (10, 11): (0, Connection.Tune(100, 4096, 10)),
+        (10, 40): (0, Connection.OpenOk()),
+        (20, 10): (1, Channel.OpenOk()),
+        (85, 10): (1, Confirm.SelectOk()),
+    }
+
+    def __init__(self, connection: StreamConnection) -> None:
+        super().__init__()
+        self.connection = connection
+        self.heard = b""
+        self.closing = False
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def abort(self) -> None:
+        self.closing = True
+
+    def write(self, data: Any) -> None:
+        self.heard += data
+        if data.startswith(b"AMQP"):
+            self.answer(0, Connection.Start(0, 9, {}, "PLAIN", "en_US"))
+            return
+        at = 0
+        while at < len(data):
+            kind, _, size = struct.unpack_from(">BHI", data, at)
+            method = struct.unpack_from(">HH", data, at + 7)
+            if kind == 1 and method in self.ANSWERS:
+                self.answer(*self.ANSWERS[method])
+            if kind == 1 and method == (60, 20):
+                begin = at + 14 + data[at + 13]
+                tag = data[begin + 1 : begin + 1 + data[begin]].decode()
+                self.answer(1, Basic.ConsumeOk(tag))
+            at += 8 + size
+
+    def answer(self, channel: int, method: Any) -> None:
+        said = frame.Method(channel, method).marshal()
+        asyncio.get_running_loop().call_soon(self.connection.stream_received, said)
+
+
+async def opened() -> tuple[Broker, OurChannel]:
+    loop = asyncio.get_running_loop()
+    parameters = BrokerParameters(host="h", port=1, username="u", password="p")
+    connection = OurConnection(parameters, "test", 10, loop)
+    broker = Broker(connection._stream)
+    connection._stream.stream_made(broker)
+    await connection._opened
+    return broker, await connection.channel()
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 8, 9, 100, 10_000])
+async def test_messages_come_in_whatever_pieces_they_come(piece: int) -> None:
+    broker, channel = await opened()
+    seen: list[tuple[int, str | None, bytes]] = []
+    tag = await channel.consume(
+        "q",
+        lambda delivery: seen.append(
+            (delivery.delivery_tag, delivery.properties.type, delivery.body)
+        ),
+        lambda reason: None,
+    )
+    said = b""
+    bodies = [b"", b"{}", b"x" * 9000, b"y"]
+    for number, body in enumerate(bodies, 1):
+        said += frame.Method(1, Basic.Deliver(tag, number, False, "e", "k")).marshal()
+        said += frame.Header(1, len(body), BasicProperties(type=f"t{number}")).marshal()
+        for begin in range(0, len(body), 4088):
+            said += frame.Body(1, body[begin : begin + 4088]).marshal()
+        said += frame.Heartbeat().marshal()
+    for begin in range(0, len(said), piece):
+        broker.connection.stream_received(said[begin : begin + piece])
+    assert seen == [(number, f"t{number}", body) for number, body in enumerate(bodies, 1)]
+
+
+async def test_a_returned_message_and_its_confirm_come_in_their_order() -> None:
+    broker, channel = await opened()
+    seen: list[tuple[Any, ...]] = []
+    await channel.select_confirms(
+        lambda tag, multiple, acked: seen.append((tag, multiple, acked)),
+        lambda message_id, reason: seen.append((message_id, reason)),
+    )
+    back = frame.Method(1, Basic.Return(312, "NO_ROUTE", "e", "k")).marshal()
+    back += pikas(1, BasicProperties(message_id="m"), b"body")
+    back += frame.Method(1, Basic.Ack(1, True)).marshal()
+    back += frame.Method(1, Basic.Nack(2, False)).marshal()
+    broker.connection.stream_received(back)
+    assert seen == [("m", "312 NO_ROUTE: exchange e, key k"), (1, True, True), (2, False, False)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4088, 4089, 10_000])
+async def test_a_body_is_cut_into_frames_the_broker_takes(size: int) -> None:
+    broker, channel = await opened()
+    broker.heard = b""
+    properties = BasicProperties(type="t")
+    channel.publish("e", "k", b"z" * size, properties, mandatory=True)
+    await asyncio.sleep(0)
+    expected = frame.Method(1, Basic.Publish(0, "e", "k", True)).marshal()
+    expected += frame.Header(1, size, properties).marshal()
+    for begin in range(0, size, 4088):
+        expected += frame.Body(1, b"z" * min(4088, size - begin)).marshal()
+    assert broker.heard == expected
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        BasicProperties(type="t" * 256),
+        BasicProperties(type=5),
+        BasicProperties(timestamp=-1),
+        BasicProperties(headers={"h": 0.5}),
+        BasicProperties(type="\ud800"),
+    ],
+)
+async def test_what_cannot_be_encoded_is_told_and_leaves_nothing(
+    properties: BasicProperties,
+) -> None:
+    broker, channel = await opened()
+    broker.heard = b""
+    with pytest.raises(ValueError, match="exchange e, key k"):
+        channel.publish("e", "k", b"", properties)
+    await asyncio.sleep(0)
+    assert broker.heard == b""
+
+
+async def test_a_body_longer_than_announced_ends_the_connection() -> None:
+    broker, channel = await opened()
+    tag = await channel.consume("q", lambda delivery: None, lambda reason: None)
+    said = frame.Method(1, Basic.Deliver(tag, 1, False, "e", "k")).marshal()
+    said += frame.Header(1, 2, BasicProperties()).marshal() + frame.Body(1, b"abc").marshal()
+    with pytest.raises(exceptions.BodyTooLongError):
+        broker.connection.stream_received(said)

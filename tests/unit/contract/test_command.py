@@ -1,0 +1,71 @@
+"""Orders survive the wire, and what is not one is refused without any other exception."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskqueue.contract.command import Order, OrderKind, decode, encode, order_message
+from taskqueue.contract.names import ContractError
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
+
+ORDERS = st.builds(
+    Order,
+    kind=st.sampled_from([OrderKind.CANCEL, OrderKind.RELEASE]),
+    token=WORDS,
+    uid=WORDS,
+) | st.builds(Order, kind=st.just(OrderKind.DRAIN), pod=WORDS, namespace=WORDS)
+
+
+@given(ORDERS)
+def test_an_order_is_read_as_it_was_written(order: Order) -> None:
+    assert decode(encode(order)) == order
+
+
+def test_the_words_on_the_wire_are_those_of_the_contract() -> None:
+    assert orjson.loads(encode(Order(OrderKind.CANCEL, token="k.1", uid="u"))) == {
+        "order": "cancel",
+        "token": "k.1",
+        "uid": "u",
+    }
+    assert orjson.loads(encode(Order(OrderKind.DRAIN, pod="p", namespace="n"))) == {
+        "order": "drain",
+        "pod": "p",
+        "namespace": "n",
+    }
+
+
+def test_it_is_published_to_the_stream_through_the_default_exchange() -> None:
+    message = order_message(Order(OrderKind.RELEASE, token="k.1"))
+    assert (message.exchange, message.key) == ("", "taskqueue.control")
+    assert message.properties().content_type == "application/json"
+    assert message.properties().delivery_mode == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"\xff", "JSON"),
+        (b"[1]", "list"),
+        (b'{"order": "dance"}', "dance"),
+        (b'{"order": "cancel"}', "token"),
+        (b'{"order": "release", "token": ""}', "token"),
+        (b'{"order": "release", "token": 7}', "token"),
+        (b'{"order": "drain", "pod": "p"}', "namespace"),
+        (b'{"order": "drain", "namespace": "n"}', "pod"),
+    ],
+)
+def test_what_is_wrong_is_named(body: bytes, named: str) -> None:
+    with pytest.raises(ContractError, match=named):
+        decode(body)
+
+
+@given(st.binary(max_size=200) | st.dictionaries(WORDS, st.none() | WORDS).map(orjson.dumps))
+def test_whatever_a_body_holds_nothing_else_is_raised(body: bytes) -> None:
+    with suppress(ContractError):
+        decode(body)

@@ -1,0 +1,185 @@
+"""Events survive the wire, and what is not one is refused without any other exception."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskqueue.contract.names import ContractError
+from taskqueue.contract.outcome import (
+    LONGEST_SECONDS,
+    NAME_LIMIT,
+    AttemptEvent,
+    EventError,
+    EventKind,
+    decode,
+    encode,
+)
+
+NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+NUMBERS = st.integers(min_value=-(2**53), max_value=2**53)
+SECONDS = st.floats(min_value=0, max_value=1e9)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=10,
+)
+
+EVENTS = st.builds(
+    AttemptEvent,
+    kind=st.sampled_from(EventKind),
+    namespace=NAMES,
+    queue=NAMES,
+    task=NAMES,
+    uid=NAMES,
+    token=TEXT,
+    attempt=st.integers(1, 1000),
+    epoch=st.integers(0, 1000),
+    worker=NAMES,
+    seconds=st.none() | st.floats(0, LONGEST_SECONDS),
+    result=st.none() | st.dictionaries(TEXT, JSON, max_size=4),
+    error=st.none() | st.builds(EventError, type=TEXT, message=TEXT, retryable=st.booleans()),
+    retry_after_seconds=st.none() | SECONDS,
+    id=TEXT.filter(bool),
+)
+
+FIELDS = ["type", "subject", "data", "uid", "token", "attempt", "epoch"]
+
+
+def envelope() -> dict[str, Any]:
+    event = AttemptEvent(
+        kind=EventKind.SUCCEEDED,
+        namespace="shop",
+        queue="images",
+        task="resize-1",
+        uid="0b1c",
+        token="k1.abc",
+        attempt=2,
+        epoch=1,
+        worker="pod-1",
+        seconds=1.5,
+    )
+    parsed: dict[str, Any] = orjson.loads(encode(event))
+    return parsed
+
+
+def with_value(name: str, value: Any) -> bytes:
+    changed = envelope()
+    target = changed if name in changed else changed["data"]
+    target[name] = value
+    return orjson.dumps(changed)
+
+
+def direct(**changes: Any) -> AttemptEvent:
+    values: dict[str, Any] = {
+        "kind": EventKind.SUCCEEDED,
+        "namespace": "shop",
+        "queue": "images",
+        "task": "images",
+        "uid": "",
+        "token": "",
+        "attempt": 2,
+        "epoch": 0,
+        "worker": "pod-1",
+        "correlation_id": "order-7",
+        "id": "m-1",
+    }
+    return AttemptEvent(**{**values, **changes})
+
+
+def test_the_end_of_a_direct_message_has_its_ids_and_no_token() -> None:
+    written = orjson.loads(encode(direct()))
+    assert (written["id"], written["subject"]) == ("m-1", "shop/images")
+    assert (written["data"]["token"], written["data"]["correlationId"]) == ("", "order-7")
+    assert decode(encode(direct())) == direct()
+    assert decode(encode(direct())).is_direct
+
+
+def test_a_direct_message_without_ids_still_has_an_event_id_of_its_own() -> None:
+    event = decode(encode(direct(correlation_id="", id="")))
+    assert event.correlation_id == ""
+    assert event.id
+
+
+def test_a_tasks_event_says_nothing_of_a_correlation_id() -> None:
+    assert "correlationId" not in envelope()["data"]
+    assert not decode(orjson.dumps(envelope())).is_direct
+
+
+@given(EVENTS)
+def test_an_event_is_read_as_it_was_written(event: AttemptEvent) -> None:
+    assert decode(encode(event)) == event
+
+
+def test_the_envelope_is_a_cloud_event() -> None:
+    written = envelope()
+    assert written["specversion"] == "1.0"
+    assert written["type"] == "dev.taskqueue.task.succeeded.v1"
+    assert written["subject"] == "shop/resize-1"
+    assert written["id"] != envelope()["id"]
+
+
+def test_the_routing_key_names_queue_and_event() -> None:
+    assert decode(orjson.dumps(envelope())).routing_key == "shop.images.task.succeeded"
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_missing_field_is_refused(name: str) -> None:
+    changed = envelope()
+    (changed if name in changed else changed["data"]).pop(name)
+    with pytest.raises(ContractError, match=name):
+        decode(orjson.dumps(changed))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("type", "dev.taskqueue.task.vanished.v1"),
+        ("type", 7),
+        ("subject", None),
+        ("data", "text"),
+        ("attempt", "many"),
+        ("epoch", None),
+        ("seconds", "long"),
+        ("result", [1]),
+        ("error", "boom"),
+        ("retryAfterSeconds", {}),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ContractError):
+        decode(with_value(name, value))
+
+
+@given(st.sampled_from([*FIELDS, "taskqueue", "worker", "seconds", "result", "error"]), JSON)
+def test_whatever_a_field_holds_nothing_else_is_raised(name: str, value: Any) -> None:
+    with suppress(ContractError):
+        decode(with_value(name, value))
+
+
+@given(st.binary(max_size=200) | JSON.map(orjson.dumps))
+def test_whatever_a_body_holds_nothing_else_is_raised(body: bytes) -> None:
+    with pytest.raises(ContractError):
+        decode(body)
+
+
+@pytest.mark.parametrize(
+    ("told", "taken"),
+    [("nan", None), ("inf", None), (1e12, LONGEST_SECONDS), (-3, 0.0), (2.5, 2.5)],
+)
+def test_a_duration_is_taken_within_reason(told: object, taken: float | None) -> None:
+    assert decode(with_value("seconds", told)).seconds == taken
+
+
+def test_names_are_cut_to_what_a_status_holds() -> None:
+    changed = envelope()
+    changed["data"] |= {"worker": "w" * 999, "error": {"type": "E" * 999}}
+    event = decode(orjson.dumps(changed))
+    assert event.error is not None
+    assert (len(event.worker), len(event.error.type)) == (NAME_LIMIT, NAME_LIMIT)

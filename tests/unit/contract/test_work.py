@@ -1,0 +1,205 @@
+"""Work messages survive the wire, and what breaks the contract is refused by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pika.spec import BasicProperties
+
+from taskqueue.contract.names import (
+    DEAD_EXCHANGE,
+    ContractError,
+    dead_queue,
+    routing_key,
+    work_queue,
+    work_queue_arguments,
+)
+from taskqueue.contract.work import DirectMessage, WorkMessage, deliveries_so_far, parse_work
+
+NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
+COUNTS = st.integers(min_value=0, max_value=2**31 - 1)
+
+MESSAGES = st.builds(
+    WorkMessage,
+    namespace=NAMES,
+    queue=NAMES,
+    task=NAMES,
+    uid=NAMES,
+    handler=WORDS,
+    attempt=COUNTS,
+    max_attempts=COUNTS,
+    epoch=COUNTS,
+    token=WORDS,
+    max_deliveries=COUNTS,
+    timeout_seconds=COUNTS,
+    body=st.binary(),
+    trace=st.none() | st.fixed_dictionaries({"traceparent": WORDS}, optional={"tracestate": WORDS}),
+    fence=st.none() | st.integers(0, 2**63 - 1),
+)
+
+HEADERS: dict[str, type] = {
+    "tq-version": int,
+    "tq-namespace": str,
+    "tq-queue": str,
+    "tq-task": str,
+    "tq-attempt": int,
+    "tq-max-attempts": int,
+    "tq-epoch": int,
+    "tq-token": str,
+    "tq-max-deliveries": int,
+    "tq-timeout-seconds": int,
+}
+
+
+def over_the_wire(properties: BasicProperties) -> BasicProperties:
+    received = BasicProperties()
+    received.decode(b"".join(properties.encode()))
+    return received
+
+
+def example() -> WorkMessage:
+    return WorkMessage(
+        namespace="shop",
+        queue="images",
+        task="resize-1",
+        uid="0b1c",
+        handler="resize",
+        attempt=2,
+        max_attempts=3,
+        epoch=1,
+        token="k1.abc",
+        max_deliveries=4,
+        timeout_seconds=60,
+        body=b"{}",
+    )
+
+
+@given(MESSAGES)
+def test_a_work_message_is_read_as_it_was_written(message: WorkMessage) -> None:
+    assert parse_work(over_the_wire(message.properties()), message.body) == message
+
+
+def test_every_publish_has_a_message_id_of_its_own() -> None:
+    message = example()
+    assert message.properties().message_id != message.properties().message_id
+
+
+def test_the_headers_are_those_of_the_contract() -> None:
+    properties = over_the_wire(example().properties())
+    assert {name: type(value) for name, value in properties.headers.items()} == HEADERS
+    assert properties.content_type == "application/json"
+    assert properties.type == "resize"
+    assert properties.correlation_id == "0b1c"
+    assert properties.app_id == "taskqueue"
+    assert properties.delivery_mode == 2
+    assert (properties.priority, properties.expiration, properties.reply_to) == (None, None, None)
+
+
+@pytest.mark.parametrize("name", [name for name in HEADERS if name != "tq-token"])
+@pytest.mark.parametrize("value", [None, b"\xff", True, [1], {"a": 1}])
+def test_a_missing_or_wrong_header_is_named(name: str, value: Any) -> None:
+    properties = example().properties()
+    properties.headers[name] = value
+    with pytest.raises(ContractError, match=f"header {name} "):
+        parse_work(properties, b"{}")
+
+
+@pytest.mark.parametrize("value", [b"\xff", 7, ["a"]])
+def test_a_token_that_is_no_text_is_named(value: Any) -> None:
+    properties = example().properties()
+    properties.headers["tq-token"] = value
+    with pytest.raises(ContractError, match="header tq-token "):
+        parse_work(properties, b"{}")
+
+
+def test_a_fence_is_a_header_only_where_there_is_one() -> None:
+    assert "tq-fence" not in example().properties().headers
+    assert replace(example(), fence=7).properties().headers["tq-fence"] == 7
+
+
+@pytest.mark.parametrize("value", [None, "7", True])
+def test_a_fence_that_is_no_number_is_named(value: Any) -> None:
+    properties = example().properties()
+    properties.headers["tq-fence"] = value
+    with pytest.raises(ContractError, match="header tq-fence "):
+        parse_work(properties, b"{}")
+
+
+def test_another_version_says_what_to_do() -> None:
+    properties = example().properties()
+    properties.headers["tq-version"] = 2
+    with pytest.raises(ContractError, match="tq-version is 2, this worker speaks 1"):
+        parse_work(properties, b"{}")
+
+
+def test_a_missing_uid_is_named() -> None:
+    properties = example().properties()
+    properties.correlation_id = None
+    with pytest.raises(ContractError, match="correlation_id"):
+        parse_work(properties, b"{}")
+
+
+@pytest.mark.parametrize(
+    ("body", "payload"),
+    [
+        (b'{"a": 1}', {"a": 1}),
+        (b"[1, 2]", {"text": "[1, 2]"}),
+        (b"hello", {"text": "hello"}),
+        (b"", {"text": ""}),
+        (b"\xff", {"text": "�"}),
+        (b"[" * 100_000, {"text": "[" * 100_000}),
+    ],
+    ids=["object", "list", "text", "empty", "not text", "very deep"],
+)
+def test_a_message_without_a_token_is_anybodys(body: bytes, payload: dict[str, Any]) -> None:
+    properties = BasicProperties(type="greet", correlation_id="c1")
+    assert parse_work(properties, body) == DirectMessage(
+        handler="greet", correlation_id="c1", payload=payload
+    )
+
+
+def test_a_direct_message_needs_no_properties_at_all() -> None:
+    assert parse_work(BasicProperties(), b"hello") == DirectMessage(
+        handler=None, correlation_id=None, payload={"text": "hello"}
+    )
+
+
+@given(st.binary(max_size=200) | st.recursive(st.none() | st.text(), st.lists).map(json.dumps))
+def test_any_direct_body_becomes_an_object(body: bytes | str) -> None:
+    raw = body if isinstance(body, bytes) else body.encode()
+    message = parse_work(BasicProperties(), raw)
+    assert isinstance(message, DirectMessage)
+    assert isinstance(message.payload, dict)
+
+
+@pytest.mark.parametrize(
+    ("headers", "redelivered", "count"),
+    [
+        (None, False, 0),
+        ({"x-delivery-count": 3}, True, 3),
+        ({"x-delivery-count": 3}, False, 0),
+        ({}, True, 0),
+        ({"x-delivery-count": "3"}, True, 0),
+    ],
+    ids=["first", "fourth", "a publisher's own header", "unknown", "not a number"],
+)
+def test_deliveries_are_believed_on_a_redelivery_only(
+    headers: dict[str, Any] | None, redelivered: bool, count: int
+) -> None:
+    assert deliveries_so_far(BasicProperties(headers=headers), redelivered=redelivered) == count
+
+
+def test_names_and_arguments() -> None:
+    assert routing_key("shop", "images") == "shop.images"
+    assert work_queue("shop", "images") == "taskqueue.shop.images"
+    assert dead_queue("shop", "images") == "taskqueue-dead.shop.images"
+    arguments = work_queue_arguments("shop", "images")
+    assert arguments["x-dead-letter-exchange"] == DEAD_EXCHANGE
+    assert arguments["x-dead-letter-routing-key"] == "shop.images"
+    assert type(arguments["x-consumer-timeout"]) is int

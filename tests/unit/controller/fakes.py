@@ -1,0 +1,391 @@
+"""All that serves Tasks, wired between a publisher, a writer and an API of the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any, cast
+
+import orjson
+from pika.spec import BasicProperties
+
+from taskqueue.amqp.channel import Channel, Delivery
+from taskqueue.amqp.publisher import OnSettled, Publisher, Settled
+from taskqueue.contract.command import Order
+from taskqueue.contract.command import decode as decode_order
+from taskqueue.contract.heartbeat import Heartbeat
+from taskqueue.contract.names import (
+    CONTROL_STREAM,
+    DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
+    OUTCOMES_EXCHANGE,
+    WORK_EXCHANGE,
+)
+from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
+from taskqueue.contract.work import WorkMessage, parse_work
+from taskqueue.controller.tasks.dispatcher import Dispatcher
+from taskqueue.controller.tasks.task_controller import Tasks
+from taskqueue.controller.tasks.tracked_task import Entry
+from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.status_updater import OnFate, Refused, StatusWriter, Written
+from taskqueue.model.queue import QueueConfig, QueueKey
+from taskqueue.model.task import Backoff, Policy
+from taskqueue.model.token import TokenKeys
+from taskqueue.timestamps import to_rfc3339
+
+KEY = ("shop", "q")
+EPOCH = 1_700_000_000.0
+TOKENS = TokenKeys(current="k", keys={"k": b"secret"})
+
+
+#: No result of the test's own.
+MISSING: Any = object()
+
+
+def now() -> float:
+    return EPOCH + asyncio.get_running_loop().time()
+
+
+@dataclass(frozen=True)
+class Publish:
+    """What was handed to the publisher."""
+
+    message: WorkMessage
+    settle: OnSettled
+
+
+class FakePublisher:
+    """Keeps what is published; the test settles it. Events and orders are confirmed at once."""
+
+    def __init__(self) -> None:
+        self.published: list[Publish] = []
+        self.orders: list[Order] = []
+        self.events: list[dict[str, Any]] = []
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def publish(
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        properties: BasicProperties,
+        on_settled: OnSettled,
+        *,
+        mandatory: bool = True,
+    ) -> None:
+        if exchange == WORK_EXCHANGE:
+            message = parse_work(properties, body)
+            assert isinstance(message, WorkMessage)
+            assert key == "shop.q"
+            self.published.append(Publish(message, on_settled))
+            return
+        if (exchange, key) == ("", CONTROL_STREAM):
+            self.orders.append(decode_order(body))
+        else:
+            assert exchange == EVENTS_EXCHANGE
+            self.events.append(orjson.loads(body))
+        asyncio.get_running_loop().call_soon(on_settled, Settled.CONFIRMED, "")
+
+    @property
+    def names(self) -> list[str]:
+        return [one.message.task for one in self.published]
+
+    def settle(self, verdict: Settled, text: str = "") -> None:
+        """Settle everything published since."""
+        published, self.published = self.published, []
+        for one in published:
+            one.settle(verdict, text)
+
+
+@dataclass
+class Write:
+    """A status on its way to the API server."""
+
+    path: str
+    status: dict[str, Any]
+    urgent: bool
+    on_fate: OnFate
+    at: float
+    uid: str = ""
+
+    def succeed(self, generation: int = 1, version: int = 101) -> None:
+        self.on_fate(Written(generation, version))
+
+    def refuse(self, status: int, message: str = "no") -> None:
+        self.on_fate(Refused(status, message))
+
+
+class FakeWriter:
+    """Keeps what is to be written; the test tells its fate."""
+
+    def __init__(self) -> None:
+        self.writes: list[Write] = []
+
+    def put(self, path: str, body: bytes, on_fate: OnFate, *, urgent: bool = False) -> None:
+        same, change = orjson.loads(body)
+        assert (same["op"], same["path"]) == ("test", "/metadata/uid")
+        at = asyncio.get_running_loop().time()
+        self.writes.append(Write(path, change["value"], urgent, on_fate, at, same["value"]))
+
+    @property
+    def phases(self) -> list[str]:
+        return [write.status["phase"] for write in self.writes]
+
+
+class FakeChannel:
+    """Keeps what is acknowledged."""
+
+    def __init__(self) -> None:
+        self.acked: list[int] = []
+
+    def ack(self, delivery_tag: int, *, multiple: bool = False) -> None:
+        assert not multiple
+        self.acked.append(delivery_tag)
+
+
+class FakeApi:
+    """Holds objects by path, for those who read them one by one."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.asked: list[str] = []
+
+    async def get(self, path: str, **params: str) -> dict[str, Any]:
+        self.asked.append(path)
+        await asyncio.sleep(0)
+        if path not in self.objects:
+            raise ApiError(404, "NotFound", f"{path} not found")
+        return self.objects[path]
+
+
+class Engine:
+    """The parts that serve Tasks, wired as in the operator, of one TaskQueue ``shop/q``.
+
+    What the operator has beyond: feeds, TaskQueues, pools; the test takes their part.
+    """
+
+    def __init__(self, *, max_published: int = 1000, per_key: int = 1, **policy: Any) -> None:
+        self.publisher = FakePublisher()
+        self.writer = FakeWriter()
+        self.channel = FakeChannel()
+        self.api = FakeApi()
+        self.given_up: list[tuple[Delivery, str]] = []
+        self.recorded: list[str] = []
+        self.told: list[str] = []
+        self.beats: list[Heartbeat] = []
+        self.missing = 0
+        #: What background work failed with.
+        self.problems: list[BaseException] = []
+        self.leads = True
+        self.synced = True
+        self._shown: dict[tuple[str, str], str] = {}
+        self._tags = itertools.count(1)
+        self._background: set[asyncio.Task[None]] = set()
+        self.config = QueueConfig(
+            namespace="shop",
+            name="q",
+            uid="queue",
+            generation=1,
+            connection_secret="rabbit",
+            max_published=max_published,
+            per_key=per_key,
+            policy=Policy(**{"backoff": Backoff(5.0, 1.0, 60.0, 0.0), **policy}),
+        )
+        self.tasks = Tasks(
+            client=cast(ApiClient, self.api),
+            writer=cast(StatusWriter, self.writer),
+            tokens=TOKENS,
+            owner=self,
+            uid_of=self._shown.get,
+            synced=lambda: self.synced,
+            leads=lambda: self.leads,
+            random=Random(0),
+            spawn=self._spawn,
+            clock=now,
+        )
+        self.dispatcher.config = self.config
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        return self.tasks.dispatcher(KEY)
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        return self.tasks.held
+
+    def open(self) -> None:
+        self.dispatcher.open(cast(Publisher, self.publisher))
+
+    # The engine's part.
+
+    def backlog_changed(self, key: QueueKey) -> None:
+        """Nobody scales here."""
+
+    def queue_missing(self, key: QueueKey) -> None:
+        self.missing += 1
+
+    def worker_beat(self, beat: Heartbeat) -> None:
+        self.beats.append(beat)
+
+    def task_ended(self, entry: Entry) -> None:
+        self.recorded.append(entry.task.name)
+
+    def task_told(self, entry: Entry) -> None:
+        self.told.append(entry.task.name)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            self.problems.append(problem)
+
+    # The feed's part.
+
+    def add(self, name: str, *, created: float = 0.0, **spec: Any) -> Entry:
+        """Have the feed show a Task, new or changed; return it."""
+        return self.show(raw_task(name, created=created, **spec))
+
+    def show(self, raw: dict[str, Any]) -> Entry:
+        metadata = raw["metadata"]
+        held = self.entries.get(metadata["uid"])
+        if held is not None:
+            metadata["generation"] = held.task.generation + 1
+        self._shown[metadata["namespace"], metadata["name"]] = metadata["uid"]
+        self.tasks.upserted(raw)
+        return self.entries[metadata["uid"]]
+
+    async def delete(self, entry: Entry) -> None:
+        """Have a Task deleted."""
+        key = (entry.task.namespace, entry.task.name)
+        self._shown.pop(key)
+        self.tasks.gone(key, entry.task.uid)
+        await turn()
+
+    async def published(self, name: str = "t", **spec: Any) -> Entry:
+        """Hold a Task whose first attempt is confirmed by the broker."""
+        entry = self.add(name, **spec)
+        self.open()
+        await turn()
+        self.publisher.settle(Settled.CONFIRMED)
+        return entry
+
+    def event(
+        self,
+        entry: Entry,
+        kind: EventKind,
+        *,
+        attempt: int = 1,
+        epoch: int = 0,
+        token: str | None = None,
+        error: EventError | None = None,
+        uid: str | None = None,
+        result: Any = MISSING,
+    ) -> int:
+        """Have a worker's word come in; return its delivery tag."""
+        uid = uid or entry.task.uid
+        outcome = {"a": None} if kind is EventKind.SUCCEEDED else None
+        if result is not MISSING:
+            outcome = result
+        event = AttemptEvent(
+            kind=kind,
+            namespace="shop",
+            queue="q",
+            task=entry.task.name,
+            uid=uid,
+            token=TOKENS.sign(uid, attempt, epoch) if token is None else token,
+            attempt=attempt,
+            epoch=epoch,
+            worker="pod-1",
+            seconds=0.1,
+            result=outcome,
+            error=error,
+        )
+        return self.message(encode(event))
+
+    def failed(self, entry: Entry, *, attempt: int = 1) -> int:
+        error = EventError(type="Boom", message="it broke")
+        return self.event(entry, EventKind.FAILED, attempt=attempt, error=error)
+
+    def message(
+        self,
+        body: bytes,
+        *,
+        exchange: str = OUTCOMES_EXCHANGE,
+        routing_key: str = "shop.q.task.succeeded",
+        properties: BasicProperties | None = None,
+    ) -> int:
+        tag = next(self._tags)
+        delivery = Delivery(
+            channel=cast(Channel, self.channel),
+            delivery_tag=tag,
+            redelivered=False,
+            exchange=exchange,
+            routing_key=routing_key,
+            properties=properties or BasicProperties(),
+            body=body,
+        )
+        self.tasks.take(delivery, _Source(self))
+        return tag
+
+    def dead_letter(self, message: WorkMessage, **headers: Any) -> int:
+        """Have the broker give a work message up."""
+        properties = message.properties()
+        properties.headers = {**(properties.headers or {}), **headers}
+        return self.message(message.body, exchange=DEAD_EXCHANGE, properties=properties)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The broker the test's messages come from."""
+
+    engine: Engine
+
+    @property
+    def publisher(self) -> Publisher | None:
+        return cast(Publisher, self.engine.publisher)
+
+    def give_up(self, delivery: Delivery, reason: str) -> None:
+        self.engine.given_up.append((delivery, reason))
+
+
+def raw_task(
+    name: str = "t",
+    *,
+    created: float = 0.0,
+    generation: int = 1,
+    status: dict[str, Any] | None = None,
+    **spec: Any,
+) -> dict[str, Any]:
+    """Return a Task as the API server has it; ``created`` in seconds since `EPOCH`."""
+    return {
+        "metadata": {
+            "namespace": "shop",
+            "name": name,
+            "uid": f"uid-{name}",
+            "generation": generation,
+            "resourceVersion": "100",
+            "creationTimestamp": to_rfc3339(EPOCH + created),
+        },
+        "spec": {"queue": "q", "handler": "resize", "payload": {}, **spec},
+        "status": status or {"phase": "Pending", "observedGeneration": -1},
+    }
+
+
+async def turn() -> None:
+    """Let what is due now happen."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def until_time(seconds: float) -> None:
+    """Let virtual time pass up to a little after this long since the start of the loop."""
+    left = seconds - asyncio.get_running_loop().time()
+    await asyncio.sleep(max(left, 0) + 0.001)

@@ -1,0 +1,193 @@
+"""What must be true of the engine's parts whatever happens around them; see `Laws`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from taskqueue.contract.work import WorkMessage
+from taskqueue.controller.tasks import lifecycle
+from taskqueue.controller.tasks.admission import Step, Surroundings, decide
+from taskqueue.controller.tasks.lifecycle import Verdict
+from taskqueue.controller.tasks.tracked_task import Entry, Stage
+from taskqueue.controller.tasks.unreported_attempts import SILENCE_SECONDS
+from taskqueue.model.queue import StopPolicy
+from taskqueue.model.task import HISTORY_LIMIT, Phase
+from tests.unit.controller.fakes import EPOCH
+
+if TYPE_CHECKING:
+    from tests.unit.controller.model import Message, World
+
+MAX_PUBLISHED = 2
+MAX_ATTEMPTS = 3
+TIMEOUT = 20
+
+
+class Laws:
+    """Asserted where they would be broken: at a publish, at a write, at a start, and at rest."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        #: How many may hold the key: the limit, or more for as long as more have it already.
+        self.allowed = 1
+        self._finals: dict[str, dict[str, Any]] = {}
+        self._complete: set[str] = set()
+        self._cancelled: set[str] = set()
+        #: Changed when they had been published, or had their key: what they depend on matters no
+        #: more, or again, if they are published once more.
+        self._begun: set[str] = set()
+        self._fence = 0
+        self._checked = 0.0
+
+    def shown(self, raw: dict[str, Any]) -> None:
+        """Take note of what the operator is about to see."""
+        uid = raw["metadata"]["uid"]
+        held = self._entry(uid)
+        published = any(message.content.uid == uid for message in self._world.messages)
+        if published or (held is not None and held.status.concurrency_key):
+            self._begun.add(uid)
+        if raw["spec"].get("cancel"):
+            self._cancelled.add(uid)
+
+    def adopted(self) -> None:
+        """Look at a new operator that has heard all there is to hear, and published nothing."""
+        for message in self._world.messages:
+            message.forgotten |= not self._counts(message)
+        # A claim may be on record that was given back since: then nobody new gets the key.
+        self.allowed = max(self.allowed, self._key_held())
+
+    def written(self, uid: str, before: dict[str, Any], status: dict[str, Any]) -> None:
+        assert status["attempts"] <= MAX_ATTEMPTS, f"{uid}: too many attempts"
+        assert status["attempts"] >= before.get("attempts", 0), f"{uid}: attempts went down"
+        assert status["epoch"] >= before.get("epoch", 0), f"{uid}: the epoch went down"
+        numbers = [one["attempt"] for one in status["history"]]
+        assert numbers == sorted(set(numbers)), f"{uid}: history {numbers}"
+        assert len(numbers) <= HISTORY_LIMIT
+        if Phase(status["phase"]).terminal:
+            told = {
+                name: value
+                for name, value in status.items()
+                if name not in ("observedGeneration", "conditions")
+            }
+            assert self._finals.setdefault(uid, told) == told, f"{uid} ends a second time"
+            if status["phase"] == Phase.SUCCEEDED:
+                self._complete.add(uid.split("-")[1])
+
+    def _entry(self, uid: str) -> Entry | None:
+        return self._world.engine.entries.get(uid)
+
+    def _key_held(self) -> int:
+        return len(self._world.engine.dispatcher._keys._holders.get("k", ()))
+
+    def _counts(self, message: Message) -> bool:
+        """Tell whether the operator waits for this attempt."""
+        content, entry = message.content, self._entry(message.content.uid)
+        if entry is None or entry.stage is Stage.FINISHED:
+            return False
+        verdict = lifecycle.judge(entry.status, attempt=content.attempt, epoch=content.epoch)
+        return verdict is Verdict.COUNTS
+
+    def _holders(self) -> set[str]:
+        """Return the uids of the Tasks that may be with a worker together with the key."""
+        now = self._world.loop.time()
+        return {
+            message.content.uid
+            for message in self._world.messages
+            if self._world.keys[message.content.uid]
+            and not (message.answered or message.forgotten or message.arrived is False)
+            and (message.stopped is None or now - message.stopped < TIMEOUT + SILENCE_SECONDS)
+        }
+
+    def published(self, content: WorkMessage) -> None:
+        who, uid, queue = f"{content.task} ({content.uid})", content.uid, self._world.queue
+        entry = self._entry(uid)
+        assert entry is not None, f"{who} is published, and not held"
+        assert queue is not None, f"{who} is published without a TaskQueue"
+        assert queue.stop_policy is StopPolicy.NONE, f"{who} is published while all are held"
+        assert self._world.broker_up
+        assert uid not in self._cancelled, f"{who} is published though cancelled"
+        assert not entry.task.spec.suspend, f"{who} is published though suspended"
+        assert content.attempt <= MAX_ATTEMPTS, f"{who} is published too often"
+        assert self._world.engine.dispatcher.published <= MAX_PUBLISHED, (
+            f"{who} is above the window"
+        )
+        start = entry.task.spec.start_after
+        assert start is None or start <= EPOCH + self._world.loop.time(), (
+            f"{who} is published too early"
+        )
+        reason = entry.status.reason if entry.status.phase is Phase.BLOCKED else ""
+        assert reason in ("", "UnknownHandler", "ConcurrencyLimit"), f"{who} is published: {reason}"
+        before = [message for message in self._world.messages if message.content.uid == uid]
+        if not before and uid not in self._begun:
+            missing = set(entry.task.spec.depends_on) - self._complete
+            assert not missing, f"{who} is published before {missing}"
+        body = orjson.loads(content.body)
+        assert bool(entry.task.spec.payload_from) == ("from" in body), f"{who} has payload {body}"
+        raw = self._world.tasks.get(content.task)
+        recorded = raw["status"] if raw and raw["metadata"]["uid"] == uid else None
+        if recorded is not None and recorded.get("history"):
+            ended = recorded["history"][-1]["attempt"]
+            assert content.attempt > ended, f"{who}: attempt {ended} has ended, and is published"
+        if self._world.keys[uid]:
+            assert uid not in self._holders(), f"{who} is published beside itself"
+            others = self._holders() - {uid}
+            assert len(others) < self.allowed, f"{who} is published beside {sorted(others)}"
+            assert recorded is None or recorded.get("concurrencyKey"), f"{who} has no claim"
+            assert content.fence is not None
+            returned = before and before[-1].arrived is False
+            assert returned or self.allowed > 1 or content.fence > self._fence, f"{who}: old fence"
+            self._fence = max(self._fence, content.fence)
+
+    def check(self) -> None:
+        """Look at everything; called when nothing happens."""
+        assert not self._world.loop.problems, self._world.loop.problems
+        assert not self._world.engine.problems, self._world.engine.problems
+        self._world.take_acknowledgements()
+        now, self._checked = self._checked, self._world.loop.time()
+        for message in self._world.messages:
+            if message.stopped is None and not message.answered and not self._counts(message):
+                message.stopped = now  # at the earliest
+        limit = self._world.queue.per_key if self._world.queue else 1
+        self.allowed = max(limit, min(self.allowed, self._key_held()))
+        unfinished = [
+            one for one in self._world.engine.entries.values() if one.stage is not Stage.FINISHED
+        ]
+        dispatched = list(self._world.engine.dispatcher.entries())
+        assert len(dispatched) == len(set(dispatched)), "a Task is in two places"
+        assert set(dispatched) == set(unfinished), "a Task is nowhere"
+        for entry in unfinished:
+            self._check_entry(entry)
+
+    def _check_entry(self, entry: Entry) -> None:
+        who = f"{entry.task.uid} ({entry.stage.name}, {entry.status.phase})"
+        assert entry.task.uid not in self._cancelled, f"{who} is cancelled, and goes on"
+        raw = self._world.tasks.get(entry.task.name)
+        there = raw is not None and raw["metadata"]["uid"] == entry.task.uid
+        to_be_written = entry.flush is not None or entry.task.name in self._world.unwritten
+        if raw is not None and there and not to_be_written and not entry.reduced:
+            assert entry.status == entry.written, f"{who}: what is true is not going to be written"
+            if not self._world.behind:
+                phase = raw["status"]["phase"]
+                assert phase == entry.status.phase, f"{who}: the API server says {phase}"
+        if entry.task.uid in self._begun:
+            return
+        step = self._decide(entry)
+        if entry.stage is Stage.HELD:
+            assert step is Step.HOLD, f"{who} is held, and nothing holds it"
+        elif self._world.queue is not None:
+            assert step is Step.GO, f"{who} is under way, and something is in the way"
+
+    def _decide(self, entry: Entry) -> Step:
+        dispatcher = self._world.engine.dispatcher
+        around = Surroundings(
+            policy=dispatcher.policy(entry) if dispatcher.config is not None else None,
+            dependencies=self._world.engine.tasks.dependencies.of(entry.task),
+            payload_problem=entry.payload_problem,
+            hold_until=entry.hold_until,
+        )
+        just_before = EPOCH + self._world.loop.time() - 0.001  # its alarm is about to ring
+        decision = decide(
+            entry.task, entry.status, around, dispatched=entry.dispatched, now=just_before
+        )
+        return decision.step

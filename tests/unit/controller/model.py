@@ -1,0 +1,475 @@
+"""All that is around the engine's parts, and outlives them: API server, feed, broker, workers.
+
+A `World` runs one operator process at a time on a loop of its own. When it dies, the next one has
+what the API server accepted, what the broker has, and the outcomes nobody acknowledged.
+
+What must never be stands in `tests.unit.controller.invariants`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import orjson
+from pika.spec import BasicProperties
+
+from taskqueue.amqp.publisher import OnSettled, Settled
+from taskqueue.contract.names import (
+    DEAD_EXCHANGE,
+    EVENTS_EXCHANGE,
+    OUTCOMES_EXCHANGE,
+    WORK_EXCHANGE,
+)
+from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
+from taskqueue.contract.work import WorkMessage, parse_work
+from taskqueue.controller.tasks.unreported_attempts import SILENCE_SECONDS
+from taskqueue.kubernetes.status_updater import Refused, Written
+from taskqueue.kubernetes.task_codec import task_path
+from taskqueue.model.queue import QueueConfig
+from taskqueue.model.task import Backoff, Phase, Policy
+from tests.unit.controller.fakes import (
+    EPOCH,
+    KEY,
+    Engine,
+    FakeChannel,
+    FakePublisher,
+    Write,
+    raw_task,
+)
+from tests.unit.controller.invariants import MAX_ATTEMPTS, MAX_PUBLISHED, TIMEOUT, Laws
+from tests.unit.controller.virtual_time import VirtualLoop
+
+CONFIG_MAP = "/api/v1/namespaces/shop/configmaps/c"
+_FINAL = frozenset(phase.value for phase in Phase if phase.terminal)
+_ENDS = (EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED, EventKind.RELEASED)
+
+
+@dataclass(eq=False)
+class Message:
+    """A work message on its way to the broker, or there, or lost."""
+
+    content: WorkMessage
+    on_settled: OnSettled | None
+    #: None: nobody knows yet whether it reached the broker.
+    arrived: bool | None = None
+    #: A worker has told that no worker has it any more.
+    answered: bool = False
+    #: When it was first seen that its outcome counts for nothing any more.
+    stopped: float | None = None
+    #: The operator process that could know of that is gone.
+    forgotten: bool = False
+
+
+@dataclass(eq=False)
+class Letter:
+    """A message in the operator's inbox until it is acknowledged."""
+
+    body: bytes
+    exchange: str = OUTCOMES_EXCHANGE
+    properties: BasicProperties | None = None
+    tags: dict[FakeChannel, int] = field(default_factory=dict)
+    acknowledged: bool = False
+
+
+class WatchedPublisher(FakePublisher):
+    """Shows the world what is published; all of it is unknown once it is closed."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+        self._unsettled: list[OnSettled] = []
+
+    def publish(
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        properties: BasicProperties,
+        on_settled: OnSettled,
+        *,
+        mandatory: bool = True,
+    ) -> None:
+        if self.closed.done():
+            asyncio.get_running_loop().call_soon(on_settled, Settled.UNKNOWN, "closed")
+        elif exchange == WORK_EXCHANGE:
+            message = parse_work(properties, body)
+            assert isinstance(message, WorkMessage)
+            self._world.published(message, on_settled)
+        else:
+            self._unsettled.append(on_settled)
+
+            def confirmed(verdict: Settled, text: str) -> None:
+                if on_settled in self._unsettled:
+                    self._unsettled.remove(on_settled)
+                    if exchange == EVENTS_EXCHANGE:
+                        self._world.events.add(orjson.loads(body)["id"])
+                    on_settled(verdict, text)
+
+            super().publish(exchange, key, body, properties, confirmed, mandatory=mandatory)
+
+    def close(self) -> None:
+        self.closed.set_result("connection lost")
+        unsettled, self._unsettled = self._unsettled, []
+        for on_settled in unsettled:
+            on_settled(Settled.UNKNOWN, "connection lost")
+
+
+class World:
+    """See the module's docstring."""
+
+    def __init__(self) -> None:
+        #: Tasks by name, as the API server has them; never changed in place.
+        self.tasks: dict[str, dict[str, Any]] = {}
+        #: The same and ConfigMaps, by path.
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.queue: QueueConfig | None = QueueConfig(
+            namespace="shop",
+            name="q",
+            uid="queue",
+            generation=1,
+            connection_secret="rabbit",
+            max_published=MAX_PUBLISHED,
+            policy=_policy(),
+        )
+        self.broker_up = True
+        self.feed_lags = False
+        self.messages: list[Message] = []
+        self.letters: list[Letter] = []
+        self.events: set[str] = set()
+        self._absent_queue = self.queue
+        self._feed: list[tuple[str, dict[str, Any]]] = []
+        self._versions = 1000
+        self._made = 0
+        self.keys: dict[str, str] = {}
+        self.laws = Laws(self)
+        self.loop = VirtualLoop()
+        self.engine = self.loop.do(self._new_engine)
+        self._start()
+
+    # People, by way of the API server.
+
+    def create(self, name: str, **spec: Any) -> None:
+        self._made += 1
+        age = self._made / 1000  # or the order of those made at once would be chance
+        raw = raw_task(name, created=self.loop.time() + age, **spec)
+        raw["metadata"]["uid"] = f"uid-{name}-{self._made}"
+        self.keys[raw["metadata"]["uid"]] = spec.get("concurrencyKey", "")
+        self._store(name, raw)
+
+    def edit(self, name: str, **spec: Any) -> None:
+        raw = self.tasks[name]
+        metadata = {**raw["metadata"], "generation": raw["metadata"]["generation"] + 1}
+        self._store(name, {**raw, "metadata": metadata, "spec": {**raw["spec"], **spec}})
+
+    def delete(self, name: str) -> None:
+        raw = self.tasks.pop(name)
+        del self.objects[task_path("shop", name)]
+        if raw["status"]["phase"] not in _FINAL:
+            self._feed.append(("gone", raw))
+
+    def put_config_map(self, data: dict[str, str] | None) -> None:
+        self.objects.pop(CONFIG_MAP, None)
+        if data is not None:
+            self.objects[CONFIG_MAP] = {"data": data}
+
+    def put_queue(self, **changes: Any) -> None:
+        """Change the TaskQueue, or create it again."""
+        self.queue = replace(self.queue or self._absent_queue, **changes)
+        self.laws.allowed = max(self.laws.allowed, self.queue.per_key)
+
+        def taken() -> None:
+            self.engine.dispatcher.config = self.queue
+            self.engine.tasks.queue_changed(KEY)
+            self._open()
+
+        self.loop.do(taken)
+
+    def drop_queue(self) -> None:
+        self._absent_queue, self.queue = self.queue or self._absent_queue, None
+
+        def dropped() -> None:
+            self.engine.dispatcher.close()
+            self.engine.dispatcher.config = None
+            self.engine.tasks.queue_changed(KEY)
+
+        self.loop.do(dropped)
+
+    def is_unfinished(self, name: str) -> bool:
+        return name in self.tasks and self.tasks[name]["status"]["phase"] not in _FINAL
+
+    def _store(self, name: str, raw: dict[str, Any]) -> None:
+        self._versions += 1
+        metadata = {**raw["metadata"], "resourceVersion": str(self._versions)}
+        raw = self.tasks[name] = {**raw, "metadata": metadata}
+        self.objects[task_path("shop", name)] = raw
+        left = raw["status"]["phase"] in _FINAL
+        self._feed.append(("gone" if left else "shown", raw))
+
+    # The feed.
+
+    def feed(self) -> None:
+        """Have the operator see what happened since."""
+        if self._feed:
+            self.loop.do(self._feed_all)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the operator has not seen everything yet."""
+        return bool(self._feed)
+
+    def _feed_all(self) -> None:
+        events, self._feed = self._feed, []
+        shown, tasks = self.engine._shown, self.engine.tasks
+        for what, raw in events:
+            metadata = raw["metadata"]
+            key, uid = ("shop", metadata["name"]), metadata["uid"]
+            if what == "gone":
+                if shown.get(key) == uid:
+                    del shown[key]
+                tasks.gone(key, uid)
+                continue
+            before = shown.get(key)
+            if before is not None and before != uid:
+                tasks.gone(key, before)
+            shown[key] = uid
+            self.laws.shown(raw)
+            tasks.upserted(raw)
+
+    # The status writer and the API server.
+
+    @property
+    def unwritten(self) -> list[str]:
+        """Names of the Tasks with a status on its way."""
+        return list(dict.fromkeys(_name(write) for write in self.engine.writer.writes))
+
+    def write(
+        self, name: str, *, refuse: bool = False, first: int = 99, late: bool = False
+    ) -> None:
+        """Have the API server answer a write of a Task's status, and the newer ones it contains.
+
+        Args:
+            name: of the Task.
+            refuse: with 422, whatever it is.
+            first: how many of what waits are contained; what was put later waits on.
+            late: the feed shows it before the writer is told.
+        """
+        writes = [one for one in self.engine.writer.writes if _name(one) == name][:first]
+        for one in writes:
+            self.engine.writer.writes.remove(one)
+        refuse = refuse and self.is_unfinished(name)  # what it took once it takes again
+        fate: Written | Refused = Refused(422, "too long") if refuse else self._write(writes[-1])
+        if late and not self.feed_lags:
+            self.feed()
+
+        def settle() -> None:
+            for one in writes:
+                one.on_fate(fate)
+
+        self.loop.do(settle)
+
+    def _write(self, write: Write) -> Written | Refused:
+        raw = self.tasks.get(_name(write))
+        if raw is None:
+            return Refused(404, "not found")
+        if raw["metadata"]["uid"] != write.uid:
+            return Refused(422, "the uid is another")
+        before, status = raw["status"], write.status
+        if before["phase"] in _FINAL and before["phase"] != status["phase"]:
+            return Refused(422, "the phase of a finished Task never changes")
+        self.laws.written(write.uid, before, status)
+        self._store(_name(write), {**raw, "status": status})
+        return Written(raw["metadata"]["generation"], self._versions)
+
+    # The broker.
+
+    def published(self, content: WorkMessage, on_settled: OnSettled) -> None:
+        """Take a work message, if it may be published at all."""
+        self.laws.published(content)
+        self.messages.append(Message(content, on_settled))
+
+    def settle(self, message: Message, verdict: Settled, *, arrived: bool) -> None:
+        on_settled, message.on_settled = message.on_settled, None
+        if message.arrived is None:
+            message.arrived = arrived
+        assert on_settled is not None
+        self.loop.do(lambda: on_settled(verdict, "as the test says"))
+
+    def lose_broker(self, *, arrived: bool, closed_first: bool) -> None:
+        self.broker_up = False
+        publisher = cast(WatchedPublisher, self.engine.publisher)
+
+        def lost() -> None:
+            if closed_first:
+                self.engine.dispatcher.close()
+            publisher.close()
+            for message in self.unsettled:
+                self._lose(message, arrived)
+            self.engine.dispatcher.close()
+
+        self.loop.do(lost)
+
+    def find_broker(self) -> None:
+        self.broker_up = True
+
+        def found() -> None:
+            self.engine.publisher = WatchedPublisher(self)
+            self._connect()
+            self._open()
+
+        self.loop.do(found)
+
+    def count_ready(self, ready: int, *, reporting: bool = True) -> None:
+        """Have the operator told how many messages no worker has."""
+        dispatcher = self.engine.dispatcher
+        if dispatcher.publisher is None:
+            return
+        now = EPOCH + self.loop.time()
+        for entry in dispatcher._published:
+            if entry.delivered_at and now - entry.delivered_at > TIMEOUT + SILENCE_SECONDS:
+                for message in self.messages:
+                    # Its worker would have stopped it, and told so.
+                    message.answered |= message.content.token == dispatcher.token(entry)
+        self.loop.do(lambda: dispatcher.observed_ready(ready, reporting=reporting))
+
+    @property
+    def unsettled(self) -> list[Message]:
+        return [message for message in self.messages if message.on_settled is not None]
+
+    def _lose(self, message: Message, arrived: bool) -> None:
+        on_settled, message.on_settled = message.on_settled, None
+        if message.arrived is None:
+            message.arrived = arrived
+        assert on_settled is not None
+        on_settled(Settled.UNKNOWN, "connection lost")
+
+    def _connect(self) -> None:
+        """Deliver what is in the inbox, before anything is published."""
+        self.take_acknowledgements()
+        self.engine.channel = FakeChannel()
+        for letter in self.letters:
+            if not letter.acknowledged:
+                self._deliver(letter)
+
+    def _open(self) -> None:
+        if self.broker_up and self.queue is not None and self.engine.dispatcher.publisher is None:
+            self.engine.open()
+
+    def _deliver(self, letter: Letter) -> None:
+        letter.tags[self.engine.channel] = self.engine.message(
+            letter.body, exchange=letter.exchange, properties=letter.properties
+        )
+
+    def take_acknowledgements(self) -> None:
+        acked = self.engine.channel.acked
+        assert len(acked) == len(set(acked)), "an outcome is acknowledged twice"
+        for letter in self.letters:
+            if letter.tags.get(self.engine.channel) in acked:
+                letter.acknowledged = True
+
+    # Workers.
+
+    def latest(self, name: str, age: int) -> Message | None:
+        """Return a message of a Task of this name that may be with a worker; 0: the last one."""
+        of_name = [
+            message
+            for message in self.messages
+            if message.content.task == name and message.arrived is not False
+        ]
+        return of_name[-1 - age] if age < len(of_name) else None
+
+    def report(
+        self, message: Message, kind: EventKind, error: EventError | None = None, *, token: str = ""
+    ) -> None:
+        """Have a worker tell of an attempt; with a token of its own the worker lies."""
+        content = message.content
+        event = AttemptEvent(
+            kind=kind,
+            namespace="shop",
+            queue="q",
+            task=content.task,
+            uid=content.uid,
+            token=token or content.token,
+            attempt=content.attempt,
+            epoch=content.epoch,
+            worker="pod-1",
+            seconds=0.1,
+            result={"by": "pod-1"} if kind is EventKind.SUCCEEDED else None,
+            error=error,
+        )
+        if not token:
+            message.arrived = True
+            message.answered |= kind in _ENDS
+        self._send(Letter(encode(event)))
+
+    def give_up(self, message: Message) -> None:
+        """Have the broker make a dead letter of a message."""
+        message.arrived = message.answered = True
+        properties = message.content.properties()
+        death = {"x-last-death-reason": "delivery_limit"}
+        properties.headers = {**(properties.headers or {}), **death}
+        self._send(Letter(message.content.body, DEAD_EXCHANGE, properties))
+
+    def send_again(self, letter: Letter) -> None:
+        """Have a worker tell again what it told before."""
+        self._send(Letter(letter.body, letter.exchange, letter.properties))
+
+    def _send(self, letter: Letter) -> None:
+        self.letters.append(letter)
+        if self.broker_up:
+            self.loop.do(lambda: self._deliver(letter))
+
+    # The operator process.
+
+    def restart(self, *, written: bool, arrived: bool) -> None:
+        """End the operator without a warning, and start another.
+
+        Args:
+            written: whether what was being written came through.
+            arrived: whether what was being published came through.
+        """
+        self.take_acknowledgements()
+        for name in self.unwritten if written else ():
+            self._write(next(one for one in self.engine.writer.writes if _name(one) == name))
+        for message in self.unsettled:
+            message.on_settled = None
+            message.arrived = arrived if message.arrived is None else message.arrived
+        now = self.loop.time()
+        self.engine.publisher.closed.cancel()
+        self.loop.die()
+        self.loop = VirtualLoop(now)
+        self.engine = self.loop.do(self._new_engine)
+        self._start()
+
+    def _new_engine(self) -> Engine:
+        engine = Engine()
+        engine.api.objects = self.objects
+        engine.publisher = WatchedPublisher(self)
+        engine.dispatcher.config = self.queue
+        engine.synced = False
+        engine._spawn(engine.tasks.dependencies.run(), "dependencies")
+        return engine
+
+    def _start(self) -> None:
+        self._feed = [
+            ("shown", raw) for name, raw in self.tasks.items() if self.is_unfinished(name)
+        ]
+        self.loop.do(self._feed_all)
+        self.engine.synced = True
+        if self.broker_up:
+            self.loop.do(self._connect)
+        self.laws.adopted()
+        self.loop.do(self._open)
+
+
+def _policy() -> Policy:
+    return Policy(
+        max_attempts=MAX_ATTEMPTS,
+        backoff=Backoff(1.0, 4.0, 10.0, 0.0),
+        attempt_timeout_seconds=TIMEOUT,
+    )
+
+
+def _name(write: Write) -> str:
+    return write.path.split("/")[-2]

@@ -1,0 +1,203 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from taskqueue.controller.pool.worker_registry import (
+    LOST_SECONDS,
+    STOPPED_SECONDS,
+    Registry,
+    WorkerView,
+)
+from taskqueue.model.worker import Worker, WorkerState
+
+WORKER = Worker(pod="a", node="node-1", cpus=4.0, slots=2, handlers=("resize",))
+
+
+def beat(
+    registry: Registry,
+    pod: str = "a",
+    *,
+    running: int = 0,
+    busy: int | None = None,
+    state: WorkerState = WorkerState.READY,
+    now: float = 0.0,
+    **changes: Any,
+) -> bool:
+    worker = replace(WORKER, pod=pod, **changes)
+    return registry.beat(
+        worker, running=running, busy=running if busy is None else busy, state=state, now=now
+    )
+
+
+def stop(registry: Registry, pod: str = "a", now: float = 0.0) -> bool:
+    return beat(registry, pod, state=WorkerState.STOPPED, now=now)
+
+
+def test_nobody_is_there_at_first() -> None:
+    registry = Registry()
+    assert (len(registry), registry.workers, registry.slots, registry.busy) == (0, (), 0, 0)
+    assert (registry.foreign, registry.views) == (0, {})
+
+
+def test_workers_join_and_are_told_by_name() -> None:
+    registry = Registry()
+    assert beat(registry, "b", slots=3)
+    assert beat(registry, "a")
+    assert [worker.pod for worker in registry.workers] == ["a", "b"]
+    assert registry.workers[0] == WORKER
+    assert (len(registry), registry.slots) == (2, 5)
+
+
+def test_the_same_again_is_no_news() -> None:
+    registry = Registry()
+    beat(registry)
+    assert not beat(registry, now=10.0)
+    assert not beat(registry, running=2, now=20.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slots": 3},
+        {"cpus": 2.0},
+        {"node": "node-2"},
+        {"handlers": ()},
+        {"state": WorkerState.DRAINING},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_description_is(change: dict[str, Any]) -> None:
+    registry = Registry()
+    beat(registry)
+    assert beat(registry, now=10.0, **change)
+    assert len(registry) == 1
+
+
+def test_one_that_drains_takes_no_more_but_is_there_and_busy() -> None:
+    registry = Registry()
+    beat(registry, "a", running=1, state=WorkerState.DRAINING)
+    beat(registry, "b", running=2)
+    beat(registry, "c")
+    assert (len(registry), registry.slots, registry.busy) == (3, 4, 2)
+    beat(registry, "a", running=0, state=WorkerState.DRAINING)
+    assert registry.busy == 1
+
+
+def test_what_is_known_of_each() -> None:
+    registry = Registry()
+    beat(registry, "a", running=1, busy=2, slots=3, now=1.0)
+    beat(registry, "b", running=2, state=WorkerState.DRAINING, now=2.0)
+    stop(registry, "c", now=3.0)
+    assert registry.views == {
+        "a": WorkerView(pod="a", slots=3, busy=2, running=1, state=WorkerState.READY, seen=1.0),
+        "b": WorkerView(pod="b", slots=2, busy=2, running=2, state=WorkerState.DRAINING, seen=2.0),
+        "c": WorkerView(pod="c", slots=2, busy=0, running=0, state=WorkerState.STOPPED, seen=3.0),
+    }
+
+
+def test_what_was_known_does_not_change_afterwards() -> None:
+    registry = Registry()
+    beat(registry, "a")
+    views = registry.views
+    beat(registry, "b")
+    assert list(views) == ["a"]
+
+
+def test_direct_messages_are_what_is_run_besides_tasks() -> None:
+    registry = Registry()
+    beat(registry, "a", running=1, busy=4)
+    beat(registry, "b", running=0, busy=2, state=WorkerState.DRAINING)
+    beat(registry, "tells of Tasks alone", running=3)
+    beat(registry, "tells nonsense", running=3, busy=1)
+    assert registry.foreign == 5
+    assert registry.busy == 4
+    stop(registry, "b")
+    assert registry.foreign == 3
+    registry.beat(WORKER, running=0, busy=7, state=WorkerState.STOPPED, now=0.0)
+    assert registry.foreign == 0, "whatever one says that has stopped"
+
+
+def test_one_that_stops_lives_no_more_at_once() -> None:
+    registry = Registry()
+    beat(registry, running=1)
+    assert stop(registry)
+    assert (len(registry), registry.workers, registry.slots, registry.busy) == (0, (), 0, 0)
+    assert not stop(registry, now=10.0), "no news"
+
+
+def test_one_that_stopped_unknown_is_known_as_drained() -> None:
+    registry = Registry()
+    assert stop(registry)
+    assert registry.views["a"].state is WorkerState.STOPPED
+    assert len(registry) == 0
+
+
+def test_one_that_stopped_is_remembered_until_its_pod_says_something_else() -> None:
+    registry = Registry()
+    beat(registry)
+    stop(registry, now=10.0)
+    assert beat(registry, now=20.0)
+    assert registry.views["a"].state is WorkerState.READY
+    assert (len(registry), registry.slots) == (1, 2)
+
+
+def test_one_that_stopped_is_remembered_until_its_pod_is_gone() -> None:
+    registry = Registry()
+    for pod in ("a", "b"):
+        stop(registry, pod)
+    beat(registry, "runs outside of any pod")
+    registry.forget(["b", "another"])
+    assert set(registry.views) == {"b", "runs outside of any pod"}
+    assert len(registry) == 1
+
+
+def test_one_that_stopped_is_remembered_for_so_long_and_never_missed() -> None:
+    registry = Registry()
+    beat(registry)
+    stop(registry, now=5.0)
+    stop(registry, now=10.0)
+    assert registry.expire(STOPPED_SECONDS + 10.0) == ()
+    assert list(registry.views) == ["a"]
+    assert registry.expire(STOPPED_SECONDS + 10.5) == ()
+    assert registry.views == {}
+
+
+def test_silence_is_an_end_too_and_told_once() -> None:
+    registry = Registry()
+    beat(registry, "silent", now=0.0)
+    beat(registry, "alive", now=1.0)
+    assert registry.expire(LOST_SECONDS) == ()
+    assert registry.expire(LOST_SECONDS + 0.5) == ("silent",)
+    assert registry.expire(LOST_SECONDS + 0.5) == ()
+    assert [worker.pod for worker in registry.workers] == list(registry.views) == ["alive"]
+
+
+def test_each_heartbeat_begins_the_time_anew() -> None:
+    registry = Registry()
+    beat(registry)
+    beat(registry, now=30.0)
+    assert registry.expire(LOST_SECONDS + 29.0) == ()
+    assert registry.expire(LOST_SECONDS + 30.5) == ("a",)
+
+
+def test_one_that_was_lost_may_come_back() -> None:
+    registry = Registry()
+    beat(registry)
+    registry.expire(100.0)
+    assert beat(registry, now=101.0)
+    assert len(registry) == 1
+
+
+def test_slots_of_one_are_those_of_the_living_and_remembered() -> None:
+    """Workers that drain must not look like ones with fewer slots."""
+    registry = Registry()
+    assert registry.slots_each == 1
+    for pod in "abcd":
+        beat(registry, pod, slots=8)
+    for pod in "abc":
+        beat(registry, pod, slots=8, state=WorkerState.DRAINING)
+    assert (registry.slots, registry.slots_each) == (8, 8)
+    for pod in "abcd":
+        beat(registry, pod, slots=8, state=WorkerState.STOPPED)
+    assert (registry.slots, registry.slots_each) == (0, 8)

@@ -1,0 +1,97 @@
+"""A link goes on trying, whatever happens to it."""
+
+import asyncio
+from contextlib import suppress
+from random import Random
+from typing import Any, cast
+
+import pytest
+
+from taskqueue.amqp.channel import BrokerUnavailable, Channel, Delivery
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.controller.queues import broker_link
+from taskqueue.controller.queues.broker_link import BrokerLink, Down, Markers
+from tests.unit.controller.fakes import FakeChannel
+
+pytestmark = pytest.mark.looptime
+
+PARAMETERS = BrokerParameters(host="rabbit", port=5672, username="u", password="p")
+
+
+async def test_an_error_nobody_thought_of_is_told_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures = [ZeroDivisionError("odd"), BrokerUnavailable("refused")]
+
+    async def connect(*_: Any, **__: Any) -> Any:
+        raise failures.pop(0) if len(failures) > 1 else failures[0]
+
+    monkeypatch.setattr(broker_link, "connect", connect)
+    synced = asyncio.Event()
+    synced.set()
+    link = BrokerLink(PARAMETERS, feed_synced=synced, markers=Markers(), random=Random(0))
+    reasons: list[str] = []
+
+    def note() -> None:
+        assert isinstance(link.state, Down)
+        reasons.append(link.state.reason)
+
+    link.subscribe(note)
+    task = asyncio.create_task(link.run())
+    await asyncio.sleep(30)
+    assert reasons == ["Failed", "BrokerUnavailable"]
+    assert not task.done()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+class SwallowingPublisher:
+    """Confirms every marker; those before ``lost`` are taken by somebody else's consumer."""
+
+    def __init__(self, reader: BrokerLink, *, lost: int) -> None:
+        self.reader = reader
+        self.lost = lost
+        self.published = 0
+
+    async def publish_and_wait(
+        self, exchange: str, key: str, body: bytes, properties: Any
+    ) -> tuple[Settled, str]:
+        self.published += 1
+        if self.published > self.lost:
+            channel = cast(Channel, FakeChannel())
+            self.reader._on_delivery(Delivery(channel, 1, False, exchange, key, properties, body))
+        return Settled.CONFIRMED, ""
+
+
+def make_link(markers: Markers) -> BrokerLink:
+    return BrokerLink(PARAMETERS, feed_synced=asyncio.Event(), markers=markers, random=Random(0))
+
+
+async def catch_up(link: BrokerLink, publisher: SwallowingPublisher) -> None:
+    broken: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(60):
+        await link._catch_up(cast(Publisher, publisher), broken)
+
+
+async def test_a_marker_taken_by_a_former_leader_is_followed_by_another() -> None:
+    link = make_link(Markers())
+    publisher = SwallowingPublisher(link, lost=3)
+    await catch_up(link, publisher)
+    assert publisher.published == 4
+    assert isinstance(link.state, Down)
+    assert link.state.reason == "ReadingInbox"
+
+
+async def test_a_marker_may_be_read_by_another_link_of_the_process() -> None:
+    markers = Markers()
+    publisher = SwallowingPublisher(make_link(markers), lost=0)
+    await catch_up(make_link(markers), publisher)
+    assert publisher.published == 1
+
+
+async def test_a_marker_of_another_process_counts_for_nothing() -> None:
+    publisher = SwallowingPublisher(make_link(Markers()), lost=0)
+    with pytest.raises(TimeoutError):
+        await catch_up(make_link(Markers()), publisher)

@@ -1,0 +1,460 @@
+"""What a TaskQueue's side of the broker keeps in mind over failures, with stand-ins."""
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from taskqueue.amqp.channel import BrokerUnavailable
+from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint
+from taskqueue.amqp.publisher import Publisher
+from taskqueue.contract.names import dead_queue, work_queue
+from taskqueue.controller.queues import broker_session
+from taskqueue.controller.queues.backlog import Signal
+from taskqueue.controller.queues.broker_link import BrokerLink, Down, State, Up
+from taskqueue.controller.queues.broker_session import QueueBroker
+from taskqueue.controller.queues.statistics import Reading, StatisticsReader
+from taskqueue.controller.tasks.dispatcher import Dispatcher
+from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.model.queue import QueueConfig
+from taskqueue.model.queue_stats import Figures
+
+ONE = BrokerParameters(host="one", port=5672, username="u", password="p")
+OTHER = BrokerParameters(host="other", port=5672, username="u", password="p")
+CONFIG = QueueConfig(namespace="shop", name="q", uid="u", generation=1, connection_secret="rabbit")
+#: host, username and password, in base64.
+SECRET = {"data": {"host": "b25l", "username": "dQ==", "password": "cA=="}}
+
+
+class FakeChannel:
+    async def close(self) -> None: ...
+
+
+class FakeConnection:
+    blocked: str | None = None
+
+    async def channel(self) -> FakeChannel:
+        return FakeChannel()
+
+
+class FakeLink:
+    def __init__(self, parameters: BrokerParameters) -> None:
+        self.parameters = parameters
+        self.state: State = up()
+        self.subscribed = 0
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        self.subscribed += 1
+
+    def unsubscribe(self, callback: Callable[[], None]) -> None:
+        self.subscribed -= 1
+
+
+class FakeDispatcher:
+    def __init__(self) -> None:
+        self.republished = 0
+        self.opened = 0
+        self.published = 0
+
+    def open(self, publisher: Publisher) -> None:
+        self.opened += 1
+
+    def close(self) -> None: ...
+
+    def republish_all(self) -> int:
+        self.republished += 1
+        return 1
+
+    def observed_ready(self, ready: int, *, reporting: bool) -> None: ...
+
+
+class FakeReaders:
+    """Gives readers that read nothing; the test says what they have read."""
+
+    def __init__(self) -> None:
+        self.readers: dict[StatisticsEndpoint, StatisticsReader] = {}
+
+    def join(self, endpoint: StatisticsEndpoint, user: object) -> StatisticsReader:
+        self.readers[endpoint] = StatisticsReader(endpoint, cast(Any, None))
+        return self.readers[endpoint]
+
+    def leave(self, endpoint: StatisticsEndpoint, user: object) -> None:
+        del self.readers[endpoint]
+
+    @property
+    def only(self) -> StatisticsReader:
+        (reader,) = self.readers.values()
+        return reader
+
+
+class FakeClient:
+    """Answers as told: an error to raise, or an object."""
+
+    def __init__(self) -> None:
+        self.secret: ApiError | Mapping[str, Any] = SECRET
+
+    async def get(self, path: str, **_: str) -> Mapping[str, Any]:
+        if isinstance(self.secret, ApiError):
+            raise self.secret
+        return self.secret
+
+
+def up() -> Up:
+    return Up(cast(Publisher, object()), cast(Any, FakeConnection()))
+
+
+class Case:
+    def __init__(self) -> None:
+        self.dispatcher, self.client = FakeDispatcher(), FakeClient()
+        self.link = FakeLink(ONE)
+        self.readers = FakeReaders()
+        self.now = 100.0
+        self.side = QueueBroker(
+            CONFIG,
+            dispatcher=cast(Dispatcher, self.dispatcher),
+            client=cast(ApiClient, self.client),
+            links=lambda parameters: cast(BrokerLink, self.link),
+            wake=lambda: None,
+            monotonic=lambda: self.now,
+            readers=self.readers,
+        )
+
+    def name_endpoint(self, uri: str = "http://one:15672") -> None:
+        """Have the Secret name an endpoint for statistics."""
+        data = {**SECRET["data"], "managementUri": base64.b64encode(uri.encode()).decode()}
+        self.client.secret = {"data": data}
+
+    def told(self, ready: int, unacknowledged: int) -> None:
+        """Have the statistics read just now."""
+        figures = {work_queue(*CONFIG.key): Figures(ready, unacknowledged)}
+        self.readers.only.reading = Reading(figures, self.now)
+
+    async def reconnected(self, link: FakeLink | None = None) -> None:
+        """Have the loop find a new connection of this link, or another, and look at it."""
+        self.link = link or self.link
+        self.link.state = up()
+        self.now += 60.0
+        await self.side.reach()
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The state of a broker that the test changes.
+
+    ``ready`` and ``dead`` are the messages in the queues, None: no queue; an exception is raised.
+    ``failure`` is raised by the next declaration.
+    """
+    state: dict[str, Any] = {"ready": 0, "dead": 0, "failure": None}
+
+    async def ready_messages(channel: object, queue: str) -> int | None:
+        answer = state["dead" if queue == dead_queue(*CONFIG.key) else "ready"]
+        if isinstance(answer, Exception):
+            raise answer
+        return cast("int | None", answer)
+
+    async def declare(connection: object, namespace: str, queue: str) -> bool:
+        created, state["ready"] = state["ready"] is None, state["ready"] or 0
+        state["dead"] = state["dead"] or 0
+        failure, state["failure"] = state["failure"], None
+        if failure is not None:
+            raise failure
+        return created
+
+    monkeypatch.setattr(broker_session, "ready_messages", ready_messages)
+    monkeypatch.setattr(broker_session, "declare_task_queue", declare)
+    return state
+
+
+async def test_a_queue_that_is_there_is_opened_and_nothing_published_again(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    await case.side.reach()
+    assert (case.dispatcher.opened, case.dispatcher.republished) == (1, 0)
+    assert case.side.declared
+    assert case.side.condition.status
+
+
+async def test_a_lost_queue_is_remembered_over_a_failure_while_it_is_made_again(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    broker |= {"ready": None, "failure": BrokerUnavailable("gone in the middle")}
+    await case.side.reach()
+    assert (case.dispatcher.opened, case.dispatcher.republished) == (0, 0)
+    assert case.side.condition.reason == "DeclareFailed"
+    assert broker["ready"] == 0  # it was made before the failure
+    await case.reconnected()
+    assert (case.dispatcher.opened, case.dispatcher.republished) == (1, 1)
+    await case.reconnected()
+    assert (case.dispatcher.opened, case.dispatcher.republished) == (2, 1)
+
+
+async def test_another_broker_that_has_the_queue_gets_what_the_former_had(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    await case.side.reach()
+    await case.reconnected(FakeLink(OTHER))
+    assert case.dispatcher.republished == 1
+
+
+async def test_a_secret_the_operator_may_not_read_is_said_in_a_condition() -> None:
+    case = Case()
+    case.client.secret = ApiError(403, "Forbidden", "no")
+    await case.side.reach()
+    assert case.side.condition.reason == "SecretForbidden"
+    assert "shop/rabbit" in case.side.condition.message
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_connection_that_works_outlives_a_secret_that_cannot_be_read(
+    broker: dict[str, Any], status: int
+) -> None:
+    case = Case()
+    await case.side.reach()
+    case.client.secret = ApiError(status, "No", "no")
+    case.now += 60.0
+    await case.side.reach()
+    assert case.side.declared
+    assert case.link.subscribed == 1
+    assert case.side.parameters is not None
+
+
+async def test_a_connection_is_given_up_for_a_secret_that_is_wrong(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.side.reach()
+    case.client.secret = {"data": {}}
+    case.now += 60.0
+    await case.side.reach()
+    assert (case.side.declared, case.link.subscribed) == (False, 0)
+    assert case.side.condition.reason == "SecretInvalid"
+    assert "Secret shop/rabbit (spec.broker.connectionSecret): key host" in (
+        case.side.condition.message
+    )
+
+
+async def test_another_secret_is_read_at_once(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.side.reach()
+    case.side.reconfigure(replace(CONFIG, connection_secret="other"))
+    assert (case.side.declared, case.side.secret) == (False, None)
+    await case.side.reach()
+    assert case.side.secret == ("shop", "other")
+    assert case.link.subscribed == 1
+
+
+async def test_both_queues_are_counted(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.side.reach()
+    broker |= {"ready": 3, "dead": 2}
+    await case.side.count()
+    assert (case.side.ready, case.side.dead_letters) == (3, 2)
+
+
+async def test_what_cannot_be_counted_is_unknown_and_never_zero(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.side.reach()
+    broker |= {"dead": BrokerUnavailable("lost")}
+    await case.side.count()
+    assert (case.side.declared, case.side.dead_letters) == (False, None)
+
+
+async def test_a_dead_queue_that_is_deleted_is_made_again_and_no_task_published_twice(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    await case.side.reach()
+    broker |= {"dead": None}
+    await case.side.count()
+    assert (case.side.declared, case.side.dead_letters) == (False, None)
+    case.now += 60.0
+    await case.side.reach()
+    await case.side.count()
+    assert (case.side.declared, case.side.dead_letters) == (True, 0)
+    assert case.dispatcher.republished == 0
+
+
+async def test_more_dead_letters_are_logged_and_fewer_are_not(
+    broker: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case()
+    await case.side.reach()
+    for dead in (4, 4, 1, 3):
+        broker["dead"] = dead
+        await case.side.count()
+    logged = [record for record in caplog.records if record.message == "queue.dead_letters"]
+    (record,) = logged
+    fields = vars(record)["fields"]
+    assert (fields["dead_letters"], fields["more"]) == (3, 2)
+
+
+# The signal.
+
+
+async def test_the_signal_of_a_broker_that_is_away_is_unknown_and_says_why(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    case.client.secret = ApiError(404, "NotFound", "no")
+    await case.side.reach()
+    signal = case.side.signal(waiting=3, published=2, workers_foreign=1)
+    assert (signal.backlog, signal.ready, signal.running) == (None, None, None)
+    assert "SecretNotFound" in signal.problem
+    assert "shop/rabbit" in signal.problem
+
+
+async def test_a_connection_lost_makes_the_signal_unknown_until_the_queue_is_declared_again(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    await case.side.reach()
+    await case.side.count()
+    case.link.state = Down("BrokerUnavailable", "gone")
+    await case.side.reach()
+    signal = case.side.signal(waiting=0, published=0)
+    assert (signal.backlog, signal.problem) == (
+        None,
+        "the broker is not ready: BrokerUnavailable: gone",
+    )
+    await case.reconnected()
+    assert case.side.signal(waiting=0, published=0).backlog == 0
+
+
+async def test_the_signal_without_statistics(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.side.reach()
+    broker["ready"], case.dispatcher.published = 5, 3
+    case.side.signal(waiting=2, published=3, workers_foreign=4)
+    await case.side.count()
+    case.now += 3600
+    assert case.side.signal(waiting=2, published=3, workers_foreign=4) == Signal(
+        backlog=11, ready=5, running=4
+    )
+
+
+async def test_tasks_that_come_or_go_while_it_is_counted_are_no_messages_of_others(
+    broker: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case()
+    await case.side.reach()
+    for before, after in ((7, 0), (0, 7)):
+        case.dispatcher.published = before
+
+        async def ready_messages(channel: object, queue: str, after: int = after) -> int:
+            case.dispatcher.published = after
+            return 7
+
+        monkeypatch.setattr(broker_session, "ready_messages", ready_messages)
+        await case.side.count()
+        assert case.side.signal(waiting=0, published=after).backlog == after
+
+
+async def test_a_count_that_fails_leaves_no_old_one_behind(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.side.reach()
+    broker["ready"] = 9
+    await case.side.count()
+    broker["ready"] = BrokerUnavailable("lost")
+    await case.side.count()
+    broker["ready"] = 0
+    await case.reconnected()
+    assert case.side.signal(waiting=0, published=0) == Signal(backlog=0, ready=None, running=None)
+
+
+async def test_the_statistics_that_the_secret_names_are_read(broker: dict[str, Any]) -> None:
+    case = Case()
+    case.name_endpoint()
+    await case.side.reach()
+    await case.side.count()
+    case.told(0, 4)
+    assert case.side.signal(waiting=0, published=1) == Signal(backlog=4, ready=0, running=4)
+    case.now += 60
+    signal = case.side.signal(waiting=0, published=1, workers_foreign=2)
+    assert (signal.backlog, signal.problem != "") == (3, True)
+
+
+async def test_the_most_published_since_the_last_signal_are_no_messages_of_others(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    case.name_endpoint()
+    await case.side.reach()
+    case.told(3, 6)
+    assert case.side.signal(waiting=0, published=0, most_published=9).backlog == 0
+
+
+async def test_messages_given_back_over_a_new_connection_count_once(broker: dict[str, Any]) -> None:
+    case = Case()
+    case.name_endpoint()
+    await case.side.reach()
+    await case.side.count()
+    case.told(0, 4)
+    assert case.side.signal(waiting=0, published=0).backlog == 4
+    case.now += 5
+    case.link.state = up()
+    await case.side.reach()
+    broker["ready"] = 4
+    await case.side.count()
+    assert case.side.signal(waiting=0, published=0).backlog == 4
+
+
+async def test_a_wrong_endpoint_stops_no_connection_and_is_a_problem(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    case.name_endpoint("one:15672")
+    await case.side.reach()
+    assert case.side.declared
+    case.now += 20
+    signal = case.side.signal(waiting=1, published=0)
+    assert signal.backlog == 1
+    assert signal.problem.startswith(
+        "Secret shop/rabbit (spec.broker.connectionSecret): key managementUri must begin with"
+    )
+
+
+async def test_an_endpoint_named_later_is_read_over_the_same_connection(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    await case.side.reach()
+    case.name_endpoint()
+    case.now += 60
+    await case.side.reach()
+    assert case.readers.only.endpoint.url == "http://one:15672"
+    assert case.dispatcher.opened == 1
+    case.client.secret = SECRET
+    case.now += 60
+    await case.side.reach()
+    assert case.readers.readers == {}
+
+
+async def test_to_look_for_the_broker_only_reads_nothing(broker: dict[str, Any]) -> None:
+    case = Case()
+    case.name_endpoint()
+    await case.side.find_parameters()
+    assert case.readers.readers == {}
+
+
+async def test_leaving_or_losing_the_secret_stops_the_reader(broker: dict[str, Any]) -> None:
+    case = Case()
+    case.name_endpoint()
+    await case.side.reach()
+    assert len(case.readers.readers) == 1
+    case.side.reconfigure(replace(CONFIG, connection_secret="other"))
+    assert case.readers.readers == {}
+    await case.side.reach()
+    assert len(case.readers.readers) == 1
+    await case.side.leave()
+    assert case.readers.readers == {}
+
+
+async def test_leaving_lets_go_of_the_link(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.side.reach()
+    await case.side.leave()
+    assert (case.side.declared, case.link.subscribed) == (False, 0)
+    assert case.side.parameters is not None  # the queues may still have to be deleted

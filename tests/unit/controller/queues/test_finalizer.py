@@ -1,0 +1,221 @@
+"""The end of a TaskQueue, with a broker and an API server that are there, away or refusing."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused
+from taskqueue.amqp.connection import Connection
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.controller.queues.finalizer import REMOVAL_SECONDS, QueueFinalizer
+from taskqueue.kubernetes.broker_secret import NoBrokerSecret
+from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.taskqueue_codec import QUEUES_FINALIZER
+from taskqueue.model.queue import QueueConfig
+
+BROKER = BrokerParameters(host="one", port=5672, username="u", password="p")
+CONFIG = QueueConfig(
+    namespace="shop", name="q", uid="u", generation=1, connection_secret="rabbit",
+    delete_queues=True, finalized=True, deleting=True,
+)  # fmt: skip
+QUEUES = ["taskqueue.shop.q", "taskqueue-dead.shop.q"]
+
+
+class FakeBroker:
+    """Keeps what is deleted; fails as told, once for each entry of ``failures``."""
+
+    def __init__(self) -> None:
+        self.deleted: list[str] = []
+        self.failures: list[Exception] = []
+        self.away = False
+        self.hangs = False
+        self.open = 0
+
+    async def connect(self, parameters: BrokerParameters) -> Connection:
+        assert parameters == BROKER
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.away:
+            raise BrokerUnavailable("cannot connect to RabbitMQ at one:5672/")
+        self.open += 1
+        return cast(Connection, self)
+
+    async def channel(self) -> Any:
+        return self
+
+    async def delete_queue(self, name: str) -> int:
+        if self.failures:
+            raise self.failures.pop()
+        self.deleted.append(name)
+        return 0
+
+    async def close(self) -> None:
+        self.open -= 1
+
+
+class FakeApi:
+    """One TaskQueue object, and the Events about it."""
+
+    def __init__(self, *finalizers: str) -> None:
+        self.metadata: dict[str, Any] = {"uid": "u", "resourceVersion": "7"}
+        if finalizers:
+            self.metadata["finalizers"] = list(finalizers)
+        self.events: list[dict[str, Any]] = []
+        self.patches = 0
+        self.failure: ApiError | None = None
+        self.conflicts = 0
+        self.event_failure: ApiError | None = None
+
+    async def get(self, path: str) -> dict[str, Any]:
+        assert path.endswith("/namespaces/shop/taskqueues/q")
+        if self.failure is not None:
+            raise self.failure
+        return {"metadata": self.metadata}
+
+    async def merge(self, path: str, body: Any) -> None:
+        assert body["metadata"].pop("resourceVersion") == "7"
+        if self.conflicts:
+            self.conflicts -= 1
+            raise ApiError(409, "Conflict", "the object has been modified")
+        self.patches += 1
+        self.metadata |= body["metadata"]
+
+    async def send(self, method: str, path: str, *, body: Any) -> None:
+        assert (method, path) == ("POST", "/apis/events.k8s.io/v1/namespaces/shop/events")
+        if self.event_failure is not None:
+            raise self.event_failure
+        self.events.append(body)
+
+
+class Case:
+    def __init__(self, config: QueueConfig = CONFIG, api: FakeApi | None = None) -> None:
+        self.broker = FakeBroker()
+        self.api = api or FakeApi("other", QUEUES_FINALIZER)
+        self.secret: NoBrokerSecret | BrokerParameters = BROKER
+        self.finalizer = QueueFinalizer(
+            config,
+            client=cast(ApiClient, self.api),
+            find=self._find,
+            connect=self.broker.connect,
+        )
+
+    async def _find(self) -> BrokerParameters:
+        if isinstance(self.secret, NoBrokerSecret):
+            raise self.secret
+        return self.secret
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@pytest.mark.looptime
+async def test_both_queues_go_and_then_the_finalizer() -> None:
+    case = Case()
+    await case.finalizer.finish(known=None)
+    assert case.broker.deleted == QUEUES
+    assert case.broker.open == 0
+    assert case.api.metadata["finalizers"] == ["other"]
+    assert case.api.events == []
+    await case.finalizer.finish(known=None)
+    assert (case.broker.deleted, case.api.patches) == (QUEUES, 1)
+
+
+@pytest.mark.looptime
+async def test_queues_are_left_alone_without_the_finalizer() -> None:
+    case = Case(replace(CONFIG, finalized=False), FakeApi("other"))
+    await case.finalizer.finish(known=BROKER)
+    assert (case.broker.deleted, case.api.patches) == ([], 0)
+
+
+@pytest.mark.looptime
+async def test_a_broker_that_comes_back_is_in_time() -> None:
+    case = Case()
+    case.broker.failures = [BrokerUnavailable("lost"), ChannelRefused(404, "no leader")]
+    await case.finalizer.finish(known=None)
+    assert case.broker.deleted == QUEUES
+    assert case.broker.open == 0
+    assert 0 < now() < REMOVAL_SECONDS
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_broker_that_stays_away_delays_the_end_by_a_minute(hangs: bool) -> None:
+    case = Case()
+    case.broker.away, case.broker.hangs = not hangs, hangs
+    await case.finalizer.finish(known=None)
+    assert now() == pytest.approx(REMOVAL_SECONDS, abs=0.1)
+    assert case.api.metadata["finalizers"] == ["other"]
+    (event,) = case.api.events
+    assert (event["type"], event["reason"]) == ("Warning", "QueuesNotDeleted")
+    assert event["regarding"]["uid"] == "u"
+    assert all(name in event["note"] for name in QUEUES)
+    assert ("one:5672" in event["note"]) is not hangs
+
+
+@pytest.mark.looptime
+async def test_a_secret_that_went_first_is_not_needed_any_more() -> None:
+    case = Case()
+    case.secret = NoBrokerSecret("SecretNotFound", "gone")
+    await case.finalizer.finish(known=BROKER)
+    assert case.broker.deleted == QUEUES
+
+
+@pytest.mark.looptime
+async def test_an_unknown_broker_and_a_refused_event_keep_nothing_for_ever() -> None:
+    case = Case()
+    case.secret = NoBrokerSecret("SecretNotFound", "gone")
+    case.api.event_failure = ApiError(403, "Forbidden", "the namespace is being terminated")
+    await case.finalizer.finish(known=None)
+    assert case.api.metadata["finalizers"] == ["other"]
+
+
+@pytest.mark.looptime
+async def test_a_finalizer_that_could_not_go_goes_at_the_next_call() -> None:
+    case = Case()
+    case.api.failure = ApiError(500, "InternalError", "no")
+    with pytest.raises(ApiError):
+        await case.finalizer.finish(known=None)
+    case.api.failure = None
+    await case.finalizer.finish(known=None)
+    assert case.broker.deleted == QUEUES  # once
+    assert case.api.metadata["finalizers"] == ["other"]
+
+
+async def test_the_finalizer_is_there_only_while_it_is_asked_for() -> None:
+    asks = replace(CONFIG, finalized=False, deleting=False)
+    case = Case(asks, FakeApi())
+    await case.finalizer.settle()
+    assert case.api.metadata["finalizers"] == [QUEUES_FINALIZER]
+    await case.finalizer.settle()
+    assert case.api.patches == 1
+    case.finalizer.reconfigure(replace(asks, delete_queues=False, finalized=True))
+    await case.finalizer.settle()
+    assert case.api.metadata["finalizers"] == []
+
+
+async def test_no_request_is_made_for_a_queue_that_is_to_stay() -> None:
+    case = Case(replace(CONFIG, delete_queues=False, finalized=False, deleting=False))
+    case.api.failure = ApiError(500, "InternalError", "not to be asked")
+    await case.finalizer.settle()
+
+
+async def test_an_object_made_anew_under_the_name_is_left_alone() -> None:
+    api = FakeApi()
+    api.metadata["uid"] = "another"
+    case = Case(replace(CONFIG, finalized=False, deleting=False), api)
+    await case.finalizer.settle()
+    assert api.patches == 0
+
+
+async def test_others_may_write_the_object_at_the_same_time() -> None:
+    case = Case(replace(CONFIG, finalized=False, deleting=False), FakeApi("other"))
+    case.api.conflicts = 2
+    await case.finalizer.settle()
+    assert case.api.metadata["finalizers"] == ["other", QUEUES_FINALIZER]
+    case.finalizer.reconfigure(replace(CONFIG, delete_queues=False))
+    case.api.conflicts = 1000
+    with pytest.raises(ApiError):
+        await case.finalizer.settle()

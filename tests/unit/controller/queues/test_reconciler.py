@@ -1,0 +1,247 @@
+"""One TaskQueue's loop: no step keeps another from its turn, and what it writes is true."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from taskqueue.controller.queues.backlog import Signal
+from taskqueue.controller.queues.reconciler import QueueController, Totals
+from taskqueue.controller.tasks.dispatcher import Dispatcher
+from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.model.queue import Condition, QueueConfig, StopPolicy
+from taskqueue.model.scaling import BacklogTarget, ScalingPolicy
+from taskqueue.model.task import Phase
+
+CONFIG = QueueConfig(namespace="shop", name="q", uid="u", generation=1, connection_secret="rabbit")
+
+
+class FakeDispatcher:
+    def __init__(self) -> None:
+        self.waiting = self.published = self.slots = 0
+        self.config: QueueConfig | None = None
+
+    def close(self) -> None: ...
+
+    def order_drain(self, pod: str) -> None: ...
+
+    def take_most_published(self) -> int:
+        return self.published
+
+
+class FakeClient:
+    """Answers as told: an error to raise, or an object; keeps the statuses."""
+
+    def __init__(self) -> None:
+        self.secret: ApiError | Mapping[str, Any] = ApiError(404, "NotFound", "no")
+        self.status: ApiError | None = None
+        self.statuses: list[dict[str, Any]] = []
+
+    async def get(self, path: str, **_: str) -> Mapping[str, Any]:
+        if isinstance(self.secret, ApiError):
+            raise self.secret
+        return self.secret
+
+    async def merge(self, path: str, body: Any) -> None:
+        if self.status is not None:
+            raise self.status
+        self.statuses.append(body["status"])
+
+
+class FakeSide:
+    """A broker side that is as the test says."""
+
+    def __init__(self) -> None:
+        self.condition = Condition("BrokerConnected", True, "Connected", "")
+        self.declared = True
+        self.ready: int | None = 0
+        self.dead_letters: int | None = 0
+        self.secret = self.parameters = None
+        self.problem = ""
+        self.steps: list[str] = []
+
+    def reconfigure(self, config: QueueConfig) -> None:
+        self.steps.append("reconfigure")
+
+    async def reach(self) -> None:
+        self.steps.append("reach")
+
+    async def count(self) -> None: ...
+
+    def signal(
+        self, *, waiting: int, published: int, workers_foreign: int, most_published: int
+    ) -> Signal:
+        if not self.declared or self.ready is None:
+            return Signal(backlog=None, ready=None, running=None, problem="no broker")
+        backlog = waiting + max(published, self.ready) + workers_foreign
+        running = max(published - self.ready, 0) + workers_foreign
+        return Signal(backlog=backlog, ready=self.ready, running=running, problem=self.problem)
+
+    async def leave(self) -> None:
+        self.steps.append("leave")
+
+
+class FakeFinalizer:
+    def __init__(self, steps: list[str]) -> None:
+        self._steps = steps
+        self.failure: ApiError | None = None
+
+    def reconfigure(self, config: QueueConfig) -> None: ...
+
+    async def settle(self) -> None:
+        self._steps.append("settle")
+        if self.failure is not None:
+            raise self.failure
+
+    async def finish(self, *, known: object) -> None:
+        self._steps.append("finish")
+
+
+class Case:
+    def __init__(self, config: QueueConfig = CONFIG) -> None:
+        self.dispatcher, self.client, self.gone = FakeDispatcher(), FakeClient(), 0
+        self.controller = QueueController(
+            config,
+            Totals(),
+            dispatcher=cast(Dispatcher, self.dispatcher),
+            client=cast(ApiClient, self.client),
+            links=lambda parameters: pytest.fail("no broker is to be looked for"),
+            clock=lambda: 1e9,
+            created=0.0,
+            on_gone=self._on_gone,
+        )
+
+    def connect(self) -> FakeSide:
+        """Put a broker side in place that needs no broker."""
+        side = FakeSide()
+        self.finalizer = FakeFinalizer(side.steps)
+        self.controller._broker = cast(Any, side)
+        self.controller._finalizer = cast(Any, self.finalizer)
+        return side
+
+    def _on_gone(self) -> None:
+        self.gone += 1
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.client.statuses[-1]
+
+    @property
+    def ready(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.status["conditions"][0]
+        return found
+
+
+async def test_a_status_that_finds_no_taskqueue_tells_that_it_is_gone() -> None:
+    case = Case()
+    case.client.status = ApiError(404, "NotFound", "no")
+    await case.controller._write_status()
+    assert case.gone == 1
+
+
+async def test_a_refused_status_is_not_taken_for_written() -> None:
+    case = Case()
+    case.client.status = ApiError(422, "Invalid", "no")
+    await case.controller._write_status()
+    assert case.controller._written == {}
+    case.client.status = None
+    await case.controller._write_status()
+    assert case.controller._written
+
+
+async def test_a_failing_secret_keeps_neither_pool_nor_status_from_their_turn() -> None:
+    case = Case()
+    case.client.secret = ApiError(500, "InternalError", "no")
+    with pytest.raises(ApiError):
+        await case.controller._reconcile()
+    assert case.controller.pool.decision is not None
+    assert case.controller._written
+
+
+async def test_a_failing_finalizer_keeps_nothing_else_from_its_turn() -> None:
+    case = Case()
+    side = case.connect()
+    case.finalizer.failure = ApiError(403, "Forbidden", "no")
+    with pytest.raises(ApiError):
+        await case.controller._reconcile()
+    assert side.steps == ["settle", "reach"]  # before there is anything to remove
+    assert case.ready["status"] == "True"
+
+
+async def test_counts_are_told_only_while_they_are_known() -> None:
+    case = Case()
+    side = case.connect()
+    side.ready, side.dead_letters = 5, 2
+    case.dispatcher.waiting, case.dispatcher.published = 4, 3
+    await case.controller._write_status()
+    names = ("backlog", "pending", "ready", "running", "deadLetters")
+    assert [case.status[name] for name in names] == [9, 4, 5, 0, 2]
+    side.declared = False
+    await case.controller._write_status()
+    assert [case.status[name] for name in names] == [None, 4, None, None, None]
+
+
+async def test_an_end_is_counted_in_totals_and_meter() -> None:
+    case = Case()
+    case.connect()
+    case.controller.finished(Phase.SUCCEEDED, 0.8)
+    case.controller.finished(Phase.FAILED, None)
+    await case.controller._write_status()
+    assert case.status["totals"] == {"succeeded": 1, "failed": 1, "cancelled": 0}
+    assert (case.status["throughputPerMinute"], case.status["meanRunSeconds"]) == (2, 0.8)
+
+
+async def test_an_idle_queue_writes_its_status_once() -> None:
+    case = Case()
+    case.connect()
+    case.controller.finished(Phase.SUCCEEDED, 0.8)
+    for _ in range(5):
+        await case.controller._write_status()
+    assert len(case.client.statuses) == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "replicas"), [(StopPolicy.HOLD, 10), (StopPolicy.HOLD_AND_DRAIN, 3)]
+)
+async def test_a_drained_pool_follows_what_is_published(policy: StopPolicy, replicas: int) -> None:
+    config = replace(
+        CONFIG,
+        stop_policy=policy,
+        scaling=ScalingPolicy(draining=policy.drains, target=BacklogTarget(1)),
+    )
+    case = Case(config)
+    case.connect()
+    case.dispatcher.waiting, case.dispatcher.published = 90, 3
+    await case.controller._reconcile()
+    assert case.controller.pool.desired == replicas
+    assert case.ready["reason"] == "Held"
+
+
+async def test_a_drained_pool_keeps_a_worker_for_each_task_that_runs() -> None:
+    case = Case(replace(CONFIG, concurrency=4, stop_policy=StopPolicy.HOLD_AND_DRAIN))
+    side = case.connect()
+    case.dispatcher.published, side.ready = 7, 1
+    assert case.controller._busy(case.controller._signal()) == 6
+    case.controller.config = replace(case.controller.config, stop_policy=StopPolicy.HOLD)
+    assert case.controller._busy(case.controller._signal()) == 2
+
+
+async def test_a_taskqueue_on_its_way_out_declares_nothing_and_grows_nothing() -> None:
+    case = Case()
+    side = case.connect()
+    case.dispatcher.waiting = 50
+    case.controller.reconfigure(replace(CONFIG, deleting=True, delete_queues=True))
+    side.steps.clear()
+    await case.controller._reconcile()
+    assert side.steps == ["leave", "finish"]
+    assert case.controller.pool.decision is None
+    assert (case.ready["status"], case.ready["reason"]) == ("False", "Deleting")
+
+
+async def test_the_end_does_not_wait_for_a_status() -> None:
+    case = Case(replace(CONFIG, deleting=True, delete_queues=True))
+    side = case.connect()
+    case.client.status = ApiError(500, "InternalError", "no")
+    await case.controller._reconcile()
+    assert side.steps == ["leave", "finish"]

@@ -1,0 +1,405 @@
+"""What keeps a Task, and what ends it: each line of the precedence, and two properties of all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskqueue.controller.tasks import lifecycle
+from taskqueue.controller.tasks.admission import Decision, Dispatched, Step, Surroundings, decide
+from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
+from taskqueue.controller.tasks.lifecycle import Ended, Failure
+from taskqueue.model.task import (
+    PENDING,
+    Backoff,
+    Phase,
+    Policy,
+    PolicyOverrides,
+    Task,
+    TaskSpec,
+    TaskStatus,
+)
+
+NOW = 1000.0
+POLICY = Policy(backoff=Backoff(30.0, 1.0, 30.0, 0.0))
+RUNNING = lifecycle.started(PENDING, attempt=1, now=NOW - 50, worker="pod-1")
+RETRYING = lifecycle.failed(
+    PENDING,
+    Ended(attempt=1, epoch=0, now=NOW - 5, seconds=1.0, worker="pod-1"),
+    Failure(type="Boom", message="it broke"),
+    policy=POLICY,
+    random=0.5,
+)
+MISSING = DependencyState(missing=("b",))
+WAITING = DependencyState(waiting=("b",))
+BROKEN = DependencyState(failed=("b", "has Failed with reason Boom"))
+CYCLE = DependencyState(waiting=("b",), cycle=("a", "b", "a"))
+
+
+def task(**spec: Any) -> Task:
+    seconds = spec.pop("deadline", None)
+    if seconds is not None:
+        spec["overrides"] = PolicyOverrides(active_deadline_seconds=seconds)
+    return Task(
+        namespace="shop",
+        name="a",
+        uid="uid-a",
+        generation=1,
+        created=NOW - 100,
+        spec=TaskSpec(queue="q", handler="h", **spec),
+    )
+
+
+def ask(
+    asked: Task,
+    status: TaskStatus = PENDING,
+    *,
+    dispatched: Dispatched = Dispatched.NO,
+    now: float = NOW,
+    queue: bool = True,
+    **around: Any,
+) -> Decision:
+    policy = asked.spec.overrides.over(POLICY) if queue else None
+    surroundings = Surroundings(policy=policy, **around)
+    return decide(asked, status, surroundings, dispatched=dispatched, now=now)
+
+
+def told(decision: Decision) -> tuple[Step, str, str]:
+    return decision.step, decision.status.phase.value, decision.status.reason
+
+
+GOES = (Step.GO, "Pending", "")
+CANCELLED = (Step.END, "Cancelled", "Cancelled")
+SUSPENDED = (Step.HOLD, "Suspended", "Suspended")
+OVERDUE = (Step.END, "Failed", "DeadlineExceeded")
+NO_QUEUE = (Step.HOLD, "Blocked", "QueueNotFound")
+INVALID = (Step.END, "Failed", "Invalid")
+NOT_FOUND = (Step.HOLD, "Blocked", "DependencyNotFound")
+NOT_COMPLETE = (Step.HOLD, "Blocked", "WaitingForDependencies")
+NEVER_COMPLETE = (Step.END, "Failed", "DependencyFailed")
+UNRESOLVED = (Step.HOLD, "Blocked", "PayloadUnresolved")
+TOO_EARLY = (Step.HOLD, "Scheduled", "StartAfter")
+BACKS_OFF = (Step.HOLD, "Retrying", "Boom")
+
+#: All that can keep a Task, the first to be told first: (spec, surroundings, told when alone).
+OBSTACLES: tuple[tuple[dict[str, Any], dict[str, Any], tuple[Step, str, str]], ...] = (
+    ({"cancel": True}, {}, CANCELLED),
+    ({"suspend": True}, {}, SUSPENDED),
+    ({"deadline": 100}, {}, OVERDUE),
+    ({}, {"queue": False}, NO_QUEUE),
+    ({}, {"dependencies": BROKEN}, NEVER_COMPLETE),
+    ({}, {"payload_problem": "spec.payloadFrom[0]: no such key"}, UNRESOLVED),
+    ({"start_after": NOW + 10}, {}, TOO_EARLY),
+)
+
+
+@pytest.mark.parametrize("first", range(len(OBSTACLES)))
+def test_the_first_obstacle_is_told_whatever_comes_after(first: int) -> None:
+    spec, around, expected = OBSTACLES[first]
+    assert told(ask(task(**spec), **around)) == expected
+    for later_spec, later_around, _ in OBSTACLES[first + 1 :]:
+        if "start_after" in later_spec and "deadline" in spec:
+            continue  # the deadline counts from there, and has not come
+        both = ask(task(**spec, **later_spec), **{**around, **later_around})
+        assert told(both) == expected
+
+
+def test_nothing_in_the_way() -> None:
+    assert told(ask(task())) == GOES
+    assert ask(task()).status is PENDING  # nothing to write
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (CYCLE, INVALID),
+        (replace(BROKEN, missing=("c",), waiting=("d",)), NEVER_COMPLETE),
+        (replace(MISSING, waiting=("c",)), NOT_FOUND),
+        (WAITING, NOT_COMPLETE),
+        (DependencyState(completed=NOW - 1), GOES),
+    ],
+)
+def test_of_dependencies_the_worst_is_told(
+    state: DependencyState, expected: tuple[Step, str, str]
+) -> None:
+    assert told(ask(task(depends_on=("b",)), dependencies=state)) == expected
+
+
+def test_messages_name_the_dependencies() -> None:
+    many = tuple(f"d{number}" for number in range(8))
+    waits = ask(task(), dependencies=DependencyState(waiting=many)).status.message
+    assert "d0, d1, d2, d3, d4 and 3 more" in waits
+    five = ask(task(), dependencies=DependencyState(missing=many[:5])).status.message
+    assert "d0, d1, d2, d3, d4 in namespace shop" in five
+    failed = ask(task(), dependencies=BROKEN).status.message
+    assert "Task shop/b has Failed with reason Boom" in failed
+    assert "a -> b -> a" in ask(task(), dependencies=CYCLE).status.message
+
+
+def test_a_payload_that_is_being_read_is_waited_for_without_a_word() -> None:
+    decision = ask(task(), payload_problem="")
+    assert told(decision) == (Step.HOLD, "Pending", "")
+    assert decision.status is PENDING
+
+
+@pytest.mark.parametrize("status", [RUNNING, RETRYING, TaskStatus(concurrency_key="k")])
+def test_what_was_dispatched_before_waits_for_its_payload_alone(status: TaskStatus) -> None:
+    asked = task(start_after=NOW + 10)
+    after = NOW + 60  # any back-off is over
+    late = replace(asked, spec=replace(asked.spec, start_after=after + 10))
+    held = ask(late, status, now=after, dependencies=BROKEN, payload_problem="gone")
+    assert told(held) == UNRESOLVED
+    assert ask(late, status, now=after, dependencies=CYCLE).step is Step.GO
+
+
+def test_start_after_is_looked_at_again_when_it_has_come() -> None:
+    decision = ask(task(start_after=NOW + 10))
+    assert decision.look_again == decision.status.next_attempt_time == NOW + 10
+    due = ask(task(start_after=NOW + 10), decision.status, now=NOW + 10)
+    assert told(due) == GOES
+    assert due.status.next_attempt_time is None
+
+
+def test_a_retry_is_waited_for() -> None:
+    decision = ask(task(), RETRYING)
+    assert told(decision) == BACKS_OFF
+    assert decision.status is RETRYING
+    assert decision.look_again == NOW - 5 + 30
+    assert ask(task(), RETRYING, now=NOW + 25).step is Step.GO
+
+
+def test_a_retry_is_waited_for_after_another_obstacle_too() -> None:
+    blocked = ask(task(), RETRYING, queue=False).status
+    assert (blocked.phase, blocked.reason) == (Phase.BLOCKED, "QueueNotFound")
+    back = ask(task(), blocked)
+    assert told(back) == BACKS_OFF
+    assert (back.status.message, back.look_again) == ("attempt 1 of 3: Boom: it broke", NOW + 25)
+    assert told(ask(task(), blocked, now=NOW + 26)) == GOES
+
+
+def test_an_obstacle_met_lately_is_told_until_it_is_tried_again() -> None:
+    status = lifecycle.blocked(PENDING, reason="UnknownHandler", message="no handler 'h'")
+    held = ask(task(), status, hold_until=NOW + 5)
+    assert (held.step, held.status, held.look_again) == (Step.HOLD, status, NOW + 5)
+    tried = ask(task(), status, hold_until=NOW)
+    assert (tried.step, tried.status) == (Step.GO, status)
+
+
+@pytest.mark.parametrize("status", [PENDING, RETRYING])
+def test_a_task_in_line_for_its_key_says_so_until_it_has_it(status: TaskStatus) -> None:
+    parked = lifecycle.blocked(status, reason="ConcurrencyLimit", message="spec.concurrencyKey")
+    assert ask(task(concurrency_key="k"), parked, now=NOW + 60).status is parked
+
+
+@pytest.mark.parametrize("dispatched", list(Dispatched))
+@pytest.mark.parametrize("status", [PENDING, RUNNING, RETRYING])
+def test_a_cancelled_task_ends_whatever_its_phase(
+    dispatched: Dispatched, status: TaskStatus
+) -> None:
+    assert told(ask(task(cancel=True), status, dispatched=dispatched)) == CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("dispatched", "epoch"), [(Dispatched.NO, 0), (Dispatched.MAYBE, 1), (Dispatched.YES, 1)]
+)
+def test_suspending_takes_back_what_may_be_with_a_worker(
+    dispatched: Dispatched, epoch: int
+) -> None:
+    decision = ask(task(suspend=True), RUNNING, dispatched=dispatched)
+    assert told(decision) == SUSPENDED
+    assert (decision.status.epoch, decision.status.attempts) == (epoch, 1)
+    assert (decision.status.worker, decision.status.concurrency_key) == ("", "")
+
+
+def test_a_suspended_task_is_taken_back_once() -> None:
+    status = ask(task(suspend=True), RUNNING, dispatched=Dispatched.YES).status
+    assert ask(task(suspend=True), status, dispatched=Dispatched.MAYBE).status == status
+
+
+def test_a_dispatched_task_reacts_to_nothing_else() -> None:
+    asked = task(start_after=NOW + 10, deadline=1000)
+    decision = ask(
+        asked,
+        RUNNING,
+        dispatched=Dispatched.YES,
+        queue=False,
+        dependencies=CYCLE,
+        payload_problem="gone",
+    )
+    assert (decision.step, decision.status) == (Step.GO, RUNNING)
+
+
+def test_a_published_task_without_its_queue_says_so_until_it_runs_or_the_queue_is_back() -> None:
+    lost = ask(task(), PENDING, dispatched=Dispatched.YES, queue=False)
+    assert told(lost) == (Step.GO, "Blocked", "QueueNotFound")
+    assert told(ask(task(), lost.status, dispatched=Dispatched.YES)) == GOES
+
+
+# The deadline.
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "state", "begins"),
+    [
+        ({}, PENDING, INDEPENDENT, NOW - 100),
+        ({"start_after": NOW - 40}, PENDING, INDEPENDENT, NOW - 40),
+        ({}, TaskStatus(resumed_time=NOW - 30), INDEPENDENT, NOW - 30),
+        ({}, PENDING, DependencyState(completed=NOW - 20), NOW - 20),
+        (
+            {"start_after": NOW - 10},
+            TaskStatus(resumed_time=NOW - 30),
+            DependencyState(completed=NOW - 20),
+            NOW - 10,
+        ),
+    ],
+)
+def test_the_deadline_counts_from_when_it_may_run(
+    spec: dict[str, Any], status: TaskStatus, state: DependencyState, begins: float
+) -> None:
+    asked = task(deadline=200, **spec)
+    for dispatched in (Dispatched.NO, Dispatched.YES):
+        before = ask(asked, status, dispatched=dispatched, now=begins + 199, dependencies=state)
+        assert (before.step, before.look_again) == (Step.GO, begins + 200)
+        over = ask(asked, status, dispatched=dispatched, now=begins + 200, dependencies=state)
+        assert told(over) == OVERDUE
+        assert "200 s" in over.status.message
+
+
+@pytest.mark.parametrize("state", [MISSING, WAITING])
+def test_no_deadline_runs_while_dependencies_are_waited_for(state: DependencyState) -> None:
+    decision = ask(task(deadline=1), now=NOW + 1e6, dependencies=state)
+    assert decision.step is Step.HOLD
+    assert decision.look_again is None
+
+
+def test_no_deadline_runs_while_suspended_and_a_resumed_task_has_all_its_time() -> None:
+    held = ask(task(deadline=10, suspend=True), now=NOW + 1e6)
+    assert told(held) == SUSPENDED
+    back = ask(task(deadline=10), held.status, now=NOW + 1e6)
+    assert told(back) == GOES
+    assert (back.status.resumed_time, back.look_again) == (NOW + 1e6, NOW + 1e6 + 10)
+
+
+def test_the_queues_deadline_holds_where_the_task_has_none() -> None:
+    around = Surroundings(policy=replace(POLICY, active_deadline_seconds=50))
+    over = decide(task(), PENDING, around, dispatched=Dispatched.NO, now=NOW)
+    assert told(over) == OVERDUE
+
+
+def test_the_earlier_of_deadline_and_retry_is_looked_at() -> None:
+    assert ask(task(deadline=110), RETRYING).look_again == NOW + 10
+    assert ask(task(deadline=1000), RETRYING).look_again == NOW + 25
+
+
+def test_a_new_leader_that_knows_nothing_of_the_dependencies_yet_ends_nothing() -> None:
+    """It ran, so they were Complete: when, is looked up; from its creation it would be over."""
+    running = replace(RUNNING, start_time=NOW - 5, running_since=None)
+    asked = task(deadline=60, depends_on=("b",))
+    assert ask(asked, running, dependencies=WAITING).step is Step.GO
+    claimed = TaskStatus(concurrency_key="k")
+    assert ask(asked, claimed, dependencies=WAITING).step is Step.GO
+
+
+def test_an_attempt_that_is_over_its_deadline_is_in_the_history() -> None:
+    status = ask(task(deadline=60), RUNNING, dispatched=Dispatched.YES).status
+    (entry,) = status.history
+    assert (entry.attempt, entry.outcome, entry.reason) == (1, "Failed", "DeadlineExceeded")
+    assert (entry.start_time, entry.finish_time) == (NOW - 50, NOW)
+
+
+# Properties of every decision.
+
+times = st.sampled_from([NOW - 200, NOW - 30, NOW, NOW + 15, NOW + 300])
+maybe_times = st.none() | times
+names = st.lists(st.sampled_from("bcd"), max_size=2, unique=True).map(tuple)
+states = st.builds(
+    DependencyState,
+    missing=names,
+    waiting=names,
+    failed=st.none() | st.just(("b", "was Cancelled")),
+    cycle=st.just(()) | st.just(("a", "b", "a")),
+    completed=maybe_times,
+) | st.just(INDEPENDENT)
+specs = st.builds(
+    TaskSpec,
+    queue=st.just("q"),
+    handler=st.just("h"),
+    concurrency_key=st.sampled_from(["", "k"]),
+    start_after=maybe_times,
+    suspend=st.booleans(),
+    cancel=st.booleans(),
+    overrides=st.builds(
+        PolicyOverrides, active_deadline_seconds=st.none() | st.sampled_from([1, 100, 1000])
+    ),
+)
+
+
+@st.composite
+def statuses(draw: st.DrawFn) -> TaskStatus:
+    status = draw(st.sampled_from([PENDING, RUNNING, RETRYING]))
+    if draw(st.booleans()):
+        status = lifecycle.claimed(status, key="k")
+    extra = draw(st.sampled_from(["", "QueueNotFound", "ConcurrencyLimit", "Scheduled", "Susp"]))
+    match extra:
+        case "Scheduled":
+            status = lifecycle.scheduled(status, at=NOW)
+        case "Susp":
+            status = lifecycle.suspended(status)
+        case "":
+            pass
+        case reason:
+            status = lifecycle.blocked(status, reason=reason, message=reason)
+    return replace(status, resumed_time=draw(maybe_times))
+
+
+surroundings = st.builds(
+    Surroundings,
+    policy=st.none() | st.just(POLICY),
+    dependencies=states,
+    payload_problem=st.sampled_from([None, "", "missing"]),
+    hold_until=times,
+)
+
+
+@given(specs, statuses(), surroundings, st.sampled_from(Dispatched), times)
+def test_a_decision_stands_when_it_is_taken_again(
+    spec: TaskSpec, status: TaskStatus, around: Surroundings, dispatched: Dispatched, now: float
+) -> None:
+    asked = replace(task(), spec=spec)
+    first = decide(asked, status, around, dispatched=dispatched, now=now)
+    assert first.status.phase.terminal == (first.step is Step.END)
+    if first.step is Step.END:
+        return  # never asked again
+    if first.step is Step.HOLD:
+        dispatched = Dispatched.NO
+    again = decide(asked, first.status, around, dispatched=dispatched, now=now)
+    assert again == first
+
+
+@given(
+    specs,
+    statuses(),
+    st.lists(st.tuples(surroundings, st.sampled_from(Dispatched), times), max_size=6),
+)
+def test_a_task_ends_once_and_never_goes_back(
+    spec: TaskSpec, status: TaskStatus, looks: list[tuple[Surroundings, Dispatched, float]]
+) -> None:
+    asked = replace(task(), spec=spec)
+    for around, dispatched, now in looks:
+        before = status
+        decision = decide(asked, status, around, dispatched=dispatched, now=now)
+        status = decision.status
+        assert before.epoch <= status.epoch <= before.epoch + 1
+        assert status.attempts == before.attempts
+        if decision.step is Step.END:
+            assert status.completion_time == now
+            assert (status.next_attempt_time, status.concurrency_key) == (None, "")
+            assert len(status.history) - len(before.history) in (0, 1)
+            return
+        assert status.history == before.history
+        assert not (decision.step is Step.GO and (spec.suspend or spec.cancel))
+        assert decision.look_again is None or decision.look_again > now

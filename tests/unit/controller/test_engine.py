@@ -1,0 +1,117 @@
+"""What the engine makes of the feed's words, without any API server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from kubernetes.aio.client import Configuration
+
+from taskqueue.controller.engine import Engine, _never_ends
+from taskqueue.controller.tasks.task_controller import PAYLOAD_LIMIT_BYTES
+from taskqueue.controller.tasks.tracked_task import Stage
+from taskqueue.kubernetes.client import Access
+from taskqueue.kubernetes.deployments import PoolState
+from taskqueue.model.task import Phase
+from tests.unit.controller.fakes import TOKENS, raw_task
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    configuration = Configuration()
+    configuration.host = "http://127.0.0.1:9"  # the discard port: nothing may be asked there
+    engine = Engine(Access(configuration=configuration, ssl_context=None), TOKENS)
+    yield engine
+    for client in (engine._client, engine._writer_client, engine._feed_client):
+        await client.close()
+
+
+async def test_late_news_of_a_finished_task_is_not_taken_for_a_new_one(engine: Engine) -> None:
+    engine.tasks.upserted(raw_task())
+    entry = engine.tasks._entries.pop("uid-t")  # as the recorder does when the end is written
+    engine.tasks._recorded(entry)
+    engine.tasks.upserted(raw_task(generation=2))
+    assert not engine.tasks._entries
+    engine.tasks.gone(("shop", "t"), "uid-t")
+    assert not engine.tasks._leaving
+
+
+async def test_a_task_that_left_the_feed_before_its_end_was_told_is_not_waited_for(
+    engine: Engine,
+) -> None:
+    engine.tasks.upserted(raw_task())
+    entry = engine.tasks._entries["uid-t"]
+    entry.stage = Stage.FINISHED
+    engine.tasks.gone(("shop", "t"), "uid-t")
+    del engine.tasks._entries["uid-t"]
+    engine.tasks._recorded(entry)
+    assert not engine.tasks._leaving
+
+
+async def test_a_task_without_its_queue_is_blocked(engine: Engine) -> None:
+    engine.tasks.upserted(raw_task())
+    status = engine.tasks._entries["uid-t"].status
+    assert (status.phase, status.reason) == (Phase.BLOCKED, "QueueNotFound")
+
+
+async def test_a_task_nobody_can_read_stops_no_other(engine: Engine) -> None:
+    broken = raw_task("broken")
+    del broken["spec"]["handler"]
+    engine.tasks.upserted(broken)
+    engine.tasks.upserted(raw_task("good"))
+    assert list(engine.tasks._entries) == ["uid-good"]
+
+
+async def test_a_payload_above_the_limit_is_refused_and_not_held(engine: Engine) -> None:
+    engine.tasks.upserted(raw_task(payload={"text": "x" * PAYLOAD_LIMIT_BYTES}))
+    entry = engine.tasks._entries["uid-t"]
+    assert (entry.status.phase, entry.status.reason) == (Phase.FAILED, "Invalid")
+    assert len(entry.task.spec.payload) < 10
+
+
+def raw_queue(name: str, created: str, target: str) -> dict[str, Any]:
+    ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": target}
+    return {
+        "apiVersion": "taskqueue.dev/v1alpha1",
+        "kind": "TaskQueue",
+        "metadata": {
+            "name": name,
+            "namespace": "shop",
+            "uid": f"uid-{name}",
+            "generation": 1,
+            "creationTimestamp": created,
+        },
+        "spec": {
+            "broker": {"connectionSecret": {"name": "rabbit"}},
+            "workers": {"scaleTargetRef": ref},
+        },
+    }
+
+
+async def test_a_workload_is_sized_by_the_oldest_that_names_it(engine: Engine) -> None:
+    for name, created in (("young", "2026-02-01T00:00:00Z"), ("old", "2026-01-01T00:00:00Z")):
+        engine.put_queue(raw_queue(name, created, "encoders"))
+    engine.put_queue(raw_queue("other", "2025-01-01T00:00:00Z", "painters"))
+    told = {key[1]: engine._claimant(one.config) for key, (one, _) in engine._controllers.items()}
+    assert (told["old"], told["other"]) == ("", "")
+    assert "already sized by TaskQueue old" in told["young"]
+    engine.drop_queue(("shop", "old"), "uid-old")
+    assert engine._claimant(engine._controllers["shop", "young"][0].config) == ""
+
+
+async def test_the_operators_own_deployments_are_nobodys_to_name(engine: Engine) -> None:
+    state = PoolState(desired=1, replicas=1, available=1, message="")
+    engine.pool_observed(("shop", "q"), state)
+    engine.put_queue(raw_queue("p", "2026-01-01T00:00:00Z", "q-worker"))
+    told = engine._claimant(engine._controllers["shop", "p"][0].config)
+    assert "made by the operator for a template" in told
+
+
+async def test_the_end_of_a_part_that_should_run_for_ever_is_an_error() -> None:
+    async def end() -> None:
+        raise OSError("boom")
+
+    with pytest.raises(OSError, match="boom"):
+        await _never_ends(asyncio.create_task(end()))
+    with pytest.raises(RuntimeError, match="has ended"):
+        await _never_ends(asyncio.create_task(asyncio.sleep(0), name="writer"))

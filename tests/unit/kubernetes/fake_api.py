@@ -1,0 +1,160 @@
+"""An API server of a few lines, spoken to over real HTTP by the real client.
+
+It keeps the promises the feed and the status writer rely on: pages, a watch from a resource
+version, 410 for one that is forgotten, and whatever answer a test asks for on a PATCH.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from kubernetes.aio.client import Configuration
+
+from taskqueue.kubernetes.client import Access, ApiClient
+
+
+def make(name: str, uid: str | None = None, version: str = "1", **more: Any) -> dict[str, Any]:
+    """Return an object in namespace ns."""
+    return {
+        "metadata": {
+            "namespace": "ns",
+            "name": name,
+            "uid": uid or f"uid-{name}",
+            "resourceVersion": version,
+        },
+        **more,
+    }
+
+
+@dataclass
+class FakeApi:
+    """The server's state; tests change it and look at it."""
+
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    version: int = 10
+    forgotten_below: int = 0
+    lists: int = 0
+    patches: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    #: Answers to the next PATCHes: a status, or (status, headers); 200 when empty.
+    answers: deque[tuple[int, dict[str, str]]] = field(default_factory=deque)
+    #: What is put in place of an object's spec on the wire, by name: JSON no parser here takes.
+    raw: dict[str, bytes] = field(default_factory=dict)
+    #: Held back until set, so that a test can look at what is under way.
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    under_way: int = 0
+    most_under_way: int = 0
+    _events: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _breaks: int = 0
+
+    async def emit(self, kind: str, obj: dict[str, Any]) -> None:
+        """Change an object and tell the watchers."""
+        self.version += 1
+        obj["metadata"]["resourceVersion"] = str(self.version)
+        if kind == "DELETED":
+            self.objects.pop(obj["metadata"]["name"], None)
+        elif kind != "BOOKMARK":
+            self.objects[obj["metadata"]["name"]] = obj
+        self._events.append((self.version, {"type": kind, "object": obj}))
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def break_watches(self) -> None:
+        """End every watch, as a server that restarts does."""
+        self._breaks += 1
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _list_or_watch(self, request: web.Request) -> web.StreamResponse:
+        if request.query.get("watch"):
+            return await self._watch(request)
+        self.lists += 1
+        limit, start = int(request.query["limit"]), int(request.query.get("continue", "0"))
+        items = sorted(self.objects.values(), key=lambda obj: str(obj["metadata"]["name"]))
+        page = items[start : start + limit]
+        more = str(start + limit) if start + limit < len(items) else ""
+        # As an API server does, the items before the metadata, and no spaces.
+        items_json = b",".join(self._wire(item) for item in page)
+        metadata = json.dumps(
+            {"continue": more, "resourceVersion": str(self.version)}, separators=(",", ":")
+        )
+        body = b'{"items":[' + items_json + b'],"metadata":' + metadata.encode() + b"}"
+        return web.Response(body=body, content_type="application/json")
+
+    def _wire(self, item: dict[str, Any]) -> bytes:
+        text = json.dumps(item, separators=(",", ":")).encode()
+        raw = self.raw.get(item["metadata"]["name"])
+        return text if raw is None else text[:-1] + b',"spec":' + raw + b"}"
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        seen = int(request.query["resourceVersion"])
+        if seen < self.forgotten_below:
+            return web.json_response({"reason": "Expired", "message": "too old"}, status=410)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        breaks = self._breaks
+        while breaks == self._breaks:
+            for version, event in self._events:
+                if version > seen:
+                    seen = version
+                    kind = json.dumps(event["type"]).encode()
+                    wire = self._wire(event["object"])
+                    await response.write(b'{"type":' + kind + b',"object":' + wire + b"}\n")
+            async with self._changed:
+                if breaks == self._breaks and self.version <= seen:
+                    await self._changed.wait()
+        return response
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            body = await request.json()
+            await self.gate.wait()
+            self.patches.append((request.path, body))
+            if self.answers:
+                status, headers = self.answers.popleft()
+                return web.json_response(
+                    {"reason": "Test", "message": "as asked"}, status=status, headers=headers
+                )
+            return web.json_response(body)
+        finally:
+            self.under_way -= 1
+
+
+@asynccontextmanager
+async def serve(api: FakeApi, *, max_connections: int = 8) -> AsyncIterator[ApiClient]:
+    """Serve on the loopback address and yield a client of it."""
+    app = web.Application()
+    app.router.add_get("/things", api._list_or_watch)
+    app.router.add_patch("/{path:.*}", api._patch)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    configuration = Configuration()
+    configuration.host = f"http://{host}:{port}"
+    client = ApiClient(
+        Access(configuration=configuration, ssl_context=None), max_connections=max_connections
+    )
+    try:
+        yield client
+    finally:
+        await client.close()
+        await api.break_watches()
+        await runner.cleanup()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something holds; the test's own time limit ends a wait in vain."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  (conditions of any kind, not events)
+            await asyncio.sleep(0.005)

@@ -1,0 +1,181 @@
+from typing import Any
+
+import pytest
+
+from taskqueue.kubernetes.deployments import InvalidTemplate, PoolState, read_pool, render
+from taskqueue.model.queue import ClusterRef, QueueConfig
+from taskqueue.model.task import Policy
+
+CONTAINER = {"name": "main", "image": "mine:1", "env": [{"name": "MINE", "value": "1"}]}
+
+
+def config(**more: Any) -> QueueConfig:
+    template = {"metadata": {"labels": {"team": "a"}}, "spec": {"containers": [CONTAINER]}}
+    fields: dict[str, Any] = {
+        "namespace": "shop",
+        "name": "mails",
+        "uid": "u-1",
+        "generation": 1,
+        "connection_secret": "rabbit",
+        "template": template,
+    }
+    return QueueConfig(**{**fields, **more})
+
+
+def environment(deployment: dict[str, Any], container: int = 0) -> dict[str, Any]:
+    entries = deployment["spec"]["template"]["spec"]["containers"][container]["env"]
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in entries}
+
+
+def test_the_users_template_is_kept_and_completed() -> None:
+    deployment = render(config(), replicas=3, secret="rabbit")
+    assert deployment["metadata"]["name"] == "mails-worker"
+    assert deployment["spec"]["replicas"] == 3
+    assert deployment["spec"]["selector"] == {"matchLabels": {"taskqueue.dev/queue": "mails"}}
+    template = deployment["spec"]["template"]
+    assert template["metadata"]["labels"]["team"] == "a"
+    assert template["metadata"]["labels"]["taskqueue.dev/queue"] == "mails"
+    assert template["spec"]["containers"][0]["image"] == "mine:1"
+    owner = deployment["metadata"]["ownerReferences"][0]
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("TaskQueue", "mails", "u-1")
+
+
+def test_the_worker_learns_its_queue_and_finds_the_broker_in_the_secret() -> None:
+    policy = Policy(attempt_timeout_seconds=7, max_deliveries=2)
+    known = environment(render(config(concurrency=4, policy=policy), replicas=1, secret="rabbit"))
+    assert known["TASKQUEUE_NAMESPACE"] == "shop"
+    assert known["TASKQUEUE_QUEUE"] == "mails"
+    assert known["TASKQUEUE_CONCURRENCY"] == "4"
+    assert known["TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS"] == "7"
+    assert known["TASKQUEUE_MAX_DELIVERIES"] == "2"
+    assert known["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert known["TASKQUEUE_BROKER_URI"] == {
+        "secretKeyRef": {"name": "rabbit", "key": "uri", "optional": True}
+    }
+    assert known["MINE"] == "1"
+
+
+def test_without_a_concurrency_the_worker_decides() -> None:
+    assert "TASKQUEUE_CONCURRENCY" not in environment(render(config(), replicas=1, secret="rabbit"))
+
+
+def test_a_variable_of_the_users_own_wins() -> None:
+    own = {**CONTAINER, "env": [{"name": "POD_NAME", "value": "mine"}]}
+    deployment = render(
+        config(template={"spec": {"containers": [own]}}), replicas=1, secret="rabbit"
+    )
+    names = [
+        entry["name"] for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    ]
+    assert environment(deployment)["POD_NAME"] == "mine"
+    assert len(names) == len(set(names))
+
+
+def test_the_named_container_gets_the_environment() -> None:
+    template = {"spec": {"containers": [{"name": "sidecar"}, CONTAINER]}}
+    deployment = render(config(template=template, container="main"), replicas=1, secret="rabbit")
+    assert "TASKQUEUE_QUEUE" in environment(deployment, 1)
+    assert "env" not in deployment["spec"]["template"]["spec"]["containers"][0]
+
+
+def test_the_grace_of_the_worker_is_a_little_shorter_than_the_pods() -> None:
+    template = {"spec": {"containers": [CONTAINER], "terminationGracePeriodSeconds": 100}}
+    known = environment(render(config(template=template), replicas=1, secret="rabbit"))
+    assert known["TASKQUEUE_GRACE_SECONDS"] == "95"
+
+
+@pytest.mark.parametrize(("time_out", "grace"), [(300, 330), (10, 60), (86_400, 86_430)])
+def test_the_grace_follows_the_longest_attempt_unless_the_template_says(
+    time_out: int, grace: int
+) -> None:
+    queue = config(policy=Policy(attempt_timeout_seconds=time_out))
+    deployment = render(queue, replicas=1, secret="rabbit")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == grace
+    assert environment(deployment)["TASKQUEUE_GRACE_SECONDS"] == str(grace - 5)
+
+
+def test_the_users_template_itself_is_not_touched() -> None:
+    queue = config()
+    before = repr(queue.template)
+    render(queue, replicas=1, secret="rabbit")
+    assert repr(queue.template) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"template": {}}, "containers is empty"),
+        ({"template": {"spec": {"containers": []}}}, "containers is empty"),
+        ({"template": {"spec": {"containers": "x"}}}, "list of objects"),
+        ({"template": {"spec": {"containers": ["x"]}}}, "list of objects"),
+        ({"template": {"metadata": "x", "spec": {"containers": [CONTAINER]}}}, "metadata"),
+        (
+            {"template": {"metadata": {"labels": "a=b"}, "spec": {"containers": [CONTAINER]}}},
+            "metadata.labels must be an object",
+        ),
+        (
+            {"template": {"spec": {"containers": [{**CONTAINER, "env": "A=B"}]}}},
+            "env of container .* must be a list",
+        ),
+        (
+            {"template": {"spec": {"containers": [{**CONTAINER, "env": ["A=B"]}]}}},
+            "env of container .* must be a list",
+        ),
+        ({"container": "other"}, r"'other' is none of the template's containers \['main'\]"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused_with_words(
+    more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidTemplate, match=message):
+        render(config(**more), replicas=1, secret="rabbit")
+
+
+def test_the_state_of_a_pool_is_read() -> None:
+    raw = {
+        "metadata": {"generation": 3},
+        "spec": {"replicas": 5},
+        "status": {
+            "observedGeneration": 3,
+            "replicas": 4,
+            "availableReplicas": 2,
+            "conditions": [
+                {"type": "Available", "status": "False", "message": "no"},
+                {"type": "ReplicaFailure", "status": "True", "message": "quota"},
+            ],
+        },
+    }
+    assert read_pool(raw) == PoolState(desired=5, replicas=4, available=2, message="quota")
+
+
+def test_a_deployment_without_a_status_is_read_too() -> None:
+    state = read_pool({"metadata": {"generation": 1}, "spec": {}})
+    assert (state.desired, state.available) == (1, 0)
+
+
+CLUSTER = {"connection_secret": "", "rabbitmq_cluster": ClusterRef("broker", "rabbit")}
+
+
+def test_pods_refer_to_the_secret_that_was_found() -> None:
+    known = environment(render(config(**CLUSTER), replicas=1, secret="rabbit-default-user"))
+    reference = known["TASKQUEUE_BROKER_HOST"]["secretKeyRef"]
+    assert (reference["name"], reference["key"]) == ("rabbit-default-user", "host")
+
+
+def test_pods_cannot_use_a_secret_of_another_namespace() -> None:
+    with pytest.raises(InvalidTemplate, match="env TASKQUEUE_BROKER_URI"):
+        render(config(**CLUSTER), replicas=1, secret=None)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"env": [{"name": "TASKQUEUE_BROKER_URI", "value": "amqp://u:p@b"}]},
+        {"envFrom": [{"secretRef": {"name": "mine"}}]},
+    ],
+)
+def test_pods_may_bring_an_address_of_their_own(own: dict[str, Any]) -> None:
+    template = {"spec": {"containers": [{"name": "main", **own}]}}
+    deployment = render(config(template=template, **CLUSTER), replicas=1, secret=None)
+    assert "TASKQUEUE_BROKER_PASSWORD" not in environment(deployment)

@@ -1,0 +1,135 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from random import Random
+from typing import Any
+
+from taskqueue.kubernetes.informer import Feed, Key
+from tests.unit.kubernetes.fake_api import FakeApi, eventually, make, serve
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.held: dict[str, str] = {}
+        self.events: list[tuple[str, str, str]] = []
+
+    def upserted(self, raw: dict[str, Any]) -> None:
+        name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
+        self.held[name] = uid
+        self.events.append(("upserted", name, uid))
+
+    def gone(self, key: Key, uid: str) -> None:
+        if self.held.get(key[1]) == uid:
+            del self.held[key[1]]
+        self.events.append(("gone", key[1], uid))
+
+
+@asynccontextmanager
+async def feeding(api: FakeApi) -> AsyncIterator[tuple[Feed, Listener]]:
+    listener = Listener()
+    async with serve(api) as client:
+        feed = Feed(client, "/things", listener, random=Random(1))
+        task = asyncio.create_task(feed.run())
+        try:
+            async with asyncio.timeout(10):
+                await feed.synced.wait()
+            yield feed, listener
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def test_a_list_of_several_pages_arrives_whole_before_synced() -> None:
+    api = FakeApi(objects={f"o{n}": make(f"o{n}") for n in range(1234)})
+    async with feeding(api) as (_, listener):
+        assert len(listener.held) == 1234
+        assert api.lists == 13
+
+
+async def test_changes_arrive_in_order() -> None:
+    api = FakeApi()
+    async with feeding(api) as (_, listener):
+        await api.emit("ADDED", make("a"))
+        await api.emit("MODIFIED", make("a"))
+        await api.emit("ADDED", make("b"))
+        await api.emit("DELETED", make("a"))
+        await eventually(lambda: len(listener.events) == 4)
+        assert [(kind, name) for kind, name, _ in listener.events] == [
+            ("upserted", "a"),
+            ("upserted", "a"),
+            ("upserted", "b"),
+            ("gone", "a"),
+        ]
+
+
+async def test_after_a_break_it_goes_on_where_it_was_without_listing() -> None:
+    api = FakeApi(objects={"a": make("a")})
+    async with feeding(api) as (_, listener):
+        await api.emit("ADDED", make("b"))
+        await eventually(lambda: "b" in listener.held)
+        await api.break_watches()
+        await api.emit("ADDED", make("c"))
+        await eventually(lambda: "c" in listener.held)
+        assert api.lists == 1
+        assert len(listener.events) == 3
+
+
+async def test_when_its_place_is_forgotten_it_lists_and_tells_what_is_gone() -> None:
+    api = FakeApi(objects={"a": make("a"), "b": make("b")})
+    async with feeding(api) as (_, listener):
+        # While the feed is away: b goes, c comes, and the history is compacted.
+        api.objects = {"a": make("a"), "c": make("c")}
+        api.version += 100
+        api.forgotten_below = api.version
+        await api.break_watches()
+        await eventually(lambda: "c" in listener.held)
+        assert listener.held == {"a": "uid-a", "c": "uid-c"}
+        assert ("gone", "b", "uid-b") in listener.events
+
+
+async def test_a_name_used_again_while_away_is_gone_first() -> None:
+    api = FakeApi(objects={"a": make("a", "one")})
+    async with feeding(api) as (_, listener):
+        api.objects = {"a": make("a", "two")}
+        api.version += 100
+        api.forgotten_below = api.version
+        await api.break_watches()
+        await eventually(lambda: listener.held == {"a": "two"})
+        assert listener.events[-2:] == [("gone", "a", "one"), ("upserted", "a", "two")]
+
+
+async def test_a_bookmark_moves_the_place_and_tells_nobody() -> None:
+    api = FakeApi()
+    async with feeding(api) as (feed, listener):
+        await api.emit("BOOKMARK", make("none"))
+        await eventually(lambda: feed._version == str(api.version))
+        assert listener.events == []
+
+
+async def test_an_object_larger_than_any_buffer_arrives() -> None:
+    api = FakeApi()
+    async with feeding(api) as (_, listener):
+        await api.emit("ADDED", make("big", spec={"payload": "x" * 1_400_000}))
+        await eventually(lambda: "big" in listener.held)
+
+
+async def test_an_object_nobody_can_parse_is_left_out_of_a_list() -> None:
+    # orjson goes 1,024 levels deep, an API server ten times that.
+    api = FakeApi(objects={f"o{n}": make(f"o{n}") for n in range(9)})
+    api.objects["o4x"] = make("o4x", spec={})
+    api.raw["o4x"] = b"[" * 1100 + b"]" * 1100
+    async with feeding(api) as (_, listener):
+        assert sorted(listener.held) == [f"o{n}" for n in range(9)]
+        await api.emit("ADDED", make("later"))
+        await eventually(lambda: "later" in listener.held)
+
+
+async def test_an_object_nobody_can_parse_is_left_out_of_a_watch() -> None:
+    api = FakeApi()
+    async with feeding(api) as (_, listener):
+        api.raw["deep"] = b"[" * 1100 + b"]" * 1100
+        await api.emit("ADDED", make("deep"))
+        await api.emit("ADDED", make("later"))
+        await eventually(lambda: "later" in listener.held)
+        assert list(listener.held) == ["later"]

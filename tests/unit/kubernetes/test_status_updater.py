@@ -1,0 +1,161 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import orjson
+import pytest
+
+from taskqueue.kubernetes.status_updater import Fate, Refused, StatusWriter, Written
+from tests.unit.kubernetes.fake_api import FakeApi, eventually, serve
+
+
+class Case:
+    def __init__(self, api: FakeApi, writer: StatusWriter) -> None:
+        self.api = api
+        self.writer = writer
+        self.fates: dict[str, list[Fate]] = {}
+
+    def put(self, name: str, value: int, *, urgent: bool = False) -> None:
+        fates = self.fates.setdefault(f"{name}={value}", [])
+        self.writer.put(f"/{name}", orjson.dumps({"value": value}), fates.append, urgent=urgent)
+
+    def written(self) -> list[tuple[str, int]]:
+        return [(path.strip("/"), body["value"]) for path, body in self.api.patches]
+
+
+@asynccontextmanager
+async def writing(*, concurrency: int = 2, open_gate: bool = False) -> AsyncIterator[Case]:
+    api = FakeApi()
+    if open_gate:
+        api.gate.set()
+    async with serve(api, max_connections=concurrency) as client:
+        writer = StatusWriter(client, concurrency=concurrency)
+        task = asyncio.create_task(writer.run())
+        try:
+            yield Case(api, writer)
+        finally:
+            api.gate.set()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def test_a_status_is_written_and_its_fate_told_once() -> None:
+    async with writing(open_gate=True) as case:
+        case.put("a", 1)
+        await eventually(lambda: case.fates["a=1"] == [Written()])
+        assert case.written() == [("a", 1)]
+        assert len(case.writer) == 0
+
+
+async def test_only_the_latest_is_written_and_all_are_told() -> None:
+    async with writing() as case:
+        case.put("a", 1)
+        await eventually(lambda: case.api.under_way == 1)
+        for value in (2, 3, 4):
+            case.put("a", value)
+        case.api.gate.set()
+        await eventually(lambda: all(case.fates[f"a={n}"] == [Written()] for n in (1, 2, 3, 4)))
+        assert case.written() == [("a", 1), ("a", 4)]
+
+
+async def test_one_object_is_never_written_twice_at_once() -> None:
+    async with writing(concurrency=4) as case:
+        case.put("a", 1)
+        await eventually(lambda: case.api.under_way == 1)
+        case.put("a", 2, urgent=True)
+        await asyncio.sleep(0.05)
+        assert case.api.most_under_way == 1
+        case.api.gate.set()
+        await eventually(lambda: case.fates["a=2"] == [Written()])
+        assert case.api.most_under_way == 1
+
+
+async def test_many_are_written_at_once_but_no_more_than_allowed() -> None:
+    async with writing(concurrency=3) as case:
+        for number in range(10):
+            case.put(f"o{number}", 1)
+        await eventually(lambda: case.api.under_way == 3)
+        await asyncio.sleep(0.05)
+        assert case.api.most_under_way == 3
+
+
+async def test_what_ends_something_goes_first() -> None:
+    async with writing(concurrency=1) as case:
+        case.put("first", 1)
+        await eventually(lambda: case.api.under_way == 1)
+        case.put("slow", 1)
+        case.put("raised", 1)
+        case.put("done", 1, urgent=True)
+        case.put("raised", 2, urgent=True)
+        case.api.gate.set()
+        await case.writer.drain(5)
+        assert case.written() == [("first", 1), ("done", 1), ("raised", 2), ("slow", 1)]
+
+
+async def test_what_ends_something_does_not_keep_the_others_waiting_for_ever() -> None:
+    async with writing(concurrency=1) as case:
+        case.put("first", 1)
+        await eventually(lambda: case.api.under_way == 1)
+        case.put("slow", 1)
+        for number in range(40):
+            case.put(f"done{number}", 1, urgent=True)
+        case.api.gate.set()
+        await case.writer.drain(5)
+        place = case.written().index(("slow", 1))
+        assert 10 <= place <= 16
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+async def test_what_the_server_will_never_take_is_handed_back(status: int) -> None:
+    async with writing(open_gate=True) as case:
+        case.api.answers.append((status, {}))
+        case.put("a", 1)
+        await eventually(lambda: case.fates["a=1"] == [Refused(status, "as asked")])
+        assert len(case.api.patches) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 409, 429, 500, 503, 504])
+async def test_what_may_succeed_later_is_tried_again_with_the_latest(status: int) -> None:
+    async with writing() as case:
+        case.api.answers.append((status, {}))
+        case.put("a", 1)
+        await eventually(lambda: case.api.under_way == 1)
+        case.put("a", 2)
+        case.api.gate.set()
+        await eventually(lambda: case.fates["a=1"] == case.fates["a=2"] == [Written()])
+        assert case.written() == [("a", 1), ("a", 2)]
+
+
+async def test_after_429_everybody_waits_as_long_as_asked() -> None:
+    async with writing(concurrency=2) as case:
+        case.api.answers.append((429, {"Retry-After": "1"}))
+        case.put("a", 1)
+        await eventually(lambda: case.api.under_way == 1)
+        case.api.gate.set()
+        await eventually(lambda: len(case.api.patches) == 1)
+        case.put("b", 1)
+        await asyncio.sleep(0.5)
+        assert len(case.api.patches) == 1
+        await eventually(lambda: case.fates["a=1"] == case.fates["b=1"] == [Written()])
+
+
+async def test_drain_returns_when_nothing_is_left() -> None:
+    async with writing(open_gate=True) as case:
+        for number in range(50):
+            case.put(f"o{number}", 1)
+        await case.writer.drain(10)
+        assert len(case.api.patches) == 50
+
+
+async def test_a_callback_that_fails_ends_no_writing() -> None:
+    async with writing(open_gate=True) as case:
+
+        def fail(_: Fate) -> None:
+            raise RuntimeError("boom")
+
+        case.writer.put("/bad", b"{}", fail)
+        case.put("good", 1)
+        await eventually(lambda: case.fates["good=1"] == [Written()])
+        case.put("later", 1)
+        await eventually(lambda: case.fates["later=1"] == [Written()])

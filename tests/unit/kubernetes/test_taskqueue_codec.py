@@ -1,0 +1,136 @@
+"""TaskQueues on their way between the API server's JSON and the domain."""
+
+from typing import Any
+
+import pytest
+
+from taskqueue.api.taskqueue_status import TaskQueueStatus
+from taskqueue.kubernetes.taskqueue_codec import QUEUES_FINALIZER, queue_status_patch, read_queue
+from taskqueue.model.queue import ClusterRef, Condition, QueueStatus, ScaleTargetRef, StopPolicy
+from taskqueue.model.scaling import BacklogTarget, DrainTimeTarget, ScalingPolicy
+
+
+def raw(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "taskqueue.dev/v1alpha1",
+        "kind": "TaskQueue",
+        "metadata": {
+            "namespace": "shop",
+            "name": "q",
+            "uid": "u",
+            "generation": 3,
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
+        "spec": {"broker": {"connectionSecret": {"name": "rabbit"}}, **spec},
+    }
+
+
+def test_what_a_plain_queue_asks_for() -> None:
+    config = read_queue(raw())
+    assert (config.connection_secret, config.rabbitmq_cluster) == ("rabbit", None)
+    assert config.stop_policy is StopPolicy.NONE
+    assert not config.stop_policy.holds
+    assert not any((config.delete_queues, config.finalized, config.deleting))
+    assert config.per_key == 1
+    assert config.policy.active_deadline_seconds is None
+    assert config.policy.ttl_seconds is None
+    assert (config.template, config.scale_target) == (None, None)
+    assert config.scaling == ScalingPolicy()  # the schema's defaults are the domain's
+
+
+def test_everything_else_that_can_be_asked_for() -> None:
+    config = read_queue(
+        raw(
+            deletionPolicy="Delete",
+            stopPolicy="HoldAndDrain",
+            concurrencyLimits={"perKey": 4},
+            taskDefaults={"activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 0},
+        )
+    )
+    assert config.stop_policy is StopPolicy.HOLD_AND_DRAIN
+    assert config.stop_policy.holds
+    assert config.scaling.draining
+    assert config.delete_queues
+    assert config.per_key == 4
+    assert (config.policy.active_deadline_seconds, config.policy.ttl_seconds) == (60, 0)
+
+
+def test_everything_that_can_be_asked_for_of_the_size() -> None:
+    config = read_queue(
+        raw(
+            scaling={
+                "minReplicas": 1,
+                "maxReplicas": 20,
+                "target": {"type": "DrainTime", "seconds": 90.5, "tasksPerReplica": 7},
+                "scaleUp": {"maxReplicasPerStep": 4},
+                "scaleDown": {"stabilizationWindowSeconds": 15, "maxReplicasPerStep": 2},
+                "idleSecondsBeforeZero": 5,
+                "fallback": {"replicas": 3},
+                "paused": True,
+            },
+            workers={"replicas": 9},
+        )
+    )
+    assert config.scaling == ScalingPolicy(
+        min_replicas=1,
+        max_replicas=20,
+        target=DrainTimeTarget(seconds=90.5, tasks_per_replica=7),
+        up_step=4,
+        down_step=2,
+        stabilization_seconds=15,
+        idle_seconds_before_zero=5,
+        fallback_replicas=3,
+        paused_replicas=9,
+    )
+
+
+def test_a_target_of_backlog() -> None:
+    config = read_queue(raw(scaling={"target": {"type": "Backlog", "tasksPerReplica": 7}}))
+    assert config.scaling.target == BacklogTarget(7)
+
+
+def test_workers_that_are_only_sized() -> None:
+    ref = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "resizers"}
+    config = read_queue(raw(workers={"scaleTargetRef": ref}))
+    assert config.scale_target == ScaleTargetRef(
+        api_version="apps/v1", kind="StatefulSet", name="resizers"
+    )
+    assert config.template is None
+
+
+@pytest.mark.parametrize(("namespace", "found"), [("broker", "broker"), (None, "shop")])
+def test_a_rabbitmq_cluster(namespace: str | None, found: str) -> None:
+    reference = {"name": "rabbit", **({"namespace": namespace} if namespace else {})}
+    config = read_queue(raw(broker={"rabbitmqClusterReference": reference}))
+    assert config.connection_secret == ""
+    assert config.rabbitmq_cluster == ClusterRef(found, "rabbit")
+
+
+def test_the_end_of_an_object_is_seen() -> None:
+    body = raw()
+    body["metadata"] |= {
+        "finalizers": ["other", QUEUES_FINALIZER],
+        "deletionTimestamp": "2026-01-02T00:00:00Z",
+    }
+    config = read_queue(body)
+    assert config.finalized
+    assert config.deleting
+
+
+def test_what_is_not_known_is_taken_out_of_the_status() -> None:
+    patch = queue_status_patch(("shop", "q"), QueueStatus(observed_generation=3), {})["status"]
+    for name in ("deadLetters", "throughputPerMinute", "meanRunSeconds", "backlog"):
+        assert patch[name] is None
+    status = QueueStatus(
+        observed_generation=3, dead_letters=0, throughput_per_minute=840, mean_run_seconds=0.8
+    )
+    patch = queue_status_patch(("shop", "q"), status, {})["status"]
+    assert patch["deadLetters"] == 0
+    assert (patch["throughputPerMinute"], patch["meanRunSeconds"]) == (840, 0.8)
+
+
+def test_no_text_is_longer_than_the_api_server_takes() -> None:
+    wordy = Condition("Ready", False, "Why", "x" * 10_000)
+    status = QueueStatus(observed_generation=1, conditions=(wordy,), scaling="y" * 10_000)
+    patch = queue_status_patch(("shop", "q"), status, {"Ready": 0.0})
+    TaskQueueStatus.model_validate(patch["status"])

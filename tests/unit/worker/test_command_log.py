@@ -1,0 +1,47 @@
+"""What a worker keeps in mind of the orders it has seen."""
+
+from __future__ import annotations
+
+from taskqueue.contract.command import OrderKind
+from taskqueue.worker.command_log import AGE_SECONDS, OrderBook
+
+
+def test_an_order_is_known_by_its_token() -> None:
+    book = OrderBook()
+    book.add("a", OrderKind.CANCEL, 0.0)
+    book.add("b", OrderKind.RELEASE, 0.0)
+    assert (book.get("a"), book.get("b")) == (OrderKind.CANCEL, OrderKind.RELEASE)
+    assert book.get("c") is None
+
+
+def test_the_last_order_of_a_token_counts() -> None:
+    book = OrderBook()
+    book.add("a", OrderKind.RELEASE, 0.0)
+    book.add("a", OrderKind.CANCEL, 1.0)
+    assert book.get("a") is OrderKind.CANCEL
+    assert len(book) == 1
+
+
+def test_the_oldest_are_forgotten_beyond_the_number() -> None:
+    book = OrderBook(tokens=2)
+    for number, token in enumerate("abac"):
+        book.add(token, OrderKind.CANCEL, float(number))
+    assert [token for token in "abc" if book.get(token)] == ["a", "c"]
+
+
+def test_an_order_is_forgotten_after_a_day() -> None:
+    book = OrderBook()
+    book.add("a", OrderKind.CANCEL, 0.0)
+    book.add("b", OrderKind.CANCEL, AGE_SECONDS - 1)
+    assert book.get("a") is not None
+    book.add("c", OrderKind.CANCEL, AGE_SECONDS)
+    assert book.get("a") is None
+    assert len(book) == 2
+
+
+def test_a_great_many_do_not_pile_up() -> None:
+    book = OrderBook(tokens=1000)
+    for number in range(10_000):
+        book.add(f"k.{number}", OrderKind.CANCEL, number / 1000)
+    assert len(book) == 1000
+    assert book.get("k.9999") is not None

@@ -1,0 +1,345 @@
+"""The consumer through losses, changes of the prefetch and the end, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, Delivery
+from taskqueue.amqp.connection import Connection
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.worker import consumer
+from taskqueue.worker.command_consumer import ControlLine
+from taskqueue.worker.consumer import ConsumeLine
+
+pytestmark = pytest.mark.looptime
+
+
+class FakeChannel:
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+        self.closed: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+        self.on_cancel: Callable[[str], None] = lambda reason: None
+        self._tags = 0
+
+    async def declare_queue(self, name: str, *, passive: bool) -> int:
+        assert passive, "only the operator declares"
+        if not self._broker.queue_exists:
+            self.closed.set_result((404, "NOT_FOUND"))
+            raise ChannelRefused(404, "NOT_FOUND")
+        return 0
+
+    async def set_prefetch(self, count: int) -> None:
+        self._broker.note(f"qos {count}")
+
+    async def consume(self, queue: str, on_delivery: Any, on_cancel: Callable[[str], None]) -> str:
+        self._broker.note("consume")
+        self.on_cancel = on_cancel
+        self._tags += 1
+        return f"tag-{self._tags}"
+
+    async def cancel(self, tag: str) -> None:
+        self._broker.note(f"cancel {tag}")
+
+    async def close(self) -> None:
+        if not self.closed.done():
+            self.closed.set_result((0, "closed by us"))
+
+
+class FakeConnection:
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def channel(self) -> FakeChannel:
+        if self.closed.done():
+            raise BrokerUnavailable("lost")
+        self._broker.channels.append(FakeChannel(self._broker))
+        return self._broker.channels[-1]
+
+    async def close(self) -> None:
+        self._broker.note("close")
+        if not self.closed.done():
+            self.closed.set_result("closed by us")
+
+
+@dataclass
+class FakeBroker:
+    """Notes what is asked of it; up, with the queue, unless told otherwise."""
+
+    up: bool = True
+    queue_exists: bool = True
+    notes: list[str] = field(default_factory=list)
+    tries: int = 0
+    connections: list[FakeConnection] = field(default_factory=list)
+    channels: list[FakeChannel] = field(default_factory=list)
+
+    async def connect(self, parameters: BrokerParameters, *, name: str) -> FakeConnection:
+        self.tries += 1
+        if not self.up:
+            raise BrokerUnavailable("nothing listens there")
+        self.connections.append(FakeConnection(self))
+        return self.connections[-1]
+
+    def note(self, what: str) -> None:
+        self.notes.append(what)
+
+    def lose(self) -> None:
+        if not self.channels[-1].closed.done():
+            self.channels[-1].closed.set_result((0, "connection lost"))
+        self.connections[-1].closed.set_result("connection lost")
+
+
+@dataclass
+class Hand:
+    """An intake that counts."""
+
+    held: int = 0
+    connections: int = 0
+    opened: int = 0
+    lost: int = 0
+
+    def connected(self, line: Connection) -> None:
+        self.connections += 1
+
+    def channel_opened(self, channel: Channel) -> None:
+        self.opened += 1
+
+    def delivered(self, delivery: Delivery) -> None: ...
+
+    def channel_lost(self) -> None:
+        self.lost += 1
+
+    def in_hand(self) -> int:
+        return self.held
+
+
+class FakeControl:
+    """A control line that has caught up at once, or when the test says so."""
+
+    def __init__(self) -> None:
+        self.known = asyncio.Event()
+        self.known.set()
+        self.following = 0
+        self.followed = 0
+
+    async def follow(self, connection: Connection, on_caught_up: Callable[[], None]) -> None:
+        self.following += 1
+        self.followed += 1
+        try:
+            await self.known.wait()
+            on_caught_up()
+            await asyncio.Event().wait()
+        finally:
+            self.following -= 1
+
+
+class Scene:
+    def __init__(self, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.control = FakeControl()
+        monkeypatch.setattr(consumer, "connect", broker.connect)
+        self.hand = Hand()
+        self.line = ConsumeLine(
+            BrokerParameters(host="rabbit", port=5672, username="u", password="p"),
+            name="worker",
+            queue="taskqueue.shop.q",
+            prefetch=2,
+            intake=self.hand,
+            control=cast(ControlLine, self.control),
+        )
+        self.task = asyncio.create_task(self.line.run())
+
+    async def end(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+async def test_it_registers_with_its_prefetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    await asyncio.sleep(1)
+    assert scene.line.registered
+    assert broker.notes == ["qos 2", "consume"]
+    await scene.end()
+    assert not scene.line.registered
+    assert broker.notes[-1] == "close"
+
+
+async def test_it_tries_again_while_the_broker_is_away_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(broker := FakeBroker(up=False), monkeypatch)
+    await asyncio.sleep(60)
+    assert 8 <= broker.tries <= 20, "with growing pauses of at most 10 s"
+    assert [record.getMessage() for record in caplog.records] == ["consumer.waiting"]
+    broker.up = True
+    await asyncio.sleep(11)
+    assert scene.line.registered
+    await scene.end()
+
+
+@pytest.mark.parametrize("loss", ["connection", "channel", "consumer"])
+async def test_whatever_ends_it_it_is_registered_again_and_the_hand_is_told(
+    monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    await asyncio.sleep(1)
+    if loss == "connection":
+        broker.lose()
+    elif loss == "channel":
+        broker.channels[-1].closed.set_result((406, "PRECONDITION_FAILED"))
+    else:
+        broker.channels[-1].on_cancel("the queue was deleted")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not scene.line.registered
+    await asyncio.sleep(1)
+    assert scene.line.registered
+    assert (scene.hand.opened, scene.hand.lost) == (2, 1)
+    assert len(broker.connections) == (2 if loss == "connection" else 1)
+    await scene.end()
+
+
+async def test_a_missing_queue_is_waited_for_on_one_connection_and_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(broker := FakeBroker(queue_exists=False), monkeypatch)
+    await asyncio.sleep(60)
+    assert len(broker.connections) == 1
+    assert len(broker.channels) >= 8
+    assert [record.getMessage() for record in caplog.records] == ["consumer.waiting"]
+    broker.queue_exists = True
+    await asyncio.sleep(11)
+    assert scene.line.registered
+    await scene.end()
+
+
+async def test_a_raised_prefetch_is_one_more_consumer_for_the_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    await asyncio.sleep(1)
+    scene.hand.held = 2
+    scene.line.want_prefetch(64)
+    await asyncio.sleep(0.001)
+    assert broker.notes == ["qos 2", "consume", "qos 62", "consume"], "a cancel costs deliveries"
+    assert scene.line.registered
+    await scene.line.stop()
+    assert broker.notes[4:] == ["cancel tag-2", "cancel tag-1"]
+    await scene.end()
+
+
+async def test_a_lowered_prefetch_waits_until_no_more_is_in_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    scene.line.want_prefetch(64)
+    await asyncio.sleep(1)
+    broker.notes.clear()
+    scene.hand.held = 40
+    scene.line.want_prefetch(2)
+    await asyncio.sleep(10)
+    assert broker.notes == ["cancel tag-1"]
+    scene.hand.held = 3
+    scene.line.poke()
+    await asyncio.sleep(10)
+    assert broker.notes == ["cancel tag-1"]
+    scene.hand.held = 2
+    scene.line.poke()
+    await asyncio.sleep(0.001)
+    assert broker.notes == ["cancel tag-1", "qos 2", "consume"]
+    await scene.end()
+
+
+async def test_a_stop_cancels_the_consumer_and_keeps_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    await asyncio.sleep(1)
+    await scene.line.stop()
+    await asyncio.sleep(60)
+    assert broker.notes == ["qos 2", "consume", "cancel tag-1"]
+    assert scene.hand.lost == 0
+    await scene.end()
+    assert broker.notes[-1] == "close"
+
+
+async def test_a_stop_while_lowering_registers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    scene.line.want_prefetch(64)
+    await asyncio.sleep(1)
+    scene.hand.held = 40
+    scene.line.want_prefetch(2)
+    await asyncio.sleep(1)
+    broker.notes.clear()
+    await scene.line.stop()
+    await asyncio.sleep(60)
+    assert broker.notes == []
+    await scene.end()
+
+
+async def test_a_stop_ends_the_wait_for_a_broker_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(broker := FakeBroker(up=False), monkeypatch)
+    await asyncio.sleep(60)
+    before = asyncio.get_running_loop().time()
+    await scene.line.stop()
+    assert asyncio.get_running_loop().time() - before < 0.1
+    assert not broker.connections
+    await scene.end()
+
+
+# Orders.
+
+
+async def test_no_work_is_consumed_before_the_past_orders_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    scene.control.known.clear()
+    await asyncio.sleep(60)
+    assert not scene.line.registered
+    assert "consume" not in broker.notes
+    scene.control.known.set()
+    await asyncio.sleep(0.001)
+    assert scene.line.registered
+    scene.control.known.clear()
+    broker.lose()
+    await asyncio.sleep(60)
+    assert not scene.line.registered, "not on the next connection either"
+    scene.control.known.set()
+    await asyncio.sleep(0.001)
+    assert scene.line.registered
+    assert scene.hand.connections == 2
+    await scene.end()
+
+
+async def test_a_stop_before_the_orders_are_known_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    scene.control.known.clear()
+    await asyncio.sleep(1)
+    await asyncio.wait_for(scene.line.stop(), 0.1)
+    assert "consume" not in broker.notes
+    await scene.end()
+
+
+async def test_after_a_stop_orders_are_taken_on_the_next_connection_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(broker := FakeBroker(), monkeypatch)
+    await asyncio.sleep(1)
+    await scene.line.stop()
+    for connections in (2, 3):
+        broker.lose()
+        await asyncio.sleep(11)
+        assert (scene.control.following, scene.control.followed) == (1, connections)
+        assert len(broker.connections) == connections
+    assert broker.notes.count("consume") == 1
+    await scene.end()
+    assert scene.control.following == 0

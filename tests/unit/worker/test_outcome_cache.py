@@ -1,0 +1,37 @@
+"""The memory of tokens ended lately."""
+
+from __future__ import annotations
+
+from taskqueue.worker.outcome_cache import FinishedTokens, Outcome
+
+
+def outcome(size: int = 1) -> Outcome:
+    return Outcome("shop.q.task.succeeded", b"x" * size)
+
+
+def test_a_token_is_answered_with_what_was_said_first() -> None:
+    finished = FinishedTokens()
+    first = outcome()
+    finished.add("a", first)
+    finished.add("a", outcome(2))
+    assert finished.get("a") is first
+    assert finished.get("b") is None
+
+
+def test_the_oldest_are_forgotten_beyond_the_number() -> None:
+    finished = FinishedTokens(tokens=2)
+    for token in ("a", "b", "c"):
+        finished.add(token, outcome())
+    assert [finished.get(token) is None for token in ("a", "b", "c")] == [True, False, False]
+
+
+def test_the_oldest_are_forgotten_beyond_the_bytes() -> None:
+    finished = FinishedTokens(body_bytes=10)
+    finished.add("a", outcome(6))
+    finished.add("b", outcome(4))
+    assert len(finished) == 2
+    finished.add("c", outcome(1))
+    assert finished.get("a") is None
+    assert len(finished) == 2
+    finished.add("d", outcome(11))
+    assert len(finished) == 0

@@ -1,0 +1,110 @@
+"""Publishing until confirmed, through returns, losses and reconnects."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from taskqueue.amqp.publisher import Settled
+from taskqueue.contract.outgoing import Outgoing, outcome_message
+from taskqueue.worker.outcome_outbox import Reporter
+from tests.unit.worker.fakes import FakePublisher, turn
+
+pytestmark = pytest.mark.looptime
+
+
+class Ledger:
+    """A reporter, and how often each message was said to be confirmed."""
+
+    def __init__(self) -> None:
+        self.reporter = Reporter(asyncio.get_running_loop())
+        self.confirmed: list[str] = []
+
+    def report(self, name: str) -> None:
+        self.reporter.report(message(name), lambda: self.confirmed.append(name))
+
+
+def message(name: str) -> Outgoing:
+    return outcome_message(f"shop.q.{name}", name.encode())
+
+
+async def test_confirmed_once_is_told_once() -> None:
+    ledger, publisher = Ledger(), FakePublisher()
+    ledger.reporter.attach(publisher.real)
+    ledger.report("a")
+    assert ledger.reporter.outstanding == 1
+    (published,) = publisher.settle()
+    assert (published.exchange, published.key) == ("taskqueue.outcomes", "shop.q.a")
+    assert ledger.confirmed == ["a"]
+    assert ledger.reporter.outstanding == 0
+
+
+@pytest.mark.parametrize("verdict", [Settled.RETURNED, Settled.UNKNOWN])
+async def test_what_did_not_arrive_is_published_again_with_another_message_id(
+    verdict: Settled,
+) -> None:
+    ledger, publisher = Ledger(), FakePublisher()
+    ledger.reporter.attach(publisher.real)
+    ledger.report("a")
+    ids = set()
+    for _ in range(3):
+        (published,) = publisher.settle(verdict, "312 NO_ROUTE")
+        ids.add(published.properties.message_id)
+        await turn()
+        assert not publisher.published, "not at once: the broker would be hammered"
+        await asyncio.sleep(11)
+    assert ledger.confirmed == []
+    publisher.settle()
+    assert ledger.confirmed == ["a"]
+    assert len(ids) == 3
+
+
+async def test_without_a_publisher_everything_waits_for_the_next_one() -> None:
+    ledger, first, second = Ledger(), FakePublisher(), FakePublisher()
+    ledger.report("early")
+    ledger.reporter.attach(first.real)
+    ledger.report("lost")
+    first.settle(Settled.UNKNOWN, "connection lost")
+    ledger.reporter.detach()
+    ledger.report("late")
+    await asyncio.sleep(60)
+    assert not first.published
+    ledger.reporter.attach(second.real)
+    second.settle()
+    assert sorted(ledger.confirmed) == ["early", "late", "lost"]
+
+
+async def test_drained_waits_for_the_last_confirm() -> None:
+    ledger, publisher = Ledger(), FakePublisher()
+    ledger.reporter.attach(publisher.real)
+    await ledger.reporter.drained()
+    ledger.report("a")
+    waiting = asyncio.create_task(ledger.reporter.drained())
+    publisher.settle(Settled.RETURNED, "312 NO_ROUTE")
+    await asyncio.sleep(11)
+    assert not waiting.done()
+    publisher.settle()
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_a_mention_is_published_once_and_never_waited_for() -> None:
+    ledger, publisher = Ledger(), FakePublisher()
+    ledger.reporter.mention(message("nobody there"))
+    ledger.reporter.attach(publisher.real)
+    ledger.reporter.mention(message("a"))
+    assert len(publisher.settle(Settled.UNKNOWN)) == 1
+    await asyncio.sleep(60)
+    assert not publisher.published
+    assert ledger.reporter.outstanding == 0
+
+
+async def test_a_missing_inbox_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    ledger, publisher = Ledger(), FakePublisher()
+    ledger.reporter.attach(publisher.real)
+    for name in ("a", "b"):
+        ledger.report(name)
+    for _ in range(3):
+        publisher.settle(Settled.RETURNED, "312 NO_ROUTE")
+        await asyncio.sleep(11)
+    assert [record.getMessage() for record in caplog.records] == ["outcome.unroutable"]
