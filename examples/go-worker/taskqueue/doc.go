@@ -1,5 +1,5 @@
 // Package taskqueue is a worker for TaskQueues, written from docs/reference/message-contract.md
-// alone; the numbers in comments are those of its section "What a worker does".
+// alone; the numbers in comments are those of its section "Worker behaviour".
 //
 //	worker := taskqueue.New(settings, logger)
 //	worker.Handle("echo", func(ctx context.Context, payload json.RawMessage) (any, error) {
