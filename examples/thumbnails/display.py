@@ -17,7 +17,8 @@ from rich.text import Text
 from devcluster.progress import Steps
 from examples.thumbnails.watching import Snapshot
 from examples.thumbnails.work import MAX_ATTEMPTS, MAX_WORKERS, NAMESPACE, QUEUE, Job
-from taskqueue.api.task import TERMINAL_PHASES, Task
+from taskqueue.api.task import TaskResource
+from taskqueue.api.task_status import TERMINAL_PHASES
 
 _STYLES = {"Succeeded": "green", "Failed": "red", "Retrying": "yellow", "Running": "cyan"}
 _LEVELS = "▁▂▃▄▅▆▇█"
@@ -198,7 +199,7 @@ def _phases(snapshot: Snapshot) -> dict[str, int]:
     return {phase: counts[phase] for phase in (*order, *sorted(counts)) if counts[phase]}
 
 
-def _broken(line: Sequence[Job], snapshot: Snapshot) -> list[Task]:
+def _broken(line: Sequence[Job], snapshot: Snapshot) -> list[TaskResource]:
     names = (job.name for job in line if job.broken)
     return [snapshot.tasks[name] for name in names if name in snapshot.tasks]
 

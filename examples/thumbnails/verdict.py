@@ -15,7 +15,8 @@ from PIL import Image
 from examples.thumbnails.thumbnails import UnreadablePhotograph
 from examples.thumbnails.watching import Snapshot
 from examples.thumbnails.work import MAX_ATTEMPTS, MAX_WORKERS, Job
-from taskqueue.api.task import TERMINAL_PHASES, Task
+from taskqueue.api.task import TaskResource
+from taskqueue.api.task_status import TERMINAL_PHASES
 
 #: What the broken file's Task must end with.
 BROKEN_REASON = "RetriesExhausted"
@@ -52,7 +53,7 @@ def problems(line: Sequence[Job], snapshot: Snapshot) -> list[str]:
     return [*found, *_pool_problems(snapshot), *_queue_problems(line, snapshot)]
 
 
-def jpeg(task: Task) -> bytes:
+def jpeg(task: TaskResource) -> bytes:
     """Return the thumbnail in a Task's result.
 
     Raises:
@@ -75,7 +76,7 @@ def jpeg(task: Task) -> bytes:
     return data
 
 
-def _good_problems(job: Job, task: Task) -> Iterator[str]:
+def _good_problems(job: Job, task: TaskResource) -> Iterator[str]:
     status = task.status
     if status.phase != "Succeeded":
         yield f"{status.phase} {status.reason} {status.message}".rstrip()
@@ -96,7 +97,7 @@ def _good_problems(job: Job, task: Task) -> Iterator[str]:
         yield f"its thumbnail is not {job.variant.width} pixels wide or high"
 
 
-def _broken_problems(job: Job, task: Task) -> Iterator[str]:
+def _broken_problems(job: Job, task: TaskResource) -> Iterator[str]:
     status = task.status
     if status.phase != "Failed" or status.reason != BROKEN_REASON:
         yield f"{status.phase} {status.reason}, not Failed {BROKEN_REASON}".replace(" ,", ",")
@@ -154,5 +155,5 @@ def _queue_problems(line: Sequence[Job], snapshot: Snapshot) -> Iterator[str]:
         yield "TaskQueue: its condition Ready is not True"
 
 
-def _holds(task: Task, condition: str) -> bool:
+def _holds(task: TaskResource, condition: str) -> bool:
     return any(each.type == condition and each.status == "True" for each in task.status.conditions)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from examples.thumbnails.work import NAMESPACE, QUEUE
-from taskqueue.api.task import Task
-from taskqueue.api.taskqueue import TaskQueue
+from taskqueue.api.task import TaskResource
+from taskqueue.api.taskqueue import TaskQueueResource
 
 
 class WatchEnded(Exception):
@@ -24,8 +24,8 @@ class WatchEnded(Exception):
 class Snapshot:
     """The latest state of everything, and the sizes that the pool has had."""
 
-    queue: TaskQueue | None = None
-    tasks: Mapping[str, Task] = field(default_factory=dict)
+    queue: TaskQueueResource | None = None
+    tasks: Mapping[str, TaskResource] = field(default_factory=dict)
     #: Pods of the pool, and how many of them are ready.
     workers: int = 0
     ready_workers: int = 0
@@ -44,8 +44,8 @@ class Watcher:
     def __init__(self, kubectl: Sequence[str]) -> None:
         self._kubectl = [*kubectl, f"--namespace={NAMESPACE}"]
         self._lock = threading.Lock()
-        self._queue: TaskQueue | None = None
-        self._tasks: dict[str, Task] = {}
+        self._queue: TaskQueueResource | None = None
+        self._tasks: dict[str, TaskResource] = {}
         self._pods: dict[str, bool] = {}
         self._sizes = [0]
         self._ended: list[str] = []
@@ -106,10 +106,10 @@ class Watcher:
                 self._ended.append(what)
 
     def _on_queue(self, _: str, body: dict[str, Any]) -> None:
-        self._queue = TaskQueue.model_validate(body)
+        self._queue = TaskQueueResource.model_validate(body)
 
     def _on_task(self, kind: str, body: dict[str, Any]) -> None:
-        task = Task.model_validate(body)
+        task = TaskResource.model_validate(body)
         if kind == "DELETED":
             self._tasks.pop(task.metadata.name, None)
         else:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
 from taskqueue.jsonable import plain
-from taskqueue.worker.sdk import Context, Fail, Handler, Progress, Registry
+from taskqueue.worker.sdk import Context, Fail, Handler, HandlerRegistry, Progress
 
 __all__ = ["About", "Recorded", "run", "run_async"]
 
@@ -148,7 +148,9 @@ class _Context(Context):
 
 
 def _registered(handler: Callable[..., Any]) -> Handler:
-    return Registry().register(handler, name=getattr(handler, "__name__", type(handler).__name__))
+    return HandlerRegistry().register(
+        handler, name=getattr(handler, "__name__", type(handler).__name__)
+    )
 
 
 def _object(payload: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from taskqueue.kubernetes.client import Access
+from taskqueue.kubernetes.client import ApiAccess
 from tests.bench.deadline import BenchError
 
 #: Everything that changes an object, or tries to. Deletions of whole collections are left out: the
@@ -62,7 +62,7 @@ def of_resource(writes: Writes, group: str, resource: str) -> int:
     )
 
 
-async def read_writes(access: Access) -> Writes:
+async def read_writes(access: ApiAccess) -> Writes:
     """Ask the API server for its counters.
 
     Raises:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from kubernetes.aio.config import ConfigException
 
 from taskqueue.api.common import API_VERSION, TASKQUEUE_KIND
-from taskqueue.kubernetes.client import Access, ApiClient, ApiError, load_access
+from taskqueue.kubernetes.client import ApiAccess, ApiClient, ApiError, load_access
 from taskqueue.kubernetes.deployments import deployment_path
 from taskqueue.kubernetes.taskqueue_codec import queue_path
 from tests.bench.deadline import BenchError, until
@@ -55,7 +55,7 @@ class Cluster:
         load: for what is measured.
     """
 
-    access: Access
+    access: ApiAccess
     client: ApiClient
     watcher: ApiClient
     load: ApiClient

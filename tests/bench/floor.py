@@ -14,10 +14,10 @@ from typing import Any
 
 from taskqueue.api.common import VERSION
 from taskqueue.api.crds import DEFINITIONS, custom_resource_definition
-from taskqueue.api.task import Task as TaskModel
+from taskqueue.api.task import TaskResource
 from taskqueue.kubernetes.client import JSON_PATCH, ApiClient
 from taskqueue.kubernetes.task_codec import status_patch
-from taskqueue.model.task import Attempt, Phase, Task, TaskSpec, TaskStatus
+from taskqueue.model.task import AttemptRecord, Phase, Task, TaskSpec, TaskState
 from tests.bench import cluster as bench
 from tests.bench.deadline import until
 from tests.bench.load import at_once
@@ -34,7 +34,7 @@ _READY_SECONDS = 60
 
 def copied_definition() -> dict[str, Any]:
     """Return the CustomResourceDefinition of Task in the floor's group, without its short names."""
-    original = next(entry for entry in DEFINITIONS if entry.model is TaskModel)
+    original = next(entry for entry in DEFINITIONS if entry.model is TaskResource)
     copy = custom_resource_definition(original)
     copy["metadata"]["name"] = _NAME
     copy["spec"]["group"] = GROUP
@@ -54,8 +54,8 @@ def final_status(worker: str, uid: str) -> bytes:
         created=now,
         spec=TaskSpec(queue=bench.QUEUE, handler=bench.HANDLER),
     )
-    attempt = Attempt(1, "Succeeded", start_time=now, finish_time=now, worker=worker)
-    status = TaskStatus(
+    attempt = AttemptRecord(1, "Succeeded", start_time=now, finish_time=now, worker=worker)
+    status = TaskState(
         phase=Phase.SUCCEEDED,
         attempts=1,
         history=(attempt,),

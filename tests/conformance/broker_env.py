@@ -20,7 +20,7 @@ from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import Order, OrderKind, order_message
+from taskqueue.contract.command import CommandKind, WorkerCommand, order_message
 from taskqueue.contract.names import (
     DEAD_EXCHANGE,
     INBOX_QUEUE,
@@ -28,7 +28,7 @@ from taskqueue.contract.names import (
     WORK_EXCHANGE,
     dead_queue,
 )
-from taskqueue.contract.outgoing import Outgoing
+from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
 from tests.conformance.beats import Beats
 from tests.conformance.inbox import Inbox
@@ -101,16 +101,16 @@ class House:
         verdict = await self.publisher.publish_and_wait(WORK_EXCHANGE, key, body, properties)
         assert verdict[0] is Settled.CONFIRMED, verdict
 
-    async def order(self, *orders: Order) -> None:
+    async def order(self, *orders: WorkerCommand) -> None:
         """Give orders, and wait until the stream has them."""
         await asyncio.gather(*(self._say(order_message(order)) for order in orders))
 
     async def say(self, body: bytes) -> None:
         """Put anything into the stream of orders."""
-        order = order_message(Order(OrderKind.CANCEL, token="k"))
+        order = order_message(WorkerCommand(CommandKind.CANCEL, token="k"))
         await self._say(dataclasses.replace(order, body=body))
 
-    async def _say(self, message: Outgoing) -> None:
+    async def _say(self, message: OutgoingMessage) -> None:
         verdict = await self.publisher.publish_and_wait(
             message.exchange, message.key, message.body, message.properties()
         )

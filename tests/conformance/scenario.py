@@ -16,7 +16,7 @@ from typing import Any
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.parameters import BrokerParameters
-from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.names import work_queue
 from taskqueue.contract.outcome import AttemptEvent, EventKind
@@ -259,11 +259,13 @@ class Scene:
 
     async def order(self, kind: str, *tokens: str) -> None:
         """Order something about tokens."""
-        await self.house.order(*(Order(OrderKind(kind), token=token, uid="u") for token in tokens))
+        await self.house.order(
+            *(WorkerCommand(CommandKind(kind), token=token, uid="u") for token in tokens)
+        )
 
     async def drain(self) -> None:
         """Order the workers of this scene's pod to drain."""
-        await self.house.order(Order(OrderKind.DRAIN, pod=self.pod, namespace=NAMESPACE))
+        await self.house.order(WorkerCommand(CommandKind.DRAIN, pod=self.pod, namespace=NAMESPACE))
 
     async def says(self, state: WorkerState, *, number: int = 1) -> Heartbeat:
         """Wait until a worker has said that often that it is in a state."""

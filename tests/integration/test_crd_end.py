@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from taskqueue.api.task import TERMINAL_PHASES
+from taskqueue.api.task_status import TERMINAL_PHASES
 from tests.integration.admission import (
     FINISHED,
     QUEUES,

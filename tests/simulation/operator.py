@@ -17,10 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from taskqueue.controller.pool.autoscaler import Decision, Load, Pool, ScalingMemory, decide
-from taskqueue.controller.pool.drain_plan import Shrink, plan
-from taskqueue.controller.pool.poll_backoff import Looks
-from taskqueue.controller.pool.worker_registry import Registry
+from taskqueue.controller.pool.autoscaler import (
+    Load,
+    PoolObservation,
+    ScalingDecision,
+    ScalingMemory,
+    decide,
+)
+from taskqueue.controller.pool.drain_plan import DrainStep, plan
+from taskqueue.controller.pool.poll_backoff import PollBackoff
+from taskqueue.controller.pool.worker_registry import WorkerRegistry
 from taskqueue.controller.queues.throughput import Throughput
 from taskqueue.model.pod import PENDING, RUNNING, Pod
 from taskqueue.model.scaling import ScalingPolicy
@@ -37,8 +43,8 @@ _BEAT_SECONDS = 10.0
 #: Heartbeats have been listened to for as long as they need to be.
 _LISTENED = 3600.0
 
-Decide = Callable[..., Decision]
-Plan = Callable[..., Shrink]
+Decide = Callable[..., ScalingDecision]
+Plan = Callable[..., DrainStep]
 
 
 @dataclass(slots=True)
@@ -77,12 +83,12 @@ class Operator:
         self._memory = ScalingMemory()
         self._size = 0
         self._ready = 0
-        self._registry = Registry()
+        self._registry = WorkerRegistry()
         self._throughput = Throughput()
         self._told: dict[str, _Told] = {}
         self._ordered: dict[str, float] = {}
         self._last_run = float("-inf")
-        self._looks = Looks()
+        self._looks = PollBackoff()
         self._waking = False
         cluster.on_arrival = self._wake
         cluster.on_end = lambda seconds: self._throughput.finished(self._timeline.now, seconds)
@@ -123,7 +129,7 @@ class Operator:
                 slots=slots,
                 mean_run_seconds=self._throughput.read(now).mean_run_seconds,
             ),
-            Pool(
+            PoolObservation(
                 size=self._size,
                 replicas=cluster.replicas,
                 available=sum(pod.ready_at is not None for pod in cluster.active),

@@ -34,8 +34,8 @@ from examples.thumbnails.work import (
     to_yaml,
 )
 from taskqueue import Context, Fail
-from taskqueue.api.task import Task
-from taskqueue.api.taskqueue import TaskQueue
+from taskqueue.api.task import TaskResource
+from taskqueue.api.taskqueue import TaskQueueResource
 from taskqueue.worker.outcome import MAX_RESULT_BYTES
 
 LINE = jobs()
@@ -73,7 +73,7 @@ class TestWork:
 
     def test_the_yaml_holds_valid_tasks(self) -> None:
         bodies = list(yaml.safe_load_all(to_yaml(LINE)))
-        assert [Task.model_validate(body).metadata.name for body in bodies] == [
+        assert [TaskResource.model_validate(body).metadata.name for body in bodies] == [
             job.name for job in LINE
         ]
         assert {body["spec"]["queue"] for body in bodies} == {QUEUE}
@@ -81,7 +81,7 @@ class TestWork:
 
     def test_the_queue_is_the_one_the_tasks_and_the_verdict_expect(self) -> None:
         body = yaml.safe_load((demo.HERE / "taskqueue.yaml").read_text())
-        queue = TaskQueue.model_validate(body)
+        queue = TaskQueueResource.model_validate(body)
         assert (queue.metadata.namespace, queue.metadata.name) == (NAMESPACE, QUEUE)
         assert queue.spec.task_defaults.retry.max_attempts == MAX_ATTEMPTS
         assert queue.spec.scaling.max_replicas == MAX_WORKERS
@@ -90,7 +90,7 @@ class TestWork:
         assert template["spec"]["containers"][0]["image"] == IMAGE
 
     def test_the_pool_does_not_go_between_two_attempts_of_the_broken_one(self) -> None:
-        spec = TaskQueue.model_validate(
+        spec = TaskQueueResource.model_validate(
             yaml.safe_load((demo.HERE / "taskqueue.yaml").read_text())
         ).spec
         backoff = spec.task_defaults.retry.backoff
@@ -185,7 +185,7 @@ class TestVerdict:
         whole = snapshot()
         body = whole.tasks[name].model_dump(by_alias=True)
         body["status"].update(change)
-        changed = replace(whole, tasks={**whole.tasks, name: Task.model_validate(body)})
+        changed = replace(whole, tasks={**whole.tasks, name: TaskResource.model_validate(body)})
         (problem,) = verdict.problems(LINE, changed)
         assert f"Task {name}" in problem
         assert complaint in problem
@@ -314,14 +314,14 @@ def condition(kind: str) -> dict[str, Any]:
     return {"type": kind, "status": "True", "lastTransitionTime": T0, "reason": kind}
 
 
-def make_task(name: str, status: dict[str, Any]) -> Task:
+def make_task(name: str, status: dict[str, Any]) -> TaskResource:
     spec = next(job.task for job in LINE if job.name == name)["spec"]
-    return Task.model_validate({"metadata": {"name": name}, "spec": spec, "status": status})
+    return TaskResource.model_validate({"metadata": {"name": name}, "spec": spec, "status": status})
 
 
 def finished_task(
     name: str, *, result: dict[str, Any] | None = None, phase: str = "Succeeded"
-) -> Task:
+) -> TaskResource:
     job = next(job for job in LINE if job.name == name)
     return make_task(
         name,
@@ -342,7 +342,7 @@ def broken_task(
     gap: float = 3.0,
     error: str = "UnreadablePhotograph",
     next_attempt: datetime | None = None,
-) -> Task:
+) -> TaskResource:
     message = f"{photographs.BROKEN}: image file is truncated"
     history = [
         {
@@ -370,7 +370,7 @@ def broken_task(
     )
 
 
-def queue(**change: Any) -> TaskQueue:
+def queue(**change: Any) -> TaskQueueResource:
     body = yaml.safe_load((demo.HERE / "taskqueue.yaml").read_text())
     body["status"] = {
         "backlog": 0,
@@ -380,7 +380,7 @@ def queue(**change: Any) -> TaskQueue:
         "conditions": [condition("Ready")],
         **change,
     }
-    return TaskQueue.model_validate(body)
+    return TaskQueueResource.model_validate(body)
 
 
 def snapshot() -> Snapshot:
@@ -388,6 +388,6 @@ def snapshot() -> Snapshot:
     return Snapshot(queue(), {**tasks, BROKEN: broken_task()}, pool_sizes=(0, 2, 5, 1, 0))
 
 
-def with_task(task: Task) -> Snapshot:
+def with_task(task: TaskResource) -> Snapshot:
     whole = snapshot()
     return replace(whole, tasks={**whole.tasks, task.metadata.name: task})

@@ -102,7 +102,7 @@ class ObjectMeta(ApiModel):
     annotations: dict[str, str] = Field(default_factory=dict)
 
 
-class Condition(ApiModel):
+class ResourceCondition(ApiModel):
     """One condition, in the form of the Kubernetes API's own conditions."""
 
     type: str = Field(

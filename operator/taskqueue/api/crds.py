@@ -34,8 +34,8 @@ from taskqueue.api.common import (
     VERSION,
     Resource,
 )
-from taskqueue.api.task import Task
-from taskqueue.api.taskqueue import TaskQueue
+from taskqueue.api.task import TaskResource
+from taskqueue.api.taskqueue import TaskQueueResource
 
 Schema = dict[str, Any]
 
@@ -102,7 +102,7 @@ _AGE = Column("Age", ".metadata.creationTimestamp", "date")
 
 DEFINITIONS = (
     Definition(
-        model=TaskQueue,
+        model=TaskQueueResource,
         kind=TASKQUEUE_KIND,
         plural=TASKQUEUE_PLURAL,
         short_name="tq",
@@ -125,7 +125,7 @@ DEFINITIONS = (
         },
     ),
     Definition(
-        model=Task,
+        model=TaskResource,
         kind=TASK_KIND,
         plural=TASK_PLURAL,
         short_name="tqt",

@@ -1,7 +1,7 @@
 """The custom resource Task: one piece of work, run once by a worker, retried as its queue says.
 
-``Task.model_validate(body)`` parses an object of the API server; there may be 100,000s of them, so
-the models carry bounds only and no validators of their own.
+``TaskResource.model_validate(body)`` parses an object of the API server; there may be 100,000s of
+them, so the models carry bounds only and no validators of their own.
 
 What must stay true, and is guarded by the API server through the CEL rules below:
 
@@ -45,13 +45,8 @@ from taskqueue.api.common import (
     validations,
 )
 from taskqueue.api.task_status import (
-    TERMINAL_PHASES,
     TERMINAL_PHASES_IN_CEL,
-    Attempt,
-    Outcome,
-    Phase,
-    Progress,
-    TaskStatus,
+    TaskResourceStatus,
 )
 
 PAYLOAD_SOURCES_MAX_ITEMS = 16
@@ -67,20 +62,8 @@ TaskName = Annotated[
     str, Field(min_length=1, max_length=OBJECT_NAME_MAX_LENGTH, pattern=DNS_SUBDOMAIN_PATTERN)
 ]
 
+
 # What tells about a Task is found here, whichever file holds it.
-__all__ = [
-    "TERMINAL_PHASES",
-    "Attempt",
-    "Outcome",
-    "Phase",
-    "Progress",
-    "Task",
-    "TaskRetry",
-    "TaskSpec",
-    "TaskStatus",
-]
-
-
 class TaskBackoff(ApiModel):
     """The wait before the next attempt, as far as the Task itself says it."""
 
@@ -159,7 +142,7 @@ class ConfigMapKeyReference(ApiModel):
     )
 
 
-class PayloadSource(ApiModel):
+class PayloadFromSource(ApiModel):
     """Where a part of a payload is read from."""
 
     config_map_key_ref: ConfigMapKeyReference = Field(
@@ -167,7 +150,7 @@ class PayloadSource(ApiModel):
     )
 
 
-class TaskSpec(ApiModel):
+class TaskResourceSpec(ApiModel):
     """What a Task is asked to do."""
 
     model_config = ConfigDict(
@@ -219,7 +202,7 @@ class TaskSpec(ApiModel):
             "kept by the API server, but dropped by kubectl apply without --server-side."
         ),
     )
-    payload_from: tuple[PayloadSource, ...] = Field(
+    payload_from: tuple[PayloadFromSource, ...] = Field(
         default_factory=tuple,
         max_length=PAYLOAD_SOURCES_MAX_ITEMS,
         description=(
@@ -354,7 +337,7 @@ class TaskSpec(ApiModel):
     )
 
 
-class Task(Resource):
+class TaskResource(Resource):
     """One piece of work for a TaskQueue. It is run again only as a new object."""
 
     model_config = ConfigDict(
@@ -372,9 +355,9 @@ class Task(Resource):
     )
 
     kind: str = Field(TASK_KIND, description="The kind of this object: Task.")
-    spec: TaskSpec = Field(description="What to run, in which queue, and how often.")
-    status: TaskStatus = Field(
-        default_factory=TaskStatus,
+    spec: TaskResourceSpec = Field(description="What to run, in which queue, and how often.")
+    status: TaskResourceStatus = Field(
+        default_factory=TaskResourceStatus,
         description="How far the Task is. Written by the operator only.",
         json_schema_extra={"default": {"phase": "Pending", "observedGeneration": -1}},
     )

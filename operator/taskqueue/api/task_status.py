@@ -21,7 +21,7 @@ from taskqueue.api.common import (
     OBJECT_NAME_MAX_LENGTH,
     REASON_MAX_LENGTH,
     ApiModel,
-    Condition,
+    ResourceCondition,
     validations,
 )
 
@@ -51,7 +51,7 @@ WorkerName = Annotated[str, Field(max_length=OBJECT_NAME_MAX_LENGTH)]
 TERMINAL_PHASES_IN_CEL = json.dumps(TERMINAL_PHASES)
 
 
-class Attempt(ApiModel):
+class AttemptHistoryEntry(ApiModel):
     """One attempt that has ended."""
 
     attempt: AttemptNumber = Field(description="Number of the attempt, from 1.")
@@ -73,7 +73,7 @@ class Attempt(ApiModel):
     )
 
 
-class Progress(ApiModel):
+class ProgressReport(ApiModel):
     """How far a running attempt is, as its handler says."""
 
     percent: int | None = Field(
@@ -86,7 +86,7 @@ class Progress(ApiModel):
     )
 
 
-class TaskStatus(ApiModel):
+class TaskResourceStatus(ApiModel):
     """How far a Task is."""
 
     model_config = ConfigDict(
@@ -156,7 +156,7 @@ class TaskStatus(ApiModel):
             "told from that of the attempt which follows. Never decreases; absent means 0."
         ),
     )
-    history: tuple[Attempt, ...] = Field(
+    history: tuple[AttemptHistoryEntry, ...] = Field(
         (),
         max_length=HISTORY_MAX_ITEMS,
         description="The last 10 attempts that have ended, oldest first.",
@@ -186,7 +186,7 @@ class TaskStatus(ApiModel):
             "none."
         ),
     )
-    progress: Progress | None = Field(
+    progress: ProgressReport | None = Field(
         None,
         description="How far the running attempt is, as its handler says. Absent until it has.",
     )
@@ -197,7 +197,7 @@ class TaskStatus(ApiModel):
             "nothing."
         ),
     )
-    conditions: tuple[Condition, ...] = Field(
+    conditions: tuple[ResourceCondition, ...] = Field(
         (),
         max_length=CONDITIONS_MAX_ITEMS,
         description=(

@@ -1,7 +1,7 @@
 """The custom resource TaskQueue: a queue in a broker, the workers that empty it, and their scaling.
 
-``TaskQueue.model_validate(body)`` parses an object of the API server. Every default is stated here
-and set by the API server at admission, so a stored object shows what it runs with.
+``TaskQueueResource.model_validate(body)`` parses an object of the API server. Every default is
+stated here and set by the API server at admission, so a stored object shows what it runs with.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from taskqueue.api.common import (
     TtlSecondsAfterFinished,
     validations,
 )
-from taskqueue.api.taskqueue_status import TaskQueueStatus
+from taskqueue.api.taskqueue_status import TaskQueueResourceStatus
 from taskqueue.api.taskqueue_workers import Scaling, Workers
 
 DeletionPolicy = Literal["Retain", "Delete"]
@@ -117,7 +117,7 @@ class Dispatch(ApiModel):
     )
 
 
-class Backoff(ApiModel):
+class QueueBackoff(ApiModel):
     """The wait before the next attempt, with the defaults of a queue."""
 
     initial_seconds: InitialSeconds = Field(
@@ -144,7 +144,7 @@ class Backoff(ApiModel):
     )
 
 
-class Retry(ApiModel):
+class QueueRetry(ApiModel):
     """When a failed attempt is followed by another, with the defaults of a queue."""
 
     max_attempts: MaxAttempts = Field(
@@ -154,8 +154,8 @@ class Retry(ApiModel):
             "3 by default. With 1 a Task is never retried."
         ),
     )
-    backoff: Backoff = Field(
-        default_factory=Backoff,
+    backoff: QueueBackoff = Field(
+        default_factory=QueueBackoff,
         description=(
             "How long a Task waits before its next attempt: initialSeconds, multiplied by factor "
             "after every further failure, at most maxSeconds, varied by jitter."
@@ -175,8 +175,8 @@ class Retry(ApiModel):
 class TaskDefaults(ApiModel):
     """What a Task of the queue gets where its own spec says nothing."""
 
-    retry: Retry = Field(
-        default_factory=Retry, description="When a failed attempt is followed by another one."
+    retry: QueueRetry = Field(
+        default_factory=QueueRetry, description="When a failed attempt is followed by another one."
     )
     attempt_timeout_seconds: AttemptTimeoutSeconds = Field(
         300,
@@ -224,7 +224,7 @@ class ConcurrencyLimits(ApiModel):
     )
 
 
-class TaskQueueSpec(ApiModel):
+class TaskQueueResourceSpec(ApiModel):
     """What a TaskQueue is asked to be."""
 
     broker: Broker = Field(description="The RabbitMQ which holds the queue. Required.")
@@ -272,7 +272,7 @@ class TaskQueueSpec(ApiModel):
     )
 
 
-class TaskQueue(Resource):
+class TaskQueueResource(Resource):
     """A queue of Tasks in RabbitMQ, the workers that run them, and how the workers are scaled."""
 
     model_config = ConfigDict(
@@ -291,9 +291,11 @@ class TaskQueue(Resource):
     )
 
     kind: str = Field(TASKQUEUE_KIND, description="The kind of this object: TaskQueue.")
-    spec: TaskQueueSpec = Field(description="What the queue, its Tasks and its workers should be.")
-    status: TaskQueueStatus = Field(
-        default_factory=TaskQueueStatus,
+    spec: TaskQueueResourceSpec = Field(
+        description="What the queue, its Tasks and its workers should be."
+    )
+    status: TaskQueueResourceStatus = Field(
+        default_factory=TaskQueueResourceStatus,
         description="What the operator has found and done. Written by the operator only.",
         json_schema_extra={"default": {"observedGeneration": -1}},
     )

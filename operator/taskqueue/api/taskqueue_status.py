@@ -17,14 +17,14 @@ from taskqueue.api.common import (
     MESSAGE_MAX_LENGTH,
     OBJECT_NAME_MAX_LENGTH,
     ApiModel,
-    Condition,
+    ResourceCondition,
 )
 
 Count = Annotated[int, Field(ge=0)]
 Measure = Annotated[float, Field(ge=0)]
 
 
-class Totals(ApiModel):
+class FinishedTotals(ApiModel):
     """Finished Tasks, counted since the TaskQueue was created."""
 
     succeeded: Count = Field(0, description="Tasks which ended as Succeeded.")
@@ -37,7 +37,7 @@ WORKERS_TOLD = 20
 HANDLERS_TOLD = 50
 
 
-class Worker(ApiModel):
+class RegisteredWorker(ApiModel):
     """A worker that has registered, by a heartbeat, and lives."""
 
     pod: str = Field(max_length=OBJECT_NAME_MAX_LENGTH, description="Name of its pod.")
@@ -56,7 +56,7 @@ class Worker(ApiModel):
     )
 
 
-class TaskQueueStatus(ApiModel):
+class TaskQueueResourceStatus(ApiModel):
     """What the operator has found and done; written at most once a second."""
 
     observed_generation: int = Field(
@@ -66,7 +66,7 @@ class TaskQueueStatus(ApiModel):
             "this TaskQueue."
         ),
     )
-    conditions: tuple[Condition, ...] = Field(
+    conditions: tuple[ResourceCondition, ...] = Field(
         (),
         max_length=CONDITIONS_MAX_ITEMS,
         description=(
@@ -113,8 +113,8 @@ class TaskQueueStatus(ApiModel):
         max_length=MESSAGE_MAX_LENGTH,
         description="Label selector of the worker pods, for the scale subresource.",
     )
-    totals: Totals = Field(
-        default_factory=Totals,
+    totals: FinishedTotals = Field(
+        default_factory=FinishedTotals,
         description=(
             "Finished Tasks by how they ended, as the operator counted them since the TaskQueue "
             "was created. The ends of the last second before an operator was killed may be missing."
@@ -130,7 +130,7 @@ class TaskQueueStatus(ApiModel):
     mean_run_seconds: Measure | None = Field(
         None, description="How long attempts lately ran on average. Absent while unknown."
     )
-    workers: tuple[Worker, ...] = Field(
+    workers: tuple[RegisteredWorker, ...] = Field(
         (),
         max_length=WORKERS_TOLD,
         description=(

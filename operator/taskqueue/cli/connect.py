@@ -25,7 +25,7 @@ class CommandFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueueTarget:
     """Where a command is to look.
 
     Attributes:
@@ -45,7 +45,7 @@ class Place:
 
 
 @asynccontextmanager
-async def connected(place: Place) -> AsyncIterator[Connection]:
+async def connected(place: QueueTarget) -> AsyncIterator[Connection]:
     """Yield a connection to the broker of a TaskQueue.
 
     Raises:
@@ -69,7 +69,7 @@ async def connected(place: Place) -> AsyncIterator[Connection]:
         await connection.close()
 
 
-async def _parameters(place: Place) -> BrokerParameters:
+async def _parameters(place: QueueTarget) -> BrokerParameters:
     if place.broker_uri:
         try:
             return BrokerParameters.from_mapping({"uri": place.broker_uri})
@@ -93,7 +93,7 @@ async def _parameters(place: Place) -> BrokerParameters:
         await client.close()
 
 
-async def _queue(client: ApiClient, place: Place) -> QueueConfig:
+async def _queue(client: ApiClient, place: QueueTarget) -> QueueConfig:
     try:
         return read_queue(await client.get(queue_path(place.key)))
     except ApiError as problem:

@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from taskqueue.amqp.connection import Connection
-    from taskqueue.cli.connect import Place
+    from taskqueue.cli.connect import QueueTarget
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 
-class Output(StrEnum):
+class OutputFormat(StrEnum):
     """How a list is printed."""
 
     TABLE = "table"
@@ -65,7 +65,9 @@ Kubeconfig = Annotated[
 def list_letters(
     queue: Queue,
     limit: Annotated[int, typer.Option(min=1, help="Show no more than this.")] = 50,
-    output: Annotated[Output, typer.Option("--output", "-o", help="How to print.")] = Output.TABLE,
+    output: Annotated[
+        OutputFormat, typer.Option("--output", "-o", help="How to print.")
+    ] = OutputFormat.TABLE,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the beginning of each payload.")
     ] = False,
@@ -78,7 +80,7 @@ def list_letters(
 
     place = _place(queue, broker_uri, kubeconfig)
     letters = _run(place, lambda connection: read_letters(connection, *place.key))
-    if output is Output.JSON:
+    if output is OutputFormat.JSON:
         typer.echo(as_json(letters, limit=limit, verbose=verbose))
     else:
         show(console(), place.name, letters, limit=limit, verbose=verbose)
@@ -133,13 +135,13 @@ def purge(
     typer.echo(f"{purged} dead letters of {place.name} deleted.")
 
 
-def _place(queue: str, broker_uri: str | None, kubeconfig: Path | None) -> Place:
-    from taskqueue.cli.connect import Place
+def _place(queue: str, broker_uri: str | None, kubeconfig: Path | None) -> QueueTarget:
+    from taskqueue.cli.connect import QueueTarget
 
-    return Place(_key(queue), broker_uri or None, str(kubeconfig) if kubeconfig else None)
+    return QueueTarget(_key(queue), broker_uri or None, str(kubeconfig) if kubeconfig else None)
 
 
-def _run(place: Place, work: Callable[[Connection], Awaitable[T]]) -> T:
+def _run(place: QueueTarget, work: Callable[[Connection], Awaitable[T]]) -> T:
     """Do something with the broker of a TaskQueue; end the command if it cannot be done."""
     import asyncio
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taskqueue.contract.names import WORK_EXCHANGE, routing_key
-from taskqueue.direct.dead_letters import DeadLetter, Kind, Letters, Redriven
+from taskqueue.direct.dead_letters import DeadLetter, DeadLetterKind, DeadLetterPage, RedriveResult
 from taskqueue.model.queue import QueueKey
 from taskqueue.timestamps import to_rfc3339
 
@@ -32,7 +32,7 @@ def console() -> Console:
     return out
 
 
-def as_json(letters: Letters, *, limit: int, verbose: bool) -> str:
+def as_json(letters: DeadLetterPage, *, limit: int, verbose: bool) -> str:
     """Return what a program reads."""
     return json.dumps(
         {
@@ -43,7 +43,7 @@ def as_json(letters: Letters, *, limit: int, verbose: bool) -> str:
     )
 
 
-def show(out: Console, name: str, letters: Letters, *, limit: int, verbose: bool) -> None:
+def show(out: Console, name: str, letters: DeadLetterPage, *, limit: int, verbose: bool) -> None:
     """Print a table, oldest letter first."""
     shown = letters.letters[:limit]
     if not letters.total:
@@ -55,7 +55,7 @@ def show(out: Console, name: str, letters: Letters, *, limit: int, verbose: bool
         out.print(f"{more} more: raise --limit.")
 
 
-def redriven_text(key: QueueKey, told: Redriven) -> list[str]:
+def redriven_text(key: QueueKey, told: RedriveResult) -> list[str]:
     """Return lines that say what became of the letters."""
     lines = [f"{_count(told.redriven)} redriven to {WORK_EXCHANGE}, key {routing_key(*key)}."]
     if told.kept_tasks:
@@ -108,7 +108,7 @@ def _fields(letter: DeadLetter, *, verbose: bool) -> dict[str, Any]:
         "kind": letter.kind.value,
         "died": _time(letter.died),
         "handler": letter.handler,
-        "task": letter.task if letter.kind is Kind.TASK else None,
+        "task": letter.task if letter.kind is DeadLetterKind.TASK else None,
         "correlationId": letter.correlation_id,
         "reason": letter.reason,
         "size": letter.size,

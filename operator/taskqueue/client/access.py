@@ -13,7 +13,7 @@ import yaml
 from kubernetes.aio import config as kubernetes_config
 
 from taskqueue.client.errors import Unavailable
-from taskqueue.kubernetes.client import Access, ApiClient, load_access
+from taskqueue.kubernetes.client import ApiAccess, ApiClient, load_access
 
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -21,7 +21,7 @@ _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _MALFORMED = (TypeError, KeyError, ValueError)
 
 
-class Api(Protocol):
+class ApiRequester(Protocol):
     """What is needed of `taskqueue.kubernetes.client.ApiClient`; its errors are `ApiError`."""
 
     async def request(
@@ -45,7 +45,7 @@ class Api(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Connected:
+class ApiConnection:
     """A way to the API server.
 
     Attributes:
@@ -55,8 +55,8 @@ class Connected:
         namespace: where the program is at home.
     """
 
-    requests: Api
-    watches: Api
+    requests: ApiRequester
+    watches: ApiRequester
     namespace: str
 
     async def close(self) -> None:
@@ -65,29 +65,29 @@ class Connected:
         await self.watches.close()
 
 
-Connect = Callable[[], Awaitable[Connected]]
+Connect = Callable[[], Awaitable[ApiConnection]]
 
 
 def connecting(kubeconfig: str | None) -> Connect:
     """Return what finds the API server: the pod's service account, else a kubeconfig."""
 
-    async def connect() -> Connected:
+    async def connect() -> ApiConnection:
         access, namespace = await _find(kubeconfig)
         return over(access, namespace)
 
     return connect
 
 
-def over(access: Access, namespace: str) -> Connected:
+def over(access: ApiAccess, namespace: str) -> ApiConnection:
     """Return a way to the API server as someone."""
-    return Connected(
+    return ApiConnection(
         requests=ApiClient(access),
         watches=ApiClient(access, max_connections=0),
         namespace=namespace,
     )
 
 
-async def _find(kubeconfig: str | None) -> tuple[Access, str]:
+async def _find(kubeconfig: str | None) -> tuple[ApiAccess, str]:
     in_cluster = kubeconfig is None and bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
     try:
         if kubeconfig is not None and not await asyncio.to_thread(Path(kubeconfig).exists):

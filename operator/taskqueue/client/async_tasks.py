@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Unpack
 
-from taskqueue.client.access import Connect, Connected, connecting
+from taskqueue.client.access import ApiConnection, Connect, connecting
 from taskqueue.client.errors import (
     TaskCancelled,
     TaskConflict,
@@ -19,7 +19,7 @@ from taskqueue.client.errors import (
 from taskqueue.client.requests import ask, refusal
 from taskqueue.client.spec import TaskOptions, differences, manifest, task_spec
 from taskqueue.client.status import TaskResult, TaskStatus, result_of, status_of
-from taskqueue.client.task_watch import Seen, TaskRef, follow, task_path, tasks_path
+from taskqueue.client.task_watch import LastSeen, TaskRef, follow, task_path, tasks_path
 from taskqueue.kubernetes.client import MERGE_PATCH, ApiError
 
 #: Shown in metadata.managedFields of the Tasks it creates.
@@ -58,7 +58,7 @@ class AsyncTaskClient:
         self._namespace = namespace
         self._patience = patience_seconds
         self._connect = connect or connecting(kubeconfig)
-        self._connected: Connected | None = None
+        self._connected: ApiConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._connecting = asyncio.Lock()
@@ -205,7 +205,7 @@ class AsyncTaskClient:
                 each.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def _open(self) -> Connected:
+    async def _open(self) -> ApiConnection:
         async with self._connecting:
             if self._closed:
                 raise RuntimeError("this client is closed: make another")
@@ -216,15 +216,15 @@ class AsyncTaskClient:
                 raise RuntimeError("this client was used in another event loop: make one in each")
             return self._connected
 
-    def _home(self, connected: Connected, namespace: str | None) -> str:
+    def _home(self, connected: ApiConnection, namespace: str | None) -> str:
         return namespace or self._namespace or connected.namespace
 
-    def _handle(self, connected: Connected, raw: Mapping[str, Any]) -> AsyncTaskHandle:
+    def _handle(self, connected: ApiConnection, raw: Mapping[str, Any]) -> AsyncTaskHandle:
         metadata = raw["metadata"]
         task = TaskRef(metadata["namespace"], metadata["name"], metadata["uid"])
         return AsyncTaskHandle(self, connected, task)
 
-    async def _look(self, connected: Connected, namespace: str, name: str) -> dict[str, Any]:
+    async def _look(self, connected: ApiConnection, namespace: str, name: str) -> dict[str, Any]:
         try:
             return await ask(
                 connected.requests,
@@ -237,7 +237,7 @@ class AsyncTaskClient:
                 raise TaskGone(f"Task {namespace}/{name} does not exist") from None
             raise refusal(problem, f"look at Task {namespace}/{name}") from problem
 
-    async def _order_cancel(self, connected: Connected, task: TaskRef) -> None:
+    async def _order_cancel(self, connected: ApiConnection, task: TaskRef) -> None:
         # The uid makes the API server refuse the order for another Task of the same name.
         body = {"metadata": {"uid": task.uid}, "spec": {"cancel": True}}
         try:
@@ -269,7 +269,7 @@ class AsyncTaskHandle:
         uid: tells it from others that bear the same name at other times.
     """
 
-    def __init__(self, client: AsyncTaskClient, connected: Connected, task: TaskRef) -> None:
+    def __init__(self, client: AsyncTaskClient, connected: ApiConnection, task: TaskRef) -> None:
         self._client = client
         self._connected = connected
         self._task = task
@@ -324,7 +324,7 @@ class AsyncTaskHandle:
             TaskGone: it was deleted.
             Refused: the API server refused.
         """
-        async with aclosing(follow(self._task, self._connected, Seen())) as statuses:
+        async with aclosing(follow(self._task, self._connected, LastSeen())) as statuses:
             async for status in statuses:
                 yield status
 
@@ -340,7 +340,7 @@ class AsyncTaskHandle:
 
     async def _end(self, seconds: float | None, *, told: float | None = None) -> TaskStatus:
         """Return the status it ended with; the caller's time may have begun earlier."""
-        seen = Seen()
+        seen = LastSeen()
         try:
             async with asyncio.timeout(seconds):
                 async with aclosing(follow(self._task, self._connected, seen)) as statuses:

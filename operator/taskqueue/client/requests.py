@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from taskqueue.backoff import delays
-from taskqueue.client.access import Api
+from taskqueue.client.access import ApiRequester
 from taskqueue.client.errors import Unavailable
 from taskqueue.direct.errors import ClientError, Refused
 from taskqueue.kubernetes.client import ApiError
@@ -41,7 +41,7 @@ def refusal(problem: ApiError, what: str) -> ClientError:
 
 
 async def ask(
-    api: Api,
+    api: ApiRequester,
     method: str,
     path: str,
     *,

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from pydantic import BaseModel, ValidationError
 
 from taskqueue.api.common import API_VERSION, TASK_KIND
-from taskqueue.api.task import TaskSpec
+from taskqueue.api.task import TaskResourceSpec
 from taskqueue.jsonable import plain
 
 
@@ -66,7 +66,9 @@ class TaskOptions(TypedDict, total=False):
 _ORDERS = ("cancel", "suspend")
 
 
-def task_spec(queue: str, handler: str, payload: Any, options: Mapping[str, Any]) -> TaskSpec:
+def task_spec(
+    queue: str, handler: str, payload: Any, options: Mapping[str, Any]
+) -> TaskResourceSpec:
     """Check the arguments and put them together.
 
     Raises:
@@ -89,7 +91,7 @@ def task_spec(queue: str, handler: str, payload: Any, options: Mapping[str, Any]
     if payload is not None:
         fields["payload"] = payload_object(payload)
     try:
-        return TaskSpec.model_validate(fields, extra="forbid")
+        return TaskResourceSpec.model_validate(fields, extra="forbid")
     except ValidationError as problem:
         found = "; ".join(
             f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
@@ -130,7 +132,7 @@ def _too_large(value: Any) -> int | None:
 
 
 def manifest(
-    spec: TaskSpec,
+    spec: TaskResourceSpec,
     name: str,
     *,
     labels: Mapping[str, str] | None = None,
@@ -150,15 +152,15 @@ def manifest(
     }
 
 
-def differences(wanted: TaskSpec, found: Mapping[str, Any]) -> tuple[str, ...]:
+def differences(wanted: TaskResourceSpec, found: Mapping[str, Any]) -> tuple[str, ...]:
     """Return which fields of an existing Task's spec are not as wanted; none: the same Task.
 
     The API server has filled in defaults, and may write numbers another way (1.0 as 1).
     """
-    there = TaskSpec.model_validate(found)
+    there = TaskResourceSpec.model_validate(found)
     return tuple(
         name
-        for name in TaskSpec.model_fields
+        for name in TaskResourceSpec.model_fields
         if name not in _ORDERS and not _same(getattr(wanted, name), getattr(there, name), name)
     )
 

@@ -28,7 +28,7 @@ from urllib.parse import quote
 
 from taskqueue.api.common import API_VERSION, TASK_PLURAL
 from taskqueue.backoff import delays
-from taskqueue.client.access import Connected
+from taskqueue.client.access import ApiConnection
 from taskqueue.client.errors import TaskGone
 from taskqueue.client.requests import passing, refusal
 from taskqueue.client.status import TaskStatus, status_of
@@ -74,7 +74,7 @@ def task_path(namespace: str, name: str) -> str:
 
 
 @dataclass(slots=True)
-class Seen:
+class LastSeen:
     """What a follower knows, for errors of whoever stops following.
 
     Attributes:
@@ -87,7 +87,7 @@ class Seen:
 
 
 async def follow(
-    task: TaskRef, connected: Connected, seen: Seen
+    task: TaskRef, connected: ApiConnection, seen: LastSeen
 ) -> AsyncGenerator[TaskStatus, None]:
     """Yield statuses; see the module's contract.
 
@@ -96,7 +96,7 @@ async def follow(
         Refused: by the API server.
     """
     loop = asyncio.get_running_loop()
-    follower = _Follower(task, connected, seen)
+    follower = _TaskWatcher(task, connected, seen)
     while True:
         try:
             shown = await follower.look()
@@ -119,15 +119,15 @@ async def follow(
         await follower.pause()
 
 
-class _Forgotten(Exception):
+class _WatchExpired(Exception):
     """The API server no longer knows the place a watch has come to."""
 
 
 @dataclass(slots=True)
-class _Follower:
+class _TaskWatcher:
     task: TaskRef
-    connected: Connected
-    seen: Seen
+    connected: ApiConnection
+    seen: LastSeen
     #: What was allowed before, and since when it is not.
     allowed: set[str] = field(default_factory=set)
     refused_since: dict[str, float] = field(default_factory=dict)
@@ -173,7 +173,7 @@ class _Follower:
                     if event["type"] == "DELETED" and not status_of(raw).finished:
                         raise self.gone("was deleted")
                     yield raw
-        except (TimeoutError, _Forgotten):
+        except (TimeoutError, _WatchExpired):
             return
 
     def _read(self, event: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class _Follower:
         raw: dict[str, Any] = event["object"]
         if event["type"] == "ERROR":
             if raw.get("code") == 410:
-                raise _Forgotten
+                raise _WatchExpired
             raise ApiError(int(raw.get("code", 0)), raw.get("reason", ""), raw.get("message", ""))
         self._permitted()
         return raw

@@ -13,10 +13,10 @@ from typing import Any
 import orjson
 
 from taskqueue.contract.names import CONTENT_TYPE_JSON, CONTROL_STREAM, ContractError
-from taskqueue.contract.outgoing import Outgoing
+from taskqueue.contract.outgoing import OutgoingMessage
 
 
-class OrderKind(StrEnum):
+class CommandKind(StrEnum):
     """What is ordered."""
 
     #: Stop the attempt of this token, or do not begin it: the answer is task.cancelled.
@@ -28,7 +28,7 @@ class OrderKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class WorkerCommand:
     """One order.
 
     Attributes:
@@ -39,21 +39,21 @@ class Order:
         namespace: of that pod.
     """
 
-    kind: OrderKind
+    kind: CommandKind
     token: str = ""
     uid: str = ""
     pod: str = ""
     namespace: str = ""
 
 
-def encode(order: Order) -> bytes:
+def encode(order: WorkerCommand) -> bytes:
     """Return the order as JSON."""
-    if order.kind is OrderKind.DRAIN:
+    if order.kind is CommandKind.DRAIN:
         return orjson.dumps({"order": order.kind, "pod": order.pod, "namespace": order.namespace})
     return orjson.dumps({"order": order.kind, "token": order.token, "uid": order.uid})
 
 
-def decode(body: bytes) -> Order:
+def decode(body: bytes) -> WorkerCommand:
     """Read an order from the wire.
 
     Raises:
@@ -66,19 +66,19 @@ def decode(body: bytes) -> Order:
     if not isinstance(data, dict):
         raise ContractError(f"an order must be a JSON object, not {type(data).__name__}")
     try:
-        kind = OrderKind(str(data.get("order")))
+        kind = CommandKind(str(data.get("order")))
     except ValueError:
         raise ContractError(
             f"order field order must be cancel, release or drain, it is {data.get('order')!r}"
         ) from None
-    if kind is OrderKind.DRAIN:
-        return Order(kind, pod=_text(data, "pod"), namespace=_text(data, "namespace"))
-    return Order(kind, token=_text(data, "token"), uid=str(data.get("uid", "")))
+    if kind is CommandKind.DRAIN:
+        return WorkerCommand(kind, pod=_text(data, "pod"), namespace=_text(data, "namespace"))
+    return WorkerCommand(kind, token=_text(data, "token"), uid=str(data.get("uid", "")))
 
 
-def order_message(order: Order) -> Outgoing:
+def order_message(order: WorkerCommand) -> OutgoingMessage:
     """Return the order addressed to all workers, through the default exchange."""
-    return Outgoing(
+    return OutgoingMessage(
         exchange="", key=CONTROL_STREAM, body=encode(order), content_type=CONTENT_TYPE_JSON
     )
 

@@ -18,8 +18,8 @@ import orjson
 
 from taskqueue.contract.names import EVENTS_EXCHANGE, ContractError, routing_key
 from taskqueue.contract.outcome import CONTENT_TYPE, AttemptEvent, EventKind
-from taskqueue.contract.outgoing import Outgoing
-from taskqueue.model.task import Phase, Task, TaskStatus
+from taskqueue.contract.outgoing import OutgoingMessage
+from taskqueue.model.task import Phase, Task, TaskState
 from taskqueue.timestamps import to_rfc3339
 
 #: Final phases by the event that tells of them; both are words of the contract.
@@ -40,7 +40,7 @@ _SHORT_STRING_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskEvent:
+class CompletionEvent:
     """One CloudEvent.
 
     Attributes:
@@ -84,9 +84,9 @@ class TaskEvent:
             }
         )
 
-    def message(self) -> Outgoing:
+    def message(self) -> OutgoingMessage:
         """Return the event as a message for the events exchange."""
-        return Outgoing(
+        return OutgoingMessage(
             exchange=EVENTS_EXCHANGE,
             key=self.routing_key,
             body=self.encode(),
@@ -95,7 +95,7 @@ class TaskEvent:
         )
 
 
-def task_event(task: Task, status: TaskStatus) -> TaskEvent:
+def task_event(task: Task, status: TaskState) -> CompletionEvent:
     """Return the event that tells of a Task's final status.
 
     Raises:
@@ -123,7 +123,7 @@ def task_event(task: Task, status: TaskStatus) -> TaskEvent:
         data["result"] = status.result
     if kind is EventKind.FAILED:
         data["error"] = _error(status)
-    return TaskEvent(
+    return CompletionEvent(
         id=f"{task.uid}.{status.attempts}",
         kind=kind,
         namespace=task.namespace,
@@ -135,7 +135,7 @@ def task_event(task: Task, status: TaskStatus) -> TaskEvent:
     )
 
 
-def direct_event(event: AttemptEvent, *, arrived_with: str, now: float) -> TaskEvent:
+def direct_event(event: AttemptEvent, *, arrived_with: str, now: float) -> CompletionEvent:
     """Return the event that tells of a direct message's outcome, under the id the worker gave it.
 
     Args:
@@ -181,7 +181,7 @@ def direct_event(event: AttemptEvent, *, arrived_with: str, now: float) -> TaskE
             "type": error.type if error else "Error",
             "message": error.message if error else "the worker gave no reason",
         }
-    return TaskEvent(
+    return CompletionEvent(
         id=event.id,
         kind=event.kind,
         namespace=event.namespace,
@@ -193,7 +193,7 @@ def direct_event(event: AttemptEvent, *, arrived_with: str, now: float) -> TaskE
     )
 
 
-def _error(status: TaskStatus) -> dict[str, str]:
+def _error(status: TaskState) -> dict[str, str]:
     if status.reason in _SUMMARIES and status.history:
         last = status.history[-1]
         return {"type": last.reason, "message": last.message}

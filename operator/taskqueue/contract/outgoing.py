@@ -1,6 +1,6 @@
 """What a worker publishes: outcomes to the operator, and messages it gives up on.
 
-An `Outgoing` can be published any number of times; every publish makes properties with a new
+An `OutgoingMessage` can be published any number of times; every publish makes properties with a new
 message id, by which a returned message is told from its neighbours.
 """
 
@@ -32,7 +32,7 @@ _MAX_REASON_LENGTH = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
+class OutgoingMessage:
     """One message to publish until it is confirmed; what is not persistent need not arrive."""
 
     exchange: str
@@ -59,14 +59,16 @@ class Outgoing:
         )
 
 
-def outcome_message(key: str, body: bytes) -> Outgoing:
+def outcome_message(key: str, body: bytes) -> OutgoingMessage:
     """Return an encoded event addressed to the operator; ``key`` is the event's routing key."""
-    return Outgoing(exchange=OUTCOMES_EXCHANGE, key=key, body=body, content_type=CONTENT_TYPE)
+    return OutgoingMessage(
+        exchange=OUTCOMES_EXCHANGE, key=key, body=body, content_type=CONTENT_TYPE
+    )
 
 
 def dead_letter(
     properties: BasicProperties, body: bytes, *, namespace: str, queue: str, reason: str
-) -> Outgoing:
+) -> OutgoingMessage:
     """Return a delivery as it goes to the queue of given-up messages, with the reason in a header.
 
     The publisher's headers stay; the broker's own (``x-…``) do not, nor what would make the copy
@@ -74,7 +76,7 @@ def dead_letter(
     """
     headers = without_broker_headers(properties)
     headers[ERROR_HEADER] = reason[:_MAX_REASON_LENGTH]
-    return Outgoing(
+    return OutgoingMessage(
         exchange=DEAD_EXCHANGE,
         key=routing_key(namespace, queue),
         body=body,

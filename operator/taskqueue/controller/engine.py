@@ -17,20 +17,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from taskqueue.contract.heartbeat import Heartbeat
-from taskqueue.controller.completions.event_recorder import Notices
+from taskqueue.controller.completions.event_recorder import EventRecorder
 from taskqueue.controller.metrics import forget_queue
 from taskqueue.controller.queues.broker_links import BrokerLinks
-from taskqueue.controller.queues.reconciler import QueueController, Totals
+from taskqueue.controller.queues.reconciler import QueueReconciler, Totals
 from taskqueue.controller.queues.statistics import StatisticsReaders
-from taskqueue.controller.tasks.task_controller import Tasks
-from taskqueue.controller.tasks.tracked_task import Entry
-from taskqueue.controller.tasks.ttl import Janitor
+from taskqueue.controller.tasks.task_controller import TaskController
+from taskqueue.controller.tasks.tracked_task import TrackedTask
+from taskqueue.controller.tasks.ttl import TtlController
 from taskqueue.kubernetes import deployments
-from taskqueue.kubernetes.client import UNREADABLE, Access, ApiClient, ApiError
+from taskqueue.kubernetes.client import UNREADABLE, ApiAccess, ApiClient, ApiError
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.kubernetes.events import EventWriter
-from taskqueue.kubernetes.informer import Feed, Key
-from taskqueue.kubernetes.status_updater import CONCURRENCY, StatusWriter
+from taskqueue.kubernetes.informer import Informer, Key
+from taskqueue.kubernetes.status_updater import CONCURRENCY, StatusUpdater
 from taskqueue.kubernetes.task_codec import TASKS_PATH, UNFINISHED
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_PATH, read_queue
 from taskqueue.logs import EventLog
@@ -62,7 +62,7 @@ class Engine:
 
     def __init__(
         self,
-        access: Access,
+        access: ApiAccess,
         tokens: TokenKeys,
         *,
         instance: str = "",
@@ -72,12 +72,12 @@ class Engine:
         self._client = ApiClient(access)
         self._writer_client = ApiClient(access, max_connections=CONCURRENCY)
         self._feed_client = ApiClient(access, max_connections=4, timeout_seconds=60)
-        self._writer = StatusWriter(self._writer_client)
+        self._writer = StatusUpdater(self._writer_client)
         self._drain_seconds = _DRAIN_SECONDS
-        self._controllers: dict[QueueKey, tuple[QueueController, asyncio.Task[None]]] = {}
+        self._controllers: dict[QueueKey, tuple[QueueReconciler, asyncio.Task[None]]] = {}
         self._pool_states: dict[QueueKey, PoolState] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self.tasks = Tasks(
+        self.tasks = TaskController(
             client=self._client,
             writer=self._writer,
             tokens=tokens,
@@ -88,14 +88,14 @@ class Engine:
             random=random,
             spawn=self._spawn,
         )
-        self._feed = Feed(
+        self._feed = Informer(
             self._feed_client,
             TASKS_PATH,
             self.tasks,
             selectors={"fieldSelector": UNFINISHED},
             random=random,
         )
-        self._pools = Feed(
+        self._pools = Informer(
             self._feed_client,
             deployments.DEPLOYMENTS_PATH,
             _Pools(self),
@@ -104,13 +104,13 @@ class Engine:
             },
             random=random,
         )
-        self._janitor = Janitor(
+        self._janitor = TtlController(
             self._client,
             clock=time.time,
             ttl_of=self._ttl_of,
             needed=lambda namespace, name: self.tasks.dependencies.needed((namespace, name)),
         )
-        self._notices = Notices(EventWriter(self._client, instance=instance), clock=time.time)
+        self._notices = EventRecorder(EventWriter(self._client, instance=instance), clock=time.time)
         self._links = BrokerLinks(
             feed_synced=self._feed.synced,
             random=random,
@@ -168,7 +168,7 @@ class Engine:
         dispatcher = self.tasks.dispatcher(config.key)
         dispatcher.config = config
         totals = (raw.get("status") or {}).get("totals") or {}
-        controller = QueueController(
+        controller = QueueReconciler(
             config,
             Totals(**{name: int(totals.get(name, 0)) for name in Totals.__slots__}),
             dispatcher=dispatcher,
@@ -206,7 +206,7 @@ class Engine:
         self.tasks.queue_changed(key)
         log.info("queue.gone", namespace=key[0], queue=key[1])
 
-    async def _control(self, controller: QueueController) -> None:
+    async def _control(self, controller: QueueReconciler) -> None:
         # A pool whose size is not known yet must not be resized.
         await self._pools.synced.wait()
         await self._feed.synced.wait()
@@ -262,7 +262,7 @@ class Engine:
             return ""
         return f"{what} is already sized by TaskQueue {first.config.name}: name another one"
 
-    def _controller(self, key: QueueKey) -> QueueController | None:
+    def _controller(self, key: QueueKey) -> QueueReconciler | None:
         running = self._controllers.get(key)
         return None if running is None else running[0]
 
@@ -303,7 +303,7 @@ class Engine:
         if controller is not None:
             controller.worker_beat(beat)
 
-    def task_ended(self, entry: Entry) -> None:
+    def task_ended(self, entry: TrackedTask) -> None:
         """Count a Task, and tell of its trouble."""
         task, status = entry.task, entry.status
         self._notices.task_ended(task, status)
@@ -313,7 +313,7 @@ class Engine:
             seconds = None if last is None else last.finish_time - last.start_time
             controller.finished(status.phase, seconds)
 
-    def task_told(self, entry: Entry) -> None:
+    def task_told(self, entry: TrackedTask) -> None:
         """Have a Task deleted when its time to live is over."""
         task, status = entry.task, entry.status
         self._janitor.finished(

@@ -22,7 +22,7 @@ from taskqueue.controller import handlers
 from taskqueue.controller.engine import Engine
 from taskqueue.controller.probes import serve_probes
 from taskqueue.kubernetes.client import ApiClient, load_access
-from taskqueue.kubernetes.lease import Leadership, Leases
+from taskqueue.kubernetes.lease import ApiLeaseStore, LeaderElector
 from taskqueue.kubernetes.token_secret import token_keys
 from taskqueue.logs import EventLog
 
@@ -72,7 +72,9 @@ async def serve(settings: OperatorSettings) -> int:
     _stop_on_signals(stop)
     access = await load_access(settings.kubeconfig)
     client = ApiClient(access, timeout_seconds=_LEASE_REQUEST_SECONDS)
-    leadership = Leadership(Leases(client, settings.namespace, LEASE_NAME), settings.identity)
+    leadership = LeaderElector(
+        ApiLeaseStore(client, settings.namespace, LEASE_NAME), settings.identity
+    )
     engine: Engine | None = None
     probes = await serve_probes(settings.port, ready=lambda: engine is None or engine.ready)
     try:
@@ -95,7 +97,7 @@ async def serve(settings: OperatorSettings) -> int:
         await client.close()
 
 
-async def _lead(engine: Engine, leadership: Leadership, stop: asyncio.Event) -> int:
+async def _lead(engine: Engine, leadership: LeaderElector, stop: asyncio.Event) -> int:
     """Run the engine and kopf until told to stop, or the Lease is lost, or a part fails."""
     holding = asyncio.create_task(leadership.hold(), name="lease")
     engine_task = asyncio.create_task(engine.run(), name="engine")

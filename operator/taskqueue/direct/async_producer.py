@@ -11,8 +11,8 @@ import orjson
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.contract.names import routing_key
 from taskqueue.direct.errors import NotConfirmed
-from taskqueue.direct.publish_batch import Flight, Message
-from taskqueue.direct.reconnecting_publisher import BrokerLine
+from taskqueue.direct.publish_batch import BatchMessage, PublishBatch
+from taskqueue.direct.reconnecting_publisher import ReconnectingPublisher
 from taskqueue.jsonable import models, plain
 
 #: What RabbitMQ takes by default; a larger message would cost its neighbours their channel.
@@ -44,7 +44,7 @@ class AsyncProducer:
     ) -> None:
         data = {"uri": broker} if isinstance(broker, str) else broker
         self._parameters = BrokerParameters.from_mapping(data)
-        self._line = BrokerLine(self._parameters, name=name)
+        self._line = ReconnectingPublisher(self._parameters, name=name)
         self._patience = patience_seconds
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -85,7 +85,7 @@ class AsyncProducer:
             Refused: the broker does not allow it.
             NotConfirmed: not confirmed in time: it may be in the queue or not.
         """
-        message = Message(_encoded(payload), handler, correlation_id)
+        message = BatchMessage(_encoded(payload), handler, correlation_id)
         await self._deliver(namespace, queue, iter((message,)))
 
     async def send_many(
@@ -106,10 +106,10 @@ class AsyncProducer:
             NotConfirmed: as for `send`; ``confirmed`` says how many are in the queue for certain.
             TypeError: as for `send`, and so for the others.
         """
-        messages = (Message(_encoded(each), handler, correlation_id) for each in payloads)
+        messages = (BatchMessage(_encoded(each), handler, correlation_id) for each in payloads)
         return await self._deliver(namespace, queue, messages)
 
-    async def _deliver(self, namespace: str, queue: str, messages: Iterator[Message]) -> int:
+    async def _deliver(self, namespace: str, queue: str, messages: Iterator[BatchMessage]) -> int:
         self._check_open()
         loop = asyncio.get_running_loop()
         if self._loop not in (None, loop):
@@ -120,7 +120,7 @@ class AsyncProducer:
             if not over:
                 scope.reschedule(loop.time() + self._patience)
 
-        flight = Flight(
+        flight = PublishBatch(
             messages,
             key=routing_key(namespace, queue),
             queue=f"{namespace}/{queue}",

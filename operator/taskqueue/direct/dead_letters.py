@@ -34,7 +34,7 @@ from taskqueue.contract.names import (
     routing_key,
 )
 from taskqueue.contract.outcome import CONTENT_TYPE
-from taskqueue.contract.outgoing import Outgoing, without_broker_headers
+from taskqueue.contract.outgoing import OutgoingMessage, without_broker_headers
 from taskqueue.contract.topology import ready_messages
 
 #: Letters looked at in one pass; always as many, or passes of different lengths would reorder them.
@@ -51,7 +51,7 @@ class NoDeadQueue(Exception):
     """The broker has no such dead queue."""
 
 
-class Kind(StrEnum):
+class DeadLetterKind(StrEnum):
     """What a letter once was."""
 
     #: Published to the work exchange by anybody.
@@ -79,7 +79,7 @@ class DeadLetter:
     """
 
     id: str
-    kind: Kind
+    kind: DeadLetterKind
     died: float | None
     handler: str
     task: str
@@ -90,7 +90,7 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class Letters:
+class DeadLetterPage:
     """What a pass saw, oldest first, and how many there were when it began."""
 
     letters: tuple[DeadLetter, ...]
@@ -98,7 +98,7 @@ class Letters:
 
 
 @dataclass(slots=True)
-class Redriven:
+class RedriveResult:
     """What became of the letters of one redrive.
 
     Attributes:
@@ -120,7 +120,7 @@ class Redriven:
     beyond: int = 0
 
 
-async def read_letters(connection: Connection, namespace: str, queue: str) -> Letters:
+async def read_letters(connection: Connection, namespace: str, queue: str) -> DeadLetterPage:
     """Look at the letters, and leave them where they are.
 
     Raises:
@@ -138,7 +138,7 @@ async def read_letters(connection: Connection, namespace: str, queue: str) -> Le
         )
     finally:
         await channel.close()
-    return Letters(tuple(letters), total)
+    return DeadLetterPage(tuple(letters), total)
 
 
 async def redrive(
@@ -148,7 +148,7 @@ async def redrive(
     *,
     ids: frozenset[str] | None = None,
     limit: int = WINDOW,
-) -> Redriven:
+) -> RedriveResult:
     """Publish direct messages to the work queue again, oldest first.
 
     Args:
@@ -162,7 +162,7 @@ async def redrive(
     """
     publisher = await Publisher.open(connection)
     channel = await connection.channel()
-    told = Redriven()
+    told = RedriveResult()
     run = _Redrive(publisher, routing_key(namespace, queue), ids, limit, told)
     try:
         total = await _pass_over(channel, dead_queue(namespace, queue), run.take)
@@ -205,7 +205,7 @@ def describe(properties: BasicProperties, body: bytes) -> DeadLetter:
     headers: Mapping[str, Any] = properties.headers or {}
     kind = _kind(properties, headers)
     task = ""
-    if kind is Kind.TASK:
+    if kind is DeadLetterKind.TASK:
         task = f"{headers.get('tq-namespace', '')}/{headers.get('tq-task', '')}"
     return DeadLetter(
         id=properties.message_id or "",
@@ -229,7 +229,7 @@ class _Redrive:
         key: str,
         ids: Container[str] | None,
         limit: int,
-        told: Redriven,
+        told: RedriveResult,
     ) -> None:
         self.seen: set[str] = set()
         self._publisher = publisher
@@ -245,9 +245,9 @@ class _Redrive:
         self.seen.add(properties.message_id or "")
         if self._ids is not None and (properties.message_id or "") not in self._ids:
             self._told.not_chosen += 1
-        elif kind is Kind.TASK:
+        elif kind is DeadLetterKind.TASK:
             self._told.kept_tasks += 1
-        elif kind is Kind.OUTCOME:
+        elif kind is DeadLetterKind.OUTCOME:
             self._told.kept_outcomes += 1
         elif self._left <= 0:
             self._told.not_chosen += 1
@@ -259,7 +259,7 @@ class _Redrive:
         properties = delivery.properties
         headers = without_broker_headers(properties)
         headers.pop(ERROR_HEADER, None)
-        copy = Outgoing(
+        copy = OutgoingMessage(
             exchange=WORK_EXCHANGE,
             key=self._key,
             body=delivery.body,
@@ -351,12 +351,12 @@ async def _pass_over(channel: Channel, queue: str, look: Callable[[Delivery], No
     return total
 
 
-def _kind(properties: BasicProperties, headers: Mapping[str, Any]) -> Kind:
+def _kind(properties: BasicProperties, headers: Mapping[str, Any]) -> DeadLetterKind:
     if "tq-token" in headers:
-        return Kind.TASK
+        return DeadLetterKind.TASK
     if properties.content_type == CONTENT_TYPE or headers.get(EXCHANGE_HEADER) == OUTCOMES_EXCHANGE:
-        return Kind.OUTCOME
-    return Kind.DIRECT
+        return DeadLetterKind.OUTCOME
+    return DeadLetterKind.DIRECT
 
 
 def _died(properties: BasicProperties, headers: Mapping[str, Any]) -> float | None:

@@ -24,7 +24,7 @@ WINDOW = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class BatchMessage:
     """What is to be published."""
 
     body: bytes
@@ -32,7 +32,7 @@ class Message:
     correlation_id: str | None
 
 
-class Flight:
+class PublishBatch:
     """The messages of one call, all to one queue.
 
     Args:
@@ -45,7 +45,7 @@ class Flight:
 
     def __init__(
         self,
-        messages: Iterator[Message],
+        messages: Iterator[BatchMessage],
         *,
         key: str,
         queue: str,
@@ -57,7 +57,7 @@ class Flight:
         self._queue = queue
         self._address = address
         self._on_progress = on_progress
-        self._again: deque[Message] = deque()
+        self._again: deque[BatchMessage] = deque()
         self._in_flight = 0
         self._exhausted = False
         self._error: ClientError | None = None
@@ -107,7 +107,7 @@ class Flight:
             )
             self._in_flight += 1
 
-    def _settled(self, message: Message, verdict: Settled, text: str) -> None:
+    def _settled(self, message: BatchMessage, verdict: Settled, text: str) -> None:
         self._in_flight -= 1
         if verdict is Settled.CONFIRMED:
             self.confirmed += 1

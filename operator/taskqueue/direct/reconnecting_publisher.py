@@ -19,7 +19,7 @@ log = EventLog("taskqueue.client")
 _HELD_SECONDS = 5.0
 
 
-class BrokerLine:
+class ReconnectingPublisher:
     """One publisher for all senders of a producer.
 
     Args:

@@ -24,7 +24,7 @@ import orjson
 from taskqueue.amqp.connection import tls_context
 from taskqueue.amqp.parameters import BrokerConfigurationError, StatisticsEndpoint, StatisticsKind
 from taskqueue.contract.names import work_queue
-from taskqueue.model.queue_stats import Figures
+from taskqueue.model.queue_stats import QueueStats
 
 #: Time limit of a reading.
 READ_SECONDS = 5.0
@@ -65,7 +65,7 @@ class StatisticsClient:
         if self._session is not None:
             await self._session.close()
 
-    async def read(self) -> Mapping[str, Figures]:
+    async def read(self) -> Mapping[str, QueueStats]:
         """Return the figures of the queues that have some, by the names of the broker's queues.
 
         Raises:
@@ -85,8 +85,8 @@ class StatisticsClient:
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             raise self._unreadable(_explain(problem)) from None
 
-    async def _read_management(self) -> Mapping[str, Figures]:
-        found: dict[str, Figures] = {}
+    async def _read_management(self) -> Mapping[str, QueueStats]:
+        found: dict[str, QueueStats] = {}
         listed = 0
         for page in range(1, _MAX_PAGES + 1):
             items, pages = await self._page(page)
@@ -146,7 +146,7 @@ class StatisticsClient:
             "API"
         )
 
-    async def _read_prometheus(self) -> Mapping[str, Figures]:
+    async def _read_prometheus(self) -> Mapping[str, QueueStats]:
         answer = await self._get(
             "/metrics/detailed",
             {"vhost": self._endpoint.broker.virtual_host, "family": "queue_coarse_metrics"},
@@ -161,7 +161,7 @@ class StatisticsClient:
             ):
                 numbers.setdefault(name, {})[kind] = int(float(value))
         return {
-            name: Figures(ready=both["ready"], unacknowledged=both["unacked"])
+            name: QueueStats(ready=both["ready"], unacknowledged=both["unacked"])
             for name, both in numbers.items()
             if len(both) == 2
         }
@@ -242,7 +242,7 @@ class StatisticsClient:
         }[self._endpoint.kind]
 
 
-def _figures(item: Any) -> Figures | None:
+def _figures(item: Any) -> QueueStats | None:
     """Return what an item of the management's list says; None: nothing that can be relied upon."""
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         return None
@@ -251,7 +251,7 @@ def _figures(item: Any) -> Figures | None:
     ready, unacknowledged = item.get("messages_ready"), item.get("messages_unacknowledged")
     if type(ready) is not int or type(unacknowledged) is not int:
         return None
-    return Figures(ready=max(ready, 0), unacknowledged=max(unacknowledged, 0))
+    return QueueStats(ready=max(ready, 0), unacknowledged=max(unacknowledged, 0))
 
 
 def _unescaped(match: re.Match[str]) -> str:

@@ -65,7 +65,7 @@ class ApiError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class ApiAccess:
     """How to reach the API server: its address, TLS context and where the token comes from."""
 
     configuration: Configuration
@@ -82,7 +82,7 @@ class Access:
         return {"Authorization": str(token)} if token else {}
 
 
-async def load_access(kubeconfig: str | None = None) -> Access:
+async def load_access(kubeconfig: str | None = None) -> ApiAccess:
     """Find the API server: the pod's service account, or a kubeconfig outside a cluster.
 
     Args:
@@ -106,7 +106,7 @@ async def load_access(kubeconfig: str | None = None) -> Access:
         if not configuration.verify_ssl:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-    return Access(configuration=configuration, ssl_context=context)
+    return ApiAccess(configuration=configuration, ssl_context=context)
 
 
 class ApiClient:
@@ -119,7 +119,7 @@ class ApiClient:
     """
 
     def __init__(
-        self, access: Access, *, max_connections: int = 8, timeout_seconds: float = 15.0
+        self, access: ApiAccess, *, max_connections: int = 8, timeout_seconds: float = 15.0
     ) -> None:
         self._access = access
         self._base = access.base_url

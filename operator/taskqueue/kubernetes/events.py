@@ -40,7 +40,7 @@ class Regarding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class EventSpec:
     """What an Event says.
 
     Attributes:
@@ -67,7 +67,7 @@ def event_name(regarding: Regarding) -> str:
     return f"{stem}.{suffix}"
 
 
-def event_body(notice: Notice, *, at: float, instance: str) -> dict[str, Any]:
+def event_body(notice: EventSpec, *, at: float, instance: str) -> dict[str, Any]:
     """Return the Event as the API server takes it.
 
     Args:
@@ -109,7 +109,7 @@ class EventWriter:
         self._client = client
         self._instance = instance
 
-    async def create(self, notice: Notice, *, at: float) -> None:
+    async def create(self, notice: EventSpec, *, at: float) -> None:
         """Write a new Event; one of the name that is there already is taken for it.
 
         Raises:
@@ -122,7 +122,7 @@ class EventWriter:
             if problem.status != _CONFLICT:
                 raise
 
-    async def repeat(self, notice: Notice, *, count: int, at: float) -> None:
+    async def repeat(self, notice: EventSpec, *, count: int, at: float) -> None:
         """Say of an Event that it has happened ``count`` times, the last time at ``at``.
 
         Raises:

@@ -2,13 +2,13 @@
 
 Contract:
 
-* `FeedListener.upserted` is called for every object added or changed, `FeedListener.gone` for
-  every object that left: deleted, or no longer matched by the selector. The two cannot be told
-  apart here; who needs to know reads the object.
+* `ResourceEventHandler.upserted` is called for every object added or changed,
+  `ResourceEventHandler.gone` for every object that left: deleted, or no longer matched by
+  the selector. The two look the same here; who needs to know reads the object.
 * Both are called from the feed's own task, in the order of the API server, and must not block.
 * After a break the feed watches on from where it was. When the API server has forgotten that
   place (410), it lists again, and what it had seen before and is not in the list is ``gone``.
-* `Feed.synced` is set once the first list was delivered whole.
+* `Informer.synced` is set once the first list was delivered whole.
 * An object that cannot be parsed (nested deeper than any parser goes) is logged and left out.
 
 Bookmarks keep the place fresh on quiet resources. A list comes in pages, so that neither side
@@ -39,7 +39,7 @@ _METADATA = re.compile(r'"(continue|resourceVersion)":"([^"]*)"')
 Key = tuple[str, str]
 
 
-class FeedListener(Protocol):
+class ResourceEventHandler(Protocol):
     """Who is told what the feed sees."""
 
     def upserted(self, raw: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ class _Expired(Exception):
     """The API server no longer knows the place we wanted to watch from."""
 
 
-class Feed:
+class Informer:
     """See the module's contract.
 
     Args:
@@ -68,7 +68,7 @@ class Feed:
         self,
         client: ApiClient,
         path: str,
-        listener: FeedListener,
+        listener: ResourceEventHandler,
         *,
         selectors: Mapping[str, str] | None = None,
         random: Random | None = None,

@@ -2,14 +2,14 @@
 
 Contract:
 
-* `Leadership.acquire` returns when this process holds the Lease. A Lease of another is taken over
-  only after it was seen unchanged for its whole duration, by this process' own monotonic clock:
-  clocks of different machines are never compared.
-* `Leadership.hold` renews, and returns when the Lease is lost. Lost means: another holds it, or
+* `LeaderElector.acquire` returns when this process holds the Lease. A Lease of another is taken
+  over only after it was seen unchanged for its whole duration, by this process' own monotonic
+  clock: clocks of different machines are never compared.
+* `LeaderElector.hold` renews, and returns when the Lease is lost. Lost means: another holds it, or
   the last renewal that succeeded *began* longer ago than the renew deadline, which is shorter than
   the duration; so this process has stopped leading before another can start.
 * Should the event loop itself hang, a watchdog thread ends the process at that deadline.
-* `Leadership.release` empties the holder, so that the next one need not wait.
+* `LeaderElector.release` empties the holder, so that the next one need not wait.
 
 What a late leader could still do is guarded elsewhere: final phases by the API server, outcomes by
 tokens.
@@ -36,7 +36,7 @@ EXIT_HUNG = 70
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class LeaseTiming:
     """How long each step may take, in seconds.
 
     Attributes:
@@ -63,7 +63,7 @@ class LeaseStore(Protocol):
         """Replace what was read; 409 when somebody else changed it since."""
 
 
-class Leases:
+class ApiLeaseStore:
     """A Lease object of the API server.
 
     Args:
@@ -98,7 +98,7 @@ class Leases:
         return await self._client.request("PUT", self._path, body=_lease(lease["metadata"], spec))
 
 
-class Leadership:
+class LeaderElector:
     """See the module's contract.
 
     Args:
@@ -114,13 +114,13 @@ class Leadership:
         store: LeaseStore,
         identity: str,
         *,
-        timing: Timing | None = None,
+        timing: LeaseTiming | None = None,
         clock: Callable[[], float] = time.time,
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
         self._store = store
         self._identity = identity
-        self._timing = timing or Timing()
+        self._timing = timing or LeaseTiming()
         self._clock = clock
         self._end_process = end_process
         self._lease: dict[str, Any] | None = None

@@ -7,7 +7,7 @@ Contract:
 * Urgent statuses (those that end something) go first, but for one in sixteen: without end, they
   would keep the others waiting without end.
 * An answer of 429 makes the whole writer wait as long as the server asks. What may succeed later
-  is tried again for ever, with the latest status; what cannot is handed back as `Refused`.
+  is tried again for ever, with the latest status; what cannot is handed back as `WriteRefused`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class WriteRefused:
     """The API server will never take this status; ``status`` is its HTTP answer."""
 
     status: int
     message: str
 
 
-Fate = Written | Refused
+Fate = Written | WriteRefused
 OnFate = Callable[[Fate], None]
 
 
@@ -73,7 +73,7 @@ def version_of(metadata: Mapping[str, Any]) -> int:
     return int(version) if version.isdecimal() else 0
 
 
-class StatusWriter:
+class StatusUpdater:
     """See the module's contract. `run` must be running for anything to be written."""
 
     def __init__(self, client: ApiClient, *, concurrency: int = CONCURRENCY) -> None:
@@ -164,7 +164,7 @@ class StatusWriter:
                 break
             except ApiError as problem:
                 if not problem.transient:
-                    fate = Refused(problem.status, problem.message)
+                    fate = WriteRefused(problem.status, problem.message)
                     break
                 slot.callbacks = callbacks + slot.callbacks
                 log.warning("status.write_failed", path=slot.path, problem=str(problem))

@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from taskqueue.api.common import GROUP, VERSION
-from taskqueue.api.task import TaskRetry, TaskSpec, TaskStatus
+from taskqueue.api.task import TaskResourceSpec, TaskRetry
+from taskqueue.api.task_status import TaskResourceStatus
 from taskqueue.model import task as domain
 from taskqueue.timestamps import from_rfc3339, to_rfc3339
 
@@ -38,7 +39,7 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
         pydantic.ValidationError: the object does not follow the schema this operator knows.
     """
     metadata = raw["metadata"]
-    spec = TaskSpec.model_validate(raw["spec"])
+    spec = TaskResourceSpec.model_validate(raw["spec"])
     status = raw.get("status")
     return domain.Task(
         namespace=metadata["namespace"],
@@ -66,7 +67,7 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
     )
 
 
-def status_patch(task: domain.Task, status: domain.TaskStatus, *, now: float) -> bytes:
+def status_patch(task: domain.Task, status: domain.TaskState, *, now: float) -> bytes:
     """Return the JSON patch that makes ``status`` the Task's status.
 
     It is refused (422) by an object of the same name and another uid: made anew, it is another
@@ -103,14 +104,14 @@ def status_patch(task: domain.Task, status: domain.TaskStatus, *, now: float) ->
     )
 
 
-def _progress(progress: domain.Progress) -> dict[str, Any]:
+def _progress(progress: domain.ProgressState) -> dict[str, Any]:
     told: dict[str, Any] = {"message": progress.message}
     if progress.percent is not None:
         told["percent"] = progress.percent
     return told
 
 
-def _attempt(entry: domain.Attempt) -> dict[str, Any]:
+def _attempt(entry: domain.AttemptRecord) -> dict[str, Any]:
     return {
         "attempt": entry.attempt,
         "startTime": to_rfc3339(entry.start_time),
@@ -141,9 +142,7 @@ _TRUE_IN: Mapping[domain.Phase, tuple[str, ...]] = {
 }
 
 
-def _conditions(
-    task: domain.Task, status: domain.TaskStatus, *, now: float
-) -> list[dict[str, Any]]:
+def _conditions(task: domain.Task, status: domain.TaskState, *, now: float) -> list[dict[str, Any]]:
     # A Task is being reconciled from its creation on; it becomes anything else just now.
     since = {"Reconciling": task.created}
     conditions = [
@@ -172,7 +171,7 @@ def _conditions(
     return conditions
 
 
-def _resumed_time(status: TaskStatus) -> float | None:
+def _resumed_time(status: TaskResourceStatus) -> float | None:
     """Return when the last suspension ended: deadlines count from there."""
     for condition in status.conditions:
         if condition.type == _SUSPENDED and condition.status == "False":
@@ -180,7 +179,7 @@ def _resumed_time(status: TaskStatus) -> float | None:
     return None
 
 
-def _overrides(spec: TaskSpec) -> domain.PolicyOverrides:
+def _overrides(spec: TaskResourceSpec) -> domain.PolicyOverrides:
     times = (spec.attempt_timeout_seconds, spec.active_deadline_seconds)
     others = (spec.retry, spec.max_deliveries, spec.ttl_seconds_after_finished)
     if all(own is None for own in (*times, *others)):
@@ -201,18 +200,18 @@ def _overrides(spec: TaskSpec) -> domain.PolicyOverrides:
     )
 
 
-def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskStatus:
+def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskState:
     if not raw or raw.get("observedGeneration", -1) == -1:
         return domain.PENDING
-    status = TaskStatus.model_validate(raw)
-    return domain.TaskStatus(
+    status = TaskResourceStatus.model_validate(raw)
+    return domain.TaskState(
         phase=domain.Phase(status.phase),
         reason=status.reason,
         message=status.message,
         attempts=status.attempts,
         epoch=status.epoch,
         history=tuple(
-            domain.Attempt(
+            domain.AttemptRecord(
                 attempt=entry.attempt,
                 outcome=entry.outcome,
                 start_time=entry.start_time.timestamp() if entry.start_time else 0.0,

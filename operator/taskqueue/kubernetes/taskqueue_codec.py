@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskqueue.api.common import GROUP, MESSAGE_MAX_LENGTH, VERSION
-from taskqueue.api.taskqueue import TaskQueue
+from taskqueue.api.taskqueue import TaskQueueResource
 from taskqueue.api.taskqueue_status import HANDLERS_TOLD, WORKERS_TOLD
 from taskqueue.api.taskqueue_workers import Scaling, ScalingTarget, Workers
 from taskqueue.model.queue import (
@@ -43,7 +43,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
     Raises:
         pydantic.ValidationError: the object does not follow the schema this operator knows.
     """
-    resource = TaskQueue.model_validate(raw)
+    resource = TaskQueueResource.model_validate(raw)
     spec, metadata = resource.spec, resource.metadata
     secret, cluster = spec.broker.connection_secret, spec.broker.rabbitmq_cluster_reference
     defaults, stop_policy = spec.task_defaults, StopPolicy(spec.stop_policy)

@@ -6,7 +6,7 @@ import time
 
 from taskqueue.api.common import TASKQUEUE_KIND
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.kubernetes.events import WARNING, EventWriter, Notice, Regarding, event_name
+from taskqueue.kubernetes.events import WARNING, EventSpec, EventWriter, Regarding, event_name
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_FINALIZER, queue_path
 from taskqueue.model.queue import QueueConfig
 
@@ -56,7 +56,7 @@ async def warn(client: ApiClient, config: QueueConfig, *, reason: str, message: 
     regarding = Regarding(
         kind=TASKQUEUE_KIND, namespace=config.namespace, name=config.name, uid=config.uid
     )
-    notice = Notice(
+    notice = EventSpec(
         regarding=regarding,
         type=WARNING,
         reason=reason,

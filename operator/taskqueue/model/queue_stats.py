@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class QueueStats:
     """What the broker's statistics say of a queue."""
 
     ready: int

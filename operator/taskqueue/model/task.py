@@ -123,7 +123,7 @@ NO_OVERRIDES = PolicyOverrides()
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class AttemptRecord:
     """One finished attempt in a Task's history; outcome is Succeeded, Failed or Cancelled."""
 
     attempt: int
@@ -136,7 +136,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ProgressState:
     """How far a running attempt says it is: 0 to 100 or None, and a line for people."""
 
     percent: int | None = None
@@ -144,7 +144,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskStatus:
+class TaskState:
     """What is, or will be, in a Task's status.
 
     Attributes, as far as the resource does not tell them:
@@ -158,12 +158,12 @@ class TaskStatus:
     message: str = ""
     attempts: int = 0
     epoch: int = 0
-    history: tuple[Attempt, ...] = ()
+    history: tuple[AttemptRecord, ...] = ()
     start_time: float | None = None
     completion_time: float | None = None
     next_attempt_time: float | None = None
     worker: str = ""
-    progress: Progress | None = None
+    progress: ProgressState | None = None
     concurrency_key: str = ""
     resumed_time: float | None = None
     running_since: float | None = field(default=None, compare=False)
@@ -176,7 +176,7 @@ class TaskStatus:
 
 
 #: Shared by all Tasks whose status was never written.
-PENDING = TaskStatus()
+PENDING = TaskState()
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,7 @@ class Task:
     generation: int
     created: float
     spec: TaskSpec
-    status: TaskStatus = PENDING
+    status: TaskState = PENDING
 
     @property
     def path(self) -> str:

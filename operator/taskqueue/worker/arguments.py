@@ -21,7 +21,7 @@ ended itself for a keyed attempt that could not be stopped.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arguments:
+class WorkerArguments:
     """The command line.
 
     Attributes:
@@ -37,7 +37,7 @@ class Arguments:
     http_anywhere: bool = False
 
     @classmethod
-    def parse(cls, words: Sequence[str]) -> Arguments:
+    def parse(cls, words: Sequence[str]) -> WorkerArguments:
         """Read the words after ``worker``.
 
         Raises:
@@ -56,7 +56,7 @@ class Arguments:
         return arguments
 
 
-def _parse_options(words: Sequence[str]) -> Arguments:
+def _parse_options(words: Sequence[str]) -> WorkerArguments:
     import argparse  # somebody waits for a worker's start, and most have no option
 
     parser = argparse.ArgumentParser(
@@ -93,7 +93,7 @@ def _parse_options(words: Sequence[str]) -> Arguments:
         help="allow --http to lead out of the pod",
     )
     found = parser.parse_intermixed_args(words)
-    return Arguments(
+    return WorkerArguments(
         modules=tuple(found.modules),
         commands=tuple(found.command),
         targets=tuple(found.http),

@@ -9,13 +9,13 @@ from typing import Any
 
 import orjson
 
-from taskqueue.contract.command import OrderKind
+from taskqueue.contract.command import CommandKind
 from taskqueue.contract.names import ContractError
 from taskqueue.contract.outcome import AttemptEvent, EventKind, encode
 from taskqueue.contract.work import DirectMessage, WorkMessage
-from taskqueue.worker.executor import Attempt, AttemptResult
+from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import failure
-from taskqueue.worker.outcome_cache import Outcome
+from taskqueue.worker.outcome_cache import CachedOutcome
 
 
 def payload_of(message: WorkMessage | DirectMessage) -> dict[str, Any]:
@@ -35,9 +35,9 @@ def payload_of(message: WorkMessage | DirectMessage) -> dict[str, Any]:
     return payload
 
 
-def work_attempt(message: WorkMessage, payload: dict[str, Any]) -> Attempt:
+def work_attempt(message: WorkMessage, payload: dict[str, Any]) -> AttemptRequest:
     """Return the attempt a work message asks for."""
-    return Attempt(
+    return AttemptRequest(
         handler=message.handler,
         payload=payload,
         task=f"{message.namespace}/{message.task}",
@@ -52,7 +52,7 @@ def work_attempt(message: WorkMessage, payload: dict[str, Any]) -> Attempt:
 
 def event_of(
     message: WorkMessage, kind: EventKind, *, worker: str, result: AttemptResult | None = None
-) -> Outcome:
+) -> CachedOutcome:
     """Return an event about the attempt, encoded."""
     event = AttemptEvent(
         kind=kind,
@@ -69,27 +69,27 @@ def event_of(
         error=None if result is None else result.error,
         retry_after_seconds=None if result is None else result.retry_after_seconds,
     )
-    return Outcome(event.routing_key, encode(event))
+    return CachedOutcome(event.routing_key, encode(event))
 
 
 def stopped_event(
-    message: WorkMessage, order: OrderKind, *, worker: str, seconds: float
-) -> Outcome:
+    message: WorkMessage, order: CommandKind, *, worker: str, seconds: float
+) -> CachedOutcome:
     """Return the answer to an order about the attempt, encoded; it ran for so many seconds."""
-    if order is OrderKind.RELEASE:
+    if order is CommandKind.RELEASE:
         return event_of(message, EventKind.RELEASED, worker=worker)
     result = AttemptResult(seconds=seconds)
     return event_of(message, EventKind.CANCELLED, worker=worker, result=result)
 
 
 def direct_event(
-    attempt: Attempt,
+    attempt: AttemptRequest,
     result: AttemptResult,
     *,
     namespace: str,
     worker: str,
     message_id: str,
-) -> Outcome:
+) -> CachedOutcome:
     """Return the end of a direct message, encoded; its id is the message's, where it has one."""
     event = AttemptEvent(
         kind=kind_of(result),
@@ -107,7 +107,7 @@ def direct_event(
         correlation_id=attempt.uid,
         id=message_id,
     )
-    return Outcome(event.routing_key, encode(event))
+    return CachedOutcome(event.routing_key, encode(event))
 
 
 def kind_of(result: AttemptResult) -> EventKind:

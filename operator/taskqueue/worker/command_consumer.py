@@ -24,7 +24,7 @@ from typing import Any
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, Delivery
 from taskqueue.amqp.connection import Connection
 from taskqueue.backoff import delays
-from taskqueue.contract.command import Order, OrderKind, decode
+from taskqueue.contract.command import CommandKind, WorkerCommand, decode
 from taskqueue.contract.names import CONTROL_STREAM, ContractError
 from taskqueue.logs import EventLog
 from taskqueue.worker.outcome_publisher import HELD_SECONDS
@@ -44,7 +44,7 @@ _STALLED_SECONDS = 10.0
 _NOT_ALLOWED, _NOT_FOUND = 403, 404
 
 
-class ControlLine:
+class CommandConsumer:
     """Follows the stream over all connections of a worker.
 
     Args:
@@ -61,7 +61,7 @@ class ControlLine:
         namespace: str,
         queue: str,
         pod: str,
-        on_order: Callable[[Order], None],
+        on_order: Callable[[WorkerCommand], None],
         on_drain: Callable[[], None],
     ) -> None:
         self._queue = rf"{namespace}\.{queue}"
@@ -150,7 +150,7 @@ class ControlLine:
         except ContractError as problem:
             log.warning("order.malformed", offset=offset, reason=str(problem))
             return
-        if order.kind is not OrderKind.DRAIN:
+        if order.kind is not CommandKind.DRAIN:
             self._on_order(order)
         elif (order.namespace, order.pod) == self._pod:
             self._drain(message_id or offset)
@@ -182,7 +182,7 @@ class _Reader:
 
     def __init__(
         self,
-        line: ControlLine,
+        line: CommandConsumer,
         channel: Channel,
         loop: asyncio.AbstractEventLoop,
         *,

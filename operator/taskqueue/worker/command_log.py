@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from taskqueue.contract.command import OrderKind
+from taskqueue.contract.command import CommandKind
 
 #: The stream holds fewer orders of usual size than this.
 TOKENS = 150_000
@@ -18,15 +18,15 @@ TOKENS = 150_000
 AGE_SECONDS = 86_400.0
 
 
-class OrderBook:
+class CommandLog:
     """The last order about each token; times are seconds of any one monotonic clock."""
 
     def __init__(self, *, tokens: int = TOKENS, age_seconds: float = AGE_SECONDS) -> None:
         self._tokens = tokens
         self._age = age_seconds
-        self._orders: OrderedDict[str, tuple[OrderKind, float]] = OrderedDict()
+        self._orders: OrderedDict[str, tuple[CommandKind, float]] = OrderedDict()
 
-    def add(self, token: str, kind: OrderKind, now: float) -> None:
+    def add(self, token: str, kind: CommandKind, now: float) -> None:
         """Keep an order; of several about one token the last counts."""
         orders = self._orders
         orders[token] = (kind, now)
@@ -34,7 +34,7 @@ class OrderBook:
         while len(orders) > self._tokens or self._oldest() <= now - self._age:
             orders.popitem(last=False)
 
-    def get(self, token: str) -> OrderKind | None:
+    def get(self, token: str) -> CommandKind | None:
         """Return what was ordered about the token, or None."""
         order = self._orders.get(token)
         return None if order is None else order[0]

@@ -19,7 +19,7 @@ from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.backoff import delays
 from taskqueue.logs import EventLog
-from taskqueue.worker.command_consumer import ControlLine
+from taskqueue.worker.command_consumer import CommandConsumer
 from taskqueue.worker.outcome_publisher import HELD_SECONDS
 
 log = EventLog("taskqueue.worker")
@@ -27,7 +27,7 @@ log = EventLog("taskqueue.worker")
 _NOT_FOUND = 404
 
 
-class Intake(Protocol):
+class DeliveryListener(Protocol):
     """Takes what comes in; called on the loop, must not block."""
 
     def connected(self, line: Connection) -> None:
@@ -46,7 +46,7 @@ class Intake(Protocol):
         """How many deliveries are not settled."""
 
 
-class ConsumeLine:
+class Consumer:
     """A consumer on one queue, for as long as the worker lives.
 
     Attributes:
@@ -62,8 +62,8 @@ class ConsumeLine:
         name: str,
         queue: str,
         prefetch: int,
-        intake: Intake,
-        control: ControlLine,
+        intake: DeliveryListener,
+        control: CommandConsumer,
     ) -> None:
         self._parameters = parameters
         self._name = name

@@ -10,23 +10,23 @@ from __future__ import annotations
 from functools import partial
 
 from taskqueue.amqp.channel import Delivery
-from taskqueue.contract.command import OrderKind
+from taskqueue.contract.command import CommandKind
 from taskqueue.contract.names import ContractError
 from taskqueue.contract.outgoing import outcome_message
 from taskqueue.contract.work import DirectMessage, WorkMessage, deliveries_so_far, parse_work
 from taskqueue.logs import EventLog
 from taskqueue.worker.acknowledger import Acknowledger
 from taskqueue.worker.attempt_events import payload_of, stopped_event, work_attempt
-from taskqueue.worker.command_log import OrderBook
-from taskqueue.worker.executor import Attempt
-from taskqueue.worker.outcome_cache import Outcome
-from taskqueue.worker.runs import Desk, DirectRun, Run, TaskRun
+from taskqueue.worker.command_log import CommandLog
+from taskqueue.worker.executor import AttemptRequest
+from taskqueue.worker.outcome_cache import CachedOutcome
+from taskqueue.worker.runs import DirectRun, Run, RunServices, TaskRun
 from taskqueue.worker.settings import WorkerSettings
 
 log = EventLog("taskqueue.worker")
 
 
-class Arrivals:
+class DeliveryHandler:
     """Takes deliveries one by one.
 
     Args:
@@ -35,7 +35,7 @@ class Arrivals:
         orders: what was ordered so far.
     """
 
-    def __init__(self, settings: WorkerSettings, desk: Desk, orders: OrderBook) -> None:
+    def __init__(self, settings: WorkerSettings, desk: RunServices, orders: CommandLog) -> None:
         self._settings = settings
         self._desk = desk
         self._orders = orders
@@ -71,7 +71,7 @@ class Arrivals:
         order = self._orders.get(token)
         if order is not None:
             outcome = stopped_event(message, order, worker=self._desk.worker, seconds=0.0)
-            event = "task.cancelled" if order is OrderKind.CANCEL else "task.released"
+            event = "task.cancelled" if order is CommandKind.CANCEL else "task.released"
             self._answer(event, acknowledger, delivery, message, outcome)
             return True
         return False
@@ -82,7 +82,7 @@ class Arrivals:
         acknowledger: Acknowledger,
         delivery: Delivery,
         message: WorkMessage,
-        outcome: Outcome,
+        outcome: CachedOutcome,
     ) -> None:
         log.info(
             event,
@@ -104,7 +104,7 @@ class Arrivals:
 
     def _direct_run(self, delivery: Delivery, message: DirectMessage) -> Run:
         deliveries = deliveries_so_far(delivery.properties, redelivered=delivery.redelivered)
-        attempt = Attempt(
+        attempt = AttemptRequest(
             handler=message.handler,
             payload=message.payload,
             task=f"{self._settings.namespace}/{self._settings.queue}",

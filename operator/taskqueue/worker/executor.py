@@ -17,7 +17,7 @@ from taskqueue.worker.sdk import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class AttemptRequest:
     """What an executor needs to run one attempt.
 
     Attributes:
@@ -102,7 +102,7 @@ class Execution(Protocol):
 class Executor(Protocol):
     """Runs attempts. All methods are called on the runtime's loop and do not block."""
 
-    def start(self, attempt: Attempt, done: Callable[[AttemptResult], None]) -> Execution:
+    def start(self, attempt: AttemptRequest, done: Callable[[AttemptResult], None]) -> Execution:
         """Run an attempt.
 
         ``done`` is called exactly once, on the runtime's loop and never inside ``start``, when

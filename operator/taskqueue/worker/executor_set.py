@@ -7,20 +7,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from taskqueue.logs import LogFormat
-from taskqueue.worker.arguments import Arguments
+from taskqueue.worker.arguments import WorkerArguments
 from taskqueue.worker.executor import Executor
 from taskqueue.worker.executors.child_pool import ChildPool, PoolSettings
-from taskqueue.worker.executors.fork_server_launcher import Launched, Recipe
+from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig, ForkServerHandle
 from taskqueue.worker.executors.function import FunctionExecutor
-from taskqueue.worker.executors.process_spawner import Spawner
-from taskqueue.worker.executors.router import Router
+from taskqueue.worker.executors.process_spawner import ProcessSpawner
+from taskqueue.worker.executors.router import ExecutorRouter
 from taskqueue.worker.loading import StartError
 from taskqueue.worker.sdk import registry
 from taskqueue.worker.settings import HandlerExecutor, WorkerSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Assembled:
+class ExecutorSet:
     """What runs a worker's attempts.
 
     Attributes:
@@ -31,7 +31,7 @@ class Assembled:
 
     executor: Executor
     handlers: tuple[str, ...]
-    spawner: Spawner | None
+    spawner: ProcessSpawner | None
 
     async def close(self, seconds: float) -> None:
         """Let what was asked to end take so many seconds, then end all processes."""
@@ -42,27 +42,27 @@ class Assembled:
 
 def assemble(
     settings: WorkerSettings,
-    arguments: Arguments,
-    recipe: Recipe,
-    launched: Launched | None,
+    arguments: WorkerArguments,
+    recipe: ForkServerConfig,
+    launched: ForkServerHandle | None,
     loop: asyncio.AbstractEventLoop,
-) -> Assembled:
+) -> ExecutorSet:
     """Make the executors.
 
     Raises:
         StartError: an option is wrong, two handlers have one name, or a start hook failed.
     """
-    spawner = None if launched is None else Spawner(launched, recipe.by_exec, loop)
+    spawner = None if launched is None else ProcessSpawner(launched, recipe.by_exec, loop)
     functions = _functions(settings, recipe, spawner, loop)
     by_name: dict[str, Executor] = {}
     rest: Executor | None = None
     if arguments.modules:
         _add(by_name, registry, functions)
     if arguments.commands and spawner is not None:
-        from taskqueue.worker.executors.command import Command, CommandError, CommandExecutor
+        from taskqueue.worker.executors.command import CommandError, CommandExecutor, ProgramCommand
 
         try:
-            commands = [Command.parse(text) for text in arguments.commands]
+            commands = [ProgramCommand.parse(text) for text in arguments.commands]
         except CommandError as problem:
             raise StartError(str(problem)) from None
         programs = CommandExecutor(
@@ -74,11 +74,12 @@ def assemble(
         )
         _add(by_name, (command.name for command in commands), programs)
     if arguments.targets:
-        from taskqueue.worker.executors.http import ANY, HttpError, HttpExecutor, Target
+        from taskqueue.worker.executors.http import ANY, HttpError, HttpExecutor, HttpTarget
 
         try:
             targets = [
-                Target.parse(text, anywhere=arguments.http_anywhere) for text in arguments.targets
+                HttpTarget.parse(text, anywhere=arguments.http_anywhere)
+                for text in arguments.targets
             ]
         except HttpError as problem:
             raise StartError(str(problem)) from None
@@ -90,15 +91,15 @@ def assemble(
         executor: Executor = functions
     else:
         default = None if registry.default is None else registry.default.name
-        executor = Router(loop, by_name, rest=rest, default=default)
+        executor = ExecutorRouter(loop, by_name, rest=rest, default=default)
     _start(functions)
-    return Assembled(executor, names, spawner)
+    return ExecutorSet(executor, names, spawner)
 
 
 def _functions(
     settings: WorkerSettings,
-    recipe: Recipe,
-    spawner: Spawner | None,
+    recipe: ForkServerConfig,
+    spawner: ProcessSpawner | None,
     loop: asyncio.AbstractEventLoop,
 ) -> FunctionExecutor:
     pool = None

@@ -16,7 +16,7 @@ from taskqueue.amqp.connection import Connection
 from taskqueue.contract.heartbeat import HEARTBEAT_SECONDS, Heartbeat, encode
 from taskqueue.contract.names import HEARTBEATS_EXCHANGE
 from taskqueue.contract.outcome import CONTENT_TYPE
-from taskqueue.contract.outgoing import Outgoing
+from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.logs import EventLog
 
 log = EventLog("taskqueue.worker")
@@ -31,7 +31,7 @@ TURN_SECONDS = 2.0
 SETTLE_SECONDS = 0.1
 
 
-class Connected(Protocol):
+class HeartbeatConnection(Protocol):
     """Who has the connection that outcomes leave by."""
 
     @property
@@ -39,7 +39,7 @@ class Connected(Protocol):
         """None while it is being made."""
 
 
-class HeartbeatLine:
+class HeartbeatSender:
     """Sends what ``beat`` returns, every `HEARTBEAT_SECONDS`, when asked to, and on turns.
 
     A turn from idle to busy or back is told soon and not at once: a run as short as the pause
@@ -50,7 +50,7 @@ class HeartbeatLine:
         beat: describes the worker as it is now.
     """
 
-    def __init__(self, line: Connected, *, beat: Callable[[], Heartbeat]) -> None:
+    def __init__(self, line: HeartbeatConnection, *, beat: Callable[[], Heartbeat]) -> None:
         self._line = line
         self._beat = beat
         self._loop = asyncio.get_running_loop()
@@ -105,7 +105,7 @@ class HeartbeatLine:
             return
         beat = self._beat()
         self._sent_at, self._told_busy = self._loop.time(), bool(beat.busy)
-        message = Outgoing(
+        message = OutgoingMessage(
             exchange=HEARTBEATS_EXCHANGE,
             key=beat.routing_key,
             body=encode(beat),

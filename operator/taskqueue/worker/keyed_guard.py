@@ -55,7 +55,7 @@ TIMED_OUT_SECONDS = 5.0
 _SECOND_LOOK_SECONDS = 0.1
 
 
-class Line(Protocol):
+class WatchedConnection(Protocol):
     """What is asked of the connection deliveries come by."""
 
     @property
@@ -105,7 +105,7 @@ class KeyedGuard:
         self._loop = loop
         self._on_silence = on_silence
         self._leave = leave
-        self._line: Line | None = None
+        self._line: WatchedConnection | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: Runs that are to end, and by when, on the loop's clock.
         self._until: dict[Run, float] = {}
@@ -117,7 +117,7 @@ class KeyedGuard:
         self._none_left.set()
         self._deadlines: Deadlines[Run] = Deadlines(loop, self._due)
 
-    def connected(self, line: Line) -> None:
+    def connected(self, line: WatchedConnection) -> None:
         """Deliveries come by this connection from now on."""
         self._line = line
         self._look_in(line.heartbeat_seconds * STOP_INTERVALS)

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from taskqueue import logs
-from taskqueue.worker.arguments import Arguments
-from taskqueue.worker.executors.fork_server_launcher import Launched, Recipe
+from taskqueue.worker.arguments import WorkerArguments
+from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig, ForkServerHandle
 from taskqueue.worker.loading import StartError, load
 from taskqueue.worker.sdk import registry
 from taskqueue.worker.settings import HandlerExecutor, SettingsError, WorkerSettings
@@ -34,12 +34,12 @@ CLOSE_SECONDS = 4.0
 def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a worker for what the command line names and return its exit code."""
     try:
-        arguments = Arguments.parse(words)
+        arguments = WorkerArguments.parse(words)
         settings = WorkerSettings.from_environment(environment)
         if arguments.modules:
             load(arguments.modules)
         logs.configure(settings.log_format, level=settings.log_level)
-        recipe = Recipe(
+        recipe = ForkServerConfig(
             modules=arguments.modules,
             log_format=settings.log_format or logs.LogFormat.default(sys.stderr),
             log_level=settings.log_level,
@@ -60,7 +60,7 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
     return 0
 
 
-def _needs_processes(arguments: Arguments, settings: WorkerSettings) -> bool:
+def _needs_processes(arguments: WorkerArguments, settings: WorkerSettings) -> bool:
     if arguments.commands:
         if sys.platform != "linux":
             raise StartError("--command needs Linux")
@@ -71,7 +71,10 @@ def _needs_processes(arguments: Arguments, settings: WorkerSettings) -> bool:
 
 
 def _run(
-    settings: WorkerSettings, arguments: Arguments, recipe: Recipe, launched: Launched | None
+    settings: WorkerSettings,
+    arguments: WorkerArguments,
+    recipe: ForkServerConfig,
+    launched: ForkServerHandle | None,
 ) -> bool:
     """Work; return whether nothing was left running.
 
@@ -97,14 +100,17 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _work(
-    settings: WorkerSettings, arguments: Arguments, recipe: Recipe, launched: Launched | None
+    settings: WorkerSettings,
+    arguments: WorkerArguments,
+    recipe: ForkServerConfig,
+    launched: ForkServerHandle | None,
 ) -> bool:
     from taskqueue.worker.executor_set import assemble
-    from taskqueue.worker.worker import Worker
+    from taskqueue.worker.worker import WorkerService
 
     loop = asyncio.get_running_loop()
     assembled = assemble(settings, arguments, recipe, launched, loop)
-    worker = Worker(settings, assembled.executor, handlers=assembled.handlers)
+    worker = WorkerService(settings, assembled.executor, handlers=assembled.handlers)
     signals = 0
 
     def on_signal(number: int) -> None:

@@ -12,23 +12,23 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CachedOutcome:
     """An encoded event on its way: the routing key on the outcomes exchange, and the body."""
 
     key: str
     body: bytes
 
 
-class FinishedTokens:
+class OutcomeCache:
     """The outcome of each token ended lately; the oldest are forgotten first."""
 
     def __init__(self, *, tokens: int = 10_000, body_bytes: int = 32 * 1024 * 1024) -> None:
         self._tokens = tokens
         self._body_bytes = body_bytes
         self._held_bytes = 0
-        self._outcomes: OrderedDict[str, Outcome] = OrderedDict()
+        self._outcomes: OrderedDict[str, CachedOutcome] = OrderedDict()
 
-    def add(self, token: str, outcome: Outcome) -> None:
+    def add(self, token: str, outcome: CachedOutcome) -> None:
         """Remember an outcome; the first one of a token stays."""
         if token in self._outcomes:
             return
@@ -38,7 +38,7 @@ class FinishedTokens:
             _, forgotten = self._outcomes.popitem(last=False)
             self._held_bytes -= len(forgotten.body)
 
-    def get(self, token: str) -> Outcome | None:
+    def get(self, token: str) -> CachedOutcome | None:
         """Return what was said about the token, or None."""
         return self._outcomes.get(token)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.backoff import delays
-from taskqueue.contract.outgoing import Outgoing
+from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.logs import EventLog
 
 log = EventLog("taskqueue.worker")
@@ -22,13 +22,13 @@ log = EventLog("taskqueue.worker")
 OnConfirmed = Callable[[], None]
 
 
-class Reporter:
+class OutcomeOutbox:
     """Messages in hand: published and not yet confirmed, or waiting to be published again."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._publisher: Publisher | None = None
-        self._waiting: list[tuple[Outgoing, OnConfirmed]] = []
+        self._waiting: list[tuple[OutgoingMessage, OnConfirmed]] = []
         self._outstanding = 0
         self._timer: asyncio.TimerHandle | None = None
         self._delays = delays(random.random)
@@ -51,7 +51,7 @@ class Reporter:
         """The publisher is gone: keep everything until the next one."""
         self._publisher = None
 
-    def report(self, message: Outgoing, on_confirmed: OnConfirmed) -> None:
+    def report(self, message: OutgoingMessage, on_confirmed: OnConfirmed) -> None:
         """Publish, again and again if need be, until confirmed; then call ``on_confirmed``."""
         self._outstanding += 1
         if self._publisher is None:
@@ -59,7 +59,7 @@ class Reporter:
         else:
             self._publish(self._publisher, message, on_confirmed)
 
-    def mention(self, message: Outgoing) -> None:
+    def mention(self, message: OutgoingMessage) -> None:
         """Publish once, if that is possible now; nobody waits for it."""
         if self._publisher is not None:
             self._publisher.publish(
@@ -72,7 +72,9 @@ class Reporter:
             self._drained = self._loop.create_future()
             await self._drained
 
-    def _publish(self, publisher: Publisher, message: Outgoing, on_confirmed: OnConfirmed) -> None:
+    def _publish(
+        self, publisher: Publisher, message: OutgoingMessage, on_confirmed: OnConfirmed
+    ) -> None:
         def settled(verdict: Settled, text: str) -> None:
             if verdict is Settled.CONFIRMED:
                 self._confirmed(on_confirmed)
@@ -94,7 +96,7 @@ class Reporter:
             self._drained.set_result(None)
 
     def _keep(
-        self, message: Outgoing, on_confirmed: OnConfirmed, verdict: Settled, text: str
+        self, message: OutgoingMessage, on_confirmed: OnConfirmed, verdict: Settled, text: str
     ) -> None:
         self._waiting.append((message, on_confirmed))
         self._failing = True

@@ -16,7 +16,7 @@ from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher
 from taskqueue.backoff import delays
 from taskqueue.logs import EventLog
-from taskqueue.worker.outcome_outbox import Reporter
+from taskqueue.worker.outcome_outbox import OutcomeOutbox
 
 log = EventLog("taskqueue.worker")
 
@@ -25,7 +25,7 @@ log = EventLog("taskqueue.worker")
 HELD_SECONDS = 5.0
 
 
-class PublishLine:
+class OutcomePublisher:
     """Gives the reporter a publisher, and another one after every loss."""
 
     def __init__(
@@ -33,7 +33,7 @@ class PublishLine:
         parameters: BrokerParameters,
         *,
         name: str,
-        reporter: Reporter,
+        reporter: OutcomeOutbox,
         on_ready: Callable[[], None],
     ) -> None:
         self._parameters = parameters

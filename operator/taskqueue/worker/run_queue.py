@@ -12,7 +12,7 @@ from collections.abc import Callable
 from taskqueue.worker.runs import Run
 
 
-class Waiting:
+class RunQueue:
     """A queue of runs, out of which any can be taken."""
 
     def __init__(self) -> None:

@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskqueue.amqp.channel import Delivery
-from taskqueue.contract.command import OrderKind
+from taskqueue.contract.command import CommandKind
 from taskqueue.contract.heartbeat import RunningAttempt
 from taskqueue.contract.outcome import EventKind
-from taskqueue.contract.outgoing import Outgoing, dead_letter, outcome_message
+from taskqueue.contract.outgoing import OutgoingMessage, dead_letter, outcome_message
 from taskqueue.contract.work import WorkMessage
 from taskqueue.worker.acknowledger import Acknowledger
 from taskqueue.worker.attempt_events import direct_event, event_of, kind_of, stopped_event
-from taskqueue.worker.executor import Attempt, AttemptResult, Execution
-from taskqueue.worker.outcome_cache import FinishedTokens, Outcome
-from taskqueue.worker.outcome_outbox import Reporter
+from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
+from taskqueue.worker.outcome_cache import CachedOutcome, OutcomeCache
+from taskqueue.worker.outcome_outbox import OutcomeOutbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
+class RunServices:
     """What runs need to tell their end.
 
     Attributes:
@@ -43,11 +43,11 @@ class Desk:
     queue: str
     worker: str
     direct_max_deliveries: int
-    reporter: Reporter
-    finished: FinishedTokens = field(default_factory=FinishedTokens)
+    reporter: OutcomeOutbox
+    finished: OutcomeCache = field(default_factory=OutcomeCache)
     by_token: dict[str, TaskRun] = field(default_factory=dict)
 
-    def bury(self, delivery: Delivery, reason: str) -> Outgoing:
+    def bury(self, delivery: Delivery, reason: str) -> OutgoingMessage:
         """Return the delivery as a dead letter, to be reported."""
         return dead_letter(
             delivery.properties,
@@ -89,7 +89,9 @@ class Run(ABC):
         "successor",
     )
 
-    def __init__(self, desk: Desk, attempt: Attempt, delivery: Delivery, deliveries: int) -> None:
+    def __init__(
+        self, desk: RunServices, attempt: AttemptRequest, delivery: Delivery, deliveries: int
+    ) -> None:
         self._desk = desk
         self.attempt = attempt
         self.delivery = delivery
@@ -173,9 +175,9 @@ class TaskRun(Run):
 
     def __init__(
         self,
-        desk: Desk,
+        desk: RunServices,
         message: WorkMessage,
-        attempt: Attempt,
+        attempt: AttemptRequest,
         delivery: Delivery,
         deliveries: int,
     ) -> None:
@@ -208,7 +210,7 @@ class TaskRun(Run):
             event_of(self._message, kind_of(result), worker=self._desk.worker, result=result)
         )
 
-    def tell_stopped(self, order: OrderKind, seconds: float) -> None:
+    def tell_stopped(self, order: CommandKind, seconds: float) -> None:
         """Publish the answer to an order until confirmed, and remember it."""
         self._tell(stopped_event(self._message, order, worker=self._desk.worker, seconds=seconds))
 
@@ -227,7 +229,7 @@ class TaskRun(Run):
         if self._desk.by_token.get(self._message.token) is self:
             del self._desk.by_token[self._message.token]
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _tell(self, outcome: CachedOutcome) -> None:
         self._desk.finished.add(self._message.token, outcome)
         self._desk.reporter.report(outcome_message(outcome.key, outcome.body), self._confirmed)
 

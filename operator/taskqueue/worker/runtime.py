@@ -18,20 +18,26 @@ from collections.abc import Callable
 from functools import partial
 
 from taskqueue.amqp.channel import Channel, Delivery
-from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.heartbeat import RunningAttempt
 from taskqueue.logs import EventLog
 from taskqueue.worker.acknowledger import Acknowledger
 from taskqueue.worker.attempt_events import timed_out, worker_lost
-from taskqueue.worker.command_log import OrderBook
+from taskqueue.worker.command_log import CommandLog
 from taskqueue.worker.deadlines import Deadlines
-from taskqueue.worker.delivery_handler import Arrivals
+from taskqueue.worker.delivery_handler import DeliveryHandler
 from taskqueue.worker.executor import AttemptResult, Executor
-from taskqueue.worker.keyed_guard import LOST_SECONDS, TIMED_OUT_SECONDS, KeyedGuard, Line, leave
-from taskqueue.worker.outcome_outbox import Reporter
+from taskqueue.worker.keyed_guard import (
+    LOST_SECONDS,
+    TIMED_OUT_SECONDS,
+    KeyedGuard,
+    WatchedConnection,
+    leave,
+)
+from taskqueue.worker.outcome_outbox import OutcomeOutbox
 from taskqueue.worker.prefetch import PrefetchRule
-from taskqueue.worker.run_queue import Waiting
-from taskqueue.worker.runs import Desk, Run, TaskRun
+from taskqueue.worker.run_queue import RunQueue
+from taskqueue.worker.runs import Run, RunServices, TaskRun
 from taskqueue.worker.settings import WorkerSettings
 
 log = EventLog("taskqueue.worker")
@@ -45,7 +51,7 @@ STUCK_SECONDS = 1.0
 #: Errors that say all there is in their message: no traceback in the log.
 _PLAIN_ERRORS = frozenset({"Retry", "Fail", "Timeout", "UnknownHandler", "WorkerLost"})
 
-_STOPPED = {OrderKind.CANCEL: "task.cancelled", OrderKind.RELEASE: "task.released"}
+_STOPPED = {CommandKind.CANCEL: "task.cancelled", CommandKind.RELEASE: "task.released"}
 
 
 class Runtime:
@@ -66,7 +72,7 @@ class Runtime:
         self,
         settings: WorkerSettings,
         executor: Executor,
-        reporter: Reporter,
+        reporter: OutcomeOutbox,
         loop: asyncio.AbstractEventLoop,
         *,
         on_change: Callable[[], None],
@@ -78,22 +84,22 @@ class Runtime:
         self._loop = loop
         self._on_change = on_change
         self._on_turn = on_turn
-        self._desk = Desk(
+        self._desk = RunServices(
             namespace=settings.namespace,
             queue=settings.queue,
             worker=settings.pod,
             direct_max_deliveries=settings.direct_max_deliveries,
             reporter=reporter,
         )
-        self._orders = OrderBook()
-        self._arrivals = Arrivals(settings, self._desk, self._orders)
+        self._orders = CommandLog()
+        self._arrivals = DeliveryHandler(settings, self._desk, self._orders)
         self._guard = KeyedGuard(loop, on_silence=self._silent, leave=leave)
         self._rule = PrefetchRule(settings.slots)
         self._prefetch = settings.slots
         #: The last change of the prefetch lowered it.
         self._lowered = False
         self._acknowledger: Acknowledger | None = None
-        self._waiting = Waiting()
+        self._waiting = RunQueue()
         #: Everything that holds a slot.
         self._running: set[Run] = set()
         self._deadlines: Deadlines[Run] = Deadlines(loop, self._due)
@@ -131,7 +137,7 @@ class Runtime:
 
     # The intake.
 
-    def connected(self, line: Line) -> None:
+    def connected(self, line: WatchedConnection) -> None:
         """Deliveries come by this connection from now on."""
         self._guard.connected(line)
 
@@ -160,7 +166,7 @@ class Runtime:
             if run is not None:
                 self._take(run)
 
-    def ordered(self, order: Order) -> None:
+    def ordered(self, order: WorkerCommand) -> None:
         """Keep an order in mind, and stop what it names if that is in hand; again is harmless.
 
         Orders to drain are no matter of attempts: see `taskqueue.worker.command_consumer`.
@@ -325,7 +331,7 @@ class Runtime:
         self._deadlines.set(run, now + STUCK_SECONDS)
         self._note_idle()
 
-    def _obey(self, run: TaskRun, order: OrderKind) -> None:
+    def _obey(self, run: TaskRun, order: CommandKind) -> None:
         """Stop what an order names."""
         if run in self._running:
             log.info(_STOPPED[order], reason="ordered", **run.fields)
@@ -335,7 +341,7 @@ class Runtime:
             self._stop_unbegun(run, order)
         # Else a successor is answered in its turn: the execution before it has not ended.
 
-    def _stop_unbegun(self, run: TaskRun, order: OrderKind) -> None:
+    def _stop_unbegun(self, run: TaskRun, order: CommandKind) -> None:
         run.settled = True
         log.info(_STOPPED[order], reason="ordered", **run.fields)
         run.tell_stopped(order, 0.0)

@@ -19,14 +19,14 @@ from taskqueue.contract.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from taskqueue.contract.names import work_queue
 from taskqueue.logs import EventLog
 from taskqueue.model.worker import WorkerState
-from taskqueue.worker.command_consumer import ControlLine
-from taskqueue.worker.consumer import ConsumeLine
+from taskqueue.worker.command_consumer import CommandConsumer
+from taskqueue.worker.consumer import Consumer
 from taskqueue.worker.cpus import available_cpus
 from taskqueue.worker.executor import Executor
 from taskqueue.worker.health import HealthServer, unhealthy
-from taskqueue.worker.heartbeat_sender import HeartbeatLine
-from taskqueue.worker.outcome_outbox import Reporter
-from taskqueue.worker.outcome_publisher import PublishLine
+from taskqueue.worker.heartbeat_sender import HeartbeatSender
+from taskqueue.worker.outcome_outbox import OutcomeOutbox
+from taskqueue.worker.outcome_publisher import OutcomePublisher
 from taskqueue.worker.runtime import Runtime
 from taskqueue.worker.settings import WorkerSettings
 
@@ -39,7 +39,7 @@ FAREWELL_SECONDS = 4.0
 _LAST_SECONDS = 1.0
 
 
-class Worker:
+class WorkerService:
     """Runs until `stop`; made and run on one loop.
 
     Args:
@@ -59,7 +59,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._leaving = asyncio.Event()
         self._left = False
-        self._reporter = Reporter(loop)
+        self._reporter = OutcomeOutbox(loop)
         self._runtime = Runtime(
             settings,
             executor,
@@ -68,19 +68,19 @@ class Worker:
             on_change=self._prefetch_changed,
             on_turn=lambda: self._heartbeats.turned(),
         )
-        self._publishing = PublishLine(
+        self._publishing = OutcomePublisher(
             settings.broker,
             name=f"worker {settings.pod} outcomes",
             reporter=self._reporter,
             on_ready=self._runtime.republish,
         )
-        self._consuming = ConsumeLine(
+        self._consuming = Consumer(
             settings.broker,
             name=f"worker {settings.pod}",
             queue=work_queue(settings.namespace, settings.queue),
             prefetch=settings.slots,
             intake=self._runtime,
-            control=ControlLine(
+            control=CommandConsumer(
                 namespace=settings.namespace,
                 queue=settings.queue,
                 pod=settings.pod,
@@ -88,7 +88,7 @@ class Worker:
                 on_drain=self.drain,
             ),
         )
-        self._heartbeats = HeartbeatLine(self._publishing, beat=self._heartbeat)
+        self._heartbeats = HeartbeatSender(self._publishing, beat=self._heartbeat)
 
     def stop(self) -> None:
         """Begin the orderly end, or the grace period of one begun by `drain`; or end the wait."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from taskqueue.contract.outgoing import Outgoing
-from taskqueue.worker.outcome_outbox import OnConfirmed, Reporter
+from taskqueue.contract.outgoing import OutgoingMessage
+from taskqueue.worker.outcome_outbox import OnConfirmed, OutcomeOutbox
 from tests.conformance.broken import start
 
-_report = Reporter.report
+_report = OutcomeOutbox.report
 
 
-def _report_and_go_on(self: Reporter, message: Outgoing, on_confirmed: OnConfirmed) -> None:
+def _report_and_go_on(
+    self: OutcomeOutbox, message: OutgoingMessage, on_confirmed: OnConfirmed
+) -> None:
     _report(self, message, lambda: None)
     on_confirmed()
 
 
 if __name__ == "__main__":
-    Reporter.report = _report_and_go_on  # type: ignore[method-assign]
+    OutcomeOutbox.report = _report_and_go_on  # type: ignore[method-assign]
     start()

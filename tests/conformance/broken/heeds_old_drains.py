@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from taskqueue.worker.command_consumer import ControlLine
+from taskqueue.worker.command_consumer import CommandConsumer
 from tests.conformance.broken import start
 
 
-def _drain(self: ControlLine, identity: str | int) -> None:
+def _drain(self: CommandConsumer, identity: str | int) -> None:
     """Look at nothing but the name of the pod."""
     self._on_drain()
 
 
 if __name__ == "__main__":
-    ControlLine._drain = _drain  # type: ignore[method-assign]
+    CommandConsumer._drain = _drain  # type: ignore[method-assign]
     start()

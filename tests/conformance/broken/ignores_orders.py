@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from taskqueue.contract.command import Order
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.worker.runtime import Runtime
 from tests.conformance.broken import start
 
 
-def _ignore(self: Runtime, order: Order) -> None:
+def _ignore(self: Runtime, order: WorkerCommand) -> None:
     """Look away."""
 
 

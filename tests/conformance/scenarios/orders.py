@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 
-from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.outcome import EventKind
 from taskqueue.model.worker import WorkerState
 from tests.conformance.broker_env import NAMESPACE
@@ -73,7 +73,7 @@ async def drain(scene: Scene) -> None:
     worker = await scene.ready()
     async with scene.check("an order to drain that names another pod is none"):
         for pod, namespace in (("other", NAMESPACE), (scene.pod, "other")):
-            await scene.house.order(Order(OrderKind.DRAIN, pod=pod, namespace=namespace))
+            await scene.house.order(WorkerCommand(CommandKind.DRAIN, pod=pod, namespace=namespace))
         await scene.works()
     short, long = scene.trace("short"), scene.trace("long")
     ending = await scene.publish("sleep", short, payload={"seconds": 2})

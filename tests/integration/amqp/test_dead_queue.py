@@ -22,7 +22,14 @@ from taskqueue.contract.topology import (
     declare_task_queue,
     ready_messages,
 )
-from taskqueue.direct.dead_letters import Kind, NoDeadQueue, count, purge, read_letters, redrive
+from taskqueue.direct.dead_letters import (
+    DeadLetterKind,
+    NoDeadQueue,
+    count,
+    purge,
+    read_letters,
+    redrive,
+)
 from tests.integration.amqp.messages import PATIENCE, Collector
 
 pytestmark = pytest.mark.broker
@@ -89,11 +96,11 @@ async def test_letters_are_told_apart_and_stay_in_their_order(bench: Bench) -> N
     found = await read_letters(bench.connection, *QUEUE)
     assert found.total == 4
     one, two, three, four = found.letters
-    assert (one.id, one.kind, one.handler) == (first, Kind.DIRECT, "resize")
+    assert (one.id, one.kind, one.handler) == (first, DeadLetterKind.DIRECT, "resize")
     assert (one.died, one.size, one.start) == (1_700_000_000.0, 3, b"one")
     assert (one.task, one.correlation_id, one.reason) == ("", "c-1", "ValueError: one")
-    assert (two.kind, two.task) == (Kind.TASK, "shop/resize-1")
-    assert {three.kind, four.kind} == {Kind.OUTCOME}
+    assert (two.kind, two.task) == (DeadLetterKind.TASK, "shop/resize-1")
+    assert {three.kind, four.kind} == {DeadLetterKind.OUTCOME}
     await bench.ready(DEAD, 4)
     for _ in range(5):  # and are not used up, nor turned round, by being looked at
         assert await bench.bodies() == ["one", "two", "three", "four"]

@@ -16,18 +16,18 @@ from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint, StatisticsKind
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.names import WORK_EXCHANGE, routing_key, work_queue
-from taskqueue.contract.outgoing import Outgoing
+from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.contract.topology import (
     declare_operator_topology,
     declare_task_queue,
     ready_messages,
 )
-from taskqueue.controller.queues.backlog import BacklogMeter, Signal
+from taskqueue.controller.queues.backlog import BacklogEstimate, BacklogMeter
 from taskqueue.controller.queues.statistics import QueueStatistics, StatisticsReaders
 from taskqueue.controller.tasks.published_peak import PublishedPeak
 from taskqueue.direct import statistics
 from taskqueue.direct.statistics import StatisticsClient, StatisticsUnreadable
-from taskqueue.model.queue_stats import Figures
+from taskqueue.model.queue_stats import QueueStats
 from tests.conftest import Kubectl, wait_for_port
 from tests.integration.amqp.own_broker import OwnBroker, own_broker, uri
 from tests.integration.amqp.relay import relay_to
@@ -36,7 +36,7 @@ from tests.integration.amqp.test_tls import Certificate, make_certificate, serve
 pytestmark = [pytest.mark.broker, pytest.mark.cluster]
 
 MANAGEMENT, PROMETHEUS = StatisticsKind.MANAGEMENT, StatisticsKind.PROMETHEUS
-OWN = Outgoing(exchange="", key="", body=b"", content_type=None).properties()
+OWN = OutgoingMessage(exchange="", key="", body=b"", content_type=None).properties()
 #: RabbitMQ renews figures every 5 s, twice over; so many seconds are a broker that never does.
 SECONDS = 60
 
@@ -97,7 +97,7 @@ async def queue(broker: BrokerParameters) -> AsyncIterator[tuple[str, Connection
 async def publish(connection: Connection, number: int) -> None:
     """Publish direct messages."""
     publisher = await Publisher.open(connection)
-    message = Outgoing(
+    message = OutgoingMessage(
         exchange=WORK_EXCHANGE, key=routing_key("shop", "q"), body=b"{}", content_type=None
     )
     for _ in range(number):
@@ -125,10 +125,10 @@ async def hold(connection: Connection, name: str, number: int) -> Channel:
 
 
 async def seen_until(
-    client: StatisticsClient, name: str, wanted: Figures | None
-) -> list[Figures | None]:
+    client: StatisticsClient, name: str, wanted: QueueStats | None
+) -> list[QueueStats | None]:
     """Read until the figures are as wanted; return all that were read, failures left out."""
-    seen: list[Figures | None] = []
+    seen: list[QueueStats | None] = []
     async with asyncio.timeout(SECONDS):
         while not seen or seen[-1] != wanted:
             try:
@@ -151,7 +151,7 @@ async def test_figures_of_direct_messages(
         assert name not in await client.read()  # just declared: unknown
         await publish(connection, 5)
         await hold(connection, name, 2)
-        await seen_until(client, name, Figures(3, 2))
+        await seen_until(client, name, QueueStats(3, 2))
 
 
 @pytest.mark.parametrize("kind", StatisticsKind)
@@ -162,10 +162,10 @@ async def test_a_broker_that_starts_again_has_no_figures_rather_than_wrong_ones(
         async with queue(broker) as (name, connection):
             await publish(connection, 5)
             await hold(connection, name, 2)
-            await seen_until(client, name, Figures(3, 2))
+            await seen_until(client, name, QueueStats(3, 2))
             await asyncio.to_thread(rabbit.start_anew)
-        seen = await seen_until(client, name, Figures(5, 0))
-        assert set(seen) <= {None, Figures(5, 0)}
+        seen = await seen_until(client, name, QueueStats(5, 0))
+        assert set(seen) <= {None, QueueStats(5, 0)}
 
 
 async def test_a_broker_that_keeps_no_statistics_tells_totals(
@@ -180,7 +180,7 @@ async def test_a_broker_that_keeps_no_statistics_tells_totals(
         ):
             await publish(connection, 5)
             await hold(connection, name, 2)
-            await seen_until(client, name, Figures(3, 2))
+            await seen_until(client, name, QueueStats(3, 2))
     finally:
         await asyncio.to_thread(rabbit.evaluate, setting.format("false"))
 
@@ -315,7 +315,7 @@ async def test_tasks_that_come_and_go_fast_are_no_direct_messages_and_one_that_r
         reader = readers.join(endpoint, "test")
         probe = await connection.channel()
 
-        async def signal() -> Signal:
+        async def signal() -> BacklogEstimate:
             before = flow.published
             ready = await ready_messages(probe, name)
             assert ready is not None
@@ -326,7 +326,7 @@ async def test_tasks_that_come_and_go_fast_are_no_direct_messages_and_one_that_r
                 waiting=0, published=flow.published, workers_foreign=0, now=now(), problem=trouble
             )
 
-        async def readings(number: int) -> AsyncIterator[Signal]:
+        async def readings(number: int) -> AsyncIterator[BacklogEstimate]:
             """Yield signals until the statistics were read so often again."""
             seen = {reader.reading and reader.reading.at}
             async with asyncio.timeout(SECONDS):
@@ -350,7 +350,7 @@ async def test_tasks_that_come_and_go_fast_are_no_direct_messages_and_one_that_r
         await publish(connection, 3)
         await hold(connection, name, 2)
         async with asyncio.timeout(SECONDS):
-            while (told := await signal()) != Signal(backlog=3, ready=1, running=2):
+            while (told := await signal()) != BacklogEstimate(backlog=3, ready=1, running=2):
                 assert told.backlog is not None
                 assert 1 <= told.backlog <= 3
                 await asyncio.sleep(0.2)

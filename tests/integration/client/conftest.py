@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from taskqueue.client import AsyncTaskClient
-from taskqueue.client.access import Connected, over
+from taskqueue.client.access import ApiConnection, over
 from taskqueue.kubernetes.client import load_access
 from tests.conftest import Cluster
 from tests.integration.amqp.conftest import (
@@ -21,14 +21,14 @@ __all__ = ["broker_endpoint", "connection", "parameters", "rabbitmq_vhost"]
 
 
 @pytest.fixture
-async def connected(cluster: Cluster, namespace: str) -> Connected:
+async def connected(cluster: Cluster, namespace: str) -> ApiConnection:
     """A way to the API server that is at home in the test's namespace."""
     return over(await load_access(str(cluster.kubeconfig)), namespace)
 
 
 @pytest.fixture
-async def client(connected: Connected) -> AsyncIterator[AsyncTaskClient]:
-    async def connect() -> Connected:
+async def client(connected: ApiConnection) -> AsyncIterator[AsyncTaskClient]:
+    async def connect() -> ApiConnection:
         return connected
 
     async with AsyncTaskClient(connect=connect) as client:

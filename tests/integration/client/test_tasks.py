@@ -23,9 +23,9 @@ from taskqueue.client import (
     TaskGone,
     TaskResult,
 )
-from taskqueue.client.access import Api, Connected, over
+from taskqueue.client.access import ApiConnection, ApiRequester, over
 from taskqueue.client.task_watch import tasks_path
-from taskqueue.kubernetes.client import MERGE_PATCH, Access, load_access
+from taskqueue.kubernetes.client import MERGE_PATCH, ApiAccess, load_access
 from tests.conftest import Cluster, Kubectl
 from tests.e2e.guides import blocks
 from tests.integration.amqp.relay import relay_to
@@ -43,7 +43,7 @@ def untroubled(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture)
     assert not told or "break" in request.node.name, told
 
 
-async def set_status(connected: Connected, name: str, **status: Any) -> None:
+async def set_status(connected: ApiConnection, name: str, **status: Any) -> None:
     """Write a status as the operator does; it may write at the same time, but no end changes."""
     await connected.requests.request(
         "PATCH",
@@ -53,7 +53,7 @@ async def set_status(connected: Connected, name: str, **status: Any) -> None:
     )
 
 
-async def succeed(connected: Connected, name: str) -> None:
+async def succeed(connected: ApiConnection, name: str) -> None:
     await set_status(connected, name, phase="Succeeded", attempts=1, result={"pages": 3})
 
 
@@ -92,7 +92,7 @@ async def test_refusals_are_in_the_servers_words(client: AsyncTaskClient) -> Non
 
 
 async def test_a_queue_that_is_not_there_yet_is_shown_and_waited_for(
-    client: AsyncTaskClient, connected: Connected
+    client: AsyncTaskClient, connected: ApiConnection
 ) -> None:
     handle = await client.submit("nowhere", "echo", name="a")
     async with asyncio.timeout(PATIENCE):
@@ -109,7 +109,7 @@ async def _until(statuses: AsyncIterator[Any], phase: str) -> AsyncIterator[Any]
             return
 
 
-async def test_cancel_and_cancel_again(client: AsyncTaskClient, connected: Connected) -> None:
+async def test_cancel_and_cancel_again(client: AsyncTaskClient, connected: ApiConnection) -> None:
     handle = await client.submit("q", "echo", name="a")
     await handle.cancel()
     with pytest.raises(TaskCancelled):
@@ -122,7 +122,7 @@ async def test_cancel_and_cancel_again(client: AsyncTaskClient, connected: Conne
 
 
 async def test_a_deleted_task_and_its_successor(
-    client: AsyncTaskClient, connected: Connected
+    client: AsyncTaskClient, connected: ApiConnection
 ) -> None:
     handle = await client.submit("q", "echo", name="a")
     path = f"{tasks_path(connected.namespace)}/a"
@@ -148,7 +148,7 @@ async def _watched(waiting: asyncio.Task[Any]) -> None:
 
 
 async def test_a_task_that_ends_and_is_deleted_at_once_has_ended(
-    client: AsyncTaskClient, connected: Connected
+    client: AsyncTaskClient, connected: ApiConnection
 ) -> None:
     handle = await client.submit("q", "echo", name="a")
     waiting = asyncio.create_task(handle.wait(PATIENCE))
@@ -162,7 +162,7 @@ async def test_a_task_that_ends_and_is_deleted_at_once_has_ended(
 class Forgetful:
     """Watches whose first one asks for a place the server has long forgotten."""
 
-    api: Api
+    api: ApiRequester
     asked: int = 0
 
     def watch(
@@ -180,11 +180,11 @@ class Forgetful:
         await self.api.close()
 
 
-async def test_a_place_the_server_has_forgotten(connected: Connected) -> None:
+async def test_a_place_the_server_has_forgotten(connected: ApiConnection) -> None:
     forgetful = Forgetful(connected.watches)
 
-    async def connect() -> Connected:
-        return Connected(connected.requests, forgetful, connected.namespace)
+    async def connect() -> ApiConnection:
+        return ApiConnection(connected.requests, forgetful, connected.namespace)
 
     async with AsyncTaskClient(connect=connect) as client:
         handle = await client.submit("q", "echo", name="a")
@@ -197,7 +197,7 @@ async def test_a_place_the_server_has_forgotten(connected: Connected) -> None:
 
 
 async def test_connections_that_break_while_it_waits(
-    cluster: Cluster, connected: Connected
+    cluster: Cluster, connected: ApiConnection
 ) -> None:
     access = await load_access(str(cluster.kubeconfig))
     place = urlsplit(access.base_url)
@@ -209,9 +209,9 @@ async def test_connections_that_break_while_it_waits(
         configuration.host = f"https://{reached.host}:{reached.port}"
         assert access.ssl_context is not None
         access.ssl_context.check_hostname = False
-        through = over(Access(configuration, access.ssl_context), connected.namespace)
+        through = over(ApiAccess(configuration, access.ssl_context), connected.namespace)
 
-        async def connect() -> Connected:
+        async def connect() -> ApiConnection:
             return through
 
         async with AsyncTaskClient(connect=connect) as client:
@@ -235,7 +235,7 @@ def test_a_program_without_a_loop(cluster: Cluster, namespace: str) -> None:
 
 
 async def test_the_role_of_the_guide_is_enough_and_no_more(
-    cluster: Cluster, kubectl: Kubectl, namespace: str, connected: Connected
+    cluster: Cluster, kubectl: Kubectl, namespace: str, connected: ApiConnection
 ) -> None:
     (manifests,) = [block for block in blocks("clients.md", "yaml") if "kind: Role" in block.text]
     kubectl.ok("apply", "-n", namespace, "-f", "-", input=manifests.text)
@@ -251,8 +251,8 @@ async def test_the_role_of_the_guide_is_enough_and_no_more(
     configuration.api_key = {"BearerToken": f"Bearer {token}"}
     context = ssl.create_default_context(cafile=access.configuration.ssl_ca_cert)
 
-    async def connect() -> Connected:
-        return over(Access(configuration, context), namespace)
+    async def connect() -> ApiConnection:
+        return over(ApiAccess(configuration, context), namespace)
 
     async with AsyncTaskClient(connect=connect) as client:
         handle = await client.submit("q", "echo", name="a")

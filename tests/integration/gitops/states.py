@@ -16,7 +16,7 @@ from taskqueue.controller.queues.conditions import conditions
 from taskqueue.kubernetes.task_codec import read_task, status_patch
 from taskqueue.kubernetes.taskqueue_codec import queue_status_patch, read_queue
 from taskqueue.model.queue import Condition, QueueStatus
-from taskqueue.model.task import Phase, TaskStatus
+from taskqueue.model.task import Phase, TaskState
 from tests.conftest import Kubectl
 from tests.integration.admission import QUEUES, TASKS, Api, Body, queue, task
 
@@ -35,7 +35,7 @@ class State:
     name: str
     kstatus: str
     argo: str
-    status: TaskStatus | tuple[Condition, ...] | None = None
+    status: TaskState | tuple[Condition, ...] | None = None
     spec: Mapping[str, Any] | None = None
     changed: Mapping[str, Any] | None = None
 
@@ -53,7 +53,7 @@ def _task(
 ) -> State:
     """Return the state of a Task of this phase; what more its status says is in ``more``."""
     message = f"why it is {phase}" if reason else ""
-    status = TaskStatus(phase=phase, reason=reason, message=message, **more)
+    status = TaskState(phase=phase, reason=reason, message=message, **more)
     return State(name, kstatus, argo, status, spec, changed)
 
 
@@ -160,7 +160,7 @@ def _manifest(state: State) -> Body:
 
 def _write(api: Api, state: State, body: Body) -> None:
     what = f"{TASKS if body['kind'] == 'Task' else QUEUES}/{state.name}"
-    if isinstance(state.status, TaskStatus):
+    if isinstance(state.status, TaskState):
         patch = status_patch(read_task(body), state.status, now=NOW).decode()
         _ok(api.run("patch", what, "--subresource=status", "--type=json", "-p", patch))
     elif state.status is not None:

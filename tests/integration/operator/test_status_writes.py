@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from taskqueue.kubernetes.client import ApiClient, load_access
-from taskqueue.kubernetes.status_updater import Fate, Refused, StatusWriter, Written
+from taskqueue.kubernetes.status_updater import Fate, StatusUpdater, WriteRefused, Written
 from taskqueue.kubernetes.task_codec import read_task, status_patch, status_path
-from taskqueue.model.task import Phase, TaskStatus
+from taskqueue.model.task import Phase, TaskState
 from tests.conftest import Cluster
 from tests.e2e.api import Body
 from tests.e2e.harness import Lab
@@ -16,9 +16,9 @@ from tests.e2e.harness import Lab
 pytestmark = pytest.mark.cluster
 
 
-async def write(cluster: Cluster, raw: Body, status: TaskStatus) -> Fate:
+async def write(cluster: Cluster, raw: Body, status: TaskState) -> Fate:
     client = ApiClient(await load_access(str(cluster.kubeconfig)))
-    writer = StatusWriter(client)
+    writer = StatusUpdater(client)
     running = asyncio.create_task(writer.run())
     fate: asyncio.Future[Fate] = asyncio.get_running_loop().create_future()
     task = read_task(raw)
@@ -38,8 +38,8 @@ def make(lab: Lab, name: str) -> Body:
     return lab.api.get(lab.path("tasks", name))
 
 
-def ended(result: dict[str, Any]) -> TaskStatus:
-    return TaskStatus(phase=Phase.SUCCEEDED, attempts=1, completion_time=1.8e9, result=result)
+def ended(result: dict[str, Any]) -> TaskState:
+    return TaskState(phase=Phase.SUCCEEDED, attempts=1, completion_time=1.8e9, result=result)
 
 
 async def test_a_result_arrives_as_it_is(lab: Lab, cluster: Cluster) -> None:
@@ -55,7 +55,7 @@ async def test_a_task_made_anew_under_the_name_is_not_touched(lab: Lab, cluster:
     lab.delete_task("phoenix")
     make(lab, "phoenix")
     fate = await write(cluster, former, ended({}))
-    assert isinstance(fate, Refused)
+    assert isinstance(fate, WriteRefused)
     assert fate.status == 422
     assert lab.api.get(lab.path("tasks", "phoenix"))["status"]["phase"] != "Succeeded"
 
@@ -64,7 +64,7 @@ async def test_a_task_that_is_gone_is_not_found(lab: Lab, cluster: Cluster) -> N
     former = make(lab, "gone")
     lab.delete_task("gone")
     fate = await write(cluster, former, ended({}))
-    assert isinstance(fate, Refused)
+    assert isinstance(fate, WriteRefused)
     assert fate.status == 404
 
 
@@ -74,8 +74,8 @@ async def test_the_end_that_was_written_first_stays(lab: Lab, cluster: Cluster) 
     assert isinstance(first, Written)
     now = lab.api.get(lab.path("tasks", "twice"))["metadata"]["resourceVersion"]
     assert str(first.version) == now  # the number that fences keyed Tasks off
-    late = TaskStatus(phase=Phase.FAILED, attempts=1, completion_time=1.8e9)
+    late = TaskState(phase=Phase.FAILED, attempts=1, completion_time=1.8e9)
     fate = await write(cluster, raw, late)
-    assert isinstance(fate, Refused)
+    assert isinstance(fate, WriteRefused)
     assert "the phase of a finished Task never changes" in fate.message
     assert lab.api.get(lab.path("tasks", "twice"))["status"]["result"] == {"first": True}

@@ -16,7 +16,7 @@ from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import Order, order_message
+from taskqueue.contract.command import WorkerCommand, order_message
 from taskqueue.contract.names import INBOX_QUEUE, WORK_EXCHANGE, work_queue
 from taskqueue.contract.outcome import CONTENT_TYPE, AttemptEvent, EventKind, decode
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
@@ -135,7 +135,7 @@ class Stage:
         verdict = await self.publisher.publish_and_wait(WORK_EXCHANGE, "shop.q", body, properties)
         assert verdict[0] is Settled.CONFIRMED
 
-    async def order(self, *orders: Order) -> None:
+    async def order(self, *orders: WorkerCommand) -> None:
         """Publish orders to the control stream and wait until it has them."""
         left = len(orders)
         done = asyncio.Event()

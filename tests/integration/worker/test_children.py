@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from taskqueue.amqp.parameters import BrokerParameters
-from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.outcome import AttemptEvent, EventKind
 from tests.integration.amqp.relay import relay_to
 from tests.integration.worker.harness import Gate, Stage
@@ -100,7 +100,7 @@ async def test_a_cancel_stops_the_handler(stage: Stage, handler: str) -> None:
     gate = stage.gate()
     token = await stage.publish(handler, gate.payload)
     await gate.begun()
-    await stage.order(Order(OrderKind.CANCEL, token=token, uid="u"))
+    await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     assert (await stage.outcome(token)).kind is EventKind.CANCELLED
     assert (await run(stage)).kind is EventKind.SUCCEEDED
     gate.open()
@@ -142,7 +142,7 @@ async def test_a_keyed_handler_is_killed_in_time_and_the_worker_lives(
         plain.open()
         assert (await stage.outcome(other)).kind is EventKind.SUCCEEDED
         assert len(plain.pids) == 1
-        await stage.order(Order(OrderKind.CANCEL, token=token, uid="u"))
+        await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
         assert (await stage.outcome(token)).kind is EventKind.CANCELLED
         assert not alive(keyed.pids[1]), "told when it is gone"
 
@@ -152,7 +152,7 @@ async def test_what_a_handler_has_started_dies_with_it(stage: Stage) -> None:
     gate = stage.gate()
     token = await stage.publish("family", gate.payload)
     await gate.begun(4)
-    await stage.order(Order(OrderKind.CANCEL, token=token, uid="u"))
+    await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     await stage.outcome(token)
     for pid in set(gate.pids):
         await gone(pid)

@@ -13,7 +13,7 @@ from pika.spec import BasicProperties
 from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.connection import connect
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat, decode, encode
 from taskqueue.contract.names import HEARTBEATS_EXCHANGE, HEARTBEATS_QUEUE
 from taskqueue.contract.outcome import EventKind
@@ -119,7 +119,7 @@ async def test_a_drained_worker_says_so_until_its_signal_comes(stage: Stage) -> 
     worker = await stage.ready_worker()
     token = await stage.publish("hold", gate.payload)
     await gate.begun()
-    await stage.order(Order(OrderKind.DRAIN, namespace="shop", pod="pod-1"))
+    await stage.order(WorkerCommand(CommandKind.DRAIN, namespace="shop", pod="pod-1"))
     draining = await register.state(WorkerState.DRAINING)
     assert (len(draining.running), draining.busy) == (1, 1)
     gate.open()

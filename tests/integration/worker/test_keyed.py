@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from taskqueue.amqp.parameters import BrokerParameters
-from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.outcome import EventKind
 from taskqueue.worker.keyed_guard import EXIT_CODE
 from tests.integration.amqp.relay import Relay, relay_to
@@ -83,7 +83,7 @@ async def test_a_cancelled_keyed_attempt_is_told_when_it_has_ended(stage: Stage)
     gate = stage.gate()
     token = await stage.publish("polite", gate.payload, fence=7)
     await gate.begun()
-    await stage.order(Order(OrderKind.CANCEL, token=token, uid="u"))
+    await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     assert (await stage.outcome(token)).kind is EventKind.CANCELLED
     assert len(gate.pids) == 2
 

@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.names import CONTROL_ARGUMENTS, CONTROL_STREAM
 from taskqueue.contract.outcome import EventKind
 from tests.integration.worker.harness import Stage
@@ -15,31 +15,34 @@ pytestmark = pytest.mark.broker
 
 ANSWERS = pytest.mark.parametrize(
     ("kind", "answer"),
-    [(OrderKind.CANCEL, EventKind.CANCELLED), (OrderKind.RELEASE, EventKind.RELEASED)],
+    [(CommandKind.CANCEL, EventKind.CANCELLED), (CommandKind.RELEASE, EventKind.RELEASED)],
 )
 
 
-def cancel(token: str) -> Order:
-    return Order(OrderKind.CANCEL, token=token, uid="u")
+def cancel(token: str) -> WorkerCommand:
+    return WorkerCommand(CommandKind.CANCEL, token=token, uid="u")
 
 
-def drain() -> Order:
-    return Order(OrderKind.DRAIN, namespace="shop", pod="pod-1")
+def drain() -> WorkerCommand:
+    return WorkerCommand(CommandKind.DRAIN, namespace="shop", pod="pod-1")
 
 
-def old_orders(count: int, *, uid: str = "u") -> list[Order]:
-    return [Order(OrderKind.CANCEL, token=f"k1.{uuid.uuid4().hex}", uid=uid) for _ in range(count)]
+def old_orders(count: int, *, uid: str = "u") -> list[WorkerCommand]:
+    return [
+        WorkerCommand(CommandKind.CANCEL, token=f"k1.{uuid.uuid4().hex}", uid=uid)
+        for _ in range(count)
+    ]
 
 
 @ANSWERS
 @pytest.mark.parametrize("handler", ["async_hold", "polite"])
 async def test_a_running_attempt_is_stopped(
-    stage: Stage, handler: str, kind: OrderKind, answer: EventKind
+    stage: Stage, handler: str, kind: CommandKind, answer: EventKind
 ) -> None:
     worker, gate = await stage.ready_worker(slots=1), stage.gate()
     token = await stage.publish(handler, gate.payload)
     await gate.begun()
-    await stage.order(Order(kind, token=token, uid="u"))
+    await stage.order(WorkerCommand(kind, token=token, uid="u"))
     assert (await stage.outcome(token)).kind is answer
     assert (await stage.outcome(await stage.publish("noop"))).kind is EventKind.SUCCEEDED
     await stage.publish("noop", token=token)
@@ -51,11 +54,11 @@ async def test_a_running_attempt_is_stopped(
 
 @ANSWERS
 async def test_an_order_given_while_the_worker_is_away_is_kept_to(
-    stage: Stage, kind: OrderKind, answer: EventKind
+    stage: Stage, kind: CommandKind, answer: EventKind
 ) -> None:
     gate = stage.gate()
     token = await stage.publish("hold", gate.payload)
-    await stage.order(Order(kind, token=token, uid="u"))
+    await stage.order(WorkerCommand(kind, token=token, uid="u"))
     for _ in range(2):
         worker = await stage.start_worker()
         assert (await stage.outcome(token)).kind is answer
@@ -170,7 +173,10 @@ async def test_an_ordered_drain_lets_the_running_end_and_takes_nothing_more(stag
     await gate.begun()
     others = [("shop", "pod-2"), ("other", "pod-1")]
     await stage.order(
-        *(Order(OrderKind.DRAIN, namespace=namespace, pod=pod) for namespace, pod in others),
+        *(
+            WorkerCommand(CommandKind.DRAIN, namespace=namespace, pod=pod)
+            for namespace, pod in others
+        ),
         drain(),
     )
     await worker.logged("worker.draining")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.outcome import EventKind
 from tests.integration.worker.harness import Stage
 from tests.integration.worker.process import PATIENCE, ROOT
@@ -53,7 +53,7 @@ async def test_the_command(stage: Stage) -> None:
     assert (event.error.type, event.error.retryable) == ("ExitCode", False)
     token = await stage.publish("count-words", {"text": "wait"})
     await worker.logged("handler.output", where=lambda line: "waiting" in line["text"])
-    await stage.order(Order(OrderKind.CANCEL, token=token, uid="u"))
+    await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     assert (await stage.outcome(token)).kind is EventKind.CANCELLED
     await worker.logged("handler.output", where=lambda line: line["text"] == "cleaned up")
     token = await stage.publish("count-words", {"text": "wait"}, timeout_seconds=1)
@@ -92,7 +92,7 @@ async def test_the_service(stage: Stage, service: int) -> None:
     assert event.retry_after_seconds == 2
     token = await stage.publish("wait", {})
     await stage.outcome(token, EventKind.STARTED)
-    await stage.order(Order(OrderKind.CANCEL, token=token, uid="u"))
+    await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     assert (await stage.outcome(token)).kind is EventKind.CANCELLED
     worker.terminate()
     assert await worker.ended() == 0

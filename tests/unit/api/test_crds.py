@@ -20,8 +20,9 @@ from taskqueue.api.crds import (
     write_crds,
 )
 from taskqueue.api.reference import render_reference
-from taskqueue.api.task import TERMINAL_PHASES, Task
-from taskqueue.api.taskqueue import TaskQueue
+from taskqueue.api.task import TaskResource
+from taskqueue.api.task_status import TERMINAL_PHASES
+from taskqueue.api.taskqueue import TaskQueueResource
 from taskqueue.cli.main import app
 
 ROOT = Path(__file__).parents[3]
@@ -173,8 +174,8 @@ def test_every_rule_says_what_to_do(model: type[Resource]) -> None:
 
 
 def test_what_a_task_may_inherit_has_no_default() -> None:
-    schema = structural_schema(Task)
-    defaults = at(structural_schema(TaskQueue), ".spec.taskDefaults")["properties"]
+    schema = structural_schema(TaskResource)
+    defaults = at(structural_schema(TaskQueueResource), ".spec.taskDefaults")["properties"]
     assert len(defaults) == 5
     inherited = [
         path
@@ -190,8 +191,8 @@ def test_what_a_task_may_inherit_has_no_default() -> None:
 
 
 def test_bounds_of_a_task_are_those_of_its_queue() -> None:
-    task = dict(walk(structural_schema(Task)))
-    queue = dict(walk(structural_schema(TaskQueue)))
+    task = dict(walk(structural_schema(TaskResource)))
+    queue = dict(walk(structural_schema(TaskQueueResource)))
     for path, schema in queue.items():
         if not path.startswith(".spec.taskDefaults."):
             continue
@@ -201,7 +202,7 @@ def test_bounds_of_a_task_are_those_of_its_queue() -> None:
 
 
 def test_parents_of_defaults_have_a_default() -> None:
-    for path, schema in walk(structural_schema(TaskQueue)):
+    for path, schema in walk(structural_schema(TaskQueueResource)):
         if not path.startswith(".spec.") or schema["type"] != "object":
             continue
         if any("default" in below for below in schema.get("properties", {}).values()):
@@ -211,8 +212,8 @@ def test_parents_of_defaults_have_a_default() -> None:
 @pytest.mark.parametrize(
     ("model", "default"),
     [
-        (TaskQueue, {"observedGeneration": -1}),
-        (Task, {"phase": "Pending", "observedGeneration": -1}),
+        (TaskQueueResource, {"observedGeneration": -1}),
+        (TaskResource, {"phase": "Pending", "observedGeneration": -1}),
     ],
 )
 def test_nothing_in_a_status_is_set_but_its_own_default(
@@ -224,7 +225,7 @@ def test_nothing_in_a_status_is_set_but_its_own_default(
 
 
 def test_the_terminal_phases_are_guarded() -> None:
-    schema = structural_schema(Task)
+    schema = structural_schema(TaskResource)
     guards = [schema["x-kubernetes-validations"][0]["rule"]]
     guards.append(at(schema, ".status")["x-kubernetes-validations"][0]["rule"])
     for phase in TERMINAL_PHASES:

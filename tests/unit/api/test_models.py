@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from taskqueue.api.task import TERMINAL_PHASES, Task
-from taskqueue.api.taskqueue import TaskQueue
+from taskqueue.api.task import TaskResource
+from taskqueue.api.task_status import TERMINAL_PHASES
+from taskqueue.api.taskqueue import TaskQueueResource
 
 
 def task_body(**spec: Any) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def queue_body(**spec: Any) -> dict[str, Any]:
 
 
 def test_a_task_as_it_is_created() -> None:
-    task = Task.model_validate(task_body(payload={"url": "x", "sizes": [1, {"w": 2}]}))
+    task = TaskResource.model_validate(task_body(payload={"url": "x", "sizes": [1, {"w": 2}]}))
     assert task.kind == "Task"
     assert task.metadata.namespace == "shop"
     assert task.metadata.creation_timestamp == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -51,11 +52,11 @@ def test_a_task_as_it_is_created() -> None:
 
 
 def test_what_a_task_inherits_is_none_until_it_says_so() -> None:
-    spec = Task.model_validate(task_body()).spec
+    spec = TaskResource.model_validate(task_body()).spec
     assert (spec.retry, spec.attempt_timeout_seconds, spec.max_deliveries) == (None, None, None)
     assert (spec.active_deadline_seconds, spec.ttl_seconds_after_finished) == (None, None)
 
-    own = Task.model_validate(
+    own = TaskResource.model_validate(
         task_body(retry={"backoff": {"maxSeconds": 5}, "nonRetryable": []}, maxDeliveries=1)
     ).spec
     assert own.retry is not None
@@ -68,7 +69,7 @@ def test_what_a_task_inherits_is_none_until_it_says_so() -> None:
 
 
 def test_what_keeps_a_task_waiting() -> None:
-    spec = Task.model_validate(
+    spec = TaskResource.model_validate(
         task_body(
             payloadFrom=[{"configMapKeyRef": {"name": "sizes", "key": "all.json"}}],
             concurrencyKey="customer-1",
@@ -85,9 +86,9 @@ def test_what_keeps_a_task_waiting() -> None:
 
 def test_what_a_task_holds_and_how_far_it_is() -> None:
     body = task_body()
-    assert Task.model_validate(body).status.progress is None
+    assert TaskResource.model_validate(body).status.progress is None
     body["status"] |= {"concurrencyKey": "customer-1", "progress": {"percent": 40}}
-    status = Task.model_validate(body).status
+    status = TaskResource.model_validate(body).status
     assert status.concurrency_key == "customer-1"
     assert status.progress is not None
     assert (status.progress.percent, status.progress.message) == (40, "")
@@ -96,7 +97,7 @@ def test_what_a_task_holds_and_how_far_it_is() -> None:
 def test_a_queue_of_a_rabbitmq_cluster() -> None:
     reference = {"name": "rabbit", "namespace": "brokers"}
     body = queue_body(broker={"rabbitmqClusterReference": reference})
-    broker = TaskQueue.model_validate(body).spec.broker
+    broker = TaskQueueResource.model_validate(body).spec.broker
     assert broker.connection_secret is None
     assert broker.rabbitmq_cluster_reference is not None
     assert broker.rabbitmq_cluster_reference.name == "rabbit"
@@ -135,7 +136,7 @@ def test_a_finished_task() -> None:
             }
         ],
     }
-    status = Task.model_validate(body).status
+    status = TaskResource.model_validate(body).status
     assert status.phase in TERMINAL_PHASES
     assert (status.attempts, status.epoch, status.reason) == (3, 1, "RetriesExhausted")
     assert status.history[0].outcome == "Failed"
@@ -146,7 +147,7 @@ def test_a_finished_task() -> None:
 def test_what_a_newer_api_adds_is_ignored() -> None:
     body = task_body(invented="k", retry={"later": 1})
     body["status"]["invented"] = {"percent": 3}
-    task = Task.model_validate(body)
+    task = TaskResource.model_validate(body)
     assert not hasattr(task.spec, "invented")
     assert task.status.phase == "Pending"
 
@@ -154,11 +155,11 @@ def test_what_a_newer_api_adds_is_ignored() -> None:
 def test_a_task_without_a_status_is_pending() -> None:
     body = task_body()
     del body["status"]
-    assert Task.model_validate(body).status.phase == "Pending"
+    assert TaskResource.model_validate(body).status.phase == "Pending"
 
 
 def test_a_queue_gets_the_documented_defaults() -> None:
-    spec = TaskQueue.model_validate(queue_body()).spec
+    spec = TaskQueueResource.model_validate(queue_body()).spec
     assert spec.model_dump(by_alias=True, exclude_none=True) == {
         "broker": {"connectionSecret": {"name": "rabbit"}},
         "deletionPolicy": "Retain",
@@ -188,14 +189,18 @@ def test_a_queue_gets_the_documented_defaults() -> None:
 
 def test_a_queue_keeps_its_pod_template_whole() -> None:
     template = {"spec": {"containers": [{"name": "w", "image": "i", "env": []}]}}
-    queue = TaskQueue.model_validate(queue_body(workers={"template": template, "concurrency": 4}))
+    queue = TaskQueueResource.model_validate(
+        queue_body(workers={"template": template, "concurrency": 4})
+    )
     assert queue.spec.workers.template == template
     assert queue.spec.workers.concurrency == 4
 
 
 def test_workers_a_queue_only_sizes() -> None:
     ref = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "resizers"}
-    workers = TaskQueue.model_validate(queue_body(workers={"scaleTargetRef": ref})).spec.workers
+    workers = TaskQueueResource.model_validate(
+        queue_body(workers={"scaleTargetRef": ref})
+    ).spec.workers
     assert workers.template is None
     assert workers.scale_target_ref is not None
     assert workers.scale_target_ref.model_dump(by_alias=True) == ref
@@ -208,7 +213,7 @@ def test_how_a_queue_is_scaled() -> None:
         "scaleDown": {"maxReplicasPerStep": 2},
         "fallback": {"replicas": 3},
     }
-    scaling = TaskQueue.model_validate(queue_body(scaling=given)).spec.scaling
+    scaling = TaskQueueResource.model_validate(queue_body(scaling=given)).spec.scaling
     assert (scaling.target.type, scaling.target.seconds) == ("DrainTime", 60)
     assert scaling.target.tasks_per_replica == 5
     assert scaling.scale_up is not None
@@ -219,7 +224,7 @@ def test_how_a_queue_is_scaled() -> None:
 
 
 def test_what_a_queue_does_not_know_is_none_not_zero() -> None:
-    status = TaskQueue.model_validate(queue_body()).status
+    status = TaskQueueResource.model_validate(queue_body()).status
     figures = (status.backlog, status.pending, status.ready, status.running)
     assert figures == (None, None, None, None)
     assert (status.totals.succeeded, status.observed_generation) == (0, -1)
@@ -249,7 +254,7 @@ def test_what_a_queue_does_not_know_is_none_not_zero() -> None:
 )
 def test_bad_tasks_are_refused_here_too(spec: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Task.model_validate(task_body(**spec))
+        TaskResource.model_validate(task_body(**spec))
 
 
 @pytest.mark.parametrize(
@@ -267,11 +272,11 @@ def test_bad_tasks_are_refused_here_too(spec: dict[str, Any]) -> None:
 )
 def test_bad_queues_are_refused_here_too(spec: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        TaskQueue.model_validate(queue_body(**spec))
+        TaskQueueResource.model_validate(queue_body(**spec))
 
 
 def test_models_are_frozen_and_take_python_names() -> None:
-    task = Task.model_validate(task_body())
+    task = TaskResource.model_validate(task_body())
     with pytest.raises(ValidationError):
         task.spec.priority = 3  # type: ignore[misc]
     assert task.spec.model_copy(update={"max_deliveries": 2}).max_deliveries == 2

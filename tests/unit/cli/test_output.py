@@ -7,13 +7,13 @@ from typing import Any
 from rich.console import Console
 
 from taskqueue.cli.output import as_json, redriven_text, show
-from taskqueue.direct.dead_letters import DeadLetter, Kind, Letters, Redriven
+from taskqueue.direct.dead_letters import DeadLetter, DeadLetterKind, DeadLetterPage, RedriveResult
 
 
 def letter(**changed: Any) -> DeadLetter:
     fields: dict[str, Any] = {
         "id": "m-1",
-        "kind": Kind.DIRECT,
+        "kind": DeadLetterKind.DIRECT,
         "died": 1_700_000_000.0,
         "handler": "resize",
         "task": "",
@@ -28,7 +28,7 @@ def letter(**changed: Any) -> DeadLetter:
 def shown(*letters: DeadLetter, total: int = 0, limit: int = 50, verbose: bool = False) -> str:
     out = StringIO()
     console = Console(file=out, width=240, highlight=False, markup=False)
-    found = Letters(letters, total or len(letters))
+    found = DeadLetterPage(letters, total or len(letters))
     show(console, "shop/q", found, limit=limit, verbose=verbose)
     return out.getvalue()
 
@@ -71,16 +71,16 @@ def test_no_more_than_the_limit_is_shown_and_the_rest_is_told() -> None:
 
 def test_a_time_no_calendar_has_is_unknown() -> None:
     assert (
-        json.loads(as_json(Letters((letter(died=1e300),), 1), limit=1, verbose=False))["letters"][
-            0
-        ]["died"]
+        json.loads(as_json(DeadLetterPage((letter(died=1e300),), 1), limit=1, verbose=False))[
+            "letters"
+        ][0]["died"]
         is None
     )
 
 
 def test_programs_read_json() -> None:
-    task = letter(kind=Kind.TASK, task="shop/a", size=300, start=b"\xffabc")
-    told = json.loads(as_json(Letters((letter(), task), 2), limit=9, verbose=True))
+    task = letter(kind=DeadLetterKind.TASK, task="shop/a", size=300, start=b"\xffabc")
+    told = json.loads(as_json(DeadLetterPage((letter(), task), 2), limit=9, verbose=True))
     assert told["total"] == 2
     assert told["letters"][0]["task"] is None
     assert told["letters"][1] == {
@@ -97,7 +97,9 @@ def test_programs_read_json() -> None:
 
 
 def test_a_redrive_says_what_stays_and_why() -> None:
-    told = Redriven(redriven=2, kept_tasks=1, refused=["312 NO_ROUTE"] * 4, not_found=("m\x1b",))
+    told = RedriveResult(
+        redriven=2, kept_tasks=1, refused=["312 NO_ROUTE"] * 4, not_found=("m\x1b",)
+    )
     lines = redriven_text(("shop", "q"), told)
     assert lines[0] == "2 letters redriven to taskqueue.work, key shop.q."
     assert "create the Task anew" in lines[1]

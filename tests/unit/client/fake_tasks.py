@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from taskqueue.client.access import Connected
+from taskqueue.client.access import ApiConnection
 from taskqueue.kubernetes.client import ApiError
 
 NAMESPACE = "shop"
@@ -49,11 +49,11 @@ class FakeTasks:
         self._changed = asyncio.Condition()
         self._breaks = 0
 
-    def connected(self) -> Connected:
+    def connected(self) -> ApiConnection:
         """Return a way to it."""
-        return Connected(requests=self, watches=self, namespace=NAMESPACE)
+        return ApiConnection(requests=self, watches=self, namespace=NAMESPACE)
 
-    async def connect(self) -> Connected:
+    async def connect(self) -> ApiConnection:
         """Return a way to it, as the clients ask for one."""
         return self.connected()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from taskqueue.api.task import TaskSpec
+from taskqueue.api.task import TaskResourceSpec
 from taskqueue.client.spec import TaskOptions, differences, manifest, task_spec
 
 
@@ -23,7 +23,7 @@ class Order(pydantic.BaseModel):
 
 
 def test_every_field_of_the_api_can_be_given() -> None:
-    fields = set(TaskSpec.model_fields)
+    fields = set(TaskResourceSpec.model_fields)
     assert set(TaskOptions.__annotations__) == fields - {"queue", "handler", "payload", "cancel"}
 
 

@@ -9,31 +9,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue.contract.command import Order, OrderKind, decode, encode, order_message
+from taskqueue.contract.command import CommandKind, WorkerCommand, decode, encode, order_message
 from taskqueue.contract.names import ContractError
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 
 ORDERS = st.builds(
-    Order,
-    kind=st.sampled_from([OrderKind.CANCEL, OrderKind.RELEASE]),
+    WorkerCommand,
+    kind=st.sampled_from([CommandKind.CANCEL, CommandKind.RELEASE]),
     token=WORDS,
     uid=WORDS,
-) | st.builds(Order, kind=st.just(OrderKind.DRAIN), pod=WORDS, namespace=WORDS)
+) | st.builds(WorkerCommand, kind=st.just(CommandKind.DRAIN), pod=WORDS, namespace=WORDS)
 
 
 @given(ORDERS)
-def test_an_order_is_read_as_it_was_written(order: Order) -> None:
+def test_an_order_is_read_as_it_was_written(order: WorkerCommand) -> None:
     assert decode(encode(order)) == order
 
 
 def test_the_words_on_the_wire_are_those_of_the_contract() -> None:
-    assert orjson.loads(encode(Order(OrderKind.CANCEL, token="k.1", uid="u"))) == {
+    assert orjson.loads(encode(WorkerCommand(CommandKind.CANCEL, token="k.1", uid="u"))) == {
         "order": "cancel",
         "token": "k.1",
         "uid": "u",
     }
-    assert orjson.loads(encode(Order(OrderKind.DRAIN, pod="p", namespace="n"))) == {
+    assert orjson.loads(encode(WorkerCommand(CommandKind.DRAIN, pod="p", namespace="n"))) == {
         "order": "drain",
         "pod": "p",
         "namespace": "n",
@@ -41,7 +41,7 @@ def test_the_words_on_the_wire_are_those_of_the_contract() -> None:
 
 
 def test_it_is_published_to_the_stream_through_the_default_exchange() -> None:
-    message = order_message(Order(OrderKind.RELEASE, token="k.1"))
+    message = order_message(WorkerCommand(CommandKind.RELEASE, token="k.1"))
     assert (message.exchange, message.key) == ("", "taskqueue.control")
     assert message.properties().content_type == "application/json"
     assert message.properties().delivery_mode == 2

@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 import pytest
 
-from taskqueue.contract.completion import TaskEvent, direct_event, task_event
+from taskqueue.contract.completion import CompletionEvent, direct_event, task_event
 from taskqueue.contract.names import ContractError
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind
-from taskqueue.model.task import Attempt, Phase, Task, TaskSpec, TaskStatus
+from taskqueue.model.task import AttemptRecord, Phase, Task, TaskSpec, TaskState
 
 NOW = 1_700_000_000.25
 TASK = Task(
@@ -22,7 +22,7 @@ TASK = Task(
     created=0.0,
     spec=TaskSpec(queue="images", handler="resize"),
 )
-SUCCEEDED = TaskStatus(
+SUCCEEDED = TaskState(
     phase=Phase.SUCCEEDED,
     attempts=2,
     start_time=NOW - 1.5,
@@ -30,14 +30,14 @@ SUCCEEDED = TaskStatus(
     worker="pod-1",
     result={"width": 640, "nothing": None},
 )
-FAILED = TaskStatus(
+FAILED = TaskState(
     phase=Phase.FAILED,
     reason="RetriesExhausted",
     message="attempt 2 of 2: Boom: it broke",
     attempts=2,
     history=(
-        Attempt(1, "Failed", NOW - 2, NOW - 2, "pod-1", "First", "no"),
-        Attempt(2, "Failed", NOW - 1, NOW, "pod-1", "Boom", "it broke"),
+        AttemptRecord(1, "Failed", NOW - 2, NOW - 2, "pod-1", "First", "no"),
+        AttemptRecord(2, "Failed", NOW - 1, NOW, "pod-1", "Boom", "it broke"),
     ),
     completion_time=NOW,
     worker="pod-1",
@@ -59,17 +59,17 @@ DIRECT = AttemptEvent(
 )
 
 
-def wire(event: TaskEvent) -> dict[str, Any]:
+def wire(event: CompletionEvent) -> dict[str, Any]:
     body: dict[str, Any] = orjson.loads(event.encode())
     return body
 
 
-def told(status: TaskStatus) -> dict[str, Any]:
+def told(status: TaskState) -> dict[str, Any]:
     data: dict[str, Any] = wire(task_event(TASK, status))["data"]
     return data
 
 
-def direct(event: AttemptEvent = DIRECT) -> TaskEvent:
+def direct(event: AttemptEvent = DIRECT) -> CompletionEvent:
     return direct_event(event, arrived_with=event.routing_key, now=NOW)
 
 
@@ -148,7 +148,7 @@ def test_a_cancelled_task_has_no_error() -> None:
     "status",
     [replace(SUCCEEDED, phase=Phase.RUNNING), replace(SUCCEEDED, completion_time=None)],
 )
-def test_what_is_not_final_is_not_told(status: TaskStatus) -> None:
+def test_what_is_not_final_is_not_told(status: TaskState) -> None:
     with pytest.raises(ValueError, match="shop/resize-1"):
         task_event(TASK, status)
 

@@ -14,7 +14,7 @@ from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.publisher import OnSettled, Publisher, Settled
-from taskqueue.contract.command import Order
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.command import decode as decode_order
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.names import (
@@ -27,10 +27,10 @@ from taskqueue.contract.names import (
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
 from taskqueue.contract.work import WorkMessage, parse_work
 from taskqueue.controller.tasks.dispatcher import Dispatcher
-from taskqueue.controller.tasks.task_controller import Tasks
-from taskqueue.controller.tasks.tracked_task import Entry
+from taskqueue.controller.tasks.task_controller import TaskController
+from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.kubernetes.status_updater import OnFate, Refused, StatusWriter, Written
+from taskqueue.kubernetes.status_updater import OnFate, StatusUpdater, WriteRefused, Written
 from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.task import Backoff, Policy
 from taskqueue.model.token import TokenKeys
@@ -62,7 +62,7 @@ class FakePublisher:
 
     def __init__(self) -> None:
         self.published: list[Publish] = []
-        self.orders: list[Order] = []
+        self.orders: list[WorkerCommand] = []
         self.events: list[dict[str, Any]] = []
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -115,7 +115,7 @@ class Write:
         self.on_fate(Written(generation, version))
 
     def refuse(self, status: int, message: str = "no") -> None:
-        self.on_fate(Refused(status, message))
+        self.on_fate(WriteRefused(status, message))
 
 
 class FakeWriter:
@@ -194,9 +194,9 @@ class Engine:
             per_key=per_key,
             policy=Policy(**{"backoff": Backoff(5.0, 1.0, 60.0, 0.0), **policy}),
         )
-        self.tasks = Tasks(
+        self.tasks = TaskController(
             client=cast(ApiClient, self.api),
-            writer=cast(StatusWriter, self.writer),
+            writer=cast(StatusUpdater, self.writer),
             tokens=TOKENS,
             owner=self,
             uid_of=self._shown.get,
@@ -213,7 +213,7 @@ class Engine:
         return self.tasks.dispatcher(KEY)
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, TrackedTask]:
         return self.tasks.held
 
     def open(self) -> None:
@@ -230,10 +230,10 @@ class Engine:
     def worker_beat(self, beat: Heartbeat) -> None:
         self.beats.append(beat)
 
-    def task_ended(self, entry: Entry) -> None:
+    def task_ended(self, entry: TrackedTask) -> None:
         self.recorded.append(entry.task.name)
 
-    def task_told(self, entry: Entry) -> None:
+    def task_told(self, entry: TrackedTask) -> None:
         self.told.append(entry.task.name)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -249,11 +249,11 @@ class Engine:
 
     # The feed's part.
 
-    def add(self, name: str, *, created: float = 0.0, **spec: Any) -> Entry:
+    def add(self, name: str, *, created: float = 0.0, **spec: Any) -> TrackedTask:
         """Have the feed show a Task, new or changed; return it."""
         return self.show(raw_task(name, created=created, **spec))
 
-    def show(self, raw: dict[str, Any]) -> Entry:
+    def show(self, raw: dict[str, Any]) -> TrackedTask:
         metadata = raw["metadata"]
         held = self.entries.get(metadata["uid"])
         if held is not None:
@@ -262,14 +262,14 @@ class Engine:
         self.tasks.upserted(raw)
         return self.entries[metadata["uid"]]
 
-    async def delete(self, entry: Entry) -> None:
+    async def delete(self, entry: TrackedTask) -> None:
         """Have a Task deleted."""
         key = (entry.task.namespace, entry.task.name)
         self._shown.pop(key)
         self.tasks.gone(key, entry.task.uid)
         await turn()
 
-    async def published(self, name: str = "t", **spec: Any) -> Entry:
+    async def published(self, name: str = "t", **spec: Any) -> TrackedTask:
         """Hold a Task whose first attempt is confirmed by the broker."""
         entry = self.add(name, **spec)
         self.open()
@@ -279,7 +279,7 @@ class Engine:
 
     def event(
         self,
-        entry: Entry,
+        entry: TrackedTask,
         kind: EventKind,
         *,
         attempt: int = 1,
@@ -310,7 +310,7 @@ class Engine:
         )
         return self.message(encode(event))
 
-    def failed(self, entry: Entry, *, attempt: int = 1) -> int:
+    def failed(self, entry: TrackedTask, *, attempt: int = 1) -> int:
         error = EventError(type="Boom", message="it broke")
         return self.event(entry, EventKind.FAILED, attempt=attempt, error=error)
 

@@ -8,9 +8,9 @@ import orjson
 
 from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.tasks import lifecycle
-from taskqueue.controller.tasks.admission import Step, Surroundings, decide
+from taskqueue.controller.tasks.admission import AdmissionStep, TaskEnvironment, decide
 from taskqueue.controller.tasks.lifecycle import Verdict
-from taskqueue.controller.tasks.tracked_task import Entry, Stage
+from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.controller.tasks.unreported_attempts import SILENCE_SECONDS
 from taskqueue.model.queue import StopPolicy
 from taskqueue.model.task import HISTORY_LIMIT, Phase
@@ -74,7 +74,7 @@ class Laws:
             if status["phase"] == Phase.SUCCEEDED:
                 self._complete.add(uid.split("-")[1])
 
-    def _entry(self, uid: str) -> Entry | None:
+    def _entry(self, uid: str) -> TrackedTask | None:
         return self._world.engine.entries.get(uid)
 
     def _key_held(self) -> int:
@@ -83,7 +83,7 @@ class Laws:
     def _counts(self, message: Message) -> bool:
         """Tell whether the operator waits for this attempt."""
         content, entry = message.content, self._entry(message.content.uid)
-        if entry is None or entry.stage is Stage.FINISHED:
+        if entry is None or entry.stage is TaskStage.FINISHED:
             return False
         verdict = lifecycle.judge(entry.status, attempt=content.attempt, epoch=content.epoch)
         return verdict is Verdict.COUNTS
@@ -151,7 +151,9 @@ class Laws:
         limit = self._world.queue.per_key if self._world.queue else 1
         self.allowed = max(limit, min(self.allowed, self._key_held()))
         unfinished = [
-            one for one in self._world.engine.entries.values() if one.stage is not Stage.FINISHED
+            one
+            for one in self._world.engine.entries.values()
+            if one.stage is not TaskStage.FINISHED
         ]
         dispatched = list(self._world.engine.dispatcher.entries())
         assert len(dispatched) == len(set(dispatched)), "a Task is in two places"
@@ -159,7 +161,7 @@ class Laws:
         for entry in unfinished:
             self._check_entry(entry)
 
-    def _check_entry(self, entry: Entry) -> None:
+    def _check_entry(self, entry: TrackedTask) -> None:
         who = f"{entry.task.uid} ({entry.stage.name}, {entry.status.phase})"
         assert entry.task.uid not in self._cancelled, f"{who} is cancelled, and goes on"
         raw = self._world.tasks.get(entry.task.name)
@@ -173,14 +175,14 @@ class Laws:
         if entry.task.uid in self._begun:
             return
         step = self._decide(entry)
-        if entry.stage is Stage.HELD:
-            assert step is Step.HOLD, f"{who} is held, and nothing holds it"
+        if entry.stage is TaskStage.HELD:
+            assert step is AdmissionStep.HOLD, f"{who} is held, and nothing holds it"
         elif self._world.queue is not None:
-            assert step is Step.GO, f"{who} is under way, and something is in the way"
+            assert step is AdmissionStep.GO, f"{who} is under way, and something is in the way"
 
-    def _decide(self, entry: Entry) -> Step:
+    def _decide(self, entry: TrackedTask) -> AdmissionStep:
         dispatcher = self._world.engine.dispatcher
-        around = Surroundings(
+        around = TaskEnvironment(
             policy=dispatcher.policy(entry) if dispatcher.config is not None else None,
             dependencies=self._world.engine.tasks.dependencies.of(entry.task),
             payload_problem=entry.payload_problem,

@@ -25,7 +25,7 @@ from taskqueue.contract.names import (
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
 from taskqueue.contract.work import WorkMessage, parse_work
 from taskqueue.controller.tasks.unreported_attempts import SILENCE_SECONDS
-from taskqueue.kubernetes.status_updater import Refused, Written
+from taskqueue.kubernetes.status_updater import WriteRefused, Written
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.model.queue import QueueConfig
 from taskqueue.model.task import Backoff, Phase, Policy
@@ -259,7 +259,9 @@ class World:
         for one in writes:
             self.engine.writer.writes.remove(one)
         refuse = refuse and self.is_unfinished(name)  # what it took once it takes again
-        fate: Written | Refused = Refused(422, "too long") if refuse else self._write(writes[-1])
+        fate: Written | WriteRefused = (
+            WriteRefused(422, "too long") if refuse else self._write(writes[-1])
+        )
         if late and not self.feed_lags:
             self.feed()
 
@@ -269,15 +271,15 @@ class World:
 
         self.loop.do(settle)
 
-    def _write(self, write: Write) -> Written | Refused:
+    def _write(self, write: Write) -> Written | WriteRefused:
         raw = self.tasks.get(_name(write))
         if raw is None:
-            return Refused(404, "not found")
+            return WriteRefused(404, "not found")
         if raw["metadata"]["uid"] != write.uid:
-            return Refused(422, "the uid is another")
+            return WriteRefused(422, "the uid is another")
         before, status = raw["status"], write.status
         if before["phase"] in _FINAL and before["phase"] != status["phase"]:
-            return Refused(422, "the phase of a finished Task never changes")
+            return WriteRefused(422, "the phase of a finished Task never changes")
         self.laws.written(write.uid, before, status)
         self._store(_name(write), {**raw, "status": status})
         return Written(raw["metadata"]["generation"], self._versions)

@@ -9,8 +9,8 @@ from kubernetes.aio.client import Configuration
 
 from taskqueue.controller.engine import Engine, _never_ends
 from taskqueue.controller.tasks.task_controller import PAYLOAD_LIMIT_BYTES
-from taskqueue.controller.tasks.tracked_task import Stage
-from taskqueue.kubernetes.client import Access
+from taskqueue.controller.tasks.tracked_task import TaskStage
+from taskqueue.kubernetes.client import ApiAccess
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import TOKENS, raw_task
@@ -20,7 +20,7 @@ from tests.unit.controller.fakes import TOKENS, raw_task
 async def engine() -> AsyncIterator[Engine]:
     configuration = Configuration()
     configuration.host = "http://127.0.0.1:9"  # the discard port: nothing may be asked there
-    engine = Engine(Access(configuration=configuration, ssl_context=None), TOKENS)
+    engine = Engine(ApiAccess(configuration=configuration, ssl_context=None), TOKENS)
     yield engine
     for client in (engine._client, engine._writer_client, engine._feed_client):
         await client.close()
@@ -41,7 +41,7 @@ async def test_a_task_that_left_the_feed_before_its_end_was_told_is_not_waited_f
 ) -> None:
     engine.tasks.upserted(raw_task())
     entry = engine.tasks._entries["uid-t"]
-    entry.stage = Stage.FINISHED
+    entry.stage = TaskStage.FINISHED
     engine.tasks.gone(("shop", "t"), "uid-t")
     del engine.tasks._entries["uid-t"]
     engine.tasks._recorded(entry)

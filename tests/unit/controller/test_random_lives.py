@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from taskqueue.amqp.publisher import Settled
-from taskqueue.contract.command import OrderKind
+from taskqueue.contract.command import CommandKind
 from taskqueue.contract.outcome import EventError, EventKind
 from taskqueue.model.queue import StopPolicy
 from taskqueue.model.task import Policy
@@ -352,9 +352,9 @@ class Life(RuleBasedStateMachine):
 
     def answer(self, token: str) -> EventKind:
         orders = {one.kind for one in self.world.engine.publisher.orders if one.token == token}
-        if OrderKind.CANCEL in orders:
+        if CommandKind.CANCEL in orders:
             return EventKind.CANCELLED
-        return EventKind.RELEASED if OrderKind.RELEASE in orders else EventKind.SUCCEEDED
+        return EventKind.RELEASED if CommandKind.RELEASE in orders else EventKind.SUCCEEDED
 
     def stuck(self) -> set[str]:
         """Return the Tasks that wait for one nobody created."""

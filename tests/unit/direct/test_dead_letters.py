@@ -10,7 +10,7 @@ from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection
-from taskqueue.direct.dead_letters import SHOWN_BYTES, Kind, describe, read_letters
+from taskqueue.direct.dead_letters import SHOWN_BYTES, DeadLetterKind, describe, read_letters
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from taskqueue.direct.dead_letters import SHOWN_BYTES, Kind, describe, read_lett
 )
 def test_odd_headers_are_no_reason_to_fail(headers: Any) -> None:
     letter = describe(BasicProperties(headers=headers), b"")
-    assert letter.kind is Kind.DIRECT
+    assert letter.kind is DeadLetterKind.DIRECT
     assert letter.died is None
 
 
@@ -46,7 +46,7 @@ def test_only_the_beginning_of_a_payload_is_kept() -> None:
 
 def test_a_token_alone_makes_it_a_tasks() -> None:
     letter = describe(BasicProperties(headers={"tq-token": "?"}), b"")
-    assert (letter.kind, letter.task) == (Kind.TASK, "/")
+    assert (letter.kind, letter.task) == (DeadLetterKind.TASK, "/")
 
 
 class FakeChannel:

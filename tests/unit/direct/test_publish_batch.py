@@ -14,7 +14,7 @@ import pytest
 from taskqueue.amqp.publisher import OnSettled, Publisher, Settled
 from taskqueue.client import AsyncProducer, NotConfirmed, Refused, Unroutable
 from taskqueue.direct.publish_batch import WINDOW
-from taskqueue.direct.reconnecting_publisher import BrokerLine
+from taskqueue.direct.reconnecting_publisher import ReconnectingPublisher
 
 pytestmark = pytest.mark.looptime
 
@@ -92,7 +92,7 @@ async def broker(line: FakeLine) -> FakePublisher:
 @pytest.fixture
 def producer(line: FakeLine, monkeypatch: pytest.MonkeyPatch) -> AsyncProducer:
     producer = AsyncProducer("amqp://user:secret@broker/", patience_seconds=30)
-    monkeypatch.setattr(producer, "_line", cast(BrokerLine, line))
+    monkeypatch.setattr(producer, "_line", cast(ReconnectingPublisher, line))
     return producer
 
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint, StatisticsKind
 from taskqueue.direct import statistics
 from taskqueue.direct.statistics import StatisticsClient, StatisticsUnreadable
-from taskqueue.model.queue_stats import Figures
+from taskqueue.model.queue_stats import QueueStats
 
 BROKER = BrokerParameters(host="rabbit", port=5672, username="u", password="s3cret")
 MANAGEMENT, PROMETHEUS = StatisticsKind.MANAGEMENT, StatisticsKind.PROMETHEUS
@@ -91,8 +91,8 @@ async def test_management_is_asked_for_all_queues_of_the_virtual_host_at_once() 
 
     async with served(answer, virtual_host="a/b %2F ü", prefix="/rabbit/") as client:
         assert await client.read() == {
-            "taskqueue.shop.a": Figures(6, 4),
-            "taskqueue.shop.b": Figures(0, 0),
+            "taskqueue.shop.a": QueueStats(6, 4),
+            "taskqueue.shop.b": QueueStats(0, 0),
         }
     (request,) = requests
     assert request.raw_path.startswith("/rabbit/api/queues/a%2Fb%20%252F%20%C3%BC?")
@@ -152,7 +152,7 @@ async def test_a_broker_without_statistics_is_asked_for_totals() -> None:
 
     async with served(answer) as client:
         assert await client.read() == {}
-        assert await client.read() == {"taskqueue.shop.a": Figures(1, 2)}
+        assert await client.read() == {"taskqueue.shop.a": QueueStats(1, 2)}
 
 
 async def test_a_broker_that_has_just_started_is_not_asked_for_totals() -> None:
@@ -169,7 +169,7 @@ async def test_a_broker_that_has_just_started_is_not_asked_for_totals() -> None:
         assert await client.read() == {}
         assert await client.read() == {}
         known = True
-        assert await client.read() == {"taskqueue.shop.a": Figures(1, 2)}
+        assert await client.read() == {"taskqueue.shop.a": QueueStats(1, 2)}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"items": 1, "page_count": 1}'])
@@ -207,8 +207,8 @@ async def test_prometheus_is_asked_for_the_queues_of_the_virtual_host_only() -> 
         answer, kind=PROMETHEUS, virtual_host='a"b', prefix="/rabbit/metrics"
     ) as client:
         assert await client.read() == {
-            "taskqueue.shop.a": Figures(6, 4),
-            "taskqueue.shop.big": Figures(1_500_000, 0),
+            "taskqueue.shop.a": QueueStats(6, 4),
+            "taskqueue.shop.big": QueueStats(1_500_000, 0),
         }
     (request,) = requests
     assert request.path == "/rabbit/metrics/detailed"
@@ -330,7 +330,7 @@ async def test_an_answer_after_a_failure_is_read() -> None:
     async with served(answer) as client:
         with pytest.raises(StatisticsUnreadable):
             await client.read()
-        assert await client.read() == {"taskqueue.shop.a": Figures(1, 2)}
+        assert await client.read() == {"taskqueue.shop.a": QueueStats(1, 2)}
 
 
 async def test_an_authority_that_is_none_names_the_key() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
-from taskqueue.kubernetes.client import Access, ApiClient
+from taskqueue.kubernetes.client import ApiAccess, ApiClient
 
 
 def make(name: str, uid: str | None = None, version: str = "1", **more: Any) -> dict[str, Any]:
@@ -143,7 +143,7 @@ async def serve(api: FakeApi, *, max_connections: int = 8) -> AsyncIterator[ApiC
     configuration = Configuration()
     configuration.host = f"http://{host}:{port}"
     client = ApiClient(
-        Access(configuration=configuration, ssl_context=None), max_connections=max_connections
+        ApiAccess(configuration=configuration, ssl_context=None), max_connections=max_connections
     )
     try:
         yield client

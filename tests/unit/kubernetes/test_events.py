@@ -13,8 +13,8 @@ from taskqueue.kubernetes.events import (
     NORMAL,
     NOTE_BYTES,
     WARNING,
+    EventSpec,
     EventWriter,
-    Notice,
     Regarding,
     event_body,
     event_name,
@@ -22,7 +22,7 @@ from taskqueue.kubernetes.events import (
 
 AT = 1_700_000_000.25
 TASK = Regarding(kind="Task", namespace="shop", name="resize-1", uid="0b1c")
-NOTICE = Notice(
+NOTICE = EventSpec(
     regarding=TASK,
     type=WARNING,
     reason="RetriesExhausted",
@@ -51,7 +51,7 @@ def writer(client: FakeClient) -> EventWriter:
     return EventWriter(cast(ApiClient, client), instance="operator-0")
 
 
-def body(notice: Notice = NOTICE, *, instance: str = "operator-0") -> dict[str, Any]:
+def body(notice: EventSpec = NOTICE, *, instance: str = "operator-0") -> dict[str, Any]:
     return event_body(notice, at=AT, instance=instance)
 
 

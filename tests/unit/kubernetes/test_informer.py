@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
-from taskqueue.kubernetes.informer import Feed, Key
+from taskqueue.kubernetes.informer import Informer, Key
 from tests.unit.kubernetes.fake_api import FakeApi, eventually, make, serve
 
 
@@ -25,10 +25,10 @@ class Listener:
 
 
 @asynccontextmanager
-async def feeding(api: FakeApi) -> AsyncIterator[tuple[Feed, Listener]]:
+async def feeding(api: FakeApi) -> AsyncIterator[tuple[Informer, Listener]]:
     listener = Listener()
     async with serve(api) as client:
-        feed = Feed(client, "/things", listener, random=Random(1))
+        feed = Informer(client, "/things", listener, random=Random(1))
         task = asyncio.create_task(feed.run())
         try:
             async with asyncio.timeout(10):

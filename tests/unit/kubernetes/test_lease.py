@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from taskqueue.kubernetes.client import ApiError
-from taskqueue.kubernetes.lease import Leadership, Timing
+from taskqueue.kubernetes.lease import LeaderElector, LeaseTiming
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
 
-TIMING = Timing(duration=12, renew_deadline=8, period=2)
+TIMING = LeaseTiming(duration=12, renew_deadline=8, period=2)
 
 
 class Store:
@@ -63,7 +63,7 @@ class Candidate:
     """A process that leads whenever it can, and keeps a diary."""
 
     def __init__(self, store: Store, name: str) -> None:
-        self.leadership = Leadership(
+        self.leadership = LeaderElector(
             store, name, timing=TIMING, clock=now, end_process=lambda code: None
         )
         self.led: list[tuple[float, float | None]] = []

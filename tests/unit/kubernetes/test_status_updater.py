@@ -5,12 +5,12 @@ from contextlib import asynccontextmanager, suppress
 import orjson
 import pytest
 
-from taskqueue.kubernetes.status_updater import Fate, Refused, StatusWriter, Written
+from taskqueue.kubernetes.status_updater import Fate, StatusUpdater, WriteRefused, Written
 from tests.unit.kubernetes.fake_api import FakeApi, eventually, serve
 
 
 class Case:
-    def __init__(self, api: FakeApi, writer: StatusWriter) -> None:
+    def __init__(self, api: FakeApi, writer: StatusUpdater) -> None:
         self.api = api
         self.writer = writer
         self.fates: dict[str, list[Fate]] = {}
@@ -29,7 +29,7 @@ async def writing(*, concurrency: int = 2, open_gate: bool = False) -> AsyncIter
     if open_gate:
         api.gate.set()
     async with serve(api, max_connections=concurrency) as client:
-        writer = StatusWriter(client, concurrency=concurrency)
+        writer = StatusUpdater(client, concurrency=concurrency)
         task = asyncio.create_task(writer.run())
         try:
             yield Case(api, writer)
@@ -111,7 +111,7 @@ async def test_what_the_server_will_never_take_is_handed_back(status: int) -> No
     async with writing(open_gate=True) as case:
         case.api.answers.append((status, {}))
         case.put("a", 1)
-        await eventually(lambda: case.fates["a=1"] == [Refused(status, "as asked")])
+        await eventually(lambda: case.fates["a=1"] == [WriteRefused(status, "as asked")])
         assert len(case.api.patches) == 1
 
 

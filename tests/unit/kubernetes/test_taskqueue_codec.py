@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from taskqueue.api.taskqueue_status import TaskQueueStatus
+from taskqueue.api.taskqueue_status import TaskQueueResourceStatus
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_FINALIZER, queue_status_patch, read_queue
 from taskqueue.model.queue import ClusterRef, Condition, QueueStatus, ScaleTargetRef, StopPolicy
 from taskqueue.model.scaling import BacklogTarget, DrainTimeTarget, ScalingPolicy
@@ -133,4 +133,4 @@ def test_no_text_is_longer_than_the_api_server_takes() -> None:
     wordy = Condition("Ready", False, "Why", "x" * 10_000)
     status = QueueStatus(observed_generation=1, conditions=(wordy,), scaling="y" * 10_000)
     patch = queue_status_patch(("shop", "q"), status, {"Ready": 0.0})
-    TaskQueueStatus.model_validate(patch["status"])
+    TaskQueueResourceStatus.model_validate(patch["status"])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from taskqueue.controller.pool.autoscaler import Decision, decide
-from taskqueue.controller.pool.drain_plan import Shrink
+from taskqueue.controller.pool.autoscaler import ScalingDecision, decide
+from taskqueue.controller.pool.drain_plan import DrainStep
 from taskqueue.model.scaling import DrainTimeTarget, ScalingPolicy
 from tests.simulation import loads
 from tests.simulation.cluster import Conditions
@@ -58,14 +58,14 @@ def test_nor_when_pods_are_looked_at_all_the_time(
     start: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then a cost is written for one pod while another's drained worker is about to be removed."""
-    monkeypatch.setattr("tests.simulation.operator.Looks.due", lambda *_, **__: True)
+    monkeypatch.setattr("tests.simulation.operator.PollBackoff.due", lambda *_, **__: True)
     for system in (OUR_RANGE[0], OUR_RANGE[3]):
         figures = simulate(system, loads.lognormal_times(1), Conditions(start_seconds=start))
         assert nothing_was_disturbed(figures)
 
 
-def blind(pods: object, workers: object, *, target: int, **_: object) -> Shrink:
-    return Shrink(replicas=target)
+def blind(pods: object, workers: object, *, target: int, **_: object) -> DrainStep:
+    return DrainStep(replicas=target)
 
 
 def test_a_plan_that_looks_at_nobody_is_noticed() -> None:
@@ -75,8 +75,8 @@ def test_a_plan_that_looks_at_nobody_is_noticed() -> None:
     assert figures.killed > 0
 
 
-def changed(**fields: Any) -> Callable[..., Decision]:
-    def worse(policy: ScalingPolicy, *given: Any, now: float) -> Decision:
+def changed(**fields: Any) -> Callable[..., ScalingDecision]:
+    def worse(policy: ScalingPolicy, *given: Any, now: float) -> ScalingDecision:
         return decide(replace(policy, **fields), *given, now=now)
 
     return worse

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from taskqueue.logs import LogFormat
-from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.child_pool import ChildPool, PoolSettings
-from taskqueue.worker.executors.fork_server_launcher import Recipe
+from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig
 from taskqueue.worker.executors.function import FunctionExecutor
-from taskqueue.worker.executors.process_spawner import Spawner
-from taskqueue.worker.sdk import Registry
+from taskqueue.worker.executors.process_spawner import ProcessSpawner
+from taskqueue.worker.sdk import HandlerRegistry
 
 PATIENCE = 20
 
@@ -25,7 +25,7 @@ MODULE = "tests.unit.worker.child_handlers"
 
 def attempt(
     handler: str | None = "f", payload: dict[str, Any] | None = None, **changes: Any
-) -> Attempt:
+) -> AttemptRequest:
     values: dict[str, Any] = {
         "handler": handler,
         "payload": payload or {},
@@ -36,21 +36,21 @@ def attempt(
         "max_attempts": 3,
         "timeout_seconds": 30,
     }
-    return Attempt(**{**values, **changes})
+    return AttemptRequest(**{**values, **changes})
 
 
 class Nursery:
     """An executor whose sync handlers run in children."""
 
-    def __init__(self, registry: Registry, settings: PoolSettings) -> None:
+    def __init__(self, registry: HandlerRegistry, settings: PoolSettings) -> None:
         self.loop = asyncio.get_running_loop()
-        self.recipe = Recipe(
+        self.recipe = ForkServerConfig(
             modules=[MODULE],
             log_format=LogFormat.JSON,
             log_level="INFO",
             tell_memory=settings.max_mib > 0,
         )
-        self.spawner = Spawner(self.recipe.by_fork(registry), self.recipe.by_exec, self.loop)
+        self.spawner = ProcessSpawner(self.recipe.by_fork(registry), self.recipe.by_exec, self.loop)
         self.pool = ChildPool(self.spawner, self.loop, settings)
         self.executor = FunctionExecutor(registry, self.loop, self.pool)
         self.results: asyncio.Queue[AttemptResult] = asyncio.Queue()
@@ -82,12 +82,12 @@ class Nursery:
 async def children(
     function: Callable[..., Any],
     *,
-    registry: Registry | None = None,
+    registry: HandlerRegistry | None = None,
     memory_mib: int | None = None,
     **settings: Any,
 ) -> AsyncIterator[Nursery]:
     """A pool with one handler called ``f``; all its processes are gone afterwards."""
-    handlers = Registry() if registry is None else registry
+    handlers = HandlerRegistry() if registry is None else registry
     handlers.register(function, name="f", memory_mib=memory_mib)
     nursery = Nursery(handlers, PoolSettings(**settings))
     server = nursery.spawner.pid

@@ -15,7 +15,7 @@ from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import OnSettled, Publisher, Settled
 from taskqueue.contract.outcome import AttemptEvent, decode
 from taskqueue.contract.work import WorkMessage
-from taskqueue.worker.executor import Attempt, AttemptResult
+from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.sdk import Progress
 from taskqueue.worker.settings import WorkerSettings
 
@@ -131,7 +131,7 @@ class FakePublisher:
 
 @dataclass
 class FakeExecution:
-    attempt: Attempt
+    attempt: AttemptRequest
     done: Callable[[AttemptResult], None]
     cancelled: bool = False
     progress: Progress | None = None
@@ -155,7 +155,9 @@ class FakeExecutor:
 
     started: list[FakeExecution] = field(default_factory=list)
 
-    def start(self, attempt: Attempt, done: Callable[[AttemptResult], None]) -> FakeExecution:
+    def start(
+        self, attempt: AttemptRequest, done: Callable[[AttemptResult], None]
+    ) -> FakeExecution:
         execution = FakeExecution(attempt, done)
         self.started.append(execution)
         return execution

@@ -8,10 +8,10 @@ from typing import Any, cast
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import Channel
-from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.outcome import EventKind
 from taskqueue.contract.work import WorkMessage
-from taskqueue.worker.outcome_outbox import Reporter
+from taskqueue.worker.outcome_outbox import OutcomeOutbox
 from taskqueue.worker.runtime import Runtime
 from tests.unit.worker.fakes import FakeChannel, FakeExecutor, FakePublisher, settings
 
@@ -29,7 +29,7 @@ class Bench:
         loop = asyncio.get_running_loop()
         self.executor = FakeExecutor()
         self.publisher = FakePublisher()
-        self.reporter = Reporter(loop)
+        self.reporter = OutcomeOutbox(loop)
         self.reporter.attach(self.publisher.real)
         self.changes = 0
         self.turns = 0
@@ -59,8 +59,8 @@ class Bench:
     def events(self) -> list[EventKind]:
         return [each.event.kind for each in self.publisher.published]
 
-    def order(self, kind: OrderKind, token: str = "k.1") -> None:  # noqa: S107
-        self.runtime.ordered(Order(kind, token=token, uid=f"uid-{token}"))
+    def order(self, kind: CommandKind, token: str = "k.1") -> None:  # noqa: S107
+        self.runtime.ordered(WorkerCommand(kind, token=token, uid=f"uid-{token}"))
 
     @property
     def told(self) -> list[tuple[str, str]]:

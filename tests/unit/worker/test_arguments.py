@@ -12,16 +12,16 @@ import pytest
 from taskqueue.logs import LogFormat
 from taskqueue.worker import executor_set, main
 from taskqueue.worker import settings as settings_module
-from taskqueue.worker.arguments import Arguments
-from taskqueue.worker.executor import Attempt, AttemptResult
-from taskqueue.worker.executor_set import Assembled, assemble
+from taskqueue.worker.arguments import WorkerArguments
+from taskqueue.worker.executor import AttemptRequest, AttemptResult
+from taskqueue.worker.executor_set import ExecutorSet, assemble
 from taskqueue.worker.executors.command import CommandExecutor
-from taskqueue.worker.executors.fork_server_launcher import Recipe
+from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig
 from taskqueue.worker.executors.function import FunctionExecutor, NothingRan
 from taskqueue.worker.executors.http import HttpExecutor
-from taskqueue.worker.executors.router import Router
+from taskqueue.worker.executors.router import ExecutorRouter
 from taskqueue.worker.loading import StartError
-from taskqueue.worker.sdk import Registry
+from taskqueue.worker.sdk import HandlerRegistry
 from taskqueue.worker.settings import VARIABLES, HandlerExecutor
 from tests.unit.worker.children import attempt
 from tests.unit.worker.fakes import settings
@@ -31,7 +31,7 @@ SERVICE = "http://127.0.0.1:8000/run"
 
 def test_all_kinds_go_together() -> None:
     words = ["--command", "a=true", "shop", "--http", f"b={SERVICE}", "--command=c=ls", "more"]
-    assert Arguments.parse([*words, "--http-anywhere"]) == Arguments(
+    assert WorkerArguments.parse([*words, "--http-anywhere"]) == WorkerArguments(
         modules=("shop", "more"),
         commands=("a=true", "c=ls"),
         targets=(f"b={SERVICE}",),
@@ -69,14 +69,16 @@ def test_an_option_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def assembled(
-    monkeypatch: pytest.MonkeyPatch, arguments: Arguments, *functions: Any, **changes: Any
-) -> Assembled:
+    monkeypatch: pytest.MonkeyPatch, arguments: WorkerArguments, *functions: Any, **changes: Any
+) -> ExecutorSet:
     """Assemble a worker for these functions, as if a module had them; nothing is forked."""
-    registry = Registry()
+    registry = HandlerRegistry()
     for function in functions:
         registry.register(function)
     monkeypatch.setattr(executor_set, "registry", registry)
-    recipe = Recipe(modules=arguments.modules, log_format=LogFormat.JSON, log_level="INFO")
+    recipe = ForkServerConfig(
+        modules=arguments.modules, log_format=LogFormat.JSON, log_level="INFO"
+    )
     loop = asyncio.get_running_loop()
     launched: Any = object() if arguments.commands else None
     monkeypatch.setattr(executor_set, "Spawner", lambda *_: object())
@@ -89,7 +91,7 @@ def resize(payload: dict[str, Any]) -> None:
 
 
 async def test_functions_alone_need_no_router(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = assembled(monkeypatch, Arguments(modules=("shop",)), resize)
+    made = assembled(monkeypatch, WorkerArguments(modules=("shop",)), resize)
     assert isinstance(made.executor, FunctionExecutor)
     assert made.handlers == ("resize",)
 
@@ -97,13 +99,13 @@ async def test_functions_alone_need_no_router(monkeypatch: pytest.MonkeyPatch) -
 async def test_each_handler_goes_to_its_executor(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[type, str | None]] = []
 
-    def start(self: Any, attempt: Attempt, done: Any) -> NothingRan:
+    def start(self: Any, attempt: AttemptRequest, done: Any) -> NothingRan:
         started.append((type(self), attempt.handler))
         return NothingRan()
 
     for kind in (FunctionExecutor, CommandExecutor, HttpExecutor):
         monkeypatch.setattr(kind, "start", start)
-    arguments = Arguments(modules=("shop",), commands=("ls=ls",), targets=(f"*={SERVICE}",))
+    arguments = WorkerArguments(modules=("shop",), commands=("ls=ls",), targets=(f"*={SERVICE}",))
     made = assembled(monkeypatch, arguments, resize)
     assert made.handlers == ("resize", "ls", "*")
     for name in ("resize", "ls", "pack", None):
@@ -120,19 +122,19 @@ async def test_a_single_command_takes_messages_that_name_none() -> None:
     asked: list[str | None] = []
 
     class One:
-        def start(self, attempt: Attempt, done: Any) -> NothingRan:
+        def start(self, attempt: AttemptRequest, done: Any) -> NothingRan:
             asked.append(attempt.handler)
             return NothingRan()
 
         async def close(self, seconds: float = 0.0) -> None: ...
 
     loop = asyncio.get_running_loop()
-    Router(loop, {"ls": One()}).start(attempt(None), lambda result: None)
+    ExecutorRouter(loop, {"ls": One()}).start(attempt(None), lambda result: None)
     assert asked == ["ls"]
     for router in (
-        Router(loop, {"ls": One(), "ps": One()}),
-        Router(loop, {"ls": One()}, rest=One()),
-        Router(loop, {}, rest=One()),
+        ExecutorRouter(loop, {"ls": One(), "ps": One()}),
+        ExecutorRouter(loop, {"ls": One()}, rest=One()),
+        ExecutorRouter(loop, {}, rest=One()),
     ):
         results: asyncio.Queue[AttemptResult] = asyncio.Queue()
         router.start(attempt(None), results.put_nowait)
@@ -144,15 +146,18 @@ async def test_a_single_command_takes_messages_that_name_none() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (Arguments(modules=("shop",), commands=("resize=ls",)), "two handlers are called 'resize'"),
-        (Arguments(commands=("ls=ls", "ls=ls")), "two handlers are called 'ls'"),
-        (Arguments(commands=("ls",)), "names no handler"),
-        (Arguments(targets=("a=http://example.com",)), "--http-anywhere"),
-        (Arguments(targets=(f"*={SERVICE}", f"*={SERVICE}")), "two handlers are called '*'"),
+        (
+            WorkerArguments(modules=("shop",), commands=("resize=ls",)),
+            "two handlers are called 'resize'",
+        ),
+        (WorkerArguments(commands=("ls=ls", "ls=ls")), "two handlers are called 'ls'"),
+        (WorkerArguments(commands=("ls",)), "names no handler"),
+        (WorkerArguments(targets=("a=http://example.com",)), "--http-anywhere"),
+        (WorkerArguments(targets=(f"*={SERVICE}", f"*={SERVICE}")), "two handlers are called '*'"),
     ],
 )
 async def test_what_cannot_be(
-    monkeypatch: pytest.MonkeyPatch, arguments: Arguments, words: str
+    monkeypatch: pytest.MonkeyPatch, arguments: WorkerArguments, words: str
 ) -> None:
     with pytest.raises(StartError) as told:
         assembled(monkeypatch, arguments, resize)
@@ -163,11 +168,11 @@ async def test_a_start_hook_that_fails_ends_the_start(monkeypatch: pytest.Monkey
     def fail() -> None:
         raise ValueError("no database")
 
-    registry = Registry()
+    registry = HandlerRegistry()
     registry.register(resize)
     registry.start_hooks.append(fail)
     monkeypatch.setattr(executor_set, "registry", registry)
-    recipe = Recipe(modules=["shop"], log_format=LogFormat.JSON, log_level="INFO")
+    recipe = ForkServerConfig(modules=["shop"], log_format=LogFormat.JSON, log_level="INFO")
     loop = asyncio.get_running_loop()
     with pytest.raises(StartError, match="hook failed: ValueError: no database"):
-        assemble(settings(), Arguments(modules=("shop",)), recipe, None, loop)
+        assemble(settings(), WorkerArguments(modules=("shop",)), recipe, None, loop)

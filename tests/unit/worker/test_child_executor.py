@@ -16,7 +16,7 @@ import pytest
 from taskqueue import Context, Fail, Retry
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.outcome import MAX_RESULT_BYTES
-from taskqueue.worker.sdk import Registry
+from taskqueue.worker.sdk import HandlerRegistry
 from tests.unit.worker.children import PATIENCE, appears, attempt, children, gone
 
 
@@ -245,7 +245,7 @@ async def test_a_child_that_has_grown_leaves() -> None:
 async def test_start_hooks_run_once_in_each_child_and_stop_hooks_at_its_end(
     tmp_path: Path,
 ) -> None:
-    registry = Registry()
+    registry = HandlerRegistry()
     note = tmp_path / "note"
 
     def noted(word: str) -> Any:
@@ -268,7 +268,7 @@ async def test_a_start_hook_that_fails_fails_the_attempt(caplog: pytest.LogCaptu
     def fail() -> None:
         raise ValueError("no database")
 
-    registry = Registry()
+    registry = HandlerRegistry()
     registry.start_hooks.append(fail)
     async with children(lambda payload: None, registry=registry) as nursery:
         nursery.start()
@@ -306,7 +306,7 @@ async def test_two_hundred_attempts_leave_nothing_behind() -> None:
 
 
 async def test_a_warm_child_is_ready_before_the_first_attempt(tmp_path: Path) -> None:
-    registry = Registry()
+    registry = HandlerRegistry()
 
     def note() -> None:
         (tmp_path / "pid").write_text(str(os.getpid()))

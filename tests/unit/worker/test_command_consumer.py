@@ -14,9 +14,9 @@ from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, Delivery
 from taskqueue.amqp.connection import Connection
-from taskqueue.contract.command import Order, OrderKind, encode
+from taskqueue.contract.command import CommandKind, WorkerCommand, encode
 from taskqueue.contract.names import CONTROL_STREAM
-from taskqueue.worker.command_consumer import ControlLine
+from taskqueue.worker.command_consumer import CommandConsumer
 
 pytestmark = pytest.mark.looptime
 
@@ -40,15 +40,17 @@ class FakeStream:
     message_ids: dict[int, str] = field(default_factory=dict)
 
     def add(self, offset: int, token: str, *, new_chunk: bool = True) -> None:
-        self.put(offset, Order(OrderKind.CANCEL, token=token, uid="u"), new_chunk=new_chunk)
+        self.put(
+            offset, WorkerCommand(CommandKind.CANCEL, token=token, uid="u"), new_chunk=new_chunk
+        )
 
     def drain(
         self, offset: int, *, namespace: str = "shop", pod: str = "pod-1", new_chunk: bool = True
     ) -> None:
-        order = Order(OrderKind.DRAIN, namespace=namespace, pod=pod)
+        order = WorkerCommand(CommandKind.DRAIN, namespace=namespace, pod=pod)
         self.put(offset, order, new_chunk=new_chunk)
 
-    def put(self, offset: int, order: Order, *, new_chunk: bool = True) -> None:
+    def put(self, offset: int, order: WorkerCommand, *, new_chunk: bool = True) -> None:
         self.messages[offset] = encode(order)
         self.message_ids[offset] = f"m-{next(NUMBERS)}"
         if new_chunk:
@@ -166,7 +168,7 @@ class Scene:
         self.drains = 0
         #: The connection breaks when so many orders have come.
         self.breaks_at: int | None = None
-        self.line = ControlLine(
+        self.line = CommandConsumer(
             namespace="shop", queue="q", pod="pod-1", on_order=self._order, on_drain=self._drain
         )
 
@@ -189,8 +191,8 @@ class Scene:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
-    def _order(self, order: Order) -> None:
-        assert order.kind is not OrderKind.DRAIN
+    def _order(self, order: WorkerCommand) -> None:
+        assert order.kind is not CommandKind.DRAIN
         self.tokens.append(order.token)
         if len(self.tokens) == self.breaks_at:
             self._break()

@@ -16,10 +16,10 @@ import pytest
 
 from taskqueue.logs import LogFormat
 from taskqueue.worker.executor import AttemptResult, Execution
-from taskqueue.worker.executors.command import Command, CommandError, CommandExecutor
-from taskqueue.worker.executors.fork_server_launcher import Recipe
-from taskqueue.worker.executors.process_spawner import Spawner
-from taskqueue.worker.sdk import Registry
+from taskqueue.worker.executors.command import CommandError, CommandExecutor, ProgramCommand
+from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig
+from taskqueue.worker.executors.process_spawner import ProcessSpawner
+from taskqueue.worker.sdk import HandlerRegistry
 from tests.unit.worker.children import PATIENCE, alive, appears, attempt, gone
 
 SAMPLE = Path(__file__).parents[3] / "examples/executors/command/count-words.sh"
@@ -30,9 +30,11 @@ class Shell:
 
     def __init__(self, line: str, **how: Any) -> None:
         loop = asyncio.get_running_loop()
-        recipe = Recipe(modules=[], log_format=LogFormat.JSON, log_level="INFO")
-        self.spawner = Spawner(recipe.by_fork(Registry()), recipe.by_exec, loop)
-        self.executor = CommandExecutor([Command.parse(f"f={line}")], self.spawner, loop, **how)
+        recipe = ForkServerConfig(modules=[], log_format=LogFormat.JSON, log_level="INFO")
+        self.spawner = ProcessSpawner(recipe.by_fork(HandlerRegistry()), recipe.by_exec, loop)
+        self.executor = CommandExecutor(
+            [ProgramCommand.parse(f"f={line}")], self.spawner, loop, **how
+        )
         self.results: asyncio.Queue[AttemptResult] = asyncio.Queue()
 
     def start(self, payload: dict[str, Any] | None = None, **changes: Any) -> Execution:
@@ -303,13 +305,13 @@ async def test_a_fork_server_that_dies_loses_the_attempt_not_the_task(folder: Pa
 )
 def test_wrong_options(text: str, words: str) -> None:
     with pytest.raises(CommandError) as told:
-        Command.parse(text)
+        ProgramCommand.parse(text)
     assert words in str(told.value)
     assert "--command" in str(told.value)
 
 
 def test_an_option_is_split_as_a_shell_would() -> None:
-    command = Command.parse("a=sh -c 'echo \"$1\"' x=y")
+    command = ProgramCommand.parse("a=sh -c 'echo \"$1\"' x=y")
     assert (command.name, command.argv) == ("a", ("sh", "-c", 'echo "$1"', "x=y"))
 
 

@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-from taskqueue.contract.command import OrderKind
-from taskqueue.worker.command_log import AGE_SECONDS, OrderBook
+from taskqueue.contract.command import CommandKind
+from taskqueue.worker.command_log import AGE_SECONDS, CommandLog
 
 
 def test_an_order_is_known_by_its_token() -> None:
-    book = OrderBook()
-    book.add("a", OrderKind.CANCEL, 0.0)
-    book.add("b", OrderKind.RELEASE, 0.0)
-    assert (book.get("a"), book.get("b")) == (OrderKind.CANCEL, OrderKind.RELEASE)
+    book = CommandLog()
+    book.add("a", CommandKind.CANCEL, 0.0)
+    book.add("b", CommandKind.RELEASE, 0.0)
+    assert (book.get("a"), book.get("b")) == (CommandKind.CANCEL, CommandKind.RELEASE)
     assert book.get("c") is None
 
 
 def test_the_last_order_of_a_token_counts() -> None:
-    book = OrderBook()
-    book.add("a", OrderKind.RELEASE, 0.0)
-    book.add("a", OrderKind.CANCEL, 1.0)
-    assert book.get("a") is OrderKind.CANCEL
+    book = CommandLog()
+    book.add("a", CommandKind.RELEASE, 0.0)
+    book.add("a", CommandKind.CANCEL, 1.0)
+    assert book.get("a") is CommandKind.CANCEL
     assert len(book) == 1
 
 
 def test_the_oldest_are_forgotten_beyond_the_number() -> None:
-    book = OrderBook(tokens=2)
+    book = CommandLog(tokens=2)
     for number, token in enumerate("abac"):
-        book.add(token, OrderKind.CANCEL, float(number))
+        book.add(token, CommandKind.CANCEL, float(number))
     assert [token for token in "abc" if book.get(token)] == ["a", "c"]
 
 
 def test_an_order_is_forgotten_after_a_day() -> None:
-    book = OrderBook()
-    book.add("a", OrderKind.CANCEL, 0.0)
-    book.add("b", OrderKind.CANCEL, AGE_SECONDS - 1)
+    book = CommandLog()
+    book.add("a", CommandKind.CANCEL, 0.0)
+    book.add("b", CommandKind.CANCEL, AGE_SECONDS - 1)
     assert book.get("a") is not None
-    book.add("c", OrderKind.CANCEL, AGE_SECONDS)
+    book.add("c", CommandKind.CANCEL, AGE_SECONDS)
     assert book.get("a") is None
     assert len(book) == 2
 
 
 def test_a_great_many_do_not_pile_up() -> None:
-    book = OrderBook(tokens=1000)
+    book = CommandLog(tokens=1000)
     for number in range(10_000):
-        book.add(f"k.{number}", OrderKind.CANCEL, number / 1000)
+        book.add(f"k.{number}", CommandKind.CANCEL, number / 1000)
     assert len(book) == 1000
     assert book.get("k.9999") is not None

@@ -13,8 +13,8 @@ from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, D
 from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.worker import consumer
-from taskqueue.worker.command_consumer import ControlLine
-from taskqueue.worker.consumer import ConsumeLine
+from taskqueue.worker.command_consumer import CommandConsumer
+from taskqueue.worker.consumer import Consumer
 
 pytestmark = pytest.mark.looptime
 
@@ -143,13 +143,13 @@ class Scene:
         self.control = FakeControl()
         monkeypatch.setattr(consumer, "connect", broker.connect)
         self.hand = Hand()
-        self.line = ConsumeLine(
+        self.line = Consumer(
             BrokerParameters(host="rabbit", port=5672, username="u", password="p"),
             name="worker",
             queue="taskqueue.shop.q",
             prefetch=2,
             intake=self.hand,
-            control=cast(ControlLine, self.control),
+            control=cast(CommandConsumer, self.control),
         )
         self.task = asyncio.create_task(self.line.run())
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from taskqueue import Context, Retry
-from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.function import FunctionExecutor
-from taskqueue.worker.sdk import Registry
+from taskqueue.worker.sdk import HandlerRegistry
 
 PATIENCE = 10
 
 
-def attempt(handler: str | None = "f", payload: dict[str, Any] | None = None) -> Attempt:
-    return Attempt(
+def attempt(handler: str | None = "f", payload: dict[str, Any] | None = None) -> AttemptRequest:
+    return AttemptRequest(
         handler=handler,
         payload=payload or {},
         task="shop/a",
@@ -36,7 +36,7 @@ class Stage:
     """An executor over one handler called ``f``, and the results it gave."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        registry = Registry()
+        registry = HandlerRegistry()
         registry.register(function, name="f")
         self.loop = asyncio.get_running_loop()
         self.executor = FunctionExecutor(registry, self.loop)
@@ -263,7 +263,7 @@ async def test_the_latest_progress_can_be_read_while_it_runs(open_gate: threadin
 
 @pytest.mark.parametrize("fence", [None, 7])
 async def test_the_context_has_the_fence(fence: int | None) -> None:
-    registry = Registry()
+    registry = HandlerRegistry()
     registry.register(lambda payload, ctx: {"fence": ctx.fence}, name="f")
     executor = FunctionExecutor(registry, asyncio.get_running_loop())
     results: asyncio.Queue[AttemptResult] = asyncio.Queue()

@@ -14,7 +14,7 @@ from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
 from taskqueue.amqp.connection import Connection
 from taskqueue.contract.heartbeat import HEARTBEAT_SECONDS, Heartbeat, decode
 from taskqueue.model.worker import WorkerState
-from taskqueue.worker.heartbeat_sender import OPEN_SECONDS, HeartbeatLine
+from taskqueue.worker.heartbeat_sender import OPEN_SECONDS, HeartbeatSender
 from tests.unit.worker.fakes import turn
 
 pytestmark = pytest.mark.looptime
@@ -98,7 +98,7 @@ class Line:
         self.state = WorkerState.READY
         self.busy = 0
         self.connection: Connection | None = None
-        self.heartbeats = HeartbeatLine(self, beat=self._beat)
+        self.heartbeats = HeartbeatSender(self, beat=self._beat)
         self.connect()
 
     async def __aenter__(self) -> Line:

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from taskqueue.worker.executor import AttemptResult, Execution
-from taskqueue.worker.executors.http import HttpError, HttpExecutor, Target
+from taskqueue.worker.executors.http import HttpError, HttpExecutor, HttpTarget
 from tests.unit.worker.children import PATIENCE, attempt
 
 SAMPLE = Path(__file__).parents[3] / "examples/executors/http/service.py"
@@ -27,7 +27,9 @@ class Caller:
 
     def __init__(self, url: str, name: str = "*", grace: float = 5.0) -> None:
         self.executor = HttpExecutor(
-            [Target.parse(f"{name}={url}")], asyncio.get_running_loop(), kill_grace_seconds=grace
+            [HttpTarget.parse(f"{name}={url}")],
+            asyncio.get_running_loop(),
+            kill_grace_seconds=grace,
         )
         self.results: asyncio.Queue[AttemptResult] = asyncio.Queue()
 
@@ -279,22 +281,22 @@ async def test_a_name_of_its_own_and_one_that_is_not_served() -> None:
 )
 def test_wrong_options(text: str, words: str) -> None:
     with pytest.raises(HttpError) as told:
-        Target.parse(text)
+        HttpTarget.parse(text)
     assert words in str(told.value)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:80", "127.1.2.3", "[::1]:8000"])
 def test_addresses_of_the_pod(host: str) -> None:
-    assert Target.parse(f"f=http://{host}/x").url == f"http://{host}/x"
+    assert HttpTarget.parse(f"f=http://{host}/x").url == f"http://{host}/x"
 
 
 def test_the_name_goes_before_a_query() -> None:
-    target = Target.parse("*=http://127.0.0.1:8000/run/?tenant=a")
+    target = HttpTarget.parse("*=http://127.0.0.1:8000/run/?tenant=a")
     assert target.url_for("pack") == "http://127.0.0.1:8000/run/pack?tenant=a"
 
 
 def test_anywhere_if_that_is_said() -> None:
-    assert Target.parse("f=https://example.com/x", anywhere=True).name == "f"
+    assert HttpTarget.parse("f=https://example.com/x", anywhere=True).name == "f"
 
 
 # The sample.

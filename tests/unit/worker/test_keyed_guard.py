@@ -7,14 +7,14 @@ from typing import cast
 
 import pytest
 
-from taskqueue.contract.command import OrderKind
+from taskqueue.contract.command import CommandKind
 from taskqueue.contract.work import WorkMessage
 from taskqueue.worker.keyed_guard import (
     LOST_SECONDS,
     REDELIVERY_INTERVALS,
     STOP_INTERVALS,
     TIMED_OUT_SECONDS,
-    Line,
+    WatchedConnection,
 )
 from tests.unit.worker.fakes import turn, work
 from tests.unit.worker.harness import Bench
@@ -55,7 +55,7 @@ class FakeLine:
 def connect(bench: Bench) -> FakeLine:
     line = FakeLine()
     line.beat()
-    bench.runtime.connected(cast(Line, line))
+    bench.runtime.connected(cast(WatchedConnection, line))
     return line
 
 
@@ -135,7 +135,7 @@ async def test_one_delivered_again_here_and_ordered_to_stop_is_answered_after_th
     bench.runtime.channel_lost()
     bench.open_channel()
     bench.deliver(keyed(), deliveries=1)
-    bench.order(OrderKind.CANCEL, "a")
+    bench.order(CommandKind.CANCEL, "a")
     assert bench.told == []
     bench.executor.started[0].succeed()
     assert bench.told == [("task.cancelled", "a")]
@@ -236,7 +236,7 @@ async def test_a_loop_that_stood_still_looks_twice() -> None:
 async def test_a_cancel_is_answered_when_the_execution_has_ended() -> None:
     bench = Bench()
     bench.deliver(keyed())
-    bench.order(OrderKind.CANCEL, "a")
+    bench.order(CommandKind.CANCEL, "a")
     assert bench.executor.started[0].cancelled
     assert bench.told == []
     bench.deliver(keyed(), deliveries=1)
@@ -251,7 +251,7 @@ async def test_a_cancelled_execution_has_until_its_time_out() -> None:
     bench = Bench()
     bench.deliver(keyed(timeout_seconds=60))
     await asyncio.sleep(5)
-    bench.order(OrderKind.RELEASE, "a")
+    bench.order(CommandKind.RELEASE, "a")
     await asyncio.sleep(54)
     assert bench.left == []
     await asyncio.sleep(2)

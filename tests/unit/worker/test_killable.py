@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskqueue.contract.command import OrderKind
+from taskqueue.contract.command import CommandKind
 from taskqueue.contract.outcome import EventKind
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.keyed_guard import (
@@ -109,7 +109,7 @@ async def test_a_direct_message_too() -> None:
 async def test_one_that_was_to_end_anyway_is_told_once() -> None:
     bench = Bench()
     execution = running(bench)
-    bench.order(OrderKind.CANCEL)
+    bench.order(CommandKind.CANCEL)
     execution.done(AttemptResult(seconds=0.1, lost="the fork server died"))
     await turn()
     assert bench.events == [EventKind.CANCELLED]

@@ -9,13 +9,13 @@ import pytest
 
 from taskqueue.worker import loading, main
 from taskqueue.worker.loading import StartError, load
-from taskqueue.worker.sdk import Registry, decorators
+from taskqueue.worker.sdk import HandlerRegistry, decorators
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
-    fresh = Registry()
+    fresh = HandlerRegistry()
     monkeypatch.setattr(main, "registry", fresh)
     monkeypatch.setattr(loading, "registry", fresh)
     monkeypatch.setattr(decorators, "registry", fresh)

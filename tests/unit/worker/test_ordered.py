@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from taskqueue.amqp.publisher import Settled
-from taskqueue.contract.command import OrderKind
+from taskqueue.contract.command import CommandKind
 from taskqueue.worker.runtime import STUCK_SECONDS
 from tests.unit.worker.fakes import turn, work
 from tests.unit.worker.harness import Bench
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.looptime
 #: An order, and the event that answers it.
 ANSWERS = pytest.mark.parametrize(
     ("kind", "answer"),
-    [(OrderKind.CANCEL, "task.cancelled"), (OrderKind.RELEASE, "task.released")],
+    [(CommandKind.CANCEL, "task.cancelled"), (CommandKind.RELEASE, "task.released")],
 )
 
 
 @ANSWERS
 async def test_a_running_attempt_is_asked_to_end_and_its_end_is_told(
-    kind: OrderKind, answer: str
+    kind: CommandKind, answer: str
 ) -> None:
     bench = Bench()
     bench.deliver(work("a"))
@@ -38,13 +38,15 @@ async def test_a_running_attempt_is_asked_to_end_and_its_end_is_told(
     assert bench.channel.settled == [], "not before the answer is confirmed"
     (told,) = bench.publisher.settle()
     assert told.key == f"shop.q.{answer}"
-    assert told.event.seconds == (0.25 if kind is OrderKind.CANCEL else None)
+    assert told.event.seconds == (0.25 if kind is CommandKind.CANCEL else None)
     await turn()
     assert bench.channel.settled == [("ack", 1, False)]
 
 
 @ANSWERS
-async def test_a_waiting_attempt_is_answered_and_never_begins(kind: OrderKind, answer: str) -> None:
+async def test_a_waiting_attempt_is_answered_and_never_begins(
+    kind: CommandKind, answer: str
+) -> None:
     bench = Bench(slots=1)
     bench.deliver(work("running"))
     bench.deliver(work("waiting"))
@@ -61,7 +63,7 @@ async def test_a_waiting_attempt_is_answered_and_never_begins(kind: OrderKind, a
 
 @ANSWERS
 async def test_an_attempt_that_comes_after_its_order_is_answered_and_never_runs(
-    kind: OrderKind, answer: str
+    kind: CommandKind, answer: str
 ) -> None:
     bench = Bench()
     bench.order(kind, "a")
@@ -77,7 +79,7 @@ async def test_an_attempt_that_comes_after_its_order_is_answered_and_never_runs(
 
 @ANSWERS
 async def test_a_stopped_attempt_that_comes_again_is_answered_again(
-    kind: OrderKind, answer: str
+    kind: CommandKind, answer: str
 ) -> None:
     bench = Bench()
     bench.deliver(work("a"))
@@ -92,7 +94,7 @@ async def test_a_stopped_attempt_that_comes_again_is_answered_again(
 async def test_an_unconfirmed_answer_is_published_again() -> None:
     bench = Bench()
     bench.deliver(work("a"))
-    bench.order(OrderKind.CANCEL, "a")
+    bench.order(CommandKind.CANCEL, "a")
     bench.publisher.settle(Settled.UNKNOWN, "lost")
     await asyncio.sleep(30)
     assert bench.told == [("task.cancelled", "a")]
@@ -103,7 +105,7 @@ async def test_a_repeated_order_changes_nothing() -> None:
     bench = Bench()
     bench.deliver(work("a"))
     for _ in range(3):
-        bench.order(OrderKind.CANCEL, "a")
+        bench.order(CommandKind.CANCEL, "a")
     assert bench.told == [("task.cancelled", "a")]
 
 
@@ -111,10 +113,10 @@ async def test_an_order_after_the_end_changes_nothing_and_the_end_is_told_again(
     bench = Bench()
     bench.deliver(work("a"))
     bench.executor.started[0].succeed()
-    bench.order(OrderKind.CANCEL, "a")
+    bench.order(CommandKind.CANCEL, "a")
     assert bench.told == [("task.succeeded", "a")]
     bench.publisher.settle()
-    bench.order(OrderKind.CANCEL, "a")
+    bench.order(CommandKind.CANCEL, "a")
     bench.deliver(work("a"), deliveries=1)
     assert bench.told == [("task.succeeded", "a")]
 
@@ -122,7 +124,7 @@ async def test_an_order_after_the_end_changes_nothing_and_the_end_is_told_again(
 async def test_an_order_for_another_attempt_touches_nothing() -> None:
     bench = Bench()
     bench.deliver(work("a"))
-    bench.order(OrderKind.CANCEL, "b")
+    bench.order(CommandKind.CANCEL, "b")
     assert bench.told == []
     assert not bench.executor.started[0].cancelled
 
@@ -133,7 +135,7 @@ async def test_a_handler_that_does_not_look_keeps_only_its_slot(
     bench = Bench(slots=1)
     bench.deliver(work("a"))
     bench.deliver(work("b"))
-    bench.order(OrderKind.CANCEL, "a")
+    bench.order(CommandKind.CANCEL, "a")
     await asyncio.sleep(STUCK_SECONDS + 0.1)
     assert (bench.runtime.busy, bench.runtime.stuck) == (1, 1)
     assert "task.stuck" in [record.getMessage() for record in caplog.records]
@@ -151,5 +153,5 @@ async def test_in_a_drain_an_order_ends_the_wait_for_a_running_attempt() -> None
     waiting = asyncio.create_task(bench.runtime.idle())
     await turn()
     assert not waiting.done()
-    bench.order(OrderKind.CANCEL, "a")
+    bench.order(CommandKind.CANCEL, "a")
     await asyncio.wait_for(waiting, 1)

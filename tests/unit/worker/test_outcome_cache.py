@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from taskqueue.worker.outcome_cache import FinishedTokens, Outcome
+from taskqueue.worker.outcome_cache import CachedOutcome, OutcomeCache
 
 
-def outcome(size: int = 1) -> Outcome:
-    return Outcome("shop.q.task.succeeded", b"x" * size)
+def outcome(size: int = 1) -> CachedOutcome:
+    return CachedOutcome("shop.q.task.succeeded", b"x" * size)
 
 
 def test_a_token_is_answered_with_what_was_said_first() -> None:
-    finished = FinishedTokens()
+    finished = OutcomeCache()
     first = outcome()
     finished.add("a", first)
     finished.add("a", outcome(2))
@@ -19,14 +19,14 @@ def test_a_token_is_answered_with_what_was_said_first() -> None:
 
 
 def test_the_oldest_are_forgotten_beyond_the_number() -> None:
-    finished = FinishedTokens(tokens=2)
+    finished = OutcomeCache(tokens=2)
     for token in ("a", "b", "c"):
         finished.add(token, outcome())
     assert [finished.get(token) is None for token in ("a", "b", "c")] == [True, False, False]
 
 
 def test_the_oldest_are_forgotten_beyond_the_bytes() -> None:
-    finished = FinishedTokens(body_bytes=10)
+    finished = OutcomeCache(body_bytes=10)
     finished.add("a", outcome(6))
     finished.add("b", outcome(4))
     assert len(finished) == 2

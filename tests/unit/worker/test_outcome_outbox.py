@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from taskqueue.amqp.publisher import Settled
-from taskqueue.contract.outgoing import Outgoing, outcome_message
-from taskqueue.worker.outcome_outbox import Reporter
+from taskqueue.contract.outgoing import OutgoingMessage, outcome_message
+from taskqueue.worker.outcome_outbox import OutcomeOutbox
 from tests.unit.worker.fakes import FakePublisher, turn
 
 pytestmark = pytest.mark.looptime
@@ -18,14 +18,14 @@ class Ledger:
     """A reporter, and how often each message was said to be confirmed."""
 
     def __init__(self) -> None:
-        self.reporter = Reporter(asyncio.get_running_loop())
+        self.reporter = OutcomeOutbox(asyncio.get_running_loop())
         self.confirmed: list[str] = []
 
     def report(self, name: str) -> None:
         self.reporter.report(message(name), lambda: self.confirmed.append(name))
 
 
-def message(name: str) -> Outgoing:
+def message(name: str) -> OutgoingMessage:
     return outcome_message(f"shop.q.{name}", name.encode())
 
 

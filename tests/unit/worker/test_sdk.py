@@ -13,12 +13,12 @@ import pytest
 
 from taskqueue import Context, Retry, on_start, on_stop, task
 from taskqueue.worker import sdk
-from taskqueue.worker.sdk import Registry, decorators, mark_cancelled
+from taskqueue.worker.sdk import HandlerRegistry, decorators, mark_cancelled
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    fresh = Registry()
+def registry(monkeypatch: pytest.MonkeyPatch) -> HandlerRegistry:
+    fresh = HandlerRegistry()
     monkeypatch.setattr(decorators, "registry", fresh)
     return fresh
 
@@ -49,7 +49,7 @@ class CallableObject:
 
 
 def test_a_bare_decorator_uses_the_functions_name_and_leaves_it_callable(
-    registry: Registry,
+    registry: HandlerRegistry,
 ) -> None:
     @task
     def resize(payload: dict[str, Any]) -> Any:
@@ -63,7 +63,7 @@ def test_a_bare_decorator_uses_the_functions_name_and_leaves_it_callable(
     "decorate", [lambda: task("small"), lambda: task(name="small")], ids=["positional", "keyword"]
 )
 def test_a_name_replaces_the_functions_own(
-    registry: Registry, decorate: Callable[[], Callable[..., Any]]
+    registry: HandlerRegistry, decorate: Callable[[], Callable[..., Any]]
 ) -> None:
     decorate()(plain)
     assert list(registry) == ["small"]
@@ -80,13 +80,13 @@ def test_a_name_replaces_the_functions_own(
     ],
 )
 def test_the_context_is_given_to_who_asks_for_it(
-    registry: Registry, function: Callable[..., Any], expected: Any
+    registry: HandlerRegistry, function: Callable[..., Any], expected: Any
 ) -> None:
     handler = registry.register(function, name="f")
     assert handler({"a": 1}, context()) == expected
 
 
-def test_async_functions_and_objects_are_recognised(registry: Registry) -> None:
+def test_async_functions_and_objects_are_recognised(registry: HandlerRegistry) -> None:
     async def fetch(payload: dict[str, Any]) -> None: ...
 
     assert registry.register(fetch).is_async
@@ -98,20 +98,22 @@ def test_async_functions_and_objects_are_recognised(registry: Registry) -> None:
     "function", [lambda: None, lambda a, b, c: None, lambda **fields: None, lambda *, payload: None]
 )
 def test_a_function_that_cannot_take_a_payload_is_refused(
-    registry: Registry, function: Callable[..., Any]
+    registry: HandlerRegistry, function: Callable[..., Any]
 ) -> None:
     with pytest.raises(TypeError, match=r"must take \(payload\) or \(payload, ctx\)"):
         registry.register(function, name="f")
 
 
-def test_two_functions_of_one_name_are_refused_and_both_are_named(registry: Registry) -> None:
+def test_two_functions_of_one_name_are_refused_and_both_are_named(
+    registry: HandlerRegistry,
+) -> None:
     registry.register(plain, name="f")
     registry.register(plain, name="f")  # the same one, from a module imported twice
     with pytest.raises(ValueError, match=r"test_sdk\.plain and .*test_sdk\.with_context"):
         registry.register(with_context, name="f")
 
 
-def test_the_default_is_the_marked_one_or_the_only_one(registry: Registry) -> None:
+def test_the_default_is_the_marked_one_or_the_only_one(registry: HandlerRegistry) -> None:
     assert registry.default is None
     only = registry.register(plain)
     assert registry.default is only
@@ -129,7 +131,7 @@ def test_something_else_than_a_function_or_a_name_is_refused() -> None:
         task(wrong)
 
 
-def test_where_a_handler_runs_is_kept(registry: Registry) -> None:
+def test_where_a_handler_runs_is_kept(registry: HandlerRegistry) -> None:
     task("shared", thread=True)(plain)
     task("heavy", memory_mib=512)(plain)
     assert (registry["shared"].thread, registry["shared"].memory_mib) == (True, None)
@@ -149,14 +151,14 @@ async def nothing(payload: dict[str, Any]) -> None: ...
     ],
 )
 def test_contradictions_are_refused(
-    registry: Registry, function: Callable[..., Any], options: dict[str, Any], problem: str
+    registry: HandlerRegistry, function: Callable[..., Any], options: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(ValueError, match=problem):
         task("f", **options)(function)
     assert not registry
 
 
-def test_hooks_are_kept_in_order_and_stay_callable(registry: Registry) -> None:
+def test_hooks_are_kept_in_order_and_stay_callable(registry: HandlerRegistry) -> None:
     called: list[str] = []
 
     @on_start
@@ -173,7 +175,7 @@ def test_hooks_are_kept_in_order_and_stay_callable(registry: Registry) -> None:
     assert called == ["open"]
 
 
-def test_a_hook_that_cannot_be_called_is_refused(registry: Registry) -> None:
+def test_a_hook_that_cannot_be_called_is_refused(registry: HandlerRegistry) -> None:
     wrong: Any = plain
     with pytest.raises(TypeError, match=r"@on_start: plain is called without arguments"):
         on_start(wrong)

@@ -17,7 +17,7 @@ import pytest
 
 from taskqueue import Context, InvalidPayload
 from taskqueue.worker.outcome import raised
-from taskqueue.worker.sdk import Handler, Registry
+from taskqueue.worker.sdk import Handler, HandlerRegistry
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -124,7 +124,7 @@ def unreachable(payload: Unreachable) -> Any:
 
 
 def made(function: Callable[..., Any]) -> Handler:
-    return Registry().register(function, name="resize")
+    return HandlerRegistry().register(function, name="resize")
 
 
 def call(function: Callable[..., Any], payload: dict[str, Any]) -> Any:
@@ -239,7 +239,7 @@ def test_what_cannot_be_read_at_all_is_an_invalid_payload(payload: dict[str, Any
 
 
 def test_an_annotation_that_cannot_be_found_is_a_mistake_told_before_any_message() -> None:
-    registry = Registry()
+    registry = HandlerRegistry()
     registry.register(unreachable)
     with pytest.raises(TypeError, match=r"'unreachable': .*'Unreachable'.* TYPE_CHECKING"):
         registry.prepare()
@@ -248,9 +248,9 @@ def test_an_annotation_that_cannot_be_found_is_a_mistake_told_before_any_message
 def test_a_model_pydantic_cannot_check_is_one_as_well() -> None:
     @dataclass
     class Holder:
-        socket: Registry
+        socket: HandlerRegistry
 
-    registry = Registry()
+    registry = HandlerRegistry()
     registry.register(_taking(Holder), name="holder")
     with pytest.raises(TypeError, match="'holder': its payload cannot be checked as Holder"):
         registry.prepare()

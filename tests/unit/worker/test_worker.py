@@ -70,7 +70,7 @@ class Life:
         self.broker = broker
         self.executor = FakeExecutor()
         self.publisher = FakePublisher()
-        self.worker = worker.Worker(
+        self.worker = worker.WorkerService(
             settings(**{"node": "node-1", "grace_seconds": 30.0, "health_port": 0, **changes}),
             self.executor,
             handlers=("resize", "fetch"),

@@ -21,10 +21,17 @@ from dataclasses import dataclass, field, replace
 from taskqueue.api.common import GROUP
 from taskqueue.controller.metrics import NOTICES_DROPPED
 from taskqueue.kubernetes.client import ApiError
-from taskqueue.kubernetes.events import NORMAL, WARNING, EventWriter, Notice, Regarding, event_name
+from taskqueue.kubernetes.events import (
+    NORMAL,
+    WARNING,
+    EventSpec,
+    EventWriter,
+    Regarding,
+    event_name,
+)
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import Condition, QueueKey
-from taskqueue.model.task import Phase, Task, TaskStatus
+from taskqueue.model.task import Phase, Task, TaskState
 from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
@@ -56,7 +63,7 @@ class _Minute:
 class _Series:
     """One Event, however often it happens."""
 
-    notice: Notice
+    notice: EventSpec
     at: float
     count: int = 1
     created: bool = False
@@ -80,7 +87,7 @@ class _Queue:
     series: dict[tuple[str, str, str], _Series] = field(default_factory=dict)
 
 
-class Notices:
+class EventRecorder:
     """See the module's contract. `run` must be running for anything to be written.
 
     Args:
@@ -101,7 +108,7 @@ class Notices:
         self._queues: dict[QueueKey, _Queue] = {}
         self._forbidden_told = False
 
-    def task_ended(self, task: Task, status: TaskStatus) -> None:
+    def task_ended(self, task: Task, status: TaskState) -> None:
         """Tell of a Task's final status, unless it succeeded."""
         if status.phase not in (Phase.FAILED, Phase.CANCELLED):
             return
@@ -117,7 +124,7 @@ class Notices:
         minute.told += 1
         regarding = Regarding(kind="Task", namespace=task.namespace, name=task.name, uid=task.uid)
         self._put(
-            Notice(
+            EventSpec(
                 regarding=regarding,
                 type=WARNING if status.phase is Phase.FAILED else NORMAL,
                 reason=status.reason or status.phase.value,
@@ -196,7 +203,7 @@ class Notices:
         regarding = _task_queue(key, queue.uid)
         note = condition.message or f"{kind} is {condition.reason}"
         queue.series[kind, type_, condition.reason] = self._put(
-            Notice(
+            EventSpec(
                 regarding=regarding,
                 type=type_,
                 reason=condition.reason,
@@ -218,7 +225,7 @@ class Notices:
         if len(reasons) > _REASONS_NAMED:
             named += f" and {len(reasons) - _REASONS_NAMED} other reasons"
         self._put(
-            Notice(
+            EventSpec(
                 regarding=regarding,
                 type=WARNING if failed else NORMAL,
                 reason="MoreTasksFailed" if failed else "MoreTasksCancelled",
@@ -231,7 +238,7 @@ class Notices:
 
     # What is written.
 
-    def _put(self, notice: Notice) -> _Series:
+    def _put(self, notice: EventSpec) -> _Series:
         series = _Series(notice, self._clock())
         self._enqueue(series)
         return series

@@ -25,12 +25,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.completion import TaskEvent, task_event
-from taskqueue.contract.outgoing import Outgoing
+from taskqueue.contract.completion import CompletionEvent, task_event
+from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.controller.metrics import ANNOUNCED, ANNOUNCEMENTS_DROPPED
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import Task, TaskStatus
+from taskqueue.model.task import Task, TaskState
 
 log = EventLog(__name__)
 
@@ -53,22 +53,22 @@ OnAnnounced = Callable[[], None]
 
 
 @dataclass(slots=True, eq=False)
-class _Announcement:
+class _PendingCompletion:
     key: QueueKey
-    message: Outgoing
+    message: OutgoingMessage
     reported: bool
     on_announced: OnAnnounced | None
     tries: int = 0
 
 
-class Announcer:
+class CompletionPublisher:
     """See the module's contract."""
 
     def __init__(self, *, kept_limit: int = KEPT_LIMIT) -> None:
         self._kept_limit = kept_limit
         #: What awaits `opened`, by queue. Reported ones are bounded by the inbox's prefetch.
-        self._reported: dict[QueueKey, deque[_Announcement]] = {}
-        self._others: dict[QueueKey, deque[_Announcement]] = {}
+        self._reported: dict[QueueKey, deque[_PendingCompletion]] = {}
+        self._others: dict[QueueKey, deque[_PendingCompletion]] = {}
         self._kept = 0
         self._refused = 0
         self._under_way = 0
@@ -84,7 +84,7 @@ class Announcer:
     def finished(
         self,
         task: Task,
-        status: TaskStatus,
+        status: TaskState,
         *,
         reported: bool,
         publisher: Publisher | None,
@@ -100,7 +100,7 @@ class Announcer:
 
     def announce(
         self,
-        event: TaskEvent,
+        event: CompletionEvent,
         *,
         reported: bool,
         publisher: Publisher | None,
@@ -117,7 +117,7 @@ class Announcer:
                 called if the publisher is lost before.
         """
         key = (event.namespace, event.queue)
-        one = _Announcement(key, event.message(), reported, on_announced)
+        one = _PendingCompletion(key, event.message(), reported, on_announced)
         if publisher is None:
             self._keep(one)
         else:
@@ -140,7 +140,7 @@ class Announcer:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
 
-    def _publish(self, one: _Announcement, publisher: Publisher) -> None:
+    def _publish(self, one: _PendingCompletion, publisher: Publisher) -> None:
         message = one.message
         try:
             publisher.publish(
@@ -158,7 +158,7 @@ class Announcer:
         self._idle.clear()
 
     def _settled(
-        self, one: _Announcement, publisher: Publisher, verdict: Settled, text: str
+        self, one: _PendingCompletion, publisher: Publisher, verdict: Settled, text: str
     ) -> None:
         self._under_way -= 1
         if not self._under_way:
@@ -171,11 +171,11 @@ class Announcer:
         else:
             self._refuse(one, publisher, text)
 
-    def _lost(self, one: _Announcement) -> None:
+    def _lost(self, one: _PendingCompletion) -> None:
         if not one.reported:
             self._keep(one)
 
-    def _refuse(self, one: _Announcement, publisher: Publisher, text: str) -> None:
+    def _refuse(self, one: _PendingCompletion, publisher: Publisher, text: str) -> None:
         one.tries += 1
         if one.tries >= TRIES or self._refused >= REFUSED_LIMIT:
             self._give_up(one, "refused", text)
@@ -184,18 +184,18 @@ class Announcer:
         loop = asyncio.get_running_loop()
         loop.call_later(REFUSED_PAUSE_SECONDS, self._again, one, publisher)
 
-    def _again(self, one: _Announcement, publisher: Publisher) -> None:
+    def _again(self, one: _PendingCompletion, publisher: Publisher) -> None:
         self._refused -= 1
         if publisher.closed.done():
             self._lost(one)
         else:
             self._publish(one, publisher)
 
-    def _give_up(self, one: _Announcement, why: str, problem: str) -> None:
+    def _give_up(self, one: _PendingCompletion, why: str, problem: str) -> None:
         self._drop(one, why, problem)
         _tell(one)
 
-    def _keep(self, one: _Announcement) -> None:
+    def _keep(self, one: _PendingCompletion) -> None:
         if one.reported:
             self._reported.setdefault(one.key, deque()).append(one)
             asyncio.get_running_loop().call_later(OPEN_SECONDS, self._expire, one)
@@ -212,7 +212,7 @@ class Announcer:
                 "BrokerConnected of the TaskQueue",
             )
 
-    def _expire(self, one: _Announcement) -> None:
+    def _expire(self, one: _PendingCompletion) -> None:
         line = self._reported.get(one.key)
         if line and line[0] is one:  # all wait equally long: whatever is left began with this one
             line.popleft()
@@ -223,7 +223,7 @@ class Announcer:
                 "TaskQueue, or create the TaskQueue",
             )
 
-    def _take(self, key: QueueKey) -> _Announcement | None:
+    def _take(self, key: QueueKey) -> _PendingCompletion | None:
         for kept in (self._reported, self._others):
             line = kept.get(key)
             if line:
@@ -233,7 +233,7 @@ class Announcer:
             kept.pop(key, None)
         return None
 
-    def _drop(self, one: _Announcement, why: str, problem: str) -> None:
+    def _drop(self, one: _PendingCompletion, why: str, problem: str) -> None:
         ANNOUNCEMENTS_DROPPED.labels(why).inc()
         now = asyncio.get_running_loop().time()
         if now >= self._log_again:
@@ -248,6 +248,6 @@ class Announcer:
             )
 
 
-def _tell(one: _Announcement) -> None:
+def _tell(one: _PendingCompletion) -> None:
     if one.on_announced is not None:
         one.on_announced()

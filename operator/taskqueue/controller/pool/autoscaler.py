@@ -45,7 +45,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
+class PoolObservation:
     """How the pool stands.
 
     Attributes:
@@ -84,7 +84,7 @@ class ScalingMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class ScalingDecision:
     """How many workers there should be, and why.
 
     Attributes:
@@ -103,7 +103,7 @@ class Decision:
     active: bool = True
     inactive_reason: str = ""
     load: Load
-    pool: Pool
+    pool: PoolObservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,8 @@ class _Size:
 
 
 def decide(
-    policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: Pool, *, now: float
-) -> Decision:
+    policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: PoolObservation, *, now: float
+) -> ScalingDecision:
     """Decide the size of the pool.
 
     Args:
@@ -142,7 +142,7 @@ def decide(
             size = _not_yet_zero(size, policy, kept, pool, now=now)
         size = _down_in_steps(_above_busy(size, policy, kept, load, pool), policy, pool)
         size = _below_ceiling(_up_in_steps(size, policy, pool), pool)
-    return Decision(
+    return ScalingDecision(
         replicas=size.replicas,
         explanation=size.why,
         memory=kept,
@@ -179,7 +179,7 @@ def _paused(replicas: int) -> _Size:
 
 
 def _without_backlog(
-    policy: ScalingPolicy, load: Load, pool: Pool, *, unknown_seconds: float
+    policy: ScalingPolicy, load: Load, pool: PoolObservation, *, unknown_seconds: float
 ) -> _Size:
     """Hold the size, or fall back once the backlog has been unknown for long."""
     why = "the backlog is unknown" + _because(load.problem)
@@ -194,7 +194,7 @@ def _without_backlog(
     return _Size(size, f"{size} = {name}, {why}" if name else f"{size} held: {why}")
 
 
-def _at_least(wish: _Size, policy: ScalingPolicy, load: Load, pool: Pool) -> _Size:
+def _at_least(wish: _Size, policy: ScalingPolicy, load: Load, pool: PoolObservation) -> _Size:
     """Do not shrink by a backlog that is only a lower bound."""
     doubt = "the backlog may be larger" + _because(load.problem)
     held = min(pool.size, policy.max_replicas)
@@ -212,7 +212,13 @@ def _within_limits(policy: ScalingPolicy, size: int) -> int:
 
 
 def _remember(
-    policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: Pool, wish: int, *, now: float
+    policy: ScalingPolicy,
+    memory: ScalingMemory,
+    load: Load,
+    pool: PoolObservation,
+    wish: int,
+    *,
+    now: float,
 ) -> ScalingMemory:
     keep = policy.stabilization_seconds
     empty = memory.last_backlog is not None and _counted(policy, load) == 0
@@ -235,7 +241,9 @@ def _counted(policy: ScalingPolicy, load: Load) -> int:
     return max(backlog - load.pending, 0) if policy.draining else backlog
 
 
-def _stabilized(wish: _Size, policy: ScalingPolicy, memory: ScalingMemory, pool: Pool) -> _Size:
+def _stabilized(
+    wish: _Size, policy: ScalingPolicy, memory: ScalingMemory, pool: PoolObservation
+) -> _Size:
     largest = max(size for _, size in memory.wanted)
     size = min(largest, pool.size, policy.max_replicas)
     if size <= wish.replicas:
@@ -245,7 +253,7 @@ def _stabilized(wish: _Size, policy: ScalingPolicy, memory: ScalingMemory, pool:
 
 
 def _not_yet_zero(
-    size: _Size, policy: ScalingPolicy, memory: ScalingMemory, pool: Pool, *, now: float
+    size: _Size, policy: ScalingPolicy, memory: ScalingMemory, pool: PoolObservation, *, now: float
 ) -> _Size:
     last = min(pool.size, policy.max_replicas, 1)
     idle = now - (now if memory.last_backlog is None else memory.last_backlog)
@@ -259,7 +267,7 @@ def _not_yet_zero(
 
 
 def _above_busy(
-    size: _Size, policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: Pool
+    size: _Size, policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: PoolObservation
 ) -> _Size:
     """Keep workers that are, or lately were, busy; they are a reason to stay, none to grow."""
     limit = min(pool.size, policy.max_replicas)
@@ -273,7 +281,7 @@ def _above_busy(
     return _Size(lately, f"{lately} held, all busy within the last {seconds}, then {size.why}")
 
 
-def _down_in_steps(size: _Size, policy: ScalingPolicy, pool: Pool) -> _Size:
+def _down_in_steps(size: _Size, policy: ScalingPolicy, pool: PoolObservation) -> _Size:
     if policy.down_step is None:
         return size
     least = min(pool.size, pool.replicas - policy.down_step)
@@ -283,7 +291,7 @@ def _down_in_steps(size: _Size, policy: ScalingPolicy, pool: Pool) -> _Size:
     return _Size(least, f"{least} first, with {step}, then {size.why}")
 
 
-def _up_in_steps(size: _Size, policy: ScalingPolicy, pool: Pool) -> _Size:
+def _up_in_steps(size: _Size, policy: ScalingPolicy, pool: PoolObservation) -> _Size:
     if policy.up_step is None:
         return size
     available = pool.replicas if pool.available is None else pool.available
@@ -294,7 +302,7 @@ def _up_in_steps(size: _Size, policy: ScalingPolicy, pool: Pool) -> _Size:
     return _Size(most, f"{most} first, with {step}, then {size.why}")
 
 
-def _below_ceiling(size: _Size, pool: Pool) -> _Size:
+def _below_ceiling(size: _Size, pool: PoolObservation) -> _Size:
     if pool.ceiling is None or size.replicas <= pool.ceiling:
         return size
     return _Size(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from taskqueue.controller.pool.autoscaler import Decision
-from taskqueue.controller.pool.health import Health
-from taskqueue.controller.pool.workload import Refusal
+from taskqueue.controller.pool.autoscaler import ScalingDecision
+from taskqueue.controller.pool.health import PoolHealth
+from taskqueue.controller.pool.workload import WorkloadRefusal
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.model.queue import Condition, QueueConfig
 
@@ -13,10 +13,10 @@ def workers_available(
     config: QueueConfig,
     *,
     state: PoolState | None,
-    refusal: Refusal | None,
+    refusal: WorkloadRefusal | None,
     desired: int,
     explanation: str,
-    health: Health,
+    health: PoolHealth,
 ) -> Condition:
     """Return WorkersAvailable.
 
@@ -53,7 +53,7 @@ def workers_available(
 
 
 def scaling_active(
-    config: QueueConfig, decision: Decision | None, refusal: Refusal | None
+    config: QueueConfig, decision: ScalingDecision | None, refusal: WorkloadRefusal | None
 ) -> Condition:
     """Return ScalingActive.
 

@@ -47,7 +47,7 @@ _NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class DeletionCostMark:
     """A pod-deletion-cost to write; None: to take away."""
 
     pod: Pod
@@ -55,7 +55,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shrink:
+class DrainStep:
     """What to do now, in this order; then plan again from what is seen then.
 
     Attributes:
@@ -67,7 +67,7 @@ class Shrink:
     """
 
     drain: tuple[str, ...] = ()
-    mark: tuple[Mark, ...] = ()
+    mark: tuple[DeletionCostMark, ...] = ()
     replicas: int
     recycle: tuple[Pod, ...] = ()
     waiting_for: str = ""
@@ -85,7 +85,7 @@ def plan(
     wall: float,
     ordered: bool = False,
     first_ordinal: int = 0,
-) -> Shrink:
+) -> DrainStep:
     """Plan the next step towards ``target``; also to be asked while there is nothing to shrink.
 
     Args:
@@ -101,7 +101,7 @@ def plan(
         ordered: the pods are a StatefulSet's: the highest ordinals go.
         first_ordinal: its spec.ordinals.start.
     """
-    know = _Knowledge(workers, unused=unused, listened=listened, now=now, wall=wall)
+    know = _WorkerKnowledge(workers, unused=unused, listened=listened, now=now, wall=wall)
     members = know.members([pod for pod in pods if pod.active and pod.owner])
     if ordered:
         members = [one for one in members if one.pod.ordinal is not None]
@@ -111,7 +111,7 @@ def plan(
     picked = {one.pod.uid for one in picks}
     kept = [one for one in members if one.pod.uid not in picked]
     # A drained container that has ended is started again by the kubelet, and comes back fresh.
-    drained = [one for one in kept if one.standing is _Standing.DRAINED and one.pod.started]
+    drained = [one for one in kept if one.standing is _PodOrder.DRAINED and one.pod.started]
     recycle = drained[0 if ordered else _given_up(members, replicas) :]
     marks = () if ordered else tuple(_marks(picks, kept, recycle, settled=len(members) <= replicas))
     if target >= replicas:
@@ -120,7 +120,7 @@ def plan(
         size = _by_ordinal(members, replicas, target, first_ordinal)
     else:
         size = _by_order(members, marks, replicas, target)
-    return Shrink(
+    return DrainStep(
         drain=tuple(one.pod.name for one in picks if one.standing in _TO_TELL),
         mark=marks,
         replicas=size,
@@ -135,7 +135,7 @@ def plan(
     )
 
 
-class _Standing(IntEnum):
+class _PodOrder(IntEnum):
     """How a pod stands to its work, in the order in which pods are picked to go."""
 
     EMPTY = 0  # no container runs
@@ -146,15 +146,15 @@ class _Standing(IntEnum):
     UNCLEAR = 5  # runs and says nothing: it may have work, and cannot be told to drain
 
 
-_REMOVABLE = frozenset({_Standing.EMPTY, _Standing.DRAINED, _Standing.IDLE_BY_SILENCE})
-_DONE = frozenset({_Standing.EMPTY, _Standing.DRAINED})
-_TO_TELL = frozenset({_Standing.IDLE_BY_SILENCE, _Standing.AT_WORK})
+_REMOVABLE = frozenset({_PodOrder.EMPTY, _PodOrder.DRAINED, _PodOrder.IDLE_BY_SILENCE})
+_DONE = frozenset({_PodOrder.EMPTY, _PodOrder.DRAINED})
+_TO_TELL = frozenset({_PodOrder.IDLE_BY_SILENCE, _PodOrder.AT_WORK})
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
     pod: Pod
-    standing: _Standing
+    standing: _PodOrder
     busy: int
 
     @property
@@ -172,7 +172,7 @@ class _Member:
 
 
 @dataclass(frozen=True, slots=True)
-class _Knowledge:
+class _WorkerKnowledge:
     workers: Mapping[str, WorkerView]
     unused: float = field(kw_only=True)
     listened: float = field(kw_only=True)
@@ -196,21 +196,21 @@ class _Knowledge:
         view = self.workers.get(pod.name)
         return None if view is None or self._of_a_former_process(view, pod) else view
 
-    def _standing(self, pod: Pod, view: WorkerView | None, others_are_heard: bool) -> _Standing:
+    def _standing(self, pod: Pod, view: WorkerView | None, others_are_heard: bool) -> _PodOrder:
         if view is None:
             if not pod.started:
-                return _Standing.EMPTY
+                return _PodOrder.EMPTY
             silent = min(self.listened, self._age(pod))
             # Whatever is in use is somebody's, and it may be this one's.
             idle = self.unused >= UNUSED_SECONDS or (others_are_heard and not pod.ready)
             if idle and silent >= LOST_SECONDS:
-                return _Standing.IDLE_BY_SILENCE
-            return _Standing.UNCLEAR
+                return _PodOrder.IDLE_BY_SILENCE
+            return _PodOrder.UNCLEAR
         if view.state is WorkerState.STOPPED:
-            return _Standing.DRAINED
+            return _PodOrder.DRAINED
         if view.state is WorkerState.DRAINING:
-            return _Standing.DRAINING
-        return _Standing.AT_WORK
+            return _PodOrder.DRAINING
+        return _PodOrder.AT_WORK
 
     def _age(self, pod: Pod) -> float:
         """Seconds since its container began; one begun in the future has a clock of its own."""
@@ -257,7 +257,7 @@ def _pick(members: Sequence[_Member], count: int) -> list[_Member]:
     ready stands in front of all others, and while it works none of them can go. Who was picked
     before is picked again: it may have been told already, and not have answered yet.
     """
-    able = [one for one in members if one.standing is not _Standing.UNCLEAR]
+    able = [one for one in members if one.standing is not _PodOrder.UNCLEAR]
     able.sort(
         key=lambda one: (
             one.standing,
@@ -271,7 +271,9 @@ def _pick(members: Sequence[_Member], count: int) -> list[_Member]:
     return able[: max(count, 0)]
 
 
-def _by_order(members: Sequence[_Member], marks: Iterable[Mark], replicas: int, target: int) -> int:
+def _by_order(
+    members: Sequence[_Member], marks: Iterable[DeletionCostMark], replicas: int, target: int
+) -> int:
     """Return the least size down to which all that may go are removable."""
     sure = _surely_removable(members, marks)
     there = len(members)
@@ -281,7 +283,7 @@ def _by_order(members: Sequence[_Member], marks: Iterable[Mark], replicas: int, 
     return min(max(there - sure, target), replicas)
 
 
-def _surely_removable(members: Sequence[_Member], marks: Iterable[Mark]) -> int:
+def _surely_removable(members: Sequence[_Member], marks: Iterable[DeletionCostMark]) -> int:
     """Return how many pods the controller may take, whichever it takes, and all are removable.
 
     The marks of this plan may be seen by then or not: each counts as is worse.
@@ -332,7 +334,7 @@ def _marks(
     recycle: Sequence[_Member],
     *,
     settled: bool,
-) -> Iterable[Mark]:
+) -> Iterable[DeletionCostMark]:
     """Return the costs to write.
 
     Until the controller has settled, having removed what a former plan gave up, no pod is made to
@@ -347,15 +349,15 @@ def _marks(
             # long as others may go, it is not to be their equal. One that was before is let be,
             # but not beside an empty one: that may start before the controller looks.
             early = (settled and not beside) or (
-                one.pod.cost == GOES_NEXT and _Standing.EMPTY not in beside
+                one.pod.cost == GOES_NEXT and _PodOrder.EMPTY not in beside
             )
             goes = one.removable or (one.busy == 0 and early)
             cost = GOES_NEXT if goes else PICKED
             if one.pod.cost != cost:
-                yield Mark(one.pod, cost)
+                yield DeletionCostMark(one.pod, cost)
     for one in kept:
         if settled and one.pod.cost <= PICKED and one not in recycle:
-            yield Mark(one.pod, None)
+            yield DeletionCostMark(one.pod, None)
 
 
 def _waiting_for(
@@ -370,7 +372,7 @@ def _waiting_for(
         return ""
     # Of those that are not picked, only who stands in front of the picked ones is in the way.
     ahead = [one for one in kept if not one.pod.ready or len(picks) < surplus]
-    unclear = [one for one in (*picks, *ahead) if one.standing is _Standing.UNCLEAR]
+    unclear = [one for one in (*picks, *ahead) if one.standing is _PodOrder.UNCLEAR]
     staying = [one for one in picks if not one.removable and one not in unclear]
     told = [
         f"{_names(who)} {what}"
@@ -379,7 +381,7 @@ def _waiting_for(
             ([one for one in staying if not one.busy], "to stop"),
             (unclear, "to say whether work is left (a container runs, and no heartbeat comes)"),
             (
-                [one for one in ahead if one.standing is _Standing.AT_WORK and not one.pod.ready],
+                [one for one in ahead if one.standing is _PodOrder.AT_WORK and not one.pod.ready],
                 "to be ready again (it works, and would be removed first)",
             ),
         )

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from taskqueue.controller.pool.drain_plan import Shrink, plan
+from taskqueue.controller.pool.drain_plan import DrainStep, plan
 from taskqueue.controller.pool.worker_registry import WorkerView
 from taskqueue.kubernetes import pods
 from taskqueue.kubernetes.client import ApiClient
@@ -25,7 +25,7 @@ _ANSWER_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
+class WorkerObservations:
     """What is known of the workers beside their pods.
 
     Attributes:
@@ -40,7 +40,7 @@ class Crew:
     listened: float
 
 
-class Shrinker:
+class Drainer:
     """See the module's contract.
 
     Args:
@@ -69,12 +69,12 @@ class Shrinker:
         self,
         namespace: str,
         found: tuple[Pod, ...],
-        crew: Crew,
+        crew: WorkerObservations,
         *,
         replicas: int,
         target: int,
         first_ordinal: int | None,
-    ) -> Shrink:
+    ) -> DrainStep:
         """Bring the workers one step nearer to ``target``; return what may be done now, and why.
 
         Drain orders are sent, pods marked and recycled. To set the size that the answer tells is

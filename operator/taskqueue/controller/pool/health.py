@@ -33,7 +33,7 @@ _QUOTA = "exceeded quota"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class PodRefusal:
     """That pods are refused.
 
     Attributes:
@@ -64,11 +64,11 @@ class HealthMemory:
     """
 
     troubles: Mapping[str, tuple[Trouble, float]] = field(default_factory=dict)
-    refusal: Refusal | None = None
+    refusal: PodRefusal | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
+class PoolHealth:
     """How a pool is.
 
     Attributes:
@@ -96,7 +96,7 @@ def assess(
     wanted: int,
     available: int,
     now: float,
-) -> Health:
+) -> PoolHealth:
     """Assess a pool.
 
     Args:
@@ -133,7 +133,7 @@ def assess(
     elif refusal is not None:
         reason = "QuotaExceeded" if _QUOTA in refusal.message else "ReplicaFailure"
         why = f"more pods are refused, tried again by itself: {refusal.message}"
-    return Health(
+    return PoolHealth(
         reason=reason,
         message=f"{available} of {wanted} workers are available; {why}" if reason else "",
         ceiling=min(ceilings, default=None),
@@ -157,12 +157,12 @@ def _troubles(
 
 
 def _refusal(
-    before: Refusal | None, refused: str, *, present: int, wanted: int, now: float
-) -> Refusal | None:
+    before: PodRefusal | None, refused: str, *, present: int, wanted: int, now: float
+) -> PodRefusal | None:
     if before is None:
         if not refused:
             return None
-        return Refusal(message=refused, limit=present, pause=FIRST_PAUSE_SECONDS, since=now)
+        return PodRefusal(message=refused, limit=present, pause=FIRST_PAUSE_SECONDS, since=now)
     if now < before.ends:
         # Fewer than the limit: the place that one left may be taken again.
         return before
@@ -173,7 +173,7 @@ def _refusal(
     # The try got somewhere, or nowhere.
     further = present > before.limit
     pause = FIRST_PAUSE_SECONDS if further else min(2 * before.pause, LONGEST_PAUSE_SECONDS)
-    return Refusal(message=refused, limit=present, pause=pause, since=now)
+    return PodRefusal(message=refused, limit=present, pause=pause, since=now)
 
 
 def _told(failing: Sequence[Pod], troubles: Mapping[str, tuple[Trouble, float]]) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from taskqueue.controller.pool.workload import Refusal
+from taskqueue.controller.pool.workload import WorkloadRefusal
 from taskqueue.kubernetes import deployments
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.deployments import InvalidTemplate, PoolState
@@ -41,7 +41,7 @@ class OwnDeployment:
         self._client = client
         self._monotonic = monotonic
         self.state: PoolState | None = None
-        self.refusal: Refusal | None = None
+        self.refusal: WorkloadRefusal | None = None
         #: What the Deployment in place was made from: the TaskQueue and its connection Secret.
         self._applied: tuple[QueueConfig, str | None] | None = None
         self._refused: tuple[int, float] = (0, 0.0)
@@ -118,7 +118,7 @@ class OwnDeployment:
             log.warning(
                 "pool.refused", namespace=config.namespace, queue=config.name, problem=message
             )
-        self.refusal = Refusal(reason, message)
+        self.refusal = WorkloadRefusal(reason, message)
         self._refused = (config.generation, self._monotonic() + _REFUSED_PAUSE_SECONDS)
 
 

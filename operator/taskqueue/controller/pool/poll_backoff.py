@@ -10,7 +10,7 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
 
 
-class Looks:
+class PollBackoff:
     """See the module's contract; times are seconds of any one monotonic clock."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from taskqueue.controller.pool.workload import Refusal
+from taskqueue.controller.pool.workload import WorkloadRefusal
 from taskqueue.kubernetes.client import ApiClient
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.kubernetes.scale import ScaleTarget, TargetUnusable
@@ -42,7 +42,7 @@ class ReferencedWorkload:
         self._selector = ""
         self._next_read = float("-inf")
         self.state: PoolState | None = None
-        self.refusal: Refusal | None = None
+        self.refusal: WorkloadRefusal | None = None
 
     def selector(self, config: QueueConfig) -> str:
         """Return the label selector of its pods, as its scale says."""
@@ -124,7 +124,7 @@ class ReferencedWorkload:
                 queue=config.name,
                 problem=problem.message,
             )
-        self.refusal = Refusal(problem.reason, problem.message)
+        self.refusal = WorkloadRefusal(problem.reason, problem.message)
         self._forget()
 
     def _forget(self) -> None:

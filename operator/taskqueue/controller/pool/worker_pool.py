@@ -14,11 +14,17 @@ from dataclasses import asdict, replace
 
 from taskqueue.controller.metrics import DESIRED_WORKERS
 from taskqueue.controller.pool import conditions
-from taskqueue.controller.pool.autoscaler import Decision, Load, Pool, ScalingMemory, decide
-from taskqueue.controller.pool.drainer import Crew, Shrinker
-from taskqueue.controller.pool.health import Health, HealthMemory, assess
+from taskqueue.controller.pool.autoscaler import (
+    Load,
+    PoolObservation,
+    ScalingDecision,
+    ScalingMemory,
+    decide,
+)
+from taskqueue.controller.pool.drainer import Drainer, WorkerObservations
+from taskqueue.controller.pool.health import HealthMemory, PoolHealth, assess
 from taskqueue.controller.pool.own_deployment import OwnDeployment
-from taskqueue.controller.pool.poll_backoff import Looks
+from taskqueue.controller.pool.poll_backoff import PollBackoff
 from taskqueue.controller.pool.referenced_workload import ReferencedWorkload
 from taskqueue.controller.pool.workload import Workload
 from taskqueue.kubernetes.client import ApiClient, ApiError
@@ -64,18 +70,18 @@ class WorkerPool:
         self._own = OwnDeployment(client, monotonic=monotonic)
         self._referenced = ReferencedWorkload(client, monotonic=monotonic)
         self._shrinker, self._withdrawing = (
-            Shrinker(client, order_drain=order_drain, clock=clock, monotonic=monotonic)
+            Drainer(client, order_drain=order_drain, clock=clock, monotonic=monotonic)
             for _ in range(2)
         )
-        self._looks, self._withdrawn_looks = Looks(), Looks()
+        self._looks, self._withdrawn_looks = PollBackoff(), PollBackoff()
         #: What was scaled when last looked at.
         self._scaled: Workload | None = None
         self._memory = ScalingMemory()
-        self._health = Health(memory=HealthMemory())
+        self._health = PoolHealth(memory=HealthMemory())
         self._waiting_for = ""
         #: The size decided on, but for what stands in its way.
         self._wanted = 0
-        self.decision: Decision | None = None
+        self.decision: ScalingDecision | None = None
         self.last_scale_time: float | None = None
 
     @property
@@ -117,7 +123,7 @@ class WorkerPool:
         self,
         config: QueueConfig,
         load: Load,
-        crew: Crew,
+        crew: WorkerObservations,
         *,
         secret: tuple[str, str] | None = None,
     ) -> None:
@@ -136,7 +142,7 @@ class WorkerPool:
         if workload is not self._scaled:
             self._scaled, self._waiting_for = workload, ""
             self.decision, self._memory = None, ScalingMemory()
-            self._health = Health(memory=HealthMemory())
+            self._health = PoolHealth(memory=HealthMemory())
         await self._referenced.read(config, claimed=self._claimant(config))
         stopped = frozenset(
             pod for pod, view in crew.views.items() if view.state is WorkerState.STOPPED
@@ -180,7 +186,7 @@ class WorkerPool:
 
     def _decide(self, config: QueueConfig, load: Load, workload: Workload | None) -> int:
         before, state = self.desired, None if workload is None else workload.state
-        pool = Pool(
+        pool = PoolObservation(
             size=before,
             replicas=0 if state is None else state.desired,
             available=None if state is None else state.available,
@@ -229,7 +235,12 @@ class WorkerPool:
         )
 
     async def _settle(
-        self, config: QueueConfig, workload: Workload, state: PoolState, crew: Crew, target: int
+        self,
+        config: QueueConfig,
+        workload: Workload,
+        state: PoolState,
+        crew: WorkerObservations,
+        target: int,
     ) -> None:
         """Look at the pods: how they are, and who may go."""
         pods = await list_pods(self._client, config.namespace, workload.selector(config))
@@ -273,7 +284,9 @@ class WorkerPool:
         state = self._own.state
         return self._scaled is not self._own and state is not None and state.desired > 0
 
-    async def _withdraw(self, config: QueueConfig, crew: Crew, stopped: frozenset[str]) -> None:
+    async def _withdraw(
+        self, config: QueueConfig, crew: WorkerObservations, stopped: frozenset[str]
+    ) -> None:
         """Let the workers of a template that was withdrawn go, as they have drained."""
         state = self._own.state
         if state is None or not self._withdrawn_looks.due(state, stopped, self._monotonic()):

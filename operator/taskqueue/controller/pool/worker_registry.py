@@ -41,7 +41,7 @@ class WorkerView:
     seen: float
 
 
-class Registry:
+class WorkerRegistry:
     """Registers workers by their heartbeats, and misses those that stay away."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from taskqueue.model.queue import QueueConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class WorkloadRefusal:
     """Why workers cannot be had as asked; ``reason`` is CamelCase, ``message`` says what to do."""
 
     reason: str
@@ -25,7 +25,7 @@ class Workload(Protocol):
         """What it says of itself; None: it is not there, or not known yet."""
 
     @property
-    def refusal(self) -> Refusal | None:
+    def refusal(self) -> WorkloadRefusal | None:
         """Why it is not as the TaskQueue asks; None: it is."""
 
     def selector(self, config: QueueConfig) -> str:

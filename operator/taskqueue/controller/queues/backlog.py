@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from taskqueue.model.queue_stats import Figures
+from taskqueue.model.queue_stats import QueueStats
 
 #: The broker's statistics tell what was at most so long before they were read: RabbitMQ renews
 #: those of a quorum queue every 5 s, and its management gathers them every 5 s.
@@ -38,7 +38,7 @@ _HISTORY_SECONDS = FIGURES_AGE_SECONDS + STATISTICS_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signal:
+class BacklogEstimate:
     """What there is to do, as known at one moment.
 
     Attributes:
@@ -118,9 +118,9 @@ class BacklogMeter:
         self._read_at = None
         self._foreign_unacknowledged = self._foreign_total = 0
 
-    def told(self, figures: Figures, *, read_at: float) -> None:
+    def told(self, figures: QueueStats, *, read_at: float) -> None:
         """Take what the broker's statistics said of the queue at ``read_at``."""
-        if figures == Figures(0, 0) and read_at - self._connected_at < SETTLING_SECONDS:
+        if figures == QueueStats(0, 0) and read_at - self._connected_at < SETTLING_SECONDS:
             return
         own = self._most_published(read_at - FIGURES_AGE_SECONDS)
         self._read_at = read_at
@@ -139,7 +139,7 @@ class BacklogMeter:
 
     def read(
         self, *, waiting: int, published: int, workers_foreign: int, now: float, problem: str
-    ) -> Signal:
+    ) -> BacklogEstimate:
         """Put together what is known.
 
         Args:
@@ -158,7 +158,7 @@ class BacklogMeter:
         counted = self._foreign_ready + max(since_before, unacknowledged)
         foreign = max(counted, workers_foreign, total)
         ready = self._ready
-        return Signal(
+        return BacklogEstimate(
             backlog=waiting + published + foreign,
             ready=ready,
             running=None if ready is None else max(published + foreign - ready, 0),

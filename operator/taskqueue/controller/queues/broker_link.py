@@ -9,7 +9,7 @@ Contract:
   may be read by another link of this process (two addresses of one broker: the inbox has a single
   active consumer), which is as good; or be taken by a former leader on its way out, so markers are
   published until one comes back.
-* `BrokerLink.state` is `Down` with a reason, or `Up`; subscribers are told of each change.
+* `BrokerLink.state` is `LinkDown` with a reason, or `LinkUp`; subscribers are told of each change.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from taskqueue.contract.names import (
     INBOX_QUEUE,
     OUTCOMES_EXCHANGE,
 )
-from taskqueue.contract.outgoing import Outgoing, dead_letter
+from taskqueue.contract.outgoing import OutgoingMessage, dead_letter
 from taskqueue.contract.topology import TopologyConflict, declare_operator_topology
 from taskqueue.logs import EventLog
 
@@ -49,7 +49,7 @@ _CONFIRM_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Down:
+class LinkDown:
     """Not connected; ``reason`` is CamelCase, ``message`` says what to do."""
 
     reason: str
@@ -57,17 +57,17 @@ class Down:
 
 
 @dataclass(frozen=True, slots=True)
-class Up:
+class LinkUp:
     """Connected, declared, and the inbox read up to date."""
 
     publisher: Publisher
     connection: Connection
 
 
-State = Down | Up
+State = LinkDown | LinkUp
 
 
-class Markers:
+class InboxMarkers:
     """The markers this process waits for, shared by its links: any of them may read one."""
 
     def __init__(self) -> None:
@@ -105,11 +105,11 @@ class BrokerLink:
         parameters: BrokerParameters,
         *,
         feed_synced: asyncio.Event,
-        markers: Markers,
+        markers: InboxMarkers,
         random: Random,
     ) -> None:
         self.parameters = parameters
-        self.state: State = Down("Connecting", f"connecting to {parameters.address}")
+        self.state: State = LinkDown("Connecting", f"connecting to {parameters.address}")
         #: Called with each message of the inbox; set before `run`.
         self.take: Callable[[Delivery], None] = lambda delivery: None
         self._feed_synced = feed_synced
@@ -145,22 +145,22 @@ class BrokerLink:
                 await self._stay_up()
                 pauses = delays(self._random.random)
             except BrokerUnavailable as problem:
-                self._set(Down("BrokerUnavailable", f"{problem}; trying again by itself"))
+                self._set(LinkDown("BrokerUnavailable", f"{problem}; trying again by itself"))
             except ChannelRefused as problem:
                 self._set(
-                    Down(
+                    LinkDown(
                         "PermissionDenied" if problem.code == 403 else "BrokerRefused",
                         f"RabbitMQ at {self.parameters.address}: {problem}; the operator's broker "
                         "user needs configure, write and read on names that start with taskqueue",
                     )
                 )
             except TopologyConflict as problem:
-                self._set(Down("TopologyConflict", str(problem)))
+                self._set(LinkDown("TopologyConflict", str(problem)))
             except BrokerConfigurationError as problem:
-                self._set(Down("SecretInvalid", str(problem)))
+                self._set(LinkDown("SecretInvalid", str(problem)))
             except Exception as problem:  # a link that ends would never be tried again
                 log.error("broker.failed", exc_info=problem, broker=self.parameters.address)
-                self._set(Down("Failed", f"{problem!r}; trying again by itself"))
+                self._set(LinkDown("Failed", f"{problem!r}; trying again by itself"))
             await asyncio.sleep(next(pauses))
 
     def give_up(self, delivery: Delivery, reason: str) -> None:
@@ -200,8 +200,8 @@ class BrokerLink:
         finally:
             self._publisher = None
             await publishing.close()
-            if isinstance(self.state, Up):
-                self._set(Down("BrokerUnavailable", f"connection to {address} lost"))
+            if isinstance(self.state, LinkUp):
+                self._set(LinkDown("BrokerUnavailable", f"connection to {address} lost"))
 
     async def _work(self, publishing: Connection, consuming: Connection) -> None:
         await declare_operator_topology(consuming)
@@ -227,7 +227,7 @@ class BrokerLink:
         try:
             await self._catch_up(publisher, broken)
             if not broken.done():
-                self._set(Up(publisher, publishing))
+                self._set(LinkUp(publisher, publishing))
                 log.info("broker.connected", broker=self.parameters.address)
             done, _ = await broken
         finally:
@@ -249,7 +249,7 @@ class BrokerLink:
                 if seen.done() or broken.done():
                     return
                 self._set(
-                    Down(
+                    LinkDown(
                         "ReadingInbox",
                         f"reading queue {INBOX_QUEUE} up to date; if this lasts, another "
                         "operator still consumes it: only one may run at this broker",
@@ -260,7 +260,7 @@ class BrokerLink:
             self._markers.forget(marker)
 
     async def _publish_marker(self, publisher: Publisher, marker: str) -> None:
-        note = Outgoing(
+        note = OutgoingMessage(
             exchange=OUTCOMES_EXCHANGE,
             key=_MARKER_KEY,
             body=b"",
@@ -294,7 +294,7 @@ class BrokerLink:
         if state == self.state:
             return
         self.state = state
-        if isinstance(state, Down):
+        if isinstance(state, LinkDown):
             log.warning(
                 "broker.down",
                 broker=self.parameters.address,

@@ -9,7 +9,7 @@ from typing import Any
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.parameters import BrokerParameters
-from taskqueue.controller.queues.broker_link import BrokerLink, Down, Markers
+from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers, LinkDown
 
 Take = Callable[[Delivery, BrokerLink], None]
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
@@ -32,7 +32,7 @@ class BrokerLinks:
         self._random = random
         self._take = take
         self._spawn = spawn
-        self._markers = Markers()
+        self._markers = InboxMarkers()
         self._links: dict[BrokerParameters, tuple[BrokerLink, asyncio.Task[None]]] = {}
 
     def get(self, parameters: BrokerParameters) -> BrokerLink:
@@ -54,7 +54,7 @@ class BrokerLinks:
 
     def leave_vain(self) -> None:
         """Give up the links that nobody uses and that are not up; one that is may hear outcomes."""
-        self._leave(lambda _, link: link.unused and isinstance(link.state, Down))
+        self._leave(lambda _, link: link.unused and isinstance(link.state, LinkDown))
 
     def _leave(self, which: Callable[[BrokerParameters, BrokerLink], bool]) -> None:
         for parameters, (link, task) in list(self._links.items()):

@@ -3,7 +3,7 @@
 What is counted here, what the broker's statistics say and what the operator knows itself make the
 signal that the pool is sized by; how is told in `taskqueue.controller.queues.backlog`.
 
-A step that fails becomes `QueueBroker.condition` and is tried again. What must not be forgotten
+A step that fails becomes `BrokerSession.condition` and is tried again. What must not be forgotten
 over a failure: that the broker has lost, or never had, what counts as published; it is published
 again as soon as the queue is declared.
 """
@@ -16,8 +16,8 @@ from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters, StatisticsEndpoint
 from taskqueue.contract.names import dead_queue, work_queue
 from taskqueue.contract.topology import TopologyConflict, declare_task_queue, ready_messages
-from taskqueue.controller.queues.backlog import BacklogMeter, Signal
-from taskqueue.controller.queues.broker_link import BrokerLink, Down, Up
+from taskqueue.controller.queues.backlog import BacklogEstimate, BacklogMeter
+from taskqueue.controller.queues.broker_link import BrokerLink, LinkDown, LinkUp
 from taskqueue.controller.queues.statistics import NoReaders, QueueStatistics, Readers
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret, read_broker_secret
@@ -37,7 +37,7 @@ _SECRET_CHECK_SECONDS = 30.0
 _FORBIDS = ("SecretInvalid", "ClusterNotAllowed")
 
 
-class QueueBroker:
+class BrokerSession:
     """See the module's contract.
 
     Args:
@@ -86,7 +86,7 @@ class QueueBroker:
         #: The endpoint the Secret names, and what is wrong with it.
         self._endpoint: tuple[StatisticsEndpoint | None, str] = (None, "")
         self._link: BrokerLink | None = None
-        self._declared_on: Up | None = None
+        self._declared_on: LinkUp | None = None
         #: The broker has lost, or never had, what counts as published.
         self._lost = False
         self._published_at: BrokerParameters | None = None
@@ -130,7 +130,7 @@ class QueueBroker:
         if self._link is None:
             return
         state = self._link.state
-        if isinstance(state, Down):
+        if isinstance(state, LinkDown):
             self._declared_on = None
             self._dispatcher.close()
             self._next_secret = min(self._next_secret, self._now() + _SECRET_SECONDS)
@@ -176,7 +176,7 @@ class QueueBroker:
 
     def signal(
         self, *, waiting: int, published: int, workers_foreign: int = 0, most_published: int = 0
-    ) -> Signal:
+    ) -> BacklogEstimate:
         """Tell what there is to do, as far as known just now.
 
         Args:
@@ -187,7 +187,7 @@ class QueueBroker:
         """
         if not self.declared:
             why = f"{self.condition.reason}: {self.condition.message}".rstrip(": ")
-            return Signal(
+            return BacklogEstimate(
                 backlog=None, ready=None, running=None, problem=f"the broker is not ready: {why}"
             )
         now = self._now()
@@ -209,7 +209,7 @@ class QueueBroker:
 
     @property
     def _connected(self) -> bool:
-        return self._link is not None and isinstance(self._link.state, Up)
+        return self._link is not None and isinstance(self._link.state, LinkUp)
 
     def _tell(self, status: bool, reason: str, message: str) -> None:
         self.condition = Condition("BrokerConnected", status, reason, message)
@@ -259,7 +259,7 @@ class QueueBroker:
         self.secret, self.parameters = (secret.namespace, secret.name), parameters
         return parameters
 
-    async def _declare(self, up: Up) -> None:
+    async def _declare(self, up: LinkUp) -> None:
         parameters = self._link.parameters if self._link else None
         if self._published_at not in (None, parameters):
             self._lost = True  # published to another broker

@@ -79,7 +79,7 @@ def _dead_letters(config: QueueConfig, number: int | None, operator_namespace: s
     )
 
 
-class Transitions:
+class ConditionTransitions:
     """Remembers since when each condition has its present value."""
 
     def __init__(self) -> None:

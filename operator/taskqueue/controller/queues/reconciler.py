@@ -17,13 +17,13 @@ from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS, tell_backlog
 from taskqueue.controller.pool.autoscaler import Load
-from taskqueue.controller.pool.drainer import Crew
+from taskqueue.controller.pool.drainer import WorkerObservations
 from taskqueue.controller.pool.worker_pool import WorkerPool
-from taskqueue.controller.pool.worker_registry import Registry
-from taskqueue.controller.queues.backlog import Signal
+from taskqueue.controller.pool.worker_registry import WorkerRegistry
+from taskqueue.controller.queues.backlog import BacklogEstimate
 from taskqueue.controller.queues.broker_link import BrokerLink
-from taskqueue.controller.queues.broker_session import QueueBroker
-from taskqueue.controller.queues.conditions import Transitions, conditions
+from taskqueue.controller.queues.broker_session import BrokerSession
+from taskqueue.controller.queues.conditions import ConditionTransitions, conditions
 from taskqueue.controller.queues.finalizer import QueueFinalizer
 from taskqueue.controller.queues.statistics import Readers
 from taskqueue.controller.queues.throughput import Throughput
@@ -64,7 +64,7 @@ class Totals:
         setattr(self, phase.value.lower(), self.of(phase) + number)
 
 
-class QueueController:
+class QueueReconciler:
     """See the module's contract.
 
     Args:
@@ -100,7 +100,7 @@ class QueueController:
     ) -> None:
         self.config = config
         self.totals = totals
-        self.registry = Registry()
+        self.registry = WorkerRegistry()
         self.pool = WorkerPool(
             client,
             clock=clock,
@@ -117,7 +117,7 @@ class QueueController:
         self._clock = clock
         self._operator_namespace = operator_namespace
         self._wake = asyncio.Event()
-        self._broker = QueueBroker(
+        self._broker = BrokerSession(
             config,
             dispatcher=dispatcher,
             client=client,
@@ -132,7 +132,7 @@ class QueueController:
         #: Since when heartbeats can be heard; None: they cannot.
         self._listening_since: float | None = None
         self._throughput = Throughput()
-        self._transitions = Transitions()
+        self._transitions = ConditionTransitions()
         self._next_tick = 0.0
         self._written: dict[str, Any] = {}
 
@@ -278,7 +278,7 @@ class QueueController:
                 slots=self._slots(),
                 mean_run_seconds=self._throughput.read(self._now()).mean_run_seconds,
             ),
-            Crew(
+            WorkerObservations(
                 views=self.registry.views,
                 unused=self._unused(signal),
                 listened=self._listened(),
@@ -287,7 +287,7 @@ class QueueController:
         )
         self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
 
-    def _unused(self, signal: Signal) -> float:
+    def _unused(self, signal: BacklogEstimate) -> float:
         """Return for how many seconds there was nothing at the broker, as far as known."""
         now, pending = self._now(), self._dispatcher.waiting
         if signal.backlog is None or signal.problem or signal.backlog > pending:
@@ -296,7 +296,7 @@ class QueueController:
             self._unused_since = now
         return 0.0 if self._unused_since is None else now - self._unused_since
 
-    def _signal(self) -> Signal:
+    def _signal(self) -> BacklogEstimate:
         return self._broker.signal(
             waiting=self._dispatcher.waiting,
             published=self._dispatcher.published,
@@ -317,7 +317,7 @@ class QueueController:
         """Return how many attempts a worker runs at once; by what the workers say, if need be."""
         return self.config.concurrency or self.registry.slots_each
 
-    def _busy(self, signal: Signal) -> int:
+    def _busy(self, signal: BacklogEstimate) -> int:
         """Workers that what is running needs: with fewer some of it would have to wait.
 
         A drained pool keeps a worker for each: what a worker gives back would not be run again.

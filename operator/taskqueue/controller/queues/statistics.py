@@ -17,7 +17,7 @@ from taskqueue.amqp.parameters import StatisticsEndpoint
 from taskqueue.controller.queues.backlog import BacklogMeter
 from taskqueue.direct.statistics import StatisticsClient, StatisticsUnreadable
 from taskqueue.logs import EventLog
-from taskqueue.model.queue_stats import Figures
+from taskqueue.model.queue_stats import QueueStats
 
 log = EventLog(__name__)
 
@@ -27,10 +27,10 @@ POLL_SECONDS = 5.0
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
-class Client(Protocol):
+class StatisticsSource(Protocol):
     """What a reader needs of a `StatisticsClient`."""
 
-    async def read(self) -> Mapping[str, Figures]:
+    async def read(self) -> Mapping[str, QueueStats]:
         """Return the figures of the queues that have some."""
 
     async def close(self) -> None:
@@ -38,10 +38,10 @@ class Client(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class StatsReading:
     """What an endpoint said when it was asked at this time, by the names of the broker's queues."""
 
-    figures: Mapping[str, Figures]
+    figures: Mapping[str, QueueStats]
     at: float
 
 
@@ -57,9 +57,9 @@ class StatisticsReader:
         problem: why the last try failed; "": it did not.
     """
 
-    def __init__(self, endpoint: StatisticsEndpoint, client: Client) -> None:
+    def __init__(self, endpoint: StatisticsEndpoint, client: StatisticsSource) -> None:
         self.endpoint = endpoint
-        self.reading: Reading | None = None
+        self.reading: StatsReading | None = None
         self.problem = ""
         self._client = client
 
@@ -86,7 +86,7 @@ class StatisticsReader:
             if self.problem:
                 log.info("statistics.readable", endpoint=self.endpoint.url)
             self.problem = ""
-            self.reading = Reading(figures, began)
+            self.reading = StatsReading(figures, began)
 
     def _failed(self, problem: str) -> None:
         if not self.problem:
@@ -126,7 +126,7 @@ class StatisticsReaders:
         self,
         *,
         spawn: Spawn,
-        connect: Callable[[StatisticsEndpoint], Client] = StatisticsClient,
+        connect: Callable[[StatisticsEndpoint], StatisticsSource] = StatisticsClient,
     ) -> None:
         self._spawn = spawn
         self._connect = connect
@@ -167,7 +167,7 @@ class QueueStatistics:
         self._endpoint: StatisticsEndpoint | None = None
         self._mistake = ""
         self._reader: StatisticsReader | None = None
-        self._taken: Reading | None = None
+        self._taken: StatsReading | None = None
 
     def use(self, endpoint: StatisticsEndpoint | None, mistake: str, now: float) -> None:
         """Read this endpoint from now on.

@@ -19,7 +19,7 @@ _DIGITS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ThroughputReading:
     """What the meter shows; the mean is None until an attempt's time is known."""
 
     per_minute: int
@@ -35,7 +35,7 @@ class Throughput:
         self._ends: deque[tuple[int, int]] = deque()  # (second, ends within it), oldest first
         self._mean = 0.0
         self._attempts = 0
-        self._reading = Reading(0, None)
+        self._reading = ThroughputReading(0, None)
         self._until = float("-inf")
 
     def finished(self, now: float, seconds: float | None) -> None:
@@ -55,12 +55,12 @@ class Throughput:
             self._attempts = min(self._attempts + 1, _RECENT_ATTEMPTS)
             self._mean += (seconds - self._mean) / self._attempts
 
-    def read(self, now: float) -> Reading:
+    def read(self, now: float) -> ThroughputReading:
         """Return what the meter shows now: at most five seconds old."""
         if now >= self._until:
             self._forget(now)
             self._until = now + _HOLD_SECONDS
-            self._reading = Reading(
+            self._reading = ThroughputReading(
                 per_minute=sum(ends for _, ends in self._ends),
                 mean_run_seconds=_rounded(self._mean) if self._attempts else None,
             )

@@ -15,13 +15,13 @@ from enum import Enum, auto
 
 from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
-from taskqueue.model.task import Phase, Policy, Task, TaskStatus
+from taskqueue.model.task import Phase, Policy, Task, TaskState
 
 #: Names told in a message; the others are counted.
 _NAMES_TOLD = 5
 
 
-class Step(Enum):
+class AdmissionStep(Enum):
     """What is to be done with a Task."""
 
     #: It has its final status.
@@ -42,16 +42,16 @@ class Dispatched(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class AdmissionDecision:
     """A step, the status that goes with it, and when time alone may change the decision."""
 
-    step: Step
-    status: TaskStatus
+    step: AdmissionStep
+    status: TaskState
     look_again: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class TaskEnvironment:
     """What is known around a Task.
 
     Attributes:
@@ -68,8 +68,8 @@ class Surroundings:
 
 
 def decide(
-    task: Task, status: TaskStatus, around: Surroundings, *, dispatched: Dispatched, now: float
-) -> Decision:
+    task: Task, status: TaskState, around: TaskEnvironment, *, dispatched: Dispatched, now: float
+) -> AdmissionDecision:
     """Return what is to be done with a Task.
 
     Args:
@@ -81,52 +81,54 @@ def decide(
     """
     spec = task.spec
     if spec.cancel:
-        return Decision(Step.END, lifecycle.cancelled(status, now=now))
+        return AdmissionDecision(AdmissionStep.END, lifecycle.cancelled(status, now=now))
     if spec.suspend:
         out = dispatched is not Dispatched.NO and status.phase is not Phase.SUSPENDED
         held = lifecycle.taken_back(status) if out else status
-        return Decision(Step.HOLD, lifecycle.suspended(held))
+        return AdmissionDecision(AdmissionStep.HOLD, lifecycle.suspended(held))
     if status.phase is Phase.SUSPENDED:
         status = lifecycle.resumed(status, now=now)
     deadline, seconds = _deadline(task, status, around)
     if deadline is not None and now >= deadline:
         over = lifecycle.deadline_exceeded(status, now=now, seconds=seconds)
-        return Decision(Step.END, over)
+        return AdmissionDecision(AdmissionStep.END, over)
     if dispatched is Dispatched.YES:
         if around.policy is None and status.phase is not Phase.RUNNING:
-            return Decision(Step.GO, _without_queue(task, status), deadline)
-        return Decision(Step.GO, _free(status), deadline)
+            return AdmissionDecision(AdmissionStep.GO, _without_queue(task, status), deadline)
+        return AdmissionDecision(AdmissionStep.GO, _free(status), deadline)
     decision = _before_dispatch(task, status, around, now)
-    if deadline is None or decision.step is Step.END:
+    if deadline is None or decision.step is AdmissionStep.END:
         return decision
     first = deadline if decision.look_again is None else min(deadline, decision.look_again)
-    return Decision(decision.step, decision.status, first)
+    return AdmissionDecision(decision.step, decision.status, first)
 
 
-def _before_dispatch(task: Task, status: TaskStatus, around: Surroundings, now: float) -> Decision:
+def _before_dispatch(
+    task: Task, status: TaskState, around: TaskEnvironment, now: float
+) -> AdmissionDecision:
     if around.policy is None:
-        return Decision(Step.HOLD, _without_queue(task, status))
+        return AdmissionDecision(AdmissionStep.HOLD, _without_queue(task, status))
     fresh = not _was_dispatched(status)
     if fresh and (held := _by_dependencies(task, status, around.dependencies, now)) is not None:
         return held
     if around.payload_problem == "":
-        return Decision(Step.HOLD, _free(status))
+        return AdmissionDecision(AdmissionStep.HOLD, _free(status))
     if around.payload_problem is not None:
         return _blocked(status, "PayloadUnresolved", around.payload_problem)
     start = task.spec.start_after
     if fresh and start is not None and now < start:
-        return Decision(Step.HOLD, lifecycle.scheduled(status, at=start), start)
+        return AdmissionDecision(AdmissionStep.HOLD, lifecycle.scheduled(status, at=start), start)
     retry = status.next_attempt_time if status.history else None
     if retry is not None and now < retry:
         if status.phase is not Phase.RETRYING:
             status = lifecycle.waits_for_retry(status, around.policy)
-        return Decision(Step.HOLD, status, retry)
+        return AdmissionDecision(AdmissionStep.HOLD, status, retry)
     if now < around.hold_until:
-        return Decision(Step.HOLD, status, around.hold_until)
-    return Decision(Step.GO, _free(status))
+        return AdmissionDecision(AdmissionStep.HOLD, status, around.hold_until)
+    return AdmissionDecision(AdmissionStep.GO, _free(status))
 
 
-def _without_queue(task: Task, status: TaskStatus) -> TaskStatus:
+def _without_queue(task: Task, status: TaskState) -> TaskState:
     return lifecycle.blocked(
         status,
         reason="QueueNotFound",
@@ -136,8 +138,8 @@ def _without_queue(task: Task, status: TaskStatus) -> TaskStatus:
 
 
 def _by_dependencies(
-    task: Task, status: TaskStatus, state: DependencyState, now: float
-) -> Decision | None:
+    task: Task, status: TaskState, state: DependencyState, now: float
+) -> AdmissionDecision | None:
     if state is INDEPENDENT:
         return None
     if state.cycle:
@@ -172,7 +174,7 @@ def _by_dependencies(
     return None
 
 
-def _deadline(task: Task, status: TaskStatus, around: Surroundings) -> tuple[float | None, int]:
+def _deadline(task: Task, status: TaskState, around: TaskEnvironment) -> tuple[float | None, int]:
     """Return when the Task must have ended, and after how many seconds that is."""
     seconds = task.spec.overrides.active_deadline_seconds
     if seconds is None and around.policy is not None:
@@ -189,7 +191,7 @@ def _deadline(task: Task, status: TaskStatus, around: Surroundings) -> tuple[flo
     return max(at for at in begun if at is not None) + seconds, seconds
 
 
-def _was_dispatched(status: TaskStatus) -> bool:
+def _was_dispatched(status: TaskState) -> bool:
     """Tell whether an attempt was certainly dispatched before, whoever led then."""
     return (
         status.attempts > 0
@@ -198,7 +200,7 @@ def _was_dispatched(status: TaskStatus) -> bool:
     )
 
 
-def _free(status: TaskStatus) -> TaskStatus:
+def _free(status: TaskState) -> TaskState:
     """Nothing keeps it; while a retry or a second try is under way its status still tells why."""
     if status.phase is Phase.SCHEDULED or (
         status.phase is Phase.BLOCKED and status.reason not in _TOLD_UNTIL_DISPATCHED
@@ -211,12 +213,16 @@ def _free(status: TaskStatus) -> TaskStatus:
 _TOLD_UNTIL_DISPATCHED = frozenset({"UnknownHandler", "ConcurrencyLimit"})
 
 
-def _blocked(status: TaskStatus, reason: str, message: str) -> Decision:
-    return Decision(Step.HOLD, lifecycle.blocked(status, reason=reason, message=message))
+def _blocked(status: TaskState, reason: str, message: str) -> AdmissionDecision:
+    return AdmissionDecision(
+        AdmissionStep.HOLD, lifecycle.blocked(status, reason=reason, message=message)
+    )
 
 
-def _refused(status: TaskStatus, now: float, reason: str, message: str) -> Decision:
-    return Decision(Step.END, lifecycle.refused(status, now=now, reason=reason, message=message))
+def _refused(status: TaskState, now: float, reason: str, message: str) -> AdmissionDecision:
+    return AdmissionDecision(
+        AdmissionStep.END, lifecycle.refused(status, now=now, reason=reason, message=message)
+    )
 
 
 def _names(names: tuple[str, ...]) -> str:

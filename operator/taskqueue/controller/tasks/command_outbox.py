@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections import deque
 
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import Order, OrderKind, order_message
+from taskqueue.contract.command import CommandKind, WorkerCommand, order_message
 
 #: Orders kept while the broker is away; of more, the oldest are forgotten.
 _KEPT = 10_000
 
 
-class OrderLine:
+class CommandOutbox:
     """See the module's contract."""
 
     def __init__(self) -> None:
         self._publisher: Publisher | None = None
-        self._waiting: deque[Order] = deque(maxlen=_KEPT)
+        self._waiting: deque[WorkerCommand] = deque(maxlen=_KEPT)
 
     def __len__(self) -> int:
         """Return how many orders wait for the broker."""
@@ -40,7 +40,7 @@ class OrderLine:
         """Keep orders until opened again."""
         self._publisher = None
 
-    def send(self, order: Order) -> None:
+    def send(self, order: WorkerCommand) -> None:
         """Send an order, now or, if it is kept, when the broker is there again."""
         publisher = self._publisher
         if publisher is None:
@@ -60,10 +60,10 @@ class OrderLine:
             message.exchange, message.key, message.body, message.properties(), settled
         )
 
-    def _keep(self, order: Order) -> None:
+    def _keep(self, order: WorkerCommand) -> None:
         if _is_kept(order):
             self._waiting.append(order)
 
 
-def _is_kept(order: Order) -> bool:
-    return order.kind is not OrderKind.DRAIN
+def _is_kept(order: WorkerCommand) -> bool:
+    return order.kind is not CommandKind.DRAIN

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
-from taskqueue.controller.tasks.dispatch_queue import WaitingLine
+from taskqueue.controller.tasks.dispatch_queue import DispatchQueue
 
 H = TypeVar("H", bound=Hashable)
 
@@ -20,7 +20,7 @@ class KeySlots(Generic[H]):
 
     def __init__(self) -> None:
         self._holders: dict[str, set[H]] = {}
-        self._lines: dict[str, WaitingLine[H]] = {}
+        self._lines: dict[str, DispatchQueue[H]] = {}
 
     def __iter__(self) -> Iterator[H]:
         """Yield everybody who waits for a key, in no order."""
@@ -59,7 +59,7 @@ class KeySlots(Generic[H]):
 
     def wait(self, key: str, holder: H, *, priority: int, created: float) -> None:
         """Put ``holder`` into the key's line."""
-        line = self._lines.setdefault(key, WaitingLine())
+        line = self._lines.setdefault(key, DispatchQueue())
         line.add(holder, priority=priority, created=created)
 
     def leave(self, key: str, holder: H) -> None:

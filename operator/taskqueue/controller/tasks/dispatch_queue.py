@@ -49,7 +49,7 @@ class FinishRate:
         return sum(count for _, count in self._seconds)
 
 
-class WaitingLine(Generic[K]):
+class DispatchQueue(Generic[K]):
     """Keys in order of priority (higher first), then age (older first), then arrival.
 
     Removal is lazy: a removed key's entry is skipped when it comes up, or dropped when such

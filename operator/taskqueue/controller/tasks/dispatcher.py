@@ -21,17 +21,17 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.names import WORK_EXCHANGE, routing_key
 from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.metrics import PUBLISHED
-from taskqueue.controller.tasks.command_outbox import OrderLine
+from taskqueue.controller.tasks.command_outbox import CommandOutbox
 from taskqueue.controller.tasks.concurrency_keys import KeySlots
-from taskqueue.controller.tasks.dispatch_queue import FinishRate, WaitingLine, window_size
-from taskqueue.controller.tasks.key_holds import Lingering
+from taskqueue.controller.tasks.dispatch_queue import DispatchQueue, FinishRate, window_size
+from taskqueue.controller.tasks.key_holds import KeyHolds
 from taskqueue.controller.tasks.published_peak import PublishedPeak
-from taskqueue.controller.tasks.tracked_task import Entry, Stage, log_fields
-from taskqueue.controller.tasks.unreported_attempts import SILENCE_SECONDS, Silence
+from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask, log_fields
+from taskqueue.controller.tasks.unreported_attempts import SILENCE_SECONDS, UnreportedAttempts
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.task import Policy
@@ -46,19 +46,19 @@ _BATCH = 128
 _REFUSED_PAUSE_SECONDS = 0.5
 
 
-class Ledger(Protocol):
+class DispatchListener(Protocol):
     """Who keeps the statuses; told what the dispatcher finds out."""
 
     def opened(self, key: QueueKey, publisher: Publisher) -> None:
         """Take note that the queue's broker is there."""
 
-    def claim(self, entry: Entry) -> None:
+    def claim(self, entry: TrackedTask) -> None:
         """Record that ``entry.key`` is held, then call `Dispatcher.claimed`."""
 
-    def parked(self, entry: Entry) -> None:
+    def parked(self, entry: TrackedTask) -> None:
         """Take note that the Task waits for its concurrency key."""
 
-    def silent(self, entry: Entry, since: float) -> None:
+    def silent(self, entry: TrackedTask, since: float) -> None:
         """Take note that an attempt, with a worker since then, will not report any more."""
 
 
@@ -81,7 +81,7 @@ class Dispatcher:
         *,
         tokens: TokenKeys,
         clock: Clock,
-        ledger: Ledger,
+        ledger: DispatchListener,
         leads: Callable[[], bool],
         on_backlog: Callable[[], None],
         on_missing: Callable[[], None],
@@ -96,20 +96,20 @@ class Dispatcher:
         self._leads = leads
         self._on_backlog = on_backlog
         self._on_missing = on_missing
-        self._line: WaitingLine[Entry] = WaitingLine()
+        self._line: DispatchQueue[TrackedTask] = DispatchQueue()
         #: Holders are Entries, and tokens of attempts that were taken back and may still run.
-        self._keys: KeySlots[Entry | str] = KeySlots()
-        self._lingering = Lingering(self._let_go)
-        self._held: set[Entry] = set()
-        self._claiming: set[Entry] = set()
+        self._keys: KeySlots[TrackedTask | str] = KeySlots()
+        self._lingering = KeyHolds(self._let_go)
+        self._held: set[TrackedTask] = set()
+        self._claiming: set[TrackedTask] = set()
         #: In the order of publishing, which is that of the broker's queue.
-        self._published: dict[Entry, None] = {}
+        self._published: dict[TrackedTask, None] = {}
         self._peak = PublishedPeak()
-        self._silence = Silence(
+        self._silence = UnreportedAttempts(
             self._published, policy=self.policy, clock=clock, on_silent=ledger.silent
         )
         self._rate = FinishRate()
-        self._orders = OrderLine()
+        self._orders = CommandOutbox()
         self._publisher: Publisher | None = None
         self._pump_planned = False
         self._paused_until = 0.0
@@ -159,15 +159,15 @@ class Dispatcher:
             or self._orders
         )
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[TrackedTask]:
         """Yield every Task held, in no order."""
         yield from self._line
-        yield from (one for one in self._keys if isinstance(one, Entry))
+        yield from (one for one in self._keys if isinstance(one, TrackedTask))
         yield from self._claiming
         yield from self._held
         yield from self._published
 
-    def policy(self, entry: Entry) -> Policy:
+    def policy(self, entry: TrackedTask) -> Policy:
         """Return what holds for a Task now: its own fields over the queue's."""
         defaults = self._config.policy if self._config else Policy()
         return entry.task.spec.overrides.over(defaults)
@@ -186,7 +186,7 @@ class Dispatcher:
         self._publisher = None
         self._orders.close()
 
-    def adopt(self, entry: Entry) -> None:
+    def adopt(self, entry: TrackedTask) -> None:
         """Take a Task that is new here.
 
         One that holds a key by its status was published by a former leader, as far as anybody
@@ -195,27 +195,27 @@ class Dispatcher:
         if entry.status.concurrency_key:
             entry.key = entry.status.concurrency_key
             self._keys.take(entry.key, entry)
-            entry.stage = Stage.PUBLISHED
+            entry.stage = TaskStage.PUBLISHED
             self._published[entry] = None
             self._peak.came(self._clock())
             entry.confirmed = entry.unsure = True
 
-    def submit(self, entry: Entry) -> None:
+    def submit(self, entry: TrackedTask) -> None:
         """Take a Task whose next attempt may be dispatched."""
         self._leave(entry)
-        entry.stage = Stage.WAITING
+        entry.stage = TaskStage.WAITING
         self._line.add(entry, priority=entry.task.spec.priority, created=entry.task.created)
         self._plan_pump()
         self._on_backlog()
 
-    def hold(self, entry: Entry) -> None:
+    def hold(self, entry: TrackedTask) -> None:
         """Keep a Task that is not to be dispatched for now."""
         self._leave(entry)
-        entry.stage = Stage.HELD
+        entry.stage = TaskStage.HELD
         self._held.add(entry)
         self._plan_pump()
 
-    def withdraw(self, entry: Entry, *, finished: bool) -> None:
+    def withdraw(self, entry: TrackedTask, *, finished: bool) -> None:
         """Let go of a Task that is finished or gone."""
         self._leave(entry)
         if entry.key:
@@ -224,12 +224,12 @@ class Dispatcher:
             self._rate.add(self._clock())
         self._plan_pump()
 
-    def token(self, entry: Entry) -> str:
+    def token(self, entry: TrackedTask) -> str:
         """Return the token of a Task's attempt."""
         status = entry.status
         return self._tokens.sign(entry.task.uid, status.current_attempt, status.epoch)
 
-    def linger(self, entry: Entry) -> None:
+    def linger(self, entry: TrackedTask) -> None:
         """Keep the key of a published attempt that is being stopped until its worker has answered.
 
         At the latest until the attempt would have timed out: then nothing of it can run any more.
@@ -249,18 +249,18 @@ class Dispatcher:
         self._keys.release(key, token)
         self._unpark(key)
 
-    def order(self, kind: OrderKind, token: str, uid: str) -> None:
+    def order(self, kind: CommandKind, token: str, uid: str) -> None:
         """Tell the workers; kept until the broker has it."""
-        self._orders.send(Order(kind, token=token, uid=uid))
+        self._orders.send(WorkerCommand(kind, token=token, uid=uid))
 
     def order_drain(self, pod: str) -> None:
         """Tell the worker of a pod to take no more work; kept until the broker has it."""
-        self._orders.send(Order(OrderKind.DRAIN, pod=pod, namespace=self.key[0]))
+        self._orders.send(WorkerCommand(CommandKind.DRAIN, pod=pod, namespace=self.key[0]))
 
-    def claimed(self, entry: Entry, fence: int) -> None:
+    def claimed(self, entry: TrackedTask, fence: int) -> None:
         """Publish a Task whose key is recorded; ``fence`` grows with every such record."""
         entry.fence = fence
-        if entry.stage is not Stage.CLAIMING:
+        if entry.stage is not TaskStage.CLAIMING:
             return
         self._claiming.discard(entry)
         held = self._config is None or self._config.stop_policy.holds
@@ -290,7 +290,7 @@ class Dispatcher:
         """
         self._silence.observed(ready, reporting=reporting)
 
-    def _leave(self, entry: Entry) -> None:
+    def _leave(self, entry: TrackedTask) -> None:
         self._line.discard(entry)
         if entry in self._published:
             del self._published[entry]
@@ -302,7 +302,7 @@ class Dispatcher:
         if entry.key and entry.status.concurrency_key != entry.key:
             self._release(entry)
 
-    def _release(self, entry: Entry) -> None:
+    def _release(self, entry: TrackedTask) -> None:
         key, entry.key = entry.key, ""
         self._keys.leave(key, entry)
         self._keys.release(key, entry)
@@ -312,7 +312,7 @@ class Dispatcher:
         """Put those that wait for a key into the line, as many as may have it."""
         limit = self._config.per_key if self._config else 1
         while (entry := self._keys.next(key, limit=limit)) is not None:
-            if isinstance(entry, Entry):
+            if isinstance(entry, TrackedTask):
                 self._keys.take(key, entry)  # or the next would find room too
                 self._line.add(entry, priority=entry.task.spec.priority, created=entry.task.created)
                 self._plan_pump()
@@ -356,10 +356,10 @@ class Dispatcher:
                 self._publish(publisher, entry)
         self._plan_pump()
 
-    def _claim_or_park(self, entry: Entry, limit: int) -> None:
+    def _claim_or_park(self, entry: TrackedTask, limit: int) -> None:
         entry.key = entry.task.spec.concurrency_key
         if self._keys.claim(entry.key, entry, limit=limit):
-            entry.stage = Stage.CLAIMING
+            entry.stage = TaskStage.CLAIMING
             self._claiming.add(entry)
             self._ledger.claim(entry)
         else:
@@ -367,7 +367,7 @@ class Dispatcher:
             self._keys.wait(entry.key, entry, priority=spec.priority, created=entry.task.created)
             self._ledger.parked(entry)
 
-    def _publish_claimed(self, publisher: Publisher, entry: Entry) -> None:
+    def _publish_claimed(self, publisher: Publisher, entry: TrackedTask) -> None:
         """Publish, if nobody else can have led before the claim was recorded."""
         if self._leads():
             self._publish(publisher, entry)
@@ -377,8 +377,8 @@ class Dispatcher:
             self._paused_until = self._clock() + _REFUSED_PAUSE_SECONDS
             self.submit(entry)
 
-    def _publish(self, publisher: Publisher, entry: Entry) -> None:
-        entry.stage = Stage.PUBLISHED
+    def _publish(self, publisher: Publisher, entry: TrackedTask) -> None:
+        entry.stage = TaskStage.PUBLISHED
         entry.confirmed = entry.unsure = entry.astray = False
         entry.delivered_at = None
         self._published[entry] = None
@@ -410,10 +410,10 @@ class Dispatcher:
         )
 
     def _settled(
-        self, entry: Entry, published: tuple[int, int], settled: Settled, text: str
+        self, entry: TrackedTask, published: tuple[int, int], settled: Settled, text: str
     ) -> None:
         status = entry.status
-        if entry.stage is not Stage.PUBLISHED or published != (
+        if entry.stage is not TaskStage.PUBLISHED or published != (
             status.current_attempt,
             status.epoch,
         ):

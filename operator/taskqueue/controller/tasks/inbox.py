@@ -17,7 +17,7 @@ from collections.abc import Callable
 from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract import heartbeat, outcome, work
-from taskqueue.contract.command import Order, OrderKind, order_message
+from taskqueue.contract.command import CommandKind, WorkerCommand, order_message
 from taskqueue.contract.completion import direct_event
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.names import (
@@ -28,16 +28,21 @@ from taskqueue.contract.names import (
 )
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, decode
 from taskqueue.contract.work import AttemptClaim
-from taskqueue.controller.completions.publisher import Announcer
+from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.metrics import OUTCOMES_DROPPED
 from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.dispatcher import Dispatcher
-from taskqueue.controller.tasks.lifecycle import Ended, Failure, Verdict
-from taskqueue.controller.tasks.tracked_task import Entry, Source, Stage, log_fields
-from taskqueue.controller.tasks.transitions import UNKNOWN_HANDLER, Recorder, ack
+from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure, Verdict
+from taskqueue.controller.tasks.tracked_task import (
+    OutcomeSource,
+    TaskStage,
+    TrackedTask,
+    log_fields,
+)
+from taskqueue.controller.tasks.transitions import UNKNOWN_HANDLER, TaskTransitions, ack
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import Progress
+from taskqueue.model.task import ProgressState
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import Clock
 
@@ -48,7 +53,7 @@ RESULT_LIMIT_BYTES = 16 * 1024
 #: What an event may add to its result, in bytes.
 _ENVELOPE_BYTES = 16 * 1024
 
-_TOO_LARGE = Failure(
+_TOO_LARGE = AttemptFailure(
     type="ResultTooLarge",
     message=f"the result has more than {RESULT_LIMIT_BYTES} bytes of JSON: store it elsewhere and "
     "return where",
@@ -76,13 +81,13 @@ class Inbox:
     def __init__(
         self,
         *,
-        entries: dict[str, Entry],
+        entries: dict[str, TrackedTask],
         dispatcher_of: Callable[[QueueKey], Dispatcher | None],
-        recorder: Recorder,
-        announcer: Announcer,
+        recorder: TaskTransitions,
+        announcer: CompletionPublisher,
         tokens: TokenKeys,
         clock: Clock,
-        on_late: Callable[[AttemptEvent, Delivery, Source], None],
+        on_late: Callable[[AttemptEvent, Delivery, OutcomeSource], None],
         on_heartbeat: Callable[[Heartbeat], None],
     ) -> None:
         self._entries = entries
@@ -94,7 +99,7 @@ class Inbox:
         self._on_late = on_late
         self._on_heartbeat = on_heartbeat
 
-    def take(self, delivery: Delivery, source: Source) -> None:
+    def take(self, delivery: Delivery, source: OutcomeSource) -> None:
         """Take a message: an event, a dead letter, or a heartbeat."""
         if delivery.exchange == HEARTBEATS_EXCHANGE:
             self._take_heartbeat(delivery, source)
@@ -111,7 +116,7 @@ class Inbox:
         except ContractError as problem:
             self._take_invalid(delivery, source, problem)
 
-    def _take_event(self, delivery: Delivery, event: AttemptEvent, source: Source) -> None:
+    def _take_event(self, delivery: Delivery, event: AttemptEvent, source: OutcomeSource) -> None:
         claim = AttemptClaim(event.uid, event.token, event.attempt, event.epoch)
         if not self._is_genuine(claim):
             log.warning("outcome.forged", namespace=event.namespace, task=event.task, uid=event.uid)
@@ -126,7 +131,7 @@ class Inbox:
             return
         entry.source = source
         recorder = self._recorder
-        ended = Ended(
+        ended = AttemptEnd(
             attempt=event.attempt,
             epoch=event.epoch,
             now=self._clock(),
@@ -150,7 +155,7 @@ class Inbox:
                 if error.type == UNKNOWN_HANDLER:
                     recorder.handler_unknown(entry, error.message, delivery)
                     return
-                failure = Failure(
+                failure = AttemptFailure(
                     type=error.type,
                     message=error.message,
                     retryable=error.retryable,
@@ -158,7 +163,7 @@ class Inbox:
                 )
                 recorder.failed(entry, ended, failure, delivery)
 
-    def _take_heartbeat(self, delivery: Delivery, source: Source) -> None:
+    def _take_heartbeat(self, delivery: Delivery, source: OutcomeSource) -> None:
         """Take what a worker says of itself and of the attempts it runs."""
         ack(delivery)
         try:
@@ -181,18 +186,24 @@ class Inbox:
                 # Its start may have been told to a leader that did not live to write it.
                 self._recorder.runs(entry, worker=beat.pod)
                 if attempt.percent is not None or attempt.message:
-                    self._recorder.progressed(entry, Progress(attempt.percent, attempt.message))
+                    self._recorder.progressed(
+                        entry, ProgressState(attempt.percent, attempt.message)
+                    )
         self._on_heartbeat(beat)
 
-    def _order_stop(self, token: str, uid: str, source: Source) -> None:
+    def _order_stop(self, token: str, uid: str, source: OutcomeSource) -> None:
         if source.publisher is not None:
-            order = order_message(Order(OrderKind.CANCEL, token=token, uid=uid))
+            order = order_message(WorkerCommand(CommandKind.CANCEL, token=token, uid=uid))
             source.publisher.publish(
                 order.exchange, order.key, order.body, order.properties(), _whatever
             )
 
     def _take_late(
-        self, delivery: Delivery, event: AttemptEvent, entry: Entry | None, source: Source
+        self,
+        delivery: Delivery,
+        event: AttemptEvent,
+        entry: TrackedTask | None,
+        source: OutcomeSource,
     ) -> None:
         """Take an event about an attempt nobody waits for."""
         if event.kind is EventKind.STARTED:
@@ -211,7 +222,7 @@ class Inbox:
         else:
             self._drop("stale", delivery)
 
-    def _take_direct(self, delivery: Delivery, event: AttemptEvent, source: Source) -> None:
+    def _take_direct(self, delivery: Delivery, event: AttemptEvent, source: OutcomeSource) -> None:
         """Pass the end of a direct message on to whoever listens."""
         self._announcer.announce(
             direct_event(event, arrived_with=delivery.routing_key, now=self._clock()),
@@ -238,19 +249,21 @@ class Inbox:
         why = str(headers.get(ERROR_HEADER) or headers.get("x-last-death-reason") or "unknown")
         log.warning("outcome.dead_letter", **log_fields(entry.task, why=why))
         if why == "delivery_limit":
-            failure = Failure(
+            failure = AttemptFailure(
                 type="WorkerLost",
                 message="the broker gave the message up: every worker that took it was lost",
             )
         else:
-            failure = Failure(
+            failure = AttemptFailure(
                 type="DeadLettered",
                 message=f"the message was given up ({why}): look for a consumer of the queue that "
                 "rejects messages, or a worker of another version",
             )
         self._recorder.failed(entry, self._ended_now(claim), failure, delivery)
 
-    def _take_invalid(self, delivery: Delivery, source: Source, problem: ContractError) -> None:
+    def _take_invalid(
+        self, delivery: Delivery, source: OutcomeSource, problem: ContractError
+    ) -> None:
         log.warning("outcome.invalid", problem=str(problem))
         claim = outcome.claimed_attempt(delivery.body)
         entry = None if claim is None else self._entries.get(claim.uid)
@@ -265,7 +278,7 @@ class Inbox:
             return
         # Its worker has done with it: without an outcome the Task would wait for ever.
         self._answered(entry.queue_key, claim.token)
-        failure = Failure(type="InvalidOutcome", message=str(problem))
+        failure = AttemptFailure(type="InvalidOutcome", message=str(problem))
         self._recorder.failed(entry, self._ended_now(claim), failure, delivery)
 
     def _answered(self, key: QueueKey, token: str) -> None:
@@ -273,16 +286,16 @@ class Inbox:
         if dispatcher is not None:
             dispatcher.answered(token)
 
-    def _ended_now(self, claim: AttemptClaim) -> Ended:
-        return Ended(attempt=claim.attempt, epoch=claim.epoch, now=self._clock())
+    def _ended_now(self, claim: AttemptClaim) -> AttemptEnd:
+        return AttemptEnd(attempt=claim.attempt, epoch=claim.epoch, now=self._clock())
 
     def _is_genuine(self, claim: AttemptClaim) -> bool:
         return self._tokens.verify(claim.token, claim.uid, claim.attempt, claim.epoch)
 
     @staticmethod
-    def _is_awaited(entry: Entry, claim: AttemptClaim) -> bool:
+    def _is_awaited(entry: TrackedTask, claim: AttemptClaim) -> bool:
         verdict = lifecycle.judge(entry.status, attempt=claim.attempt, epoch=claim.epoch)
-        return verdict is Verdict.COUNTS and entry.stage is not Stage.FINISHED
+        return verdict is Verdict.COUNTS and entry.stage is not TaskStage.FINISHED
 
     @staticmethod
     def _drop(why: str, delivery: Delivery) -> None:

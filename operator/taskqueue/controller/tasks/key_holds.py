@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-class Lingering:
+class KeyHolds:
     """Keeps the concurrency key of each such attempt, for a limited time.
 
     Args:

@@ -3,7 +3,7 @@
 Invariants, held by property tests:
 
 * a terminal status never changes;
-* `TaskStatus.attempts` never decreases and never exceeds the policy's max_attempts;
+* `TaskState.attempts` never decreases and never exceeds the policy's max_attempts;
 * an outcome counts once: a repeated or older one is judged `Verdict.STALE`.
 """
 
@@ -16,11 +16,11 @@ from taskqueue.controller.tasks.retry import next_wait_seconds
 from taskqueue.model.task import (
     HISTORY_LIMIT,
     MESSAGE_LIMIT,
-    Attempt,
+    AttemptRecord,
     Phase,
     Policy,
-    Progress,
-    TaskStatus,
+    ProgressState,
+    TaskState,
 )
 
 
@@ -32,7 +32,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class AttemptEnd:
     """An attempt that ended, as its worker reported it, with times by the operator's clock.
 
     Attributes:
@@ -51,7 +51,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class AttemptFailure:
     """Why an attempt failed.
 
     Attributes:
@@ -67,14 +67,14 @@ class Failure:
     retry_after_seconds: float | None = None
 
 
-def judge(status: TaskStatus, *, attempt: int, epoch: int) -> Verdict:
+def judge(status: TaskState, *, attempt: int, epoch: int) -> Verdict:
     """Tell whether an event about (attempt, epoch) may still change the status."""
     if status.phase.terminal or epoch < status.epoch or attempt < status.current_attempt:
         return Verdict.STALE
     return Verdict.COUNTS
 
 
-def started(status: TaskStatus, *, attempt: int, now: float, worker: str) -> TaskStatus:
+def started(status: TaskState, *, attempt: int, now: float, worker: str) -> TaskState:
     """Return the status of a Task one of whose attempts is known to be running."""
     return replace(
         status,
@@ -90,25 +90,27 @@ def started(status: TaskStatus, *, attempt: int, now: float, worker: str) -> Tas
     )
 
 
-def progressed(status: TaskStatus, progress: Progress) -> TaskStatus:
+def progressed(status: TaskState, progress: ProgressState) -> TaskState:
     """Return the status of a Task whose running attempt has said how far it is."""
     if status.phase is not Phase.RUNNING:
         return status
     return replace(status, progress=progress)
 
 
-def claimed(status: TaskStatus, *, key: str) -> TaskStatus:
+def claimed(status: TaskState, *, key: str) -> TaskState:
     """Return the status of a Task that holds its concurrency key from now on."""
     after = unblocked(status) if status.phase is Phase.BLOCKED else status
     return replace(after, concurrency_key=key)
 
 
-def unclaimed(status: TaskStatus) -> TaskStatus:
+def unclaimed(status: TaskState) -> TaskState:
     """Return the status of a Task that gives its concurrency key back undispatched."""
     return replace(status, concurrency_key="")
 
 
-def succeeded(status: TaskStatus, ended: Ended, *, result: dict[str, object] | None) -> TaskStatus:
+def succeeded(
+    status: TaskState, ended: AttemptEnd, *, result: dict[str, object] | None
+) -> TaskState:
     """Return the final status after an attempt that succeeded."""
     return replace(
         _recorded(status, ended, outcome=Phase.SUCCEEDED.value),
@@ -119,8 +121,8 @@ def succeeded(status: TaskStatus, ended: Ended, *, result: dict[str, object] | N
 
 
 def failed(
-    status: TaskStatus, ended: Ended, failure: Failure, *, policy: Policy, random: float
-) -> TaskStatus:
+    status: TaskState, ended: AttemptEnd, failure: AttemptFailure, *, policy: Policy, random: float
+) -> TaskState:
     """Return the status after a failed attempt: Retrying, with a time, or Failed for good."""
     after = _recorded(
         status, ended, outcome=Phase.FAILED.value, reason=failure.type, message=failure.message
@@ -146,14 +148,14 @@ def failed(
     )
 
 
-def released(status: TaskStatus) -> TaskStatus:
+def released(status: TaskState) -> TaskState:
     """Return the status of a Task whose running attempt was given back unfinished."""
     if status.phase is not Phase.RUNNING:
         return status
     return replace(status, phase=Phase.PENDING, worker="", progress=None)
 
 
-def taken_back(status: TaskStatus) -> TaskStatus:
+def taken_back(status: TaskState) -> TaskState:
     """Return the status of a Task whose dispatched attempt counts for nothing any more.
 
     The attempt's number is used again; the raised epoch makes what it may still report stale.
@@ -162,8 +164,8 @@ def taken_back(status: TaskStatus) -> TaskStatus:
 
 
 def silent(
-    status: TaskStatus, *, now: float, start: float, policy: Policy, random: float
-) -> TaskStatus:
+    status: TaskState, *, now: float, start: float, policy: Policy, random: float
+) -> TaskState:
     """Return the status after an attempt whose time is up without a word from its worker.
 
     Args:
@@ -173,14 +175,14 @@ def silent(
         policy: of the Task.
         random: for the jitter of the wait.
     """
-    ended = Ended(
+    ended = AttemptEnd(
         attempt=status.current_attempt,
         epoch=status.epoch,
         now=now,
         seconds=now - start,
         worker=status.worker,
     )
-    failure = Failure(
+    failure = AttemptFailure(
         type="Timeout",
         message=f"no outcome came within {policy.attempt_timeout_seconds} s and some more: its "
         "worker is gone, or acknowledges without reporting",
@@ -189,14 +191,14 @@ def silent(
     return replace(after, epoch=status.epoch + 1)
 
 
-def cancelled(status: TaskStatus, *, now: float) -> TaskStatus:
+def cancelled(status: TaskState, *, now: float) -> TaskState:
     """Return the final status of a Task that is not wanted any more."""
     return _stopped(
         status, now=now, phase=Phase.CANCELLED, reason="Cancelled", message="spec.cancel is true"
     )
 
 
-def deadline_exceeded(status: TaskStatus, *, now: float, seconds: int) -> TaskStatus:
+def deadline_exceeded(status: TaskState, *, now: float, seconds: int) -> TaskState:
     """Return the final status of a Task that has had all its time."""
     return _stopped(
         status,
@@ -207,17 +209,17 @@ def deadline_exceeded(status: TaskStatus, *, now: float, seconds: int) -> TaskSt
     )
 
 
-def refused(status: TaskStatus, *, now: float, reason: str, message: str) -> TaskStatus:
+def refused(status: TaskState, *, now: float, reason: str, message: str) -> TaskState:
     """Return the final status of a Task that can never run as it is."""
     return _stopped(status, now=now, phase=Phase.FAILED, reason=reason, message=message)
 
 
-def blocked(status: TaskStatus, *, reason: str, message: str) -> TaskStatus:
+def blocked(status: TaskState, *, reason: str, message: str) -> TaskState:
     """Return the status of a Task that waits for something outside itself."""
     return replace(status, phase=Phase.BLOCKED, reason=reason, message=_clip(message))
 
 
-def scheduled(status: TaskStatus, *, at: float) -> TaskStatus:
+def scheduled(status: TaskState, *, at: float) -> TaskState:
     """Return the status of a Task whose time has not come."""
     return replace(
         status,
@@ -228,7 +230,7 @@ def scheduled(status: TaskStatus, *, at: float) -> TaskStatus:
     )
 
 
-def suspended(status: TaskStatus) -> TaskStatus:
+def suspended(status: TaskState) -> TaskState:
     """Return the status of a Task that is not to be dispatched for now.
 
     The time of a retry that was waited for stays: a Task resumed earlier waits for it.
@@ -243,18 +245,18 @@ def suspended(status: TaskStatus) -> TaskStatus:
     )
 
 
-def resumed(status: TaskStatus, *, now: float) -> TaskStatus:
+def resumed(status: TaskState, *, now: float) -> TaskState:
     """Return the status of a Task that was suspended and is not any more."""
     return replace(unblocked(status), resumed_time=now)
 
 
-def unblocked(status: TaskStatus) -> TaskStatus:
+def unblocked(status: TaskState) -> TaskState:
     """Return the status of a Task whose obstacle is gone; a retry is waited for all the same."""
     due = status.next_attempt_time if status.history else None
     return replace(status, phase=Phase.PENDING, reason="", message="", next_attempt_time=due)
 
 
-def waits_for_retry(status: TaskStatus, policy: Policy) -> TaskStatus:
+def waits_for_retry(status: TaskState, policy: Policy) -> TaskState:
     """Return the status of a Task that waited for something else before its next attempt."""
     last = status.history[-1]
     told = _attempt_told(last.attempt, policy, last.reason, last.message)
@@ -262,10 +264,10 @@ def waits_for_retry(status: TaskStatus, policy: Policy) -> TaskStatus:
 
 
 def _recorded(
-    status: TaskStatus, ended: Ended, *, outcome: str, reason: str = "", message: str = ""
-) -> TaskStatus:
+    status: TaskState, ended: AttemptEnd, *, outcome: str, reason: str = "", message: str = ""
+) -> TaskState:
     start = ended.now - max(ended.seconds, 0.0)
-    entry = Attempt(
+    entry = AttemptRecord(
         attempt=ended.attempt,
         outcome=outcome,
         start_time=start,
@@ -291,14 +293,14 @@ def _recorded(
 
 
 def _stopped(
-    status: TaskStatus, *, now: float, phase: Phase, reason: str, message: str
-) -> TaskStatus:
+    status: TaskState, *, now: float, phase: Phase, reason: str, message: str
+) -> TaskState:
     """End a Task without a worker's word; an attempt known to run goes into the history."""
     after = status
     if status.phase is Phase.RUNNING:
         # What was not written is not known after a restart: then the earliest it can have been.
         begun = status.history[-1].finish_time if status.history else status.start_time
-        ended = Ended(
+        ended = AttemptEnd(
             attempt=status.current_attempt,
             epoch=status.epoch,
             now=now,
@@ -323,7 +325,9 @@ def _stopped(
     )
 
 
-def _failed_for_good(status: TaskStatus, ended: Ended, *, reason: str, message: str) -> TaskStatus:
+def _failed_for_good(
+    status: TaskState, ended: AttemptEnd, *, reason: str, message: str
+) -> TaskState:
     return replace(
         status,
         phase=Phase.FAILED,

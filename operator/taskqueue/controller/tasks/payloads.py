@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from taskqueue.controller.tasks.tracked_task import Entry, Stage
+from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.task import PayloadSource, Task
 
@@ -37,20 +37,22 @@ class Payloads:
         look: called with a Task whose payload is there, or whose problem has changed.
     """
 
-    def __init__(self, client: ApiClient, *, spawn: Spawn, look: Callable[[Entry], None]) -> None:
+    def __init__(
+        self, client: ApiClient, *, spawn: Spawn, look: Callable[[TrackedTask], None]
+    ) -> None:
         self._client = client
         self._spawn = spawn
         self._look = look
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
 
-    def resolve(self, entry: Entry) -> None:
+    def resolve(self, entry: TrackedTask) -> None:
         """Have the payload of a new Task put together, if there is anything to."""
         if entry.task.spec.payload_from:
             entry.payload_problem = ""
             self._spawn(self._resolve(entry), f"payload of {entry.task.path}")
 
-    async def _resolve(self, entry: Entry) -> None:
-        while entry.stage is not Stage.FINISHED:
+    async def _resolve(self, entry: TrackedTask) -> None:
+        while entry.stage is not TaskStage.FINISHED:
             try:
                 entry.payload = await self._merged(entry.task)
                 problem = None

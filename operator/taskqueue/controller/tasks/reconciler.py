@@ -10,18 +10,18 @@ import asyncio
 from collections.abc import Callable
 
 from taskqueue.controller.tasks import lifecycle
-from taskqueue.controller.tasks.admission import Step, Surroundings, decide
+from taskqueue.controller.tasks.admission import AdmissionStep, TaskEnvironment, decide
 from taskqueue.controller.tasks.dependency_graph import DependencyState
 from taskqueue.controller.tasks.dispatcher import Dispatcher
-from taskqueue.controller.tasks.tracked_task import Entry, Stage
-from taskqueue.controller.tasks.transitions import Recorder
+from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
+from taskqueue.controller.tasks.transitions import TaskTransitions
 from taskqueue.timestamps import Clock
 
 #: Where a Task is on its way to a worker, or with one.
-_GOING = (Stage.WAITING, Stage.CLAIMING, Stage.PUBLISHED)
+_GOING = (TaskStage.WAITING, TaskStage.CLAIMING, TaskStage.PUBLISHED)
 
 
-class Governor:
+class TaskReconciler:
     """See the module's contract.
 
     Args:
@@ -34,9 +34,9 @@ class Governor:
     def __init__(
         self,
         *,
-        dispatcher_of: Callable[[Entry], Dispatcher],
-        dependencies_of: Callable[[Entry], DependencyState],
-        recorder: Recorder,
+        dispatcher_of: Callable[[TrackedTask], Dispatcher],
+        dependencies_of: Callable[[TrackedTask], DependencyState],
+        recorder: TaskTransitions,
         clock: Clock,
     ) -> None:
         self._dispatcher_of = dispatcher_of
@@ -44,12 +44,12 @@ class Governor:
         self._recorder = recorder
         self._clock = clock
 
-    def look(self, entry: Entry) -> None:
+    def look(self, entry: TrackedTask) -> None:
         """Do what is due about a Task."""
-        if entry.stage is Stage.FINISHED:
+        if entry.stage is TaskStage.FINISHED:
             return
         dispatcher, now = self._dispatcher_of(entry), self._clock()
-        around = Surroundings(
+        around = TaskEnvironment(
             policy=dispatcher.policy(entry) if dispatcher.config is not None else None,
             dependencies=self._dependencies_of(entry),
             payload_problem=entry.payload_problem,
@@ -57,13 +57,13 @@ class Governor:
         )
         decision = decide(entry.task, entry.status, around, dispatched=entry.dispatched, now=now)
         self._set_alarm(entry, decision.look_again, now)
-        if decision.step is Step.END:
+        if decision.step is AdmissionStep.END:
             self._recorder.end(entry, decision.status)
         elif decision.status.epoch > entry.status.epoch:
             self._recorder.take_back(entry, decision.status)
-        elif decision.step is Step.HOLD:
+        elif decision.step is AdmissionStep.HOLD:
             status = decision.status
-            if entry.stage is Stage.CLAIMING:
+            if entry.stage is TaskStage.CLAIMING:
                 status = lifecycle.unclaimed(status)  # nothing of it was published yet
             self._recorder.change(entry, status)
             dispatcher.hold(entry)
@@ -73,7 +73,7 @@ class Governor:
             if entry.stage not in _GOING:
                 dispatcher.submit(entry)
 
-    def _set_alarm(self, entry: Entry, at: float | None, now: float) -> None:
+    def _set_alarm(self, entry: TrackedTask, at: float | None, now: float) -> None:
         if entry.alarm is not None:
             entry.alarm.cancel()
             entry.alarm = None
@@ -81,6 +81,6 @@ class Governor:
             loop = asyncio.get_running_loop()
             entry.alarm = loop.call_later(max(at - now, 0.0), self._alarmed, entry)
 
-    def _alarmed(self, entry: Entry) -> None:
+    def _alarmed(self, entry: TrackedTask) -> None:
         entry.alarm = None
         self.look(entry)

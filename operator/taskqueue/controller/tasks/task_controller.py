@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from taskqueue.amqp.channel import Delivery
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.outcome import AttemptEvent
-from taskqueue.controller.completions.publisher import Announcer
+from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.metrics import TASKS_HELD
 from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.dependencies import Dependencies
@@ -24,16 +24,21 @@ from taskqueue.controller.tasks.dependency_graph import DependencyState
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.inbox import Inbox
 from taskqueue.controller.tasks.payloads import Payloads
-from taskqueue.controller.tasks.reconciler import Governor
-from taskqueue.controller.tasks.tracked_task import Entry, Source, Stage, log_fields
-from taskqueue.controller.tasks.transitions import Recorder, ack
+from taskqueue.controller.tasks.reconciler import TaskReconciler
+from taskqueue.controller.tasks.tracked_task import (
+    OutcomeSource,
+    TaskStage,
+    TrackedTask,
+    log_fields,
+)
+from taskqueue.controller.tasks.transitions import TaskTransitions, ack
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.informer import Key, identity
-from taskqueue.kubernetes.status_updater import StatusWriter, version_of
+from taskqueue.kubernetes.status_updater import StatusUpdater, version_of
 from taskqueue.kubernetes.task_codec import read_task, task_path
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import Phase, Task, TaskStatus
+from taskqueue.model.task import Phase, Task, TaskState
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import Clock
 
@@ -49,7 +54,7 @@ _REFUSED_PAUSE_SECONDS = 5.0
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
-class Owner(Protocol):
+class TaskListener(Protocol):
     """Who serves the TaskQueues of these Tasks."""
 
     def backlog_changed(self, key: QueueKey) -> None:
@@ -61,14 +66,14 @@ class Owner(Protocol):
     def worker_beat(self, beat: Heartbeat) -> None:
         """A worker lives, or says that it stops."""
 
-    def task_ended(self, entry: Entry) -> None:
+    def task_ended(self, entry: TrackedTask) -> None:
         """The final status of a Task is in the API server."""
 
-    def task_told(self, entry: Entry) -> None:
+    def task_told(self, entry: TrackedTask) -> None:
         """Whoever listens has been told of it, or will be: the Task is not needed for that."""
 
 
-class Tasks:
+class TaskController:
     """See the module's contract; the listener of the feed of Tasks.
 
     Args:
@@ -89,9 +94,9 @@ class Tasks:
         self,
         *,
         client: ApiClient,
-        writer: StatusWriter,
+        writer: StatusUpdater,
         tokens: TokenKeys,
-        owner: Owner,
+        owner: TaskListener,
         uid_of: Callable[[Key], str | None],
         synced: Callable[[], bool],
         leads: Callable[[], bool],
@@ -108,12 +113,12 @@ class Tasks:
         self._leads = leads
         self._spawn = spawn
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, TrackedTask] = {}
         self._dispatchers: dict[QueueKey, Dispatcher] = {}
         #: Finished Tasks the feed has yet to show leaving: what it shows of them is late news.
         self._leaving: set[str] = set()
-        self.announcer = Announcer()
-        self._recorder = Recorder(
+        self.announcer = CompletionPublisher()
+        self._recorder = TaskTransitions(
             entries=self._entries,
             dispatcher_of=self._dispatcher_of,
             writer=writer,
@@ -128,7 +133,7 @@ class Tasks:
         self.dependencies = Dependencies(
             client, unfinished=lambda key: self._by_name(key) is not None, look=self._look_at
         )
-        self._governor = Governor(
+        self._governor = TaskReconciler(
             dispatcher_of=self._dispatcher_of,
             dependencies_of=self._dependencies_of,
             recorder=self._recorder,
@@ -148,11 +153,11 @@ class Tasks:
         TASKS_HELD.set_function(lambda: len(self._entries))
 
     @property
-    def held(self) -> Mapping[str, Entry]:
+    def held(self) -> Mapping[str, TrackedTask]:
         """The unfinished Tasks by uid."""
         return self._entries
 
-    def take(self, delivery: Delivery, source: Source) -> None:
+    def take(self, delivery: Delivery, source: OutcomeSource) -> None:
         """Take a message from the inbox of a broker."""
         self._inbox.take(delivery, source)
 
@@ -177,7 +182,7 @@ class Tasks:
         if entry is not None:
             self._changed(entry, task)
         elif not task.status.phase.terminal:
-            entry = Entry(
+            entry = TrackedTask(
                 task=task,
                 status=task.status,
                 written=task.status,
@@ -193,10 +198,10 @@ class Tasks:
         if entry is None:
             return
         entry.left_feed = True
-        if entry.stage is not Stage.FINISHED:
+        if entry.stage is not TaskStage.FINISHED:
             self._spawn(self._look_after(entry), f"look for {key[0]}/{key[1]}")
 
-    def _admit(self, entry: Entry) -> None:
+    def _admit(self, entry: TrackedTask) -> None:
         self._entries[entry.task.uid] = entry
         self._dispatcher_of(entry).adopt(entry)
         if self._is_too_large(entry, entry.task.spec.payload):
@@ -205,16 +210,16 @@ class Tasks:
         self._payloads.resolve(entry)
         self._governor.look(entry)
 
-    def _changed(self, entry: Entry, task: Task) -> None:
+    def _changed(self, entry: TrackedTask, task: Task) -> None:
         before, entry.task = entry.task.spec, task
         if task.spec.depends_on != before.depends_on:
             self.dependencies.put(task)
         placed = (task.spec.priority, task.spec.concurrency_key)
-        if entry.stage is Stage.WAITING and placed != (before.priority, before.concurrency_key):
+        if entry.stage is TaskStage.WAITING and placed != (before.priority, before.concurrency_key):
             self._dispatcher_of(entry).submit(entry)
         self._governor.look(entry)
 
-    def _is_too_large(self, entry: Entry, payload: bytes) -> bool:
+    def _is_too_large(self, entry: TrackedTask, payload: bytes) -> bool:
         """End a Task with a payload above the limit; tell whether it is."""
         if len(payload) <= PAYLOAD_LIMIT_BYTES:
             return False
@@ -232,13 +237,13 @@ class Tasks:
         self._recorder.end(entry, refused)
         return True
 
-    def _payload_read(self, entry: Entry) -> None:
+    def _payload_read(self, entry: TrackedTask) -> None:
         if entry.payload is None or not self._is_too_large(entry, entry.payload):
             self._governor.look(entry)
 
     # What became of a Task.
 
-    async def _look_after(self, entry: Entry) -> None:
+    async def _look_after(self, entry: TrackedTask) -> None:
         """Find out whether an unfinished Task that left the feed is really gone."""
         raw = await self._read(entry.task)
         if _is_unfinished(raw):
@@ -246,10 +251,10 @@ class Tasks:
         else:
             self._let_go(entry, raw)
 
-    def _refused(self, entry: Entry) -> None:
+    def _refused(self, entry: TrackedTask) -> None:
         self._spawn(self._look_after_refused(entry), f"look for refused {entry.task.path}")
 
-    async def _look_after_refused(self, entry: Entry) -> None:
+    async def _look_after_refused(self, entry: TrackedTask) -> None:
         """Write a refused status again for as long as there is a Task that needs it."""
         await asyncio.sleep(_REFUSED_PAUSE_SECONDS)
         raw = await self._read(entry.task)
@@ -258,7 +263,7 @@ class Tasks:
         else:
             self._let_go(entry, raw)
 
-    def _let_go(self, entry: Entry, raw: Mapping[str, Any] | None) -> None:
+    def _let_go(self, entry: TrackedTask, raw: Mapping[str, Any] | None) -> None:
         """Forget a Task that is deleted, or finished by somebody else's hand."""
         if self._entries.get(entry.task.uid) is not entry:
             return
@@ -270,12 +275,14 @@ class Tasks:
         elif self._is_named(entry.task):
             self.dependencies.gone(entry.task)
 
-    def _late(self, event: AttemptEvent, delivery: Delivery, source: Source) -> None:
+    def _late(self, event: AttemptEvent, delivery: Delivery, source: OutcomeSource) -> None:
         self._spawn(
             self._announce_late(event, delivery, source), f"end of {event.namespace}/{event.task}"
         )
 
-    async def _announce_late(self, event: AttemptEvent, delivery: Delivery, source: Source) -> None:
+    async def _announce_late(
+        self, event: AttemptEvent, delivery: Delivery, source: OutcomeSource
+    ) -> None:
         """Announce an end again whose outcome its leader did not live to acknowledge."""
         raw = await self._get(event.namespace, event.task, event.uid)
         task = None if raw is None else read_task(raw)
@@ -306,7 +313,7 @@ class Tasks:
                 continue
             return raw if raw["metadata"]["uid"] == uid else None
 
-    def _recorded(self, entry: Entry) -> None:
+    def _recorded(self, entry: TrackedTask) -> None:
         """Take note that a final status is in the API server."""
         if not entry.left_feed:
             self._leaving.add(entry.task.uid)
@@ -314,7 +321,7 @@ class Tasks:
         self._drop_if_idle(entry.queue_key)
         self._owner.task_ended(entry)
 
-    def _tell_dependents(self, task: Task, status: TaskStatus) -> None:
+    def _tell_dependents(self, task: Task, status: TaskState) -> None:
         if self._is_named(task):
             self.dependencies.ended(
                 task, status.phase, status.reason, status.completion_time or 0.0
@@ -356,12 +363,12 @@ class Tasks:
         for dispatcher in self._dispatchers.values():
             dispatcher.close()
 
-    def _dispatcher_of(self, entry: Entry) -> Dispatcher:
+    def _dispatcher_of(self, entry: TrackedTask) -> Dispatcher:
         return self.dispatcher(entry.queue_key)
 
     # Names.
 
-    def _by_name(self, key: Key) -> Entry | None:
+    def _by_name(self, key: Key) -> TrackedTask | None:
         uid = self._uid_of(key)
         return None if uid is None else self._entries.get(uid)
 
@@ -375,7 +382,7 @@ class Tasks:
             if entry is not None:
                 self._governor.look(entry)
 
-    def _dependencies_of(self, entry: Entry) -> DependencyState:
+    def _dependencies_of(self, entry: TrackedTask) -> DependencyState:
         return self.dependencies.of(entry.task)
 
 

@@ -1,7 +1,7 @@
 """The unfinished Tasks the operator holds.
 
-An `Entry` lives from the moment the feed shows a Task until its final status is in the API server
-(or the Task is gone). There may be 100,000 of them: no attribute without need.
+A `TrackedTask` lives from the moment the informer shows a Task until its final status is in the API
+server (or the Task is gone). There may be 100,000 of them: no attribute without need.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.publisher import Publisher
 from taskqueue.controller.tasks.admission import Dispatched
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import Task, TaskStatus
+from taskqueue.model.task import Task, TaskState
 
 
-class Stage(Enum):
+class TaskStage(Enum):
     """Where an unfinished Task is, as far as dispatching goes."""
 
     #: Not taken up yet.
@@ -36,7 +36,7 @@ class Stage(Enum):
     FINISHED = auto()
 
 
-class Source(Protocol):
+class OutcomeSource(Protocol):
     """The broker a message came from."""
 
     @property
@@ -48,14 +48,14 @@ class Source(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class TrackedTask:
     """One unfinished Task.
 
     Attributes:
         task: the object as last seen.
         status: what is true now.
         written: what the API server has.
-        stage: see `Stage`.
+        stage: see `TaskStage`.
         outcomes: deliveries to acknowledge when a write that contains them has succeeded.
         source: the broker the last of them came from.
         alarm: when it is to be looked at again, whatever happens.
@@ -77,11 +77,11 @@ class Entry:
     """
 
     task: Task
-    status: TaskStatus
-    written: TaskStatus
-    stage: Stage = Stage.NEW
+    status: TaskState
+    written: TaskState
+    stage: TaskStage = TaskStage.NEW
     outcomes: list[Delivery] = field(default_factory=list)
-    source: Source | None = None
+    source: OutcomeSource | None = None
     alarm: asyncio.TimerHandle | None = None
     flush: asyncio.TimerHandle | None = None
     after_write: tuple[tuple[int, Callable[[], None]], ...] = ()
@@ -100,7 +100,7 @@ class Entry:
     @property
     def dispatched(self) -> Dispatched:
         """Whether a worker may have its present attempt."""
-        if self.stage is Stage.PUBLISHED:
+        if self.stage is TaskStage.PUBLISHED:
             return Dispatched.YES
         return Dispatched.MAYBE if self.astray else Dispatched.NO
 

@@ -20,19 +20,19 @@ from random import Random
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.publisher import Publisher
-from taskqueue.contract.command import OrderKind
-from taskqueue.controller.completions.publisher import Announcer
+from taskqueue.contract.command import CommandKind
+from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.metrics import STATUS_WRITES, TASKS_FINISHED
 from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.admission import Dispatched
 from taskqueue.controller.tasks.dispatcher import Dispatcher
-from taskqueue.controller.tasks.lifecycle import Ended, Failure
-from taskqueue.controller.tasks.tracked_task import Entry, Stage, log_fields
-from taskqueue.kubernetes.status_updater import Fate, Refused, StatusWriter
+from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
+from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask, log_fields
+from taskqueue.kubernetes.status_updater import Fate, StatusUpdater, WriteRefused
 from taskqueue.kubernetes.task_codec import status_patch, status_path
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import MESSAGE_LIMIT, Phase, Progress, TaskStatus
+from taskqueue.model.task import MESSAGE_LIMIT, Phase, ProgressState, TaskState
 from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
@@ -49,7 +49,7 @@ HANDLER_SECONDS = 5.0
 RETRACTED_SECONDS = 1.0
 
 
-class Recorder:
+class TaskTransitions:
     """See the module's contract; the `dispatcher.Ledger` of the dispatchers.
 
     Args:
@@ -70,16 +70,16 @@ class Recorder:
     def __init__(
         self,
         *,
-        entries: dict[str, Entry],
-        dispatcher_of: Callable[[Entry], Dispatcher],
-        writer: StatusWriter,
-        announcer: Announcer,
+        entries: dict[str, TrackedTask],
+        dispatcher_of: Callable[[TrackedTask], Dispatcher],
+        writer: StatusUpdater,
+        announcer: CompletionPublisher,
         clock: Clock,
         random: Random,
-        look: Callable[[Entry], None],
-        on_recorded: Callable[[Entry], None],
-        on_told: Callable[[Entry], None],
-        on_refused: Callable[[Entry], None],
+        look: Callable[[TrackedTask], None],
+        on_recorded: Callable[[TrackedTask], None],
+        on_told: Callable[[TrackedTask], None],
+        on_refused: Callable[[TrackedTask], None],
     ) -> None:
         self._entries = entries
         self._dispatcher_of = dispatcher_of
@@ -95,7 +95,7 @@ class Recorder:
     # What workers report.
 
     def started(
-        self, entry: Entry, *, attempt: int, worker: str, ago: float = STARTED_AFTER_SECONDS
+        self, entry: TrackedTask, *, attempt: int, worker: str, ago: float = STARTED_AFTER_SECONDS
     ) -> None:
         """Take note that an attempt runs, and has for ``ago`` seconds."""
         begun = self._clock() - ago
@@ -107,24 +107,30 @@ class Recorder:
                 settle=SETTLE_SECONDS - STARTED_AFTER_SECONDS,
             )
 
-    def runs(self, entry: Entry, *, worker: str) -> None:
+    def runs(self, entry: TrackedTask, *, worker: str) -> None:
         """Take note that a worker runs the present attempt, if that is not known."""
-        if entry.status.phase is not Phase.RUNNING and entry.stage is Stage.PUBLISHED:
+        if entry.status.phase is not Phase.RUNNING and entry.stage is TaskStage.PUBLISHED:
             attempt = entry.status.current_attempt
             self.started(entry, attempt=attempt, worker=worker, ago=0.0)  # at least
 
-    def progressed(self, entry: Entry, progress: Progress) -> None:
+    def progressed(self, entry: TrackedTask, progress: ProgressState) -> None:
         """Take how far a running attempt says it is."""
         self.change(entry, lifecycle.progressed(entry.status, progress))
 
     def succeeded(
-        self, entry: Entry, ended: Ended, result: dict[str, object] | None, outcome: Delivery
+        self,
+        entry: TrackedTask,
+        ended: AttemptEnd,
+        result: dict[str, object] | None,
+        outcome: Delivery,
     ) -> None:
         """Take a success."""
         entry.outcomes.append(outcome)
         self._finish(entry, lifecycle.succeeded(entry.status, ended, result=result))
 
-    def failed(self, entry: Entry, ended: Ended, failure: Failure, outcome: Delivery) -> None:
+    def failed(
+        self, entry: TrackedTask, ended: AttemptEnd, failure: AttemptFailure, outcome: Delivery
+    ) -> None:
         """Take a failed attempt: the Task is tried again, or has failed."""
         entry.outcomes.append(outcome)
         status = lifecycle.failed(
@@ -139,7 +145,7 @@ class Recorder:
         else:
             self._go_on(entry, status)
 
-    def released(self, entry: Entry, word: Delivery) -> None:
+    def released(self, entry: TrackedTask, word: Delivery) -> None:
         """Publish an attempt again that a worker gave back; its token stays good.
 
         Not so with a concurrency key: this word may come twice, and the second must not have the
@@ -151,7 +157,7 @@ class Recorder:
         self._dispatcher_of(entry).submit(entry)
         self._look(entry)
 
-    def retracted(self, entry: Entry, word: Delivery) -> None:
+    def retracted(self, entry: TrackedTask, word: Delivery) -> None:
         """Publish an attempt again that a worker stopped, by an order nobody knows any more.
 
         Workers remember the order by the token, so the attempt needs another. Not at once: the
@@ -161,7 +167,7 @@ class Recorder:
         self._settle_word(entry, word)
         self._go_on(entry, lifecycle.taken_back(entry.status))
 
-    def handler_unknown(self, entry: Entry, message: str, word: Delivery) -> None:
+    def handler_unknown(self, entry: TrackedTask, message: str, word: Delivery) -> None:
         """Try again later, uncounted: the workers that know the handler may be on their way."""
         entry.hold_until = self._clock() + HANDLER_SECONDS
         self._settle_word(entry, word)
@@ -177,27 +183,27 @@ class Recorder:
 
     # What the operator decides.
 
-    def end(self, entry: Entry, status: TaskStatus) -> None:
+    def end(self, entry: TrackedTask, status: TaskState) -> None:
         """Give a Task its final status without a worker's word, and stop what may still run."""
-        if entry.stage is Stage.FINISHED:
+        if entry.stage is TaskStage.FINISHED:
             return
         if entry.dispatched is not Dispatched.NO:
             self._stop_worker(entry)
         self._finish(entry, status)
 
-    def take_back(self, entry: Entry, status: TaskStatus) -> None:
+    def take_back(self, entry: TrackedTask, status: TaskState) -> None:
         """Take a dispatched attempt back: first the raised epoch is written, then its worker told.
 
         An order must not outlive its cause: a leader that did not know of the epoch would publish
         the same token again, which no worker runs any more.
         """
-        self._order_after_write(entry, OrderKind.RELEASE)
+        self._order_after_write(entry, CommandKind.RELEASE)
         self._dispatcher_of(entry).linger(entry)
         entry.status = status
         self._dispatcher_of(entry).hold(entry)
         self._write(entry, urgent=True)
 
-    def change(self, entry: Entry, status: TaskStatus, settle: float = SETTLE_SECONDS) -> None:
+    def change(self, entry: TrackedTask, status: TaskState, settle: float = SETTLE_SECONDS) -> None:
         """Give a Task another unfinished status, to be written if it lasts."""
         entry.status = status
         if entry.flush is None and status != entry.written:
@@ -211,7 +217,7 @@ class Recorder:
                 entry.flush.cancel()
                 self._flush(entry)
 
-    def forget(self, entry: Entry) -> None:
+    def forget(self, entry: TrackedTask) -> None:
         """Let go of a Task that is no longer in the API server, or finished there."""
         if entry.dispatched is not Dispatched.NO:
             self._stop_worker(entry)
@@ -219,10 +225,10 @@ class Recorder:
         self._dispatcher_of(entry).withdraw(entry, finished=False)
         self._after_write(entry, written=None)
         entry.acknowledge()
-        entry.stage = Stage.FINISHED
+        entry.stage = TaskStage.FINISHED
         self._entries.pop(entry.task.uid, None)
 
-    def write_again(self, entry: Entry) -> None:
+    def write_again(self, entry: TrackedTask) -> None:
         """Write the status of a Task that is still there and still unfinished."""
         if entry.task.uid in self._entries:
             self._write(entry, urgent=True)
@@ -233,12 +239,12 @@ class Recorder:
         """Tell what could not be told while the broker was away."""
         self._announcer.opened(key, publisher)
 
-    def claim(self, entry: Entry) -> None:
+    def claim(self, entry: TrackedTask) -> None:
         """Record that a Task holds its concurrency key, then have it published."""
         entry.status = lifecycle.claimed(entry.status, key=entry.key)
         self._write(entry, urgent=True)
 
-    def parked(self, entry: Entry) -> None:
+    def parked(self, entry: TrackedTask) -> None:
         """Say that a Task waits for its concurrency key."""
         self.change(
             entry,
@@ -250,12 +256,12 @@ class Recorder:
             ),
         )
 
-    def silent(self, entry: Entry, since: float) -> None:
+    def silent(self, entry: TrackedTask, since: float) -> None:
         """Count an attempt as failed whose worker says nothing any more."""
         log.warning("attempt.silent", **log_fields(entry.task, worker=entry.status.worker))
         if entry.unsure and entry.status.phase is not Phase.RUNNING:
             # Perhaps nobody ever had it: that is no failed attempt. No worker begins it any more.
-            self._order_after_write(entry, OrderKind.RELEASE)
+            self._order_after_write(entry, CommandKind.RELEASE)
             self._go_on(entry, lifecycle.taken_back(entry.status))
             self._write(entry, urgent=True)
             return
@@ -269,22 +275,22 @@ class Recorder:
         if status.phase.terminal:
             self.end(entry, status)
             return
-        self._order_after_write(entry, OrderKind.CANCEL)
+        self._order_after_write(entry, CommandKind.CANCEL)
         self._dispatcher_of(entry).linger(entry)
         self._go_on(entry, status)
         self._write(entry, urgent=True)
 
     # Inside.
 
-    def _finish(self, entry: Entry, status: TaskStatus) -> None:
+    def _finish(self, entry: TrackedTask, status: TaskState) -> None:
         entry.stop_timers()
         entry.status = status
         self._dispatcher_of(entry).withdraw(entry, finished=True)
-        entry.stage = Stage.FINISHED
+        entry.stage = TaskStage.FINISHED
         self._write(entry, urgent=True)
 
     @staticmethod
-    def _settle_word(entry: Entry, word: Delivery) -> None:
+    def _settle_word(entry: TrackedTask, word: Delivery) -> None:
         """Acknowledge what changes nothing but, perhaps, who holds a concurrency key.
 
         Then it must come again if this process ends before the key is given back on record.
@@ -294,24 +300,24 @@ class Recorder:
         else:
             ack(word)
 
-    def _go_on(self, entry: Entry, status: TaskStatus) -> None:
+    def _go_on(self, entry: TrackedTask, status: TaskState) -> None:
         """The attempt is over, the Task is not."""
         self.change(entry, status)
         self._dispatcher_of(entry).hold(entry)
         self._look(entry)
 
-    def _stop_worker(self, entry: Entry) -> None:
+    def _stop_worker(self, entry: TrackedTask) -> None:
         dispatcher = self._dispatcher_of(entry)
         dispatcher.linger(entry)
-        dispatcher.order(OrderKind.CANCEL, dispatcher.token(entry), entry.task.uid)
+        dispatcher.order(CommandKind.CANCEL, dispatcher.token(entry), entry.task.uid)
 
-    def _order_after_write(self, entry: Entry, kind: OrderKind) -> None:
+    def _order_after_write(self, entry: TrackedTask, kind: CommandKind) -> None:
         """Have the present attempt stopped as soon as a higher epoch is in the API server."""
         dispatcher = self._dispatcher_of(entry)
         token, uid = dispatcher.token(entry), entry.task.uid
         entry.after_write += ((entry.status.epoch + 1, lambda: dispatcher.order(kind, token, uid)),)
 
-    def _after_write(self, entry: Entry, written: TaskStatus | None) -> None:
+    def _after_write(self, entry: TrackedTask, written: TaskState | None) -> None:
         """Do what waited for a write; all of it when nothing will be written any more."""
         due = entry.after_write
         if written is None or written.phase.terminal:
@@ -322,15 +328,15 @@ class Recorder:
             if one not in entry.after_write:
                 one[1]()
 
-    def _flush(self, entry: Entry) -> None:
+    def _flush(self, entry: TrackedTask) -> None:
         entry.flush = None
-        if entry.stage is Stage.FINISHED:
+        if entry.stage is TaskStage.FINISHED:
             return
         if entry.status == entry.written and not entry.outcomes:
             return
         self._write(entry, urgent=False)
 
-    def _write(self, entry: Entry, *, urgent: bool) -> None:
+    def _write(self, entry: TrackedTask, *, urgent: bool) -> None:
         status, contained = entry.status, list(entry.outcomes)
         self._writer.put(
             status_path(entry.task),
@@ -340,9 +346,9 @@ class Recorder:
         )
 
     def _settled(
-        self, entry: Entry, status: TaskStatus, contained: list[Delivery], fate: Fate
+        self, entry: TrackedTask, status: TaskState, contained: list[Delivery], fate: Fate
     ) -> None:
-        if isinstance(fate, Refused):
+        if isinstance(fate, WriteRefused):
             self._refused(entry, status, fate)
             return
         STATUS_WRITES.inc()
@@ -354,13 +360,13 @@ class Recorder:
         for delivery in [one for one in entry.outcomes if one in contained]:
             ack(delivery)  # a second time would close the channel
             entry.outcomes.remove(delivery)
-        if entry.stage is not Stage.FINISHED:
+        if entry.stage is not TaskStage.FINISHED:
             self.change(entry, entry.status)  # it may have changed back while this was written
-        if entry.stage is Stage.CLAIMING and status.concurrency_key == entry.key:
+        if entry.stage is TaskStage.CLAIMING and status.concurrency_key == entry.key:
             self._dispatcher_of(entry).claimed(entry, fate.version)
 
     def _ended(
-        self, entry: Entry, status: TaskStatus, contained: list[Delivery], generation: int
+        self, entry: TrackedTask, status: TaskState, contained: list[Delivery], generation: int
     ) -> None:
         if generation > entry.task.generation:
             # The spec was changed just before: a final status must speak of the last generation,
@@ -383,25 +389,25 @@ class Recorder:
         if not outcomes:
             self._on_told(entry)
 
-    def _told(self, entry: Entry, outcomes: list[Delivery]) -> None:
+    def _told(self, entry: TrackedTask, outcomes: list[Delivery]) -> None:
         for delivery in outcomes:
             ack(delivery)
         if outcomes:
             self._on_told(entry)
 
-    def _publisher(self, entry: Entry) -> Publisher | None:
+    def _publisher(self, entry: TrackedTask) -> Publisher | None:
         """Return what reaches the queue's broker, or the one its outcome came from."""
         own = self._dispatcher_of(entry).publisher
         return entry.source.publisher if own is None and entry.source is not None else own
 
-    def _refused(self, entry: Entry, status: TaskStatus, fate: Refused) -> None:
+    def _refused(self, entry: TrackedTask, status: TaskState, fate: WriteRefused) -> None:
         fields = log_fields(entry.task, problem=fate.message)
         if fate.status == 404 or entry.reduced:
             log.error("status.refused", **fields)
             self._on_refused(entry)
             return
         if status is not entry.status:
-            if entry.stage is not Stage.FINISHED:
+            if entry.stage is not TaskStage.FINISHED:
                 self.change(entry, entry.status)
             return  # what is true now is written by itself
         log.warning("status.reduced", **fields)

@@ -58,7 +58,7 @@ class _Finished:
     tries: int = 0
 
 
-class Janitor:
+class TtlController:
     """See the module's contract. `run` must be running for anything to be deleted.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from taskqueue.controller.tasks.tracked_task import Entry
+from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.model.task import Policy
 
 #: An attempt is given up when no outcome has come this long after its time-out: the worker reports
@@ -17,7 +17,7 @@ from taskqueue.model.task import Policy
 SILENCE_SECONDS = 10.0
 
 
-class Silence:
+class UnreportedAttempts:
     """See the module's contract.
 
     Args:
@@ -29,11 +29,11 @@ class Silence:
 
     def __init__(
         self,
-        published: Collection[Entry],
+        published: Collection[TrackedTask],
         *,
-        policy: Callable[[Entry], Policy],
+        policy: Callable[[TrackedTask], Policy],
         clock: Callable[[], float],
-        on_silent: Callable[[Entry, float], None],
+        on_silent: Callable[[TrackedTask, float], None],
     ) -> None:
         self._published = published
         self._policy = policy

@@ -34,8 +34,8 @@ from taskqueue.worker.sdk import (
     Cancelled,
     Context,
     Fail,
+    HandlerRegistry,
     Progress,
-    Registry,
     Retry,
     mark_cancelled,
 )
@@ -48,7 +48,7 @@ EXIT_CUT_OFF = 74
 _TRACEBACK_LENGTH = 16_384
 
 
-def serve(connection: socket.socket, registry: Registry, *, tell_memory: bool) -> NoReturn:
+def serve(connection: socket.socket, registry: HandlerRegistry, *, tell_memory: bool) -> NoReturn:
     """Run attempts until the worker closes the connection; then end this process.
 
     Args:
@@ -68,7 +68,9 @@ def serve(connection: socket.socket, registry: Registry, *, tell_memory: bool) -
 class Child:
     """One child; there is one in a process."""
 
-    def __init__(self, connection: socket.socket, registry: Registry, *, tell_memory: bool) -> None:
+    def __init__(
+        self, connection: socket.socket, registry: HandlerRegistry, *, tell_memory: bool
+    ) -> None:
         self._connection = connection
         self._registry = registry
         self._memory = OwnMemory() if tell_memory else None

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from taskqueue.worker.deadlines import Deadlines
-from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors import child_protocol
 from taskqueue.worker.executors.exit_status import MemoryWatch
 from taskqueue.worker.executors.memory import KillWatch
 from taskqueue.worker.executors.pooled_child import ChildExecution, PooledChild
-from taskqueue.worker.executors.process_spawner import Spawner
+from taskqueue.worker.executors.process_spawner import ProcessSpawner
 from taskqueue.worker.outcome import failure
 from taskqueue.worker.sdk import Handler
 
@@ -55,7 +55,7 @@ class ChildPool:
     """
 
     def __init__(
-        self, spawner: Spawner, loop: asyncio.AbstractEventLoop, settings: PoolSettings
+        self, spawner: ProcessSpawner, loop: asyncio.AbstractEventLoop, settings: PoolSettings
     ) -> None:
         self.spawner = spawner
         self.loop = loop
@@ -76,7 +76,7 @@ class ChildPool:
             self.idle.append(PooledChild(self))
 
     def start(
-        self, handler: Handler, attempt: Attempt, done: Callable[[AttemptResult], None]
+        self, handler: Handler, attempt: AttemptRequest, done: Callable[[AttemptResult], None]
     ) -> Execution | None:
         """Run the attempt in a free child or a new one.
 

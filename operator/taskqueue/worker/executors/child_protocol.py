@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from taskqueue.contract.outcome import EventError
-from taskqueue.worker.executor import Attempt, AttemptResult
+from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import encodable
 from taskqueue.worker.sdk import Progress
 
@@ -75,7 +75,7 @@ class FrameReader:
         return frames
 
 
-def encode_attempt(handler: str, attempt: Attempt) -> bytes:
+def encode_attempt(handler: str, attempt: AttemptRequest) -> bytes:
     """Return the body of ATTEMPT.
 
     Raises:

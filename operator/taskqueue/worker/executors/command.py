@@ -28,12 +28,12 @@ import orjson
 
 from taskqueue.logs import EventLog
 from taskqueue.worker.deadlines import Deadlines
-from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.exit_status import MemoryWatch, how_it_ended, over_limit
 from taskqueue.worker.executors.function import NothingRan
 from taskqueue.worker.executors.memory import KillWatch
 from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe, together
-from taskqueue.worker.executors.process_spawner import Ended, Process, Spawner
+from taskqueue.worker.executors.process_spawner import ProcessExit, ProcessSpawner, SpawnedProcess
 from taskqueue.worker.outcome import (
     MAX_RESULT_BYTES,
     encodable,
@@ -64,14 +64,14 @@ class CommandError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ProgramCommand:
     """A handler that is a program."""
 
     name: str
     argv: tuple[str, ...]
 
     @classmethod
-    def parse(cls, text: str) -> Command:
+    def parse(cls, text: str) -> ProgramCommand:
         """Read ``NAME=program argument…``, with quotes as in a shell, which does not run.
 
         Raises:
@@ -109,8 +109,8 @@ class CommandExecution:
     def __init__(
         self,
         executor: CommandExecutor,
-        command: Command,
-        attempt: Attempt,
+        command: ProgramCommand,
+        attempt: AttemptRequest,
         done: Callable[[AttemptResult], None],
     ) -> None:
         self._executor = executor
@@ -122,7 +122,7 @@ class CommandExecution:
         #: The last line of standard output that is a JSON object.
         self._object = b""
         self._last_error = ""
-        self._process: Process | None = None
+        self._process: SpawnedProcess | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="attempt-"))
         self._pipes: list[OutputPipe] = []
         try:
@@ -161,7 +161,7 @@ class CommandExecution:
             self._over_mib = held_mib
             self._process.kill()
 
-    def _begin(self, command: Command) -> None:
+    def _begin(self, command: ProgramCommand) -> None:
         payload = self._folder / "payload.json"
         payload.write_bytes(orjson.dumps(self._attempt.payload))
         by_file = any(PAYLOAD in each for each in command.argv)
@@ -214,7 +214,7 @@ class CommandExecution:
                 "handler.output", text=text[:LINE_BYTES], stream=stream, **self._attempt.log_fields
             )
 
-    def _ended(self, ended: Ended) -> None:
+    def _ended(self, ended: ProcessExit) -> None:
         self._process = None
         for pipe in self._pipes:
             pipe.close()
@@ -228,7 +228,7 @@ class CommandExecution:
             pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _verdict(self, ended: Ended) -> AttemptResult:
+    def _verdict(self, ended: ProcessExit) -> AttemptResult:
         seconds = self._executor.loop.time() - self._began
         if ended.lost:
             return AttemptResult(seconds=seconds, lost="the fork server died, and its commands")
@@ -290,8 +290,8 @@ class CommandExecutor:
 
     def __init__(
         self,
-        commands: Iterable[Command],
-        spawner: Spawner,
+        commands: Iterable[ProgramCommand],
+        spawner: ProcessSpawner,
         loop: asyncio.AbstractEventLoop,
         *,
         kill_grace_seconds: float = 5.0,
@@ -308,7 +308,7 @@ class CommandExecutor:
         self._memory = MemoryWatch(loop, lambda: self._running)
         self._none_left = asyncio.Event()
 
-    def start(self, attempt: Attempt, done: Callable[[AttemptResult], None]) -> Execution:
+    def start(self, attempt: AttemptRequest, done: Callable[[AttemptResult], None]) -> Execution:
         """Run the attempt's program."""
         command = self._commands.get(attempt.handler or "")
         if command is None:

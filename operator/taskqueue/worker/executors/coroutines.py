@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from taskqueue.worker.executor import AttemptResult
-from taskqueue.worker.executors.threadsafe_calls import Mailbox
+from taskqueue.worker.executors.threadsafe_calls import ThreadsafeCallQueue
 from taskqueue.worker.outcome import raised, succeeded
 from taskqueue.worker.sdk import Context, Handler, Progress, mark_cancelled
 
@@ -31,7 +31,7 @@ class CoroutineExecution:
 
     def __init__(
         self,
-        coroutines: Coroutines,
+        coroutines: CoroutineExecutor,
         handler: Handler,
         payload: dict[str, Any],
         context: Context,
@@ -82,12 +82,12 @@ class CoroutineExecution:
         self._coroutines.outbound.post(self.done, result)
 
 
-class Coroutines:
+class CoroutineExecutor:
     """The handlers' loop and its thread, made when the first async handler is started."""
 
-    inbound: Mailbox
+    inbound: ThreadsafeCallQueue
 
-    def __init__(self, outbound: Mailbox) -> None:
+    def __init__(self, outbound: ThreadsafeCallQueue) -> None:
         self.outbound = outbound
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -96,7 +96,7 @@ class Coroutines:
         """Run it on the handlers' loop."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            self.inbound = Mailbox(self._loop)
+            self.inbound = ThreadsafeCallQueue(self._loop)
             self._thread = threading.Thread(
                 target=self._serve, args=(self._loop,), name="async-handlers", daemon=True
             )

@@ -9,14 +9,14 @@ from typing import Protocol
 
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors.memory import KillWatch, resident_mib
-from taskqueue.worker.executors.process_spawner import Ended
+from taskqueue.worker.executors.process_spawner import ProcessExit
 from taskqueue.worker.outcome import failure
 
 #: How often the memory of processes with a limit is looked at, in seconds.
 MEMORY_SECONDS = 0.5
 
 
-def how_it_ended(ended: Ended, kills: KillWatch) -> str:
+def how_it_ended(ended: ProcessExit, kills: KillWatch) -> str:
     """Return what goes after "the process"."""
     if ended.problem:
         return f"could not be made: {ended.problem}"
@@ -42,7 +42,7 @@ def over_limit(held_mib: float, limit_mib: int, seconds: float) -> AttemptResult
     )
 
 
-class Limited(Protocol):
+class MemoryLimitedProcess(Protocol):
     """A process that may have a limit."""
 
     @property
@@ -66,7 +66,9 @@ class MemoryWatch:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, processes: Callable[[], Collection[Limited]]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        processes: Callable[[], Collection[MemoryLimitedProcess]],
     ) -> None:
         self._loop = loop
         self._processes = processes

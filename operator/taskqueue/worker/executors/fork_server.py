@@ -35,7 +35,7 @@ from typing import NoReturn, TextIO
 import orjson
 
 from taskqueue.worker.executors import child
-from taskqueue.worker.sdk import Registry
+from taskqueue.worker.sdk import HandlerRegistry
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -65,7 +65,9 @@ class _Ending:
 class ForkServer:
     """Serves one worker until it is gone."""
 
-    def __init__(self, control: socket.socket, registry: Registry, *, tell_memory: bool) -> None:
+    def __init__(
+        self, control: socket.socket, registry: HandlerRegistry, *, tell_memory: bool
+    ) -> None:
         self._control = control
         self._registry = registry
         self._tell_memory = tell_memory

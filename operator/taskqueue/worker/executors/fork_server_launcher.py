@@ -19,13 +19,13 @@ import orjson
 from taskqueue import logs
 from taskqueue.worker.executors.fork_server import ForkServer
 from taskqueue.worker.loading import load
-from taskqueue.worker.sdk import Registry, registry
+from taskqueue.worker.sdk import HandlerRegistry, registry
 
 log = logs.EventLog("taskqueue.worker")
 
 
 @dataclass(frozen=True, slots=True)
-class Launched:
+class ForkServerHandle:
     """A fork server as the worker sees it: the connection to it, and its process id."""
 
     control: socket.socket
@@ -33,7 +33,7 @@ class Launched:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class ForkServerConfig:
     """What a fork server is started from.
 
     Attributes:
@@ -48,7 +48,7 @@ class Recipe:
     log_level: str
     tell_memory: bool = False
 
-    def by_fork(self, handlers: Registry = registry) -> Launched:
+    def by_fork(self, handlers: HandlerRegistry = registry) -> ForkServerHandle:
         """Fork this process, which has imported the modules and configured the log."""
         threads = [each.name for each in threading.enumerate()[1:]]
         if threads:
@@ -69,9 +69,9 @@ class Recipe:
             finally:
                 os._exit(1)
         theirs.close()
-        return Launched(ours, pid)
+        return ForkServerHandle(ours, pid)
 
-    def by_exec(self) -> Launched:
+    def by_exec(self) -> ForkServerHandle:
         """Start a new interpreter, which imports the modules.
 
         Raises:
@@ -98,11 +98,11 @@ class Recipe:
             raise
         finally:
             theirs.close()
-        return Launched(ours, pid)
+        return ForkServerHandle(ours, pid)
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    """Be a fork server that was started by `Recipe.by_exec`."""
+    """Be a fork server that was started by `ForkServerConfig.by_exec`."""
     values = orjson.loads(arguments[1])
     logs.configure(logs.LogFormat(values["log_format"]), level=values["log_level"])
     control = socket.socket(fileno=int(arguments[0]))

@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Callable
 
 from taskqueue.logs import EventLog
-from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.child_pool import ChildPool
-from taskqueue.worker.executors.coroutines import CoroutineExecution, Coroutines
-from taskqueue.worker.executors.threads import ThreadExecution, Threads
-from taskqueue.worker.executors.threadsafe_calls import Mailbox
+from taskqueue.worker.executors.coroutines import CoroutineExecution, CoroutineExecutor
+from taskqueue.worker.executors.threads import ThreadExecution, ThreadExecutor
+from taskqueue.worker.executors.threadsafe_calls import ThreadsafeCallQueue
 from taskqueue.worker.outcome import unknown_handler
-from taskqueue.worker.sdk import Context, Handler, Progress, Registry
+from taskqueue.worker.sdk import Context, Handler, HandlerRegistry, Progress
 
 log = EventLog("taskqueue.worker")
 
@@ -33,16 +33,16 @@ class FunctionExecutor:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: HandlerRegistry,
         loop: asyncio.AbstractEventLoop,
         pool: ChildPool | None = None,
     ) -> None:
         self._registry = registry
         self._loop = loop
         self._pool = pool
-        mailbox = Mailbox(loop)
-        self._threads = Threads(mailbox)
-        self._coroutines = Coroutines(mailbox)
+        mailbox = ThreadsafeCallQueue(loop)
+        self._threads = ThreadExecutor(mailbox)
+        self._coroutines = CoroutineExecutor(mailbox)
         #: The start hooks have been called in this process.
         self._hooked = False
 
@@ -59,7 +59,7 @@ class FunctionExecutor:
         if self._pool is not None and any(map(self._in_child, self._registry.values())):
             self._pool.warm()
 
-    def start(self, attempt: Attempt, done: Callable[[AttemptResult], None]) -> Execution:
+    def start(self, attempt: AttemptRequest, done: Callable[[AttemptResult], None]) -> Execution:
         """Run the attempt's handler, or fail it at once when nobody registered the name."""
         name = attempt.handler
         handler = self._registry.default if name is None else self._registry.get(name)

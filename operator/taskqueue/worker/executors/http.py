@@ -25,7 +25,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import orjson
 
-from taskqueue.worker.executor import Attempt, AttemptResult, Execution
+from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.function import NothingRan
 from taskqueue.worker.outcome import MAX_RESULT_BYTES, failure, succeeded, unknown_handler
 from taskqueue.worker.sdk import Progress
@@ -54,14 +54,14 @@ class HttpError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class HttpTarget:
     """A handler that is a URL."""
 
     name: str
     url: str
 
     @classmethod
-    def parse(cls, text: str, *, anywhere: bool = False) -> Target:
+    def parse(cls, text: str, *, anywhere: bool = False) -> HttpTarget:
         """Read ``NAME=URL``.
 
         Args:
@@ -107,7 +107,7 @@ class HttpExecution:
         self,
         executor: HttpExecutor,
         url: str,
-        attempt: Attempt,
+        attempt: AttemptRequest,
         body: bytes,
         done: Callable[[AttemptResult], None],
     ) -> None:
@@ -225,7 +225,7 @@ class HttpExecutor:
 
     def __init__(
         self,
-        targets: Iterable[Target],
+        targets: Iterable[HttpTarget],
         loop: asyncio.AbstractEventLoop,
         *,
         kill_grace_seconds: float = 5.0,
@@ -236,7 +236,7 @@ class HttpExecutor:
         self._session: aiohttp.ClientSession | None = None
         self._running: set[HttpExecution] = set()
 
-    def start(self, attempt: Attempt, done: Callable[[AttemptResult], None]) -> Execution:
+    def start(self, attempt: AttemptRequest, done: Callable[[AttemptResult], None]) -> Execution:
         """Send the attempt to its URL."""
         name = attempt.handler or ""
         target = self._targets.get(name) or (self._targets.get(ANY) if name else None)
@@ -282,7 +282,7 @@ class HttpExecutor:
             await self._session.close()
 
 
-def _headers(attempt: Attempt) -> dict[str, str]:
+def _headers(attempt: AttemptRequest) -> dict[str, str]:
     headers = {
         "Content-Type": "application/json",
         "Taskqueue-Task": _header(attempt.task),

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from taskqueue.logs import EventLog
-from taskqueue.worker.executor import Attempt, AttemptResult
+from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.executors import child_protocol
 from taskqueue.worker.executors.exit_status import how_it_ended, over_limit
 from taskqueue.worker.executors.output import OutputPipe, together
-from taskqueue.worker.executors.process_spawner import Ended
+from taskqueue.worker.executors.process_spawner import ProcessExit
 from taskqueue.worker.outcome import failure
 from taskqueue.worker.sdk import Progress
 
@@ -37,7 +37,7 @@ class ChildExecution:
     def __init__(
         self,
         child: PooledChild,
-        attempt: Attempt,
+        attempt: AttemptRequest,
         done: Callable[[AttemptResult], None],
         begun_at: float,
         limit_mib: int,
@@ -95,7 +95,7 @@ class PooledChild:
         self._reader = child_protocol.FrameReader()
         self.execution: ChildExecution | None = None
         #: The attempt that runs, or the last one: whose output it is.
-        self._last: Attempt | None = None
+        self._last: AttemptRequest | None = None
         self._leaving = False
         self._gone = False
         self._killed = False
@@ -233,7 +233,7 @@ class PooledChild:
 
     # Its end.
 
-    def _ended(self, ended: Ended) -> None:
+    def _ended(self, ended: ProcessExit) -> None:
         """The process is gone, and its process group."""
         self._gone = True
         while self._left_something():
@@ -256,7 +256,7 @@ class PooledChild:
             self._take(kind, body)
         return bool(data)
 
-    def _verdict(self, execution: ChildExecution, ended: Ended) -> AttemptResult:
+    def _verdict(self, execution: ChildExecution, ended: ProcessExit) -> AttemptResult:
         seconds = self._pool.loop.time() - execution.begun_at
         if self._words is not None:
             return self._words

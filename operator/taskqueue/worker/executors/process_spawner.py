@@ -21,7 +21,7 @@ import orjson
 from taskqueue.backoff import delays
 from taskqueue.logs import EventLog
 from taskqueue.worker.executors.fork_server import PACKET_BYTES
-from taskqueue.worker.executors.fork_server_launcher import Launched
+from taskqueue.worker.executors.fork_server_launcher import ForkServerHandle
 
 log = EventLog("taskqueue.worker")
 
@@ -31,7 +31,7 @@ _GROUP_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ProcessExit:
     """How a process ended.
 
     Attributes:
@@ -45,7 +45,7 @@ class Ended:
     problem: str = ""
 
 
-class Process:
+class SpawnedProcess:
     """A process asked for; it may not be made yet.
 
     Attributes:
@@ -54,7 +54,9 @@ class Process:
 
     __slots__ = ("_spawner", "identity", "on_ended", "pid")
 
-    def __init__(self, spawner: Spawner, identity: int, on_ended: Callable[[Ended], None]) -> None:
+    def __init__(
+        self, spawner: ProcessSpawner, identity: int, on_ended: Callable[[ProcessExit], None]
+    ) -> None:
         self._spawner = spawner
         self.identity = identity
         self.on_ended = on_ended
@@ -69,7 +71,7 @@ class Process:
         self._spawner.ask(["kill", self.identity])
 
 
-class Spawner:
+class ProcessSpawner:
     """Keeps one fork server.
 
     Args:
@@ -80,15 +82,15 @@ class Spawner:
 
     def __init__(
         self,
-        launched: Launched,
-        relaunch: Callable[[], Launched],
+        launched: ForkServerHandle,
+        relaunch: Callable[[], ForkServerHandle],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._loop = loop
         self._relaunch = relaunch
         self._control: socket.socket | None = None
         self._pid = 0
-        self._processes: dict[int, Process] = {}
+        self._processes: dict[int, SpawnedProcess] = {}
         self._last = 0
         #: Requests the socket had no room for, or that came while there was no fork server.
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
@@ -104,7 +106,7 @@ class Spawner:
         """The fork server's process id; 0 while there is none."""
         return self._pid
 
-    def child(self, fds: Sequence[int], on_ended: Callable[[Ended], None]) -> Process:
+    def child(self, fds: Sequence[int], on_ended: Callable[[ProcessExit], None]) -> SpawnedProcess:
         """Have a process made for handlers.
 
         Args:
@@ -118,8 +120,8 @@ class Spawner:
         argv: Sequence[str],
         environment: Mapping[str, str],
         fds: Sequence[int],
-        on_ended: Callable[[Ended], None],
-    ) -> Process:
+        on_ended: Callable[[ProcessExit], None],
+    ) -> SpawnedProcess:
         """Have a process made that runs a program.
 
         Args:
@@ -153,16 +155,16 @@ class Spawner:
         return self._last
 
     def _make(
-        self, request: list[object], fds: Sequence[int], on_ended: Callable[[Ended], None]
-    ) -> Process:
-        process = Process(self, self._last, on_ended)
+        self, request: list[object], fds: Sequence[int], on_ended: Callable[[ProcessExit], None]
+    ) -> SpawnedProcess:
+        process = SpawnedProcess(self, self._last, on_ended)
         self._processes[process.identity] = process
         if len(orjson.dumps(request)) > PACKET_BYTES:
             _close(fds)
             self._loop.call_soon(
                 self._ended,
                 process.identity,
-                Ended(problem="its arguments and environment are too long"),
+                ProcessExit(problem="its arguments and environment are too long"),
             )
         else:
             self.ask(request, fds)
@@ -192,7 +194,7 @@ class Spawner:
             self._loop.remove_writer(self._control)
         self._send()
 
-    def _attach(self, launched: Launched) -> None:
+    def _attach(self, launched: ForkServerHandle) -> None:
         self._control, self._pid = launched.control, launched.pid
         self._fruitful = False
         self._control.setblocking(False)
@@ -228,11 +230,11 @@ class Spawner:
                 if identity in self._processes:
                     self._processes[identity].pid = pid
             case ["ended", int(identity), int(code)]:
-                self._ended(identity, Ended(code))
+                self._ended(identity, ProcessExit(code))
             case ["failed", int(identity), str(why)]:
-                self._ended(identity, Ended(problem=why))
+                self._ended(identity, ProcessExit(problem=why))
 
-    def _ended(self, identity: int, ended: Ended) -> None:
+    def _ended(self, identity: int, ended: ProcessExit) -> None:
         process = self._processes.pop(identity, None)
         if process is not None:
             process.on_ended(ended)
@@ -262,7 +264,7 @@ class Spawner:
         if pid and _kill_group(pid) and self._loop.time() < since + _GROUP_SECONDS:
             self._loop.call_later(_LOOK_SECONDS, self._see_out, identity, pid, since)
         else:
-            self._loop.call_soon(self._ended, identity, Ended(lost=True))
+            self._loop.call_soon(self._ended, identity, ProcessExit(lost=True))
 
     def _again_later(self) -> None:
         self._timer = self._loop.call_later(next(self._delays), self._again)

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from taskqueue.worker.executor import Attempt, AttemptResult, Execution, Executor
+from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution, Executor
 from taskqueue.worker.executors.function import NothingRan
 from taskqueue.worker.outcome import unknown_handler
 
 
-class Router:
+class ExecutorRouter:
     """An `taskqueue.worker.executor.Executor` made of others.
 
     Args:
@@ -35,7 +35,7 @@ class Router:
         alone = next(iter(by_name)) if len(by_name) == 1 and rest is None else None
         self._default = default or alone
 
-    def start(self, attempt: Attempt, done: Callable[[AttemptResult], None]) -> Execution:
+    def start(self, attempt: AttemptRequest, done: Callable[[AttemptResult], None]) -> Execution:
         """Have the handler's executor run the attempt, or fail it when there is none."""
         if attempt.handler is None and self._default is not None:
             attempt = replace(attempt, handler=self._default)

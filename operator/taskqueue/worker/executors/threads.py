@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from taskqueue.worker.executor import AttemptResult
-from taskqueue.worker.executors.threadsafe_calls import Mailbox
+from taskqueue.worker.executors.threadsafe_calls import ThreadsafeCallQueue
 from taskqueue.worker.outcome import raised, succeeded
 from taskqueue.worker.sdk import Context, Handler, Progress, mark_cancelled
 
@@ -59,10 +59,10 @@ class ThreadExecution:
         return succeeded(value, time.perf_counter() - begun, handler=self.handler.name)
 
 
-class Threads:
+class ThreadExecutor:
     """A pool that never queues: it has a thread for every execution it was given."""
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    def __init__(self, mailbox: ThreadsafeCallQueue) -> None:
         self._mailbox = mailbox
         self._work: SimpleQueue[ThreadExecution | None] = SimpleQueue()
         self._threads = 0

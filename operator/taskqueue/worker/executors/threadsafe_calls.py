@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Mailbox:
+class ThreadsafeCallQueue:
     """Calls posted by other threads, run on ``loop`` in the order they came."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -10,17 +10,17 @@ pydantic is imported once a handler annotates its payload with a model (`payload
 from taskqueue.worker.sdk.context import Context, Progress, mark_cancelled
 from taskqueue.worker.sdk.decorators import on_start, on_stop, registry, task
 from taskqueue.worker.sdk.failures import Cancelled, Fail, InvalidPayload, Retry
-from taskqueue.worker.sdk.handlers import Handler, Hook, Registry
+from taskqueue.worker.sdk.handlers import Handler, HandlerRegistry, Hook
 
 __all__ = [
     "Cancelled",
     "Context",
     "Fail",
     "Handler",
+    "HandlerRegistry",
     "Hook",
     "InvalidPayload",
     "Progress",
-    "Registry",
     "Retry",
     "mark_cancelled",
     "on_start",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from taskqueue.worker.sdk.handlers import Hook, Registry, checked_hook
+from taskqueue.worker.sdk.handlers import HandlerRegistry, Hook, checked_hook
 
 F = TypeVar("F", bound=Callable[..., Any])
 H = TypeVar("H", bound=Hook)
 
 #: What ``@task`` fills and the worker command serves.
-registry = Registry()
+registry = HandlerRegistry()
 
 
 @overload

@@ -47,7 +47,7 @@ class Handler:
         return self.function(given, context) if self.wants_context else self.function(given)
 
 
-class Registry(Mapping[str, Handler]):
+class HandlerRegistry(Mapping[str, Handler]):
     """The handlers of a process by name, and which one takes messages that name none.
 
     Attributes:

@@ -15,13 +15,13 @@ from taskqueue.controller.completions.event_recorder import (
     SETTLE_SECONDS,
     TASK_EVENTS_PER_MINUTE,
     TRIES,
-    Notices,
+    EventRecorder,
 )
 from taskqueue.controller.metrics import NOTICES_DROPPED
 from taskqueue.kubernetes.client import ApiError
-from taskqueue.kubernetes.events import EventWriter, Notice
+from taskqueue.kubernetes.events import EventSpec, EventWriter
 from taskqueue.model.queue import Condition
-from taskqueue.model.task import Phase, Task, TaskSpec, TaskStatus
+from taskqueue.model.task import Phase, Task, TaskSpec, TaskState
 from tests.unit.controller.fakes import now, turn, until_time
 
 pytestmark = pytest.mark.looptime
@@ -37,18 +37,18 @@ class FakeWriter:
     """Keeps what is written, and when."""
 
     def __init__(self) -> None:
-        self.created: list[tuple[Notice, float]] = []
+        self.created: list[tuple[EventSpec, float]] = []
         self.repeated: list[tuple[str, int, float]] = []
         self.problems: deque[Exception] = deque()
         self.tries = 0
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def create(self, notice: Notice, *, at: float) -> None:
+    async def create(self, notice: EventSpec, *, at: float) -> None:
         await self._answer()
         self.created.append((notice, round(asyncio.get_running_loop().time())))
 
-    async def repeat(self, notice: Notice, *, count: int, at: float) -> None:
+    async def repeat(self, notice: EventSpec, *, count: int, at: float) -> None:
         await self._answer()
         time = round(asyncio.get_running_loop().time())
         self.repeated.append((notice.name, count, time))
@@ -71,7 +71,7 @@ class FakeWriter:
 class Stage:
     def __init__(self, waiting_limit: int = 1000) -> None:
         self.writer = FakeWriter()
-        self.notices = Notices(
+        self.notices = EventRecorder(
             cast(EventWriter, self.writer), clock=now, waiting_limit=waiting_limit
         )
 
@@ -91,7 +91,7 @@ class Stage:
             created=0.0,
             spec=TaskSpec(queue=queue, handler="h"),
         )
-        self.notices.task_ended(task, TaskStatus(phase=phase, reason=reason, message="why"))
+        self.notices.task_ended(task, TaskState(phase=phase, reason=reason, message="why"))
 
     def queue(self, condition: Condition, uid: str = "uid-q") -> None:
         self.notices.queue(KEY, uid, condition)

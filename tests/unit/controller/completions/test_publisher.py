@@ -16,10 +16,10 @@ from taskqueue.controller.completions.publisher import (
     OPEN_SECONDS,
     REFUSED_PAUSE_SECONDS,
     TRIES,
-    Announcer,
+    CompletionPublisher,
 )
 from taskqueue.controller.metrics import ANNOUNCED, ANNOUNCEMENTS_DROPPED
-from taskqueue.model.task import Phase, Task, TaskSpec, TaskStatus
+from taskqueue.model.task import Phase, Task, TaskSpec, TaskState
 from tests.unit.controller.fakes import turn
 
 pytestmark = pytest.mark.looptime
@@ -74,7 +74,7 @@ class Stage:
     """An announcer, and what it called."""
 
     def __init__(self, **options: int) -> None:
-        self.announcer = Announcer(**options)
+        self.announcer = CompletionPublisher(**options)
         self.told: list[str] = []
 
     def end(
@@ -96,7 +96,7 @@ class Stage:
         phase = Phase.SUCCEEDED if reported else Phase.CANCELLED
         self.announcer.finished(
             task,
-            TaskStatus(phase=phase, attempts=1, completion_time=1.0),
+            TaskState(phase=phase, attempts=1, completion_time=1.0),
             reported=reported,
             publisher=cast("Publisher | None", publisher),
             on_announced=lambda: self.told.append(name),

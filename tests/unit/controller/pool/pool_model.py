@@ -19,7 +19,7 @@ from functools import partial
 from itertools import count
 
 from taskqueue.controller.pool.drain_plan import plan
-from taskqueue.controller.pool.worker_registry import LOST_SECONDS, Registry
+from taskqueue.controller.pool.worker_registry import LOST_SECONDS, WorkerRegistry
 from taskqueue.model.pod import Pod
 from taskqueue.model.worker import Worker, WorkerState
 
@@ -76,7 +76,7 @@ class Pool:
         self.step = 0
         self.replicas = self.target = replicas
         self.pods: dict[str, ModelPod] = {}
-        self.registry = Registry()
+        self.registry = WorkerRegistry()
         self.heard_since = self.now
         self.lowered = 0
         self.removed_busy = 0
@@ -272,7 +272,7 @@ class Pool:
 
     def change_leader(self) -> None:
         self._writes.clear()
-        self.registry = Registry()
+        self.registry = WorkerRegistry()
         self.heard_since = self.now
 
     def look(self) -> None:

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from taskqueue.controller.pool.autoscaler import Decision, Load, Pool, ScalingMemory, decide
+from taskqueue.controller.pool.autoscaler import (
+    Load,
+    PoolObservation,
+    ScalingDecision,
+    ScalingMemory,
+    decide,
+)
 from taskqueue.model.scaling import BacklogTarget, DrainTimeTarget, ScalingPolicy
 
 POLICY = ScalingPolicy(
@@ -29,17 +35,17 @@ class Line:
         self.memory = ScalingMemory()
         self.now = 0.0
 
-    def step(self, backlog: int | None, *, seconds: float = 1.0, **seen: Any) -> Decision:
+    def step(self, backlog: int | None, *, seconds: float = 1.0, **seen: Any) -> ScalingDecision:
         """Take one step. ``seen``: fields of Load, and of Pool."""
         self.now += seconds
-        names = Pool.__dataclass_fields__
+        names = PoolObservation.__dataclass_fields__
         place = {name: value for name, value in seen.items() if name in names}
         work = {name: value for name, value in seen.items() if name not in names}
         decision = decide(
             self.policy,
             self.memory,
             Load(backlog=backlog, **work),
-            Pool(**({"size": self.size, "replicas": self.size} | place)),
+            PoolObservation(**({"size": self.size, "replicas": self.size} | place)),
             now=self.now,
         )
         self.size, self.memory = decision.replicas, decision.memory
@@ -65,7 +71,7 @@ def test_it_grows_at_once() -> None:
 
 
 def test_a_decision_records_what_it_was_made_on() -> None:
-    load, pool = Load(backlog=7, pending=3), Pool(size=1, replicas=2, available=1)
+    load, pool = Load(backlog=7, pending=3), PoolObservation(size=1, replicas=2, available=1)
     decision = decide(POLICY, ScalingMemory(), load, pool, now=0.0)
     assert (decision.load, decision.pool) == (load, pool)
 
@@ -103,7 +109,7 @@ def test_what_is_in_place_counts_as_available_where_that_is_not_known() -> None:
 def drain_time(backlog: int, mean: float | None, *, slots: int = 1, seconds: float = 60) -> str:
     policy = replace(POLICY, max_replicas=1000, target=DrainTimeTarget(seconds=seconds))
     load = Load(backlog=backlog, mean_run_seconds=mean, slots=slots)
-    decision = decide(policy, ScalingMemory(), load, Pool(size=0, replicas=0), now=0.0)
+    decision = decide(policy, ScalingMemory(), load, PoolObservation(size=0, replicas=0), now=0.0)
     return decision.explanation
 
 
@@ -406,12 +412,12 @@ def test_after_a_pause_the_size_found_counts_as_wanted() -> None:
 DRAINING = replace(POLICY, min_replicas=3, draining=True)
 
 
-def drain(backlog: int, pending: int, *, size: int, busy: int = 0) -> Decision:
+def drain(backlog: int, pending: int, *, size: int, busy: int = 0) -> ScalingDecision:
     return decide(
         DRAINING,
         ScalingMemory(wanted=((0.0, size),), last_backlog=0.0),
         Load(backlog=backlog, pending=pending, busy=busy),
-        Pool(size=size, replicas=size),
+        PoolObservation(size=size, replicas=size),
         now=100.0,
     )
 

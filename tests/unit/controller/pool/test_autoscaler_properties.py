@@ -8,7 +8,13 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue.controller.pool.autoscaler import Decision, Load, Pool, ScalingMemory, decide
+from taskqueue.controller.pool.autoscaler import (
+    Load,
+    PoolObservation,
+    ScalingDecision,
+    ScalingMemory,
+    decide,
+)
 from taskqueue.model.scaling import BacklogTarget, DrainTimeTarget, ScalingPolicy
 
 SIZES = st.integers(0, 12)
@@ -57,10 +63,12 @@ class Moment:
     unavailable: int
     ceiling: int | None
 
-    def pool(self, size: int) -> Pool:
+    def pool(self, size: int) -> PoolObservation:
         replicas = max(size - self.replicas_less, 0)
         available = max(replicas - self.unavailable, 0)
-        return Pool(size=size, replicas=replicas, available=available, ceiling=self.ceiling)
+        return PoolObservation(
+            size=size, replicas=replicas, available=available, ceiling=self.ceiling
+        )
 
 
 MOMENTS = st.builds(
@@ -87,7 +95,7 @@ class Line:
     #: When the backlog was last not seen to be zero; None: never seen to be zero yet.
     last_backlog: float | None = None
 
-    def step(self, moment: Moment) -> Decision:
+    def step(self, moment: Moment) -> ScalingDecision:
         self.now += moment.seconds
         load, pool = moment.load, moment.pool(self.size)
         self._record(load)
@@ -115,7 +123,9 @@ def wanted(policy: ScalingPolicy, load: Load) -> int:
     """Return the size a load asks for: what a pool that has never been would get."""
     unlimited = replace(policy, up_step=None)
     exact = replace(load, problem="")
-    return decide(unlimited, ScalingMemory(), exact, Pool(size=0, replicas=0), now=0.0).replicas
+    return decide(
+        unlimited, ScalingMemory(), exact, PoolObservation(size=0, replicas=0), now=0.0
+    ).replicas
 
 
 def least(*bounds: int | None) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from taskqueue.controller.pool.drain_plan import GOES_NEXT, PICKED, Shrink, plan
+from taskqueue.controller.pool.drain_plan import GOES_NEXT, PICKED, DrainStep, plan
 from taskqueue.controller.pool.worker_registry import WorkerView
 from taskqueue.model.pod import Pod
 from taskqueue.model.worker import WorkerState
@@ -42,7 +42,7 @@ def draining(name: str, busy: int = 1) -> WorkerView:
     return view(name, busy, WorkerState.DRAINING)
 
 
-def shrink(pods: list[Pod], workers: list[WorkerView], *, target: int, **changes: Any) -> Shrink:
+def shrink(pods: list[Pod], workers: list[WorkerView], *, target: int, **changes: Any) -> DrainStep:
     fields: dict[str, Any] = {
         "replicas": len(pods),
         "unused": 0.0,
@@ -54,20 +54,20 @@ def shrink(pods: list[Pod], workers: list[WorkerView], *, target: int, **changes
     return plan(pods, {one.pod: one for one in workers}, target=target, **fields)
 
 
-def marks(plan: Shrink) -> Mapping[str, int | None]:
+def marks(plan: DrainStep) -> Mapping[str, int | None]:
     return {mark.pod.name: mark.cost for mark in plan.mark}
 
 
-def recycled(plan: Shrink) -> list[str]:
+def recycled(plan: DrainStep) -> list[str]:
     return [one.name for one in plan.recycle]
 
 
 def test_nothing_is_to_be_done_at_the_target() -> None:
-    assert shrink([pod("a")], [view("a", busy=1)], target=1) == Shrink(replicas=1)
+    assert shrink([pod("a")], [view("a", busy=1)], target=1) == DrainStep(replicas=1)
 
 
 def test_growth_is_no_matter_of_this_plan() -> None:
-    assert shrink([pod("a")], [view("a")], target=3) == Shrink(replicas=3)
+    assert shrink([pod("a")], [view("a")], target=3) == DrainStep(replicas=3)
 
 
 def test_an_idle_worker_is_told_and_marked_before_the_size_is_touched() -> None:
@@ -84,7 +84,7 @@ def test_it_goes_when_it_has_stopped_and_its_mark_is_read_back() -> None:
     assert unread.replicas == 2
     assert unread.waiting_for == "1 more to go: waits for the deletion costs to be in place"
     read = shrink([pod("a"), pod("b", cost=GOES_NEXT)], workers, target=1)
-    assert read == Shrink(replicas=1)
+    assert read == DrainStep(replicas=1)
 
 
 def test_a_mark_alone_removes_nobody() -> None:
@@ -150,7 +150,7 @@ def test_no_order_is_changed_while_the_controller_has_pods_to_remove() -> None:
 
 def test_pods_that_do_not_exist_go_first() -> None:
     plan = shrink([pod("a")], [view("a")], target=1, replicas=4)
-    assert plan == Shrink(replicas=1)
+    assert plan == DrainStep(replicas=1)
 
 
 def test_pods_that_do_not_run_go_before_anybody_is_drained() -> None:
@@ -168,7 +168,9 @@ def test_a_crashed_container_has_no_work_but_one_heard_of_lately_may() -> None:
 
 def test_pods_that_are_over_or_leave_do_not_count() -> None:
     pods = [pod("a"), pod("b", leaving=True), pod("c", phase="Failed")]
-    assert shrink(pods, [view("a"), view("b", busy=1)], target=1, replicas=1) == Shrink(replicas=1)
+    assert shrink(pods, [view("a"), view("b", busy=1)], target=1, replicas=1) == DrainStep(
+        replicas=1
+    )
 
 
 def test_a_pod_that_is_not_ready_and_works_is_in_the_way_of_the_drained() -> None:
@@ -278,7 +280,7 @@ def test_who_does_not_obey_is_named() -> None:
 def test_pods_that_nothing_controls_are_no_part_of_the_pool() -> None:
     pods = [pod("a"), pod("b"), pod("stray", owner="")]
     workers = [view("a", busy=1), view("b", busy=1), view("stray")]
-    assert shrink(pods, workers, replicas=2, target=2) == Shrink(replicas=2)
+    assert shrink(pods, workers, replicas=2, target=2) == DrainStep(replicas=2)
     plan = shrink(pods, workers, replicas=2, target=1)
     assert len(plan.drain) == 1
     assert plan.drain != ("stray",)
@@ -297,12 +299,12 @@ def rollout(old: int, new: int) -> list[Pod]:
 def test_what_a_rollout_has_beyond_the_replicas_is_no_surplus() -> None:
     pods = rollout(2, 1)
     workers = [view("old-0", busy=1), view("old-1", busy=1), view("new-0")]
-    assert shrink(pods, workers, replicas=2, target=2) == Shrink(replicas=2)
+    assert shrink(pods, workers, replicas=2, target=2) == DrainStep(replicas=2)
     starting = [*pods[:2], empty("new-0", owner="new")]
-    assert shrink(starting, workers[:2], replicas=2, target=2) == Shrink(replicas=2)
+    assert shrink(starting, workers[:2], replicas=2, target=2) == DrainStep(replicas=2)
     # Nor where one controller makes all of them.
     one_owner = [replace(one, owner="rs") for one in pods]
-    assert shrink(one_owner, workers, replicas=2, target=2) == Shrink(replicas=2)
+    assert shrink(one_owner, workers, replicas=2, target=2) == DrainStep(replicas=2)
 
 
 def test_while_a_rollout_lasts_no_more_are_told_than_are_to_go() -> None:
@@ -320,7 +322,7 @@ def test_while_a_rollout_lasts_pods_that_do_not_exist_are_not_taken_for_those_th
     # A quota keeps the new ReplicaSet from making more, and the old one may have to give.
     pods = rollout(3, 1)
     plan = shrink(pods, [view(one.name, busy=1) for one in pods], replicas=6, target=4)
-    assert plan == Shrink(
+    assert plan == DrainStep(
         replicas=6,
         waiting_for="2 more to go: waits for the rollout to end (the pods are 2 controllers')",
     )
@@ -335,7 +337,7 @@ def test_the_drained_are_replaced_also_while_a_rollout_lasts() -> None:
 def test_a_drained_pod_that_was_given_up_is_left_to_the_controller() -> None:
     pods = [pod("a", cost=GOES_NEXT), pod("b"), pod("c")]
     workers = [drained("a"), view("b", busy=1), view("c")]
-    assert shrink(pods, workers, replicas=2, target=2) == Shrink(replicas=2)
+    assert shrink(pods, workers, replicas=2, target=2) == DrainStep(replicas=2)
     # And who is to go beside it is told meanwhile.
     assert shrink(pods, workers, replicas=2, target=1).drain == ("c",)
 
@@ -362,7 +364,7 @@ def test_a_user_s_own_cost_is_reckoned_with() -> None:
     assert plan.replicas == 2
 
 
-def ordered(pods: list[Pod], workers: list[WorkerView], **changes: Any) -> Shrink:
+def ordered(pods: list[Pod], workers: list[WorkerView], **changes: Any) -> DrainStep:
     return shrink(pods, workers, ordered=True, **changes)
 
 

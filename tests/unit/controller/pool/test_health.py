@@ -4,7 +4,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskqueue.controller.pool.health import Health, HealthMemory, assess
+from taskqueue.controller.pool.health import HealthMemory, PoolHealth, assess
 from taskqueue.model.pod import Pod, Trouble
 
 PULL = Trouble("ImagePullBackOff", "container worker: no such image")
@@ -27,7 +27,7 @@ class Pool:
         self.memory = HealthMemory()
         self.now = 100.0
 
-    def look(self, refused: str = "", *, after: float = 0.0) -> Health:
+    def look(self, refused: str = "", *, after: float = 0.0) -> PoolHealth:
         self.now += after
         health = assess(
             self.memory,
@@ -45,7 +45,7 @@ class Pool:
 def test_a_pool_that_starts_is_well() -> None:
     starting = pod("a", running_since=None, ready=False, phase="Pending")
     health = Pool([starting], wanted=5).look()
-    assert health == Health(memory=HealthMemory())
+    assert health == PoolHealth(memory=HealthMemory())
 
 
 def test_a_pool_that_fails_grows_no_further_and_says_why() -> None:
@@ -146,7 +146,7 @@ def test_the_moment_to_look_again_is_late_enough() -> None:
     again = pool.look(after=1).look_again
     assert again is not None
     pool.now = again
-    assert pool.look() == Health(memory=HealthMemory())
+    assert pool.look() == PoolHealth(memory=HealthMemory())
 
 
 def test_pods_that_leave_do_not_count() -> None:
@@ -158,7 +158,7 @@ def test_it_heals_by_itself() -> None:
     pool = Pool([pod("a", PULL)], wanted=3)
     assert pool.look().ceiling == 1
     pool.pods = [pod("a")]
-    assert pool.look() == Health(memory=HealthMemory())
+    assert pool.look() == PoolHealth(memory=HealthMemory())
 
 
 def test_between_two_crashes_it_is_not_well() -> None:
@@ -169,7 +169,7 @@ def test_between_two_crashes_it_is_not_well() -> None:
     assert (health.reason, health.ceiling) == ("CrashLoopBackOff", 1)
     assert health.look_again == 110.0
     assert pool.look(after=8.9).ceiling == 1
-    assert pool.look(after=0.1) == Health(memory=HealthMemory())
+    assert pool.look(after=0.1) == PoolHealth(memory=HealthMemory())
 
 
 def test_each_crash_counts_anew() -> None:
@@ -233,7 +233,7 @@ def test_a_try_that_gets_all_ends_it() -> None:
     pool.look(QUOTA)
     pool.look(after=10)
     pool.pods = [pod("a"), pod("b")]
-    assert pool.look(after=0.5) == Health(memory=HealthMemory())
+    assert pool.look(after=0.5) == PoolHealth(memory=HealthMemory())
 
 
 def test_a_size_that_the_ceiling_held_down_ends_no_refusal() -> None:
@@ -250,7 +250,7 @@ def test_a_try_that_nobody_refuses_ends_it() -> None:
     pool.look(QUOTA)
     pool.wanted = 1
     assert pool.look(after=12.9).reason == "QuotaExceeded"
-    assert pool.look(after=0.1) == Health(memory=HealthMemory())
+    assert pool.look(after=0.1) == PoolHealth(memory=HealthMemory())
 
 
 def test_a_pod_that_leaves_meanwhile_may_be_replaced() -> None:

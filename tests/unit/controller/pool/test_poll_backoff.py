@@ -3,25 +3,25 @@
 from taskqueue.controller.pool.poll_backoff import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
-    Looks,
+    PollBackoff,
 )
 
 NOBODY: frozenset[str] = frozenset()
 
 
-def times(looks: Looks, begin: float, seconds: float) -> list[float]:
+def times(looks: PollBackoff, begin: float, seconds: float) -> list[float]:
     """Ask every 0.1 s, and return when a look was due, from the beginning on."""
     moments = [round(begin + number / 10, 1) for number in range(int(seconds * 10))]
     return [now - begin for now in moments if looks.due("same", NOBODY, now)]
 
 
 def test_while_nothing_changes_the_pause_doubles() -> None:
-    found = [round(time, 1) for time in times(Looks(), 0.0, 20)]
+    found = [round(time, 1) for time in times(PollBackoff(), 0.0, 20)]
     assert found == [0, 0.5, 1.5, 3.5, 7.5, 12.5, 17.5]
 
 
 def test_a_change_is_looked_at_soon_and_the_pause_begins_anew() -> None:
-    looks = Looks()
+    looks = PollBackoff()
     times(looks, 0.0, 20)
     assert not looks.due("other", NOBODY, 17.6)
     assert looks.due("other", NOBODY, 17.5 + FIRST_PAUSE_SECONDS)
@@ -29,7 +29,7 @@ def test_a_change_is_looked_at_soon_and_the_pause_begins_anew() -> None:
 
 
 def test_a_worker_that_has_stopped_is_looked_at_at_once() -> None:
-    looks = Looks()
+    looks = PollBackoff()
     times(looks, 0.0, 20)
     assert looks.due("same", frozenset({"a"}), 17.7)
     assert not looks.due("same", frozenset({"a"}), 17.8)
@@ -37,13 +37,13 @@ def test_a_worker_that_has_stopped_is_looked_at_at_once() -> None:
 
 
 def test_one_that_is_gone_is_no_reason_to_look() -> None:
-    looks = Looks()
+    looks = PollBackoff()
     assert looks.due("same", frozenset({"a", "b"}), 0.0)
     assert not looks.due("same", frozenset({"a"}), 0.2)
 
 
 def test_a_longer_pause_can_be_asked_for() -> None:
-    looks, now = Looks(), 0.0
+    looks, now = PollBackoff(), 0.0
     assert looks.due("settled", NOBODY, now)
     pauses = []
     for _ in range(8):

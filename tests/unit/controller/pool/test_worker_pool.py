@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from taskqueue.controller.pool.autoscaler import Load
-from taskqueue.controller.pool.drainer import Crew
+from taskqueue.controller.pool.drainer import WorkerObservations
 from taskqueue.controller.pool.poll_backoff import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from taskqueue.controller.pool.worker_pool import WorkerPool
 from taskqueue.controller.pool.worker_registry import WorkerView
@@ -29,7 +29,7 @@ CONFIG = QueueConfig(
         target=BacklogTarget(1), stabilization_seconds=0, idle_seconds_before_zero=0
     ),
 )
-NOBODY = Crew(views={}, unused=1000.0, listened=1000.0)
+NOBODY = WorkerObservations(views={}, unused=1000.0, listened=1000.0)
 
 
 class FakeCluster:
@@ -139,7 +139,7 @@ class Stage:
         self,
         backlog: int | None,
         config: QueueConfig = CONFIG,
-        crew: Crew = NOBODY,
+        crew: WorkerObservations = NOBODY,
         secret: tuple[str, str] | None = None,
     ) -> None:
         await self.pool.reconcile(config, Load(backlog=backlog), crew, secret=secret)
@@ -153,7 +153,7 @@ def stage() -> Stage:
 
 def crew(
     states: Mapping[str, WorkerState], *, now: float = 100.0, busy: tuple[str, ...] = ()
-) -> Crew:
+) -> WorkerObservations:
     views = {
         pod: WorkerView(
             pod=pod,
@@ -165,7 +165,7 @@ def crew(
         )
         for pod, state in states.items()
     }
-    return Crew(views=views, unused=0.0, listened=1000.0)
+    return WorkerObservations(views=views, unused=0.0, listened=1000.0)
 
 
 READY, DRAINING, STOPPED = WorkerState.READY, WorkerState.DRAINING, WorkerState.STOPPED

@@ -6,7 +6,7 @@ import pytest
 from taskqueue.controller.pool.worker_registry import (
     LOST_SECONDS,
     STOPPED_SECONDS,
-    Registry,
+    WorkerRegistry,
     WorkerView,
 )
 from taskqueue.model.worker import Worker, WorkerState
@@ -15,7 +15,7 @@ WORKER = Worker(pod="a", node="node-1", cpus=4.0, slots=2, handlers=("resize",))
 
 
 def beat(
-    registry: Registry,
+    registry: WorkerRegistry,
     pod: str = "a",
     *,
     running: int = 0,
@@ -30,18 +30,18 @@ def beat(
     )
 
 
-def stop(registry: Registry, pod: str = "a", now: float = 0.0) -> bool:
+def stop(registry: WorkerRegistry, pod: str = "a", now: float = 0.0) -> bool:
     return beat(registry, pod, state=WorkerState.STOPPED, now=now)
 
 
 def test_nobody_is_there_at_first() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     assert (len(registry), registry.workers, registry.slots, registry.busy) == (0, (), 0, 0)
     assert (registry.foreign, registry.views) == (0, {})
 
 
 def test_workers_join_and_are_told_by_name() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     assert beat(registry, "b", slots=3)
     assert beat(registry, "a")
     assert [worker.pod for worker in registry.workers] == ["a", "b"]
@@ -50,7 +50,7 @@ def test_workers_join_and_are_told_by_name() -> None:
 
 
 def test_the_same_again_is_no_news() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry)
     assert not beat(registry, now=10.0)
     assert not beat(registry, running=2, now=20.0)
@@ -68,14 +68,14 @@ def test_the_same_again_is_no_news() -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_another_description_is(change: dict[str, Any]) -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry)
     assert beat(registry, now=10.0, **change)
     assert len(registry) == 1
 
 
 def test_one_that_drains_takes_no_more_but_is_there_and_busy() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry, "a", running=1, state=WorkerState.DRAINING)
     beat(registry, "b", running=2)
     beat(registry, "c")
@@ -85,7 +85,7 @@ def test_one_that_drains_takes_no_more_but_is_there_and_busy() -> None:
 
 
 def test_what_is_known_of_each() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry, "a", running=1, busy=2, slots=3, now=1.0)
     beat(registry, "b", running=2, state=WorkerState.DRAINING, now=2.0)
     stop(registry, "c", now=3.0)
@@ -97,7 +97,7 @@ def test_what_is_known_of_each() -> None:
 
 
 def test_what_was_known_does_not_change_afterwards() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry, "a")
     views = registry.views
     beat(registry, "b")
@@ -105,7 +105,7 @@ def test_what_was_known_does_not_change_afterwards() -> None:
 
 
 def test_direct_messages_are_what_is_run_besides_tasks() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry, "a", running=1, busy=4)
     beat(registry, "b", running=0, busy=2, state=WorkerState.DRAINING)
     beat(registry, "tells of Tasks alone", running=3)
@@ -119,7 +119,7 @@ def test_direct_messages_are_what_is_run_besides_tasks() -> None:
 
 
 def test_one_that_stops_lives_no_more_at_once() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry, running=1)
     assert stop(registry)
     assert (len(registry), registry.workers, registry.slots, registry.busy) == (0, (), 0, 0)
@@ -127,14 +127,14 @@ def test_one_that_stops_lives_no_more_at_once() -> None:
 
 
 def test_one_that_stopped_unknown_is_known_as_drained() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     assert stop(registry)
     assert registry.views["a"].state is WorkerState.STOPPED
     assert len(registry) == 0
 
 
 def test_one_that_stopped_is_remembered_until_its_pod_says_something_else() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry)
     stop(registry, now=10.0)
     assert beat(registry, now=20.0)
@@ -143,7 +143,7 @@ def test_one_that_stopped_is_remembered_until_its_pod_says_something_else() -> N
 
 
 def test_one_that_stopped_is_remembered_until_its_pod_is_gone() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     for pod in ("a", "b"):
         stop(registry, pod)
     beat(registry, "runs outside of any pod")
@@ -153,7 +153,7 @@ def test_one_that_stopped_is_remembered_until_its_pod_is_gone() -> None:
 
 
 def test_one_that_stopped_is_remembered_for_so_long_and_never_missed() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry)
     stop(registry, now=5.0)
     stop(registry, now=10.0)
@@ -164,7 +164,7 @@ def test_one_that_stopped_is_remembered_for_so_long_and_never_missed() -> None:
 
 
 def test_silence_is_an_end_too_and_told_once() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry, "silent", now=0.0)
     beat(registry, "alive", now=1.0)
     assert registry.expire(LOST_SECONDS) == ()
@@ -174,7 +174,7 @@ def test_silence_is_an_end_too_and_told_once() -> None:
 
 
 def test_each_heartbeat_begins_the_time_anew() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry)
     beat(registry, now=30.0)
     assert registry.expire(LOST_SECONDS + 29.0) == ()
@@ -182,7 +182,7 @@ def test_each_heartbeat_begins_the_time_anew() -> None:
 
 
 def test_one_that_was_lost_may_come_back() -> None:
-    registry = Registry()
+    registry = WorkerRegistry()
     beat(registry)
     registry.expire(100.0)
     assert beat(registry, now=101.0)
@@ -191,7 +191,7 @@ def test_one_that_was_lost_may_come_back() -> None:
 
 def test_slots_of_one_are_those_of_the_living_and_remembered() -> None:
     """Workers that drain must not look like ones with fewer slots."""
-    registry = Registry()
+    registry = WorkerRegistry()
     assert registry.slots_each == 1
     for pod in "abcd":
         beat(registry, pod, slots=8)

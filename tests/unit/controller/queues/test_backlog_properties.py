@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from taskqueue.controller.queues.backlog import (
     FIGURES_AGE_SECONDS,
     STATISTICS_SECONDS,
+    BacklogEstimate,
     BacklogMeter,
-    Signal,
 )
 from taskqueue.controller.tasks.published_peak import LATE_SECONDS, PublishedPeak
-from taskqueue.model.queue_stats import Figures
+from taskqueue.model.queue_stats import QueueStats
 
 
 def with_statistics() -> BacklogMeter:
@@ -115,9 +115,9 @@ class Model:
         seen = [one for one in self.past if one[0] <= self.now - age] or self.past[:1]
         _, ready, unacknowledged, *foreign = seen[-1]
         self.told_foreign = (foreign[0], foreign[1])
-        self.meter.told(Figures(ready, unacknowledged), read_at=self.now)
+        self.meter.told(QueueStats(ready, unacknowledged), read_at=self.now)
 
-    def read(self, workers_foreign: int = 0) -> Signal:
+    def read(self, workers_foreign: int = 0) -> BacklogEstimate:
         self._observe()
         return self.meter.read(
             waiting=self.waiting,
@@ -230,7 +230,7 @@ def test_statistics_as_old_as_the_operators_own_knowledge_tell_exactly(
     model.do("count", 0)
     model.do("tell", 3.0)
     signal = model.read()
-    assert signal == Signal(
+    assert signal == BacklogEstimate(
         backlog=running + foreign_ready + foreign_running,
         ready=foreign_ready,
         running=running + foreign_running,

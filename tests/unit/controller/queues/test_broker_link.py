@@ -11,7 +11,7 @@ from taskqueue.amqp.channel import BrokerUnavailable, Channel, Delivery
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.controller.queues import broker_link
-from taskqueue.controller.queues.broker_link import BrokerLink, Down, Markers
+from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers, LinkDown
 from tests.unit.controller.fakes import FakeChannel
 
 pytestmark = pytest.mark.looptime
@@ -30,11 +30,11 @@ async def test_an_error_nobody_thought_of_is_told_and_tried_again(
     monkeypatch.setattr(broker_link, "connect", connect)
     synced = asyncio.Event()
     synced.set()
-    link = BrokerLink(PARAMETERS, feed_synced=synced, markers=Markers(), random=Random(0))
+    link = BrokerLink(PARAMETERS, feed_synced=synced, markers=InboxMarkers(), random=Random(0))
     reasons: list[str] = []
 
     def note() -> None:
-        assert isinstance(link.state, Down)
+        assert isinstance(link.state, LinkDown)
         reasons.append(link.state.reason)
 
     link.subscribe(note)
@@ -65,7 +65,7 @@ class SwallowingPublisher:
         return Settled.CONFIRMED, ""
 
 
-def make_link(markers: Markers) -> BrokerLink:
+def make_link(markers: InboxMarkers) -> BrokerLink:
     return BrokerLink(PARAMETERS, feed_synced=asyncio.Event(), markers=markers, random=Random(0))
 
 
@@ -76,22 +76,22 @@ async def catch_up(link: BrokerLink, publisher: SwallowingPublisher) -> None:
 
 
 async def test_a_marker_taken_by_a_former_leader_is_followed_by_another() -> None:
-    link = make_link(Markers())
+    link = make_link(InboxMarkers())
     publisher = SwallowingPublisher(link, lost=3)
     await catch_up(link, publisher)
     assert publisher.published == 4
-    assert isinstance(link.state, Down)
+    assert isinstance(link.state, LinkDown)
     assert link.state.reason == "ReadingInbox"
 
 
 async def test_a_marker_may_be_read_by_another_link_of_the_process() -> None:
-    markers = Markers()
+    markers = InboxMarkers()
     publisher = SwallowingPublisher(make_link(markers), lost=0)
     await catch_up(make_link(markers), publisher)
     assert publisher.published == 1
 
 
 async def test_a_marker_of_another_process_counts_for_nothing() -> None:
-    publisher = SwallowingPublisher(make_link(Markers()), lost=0)
+    publisher = SwallowingPublisher(make_link(InboxMarkers()), lost=0)
     with pytest.raises(TimeoutError):
-        await catch_up(make_link(Markers()), publisher)
+        await catch_up(make_link(InboxMarkers()), publisher)

@@ -12,14 +12,14 @@ from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint
 from taskqueue.amqp.publisher import Publisher
 from taskqueue.contract.names import dead_queue, work_queue
 from taskqueue.controller.queues import broker_session
-from taskqueue.controller.queues.backlog import Signal
-from taskqueue.controller.queues.broker_link import BrokerLink, Down, State, Up
-from taskqueue.controller.queues.broker_session import QueueBroker
-from taskqueue.controller.queues.statistics import Reading, StatisticsReader
+from taskqueue.controller.queues.backlog import BacklogEstimate
+from taskqueue.controller.queues.broker_link import BrokerLink, LinkDown, LinkUp, State
+from taskqueue.controller.queues.broker_session import BrokerSession
+from taskqueue.controller.queues.statistics import StatisticsReader, StatsReading
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.queue import QueueConfig
-from taskqueue.model.queue_stats import Figures
+from taskqueue.model.queue_stats import QueueStats
 
 ONE = BrokerParameters(host="one", port=5672, username="u", password="p")
 OTHER = BrokerParameters(host="other", port=5672, username="u", password="p")
@@ -101,8 +101,8 @@ class FakeClient:
         return self.secret
 
 
-def up() -> Up:
-    return Up(cast(Publisher, object()), cast(Any, FakeConnection()))
+def up() -> LinkUp:
+    return LinkUp(cast(Publisher, object()), cast(Any, FakeConnection()))
 
 
 class Case:
@@ -111,7 +111,7 @@ class Case:
         self.link = FakeLink(ONE)
         self.readers = FakeReaders()
         self.now = 100.0
-        self.side = QueueBroker(
+        self.side = BrokerSession(
             CONFIG,
             dispatcher=cast(Dispatcher, self.dispatcher),
             client=cast(ApiClient, self.client),
@@ -128,8 +128,8 @@ class Case:
 
     def told(self, ready: int, unacknowledged: int) -> None:
         """Have the statistics read just now."""
-        figures = {work_queue(*CONFIG.key): Figures(ready, unacknowledged)}
-        self.readers.only.reading = Reading(figures, self.now)
+        figures = {work_queue(*CONFIG.key): QueueStats(ready, unacknowledged)}
+        self.readers.only.reading = StatsReading(figures, self.now)
 
     async def reconnected(self, link: FakeLink | None = None) -> None:
         """Have the loop find a new connection of this link, or another, and look at it."""
@@ -312,7 +312,7 @@ async def test_a_connection_lost_makes_the_signal_unknown_until_the_queue_is_dec
     case = Case()
     await case.side.reach()
     await case.side.count()
-    case.link.state = Down("BrokerUnavailable", "gone")
+    case.link.state = LinkDown("BrokerUnavailable", "gone")
     await case.side.reach()
     signal = case.side.signal(waiting=0, published=0)
     assert (signal.backlog, signal.problem) == (
@@ -330,7 +330,7 @@ async def test_the_signal_without_statistics(broker: dict[str, Any]) -> None:
     case.side.signal(waiting=2, published=3, workers_foreign=4)
     await case.side.count()
     case.now += 3600
-    assert case.side.signal(waiting=2, published=3, workers_foreign=4) == Signal(
+    assert case.side.signal(waiting=2, published=3, workers_foreign=4) == BacklogEstimate(
         backlog=11, ready=5, running=4
     )
 
@@ -361,7 +361,9 @@ async def test_a_count_that_fails_leaves_no_old_one_behind(broker: dict[str, Any
     await case.side.count()
     broker["ready"] = 0
     await case.reconnected()
-    assert case.side.signal(waiting=0, published=0) == Signal(backlog=0, ready=None, running=None)
+    assert case.side.signal(waiting=0, published=0) == BacklogEstimate(
+        backlog=0, ready=None, running=None
+    )
 
 
 async def test_the_statistics_that_the_secret_names_are_read(broker: dict[str, Any]) -> None:
@@ -370,7 +372,9 @@ async def test_the_statistics_that_the_secret_names_are_read(broker: dict[str, A
     await case.side.reach()
     await case.side.count()
     case.told(0, 4)
-    assert case.side.signal(waiting=0, published=1) == Signal(backlog=4, ready=0, running=4)
+    assert case.side.signal(waiting=0, published=1) == BacklogEstimate(
+        backlog=4, ready=0, running=4
+    )
     case.now += 60
     signal = case.side.signal(waiting=0, published=1, workers_foreign=2)
     assert (signal.backlog, signal.problem != "") == (3, True)

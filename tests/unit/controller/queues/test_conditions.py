@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from taskqueue.controller.queues.conditions import Transitions, conditions
+from taskqueue.controller.queues.conditions import ConditionTransitions, conditions
 from taskqueue.model.queue import Condition, QueueConfig, StopPolicy
 
 CONFIG = QueueConfig(
@@ -84,7 +84,7 @@ def test_dead_letters_that_cannot_be_counted_are_unknown() -> None:
 
 
 def test_a_condition_keeps_its_time_while_its_value_lasts() -> None:
-    transitions = Transitions()
+    transitions = ConditionTransitions()
     assert transitions.take((UP,), 1.0) == {"BrokerConnected": 1.0}
     assert transitions.take((replace(UP, reason="Other"),), 2.0) == {"BrokerConnected": 1.0}
     assert transitions.take((replace(UP, status=None),), 3.0) == {"BrokerConnected": 3.0}

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from taskqueue.controller.queues.backlog import Signal
-from taskqueue.controller.queues.reconciler import QueueController, Totals
+from taskqueue.controller.queues.backlog import BacklogEstimate
+from taskqueue.controller.queues.reconciler import QueueReconciler, Totals
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.queue import Condition, QueueConfig, StopPolicy
@@ -71,12 +71,14 @@ class FakeSide:
 
     def signal(
         self, *, waiting: int, published: int, workers_foreign: int, most_published: int
-    ) -> Signal:
+    ) -> BacklogEstimate:
         if not self.declared or self.ready is None:
-            return Signal(backlog=None, ready=None, running=None, problem="no broker")
+            return BacklogEstimate(backlog=None, ready=None, running=None, problem="no broker")
         backlog = waiting + max(published, self.ready) + workers_foreign
         running = max(published - self.ready, 0) + workers_foreign
-        return Signal(backlog=backlog, ready=self.ready, running=running, problem=self.problem)
+        return BacklogEstimate(
+            backlog=backlog, ready=self.ready, running=running, problem=self.problem
+        )
 
     async def leave(self) -> None:
         self.steps.append("leave")
@@ -101,7 +103,7 @@ class FakeFinalizer:
 class Case:
     def __init__(self, config: QueueConfig = CONFIG) -> None:
         self.dispatcher, self.client, self.gone = FakeDispatcher(), FakeClient(), 0
-        self.controller = QueueController(
+        self.controller = QueueReconciler(
             config,
             Totals(),
             dispatcher=cast(Dispatcher, self.dispatcher),

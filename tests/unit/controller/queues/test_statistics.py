@@ -18,7 +18,7 @@ from taskqueue.controller.queues.statistics import (
     StatisticsReaders,
 )
 from taskqueue.direct.statistics import StatisticsUnreadable
-from taskqueue.model.queue_stats import Figures
+from taskqueue.model.queue_stats import QueueStats
 
 pytestmark = pytest.mark.looptime
 
@@ -32,13 +32,13 @@ def endpoint(name: str = "one") -> StatisticsEndpoint:
 class FakeClient:
     """Answers as told; counts."""
 
-    def __init__(self, answer: Mapping[str, Figures] | Exception) -> None:
+    def __init__(self, answer: Mapping[str, QueueStats] | Exception) -> None:
         self.answer = answer
         self.reads: list[float] = []
         self.closed = 0
         self.seconds = 0.0
 
-    async def read(self) -> Mapping[str, Figures]:
+    async def read(self) -> Mapping[str, QueueStats]:
         self.reads.append(asyncio.get_running_loop().time())
         await asyncio.sleep(self.seconds)
         if isinstance(self.answer, Exception):
@@ -52,10 +52,10 @@ class FakeClient:
 class Case:
     """Readers of fake endpoints."""
 
-    def __init__(self, answer: Mapping[str, Figures] | Exception | None = None) -> None:
+    def __init__(self, answer: Mapping[str, QueueStats] | Exception | None = None) -> None:
         self.clients: dict[str, FakeClient] = {}
         self.tasks: list[asyncio.Task[None]] = []
-        self.answer = {"q": Figures(1, 2)} if answer is None else answer
+        self.answer = {"q": QueueStats(1, 2)} if answer is None else answer
         self.readers = StatisticsReaders(spawn=self.spawn, connect=self.connect)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -144,13 +144,13 @@ async def test_a_failure_keeps_the_last_reading_and_is_logged_once(
     problem: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    client = FakeClient({"q": Figures(1, 2)})
+    client = FakeClient({"q": QueueStats(1, 2)})
     reader = StatisticsReader(endpoint(), client)
     task = asyncio.create_task(reader.run())
     await asyncio.sleep(1)
     began = reader.reading
     assert began is not None
-    assert began.figures == {"q": Figures(1, 2)}
+    assert began.figures == {"q": QueueStats(1, 2)}
     client.answer = problem
     await asyncio.sleep(3 * POLL_SECONDS)
     assert reader.reading is began
@@ -181,7 +181,7 @@ def now() -> float:
 
 
 async def test_a_queue_takes_its_own_figures() -> None:
-    case = Case({"q": Figures(1, 2), "other": Figures(5, 5)})
+    case = Case({"q": QueueStats(1, 2), "other": QueueStats(5, 5)})
     statistics, meter = queue(case)
     statistics.use(endpoint(), "", now())
     await asyncio.sleep(1)
@@ -192,7 +192,7 @@ async def test_a_queue_takes_its_own_figures() -> None:
 
 async def test_a_reading_is_taken_once() -> None:
     """A second time it would be compared with what is published since then alone."""
-    case = Case({"q": Figures(0, 5)})
+    case = Case({"q": QueueStats(0, 5)})
     statistics, meter = queue(case)
     statistics.use(endpoint(), "", now())
     await asyncio.sleep(1)
@@ -205,7 +205,7 @@ async def test_a_reading_is_taken_once() -> None:
 
 
 async def test_a_queue_that_the_endpoint_does_not_name_is_unknown_and_then_a_problem() -> None:
-    case = Case({"q": Figures(0, 5)})
+    case = Case({"q": QueueStats(0, 5)})
     statistics, meter = queue(case)
     statistics.use(endpoint(), "", now())
     await asyncio.sleep(1)
@@ -259,7 +259,7 @@ async def test_an_operator_that_reads_no_statistics_misses_none() -> None:
 
 
 async def test_the_same_endpoint_again_changes_nothing_and_another_begins_anew() -> None:
-    case = Case({"q": Figures(0, 5)})
+    case = Case({"q": QueueStats(0, 5)})
     statistics, meter = queue(case)
     statistics.use(endpoint(), "", now())
     await asyncio.sleep(1)

@@ -2,11 +2,11 @@ from itertools import pairwise
 
 import pytest
 
-from taskqueue.controller.queues.throughput import Reading, Throughput
+from taskqueue.controller.queues.throughput import Throughput, ThroughputReading
 
 
 def test_nothing_is_known_before_the_first_end() -> None:
-    assert Throughput().read(1e6) == Reading(0, None)
+    assert Throughput().read(1e6) == ThroughputReading(0, None)
 
 
 def test_ends_of_the_last_minute_are_counted() -> None:
@@ -14,9 +14,9 @@ def test_ends_of_the_last_minute_are_counted() -> None:
     for second in range(120):
         meter.finished(second, 0.5)
         meter.finished(second + 0.5, None)
-    assert meter.read(120.0) == Reading(118, 0.5)  # of seconds 61 to 119
-    assert meter.read(150.0) == Reading(58, 0.5)
-    assert meter.read(200.0) == Reading(0, 0.5)
+    assert meter.read(120.0) == ThroughputReading(118, 0.5)  # of seconds 61 to 119
+    assert meter.read(150.0) == ThroughputReading(58, 0.5)
+    assert meter.read(200.0) == ThroughputReading(0, 0.5)
 
 
 def test_a_reading_holds_so_that_a_decaying_minute_is_a_dozen_writes() -> None:
@@ -26,7 +26,7 @@ def test_a_reading_holds_so_that_a_decaying_minute_is_a_dozen_writes() -> None:
     readings = [meter.read(60.0 + second) for second in range(600)]
     changes = sum(before != after for before, after in pairwise(readings))
     assert 0 < changes <= 12
-    assert readings[-1] == Reading(0, 1.0)
+    assert readings[-1] == ThroughputReading(0, 1.0)
 
 
 def test_the_mean_follows_recent_attempts() -> None:

@@ -10,9 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskqueue.controller.tasks import lifecycle
-from taskqueue.controller.tasks.admission import Decision, Dispatched, Step, Surroundings, decide
+from taskqueue.controller.tasks.admission import (
+    AdmissionDecision,
+    AdmissionStep,
+    Dispatched,
+    TaskEnvironment,
+    decide,
+)
 from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
-from taskqueue.controller.tasks.lifecycle import Ended, Failure
+from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.model.task import (
     PENDING,
     Backoff,
@@ -21,7 +27,7 @@ from taskqueue.model.task import (
     PolicyOverrides,
     Task,
     TaskSpec,
-    TaskStatus,
+    TaskState,
 )
 
 NOW = 1000.0
@@ -29,8 +35,8 @@ POLICY = Policy(backoff=Backoff(30.0, 1.0, 30.0, 0.0))
 RUNNING = lifecycle.started(PENDING, attempt=1, now=NOW - 50, worker="pod-1")
 RETRYING = lifecycle.failed(
     PENDING,
-    Ended(attempt=1, epoch=0, now=NOW - 5, seconds=1.0, worker="pod-1"),
-    Failure(type="Boom", message="it broke"),
+    AttemptEnd(attempt=1, epoch=0, now=NOW - 5, seconds=1.0, worker="pod-1"),
+    AttemptFailure(type="Boom", message="it broke"),
     policy=POLICY,
     random=0.5,
 )
@@ -56,37 +62,37 @@ def task(**spec: Any) -> Task:
 
 def ask(
     asked: Task,
-    status: TaskStatus = PENDING,
+    status: TaskState = PENDING,
     *,
     dispatched: Dispatched = Dispatched.NO,
     now: float = NOW,
     queue: bool = True,
     **around: Any,
-) -> Decision:
+) -> AdmissionDecision:
     policy = asked.spec.overrides.over(POLICY) if queue else None
-    surroundings = Surroundings(policy=policy, **around)
+    surroundings = TaskEnvironment(policy=policy, **around)
     return decide(asked, status, surroundings, dispatched=dispatched, now=now)
 
 
-def told(decision: Decision) -> tuple[Step, str, str]:
+def told(decision: AdmissionDecision) -> tuple[AdmissionStep, str, str]:
     return decision.step, decision.status.phase.value, decision.status.reason
 
 
-GOES = (Step.GO, "Pending", "")
-CANCELLED = (Step.END, "Cancelled", "Cancelled")
-SUSPENDED = (Step.HOLD, "Suspended", "Suspended")
-OVERDUE = (Step.END, "Failed", "DeadlineExceeded")
-NO_QUEUE = (Step.HOLD, "Blocked", "QueueNotFound")
-INVALID = (Step.END, "Failed", "Invalid")
-NOT_FOUND = (Step.HOLD, "Blocked", "DependencyNotFound")
-NOT_COMPLETE = (Step.HOLD, "Blocked", "WaitingForDependencies")
-NEVER_COMPLETE = (Step.END, "Failed", "DependencyFailed")
-UNRESOLVED = (Step.HOLD, "Blocked", "PayloadUnresolved")
-TOO_EARLY = (Step.HOLD, "Scheduled", "StartAfter")
-BACKS_OFF = (Step.HOLD, "Retrying", "Boom")
+GOES = (AdmissionStep.GO, "Pending", "")
+CANCELLED = (AdmissionStep.END, "Cancelled", "Cancelled")
+SUSPENDED = (AdmissionStep.HOLD, "Suspended", "Suspended")
+OVERDUE = (AdmissionStep.END, "Failed", "DeadlineExceeded")
+NO_QUEUE = (AdmissionStep.HOLD, "Blocked", "QueueNotFound")
+INVALID = (AdmissionStep.END, "Failed", "Invalid")
+NOT_FOUND = (AdmissionStep.HOLD, "Blocked", "DependencyNotFound")
+NOT_COMPLETE = (AdmissionStep.HOLD, "Blocked", "WaitingForDependencies")
+NEVER_COMPLETE = (AdmissionStep.END, "Failed", "DependencyFailed")
+UNRESOLVED = (AdmissionStep.HOLD, "Blocked", "PayloadUnresolved")
+TOO_EARLY = (AdmissionStep.HOLD, "Scheduled", "StartAfter")
+BACKS_OFF = (AdmissionStep.HOLD, "Retrying", "Boom")
 
 #: All that can keep a Task, the first to be told first: (spec, surroundings, told when alone).
-OBSTACLES: tuple[tuple[dict[str, Any], dict[str, Any], tuple[Step, str, str]], ...] = (
+OBSTACLES: tuple[tuple[dict[str, Any], dict[str, Any], tuple[AdmissionStep, str, str]], ...] = (
     ({"cancel": True}, {}, CANCELLED),
     ({"suspend": True}, {}, SUSPENDED),
     ({"deadline": 100}, {}, OVERDUE),
@@ -124,7 +130,7 @@ def test_nothing_in_the_way() -> None:
     ],
 )
 def test_of_dependencies_the_worst_is_told(
-    state: DependencyState, expected: tuple[Step, str, str]
+    state: DependencyState, expected: tuple[AdmissionStep, str, str]
 ) -> None:
     assert told(ask(task(depends_on=("b",)), dependencies=state)) == expected
 
@@ -142,18 +148,18 @@ def test_messages_name_the_dependencies() -> None:
 
 def test_a_payload_that_is_being_read_is_waited_for_without_a_word() -> None:
     decision = ask(task(), payload_problem="")
-    assert told(decision) == (Step.HOLD, "Pending", "")
+    assert told(decision) == (AdmissionStep.HOLD, "Pending", "")
     assert decision.status is PENDING
 
 
-@pytest.mark.parametrize("status", [RUNNING, RETRYING, TaskStatus(concurrency_key="k")])
-def test_what_was_dispatched_before_waits_for_its_payload_alone(status: TaskStatus) -> None:
+@pytest.mark.parametrize("status", [RUNNING, RETRYING, TaskState(concurrency_key="k")])
+def test_what_was_dispatched_before_waits_for_its_payload_alone(status: TaskState) -> None:
     asked = task(start_after=NOW + 10)
     after = NOW + 60  # any back-off is over
     late = replace(asked, spec=replace(asked.spec, start_after=after + 10))
     held = ask(late, status, now=after, dependencies=BROKEN, payload_problem="gone")
     assert told(held) == UNRESOLVED
-    assert ask(late, status, now=after, dependencies=CYCLE).step is Step.GO
+    assert ask(late, status, now=after, dependencies=CYCLE).step is AdmissionStep.GO
 
 
 def test_start_after_is_looked_at_again_when_it_has_come() -> None:
@@ -169,7 +175,7 @@ def test_a_retry_is_waited_for() -> None:
     assert told(decision) == BACKS_OFF
     assert decision.status is RETRYING
     assert decision.look_again == NOW - 5 + 30
-    assert ask(task(), RETRYING, now=NOW + 25).step is Step.GO
+    assert ask(task(), RETRYING, now=NOW + 25).step is AdmissionStep.GO
 
 
 def test_a_retry_is_waited_for_after_another_obstacle_too() -> None:
@@ -184,13 +190,13 @@ def test_a_retry_is_waited_for_after_another_obstacle_too() -> None:
 def test_an_obstacle_met_lately_is_told_until_it_is_tried_again() -> None:
     status = lifecycle.blocked(PENDING, reason="UnknownHandler", message="no handler 'h'")
     held = ask(task(), status, hold_until=NOW + 5)
-    assert (held.step, held.status, held.look_again) == (Step.HOLD, status, NOW + 5)
+    assert (held.step, held.status, held.look_again) == (AdmissionStep.HOLD, status, NOW + 5)
     tried = ask(task(), status, hold_until=NOW)
-    assert (tried.step, tried.status) == (Step.GO, status)
+    assert (tried.step, tried.status) == (AdmissionStep.GO, status)
 
 
 @pytest.mark.parametrize("status", [PENDING, RETRYING])
-def test_a_task_in_line_for_its_key_says_so_until_it_has_it(status: TaskStatus) -> None:
+def test_a_task_in_line_for_its_key_says_so_until_it_has_it(status: TaskState) -> None:
     parked = lifecycle.blocked(status, reason="ConcurrencyLimit", message="spec.concurrencyKey")
     assert ask(task(concurrency_key="k"), parked, now=NOW + 60).status is parked
 
@@ -198,7 +204,7 @@ def test_a_task_in_line_for_its_key_says_so_until_it_has_it(status: TaskStatus) 
 @pytest.mark.parametrize("dispatched", list(Dispatched))
 @pytest.mark.parametrize("status", [PENDING, RUNNING, RETRYING])
 def test_a_cancelled_task_ends_whatever_its_phase(
-    dispatched: Dispatched, status: TaskStatus
+    dispatched: Dispatched, status: TaskState
 ) -> None:
     assert told(ask(task(cancel=True), status, dispatched=dispatched)) == CANCELLED
 
@@ -230,12 +236,12 @@ def test_a_dispatched_task_reacts_to_nothing_else() -> None:
         dependencies=CYCLE,
         payload_problem="gone",
     )
-    assert (decision.step, decision.status) == (Step.GO, RUNNING)
+    assert (decision.step, decision.status) == (AdmissionStep.GO, RUNNING)
 
 
 def test_a_published_task_without_its_queue_says_so_until_it_runs_or_the_queue_is_back() -> None:
     lost = ask(task(), PENDING, dispatched=Dispatched.YES, queue=False)
-    assert told(lost) == (Step.GO, "Blocked", "QueueNotFound")
+    assert told(lost) == (AdmissionStep.GO, "Blocked", "QueueNotFound")
     assert told(ask(task(), lost.status, dispatched=Dispatched.YES)) == GOES
 
 
@@ -247,23 +253,23 @@ def test_a_published_task_without_its_queue_says_so_until_it_runs_or_the_queue_i
     [
         ({}, PENDING, INDEPENDENT, NOW - 100),
         ({"start_after": NOW - 40}, PENDING, INDEPENDENT, NOW - 40),
-        ({}, TaskStatus(resumed_time=NOW - 30), INDEPENDENT, NOW - 30),
+        ({}, TaskState(resumed_time=NOW - 30), INDEPENDENT, NOW - 30),
         ({}, PENDING, DependencyState(completed=NOW - 20), NOW - 20),
         (
             {"start_after": NOW - 10},
-            TaskStatus(resumed_time=NOW - 30),
+            TaskState(resumed_time=NOW - 30),
             DependencyState(completed=NOW - 20),
             NOW - 10,
         ),
     ],
 )
 def test_the_deadline_counts_from_when_it_may_run(
-    spec: dict[str, Any], status: TaskStatus, state: DependencyState, begins: float
+    spec: dict[str, Any], status: TaskState, state: DependencyState, begins: float
 ) -> None:
     asked = task(deadline=200, **spec)
     for dispatched in (Dispatched.NO, Dispatched.YES):
         before = ask(asked, status, dispatched=dispatched, now=begins + 199, dependencies=state)
-        assert (before.step, before.look_again) == (Step.GO, begins + 200)
+        assert (before.step, before.look_again) == (AdmissionStep.GO, begins + 200)
         over = ask(asked, status, dispatched=dispatched, now=begins + 200, dependencies=state)
         assert told(over) == OVERDUE
         assert "200 s" in over.status.message
@@ -272,7 +278,7 @@ def test_the_deadline_counts_from_when_it_may_run(
 @pytest.mark.parametrize("state", [MISSING, WAITING])
 def test_no_deadline_runs_while_dependencies_are_waited_for(state: DependencyState) -> None:
     decision = ask(task(deadline=1), now=NOW + 1e6, dependencies=state)
-    assert decision.step is Step.HOLD
+    assert decision.step is AdmissionStep.HOLD
     assert decision.look_again is None
 
 
@@ -285,7 +291,7 @@ def test_no_deadline_runs_while_suspended_and_a_resumed_task_has_all_its_time() 
 
 
 def test_the_queues_deadline_holds_where_the_task_has_none() -> None:
-    around = Surroundings(policy=replace(POLICY, active_deadline_seconds=50))
+    around = TaskEnvironment(policy=replace(POLICY, active_deadline_seconds=50))
     over = decide(task(), PENDING, around, dispatched=Dispatched.NO, now=NOW)
     assert told(over) == OVERDUE
 
@@ -299,9 +305,9 @@ def test_a_new_leader_that_knows_nothing_of_the_dependencies_yet_ends_nothing() 
     """It ran, so they were Complete: when, is looked up; from its creation it would be over."""
     running = replace(RUNNING, start_time=NOW - 5, running_since=None)
     asked = task(deadline=60, depends_on=("b",))
-    assert ask(asked, running, dependencies=WAITING).step is Step.GO
-    claimed = TaskStatus(concurrency_key="k")
-    assert ask(asked, claimed, dependencies=WAITING).step is Step.GO
+    assert ask(asked, running, dependencies=WAITING).step is AdmissionStep.GO
+    claimed = TaskState(concurrency_key="k")
+    assert ask(asked, claimed, dependencies=WAITING).step is AdmissionStep.GO
 
 
 def test_an_attempt_that_is_over_its_deadline_is_in_the_history() -> None:
@@ -339,7 +345,7 @@ specs = st.builds(
 
 
 @st.composite
-def statuses(draw: st.DrawFn) -> TaskStatus:
+def statuses(draw: st.DrawFn) -> TaskState:
     status = draw(st.sampled_from([PENDING, RUNNING, RETRYING]))
     if draw(st.booleans()):
         status = lifecycle.claimed(status, key="k")
@@ -357,7 +363,7 @@ def statuses(draw: st.DrawFn) -> TaskStatus:
 
 
 surroundings = st.builds(
-    Surroundings,
+    TaskEnvironment,
     policy=st.none() | st.just(POLICY),
     dependencies=states,
     payload_problem=st.sampled_from([None, "", "missing"]),
@@ -367,14 +373,14 @@ surroundings = st.builds(
 
 @given(specs, statuses(), surroundings, st.sampled_from(Dispatched), times)
 def test_a_decision_stands_when_it_is_taken_again(
-    spec: TaskSpec, status: TaskStatus, around: Surroundings, dispatched: Dispatched, now: float
+    spec: TaskSpec, status: TaskState, around: TaskEnvironment, dispatched: Dispatched, now: float
 ) -> None:
     asked = replace(task(), spec=spec)
     first = decide(asked, status, around, dispatched=dispatched, now=now)
-    assert first.status.phase.terminal == (first.step is Step.END)
-    if first.step is Step.END:
+    assert first.status.phase.terminal == (first.step is AdmissionStep.END)
+    if first.step is AdmissionStep.END:
         return  # never asked again
-    if first.step is Step.HOLD:
+    if first.step is AdmissionStep.HOLD:
         dispatched = Dispatched.NO
     again = decide(asked, first.status, around, dispatched=dispatched, now=now)
     assert again == first
@@ -386,7 +392,7 @@ def test_a_decision_stands_when_it_is_taken_again(
     st.lists(st.tuples(surroundings, st.sampled_from(Dispatched), times), max_size=6),
 )
 def test_a_task_ends_once_and_never_goes_back(
-    spec: TaskSpec, status: TaskStatus, looks: list[tuple[Surroundings, Dispatched, float]]
+    spec: TaskSpec, status: TaskState, looks: list[tuple[TaskEnvironment, Dispatched, float]]
 ) -> None:
     asked = replace(task(), spec=spec)
     for around, dispatched, now in looks:
@@ -395,11 +401,11 @@ def test_a_task_ends_once_and_never_goes_back(
         status = decision.status
         assert before.epoch <= status.epoch <= before.epoch + 1
         assert status.attempts == before.attempts
-        if decision.step is Step.END:
+        if decision.step is AdmissionStep.END:
             assert status.completion_time == now
             assert (status.next_attempt_time, status.concurrency_key) == (None, "")
             assert len(status.history) - len(before.history) in (0, 1)
             return
         assert status.history == before.history
-        assert not (decision.step is Step.GO and (spec.suspend or spec.cancel))
+        assert not (decision.step is AdmissionStep.GO and (spec.suspend or spec.cancel))
         assert decision.look_again is None or decision.look_again > now

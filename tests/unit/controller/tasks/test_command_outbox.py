@@ -9,8 +9,8 @@ import pytest
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.publisher import OnSettled, Publisher, Settled
-from taskqueue.contract.command import Order, OrderKind, decode
-from taskqueue.controller.tasks.command_outbox import OrderLine
+from taskqueue.contract.command import CommandKind, WorkerCommand, decode
+from taskqueue.controller.tasks.command_outbox import CommandOutbox
 
 pytestmark = pytest.mark.looptime
 
@@ -46,22 +46,22 @@ class FakePublisher:
             on_settled(verdict, "")
 
 
-def order(token: str) -> Order:
-    return Order(OrderKind.CANCEL, token=token, uid="uid")
+def order(token: str) -> WorkerCommand:
+    return WorkerCommand(CommandKind.CANCEL, token=token, uid="uid")
 
 
-def drain(pod: str) -> Order:
-    return Order(OrderKind.DRAIN, pod=pod, namespace="shop")
+def drain(pod: str) -> WorkerCommand:
+    return WorkerCommand(CommandKind.DRAIN, pod=pod, namespace="shop")
 
 
-def opened(line: OrderLine) -> FakePublisher:
+def opened(line: CommandOutbox) -> FakePublisher:
     publisher = FakePublisher()
     line.open(cast(Publisher, publisher))
     return publisher
 
 
 async def test_orders_wait_for_the_broker_and_keep_their_order() -> None:
-    line = OrderLine()
+    line = CommandOutbox()
     for token in "abc":
         line.send(order(token))
     assert len(line) == 3
@@ -77,7 +77,7 @@ async def test_orders_wait_for_the_broker_and_keep_their_order() -> None:
 async def test_an_order_the_broker_does_not_have_goes_out_with_the_next_connection(
     verdict: Settled,
 ) -> None:
-    line = OrderLine()
+    line = CommandOutbox()
     first = opened(line)
     line.send(order("a"))
     first.settle(verdict)
@@ -90,7 +90,7 @@ async def test_an_order_the_broker_does_not_have_goes_out_with_the_next_connecti
 
 
 async def test_an_order_whose_connection_ends_after_the_next_was_opened_goes_out_at_once() -> None:
-    line = OrderLine()
+    line = CommandOutbox()
     first = opened(line)
     line.send(order("a"))
     second = opened(line)
@@ -99,7 +99,7 @@ async def test_an_order_whose_connection_ends_after_the_next_was_opened_goes_out
 
 
 async def test_of_too_many_the_oldest_are_forgotten() -> None:
-    line = OrderLine()
+    line = CommandOutbox()
     for number in range(10_001):
         line.send(order(str(number)))
     assert len(line) == 10_000
@@ -107,7 +107,7 @@ async def test_of_too_many_the_oldest_are_forgotten() -> None:
 
 
 async def test_an_order_to_drain_is_not_kept_while_there_is_no_broker() -> None:
-    line = OrderLine()
+    line = CommandOutbox()
     line.send(drain("early"))
     line.send(order("a"))
     publisher = opened(line)
@@ -119,14 +119,14 @@ async def test_an_order_to_drain_is_not_kept_while_there_is_no_broker() -> None:
 async def test_an_order_to_drain_that_the_broker_does_not_have_is_not_sent_again(
     verdict: Settled,
 ) -> None:
-    line = OrderLine()
+    line = CommandOutbox()
     first = opened(line)
     line.send(drain("pod"))
     first.settle(verdict)
     line.close()
     second = opened(line)
     assert second.tokens == []
-    second_line = OrderLine()
+    second_line = CommandOutbox()
     old = opened(second_line)
     second_line.send(drain("pod"))
     new = opened(second_line)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from taskqueue.contract.outcome import EventKind
-from taskqueue.controller.tasks.tracked_task import Entry, Stage
+from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.model.task import Phase
@@ -36,11 +36,11 @@ def stored(engine: Engine, name: str, phase: str, *, reason: str = "", at: float
     engine.api.objects[task_path("shop", name)] = raw_task(name, status=status)
 
 
-def told(entry: Entry) -> tuple[str, str]:
+def told(entry: TrackedTask) -> tuple[str, str]:
     return entry.status.phase.value, entry.status.reason
 
 
-async def succeed(engine: Engine, entry: Entry) -> None:
+async def succeed(engine: Engine, entry: TrackedTask) -> None:
     engine.event(entry, EventKind.SUCCEEDED)
     engine.writer.writes[-1].succeed()
     await turn()
@@ -188,7 +188,7 @@ async def test_what_a_task_depends_on_may_be_changed_until_it_runs() -> None:
     await turn()
     assert engine.publisher.names == ["first", "t"]
     assert not engine.tasks.dependencies.needed(("shop", "first"))
-    assert first.stage is Stage.PUBLISHED
+    assert first.stage is TaskStage.PUBLISHED
 
 
 async def test_a_name_made_anew_keeps_its_own_dependencies() -> None:

@@ -1,12 +1,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue.controller.tasks.dispatch_queue import MIN_WINDOW, WaitingLine, window_size
+from taskqueue.controller.tasks.dispatch_queue import MIN_WINDOW, DispatchQueue, window_size
 
 members = st.lists(st.tuples(st.integers(-1000, 1000), st.floats(0, 1e9)), min_size=1, max_size=50)
 
 
-def drain(line: WaitingLine[int]) -> list[int]:
+def drain(line: DispatchQueue[int]) -> list[int]:
     keys = []
     while (key := line.pop()) is not None:
         keys.append(key)
@@ -17,7 +17,7 @@ def drain(line: WaitingLine[int]) -> list[int]:
 def test_higher_priority_first_then_older_then_earlier_arrival(
     entries: list[tuple[int, float]],
 ) -> None:
-    line: WaitingLine[int] = WaitingLine()
+    line: DispatchQueue[int] = DispatchQueue()
     for key, (priority, created) in enumerate(entries):
         line.add(key, priority=priority, created=created)
     expected = sorted(range(len(entries)), key=lambda key: (-entries[key][0], entries[key][1], key))
@@ -28,7 +28,7 @@ def test_higher_priority_first_then_older_then_earlier_arrival(
 def test_a_discarded_key_never_comes_up(
     entries: list[tuple[int, float]], discarded: set[int]
 ) -> None:
-    line: WaitingLine[int] = WaitingLine()
+    line: DispatchQueue[int] = DispatchQueue()
     for key, (priority, created) in enumerate(entries):
         line.add(key, priority=priority, created=created)
     for key in discarded:
@@ -40,7 +40,7 @@ def test_a_discarded_key_never_comes_up(
 
 
 def test_a_key_added_again_comes_up_once_in_its_new_place() -> None:
-    line: WaitingLine[int] = WaitingLine()
+    line: DispatchQueue[int] = DispatchQueue()
     line.add(1, priority=0, created=1)
     line.add(2, priority=0, created=2)
     line.add(1, priority=-5, created=1)
@@ -55,7 +55,7 @@ def test_the_window_is_at_least_the_minimum_and_at_most_max_published() -> None:
 
 
 def test_discarded_keys_are_not_held_on_to() -> None:
-    line: WaitingLine[int] = WaitingLine()
+    line: DispatchQueue[int] = DispatchQueue()
     line.add(-1, priority=0, created=0)
     for key in range(10_000):
         line.add(key, priority=0, created=key)

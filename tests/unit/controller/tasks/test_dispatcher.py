@@ -7,7 +7,7 @@ import pytest
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
 from taskqueue.controller.tasks.dispatch_queue import MIN_WINDOW, FinishRate
-from taskqueue.controller.tasks.tracked_task import Stage
+from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.model.task import Backoff
 from tests.unit.controller.fakes import Engine, turn
 
@@ -33,7 +33,7 @@ async def test_nothing_is_published_after_a_close_and_what_was_stays_so() -> Non
     after = engine.add("after")
     await turn()
     assert engine.publisher.names == ["before"]
-    assert (before.stage, after.stage) == (Stage.PUBLISHED, Stage.WAITING)
+    assert (before.stage, after.stage) == (TaskStage.PUBLISHED, TaskStage.WAITING)
 
 
 async def test_nothing_is_published_without_a_taskqueue() -> None:
@@ -60,7 +60,7 @@ async def test_the_window_is_never_exceeded(max_published: int, slots: int, wind
     engine.publisher.settle(Settled.CONFIRMED)
     await asyncio.sleep(1)
     assert not engine.publisher.published  # a confirm makes no room, an outcome does
-    done = [entry for entry in entries if entry.stage is Stage.PUBLISHED][:3]
+    done = [entry for entry in entries if entry.stage is TaskStage.PUBLISHED][:3]
     for entry in done:
         engine.dispatcher.withdraw(entry, finished=True)
     await asyncio.sleep(1)
@@ -75,7 +75,9 @@ async def test_what_finished_lately_widens_the_window() -> None:
         engine.add(f"t{number}")
     for turns in range(10):
         await turn()
-        for entry in [one for one in engine.dispatcher.entries() if one.stage is Stage.PUBLISHED]:
+        for entry in [
+            one for one in engine.dispatcher.entries() if one.stage is TaskStage.PUBLISHED
+        ]:
             engine.dispatcher.withdraw(entry, finished=True)
         for number in range(200):
             engine.add(f"more-{turns}-{number}")
@@ -120,7 +122,7 @@ async def test_what_was_not_accepted_goes_out_again_with_the_same_token(verdict:
     await asyncio.sleep(0.6)
     again = engine.publisher.published[0].message
     assert (again.token, again.attempt) == (first.token, first.attempt)
-    assert entry.stage is Stage.PUBLISHED
+    assert entry.stage is TaskStage.PUBLISHED
 
 
 async def test_a_late_word_about_an_earlier_attempt_changes_nothing() -> None:
@@ -131,7 +133,7 @@ async def test_a_late_word_about_an_earlier_attempt_changes_nothing() -> None:
     unsettled = engine.publisher.published.pop()
     engine.failed(entry)  # its outcome is faster than the broker's word about the publish
     await asyncio.sleep(6)
-    assert entry.stage is Stage.PUBLISHED
+    assert entry.stage is TaskStage.PUBLISHED
     assert engine.publisher.published.pop().message.attempt == 2
     unsettled.settle(Settled.UNKNOWN, "connection lost")
     await asyncio.sleep(1)
@@ -144,7 +146,7 @@ async def test_a_finished_task_is_not_published_again_over_an_unknown_fate() -> 
     entry = engine.add("a")
     await turn()
     engine.dispatcher.withdraw(entry, finished=True)
-    entry.stage = Stage.FINISHED
+    entry.stage = TaskStage.FINISHED
     engine.publisher.settle(Settled.UNKNOWN, "connection lost")
     await asyncio.sleep(1)
     assert not engine.publisher.published
@@ -173,7 +175,7 @@ async def test_a_task_that_waits_for_its_retry_waits_outside_the_window() -> Non
     engine.failed(later)
     engine.add("now")
     await asyncio.sleep(29)
-    assert later.stage is Stage.HELD
+    assert later.stage is TaskStage.HELD
     assert engine.publisher.names == ["now"]
     assert (engine.dispatcher.waiting, engine.dispatcher.published) == (0, 1)
     engine.event(engine.entries["uid-now"], EventKind.SUCCEEDED)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from taskqueue.contract.command import Order, OrderKind
+from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat, RunningAttempt, encode
 from taskqueue.contract.names import HEARTBEATS_EXCHANGE
 from taskqueue.contract.outcome import EventError, EventKind
 from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS
 from taskqueue.controller.pool.worker_registry import LOST_SECONDS
-from taskqueue.controller.tasks.tracked_task import Entry
+from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.model.queue import QueueConfig, StopPolicy
 from taskqueue.model.worker import WorkerState
 from tests.unit.controller.fakes import TOKENS, Engine, turn, until_time
@@ -44,12 +44,12 @@ def beat(
     return engine.message(encode(sent), exchange=HEARTBEATS_EXCHANGE, routing_key=key)
 
 
-def attempt(entry: Entry, percent: int | None = None, message: str = "") -> RunningAttempt:
+def attempt(entry: TrackedTask, percent: int | None = None, message: str = "") -> RunningAttempt:
     """Return the first attempt of a Task as its worker tells of it."""
     return RunningAttempt(entry.task.uid, TOKENS.sign(entry.task.uid, 1, 0), percent, message)
 
 
-async def running(engine: Engine) -> Entry:
+async def running(engine: Engine) -> TrackedTask:
     """Hold a Task that is known, and written, to be running; at 3 s."""
     entry = await engine.published()
     await asyncio.sleep(0.5)
@@ -171,7 +171,9 @@ async def test_what_no_task_waits_for_is_to_stop() -> None:
     engine = Engine()
     engine.open()
     beat(engine, RunningAttempt("uid-gone", "k.gone", 40))
-    assert engine.publisher.orders == [Order(OrderKind.CANCEL, token="k.gone", uid="uid-gone")]
+    assert engine.publisher.orders == [
+        WorkerCommand(CommandKind.CANCEL, token="k.gone", uid="uid-gone")
+    ]
 
 
 async def test_it_is_told_again_with_each_heartbeat() -> None:
@@ -190,11 +192,11 @@ async def test_an_attempt_taken_back_is_to_stop_and_says_nothing_of_the_task() -
     assert engine.publisher.orders == [], "not before this is on record"
     engine.writer.writes[-1].succeed()
     await turn()
-    released = Order(OrderKind.RELEASE, attempt(entry).token, entry.task.uid)
+    released = WorkerCommand(CommandKind.RELEASE, attempt(entry).token, entry.task.uid)
     assert engine.publisher.orders == [released]
     beat(engine, attempt(entry, 40))
     assert engine.publisher.orders[1:] == [
-        Order(OrderKind.CANCEL, attempt(entry).token, entry.task.uid)
+        WorkerCommand(CommandKind.CANCEL, attempt(entry).token, entry.task.uid)
     ]
     await asyncio.sleep(10)
     assert "progress" not in engine.writer.writes[-1].status

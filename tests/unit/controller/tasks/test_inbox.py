@@ -9,7 +9,7 @@ import pytest
 
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
-from taskqueue.controller.tasks.tracked_task import Stage
+from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.timestamps import to_rfc3339
 from tests.unit.controller.fakes import EPOCH, TOKENS, Engine, raw_task, turn
@@ -120,7 +120,7 @@ async def test_a_forged_dead_letter_is_dropped() -> None:
     message = await _message(engine)
     tag = engine.dead_letter(message, **{"tq-token": "k.00"})
     assert engine.channel.acked == [tag]
-    assert engine.entries["uid-t"].stage is Stage.PUBLISHED
+    assert engine.entries["uid-t"].stage is TaskStage.PUBLISHED
 
 
 async def test_an_outcome_is_acknowledged_once_whatever_is_written_meanwhile() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventError, EventKind
-from taskqueue.controller.tasks.tracked_task import Entry, Stage
+from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.model.queue import StopPolicy
 from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import Engine, turn
@@ -18,7 +18,7 @@ from tests.unit.controller.fakes import Engine, turn
 pytestmark = pytest.mark.looptime
 
 
-async def keyed(engine: Engine, name: str = "t", **spec: Any) -> Entry:
+async def keyed(engine: Engine, name: str = "t", **spec: Any) -> TrackedTask:
     """Hold a Task with key k, in line for it."""
     entry = engine.add(name, concurrencyKey="k", **spec)
     engine.open()
@@ -26,7 +26,9 @@ async def keyed(engine: Engine, name: str = "t", **spec: Any) -> Entry:
     return entry
 
 
-async def claimed(engine: Engine, name: str = "t", *, version: int = 101, **spec: Any) -> Entry:
+async def claimed(
+    engine: Engine, name: str = "t", *, version: int = 101, **spec: Any
+) -> TrackedTask:
     """Hold a Task that has key k and is published."""
     entry = await keyed(engine, name, **spec)
     engine.writer.writes.pop().succeed(version=version)
@@ -41,11 +43,11 @@ async def test_a_keyed_task_is_published_once_its_claim_is_on_record() -> None:
     (write,) = engine.writer.writes
     assert (write.status["concurrencyKey"], write.urgent) == ("k", True)
     await asyncio.sleep(60)
-    assert (entry.stage, engine.publisher.published) == (Stage.CLAIMING, [])
+    assert (entry.stage, engine.publisher.published) == (TaskStage.CLAIMING, [])
     assert (engine.dispatcher.waiting, engine.dispatcher.published) == (1, 0)
     write.succeed(version=4711)
     assert engine.publisher.published[0].message.fence == 4711
-    assert entry.stage is Stage.PUBLISHED
+    assert entry.stage is TaskStage.PUBLISHED
 
 
 async def test_a_task_without_a_key_has_no_fence_and_waits_for_no_write() -> None:
@@ -97,9 +99,9 @@ async def test_a_claim_that_is_not_wanted_any_more_is_given_back() -> None:
     engine.add("t", concurrencyKey="k", suspend=True)
     other = engine.add("other", concurrencyKey="k")
     await turn()
-    assert other.stage is Stage.CLAIMING
+    assert other.stage is TaskStage.CLAIMING
     claim.succeed()
-    assert entry.stage is Stage.HELD
+    assert entry.stage is TaskStage.HELD
     engine.add("t", concurrencyKey="k", suspend=False)
     await turn()
     assert not engine.publisher.published
@@ -117,7 +119,7 @@ async def test_no_more_than_the_limit_have_a_key(limit: int) -> None:
     await asyncio.sleep(3)
     assert engine.publisher.names == [f"t{number}" for number in range(limit)]
     parked = engine.entries["uid-t5"]
-    assert (parked.stage, parked.status.phase) == (Stage.WAITING, Phase.BLOCKED)
+    assert (parked.stage, parked.status.phase) == (TaskStage.WAITING, Phase.BLOCKED)
     assert parked.status.reason == "ConcurrencyLimit"
     assert "Tasks of key k" in parked.status.message
 
@@ -153,7 +155,7 @@ async def test_whoever_is_next_claims_a_key_that_is_free(how: str) -> None:
             error = EventError(type="UnknownHandler", message="none")
             engine.event(first, EventKind.FAILED, error=error)
     await turn()
-    assert next_one.stage is Stage.CLAIMING
+    assert next_one.stage is TaskStage.CLAIMING
     assert late.status.reason == "ConcurrencyLimit"
     assert engine.writer.writes[-1].status["phase"] == "Pending"  # no longer Blocked
 
@@ -169,7 +171,7 @@ async def test_no_second_copy_is_published_where_a_first_may_be_about(
     engine.publisher.settle(verdict)
     await asyncio.sleep(5)
     assert len(engine.publisher.published) == copies
-    assert entry.stage is Stage.PUBLISHED
+    assert entry.stage is TaskStage.PUBLISHED
 
 
 async def test_a_lost_queue_loses_no_key() -> None:
@@ -212,7 +214,7 @@ async def test_the_key_of_a_stopped_attempt_lingers_until_its_worker_answers(
     first = await claimed(engine, "first")
     second = await keyed(engine, "second")
     engine.add("first", concurrencyKey="k", cancel=True)
-    assert first.stage is Stage.FINISHED
+    assert first.stage is TaskStage.FINISHED
     await asyncio.sleep(29.9)
     assert second.status.reason == "ConcurrencyLimit"
     if answer is not None:
@@ -220,7 +222,7 @@ async def test_the_key_of_a_stopped_attempt_lingers_until_its_worker_answers(
     else:
         await asyncio.sleep(0.2)
     await turn()
-    assert second.stage is Stage.CLAIMING
+    assert second.stage is TaskStage.CLAIMING
     assert not engine.dispatcher._lingering
 
 
@@ -235,7 +237,7 @@ async def test_the_key_of_a_suspended_attempt_lingers_too() -> None:
     assert second in engine.dispatcher._keys
     engine.event(first, EventKind.RELEASED)
     await turn()
-    assert second.stage is Stage.CLAIMING
+    assert second.stage is TaskStage.CLAIMING
 
 
 async def test_a_dead_letter_is_an_answer_too() -> None:
@@ -246,7 +248,7 @@ async def test_a_dead_letter_is_an_answer_too() -> None:
     engine.add("first", concurrencyKey="k", cancel=True)
     engine.dead_letter(message, **{"x-last-death-reason": "delivery_limit"})
     await turn()
-    assert second.stage is Stage.CLAIMING
+    assert second.stage is TaskStage.CLAIMING
 
 
 CLAIMED = {"phase": "Pending", "observedGeneration": 1, "concurrencyKey": "k"}
@@ -259,10 +261,10 @@ async def test_a_former_leaders_claim_stands_and_is_not_published_beside_itself(
     engine.open()
     await asyncio.sleep(3)
     assert not engine.publisher.published
-    assert (first.stage, second.status.reason) == (Stage.PUBLISHED, "ConcurrencyLimit")
+    assert (first.stage, second.status.reason) == (TaskStage.PUBLISHED, "ConcurrencyLimit")
     engine.event(first, EventKind.SUCCEEDED)
     await turn()
-    assert second.stage is Stage.CLAIMING
+    assert second.stage is TaskStage.CLAIMING
 
 
 async def test_a_former_leaders_claim_nobody_knows_of_is_taken_back_uncounted() -> None:

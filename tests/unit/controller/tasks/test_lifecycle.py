@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskqueue.controller.tasks import lifecycle
-from taskqueue.controller.tasks.lifecycle import Ended, Failure, Verdict
+from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure, Verdict
 from taskqueue.model.task import (
     MESSAGE_LIMIT,
     PENDING,
@@ -14,18 +14,18 @@ from taskqueue.model.task import (
     Phase,
     Policy,
     PolicyOverrides,
-    TaskStatus,
+    TaskState,
 )
 
 POLICY = Policy(max_attempts=3, backoff=Backoff(jitter=0))
-BOOM = Failure(type="ValueError", message="boom")
+BOOM = AttemptFailure(type="ValueError", message="boom")
 
 
-def ended(attempt: int, now: float = 100.0) -> Ended:
-    return Ended(attempt=attempt, epoch=0, now=now, seconds=2.0, worker="pod-1")
+def ended(attempt: int, now: float = 100.0) -> AttemptEnd:
+    return AttemptEnd(attempt=attempt, epoch=0, now=now, seconds=2.0, worker="pod-1")
 
 
-def fail(status: TaskStatus, attempt: int, failure: Failure = BOOM) -> TaskStatus:
+def fail(status: TaskState, attempt: int, failure: AttemptFailure = BOOM) -> TaskState:
     return lifecycle.failed(status, ended(attempt), failure, policy=POLICY, random=0.5)
 
 
@@ -63,12 +63,12 @@ def test_the_last_failure_ends_the_task() -> None:
 
 
 def test_a_lost_worker_at_the_last_attempt_is_named_as_the_reason() -> None:
-    lost = Failure(type="WorkerLost", message="3 workers lost")
+    lost = AttemptFailure(type="WorkerLost", message="3 workers lost")
     assert fail(fail(fail(PENDING, 1), 2), 3, lost).reason == "WorkerLost"
 
 
 def test_an_error_the_worker_calls_final_is_final() -> None:
-    status = fail(PENDING, 1, Failure(type="Bad", message="no", retryable=False))
+    status = fail(PENDING, 1, AttemptFailure(type="Bad", message="no", retryable=False))
     assert (status.phase, status.reason) == (Phase.FAILED, "NonRetryable")
 
 
@@ -92,11 +92,11 @@ def test_a_started_attempt_is_still_the_one_awaited() -> None:
 
 
 def test_an_outcome_of_an_earlier_epoch_is_stale() -> None:
-    assert lifecycle.judge(TaskStatus(epoch=2), attempt=1, epoch=1) is Verdict.STALE
+    assert lifecycle.judge(TaskState(epoch=2), attempt=1, epoch=1) is Verdict.STALE
 
 
 def test_messages_are_clipped() -> None:
-    status = fail(PENDING, 1, Failure(type="E", message="x" * 5000))
+    status = fail(PENDING, 1, AttemptFailure(type="E", message="x" * 5000))
     assert len(status.message) == MESSAGE_LIMIT
     assert len(status.history[0].message) == MESSAGE_LIMIT
 
@@ -196,7 +196,7 @@ def test_a_silent_last_attempt_ends_the_task() -> None:
     ],
 )
 def test_a_running_attempt_that_is_stopped_is_in_the_history(
-    end: Callable[[TaskStatus], TaskStatus], phase: str, outcome: str, reason: str
+    end: Callable[[TaskState], TaskState], phase: str, outcome: str, reason: str
 ) -> None:
     status = end(replace(RUNNING, concurrency_key="k", message="old"))
     assert (status.phase, status.reason, status.completion_time) == (phase, reason, 100.0)
@@ -207,7 +207,7 @@ def test_a_running_attempt_that_is_stopped_is_in_the_history(
 
 
 @pytest.mark.parametrize("before", [PENDING, fail(PENDING, 1)])
-def test_one_that_does_not_run_ends_without_another_attempt(before: TaskStatus) -> None:
+def test_one_that_does_not_run_ends_without_another_attempt(before: TaskState) -> None:
     status = lifecycle.cancelled(before, now=200.0)
     assert (status.history, status.attempts) == (before.history, before.attempts)
     assert (status.phase, status.next_attempt_time) == (Phase.CANCELLED, None)

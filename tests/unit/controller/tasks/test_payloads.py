@@ -10,7 +10,7 @@ import pytest
 
 from taskqueue.controller.tasks.payloads import AGAIN_SECONDS
 from taskqueue.controller.tasks.task_controller import PAYLOAD_LIMIT_BYTES
-from taskqueue.controller.tasks.tracked_task import Stage
+from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import Engine, turn
@@ -55,7 +55,7 @@ async def test_later_sources_win_field_by_field_and_the_tasks_own_wins_over_all(
 async def test_nothing_is_published_or_said_while_the_payload_is_being_read() -> None:
     engine = await opened(one={"k": "{}"})
     entry = engine.add("t", payloadFrom=sources("one/k"))
-    assert entry.stage is Stage.HELD
+    assert entry.stage is TaskStage.HELD
     assert entry.status.phase is Phase.PENDING
     assert not engine.publisher.published
 
@@ -91,7 +91,7 @@ async def test_what_is_wrong_is_told_by_name_and_tried_again(
     await asyncio.sleep(0.1)
     assert (entry.status.phase, entry.status.reason) == (Phase.BLOCKED, "PayloadUnresolved")
     assert entry.status.message.startswith(told)
-    assert entry.stage is Stage.HELD
+    assert entry.stage is TaskStage.HELD
     engine.api.objects[PATH + "two"] = {"data": {"k": '{"two": 2}'}}
     await asyncio.sleep(AGAIN_SECONDS - 0.2)
     assert not engine.publisher.published

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from taskqueue.controller.tasks import lifecycle
-from taskqueue.controller.tasks.admission import Dispatched, Step, Surroundings, decide
-from taskqueue.controller.tasks.lifecycle import Ended, Failure, Verdict
+from taskqueue.controller.tasks.admission import AdmissionStep, Dispatched, TaskEnvironment, decide
+from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure, Verdict
 from taskqueue.model.task import (
     HISTORY_LIMIT,
     PENDING,
@@ -24,7 +24,7 @@ from taskqueue.model.task import (
     PolicyOverrides,
     Task,
     TaskSpec,
-    TaskStatus,
+    TaskState,
 )
 
 POLICY = Policy(max_attempts=12, backoff=Backoff(2.0, 1.5, 20.0, 0.0), attempt_timeout_seconds=30)
@@ -59,23 +59,23 @@ class Life(RuleBasedStateMachine):
 
     # What the operator does.
 
-    def become(self, status: TaskStatus) -> None:
+    def become(self, status: TaskState) -> None:
         before, self.status = self.status, status
         assert not before.phase.terminal or status == before, "a final status changed"
         assert status.attempts >= before.attempts, "attempts went down"
         assert status.epoch >= before.epoch, "the epoch went down"
 
-    def look(self) -> Step:
+    def look(self) -> AdmissionStep:
         if self.status.phase.terminal:
-            return Step.END
+            return AdmissionStep.END
         task = Task(
             namespace="shop", name="t", uid="u", generation=1, created=1000.0, spec=self.spec
         )
-        around = Surroundings(policy=self.spec.overrides.over(POLICY))
+        around = TaskEnvironment(policy=self.spec.overrides.over(POLICY))
         decision = decide(task, self.status, around, dispatched=self.dispatched, now=self.now)
         raised = decision.status.epoch > self.status.epoch
         self.become(decision.status)
-        if decision.step is not Step.GO:
+        if decision.step is not AdmissionStep.GO:
             self.dispatched = Dispatched.NO
         if raised:
             self.write()  # before anything is done about it
@@ -83,7 +83,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def dispatch(self) -> None:
-        if self.look() is not Step.GO or self.dispatched is Dispatched.YES:
+        if self.look() is not AdmissionStep.GO or self.dispatched is Dispatched.YES:
             return
         assert not self.spec.cancel, "a cancelled Task is given an attempt"
         assert not self.spec.suspend, "a suspended Task is given an attempt"
@@ -158,14 +158,16 @@ class Life(RuleBasedStateMachine):
         if verdict is Verdict.STALE:
             return
         assert token not in self.counted, "an outcome counts a second time"
-        ended = Ended(
+        ended = AttemptEnd(
             attempt=token.attempt, epoch=token.epoch, now=self.now, seconds=1.0, worker="w"
         )
         match kind:
             case "S":
                 self.become(lifecycle.succeeded(self.status, ended, result={}))
             case "F" | "f":
-                failure = Failure(type="Boom", message="", retryable=kind == "f" or which > 5)
+                failure = AttemptFailure(
+                    type="Boom", message="", retryable=kind == "f" or which > 5
+                )
                 self.become(
                     lifecycle.failed(self.status, ended, failure, policy=POLICY, random=0.5)
                 )

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from taskqueue.amqp.publisher import Settled
-from taskqueue.contract.command import OrderKind
+from taskqueue.contract.command import CommandKind
 from taskqueue.contract.outcome import EventKind
-from taskqueue.controller.tasks.tracked_task import Entry, Stage
+from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.model.task import Phase
 from taskqueue.timestamps import to_rfc3339
 from tests.unit.controller.fakes import EPOCH, KEY, TOKENS, Engine, turn
@@ -26,7 +26,7 @@ def token(attempt: int = 1, epoch: int = 0, name: str = "t") -> str:
     return TOKENS.sign(f"uid-{name}", attempt, epoch)
 
 
-async def run_long(engine: Engine, entry: Entry) -> None:
+async def run_long(engine: Engine, entry: TrackedTask) -> None:
     """Have an attempt run and be known to."""
     await asyncio.sleep(0.5)
     engine.event(entry, EventKind.STARTED)
@@ -47,7 +47,7 @@ async def test_a_waiting_task_is_cancelled_without_an_order() -> None:
     assert (write.status["phase"], write.status["reason"]) == ("Cancelled", "Cancelled")
     assert write.urgent
     assert (write.status["history"], write.status["attempts"]) == ([], 0)
-    assert entry.stage is Stage.FINISHED
+    assert entry.stage is TaskStage.FINISHED
     assert not engine.publisher.published
     assert not engine.publisher.orders
 
@@ -150,7 +150,7 @@ async def test_a_published_task_is_released_only_when_its_epoch_is_written() -> 
     assert orders(engine) == [("release", token())]
     stale = engine.event(entry, EventKind.RELEASED)
     assert engine.channel.acked[-1] == stale
-    assert entry.stage is Stage.HELD
+    assert entry.stage is TaskStage.HELD
 
 
 async def test_a_resumed_task_runs_the_same_attempt_under_another_token() -> None:
@@ -165,7 +165,7 @@ async def test_a_resumed_task_runs_the_same_attempt_under_another_token() -> Non
     message = engine.publisher.published.pop().message
     assert (message.attempt, message.epoch, message.token) == (1, 1, token(epoch=1))
     engine.event(entry, EventKind.SUCCEEDED)  # of the attempt that was taken back
-    assert entry.stage is Stage.PUBLISHED
+    assert entry.stage is TaskStage.PUBLISHED
     await asyncio.sleep(3)
     (write,) = engine.writer.writes
     (condition,) = [one for one in write.status["conditions"] if one["type"] == "Suspended"]
@@ -245,7 +245,7 @@ async def test_the_deadline_ends_whatever_the_task_waits_for() -> None:
     engine = Engine()
     entry = engine.add("t", activeDeadlineSeconds=30)
     await asyncio.sleep(29.9)
-    assert entry.stage is Stage.WAITING
+    assert entry.stage is TaskStage.WAITING
     await asyncio.sleep(0.2)
     assert engine.writer.phases == ["Failed"]
     assert engine.writer.writes[0].status["reason"] == "DeadlineExceeded"
@@ -289,7 +289,7 @@ async def test_a_deleted_queue_lets_what_is_published_run_on() -> None:
     engine.dispatcher.close()
     engine.dispatcher.config = None
     engine.tasks.queue_changed(KEY)
-    assert (running.stage, running.status.phase) == (Stage.PUBLISHED, Phase.RUNNING)
+    assert (running.stage, running.status.phase) == (TaskStage.PUBLISHED, Phase.RUNNING)
     assert (waiting.status.phase, waiting.status.reason) == (Phase.BLOCKED, "QueueNotFound")
     engine.event(running, EventKind.SUCCEEDED)
     assert engine.writer.phases[-1] == "Succeeded"
@@ -314,7 +314,7 @@ async def test_a_worker_that_begins_what_nobody_waits_for_is_told_to_stop(
             engine.failed(entry)
             tag, expected = engine.event(entry, kind), token()
     await turn()
-    assert orders(engine) == [(OrderKind.CANCEL.value, expected)]
+    assert orders(engine) == [(CommandKind.CANCEL.value, expected)]
     assert tag in engine.channel.acked
 
 
@@ -337,4 +337,4 @@ async def test_an_attempt_a_worker_stopped_by_itself_is_published_under_another_
     assert engine.channel.acked == [tag]
     again = engine.event(entry, EventKind.CANCELLED)
     assert engine.channel.acked == [tag, again]
-    assert entry.stage is Stage.PUBLISHED
+    assert entry.stage is TaskStage.PUBLISHED

@@ -10,7 +10,7 @@ import pytest
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
 from taskqueue.controller.tasks.task_controller import PAYLOAD_LIMIT_BYTES
-from taskqueue.controller.tasks.tracked_task import Stage
+from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.model.task import Phase
@@ -56,7 +56,7 @@ async def test_a_task_that_left_the_feed_and_is_still_there_is_held_on() -> None
     await engine.delete(entry)
     await asyncio.sleep(1)
     assert engine.entries["uid-t"] is entry
-    assert (entry.stage, entry.left_feed) == (Stage.PUBLISHED, False)
+    assert (entry.stage, entry.left_feed) == (TaskStage.PUBLISHED, False)
     assert not engine.publisher.orders
 
 
@@ -90,19 +90,19 @@ async def test_an_api_server_that_is_away_is_asked_again_before_a_task_is_let_go
     assert not engine.entries
 
 
-@pytest.mark.parametrize("stage", list(Stage))
-async def test_a_deleted_task_leaves_nothing_behind_whatever_its_stage(stage: Stage) -> None:
+@pytest.mark.parametrize("stage", list(TaskStage))
+async def test_a_deleted_task_leaves_nothing_behind_whatever_its_stage(stage: TaskStage) -> None:
     engine = Engine()
-    key = "k" if stage is Stage.CLAIMING else ""
-    entry = engine.add("t", suspend=stage is Stage.HELD, concurrencyKey=key)
-    if stage not in (Stage.NEW, Stage.WAITING):
+    key = "k" if stage is TaskStage.CLAIMING else ""
+    entry = engine.add("t", suspend=stage is TaskStage.HELD, concurrencyKey=key)
+    if stage not in (TaskStage.NEW, TaskStage.WAITING):
         engine.open()
         await turn()
-    if stage is Stage.FINISHED:
+    if stage is TaskStage.FINISHED:
         engine.publisher.settle(Settled.CONFIRMED)
         engine.event(entry, EventKind.SUCCEEDED)
         engine.writer.writes[-1].refuse(404)
-    elif stage is not Stage.NEW:
+    elif stage is not TaskStage.NEW:
         assert entry.stage is stage
     await engine.delete(entry)
     await asyncio.sleep(10)
@@ -133,7 +133,7 @@ async def test_a_published_task_stays_where_it_is() -> None:
     entry = await engine.published()
     engine.add("t", priority=5)
     await turn()
-    assert (entry.stage, engine.publisher.published) == (Stage.PUBLISHED, [])
+    assert (entry.stage, engine.publisher.published) == (TaskStage.PUBLISHED, [])
 
 
 # Statuses that are refused.

@@ -6,7 +6,7 @@ import pytest
 
 from taskqueue.contract.outcome import EventError, EventKind
 from taskqueue.contract.work import WorkMessage
-from taskqueue.controller.tasks.tracked_task import Stage
+from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.model.task import Backoff, Phase
 from tests.unit.controller.fakes import KEY, TOKENS, Engine, raw_task, turn, until_time
@@ -77,7 +77,7 @@ async def test_retrying_is_written_after_two_seconds_and_then_its_outcome_is_let
     engine = Engine()
     entry = await engine.published()
     tag = engine.failed(entry)
-    assert entry.stage is Stage.HELD
+    assert entry.stage is TaskStage.HELD
     await asyncio.sleep(1.9)
     assert not engine.writer.writes
     await asyncio.sleep(0.2)
@@ -98,7 +98,7 @@ async def test_the_last_failure_ends_it() -> None:
     engine.failed(entry)
     assert engine.writer.phases == ["Failed"]
     assert engine.writer.writes[0].status["reason"] == "RetriesExhausted"
-    assert entry.stage is Stage.FINISHED
+    assert entry.stage is TaskStage.FINISHED
     assert engine.dispatcher.empty
 
 
@@ -135,7 +135,7 @@ async def test_a_forged_outcome_is_dropped(token: str) -> None:
     await asyncio.sleep(3)
     assert engine.channel.acked == [tag]
     assert not engine.writer.writes
-    assert entry.stage is Stage.PUBLISHED
+    assert entry.stage is TaskStage.PUBLISHED
 
 
 async def test_the_outcome_of_an_unknown_task_is_dropped() -> None:
@@ -229,7 +229,7 @@ async def test_a_handler_nobody_knows_is_waited_for_and_costs_no_attempt() -> No
     for _ in range(3):
         tag = engine.event(entry, EventKind.FAILED, error=error)
         assert engine.channel.acked[-1] == tag
-        assert entry.stage is Stage.HELD
+        assert entry.stage is TaskStage.HELD
         await asyncio.sleep(5.5)
         for write in engine.writer.writes:
             write.succeed()

@@ -12,7 +12,12 @@ import pytest
 
 from taskqueue.controller.metrics import TTL_DELETIONS
 from taskqueue.controller.tasks.finished_tasks import FinishedTask
-from taskqueue.controller.tasks.ttl import DELETES_AT_ONCE, GRACE_SECONDS, NEEDED_SECONDS, Janitor
+from taskqueue.controller.tasks.ttl import (
+    DELETES_AT_ONCE,
+    GRACE_SECONDS,
+    NEEDED_SECONDS,
+    TtlController,
+)
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import now, turn, until_time
@@ -87,7 +92,7 @@ class Stage:
         self.api = FakeApi()
         self.defaults: dict[tuple[str, str], int] = {}
         self.needed: set[str] = set()
-        self.janitor = Janitor(
+        self.janitor = TtlController(
             cast(ApiClient, self.api),
             clock=now,
             ttl_of=self.defaults.get,

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from taskqueue.amqp.publisher import Settled
-from taskqueue.contract.command import OrderKind
+from taskqueue.contract.command import CommandKind
 from taskqueue.contract.outcome import EventKind
-from taskqueue.controller.tasks.tracked_task import Stage
+from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import TOKENS, Engine, turn
 
@@ -21,7 +21,7 @@ async def test_an_attempt_without_a_word_fails_ten_seconds_after_its_time_is_up(
     entry = await engine.published()
     for _ in range(31):
         engine.dispatcher.observed_ready(0, reporting=True)
-        assert entry.stage is Stage.PUBLISHED
+        assert entry.stage is TaskStage.PUBLISHED
         await asyncio.sleep(1)
     engine.dispatcher.observed_ready(0, reporting=True)
     (write,) = engine.writer.writes
@@ -30,7 +30,7 @@ async def test_an_attempt_without_a_word_fails_ten_seconds_after_its_time_is_up(
     assert not engine.publisher.orders
     write.succeed()
     (order,) = engine.publisher.orders
-    assert (order.kind, order.token) == (OrderKind.CANCEL, TOKENS.sign("uid-t", 1, 0))
+    assert (order.kind, order.token) == (CommandKind.CANCEL, TOKENS.sign("uid-t", 1, 0))
     engine.event(entry, EventKind.SUCCEEDED)
     assert entry.status.phase is Phase.RETRYING
 
