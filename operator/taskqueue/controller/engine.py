@@ -366,11 +366,11 @@ class _Pools:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def upserted(self, raw: dict[str, Any]) -> None:
+    def on_upserted(self, raw: dict[str, Any]) -> None:
         metadata = raw["metadata"]
         key = (metadata["namespace"], metadata["name"].removesuffix(deployments.SUFFIX))
         self._engine.pool_observed(key, deployments.read_pool(raw))
 
-    def gone(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str) -> None:
         namespace, name = key
         self._engine.pool_observed((namespace, name.removesuffix(deployments.SUFFIX)), None)

@@ -2,12 +2,12 @@
 
 Contract:
 
-* `ResourceEventHandler.upserted` is called for every object added or changed,
-  `ResourceEventHandler.gone` for every object that left: deleted, or no longer matched by
+* `ResourceEventHandler.on_upserted` is called for every object added or changed,
+  `ResourceEventHandler.on_deleted` for every object that left: deleted, or no longer matched by
   the selector. The two look the same here; who needs to know reads the object.
 * Both are called from the feed's own task, in the order of the API server, and must not block.
 * After a break the feed watches on from where it was. When the API server has forgotten that
-  place (410), it lists again, and what it had seen before and is not in the list is ``gone``.
+  place (410), it lists again, and what it had seen before and is not in the list counts as deleted.
 * `Informer.synced` is set once the first list was delivered whole.
 * An object that cannot be parsed (nested deeper than any parser goes) is logged and left out.
 
@@ -42,10 +42,10 @@ Key = tuple[str, str]
 class ResourceEventHandler(Protocol):
     """Who is told what the feed sees."""
 
-    def upserted(self, raw: dict[str, Any]) -> None:
+    def on_upserted(self, raw: dict[str, Any]) -> None:
         """Take an object as the API server has it now."""
 
-    def gone(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str) -> None:
         """Take note that (namespace, name) with this uid left the feed."""
 
 
@@ -133,7 +133,7 @@ class Informer:
             if not token:
                 break
         for key in [key for key in self._held if key not in seen]:
-            self._listener.gone(key, self._held.pop(key))
+            self._listener.on_deleted(key, self._held.pop(key))
         self._version = page["metadata"]["resourceVersion"]
 
     async def _page(self, params: Mapping[str, str], *, alone: bool) -> dict[str, Any]:
@@ -180,16 +180,16 @@ class Informer:
         key, uid = identity(raw)
         before = self._held.get(key)
         if before is not None and before != uid:
-            self._listener.gone(key, before)  # deleted and made again while we looked away
+            self._listener.on_deleted(key, before)  # deleted and made again while we looked away
         self._held[key] = uid
-        self._listener.upserted(raw)
+        self._listener.on_upserted(raw)
         return key
 
     def _remove(self, raw: dict[str, Any]) -> None:
         key, uid = identity(raw)
         if self._held.get(key) == uid:
             del self._held[key]
-        self._listener.gone(key, uid)
+        self._listener.on_deleted(key, uid)
 
 
 def identity(raw: Mapping[str, Any]) -> tuple[Key, str]:

@@ -259,14 +259,14 @@ class Engine:
         if held is not None:
             metadata["generation"] = held.task.generation + 1
         self._shown[metadata["namespace"], metadata["name"]] = metadata["uid"]
-        self.tasks.upserted(raw)
+        self.tasks.on_upserted(raw)
         return self.entries[metadata["uid"]]
 
     async def delete(self, entry: TrackedTask) -> None:
         """Have a Task deleted."""
         key = (entry.task.namespace, entry.task.name)
         self._shown.pop(key)
-        self.tasks.gone(key, entry.task.uid)
+        self.tasks.on_deleted(key, entry.task.uid)
         await turn()
 
     async def published(self, name: str = "t", **spec: Any) -> TrackedTask:

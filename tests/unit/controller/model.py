@@ -228,14 +228,14 @@ class World:
             if what == "gone":
                 if shown.get(key) == uid:
                     del shown[key]
-                tasks.gone(key, uid)
+                tasks.on_deleted(key, uid)
                 continue
             before = shown.get(key)
             if before is not None and before != uid:
-                tasks.gone(key, before)
+                tasks.on_deleted(key, before)
             shown[key] = uid
             self.laws.shown(raw)
-            tasks.upserted(raw)
+            tasks.on_upserted(raw)
 
     # The status writer and the API server.
 

@@ -27,29 +27,29 @@ async def engine() -> AsyncIterator[Engine]:
 
 
 async def test_late_news_of_a_finished_task_is_not_taken_for_a_new_one(engine: Engine) -> None:
-    engine.tasks.upserted(raw_task())
+    engine.tasks.on_upserted(raw_task())
     entry = engine.tasks._entries.pop("uid-t")  # as the recorder does when the end is written
     engine.tasks._recorded(entry)
-    engine.tasks.upserted(raw_task(generation=2))
+    engine.tasks.on_upserted(raw_task(generation=2))
     assert not engine.tasks._entries
-    engine.tasks.gone(("shop", "t"), "uid-t")
+    engine.tasks.on_deleted(("shop", "t"), "uid-t")
     assert not engine.tasks._leaving
 
 
 async def test_a_task_that_left_the_feed_before_its_end_was_told_is_not_waited_for(
     engine: Engine,
 ) -> None:
-    engine.tasks.upserted(raw_task())
+    engine.tasks.on_upserted(raw_task())
     entry = engine.tasks._entries["uid-t"]
     entry.stage = TaskStage.FINISHED
-    engine.tasks.gone(("shop", "t"), "uid-t")
+    engine.tasks.on_deleted(("shop", "t"), "uid-t")
     del engine.tasks._entries["uid-t"]
     engine.tasks._recorded(entry)
     assert not engine.tasks._leaving
 
 
 async def test_a_task_without_its_queue_is_blocked(engine: Engine) -> None:
-    engine.tasks.upserted(raw_task())
+    engine.tasks.on_upserted(raw_task())
     status = engine.tasks._entries["uid-t"].status
     assert (status.phase, status.reason) == (Phase.BLOCKED, "QueueNotFound")
 
@@ -57,13 +57,13 @@ async def test_a_task_without_its_queue_is_blocked(engine: Engine) -> None:
 async def test_a_task_nobody_can_read_stops_no_other(engine: Engine) -> None:
     broken = raw_task("broken")
     del broken["spec"]["handler"]
-    engine.tasks.upserted(broken)
-    engine.tasks.upserted(raw_task("good"))
+    engine.tasks.on_upserted(broken)
+    engine.tasks.on_upserted(raw_task("good"))
     assert list(engine.tasks._entries) == ["uid-good"]
 
 
 async def test_a_payload_above_the_limit_is_refused_and_not_held(engine: Engine) -> None:
-    engine.tasks.upserted(raw_task(payload={"text": "x" * PAYLOAD_LIMIT_BYTES}))
+    engine.tasks.on_upserted(raw_task(payload={"text": "x" * PAYLOAD_LIMIT_BYTES}))
     entry = engine.tasks._entries["uid-t"]
     assert (entry.status.phase, entry.status.reason) == (Phase.FAILED, "Invalid")
     assert len(entry.task.spec.payload) < 10

@@ -13,15 +13,15 @@ class Listener:
         self.held: dict[str, str] = {}
         self.events: list[tuple[str, str, str]] = []
 
-    def upserted(self, raw: dict[str, Any]) -> None:
+    def on_upserted(self, raw: dict[str, Any]) -> None:
         name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
         self.held[name] = uid
         self.events.append(("upserted", name, uid))
 
-    def gone(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str) -> None:
         if self.held.get(key[1]) == uid:
             del self.held[key[1]]
-        self.events.append(("gone", key[1], uid))
+        self.events.append(("deleted", key[1], uid))
 
 
 @asynccontextmanager
@@ -59,7 +59,7 @@ async def test_changes_arrive_in_order() -> None:
             ("upserted", "a"),
             ("upserted", "a"),
             ("upserted", "b"),
-            ("gone", "a"),
+            ("deleted", "a"),
         ]
 
 
@@ -85,7 +85,7 @@ async def test_when_its_place_is_forgotten_it_lists_and_tells_what_is_gone() -> 
         await api.break_watches()
         await eventually(lambda: "c" in listener.held)
         assert listener.held == {"a": "uid-a", "c": "uid-c"}
-        assert ("gone", "b", "uid-b") in listener.events
+        assert ("deleted", "b", "uid-b") in listener.events
 
 
 async def test_a_name_used_again_while_away_is_gone_first() -> None:
@@ -96,7 +96,7 @@ async def test_a_name_used_again_while_away_is_gone_first() -> None:
         api.forgotten_below = api.version
         await api.break_watches()
         await eventually(lambda: listener.held == {"a": "two"})
-        assert listener.events[-2:] == [("gone", "a", "one"), ("upserted", "a", "two")]
+        assert listener.events[-2:] == [("deleted", "a", "one"), ("upserted", "a", "two")]
 
 
 async def test_a_bookmark_moves_the_place_and_tells_nobody() -> None:

@@ -163,7 +163,7 @@ class TaskController:
 
     # The feed.
 
-    def upserted(self, raw: dict[str, Any]) -> None:
+    def on_upserted(self, raw: dict[str, Any]) -> None:
         """Take a Task from the feed."""
         uid = raw["metadata"]["uid"]
         if uid in self._leaving:
@@ -191,7 +191,7 @@ class TaskController:
             )
             self._admit(entry)
 
-    def gone(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str) -> None:
         """Take note that a Task left the feed: finished or deleted."""
         self._leaving.discard(uid)
         entry = self._entries.get(uid)

@@ -196,7 +196,7 @@ async def test_a_name_made_anew_keeps_its_own_dependencies() -> None:
     engine = running()
     engine.add("first")
     engine.add("t")
-    engine.tasks.gone(("shop", "t"), "uid-t")
+    engine.tasks.on_deleted(("shop", "t"), "uid-t")
     again = raw_task("t", dependsOn=["first"])
     again["metadata"]["uid"] = "uid-other"
     engine.api.objects[task_path("shop", "t")] = again

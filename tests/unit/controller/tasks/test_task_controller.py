@@ -28,13 +28,13 @@ async def test_our_own_write_that_comes_back_changes_nothing() -> None:
     engine = Engine()
     entry = await engine.published()
     engine.event(entry, EventKind.STARTED)
-    engine.tasks.upserted(raw_task("t", generation=entry.task.generation))
+    engine.tasks.on_upserted(raw_task("t", generation=entry.task.generation))
     assert entry.status.phase is Phase.RUNNING
 
 
 async def test_a_finished_task_is_not_taken() -> None:
     engine = Engine()
-    engine.tasks.upserted(raw_task("t", status={"phase": "Failed", "observedGeneration": 1}))
+    engine.tasks.on_upserted(raw_task("t", status={"phase": "Failed", "observedGeneration": 1}))
     assert not engine.entries
 
 
@@ -43,9 +43,9 @@ async def test_late_news_of_a_finished_task_is_not_a_new_one() -> None:
     entry = await engine.published()
     engine.event(entry, EventKind.SUCCEEDED)
     engine.writer.writes[0].succeed()
-    engine.tasks.upserted(raw_task("t", generation=7))
+    engine.tasks.on_upserted(raw_task("t", generation=7))
     assert not engine.entries
-    engine.tasks.gone(("shop", "t"), "uid-t")
+    engine.tasks.on_deleted(("shop", "t"), "uid-t")
     assert not engine.tasks._leaving
 
 
