@@ -3,19 +3,19 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.load import Load
-from tests.e2e.fixtures import api, lab, pytest_runtest_makereport
-from tests.e2e.harness import Lab
+from tests.e2e.fixtures import api, harness, pytest_runtest_makereport
+from tests.e2e.harness import Harness
 
-__all__ = ["api", "lab", "pytest_runtest_makereport"]
+__all__ = ["api", "harness", "pytest_runtest_makereport"]
 
 #: Lines for the summary.
 _TOLD = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
-def load(lab: Lab) -> Load:
+def load(harness: Harness) -> Load:
     """Tasks to come, and the TaskQueue they need."""
-    load = Load(lab)
+    load = Load(harness)
     load.prepare()
     return load
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 import requests
 
 from tests.e2e.api import Refused
-from tests.e2e.harness import Lab
+from tests.e2e.harness import Harness
 
 _LOOK_SECONDS = 0.2
 
@@ -19,8 +19,8 @@ _LOOK_SECONDS = 0.2
 class Following:
     """Reads the logs of all containers of a TaskQueue's workers from their beginning on."""
 
-    def __init__(self, lab: Lab, queue: str = "q") -> None:
-        self._lab = lab
+    def __init__(self, harness: Harness, queue: str = "q") -> None:
+        self._harness = harness
         self._queue = queue
         self._lock = threading.Lock()
         self._begun: Counter[str] = Counter()
@@ -51,9 +51,9 @@ class Following:
             time.sleep(_LOOK_SECONDS)
 
     def _find(self) -> None:
-        lab = self._lab
+        harness = self._harness
         selector = f"taskqueue.dev/queue={self._queue}"
-        for pod in lab.api.get(lab.core("pods"), labelSelector=selector)["items"]:
+        for pod in harness.api.get(harness.core("pods"), labelSelector=selector)["items"]:
             for one in pod["status"].get("containerStatuses", ()):
                 container = one.get("containerID", "")
                 if "running" in one["state"] and container not in self._known:
@@ -66,7 +66,9 @@ class Following:
 
     def _follow(self, pod: str) -> None:
         with suppress(Refused, requests.RequestException):
-            for line in self._lab.api.lines(self._lab.core("pods", pod, "log"), follow="true"):
+            for line in self._harness.api.lines(
+                self._harness.core("pods", pod, "log"), follow="true"
+            ):
                 if line.startswith("{") and '"run.began' in line:
                     with self._lock:
                         self._begun[json.loads(line)["uid"]] += 1

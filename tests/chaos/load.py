@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from tests.e2e.api import Body
-from tests.e2e.harness import FINISHED, Lab, Run
+from tests.e2e.harness import FINISHED, Harness, Run
 from tests.e2e.table import In
 
 #: Most that are at the broker at a time; so many may be run twice when the operator is lost.
@@ -25,28 +25,28 @@ _KEYS = 3
 
 @dataclass
 class Load:
-    """Tasks of one lab; what `start` makes has attempts as ``attempts`` tells, and succeeds."""
+    """Tasks of one namespace; those that `start` creates succeed, with the given ``attempts``."""
 
-    lab: Lab
+    harness: Harness
     attempts: dict[str, int] = field(default_factory=dict)
     keyed: dict[str, list[str]] = field(default_factory=dict)
     suspended: list[str] = field(default_factory=list)
 
     def prepare(self) -> None:
         """Make the TaskQueue, with all its workers there."""
-        self.lab.queue(
+        self.harness.queue(
             dispatch={"maxPublished": WINDOW},
             scaling={"minReplicas": WORKERS, "maxReplicas": WORKERS},
             workers={"concurrency": SLOTS},
         )
-        self.lab.available(WORKERS)
-        self.lab.power.prepare()
+        self.harness.available(WORKERS)
+        self.harness.power.prepare()
 
     def start(self, *, short: int, long: int) -> None:
         """Create everything; most of it waits in the operator, behind a full window."""
-        lab = self.lab
+        harness = self.harness
         brief: Body = {"payload": {"seconds": 0.3}}
-        lab.create_core("configmaps", "later", data={})
+        harness.create_core("configmaps", "later", data={})
         source = {"configMapKeyRef": {"name": "later", "key": "payload"}}
         self._add("blocked", 5, "nap", payloadFrom=[source])
         self._add("scheduled", 5, "nap", startAfter=In(20).timestamp(), **brief)
@@ -68,29 +68,29 @@ class Load:
     def release(self) -> None:
         """Let go what waits for somebody."""
         payload = {"data": {"payload": '{"seconds": 0.3}'}}
-        self.lab.api.patch(self.lab.core("configmaps", "later"), payload)
+        self.harness.api.patch(self.harness.core("configmaps", "later"), payload)
         for name in self.suspended:
-            self.lab.api.patch(self.lab.path("tasks", name), {"spec": {"suspend": False}})
+            self.harness.api.patch(self.harness.path("tasks", name), {"spec": {"suspend": False}})
 
     def finished(self) -> set[str]:
         """Return the names of Tasks seen finished."""
         return {
             name
             for name in self.attempts
-            for last in self.lab.tasks.versions(name)[-1:]
+            for last in self.harness.tasks.versions(name)[-1:]
             if last["status"]["phase"] in FINISHED
         }
 
     def wait_finished(self, number: int) -> None:
         """Return when at least so many have finished."""
-        self.lab.until(
+        self.harness.until(
             lambda: len(self.finished()) >= number, what=f"{number} finished", seconds=120
         )
 
     def assert_nothing_was_lost(self) -> None:
         """Fail unless each Task succeeded, after as many attempts as its handler needs."""
         names = list(self.attempts)
-        statuses = dict(zip(names, self.lab.all_finished(names, seconds=150), strict=True))
+        statuses = dict(zip(names, self.harness.all_finished(names, seconds=150), strict=True))
         wrong = {
             name: status
             for name, status in statuses.items()
@@ -100,7 +100,7 @@ class Load:
             or status["attempts"] != self.attempts[name]
         }
         assert not wrong
-        self.lab.all_counted(len(names), uncounted=sum(self._ended_in_last_second(statuses)))
+        self.harness.all_counted(len(names), uncounted=sum(self._ended_in_last_second(statuses)))
 
     def _ended_in_last_second(self, statuses: dict[str, Body]) -> Iterator[bool]:
         """Yield of each Task whether it ended in the last second of an operator that was killed.
@@ -109,16 +109,18 @@ class Load:
         """
         for status in statuses.values():
             ended = datetime.fromisoformat(status["completionTime"]).timestamp()
-            yield any(killed - 1.5 <= ended <= killed + 0.5 for killed in self.lab.operator_kills)
+            yield any(
+                killed - 1.5 <= ended <= killed + 0.5 for killed in self.harness.operator_kills
+            )
 
     def runs(self) -> dict[str, list[Run]]:
         """Return all runs by Task, of workers that were there all the time."""
-        pods = self.lab.pods()
+        pods = self.harness.pods()
         containers = [one for pod in pods for one in pod["status"]["containerStatuses"]]
         assert [one["restartCount"] for one in containers] == [0] * WORKERS
         uids = {self._latest(name)["metadata"]["uid"]: name for name in self.attempts}
         found: dict[str, list[Run]] = {name: [] for name in self.attempts}
-        for run in self.lab.runs():
+        for run in self.harness.runs():
             found[uids[run.uid]].append(run)
         return found
 
@@ -157,9 +159,9 @@ class Load:
     def _add(
         self, prefix: str, count: int, handler: str, *, attempts: int = 1, **spec: Any
     ) -> list[str]:
-        names = self.lab.batch(prefix, count, handler, **spec)
+        names = self.harness.batch(prefix, count, handler, **spec)
         self.attempts |= dict.fromkeys(names, attempts)
         return names
 
     def _latest(self, name: str) -> Body:
-        return self.lab.tasks.versions(name)[-1]
+        return self.harness.tasks.versions(name)[-1]

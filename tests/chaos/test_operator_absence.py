@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.chaos.load import WINDOW, Load
-from tests.e2e.harness import OPERATOR_NAMESPACE, Lab
+from tests.e2e.harness import OPERATOR_NAMESPACE, Harness
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -15,27 +15,27 @@ _DEPLOYMENT = ("-n", OPERATOR_NAMESPACE, "deployment/taskqueue-operator")
 
 
 @contextmanager
-def no_operator(lab: Lab) -> Iterator[None]:
+def no_operator(harness: Harness) -> Iterator[None]:
     """Have none for a while: killed, and not started again."""
-    for pod in lab.operator_pods():
-        lab.power.off(pod["metadata"]["name"])
-    lab.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=0")
-    lab.until(lambda: not lab.operator_pods(), what="without an operator")
+    for pod in harness.operator_pods():
+        harness.power.off(pod["metadata"]["name"])
+    harness.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=0")
+    harness.until(lambda: not harness.operator_pods(), what="without an operator")
     try:
         yield
     finally:
-        lab.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=1")
+        harness.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=1")
 
 
 def test_outcomes_that_come_while_there_is_no_operator(
-    lab: Lab, load: Load, tell: list[str]
+    harness: Harness, load: Load, tell: list[str]
 ) -> None:
     load.start(short=WINDOW, long=0)
     load.wait_finished(10)
-    with no_operator(lab):
+    with no_operator(harness):
         done, moment = load.finished(), datetime.now(UTC)
         load.release()
-        lab.until(
+        harness.until(
             lambda: all(run.ended for runs in load.runs().values() for run in runs),
             what="at the end of all that was published",
         )
@@ -44,7 +44,7 @@ def test_outcomes_that_come_while_there_is_no_operator(
         assert len(ran - done) > 0
     # And again, in the midst of reading what has come meanwhile.
     load.wait_finished(len(done) + 1)
-    lab.kill_operator()
+    harness.kill_operator()
     load.assert_nothing_was_lost()
     repeated = load.repeated()
     tell.append(

@@ -9,19 +9,19 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.chaos.load import WINDOW, Load
-from tests.e2e.harness import Lab
+from tests.e2e.harness import Harness
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
-def test_three_losses_in_every_phase(lab: Lab, load: Load, tell: list[str]) -> None:
+def test_three_losses_in_every_phase(harness: Harness, load: Load, tell: list[str]) -> None:
     load.start(short=100, long=120)
     losses: list[tuple[set[str], datetime]] = []
     while len(losses) < 3:
         # From the second on: in the midst of what the former left.
         load.wait_finished(len(load.finished()) + 20)
         losses.append((load.finished(), datetime.now(UTC)))
-        lab.kill_operator()
+        harness.kill_operator()
         if len(losses) == 1:
             load.release()
     load.assert_nothing_was_lost()

@@ -23,7 +23,7 @@ import pytest
 from tests.chaos.following import Following
 from tests.conftest import RabbitMQ
 from tests.e2e.api import Body
-from tests.e2e.harness import FINISHED, TEMPLATE, Lab
+from tests.e2e.harness import FINISHED, TEMPLATE, Harness
 from tests.integration.worker.process import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -49,26 +49,26 @@ def hog(payload):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queue(lab: Lab) -> None:
+def queue(harness: Harness) -> None:
     template = copy.deepcopy(TEMPLATE)
     # Longer than any Task here runs.
     template["spec"]["terminationGracePeriodSeconds"] = 15
-    lab.queue(
+    harness.queue(
         dispatch={"maxPublished": 64},
         scaling={"minReplicas": WORKERS, "maxReplicas": WORKERS},
         taskDefaults={"maxDeliveries": 10},
         workers={"concurrency": SLOTS, "template": template},
     )
-    lab.queue("hasty", workers=None)
-    lab.power.prepare()
-    lab.available(WORKERS)
-    lab.ready("hasty")
+    harness.queue("hasty", workers=None)
+    harness.power.prepare()
+    harness.available(WORKERS)
+    harness.ready("hasty")
 
 
 @pytest.fixture
-def following(lab: Lab) -> Iterator[Following]:
-    following = Following(lab)
-    lab.until(lambda: following.containers == WORKERS, what="following the workers")
+def following(harness: Harness) -> Iterator[Following]:
+    following = Following(harness)
+    harness.until(lambda: following.containers == WORKERS, what="following the workers")
     yield following
     following.close()
 
@@ -95,13 +95,13 @@ class Hasty:
 
 @pytest.fixture(scope="module")
 def hasty(
-    lab: Lab, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
+    harness: Harness, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Hasty]:
     folder = tmp_path_factory.mktemp("hasty")
     (folder / "selfish.py").write_text(_SELFISH)
     environment = {
         "PYTHONPATH": f"{ROOT / 'operator'}{os.pathsep}{folder}",
-        "TASKQUEUE_NAMESPACE": lab.namespace,
+        "TASKQUEUE_NAMESPACE": harness.namespace,
         "TASKQUEUE_QUEUE": "hasty",
         "TASKQUEUE_BROKER_HOST": rabbitmq.host,
         "TASKQUEUE_BROKER_PORT": str(rabbitmq.port),
@@ -110,7 +110,7 @@ def hasty(
         "TASKQUEUE_CONCURRENCY": "1",
         "TASKQUEUE_HEALTH_PORT": "0",
         "TASKQUEUE_LOG_FORMAT": "json",
-        "POD_NAME": f"hasty-{lab.namespace}",
+        "POD_NAME": f"hasty-{harness.namespace}",
     }
     log = folder / "log"
     with log.open("wb") as output:
@@ -120,133 +120,139 @@ def hasty(
             env={**os.environ, **environment},
         )
     hasty = Hasty(process, log)
-    lab.task("hog", "hog", queue="hasty", payload={"seconds": HASTY_SECONDS})
+    harness.task("hog", "hog", queue="hasty", payload={"seconds": HASTY_SECONDS})
     yield hasty
     process.kill()
     process.wait()
 
 
-def connections(lab: Lab) -> list[Body]:
+def connections(harness: Harness) -> list[Body]:
     """Return the connections of the hasty worker that the broker tells of; it does so late."""
-    found: list[Body] = lab.broker_api("GET", "connections?columns=name,timeout,user_provided_name")
-    pod = f"hasty-{lab.namespace}"
+    found: list[Body] = harness.broker_api(
+        "GET", "connections?columns=name,timeout,user_provided_name"
+    )
+    pod = f"hasty-{harness.namespace}"
     return [one for one in found if pod in one.get("user_provided_name", "")]
 
 
-def submit(lab: Lab, prefix: str, count: int, longest: float) -> list[str]:
+def submit(harness: Harness, prefix: str, count: int, longest: float) -> list[str]:
     """Create Tasks of 0.2 s to ``longest``."""
     random = Random(prefix)
     payloads = [{"seconds": round(random.uniform(0.2, longest), 2)} for _ in range(count)]
     with ThreadPoolExecutor(8) as pool:
         names = [f"{prefix}-{number}" for number in range(count)]
-        return list(pool.map(lambda name, one: lab.task(name, "nap", payload=one), names, payloads))
+        return list(
+            pool.map(lambda name, one: harness.task(name, "nap", payload=one), names, payloads)
+        )
 
 
-def wait_finished(lab: Lab, names: list[str], count: int) -> None:
+def wait_finished(harness: Harness, names: list[str], count: int) -> None:
     """Return when so many of these Tasks have finished."""
 
     def finished() -> int:
-        last = (lab.tasks.versions(name)[-1:] for name in names)
+        last = (harness.tasks.versions(name)[-1:] for name in names)
         return sum(one[0]["status"]["phase"] in FINISHED for one in last if one)
 
-    lab.until(lambda: finished() >= count, what=f"{count} finished", seconds=90)
+    harness.until(lambda: finished() >= count, what=f"{count} finished", seconds=90)
 
 
-def assert_no_attempt_failed(lab: Lab, names: list[str]) -> list[Body]:
+def assert_no_attempt_failed(harness: Harness, names: list[str]) -> list[Body]:
     """Fail unless each succeeded with its first attempt, and ended once; return the statuses."""
-    statuses = lab.all_finished(names, seconds=90)
+    statuses = harness.all_finished(names, seconds=90)
     for name, status in zip(names, statuses, strict=True):
         assert (status["phase"], status["attempts"]) == ("Succeeded", 1), name
         assert [one["outcome"] for one in status["history"]] == ["Succeeded"], name
-        versions = [one["status"] for one in lab.tasks.versions(name)]
+        versions = [one["status"] for one in harness.tasks.versions(name)]
         assert [one for one in versions if one["phase"] in FINISHED] == [status], name
     return statuses
 
 
-def repeated(lab: Lab, following: Following, names: list[str]) -> int:
+def repeated(harness: Harness, following: Following, names: list[str]) -> int:
     """Return how many runs there were beyond one of each; fail if one was never seen to run."""
-    uids = [lab.tasks.versions(name)[-1]["metadata"]["uid"] for name in names]
-    lab.until(lambda: all(following.runs[uid] for uid in uids), what="each seen running")
+    uids = [harness.tasks.versions(name)[-1]["metadata"]["uid"] for name in names]
+    harness.until(lambda: all(following.runs[uid] for uid in uids), what="each seen running")
     return sum(following.runs[uid] - 1 for uid in uids)
 
 
 def test_a_rolling_update_under_load(
-    lab: Lab, following: Following, hasty: Hasty, tell: list[str]
+    harness: Harness, following: Following, hasty: Hasty, tell: list[str]
 ) -> None:
-    names = submit(lab, "rolled", 250, longest=3)
+    names = submit(harness, "rolled", 250, longest=3)
     for version in ("1", "2"):
-        wait_finished(lab, names, 60 * int(version))
-        lab.change_queue(workers={"template": {"metadata": {"annotations": {"version": version}}}})
+        wait_finished(harness, names, 60 * int(version))
+        harness.change_queue(
+            workers={"template": {"metadata": {"annotations": {"version": version}}}}
+        )
         rolled_out = [version] * WORKERS
-        lab.until(lambda: versions(lab) == rolled_out, what=f"at version {version}")  # noqa: B023
-    wait_finished(lab, names, 60 * 2 + 1)
+        harness.until(lambda: versions(harness) == rolled_out, what=f"at version {version}")  # noqa: B023
+    wait_finished(harness, names, 60 * 2 + 1)
     left = len(names) - sum(
-        lab.tasks.versions(name)[-1]["status"]["phase"] in FINISHED for name in names
+        harness.tasks.versions(name)[-1]["status"]["phase"] in FINISHED for name in names
     )
-    statuses = assert_no_attempt_failed(lab, names)
+    statuses = assert_no_attempt_failed(harness, names)
     workers = {status["worker"] for status in statuses}
     assert len(workers) >= 3 * WORKERS, "not all of the three generations have worked"
     assert left > 0, "the load ended before the updates"
-    lab.all_counted(len(names))
-    again = repeated(lab, following, names)
+    harness.all_counted(len(names))
+    again = repeated(harness, following, names)
     tell.append(f"{len(names)} Tasks over {len(workers)} pods, {again} runs repeated")
     assert again == 0, "each had the time to end where it began"
 
 
-def versions(lab: Lab) -> list[Any]:
+def versions(harness: Harness) -> list[Any]:
     """Return the versions of the template that the workers have, of those there are."""
-    return [pod["metadata"].get("annotations", {}).get("version") for pod in lab.pods()]
+    return [pod["metadata"].get("annotations", {}).get("version") for pod in harness.pods()]
 
 
-def test_killed_workers_and_pods(lab: Lab, following: Following, tell: list[str]) -> None:
-    names = submit(lab, "killed", 110, longest=1.5)
+def test_killed_workers_and_pods(harness: Harness, following: Following, tell: list[str]) -> None:
+    names = submit(harness, "killed", 110, longest=1.5)
     killed = 0
     for number, kill in enumerate((kill_worker, kill_pod, kill_all), start=1):
-        wait_finished(lab, names, 20 * number)
-        killed += kill(lab)
-    assert_no_attempt_failed(lab, names)
-    again = repeated(lab, following, names)
+        wait_finished(harness, names, 20 * number)
+        killed += kill(harness)
+    assert_no_attempt_failed(harness, names)
+    again = repeated(harness, following, names)
     tell.append(f"{again} of {len(names)} Tasks ran once more, after {killed} workers were killed")
     assert 0 < again <= killed * SLOTS
 
 
-def kill_worker(lab: Lab) -> int:
+def kill_worker(harness: Harness) -> int:
     """Kill the processes of one pod, and leave the pod."""
-    lab.power.off(running(lab)[0])
+    harness.power.off(running(harness)[0])
     return 1
 
 
-def kill_pod(lab: Lab) -> int:
+def kill_pod(harness: Harness) -> int:
     """Kill a pod with all there is of it."""
-    lab.kill(running(lab)[-1])
+    harness.kill(running(harness)[-1])
     return 1
 
 
-def kill_all(lab: Lab) -> int:
+def kill_all(harness: Harness) -> int:
     """Kill the processes of every worker there is."""
-    pods = running(lab)
+    pods = running(harness)
     for pod in pods:
-        lab.power.off(pod)
+        harness.power.off(pod)
     return len(pods)
 
 
-def running(lab: Lab) -> list[str]:
+def running(harness: Harness) -> list[str]:
     """Return the names of the pods in which a worker runs."""
     return [
         pod["metadata"]["name"]
-        for pod in lab.pods()
+        for pod in harness.pods()
         for container in pod["status"].get("containerStatuses", ())
         if "running" in container["state"]
     ]
 
 
 def test_a_long_task_keeps_a_connection_of_one_second_heartbeats(
-    lab: Lab, hasty: Hasty, tell: list[str]
+    harness: Harness, hasty: Hasty, tell: list[str]
 ) -> None:
-    lab.until(lambda: len(connections(lab)) == 2, what="two connections")
-    status = lab.finished("hog", seconds=HASTY_SECONDS)
+    harness.until(lambda: len(connections(harness)) == 2, what="two connections")
+    status = harness.finished("hog", seconds=HASTY_SECONDS)
     assert (status["phase"], status["attempts"]) == ("Succeeded", 1)
-    assert {one["timeout"] for one in connections(lab)} == {1}
+    assert {one["timeout"] for one in connections(harness)} == {1}
     assert hasty.logged("consumer.ready") == 1
     assert hasty.logged("consumer.waiting") == 0
     assert hasty.logged("publisher.lost") == 0

@@ -25,7 +25,7 @@ from tests.chaos.following import Following
 from tests.chaos.frames import Frame, Hold, Way, relay_to
 from tests.conftest import RabbitMQ
 from tests.e2e.api import Body
-from tests.e2e.harness import FINISHED, TEMPLATE, Lab
+from tests.e2e.harness import FINISHED, TEMPLATE, Harness
 from tests.integration.worker.harness import Gate
 from tests.integration.worker.process import PATIENCE, WorkerProcess
 
@@ -37,8 +37,8 @@ CONSUME, PUBLISH, DELIVER, ACK = (60, 20), (60, 40), (60, 60), (60, 80)
 class Bench:
     """Worker processes of this machine, for a TaskQueue that has none in the cluster."""
 
-    def __init__(self, lab: Lab, rabbitmq: RabbitMQ, folder: Path) -> None:
-        self.lab = lab
+    def __init__(self, harness: Harness, rabbitmq: RabbitMQ, folder: Path) -> None:
+        self.harness = harness
         self.broker = BrokerParameters(
             host=rabbitmq.host,
             port=rabbitmq.port,
@@ -50,7 +50,7 @@ class Bench:
 
     async def worker(self, broker: BrokerParameters | None = None) -> WorkerProcess:
         environment = {
-            "TASKQUEUE_NAMESPACE": self.lab.namespace,
+            "TASKQUEUE_NAMESPACE": self.harness.namespace,
             "POD_NAME": f"local-{len(self._workers)}",
         }
         worker = await WorkerProcess.start(broker or self.broker, slots=1, environment=environment)
@@ -59,16 +59,16 @@ class Bench:
         return worker
 
     async def task(self, name: str, handler: str = "hold", **spec: Any) -> None:
-        await asyncio.to_thread(self.lab.task, name, handler, payload=self.gate.payload, **spec)
+        await asyncio.to_thread(self.harness.task, name, handler, payload=self.gate.payload, **spec)
 
     async def finished(self, name: str) -> Body:
-        return await asyncio.to_thread(self.lab.finished, name, seconds=PATIENCE)
+        return await asyncio.to_thread(self.harness.finished, name, seconds=PATIENCE)
 
     async def ready(self, queue: str) -> int:
         """Count the messages of a TaskQueue that no worker has."""
         connection = await connect(self.broker, name="bench")
         channel = await connection.channel()
-        count = await channel.declare_queue(work_queue(self.lab.namespace, queue), passive=True)
+        count = await channel.declare_queue(work_queue(self.harness.namespace, queue), passive=True)
         await connection.close()
         return count
 
@@ -79,14 +79,14 @@ class Bench:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queue(lab: Lab) -> None:
-    lab.queue(workers=None, taskDefaults={"maxDeliveries": 3})
-    lab.ready()
+def queue(harness: Harness) -> None:
+    harness.queue(workers=None, taskDefaults={"maxDeliveries": 3})
+    harness.ready()
 
 
 @pytest.fixture
-async def bench(lab: Lab, rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(lab, rabbitmq, tmp_path)
+async def bench(harness: Harness, rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(harness, rabbitmq, tmp_path)
     yield bench
     await bench.end()
 
@@ -125,7 +125,7 @@ def before_the_acknowledgement() -> Hold:
 
     def hold(frame: Frame) -> bool:
         where = frame.connection, frame.channel
-        if frame.method == CONSUME and b"taskqueue.lab-" in frame.arguments:
+        if frame.method == CONSUME and b"taskqueue.e2e-" in frame.arguments:
             consuming.add(where)
         return frame.way is Way.TO_BROKER and frame.method == ACK and where in consuming
 
@@ -170,46 +170,48 @@ async def test_killed_with_the_whole_pod(bench: Bench, node_address: str, tell: 
 
 async def kill_pod(bench: Bench, ours: str, step: Callable[[], Hold], runs: int) -> None:
     """Kill the only pod of a TaskQueue at this step; the one that replaces it does the rest."""
-    lab, name = bench.lab, f"pod-{name_of(step)}"
+    harness, name = bench.harness, f"pod-{name_of(step)}"
     async with relay_to(bench.broker, step(), address=ours) as (relay, parameters):
         template = copy.deepcopy(TEMPLATE)
         template["spec"]["containers"][0]["env"] = [
             {"name": "TASKQUEUE_BROKER_HOST", "value": parameters.host},
             {"name": "TASKQUEUE_BROKER_PORT", "value": str(parameters.port)},
         ]
-        lab.queue(
+        harness.queue(
             name,
             scaling={"minReplicas": 1, "maxReplicas": 1},
             workers={"concurrency": 1, "template": template},
         )
-        following = Following(lab, name)
-        await asyncio.to_thread(lab.available, 1, name)
-        uid = await asyncio.to_thread(submit, lab, name)
+        following = Following(harness, name)
+        await asyncio.to_thread(harness.available, 1, name)
+        uid = await asyncio.to_thread(submit, harness, name)
         async with asyncio.timeout(PATIENCE):
             await relay.held.wait()
-        (pod,) = lab.pods(name)
-        await asyncio.to_thread(lab.kill, pod["metadata"]["name"])
+        (pod,) = harness.pods(name)
+        await asyncio.to_thread(harness.kill, pod["metadata"]["name"])
         relay.cut()
         await assert_it_ended_once(bench, name)
         seen = f"{runs} runs of {name}"
-        await asyncio.to_thread(lab.until, lambda: following.runs[uid] >= runs, what=seen)
-        lab.change_queue(name, scaling={"minReplicas": 0})
-        await asyncio.to_thread(lab.until, lambda: has_no_pod(lab, name), what=f"without {name}")
+        await asyncio.to_thread(harness.until, lambda: following.runs[uid] >= runs, what=seen)
+        harness.change_queue(name, scaling={"minReplicas": 0})
+        await asyncio.to_thread(
+            harness.until, lambda: has_no_pod(harness, name), what=f"without {name}"
+        )
         assert await bench.ready(name) == 0
         following.close()
         assert following.runs[uid] == runs, name
 
 
-def has_no_pod(lab: Lab, queue: str) -> bool:
+def has_no_pod(harness: Harness, queue: str) -> bool:
     """Tell whether not even one on its way out is left."""
-    pods = lab.api.get(lab.core("pods"), labelSelector=f"taskqueue.dev/queue={queue}")
+    pods = harness.api.get(harness.core("pods"), labelSelector=f"taskqueue.dev/queue={queue}")
     return not pods["items"]
 
 
-def submit(lab: Lab, name: str) -> str:
+def submit(harness: Harness, name: str) -> str:
     """Create a short Task of the TaskQueue of the same name; return its uid."""
-    lab.task(name, "nap", queue=name, payload={"seconds": 0.1})
-    uid: str = lab.api.get(lab.path("tasks", name))["metadata"]["uid"]
+    harness.task(name, "nap", queue=name, payload={"seconds": 0.1})
+    uid: str = harness.api.get(harness.path("tasks", name))["metadata"]["uid"]
     return uid
 
 
@@ -256,7 +258,7 @@ async def assert_it_ended_once(bench: Bench, name: str) -> None:
     status = await bench.finished(name)
     assert (status["phase"], status["attempts"]) == ("Succeeded", 1)
     assert [one["outcome"] for one in status["history"]] == ["Succeeded"]
-    versions = bench.lab.tasks.versions(name)
+    versions = bench.harness.tasks.versions(name)
     ends = [one["status"] for one in versions if one["status"]["phase"] in FINISHED]
     assert ends == [status]
 

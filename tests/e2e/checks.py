@@ -24,7 +24,7 @@ def ran(times: int, role: str = "it") -> Step:
             runs = play.runs(role)
             return len(runs) >= times and all(run.ended is not None for run in runs)
 
-        play.lab.until(all_ended, what=f"{times} runs of {role}", seconds=PATIENCE_SECONDS)
+        play.harness.until(all_ended, what=f"{times} runs of {role}", seconds=PATIENCE_SECONDS)
         runs = play.runs(role)
         assert len(runs) == times, runs
 
@@ -41,7 +41,7 @@ def was_stopped(role: str = "it") -> Step:
             runs = play.runs(role)
             return bool(runs) and runs[-1].ended is not None
 
-        play.lab.until(ended, what=f"{role} stopped", seconds=PATIENCE_SECONDS)
+        play.harness.until(ended, what=f"{role} stopped", seconds=PATIENCE_SECONDS)
         run = play.runs(role)[-1]
         assert run.ended is not None
         assert (run.ended - run.began).total_seconds() < ran_to_end - 1
@@ -53,7 +53,7 @@ def was_never(*phases: str, role: str = "it") -> Step:
     """A Task was never seen in a phase."""
 
     def check(play: Play) -> None:
-        versions = play.lab.tasks.versions(play.name(role))
+        versions = play.harness.tasks.versions(play.name(role))
         assert not {one["status"]["phase"] for one in versions} & set(phases)
 
     return check
@@ -175,7 +175,7 @@ def _assert_at_once(play: Play, roles: tuple[str, ...], holds: Any) -> None:
     def all_runs() -> list[Run]:
         return [run for role in roles for run in play.runs(role)]
 
-    play.lab.until(
+    play.harness.until(
         lambda: all(run.ended is not None for run in all_runs()),
         what=f"{roles} at their end",
         seconds=PATIENCE_SECONDS,

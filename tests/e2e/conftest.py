@@ -3,11 +3,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.departures import Departures
-from tests.e2e.fixtures import api, lab, pytest_runtest_makereport, stage
+from tests.e2e.fixtures import api, harness, pytest_runtest_makereport, stage
 from tests.e2e.gates import Gates
-from tests.e2e.harness import Lab
+from tests.e2e.harness import Harness
 
-__all__ = ["api", "lab", "pytest_runtest_makereport", "stage"]
+__all__ = ["api", "harness", "pytest_runtest_makereport", "stage"]
 
 #: Take the operator, then the broker, of all others away for a while.
 _LAST = ("test_operator_loss.py", "test_table_operator_loss.py", "test_broker_restart.py")
@@ -18,14 +18,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def gates(lab: Lab) -> Gates:
+def gates(harness: Harness) -> Gates:
     """Tasks that run until a test lets them end."""
-    return Gates(lab)
+    return Gates(harness)
 
 
 @pytest.fixture(scope="module")
-def departures(lab: Lab) -> Iterator[Departures]:
-    """When pods of the lab are told to go."""
-    seen = Departures(lab)
+def departures(harness: Harness) -> Iterator[Departures]:
+    """When the pods of the test namespace were deleted."""
+    seen = Departures(harness)
     yield seen
     seen.close()

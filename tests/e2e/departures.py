@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 from tests.bench.removals import Removal, busy_pods, runs_in_status
 from tests.e2e.api import Body
-from tests.e2e.harness import Lab
+from tests.e2e.harness import Harness
 from tests.e2e.observations import Sightings
 
 
 class Departures(Sightings):
-    """The pods of a lab's namespace, and when each was told to go."""
+    """The pods of a test namespace, and when each received its termination request."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
         #: By name and uid: a StatefulSet gives names again.
         self._left: dict[tuple[str, str], float] = {}
-        super().__init__(lab.api, lab.core("pods"))
+        super().__init__(harness.api, harness.core("pods"))
 
     def told_to_go(self, pod: str) -> bool:
         """Tell whether a pod of this name was ever told to go."""
@@ -31,7 +31,7 @@ class Departures(Sightings):
         """
         lasts = []
         for name in names:
-            versions = self._lab.tasks.versions(name)
+            versions = self._harness.tasks.versions(name)
             lasts.append(versions[-1])
             status = versions[-1]["status"]
             told = (status["phase"], status["attempts"], status.get("epoch", 0))

@@ -13,7 +13,7 @@ from pika.adapters.blocking_connection import BlockingChannel, BlockingConnectio
 
 from tests.conftest import RabbitMQ
 from tests.e2e.api import Body
-from tests.e2e.harness import Lab
+from tests.e2e.harness import Harness
 
 
 class Events:
@@ -56,13 +56,13 @@ def connect(rabbitmq: RabbitMQ) -> Any:
 
 
 @contextmanager
-def events_of(lab: Lab, queue: str) -> Iterator[Events]:
+def events_of(harness: Harness, queue: str) -> Iterator[Events]:
     """Listen to the events of a TaskQueue."""
-    connection = connect(lab.rabbitmq)
+    connection = connect(harness.rabbitmq)
     try:
         channel = connection.channel()
         name = channel.queue_declare("", exclusive=True).method.queue
-        channel.queue_bind(name, "taskqueue.events", f"{lab.namespace}.{queue}.#")
+        channel.queue_bind(name, "taskqueue.events", f"{harness.namespace}.{queue}.#")
         yield Events(channel, name)
     finally:
         connection.close()

@@ -1,4 +1,4 @@
-"""The lab as a fixture, for tests of the operator and of the whole."""
+"""Fixtures for tests against the operator in the cluster: the harness first of all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Cluster, Kubectl, RabbitMQ
 from tests.e2e.api import Api
-from tests.e2e.harness import Lab
+from tests.e2e.harness import Harness
 from tests.e2e.scenario_runner import Stage
 from tests.e2e.table import Row
 
@@ -20,22 +20,22 @@ def api(cluster: Cluster) -> Api:
 
 
 @pytest.fixture(scope="module")
-def lab(api: Api, kubectl: Kubectl, rabbitmq: RabbitMQ) -> Iterator[Lab]:
+def harness(api: Api, kubectl: Kubectl, rabbitmq: RabbitMQ) -> Iterator[Harness]:
     """A namespace for the tests of one module; at the end no finished Task may have changed."""
-    lab = Lab(api, kubectl, rabbitmq)
-    yield lab
+    harness = Harness(api, kubectl, rabbitmq)
+    yield harness
     try:
-        lab.assert_ends_are_final()
+        harness.assert_ends_are_final()
     finally:
-        lab.close()
+        harness.close()
 
 
 @pytest.fixture(scope="module")
-def stage(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Stage]:
+def stage(request: pytest.FixtureRequest, harness: Harness) -> Iterator[Stage]:
     """The rows of the table that a module tests and the command line asks for, under way."""
     items = [item for item in request.session.items if item.path == request.path]
     rows = [row for item in items if isinstance(row := _params(item).get("row"), Row)]
-    stage = Stage(lab, rows)
+    stage = Stage(harness, rows)
     stage.play()
     yield stage
     stage.close()
@@ -49,10 +49,13 @@ def _params(item: pytest.Item) -> Mapping[str, object]:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Tell with each failure how the lab looks and what the operator said; rows tell it shorter."""
+    """Report with each failure the state of the harness and what the operator logged.
+
+    Lifecycle cases report their failures themselves.
+    """
     report = yield
-    lab = getattr(item, "funcargs", {}).get("lab")
+    harness = getattr(item, "funcargs", {}).get("harness")
     told = report.when != "call" or "row" in _params(item)
-    if report.failed and not told and isinstance(lab, Lab):
-        report.sections.append(("the lab", lab.describe()))
+    if report.failed and not told and isinstance(harness, Harness):
+        report.sections.append(("the harness", harness.describe()))
     return report

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from tests.e2e.api import Body
-from tests.e2e.harness import TEMPLATE, Lab, merged
+from tests.e2e.harness import TEMPLATE, Harness, merged
 
-#: Beside the lab's own handlers.
+#: Beside the usual handlers.
 _MODULE = """
 import http.client, os, ssl, time
 from taskqueue import task
@@ -40,15 +40,15 @@ _RULE = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]}
 
 
 class Gates:
-    """The gates of a lab's namespace; make it before the TaskQueues whose workers need it."""
+    """The gates of a test namespace; make it before the TaskQueues whose workers need it."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-        lab.create_core("configmaps", "gated", data={"gated.py": _MODULE})
-        roles = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{lab.namespace}"
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+        harness.create_core("configmaps", "gated", data={"gated.py": _MODULE})
+        roles = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{harness.namespace}"
         name: Body = {"metadata": {"name": "gates"}}
-        lab.api.request("POST", f"{roles}/roles", {**name, "rules": [_RULE]})
-        lab.api.request(
+        harness.api.request("POST", f"{roles}/roles", {**name, "rules": [_RULE]})
+        harness.api.request(
             "POST",
             f"{roles}/rolebindings",
             {
@@ -59,22 +59,22 @@ class Gates:
                     "name": "gates",
                 },
                 "subjects": [
-                    {"kind": "ServiceAccount", "name": "default", "namespace": lab.namespace}
+                    {"kind": "ServiceAccount", "name": "default", "namespace": harness.namespace}
                 ],
             },
         )
 
     def behind(self, gate: str, count: int, **spec: Any) -> list[str]:
         """Create Tasks that run until the gate is open; return their names."""
-        return self._lab.batch(gate, count, "wait", payload={"gate": gate}, **spec)
+        return self._harness.batch(gate, count, "wait", payload={"gate": gate}, **spec)
 
     def open(self, gate: str) -> None:
         """Let all end that wait at the gate."""
-        self._lab.create_core("configmaps", gate)
+        self._harness.create_core("configmaps", gate)
 
 
 def template(**container: Any) -> Body:
-    """Return the lab's pod template with `wait` among its handlers, and its container changed."""
+    """Return the usual pod template with `wait` among its handlers, and its container changed."""
     (worker,) = TEMPLATE["spec"]["containers"]
     changed = merged(worker, {"args": ["worker", "handlers", "gated"], **container})
     modules = [{"configMap": {"name": name}} for name in ("handlers", "gated")]

@@ -10,7 +10,7 @@ from pytest_kind import KindCluster
 from devcluster import build_image, load_images
 from tests.conformance import go
 from tests.e2e.api import Body
-from tests.e2e.harness import BROKER_HOST, Lab
+from tests.e2e.harness import BROKER_HOST, Harness
 
 IMAGE = "taskqueue-go-worker:dev"
 LABEL = "app=go-worker"
@@ -30,14 +30,14 @@ def manifest(name: str) -> Body:
     return body
 
 
-def uri_secret(lab: Lab) -> None:
+def uri_secret(harness: Harness) -> None:
     """Put the Secret in place that the manifests name."""
-    rabbitmq = lab.rabbitmq
+    rabbitmq = harness.rabbitmq
     uri = f"amqp://{rabbitmq.username}:{rabbitmq.password}@{BROKER_HOST}:5672/"
-    lab.secret("rabbit", uri=uri, host=None, username=None, password=None)
+    harness.secret("rabbit", uri=uri, host=None, username=None, password=None)
 
 
-def deploy_beside(lab: Lab, queue: str) -> None:
+def deploy_beside(harness: Harness, queue: str) -> None:
     """Have a Go worker read a TaskQueue beside its own pool."""
     body = manifest("deployment.yaml")
     body["metadata"]["name"] = f"go-worker-{queue}"
@@ -49,12 +49,12 @@ def deploy_beside(lab: Lab, queue: str) -> None:
     container = body["spec"]["template"]["spec"]["containers"][0]
     variable = next(one for one in container["env"] if one["name"] == "TASKQUEUE_QUEUE")
     variable["value"] = queue
-    lab.api.request("POST", f"/apis/apps/v1/namespaces/{lab.namespace}/deployments", body)
+    harness.api.request("POST", f"/apis/apps/v1/namespaces/{harness.namespace}/deployments", body)
 
 
-def ready_pods(lab: Lab, queue: str) -> list[str]:
+def ready_pods(harness: Harness, queue: str) -> list[str]:
     """Return the names of the Go workers beside a pool that are ready and not on their way out."""
-    found = lab.api.get(lab.core("pods"), labelSelector=f"{LABEL},queue={queue}")
+    found = harness.api.get(harness.core("pods"), labelSelector=f"{LABEL},queue={queue}")
     return [
         pod["metadata"]["name"]
         for pod in found["items"]

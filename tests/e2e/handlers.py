@@ -1,7 +1,7 @@
-"""Handlers for tests, mounted into worker pods; see lab.py.
+"""Handlers for tests, mounted into worker pods; see harness.py.
 
 Those that run many at once do so in threads, which cost least. What `counted` wraps leaves two
-lines in the log of its worker for each run, whatever becomes of the run later: see `Lab.runs`.
+lines in the log of its worker for each run, whatever becomes of the run later: see `Harness.runs`.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A namespace to try the whole in: TaskQueues with real workers, Tasks, what became of them."""
+"""A test namespace in the cluster: TaskQueues with real workers, Tasks, and their outcomes."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ class Run:
     ended: datetime | None
 
 
-class Lab:
-    """A namespace of its own; `close` deletes it and what it left at the broker."""
+class Harness:
+    """A namespace for a test module; `close` deletes it and what it left at the broker."""
 
     def __init__(self, api: Api, kubectl: Kubectl, rabbitmq: RabbitMQ) -> None:
         self.api = api
         self.kubectl = kubectl
         self.rabbitmq = rabbitmq
-        self.namespace = f"lab-{uuid.uuid4().hex[:8]}"
+        self.namespace = f"e2e-{uuid.uuid4().hex[:8]}"
         #: When the operator was killed, in seconds since the epoch.
         self.operator_kills: list[float] = []
         api.request(

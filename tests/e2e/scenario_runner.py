@@ -1,4 +1,4 @@
-"""Plays rows of the table: all at once, each in a thread of its own, in one lab.
+"""Plays rows of the table: all at once, each in a thread of its own, in one harness.
 
 Names: the Task of role ``dep`` is called ``<row>-dep``, and so are ConfigMaps; the row itself is
 called like its title. A row's own TaskQueue is called like the row. A concurrencyKey gets the row's
@@ -17,7 +17,7 @@ from pika import BlockingConnection, ConnectionParameters, PlainCredentials
 
 from tests.conftest import RabbitMQ
 from tests.e2e.api import Body
-from tests.e2e.harness import Lab, Run, true_conditions
+from tests.e2e.harness import Harness, Run, true_conditions
 from tests.e2e.table import SHARED_QUEUES, In, Queue, Row, Shows
 
 #: Rows under way at once: more would wait for the two cores, not for each other.
@@ -31,15 +31,15 @@ PATIENCE_SECONDS = 60.0
 class Play:
     """One row, being played."""
 
-    def __init__(self, lab: Lab, row: Row, place: str, stage: Stage) -> None:
-        self.lab = lab
+    def __init__(self, harness: Harness, row: Row, place: str, stage: Stage) -> None:
+        self.harness = harness
         self.row = row
         self.stage = stage
         self.met = False
         self.place = place
         self.queue = row.on if isinstance(row.on, str) else place
         #: What messages may name.
-        self.names = {"ns": lab.namespace, "q": self.queue, "row": place}
+        self.names = {"ns": harness.namespace, "q": self.queue, "row": place}
         #: Messages a consumer of the row's own has taken, as (routing key, headers, properties).
         self.taken: list[Any] = []
         self._roles: list[str] = []
@@ -53,19 +53,19 @@ class Play:
     def create(self, role: str, task: Body) -> None:
         """Apply the manifest of a Task."""
         if role in self._roles:
-            self._seen[role] = len(self.lab.tasks.versions(self.name(role)))
+            self._seen[role] = len(self.harness.tasks.versions(self.name(role)))
         else:
             self._roles.append(role)
-        self.lab.task(self.name(role), queue=self.queue, **self._spec(task))
+        self.harness.task(self.name(role), queue=self.queue, **self._spec(task))
 
     def edit(self, role: str, **spec: Any) -> None:
         """Change a Task's spec."""
-        path = self.lab.path("tasks", self.name(role))
-        self.lab.api.patch(path, {"spec": self._spec(spec)})
+        path = self.harness.path("tasks", self.name(role))
+        self.harness.api.patch(path, {"spec": self._spec(spec)})
 
     def latest(self, role: str = "it") -> Body:
         """Return a Task as last seen."""
-        return self.lab.tasks.versions(self.name(role))[-1]
+        return self.harness.tasks.versions(self.name(role))[-1]
 
     def status(self, role: str = "it") -> Body:
         """Return a Task's status as last seen."""
@@ -74,32 +74,34 @@ class Play:
 
     def uid(self, role: str = "it") -> str:
         """Return a Task's uid."""
-        uid: str = self.lab.api.get(self.lab.path("tasks", self.name(role)))["metadata"]["uid"]
+        uid: str = self.harness.api.get(self.harness.path("tasks", self.name(role)))["metadata"][
+            "uid"
+        ]
         return uid
 
     def runs(self, role: str = "it") -> list[Run]:
         """Return the runs of a Task's handler, by the workers' logs."""
         uid = self.latest(role)["metadata"]["uid"]
-        return [run for run in self.lab.runs(self.queue) if run.uid == uid]
+        return [run for run in self.harness.runs(self.queue) if run.uid == uid]
 
     def see(self, role: str, shows: Shows) -> None:
         """Wait until a Task shows this, from what was last waited for on; ends are for good."""
         names = self._all_names()
         seen = self._seen.get(role, 0)
-        found = self.lab.tasks.wait(
+        found = self.harness.tasks.wait(
             self.name(role),
             lambda task: shows.is_meant(task, names),
             what=f"{shows.phase} {shows.reason}".strip(),
             since=seen,
             seconds=PATIENCE_SECONDS,
         )
-        versions = self.lab.tasks.versions(self.name(role))
+        versions = self.harness.tasks.versions(self.name(role))
         self._seen[role] = versions.index(found, seen)
         shows.assert_shown_by(found, names)
 
     def consumer(self) -> BlockingConnection:
         """Return a connection of the row's own to the broker, as any AMQP client makes it."""
-        broker: RabbitMQ = self.lab.rabbitmq
+        broker: RabbitMQ = self.harness.rabbitmq
         return BlockingConnection(
             ConnectionParameters(
                 broker.host,
@@ -116,8 +118,8 @@ class Play:
         """
         try:
             if isinstance(self.row.on, Queue):
-                self.lab.queue(self.place, **self.row.on.changes)
-                self.lab.queue_status(
+                self.harness.queue(self.place, **self.row.on.changes)
+                self.harness.queue_status(
                     lambda status: "Ready" in true_conditions(status), self.place, what="Ready"
                 )
             for role, task in self.row.given.items():
@@ -154,7 +156,7 @@ class Play:
         return spec
 
     def _tell(self, role: str) -> str:
-        versions = self.lab.tasks.versions(self.name(role))
+        versions = self.harness.tasks.versions(self.name(role))
         lines = [
             f"  {one['metadata']['resourceVersion']} {one['metadata']['uid'][:8]} "
             f"{ {k: v for k, v in one.get('status', {}).items() if k != 'conditions'} }"
@@ -195,11 +197,11 @@ class Meeting:
 class Stage:
     """Where rows are played together; `play` begins, `result` waits for one."""
 
-    def __init__(self, lab: Lab, rows: Iterable[Row]) -> None:
-        self._lab = lab
+    def __init__(self, harness: Harness, rows: Iterable[Row]) -> None:
+        self._harness = harness
         self._rows = list(rows)
         #: Where all rows of the stage, each once, have the operator killed.
-        self.operator_loss = Meeting(lab.kill_operator, len(self._rows))
+        self.operator_loss = Meeting(harness.kill_operator, len(self._rows))
         self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._played: dict[str, Future[None]] = {}
 
@@ -207,20 +209,20 @@ class Stage:
         """Set the shared queues up and begin."""
         shared = {row.on for row in self._rows if isinstance(row.on, str)}
         for name in shared:
-            self._lab.queue(name, **SHARED_QUEUES[name].changes)
+            self._harness.queue(name, **SHARED_QUEUES[name].changes)
         for name in shared:
-            self._lab.ready(name)
+            self._harness.ready(name)
             if SHARED_QUEUES[name].changes["workers"].get("template", ...) is not None:
                 count = SHARED_QUEUES[name].changes["scaling"]["minReplicas"]
-                self._lab.available(count, name)
-        self._lab.power.prepare()
+                self._harness.available(count, name)
+        self._harness.power.prepare()
         crowd = [self._begin(row) for row in self._rows if not row.calm]
         for row in self._rows:
             if row.calm:
                 self._begin(row, after=crowd)
 
     def _begin(self, row: Row, *, after: Iterable[Future[None]] = ()) -> Future[None]:
-        play = Play(self._lab, row, place_of(row), self)
+        play = Play(self._harness, row, place_of(row), self)
 
         def run() -> None:
             wait(after)

@@ -53,15 +53,15 @@ def delete(role: str = "it") -> Step:
     """A Task is deleted."""
 
     def step(play: Play) -> None:
-        play.lab.delete_task(play.name(role))
-        play.lab.tasks.wait_gone(play.name(role))
+        play.harness.delete_task(play.name(role))
+        play.harness.tasks.wait_gone(play.name(role))
 
     return step
 
 
 def gone(role: str = "it") -> Step:
     """A Task comes to be deleted by the operator."""
-    return lambda play: play.lab.tasks.wait_gone(play.name(role), seconds=PATIENCE_SECONDS)
+    return lambda play: play.harness.tasks.wait_gone(play.name(role), seconds=PATIENCE_SECONDS)
 
 
 def clock_passes(seconds: float) -> Step:
@@ -84,8 +84,8 @@ def late_status(role: str = "it", **status: Any) -> Step:
     """A writer who is late, such as a former leader, changes a Task's status."""
 
     def step(play: Play) -> None:
-        path = f"{play.lab.path('tasks', play.name(role))}/status"
-        play.lab.api.patch(path, {"status": status})
+        path = f"{play.harness.path('tasks', play.name(role))}/status"
+        play.harness.api.patch(path, {"status": status})
 
     return step
 
@@ -97,8 +97,8 @@ def edit_queue(**spec: Any) -> Step:
     """Somebody changes the row's TaskQueue."""
 
     def step(play: Play) -> None:
-        play.lab.change_queue(play.queue, **spec)
-        play.lab.queue_status(lambda _: True, play.queue, what="taken note of")
+        play.harness.change_queue(play.queue, **spec)
+        play.harness.queue_status(lambda _: True, play.queue, what="taken note of")
 
     return step
 
@@ -117,19 +117,19 @@ def workers_learn() -> Step:
 
 def create_queue(**changes: Any) -> Step:
     """The row's TaskQueue is created."""
-    return lambda play: play.lab.queue(play.queue, **changes)
+    return lambda play: play.harness.queue(play.queue, **changes)
 
 
 def delete_queue() -> Step:
     """The row's TaskQueue is deleted."""
-    return lambda play: play.lab.delete_queue(play.queue)
+    return lambda play: play.harness.delete_queue(play.queue)
 
 
 def queue_shows(kind: str, status: str, reason: str) -> Step:
     """The row's TaskQueue comes to have a condition."""
 
     def step(play: Play) -> None:
-        play.lab.condition(kind, status, reason, play.queue)
+        play.harness.condition(kind, status, reason, play.queue)
 
     return step
 
@@ -138,7 +138,7 @@ def broker_has(messages: int) -> Step:
     """So many messages come to be in the row's queue at the broker, with no worker."""
 
     def step(play: Play) -> None:
-        play.lab.queue_status(
+        play.harness.queue_status(
             lambda status: status.get("ready") == messages,
             play.queue,
             what=f"{messages} messages at the broker",
@@ -149,15 +149,15 @@ def broker_has(messages: int) -> Step:
 
 def broker_loses_queue() -> Step:
     """Somebody deletes the row's queue at the broker, and all messages with it."""
-    return lambda play: play.lab.broker_api(
-        "DELETE", f"queues/%2F/taskqueue.{play.lab.namespace}.{play.queue}"
+    return lambda play: play.harness.broker_api(
+        "DELETE", f"queues/%2F/taskqueue.{play.harness.namespace}.{play.queue}"
     )
 
 
 def broker_loses_messages() -> Step:
     """Somebody purges the row's queue at the broker."""
-    return lambda play: play.lab.broker_api(
-        "DELETE", f"queues/%2F/taskqueue.{play.lab.namespace}.{play.queue}/contents"
+    return lambda play: play.harness.broker_api(
+        "DELETE", f"queues/%2F/taskqueue.{play.harness.namespace}.{play.queue}/contents"
     )
 
 
@@ -166,27 +166,27 @@ def config_map(role: str, value: Any) -> Step:
 
     def step(play: Play) -> None:
         data = {} if value is None else {"payload": _text(value)}
-        name, api = play.name(role), play.lab.api
+        name, api = play.name(role), play.harness.api
         try:
-            play.lab.create_core("configmaps", name, data=data)
+            play.harness.create_core("configmaps", name, data=data)
         except Refused as refusal:
             if refusal.status != 409:
                 raise
-            api.patch(play.lab.core("configmaps", name), {"data": data})
+            api.patch(play.harness.core("configmaps", name), {"data": data})
 
     return step
 
 
 def worker_killed(role: str = "it") -> Step:
     """The worker that runs a Task is ended at once, as by a node that dies."""
-    return lambda play: play.lab.kill(play.status(role)["worker"])
+    return lambda play: play.harness.kill(play.status(role)["worker"])
 
 
 def no_worker_left() -> Step:
     """All workers of the row's TaskQueue come to be gone."""
 
     def step(play: Play) -> None:
-        play.lab.until(lambda: not play.lab.pods(play.queue), what="without workers")
+        play.harness.until(lambda: not play.harness.pods(play.queue), what="without workers")
 
     return step
 
@@ -208,7 +208,7 @@ def consumer_takes() -> Step:
     """The consumer takes the next message of the row's queue and acknowledges it."""
 
     def step(play: Play) -> None:
-        queue = f"taskqueue.{play.lab.namespace}.{play.queue}"
+        queue = f"taskqueue.{play.harness.namespace}.{play.queue}"
         with play.consumer() as connection:
             channel = connection.channel()
             deadline = time.monotonic() + PATIENCE_SECONDS

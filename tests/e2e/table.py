@@ -204,7 +204,7 @@ def flaky(failures: int, *, wait: float = 0.2, **spec: Any) -> Body:
 
 @dataclass(frozen=True)
 class Queue:
-    """A TaskQueue of the row's own, as changes to the lab's usual one."""
+    """A TaskQueue of the row's own, as changes to the usual one."""
 
     changes: Mapping[str, Any] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ import yaml
 from taskqueue.client import TaskCancelled, TaskClient
 from tests.conftest import Cluster
 from tests.e2e.guides import blocks
-from tests.e2e.harness import HANDLERS, Lab
+from tests.e2e.harness import HANDLERS, Harness
 
 pytestmark = pytest.mark.cluster
 
@@ -25,23 +25,23 @@ _ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def queue(lab: Lab) -> str:
+def queue(harness: Harness) -> str:
     """The guides' TaskQueue, whose workers know the overview's handlers and the tests'."""
     overview = "".join(block.text for block in blocks("README.md", "python"))
     modules = {"handlers.py": f"{overview}\nfrom of_tests import *\n"}
     modules["of_tests.py"] = HANDLERS.read_text()
-    lab.api.patch(lab.core("configmaps", "handlers"), {"data": modules})
+    harness.api.patch(harness.core("configmaps", "handlers"), {"data": modules})
     # A worker that stays: these are tests of the client, not of cold starts.
-    lab.queue("work", scaling={"minReplicas": 1})
+    harness.queue("work", scaling={"minReplicas": 1})
     return "work"
 
 
 @pytest.fixture(scope="module")
-def kubeconfig(cluster: Cluster, lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The cluster's kubeconfig, at home in the lab."""
+def kubeconfig(cluster: Cluster, harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The cluster's kubeconfig, with the test namespace as its default."""
     config = yaml.safe_load(cluster.kubeconfig.read_text())
     for one in config["contexts"]:
-        one["context"]["namespace"] = lab.namespace
+        one["context"]["namespace"] = harness.namespace
     path = tmp_path_factory.mktemp("client") / "kubeconfig"
     path.write_text(yaml.safe_dump(config))
     return str(path)
@@ -63,7 +63,9 @@ def test_a_program_submits_twenty_tasks_and_waits_for_all(tasks: TaskClient, que
     assert again.wait(0.1 + SECONDS).result == {"n": 7}
 
 
-def test_a_stream_shows_the_phases_and_the_worker(tasks: TaskClient, queue: str, lab: Lab) -> None:
+def test_a_stream_shows_the_phases_and_the_worker(
+    tasks: TaskClient, queue: str, harness: Harness
+) -> None:
     task = tasks.submit(queue, "watch_async", {"seconds": 4})
     seen = list(task.stream())
     phases = [status.phase for status in seen]
@@ -82,11 +84,13 @@ def test_a_running_task_is_cancelled(tasks: TaskClient, queue: str) -> None:
         task.wait(SECONDS)
 
 
-def test_a_task_may_be_submitted_before_its_queue(tasks: TaskClient, lab: Lab, queue: str) -> None:
+def test_a_task_may_be_submitted_before_its_queue(
+    tasks: TaskClient, harness: Harness, queue: str
+) -> None:
     task = tasks.submit("later", "echo", {"a": 1})
     for status in task.stream():
         if status.reason == "QueueNotFound":
-            lab.queue("later")
+            harness.queue("later")
     assert (status.phase, status.result) == ("Succeeded", {"a": 1})
 
 

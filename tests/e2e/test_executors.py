@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.api import Body, Refused
-from tests.e2e.harness import Lab
+from tests.e2e.harness import Harness
 
 pytestmark = pytest.mark.cluster
 
@@ -20,32 +20,32 @@ COLD = 120
 
 
 @pytest.fixture(scope="module", autouse=True)
-def samples(lab: Lab) -> None:
+def samples(harness: Harness) -> None:
     for name in ("command", "http"):
-        lab.kubectl.ok("apply", "-n", lab.namespace, "-k", str(SAMPLES / name))
+        harness.kubectl.ok("apply", "-n", harness.namespace, "-k", str(SAMPLES / name))
 
 
 @pytest.fixture(scope="module")
-def words(lab: Lab, samples: None) -> str:
+def words(harness: Harness, samples: None) -> str:
     """The TaskQueue whose handler is a script, once a worker of it has run the sample's Task."""
-    lab.finished("count-some-words", seconds=COLD)
+    harness.finished("count-some-words", seconds=COLD)
     return "words"
 
 
 @pytest.fixture(scope="module")
-def greetings(lab: Lab, samples: None) -> str:
+def greetings(harness: Harness, samples: None) -> str:
     """The TaskQueue whose handlers are a service's, once that has answered the sample's Task."""
-    lab.finished("greet-ada", seconds=COLD)
+    harness.finished("greet-ada", seconds=COLD)
     return "greetings"
 
 
-def log_of(lab: Lab, container: str, queue: str) -> str:
+def log_of(harness: Harness, container: str, queue: str) -> str:
     """Return what one container of a TaskQueue's workers that are still there has written."""
     text = ""
-    for pod in lab.pods(queue):
+    for pod in harness.pods(queue):
         try:
-            path = lab.core("pods", pod["metadata"]["name"], f"log?container={container}")
-            text += lab.api.text(path)
+            path = harness.core("pods", pod["metadata"]["name"], f"log?container={container}")
+            text += harness.api.text(path)
         except Refused:  # it has just left, or has not begun
             continue
     return text
@@ -71,39 +71,39 @@ def pause(status: Body) -> float:
     return (datetime.fromisoformat(succeeded) - datetime.fromisoformat(ended)).total_seconds()
 
 
-def test_a_script_counts_words(lab: Lab, words: str) -> None:
-    status = lab.finished("count-some-words")
+def test_a_script_counts_words(harness: Harness, words: str) -> None:
+    status = harness.finished("count-some-words")
     assert (status["phase"], status["attempts"]) == ("Succeeded", 1)
     assert status["result"] == {"words": 5}
 
 
-def test_exit_code_65_fails_the_task_at_once(lab: Lab, words: str) -> None:
-    lab.task("no-text", "count-words", queue=words, payload={"words": "none"})
-    status = lab.finished("no-text", seconds=COLD)
+def test_exit_code_65_fails_the_task_at_once(harness: Harness, words: str) -> None:
+    harness.task("no-text", "count-words", queue=words, payload={"words": "none"})
+    status = harness.finished("no-text", seconds=COLD)
     assert (status["phase"], status["reason"], status["attempts"]) == ("Failed", "NonRetryable", 1)
     assert 'exit code 65: the payload has no "text"' in status["message"]
 
 
-def test_exit_code_75_is_tried_again(lab: Lab, words: str) -> None:
-    lab.task("not-yet", "count-words", queue=words, payload={"text": "not yet"})
-    status = lab.finished("not-yet", seconds=COLD)
+def test_exit_code_75_is_tried_again(harness: Harness, words: str) -> None:
+    harness.task("not-yet", "count-words", queue=words, payload={"text": "not yet"})
+    status = harness.finished("not-yet", seconds=COLD)
     assert failed_once(status) == "ExitCode: exit code 75: attempt 1 of 3: not yet"
     assert status["result"] == {"words": 2}
 
 
-def test_a_running_script_is_cancelled_and_cleans_up(lab: Lab, words: str) -> None:
-    cleaned = counting('"cleaned up"', lambda: log_of(lab, "worker", words))
-    lab.task("cancelled-script", "count-words", queue=words, payload={"text": "wait"})
-    lab.phase("cancelled-script", "Running", seconds=COLD)
-    lab.api.patch(lab.path("tasks", "cancelled-script"), {"spec": {"cancel": True}})
-    assert lab.finished("cancelled-script")["phase"] == "Cancelled"
-    lab.until(lambda: cleaned() == 1, what="the script told to end")
-    lab.until(lambda: not sleepers(lab, words), what="what it had started ended")
+def test_a_running_script_is_cancelled_and_cleans_up(harness: Harness, words: str) -> None:
+    cleaned = counting('"cleaned up"', lambda: log_of(harness, "worker", words))
+    harness.task("cancelled-script", "count-words", queue=words, payload={"text": "wait"})
+    harness.phase("cancelled-script", "Running", seconds=COLD)
+    harness.api.patch(harness.path("tasks", "cancelled-script"), {"spec": {"cancel": True}})
+    assert harness.finished("cancelled-script")["phase"] == "Cancelled"
+    harness.until(lambda: cleaned() == 1, what="the script told to end")
+    harness.until(lambda: not sleepers(harness, words), what="what it had started ended")
 
 
-def test_a_script_that_takes_too_long_is_stopped(lab: Lab, words: str) -> None:
-    cleaned = counting('"cleaned up"', lambda: log_of(lab, "worker", words))
-    lab.task(
+def test_a_script_that_takes_too_long_is_stopped(harness: Harness, words: str) -> None:
+    cleaned = counting('"cleaned up"', lambda: log_of(harness, "worker", words))
+    harness.task(
         "slow-script",
         "count-words",
         queue=words,
@@ -111,14 +111,14 @@ def test_a_script_that_takes_too_long_is_stopped(lab: Lab, words: str) -> None:
         attemptTimeoutSeconds=1,
         retry={"maxAttempts": 2, "backoff": {"initialSeconds": 0}},
     )
-    status = lab.finished("slow-script", seconds=COLD)
+    status = harness.finished("slow-script", seconds=COLD)
     assert (status["reason"], status["attempts"]) == ("RetriesExhausted", 2)
     assert [one["reason"] for one in status["history"]] == ["Timeout", "Timeout"]
-    lab.until(lambda: cleaned() == 2, what="both runs told to end")
-    lab.until(lambda: not sleepers(lab, words), what="what they had started ended")
+    harness.until(lambda: cleaned() == 2, what="both runs told to end")
+    harness.until(lambda: not sleepers(harness, words), what="what they had started ended")
 
 
-def sleepers(lab: Lab, queue: str) -> list[str]:
+def sleepers(harness: Harness, queue: str) -> list[str]:
     """Return the processes ``sleep 1000`` of the sample's script, in all workers of a TaskQueue."""
     look = (
         "import glob\n"
@@ -128,15 +128,15 @@ def sleepers(lab: Lab, queue: str) -> list[str]:
         "    if line == b'sleep\\0001000\\0': print(path)\n"
     )
     found: list[str] = []
-    for pod in lab.pods(queue):
+    for pod in harness.pods(queue):
         name = pod["metadata"]["name"]
-        where = ("-n", lab.namespace, name, "-c", "worker")
-        found += lab.kubectl("exec", *where, "--", "python3", "-c", look).stdout.splitlines()
+        where = ("-n", harness.namespace, name, "-c", "worker")
+        found += harness.kubectl("exec", *where, "--", "python3", "-c", look).stdout.splitlines()
     return found
 
 
-def test_a_service_greets(lab: Lab, greetings: str) -> None:
-    status = lab.finished("greet-ada")
+def test_a_service_greets(harness: Harness, greetings: str) -> None:
+    status = harness.finished("greet-ada")
     assert (status["phase"], status["attempts"]) == ("Succeeded", 1)
     assert status["result"] == {"greeting": "Hello, Ada!", "attempt": 1}
 
@@ -149,25 +149,25 @@ def test_a_service_greets(lab: Lab, greetings: str) -> None:
     ],
 )
 def test_a_status_4xx_fails_the_task_at_once(
-    lab: Lab, greetings: str, handler: str, words: str
+    harness: Harness, greetings: str, handler: str, words: str
 ) -> None:
-    name = lab.task(f"bad-{handler}", handler, queue=greetings, payload={})
-    status = lab.finished(name, seconds=COLD)
+    name = harness.task(f"bad-{handler}", handler, queue=greetings, payload={})
+    status = harness.finished(name, seconds=COLD)
     assert (status["phase"], status["reason"], status["attempts"]) == ("Failed", "NonRetryable", 1)
     assert words in status["message"]
 
 
 def test_a_status_503_is_tried_again_after_the_time_the_service_asks_for(
-    lab: Lab, greetings: str
+    harness: Harness, greetings: str
 ) -> None:
-    lab.task(
+    harness.task(
         "later",
         "greet",
         queue=greetings,
         payload={"name": "later"},
         retry={"backoff": {"initialSeconds": 0}},
     )
-    status = lab.finished("later", seconds=COLD)
+    status = harness.finished("later", seconds=COLD)
     assert failed_once(status).startswith(
         "HttpStatus: http://127.0.0.1:8000/run/greet answered 503"
     )
@@ -175,29 +175,31 @@ def test_a_status_503_is_tried_again_after_the_time_the_service_asks_for(
     assert pause(status) >= 2
 
 
-def test_a_request_under_way_is_cancelled_and_the_service_told(lab: Lab, greetings: str) -> None:
-    stopped = counting("stopped\n", lambda: log_of(lab, "service", greetings))
-    lab.task("cancelled-request", "wait", queue=greetings)
-    lab.phase("cancelled-request", "Running", seconds=COLD)
-    lab.api.patch(lab.path("tasks", "cancelled-request"), {"spec": {"cancel": True}})
-    assert lab.finished("cancelled-request")["phase"] == "Cancelled"
-    lab.until(lambda: stopped() == 1, what="the service's work stopped")
+def test_a_request_under_way_is_cancelled_and_the_service_told(
+    harness: Harness, greetings: str
+) -> None:
+    stopped = counting("stopped\n", lambda: log_of(harness, "service", greetings))
+    harness.task("cancelled-request", "wait", queue=greetings)
+    harness.phase("cancelled-request", "Running", seconds=COLD)
+    harness.api.patch(harness.path("tasks", "cancelled-request"), {"spec": {"cancel": True}})
+    assert harness.finished("cancelled-request")["phase"] == "Cancelled"
+    harness.until(lambda: stopped() == 1, what="the service's work stopped")
 
 
 def test_a_service_that_dies_under_way_fails_an_attempt_not_the_task(
-    lab: Lab, greetings: str
+    harness: Harness, greetings: str
 ) -> None:
-    lab.task(
+    harness.task(
         "outlives-its-service",
         "wait",
         queue=greetings,
         payload={"seconds": 10},
         retry={"maxAttempts": 30, "backoff": {"initialSeconds": 1, "factor": 1}},
     )
-    worker = lab.phase("outlives-its-service", "Running", seconds=COLD)["worker"]
+    worker = harness.phase("outlives-its-service", "Running", seconds=COLD)["worker"]
     end = "import os, signal; os.kill(1, signal.SIGTERM)"
-    where = ("-n", lab.namespace, worker, "-c", "service")
-    lab.kubectl.ok("exec", *where, "--", "python3", "-c", end)
-    status = lab.finished("outlives-its-service", seconds=COLD)
+    where = ("-n", harness.namespace, worker, "-c", "service")
+    harness.kubectl.ok("exec", *where, "--", "python3", "-c", end)
+    status = harness.finished("outlives-its-service", seconds=COLD)
     assert (status["phase"], status["result"]) == ("Succeeded", {"stopped": False})
     assert {one["reason"] for one in status["history"][:-1]} == {"HttpUnreachable"}

@@ -28,7 +28,7 @@ from tests.e2e.guides import (
     pages,
     tables,
 )
-from tests.e2e.harness import HANDLERS, Lab
+from tests.e2e.harness import HANDLERS, Harness
 from tests.e2e.observations import Sightings
 
 ROOT = GUIDES.parents[1]
@@ -116,8 +116,8 @@ def all_documents() -> Iterator[Document]:
 class Walk:
     """Applies and runs the blocks, each when what was said of its objects before has come."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
         self._due: dict[Subject, deque[tuple[str, Statement]]] = defaultdict(deque)
         #: How many versions of an object came before what was seen of it last.
         self._looked_at: dict[Subject, int] = defaultdict(int)
@@ -178,13 +178,13 @@ class Walk:
             self._kubectl(block, "apply", "-f", "-", input=block.text)
 
     def _kubectl(self, block: Block, *arguments: str, input: str | None = None) -> None:
-        done = self._lab.kubectl("-n", self._lab.namespace, *arguments, input=input)
+        done = self._harness.kubectl("-n", self._harness.namespace, *arguments, input=input)
         if done.returncode:
             self.problems.append(f"{block.place}: {done.stderr.strip()}")
 
     def _look(self, subject: Subject) -> None:
         kind, name = subject
-        sightings = self._lab.tasks if kind == "Task" else self._lab.queues
+        sightings = self._harness.tasks if kind == "Task" else self._harness.queues
         due, versions = self._due[subject], sightings.versions(name)
         while due:
             _, statement = due[0]
@@ -225,9 +225,9 @@ def _stated(block: Block) -> tuple[Statement, ...]:
 
 
 @pytest.mark.cluster
-def test_manifests_do_what_their_pages_say(lab: Lab) -> None:
-    lab.api.patch(lab.core("configmaps", "handlers"), {"data": modules()})
-    walk = Walk(lab)
+def test_manifests_do_what_their_pages_say(harness: Harness) -> None:
+    harness.api.patch(harness.core("configmaps", "handlers"), {"data": modules()})
+    walk = Walk(harness)
     walk.go(SECONDS)
     problems = walk.problems
     for page in pages():
@@ -235,7 +235,7 @@ def test_manifests_do_what_their_pages_say(lab: Lab) -> None:
             problems += [
                 f"{block.place}: never seen: {dict(row)}"
                 for row in tables(block)
-                if not any(_shows(row, version) for version in lab.tasks.versions(row["NAME"]))
+                if not any(_shows(row, version) for version in harness.tasks.versions(row["NAME"]))
             ]
     assert not problems, "\n".join(problems)
 

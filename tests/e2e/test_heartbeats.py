@@ -9,7 +9,7 @@ import pytest
 
 from taskqueue.controller.pool.worker_registry import LOST_SECONDS
 from tests.e2e.api import Body
-from tests.e2e.harness import OPERATOR_NAMESPACE, TEMPLATE, Lab
+from tests.e2e.harness import OPERATOR_NAMESPACE, TEMPLATE, Harness
 
 pytestmark = pytest.mark.cluster
 
@@ -28,20 +28,20 @@ def resize(payload, ctx):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queues(lab: Lab) -> None:
-    lab.create_core("configmaps", "reporting", data={"reporting.py": _REPORTING})
+def queues(harness: Harness) -> None:
+    harness.create_core("configmaps", "reporting", data={"reporting.py": _REPORTING})
     template = copy.deepcopy(TEMPLATE)
     template["spec"]["containers"][0]["args"] = ["worker", "reporting"]
     template["spec"]["volumes"][0]["configMap"]["name"] = "reporting"
-    lab.queue(scaling={"minReplicas": 2})
-    lab.queue("reporting", scaling={"minReplicas": 1}, workers={"template": template})
-    lab.available(2)
-    lab.available(1, "reporting")
+    harness.queue(scaling={"minReplicas": 2})
+    harness.queue("reporting", scaling={"minReplicas": 1}, workers={"template": template})
+    harness.available(2)
+    harness.available(1, "reporting")
 
 
-def pods_told(lab: Lab, queue: str = "q") -> list[str]:
+def pods_told(harness: Harness, queue: str = "q") -> list[str]:
     """Return the names of the workers of a TaskQueue as its status has them now."""
-    status = lab.api.get(lab.path("taskqueues", queue)).get("status", {})
+    status = harness.api.get(harness.path("taskqueues", queue)).get("status", {})
     return [worker["pod"] for worker in status.get("workers", ())]
 
 
@@ -49,17 +49,17 @@ def names(pods: list[Body]) -> list[str]:
     return sorted(pod["metadata"]["name"] for pod in pods)
 
 
-def lost(lab: Lab, pod: str) -> bool:
+def lost(harness: Harness, pod: str) -> bool:
     """Tell whether the operator has said that a worker was lost."""
-    said = [line for line in lab.operator_log(-1).splitlines() if pod in line]
+    said = [line for line in harness.operator_log(-1).splitlines() if pod in line]
     return any("worker.lost" in line for line in said)
 
 
-def test_the_status_has_all_workers_with_what_they_can_do(lab: Lab) -> None:
-    status = lab.queue_status(
+def test_the_status_has_all_workers_with_what_they_can_do(harness: Harness) -> None:
+    status = harness.queue_status(
         lambda status: len(status.get("workers", ())) == 2, what="with two workers"
     )
-    pods = sorted(lab.pods(), key=lambda pod: str(pod["metadata"]["name"]))
+    pods = sorted(harness.pods(), key=lambda pod: str(pod["metadata"]["name"]))
     for worker, pod in zip(status["workers"], pods, strict=True):
         assert worker["pod"] == pod["metadata"]["name"]
         assert worker["node"] == pod["spec"]["nodeName"]
@@ -69,61 +69,67 @@ def test_the_status_has_all_workers_with_what_they_can_do(lab: Lab) -> None:
         assert worker["handlers"] == sorted(worker["handlers"])
 
 
-def test_the_metrics_count_them(lab: Lab) -> None:
+def test_the_metrics_count_them(harness: Harness) -> None:
     def figures() -> list[tuple[str, str]]:
-        (pod,) = lab.operator_pods()
+        (pod,) = harness.operator_pods()
         path = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{pod['metadata']['name']}"
-        labels = f'{{namespace="{lab.namespace}",queue="q"}}'
-        found = lab.api.text(f"{path}:8080/proxy/metrics")
+        labels = f'{{namespace="{harness.namespace}",queue="q"}}'
+        found = harness.api.text(f"{path}:8080/proxy/metrics")
         return re.findall(rf"^(taskqueue_worker.*?){re.escape(labels)} (\S+)$", found, re.MULTILINE)
 
     expected = [("taskqueue_workers", "2.0"), ("taskqueue_worker_slots", "8.0")]
-    lab.until(lambda: figures() == expected, what=f"{expected}")
+    harness.until(lambda: figures() == expected, what=f"{expected}")
 
 
-def test_progress_is_in_the_status_and_goes_with_the_attempt(lab: Lab) -> None:
+def test_progress_is_in_the_status_and_goes_with_the_attempt(harness: Harness) -> None:
     retry = {"maxAttempts": 2, "backoff": {"initialSeconds": 4}}
-    lab.task("told", "resize", queue="reporting", payload={"seconds": 15}, retry=retry)
-    seen = lab.tasks.wait("told", lambda task: "progress" in task["status"], what="with progress")
+    harness.task("told", "resize", queue="reporting", payload={"seconds": 15}, retry=retry)
+    seen = harness.tasks.wait(
+        "told", lambda task: "progress" in task["status"], what="with progress"
+    )
     assert seen["status"]["progress"] == {"percent": 40, "message": "resizing"}
     assert seen["status"]["phase"] == "Running"
-    assert "progress" not in lab.phase("told", "Retrying")
-    status = lab.finished("told")
+    assert "progress" not in harness.phase("told", "Retrying")
+    status = harness.finished("told")
     assert status["phase"] == "Succeeded"
     assert "progress" not in status
 
 
-def test_a_worker_that_is_scaled_away_says_good_bye(lab: Lab) -> None:
-    before = names(lab.pods())
-    lab.until(lambda: pods_told(lab) == before, what=f"with {before}")
-    lab.change_queue(scaling={"minReplicas": 1})
-    lab.until(lambda: len(lab.pods()) == 1, what="with one pod")
-    left = names(lab.pods())
-    lab.until(lambda: pods_told(lab) == left, what=f"without the other than {left}")
+def test_a_worker_that_is_scaled_away_says_good_bye(harness: Harness) -> None:
+    before = names(harness.pods())
+    harness.until(lambda: pods_told(harness) == before, what=f"with {before}")
+    harness.change_queue(scaling={"minReplicas": 1})
+    harness.until(lambda: len(harness.pods()) == 1, what="with one pod")
+    left = names(harness.pods())
+    harness.until(lambda: pods_told(harness) == left, what=f"without the other than {left}")
     (gone,) = set(before) - set(left)
-    assert not lost(lab, gone)
+    assert not lost(harness, gone)
 
 
-def test_a_killed_one_is_missed(lab: Lab) -> None:
-    (pod,) = pods_told(lab)
-    lab.kill(pod)
-    lab.until(lambda: pod not in pods_told(lab), what=f"without {pod}", seconds=LOST_SECONDS + 15)
-    assert lost(lab, pod)
-    lab.available(1)
-    lab.until(lambda: pods_told(lab) == names(lab.pods()), what="with the one that replaces it")
+def test_a_killed_one_is_missed(harness: Harness) -> None:
+    (pod,) = pods_told(harness)
+    harness.kill(pod)
+    harness.until(
+        lambda: pod not in pods_told(harness), what=f"without {pod}", seconds=LOST_SECONDS + 15
+    )
+    assert lost(harness, pod)
+    harness.available(1)
+    harness.until(
+        lambda: pods_told(harness) == names(harness.pods()), what="with the one that replaces it"
+    )
 
 
-def test_what_was_deleted_while_there_was_no_operator_is_stopped(lab: Lab) -> None:
-    lab.task("forsaken", "watch", payload={"seconds": 600})
-    assert lab.phase("forsaken", "Running")["worker"] == names(lab.pods())[0]
-    lab.kill_operator()
-    lab.delete_task("forsaken")
-    lab.tasks.wait_gone("forsaken")
-    lab.until(
-        lambda: [run.ended is not None for run in lab.runs()][-1:] == [True],
+def test_what_was_deleted_while_there_was_no_operator_is_stopped(harness: Harness) -> None:
+    harness.task("forsaken", "watch", payload={"seconds": 600})
+    assert harness.phase("forsaken", "Running")["worker"] == names(harness.pods())[0]
+    harness.kill_operator()
+    harness.delete_task("forsaken")
+    harness.tasks.wait_gone("forsaken")
+    harness.until(
+        lambda: [run.ended is not None for run in harness.runs()][-1:] == [True],
         what="stopped",
         seconds=90,
     )
-    (run,) = lab.runs()
+    (run,) = harness.runs()
     assert run.ended is not None
     assert (run.ended - run.began).total_seconds() < 600

@@ -10,53 +10,57 @@ import pytest
 
 from tests.e2e.departures import Departures, names_of
 from tests.e2e.gates import Gates, template
-from tests.e2e.harness import Lab, conditions
+from tests.e2e.harness import Harness, conditions
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queue(lab: Lab, gates: Gates, departures: Departures) -> None:
+def queue(harness: Harness, gates: Gates, departures: Departures) -> None:
     # At zero an autoscaler takes itself for switched off.
-    lab.queue(
+    harness.queue(
         workers={"concurrency": 1, "replicas": 1, "template": template()},
         scaling={"paused": True},
     )
-    lab.available(1)
+    harness.available(1)
 
 
-def path(lab: Lab, *parts: str) -> str:
+def path(harness: Harness, *parts: str) -> str:
     return "/".join(
         [
-            f"/apis/autoscaling/v2/namespaces/{lab.namespace}/horizontalpodautoscalers",
+            f"/apis/autoscaling/v2/namespaces/{harness.namespace}/horizontalpodautoscalers",
             *parts,
         ]
     )
 
 
-def test_it_grows_to_what_the_autoscaler_wants_at_least(lab: Lab) -> None:
+def test_it_grows_to_what_the_autoscaler_wants_at_least(harness: Harness) -> None:
     target = {"apiVersion": "taskqueue.dev/v1alpha1", "kind": "TaskQueue", "name": "q"}
     body = {
         "metadata": {"name": "q"},
         "spec": {"scaleTargetRef": target, "minReplicas": 3, "maxReplicas": 4},
     }
-    lab.api.request("POST", path(lab), body)
-    lab.available(3, seconds=90)
-    queue = lab.api.get(lab.path("taskqueues", "q"))
+    harness.api.request("POST", path(harness), body)
+    harness.available(3, seconds=90)
+    queue = harness.api.get(harness.path("taskqueues", "q"))
     assert queue["spec"]["workers"]["replicas"] == 3
-    status = lab.queue_status(lambda status: status.get("replicas") == 3, what="at three workers")
+    status = harness.queue_status(
+        lambda status: status.get("replicas") == 3, what="at three workers"
+    )
     assert conditions(status)["ScalingActive"]["reason"] == "Paused"
     assert status["selector"] == "taskqueue.dev/queue=q"
 
 
 def test_it_shrinks_to_what_the_autoscaler_wants_at_most_when_the_busy_are_done(
-    lab: Lab, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, departures: Departures
 ) -> None:
     names = gates.behind("busy", 2)
-    busy = {lab.phase(name, "Running")["worker"] for name in names}
-    lab.api.patch(path(lab, "q"), {"spec": {"minReplicas": 1, "maxReplicas": 1}})
-    lab.until(lambda: names_of(lab.pods()) == busy, what="only the busy ones are left", seconds=90)
+    busy = {harness.phase(name, "Running")["worker"] for name in names}
+    harness.api.patch(path(harness, "q"), {"spec": {"minReplicas": 1, "maxReplicas": 1}})
+    harness.until(
+        lambda: names_of(harness.pods()) == busy, what="only the busy ones are left", seconds=90
+    )
     gates.open("busy")
-    lab.all_finished(names)
-    lab.available(1)
+    harness.all_finished(names)
+    harness.available(1)
     departures.assert_unharmed(names)

@@ -19,7 +19,7 @@ import requests
 import yaml
 
 from tests.conftest import RabbitMQ
-from tests.e2e.harness import Lab
+from tests.e2e.harness import Harness
 
 pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 
@@ -33,13 +33,13 @@ class Subscriber:
     """The sample as a process; its lines, as they come."""
 
     def __init__(
-        self, lab: Lab, rabbitmq: RabbitMQ, user: str, password: str, *options: str
+        self, harness: Harness, rabbitmq: RabbitMQ, user: str, password: str, *options: str
     ) -> None:
-        self._lab = lab
+        self._harness = harness
         self.lines: list[str] = []
         self.complaints: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, str(SAMPLE / "subscriber.py"), f"{lab.namespace}/q", *options],
+            [sys.executable, str(SAMPLE / "subscriber.py"), f"{harness.namespace}/q", *options],
             env={
                 **os.environ,
                 "AMQP_URI": f"amqp://{user}:{password}@{rabbitmq.host}:{rabbitmq.port}/",
@@ -56,20 +56,20 @@ class Subscriber:
 
     def listens(self, *, times: int = 1) -> None:
         """Return once it has bound its queue, for the so many-th time."""
-        self._lab.until(
+        self._harness.until(
             lambda: sum("listening" in line for line in self.complaints) >= times,
             what=f"listening for time {times}: {self.complaints}",
         )
 
     def line(self, name: str, *, seconds: float = 60) -> str:
         """Return what it printed of a Task, or of what else has this in its line."""
-        self._lab.until(lambda: bool(self.of(name)), what=f"told of {name}", seconds=seconds)
+        self._harness.until(lambda: bool(self.of(name)), what=f"told of {name}", seconds=seconds)
         (line,) = self.of(name)
         return line
 
     def of(self, name: str) -> list[str]:
         """Return the lines of a Task."""
-        return [line for line in list(self.lines) if f" {self._lab.namespace}/{name} " in line]
+        return [line for line in list(self.lines) if f" {self._harness.namespace}/{name} " in line]
 
     def end(self) -> int:
         """Stop it as Kubernetes does; return its exit status."""
@@ -83,19 +83,19 @@ def _read(stream: Any, lines: list[str]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queue(lab: Lab) -> None:
-    lab.queue(scaling={"minReplicas": 1, "maxReplicas": 1})
-    lab.ready()
-    lab.available(1)
+def queue(harness: Harness) -> None:
+    harness.queue(scaling={"minReplicas": 1, "maxReplicas": 1})
+    harness.ready()
+    harness.available(1)
 
 
 @pytest.fixture(scope="module")
-def user(lab: Lab) -> Iterator[tuple[str, str]]:
+def user(harness: Harness) -> Iterator[tuple[str, str]]:
     """A broker user with the permissions of the README, and no more."""
-    name, password = f"subscriber-{lab.namespace}", uuid.uuid4().hex
-    own = rf"subscriber\.{lab.namespace}\.q"
-    lab.broker_api("PUT", f"users/{name}", {"password": password, "tags": ""})
-    lab.broker_api(
+    name, password = f"subscriber-{harness.namespace}", uuid.uuid4().hex
+    own = rf"subscriber\.{harness.namespace}\.q"
+    harness.broker_api("PUT", f"users/{name}", {"password": password, "tags": ""})
+    harness.broker_api(
         "PUT",
         f"permissions/%2F/{name}",
         {
@@ -104,30 +104,30 @@ def user(lab: Lab) -> Iterator[tuple[str, str]]:
             "read": rf"^({own}|taskqueue\.events)$",
         },
     )
-    lab.broker_api(
+    harness.broker_api(
         "PUT",
         f"topic-permissions/%2F/{name}",
-        {"exchange": "taskqueue.events", "write": "^$", "read": rf"^{lab.namespace}\.q\."},
+        {"exchange": "taskqueue.events", "write": "^$", "read": rf"^{harness.namespace}\.q\."},
     )
     yield name, password
-    lab.broker_api("DELETE", f"users/{name}")
+    harness.broker_api("DELETE", f"users/{name}")
 
 
 @pytest.fixture(scope="module")
-def subscriber(lab: Lab, rabbitmq: RabbitMQ, user: tuple[str, str]) -> Iterator[Subscriber]:
-    subscriber = Subscriber(lab, rabbitmq, *user)
+def subscriber(harness: Harness, rabbitmq: RabbitMQ, user: tuple[str, str]) -> Iterator[Subscriber]:
+    subscriber = Subscriber(harness, rabbitmq, *user)
     try:
         subscriber.listens()
         yield subscriber
         assert subscriber.end() == 0
     finally:
         subscriber.end()
-        lab.broker_api("DELETE", f"queues/%2F/subscriber.{lab.namespace}.q")
+        harness.broker_api("DELETE", f"queues/%2F/subscriber.{harness.namespace}.q")
 
 
-def publish(lab: Lab, exchange: str, key: str, body: Any, **properties: Any) -> None:
+def publish(harness: Harness, exchange: str, key: str, body: Any, **properties: Any) -> None:
     """Publish as any client with the rights may."""
-    answer = lab.broker_api(
+    answer = harness.broker_api(
         "POST",
         f"exchanges/%2F/{exchange}/publish",
         {
@@ -140,38 +140,38 @@ def publish(lab: Lab, exchange: str, key: str, body: Any, **properties: Any) -> 
     assert answer["routed"]
 
 
-def test_a_success_is_told_with_its_result(lab: Lab, subscriber: Subscriber) -> None:
-    status = lab.finished(lab.task("good", payload={"a": 1, "b": None}))
+def test_a_success_is_told_with_its_result(harness: Harness, subscriber: Subscriber) -> None:
+    status = harness.finished(harness.task("good", payload={"a": 1, "b": None}))
     told = subscriber.line("good")
     when, _, rest = told.partition(" ")
     assert when == status["completionTime"]
     assert rest.endswith('good Succeeded after 1 attempt: {"a": 1, "b": null}')
 
 
-def test_a_failure_is_told_with_its_error(lab: Lab, subscriber: Subscriber) -> None:
+def test_a_failure_is_told_with_its_error(harness: Harness, subscriber: Subscriber) -> None:
     retry = {"maxAttempts": 2}
-    lab.finished(lab.task("bad", "flaky", payload={"failures": 2}, retry=retry))
+    harness.finished(harness.task("bad", "flaky", payload={"failures": 2}, retry=retry))
     assert subscriber.line("bad").endswith(
         "Failed after 2 attempts: ConnectionError: the network is away at attempt 2"
     )
 
 
-def test_a_failure_is_told_to_people_too(lab: Lab) -> None:
-    lab.finished(lab.task("for-people", "give_up"))
-    lab.finished(lab.task("well"))
+def test_a_failure_is_told_to_people_too(harness: Harness) -> None:
+    harness.finished(harness.task("for-people", "give_up"))
+    harness.finished(harness.task("well"))
 
     def described(name: str) -> str:
-        return lab.kubectl.ok("describe", "tqt", name, "-n", lab.namespace)
+        return harness.kubectl.ok("describe", "tqt", name, "-n", harness.namespace)
 
     reason = r"Warning\s+NonRetryable\s.*\staskqueue.dev/operator\s.*there is no such page"
-    lab.until(lambda: bool(re.search(reason, described("for-people"))), what="told by an Event")
+    harness.until(lambda: bool(re.search(reason, described("for-people"))), what="told by an Event")
     assert re.search(r"Events:\s+<none>", described("well"))
 
 
-def test_a_queue_in_trouble_is_told_to_people(lab: Lab) -> None:
+def test_a_queue_in_trouble_is_told_to_people(harness: Harness) -> None:
     def events() -> list[tuple[str, str]]:
-        found = lab.api.get(
-            f"/apis/events.k8s.io/v1/namespaces/{lab.namespace}/events",
+        found = harness.api.get(
+            f"/apis/events.k8s.io/v1/namespaces/{harness.namespace}/events",
             fieldSelector="reportingController=taskqueue.dev/operator",
         )
         return [
@@ -180,112 +180,120 @@ def test_a_queue_in_trouble_is_told_to_people(lab: Lab) -> None:
             if event["regarding"]["name"] == "troubled"
         ]
 
-    lab.queue("troubled", broker={"connectionSecret": {"name": "not-yet"}})
-    lab.until(lambda: ("Warning", "SecretNotFound") in events(), what="a Warning")
-    lab.secret("not-yet")
-    lab.until(lambda: ("Normal", "Connected") in events(), what="its end told")
+    harness.queue("troubled", broker={"connectionSecret": {"name": "not-yet"}})
+    harness.until(lambda: ("Warning", "SecretNotFound") in events(), what="a Warning")
+    harness.secret("not-yet")
+    harness.until(lambda: ("Normal", "Connected") in events(), what="its end told")
     assert len(events()) == 2
 
 
-def test_a_cancelled_task_is_told(lab: Lab, subscriber: Subscriber) -> None:
-    lab.task("unwanted", suspend=True)
-    lab.api.patch(lab.path("tasks", "unwanted"), {"spec": {"cancel": True}})
-    assert lab.finished("unwanted")["phase"] == "Cancelled"
+def test_a_cancelled_task_is_told(harness: Harness, subscriber: Subscriber) -> None:
+    harness.task("unwanted", suspend=True)
+    harness.api.patch(harness.path("tasks", "unwanted"), {"spec": {"cancel": True}})
+    assert harness.finished("unwanted")["phase"] == "Cancelled"
     assert subscriber.line("unwanted").endswith("Cancelled after 0 attempts")
 
 
-def test_a_direct_messages_end_is_told_to_who_asked(lab: Lab, subscriber: Subscriber) -> None:
+def test_a_direct_messages_end_is_told_to_who_asked(
+    harness: Harness, subscriber: Subscriber
+) -> None:
     asked = uuid.uuid4().hex
-    key = f"{lab.namespace}.q"
-    publish(lab, "taskqueue.work", key, {"a": 1}, type="echo", correlation_id=asked)
-    told = until_line(lab, subscriber, lambda line: asked in line)
-    assert f" {lab.namespace}/q (direct message, correlation id {asked}) Succeeded" in told
+    key = f"{harness.namespace}.q"
+    publish(harness, "taskqueue.work", key, {"a": 1}, type="echo", correlation_id=asked)
+    told = until_line(harness, subscriber, lambda line: asked in line)
+    assert f" {harness.namespace}/q (direct message, correlation id {asked}) Succeeded" in told
     assert told.endswith('{"a": 1}')
 
 
-def test_a_direct_messages_failure_is_told_too(lab: Lab, subscriber: Subscriber) -> None:
+def test_a_direct_messages_failure_is_told_too(harness: Harness, subscriber: Subscriber) -> None:
     asked = uuid.uuid4().hex
-    key = f"{lab.namespace}.q"
-    publish(lab, "taskqueue.work", key, {}, type="give_up", correlation_id=asked)
-    told = until_line(lab, subscriber, lambda line: asked in line)
+    key = f"{harness.namespace}.q"
+    publish(harness, "taskqueue.work", key, {}, type="give_up", correlation_id=asked)
+    told = until_line(harness, subscriber, lambda line: asked in line)
     assert told.endswith("NotFound: there is no such page")
 
 
-def test_a_repeat_is_dropped(lab: Lab, subscriber: Subscriber) -> None:
+def test_a_repeat_is_dropped(harness: Harness, subscriber: Subscriber) -> None:
     event = {
-        "source": f"/namespaces/{lab.namespace}/taskqueues/q",
+        "source": f"/namespaces/{harness.namespace}/taskqueues/q",
         "id": "the-same.1",
-        "subject": f"{lab.namespace}/repeated",
+        "subject": f"{harness.namespace}/repeated",
         "time": "2026-01-01T00:00:00Z",
         "data": {"phase": "Succeeded", "attempts": 1},
     }
-    key = f"{lab.namespace}.q.task.succeeded"
+    key = f"{harness.namespace}.q.task.succeeded"
     for _ in range(2):
-        publish(lab, "taskqueue.events", key, event)
+        publish(harness, "taskqueue.events", key, event)
     publish(
-        lab,
+        harness,
         "taskqueue.events",
         key,
-        {**event, "id": "another.1", "subject": f"{lab.namespace}/next"},
+        {**event, "id": "another.1", "subject": f"{harness.namespace}/next"},
     )
     subscriber.line("next")
     assert len(subscriber.of("repeated")) == 1
 
 
 def test_what_happens_while_it_is_away_is_kept_for_it(
-    lab: Lab, subscriber: Subscriber, user: tuple[str, str]
+    harness: Harness, subscriber: Subscriber, user: tuple[str, str]
 ) -> None:
     def connections() -> list[str]:
-        found = lab.broker_api("GET", "connections")
+        found = harness.broker_api("GET", "connections")
         return [one["name"] for one in found if one.get("user") == user[0]]
 
     # The management plugin shows a connection some seconds after it was opened.
-    lab.until(lambda: bool(connections()), what="connected")
+    harness.until(lambda: bool(connections()), what="connected")
     (name,) = connections()
-    lab.broker_api("DELETE", f"connections/{name.replace(' ', '%20').replace('>', '%3E')}")
-    lab.finished(lab.task("meanwhile"))
+    harness.broker_api("DELETE", f"connections/{name.replace(' ', '%20').replace('>', '%3E')}")
+    harness.finished(harness.task("meanwhile"))
     subscriber.listens(times=2)
     assert "Succeeded" in subscriber.line("meanwhile")
 
 
-def test_an_end_is_told_again_when_its_outcome_comes_again(lab: Lab, rabbitmq: RabbitMQ) -> None:
+def test_an_end_is_told_again_when_its_outcome_comes_again(
+    harness: Harness, rabbitmq: RabbitMQ
+) -> None:
     """As after an operator that recorded an end and was killed before it could tell it."""
-    copies, late = f"copies.{lab.namespace}", f"late.{lab.namespace}"
-    key = f"{lab.namespace}.q.task.succeeded"
-    lab.broker_api("PUT", f"queues/%2F/{copies}", {"durable": True})
-    lab.broker_api("POST", f"bindings/%2F/e/taskqueue.outcomes/q/{copies}", {"routing_key": key})
+    copies, late = f"copies.{harness.namespace}", f"late.{harness.namespace}"
+    key = f"{harness.namespace}.q.task.succeeded"
+    harness.broker_api("PUT", f"queues/%2F/{copies}", {"durable": True})
+    harness.broker_api(
+        "POST", f"bindings/%2F/e/taskqueue.outcomes/q/{copies}", {"routing_key": key}
+    )
     listener = None
     try:
-        lab.finished(lab.task("told-late"))
+        harness.finished(harness.task("told-late"))
         request = {"count": 1, "ackmode": "ack_requeue_false", "encoding": "auto"}
-        (copy,) = lab.broker_api("POST", f"queues/%2F/{copies}/get", request)
+        (copy,) = harness.broker_api("POST", f"queues/%2F/{copies}/get", request)
         listener = Subscriber(
-            lab, rabbitmq, rabbitmq.username, rabbitmq.password, f"--queue={late}"
+            harness, rabbitmq, rabbitmq.username, rabbitmq.password, f"--queue={late}"
         )
         listener.listens()  # so late that it has not heard the first time
         outcome = json.loads(copy["payload"])
-        assert outcome["subject"] == f"{lab.namespace}/told-late"
-        publish(lab, "taskqueue.outcomes", key, outcome)
+        assert outcome["subject"] == f"{harness.namespace}/told-late"
+        publish(harness, "taskqueue.outcomes", key, outcome)
         assert "Succeeded" in listener.line("told-late")
     finally:
         if listener is not None:
             listener.end()
         for queue in (copies, late):
             with suppress(requests.HTTPError):
-                lab.broker_api("DELETE", f"queues/%2F/{queue}")
+                harness.broker_api("DELETE", f"queues/%2F/{queue}")
 
 
-def test_nothing_is_lost_when_the_operator_is_killed(lab: Lab, subscriber: Subscriber) -> None:
-    names = lab.batch("stream", STREAM, "nap", payload={"seconds": 0.1})
-    lab.finished(names[STREAM // 4])
-    lab.kill_operator()
-    lab.all_finished(names, seconds=120)
+def test_nothing_is_lost_when_the_operator_is_killed(
+    harness: Harness, subscriber: Subscriber
+) -> None:
+    names = harness.batch("stream", STREAM, "nap", payload={"seconds": 0.1})
+    harness.finished(names[STREAM // 4])
+    harness.kill_operator()
+    harness.all_finished(names, seconds=120)
     for name in names:
         assert "Succeeded" in subscriber.line(name)
 
 
-def test_it_runs_in_the_cluster(lab: Lab, rabbitmq: RabbitMQ) -> None:
-    lab.create_core(
+def test_it_runs_in_the_cluster(harness: Harness, rabbitmq: RabbitMQ) -> None:
+    harness.create_core(
         "secrets",
         "listener",
         stringData={
@@ -293,7 +301,7 @@ def test_it_runs_in_the_cluster(lab: Lab, rabbitmq: RabbitMQ) -> None:
             "@rabbitmq.rabbitmq.svc.cluster.local:5672/"
         },
     )
-    objects = list(yaml.safe_load_all(lab.kubectl.ok("kustomize", str(SAMPLE))))
+    objects = list(yaml.safe_load_all(harness.kubectl.ok("kustomize", str(SAMPLE))))
     (deployment,) = [one for one in objects if one["kind"] == "Deployment"]
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     # As the README has it, but for the names that this test chose.
@@ -301,24 +309,28 @@ def test_it_runs_in_the_cluster(lab: Lab, rabbitmq: RabbitMQ) -> None:
     container["command"].append("--queue=in-the-cluster")
     (uri,) = [one for one in container["env"] if one["name"] == "AMQP_URI"]
     uri["valueFrom"]["secretKeyRef"]["name"] = "listener"
-    lab.kubectl.ok("apply", "-n", lab.namespace, "-f", "-", input=yaml.safe_dump_all(objects))
+    harness.kubectl.ok(
+        "apply", "-n", harness.namespace, "-f", "-", input=yaml.safe_dump_all(objects)
+    )
 
     def log() -> str:
-        done = lab.kubectl("logs", "-n", lab.namespace, "deploy/subscriber", "--tail=-1")
+        done = harness.kubectl("logs", "-n", harness.namespace, "deploy/subscriber", "--tail=-1")
         return done.stdout + done.stderr
 
     try:
-        lab.until(lambda: "listening" in log(), what="listening in the cluster")
-        lab.finished(lab.task("in-the-cluster"))
-        told = f"{lab.namespace}/in-the-cluster Succeeded after 1 attempt"
-        lab.until(lambda: told in log(), what=told)
+        harness.until(lambda: "listening" in log(), what="listening in the cluster")
+        harness.finished(harness.task("in-the-cluster"))
+        told = f"{harness.namespace}/in-the-cluster Succeeded after 1 attempt"
+        harness.until(lambda: told in log(), what=told)
     finally:
-        lab.kubectl.ok("delete", "deploy/subscriber", "-n", lab.namespace)
-        lab.broker_api("DELETE", "queues/%2F/in-the-cluster")
+        harness.kubectl.ok("delete", "deploy/subscriber", "-n", harness.namespace)
+        harness.broker_api("DELETE", "queues/%2F/in-the-cluster")
 
 
-def until_line(lab: Lab, subscriber: Subscriber, holds: Callable[[str], bool]) -> str:
+def until_line(harness: Harness, subscriber: Subscriber, holds: Callable[[str], bool]) -> str:
     """Return the one line of which this holds, once there is one."""
-    lab.until(lambda: any(map(holds, list(subscriber.lines))), what="told of the direct message")
+    harness.until(
+        lambda: any(map(holds, list(subscriber.lines))), what="told of the direct message"
+    )
     (line,) = filter(holds, list(subscriber.lines))
     return line

@@ -14,7 +14,7 @@ from taskqueue.controller.pool.health import FIRST_PAUSE_SECONDS
 from tests.e2e.api import Body
 from tests.e2e.gates import Gates
 from tests.e2e.gates import template as gated_template
-from tests.e2e.harness import TEMPLATE, Lab, conditions
+from tests.e2e.harness import TEMPLATE, Harness, conditions
 from tests.e2e.observations import Sightings
 
 pytestmark = pytest.mark.cluster
@@ -37,37 +37,37 @@ def template(*, pod: Body | None = None, **container: Any) -> Body:
 
 
 @pytest.fixture(scope="module")
-def deployments(lab: Lab) -> Iterator[Sightings]:
-    seen = Sightings(lab.api, f"/apis/apps/v1/namespaces/{lab.namespace}/deployments")
+def deployments(harness: Harness) -> Iterator[Sightings]:
+    seen = Sightings(harness.api, f"/apis/apps/v1/namespaces/{harness.namespace}/deployments")
     yield seen
     seen.close()
 
 
 @pytest.fixture(scope="module")
-def broken(lab: Lab, deployments: Sightings) -> None:
+def broken(harness: Harness, deployments: Sightings) -> None:
     templates = {
         "pull": template(image=_NO_IMAGE),
         "crash": template(args=["worker", "no_such_module"]),
         "homeless": template(pod={"nodeSelector": {"taskqueue.dev/no-node": "here"}}),
     }
     for name, pod in templates.items():
-        lab.queue(
+        harness.queue(
             name,
             workers={"concurrency": 1, "template": pod},
             scaling={"target": {"tasksPerReplica": 1}, "maxReplicas": 6},
         )
         # Together: how long each takes to be seen is up to the kubelet.
-        lab.batch(name, 2, queue=name)
+        harness.batch(name, 2, queue=name)
 
 
-def trouble(lab: Lab, queue: str, reasons: set[str], *, seconds: float = 90) -> Body:
+def trouble(harness: Harness, queue: str, reasons: set[str], *, seconds: float = 90) -> Body:
     """Return the status of a TaskQueue whose workers are not available for one of these reasons."""
 
     def holds(status: Body) -> bool:
         found = conditions(status).get("WorkersAvailable", {})
         return found.get("status") == "False" and found.get("reason") in reasons
 
-    return lab.queue_status(holds, queue, what=f"in trouble: {reasons}", seconds=seconds)
+    return harness.queue_status(holds, queue, what=f"in trouble: {reasons}", seconds=seconds)
 
 
 @pytest.mark.parametrize(
@@ -79,16 +79,16 @@ def trouble(lab: Lab, queue: str, reasons: set[str], *, seconds: float = 90) -> 
 )
 @pytest.mark.usefixtures("broken")
 def test_a_failing_pool_does_not_grow_and_heals_when_its_template_is_mended(
-    lab: Lab, deployments: Sightings, queue: str, reasons: set[str], told: str
+    harness: Harness, deployments: Sightings, queue: str, reasons: set[str], told: str
 ) -> None:
-    status = trouble(lab, queue, reasons)
+    status = trouble(harness, queue, reasons)
     message = conditions(status)["WorkersAvailable"]["message"]
     assert told in message
-    assert any(pod["metadata"]["name"] in message for pod in lab.pods(queue)), message
+    assert any(pod["metadata"]["name"] in message for pod in harness.pods(queue)), message
     assert status["desiredReplicas"] == 2
     # More work changes nothing, for as long as it lasts.
-    lab.batch(f"{queue}-more", 4, queue=queue)
-    status = lab.queue_status(
+    harness.batch(f"{queue}-more", 4, queue=queue)
+    status = harness.queue_status(
         lambda status: status.get("backlog") == 6 and "6 backlog" in status["scaling"],
         queue,
         what="with all in its backlog",
@@ -96,27 +96,29 @@ def test_a_failing_pool_does_not_grow_and_heals_when_its_template_is_mended(
     assert status["desiredReplicas"] == 2, status["scaling"]
     assert max(sizes(deployments, queue)) == 2
 
-    heals(lab, queue)
+    heals(harness, queue)
 
 
 @pytest.mark.usefixtures("broken")
-def test_a_pool_that_no_node_takes_grows_for_node_autoscalers_to_see_and_heals(lab: Lab) -> None:
-    status = trouble(lab, "homeless", {"Unschedulable"})
+def test_a_pool_that_no_node_takes_grows_for_node_autoscalers_to_see_and_heals(
+    harness: Harness,
+) -> None:
+    status = trouble(harness, "homeless", {"Unschedulable"})
     assert "node" in conditions(status)["WorkersAvailable"]["message"]
-    lab.batch("homeless-more", 4, queue="homeless")
-    lab.until(lambda: len(lab.pods("homeless")) == 6, what="six pods that wait for a node")
-    trouble(lab, "homeless", {"Unschedulable"})
-    heals(lab, "homeless")
+    harness.batch("homeless-more", 4, queue="homeless")
+    harness.until(lambda: len(harness.pods("homeless")) == 6, what="six pods that wait for a node")
+    trouble(harness, "homeless", {"Unschedulable"})
+    heals(harness, "homeless")
 
 
-def heals(lab: Lab, queue: str) -> None:
+def heals(harness: Harness, queue: str) -> None:
     """Mend the template of a queue with six Tasks and see all of them end."""
-    lab.change_queue(queue, workers={"template": {"spec": mended()}})
+    harness.change_queue(queue, workers={"template": {"spec": mended()}})
     names = [f"{queue}-{number}" for number in range(2)]
     names += [f"{queue}-more-{number}" for number in range(4)]
-    for ended in lab.all_finished(names, seconds=90):
+    for ended in harness.all_finished(names, seconds=90):
         assert (ended["phase"], ended["attempts"]) == ("Succeeded", 1)
-    lab.queue_status(
+    harness.queue_status(
         lambda status: conditions(status)["WorkersAvailable"]["reason"] in _WELL,
         queue,
         what="well again",
@@ -168,40 +170,40 @@ def status_time(seen: Body) -> float:
 
 
 def test_a_quota_is_told_not_hammered_at_and_used_when_it_is_raised(
-    lab: Lab, deployments: Sightings
+    harness: Harness, deployments: Sightings
 ) -> None:
-    for name in lab.queues.names():
-        lab.queue_status(lambda status: status.get("replicas") == 0, name, what="at zero")
-    pods = lab.core("pods")
-    lab.until(lambda: not lab.api.get(pods)["items"], what="no pod left")
-    lab.create_core("resourcequotas", "few", spec={"hard": {"pods": "2"}})
-    lab.until(
-        lambda: "hard" in lab.api.get(lab.core("resourcequotas", "few")).get("status", {}),
+    for name in harness.queues.names():
+        harness.queue_status(lambda status: status.get("replicas") == 0, name, what="at zero")
+    pods = harness.core("pods")
+    harness.until(lambda: not harness.api.get(pods)["items"], what="no pod left")
+    harness.create_core("resourcequotas", "few", spec={"hard": {"pods": "2"}})
+    harness.until(
+        lambda: "hard" in harness.api.get(harness.core("resourcequotas", "few")).get("status", {}),
         what="in force",
     )
-    gates = Gates(lab)
-    lab.queue(
+    gates = Gates(harness)
+    harness.queue(
         "tight",
         workers={"concurrency": 1, "template": gated_template()},
         scaling={"target": {"tasksPerReplica": 1}, "maxReplicas": 4},
     )
     names = gates.behind("tight", 4, queue="tight")
-    status = trouble(lab, "tight", {"QuotaExceeded"})
+    status = trouble(harness, "tight", {"QuotaExceeded"})
     assert "exceeded quota" in conditions(status)["WorkersAvailable"]["message"]
-    status = lab.queue_status(
+    status = harness.queue_status(
         lambda status: status.get("desiredReplicas") == 2, "tight", what="at what can be had"
     )
     assert "quota" in status["scaling"]
     # It is tried again by itself, but now and then only, and given up each time.
-    lab.until(lambda: len(tries(deployments, "tight")) >= 3, what="tried again")
+    harness.until(lambda: len(tries(deployments, "tight")) >= 3, what="tried again")
     asked = tries(deployments, "tight")
     pauses = [after - before for before, after in pairwise(asked)]
     assert min(pauses) >= FIRST_PAUSE_SECONDS - _ROUNDED_SECONDS, asked
-    trouble(lab, "tight", {"QuotaExceeded"})
+    trouble(harness, "tight", {"QuotaExceeded"})
 
-    lab.api.patch(lab.core("resourcequotas", "few"), {"spec": {"hard": {"pods": "6"}}})
-    lab.available(4, "tight", seconds=120)
-    lab.condition("WorkersAvailable", "True", "Available", "tight")
+    harness.api.patch(harness.core("resourcequotas", "few"), {"spec": {"hard": {"pods": "6"}}})
+    harness.available(4, "tight", seconds=120)
+    harness.condition("WorkersAvailable", "True", "Available", "tight")
     gates.open("tight")
-    for ended in lab.all_finished(names):
+    for ended in harness.all_finished(names):
         assert (ended["phase"], ended["attempts"]) == ("Succeeded", 1)

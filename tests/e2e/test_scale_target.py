@@ -12,17 +12,17 @@ import pytest
 from tests.e2e.api import Body
 from tests.e2e.departures import Departures, names_of
 from tests.e2e.gates import Gates, template
-from tests.e2e.harness import BROKER_HOST, Lab, conditions, merged
+from tests.e2e.harness import BROKER_HOST, Harness, conditions, merged
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queues(lab: Lab, gates: Gates, departures: Departures) -> None:
-    workload(lab, "Deployment", "mine")
-    workload(lab, "StatefulSet", "ranked", serviceName="ranked", podManagementPolicy="Parallel")
+def queues(harness: Harness, gates: Gates, departures: Departures) -> None:
+    workload(harness, "Deployment", "mine")
+    workload(harness, "StatefulSet", "ranked", serviceName="ranked", podManagementPolicy="Parallel")
     for kind, name in (("Deployment", "mine"), ("StatefulSet", "ranked"), ("Deployment", "lost")):
-        lab.queue(
+        harness.queue(
             name,
             workers={
                 "concurrency": 1,
@@ -33,11 +33,11 @@ def queues(lab: Lab, gates: Gates, departures: Departures) -> None:
         )
 
 
-def workload(lab: Lab, kind: str, name: str, **spec: Any) -> None:
+def workload(harness: Harness, kind: str, name: str, **spec: Any) -> None:
     """Deploy workers of TaskQueue ``name`` as its users would; none to begin with."""
     labels = {"app": name}
     values = {
-        "TASKQUEUE_NAMESPACE": lab.namespace,
+        "TASKQUEUE_NAMESPACE": harness.namespace,
         "TASKQUEUE_QUEUE": name,
         "TASKQUEUE_CONCURRENCY": "1",
         "TASKQUEUE_GRACE_SECONDS": "1",
@@ -62,87 +62,87 @@ def workload(lab: Lab, kind: str, name: str, **spec: Any) -> None:
             **spec,
         },
     }
-    lab.api.request("POST", workloads(lab, kind), body)
+    harness.api.request("POST", workloads(harness, kind), body)
 
 
-def workloads(lab: Lab, kind: str, *parts: str) -> str:
-    return "/".join([f"/apis/apps/v1/namespaces/{lab.namespace}/{kind.lower()}s", *parts])
+def workloads(harness: Harness, kind: str, *parts: str) -> str:
+    return "/".join([f"/apis/apps/v1/namespaces/{harness.namespace}/{kind.lower()}s", *parts])
 
 
-def pods(lab: Lab, name: str) -> set[str]:
+def pods(harness: Harness, name: str) -> set[str]:
     """Return the workload's pods that are not on their way out."""
-    found = lab.api.get(lab.core("pods"), labelSelector=f"app={name}")
+    found = harness.api.get(harness.core("pods"), labelSelector=f"app={name}")
     return names_of(pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"])
 
 
-def pods_are(lab: Lab, name: str, expected: set[str]) -> None:
-    lab.until(lambda: pods(lab, name) == expected, what=f"the pods are {sorted(expected)}")
+def pods_are(harness: Harness, name: str, expected: set[str]) -> None:
+    harness.until(lambda: pods(harness, name) == expected, what=f"the pods are {sorted(expected)}")
 
 
 def test_a_deployment_grows_from_zero_and_shrinks_around_the_busy(
-    lab: Lab, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, departures: Departures
 ) -> None:
     early, late = gates.behind("early", 1, queue="mine"), gates.behind("late", 1, queue="mine")
-    ends = lab.phase(early[0], "Running")["worker"]
-    stays = lab.phase(late[0], "Running")["worker"]
-    status = lab.queue_status(
+    ends = harness.phase(early[0], "Running")["worker"]
+    stays = harness.phase(late[0], "Running")["worker"]
+    status = harness.queue_status(
         lambda status: (status.get("desiredReplicas"), status.get("replicas")) == (2, 2),
         "mine",
         what="at two workers",
     )
     assert conditions(status)["ScalingActive"]["reason"] == "Following"
     gates.open("early")
-    lab.all_finished(early)
-    pods_are(lab, "mine", {stays})
+    harness.all_finished(early)
+    pods_are(harness, "mine", {stays})
     assert departures.told_to_go(ends)
     gates.open("late")
-    lab.all_finished(late)
-    pods_are(lab, "mine", set())
+    harness.all_finished(late)
+    pods_are(harness, "mine", set())
     departures.assert_unharmed(early + late)
-    lab.queue_status(lambda status: status.get("replicas") == 0, "mine", what="at zero")
+    harness.queue_status(lambda status: status.get("replicas") == 0, "mine", what="at zero")
 
 
 def test_a_stateful_set_keeps_its_highest_pod_while_that_works(
-    lab: Lab, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, departures: Departures
 ) -> None:
     each = [gates.behind(f"ranked-{number}", 1, queue="ranked") for number in range(2)]
-    by_pod = {lab.phase(name, "Running")["worker"]: name for (name,) in each}
+    by_pod = {harness.phase(name, "Running")["worker"]: name for (name,) in each}
     assert set(by_pod) == {"ranked-0", "ranked-1"}
     lower, higher = by_pod["ranked-0"], by_pod["ranked-1"]
     gates.open(lower.rpartition("-")[0])
-    lab.all_finished([lower])
+    harness.all_finished([lower])
     # Of two that work or worked, the one that ends first is not the one that may go.
-    lab.queue_status(
+    harness.queue_status(
         lambda status: (status.get("desiredReplicas"), status.get("running")) == (1, 1),
         "ranked",
         what="with one worker wanted",
     )
     assert not departures.told_to_go("ranked-1")
     gates.open(higher.rpartition("-")[0])
-    lab.all_finished([higher])
-    pods_are(lab, "ranked", set())
+    harness.all_finished([higher])
+    pods_are(harness, "ranked", set())
     departures.assert_unharmed([lower, higher])
 
 
 def test_pods_of_a_stateful_set_that_were_drained_work_again_under_their_names(
-    lab: Lab, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, departures: Departures
 ) -> None:
     names = gates.behind("reborn", 2, queue="ranked")
-    assert {lab.phase(name, "Running")["worker"] for name in names} == {"ranked-0", "ranked-1"}
+    assert {harness.phase(name, "Running")["worker"] for name in names} == {"ranked-0", "ranked-1"}
     gates.open("reborn")
-    lab.all_finished(names)
-    pods_are(lab, "ranked", set())
+    harness.all_finished(names)
+    pods_are(harness, "ranked", set())
     departures.assert_unharmed(names)
 
 
-def test_a_target_that_is_not_there_is_said_and_found_when_it_comes(lab: Lab) -> None:
-    lab.task("lost", queue="lost")
-    status = lab.queue_status(
+def test_a_target_that_is_not_there_is_said_and_found_when_it_comes(harness: Harness) -> None:
+    harness.task("lost", queue="lost")
+    status = harness.queue_status(
         lambda status: conditions(status).get("WorkersAvailable", {}).get("status") == "False",
         "lost",
         what="without a target",
     )
     condition = conditions(status)["WorkersAvailable"]
     assert "lost" in condition["message"], condition
-    workload(lab, "Deployment", "lost")
-    assert lab.finished("lost")["phase"] == "Succeeded"
+    workload(harness, "Deployment", "lost")
+    assert harness.finished("lost")["phase"] == "Succeeded"

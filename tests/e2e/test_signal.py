@@ -9,7 +9,7 @@ from tests.e2e.api import Body
 from tests.e2e.departures import Departures, names_of
 from tests.e2e.events import events_of
 from tests.e2e.gates import Gates, template
-from tests.e2e.harness import BROKER_HOST, Lab
+from tests.e2e.harness import BROKER_HOST, Harness
 
 pytestmark = pytest.mark.cluster
 
@@ -48,13 +48,13 @@ asyncio.run(main())
 class Statistics:
     """The broker's statistics by a way that can be cut."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-        self._path = f"/apis/apps/v1/namespaces/{lab.namespace}/deployments"
-        self.uri = f"http://stats.{lab.namespace}.svc.cluster.local:{_MANAGEMENT_PORT}"
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+        self._path = f"/apis/apps/v1/namespaces/{harness.namespace}/deployments"
+        self.uri = f"http://stats.{harness.namespace}.svc.cluster.local:{_MANAGEMENT_PORT}"
         labels = {"app": "stats"}
         port = {"port": _MANAGEMENT_PORT}
-        lab.create_core("services", "stats", spec={"selector": labels, "ports": [port]})
+        harness.create_core("services", "stats", spec={"selector": labels, "ports": [port]})
         container = {
             "name": "proxy",
             "image": "taskqueue-operator:dev",
@@ -70,7 +70,7 @@ class Statistics:
                 "template": {"metadata": {"labels": labels}, "spec": pod},
             },
         }
-        lab.api.request("POST", self._path, body)
+        harness.api.request("POST", self._path, body)
         self._until(1)
 
     def cut(self) -> None:
@@ -82,28 +82,28 @@ class Statistics:
         self._scale(1)
 
     def _scale(self, size: int) -> None:
-        self._lab.api.patch(f"{self._path}/stats/scale", {"spec": {"replicas": size}})
+        self._harness.api.patch(f"{self._path}/stats/scale", {"spec": {"replicas": size}})
         self._until(size)
 
     def _until(self, size: int) -> None:
         def there() -> bool:
-            status = self._lab.api.get(f"{self._path}/stats")["status"]
+            status = self._harness.api.get(f"{self._path}/stats")["status"]
             numbers = status.get("replicas", 0), status.get("availableReplicas", 0)
             return numbers == (size, size)
 
-        self._lab.until(there, what=f"{size} proxies for statistics")
+        self._harness.until(there, what=f"{size} proxies for statistics")
 
 
 @pytest.fixture(scope="module")
-def statistics(lab: Lab) -> Statistics:
-    return Statistics(lab)
+def statistics(harness: Harness) -> Statistics:
+    return Statistics(harness)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queues(lab: Lab, gates: Gates, statistics: Statistics, departures: Departures) -> None:
-    lab.secret("watched", managementUri=statistics.uri)
+def queues(harness: Harness, gates: Gates, statistics: Statistics, departures: Departures) -> None:
+    harness.secret("watched", managementUri=statistics.uri)
     for name, secret in (("watched", "watched"), ("plain", "rabbit"), ("clock", "rabbit")):
-        lab.queue(
+        harness.queue(
             name,
             broker={"connectionSecret": {"name": secret}},
             workers={"concurrency": 1, "template": template()},
@@ -111,9 +111,9 @@ def queues(lab: Lab, gates: Gates, statistics: Statistics, departures: Departure
         )
 
 
-def sized(lab: Lab, queue: str, size: int, *, seconds: float = 60) -> Body:
+def sized(harness: Harness, queue: str, size: int, *, seconds: float = 60) -> Body:
     """Return the status of a TaskQueue once it has, and wants, so many workers."""
-    return lab.queue_status(
+    return harness.queue_status(
         lambda status: (status.get("desiredReplicas"), status.get("replicas")) == (size, size),
         queue,
         what=f"at {size} workers",
@@ -121,9 +121,9 @@ def sized(lab: Lab, queue: str, size: int, *, seconds: float = 60) -> Body:
     )
 
 
-def held(lab: Lab, queue: str, size: int) -> None:
+def held(harness: Harness, queue: str, size: int) -> None:
     """Return when a TaskQueue without work says that it holds this size; it must have it."""
-    status = lab.queue_status(
+    status = harness.queue_status(
         lambda status: status.get("backlog") == 0 and "held" in status["scaling"],
         queue,
         what="holding its size",
@@ -133,69 +133,69 @@ def held(lab: Lab, queue: str, size: int) -> None:
 
 
 def test_statistics_cut_off_in_the_middle_leave_the_size_as_it_is(
-    lab: Lab, gates: Gates, statistics: Statistics
+    harness: Harness, gates: Gates, statistics: Statistics
 ) -> None:
     names = [*gates.behind("cut", 2, queue="watched"), *gates.behind("seen", 2, queue="plain")]
     for queue in ("watched", "plain"):
-        lab.condition("ScalingActive", "True", "Following", queue)
-        sized(lab, queue, 2)
+        harness.condition("ScalingActive", "True", "Following", queue)
+        sized(harness, queue, 2)
     statistics.cut()
-    message = lab.condition("ScalingActive", "False", "StatisticsUnknown", "watched")
+    message = harness.condition("ScalingActive", "False", "StatisticsUnknown", "watched")
     assert statistics.uri.partition("://")[2] in message
-    assert lab.rabbitmq.password not in message
+    assert harness.rabbitmq.password not in message
     for gate in ("cut", "seen"):
         gates.open(gate)
-    lab.all_finished(names)
+    harness.all_finished(names)
     # Both had the same to do, and nothing now; what differs is what is known of that.
-    sized(lab, "plain", 0)
-    held(lab, "watched", 2)
-    lab.condition("ScalingActive", "False", "StatisticsUnknown", "watched")
+    sized(harness, "plain", 0)
+    held(harness, "watched", 2)
+    harness.condition("ScalingActive", "False", "StatisticsUnknown", "watched")
 
     # It may grow by what is known all the same.
     more = gates.behind("more", 3, queue="watched")
-    sized(lab, "watched", 3)
+    sized(harness, "watched", 3)
     gates.open("more")
-    lab.all_finished(more)
-    held(lab, "watched", 3)
+    harness.all_finished(more)
+    held(harness, "watched", 3)
 
     statistics.mend()
-    lab.condition("ScalingActive", "True", "Following", "watched")
-    sized(lab, "watched", 0)
+    harness.condition("ScalingActive", "True", "Following", "watched")
+    sized(harness, "watched", 0)
 
 
 def test_direct_messages_being_worked_on_keep_their_workers(
-    lab: Lab, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, departures: Departures
 ) -> None:
-    queues, rabbitmq = ("plain", "watched"), lab.rabbitmq
+    queues, rabbitmq = ("plain", "watched"), harness.rabbitmq
     uri = f"amqp://{rabbitmq.username}:{rabbitmq.password}@{rabbitmq.host}:{rabbitmq.port}/"
     with (
-        events_of(lab, "plain") as plain,
-        events_of(lab, "watched") as watched,
+        events_of(harness, "plain") as plain,
+        events_of(harness, "watched") as watched,
         Producer(uri) as producer,
     ):
         for queue in queues:
             producer.send(
-                lab.namespace,
+                harness.namespace,
                 queue,
                 {"gate": "direct"},
                 handler="wait",
                 correlation_id=f"direct-{queue}",
             )
-        busy = {queue: worker_of_direct(lab, queue) for queue in queues}
+        busy = {queue: worker_of_direct(harness, queue) for queue in queues}
         # Two more workers come for Tasks and may go after them; that one may not.
         names = {queue: gates.behind(f"idle-{queue}", 2, queue=queue) for queue in queues}
         for queue in queues:
             for name in names[queue]:
-                assert lab.phase(name, "Running")["worker"] != busy[queue]
+                assert harness.phase(name, "Running")["worker"] != busy[queue]
             gates.open(f"idle-{queue}")
         for queue in queues:
-            lab.all_finished(names[queue])
-            left_alone(lab, queue, busy[queue])
+            harness.all_finished(names[queue])
+            left_alone(harness, queue, busy[queue])
         # As long as a pool with nothing to do takes to go, by the same settings.
-        assert lab.finished(lab.task("passing", queue="clock"))["phase"] == "Succeeded"
-        sized(lab, "clock", 0)
+        assert harness.finished(harness.task("passing", queue="clock"))["phase"] == "Succeeded"
+        sized(harness, "clock", 0)
         for queue in queues:
-            assert sized(lab, queue, 1)["ready"] == 0
+            assert sized(harness, queue, 1)["ready"] == 0
             assert not departures.told_to_go(busy[queue])
         gates.open("direct")
         for queue, events in (("plain", plain), ("watched", watched)):
@@ -203,22 +203,24 @@ def test_direct_messages_being_worked_on_keep_their_workers(
             assert event["type"] == "dev.taskqueue.task.succeeded.v1"
             assert (event["data"]["worker"], event["data"]["attempts"]) == (busy[queue], 1)
     for queue in queues:
-        sized(lab, queue, 0)
+        sized(harness, queue, 0)
         departures.assert_unharmed(names[queue])
 
 
-def left_alone(lab: Lab, queue: str, pod: str) -> None:
+def left_alone(harness: Harness, queue: str, pod: str) -> None:
     """Return when a pool has but this pod."""
-    lab.until(lambda: names_of(lab.pods(queue)) == {pod}, what=f"only {pod} is left of {queue}")
+    harness.until(
+        lambda: names_of(harness.pods(queue)) == {pod}, what=f"only {pod} is left of {queue}"
+    )
 
 
-def worker_of_direct(lab: Lab, queue: str) -> str:
+def worker_of_direct(harness: Harness, queue: str) -> str:
     """Return the only worker of a pool, once the queue is empty and it has the message."""
 
     def taken() -> bool:
-        found = lab.broker_api("GET", f"queues/%2F/taskqueue.{lab.namespace}.{queue}")
+        found = harness.broker_api("GET", f"queues/%2F/taskqueue.{harness.namespace}.{queue}")
         return (found.get("messages_ready"), found.get("messages_unacknowledged")) == (0, 1)
 
-    lab.until(taken, what="the direct message is worked on")
-    (pod,) = names_of(lab.pods(queue))
+    harness.until(taken, what="the direct message is worked on")
+    (pod,) = names_of(harness.pods(queue))
     return pod

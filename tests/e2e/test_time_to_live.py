@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.harness import Lab, true_conditions
+from tests.e2e.harness import Harness, true_conditions
 
 pytestmark = pytest.mark.cluster
 
@@ -13,75 +13,75 @@ LONG = 3600
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queue(lab: Lab) -> None:
-    lab.queue(scaling={"minReplicas": 1, "maxReplicas": 1})
-    lab.queue("short", scaling={"minReplicas": 1, "maxReplicas": 1})
-    lab.available(1)
-    lab.available(1, "short")
+def queue(harness: Harness) -> None:
+    harness.queue(scaling={"minReplicas": 1, "maxReplicas": 1})
+    harness.queue("short", scaling={"minReplicas": 1, "maxReplicas": 1})
+    harness.available(1)
+    harness.available(1, "short")
 
 
-def test_a_finished_task_is_deleted_after_its_time(lab: Lab) -> None:
-    lab.task("soon", ttlSecondsAfterFinished=2)
-    lab.task("stays")
-    lab.task("later", ttlSecondsAfterFinished=LONG)
-    status = lab.finished("soon")
+def test_a_finished_task_is_deleted_after_its_time(harness: Harness) -> None:
+    harness.task("soon", ttlSecondsAfterFinished=2)
+    harness.task("stays")
+    harness.task("later", ttlSecondsAfterFinished=LONG)
+    status = harness.finished("soon")
     assert "Complete" in true_conditions(status)
-    lab.tasks.wait_gone("soon")
-    lab.all_finished(["stays", "later"])
-    assert {"stays", "later"} <= names(lab)
+    harness.tasks.wait_gone("soon")
+    harness.all_finished(["stays", "later"])
+    assert {"stays", "later"} <= names(harness)
 
 
-def test_its_name_may_be_used_again(lab: Lab) -> None:
+def test_its_name_may_be_used_again(harness: Harness) -> None:
     seen: set[str] = set()
     for _ in range(2):
-        lab.task("again", ttlSecondsAfterFinished=0)
-        new = lab.tasks.wait(
+        harness.task("again", ttlSecondsAfterFinished=0)
+        new = harness.tasks.wait(
             "again", lambda one: one["metadata"]["uid"] not in seen, what="seen anew"
         )
         seen.add(new["metadata"]["uid"])
-        lab.tasks.wait_gone("again")
-    ends = [one for one in lab.tasks.versions("again") if one["status"]["phase"] == "Succeeded"]
+        harness.tasks.wait_gone("again")
+    ends = [one for one in harness.tasks.versions("again") if one["status"]["phase"] == "Succeeded"]
     assert len({one["metadata"]["uid"] for one in ends}) == 2
 
 
-def test_failed_and_cancelled_tasks_are_deleted_too(lab: Lab) -> None:
-    lab.task("failed", "give_up", ttlSecondsAfterFinished=0)
-    lab.task("cancelled", suspend=True, ttlSecondsAfterFinished=0)
-    lab.api.patch(lab.path("tasks", "cancelled"), {"spec": {"cancel": True}})
+def test_failed_and_cancelled_tasks_are_deleted_too(harness: Harness) -> None:
+    harness.task("failed", "give_up", ttlSecondsAfterFinished=0)
+    harness.task("cancelled", suspend=True, ttlSecondsAfterFinished=0)
+    harness.api.patch(harness.path("tasks", "cancelled"), {"spec": {"cancel": True}})
     for name in ("failed", "cancelled"):
-        lab.tasks.wait_gone(name)
+        harness.tasks.wait_gone(name)
 
 
-def test_a_queues_default_is_for_those_that_say_nothing_even_if_finished(lab: Lab) -> None:
-    lab.finished(lab.task("by-default", queue="short"))
-    lab.finished(lab.task("own", queue="short", ttlSecondsAfterFinished=LONG))
-    lab.finished(lab.task("of-another-queue"))
-    lab.change_queue("short", taskDefaults={"ttlSecondsAfterFinished": 1})
-    lab.tasks.wait_gone("by-default")
-    lab.task("new", queue="short")
-    lab.tasks.wait_gone("new")
-    assert {"own", "of-another-queue"} <= names(lab)
+def test_a_queues_default_is_for_those_that_say_nothing_even_if_finished(harness: Harness) -> None:
+    harness.finished(harness.task("by-default", queue="short"))
+    harness.finished(harness.task("own", queue="short", ttlSecondsAfterFinished=LONG))
+    harness.finished(harness.task("of-another-queue"))
+    harness.change_queue("short", taskDefaults={"ttlSecondsAfterFinished": 1})
+    harness.tasks.wait_gone("by-default")
+    harness.task("new", queue="short")
+    harness.tasks.wait_gone("new")
+    assert {"own", "of-another-queue"} <= names(harness)
 
 
-def test_what_an_unfinished_task_depends_on_stays(lab: Lab) -> None:
-    lab.task("needs", dependsOn=["needed"], suspend=True)
-    lab.finished(lab.task("needed", ttlSecondsAfterFinished=1))
-    lab.task("not-needed", ttlSecondsAfterFinished=8)
-    lab.tasks.wait_gone("not-needed")  # finished later, with more time to live
-    assert "needed" in names(lab)
-    lab.api.patch(lab.path("tasks", "needs"), {"spec": {"suspend": False}})
-    assert lab.finished("needs")["phase"] == "Succeeded"
-    lab.tasks.wait_gone("needed")
+def test_what_an_unfinished_task_depends_on_stays(harness: Harness) -> None:
+    harness.task("needs", dependsOn=["needed"], suspend=True)
+    harness.finished(harness.task("needed", ttlSecondsAfterFinished=1))
+    harness.task("not-needed", ttlSecondsAfterFinished=8)
+    harness.tasks.wait_gone("not-needed")  # finished later, with more time to live
+    assert "needed" in names(harness)
+    harness.api.patch(harness.path("tasks", "needs"), {"spec": {"suspend": False}})
+    assert harness.finished("needs")["phase"] == "Succeeded"
+    harness.tasks.wait_gone("needed")
 
 
-def test_another_operator_knows_whom_the_former_would_have_deleted(lab: Lab) -> None:
-    lab.finished(lab.task("left", ttlSecondsAfterFinished=5))
-    lab.finished(lab.task("left-for-long", ttlSecondsAfterFinished=LONG))
-    lab.kill_operator()
-    lab.tasks.wait_gone("left", seconds=90)
-    assert "left-for-long" in names(lab)
+def test_another_operator_knows_whom_the_former_would_have_deleted(harness: Harness) -> None:
+    harness.finished(harness.task("left", ttlSecondsAfterFinished=5))
+    harness.finished(harness.task("left-for-long", ttlSecondsAfterFinished=LONG))
+    harness.kill_operator()
+    harness.tasks.wait_gone("left", seconds=90)
+    assert "left-for-long" in names(harness)
 
 
-def names(lab: Lab) -> set[str]:
+def names(harness: Harness) -> set[str]:
     """Return the names of all Tasks there are."""
-    return {one["metadata"]["name"] for one in lab.api.get(lab.path("tasks"))["items"]}
+    return {one["metadata"]["name"] for one in harness.api.get(harness.path("tasks"))["items"]}

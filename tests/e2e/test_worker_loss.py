@@ -2,23 +2,25 @@
 
 import pytest
 
-from tests.e2e.harness import Lab, true_conditions
+from tests.e2e.harness import Harness, true_conditions
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queues(lab: Lab) -> None:
-    lab.queue(scaling={"minReplicas": 2})
-    lab.queue("fragile", scaling={"minReplicas": 3, "maxReplicas": 3}, workers={"concurrency": 1})
+def queues(harness: Harness) -> None:
+    harness.queue(scaling={"minReplicas": 2})
+    harness.queue(
+        "fragile", scaling={"minReplicas": 3, "maxReplicas": 3}, workers={"concurrency": 1}
+    )
 
 
-def test_another_worker_runs_what_a_killed_one_had(lab: Lab) -> None:
-    lab.available(2)
-    lab.task("interrupted", "nap", payload={"seconds": 4})
-    lost = lab.phase("interrupted", "Running")["worker"]
-    lab.kill(lost)
-    status = lab.finished("interrupted")
+def test_another_worker_runs_what_a_killed_one_had(harness: Harness) -> None:
+    harness.available(2)
+    harness.task("interrupted", "nap", payload={"seconds": 4})
+    lost = harness.phase("interrupted", "Running")["worker"]
+    harness.kill(lost)
+    status = harness.finished("interrupted")
     assert status["phase"] == "Succeeded"
     assert status["result"]["pod"] != lost
     assert status["worker"] == status["result"]["pod"]
@@ -26,19 +28,19 @@ def test_another_worker_runs_what_a_killed_one_had(lab: Lab) -> None:
     assert len(status["history"]) == 1
 
 
-def test_an_attempt_that_kills_its_workers_is_given_up(lab: Lab) -> None:
-    lab.available(3, "fragile")
-    lab.task("deadly", "die", queue="fragile", maxDeliveries=2, retry={"maxAttempts": 1})
-    status = lab.finished("deadly", seconds=90)
+def test_an_attempt_that_kills_its_workers_is_given_up(harness: Harness) -> None:
+    harness.available(3, "fragile")
+    harness.task("deadly", "die", queue="fragile", maxDeliveries=2, retry={"maxAttempts": 1})
+    status = harness.finished("deadly", seconds=90)
     assert (status["phase"], status["reason"]) == ("Failed", "WorkerLost")
     assert status["message"].startswith("attempt 1 of 1: WorkerLost: ")
     assert status["attempts"] == 1
     assert true_conditions(status) == {"Finished", "Failed", "Stalled"}
-    pods = lab.pods("fragile")
+    pods = harness.pods("fragile")
     restarts = [one["restartCount"] for pod in pods for one in pod["status"]["containerStatuses"]]
     assert sum(restarts) <= 2
 
 
-def test_other_queues_do_not_notice(lab: Lab) -> None:
-    lab.task("elsewhere")
-    assert lab.finished("elsewhere")["phase"] == "Succeeded"
+def test_other_queues_do_not_notice(harness: Harness) -> None:
+    harness.task("elsewhere")
+    assert harness.finished("elsewhere")["phase"] == "Succeeded"

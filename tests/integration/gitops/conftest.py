@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Kubectl
-from tests.e2e.fixtures import api, lab, pytest_runtest_makereport
+from tests.e2e.fixtures import api, harness, pytest_runtest_makereport
 from tests.integration.gitops import kstatus_program
 from tests.integration.gitops.states import STATES, Seen, put_into_states
 
-__all__ = ["api", "lab", "pytest_runtest_makereport"]
+__all__ = ["api", "harness", "pytest_runtest_makereport"]
 
 
 @pytest.fixture(scope="session")

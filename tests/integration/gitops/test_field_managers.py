@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import Body
-from tests.e2e.harness import Lab
+from tests.e2e.harness import Harness
 
 pytestmark = pytest.mark.cluster
 
@@ -33,10 +33,10 @@ def task(name: str, queue: str, **spec: Any) -> Body:
     return manifest("Task", name, {"queue": queue, "handler": "echo", **spec})
 
 
-def apply(lab: Lab, body: Body) -> Body:
+def apply(harness: Harness, body: Body) -> Body:
     """Apply as Flux does, without forcing; return the object."""
-    text = lab.kubectl.ok(
-        *("-n", lab.namespace, "apply", "--server-side", f"--field-manager={FLUX}"),
+    text = harness.kubectl.ok(
+        *("-n", harness.namespace, "apply", "--server-side", f"--field-manager={FLUX}"),
         *("-f", "-", "-o", "json"),
         input=json.dumps(body),
     )
@@ -44,8 +44,8 @@ def apply(lab: Lab, body: Body) -> Body:
     return shown
 
 
-def read(lab: Lab, kind: str, name: str) -> Body:
-    return lab.api.get(lab.path(f"{kind.lower()}s", name))
+def read(harness: Harness, kind: str, name: str) -> Body:
+    return harness.api.get(harness.path(f"{kind.lower()}s", name))
 
 
 def apart_from_status(body: Body) -> Body:
@@ -82,66 +82,70 @@ def noted(queue: Body) -> bool:
     return "taskqueue.dev/last-handled-configuration" in annotations
 
 
-def assert_settled(lab: Lab, body: Body) -> None:
+def assert_settled(harness: Harness, body: Body) -> None:
     """Apply again: nothing but the status may have changed since the first time, or change now."""
     kind, name = body["kind"], body["metadata"]["name"]
     if kind == "TaskQueue":
-        lab.queues.wait(name, noted, what="noted as handled")
-    before = read(lab, kind, name)
-    again = apply(lab, body)
-    assert apart_from_status(read(lab, kind, name)) == apart_from_status(before)
+        harness.queues.wait(name, noted, what="noted as handled")
+    before = read(harness, kind, name)
+    again = apply(harness, body)
+    assert apart_from_status(read(harness, kind, name)) == apart_from_status(before)
     assert again["metadata"]["generation"] == 1
-    assert_only_status_is_the_operators(read(lab, kind, name))
+    assert_only_status_is_the_operators(read(harness, kind, name))
 
 
-def test_a_finished_task_and_its_queue(lab: Lab) -> None:
-    lab.queue("made-by-hand")
-    spec = read(lab, "TaskQueue", "made-by-hand")["spec"]
+def test_a_finished_task_and_its_queue(harness: Harness) -> None:
+    harness.queue("made-by-hand")
+    spec = read(harness, "TaskQueue", "made-by-hand")["spec"]
     # Also what the API server would fill in, as a dump of an object in Git has it.
     queue = manifest("TaskQueue", "worked", spec)
     work = task("work", "worked", payload=PAYLOAD)
-    apply(lab, queue)
-    apply(lab, work)
-    assert lab.finished("work")["phase"] == "Succeeded"
-    lab.ready("worked")
-    assert_settled(lab, queue)
-    finished = read(lab, "Task", "work")
+    apply(harness, queue)
+    apply(harness, work)
+    assert harness.finished("work")["phase"] == "Succeeded"
+    harness.ready("worked")
+    assert_settled(harness, queue)
+    finished = read(harness, "Task", "work")
     assert (
-        apply(lab, work)["metadata"]["resourceVersion"] == finished["metadata"]["resourceVersion"]
+        apply(harness, work)["metadata"]["resourceVersion"]
+        == finished["metadata"]["resourceVersion"]
     )
-    assert_settled(lab, work)
-    assert read(lab, "Task", "work") == finished
+    assert_settled(harness, work)
+    assert read(harness, "Task", "work") == finished
 
 
-def test_a_task_that_waits(lab: Lab) -> None:
+def test_a_task_that_waits(harness: Harness) -> None:
     work = task("waits", "nowhere", priority=5)
-    apply(lab, work)
-    assert lab.phase("waits", "Blocked")["reason"] == "QueueNotFound"
-    blocked = read(lab, "Task", "waits")
-    assert apply(lab, work)["metadata"]["resourceVersion"] == blocked["metadata"]["resourceVersion"]
-    assert_settled(lab, work)
+    apply(harness, work)
+    assert harness.phase("waits", "Blocked")["reason"] == "QueueNotFound"
+    blocked = read(harness, "Task", "waits")
+    assert (
+        apply(harness, work)["metadata"]["resourceVersion"]
+        == blocked["metadata"]["resourceVersion"]
+    )
+    assert_settled(harness, work)
 
 
-def test_a_queue_without_a_broker(lab: Lab) -> None:
+def test_a_queue_without_a_broker(harness: Harness) -> None:
     queue = manifest("TaskQueue", "lost", {"broker": {"connectionSecret": {"name": "none"}}})
-    apply(lab, queue)
-    lab.condition("Ready", "False", "SecretNotFound", "lost")
-    assert_settled(lab, queue)
+    apply(harness, queue)
+    harness.condition("Ready", "False", "SecretNotFound", "lost")
+    assert_settled(harness, queue)
 
 
-def test_a_change_in_git_is_one_change(lab: Lab) -> None:
-    apply(lab, task("changed", "nowhere", priority=5))
-    lab.phase("changed", "Blocked")
-    changed = apply(lab, task("changed", "nowhere"))
+def test_a_change_in_git_is_one_change(harness: Harness) -> None:
+    apply(harness, task("changed", "nowhere", priority=5))
+    harness.phase("changed", "Blocked")
+    changed = apply(harness, task("changed", "nowhere"))
     assert changed["metadata"]["generation"] == 2
     assert changed["spec"]["priority"] == 0  # taken out of Git, it is the default again
 
 
-def scale(lab: Lab, name: str, replicas: int) -> None:
+def scale(harness: Harness, name: str, replicas: int) -> None:
     """Write the size as a HorizontalPodAutoscaler does."""
-    lab.api.request(
+    harness.api.request(
         "PATCH",
-        lab.path("taskqueues", name, "scale"),
+        harness.path("taskqueues", name, "scale"),
         {"spec": {"replicas": replicas}},
         content_type="application/merge-patch+json",
         fieldManager="kube-controller-manager",
@@ -154,20 +158,20 @@ def scaled_by_others(name: str, **workers: int) -> Body:
     return manifest("TaskQueue", name, spec)
 
 
-def test_who_scales_is_not_undone(lab: Lab) -> None:
-    apply(lab, scaled_by_others("scaled"))
-    scale(lab, "scaled", 3)
-    apply(lab, scaled_by_others("scaled"))
-    assert read(lab, "TaskQueue", "scaled")["spec"]["workers"]["replicas"] == 3
+def test_who_scales_is_not_undone(harness: Harness) -> None:
+    apply(harness, scaled_by_others("scaled"))
+    scale(harness, "scaled", 3)
+    apply(harness, scaled_by_others("scaled"))
+    assert read(harness, "TaskQueue", "scaled")["spec"]["workers"]["replicas"] == 3
 
 
-def test_argo_cd_can_tell_who_scaled(lab: Lab) -> None:
+def test_argo_cd_can_tell_who_scaled(harness: Harness) -> None:
     """By managedFieldsManagers, which manifests/argocd sets, also with a size in Git."""
-    apply(lab, scaled_by_others("sized", replicas=1))
-    scale(lab, "sized", 3)
+    apply(harness, scaled_by_others("sized", replicas=1))
+    scale(harness, "sized", 3)
     owners = [
         entry["manager"]
-        for entry in read(lab, "TaskQueue", "sized")["metadata"]["managedFields"]
+        for entry in read(harness, "TaskQueue", "sized")["metadata"]["managedFields"]
         if "f:replicas" in entry["fieldsV1"].get("f:spec", {}).get("f:workers", {})
     ]
     assert owners == ["kube-controller-manager"]

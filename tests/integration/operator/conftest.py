@@ -1,3 +1,3 @@
-from tests.e2e.fixtures import api, lab, pytest_runtest_makereport
+from tests.e2e.fixtures import api, harness, pytest_runtest_makereport
 
-__all__ = ["api", "lab", "pytest_runtest_makereport"]
+__all__ = ["api", "harness", "pytest_runtest_makereport"]

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.e2e.api import TASKQUEUE_API, Api
-from tests.e2e.harness import Lab
+from tests.e2e.harness import Harness
 from tests.e2e.observations import Sightings
 
 pytestmark = pytest.mark.cluster
@@ -29,29 +29,29 @@ def writes_to_tasks(api: Api) -> int:
     return round(total)
 
 
-def test_a_short_task_is_written_once(lab: Lab) -> None:
-    lab.queue(scaling={"minReplicas": 1, "maxReplicas": 1})
-    lab.available(1)
-    lab.task("warm")
-    lab.finished("warm")
-    everywhere = Sightings(lab.api, f"{TASKQUEUE_API}/tasks")
+def test_a_short_task_is_written_once(harness: Harness) -> None:
+    harness.queue(scaling={"minReplicas": 1, "maxReplicas": 1})
+    harness.available(1)
+    harness.task("warm")
+    harness.finished("warm")
+    everywhere = Sightings(harness.api, f"{TASKQUEUE_API}/tasks")
     try:
-        before = writes_to_tasks(lab.api)
-        names = lab.batch("short", TASKS)
-        lab.all_finished(names)
-        asked = writes_to_tasks(lab.api) - before
+        before = writes_to_tasks(harness.api)
+        names = harness.batch("short", TASKS)
+        harness.all_finished(names)
+        asked = writes_to_tasks(harness.api) - before
         elsewhere = [
             version
             for version in everywhere.all_versions()
-            if version["metadata"]["namespace"] != lab.namespace
+            if version["metadata"]["namespace"] != harness.namespace
         ]
     finally:
         everywhere.close()
 
     # As the watch tells: created, and written once.
-    assert [len(lab.tasks.versions(name)) for name in names] == [2] * TASKS
+    assert [len(harness.tasks.versions(name)) for name in names] == [2] * TASKS
     for name in names:
-        created, done = lab.tasks.versions(name)
+        created, done = harness.tasks.versions(name)
         assert created["status"] == {"phase": "Pending", "observedGeneration": -1}
         assert done["status"]["phase"] == "Succeeded"
         entries = done["metadata"]["managedFields"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.e2e.api import Body
-from tests.e2e.harness import Lab, conditions, true_conditions
+from tests.e2e.harness import Harness, conditions, true_conditions
 
 pytestmark = pytest.mark.cluster
 
@@ -59,26 +59,26 @@ def secret_name(name: str) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queues(lab: Lab) -> None:
+def queues(harness: Harness) -> None:
     for trouble in TROUBLES:
         if trouble.secret is not None:
-            lab.secret(secret_name(trouble.name), **trouble.secret)
-        make_queue(lab, trouble.name)
+            harness.secret(secret_name(trouble.name), **trouble.secret)
+        make_queue(harness, trouble.name)
 
 
-def make_queue(lab: Lab, name: str) -> None:
+def make_queue(harness: Harness, name: str) -> None:
     broker = {"connectionSecret": {"name": secret_name(name)}}
-    lab.queue(name, broker=broker, workers=NO_WORKERS)
+    harness.queue(name, broker=broker, workers=NO_WORKERS)
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.name)
-def test_a_wrong_secret_is_explained(lab: Lab, trouble: Trouble) -> None:
-    message = lab.condition("BrokerConnected", "False", trouble.reason, trouble.name)
+def test_a_wrong_secret_is_explained(harness: Harness, trouble: Trouble) -> None:
+    message = harness.condition("BrokerConnected", "False", trouble.reason, trouble.name)
     assert trouble.says in message
     if trouble.reason.startswith("Secret"):
-        assert f"Secret {lab.namespace}/{secret_name(trouble.name)}" in message
+        assert f"Secret {harness.namespace}/{secret_name(trouble.name)}" in message
     assert "only-for-trying-out" not in message
-    status = lab.queues.versions(trouble.name)[-1]["status"]
+    status = harness.queues.versions(trouble.name)[-1]["status"]
     assert conditions(status)["Ready"]["message"] == message
     assert conditions(status)["Ready"]["reason"] == trouble.reason
     kind = "Reconciling" if trouble.reconciling else "Stalled"
@@ -86,51 +86,51 @@ def test_a_wrong_secret_is_explained(lab: Lab, trouble: Trouble) -> None:
     assert "backlog" not in status  # unknown is not zero
 
 
-def test_other_queues_go_on(lab: Lab) -> None:
-    lab.queue(scaling={"maxReplicas": 1})
-    lab.task("undisturbed")
-    assert lab.finished("undisturbed")["phase"] == "Succeeded"
+def test_other_queues_go_on(harness: Harness) -> None:
+    harness.queue(scaling={"maxReplicas": 1})
+    harness.task("undisturbed")
+    assert harness.finished("undisturbed")["phase"] == "Succeeded"
 
 
-def test_all_heal_when_the_secrets_are_mended(lab: Lab) -> None:
-    operators = restarts(lab)
+def test_all_heal_when_the_secrets_are_mended(harness: Harness) -> None:
+    operators = restarts(harness)
     for trouble in TROUBLES:
-        lab.secret(secret_name(trouble.name))
+        harness.secret(secret_name(trouble.name))
     for trouble in TROUBLES:
-        lab.ready(trouble.name)
-        status = lab.queues.versions(trouble.name)[-1]["status"]
+        harness.ready(trouble.name)
+        status = harness.queues.versions(trouble.name)[-1]["status"]
         assert not true_conditions(status) & {"Reconciling", "Stalled"}
-    assert restarts(lab) == operators
+    assert restarts(harness) == operators
 
 
-def test_a_broker_that_comes_later(lab: Lab) -> None:
+def test_a_broker_that_comes_later(harness: Harness) -> None:
     """At first a Service without endpoints: nothing listens where the Secret points to."""
     ports = [{"name": "amqp", "port": 5672}]
-    lab.create_core("services", "later", spec={"clusterIP": "None", "ports": ports})
-    lab.secret(secret_name("later"), host=f"later.{lab.namespace}.svc.cluster.local")
-    make_queue(lab, "later")
-    lab.task("first", queue="later")
-    message = lab.condition("BrokerConnected", "False", "BrokerUnavailable", "later")
-    assert f"later.{lab.namespace}.svc.cluster.local:5672" in message
+    harness.create_core("services", "later", spec={"clusterIP": "None", "ports": ports})
+    harness.secret(secret_name("later"), host=f"later.{harness.namespace}.svc.cluster.local")
+    make_queue(harness, "later")
+    harness.task("first", queue="later")
+    message = harness.condition("BrokerConnected", "False", "BrokerUnavailable", "later")
+    assert f"later.{harness.namespace}.svc.cluster.local:5672" in message
 
-    broker = lab.api.get("/api/v1/namespaces/rabbitmq/pods/rabbitmq-0")["status"]["podIP"]
+    broker = harness.api.get("/api/v1/namespaces/rabbitmq/pods/rabbitmq-0")["status"]["podIP"]
     slice_ = {
         "metadata": {"name": "later", "labels": {"kubernetes.io/service-name": "later"}},
         "addressType": "IPv4",
         "endpoints": [{"addresses": [broker], "conditions": {"ready": True}}],
         "ports": [{"name": "amqp", "port": 5672, "protocol": "TCP"}],
     }
-    path = f"/apis/discovery.k8s.io/v1/namespaces/{lab.namespace}/endpointslices"
-    lab.api.request("POST", path, slice_)
+    path = f"/apis/discovery.k8s.io/v1/namespaces/{harness.namespace}/endpointslices"
+    harness.api.request("POST", path, slice_)
     # Another address of the broker that all others use: one inbox, read over either.
-    lab.ready("later", seconds=120)
-    lab.queue_status(lambda status: status.get("ready") == 1, "later", what="published")
+    harness.ready("later", seconds=120)
+    harness.queue_status(lambda status: status.get("ready") == 1, "later", what="published")
 
 
-def restarts(lab: Lab) -> dict[str, int]:
+def restarts(harness: Harness) -> dict[str, int]:
     return {
         pod["metadata"]["name"]: sum(
             one["restartCount"] for one in pod["status"]["containerStatuses"]
         )
-        for pod in lab.operator_pods()
+        for pod in harness.operator_pods()
     }

@@ -2,34 +2,34 @@
 
 import pytest
 
-from tests.e2e.harness import Lab, true_conditions
+from tests.e2e.harness import Harness, true_conditions
 
 pytestmark = pytest.mark.cluster
 
 LATER = "from taskqueue import task\n@task\ndef later(payload):\n    return {'came': 'later'}\n"
 
 
-def test_a_task_may_come_before_its_queue(lab: Lab) -> None:
+def test_a_task_may_come_before_its_queue(harness: Harness) -> None:
     """The first test of the module: it makes the queue that the others use."""
-    lab.task("early")
-    status = lab.phase("early", "Blocked")
+    harness.task("early")
+    status = harness.phase("early", "Blocked")
     assert status["reason"] == "QueueNotFound"
     assert status["message"] == (
-        f"spec.queue: there is no TaskQueue {lab.namespace}/q: create it, and the Task goes on"
+        f"spec.queue: there is no TaskQueue {harness.namespace}/q: create it, and the Task goes on"
     )
     assert true_conditions(status) == {"Reconciling"}
-    lab.queue(scaling={"minReplicas": 1, "maxReplicas": 1})
-    status = lab.finished("early")
+    harness.queue(scaling={"minReplicas": 1, "maxReplicas": 1})
+    status = harness.finished("early")
     assert (status["phase"], status["reason"], status["message"]) == ("Succeeded", "", "")
     assert true_conditions(status) == {"Finished", "Complete"}
 
 
-def test_a_payload_over_the_limit(lab: Lab) -> None:
+def test_a_payload_over_the_limit(harness: Harness) -> None:
     limit = 200 * 1024
     frame = len('{"text":""}')
-    lab.task("fits", payload={"text": "x" * (limit - frame)}, handler="flaky")
-    lab.task("too-large", payload={"text": "x" * (limit - frame + 1)})
-    status = lab.finished("too-large")
+    harness.task("fits", payload={"text": "x" * (limit - frame)}, handler="flaky")
+    harness.task("too-large", payload={"text": "x" * (limit - frame + 1)})
+    status = harness.finished("too-large")
     assert (status["phase"], status["reason"]) == ("Failed", "Invalid")
     assert status["message"].startswith(
         f"spec.payload has {limit + 1} bytes, the limit is {limit}: keep the data elsewhere"
@@ -37,23 +37,23 @@ def test_a_payload_over_the_limit(lab: Lab) -> None:
     assert status["attempts"] == 0
     assert true_conditions(status) == {"Finished", "Failed", "Stalled"}
     # It reached a worker: the handler misses its field.
-    assert "KeyError" in lab.finished("fits")["message"]
+    assert "KeyError" in harness.finished("fits")["message"]
 
 
-def test_a_rollout_that_brings_the_handler_heals(lab: Lab) -> None:
-    lab.task("patient", "later", retry={"maxAttempts": 1})
-    status = lab.phase("patient", "Blocked")
+def test_a_rollout_that_brings_the_handler_heals(harness: Harness) -> None:
+    harness.task("patient", "later", retry={"maxAttempts": 1})
+    status = harness.phase("patient", "Blocked")
     assert status["reason"] == "UnknownHandler"
     assert "later" in status["message"]
     assert "roll out workers that know it" in status["message"]
-    lab.api.patch(lab.core("configmaps", "handlers"), {"data": {"newer.py": LATER}})
+    harness.api.patch(harness.core("configmaps", "handlers"), {"data": {"newer.py": LATER}})
     container = {
         "name": "worker",
         "image": "taskqueue-operator:dev",
         "args": ["worker", "handlers", "newer"],
         "volumeMounts": [{"name": "handlers", "mountPath": "/handlers"}],
     }
-    lab.change_queue(workers={"template": {"spec": {"containers": [container]}}})
-    status = lab.finished("patient")
+    harness.change_queue(workers={"template": {"spec": {"containers": [container]}}})
+    status = harness.finished("patient")
     assert (status["phase"], status["result"]) == ("Succeeded", {"came": "later"})
     assert status["attempts"] == 1

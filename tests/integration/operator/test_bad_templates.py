@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.e2e.api import Body
-from tests.e2e.harness import Lab, conditions, true_conditions
+from tests.e2e.harness import Harness, conditions, true_conditions
 
 pytestmark = pytest.mark.cluster
 
@@ -92,51 +92,51 @@ NAMES = [trouble.name for trouble in TROUBLES]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queues(lab: Lab) -> None:
+def queues(harness: Harness) -> None:
     for trouble in TROUBLES:
-        lab.queue(trouble.name, workers=trouble.workers, scaling={"maxReplicas": 1})
-        lab.task(f"for-{trouble.name}", queue=trouble.name)
+        harness.queue(trouble.name, workers=trouble.workers, scaling={"maxReplicas": 1})
+        harness.task(f"for-{trouble.name}", queue=trouble.name)
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=NAMES)
-def test_a_wrong_template_is_explained(lab: Lab, trouble: Trouble) -> None:
-    message = lab.condition("WorkersAvailable", "False", "InvalidTemplate", trouble.name)
+def test_a_wrong_template_is_explained(harness: Harness, trouble: Trouble) -> None:
+    message = harness.condition("WorkersAvailable", "False", "InvalidTemplate", trouble.name)
     assert trouble.says in message
     assert message.endswith(": mend spec.workers.template")
     # Ready tells of the broker first, which is being connected to when the operator has just begun.
-    assert lab.condition("Ready", "False", "InvalidTemplate", trouble.name) == message
-    status = lab.queues.versions(trouble.name)[-1]["status"]
+    assert harness.condition("Ready", "False", "InvalidTemplate", trouble.name) == message
+    status = harness.queues.versions(trouble.name)[-1]["status"]
     assert "Stalled" in true_conditions(status)
     # The work itself is safe.
     assert conditions(status)["BrokerConnected"]["status"] == "True"
-    assert lab.tasks.versions(f"for-{trouble.name}")[-1]["status"]["phase"] == "Pending"
+    assert harness.tasks.versions(f"for-{trouble.name}")[-1]["status"]["phase"] == "Pending"
 
 
-def test_other_queues_go_on(lab: Lab) -> None:
-    lab.queue(scaling={"maxReplicas": 1})
-    lab.task("undisturbed")
-    assert lab.finished("undisturbed")["phase"] == "Succeeded"
+def test_other_queues_go_on(harness: Harness) -> None:
+    harness.queue(scaling={"maxReplicas": 1})
+    harness.task("undisturbed")
+    assert harness.finished("undisturbed")["phase"] == "Succeeded"
 
 
-def test_all_heal_when_the_templates_are_mended(lab: Lab) -> None:
+def test_all_heal_when_the_templates_are_mended(harness: Harness) -> None:
     for trouble in TROUBLES:
-        lab.change_queue(trouble.name, workers=trouble.mend)
+        harness.change_queue(trouble.name, workers=trouble.mend)
     for name in NAMES:
-        lab.ready(name)
+        harness.ready(name)
     for trouble in (TROUBLES[0], TROUBLES[5]):
-        assert lab.finished(f"for-{trouble.name}")["phase"] == "Succeeded"
+        assert harness.finished(f"for-{trouble.name}")["phase"] == "Succeeded"
 
 
-def test_a_refused_pod_is_explained_and_comes_when_it_may(lab: Lab) -> None:
+def test_a_refused_pod_is_explained_and_comes_when_it_may(harness: Harness) -> None:
     label = "pod-security.kubernetes.io/enforce"
-    namespace = f"/api/v1/namespaces/{lab.namespace}"
-    lab.api.patch(namespace, {"metadata": {"labels": {label: "restricted"}}})
-    lab.queue("forbidden", scaling={"maxReplicas": 1})
-    lab.task("for-forbidden", queue="forbidden")
-    message = lab.condition("WorkersAvailable", "False", "ReplicaFailure", "forbidden")
+    namespace = f"/api/v1/namespaces/{harness.namespace}"
+    harness.api.patch(namespace, {"metadata": {"labels": {label: "restricted"}}})
+    harness.queue("forbidden", scaling={"maxReplicas": 1})
+    harness.task("for-forbidden", queue="forbidden")
+    message = harness.condition("WorkersAvailable", "False", "ReplicaFailure", "forbidden")
     assert 'violates PodSecurity "restricted' in message
     assert "0 of 1 workers are available" in message
-    lab.api.patch(namespace, {"metadata": {"labels": {label: None}}})
+    harness.api.patch(namespace, {"metadata": {"labels": {label: None}}})
     # Kubernetes itself waits ever longer before it tries a refused pod again.
-    assert lab.finished("for-forbidden", seconds=180)["phase"] == "Succeeded"
-    lab.ready("forbidden")
+    assert harness.finished("for-forbidden", seconds=180)["phase"] == "Succeeded"
+    harness.ready("forbidden")

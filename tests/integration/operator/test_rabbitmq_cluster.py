@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from tests.e2e.api import Api, Body, Refused
-from tests.e2e.harness import BROKER_HOST, Lab
+from tests.e2e.harness import BROKER_HOST, Harness
 
 pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 
@@ -63,8 +63,8 @@ def definition(api: Api) -> Iterator[None]:
 class Broker:
     """A RabbitmqCluster and its Secret, put in place piece by piece."""
 
-    def __init__(self, lab: Lab, namespace: str) -> None:
-        self._lab = lab
+    def __init__(self, harness: Harness, namespace: str) -> None:
+        self._harness = harness
         self._core = f"/api/v1/namespaces/{namespace}"
         self._path = f"/apis/rabbitmq.com/v1beta1/namespaces/{namespace}/rabbitmqclusters"
 
@@ -74,85 +74,87 @@ class Broker:
             "kind": "RabbitmqCluster",
             "metadata": {"name": "tenants"},
         }
-        self._lab.api.request("POST", self._path, body)
+        self._harness.api.request("POST", self._path, body)
 
     def allow(self, namespaces: str) -> None:
-        self._lab.api.patch(
+        self._harness.api.patch(
             f"{self._path}/tenants", {"metadata": {"annotations": {ALLOWED: namespaces}}}
         )
 
     def bind(self) -> None:
         status = {"binding": {"name": "tenants-default-user"}}
-        self._lab.api.patch(f"{self._path}/tenants/status", {"status": status})
+        self._harness.api.patch(f"{self._path}/tenants/status", {"status": status})
 
     def secret(self) -> None:
         data = {
             "host": BROKER_HOST,
             "port": "5672",
-            "username": self._lab.rabbitmq.username,
-            "password": self._lab.rabbitmq.password,
+            "username": self._harness.rabbitmq.username,
+            "password": self._harness.rabbitmq.password,
             "provider": "rabbitmq",
             "type": "rabbitmq",
         }
         body = {"metadata": {"name": "tenants-default-user"}, "stringData": data}
-        self._lab.api.request("POST", f"{self._core}/secrets", body)
+        self._harness.api.request("POST", f"{self._core}/secrets", body)
 
 
-def refer(lab: Lab, name: str, *, namespace: str | None = None, **spec: object) -> None:
+def refer(harness: Harness, name: str, *, namespace: str | None = None, **spec: object) -> None:
     reference = {"name": "tenants", **({"namespace": namespace} if namespace else {})}
     broker = {"connectionSecret": None, "rabbitmqClusterReference": reference}
-    lab.queue(name, broker=broker, scaling={"maxReplicas": 1}, **spec)
+    harness.queue(name, broker=broker, scaling={"maxReplicas": 1}, **spec)
 
 
-def define(lab: Lab) -> None:
+def define(harness: Harness) -> None:
     """Make the kind known; it takes objects a moment after."""
-    lab.api.request("POST", DEFINITIONS, DEFINITION)
-    kind = f"/apis/rabbitmq.com/v1beta1/namespaces/{lab.namespace}/rabbitmqclusters"
+    harness.api.request("POST", DEFINITIONS, DEFINITION)
+    kind = f"/apis/rabbitmq.com/v1beta1/namespaces/{harness.namespace}/rabbitmqclusters"
 
     def served() -> bool:
         with suppress(Refused):
-            return bool(lab.api.get(kind))
+            return bool(harness.api.get(kind))
         return False
 
-    lab.until(served, what="served")
+    harness.until(served, what="served")
 
 
-def test_each_piece_that_is_missing_is_named_until_tasks_run(lab: Lab, definition: None) -> None:
-    refer(lab, "q")
-    message = lab.condition("BrokerConnected", "False", "ClusterOperatorMissing")
+def test_each_piece_that_is_missing_is_named_until_tasks_run(
+    harness: Harness, definition: None
+) -> None:
+    refer(harness, "q")
+    message = harness.condition("BrokerConnected", "False", "ClusterOperatorMissing")
     assert "install the RabbitMQ Cluster Operator" in message
-    define(lab)
-    message = lab.condition("BrokerConnected", "False", "ClusterNotFound")
-    assert f"RabbitmqCluster {lab.namespace}/tenants" in message
-    broker = Broker(lab, lab.namespace)
+    define(harness)
+    message = harness.condition("BrokerConnected", "False", "ClusterNotFound")
+    assert f"RabbitmqCluster {harness.namespace}/tenants" in message
+    broker = Broker(harness, harness.namespace)
     broker.create()
-    lab.condition("BrokerConnected", "False", "ClusterNotReady")
+    harness.condition("BrokerConnected", "False", "ClusterNotReady")
     broker.bind()
-    message = lab.condition("BrokerConnected", "False", "SecretNotFound")
-    assert f"Secret {lab.namespace}/tenants-default-user (status.binding of" in message
+    message = harness.condition("BrokerConnected", "False", "SecretNotFound")
+    assert f"Secret {harness.namespace}/tenants-default-user (status.binding of" in message
     broker.secret()
-    lab.ready()
-    lab.task("over-a-cluster")
-    assert lab.finished("over-a-cluster")["phase"] == "Succeeded"
+    harness.ready()
+    harness.task("over-a-cluster")
+    assert harness.finished("over-a-cluster")["phase"] == "Succeeded"
 
 
 def test_another_namespace_must_be_allowed_and_its_workers_bring_a_user(
-    lab: Lab, definition: None, make_namespace: Callable[[], str]
+    harness: Harness, definition: None, make_namespace: Callable[[], str]
 ) -> None:
     place = make_namespace()
-    broker = Broker(lab, place)
+    broker = Broker(harness, place)
     broker.create()
     broker.bind()
     broker.secret()
-    refer(lab, "tenant", namespace=place, workers={"template": None})
-    message = lab.condition("BrokerConnected", "False", "ClusterNotAllowed", "tenant")
+    refer(harness, "tenant", namespace=place, workers={"template": None})
+    message = harness.condition("BrokerConnected", "False", "ClusterNotAllowed", "tenant")
     assert f"add it to the annotation {ALLOWED}" in message
-    broker.allow(f"somebody, {lab.namespace}")
-    lab.ready("tenant")
+    broker.allow(f"somebody, {harness.namespace}")
+    harness.ready("tenant")
 
-    template = lab.queues.versions("q")[-1]["spec"]["workers"]["template"]
-    lab.change_queue("tenant", workers={"template": template})
-    message = lab.condition("WorkersAvailable", "False", "InvalidTemplate", "tenant")
+    template = harness.queues.versions("q")[-1]["spec"]["workers"]["template"]
+    harness.change_queue("tenant", workers={"template": template})
+    message = harness.condition("WorkersAvailable", "False", "InvalidTemplate", "tenant")
     assert "TASKQUEUE_BROKER_URI" in message
     (container,) = template["spec"]["containers"]
     own = {
@@ -161,7 +163,7 @@ def test_another_namespace_must_be_allowed_and_its_workers_bring_a_user(
         for ref in ({"name": "rabbit", "key": name},)
     }
     container = {**container, "env": list(own.values())}
-    lab.change_queue("tenant", workers={"template": {"spec": {"containers": [container]}}})
-    lab.ready("tenant")
-    lab.task("of-a-tenant", queue="tenant")
-    assert lab.finished("of-a-tenant")["phase"] == "Succeeded"
+    harness.change_queue("tenant", workers={"template": {"spec": {"containers": [container]}}})
+    harness.ready("tenant")
+    harness.task("of-a-tenant", queue="tenant")
+    assert harness.finished("of-a-tenant")["phase"] == "Succeeded"

@@ -11,7 +11,7 @@ from taskqueue.kubernetes.task_codec import read_task, status_patch, status_path
 from taskqueue.model.task import Phase, TaskState
 from tests.conftest import Cluster
 from tests.e2e.api import Body
-from tests.e2e.harness import Lab
+from tests.e2e.harness import Harness
 
 pytestmark = pytest.mark.cluster
 
@@ -32,50 +32,52 @@ async def write(cluster: Cluster, raw: Body, status: TaskState) -> Fate:
         await client.close()
 
 
-def make(lab: Lab, name: str) -> Body:
+def make(harness: Harness, name: str) -> Body:
     # Held by nobody: the operator only says that there is no such TaskQueue, two seconds later.
-    lab.task(name, queue="nobodys")
-    return lab.api.get(lab.path("tasks", name))
+    harness.task(name, queue="nobodys")
+    return harness.api.get(harness.path("tasks", name))
 
 
 def ended(result: dict[str, Any]) -> TaskState:
     return TaskState(phase=Phase.SUCCEEDED, attempts=1, completion_time=1.8e9, result=result)
 
 
-async def test_a_result_arrives_as_it_is(lab: Lab, cluster: Cluster) -> None:
+async def test_a_result_arrives_as_it_is(harness: Harness, cluster: Cluster) -> None:
     result = {"none": None, "deep": [None, {"none": None}], "text": "ä€𝄞"}
-    fate = await write(cluster, make(lab, "nulls"), ended(result))
+    fate = await write(cluster, make(harness, "nulls"), ended(result))
     assert isinstance(fate, Written)
     assert fate.generation == 1
-    assert lab.api.get(lab.path("tasks", "nulls"))["status"]["result"] == result
+    assert harness.api.get(harness.path("tasks", "nulls"))["status"]["result"] == result
 
 
-async def test_a_task_made_anew_under_the_name_is_not_touched(lab: Lab, cluster: Cluster) -> None:
-    former = make(lab, "phoenix")
-    lab.delete_task("phoenix")
-    make(lab, "phoenix")
+async def test_a_task_made_anew_under_the_name_is_not_touched(
+    harness: Harness, cluster: Cluster
+) -> None:
+    former = make(harness, "phoenix")
+    harness.delete_task("phoenix")
+    make(harness, "phoenix")
     fate = await write(cluster, former, ended({}))
     assert isinstance(fate, WriteRefused)
     assert fate.status == 422
-    assert lab.api.get(lab.path("tasks", "phoenix"))["status"]["phase"] != "Succeeded"
+    assert harness.api.get(harness.path("tasks", "phoenix"))["status"]["phase"] != "Succeeded"
 
 
-async def test_a_task_that_is_gone_is_not_found(lab: Lab, cluster: Cluster) -> None:
-    former = make(lab, "gone")
-    lab.delete_task("gone")
+async def test_a_task_that_is_gone_is_not_found(harness: Harness, cluster: Cluster) -> None:
+    former = make(harness, "gone")
+    harness.delete_task("gone")
     fate = await write(cluster, former, ended({}))
     assert isinstance(fate, WriteRefused)
     assert fate.status == 404
 
 
-async def test_the_end_that_was_written_first_stays(lab: Lab, cluster: Cluster) -> None:
-    raw = make(lab, "twice")
+async def test_the_end_that_was_written_first_stays(harness: Harness, cluster: Cluster) -> None:
+    raw = make(harness, "twice")
     first = await write(cluster, raw, ended({"first": True}))
     assert isinstance(first, Written)
-    now = lab.api.get(lab.path("tasks", "twice"))["metadata"]["resourceVersion"]
+    now = harness.api.get(harness.path("tasks", "twice"))["metadata"]["resourceVersion"]
     assert str(first.version) == now  # the number that fences keyed Tasks off
     late = TaskState(phase=Phase.FAILED, attempts=1, completion_time=1.8e9)
     fate = await write(cluster, raw, late)
     assert isinstance(fate, WriteRefused)
     assert "the phase of a finished Task never changes" in fate.message
-    assert lab.api.get(lab.path("tasks", "twice"))["status"]["result"] == {"first": True}
+    assert harness.api.get(harness.path("tasks", "twice"))["status"]["result"] == {"first": True}

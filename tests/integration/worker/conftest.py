@@ -1,4 +1,4 @@
-"""A stage for each test: a virtual host, and a broker user with a worker's few permissions."""
+"""A harness for each test: a virtual host and a broker user with only a worker's permissions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from taskqueue.amqp.connection import connect
 from taskqueue.amqp.publisher import Publisher
 from tests.integration.amqp.conftest import broker_endpoint, rabbitmq_vhost
 from tests.integration.amqp.endpoint import VirtualHost
-from tests.integration.worker.harness import Stage
+from tests.integration.worker.harness import Harness
 
 __all__ = ["broker_endpoint", "rabbitmq_vhost"]
 
 
 @pytest.fixture
-async def empty_stage(rabbitmq_vhost: VirtualHost, tmp_path: Path) -> AsyncIterator[Stage]:
+async def empty_harness(rabbitmq_vhost: VirtualHost, tmp_path: Path) -> AsyncIterator[Harness]:
     """A virtual host without any topology. Gates are opened and workers killed in the end."""
     user, password = f"worker-{uuid.uuid4().hex[:12]}", uuid.uuid4().hex
     management, vhost = rabbitmq_vhost.management, rabbitmq_vhost.name
@@ -35,8 +35,8 @@ async def empty_stage(rabbitmq_vhost: VirtualHost, tmp_path: Path) -> AsyncItera
     for exchange, key in keys.items():
         body = {"exchange": f"taskqueue.{exchange}", "write": key, "read": "^$"}
         management.request("PUT", "topic-permissions", vhost, user, body=body)
-    connection = await connect(rabbitmq_vhost.parameters, name="stage")
-    stage = Stage(
+    connection = await connect(rabbitmq_vhost.parameters, name="harness")
+    harness = Harness(
         vhost=rabbitmq_vhost,
         folder=tmp_path,
         worker_parameters=dataclasses.replace(
@@ -46,16 +46,16 @@ async def empty_stage(rabbitmq_vhost: VirtualHost, tmp_path: Path) -> AsyncItera
         publisher=await Publisher.open(connection),
         channel=await connection.channel(),
     )
-    yield stage
-    for worker in stage.workers:
+    yield harness
+    for worker in harness.workers:
         await worker.kill()
     await connection.close()
     management.request("DELETE", "users", user)
 
 
 @pytest.fixture
-async def stage(empty_stage: Stage) -> Stage:
+async def harness(empty_harness: Harness) -> Harness:
     """A virtual host with the topology, and the inbox being read."""
-    await empty_stage.declare()
-    await empty_stage.read_inbox()
-    return empty_stage
+    await empty_harness.declare()
+    await empty_harness.read_inbox()
+    return empty_harness

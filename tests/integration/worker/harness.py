@@ -56,7 +56,7 @@ class Gate:
 
 
 @dataclass
-class Stage:
+class Harness:
     """One virtual host with the topology, a publisher, the inbox, and the workers started on it."""
 
     vhost: VirtualHost

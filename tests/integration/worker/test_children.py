@@ -15,7 +15,7 @@ from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.outcome import AttemptEvent, EventKind
 from tests.integration.amqp.relay import relay_to
-from tests.integration.worker.harness import Gate, Stage
+from tests.integration.worker.harness import Gate, Harness
 from tests.integration.worker.process import PATIENCE, WorkerProcess
 from tests.unit.worker.children import alive, gone
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.broker
 HARD = "tests.integration.worker.hard_handlers"
 
 
-async def hard_worker(stage: Stage, **how: Any) -> WorkerProcess:
-    return await stage.ready_worker(arguments=[HARD], **how)
+async def hard_worker(harness: Harness, **how: Any) -> WorkerProcess:
+    return await harness.ready_worker(arguments=[HARD], **how)
 
 
 async def fork_server(worker: WorkerProcess) -> int:
@@ -38,8 +38,8 @@ def below(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-async def run(stage: Stage, handler: str = "pid", **changes: Any) -> AttemptEvent:
-    return await stage.outcome(await stage.publish(handler, **changes))
+async def run(harness: Harness, handler: str = "pid", **changes: Any) -> AttemptEvent:
+    return await harness.outcome(await harness.publish(handler, **changes))
 
 
 def marked(gate: Gate, word: str) -> str | None:
@@ -53,56 +53,60 @@ def error_of(event: AttemptEvent) -> tuple[str, bool]:
     return event.error.type, event.error.retryable
 
 
-async def test_children_that_die_are_failed_attempts_and_the_worker_goes_on(stage: Stage) -> None:
-    worker = await hard_worker(stage)
+async def test_children_that_die_are_failed_attempts_and_the_worker_goes_on(
+    harness: Harness,
+) -> None:
+    worker = await hard_worker(harness)
     for handler, words in (
         ("segfault", "SIGSEGV"),
         ("exit_three", "exit code 3"),
         ("greedy", "the limit is 200 MiB"),
     ):
-        event = await run(stage, handler)
+        event = await run(harness, handler)
         assert error_of(event) == ("MemoryLimit" if handler == "greedy" else "ChildDied", True)
         assert event.error is not None
         assert words in event.error.message
-    gate = stage.gate()
-    token = await stage.publish("hold", gate.payload)
+    gate = harness.gate()
+    token = await harness.publish("hold", gate.payload)
     await gate.begun()
     os.kill(gate.pids[0], signal.SIGKILL)
-    event = await stage.outcome(token)
+    event = await harness.outcome(token)
     assert error_of(event) == ("ChildDied", True)
     assert event.error is not None
     assert "SIGKILL" in event.error.message
-    assert (await run(stage)).kind is EventKind.SUCCEEDED
+    assert (await run(harness)).kind is EventKind.SUCCEEDED
     assert len(gate.pids) == 1, "not delivered again: the attempt has failed"
     worker.terminate()
     assert await worker.ended() == 0
-    await stage.until_ready(0)
+    await harness.until_ready(0)
 
 
 @pytest.mark.parametrize("handler", ["hold", "deaf", "long_sum", "long_regex"])
-async def test_a_time_out_stops_the_handler_and_frees_the_slot(stage: Stage, handler: str) -> None:
-    await hard_worker(stage, TASKQUEUE_KILL_GRACE_SECONDS="0.5")
-    gate = stage.gate()
-    token = await stage.publish(handler, gate.payload, timeout_seconds=1)
+async def test_a_time_out_stops_the_handler_and_frees_the_slot(
+    harness: Harness, handler: str
+) -> None:
+    await hard_worker(harness, TASKQUEUE_KILL_GRACE_SECONDS="0.5")
+    gate = harness.gate()
+    token = await harness.publish(handler, gate.payload, timeout_seconds=1)
     await gate.begun()
-    assert error_of(await stage.outcome(token)) == ("Timeout", True)
-    second = await run(stage)
+    assert error_of(await harness.outcome(token)) == ("Timeout", True)
+    second = await run(harness)
     assert second.kind is EventKind.SUCCEEDED, "the only slot is free again"
     gate.open()
     assert not alive(gate.pids[0])
     assert marked(gate, "mark") is None, "it did not go on"
-    assert stage.told(token) == [EventKind.STARTED, EventKind.FAILED]
+    assert harness.told(token) == [EventKind.STARTED, EventKind.FAILED]
 
 
 @pytest.mark.parametrize("handler", ["tidy", "deaf", "long_sum"])
-async def test_a_cancel_stops_the_handler(stage: Stage, handler: str) -> None:
-    await hard_worker(stage, TASKQUEUE_KILL_GRACE_SECONDS="0.5")
-    gate = stage.gate()
-    token = await stage.publish(handler, gate.payload)
+async def test_a_cancel_stops_the_handler(harness: Harness, handler: str) -> None:
+    await hard_worker(harness, TASKQUEUE_KILL_GRACE_SECONDS="0.5")
+    gate = harness.gate()
+    token = await harness.publish(handler, gate.payload)
     await gate.begun()
-    await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
-    assert (await stage.outcome(token)).kind is EventKind.CANCELLED
-    assert (await run(stage)).kind is EventKind.SUCCEEDED
+    await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+    assert (await harness.outcome(token)).kind is EventKind.CANCELLED
+    assert (await run(harness)).kind is EventKind.SUCCEEDED
     gate.open()
     assert not alive(gate.pids[0])
     assert marked(gate, "mark") is None
@@ -111,28 +115,28 @@ async def test_a_cancel_stops_the_handler(stage: Stage, handler: str) -> None:
 
 
 async def test_a_handler_that_holds_the_interpreter_does_not_cost_the_connection(
-    stage: Stage,
+    harness: Harness,
 ) -> None:
-    worker = await hard_worker(stage, slots=2)
-    gate = stage.gate()
-    token = await stage.publish("long_sum", gate.payload, timeout_seconds=8)
+    worker = await hard_worker(harness, slots=2)
+    gate = harness.gate()
+    token = await harness.publish("long_sum", gate.payload, timeout_seconds=8)
     await gate.begun()
-    assert (await run(stage)).kind is EventKind.SUCCEEDED
-    assert error_of(await stage.outcome(token)) == ("Timeout", True)
+    assert (await run(harness)).kind is EventKind.SUCCEEDED
+    assert error_of(await harness.outcome(token)) == ("Timeout", True)
     assert [line["event"] for line in worker.log].count("consumer.ready") == 1
-    assert stage.told(token) == [EventKind.STARTED, EventKind.FAILED]
+    assert harness.told(token) == [EventKind.STARTED, EventKind.FAILED]
 
 
 @pytest.mark.parametrize("handler", ["hold", "long_sum"])
 async def test_a_keyed_handler_is_killed_in_time_and_the_worker_lives(
-    stage: Stage, handler: str
+    harness: Harness, handler: str
 ) -> None:
-    async with relay_to(stage.worker_parameters) as (relay, broker):
+    async with relay_to(harness.worker_parameters) as (relay, broker):
         assert isinstance(broker, BrokerParameters)
-        worker = await hard_worker(stage, slots=2, broker=broker)
-        keyed, plain = stage.gate("keyed"), stage.gate("plain")
-        token = await stage.publish(handler, keyed.payload, fence=7)
-        other = await stage.publish("hold", plain.payload)
+        worker = await hard_worker(harness, slots=2, broker=broker)
+        keyed, plain = harness.gate("keyed"), harness.gate("plain")
+        token = await harness.publish(handler, keyed.payload, fence=7)
+        other = await harness.publish("hold", plain.payload)
         await keyed.begun()
         await plain.begun()
         relay.cut()
@@ -140,35 +144,35 @@ async def test_a_keyed_handler_is_killed_in_time_and_the_worker_lives(
         await keyed.begun(2)
         assert not alive(keyed.pids[0]), "gone before it began again"
         plain.open()
-        assert (await stage.outcome(other)).kind is EventKind.SUCCEEDED
+        assert (await harness.outcome(other)).kind is EventKind.SUCCEEDED
         assert len(plain.pids) == 1
-        await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
-        assert (await stage.outcome(token)).kind is EventKind.CANCELLED
+        await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+        assert (await harness.outcome(token)).kind is EventKind.CANCELLED
         assert not alive(keyed.pids[1]), "told when it is gone"
 
 
-async def test_what_a_handler_has_started_dies_with_it(stage: Stage) -> None:
-    worker = await hard_worker(stage)
-    gate = stage.gate()
-    token = await stage.publish("family", gate.payload)
+async def test_what_a_handler_has_started_dies_with_it(harness: Harness) -> None:
+    worker = await hard_worker(harness)
+    gate = harness.gate()
+    token = await harness.publish("family", gate.payload)
     await gate.begun(4)
-    await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
-    await stage.outcome(token)
+    await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+    await harness.outcome(token)
     for pid in set(gate.pids):
         await gone(pid)
-    gate = stage.gate("again")
-    await stage.publish("family", gate.payload)
+    gate = harness.gate("again")
+    await harness.publish("family", gate.payload)
     await gate.begun(4)
     await worker.kill()
     for pid in set(gate.pids):
         await gone(pid)
-    await stage.until_ready(1)  # the broker has it again
+    await harness.until_ready(1)  # the broker has it again
 
 
-async def test_a_fork_server_that_dies_is_replaced_and_no_task_is_lost(stage: Stage) -> None:
-    worker = await hard_worker(stage)
-    gate = stage.gate()
-    token = await stage.publish("hold", gate.payload)
+async def test_a_fork_server_that_dies_is_replaced_and_no_task_is_lost(harness: Harness) -> None:
+    worker = await hard_worker(harness)
+    gate = harness.gate()
+    token = await harness.publish("hold", gate.payload)
     await gate.begun()
     os.kill(await fork_server(worker), signal.SIGKILL)
     await worker.logged("forkserver.died")
@@ -176,18 +180,18 @@ async def test_a_fork_server_that_dies_is_replaced_and_no_task_is_lost(stage: St
     await gate.begun(2)
     assert not alive(gate.pids[0])
     gate.open()
-    event = await stage.outcome(token)
+    event = await harness.outcome(token)
     assert (event.kind, event.attempt) == (EventKind.SUCCEEDED, 1), "no attempt was spent"
     assert await fork_server(worker)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_to_the_whole_group_lets_the_running_finish(
-    stage: Stage, number: signal.Signals
+    harness: Harness, number: signal.Signals
 ) -> None:
-    worker = await hard_worker(stage)
-    gate = stage.gate()
-    token = await stage.publish("hold", gate.payload)
+    worker = await hard_worker(harness)
+    gate = harness.gate()
+    token = await harness.publish("hold", gate.payload)
     await gate.begun()
     server = await fork_server(worker)
     os.killpg(worker.group, number)  # a terminal
@@ -195,7 +199,7 @@ async def test_a_signal_to_the_whole_group_lets_the_running_finish(
     os.kill(gate.pids[0], number)
     await worker.logged("worker.stopping")
     gate.open()
-    event = await stage.outcome(token)
+    event = await harness.outcome(token)
     assert (event.kind, event.result) == (EventKind.SUCCEEDED, {"value": "held"})
     assert await worker.ended() == 0
     await gone(server)
@@ -203,39 +207,39 @@ async def test_a_signal_to_the_whole_group_lets_the_running_finish(
 
 @pytest.mark.parametrize("handler", ["tidy", "deaf"])
 async def test_at_the_end_of_the_grace_period_a_keyed_handler_is_stopped_and_released(
-    stage: Stage, handler: str
+    harness: Harness, handler: str
 ) -> None:
-    worker = await hard_worker(stage, TASKQUEUE_GRACE_SECONDS="0.2")
-    gate = stage.gate()
-    token = await stage.publish(handler, gate.payload, fence=7)
+    worker = await hard_worker(harness, TASKQUEUE_GRACE_SECONDS="0.2")
+    gate = harness.gate()
+    token = await harness.publish(handler, gate.payload, fence=7)
     await gate.begun()
     worker.terminate()
-    assert (await stage.outcome(token)).kind is EventKind.RELEASED
+    assert (await harness.outcome(token)).kind is EventKind.RELEASED
     assert await worker.ended() == 0
     assert not alive(gate.pids[0])
-    assert await stage.ready() == 0
+    assert await harness.ready() == 0
 
 
-async def test_the_end_of_the_worker_lets_handlers_clean_up(stage: Stage) -> None:
-    worker = await hard_worker(stage, TASKQUEUE_GRACE_SECONDS="0.2")
-    gate = stage.gate()
-    token = await stage.publish("tidy", gate.payload)
+async def test_the_end_of_the_worker_lets_handlers_clean_up(harness: Harness) -> None:
+    worker = await hard_worker(harness, TASKQUEUE_GRACE_SECONDS="0.2")
+    gate = harness.gate()
+    token = await harness.publish("tidy", gate.payload)
     await gate.begun()
     worker.terminate()
-    assert (await stage.outcome(token)).kind is EventKind.RELEASED
+    assert (await harness.outcome(token)).kind is EventKind.RELEASED
     assert await worker.ended() == 0
     assert marked(gate, "tidy") == "True"
 
 
 async def test_children_are_replaced_after_so_many_attempts_and_nothing_leaks(
-    stage: Stage,
+    harness: Harness,
 ) -> None:
-    worker = await hard_worker(stage, TASKQUEUE_CHILD_MAX_TASKS="7")
+    worker = await hard_worker(harness, TASKQUEUE_CHILD_MAX_TASKS="7")
     server = await fork_server(worker)
     pids = []
     fds: list[tuple[int, int]] = []
     for number in range(200):
-        event = await run(stage)
+        event = await run(harness)
         assert event.result is not None
         pids.append(event.result["value"])
         if number in (24, 199):  # both times the child has run four
@@ -252,19 +256,21 @@ def open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-async def test_a_task_outlives_many_heartbeats_of_its_connection(stage: Stage) -> None:
-    worker = await stage.ready_worker(arguments=[HARD, "tests.integration.worker.quick_heartbeat"])
-    gate = stage.gate()
-    token = await stage.publish("long_sum", gate.payload, timeout_seconds=6)
-    assert error_of(await stage.outcome(token)) == ("Timeout", True)
+async def test_a_task_outlives_many_heartbeats_of_its_connection(harness: Harness) -> None:
+    worker = await harness.ready_worker(
+        arguments=[HARD, "tests.integration.worker.quick_heartbeat"]
+    )
+    gate = harness.gate()
+    token = await harness.publish("long_sum", gate.payload, timeout_seconds=6)
+    assert error_of(await harness.outcome(token)) == ("Timeout", True)
     assert [line["event"] for line in worker.log].count("consumer.ready") == 1
-    assert await stage.heartbeats() == {1}
+    assert await harness.heartbeats() == {1}
     assert len(gate.pids) == 1
 
 
-async def test_what_handlers_say_is_in_the_workers_log(stage: Stage) -> None:
-    worker = await hard_worker(stage)
-    await run(stage, "speak", task="loud")
+async def test_what_handlers_say_is_in_the_workers_log(harness: Harness) -> None:
+    worker = await hard_worker(harness)
+    await run(harness, "speak", task="loud")
     printed = await worker.logged("handler.output")
     assert (printed["text"], printed["task"], printed["handler"]) == (
         "a printed line",
@@ -273,7 +279,7 @@ async def test_what_handlers_say_is_in_the_workers_log(stage: Stage) -> None:
     )
     logged = await worker.logged("a logged line")
     assert (logged["task"], logged["attempt"]) == ("shop/loud", 1)
-    await run(stage, "segfault", task="crash")
+    await run(harness, "segfault", task="crash")
     crash = await worker.logged(
         "handler.output",
         where=lambda line: "SIGSEGV" in line["text"] or "Segmentation" in line["text"],
@@ -281,9 +287,9 @@ async def test_what_handlers_say_is_in_the_workers_log(stage: Stage) -> None:
     assert crash["task"] == "crash"
 
 
-async def test_plain_text_stays_plain(stage: Stage) -> None:
-    worker = await hard_worker_in_text(stage)
-    await run(stage, "speak")
+async def test_plain_text_stays_plain(harness: Harness) -> None:
+    worker = await hard_worker_in_text(harness)
+    await run(harness, "speak")
     async with asyncio.timeout(PATIENCE):
         while not any("a logged line" in line.get("text", "") for line in worker.log):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -291,8 +297,8 @@ async def test_plain_text_stays_plain(stage: Stage) -> None:
     assert re.match(r"\d\d:\d\d:\d\d INFO +a logged line task=shop/", line)
 
 
-async def hard_worker_in_text(stage: Stage) -> WorkerProcess:
-    worker = await stage.start_worker(arguments=[HARD], TASKQUEUE_LOG_FORMAT="text")
+async def hard_worker_in_text(harness: Harness) -> WorkerProcess:
+    worker = await harness.start_worker(arguments=[HARD], TASKQUEUE_LOG_FORMAT="text")
     async with asyncio.timeout(PATIENCE):
         while not any("consumer.ready" in line.get("text", "") for line in worker.log):  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -8,158 +8,160 @@ import pytest
 
 from taskqueue.contract.names import INBOX_QUEUE
 from taskqueue.contract.outcome import EventKind
-from tests.integration.worker.harness import Stage
+from tests.integration.worker.harness import Harness
 from tests.integration.worker.process import PATIENCE, WorkerProcess
 
 pytestmark = pytest.mark.broker
 
 
 async def test_a_killed_worker_is_tried_again_until_the_limit_and_then_called_lost(
-    stage: Stage,
+    harness: Harness,
 ) -> None:
-    gate = stage.gate()
-    token = await stage.publish("hold", gate.payload, max_deliveries=2)
+    gate = harness.gate()
+    token = await harness.publish("hold", gate.payload, max_deliveries=2)
     for times in (1, 2):
-        worker = await stage.start_worker()
+        worker = await harness.start_worker()
         await gate.begun(times)
         await worker.kill()
-    await stage.start_worker()
-    event = await stage.outcome(token)
+    await harness.start_worker()
+    event = await harness.outcome(token)
     assert event.error is not None
     assert (event.error.type, event.error.retryable) == ("WorkerLost", True)
     assert "2 times" in event.error.message
     assert len(set(gate.pids)) == 2, "not run a third time"
-    await stage.until_ready(0)
+    await harness.until_ready(0)
 
 
-async def test_sigterm_lets_the_running_end_and_gives_back_the_rest(stage: Stage) -> None:
-    worker, gate = await stage.ready_worker(slots=1, TASKQUEUE_LOG_LEVEL="DEBUG"), stage.gate()
-    for token in [await stage.publish("noop") for _ in range(120)]:
-        await stage.outcome(token)  # short runs: deliveries are now fetched ahead
+async def test_sigterm_lets_the_running_end_and_gives_back_the_rest(harness: Harness) -> None:
+    worker, gate = await harness.ready_worker(slots=1, TASKQUEUE_LOG_LEVEL="DEBUG"), harness.gate()
+    for token in [await harness.publish("noop") for _ in range(120)]:
+        await harness.outcome(token)  # short runs: deliveries are now fetched ahead
     await worker.logged("prefetch.changed")
     await worker.logged("consumer.registered", times=2)
-    running = await stage.publish("hold", gate.payload)
+    running = await harness.publish("hold", gate.payload)
     await gate.begun()
-    ahead = [await stage.publish("noop") for _ in range(3)]
-    await stage.until_ready(0)
+    ahead = [await harness.publish("noop") for _ in range(3)]
+    await harness.until_ready(0)
     worker.terminate()
     for token in ahead:
-        assert (await stage.outcome(token)).kind is EventKind.RELEASED
+        assert (await harness.outcome(token)).kind is EventKind.RELEASED
     await worker.logged("worker.stopping")
-    await stage.publish("noop")
+    await harness.publish("noop")
     gate.open()
-    assert (await stage.outcome(running)).kind is EventKind.SUCCEEDED
+    assert (await harness.outcome(running)).kind is EventKind.SUCCEEDED
     assert await worker.ended() == 0
-    await stage.until_ready(1)  # what came after the signal was left alone
+    await harness.until_ready(1)  # what came after the signal was left alone
 
 
 @pytest.mark.parametrize("handler", ["hold", "thread_hold", "async_hold"])
-async def test_after_the_grace_period_the_running_is_released(stage: Stage, handler: str) -> None:
-    gate = stage.gate()
-    worker = await stage.ready_worker(TASKQUEUE_GRACE_SECONDS="0.2")
-    token = await stage.publish(handler, gate.payload)
+async def test_after_the_grace_period_the_running_is_released(
+    harness: Harness, handler: str
+) -> None:
+    gate = harness.gate()
+    worker = await harness.ready_worker(TASKQUEUE_GRACE_SECONDS="0.2")
+    token = await harness.publish(handler, gate.payload)
     await gate.begun()
     worker.terminate()
-    assert (await stage.outcome(token)).kind is EventKind.RELEASED
+    assert (await harness.outcome(token)).kind is EventKind.RELEASED
     assert await worker.ended() == 0, "a handler that never returns does not hold it up"
-    assert await stage.ready() == 0, "released by an event, not by a requeue"
+    assert await harness.ready() == 0, "released by an event, not by a requeue"
 
 
-async def test_a_second_signal_ends_it_at_once(stage: Stage) -> None:
-    gate = stage.gate()
-    worker = await stage.ready_worker()
-    await stage.publish("hold", gate.payload)
+async def test_a_second_signal_ends_it_at_once(harness: Harness) -> None:
+    gate = harness.gate()
+    worker = await harness.ready_worker()
+    await harness.publish("hold", gate.payload)
     await gate.begun()
     worker.terminate()
     await worker.logged("worker.stopping")
     worker.terminate()
     assert await worker.ended() == 128 + 15
-    await stage.until_ready(1)
+    await harness.until_ready(1)
 
 
-async def test_an_idle_worker_stops_at_once(stage: Stage) -> None:
-    worker = await stage.ready_worker()
+async def test_an_idle_worker_stops_at_once(harness: Harness) -> None:
+    worker = await harness.ready_worker()
     worker.terminate()
     assert await worker.ended() == 0
 
 
 async def test_a_closed_connection_is_made_anew_and_the_running_attempt_ends_once(
-    stage: Stage,
+    harness: Harness,
 ) -> None:
-    worker, gate = await stage.ready_worker(slots=2), stage.gate()
-    token = await stage.publish("hold", gate.payload)
+    worker, gate = await harness.ready_worker(slots=2), harness.gate()
+    token = await harness.publish("hold", gate.payload)
     await gate.begun()
-    await stage.close_connections()
+    await harness.close_connections()
     await worker.logged("consumer.ready", times=2)
-    await stage.until_ready(0)  # delivered again, to the worker that still runs it
+    await harness.until_ready(0)  # delivered again, to the worker that still runs it
     gate.open()
-    assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
-    second = await stage.publish("noop")
-    assert (await stage.outcome(second)).kind is EventKind.SUCCEEDED
+    assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
+    second = await harness.publish("noop")
+    assert (await harness.outcome(second)).kind is EventKind.SUCCEEDED
     assert len(gate.pids) == 1
     worker.terminate()
     assert await worker.ended() == 0
-    await stage.until_ready(0)
+    await harness.until_ready(0)
 
 
-async def test_a_worker_waits_for_its_queue(empty_stage: Stage) -> None:
-    stage = empty_stage
-    worker = await stage.start_worker()
+async def test_a_worker_waits_for_its_queue(empty_harness: Harness) -> None:
+    harness = empty_harness
+    worker = await harness.start_worker()
     waiting = await worker.logged("consumer.waiting")
     assert "taskqueue.shop.q does not exist yet" in waiting["reason"]
-    await stage.declare()
-    await stage.read_inbox()
-    token = await stage.publish("noop")
-    assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
+    await harness.declare()
+    await harness.read_inbox()
+    token = await harness.publish("noop")
+    assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
     assert [line["event"] for line in worker.log].count("consumer.waiting") == 1
 
 
-async def test_a_queue_that_is_deleted_and_made_again_is_consumed_again(stage: Stage) -> None:
-    worker = await stage.ready_worker()
-    await stage.channel.delete_queue("taskqueue.shop.q")
+async def test_a_queue_that_is_deleted_and_made_again_is_consumed_again(harness: Harness) -> None:
+    worker = await harness.ready_worker()
+    await harness.channel.delete_queue("taskqueue.shop.q")
     await worker.logged("consumer.waiting", where=lambda line: "does not exist" in line["reason"])
-    await stage.declare()
-    token = await stage.publish("noop")
-    assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
+    await harness.declare()
+    token = await harness.publish("noop")
+    assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
 
 
-async def test_an_outcome_waits_for_the_inbox(empty_stage: Stage) -> None:
-    stage = empty_stage
-    await stage.declare()
-    await stage.channel.delete_queue(INBOX_QUEUE)
-    worker = await stage.ready_worker()
-    token = await stage.publish("noop")
+async def test_an_outcome_waits_for_the_inbox(empty_harness: Harness) -> None:
+    harness = empty_harness
+    await harness.declare()
+    await harness.channel.delete_queue(INBOX_QUEUE)
+    worker = await harness.ready_worker()
+    token = await harness.publish("noop")
     await worker.logged("outcome.unroutable")
-    await stage.declare()
-    await stage.read_inbox()
-    assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
+    await harness.declare()
+    await harness.read_inbox()
+    assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
     worker.terminate()
     assert await worker.ended() == 0
-    assert await stage.ready() == 0
+    assert await harness.ready() == 0
 
 
-async def test_a_repeated_message_is_answered_without_running(stage: Stage) -> None:
-    await stage.ready_worker()
-    gate = stage.gate()
+async def test_a_repeated_message_is_answered_without_running(harness: Harness) -> None:
+    await harness.ready_worker()
+    gate = harness.gate()
     payload = {"runs": str(gate.runs)}
-    token = await stage.publish("echo", payload)
-    await stage.outcome(token)
-    stage.events.clear()
-    await stage.publish("echo", payload, token=token)
-    assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
+    token = await harness.publish("echo", payload)
+    await harness.outcome(token)
+    harness.events.clear()
+    await harness.publish("echo", payload, token=token)
+    assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
     assert len(gate.pids) == 1
 
 
-async def test_the_probes_over_http(empty_stage: Stage, unused_tcp_port: int) -> None:
-    stage = empty_stage
-    worker = await stage.start_worker(TASKQUEUE_HEALTH_PORT=str(unused_tcp_port))
+async def test_the_probes_over_http(empty_harness: Harness, unused_tcp_port: int) -> None:
+    harness = empty_harness
+    worker = await harness.start_worker(TASKQUEUE_HEALTH_PORT=str(unused_tcp_port))
     await worker.logged("consumer.waiting")
     assert (await probe(unused_tcp_port, "/healthz"))[0] == 200
     assert await probe(unused_tcp_port, "/readyz") == (
         503,
         "no consumer is registered with the broker\n",
     )
-    await stage.declare()
+    await harness.declare()
     await worker.logged("consumer.ready")
     assert await probe(unused_tcp_port, "/readyz") == (200, "ok\n")
 
@@ -173,9 +175,9 @@ async def probe(port: int, path: str) -> tuple[int, str]:
     return int(head.split(" ")[1]), body
 
 
-async def test_a_module_that_is_not_there_ends_it_with_one(stage: Stage) -> None:
+async def test_a_module_that_is_not_there_ends_it_with_one(harness: Harness) -> None:
     worker = await WorkerProcess.start(
-        stage.worker_parameters, slots=1, environment={}, arguments=["nowhere"]
+        harness.worker_parameters, slots=1, environment={}, arguments=["nowhere"]
     )
     assert await worker.ended() == 1
     assert "there is no module 'nowhere'" in worker.log[0]["text"]

@@ -19,7 +19,7 @@ from taskqueue.contract.names import HEARTBEATS_EXCHANGE, HEARTBEATS_QUEUE
 from taskqueue.contract.outcome import EventKind
 from taskqueue.model.worker import WorkerState
 from taskqueue.worker.cpus import available_cpus
-from tests.integration.worker.harness import Stage
+from tests.integration.worker.harness import Harness
 from tests.integration.worker.process import PATIENCE
 
 pytestmark = pytest.mark.broker
@@ -34,9 +34,9 @@ class Register:
     _more: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
-    async def of(cls, stage: Stage) -> Register:
+    async def of(cls, harness: Harness) -> Register:
         register = cls()
-        channel = await stage.connection.channel()
+        channel = await harness.connection.channel()
         await channel.consume(HEARTBEATS_QUEUE, register._take, lambda reason: None)
         return register
 
@@ -61,9 +61,9 @@ class Register:
         self._more.set()
 
 
-async def test_a_worker_registers_itself(stage: Stage) -> None:
-    register = await Register.of(stage)
-    await stage.ready_worker(slots=3, NODE_NAME="node-7")
+async def test_a_worker_registers_itself(harness: Harness) -> None:
+    register = await Register.of(harness)
+    await harness.ready_worker(slots=3, NODE_NAME="node-7")
     beat = await register.state(WorkerState.READY)
     assert (beat.namespace, beat.queue, beat.pod, beat.node) == ("shop", "q", "pod-1", "node-7")
     assert (beat.slots, beat.cpus, beat.running) == (3, available_cpus(), ())
@@ -73,12 +73,12 @@ async def test_a_worker_registers_itself(stage: Stage) -> None:
     assert delivery.properties.delivery_mode == 1
 
 
-async def test_one_that_waits_for_its_queue_does_not(empty_stage: Stage) -> None:
-    stage = empty_stage
-    await stage.declare()
-    await stage.channel.delete_queue("taskqueue.shop.q")
-    register = await Register.of(stage)
-    worker = await stage.start_worker()
+async def test_one_that_waits_for_its_queue_does_not(empty_harness: Harness) -> None:
+    harness = empty_harness
+    await harness.declare()
+    await harness.channel.delete_queue("taskqueue.shop.q")
+    register = await Register.of(harness)
+    worker = await harness.start_worker()
     await worker.logged("consumer.waiting")
     worker.terminate()
     await worker.ended()
@@ -93,15 +93,17 @@ async def test_one_that_waits_for_its_queue_does_not(empty_stage: Stage) -> None
         running=(),
         state=WorkerState.READY,
     )
-    stage.channel.publish(HEARTBEATS_EXCHANGE, other.routing_key, encode(other), stage.properties())
+    harness.channel.publish(
+        HEARTBEATS_EXCHANGE, other.routing_key, encode(other), harness.properties()
+    )
     await register.wait(lambda beat: beat.pod == "pod-2")  # what came before it is known now
     assert {beat.state for beat in register.beats if beat.pod == "pod-1"} <= {WorkerState.STOPPED}
 
 
-async def test_its_last_words_tell_what_it_still_runs_and_how_far_that_is(stage: Stage) -> None:
-    register, gate = await Register.of(stage), stage.gate()
-    worker = await stage.ready_worker()
-    token = await stage.publish("tell", gate.payload)
+async def test_its_last_words_tell_what_it_still_runs_and_how_far_that_is(harness: Harness) -> None:
+    register, gate = await Register.of(harness), harness.gate()
+    worker = await harness.ready_worker()
+    token = await harness.publish("tell", gate.payload)
     await gate.begun()
     worker.terminate()
     draining = await register.state(WorkerState.DRAINING)
@@ -114,19 +116,19 @@ async def test_its_last_words_tell_what_it_still_runs_and_how_far_that_is(stage:
     assert [beat.state for beat in register.beats] == ["ready", "draining", "stopped"]
 
 
-async def test_a_drained_worker_says_so_until_its_signal_comes(stage: Stage) -> None:
-    register, gate = await Register.of(stage), stage.gate()
-    worker = await stage.ready_worker()
-    token = await stage.publish("hold", gate.payload)
+async def test_a_drained_worker_says_so_until_its_signal_comes(harness: Harness) -> None:
+    register, gate = await Register.of(harness), harness.gate()
+    worker = await harness.ready_worker()
+    token = await harness.publish("hold", gate.payload)
     await gate.begun()
-    await stage.order(WorkerCommand(CommandKind.DRAIN, namespace="shop", pod="pod-1"))
+    await harness.order(WorkerCommand(CommandKind.DRAIN, namespace="shop", pod="pod-1"))
     draining = await register.state(WorkerState.DRAINING)
     assert (len(draining.running), draining.busy) == (1, 1)
     gate.open()
     stopped = await register.state(WorkerState.STOPPED)
     assert (stopped.running, stopped.busy) == ((), 0)
-    assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
-    await stage.until_ready(0)
+    assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
+    await harness.until_ready(0)
     await register.wait(lambda beat: beat.state is WorkerState.STOPPED and beat is not stopped)
     worker.terminate()
     assert await worker.ended() == 0
@@ -134,12 +136,12 @@ async def test_a_drained_worker_says_so_until_its_signal_comes(stage: Stage) -> 
 
 
 async def test_it_tells_of_a_direct_message_when_it_begins_and_when_it_has_ended(
-    stage: Stage,
+    harness: Harness,
 ) -> None:
-    register, gate = await Register.of(stage), stage.gate()
-    await stage.ready_worker()
+    register, gate = await Register.of(harness), harness.gate()
+    await harness.ready_worker()
     await register.state(WorkerState.READY)
-    await stage.send(BasicProperties(type="hold"), json.dumps(gate.payload).encode())
+    await harness.send(BasicProperties(type="hold"), json.dumps(gate.payload).encode())
     busy = await register.wait(lambda beat: beat.busy == 1)
     assert (busy.running, busy.state) == ((), WorkerState.READY)
     register.beats.clear()
@@ -147,13 +149,13 @@ async def test_it_tells_of_a_direct_message_when_it_begins_and_when_it_has_ended
     await register.wait(lambda beat: beat.busy == 0)
 
 
-async def test_it_says_good_bye_by_another_connection_too(stage: Stage) -> None:
-    register = await Register.of(stage)
-    worker = await stage.ready_worker()
+async def test_it_says_good_bye_by_another_connection_too(harness: Harness) -> None:
+    register = await Register.of(harness)
+    worker = await harness.ready_worker()
     await register.state(WorkerState.READY)
-    await stage.close_connections()
+    await harness.close_connections()
     await worker.logged("consumer.ready", times=2)
-    await stage.outcome(await stage.publish("noop"))
+    await harness.outcome(await harness.publish("noop"))
     worker.terminate()
     await register.state(WorkerState.STOPPED)
     assert await worker.ended() == 0
@@ -163,22 +165,22 @@ async def test_it_says_good_bye_by_another_connection_too(stage: Stage) -> None:
 
 
 async def test_a_broker_without_the_exchange_gets_its_outcomes_all_the_same(
-    empty_stage: Stage,
+    empty_harness: Harness,
 ) -> None:
-    stage = empty_stage
-    await stage.declare()
-    await stage.read_inbox()
+    harness = empty_harness
+    await harness.declare()
+    await harness.read_inbox()
     await asyncio.to_thread(
-        stage.vhost.management.request,
+        harness.vhost.management.request,
         "DELETE",
         "exchanges",
-        stage.vhost.name,
+        harness.vhost.name,
         HEARTBEATS_EXCHANGE,
     )
-    worker = await stage.ready_worker()
+    worker = await harness.ready_worker()
     told = await worker.logged("heartbeat.not_sent")
     assert "404 NOT_FOUND - no exchange 'taskqueue.heartbeats'" in told["reason"]
-    outcome = await stage.outcome(await stage.publish("noop"))
+    outcome = await harness.outcome(await harness.publish("noop"))
     assert outcome.kind is EventKind.SUCCEEDED
     worker.terminate()
     assert await worker.ended() == 0
@@ -186,11 +188,13 @@ async def test_a_broker_without_the_exchange_gets_its_outcomes_all_the_same(
     assert not [line for line in worker.log if line["event"] == "publisher.lost"]
 
 
-async def test_a_user_without_permission_reports_its_outcomes_all_the_same(stage: Stage) -> None:
-    permit(stage, r"^elsewhere\.")
-    register = await Register.of(stage)
-    worker = await stage.ready_worker()
-    outcome = await stage.outcome(await stage.publish("noop"))
+async def test_a_user_without_permission_reports_its_outcomes_all_the_same(
+    harness: Harness,
+) -> None:
+    permit(harness, r"^elsewhere\.")
+    register = await Register.of(harness)
+    worker = await harness.ready_worker()
+    outcome = await harness.outcome(await harness.publish("noop"))
     assert outcome.kind is EventKind.SUCCEEDED
     worker.terminate()
     assert await worker.ended() == 0
@@ -201,21 +205,27 @@ async def test_a_user_without_permission_reports_its_outcomes_all_the_same(stage
     assert register.beats == []
 
 
-async def test_no_worker_speaks_for_another_queue(stage: Stage) -> None:
-    own = await connect(stage.worker_parameters, name="worker")
+async def test_no_worker_speaks_for_another_queue(harness: Harness) -> None:
+    own = await connect(harness.worker_parameters, name="worker")
     for key, verdict in (
         ("shop.q.worker.heartbeat", Settled.CONFIRMED),
         ("shop.mail.worker.heartbeat", Settled.UNKNOWN),
     ):
         publisher = await Publisher.open(own)
-        told = await publisher.publish_and_wait(HEARTBEATS_EXCHANGE, key, b"{}", stage.properties())
+        told = await publisher.publish_and_wait(
+            HEARTBEATS_EXCHANGE, key, b"{}", harness.properties()
+        )
         assert told[0] is verdict
     await own.close()
 
 
-def permit(stage: Stage, key: str) -> None:
+def permit(harness: Harness, key: str) -> None:
     """Let the worker's user publish heartbeats with such keys only."""
     body = {"exchange": HEARTBEATS_EXCHANGE, "write": key, "read": "^$"}
-    stage.vhost.management.request(
-        "PUT", "topic-permissions", stage.vhost.name, stage.worker_parameters.username, body=body
+    harness.vhost.management.request(
+        "PUT",
+        "topic-permissions",
+        harness.vhost.name,
+        harness.worker_parameters.username,
+        body=body,
     )

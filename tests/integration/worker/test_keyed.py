@@ -11,24 +11,24 @@ from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.outcome import EventKind
 from taskqueue.worker.keyed_guard import EXIT_CODE
 from tests.integration.amqp.relay import Relay, relay_to
-from tests.integration.worker.harness import Stage
+from tests.integration.worker.harness import Harness
 
 pytestmark = pytest.mark.broker
 
 
 @pytest.fixture
-async def relay(stage: Stage) -> AsyncIterator[tuple[Relay, BrokerParameters]]:
-    async with relay_to(stage.worker_parameters) as made:
+async def relay(harness: Harness) -> AsyncIterator[tuple[Relay, BrokerParameters]]:
+    async with relay_to(harness.worker_parameters) as made:
         yield made
 
 
 async def test_a_cut_connection_stops_keyed_work_and_it_runs_again(
-    stage: Stage, relay: tuple[Relay, BrokerParameters]
+    harness: Harness, relay: tuple[Relay, BrokerParameters]
 ) -> None:
-    worker = await stage.ready_worker(slots=2, broker=relay[1])
-    keyed, plain = stage.gate("keyed"), stage.gate("plain")
-    token = await stage.publish("async_hold", keyed.payload, fence=7)
-    other = await stage.publish("async_hold", plain.payload)
+    worker = await harness.ready_worker(slots=2, broker=relay[1])
+    keyed, plain = harness.gate("keyed"), harness.gate("plain")
+    token = await harness.publish("async_hold", keyed.payload, fence=7)
+    other = await harness.publish("async_hold", plain.payload)
     await keyed.begun()
     await plain.begun()
     relay[0].cut()
@@ -38,18 +38,18 @@ async def test_a_cut_connection_stops_keyed_work_and_it_runs_again(
     keyed.open()
     plain.open()
     for each in (token, other):
-        assert (await stage.outcome(each)).kind is EventKind.SUCCEEDED
+        assert (await harness.outcome(each)).kind is EventKind.SUCCEEDED
     assert len(plain.pids) == 1, "what has no key runs on"
-    ends = [kind for kind in stage.told(token) if kind is not EventKind.STARTED]
+    ends = [kind for kind in harness.told(token) if kind is not EventKind.STARTED]
     assert ends == [EventKind.SUCCEEDED], "nothing is told of the one that was stopped"
 
 
 @pytest.mark.parametrize("way", ["cut", "freeze"])
 async def test_a_thread_that_does_not_end_takes_the_process_with_it(
-    stage: Stage, relay: tuple[Relay, BrokerParameters], way: str
+    harness: Harness, relay: tuple[Relay, BrokerParameters], way: str
 ) -> None:
-    worker, gate = await stage.ready_worker(broker=relay[1]), stage.gate()
-    token = await stage.publish("thread_hold", gate.payload, fence=7)
+    worker, gate = await harness.ready_worker(broker=relay[1]), harness.gate()
+    token = await harness.publish("thread_hold", gate.payload, fence=7)
     await gate.begun()
     getattr(relay[0], way)()
     aborted = await worker.logged("worker.aborted")
@@ -57,42 +57,44 @@ async def test_a_thread_that_does_not_end_takes_the_process_with_it(
     assert await worker.ended() == EXIT_CODE
     assert len(gate.pids) == 1
     if way == "freeze":
-        assert await stage.ready() == 0, "the broker has not given it to anybody before"
+        assert await harness.ready() == 0, "the broker has not given it to anybody before"
     relay[0].cut()
-    await stage.start_worker()
+    await harness.start_worker()
     await gate.begun(2)
     gate.open()
-    assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
+    assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
 
 
 async def test_a_frozen_network_stops_keyed_work_in_time(
-    stage: Stage, relay: tuple[Relay, BrokerParameters]
+    harness: Harness, relay: tuple[Relay, BrokerParameters]
 ) -> None:
-    worker, gate = await stage.ready_worker(broker=relay[1]), stage.gate()
-    await stage.publish("polite", gate.payload, fence=7)
+    worker, gate = await harness.ready_worker(broker=relay[1]), harness.gate()
+    await harness.publish("polite", gate.payload, fence=7)
     await gate.begun()
     relay[0].freeze()
     cut = await worker.logged("task.cut_off")
     assert "silent" in cut["reason"]
     await gate.begun(2)  # it has seen ctx.cancelled
-    assert await stage.ready() == 0, "before the broker gave it to anybody"
+    assert await harness.ready() == 0, "before the broker gave it to anybody"
 
 
-async def test_a_cancelled_keyed_attempt_is_told_when_it_has_ended(stage: Stage) -> None:
-    await stage.ready_worker()
-    gate = stage.gate()
-    token = await stage.publish("polite", gate.payload, fence=7)
+async def test_a_cancelled_keyed_attempt_is_told_when_it_has_ended(harness: Harness) -> None:
+    await harness.ready_worker()
+    gate = harness.gate()
+    token = await harness.publish("polite", gate.payload, fence=7)
     await gate.begun()
-    await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
-    assert (await stage.outcome(token)).kind is EventKind.CANCELLED
+    await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+    assert (await harness.outcome(token)).kind is EventKind.CANCELLED
     assert len(gate.pids) == 2
 
 
-async def test_at_the_end_a_keyed_thread_that_runs_on_ends_with_the_process(stage: Stage) -> None:
-    worker, gate = await stage.ready_worker(TASKQUEUE_GRACE_SECONDS="0"), stage.gate()
-    token = await stage.publish("thread_hold", gate.payload, fence=7)
+async def test_at_the_end_a_keyed_thread_that_runs_on_ends_with_the_process(
+    harness: Harness,
+) -> None:
+    worker, gate = await harness.ready_worker(TASKQUEUE_GRACE_SECONDS="0"), harness.gate()
+    token = await harness.publish("thread_hold", gate.payload, fence=7)
     await gate.begun()
     worker.terminate()
     assert await worker.ended() == EXIT_CODE
-    assert set(stage.told(token)) <= {EventKind.STARTED}, "it is not given back while it runs"
-    await stage.until_ready(1)
+    assert set(harness.told(token)) <= {EventKind.STARTED}, "it is not given back while it runs"
+    await harness.until_ready(1)

@@ -9,7 +9,7 @@ import pytest
 from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.names import CONTROL_ARGUMENTS, CONTROL_STREAM
 from taskqueue.contract.outcome import EventKind
-from tests.integration.worker.harness import Stage
+from tests.integration.worker.harness import Harness
 
 pytestmark = pytest.mark.broker
 
@@ -37,45 +37,45 @@ def old_orders(count: int, *, uid: str = "u") -> list[WorkerCommand]:
 @ANSWERS
 @pytest.mark.parametrize("handler", ["async_hold", "polite"])
 async def test_a_running_attempt_is_stopped(
-    stage: Stage, handler: str, kind: CommandKind, answer: EventKind
+    harness: Harness, handler: str, kind: CommandKind, answer: EventKind
 ) -> None:
-    worker, gate = await stage.ready_worker(slots=1), stage.gate()
-    token = await stage.publish(handler, gate.payload)
+    worker, gate = await harness.ready_worker(slots=1), harness.gate()
+    token = await harness.publish(handler, gate.payload)
     await gate.begun()
-    await stage.order(WorkerCommand(kind, token=token, uid="u"))
-    assert (await stage.outcome(token)).kind is answer
-    assert (await stage.outcome(await stage.publish("noop"))).kind is EventKind.SUCCEEDED
-    await stage.publish("noop", token=token)
+    await harness.order(WorkerCommand(kind, token=token, uid="u"))
+    assert (await harness.outcome(token)).kind is answer
+    assert (await harness.outcome(await harness.publish("noop"))).kind is EventKind.SUCCEEDED
+    await harness.publish("noop", token=token)
     await worker.logged("outcome.repeated")
-    await stage.until_ready(0)
+    await harness.until_ready(0)
     assert len(gate.pids) == (2 if handler == "polite" else 1)
-    assert set(stage.told(token)) <= {EventKind.STARTED, answer}
+    assert set(harness.told(token)) <= {EventKind.STARTED, answer}
 
 
 @ANSWERS
 async def test_an_order_given_while_the_worker_is_away_is_kept_to(
-    stage: Stage, kind: CommandKind, answer: EventKind
+    harness: Harness, kind: CommandKind, answer: EventKind
 ) -> None:
-    gate = stage.gate()
-    token = await stage.publish("hold", gate.payload)
-    await stage.order(WorkerCommand(kind, token=token, uid="u"))
+    gate = harness.gate()
+    token = await harness.publish("hold", gate.payload)
+    await harness.order(WorkerCommand(kind, token=token, uid="u"))
     for _ in range(2):
-        worker = await stage.start_worker()
-        assert (await stage.outcome(token)).kind is answer
-        await stage.until_ready(0)
+        worker = await harness.start_worker()
+        assert (await harness.outcome(token)).kind is answer
+        await harness.until_ready(0)
         worker.terminate()
         assert await worker.ended() == 0
-        stage.events.clear()
-        await stage.publish("hold", gate.payload, token=token)
+        harness.events.clear()
+        await harness.publish("hold", gate.payload, token=token)
     assert gate.pids == []
 
 
-async def test_ten_thousand_old_orders_are_known_before_the_first_work(stage: Stage) -> None:
-    gate = stage.gate()
-    token = await stage.publish("hold", gate.payload)
-    await stage.order(*old_orders(9_999), cancel(token))
-    worker = await stage.start_worker()
-    assert (await stage.outcome(token)).kind is EventKind.CANCELLED
+async def test_ten_thousand_old_orders_are_known_before_the_first_work(harness: Harness) -> None:
+    gate = harness.gate()
+    token = await harness.publish("hold", gate.payload)
+    await harness.order(*old_orders(9_999), cancel(token))
+    worker = await harness.start_worker()
+    assert (await harness.outcome(token)).kind is EventKind.CANCELLED
     await worker.logged("consumer.ready")
     events = [line["event"] for line in worker.log]
     assert events.index("control.ready") < events.index("consumer.ready")
@@ -83,96 +83,98 @@ async def test_ten_thousand_old_orders_are_known_before_the_first_work(stage: St
     assert gate.pids == []
 
 
-async def test_after_a_reconnect_it_goes_on_where_it_was(stage: Stage) -> None:
-    worker, gate = await stage.ready_worker(slots=2), stage.gate()
-    await stage.order(*old_orders(3))
-    first = await stage.publish("async_hold", gate.payload)
-    second = await stage.publish("async_hold", gate.payload)
+async def test_after_a_reconnect_it_goes_on_where_it_was(harness: Harness) -> None:
+    worker, gate = await harness.ready_worker(slots=2), harness.gate()
+    await harness.order(*old_orders(3))
+    first = await harness.publish("async_hold", gate.payload)
+    second = await harness.publish("async_hold", gate.payload)
     await gate.begun(2)
-    await stage.order(cancel(first))
-    assert (await stage.outcome(first)).kind is EventKind.CANCELLED
-    await stage.close_connections()
-    await stage.order(cancel(second))
-    assert (await stage.outcome(second)).kind is EventKind.CANCELLED
+    await harness.order(cancel(first))
+    assert (await harness.outcome(first)).kind is EventKind.CANCELLED
+    await harness.close_connections()
+    await harness.order(cancel(second))
+    assert (await harness.outcome(second)).kind is EventKind.CANCELLED
     again = await worker.logged("control.ready", times=2)
     assert again["orders"] <= 1, "what it has seen does not come again"
-    third = await stage.publish("async_hold", gate.payload)
+    third = await harness.publish("async_hold", gate.payload)
     await gate.begun(3)
-    await stage.order(cancel(third))
-    assert (await stage.outcome(third)).kind is EventKind.CANCELLED
+    await harness.order(cancel(third))
+    assert (await harness.outcome(third)).kind is EventKind.CANCELLED
 
 
-async def test_orders_that_retention_has_cut_off_hold_nothing_up(stage: Stage) -> None:
-    await stage.channel.delete_queue(CONTROL_STREAM)
+async def test_orders_that_retention_has_cut_off_hold_nothing_up(harness: Harness) -> None:
+    await harness.channel.delete_queue(CONTROL_STREAM)
     # Room for some segments: of one that is full by itself nothing may be left.
     small = {**CONTROL_ARGUMENTS, "x-max-length-bytes": 1_200_000}
-    await stage.channel.declare_queue(CONTROL_STREAM, arguments=small)
-    worker = await stage.ready_worker()
-    await stage.order(*old_orders(10))
+    await harness.channel.declare_queue(CONTROL_STREAM, arguments=small)
+    worker = await harness.ready_worker()
+    await harness.order(*old_orders(10))
     worker.freeze()
-    await stage.close_connections()
-    await stage.order(*old_orders(4_000, uid="u" * 1000))
+    await harness.close_connections()
+    await harness.order(*old_orders(4_000, uid="u" * 1000))
     worker.thaw()
     assert 0 < (await worker.logged("control.ready", times=2))["orders"] < 3_900
-    gate = stage.gate()
-    token = await stage.publish("hold", gate.payload)
-    await stage.order(cancel(token))
-    assert (await stage.outcome(token)).kind is EventKind.CANCELLED
+    gate = harness.gate()
+    token = await harness.publish("hold", gate.payload)
+    await harness.order(cancel(token))
+    assert (await harness.outcome(token)).kind is EventKind.CANCELLED
 
 
-async def test_a_worker_waits_for_the_stream_and_says_so_once(stage: Stage) -> None:
-    await stage.channel.delete_queue(CONTROL_STREAM)
-    token = await stage.publish("noop")
-    worker = await stage.start_worker()
+async def test_a_worker_waits_for_the_stream_and_says_so_once(harness: Harness) -> None:
+    await harness.channel.delete_queue(CONTROL_STREAM)
+    token = await harness.publish("noop")
+    worker = await harness.start_worker()
     waiting = await worker.logged("control.waiting")
     assert "taskqueue.control does not exist yet: start the operator" in waiting["reason"]
-    assert stage.told(token) == []
-    await stage.declare()
-    assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
+    assert harness.told(token) == []
+    await harness.declare()
+    assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
     assert [line["event"] for line in worker.log].count("control.waiting") == 1
 
 
-async def test_a_stream_that_is_made_anew_is_followed_from_its_beginning(stage: Stage) -> None:
-    worker, gate = await stage.ready_worker(), stage.gate()
-    await stage.order(*old_orders(50))
-    token = await stage.publish("async_hold", gate.payload)
+async def test_a_stream_that_is_made_anew_is_followed_from_its_beginning(harness: Harness) -> None:
+    worker, gate = await harness.ready_worker(), harness.gate()
+    await harness.order(*old_orders(50))
+    token = await harness.publish("async_hold", gate.payload)
     await gate.begun()
-    await stage.channel.delete_queue(CONTROL_STREAM)
+    await harness.channel.delete_queue(CONTROL_STREAM)
     await worker.logged("control.waiting")
-    await stage.declare()
-    await stage.order(cancel(token))
-    assert (await stage.outcome(token)).kind is EventKind.CANCELLED
+    await harness.declare()
+    await harness.order(cancel(token))
+    assert (await harness.outcome(token)).kind is EventKind.CANCELLED
 
 
-async def test_a_worker_that_may_not_read_orders_says_what_to_grant(stage: Stage) -> None:
-    user, grant = stage.worker_parameters.username, stage.vhost.management.permit
+async def test_a_worker_that_may_not_read_orders_says_what_to_grant(harness: Harness) -> None:
+    user, grant = harness.worker_parameters.username, harness.vhost.management.permit
     write = r"^taskqueue\.(outcomes|dead|heartbeats)$"
-    grant(stage.vhost.name, user, configure="^$", write=write, read=r"^taskqueue\.shop\.q$")
-    worker = await stage.start_worker()
+    grant(harness.vhost.name, user, configure="^$", write=write, read=r"^taskqueue\.shop\.q$")
+    worker = await harness.start_worker()
     waiting = await worker.logged("control.waiting")
     assert f"user '{user}' may not read taskqueue.control: grant it" in waiting["reason"]
     pattern = r"^taskqueue\.(shop\.q|control)$"
     assert pattern in waiting["reason"]
-    grant(stage.vhost.name, user, configure="^$", write=write, read=pattern)
-    assert (await stage.outcome(await stage.publish("noop"))).kind is EventKind.SUCCEEDED
+    grant(harness.vhost.name, user, configure="^$", write=write, read=pattern)
+    assert (await harness.outcome(await harness.publish("noop"))).kind is EventKind.SUCCEEDED
 
 
-async def test_what_is_no_order_is_passed_over(stage: Stage) -> None:
-    worker, gate = await stage.ready_worker(), stage.gate()
-    await stage.publisher.publish_and_wait("", CONTROL_STREAM, b"dance!", stage.properties())
+async def test_what_is_no_order_is_passed_over(harness: Harness) -> None:
+    worker, gate = await harness.ready_worker(), harness.gate()
+    await harness.publisher.publish_and_wait("", CONTROL_STREAM, b"dance!", harness.properties())
     assert "JSON" in (await worker.logged("order.malformed"))["reason"]
-    token = await stage.publish("async_hold", gate.payload)
+    token = await harness.publish("async_hold", gate.payload)
     await gate.begun()
-    await stage.order(cancel(token))
-    assert (await stage.outcome(token)).kind is EventKind.CANCELLED
+    await harness.order(cancel(token))
+    assert (await harness.outcome(token)).kind is EventKind.CANCELLED
 
 
-async def test_an_ordered_drain_lets_the_running_end_and_takes_nothing_more(stage: Stage) -> None:
-    worker, gate = await stage.ready_worker(slots=1, TASKQUEUE_GRACE_SECONDS="0"), stage.gate()
-    token = await stage.publish("hold", gate.payload)
+async def test_an_ordered_drain_lets_the_running_end_and_takes_nothing_more(
+    harness: Harness,
+) -> None:
+    worker, gate = await harness.ready_worker(slots=1, TASKQUEUE_GRACE_SECONDS="0"), harness.gate()
+    token = await harness.publish("hold", gate.payload)
     await gate.begun()
     others = [("shop", "pod-2"), ("other", "pod-1")]
-    await stage.order(
+    await harness.order(
         *(
             WorkerCommand(CommandKind.DRAIN, namespace=namespace, pod=pod)
             for namespace, pod in others
@@ -180,48 +182,50 @@ async def test_an_ordered_drain_lets_the_running_end_and_takes_nothing_more(stag
         drain(),
     )
     await worker.logged("worker.draining")
-    await stage.publish("noop")
+    await harness.publish("noop")
     gate.open()
-    assert (await stage.outcome(token)).kind is EventKind.SUCCEEDED
+    assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
     await worker.logged("worker.drained")
-    await stage.until_ready(1)
+    await harness.until_ready(1)
     worker.terminate()
     assert await worker.ended() == 0
-    assert await stage.ready() == 1, "it took no more"
+    assert await harness.ready() == 1, "it took no more"
 
 
-async def test_an_order_to_drain_is_for_the_process_that_is_there(stage: Stage) -> None:
-    first = await stage.ready_worker(TASKQUEUE_DRAINED_SECONDS="0")
-    await stage.order(drain())
+async def test_an_order_to_drain_is_for_the_process_that_is_there(harness: Harness) -> None:
+    first = await harness.ready_worker(TASKQUEUE_DRAINED_SECONDS="0")
+    await harness.order(drain())
     assert await first.ended() == 0, "it waits for no signal"
-    again = await stage.ready_worker()
-    assert (await stage.outcome(await stage.publish("noop"))).kind is EventKind.SUCCEEDED
-    await stage.close_connections()
+    again = await harness.ready_worker()
+    assert (await harness.outcome(await harness.publish("noop"))).kind is EventKind.SUCCEEDED
+    await harness.close_connections()
     await again.logged("control.ready", times=2)
-    assert (await stage.outcome(await stage.publish("noop"))).kind is EventKind.SUCCEEDED
+    assert (await harness.outcome(await harness.publish("noop"))).kind is EventKind.SUCCEEDED
     again.freeze()
-    await stage.close_connections()
-    await stage.order(drain())
+    await harness.close_connections()
+    await harness.order(drain())
     again.thaw()
     await again.logged("worker.drained")  # given while it was away, it counts
-    await stage.close_connections()
+    await harness.close_connections()
     await again.logged("control.ready", times=4)
     again.terminate()
     assert await again.ended() == 0
     assert len([line for line in again.log if line["event"] == "worker.draining"]) == 1
 
 
-async def test_a_draining_worker_still_obeys_and_a_signal_begins_its_grace(stage: Stage) -> None:
-    worker = await stage.ready_worker(slots=2, TASKQUEUE_GRACE_SECONDS="0")
-    first, second = stage.gate("first"), stage.gate("second")
-    cancelled = await stage.publish("async_hold", first.payload)
-    released = await stage.publish("async_hold", second.payload)
+async def test_a_draining_worker_still_obeys_and_a_signal_begins_its_grace(
+    harness: Harness,
+) -> None:
+    worker = await harness.ready_worker(slots=2, TASKQUEUE_GRACE_SECONDS="0")
+    first, second = harness.gate("first"), harness.gate("second")
+    cancelled = await harness.publish("async_hold", first.payload)
+    released = await harness.publish("async_hold", second.payload)
     await first.begun()
     await second.begun()
-    await stage.order(drain())
+    await harness.order(drain())
     await worker.logged("worker.draining")
-    await stage.order(cancel(cancelled))
-    assert (await stage.outcome(cancelled)).kind is EventKind.CANCELLED
+    await harness.order(cancel(cancelled))
+    assert (await harness.outcome(cancelled)).kind is EventKind.CANCELLED
     worker.terminate()
-    assert (await stage.outcome(released)).kind is EventKind.RELEASED
+    assert (await harness.outcome(released)).kind is EventKind.RELEASED
     assert await worker.ended() == 0

@@ -13,7 +13,7 @@ import yaml
 
 from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.outcome import EventKind
-from tests.integration.worker.harness import Stage
+from tests.integration.worker.harness import Harness
 from tests.integration.worker.process import PATIENCE, ROOT
 
 pytestmark = pytest.mark.broker
@@ -43,26 +43,26 @@ def task(name: str) -> tuple[str, dict[str, Any]]:
     return spec["handler"], spec["payload"]
 
 
-async def test_the_command(stage: Stage) -> None:
+async def test_the_command(harness: Harness) -> None:
     arguments = worker_arguments("command", **{"/scripts": str(SAMPLES / "command")})
-    worker = await stage.ready_worker(arguments=arguments, TASKQUEUE_KILL_GRACE_SECONDS="2")
-    event = await stage.outcome(await stage.publish(*task("command")))
+    worker = await harness.ready_worker(arguments=arguments, TASKQUEUE_KILL_GRACE_SECONDS="2")
+    event = await harness.outcome(await harness.publish(*task("command")))
     assert (event.kind, event.result) == (EventKind.SUCCEEDED, {"words": 5})
-    event = await stage.outcome(await stage.publish("count-words", {}))
+    event = await harness.outcome(await harness.publish("count-words", {}))
     assert event.error is not None
     assert (event.error.type, event.error.retryable) == ("ExitCode", False)
-    token = await stage.publish("count-words", {"text": "wait"})
+    token = await harness.publish("count-words", {"text": "wait"})
     await worker.logged("handler.output", where=lambda line: "waiting" in line["text"])
-    await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
-    assert (await stage.outcome(token)).kind is EventKind.CANCELLED
+    await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+    assert (await harness.outcome(token)).kind is EventKind.CANCELLED
     await worker.logged("handler.output", where=lambda line: line["text"] == "cleaned up")
-    token = await stage.publish("count-words", {"text": "wait"}, timeout_seconds=1)
-    event = await stage.outcome(token)
+    token = await harness.publish("count-words", {"text": "wait"}, timeout_seconds=1)
+    event = await harness.outcome(token)
     assert event.error is not None
     assert event.error.type == "Timeout"
     worker.terminate()
     assert await worker.ended() == 0
-    await stage.until_ready(0)
+    await harness.until_ready(0)
 
 
 @pytest.fixture
@@ -83,24 +83,24 @@ async def service(unused_tcp_port: int) -> AsyncIterator[int]:
     await process.wait()
 
 
-async def test_the_service(stage: Stage, service: int) -> None:
+async def test_the_service(harness: Harness, service: int) -> None:
     arguments = worker_arguments("http", **{":8000": f":{service}"})
-    worker = await stage.ready_worker(arguments=arguments, slots=2)
-    event = await stage.outcome(await stage.publish(*task("http")))
+    worker = await harness.ready_worker(arguments=arguments, slots=2)
+    event = await harness.outcome(await harness.publish(*task("http")))
     assert event.result == {"greeting": "Hello, Ada!", "attempt": 1}
-    event = await stage.outcome(await stage.publish("greet", {"name": "later"}))
+    event = await harness.outcome(await harness.publish("greet", {"name": "later"}))
     assert event.retry_after_seconds == 2
-    token = await stage.publish("wait", {})
-    await stage.outcome(token, EventKind.STARTED)
-    await stage.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
-    assert (await stage.outcome(token)).kind is EventKind.CANCELLED
+    token = await harness.publish("wait", {})
+    await harness.outcome(token, EventKind.STARTED)
+    await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+    assert (await harness.outcome(token)).kind is EventKind.CANCELLED
     worker.terminate()
     assert await worker.ended() == 0
-    await stage.until_ready(0)
+    await harness.until_ready(0)
 
 
-async def test_wrong_options_end_it_with_a_line(stage: Stage) -> None:
-    worker = await stage.start_worker(arguments=["--http", "a=http://example.com/"])
+async def test_wrong_options_end_it_with_a_line(harness: Harness) -> None:
+    worker = await harness.start_worker(arguments=["--http", "a=http://example.com/"])
     assert await worker.ended() == 1
     assert any("--http-anywhere" in line.get("text", "") for line in worker.log)
 
