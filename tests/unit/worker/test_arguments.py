@@ -81,7 +81,7 @@ def assembled(
     )
     loop = asyncio.get_running_loop()
     launched: Any = object() if arguments.commands else None
-    monkeypatch.setattr(executor_set, "Spawner", lambda *_: object())
+    monkeypatch.setattr(executor_set, "ProcessSpawner", lambda *_: object())
     changes = {"executor": HandlerExecutor.THREAD, **changes}
     return assemble(settings(**changes), arguments, recipe, launched, loop)
 

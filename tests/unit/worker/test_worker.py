@@ -58,8 +58,8 @@ class FakeConsuming:
 def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
     broker = FakeBroker()
     monkeypatch.setattr(FakePublishing, "broker", broker)
-    monkeypatch.setattr(worker, "PublishLine", FakePublishing)
-    monkeypatch.setattr(worker, "ConsumeLine", FakeConsuming)
+    monkeypatch.setattr(worker, "OutcomePublisher", FakePublishing)
+    monkeypatch.setattr(worker, "Consumer", FakeConsuming)
     return broker
 
 
