@@ -285,35 +285,35 @@ class Engine:
 
     # What the Tasks tell.
 
-    def backlog_changed(self, key: QueueKey) -> None:
+    def on_backlog_changed(self, key: QueueKey) -> None:
         """Have the pool looked at."""
         controller = self._controller(key)
         if controller is not None:
             controller.wake()
 
-    def queue_missing(self, key: QueueKey) -> None:
+    def on_queue_missing(self, key: QueueKey) -> None:
         """Have the broker's queue declared again."""
         controller = self._controller(key)
         if controller is not None:
             controller.missing()
 
-    def worker_beat(self, beat: Heartbeat) -> None:
+    def on_heartbeat(self, beat: Heartbeat) -> None:
         """Register a worker, or let it go."""
         controller = self._controller((beat.namespace, beat.queue))
         if controller is not None:
-            controller.worker_beat(beat)
+            controller.on_heartbeat(beat)
 
-    def task_ended(self, entry: TrackedTask) -> None:
+    def on_task_ended(self, entry: TrackedTask) -> None:
         """Count a Task, and tell of its trouble."""
         task, status = entry.task, entry.status
-        self._notices.task_ended(task, status)
+        self._notices.on_task_ended(task, status)
         controller = self._controller(entry.queue_key)
         if controller is not None:
             last = status.history[-1] if status.history else None
             seconds = None if last is None else last.finish_time - last.start_time
             controller.finished(status.phase, seconds)
 
-    def task_told(self, entry: TrackedTask) -> None:
+    def on_completion_published(self, entry: TrackedTask) -> None:
         """Have a Task deleted when its time to live is over."""
         task, status = entry.task, entry.status
         self._janitor.finished(

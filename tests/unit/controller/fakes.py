@@ -221,19 +221,19 @@ class Engine:
 
     # The engine's part.
 
-    def backlog_changed(self, key: QueueKey) -> None:
+    def on_backlog_changed(self, key: QueueKey) -> None:
         """Nobody scales here."""
 
-    def queue_missing(self, key: QueueKey) -> None:
+    def on_queue_missing(self, key: QueueKey) -> None:
         self.missing += 1
 
-    def worker_beat(self, beat: Heartbeat) -> None:
+    def on_heartbeat(self, beat: Heartbeat) -> None:
         self.beats.append(beat)
 
-    def task_ended(self, entry: TrackedTask) -> None:
+    def on_task_ended(self, entry: TrackedTask) -> None:
         self.recorded.append(entry.task.name)
 
-    def task_told(self, entry: TrackedTask) -> None:
+    def on_completion_published(self, entry: TrackedTask) -> None:
         self.told.append(entry.task.name)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -352,7 +352,7 @@ class _Source:
     def publisher(self) -> Publisher | None:
         return cast(Publisher, self.engine.publisher)
 
-    def give_up(self, delivery: Delivery, reason: str) -> None:
+    def dead_letter_delivery(self, delivery: Delivery, reason: str) -> None:
         self.engine.given_up.append((delivery, reason))
 
 

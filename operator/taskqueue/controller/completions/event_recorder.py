@@ -108,7 +108,7 @@ class EventRecorder:
         self._queues: dict[QueueKey, _Queue] = {}
         self._forbidden_told = False
 
-    def task_ended(self, task: Task, status: TaskState) -> None:
+    def on_task_ended(self, task: Task, status: TaskState) -> None:
         """Tell of a Task's final status, unless it succeeded."""
         if status.phase not in (Phase.FAILED, Phase.CANCELLED):
             return

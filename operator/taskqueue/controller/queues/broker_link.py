@@ -163,7 +163,7 @@ class BrokerLink:
                 self._set(LinkDown("Failed", f"{problem!r}; trying again by itself"))
             await asyncio.sleep(next(pauses))
 
-    def give_up(self, delivery: Delivery, reason: str) -> None:
+    def dead_letter_delivery(self, delivery: Delivery, reason: str) -> None:
         """Move a message of the inbox to the dead exchange, and acknowledge it when it is there."""
         namespace, _, rest = delivery.routing_key.partition(".")
         letter = dead_letter(

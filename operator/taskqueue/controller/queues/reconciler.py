@@ -162,7 +162,7 @@ class QueueReconciler:
         self.totals.add(phase)
         self._throughput.finished(self._now(), seconds)
 
-    def worker_beat(self, beat: Heartbeat) -> None:
+    def on_heartbeat(self, beat: Heartbeat) -> None:
         """Take what a worker says of itself."""
         worker = Worker(
             pod=beat.pod,

@@ -274,7 +274,7 @@ class Inbox:
             or not self._is_awaited(entry, claim)
         ):
             OUTCOMES_DROPPED.labels("invalid").inc()
-            source.give_up(delivery, str(problem))
+            source.dead_letter_delivery(delivery, str(problem))
             return
         # Its worker has done with it: without an outcome the Task would wait for ever.
         self._answered(entry.queue_key, claim.token)

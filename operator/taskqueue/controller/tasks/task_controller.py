@@ -57,20 +57,20 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 class TaskListener(Protocol):
     """Who serves the TaskQueues of these Tasks."""
 
-    def backlog_changed(self, key: QueueKey) -> None:
+    def on_backlog_changed(self, key: QueueKey) -> None:
         """There may be more to do for a queue's workers."""
 
-    def queue_missing(self, key: QueueKey) -> None:
+    def on_queue_missing(self, key: QueueKey) -> None:
         """The broker has no queue to route to."""
 
-    def worker_beat(self, beat: Heartbeat) -> None:
-        """A worker lives, or says that it stops."""
+    def on_heartbeat(self, beat: Heartbeat) -> None:
+        """A worker has reported, or says that it stops."""
 
-    def task_ended(self, entry: TrackedTask) -> None:
+    def on_task_ended(self, entry: TrackedTask) -> None:
         """The final status of a Task is in the API server."""
 
-    def task_told(self, entry: TrackedTask) -> None:
-        """Whoever listens has been told of it, or will be: the Task is not needed for that."""
+    def on_completion_published(self, entry: TrackedTask) -> None:
+        """The completion event of a Task is published, or given up: the Task may be deleted."""
 
 
 class TaskController:
@@ -127,7 +127,7 @@ class TaskController:
             random=random,
             look=lambda entry: self._governor.look(entry),
             on_recorded=self._recorded,
-            on_told=owner.task_told,
+            on_told=owner.on_completion_published,
             on_refused=self._refused,
         )
         self.dependencies = Dependencies(
@@ -148,7 +148,7 @@ class TaskController:
             tokens=tokens,
             clock=clock,
             on_late=self._late,
-            on_heartbeat=owner.worker_beat,
+            on_heartbeat=owner.on_heartbeat,
         )
         TASKS_HELD.set_function(lambda: len(self._entries))
 
@@ -319,7 +319,7 @@ class TaskController:
             self._leaving.add(entry.task.uid)
         self._tell_dependents(entry.task, entry.status)
         self._drop_if_idle(entry.queue_key)
-        self._owner.task_ended(entry)
+        self._owner.on_task_ended(entry)
 
     def _tell_dependents(self, task: Task, status: TaskState) -> None:
         if self._is_named(task):
@@ -339,8 +339,8 @@ class TaskController:
                 clock=self._clock,
                 ledger=self._recorder,
                 leads=self._leads,
-                on_backlog=lambda: self._owner.backlog_changed(key),
-                on_missing=lambda: self._owner.queue_missing(key),
+                on_backlog=lambda: self._owner.on_backlog_changed(key),
+                on_missing=lambda: self._owner.on_queue_missing(key),
             )
         return dispatcher
 

@@ -43,7 +43,7 @@ class OutcomeSource(Protocol):
     def publisher(self) -> Publisher | None:
         """To publish there; None while it cannot be."""
 
-    def give_up(self, delivery: Delivery, reason: str) -> None:
+    def dead_letter_delivery(self, delivery: Delivery, reason: str) -> None:
         """Move a message to the dead exchange, and acknowledge it when it is there."""
 
 

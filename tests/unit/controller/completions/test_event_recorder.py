@@ -91,7 +91,7 @@ class Stage:
             created=0.0,
             spec=TaskSpec(queue=queue, handler="h"),
         )
-        self.notices.task_ended(task, TaskState(phase=phase, reason=reason, message="why"))
+        self.notices.on_task_ended(task, TaskState(phase=phase, reason=reason, message="why"))
 
     def queue(self, condition: Condition, uid: str = "uid-q") -> None:
         self.notices.queue(KEY, uid, condition)

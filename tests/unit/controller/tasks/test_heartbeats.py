@@ -284,8 +284,8 @@ async def tick(case: Case) -> None:
 async def test_workers_are_told_by_name_and_counted() -> None:
     case = Case()
     case.connect()
-    case.controller.worker_beat(replace(BEAT, pod="b"))
-    case.controller.worker_beat(replace(BEAT, pod="a", state=WorkerState.DRAINING))
+    case.controller.on_heartbeat(replace(BEAT, pod="b"))
+    case.controller.on_heartbeat(replace(BEAT, pod="a", state=WorkerState.DRAINING))
     await tick(case)
     assert case.status["workers"] == [worker("a"), worker("b")]
     assert gauges() == (2, 4), "one that drains has no slots to offer"
@@ -295,7 +295,7 @@ async def test_one_that_stops_is_gone_with_the_next_status() -> None:
     case = Case()
     case.connect()
     for state in (WorkerState.READY, WorkerState.STOPPED):
-        case.controller.worker_beat(replace(BEAT, state=state))
+        case.controller.on_heartbeat(replace(BEAT, state=state))
         await tick(case)
     assert [bool(status["workers"]) for status in case.client.statuses] == [True, False]
     assert gauges() == (0, 0)
@@ -304,9 +304,9 @@ async def test_one_that_stops_is_gone_with_the_next_status() -> None:
 async def test_what_one_says_of_itself_is_what_is_known_of_it() -> None:
     case = Case()
     attempt = RunningAttempt("u", "k.1")
-    case.controller.worker_beat(replace(BEAT, pod="a", running=(attempt,), busy=3))
-    case.controller.worker_beat(replace(BEAT, pod="b", running=(attempt,)))
-    case.controller.worker_beat(replace(BEAT, pod="c", state=WorkerState.STOPPED, busy=0))
+    case.controller.on_heartbeat(replace(BEAT, pod="a", running=(attempt,), busy=3))
+    case.controller.on_heartbeat(replace(BEAT, pod="b", running=(attempt,)))
+    case.controller.on_heartbeat(replace(BEAT, pod="c", state=WorkerState.STOPPED, busy=0))
     views = case.controller.registry.views.values()
     assert [(one.pod, one.running, one.busy, one.state) for one in views] == [
         ("a", 1, 3, WorkerState.READY),
@@ -320,7 +320,7 @@ async def test_one_that_falls_silent_is_lost_and_this_is_said(
 ) -> None:
     case = Case()
     case.connect()
-    case.controller.worker_beat(BEAT)
+    case.controller.on_heartbeat(BEAT)
     await until_time(LOST_SECONDS - 1.1)
     await tick(case)
     assert len(case.status["workers"]) == 1
@@ -333,7 +333,7 @@ async def test_heartbeats_that_bring_no_news_cost_no_write() -> None:
     case = Case()
     case.connect()
     for _ in range(20):
-        case.controller.worker_beat(BEAT)
+        case.controller.on_heartbeat(BEAT)
         await tick(case)
     assert len(case.client.statuses) == 1
 
@@ -342,7 +342,7 @@ async def test_more_workers_than_the_status_tells_of() -> None:
     case = Case()
     case.connect()
     for number in range(25):
-        case.controller.worker_beat(replace(BEAT, pod=f"pod-{number:02}"))
+        case.controller.on_heartbeat(replace(BEAT, pod=f"pod-{number:02}"))
     await tick(case)
     assert [one["pod"] for one in case.status["workers"]] == [f"pod-{n:02}" for n in range(20)]
     assert gauges() == (25, 100)
@@ -353,7 +353,7 @@ async def test_slots_of_workers_from_elsewhere_widen_the_window() -> None:
     case.connect()
     await tick(case)
     assert case.dispatcher.slots == 0
-    case.controller.worker_beat(replace(BEAT, slots=7))
+    case.controller.on_heartbeat(replace(BEAT, slots=7))
     await tick(case)
     assert case.dispatcher.slots == 7
 
@@ -367,8 +367,8 @@ async def test_a_held_pool_keeps_the_workers_that_say_they_run_something(
     case.connect()
     attempts = (RunningAttempt("u", "k.1"), RunningAttempt("v", "k.2"))
     for pod in ("a", "b"):
-        case.controller.worker_beat(replace(BEAT, pod=pod, running=attempts))
-    case.controller.worker_beat(replace(BEAT, pod="idle"))
+        case.controller.on_heartbeat(replace(BEAT, pod=pod, running=attempts))
+    case.controller.on_heartbeat(replace(BEAT, pod="idle"))
     assert case.controller._busy(case.controller._signal()) == busy
 
 
@@ -376,10 +376,10 @@ async def test_workers_that_decide_by_their_cpus_are_as_many_as_their_slots_need
     case = Case(CONFIG)
     side = case.connect()
     for pod in ("a", "b", "c"):
-        case.controller.worker_beat(replace(BEAT, pod=pod, slots=8))
+        case.controller.on_heartbeat(replace(BEAT, pod=pod, slots=8))
     case.dispatcher.published, side.ready = 20, 0
     assert case.controller._busy(case.controller._signal()) == 3
-    case.controller.worker_beat(replace(BEAT, pod="c", slots=8, state=WorkerState.DRAINING))
+    case.controller.on_heartbeat(replace(BEAT, pod="c", slots=8, state=WorkerState.DRAINING))
     assert case.controller._slots() == 8
 
 
