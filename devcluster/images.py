@@ -73,7 +73,17 @@ def build_operator() -> bool:
             CHECKOUT / "operator" / "taskqueue", Path(scratch, "taskqueue"), ignore=ignored
         )
         containerfile = CHECKOUT / "operator" / "Containerfile"
-        return build_image(OPERATOR, containerfile, Path(scratch), {"BASE_IMAGE": base})
+        arguments = {"BASE_IMAGE": base, "VERSION": project_version()}
+        return build_image(OPERATOR, containerfile, Path(scratch), arguments)
+
+
+def project_version() -> str:
+    """Return `taskqueue.__version__` of this checkout, without importing anything of it."""
+    text = (CHECKOUT / "operator" / "taskqueue" / "__init__.py").read_text()
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise DevclusterError('operator/taskqueue/__init__.py has no line `__version__ = "…"`.')
+    return found[1]
 
 
 def build_rabbitmq() -> bool:

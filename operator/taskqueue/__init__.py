@@ -16,6 +16,9 @@ from taskqueue.worker.sdk import (
     task,
 )
 
+#: The version of the project, and the only place that has it. CHANGELOG.md says what is in it.
+__version__ = "0.1.0"
+
 __all__ = [
     "Cancelled",
     "Context",

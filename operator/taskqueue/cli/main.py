@@ -10,11 +10,28 @@ from typing import Annotated
 
 import typer
 
+from taskqueue import __version__
 from taskqueue.cli import dead_letters
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="A task queue for Kubernetes over RabbitMQ."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """A task queue for Kubernetes over RabbitMQ."""
 
 
 app.add_typer(dead_letters.app, name="dead-letters")
