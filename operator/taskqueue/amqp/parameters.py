@@ -5,15 +5,14 @@ A Secret has either ``uri`` or the single keys ``host``, ``port``, ``username``,
 raises `BrokerConfigurationError`, which names the key. No representation of the parameters and no
 error shows the password or the key.
 
-``managementUri`` or ``prometheusUri`` say where the broker tells the figures of its queues. They
-are read apart from the rest: who only connects needs none, and a wrong one stops no connection.
+``managementUri`` names the management API, which has the statistics of the broker's queues. It is
+read apart from the rest: a connection needs none, and a wrong one prevents no connection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -89,28 +88,25 @@ class BrokerParameters:
         )
 
 
-class StatisticsKind(StrEnum):
-    """Which of the broker's endpoints it is; the value is the Secret's key."""
-
-    MANAGEMENT = "managementUri"
-    PROMETHEUS = "prometheusUri"
+#: The Secret's key for the management API.
+MANAGEMENT_URI = "managementUri"
+#: A key that former versions read: the address of a Prometheus endpoint.
+_REMOVED_URI = "prometheusUri"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsEndpoint:
-    """Where a broker tells the figures of its queues; hashable, the key of a shared reader.
+    """The management API that has a broker's queue statistics; the key of a shared reader.
 
     Attributes:
-        kind: what is spoken there.
         url: scheme, host, port and prefix, without credentials and without a slash at the end.
-        username: "" for none.
-        password: "" for none.
-        broker: whose figures they are; its authority and client certificate hold here too.
+        username: of the user who asks.
+        password: of that user; "" for none.
+        broker: whose statistics they are; its authority and client certificate apply here too.
     """
 
-    kind: StatisticsKind
     url: str
-    username: str = ""
+    username: str
     password: str = field(default="", repr=False)
     broker: BrokerParameters
 
@@ -120,54 +116,45 @@ class StatisticsEndpoint:
     ) -> StatisticsEndpoint | None:
         """Read the keys of a Secret; None: it names no endpoint.
 
-        Where there are both, the management is preferred: it knows all nodes of a cluster. It gets
-        the broker user's credentials unless the URI has others; the Prometheus endpoint, which
-        asks for none by default, only those of its URI.
+        Without credentials in the URI, those of the broker's user are used.
 
         Raises:
-            BrokerConfigurationError: a value cannot be used.
+            BrokerConfigurationError: the value cannot be used, or only ``prometheusUri`` is there.
         """
-        for kind in StatisticsKind:
-            uri = (data.get(kind) or "").strip()
-            if uri:
-                return cls._from_uri(kind, uri, broker)
+        uri = (data.get(MANAGEMENT_URI) or "").strip()
+        if uri:
+            return cls._from_uri(uri, broker)
+        if (data.get(_REMOVED_URI) or "").strip():
+            raise BrokerConfigurationError(
+                f"key {_REMOVED_URI} is no longer read: use {MANAGEMENT_URI}"
+            )
         return None
 
     @classmethod
-    def _from_uri(cls, kind: StatisticsKind, uri: str, broker: BrokerParameters) -> Self:
+    def _from_uri(cls, uri: str, broker: BrokerParameters) -> Self:
+        key = MANAGEMENT_URI
         try:
             parts = urlsplit(uri)
             parts.port  # noqa: B018  (raises)
         except ValueError:
             raise BrokerConfigurationError(
-                f"key {kind} cannot be read: write http[s]://user:password@host:port, with "
+                f"key {key} cannot be read: write http[s]://user:password@host:port, with "
                 "reserved characters percent-encoded"
             ) from None
         if parts.scheme not in ("http", "https"):
-            raise BrokerConfigurationError(f"key {kind} must begin with http:// or https://")
+            raise BrokerConfigurationError(f"key {key} must begin with http:// or https://")
         if not parts.hostname:
-            raise BrokerConfigurationError(f"key {kind} names no host: write http[s]://host:port")
+            raise BrokerConfigurationError(f"key {key} names no host: write http[s]://host:port")
         username, password = unquote(parts.username or ""), unquote(parts.password or "")
-        if kind is StatisticsKind.MANAGEMENT:
-            password = password if username else broker.password
-            username = username or broker.username
-        path = parts.path.rstrip("/")
-        for end in _ENDS[kind]:
-            path = path.removesuffix(end)
+        if not username:
+            username, password = broker.username, broker.password
+        path = parts.path.rstrip("/").removesuffix("/api")  # which the reader adds itself
         return cls(
-            kind=kind,
             url=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}",
             username=username,
             password=password,
             broker=broker,
         )
-
-
-#: What people add to an endpoint's address, and the reader does itself.
-_ENDS = {
-    StatisticsKind.MANAGEMENT: ("/api",),
-    StatisticsKind.PROMETHEUS: ("/detailed", "/per-object", "/metrics"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

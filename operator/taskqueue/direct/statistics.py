@@ -1,4 +1,4 @@
-"""The broker's own figures of its queues: from its management API or its Prometheus endpoint.
+"""The broker's own statistics of its queues, read from its management API.
 
 One reading asks for all of the operator's queues in a virtual host at once. What the answer does
 not have is unknown, never zero: a queue that was just declared has no figures for up to 10 s, nor
@@ -22,14 +22,13 @@ import aiohttp
 import orjson
 
 from taskqueue.amqp.connection import tls_context
-from taskqueue.amqp.parameters import BrokerConfigurationError, StatisticsEndpoint, StatisticsKind
+from taskqueue.amqp.parameters import MANAGEMENT_URI, BrokerConfigurationError, StatisticsEndpoint
 from taskqueue.contract.names import work_queue
 from taskqueue.model.queue_stats import QueueStats
 
 #: Time limit of a reading.
 READ_SECONDS = 5.0
-#: Largest answer to one request: a page of the management has some 50 kB, the Prometheus endpoint
-#: 400 bytes for a queue.
+#: Largest answer to one request; a page has some 50 kB.
 MAX_BYTES = 8 * 1024 * 1024
 #: Most queues in one answer of the management (more it does not give), and most pages.
 _PAGE_SIZE = 500
@@ -37,11 +36,6 @@ _MAX_PAGES = 20
 
 #: What the names of all work queues begin with.
 _PREFIX = work_queue("", "").removesuffix(".")
-_SERIES = re.compile(
-    r"^rabbitmq_detailed_queue_messages_(ready|unacked)\{([^\n]*)\} ([0-9.eE+]+)\s*$", re.MULTILINE
-)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-_ESCAPE = re.compile(r"\\(.)")
 
 
 class StatisticsUnreadable(Exception):
@@ -73,9 +67,7 @@ class StatisticsClient:
         """
         try:
             async with asyncio.timeout(READ_SECONDS):
-                if self._endpoint.kind is StatisticsKind.MANAGEMENT:
-                    return await self._read_management()
-                return await self._read_prometheus()
+                return await self._read_pages()
         except TimeoutError:
             raise self._unreadable(
                 f"no answer within {READ_SECONDS:g} s: check host, port and network policies"
@@ -85,7 +77,7 @@ class StatisticsClient:
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             raise self._unreadable(_explain(problem)) from None
 
-    async def _read_management(self) -> Mapping[str, QueueStats]:
+    async def _read_pages(self) -> Mapping[str, QueueStats]:
         found: dict[str, QueueStats] = {}
         listed = 0
         for page in range(1, _MAX_PAGES + 1):
@@ -117,7 +109,7 @@ class StatisticsClient:
         }
         if self._disabled:
             query |= {"disable_stats": "true", "enable_queue_totals": "true"}
-        answer = self._parse(await self._get(path, query, "application/json"))
+        answer = self._parse(await self._get(path, query))
         items, pages = answer.get("items"), answer.get("page_count")
         if not isinstance(items, list) or not isinstance(pages, int):
             raise self._not_management()
@@ -128,7 +120,7 @@ class StatisticsClient:
 
         Not asked for otherwise: what is not known yet is 0 among the totals.
         """
-        answer = await self._get("/api/overview", {"columns": "disable_stats"}, "application/json")
+        answer = await self._get("/api/overview", {"columns": "disable_stats"})
         return self._parse(answer).get("disable_stats") is True
 
     def _parse(self, answer: bytes) -> dict[str, Any]:
@@ -146,37 +138,17 @@ class StatisticsClient:
             "API"
         )
 
-    async def _read_prometheus(self) -> Mapping[str, QueueStats]:
-        answer = await self._get(
-            "/metrics/detailed",
-            {"vhost": self._endpoint.broker.virtual_host, "family": "queue_coarse_metrics"},
-            "text/plain",
-        )
-        numbers: dict[str, dict[str, int]] = {}
-        for kind, text, value in _SERIES.findall(answer.decode(errors="replace")):
-            labels = {name: _ESCAPE.sub(_unescaped, raw) for name, raw in _LABEL.findall(text)}
-            name = labels.get("queue", "")
-            if labels.get("vhost") == self._endpoint.broker.virtual_host and name.startswith(
-                _PREFIX
-            ):
-                numbers.setdefault(name, {})[kind] = int(float(value))
-        return {
-            name: QueueStats(ready=both["ready"], unacknowledged=both["unacked"])
-            for name, both in numbers.items()
-            if len(both) == 2
-        }
-
-    async def _get(self, path: str, query: Mapping[str, str], content_type: str) -> bytes:
+    async def _get(self, path: str, query: Mapping[str, str]) -> bytes:
         if self._session is None:
             self._session = self._open()
         url = f"{self._endpoint.url}{path}?{urlencode(query)}"
         async with self._session.get(url, allow_redirects=False) as response:
             if response.status != 200:
                 raise self._unreadable(self._refusal(response))
-            if response.content_type != content_type:
+            if response.content_type != "application/json":
                 raise self._unreadable(
-                    f"answered {response.content_type}, not {content_type}: check that the address "
-                    f"is RabbitMQ's {self._what}"
+                    f"answered {response.content_type}, not application/json: check that the "
+                    "address is RabbitMQ's management API"
                 )
             body = bytearray()
             async for chunk in response.content.iter_any():
@@ -184,62 +156,46 @@ class StatisticsClient:
                 if len(body) > MAX_BYTES:
                     raise self._unreadable(
                         f"the answer has more than {MAX_BYTES} bytes: check that the address is "
-                        f"RabbitMQ's {self._what}"
+                        "RabbitMQ's management API"
                     )
             return bytes(body)
 
     def _open(self) -> aiohttp.ClientSession:
         endpoint = self._endpoint
-        headers = {"Accept-Encoding": "identity"}
-        if endpoint.username:
-            headers["Authorization"] = aiohttp.encode_basic_auth(
-                endpoint.username, endpoint.password
-            )
+        login = aiohttp.encode_basic_auth(endpoint.username, endpoint.password)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 ssl=tls_context(endpoint.broker) if endpoint.url.startswith("https:") else True,
                 limit=1,
             ),
-            headers=headers,
+            headers={"Accept-Encoding": "identity", "Authorization": login},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
         )
 
     def _refusal(self, response: aiohttp.ClientResponse) -> str:
-        kind, status = self._endpoint.kind, response.status
+        status = response.status
         said = f"answered {status} {response.reason or ''}".rstrip()
         if status in (401, 403):
-            if not self._endpoint.username:
-                return f"{said}: write {kind} as http[s]://user:password@host:port"
-            who = f"user {self._endpoint.username}"
-            if kind is StatisticsKind.MANAGEMENT:
-                return (
-                    f"{said}: check the password of {who}, and give that user the tag management "
-                    "and permissions on the virtual host"
-                )
-            return f"{said}: check the password of {who}"
+            return (
+                f"{said}: check the password of user {self._endpoint.username}, and give that user "
+                "the tag management and permissions on the virtual host"
+            )
         if status == 404:
-            if kind is StatisticsKind.MANAGEMENT:
-                return (
-                    f"{said}: check the address, and that the virtual host "
-                    f"{self._endpoint.broker.virtual_host} exists"
-                )
-            return f"{said}: check the address; RabbitMQ 4.0 or newer serves /metrics/detailed"
+            return (
+                f"{said}: check the address, and that the virtual host "
+                f"{self._endpoint.broker.virtual_host} exists"
+            )
         if 300 <= status < 400:
-            return f"{said}: a redirect is not followed: write into {kind} where it leads to"
-        return f"{said}: look at what serves that address"
+            return (
+                f"{said}: a redirect is not followed: write into {MANAGEMENT_URI} where it leads to"
+            )
+        return f"{said}: check what serves that address"
 
     def _unreadable(self, why: str) -> StatisticsUnreadable:
-        where = f"the broker's statistics at {self._endpoint.url} ({self._endpoint.kind})"
+        where = f"the broker's statistics at {self._endpoint.url} ({MANAGEMENT_URI})"
         return StatisticsUnreadable(f"{where} cannot be read: {why}")
-
-    @property
-    def _what(self) -> str:
-        return {
-            StatisticsKind.MANAGEMENT: "management API",
-            StatisticsKind.PROMETHEUS: "Prometheus endpoint",
-        }[self._endpoint.kind]
 
 
 def _figures(item: Any) -> QueueStats | None:
@@ -252,10 +208,6 @@ def _figures(item: Any) -> QueueStats | None:
     if type(ready) is not int or type(unacknowledged) is not int:
         return None
     return QueueStats(ready=max(ready, 0), unacknowledged=max(unacknowledged, 0))
-
-
-def _unescaped(match: re.Match[str]) -> str:
-    return "\n" if match[1] == "n" else match[1]
 
 
 def _explain(problem: Exception) -> str:

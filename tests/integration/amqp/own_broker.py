@@ -34,7 +34,6 @@ class OwnBroker:
     host: str
     port: int
     management_port: int
-    prometheus_port: int
     username: str
     password: str = field(repr=False)
 
@@ -110,7 +109,6 @@ def own_broker(kubectl: Any, namespace: str, host: str) -> Iterator[OwnBroker]:
             host=host,
             port=ports["amqp"],
             management_port=ports["management"],
-            prometheus_port=ports["prometheus"],
             username="taskqueue",
             password="only-for-trying-out",
         )

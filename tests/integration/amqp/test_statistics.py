@@ -13,7 +13,7 @@ import pytest
 
 from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection, connect
-from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint, StatisticsKind
+from taskqueue.amqp.parameters import MANAGEMENT_URI, BrokerParameters, StatisticsEndpoint
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.names import WORK_EXCHANGE, routing_key, work_queue
 from taskqueue.contract.outgoing import OutgoingMessage
@@ -35,7 +35,6 @@ from tests.integration.amqp.test_tls import Certificate, make_certificate, serve
 
 pytestmark = [pytest.mark.broker, pytest.mark.cluster]
 
-MANAGEMENT, PROMETHEUS = StatisticsKind.MANAGEMENT, StatisticsKind.PROMETHEUS
 OWN = OutgoingMessage(exchange="", key="", body=b"", content_type=None).properties()
 #: RabbitMQ renews figures every 5 s, twice over; so many seconds are a broker that never does.
 SECONDS = 60
@@ -44,7 +43,7 @@ SECONDS = 60
 @pytest.fixture(scope="module")
 def rabbit(kubectl: Kubectl, node_address: str) -> Iterator[OwnBroker]:
     with own_broker(kubectl, f"test-{uuid.uuid4().hex[:10]}", node_address) as broker:
-        for port in (broker.port, broker.management_port, broker.prometheus_port):
+        for port in (broker.port, broker.management_port):
             wait_for_port(node_address, port)
         yield broker
 
@@ -63,11 +62,8 @@ def broker(rabbit: OwnBroker) -> BrokerParameters:
     )
 
 
-def endpoint_of(
-    rabbit: OwnBroker, broker: BrokerParameters, kind: StatisticsKind, **data: str
-) -> StatisticsEndpoint:
-    port = rabbit.management_port if kind is MANAGEMENT else rabbit.prometheus_port
-    named = {kind.value: uri(rabbit.host, port)} | data
+def endpoint_of(rabbit: OwnBroker, broker: BrokerParameters, **data: str) -> StatisticsEndpoint:
+    named = {MANAGEMENT_URI: uri(rabbit.host, rabbit.management_port)} | data
     found = StatisticsEndpoint.from_mapping(named, broker)
     assert found is not None
     return found
@@ -140,13 +136,10 @@ async def seen_until(
     return seen
 
 
-@pytest.mark.parametrize("kind", StatisticsKind)
-async def test_figures_of_direct_messages(
-    rabbit: OwnBroker, broker: BrokerParameters, kind: StatisticsKind
-) -> None:
+async def test_figures_of_direct_messages(rabbit: OwnBroker, broker: BrokerParameters) -> None:
     async with (
         queue(broker) as (name, connection),
-        reading(endpoint_of(rabbit, broker, kind)) as client,
+        reading(endpoint_of(rabbit, broker)) as client,
     ):
         assert name not in await client.read()  # just declared: unknown
         await publish(connection, 5)
@@ -154,11 +147,10 @@ async def test_figures_of_direct_messages(
         await seen_until(client, name, QueueStats(3, 2))
 
 
-@pytest.mark.parametrize("kind", StatisticsKind)
 async def test_a_broker_that_starts_again_has_no_figures_rather_than_wrong_ones(
-    rabbit: OwnBroker, broker: BrokerParameters, kind: StatisticsKind
+    rabbit: OwnBroker, broker: BrokerParameters
 ) -> None:
-    async with reading(endpoint_of(rabbit, broker, kind)) as client:
+    async with reading(endpoint_of(rabbit, broker)) as client:
         async with queue(broker) as (name, connection):
             await publish(connection, 5)
             await hold(connection, name, 2)
@@ -176,7 +168,7 @@ async def test_a_broker_that_keeps_no_statistics_tells_totals(
     try:
         async with (
             queue(broker) as (name, connection),
-            reading(endpoint_of(rabbit, broker, MANAGEMENT)) as client,
+            reading(endpoint_of(rabbit, broker)) as client,
         ):
             await publish(connection, 5)
             await hold(connection, name, 2)
@@ -194,7 +186,7 @@ async def unreadable(endpoint: StatisticsEndpoint) -> str:
 
 
 async def test_a_wrong_password(rabbit: OwnBroker, broker: BrokerParameters) -> None:
-    wrong = replace(endpoint_of(rabbit, broker, MANAGEMENT), password="wr0ng")
+    wrong = replace(endpoint_of(rabbit, broker), password="wr0ng")
     assert "answered 401 Unauthorized: check the password of user taskqueue" in await unreadable(
         wrong
     )
@@ -202,7 +194,7 @@ async def test_a_wrong_password(rabbit: OwnBroker, broker: BrokerParameters) -> 
 
 async def test_a_user_without_the_tag(rabbit: OwnBroker, broker: BrokerParameters) -> None:
     rabbit.management().request("PUT", "users", "plain", body={"password": "pl4in", "tags": ""})
-    plain = replace(endpoint_of(rabbit, broker, MANAGEMENT), username="plain", password="pl4in")
+    plain = replace(endpoint_of(rabbit, broker), username="plain", password="pl4in")
     assert "give that user the tag management" in await unreadable(plain)
 
 
@@ -210,19 +202,13 @@ async def test_a_virtual_host_that_is_not_there(
     rabbit: OwnBroker, broker: BrokerParameters
 ) -> None:
     gone = replace(broker, virtual_host="g/one")
-    assert "the virtual host g/one exists" in await unreadable(
-        endpoint_of(rabbit, gone, MANAGEMENT)
-    )
+    assert "the virtual host g/one exists" in await unreadable(endpoint_of(rabbit, gone))
 
 
 async def test_what_is_no_endpoint_at_all(rabbit: OwnBroker, broker: BrokerParameters) -> None:
     amqp = uri(rabbit.host, rabbit.port)
     assert "the connection failed: check host, port and scheme" in await unreadable(
-        endpoint_of(rabbit, broker, MANAGEMENT, managementUri=amqp)
-    )
-    swapped = uri(rabbit.host, rabbit.management_port)
-    assert "cannot be read: answered " in await unreadable(
-        endpoint_of(rabbit, broker, PROMETHEUS, prometheusUri=swapped)
+        endpoint_of(rabbit, broker, managementUri=amqp)
     )
 
 
@@ -232,7 +218,7 @@ async def test_an_endpoint_cut_off_and_back(
     behind = replace(broker, port=rabbit.management_port)
     async with relay_to(behind) as (relay, relayed):
         address = uri(relayed.host, relayed.port)
-        endpoint = endpoint_of(rabbit, broker, MANAGEMENT, managementUri=address)
+        endpoint = endpoint_of(rabbit, broker, managementUri=address)
         async with reading(endpoint) as client:
             await client.read()
             relay.freeze()
@@ -258,11 +244,9 @@ async def test_tls_with_the_authority_of_the_secret(
     async with relay_to(behind, tls=server_context(certificate)) as (_, relayed):
         address = uri(relayed.host, relayed.port, scheme="https")
         trusting = replace(broker, ca_certificate=certificate.text)
-        async with reading(
-            endpoint_of(rabbit, trusting, MANAGEMENT, managementUri=address)
-        ) as client:
+        async with reading(endpoint_of(rabbit, trusting, managementUri=address)) as client:
             await client.read()
-        told = await unreadable(endpoint_of(rabbit, broker, MANAGEMENT, managementUri=address))
+        told = await unreadable(endpoint_of(rabbit, broker, managementUri=address))
         assert "the certificate is not trusted: put its authority into ca.crt" in told
 
 
@@ -300,11 +284,10 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-@pytest.mark.parametrize("kind", StatisticsKind)
 async def test_tasks_that_come_and_go_fast_are_no_direct_messages_and_one_that_runs_is(
-    rabbit: OwnBroker, broker: BrokerParameters, kind: StatisticsKind
+    rabbit: OwnBroker, broker: BrokerParameters
 ) -> None:
-    endpoint = endpoint_of(rabbit, broker, kind)
+    endpoint = endpoint_of(rabbit, broker)
     readers = StatisticsReaders(
         spawn=lambda work, name: asyncio.get_running_loop().create_task(work, name=name)
     )

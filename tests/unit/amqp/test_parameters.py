@@ -10,7 +10,6 @@ from taskqueue.amqp.parameters import (
     BrokerConfigurationError,
     BrokerParameters,
     StatisticsEndpoint,
-    StatisticsKind,
 )
 
 KEYS = {"host": "mq", "username": "op", "password": "s3cret"}
@@ -99,7 +98,7 @@ def test_equal_parameters_are_one_key() -> None:
     )
 
 
-# Where the figures of its queues are told.
+# The endpoint of its statistics.
 
 RABBIT = BrokerParameters(host="rabbit", port=5672, username="u", password="p")
 
@@ -126,37 +125,24 @@ def test_a_secret_of_the_cluster_operator_names_no_endpoint(data: dict[str, str]
         ("http://[fd00::1]:15672", "http://[fd00::1]:15672", "u", "p"),
     ],
 )
-def test_the_management_api(uri: str, url: str, username: str, password: str) -> None:
+def test_management_uri_is_read(uri: str, url: str, username: str, password: str) -> None:
     found = endpoint(managementUri=uri)
-    assert found.kind is StatisticsKind.MANAGEMENT
     assert (found.url, found.username, found.password) == (url, username, password)
     assert found.broker == RABBIT
 
 
-@pytest.mark.parametrize(
-    ("uri", "url", "username"),
-    [
-        ("http://rabbit:15692", "http://rabbit:15692", ""),
-        ("http://rabbit:15692/metrics", "http://rabbit:15692", ""),
-        ("http://rabbit:15692/metrics/detailed", "http://rabbit:15692", ""),
-        ("http://rabbit:15692/x/metrics/per-object", "http://rabbit:15692/x", ""),
-        ("http://m:p@rabbit:15692", "http://rabbit:15692", "m"),
-    ],
-)
-def test_the_prometheus_endpoint_gets_no_credentials_that_it_was_not_given(
-    uri: str, url: str, username: str
-) -> None:
-    found = endpoint(prometheusUri=uri)
-    assert found.kind is StatisticsKind.PROMETHEUS
-    assert (found.url, found.username) == (url, username)
+def test_the_prometheus_endpoint_is_refused_with_the_key_to_use_instead() -> None:
+    with pytest.raises(
+        BrokerConfigurationError, match="key prometheusUri is no longer read: use managementUri"
+    ):
+        endpoint(prometheusUri="http://rabbit:15692")
 
 
-def test_the_management_api_is_preferred() -> None:
+def test_the_prometheus_endpoint_is_ignored_beside_the_management_api() -> None:
     found = endpoint(prometheusUri="http://rabbit:15692", managementUri="http://rabbit:15672")
-    assert found.kind is StatisticsKind.MANAGEMENT
+    assert found.url == "http://rabbit:15672"
 
 
-@pytest.mark.parametrize("key", ["managementUri", "prometheusUri"])
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
@@ -167,10 +153,10 @@ def test_the_management_api_is_preferred() -> None:
         ("http://u:s3cret@[rabbit", "cannot be read"),
     ],
 )
-def test_a_wrong_endpoint_names_its_key_and_no_password(key: str, uri: str, words: str) -> None:
+def test_a_wrong_endpoint_names_its_key_and_no_password(uri: str, words: str) -> None:
     with pytest.raises(BrokerConfigurationError, match=words) as caught:
-        endpoint(**{key: uri})
-    assert str(caught.value).startswith(f"key {key} ")
+        endpoint(managementUri=uri)
+    assert str(caught.value).startswith("key managementUri ")
     assert "s3" not in str(caught.value)
 
 

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint, StatisticsKind
+from taskqueue.amqp.parameters import MANAGEMENT_URI, BrokerParameters, StatisticsEndpoint
 from taskqueue.direct import statistics
 from taskqueue.direct.statistics import StatisticsClient, StatisticsUnreadable
 from taskqueue.model.queue_stats import QueueStats
 
 BROKER = BrokerParameters(host="rabbit", port=5672, username="u", password="s3cret")
-MANAGEMENT, PROMETHEUS = StatisticsKind.MANAGEMENT, StatisticsKind.PROMETHEUS
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -28,7 +27,6 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 async def served(
     answer: Handler,
     *,
-    kind: StatisticsKind = MANAGEMENT,
     virtual_host: str = "/",
     prefix: str = "",
 ) -> AsyncIterator[StatisticsClient]:
@@ -39,7 +37,7 @@ async def served(
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
-    data = {kind.value: f"http://127.0.0.1:{port}{prefix}"}
+    data = {MANAGEMENT_URI: f"http://127.0.0.1:{port}{prefix}"}
     endpoint = StatisticsEndpoint.from_mapping(data, replace(BROKER, virtual_host=virtual_host))
     assert endpoint is not None
     client = StatisticsClient(endpoint)
@@ -64,18 +62,13 @@ def queue(name: str, ready: Any = 1, unacknowledged: Any = 2, **more: Any) -> di
     }
 
 
-def series(*lines: str) -> web.Response:
-    text = "# TYPE rabbitmq_detailed_queue_messages_ready gauge\n" + "\n".join(lines) + "\n"
-    return web.Response(text=text, content_type="text/plain", charset="utf-8")
-
-
-async def unreadable(answer: Handler, kind: StatisticsKind = MANAGEMENT) -> str:
-    async with served(answer, kind=kind) as client:
+async def unreadable(answer: Handler) -> str:
+    async with served(answer) as client:
         with pytest.raises(StatisticsUnreadable) as caught:
             await client.read()
     text = str(caught.value)
     assert "s3cret" not in text
-    assert f"at {client._endpoint.url} ({kind}) cannot be read: " in text
+    assert f"at {client._endpoint.url} ({MANAGEMENT_URI}) cannot be read: " in text
     return text
 
 
@@ -180,62 +173,23 @@ async def test_json_that_is_no_list_of_queues(text: str) -> None:
     assert "not a list of queues" in await unreadable(answer)
 
 
-# The Prometheus endpoint.
-
-
-async def test_prometheus_is_asked_for_the_queues_of_the_virtual_host_only() -> None:
-    requests: list[web.BaseRequest] = []
-
-    async def answer(request: web.BaseRequest) -> web.Response:
-        requests.append(request)
-        ready, unacked = (f"rabbitmq_detailed_queue_messages_{one}" for one in ("ready", "unacked"))
-        return series(
-            f'{ready}{{vhost="a\\"b",queue="taskqueue.shop.a"}} 6',
-            f'{unacked}{{queue="taskqueue.shop.a",vhost="a\\"b"}} 4',
-            'rabbitmq_detailed_queue_messages{vhost="a\\"b",queue="taskqueue.shop.a"} 10',
-            f'{ready}{{vhost="/",queue="taskqueue.shop.a"}} 9',
-            f'{ready}{{vhost="a\\"b",queue="taskqueue.shop.half"}} 1',
-            f'{ready}{{vhost="a\\"b",queue="taskqueue-dead.shop.a"}} 8',
-            f'{unacked}{{vhost="a\\"b",queue="taskqueue-dead.shop.a"}} 8',
-            f'{ready}{{vhost="a\\"b",queue="taskqueue.shop.nan"}} NaN',
-            f'{unacked}{{vhost="a\\"b",queue="taskqueue.shop.nan"}} 1',
-            f'{ready}{{vhost="a\\"b",queue="taskqueue.shop.big"}} 1.5e+06',
-            f'{unacked}{{vhost="a\\"b",queue="taskqueue.shop.big"}} 0',
-        )
-
-    async with served(
-        answer, kind=PROMETHEUS, virtual_host='a"b', prefix="/rabbit/metrics"
-    ) as client:
-        assert await client.read() == {
-            "taskqueue.shop.a": QueueStats(6, 4),
-            "taskqueue.shop.big": QueueStats(1_500_000, 0),
-        }
-    (request,) = requests
-    assert request.path == "/rabbit/metrics/detailed"
-    assert request.query["vhost"] == 'a"b'
-    assert request.query["family"] == "queue_coarse_metrics"
-    assert "Authorization" not in request.headers
-
-
 # What is no answer.
 
 
 @pytest.mark.parametrize(
-    ("kind", "status", "words"),
+    ("status", "words"),
     [
-        (MANAGEMENT, 401, "check the password of user u, and give that user the tag management"),
-        (MANAGEMENT, 403, "permissions on the virtual host"),
-        (MANAGEMENT, 404, "that the virtual host / exists"),
-        (MANAGEMENT, 503, "answered 503 Service Unavailable: look at what serves"),
-        (PROMETHEUS, 401, "write prometheusUri as http[s]://user:password@host:port"),
-        (PROMETHEUS, 404, "serves /metrics/detailed"),
+        (401, "check the password of user u, and give that user the tag management"),
+        (403, "permissions on the virtual host"),
+        (404, "that the virtual host / exists"),
+        (503, "answered 503 Service Unavailable: check what serves"),
     ],
 )
-async def test_a_refusal_says_what_to_do(kind: StatisticsKind, status: int, words: str) -> None:
+async def test_a_refusal_says_what_to_do(status: int, words: str) -> None:
     async def answer(request: web.BaseRequest) -> web.Response:
         return web.json_response({}, status=status)
 
-    assert words in await unreadable(answer, kind)
+    assert words in await unreadable(answer)
 
 
 async def test_a_redirect_is_not_followed_with_the_password() -> None:
@@ -249,25 +203,21 @@ async def test_a_redirect_is_not_followed_with_the_password() -> None:
     assert asked == ["/api/queues//"]
 
 
-@pytest.mark.parametrize("kind", StatisticsKind)
-async def test_a_web_page_is_no_answer(kind: StatisticsKind) -> None:
+async def test_a_web_page_is_no_answer() -> None:
     async def answer(request: web.BaseRequest) -> web.Response:
         return web.Response(text="<html>log in</html>", content_type="text/html")
 
-    assert "answered text/html, not" in await unreadable(answer, kind)
+    assert "answered text/html, not" in await unreadable(answer)
 
 
-@pytest.mark.parametrize("kind", StatisticsKind)
-async def test_an_answer_without_end_is_given_up(kind: StatisticsKind) -> None:
-    content_type = "application/json" if kind is MANAGEMENT else "text/plain"
-
+async def test_an_answer_without_end_is_given_up() -> None:
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": content_type})
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         while True:
             await response.write(b" " * 2**18)
 
-    assert f"more than {statistics.MAX_BYTES} bytes" in await unreadable(answer, kind)
+    assert f"more than {statistics.MAX_BYTES} bytes" in await unreadable(answer)
 
 
 async def test_an_endpoint_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,8 +285,8 @@ async def test_an_answer_after_a_failure_is_read() -> None:
 
 async def test_an_authority_that_is_none_names_the_key() -> None:
     endpoint = StatisticsEndpoint(
-        kind=MANAGEMENT,
         url="https://127.0.0.1:1",
+        username="u",
         broker=replace(BROKER, ca_certificate="no certificate"),
     )
     client = StatisticsClient(endpoint)

@@ -121,9 +121,9 @@ class Case:
             readers=self.readers,
         )
 
-    def name_endpoint(self, uri: str = "http://one:15672") -> None:
+    def name_endpoint(self, uri: str = "http://one:15672", key: str = "managementUri") -> None:
         """Have the Secret name an endpoint for statistics."""
-        data = {**SECRET["data"], "managementUri": base64.b64encode(uri.encode()).decode()}
+        data = {**SECRET["data"], key: base64.b64encode(uri.encode()).decode()}
         self.client.secret = {"data": data}
 
     def told(self, ready: int, unacknowledged: int) -> None:
@@ -417,6 +417,24 @@ async def test_a_wrong_endpoint_stops_no_connection_and_is_a_problem(
     assert signal.backlog == 1
     assert signal.problem.startswith(
         "Secret shop/rabbit (spec.broker.connectionSecret): key managementUri must begin with"
+    )
+
+
+async def test_a_prometheus_endpoint_is_a_problem_that_names_the_key_to_use(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    case.name_endpoint("http://one:15692", key="prometheusUri")
+    await case.side.reach()
+    assert case.side.declared
+    assert case.side.signal(waiting=1, published=0).problem == ""
+    case.now += 20
+    assert case.side.signal(waiting=1, published=0) == BacklogEstimate(
+        backlog=1,
+        ready=None,
+        running=None,
+        problem="Secret shop/rabbit (spec.broker.connectionSecret): key prometheusUri is no longer "
+        "read: use managementUri",
     )
 
 

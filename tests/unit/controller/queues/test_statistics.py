@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint, StatisticsKind
+from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint
 from taskqueue.controller.queues.backlog import BacklogMeter
 from taskqueue.controller.queues.statistics import (
     POLL_SECONDS,
@@ -26,7 +26,7 @@ BROKER = BrokerParameters(host="rabbit", port=5672, username="u", password="p")
 
 
 def endpoint(name: str = "one") -> StatisticsEndpoint:
-    return StatisticsEndpoint(kind=StatisticsKind.MANAGEMENT, url=f"http://{name}", broker=BROKER)
+    return StatisticsEndpoint(url=f"http://{name}", username="u", broker=BROKER)
 
 
 class FakeClient:
