@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.e2e.api import Body
 from tests.e2e.harness import FINISHED, Harness, Run
-from tests.e2e.table import In
+from tests.e2e.lifecycle_case import FromNow
 
 #: Most that are at the broker at a time; so many may be run twice when the operator is lost.
 WINDOW = 64
@@ -40,7 +40,7 @@ class Load:
             workers={"concurrency": SLOTS},
         )
         self.harness.available(WORKERS)
-        self.harness.power.prepare()
+        self.harness.hard_killer.prepare()
 
     def start(self, *, short: int, long: int) -> None:
         """Create everything; most of it waits in the operator, behind a full window."""
@@ -49,7 +49,7 @@ class Load:
         harness.create_core("configmaps", "later", data={})
         source = {"configMapKeyRef": {"name": "later", "key": "payload"}}
         self._add("blocked", 5, "nap", payloadFrom=[source])
-        self._add("scheduled", 5, "nap", startAfter=In(20).timestamp(), **brief)
+        self._add("scheduled", 5, "nap", startAfter=FromNow(20).timestamp(), **brief)
         self._add("dependent", 5, "nap", dependsOn=["running-0"], **brief)
         self.suspended = self._add("suspended", 5, "nap", suspend=True, **brief)
         self._add("running", 4, "nap", payload={"seconds": 20})

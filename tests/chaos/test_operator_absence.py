@@ -18,7 +18,7 @@ _DEPLOYMENT = ("-n", OPERATOR_NAMESPACE, "deployment/taskqueue-operator")
 def no_operator(harness: Harness) -> Iterator[None]:
     """Have none for a while: killed, and not started again."""
     for pod in harness.operator_pods():
-        harness.power.off(pod["metadata"]["name"])
+        harness.hard_killer.kill(pod["metadata"]["name"])
     harness.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=0")
     harness.until(lambda: not harness.operator_pods(), what="without an operator")
     try:

@@ -60,7 +60,7 @@ def queue(harness: Harness) -> None:
         workers={"concurrency": SLOTS, "template": template},
     )
     harness.queue("hasty", workers=None)
-    harness.power.prepare()
+    harness.hard_killer.prepare()
     harness.available(WORKERS)
     harness.ready("hasty")
 
@@ -218,7 +218,7 @@ def test_killed_workers_and_pods(harness: Harness, following: Following, tell: l
 
 def kill_worker(harness: Harness) -> int:
     """Kill the processes of one pod, and leave the pod."""
-    harness.power.off(running(harness)[0])
+    harness.hard_killer.kill(running(harness)[0])
     return 1
 
 
@@ -232,7 +232,7 @@ def kill_all(harness: Harness) -> int:
     """Kill the processes of every worker there is."""
     pods = running(harness)
     for pod in pods:
-        harness.power.off(pod)
+        harness.hard_killer.kill(pod)
     return len(pods)
 
 

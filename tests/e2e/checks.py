@@ -1,6 +1,6 @@
-"""What must be true of a row of the table besides the statuses; for `Row.also`, and on the way.
+"""What must hold in a lifecycle case besides the statuses; for `LifecycleCase.also` and `when`.
 
-Each function returns a step; ``role`` says which Task, ``it`` unless told otherwise.
+Each function returns a step. ``role`` selects the Task, ``it`` by default.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from datetime import datetime
 from typing import Any
 
 from tests.e2e.api import Body
+from tests.e2e.case_runner import PATIENCE_SECONDS, RunningCase
 from tests.e2e.harness import Run, conditions
-from tests.e2e.scenario_runner import PATIENCE_SECONDS, Play
-from tests.e2e.table import Step
+from tests.e2e.lifecycle_case import Step
 
 
 def ran(times: int, role: str = "it") -> Step:
-    """A handler ran so often, by its workers' logs, and runs no more."""
+    """The handler ran this often, by its workers' logs, and has ended."""
 
-    def check(play: Play) -> None:
+    def check(case: RunningCase) -> None:
         def all_ended() -> bool:
-            runs = play.runs(role)
+            runs = case.runs(role)
             return len(runs) >= times and all(run.ended is not None for run in runs)
 
-        play.harness.until(all_ended, what=f"{times} runs of {role}", seconds=PATIENCE_SECONDS)
-        runs = play.runs(role)
+        case.harness.until(all_ended, what=f"{times} runs of {role}", seconds=PATIENCE_SECONDS)
+        runs = case.runs(role)
         assert len(runs) == times, runs
 
     return check
@@ -34,15 +34,15 @@ def ran(times: int, role: str = "it") -> Step:
 def was_stopped(role: str = "it") -> Step:
     """A Task's last run ended well before it would have by itself."""
 
-    def check(play: Play) -> None:
-        ran_to_end = play.latest(role)["spec"]["payload"]["seconds"]
+    def check(case: RunningCase) -> None:
+        ran_to_end = case.latest(role)["spec"]["payload"]["seconds"]
 
         def ended() -> bool:
-            runs = play.runs(role)
+            runs = case.runs(role)
             return bool(runs) and runs[-1].ended is not None
 
-        play.harness.until(ended, what=f"{role} stopped", seconds=PATIENCE_SECONDS)
-        run = play.runs(role)[-1]
+        case.harness.until(ended, what=f"{role} stopped", seconds=PATIENCE_SECONDS)
+        run = case.runs(role)[-1]
         assert run.ended is not None
         assert (run.ended - run.began).total_seconds() < ran_to_end - 1
 
@@ -52,8 +52,8 @@ def was_stopped(role: str = "it") -> Step:
 def was_never(*phases: str, role: str = "it") -> Step:
     """A Task was never seen in a phase."""
 
-    def check(play: Play) -> None:
-        versions = play.harness.tasks.versions(play.name(role))
+    def check(case: RunningCase) -> None:
+        versions = case.harness.tasks.versions(case.name(role))
         assert not {one["status"]["phase"] for one in versions} & set(phases)
 
     return check
@@ -62,9 +62,9 @@ def was_never(*phases: str, role: str = "it") -> Step:
 def message_names(*named: str, role: str = "it") -> Step:
     """A Task's message names these Tasks."""
 
-    def check(play: Play) -> None:
-        words = set(re.findall(r"[-\w]+", play.status(role)["message"]))
-        assert {play.name(one) for one in named} <= words, words
+    def check(case: RunningCase) -> None:
+        words = set(re.findall(r"[-\w]+", case.status(role)["message"]))
+        assert {case.name(one) for one in named} <= words, words
 
     return check
 
@@ -72,45 +72,45 @@ def message_names(*named: str, role: str = "it") -> Step:
 def ran_in_order(*roles: str) -> Step:
     """The handlers of these Tasks began in this order."""
 
-    def check(play: Play) -> None:
-        began = {role: play.runs(role)[0].began for role in roles}
+    def check(case: RunningCase) -> None:
+        began = {role: case.runs(role)[0].began for role in roles}
         assert sorted(roles, key=lambda role: began[role]) == list(roles), began
 
     return check
 
 
 def waited(*seconds: float, slack: float = 2.0, role: str = "it") -> Step:
-    """Between its attempts the Task waited as long, and never less.
+    """Between its attempts the Task waited this long, and never less.
 
-    ``slack`` is for the way to the worker, on a machine that has much else to do; `due_after` and
-    `waited_exactly` know better how long the operator meant to wait.
+    ``slack`` allows for the way to the worker on a busy machine. `due_after` and `waited_exactly`
+    measure more exactly how long the operator meant to wait.
     """
 
-    def check(play: Play) -> None:
-        waits = _waits(play, role)
+    def check(case: RunningCase) -> None:
+        waits = _waits(case, role)
         assert len(waits) == len(seconds), waits
-        for found, told in zip(waits, seconds, strict=True):
-            assert told - 0.02 <= found <= told + slack, (waits, seconds)
+        for found, expected in zip(waits, seconds, strict=True):
+            assert expected - 0.02 <= found <= expected + slack, (waits, seconds)
 
     return check
 
 
 def waited_exactly(*seconds: float, roles: tuple[str, ...]) -> Step:
-    """Tasks alike waited as long, each wait to a fifth of a second for one of them at least."""
+    """Equal Tasks waited this long; at least one of them within 0.2 s, for each wait."""
 
-    def check(play: Play) -> None:
-        found = [_waits(play, role) for role in roles]
-        for told, waits in zip(seconds, zip(*found, strict=True), strict=True):
-            assert told - 0.02 <= min(waits) <= told + 0.2, (found, seconds)
+    def check(case: RunningCase) -> None:
+        found = [_waits(case, role) for role in roles]
+        for expected, waits in zip(seconds, zip(*found, strict=True), strict=True):
+            assert expected - 0.02 <= min(waits) <= expected + 0.2, (found, seconds)
 
     return check
 
 
 def due_after(seconds: float, role: str = "it") -> Step:
-    """The next attempt is due so long after the last one ended."""
+    """The next attempt is due this many seconds after the last one ended."""
 
-    def check(play: Play) -> None:
-        status = play.status(role)
+    def check(case: RunningCase) -> None:
+        status = case.status(role)
         found = _between(status["history"][-1]["finishTime"], status["nextAttemptTime"])
         assert abs(found - seconds) < 0.01, found
 
@@ -120,19 +120,19 @@ def due_after(seconds: float, role: str = "it") -> Step:
 def began_after(moment: str, role: str = "it") -> Step:
     """The first attempt began after ``startAfter``, or after another Task (of that role) ended."""
 
-    def check(play: Play) -> None:
-        start = _time(play.status(role)["startTime"])
-        earliest = _moment(play, moment, role)
+    def check(case: RunningCase) -> None:
+        start = _time(case.status(role)["startTime"])
+        earliest = _moment(case, moment, role)
         assert start >= earliest - 0.002, (start, earliest)
 
     return check
 
 
 def ended_after(seconds: float, since: str, role: str = "it", *, slack: float = 2.0) -> Step:
-    """A Task ended so long after its creation, startAfter, resume, or another Task's end."""
+    """A Task ended this long after its creation, startAfter, resume, or another Task's end."""
 
-    def check(play: Play) -> None:
-        found = _time(play.status(role)["completionTime"]) - _moment(play, since, role)
+    def check(case: RunningCase) -> None:
+        found = _time(case.status(role)["completionTime"]) - _moment(case, since, role)
         assert seconds - 0.02 <= found <= seconds + slack, found
 
     return check
@@ -141,41 +141,41 @@ def ended_after(seconds: float, since: str, role: str = "it", *, slack: float = 
 def due_at_start_after(role: str = "it") -> Step:
     """The next attempt is due at startAfter."""
 
-    def check(play: Play) -> None:
-        task = play.latest(role)
+    def check(case: RunningCase) -> None:
+        task = case.latest(role)
         assert _time(task["status"]["nextAttemptTime"]) == _time(task["spec"]["startAfter"])
 
     return check
 
 
 def never_two_at_once(*roles: str, but: int = 1) -> Step:
-    """Of these Tasks never more than so many ran at once, by the handlers' own words."""
-    return lambda play: _assert_at_once(play, roles, lambda most: most <= but)
+    """No more than ``but`` of these Tasks ever ran at once, by what the handlers recorded."""
+    return lambda case: _assert_at_once(case, roles, lambda most: most <= but)
 
 
 def at_once(number: int, *roles: str) -> Step:
-    """Of these Tasks so many did run at once."""
-    return lambda play: _assert_at_once(play, roles, lambda most: most >= number)
+    """At least ``number`` of these Tasks ran at once at some time."""
+    return lambda case: _assert_at_once(case, roles, lambda most: most >= number)
 
 
 def fences_grow(*roles: str) -> Step:
-    """Who began later was given a higher fence."""
+    """A later run got a higher fence."""
 
-    def check(play: Play) -> None:
-        results = sorted((play.status(role)["result"] for role in roles), key=_began)
+    def check(case: RunningCase) -> None:
+        results = sorted((case.status(role)["result"] for role in roles), key=_began)
         fences = [result["fence"] for result in results]
         assert fences == sorted(set(fences)), fences
 
     return check
 
 
-def _assert_at_once(play: Play, roles: tuple[str, ...], holds: Any) -> None:
-    """Count runs at once: from the workers' logs, and once more from the results."""
+def _assert_at_once(case: RunningCase, roles: tuple[str, ...], holds: Any) -> None:
+    """Count overlapping runs twice: from the workers' logs and from the results."""
 
     def all_runs() -> list[Run]:
-        return [run for role in roles for run in play.runs(role)]
+        return [run for role in roles for run in case.runs(role)]
 
-    play.harness.until(
+    case.harness.until(
         lambda: all(run.ended is not None for run in all_runs()),
         what=f"{roles} at their end",
         seconds=PATIENCE_SECONDS,
@@ -184,10 +184,10 @@ def _assert_at_once(play: Play, roles: tuple[str, ...], holds: Any) -> None:
     spans = [(run.began.timestamp(), run.ended.timestamp()) for run in runs if run.ended]
     most = _most(spans)
     assert holds(most), (most, runs)
-    results = [play.status(role).get("result") or {} for role in roles]
-    told = [(one["began"], one["ended"]) for one in results if "began" in one]
-    if len(told) == len(runs):
-        assert holds(_most(told)), results
+    results = [case.status(role).get("result") or {} for role in roles]
+    recorded = [(one["began"], one["ended"]) for one in results if "began" in one]
+    if len(recorded) == len(runs):
+        assert holds(_most(recorded)), results
 
 
 def _most(spans: list[tuple[float, float]]) -> int:
@@ -200,19 +200,19 @@ def _most(spans: list[tuple[float, float]]) -> int:
     return most
 
 
-def _moment(play: Play, moment: str, role: str) -> float:
-    task = play.latest(role)
+def _moment(case: RunningCase, moment: str, role: str) -> float:
+    task = case.latest(role)
     if moment == "creation":
         return _time(task["metadata"]["creationTimestamp"])
     if moment == "startAfter":
         return _time(task["spec"]["startAfter"])
     if moment == "resume":
         return _time(conditions(task["status"])["Suspended"]["lastTransitionTime"])
-    return _time(play.status(moment)["completionTime"])
+    return _time(case.status(moment)["completionTime"])
 
 
-def _waits(play: Play, role: str) -> list[float]:
-    pairs = itertools.pairwise(play.status(role)["history"])
+def _waits(case: RunningCase, role: str) -> list[float]:
+    pairs = itertools.pairwise(case.status(role)["history"])
     return [_between(one["finishTime"], next_["startTime"]) for one, next_ in pairs]
 
 

@@ -2,15 +2,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.departures import Departures
-from tests.e2e.fixtures import api, harness, pytest_runtest_makereport, stage
+from tests.e2e.fixtures import api, case_runner, harness, pytest_runtest_makereport
 from tests.e2e.gates import Gates
 from tests.e2e.harness import Harness
+from tests.e2e.pod_removals import PodRemovals
 
-__all__ = ["api", "harness", "pytest_runtest_makereport", "stage"]
+__all__ = ["api", "case_runner", "harness", "pytest_runtest_makereport"]
 
 #: Take the operator, then the broker, of all others away for a while.
-_LAST = ("test_operator_loss.py", "test_table_operator_loss.py", "test_broker_restart.py")
+_LAST = ("test_operator_loss.py", "test_lifecycle_cases_operator_loss.py", "test_broker_restart.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,8 +24,8 @@ def gates(harness: Harness) -> Gates:
 
 
 @pytest.fixture(scope="module")
-def departures(harness: Harness) -> Iterator[Departures]:
+def pod_removals(harness: Harness) -> Iterator[PodRemovals]:
     """When the pods of the test namespace were deleted."""
-    seen = Departures(harness)
+    seen = PodRemovals(harness)
     yield seen
     seen.close()

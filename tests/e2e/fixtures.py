@@ -8,9 +8,9 @@ import pytest
 
 from tests.conftest import Cluster, Kubectl, RabbitMQ
 from tests.e2e.api import Api
+from tests.e2e.case_runner import CaseRunner
 from tests.e2e.harness import Harness
-from tests.e2e.scenario_runner import Stage
-from tests.e2e.table import Row
+from tests.e2e.lifecycle_case import LifecycleCase
 
 
 @pytest.fixture(scope="session")
@@ -31,14 +31,14 @@ def harness(api: Api, kubectl: Kubectl, rabbitmq: RabbitMQ) -> Iterator[Harness]
 
 
 @pytest.fixture(scope="module")
-def stage(request: pytest.FixtureRequest, harness: Harness) -> Iterator[Stage]:
-    """The rows of the table that a module tests and the command line asks for, under way."""
+def case_runner(request: pytest.FixtureRequest, harness: Harness) -> Iterator[CaseRunner]:
+    """Runs the lifecycle cases that a module has and the command line selects."""
     items = [item for item in request.session.items if item.path == request.path]
-    rows = [row for item in items if isinstance(row := _params(item).get("row"), Row)]
-    stage = Stage(harness, rows)
-    stage.play()
-    yield stage
-    stage.close()
+    cases = [case for item in items if isinstance(case := _params(item).get("case"), LifecycleCase)]
+    runner = CaseRunner(harness, cases)
+    runner.start()
+    yield runner
+    runner.close()
 
 
 def _params(item: pytest.Item) -> Mapping[str, object]:
@@ -55,7 +55,7 @@ def pytest_runtest_makereport(
     """
     report = yield
     harness = getattr(item, "funcargs", {}).get("harness")
-    told = report.when != "call" or "row" in _params(item)
-    if report.failed and not told and isinstance(harness, Harness):
+    described = report.when != "call" or "case" in _params(item)
+    if report.failed and not described and isinstance(harness, Harness):
         report.sections.append(("the harness", harness.describe()))
     return report

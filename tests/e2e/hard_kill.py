@@ -1,8 +1,8 @@
-"""Ends what runs in a pod as a power failure does: SIGKILL, and nobody is told beforehand.
+"""Kills the processes of a pod without warning, as a power failure does.
 
-Deleting a pod, even without grace, has its processes told, and a moment to say good-bye. And a
-process that is the first of its container is deaf to SIGKILL from inside. So a pod that sees all
-processes of its node does it.
+Deleting a pod, even with no grace period, sends its processes SIGTERM first. And the first process
+of a container ignores SIGKILL from inside. So a privileged pod, which sees all processes of its
+node, kills them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.e2e.api import Api, Body
 if TYPE_CHECKING:
     from tests.conftest import Kubectl
 
-_NAME = "power"
+_NAME = "hard-killer"
 
 _POD: Body = {
     "metadata": {"name": _NAME},
@@ -38,7 +38,7 @@ _POD: Body = {
     },
 }
 
-#: Kills every process of a pod, which has the pod's name for its host name; prints how many.
+#: Kills every process whose HOSTNAME is the pod's name; prints how many it killed.
 _KILL = """
 import os, signal, sys
 name, killed = f"HOSTNAME={sys.argv[1]}".encode(), 0
@@ -54,8 +54,8 @@ print(killed)
 """
 
 
-class Power:
-    """Switches pods of a cluster of one node off; its own pod is in ``namespace``."""
+class HardKiller:
+    """Kills the processes of pods in a cluster of one node, from a pod in ``namespace``."""
 
     def __init__(self, api: Api, kubectl: Kubectl, namespace: str) -> None:
         self._api = api
@@ -65,13 +65,13 @@ class Power:
         self._ready = False
 
     def prepare(self) -> None:
-        """Have the pod there, so that `off` loses no time."""
+        """Start the killing pod beforehand, so that `kill` is quick."""
         with self._lock:
             if not self._ready:
                 self._start()
 
-    def off(self, pod: str) -> None:
-        """End everything in a pod at once."""
+    def kill(self, pod: str) -> None:
+        """Kill every process of a pod."""
         self.prepare()
         command = ("exec", "-n", self._namespace, _NAME, "--", "python3", "-c", _KILL, pod)
         killed = int(self._kubectl.ok(*command))

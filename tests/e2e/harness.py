@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from tests.e2e.api import TASKQUEUE_API, Api, Body, Refused
-from tests.e2e.hard_kill import Power
-from tests.e2e.observations import Sightings
+from tests.e2e.hard_kill import HardKiller
+from tests.e2e.observations import Observations
 
 if TYPE_CHECKING:
     from tests.conftest import Kubectl, RabbitMQ
@@ -98,9 +98,9 @@ class Harness:
             "/api/v1/namespaces",
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}},
         )
-        self.power = Power(api, kubectl, self.namespace)
-        self.tasks = Sightings(api, self.path("tasks"))
-        self.queues = Sightings(api, self.path("taskqueues"))
+        self.hard_killer = HardKiller(api, kubectl, self.namespace)
+        self.tasks = Observations(api, self.path("tasks"))
+        self.queues = Observations(api, self.path("taskqueues"))
         modules = {"handlers.py": HANDLERS.read_text(), "rolled_out.py": _ROLLED_OUT}
         self.create_core("configmaps", "handlers", data=modules)
         self.secret("rabbit")
@@ -178,7 +178,7 @@ class Harness:
     def delete_queue(self, name: str = "q") -> None:
         """Delete a TaskQueue."""
         self.api.request("DELETE", self.path("taskqueues", name))
-        self.queues.wait_gone(name)
+        self.queues.wait_deleted(name)
 
     # What a test waits for.
 
@@ -279,7 +279,7 @@ class Harness:
 
     def kill(self, pod: str, *, namespace: str | None = None) -> None:
         """End a pod at once, as a node that dies does; another takes its place."""
-        self.power.off(pod)
+        self.hard_killer.kill(pod)
         path = f"/api/v1/namespaces/{namespace or self.namespace}/pods/{pod}"
         options = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
         self.api.request("DELETE", path, options)

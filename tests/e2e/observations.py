@@ -1,6 +1,6 @@
-"""Everything that was ever to be seen of a namespace's objects, by a watch in the background.
+"""Records every version of a namespace's objects with a watch in the background.
 
-A test waits for what it expects to see, and afterwards can ask what there was on the way: how often
+A test waits for the version it expects. Afterwards it can check what happened on the way: how often
 an object was written, and whether a finished Task ever changed.
 """
 
@@ -20,18 +20,18 @@ from tests.e2e.api import Api, Body, Refused
 _PAUSE_SECONDS = 0.1
 
 
-class Sightings:
-    """The versions of all objects of one list, oldest first, from now on."""
+class Observations:
+    """All versions of the objects of one list, oldest first, from now on."""
 
     def __init__(self, api: Api, path: str) -> None:
         self._api = api
         self._path = path
         self._changed = threading.Condition()
         self._versions: dict[str, list[Body]] = defaultdict(list)
-        self._gone: set[str] = set()
+        self._deleted: set[str] = set()
         self._closed = False
         self._version = api.get(path, limit="1")["metadata"]["resourceVersion"]
-        threading.Thread(target=self._look, name=f"watch {path}", daemon=True).start()
+        threading.Thread(target=self._watch, name=f"watch {path}", daemon=True).start()
 
     def versions(self, name: str) -> list[Body]:
         """Return every version of the objects of this name, oldest first."""
@@ -59,51 +59,53 @@ class Sightings:
     ) -> Body:
         """Return the first version of an object of which ``until`` holds.
 
-        Looked at are versions from the present one on, or from that of number ``since``.
+        Only versions from the present one on count, or from the one with index ``since``.
 
         Raises:
-            AssertionError: there was none in time; it tells what there was.
+            AssertionError: there was none in time; the message has the last status.
         """
         deadline = time.monotonic() + seconds
         with self._changed:
-            looked_at = max(len(self._versions[name]) - 1, 0) if since is None else since
+            checked = max(len(self._versions[name]) - 1, 0) if since is None else since
             while True:
                 versions = self._versions[name]
-                for version in versions[looked_at:]:
+                for version in versions[checked:]:
                     if until(version):
                         return version
-                looked_at = len(versions)
+                checked = len(versions)
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     last = versions[-1].get("status") if versions else "it was never seen"
                     raise AssertionError(f"{name}: not {what} within {seconds:g} s: {last}")
 
-    def wait_gone(self, name: str, *, seconds: float = 60) -> None:
+    def wait_deleted(self, name: str, *, seconds: float = 60) -> None:
         """Return when the object is deleted."""
         with self._changed:
-            assert self._changed.wait_for(lambda: name in self._gone, seconds), f"{name} stays"
+            assert self._changed.wait_for(lambda: name in self._deleted, seconds), (
+                f"{name} was not deleted within {seconds:g} s"
+            )
 
     def close(self) -> None:
-        """Look no longer."""
+        """Stop watching."""
         self._closed = True
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._closed:
             with suppress(requests.RequestException, Refused):
                 for event in self._api.watch(self._path, self._version):
                     if self._closed:
                         return
-                    self._take(event["type"], event["object"])
+                    self._record(event["type"], event["object"])
             time.sleep(_PAUSE_SECONDS)
 
-    def _take(self, kind: str, seen: Body) -> None:
-        assert kind in ("ADDED", "MODIFIED", "DELETED"), seen
-        name = seen["metadata"]["name"]
-        self._version = seen["metadata"]["resourceVersion"]
+    def _record(self, kind: str, version: Body) -> None:
+        assert kind in ("ADDED", "MODIFIED", "DELETED"), version
+        name = version["metadata"]["name"]
+        self._version = version["metadata"]["resourceVersion"]
         with self._changed:
             if kind == "DELETED":
-                self._gone.add(name)
+                self._deleted.add(name)
             else:
-                self._gone.discard(name)
-                self._versions[name].append(seen)
+                self._deleted.discard(name)
+                self._versions[name].append(version)
             self._changed.notify_all()

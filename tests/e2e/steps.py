@@ -1,6 +1,6 @@
-"""What may happen in a row of the table, and what must come to be seen on the way.
+"""The steps of lifecycle cases: what happens, and what to wait for.
 
-Each function returns a step; ``role`` says which Task, ``it`` unless told otherwise.
+Each function returns a step. ``role`` selects the Task, ``it`` by default.
 """
 
 from __future__ import annotations
@@ -14,78 +14,78 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import Body, Refused
+from tests.e2e.case_runner import PATIENCE_SECONDS, RunningCase
 from tests.e2e.harness import TEMPLATE
-from tests.e2e.scenario_runner import PATIENCE_SECONDS, Play
-from tests.e2e.table import Shows, Step
+from tests.e2e.lifecycle_case import ExpectedStatus, Step
 
 
-def shows(expected: Shows, role: str = "it") -> Step:
-    """A Task comes to show this."""
-    return lambda play: play.see(role, expected)
+def reaches(expected: ExpectedStatus, role: str = "it") -> Step:
+    """Wait until a Task has this status."""
+    return lambda case: case.wait_for_status(role, expected)
 
 
 def cancel(role: str = "it") -> Step:
-    """Somebody sets spec.cancel."""
+    """Set spec.cancel."""
     return edit(role, cancel=True)
 
 
 def suspend(role: str = "it") -> Step:
-    """Somebody sets spec.suspend."""
+    """Set spec.suspend."""
     return edit(role, suspend=True)
 
 
 def resume(role: str = "it") -> Step:
-    """Somebody takes spec.suspend back."""
+    """Unset spec.suspend."""
     return edit(role, suspend=False)
 
 
 def edit(role: str = "it", **spec: Any) -> Step:
-    """Somebody changes a Task's spec."""
-    return lambda play: play.edit(role, **spec)
+    """Change a Task's spec."""
+    return lambda case: case.edit(role, **spec)
 
 
 def create(role: str, spec: Body) -> Step:
-    """Another Task is created."""
-    return lambda play: play.create(role, spec)
+    """Create another Task."""
+    return lambda case: case.create(role, spec)
 
 
 def delete(role: str = "it") -> Step:
-    """A Task is deleted."""
+    """Delete a Task, and wait until it has disappeared."""
 
-    def step(play: Play) -> None:
-        play.harness.delete_task(play.name(role))
-        play.harness.tasks.wait_gone(play.name(role))
+    def step(case: RunningCase) -> None:
+        case.harness.delete_task(case.name(role))
+        case.harness.tasks.wait_deleted(case.name(role))
 
     return step
 
 
-def gone(role: str = "it") -> Step:
-    """A Task comes to be deleted by the operator."""
-    return lambda play: play.harness.tasks.wait_gone(play.name(role), seconds=PATIENCE_SECONDS)
+def deleted_by_operator(role: str = "it") -> Step:
+    """Wait until the operator has deleted a Task."""
+    return lambda case: case.harness.tasks.wait_deleted(case.name(role), seconds=PATIENCE_SECONDS)
 
 
-def clock_passes(seconds: float) -> Step:
-    """So much time passes."""
-    return lambda play: time.sleep(seconds)
+def time_passes(seconds: float) -> Step:
+    """Sleep for some seconds."""
+    return lambda case: time.sleep(seconds)
 
 
 def refused(step: Step, says: str) -> Step:
-    """The API server refuses what a step asks for; ``says`` is part of its message."""
+    """Expect the API server to refuse a step; ``says`` is part of its message."""
 
-    def wrapped(play: Play) -> None:
+    def wrapped(case: RunningCase) -> None:
         with pytest.raises(Refused, match=re.escape(says)) as refusal:
-            step(play)
+            step(case)
         assert refusal.value.status == 422
 
     return wrapped
 
 
 def late_status(role: str = "it", **status: Any) -> Step:
-    """A writer who is late, such as a former leader, changes a Task's status."""
+    """Write a Task's status as a late writer does, such as a former leader."""
 
-    def step(play: Play) -> None:
-        path = f"{play.harness.path('tasks', play.name(role))}/status"
-        play.harness.api.patch(path, {"status": status})
+    def step(case: RunningCase) -> None:
+        path = f"{case.harness.path('tasks', case.name(role))}/status"
+        case.harness.api.patch(path, {"status": status})
 
     return step
 
@@ -94,53 +94,53 @@ def late_status(role: str = "it", **status: Any) -> Step:
 
 
 def edit_queue(**spec: Any) -> Step:
-    """Somebody changes the row's TaskQueue."""
+    """Change the case's TaskQueue, and wait until the operator has observed it."""
 
-    def step(play: Play) -> None:
-        play.harness.change_queue(play.queue, **spec)
-        play.harness.queue_status(lambda _: True, play.queue, what="taken note of")
+    def step(case: RunningCase) -> None:
+        case.harness.change_queue(case.queue, **spec)
+        case.harness.queue_status(lambda _: True, case.queue, what="the newest generation observed")
 
     return step
 
 
-def workers_come() -> Step:
-    """The row's TaskQueue, which had no workers, is given one."""
+def workers_added() -> Step:
+    """Give the case's TaskQueue, which had no workers, one worker."""
     return edit_queue(workers={"template": TEMPLATE}, scaling={"minReplicas": 1, "maxReplicas": 1})
 
 
-def workers_learn() -> Step:
-    """Workers of a module with one handler more, ``newcomer``, are rolled out."""
+def workers_rolled_out() -> Step:
+    """Roll out workers of a module with one more handler, ``newcomer``."""
     template = copy.deepcopy(TEMPLATE)
     template["spec"]["containers"][0]["args"] = ["worker", "rolled_out"]
     return edit_queue(workers={"template": template})
 
 
 def create_queue(**changes: Any) -> Step:
-    """The row's TaskQueue is created."""
-    return lambda play: play.harness.queue(play.queue, **changes)
+    """Create the case's TaskQueue."""
+    return lambda case: case.harness.queue(case.queue, **changes)
 
 
 def delete_queue() -> Step:
-    """The row's TaskQueue is deleted."""
-    return lambda play: play.harness.delete_queue(play.queue)
+    """Delete the case's TaskQueue."""
+    return lambda case: case.harness.delete_queue(case.queue)
 
 
-def queue_shows(kind: str, status: str, reason: str) -> Step:
-    """The row's TaskQueue comes to have a condition."""
+def queue_has_condition(kind: str, status: str, reason: str) -> Step:
+    """Wait until the case's TaskQueue has a condition."""
 
-    def step(play: Play) -> None:
-        play.harness.condition(kind, status, reason, play.queue)
+    def step(case: RunningCase) -> None:
+        case.harness.condition(kind, status, reason, case.queue)
 
     return step
 
 
 def broker_has(messages: int) -> Step:
-    """So many messages come to be in the row's queue at the broker, with no worker."""
+    """Wait until the case's queue at the broker, which no worker reads, has this many messages."""
 
-    def step(play: Play) -> None:
-        play.harness.queue_status(
+    def step(case: RunningCase) -> None:
+        case.harness.queue_status(
             lambda status: status.get("ready") == messages,
-            play.queue,
+            case.queue,
             what=f"{messages} messages at the broker",
         )
 
@@ -148,91 +148,91 @@ def broker_has(messages: int) -> Step:
 
 
 def broker_loses_queue() -> Step:
-    """Somebody deletes the row's queue at the broker, and all messages with it."""
-    return lambda play: play.harness.broker_api(
-        "DELETE", f"queues/%2F/taskqueue.{play.harness.namespace}.{play.queue}"
+    """Delete the case's queue at the broker, and all messages with it."""
+    return lambda case: case.harness.broker_api(
+        "DELETE", f"queues/%2F/taskqueue.{case.harness.namespace}.{case.queue}"
     )
 
 
 def broker_loses_messages() -> Step:
-    """Somebody purges the row's queue at the broker."""
-    return lambda play: play.harness.broker_api(
-        "DELETE", f"queues/%2F/taskqueue.{play.harness.namespace}.{play.queue}/contents"
+    """Purge the case's queue at the broker."""
+    return lambda case: case.harness.broker_api(
+        "DELETE", f"queues/%2F/taskqueue.{case.harness.namespace}.{case.queue}/contents"
     )
 
 
 def config_map(role: str, value: Any) -> Step:
-    """A ConfigMap comes, or is changed; its key ``payload`` is this object, or this text."""
+    """Create or change a ConfigMap; its key ``payload`` gets this text, or this object as JSON."""
 
-    def step(play: Play) -> None:
+    def step(case: RunningCase) -> None:
         data = {} if value is None else {"payload": _text(value)}
-        name, api = play.name(role), play.harness.api
+        name, api = case.name(role), case.harness.api
         try:
-            play.harness.create_core("configmaps", name, data=data)
+            case.harness.create_core("configmaps", name, data=data)
         except Refused as refusal:
             if refusal.status != 409:
                 raise
-            api.patch(play.harness.core("configmaps", name), {"data": data})
+            api.patch(case.harness.core("configmaps", name), {"data": data})
 
     return step
 
 
 def worker_killed(role: str = "it") -> Step:
-    """The worker that runs a Task is ended at once, as by a node that dies."""
-    return lambda play: play.harness.kill(play.status(role)["worker"])
+    """Kill the worker that runs a Task, as a dying node does."""
+    return lambda case: case.harness.kill(case.status(role)["worker"])
 
 
 def no_worker_left() -> Step:
-    """All workers of the row's TaskQueue come to be gone."""
+    """Wait until the case's TaskQueue has no workers."""
 
-    def step(play: Play) -> None:
-        play.harness.until(lambda: not play.harness.pods(play.queue), what="without workers")
+    def step(case: RunningCase) -> None:
+        case.harness.until(lambda: not case.harness.pods(case.queue), what="without workers")
 
     return step
 
 
 def operator_killed() -> Step:
-    """The operator is ended at once; Kubernetes starts another."""
+    """Kill the operator, once for all cases; Kubernetes starts another."""
 
-    def step(play: Play) -> None:
-        play.met = True
-        play.stage.operator_loss.come()
+    def step(case: RunningCase) -> None:
+        case.operator_was_killed = True
+        case.runner.operator_loss.arrive_and_wait()
 
     return step
 
 
-# A consumer of the row's own, as users write them without our SDK.
+# A consumer for one case, written as users do without our SDK.
 
 
-def consumer_takes() -> Step:
-    """The consumer takes the next message of the row's queue and acknowledges it."""
+def consumer_receives() -> Step:
+    """Receive the next message of the case's queue, and acknowledge it."""
 
-    def step(play: Play) -> None:
-        queue = f"taskqueue.{play.harness.namespace}.{play.queue}"
-        with play.consumer() as connection:
+    def step(case: RunningCase) -> None:
+        queue = f"taskqueue.{case.harness.namespace}.{case.queue}"
+        with case.consumer() as connection:
             channel = connection.channel()
             deadline = time.monotonic() + PATIENCE_SECONDS
             while time.monotonic() < deadline:
                 method, properties, _ = channel.basic_get(queue, auto_ack=True)
                 if method is not None:
-                    play.taken.append(properties)
+                    case.received.append(properties)
                     return
                 time.sleep(0.1)
-        raise AssertionError("no message came")
+        raise AssertionError(f"no message in {queue} within {PATIENCE_SECONDS:g} s")
 
     return step
 
 
 def consumer_reports(message: int, kind: str, **data: Any) -> Step:
-    """The consumer tells of the message it took so many messages ago, 0 being the first."""
+    """Report an outcome of the received message with this index; 0 is the first received."""
 
-    def step(play: Play) -> None:
-        properties = play.taken[message]
+    def step(case: RunningCase) -> None:
+        properties = case.received[message]
         headers = properties.headers
         namespace, queue = headers["tq-namespace"], headers["tq-queue"]
         event = {
             "specversion": "1.0",
-            "id": f"{play.place}-{message}-{kind}",
+            "id": f"{case.prefix}-{message}-{kind}",
             "type": f"dev.taskqueue.task.{kind}.v1",
             "source": "/workers/consumer",
             "subject": f"{namespace}/{headers['tq-task']}",
@@ -247,7 +247,7 @@ def consumer_reports(message: int, kind: str, **data: Any) -> Step:
                 **data,
             },
         }
-        with play.consumer() as connection:
+        with case.consumer() as connection:
             channel = connection.channel()
             channel.confirm_delivery()
             channel.basic_publish(

@@ -29,7 +29,7 @@ from tests.e2e.guides import (
     tables,
 )
 from tests.e2e.harness import HANDLERS, Harness
-from tests.e2e.observations import Sightings
+from tests.e2e.observations import Observations
 
 ROOT = GUIDES.parents[1]
 DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -184,12 +184,12 @@ class Walk:
 
     def _look(self, subject: Subject) -> None:
         kind, name = subject
-        sightings = self._harness.tasks if kind == "Task" else self._harness.queues
-        due, versions = self._due[subject], sightings.versions(name)
+        observations = self._harness.tasks if kind == "Task" else self._harness.queues
+        due, versions = self._due[subject], observations.versions(name)
         while due:
             _, statement = due[0]
             if statement.deleted:
-                if not _is_gone(sightings, name):
+                if not _is_gone(observations, name):
                     return
             else:
                 after = self._looked_at[subject]
@@ -201,9 +201,9 @@ class Walk:
             due.popleft()
 
 
-def _is_gone(sightings: Sightings, name: str) -> bool:
+def _is_gone(observations: Observations, name: str) -> bool:
     try:
-        sightings.wait_gone(name, seconds=0)
+        observations.wait_deleted(name, seconds=0)
     except AssertionError:
         return False
     return True

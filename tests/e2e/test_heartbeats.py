@@ -124,7 +124,7 @@ def test_what_was_deleted_while_there_was_no_operator_is_stopped(harness: Harnes
     assert harness.phase("forsaken", "Running")["worker"] == names(harness.pods())[0]
     harness.kill_operator()
     harness.delete_task("forsaken")
-    harness.tasks.wait_gone("forsaken")
+    harness.tasks.wait_deleted("forsaken")
     harness.until(
         lambda: [run.ended is not None for run in harness.runs()][-1:] == [True],
         what="stopped",

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.departures import Departures, names_of
 from tests.e2e.gates import Gates, template
 from tests.e2e.harness import Harness, conditions
+from tests.e2e.pod_removals import PodRemovals, names_of
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queue(harness: Harness, gates: Gates, departures: Departures) -> None:
+def queue(harness: Harness, gates: Gates, pod_removals: PodRemovals) -> None:
     # At zero an autoscaler takes itself for switched off.
     harness.queue(
         workers={"concurrency": 1, "replicas": 1, "template": template()},
@@ -52,7 +52,7 @@ def test_it_grows_to_what_the_autoscaler_wants_at_least(harness: Harness) -> Non
 
 
 def test_it_shrinks_to_what_the_autoscaler_wants_at_most_when_the_busy_are_done(
-    harness: Harness, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, pod_removals: PodRemovals
 ) -> None:
     names = gates.behind("busy", 2)
     busy = {harness.phase(name, "Running")["worker"] for name in names}
@@ -63,4 +63,4 @@ def test_it_shrinks_to_what_the_autoscaler_wants_at_most_when_the_busy_are_done(
     gates.open("busy")
     harness.all_finished(names)
     harness.available(1)
-    departures.assert_unharmed(names)
+    pod_removals.assert_unharmed(names)

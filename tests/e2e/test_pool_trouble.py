@@ -15,7 +15,7 @@ from tests.e2e.api import Body
 from tests.e2e.gates import Gates
 from tests.e2e.gates import template as gated_template
 from tests.e2e.harness import TEMPLATE, Harness, conditions
-from tests.e2e.observations import Sightings
+from tests.e2e.observations import Observations
 
 pytestmark = pytest.mark.cluster
 
@@ -37,14 +37,14 @@ def template(*, pod: Body | None = None, **container: Any) -> Body:
 
 
 @pytest.fixture(scope="module")
-def deployments(harness: Harness) -> Iterator[Sightings]:
-    seen = Sightings(harness.api, f"/apis/apps/v1/namespaces/{harness.namespace}/deployments")
+def deployments(harness: Harness) -> Iterator[Observations]:
+    seen = Observations(harness.api, f"/apis/apps/v1/namespaces/{harness.namespace}/deployments")
     yield seen
     seen.close()
 
 
 @pytest.fixture(scope="module")
-def broken(harness: Harness, deployments: Sightings) -> None:
+def broken(harness: Harness, deployments: Observations) -> None:
     templates = {
         "pull": template(image=_NO_IMAGE),
         "crash": template(args=["worker", "no_such_module"]),
@@ -79,7 +79,7 @@ def trouble(harness: Harness, queue: str, reasons: set[str], *, seconds: float =
 )
 @pytest.mark.usefixtures("broken")
 def test_a_failing_pool_does_not_grow_and_heals_when_its_template_is_mended(
-    harness: Harness, deployments: Sightings, queue: str, reasons: set[str], told: str
+    harness: Harness, deployments: Observations, queue: str, reasons: set[str], told: str
 ) -> None:
     status = trouble(harness, queue, reasons)
     message = conditions(status)["WorkersAvailable"]["message"]
@@ -130,13 +130,13 @@ def mended() -> Body:
     return {"containers": TEMPLATE["spec"]["containers"], "nodeSelector": None}
 
 
-def sizes(deployments: Sightings, queue: str) -> list[int]:
+def sizes(deployments: Observations, queue: str) -> list[int]:
     """Return the sizes a pool was given, one after the other."""
     found = [version["spec"]["replicas"] for version in deployments.versions(f"{queue}-worker")]
     return [size for size, before in zip(found, [None, *found], strict=False) if size != before]
 
 
-def tries(deployments: Sightings, queue: str) -> list[float]:
+def tries(deployments: Observations, queue: str) -> list[float]:
     """Return when a pool was made larger, in whole seconds of the API server's clock.
 
     That is when the Deployment's controller first told of the new size: the API server keeps no
@@ -170,7 +170,7 @@ def status_time(seen: Body) -> float:
 
 
 def test_a_quota_is_told_not_hammered_at_and_used_when_it_is_raised(
-    harness: Harness, deployments: Sightings
+    harness: Harness, deployments: Observations
 ) -> None:
     for name in harness.queues.names():
         harness.queue_status(lambda status: status.get("replicas") == 0, name, what="at zero")

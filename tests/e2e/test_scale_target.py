@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import Body
-from tests.e2e.departures import Departures, names_of
 from tests.e2e.gates import Gates, template
 from tests.e2e.harness import BROKER_HOST, Harness, conditions, merged
+from tests.e2e.pod_removals import PodRemovals, names_of
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queues(harness: Harness, gates: Gates, departures: Departures) -> None:
+def queues(harness: Harness, gates: Gates, pod_removals: PodRemovals) -> None:
     workload(harness, "Deployment", "mine")
     workload(harness, "StatefulSet", "ranked", serviceName="ranked", podManagementPolicy="Parallel")
     for kind, name in (("Deployment", "mine"), ("StatefulSet", "ranked"), ("Deployment", "lost")):
@@ -80,7 +80,7 @@ def pods_are(harness: Harness, name: str, expected: set[str]) -> None:
 
 
 def test_a_deployment_grows_from_zero_and_shrinks_around_the_busy(
-    harness: Harness, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, pod_removals: PodRemovals
 ) -> None:
     early, late = gates.behind("early", 1, queue="mine"), gates.behind("late", 1, queue="mine")
     ends = harness.phase(early[0], "Running")["worker"]
@@ -94,16 +94,16 @@ def test_a_deployment_grows_from_zero_and_shrinks_around_the_busy(
     gates.open("early")
     harness.all_finished(early)
     pods_are(harness, "mine", {stays})
-    assert departures.told_to_go(ends)
+    assert pod_removals.was_removed(ends)
     gates.open("late")
     harness.all_finished(late)
     pods_are(harness, "mine", set())
-    departures.assert_unharmed(early + late)
+    pod_removals.assert_unharmed(early + late)
     harness.queue_status(lambda status: status.get("replicas") == 0, "mine", what="at zero")
 
 
 def test_a_stateful_set_keeps_its_highest_pod_while_that_works(
-    harness: Harness, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, pod_removals: PodRemovals
 ) -> None:
     each = [gates.behind(f"ranked-{number}", 1, queue="ranked") for number in range(2)]
     by_pod = {harness.phase(name, "Running")["worker"]: name for (name,) in each}
@@ -117,22 +117,22 @@ def test_a_stateful_set_keeps_its_highest_pod_while_that_works(
         "ranked",
         what="with one worker wanted",
     )
-    assert not departures.told_to_go("ranked-1")
+    assert not pod_removals.was_removed("ranked-1")
     gates.open(higher.rpartition("-")[0])
     harness.all_finished([higher])
     pods_are(harness, "ranked", set())
-    departures.assert_unharmed([lower, higher])
+    pod_removals.assert_unharmed([lower, higher])
 
 
 def test_pods_of_a_stateful_set_that_were_drained_work_again_under_their_names(
-    harness: Harness, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, pod_removals: PodRemovals
 ) -> None:
     names = gates.behind("reborn", 2, queue="ranked")
     assert {harness.phase(name, "Running")["worker"] for name in names} == {"ranked-0", "ranked-1"}
     gates.open("reborn")
     harness.all_finished(names)
     pods_are(harness, "ranked", set())
-    departures.assert_unharmed(names)
+    pod_removals.assert_unharmed(names)
 
 
 def test_a_target_that_is_not_there_is_said_and_found_when_it_comes(harness: Harness) -> None:

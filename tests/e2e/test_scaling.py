@@ -8,24 +8,24 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.harness import Harness
-from tests.e2e.observations import Sightings
+from tests.e2e.observations import Observations
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
-def deployments(harness: Harness) -> Iterator[Sightings]:
-    seen = Sightings(harness.api, f"/apis/apps/v1/namespaces/{harness.namespace}/deployments")
+def deployments(harness: Harness) -> Iterator[Observations]:
+    seen = Observations(harness.api, f"/apis/apps/v1/namespaces/{harness.namespace}/deployments")
     yield seen
     seen.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queue(harness: Harness, deployments: Sightings) -> None:
+def queue(harness: Harness, deployments: Observations) -> None:
     harness.queue(workers={"concurrency": 1}, scaling={"target": {"tasksPerReplica": 1}})
 
 
-def sizes(deployments: Sightings, queue: str = "q") -> list[int]:
+def sizes(deployments: Observations, queue: str = "q") -> list[int]:
     found = [version["spec"]["replicas"] for version in deployments.versions(f"{queue}-worker")]
     return [size for size, before in zip(found, [None, *found], strict=False) if size != before]
 
@@ -38,7 +38,7 @@ def idle(harness: Harness) -> None:
 
 
 def test_one_task_brings_one_worker_which_leaves_again(
-    harness: Harness, deployments: Sightings
+    harness: Harness, deployments: Observations
 ) -> None:
     idle(harness)
     harness.task("lonely")
@@ -51,7 +51,7 @@ def test_one_task_brings_one_worker_which_leaves_again(
 
 
 def test_the_pool_grows_to_its_limit_and_no_further(
-    harness: Harness, deployments: Sightings
+    harness: Harness, deployments: Observations
 ) -> None:
     names = harness.batch("many", 8, "nap", payload={"seconds": 0.7})
     capped = harness.queue_status(
@@ -124,7 +124,9 @@ def test_the_backlog_is_to_be_gone_in_the_time_of_the_target(harness: Harness) -
     assert {status["phase"] for status in harness.all_finished(names)} == {"Succeeded"}
 
 
-def test_a_pool_grows_in_steps_when_it_is_told_to(harness: Harness, deployments: Sightings) -> None:
+def test_a_pool_grows_in_steps_when_it_is_told_to(
+    harness: Harness, deployments: Observations
+) -> None:
     harness.queue(
         "stepped",
         workers={"concurrency": 1},

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.departures import Departures, names_of
 from tests.e2e.gates import Gates, template
 from tests.e2e.harness import Harness
+from tests.e2e.pod_removals import PodRemovals, names_of
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queue(harness: Harness, gates: Gates, departures: Departures) -> None:
+def queue(harness: Harness, gates: Gates, pod_removals: PodRemovals) -> None:
     harness.queue(
         workers={"concurrency": 1, "template": template()},
         scaling={"target": {"tasksPerReplica": 1}, "minReplicas": 4, "maxReplicas": 4},
@@ -49,7 +49,7 @@ def scale(harness: Harness, size: int) -> None:
 
 
 def test_idle_workers_go_and_busy_ones_finish(
-    harness: Harness, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, pod_removals: PodRemovals
 ) -> None:
     names = gates.behind("some-busy", 2)
     busy = running_in(harness, names)
@@ -60,11 +60,11 @@ def test_idle_workers_go_and_busy_ones_finish(
     harness.all_finished(names)
     harness.until(lambda: len(harness.pods()) == 1, what="at minReplicas")
     assert names_of(harness.pods()) < busy
-    departures.assert_unharmed(names)
+    pod_removals.assert_unharmed(names)
 
 
 def test_kubectl_scale_of_a_paused_pool_waits_for_the_busy(
-    harness: Harness, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, pod_removals: PodRemovals
 ) -> None:
     paused_at(harness, 3)
     names = gates.behind("paused", 2)
@@ -74,11 +74,11 @@ def test_kubectl_scale_of_a_paused_pool_waits_for_the_busy(
     gates.open("paused")
     harness.all_finished(names)
     pods_are(harness, set())
-    departures.assert_unharmed(names)
+    pod_removals.assert_unharmed(names)
 
 
 def test_a_worker_wanted_back_while_it_is_drained_is_replaced_when_it_is_done(
-    harness: Harness, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, pod_removals: PodRemovals
 ) -> None:
     paused_at(harness, 2)
     names = gates.behind("wanted-back", 2)
@@ -89,14 +89,14 @@ def test_a_worker_wanted_back_while_it_is_drained_is_replaced_when_it_is_done(
     pods_are(harness, busy)
     gates.open("wanted-back")
     harness.all_finished(names)
-    departures.assert_unharmed(names)
+    pod_removals.assert_unharmed(names)
     # Both slots are there again, if not in the same pods.
     more = gates.behind("after-that", 2)
     assert len(running_in(harness, more)) == 2
     harness.available(2)
     gates.open("after-that")
     harness.all_finished(more)
-    departures.assert_unharmed(more)
+    pod_removals.assert_unharmed(more)
 
 
 def draining(harness: Harness) -> bool:
@@ -105,7 +105,7 @@ def draining(harness: Harness) -> bool:
 
 
 def test_work_that_comes_while_the_pool_shrinks_is_done_once(
-    harness: Harness, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, pod_removals: PodRemovals
 ) -> None:
     for turn in range(2):
         paused_at(harness, 4)
@@ -116,11 +116,11 @@ def test_work_that_comes_while_the_pool_shrinks_is_done_once(
         gates.open(gate)
         harness.all_finished(names)
         harness.available(1)
-        departures.assert_unharmed(names)
+        pod_removals.assert_unharmed(names)
 
 
 def test_a_backlog_that_comes_back_in_the_middle_finds_its_workers(
-    harness: Harness, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, pod_removals: PodRemovals
 ) -> None:
     harness.change_queue(scaling={"paused": False, "minReplicas": 0})
     first = gates.behind("before", 4)
@@ -134,4 +134,4 @@ def test_a_backlog_that_comes_back_in_the_middle_finds_its_workers(
     gates.open("again")
     harness.all_finished(second)
     pods_are(harness, set())
-    departures.assert_unharmed(first + second)
+    pod_removals.assert_unharmed(first + second)

@@ -6,10 +6,10 @@ import pytest
 
 from taskqueue.client import Producer
 from tests.e2e.api import Body
-from tests.e2e.departures import Departures, names_of
 from tests.e2e.events import events_of
 from tests.e2e.gates import Gates, template
 from tests.e2e.harness import BROKER_HOST, Harness
+from tests.e2e.pod_removals import PodRemovals, names_of
 
 pytestmark = pytest.mark.cluster
 
@@ -100,7 +100,9 @@ def statistics(harness: Harness) -> Statistics:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queues(harness: Harness, gates: Gates, statistics: Statistics, departures: Departures) -> None:
+def queues(
+    harness: Harness, gates: Gates, statistics: Statistics, pod_removals: PodRemovals
+) -> None:
     harness.secret("watched", managementUri=statistics.uri)
     for name, secret in (("watched", "watched"), ("plain", "rabbit"), ("clock", "rabbit")):
         harness.queue(
@@ -164,7 +166,7 @@ def test_statistics_cut_off_in_the_middle_leave_the_size_as_it_is(
 
 
 def test_direct_messages_being_worked_on_keep_their_workers(
-    harness: Harness, gates: Gates, departures: Departures
+    harness: Harness, gates: Gates, pod_removals: PodRemovals
 ) -> None:
     queues, rabbitmq = ("plain", "watched"), harness.rabbitmq
     uri = f"amqp://{rabbitmq.username}:{rabbitmq.password}@{rabbitmq.host}:{rabbitmq.port}/"
@@ -196,7 +198,7 @@ def test_direct_messages_being_worked_on_keep_their_workers(
         sized(harness, "clock", 0)
         for queue in queues:
             assert sized(harness, queue, 1)["ready"] == 0
-            assert not departures.told_to_go(busy[queue])
+            assert not pod_removals.was_removed(busy[queue])
         gates.open("direct")
         for queue, events in (("plain", plain), ("watched", watched)):
             event = events.of(f"direct-{queue}")
@@ -204,7 +206,7 @@ def test_direct_messages_being_worked_on_keep_their_workers(
             assert (event["data"]["worker"], event["data"]["attempts"]) == (busy[queue], 1)
     for queue in queues:
         sized(harness, queue, 0)
-        departures.assert_unharmed(names[queue])
+        pod_removals.assert_unharmed(names[queue])
 
 
 def left_alone(harness: Harness, queue: str, pod: str) -> None:

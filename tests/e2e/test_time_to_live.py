@@ -26,7 +26,7 @@ def test_a_finished_task_is_deleted_after_its_time(harness: Harness) -> None:
     harness.task("later", ttlSecondsAfterFinished=LONG)
     status = harness.finished("soon")
     assert "Complete" in true_conditions(status)
-    harness.tasks.wait_gone("soon")
+    harness.tasks.wait_deleted("soon")
     harness.all_finished(["stays", "later"])
     assert {"stays", "later"} <= names(harness)
 
@@ -39,7 +39,7 @@ def test_its_name_may_be_used_again(harness: Harness) -> None:
             "again", lambda one: one["metadata"]["uid"] not in seen, what="seen anew"
         )
         seen.add(new["metadata"]["uid"])
-        harness.tasks.wait_gone("again")
+        harness.tasks.wait_deleted("again")
     ends = [one for one in harness.tasks.versions("again") if one["status"]["phase"] == "Succeeded"]
     assert len({one["metadata"]["uid"] for one in ends}) == 2
 
@@ -49,7 +49,7 @@ def test_failed_and_cancelled_tasks_are_deleted_too(harness: Harness) -> None:
     harness.task("cancelled", suspend=True, ttlSecondsAfterFinished=0)
     harness.api.patch(harness.path("tasks", "cancelled"), {"spec": {"cancel": True}})
     for name in ("failed", "cancelled"):
-        harness.tasks.wait_gone(name)
+        harness.tasks.wait_deleted(name)
 
 
 def test_a_queues_default_is_for_those_that_say_nothing_even_if_finished(harness: Harness) -> None:
@@ -57,9 +57,9 @@ def test_a_queues_default_is_for_those_that_say_nothing_even_if_finished(harness
     harness.finished(harness.task("own", queue="short", ttlSecondsAfterFinished=LONG))
     harness.finished(harness.task("of-another-queue"))
     harness.change_queue("short", taskDefaults={"ttlSecondsAfterFinished": 1})
-    harness.tasks.wait_gone("by-default")
+    harness.tasks.wait_deleted("by-default")
     harness.task("new", queue="short")
-    harness.tasks.wait_gone("new")
+    harness.tasks.wait_deleted("new")
     assert {"own", "of-another-queue"} <= names(harness)
 
 
@@ -67,18 +67,18 @@ def test_what_an_unfinished_task_depends_on_stays(harness: Harness) -> None:
     harness.task("needs", dependsOn=["needed"], suspend=True)
     harness.finished(harness.task("needed", ttlSecondsAfterFinished=1))
     harness.task("not-needed", ttlSecondsAfterFinished=8)
-    harness.tasks.wait_gone("not-needed")  # finished later, with more time to live
+    harness.tasks.wait_deleted("not-needed")  # finished later, with more time to live
     assert "needed" in names(harness)
     harness.api.patch(harness.path("tasks", "needs"), {"spec": {"suspend": False}})
     assert harness.finished("needs")["phase"] == "Succeeded"
-    harness.tasks.wait_gone("needed")
+    harness.tasks.wait_deleted("needed")
 
 
 def test_another_operator_knows_whom_the_former_would_have_deleted(harness: Harness) -> None:
     harness.finished(harness.task("left", ttlSecondsAfterFinished=5))
     harness.finished(harness.task("left-for-long", ttlSecondsAfterFinished=LONG))
     harness.kill_operator()
-    harness.tasks.wait_gone("left", seconds=90)
+    harness.tasks.wait_deleted("left", seconds=90)
     assert "left-for-long" in names(harness)
 
 

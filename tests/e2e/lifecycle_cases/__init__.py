@@ -1,1 +1,1 @@
-"""The table: what follows from a manifest and an event. See `tests.e2e.table` for what rows say."""
+"""Lifecycle cases, by subject: what follows from a manifest and an event."""

@@ -2,17 +2,9 @@
 
 from tests.e2e.api import Body
 from tests.e2e.checks import began_after, message_names, ran, was_never
-from tests.e2e.steps import (
-    cancel,
-    config_map,
-    create,
-    delete,
-    edit,
-    shows,
-)
-from tests.e2e.table import (
-    Row,
-    Shows,
+from tests.e2e.lifecycle_case import (
+    ExpectedStatus,
+    LifecycleCase,
     blocked,
     failed,
     flaky,
@@ -22,11 +14,19 @@ from tests.e2e.table import (
     succeeded,
     task,
 )
+from tests.e2e.steps import (
+    cancel,
+    config_map,
+    create,
+    delete,
+    edit,
+    reaches,
+)
 
 _WAITS = blocked("WaitingForDependencies", "spec.dependsOn: waits for Task {dep} to be Complete")
 _MISSES = blocked(
     "DependencyNotFound",
-    "spec.dependsOn: there is no Task {row}-dep in namespace {ns}: create it, and this Task goes "
+    "spec.dependsOn: there is no Task {case}-dep in namespace {ns}: create it, and this Task goes "
     "on",
 )
 _GAVE_UP = failed(
@@ -37,27 +37,27 @@ _GAVE_UP = failed(
 )
 
 
-def _because_of(role: str, how: str) -> Shows:
+def _because_of(role: str, how: str) -> ExpectedStatus:
     return failed(
         "DependencyFailed",
         f"spec.dependsOn: Task {{ns}}/{{{role}}} {how} and will never be Complete",
     )
 
 
-def _cycle(members: int) -> Shows:
-    path = " -> ".join(["{row}-*"] * (members + 1))
+def _cycle(members: int) -> ExpectedStatus:
+    path = " -> ".join(["{case}-*"] * (members + 1))
     return failed("Invalid", f"spec.dependsOn goes in a circle: {path}: create the Tasks anew *")
 
 
 DEPENDS_ON = (
-    Row(
+    LifecycleCase(
         "dependsOn one that runs",
         {"dep": nap(8), "it": nap(0.1, dependsOn=["dep"])},
-        when=(shows(_WAITS),),
+        when=(reaches(_WAITS),),
         then={"it": succeeded(), "dep": succeeded()},
         also=(began_after("dep"), ran(1)),
     ),
-    Row(
+    LifecycleCase(
         "dependsOn in a diamond",
         {
             "it": nap(0.1, dependsOn=["left", "right"]),
@@ -74,7 +74,7 @@ DEPENDS_ON = (
             ran(1),
         ),
     ),
-    Row(
+    LifecycleCase(
         "dependsOn one that fails: so does the whole chain",
         {
             "it": task(dependsOn=["middle"]),
@@ -88,46 +88,46 @@ DEPENDS_ON = (
         },
         also=(was_never("Running"),),
     ),
-    Row(
-        "dependsOn one that fails and is tried again: waits on",
+    LifecycleCase(
+        "dependsOn one that fails and is retried: it keeps waiting",
         {
             "dep": task("flaky", {"failures": 1}, retry={"backoff": {"initialSeconds": 2.5}}),
             "it": task(dependsOn=["dep"]),
         },
         when=(
-            shows(retrying("ConnectionError", "attempt 1 of 3: *"), "dep"),
-            shows(_WAITS),
+            reaches(retrying("ConnectionError", "attempt 1 of 3: *"), "dep"),
+            reaches(_WAITS),
         ),
         then={"it": succeeded()},
         also=(began_after("dep"),),
     ),
-    Row(
+    LifecycleCase(
         "dependsOn one that is cancelled",
         {"dep": nap(30, "watch"), "it": task(dependsOn=["dep"])},
-        when=(shows(_WAITS), cancel("dep")),
+        when=(reaches(_WAITS), cancel("dep")),
         then={"it": _because_of("dep", "was Cancelled")},
     ),
-    Row(
+    LifecycleCase(
         "dependsOn one that does not exist, then does",
         {"it": task(dependsOn=["dep"])},
-        when=(shows(_MISSES), create("dep", nap(0.5))),
+        when=(reaches(_MISSES), create("dep", nap(0.5))),
         then={"it": succeeded(), "dep": succeeded()},
         also=(began_after("dep"),),
     ),
-    Row(
-        "dependsOn one that is deleted unfinished, then created anew",
+    LifecycleCase(
+        "dependsOn one that is deleted unfinished, then created again",
         {"dep": nap(30, "watch"), "it": task(dependsOn=["dep"])},
-        when=(shows(_WAITS), delete("dep"), shows(_MISSES), create("dep", nap(0.5))),
+        when=(reaches(_WAITS), delete("dep"), reaches(_MISSES), create("dep", nap(0.5))),
         then={"it": succeeded(), "dep": succeeded()},
         also=(began_after("dep"), was_never("Failed")),
     ),
-    Row(
+    LifecycleCase(
         "dependsOn each other",
         {"it": task(dependsOn=["dep"]), "dep": task(dependsOn=["it"])},
         then={"it": _cycle(2), "dep": _cycle(2)},
         also=(message_names("it", "dep"), message_names("it", "dep", role="dep")),
     ),
-    Row(
+    LifecycleCase(
         "dependsOn in a circle of three; one outside of it depends on a member",
         {
             "it": task(dependsOn=["two"]),
@@ -143,50 +143,50 @@ DEPENDS_ON = (
         },
         also=tuple(message_names("it", "two", "three", role=one) for one in ("it", "two", "three")),
     ),
-    Row(
+    LifecycleCase(
         "dependsOn edited into a circle",
         {
             "far": nap(30, "watch"),
             "dep": task(dependsOn=["far"]),
             "it": task(dependsOn=["dep"]),
         },
-        when=(shows(_WAITS), edit("dep", dependsOn=["far", "it"])),
+        when=(reaches(_WAITS), edit("dep", dependsOn=["far", "it"])),
         then={"it": _cycle(2), "dep": _cycle(2)},
         also=(cancel("far"),),
     ),
-    Row(
+    LifecycleCase(
         "dependsOn one that is Complete already",
         {"dep": task()},
-        when=(shows(succeeded(), "dep"), create("it", task(dependsOn=["dep"]))),
+        when=(reaches(succeeded(), "dep"), create("it", task(dependsOn=["dep"]))),
         then={"it": succeeded()},
         also=(was_never("Blocked"),),
     ),
-    Row(
+    LifecycleCase(
         "dependsOn one that failed before",
         {"dep": task("give_up")},
-        when=(shows(_GAVE_UP, "dep"), create("it", task(dependsOn=["dep"]))),
+        when=(reaches(_GAVE_UP, "dep"), create("it", task(dependsOn=["dep"]))),
         then={"it": _because_of("dep", "has Failed with reason NonRetryable")},
     ),
-    Row(
+    LifecycleCase(
         "dependsOn one that was Complete and is deleted: it does not exist",
         {"dep": task()},
         when=(
-            shows(succeeded(), "dep"),
+            reaches(succeeded(), "dep"),
             delete("dep"),
             create("it", task(dependsOn=["dep"])),
-            shows(_MISSES),
+            reaches(_MISSES),
             create("dep", task()),
         ),
         then={"it": succeeded()},
     ),
-    Row(
+    LifecycleCase(
         "dependsOn many that do not exist: some are named, the rest is counted",
         {"it": task(dependsOn=[f"dep{number}" for number in range(1, 8)])},
         when=(
-            shows(
+            reaches(
                 blocked(
                     "DependencyNotFound",
-                    "*no Task {row}-dep1, {row}-dep2, {row}-dep3, {row}-dep4, {row}-dep5 "
+                    "*no Task {case}-dep1, {case}-dep2, {case}-dep3, {case}-dep4, {case}-dep5 "
                     "and 2 more in namespace*",
                 )
             ),
@@ -194,10 +194,10 @@ DEPENDS_ON = (
         ),
         then={"it": succeeded()},
     ),
-    Row(
+    LifecycleCase(
         "dependsOn without effect once the Task runs",
         {"it": nap(8)},
-        when=(shows(running()), edit(dependsOn=["nobody"])),
+        when=(reaches(running()), edit(dependsOn=["nobody"])),
         then={"it": succeeded()},
         also=(was_never("Blocked"),),
     ),
@@ -210,18 +210,18 @@ def _echo(*sources: str, payload: Body | None = None) -> Body:
     return task("echo", payload, payloadFrom=list(sources))
 
 
-def _unresolved(says: str) -> Shows:
+def _unresolved(says: str) -> ExpectedStatus:
     return blocked("PayloadUnresolved", says)
 
 
 PAYLOAD_FROM = (
-    Row(
+    LifecycleCase(
         "payloadFrom one ConfigMap",
         {},
         when=(config_map("base", {"a": 1, "deep": {"b": [None]}}), create("it", _echo("base"))),
         then={"it": succeeded(result={"a": 1, "deep": {"b": [None]}})},
     ),
-    Row(
+    LifecycleCase(
         "payloadFrom two, the later over the former, payload over both",
         {},
         when=(
@@ -231,44 +231,46 @@ PAYLOAD_FROM = (
         ),
         then={"it": succeeded(result={"a": "base", "b": "over", "c": "own"})},
     ),
-    Row(
+    LifecycleCase(
         "payloadFrom a ConfigMap that does not exist, then does",
         {"it": _echo("base")},
         when=(
-            shows(
+            reaches(
                 _unresolved(
-                    "spec.payloadFrom[0]: ConfigMap {ns}/{row}-base does not exist: create it"
+                    "spec.payloadFrom[0]: ConfigMap {ns}/{case}-base does not exist: create it"
                 )
             ),
             config_map("base", {"a": 1}),
         ),
         then={"it": succeeded(result={"a": 1})},
     ),
-    Row(
+    LifecycleCase(
         "payloadFrom a key that does not exist, then does",
         {},
         when=(
             config_map("base", None),
             create("it", _echo("base")),
-            shows(_unresolved("*ConfigMap {ns}/{row}-base has no key payload: add it")),
+            reaches(_unresolved("*ConfigMap {ns}/{case}-base has no key payload: add it")),
             config_map("base", {"a": 1}),
         ),
         then={"it": succeeded(result={"a": 1})},
     ),
-    Row(
-        "payloadFrom what is no JSON, then no object, then mended",
+    LifecycleCase(
+        "payloadFrom what is no JSON, then no object, then corrected",
         {},
         when=(
             config_map("base", "{"),
             create("it", _echo("base")),
-            shows(_unresolved("*key payload of ConfigMap {ns}/{row}-base is no JSON (*): mend it")),
+            reaches(
+                _unresolved("*key payload of ConfigMap {ns}/{case}-base is no JSON (*): mend it")
+            ),
             config_map("base", [1]),
-            shows(_unresolved("*is no JSON object: write {{...}} there")),
+            reaches(_unresolved("*is no JSON object: write {{...}} there")),
             config_map("base", {"a": 1}),
         ),
         then={"it": succeeded(result={"a": 1})},
     ),
-    Row(
+    LifecycleCase(
         "payloadFrom more than 200 KiB when merged",
         {},
         when=(
@@ -284,23 +286,23 @@ PAYLOAD_FROM = (
             )
         },
     ),
-    Row(
+    LifecycleCase(
         "payloadFrom is read once: a change before the retry comes too late",
         {},
         when=(
             config_map("base", {"failures": 1}),
             create("it", flaky(1, wait=3, payloadFrom=["base"])),
-            shows(retrying("ConnectionError", "attempt 1 of 2: *")),
+            reaches(retrying("ConnectionError", "attempt 1 of 2: *")),
             config_map("base", {"failures": 9}),
         ),
         then={"it": succeeded(attempts=2, history=("1 Failed ConnectionError", "2 Succeeded"))},
     ),
-    Row(
+    LifecycleCase(
         "result of 16 KiB",
         {"it": task("sized", {"bytes": 16 * _KIB})},
         then={"it": succeeded()},
     ),
-    Row(
+    LifecycleCase(
         "result of a byte more",
         {"it": task("sized", {"bytes": 16 * _KIB + 1})},
         then={
@@ -314,4 +316,4 @@ PAYLOAD_FROM = (
     ),
 )
 
-ROWS = DEPENDS_ON + PAYLOAD_FROM
+CASES = DEPENDS_ON + PAYLOAD_FROM

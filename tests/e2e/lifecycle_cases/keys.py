@@ -1,13 +1,12 @@
-"""spec.concurrencyKey: how many of a key run at once, by the handlers' own words."""
+"""spec.concurrencyKey: how many of a key run at once, by what the handlers recorded."""
 
 from typing import Any
 
 from tests.e2e.api import Body
 from tests.e2e.checks import at_once, fences_grow, never_two_at_once, ran
-from tests.e2e.steps import cancel, create, delete, edit_queue, resume, shows, suspend
-from tests.e2e.table import (
-    Row,
-    Shows,
+from tests.e2e.lifecycle_case import (
+    ExpectedStatus,
+    LifecycleCase,
     blocked,
     cancelled,
     failed,
@@ -19,21 +18,22 @@ from tests.e2e.table import (
     suspended,
     workers,
 )
+from tests.e2e.steps import cancel, create, delete, edit_queue, reaches, resume, suspend
 
 _LIMITED = blocked(
     "ConcurrencyLimit",
-    "spec.concurrencyKey: as many Tasks of key {row}-k are dispatched as the TaskQueue's "
+    "spec.concurrencyKey: as many Tasks of key {case}-k are dispatched as the TaskQueue's "
     "spec.concurrencyLimits.perKey allows",
 )
-_RUNNING = running(key="{row}-k")
+_RUNNING = running(key="{case}-k")
 
 
 def _keyed(seconds: float, handler: str = "tell_fence", key: str = "k", **spec: Any) -> Body:
     return nap(seconds, handler, concurrencyKey=key, **spec)
 
 
-ROWS = (
-    Row(
+CASES = (
+    LifecycleCase(
         "concurrencyKey: never two at once, and the fence grows",
         {role: _keyed(1) for role in ("it", "two", "three", "four")},
         then={role: succeeded() for role in ("it", "two", "three", "four")},
@@ -42,27 +42,27 @@ ROWS = (
             fences_grow("it", "two", "three", "four"),
         ),
     ),
-    Row(
-        "concurrencyKey: who waits says for what",
+    LifecycleCase(
+        "concurrencyKey: a waiting Task says what it waits for",
         {"it": _keyed(12)},
-        when=(shows(_RUNNING), create("two", _keyed(0.1)), shows(_LIMITED, "two")),
+        when=(reaches(_RUNNING), create("two", _keyed(0.1)), reaches(_LIMITED, "two")),
         then={"it": succeeded(), "two": succeeded()},
         also=(never_two_at_once("it", "two"), fences_grow("it", "two")),
     ),
-    Row(
-        "concurrencyKey: a higher priority is first in line",
+    LifecycleCase(
+        "concurrencyKey: a higher priority goes first",
         {"it": _keyed(12)},
         when=(
-            shows(_RUNNING),
+            reaches(_RUNNING),
             create("low", _keyed(0.1)),
             create("high", _keyed(0.1, priority=5)),
-            shows(_LIMITED, "low"),
-            shows(_LIMITED, "high"),
+            reaches(_LIMITED, "low"),
+            reaches(_LIMITED, "high"),
         ),
         then={role: succeeded() for role in ("it", "low", "high")},
         also=(never_two_at_once("it", "low", "high"), fences_grow("it", "high", "low")),
     ),
-    Row(
+    LifecycleCase(
         "concurrencyKey with a limit of 2: two at once, never three",
         {role: _keyed(1.5) for role in ("it", "two", "three", "four")},
         then={role: succeeded() for role in ("it", "two", "three", "four")},
@@ -72,7 +72,7 @@ ROWS = (
         ),
         on="pair",
     ),
-    Row(
+    LifecycleCase(
         "concurrencyKey: another key runs beside it",
         {
             "it": _keyed(5),
@@ -83,18 +83,18 @@ ROWS = (
         then={role: succeeded() for role in ("it", "two", "other", "none")},
         also=(never_two_at_once("it", "two"), at_once(3, "it", "other", "none")),
     ),
-    Row(
+    LifecycleCase(
         "concurrencyKey is free between two attempts",
         {"it": flaky(1, wait=5, concurrencyKey="k")},
         when=(
-            shows(retrying("ConnectionError", "attempt 1 of 2: *")),
+            reaches(retrying("ConnectionError", "attempt 1 of 2: *")),
             create("two", _keyed(0.1)),
-            shows(succeeded(), "two"),
+            reaches(succeeded(), "two"),
         ),
         then={"it": succeeded(attempts=2, history=("1 Failed ConnectionError", "2 Succeeded"))},
         also=(never_two_at_once("it", "two"),),
     ),
-    Row(
+    LifecycleCase(
         "concurrencyKey is free after a failure",
         {"it": flaky(9, concurrencyKey="k", retry={"maxAttempts": 1}), "two": _keyed(0.1)},
         then={
@@ -108,35 +108,35 @@ ROWS = (
         },
         also=(never_two_at_once("it", "two"),),
     ),
-    Row(
+    LifecycleCase(
         "concurrencyKey is free after a cancel, when the worker has stopped",
         {"it": _keyed(30, "watch"), "two": _keyed(0.1)},
-        when=(shows(_RUNNING), shows(_LIMITED, "two"), cancel()),
+        when=(reaches(_RUNNING), reaches(_LIMITED, "two"), cancel()),
         then={
             "it": cancelled(attempts=1, history=("1 Cancelled Cancelled",)),
             "two": succeeded(),
         },
         also=(never_two_at_once("it", "two"),),
     ),
-    Row(
+    LifecycleCase(
         "concurrencyKey is free after a deletion, when the worker has stopped",
         {"it": _keyed(30, "watch_async"), "two": _keyed(0.1)},
-        when=(shows(_RUNNING), shows(_LIMITED, "two"), delete()),
+        when=(reaches(_RUNNING), reaches(_LIMITED, "two"), delete()),
         then={"two": succeeded()},
         also=(never_two_at_once("it", "two"),),
     ),
-    Row(
+    LifecycleCase(
         "concurrencyKey is free while suspended, and waited for when resumed",
         {"it": _keyed(8, "watch")},
         when=(
-            shows(_RUNNING),
+            reaches(_RUNNING),
             suspend(),
-            shows(suspended(attempts=1, epoch=1)),
+            reaches(suspended(attempts=1, epoch=1)),
             create("two", _keyed(14)),
-            shows(_RUNNING, "two"),
+            reaches(_RUNNING, "two"),
             resume(),
-            shows(
-                Shows(
+            reaches(
+                ExpectedStatus(
                     phase="Blocked",
                     reason="ConcurrencyLimit",
                     message=_LIMITED.message,
@@ -149,14 +149,14 @@ ROWS = (
         then={"it": succeeded(epoch=1, resumed=True), "two": succeeded()},
         also=(ran(2), never_two_at_once("it", "two")),
     ),
-    Row(
+    LifecycleCase(
         "concurrencyKey: a limit that is raised lets the next one in",
         {"it": _keyed(14), "two": _keyed(8), "three": _keyed(0.1)},
         when=(
-            shows(_RUNNING),
-            shows(_LIMITED, "two"),
+            reaches(_RUNNING),
+            reaches(_LIMITED, "two"),
             edit_queue(concurrencyLimits={"perKey": 2}),
-            shows(_RUNNING, "two"),
+            reaches(_RUNNING, "two"),
         ),
         then={role: succeeded() for role in ("it", "two", "three")},
         also=(

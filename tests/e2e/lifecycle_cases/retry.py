@@ -1,25 +1,8 @@
 """Failed attempts, lost workers, and TaskQueues that are missing, deleted or lost."""
 
 from tests.e2e.checks import due_after, ran, waited, waited_exactly, was_never
-from tests.e2e.steps import (
-    broker_has,
-    broker_loses_queue,
-    cancel,
-    clock_passes,
-    consumer_reports,
-    consumer_takes,
-    create,
-    create_queue,
-    delete_queue,
-    late_status,
-    refused,
-    shows,
-    worker_killed,
-    workers_come,
-    workers_learn,
-)
-from tests.e2e.table import (
-    Row,
+from tests.e2e.lifecycle_case import (
+    LifecycleCase,
     blocked,
     cancelled,
     failed,
@@ -31,6 +14,23 @@ from tests.e2e.table import (
     succeeded,
     task,
     workers,
+)
+from tests.e2e.steps import (
+    broker_has,
+    broker_loses_queue,
+    cancel,
+    consumer_receives,
+    consumer_reports,
+    create,
+    create_queue,
+    delete_queue,
+    late_status,
+    reaches,
+    refused,
+    time_passes,
+    worker_killed,
+    workers_added,
+    workers_rolled_out,
 )
 
 _AWAY = "ConnectionError: the network is away at attempt"
@@ -44,7 +44,7 @@ _GROWING = flaky(4, retry={"backoff": {"initialSeconds": 0.5, "factor": 2, "maxS
 _ALIKE = ("it", "two", "three")
 
 RETRY = (
-    Row(
+    LifecycleCase(
         "retry until it succeeds",
         {"it": flaky(2)},
         then={
@@ -54,7 +54,7 @@ RETRY = (
         },
         also=(ran(3),),
     ),
-    Row(
+    LifecycleCase(
         "retry.maxAttempts",
         {"it": flaky(9, retry={"maxAttempts": 2})},
         then={
@@ -67,13 +67,13 @@ RETRY = (
         },
         also=(ran(2),),
     ),
-    Row(
-        "retry: of more than ten attempts the last ten are told",
+    LifecycleCase(
+        "retry: of more than ten attempts the last ten are kept",
         {"it": flaky(11, wait=0)},
         then={"it": succeeded(attempts=12, history=(*_failures(*range(3, 12)), "12 Succeeded"))},
         also=(ran(12),),
     ),
-    Row(
+    LifecycleCase(
         "retry.nonRetryable",
         {"it": flaky(9, retry={"nonRetryable": ["Other", "ConnectionError"]})},
         then={
@@ -83,7 +83,7 @@ RETRY = (
         },
         also=(ran(1),),
     ),
-    Row(
+    LifecycleCase(
         "retry: the handler raises Fail",
         {"it": task("give_up")},
         then={
@@ -95,24 +95,24 @@ RETRY = (
             )
         },
     ),
-    Row(
+    LifecycleCase(
         "retry: the handler raises Retry and says when",
         {"it": task("rate_limited", {"after": 3}, retry={"backoff": {"initialSeconds": 600}})},
         when=(
-            shows(retrying("Retry", "attempt 1 of 3: Retry: the rate limit is reached")),
+            reaches(retrying("Retry", "attempt 1 of 3: Retry: the rate limit is reached")),
             due_after(3),
         ),
         then={"it": succeeded(attempts=2, history=("1 Failed Retry", "2 Succeeded"), result=None)},
         also=(waited(3),),
-        calm=True,
+        runs_last=True,
     ),
-    Row(
+    LifecycleCase(
         "retry.backoff grows by its factor up to maxSeconds",
         {"it": _GROWING},
         when=(
-            clock_passes(0.3),
+            time_passes(0.3),
             create("two", _GROWING),
-            clock_passes(0.4),
+            time_passes(0.4),
             create("three", _GROWING),
         ),
         then={
@@ -123,13 +123,13 @@ RETRY = (
             *(waited(0.5, 1, 1.5, 1.5, role=role) for role in _ALIKE),
             waited_exactly(0.5, 1, 1.5, 1.5, roles=_ALIKE),
         ),
-        calm=True,
+        runs_last=True,
     ),
-    Row(
+    LifecycleCase(
         "retry of the queue",
         {"it": task("flaky", {"failures": 9}, retry={"nonRetryable": []})},
         when=(
-            shows(retrying("ConnectionError", f"attempt 1 of 2: {_AWAY} 1")),
+            reaches(retrying("ConnectionError", f"attempt 1 of 2: {_AWAY} 1")),
             due_after(2.5),
         ),
         then={
@@ -141,10 +141,10 @@ RETRY = (
             )
         },
         also=(waited(2.5),),
-        calm=True,
+        runs_last=True,
         on="strict",
     ),
-    Row(
+    LifecycleCase(
         "retry.nonRetryable of the queue",
         {"it": task("flaky", {"failures": 1})},
         then={
@@ -154,7 +154,7 @@ RETRY = (
         },
         on="strict",
     ),
-    Row(
+    LifecycleCase(
         "retry: a field of its own leaves the queue's others",
         {
             "it": task(
@@ -163,24 +163,24 @@ RETRY = (
                 retry={"maxAttempts": 3, "nonRetryable": [], "backoff": {"factor": 1.2}},
             )
         },
-        when=(shows(retrying("ConnectionError", f"attempt 1 of 3: {_AWAY} 1")), due_after(2.5)),
+        when=(reaches(retrying("ConnectionError", f"attempt 1 of 3: {_AWAY} 1")), due_after(2.5)),
         then={"it": succeeded(attempts=3, history=(*_failures(1, 2), "3 Succeeded"))},
         also=(waited(2.5, 3),),
-        calm=True,
+        runs_last=True,
         on="strict",
     ),
 )
 
 LOSS = (
-    Row(
+    LifecycleCase(
         "worker killed: another runs the attempt, which keeps its number",
         {"it": nap(10)},
-        when=(shows(running()), worker_killed()),
+        when=(reaches(running()), worker_killed()),
         then={"it": succeeded()},
         also=(ran(1), was_never("Retrying")),
         on=workers(2, slots=1),
     ),
-    Row(
+    LifecycleCase(
         "maxDeliveries: an attempt that kills its workers is given up",
         {"it": task("die", maxDeliveries=1, retry={"maxAttempts": 1})},
         then={
@@ -193,8 +193,8 @@ LOSS = (
         },
         on=workers(2, slots=1),
     ),
-    Row(
-        "maxDeliveries of the queue, and each attempt has as many anew",
+    LifecycleCase(
+        "maxDeliveries of the queue, and each attempt starts with all of them",
         {"it": task("die")},
         then={
             "it": failed(
@@ -209,11 +209,11 @@ LOSS = (
 )
 
 QUEUES = (
-    Row(
+    LifecycleCase(
         "TaskQueue missing, then created",
         {"it": task()},
         when=(
-            shows(
+            reaches(
                 blocked(
                     "QueueNotFound",
                     "spec.queue: there is no TaskQueue {ns}/{q}: create it, and the Task goes on",
@@ -224,63 +224,65 @@ QUEUES = (
         then={"it": succeeded(result={})},
         on=None,
     ),
-    Row(
+    LifecycleCase(
         "TaskQueue deleted while Tasks wait at the broker",
         {"it": nap(0.1), "other": nap(0.1)},
         when=(
             broker_has(2),
             delete_queue(),
-            shows(blocked("QueueNotFound", "*there is no TaskQueue {ns}/{q}*")),
-            shows(blocked("QueueNotFound", "*there is no TaskQueue {ns}/{q}*"), "other"),
+            reaches(blocked("QueueNotFound", "*there is no TaskQueue {ns}/{q}*")),
+            reaches(blocked("QueueNotFound", "*there is no TaskQueue {ns}/{q}*"), "other"),
             create_queue(scaling={"minReplicas": 1, "maxReplicas": 1}),
         ),
         then={"it": succeeded(), "other": succeeded()},
         also=(ran(1), ran(1, "other")),
         on=no_workers(),
     ),
-    Row(
+    LifecycleCase(
         "TaskQueue deleted, a worker has time to end its Task: the outcome counts",
         {"it": nap(10)},
-        when=(shows(running()), delete_queue()),
+        when=(reaches(running()), delete_queue()),
         then={"it": succeeded()},
         also=(was_never("Blocked"),),
         on=workers(slots=1, grace=30),
     ),
-    Row(
+    LifecycleCase(
         "TaskQueue deleted, a worker has no time to end its Task: it is run again",
         {"it": nap(20)},
         when=(
-            shows(running()),
+            reaches(running()),
             delete_queue(),
-            shows(blocked("QueueNotFound", "*there is no TaskQueue {ns}/{q}*", attempts=1)),
+            reaches(blocked("QueueNotFound", "*there is no TaskQueue {ns}/{q}*", attempts=1)),
             create_queue(scaling={"maxReplicas": 1}),
         ),
         then={"it": succeeded()},
         on=workers(slots=1),
     ),
-    Row(
+    LifecycleCase(
         "TaskQueue without workers that know the handler, then with some",
         {"it": task("newcomer")},
         when=(
-            shows(blocked("UnknownHandler", "spec.handler: no handler is called 'newcomer' *")),
-            workers_learn(),
+            reaches(blocked("UnknownHandler", "spec.handler: no handler is called 'newcomer' *")),
+            workers_rolled_out(),
         ),
         then={"it": succeeded(result={"known": True})},
         on=workers(),
     ),
-    Row(
+    LifecycleCase(
         "handler nobody knows, then cancelled",
         {"it": task("nobody")},
         when=(
-            shows(blocked("UnknownHandler", "spec.handler: no handler is called 'nobody' here; *")),
+            reaches(
+                blocked("UnknownHandler", "spec.handler: no handler is called 'nobody' here; *")
+            ),
             cancel(),
         ),
         then={"it": cancelled()},
     ),
-    Row(
+    LifecycleCase(
         "broker loses the queue: it is declared again, and the Tasks are published again",
         {"it": nap(0.1), "other": nap(0.1)},
-        when=(broker_has(2), broker_loses_queue(), broker_has(2), workers_come()),
+        when=(broker_has(2), broker_loses_queue(), broker_has(2), workers_added()),
         then={"it": succeeded(), "other": succeeded()},
         also=(ran(1), ran(1, "other")),
         on=no_workers(),
@@ -288,34 +290,34 @@ QUEUES = (
 )
 
 LATE = (
-    Row(
+    LifecycleCase(
         "late writer: a finished Task is not made unfinished",
         {"it": task()},
         when=(
-            shows(succeeded(result={})),
+            reaches(succeeded(result={})),
             refused(late_status(phase="Running"), "the phase of a finished Task never changes"),
             refused(late_status(phase="Failed"), "the phase of a finished Task never changes"),
             refused(late_status(completionTime=None), "completionTime is never cleared"),
         ),
         then={"it": succeeded(result={})},
     ),
-    Row(
+    LifecycleCase(
         "late writer: attempts do not decrease",
         {"it": flaky(1, wait=4)},
         when=(
-            shows(retrying("ConnectionError", f"attempt 1 of 2: {_AWAY} 1")),
+            reaches(retrying("ConnectionError", f"attempt 1 of 2: {_AWAY} 1")),
             refused(late_status(phase="Running", attempts=0), "attempts never decrease"),
         ),
         then={"it": succeeded(attempts=2, history=(*_failures(1), "2 Succeeded"))},
     ),
-    Row(
-        "late report: an outcome told twice counts once",
+    LifecycleCase(
+        "late report: an outcome reported twice counts once",
         {"it": task()},
         when=(
-            consumer_takes(),
+            consumer_receives(),
             consumer_reports(0, "failed", error={"type": "Once", "message": "", "retryable": True}),
             consumer_reports(0, "failed", error={"type": "Once", "message": "", "retryable": True}),
-            consumer_takes(),
+            consumer_receives(),
             consumer_reports(0, "succeeded", result={"from": "the first attempt"}),
             consumer_reports(1, "succeeded", result={"from": "the second"}),
         ),
@@ -326,16 +328,16 @@ LATE = (
         },
         on=no_workers(),
     ),
-    Row(
+    LifecycleCase(
         "late report: a forged token counts for nothing",
         {"it": task()},
         when=(
-            consumer_takes(),
+            consumer_receives(),
             consumer_reports(0, "succeeded", token="forged", result={"from": "somebody"}),
             create("other", task()),
-            consumer_takes(),
+            consumer_receives(),
             consumer_reports(1, "succeeded", result={"from": "its worker"}),
-            shows(succeeded(result={"from": "its worker"}), "other"),
+            reaches(succeeded(result={"from": "its worker"}), "other"),
             consumer_reports(0, "succeeded", result={"from": "its worker"}),
         ),
         then={"it": succeeded(result={"from": "its worker"})},
@@ -343,4 +345,4 @@ LATE = (
     ),
 )
 
-ROWS = RETRY + LOSS + QUEUES + LATE
+CASES = RETRY + LOSS + QUEUES + LATE

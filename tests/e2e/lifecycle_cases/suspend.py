@@ -11,25 +11,9 @@ from tests.e2e.checks import (
     was_never,
     was_stopped,
 )
-from tests.e2e.steps import (
-    broker_has,
-    cancel,
-    clock_passes,
-    consumer_reports,
-    consumer_takes,
-    create,
-    edit,
-    edit_queue,
-    no_worker_left,
-    queue_shows,
-    resume,
-    shows,
-    suspend,
-    workers_come,
-)
-from tests.e2e.table import (
-    In,
-    Row,
+from tests.e2e.lifecycle_case import (
+    FromNow,
+    LifecycleCase,
     blocked,
     cancelled,
     flaky,
@@ -43,170 +27,186 @@ from tests.e2e.table import (
     task,
     workers,
 )
+from tests.e2e.steps import (
+    broker_has,
+    cancel,
+    consumer_receives,
+    consumer_reports,
+    create,
+    edit,
+    edit_queue,
+    no_worker_left,
+    queue_has_condition,
+    reaches,
+    resume,
+    suspend,
+    time_passes,
+    workers_added,
+)
 
 _RETRYING = retrying("ConnectionError", "*ConnectionError: the network is away at attempt 1")
 _RETRIED = ("1 Failed ConnectionError", "2 Succeeded")
 
 SUSPEND = (
-    Row(
-        "suspended from the first on, then resumed",
+    LifecycleCase(
+        "suspended from the start, then resumed",
         {"it": nap(0.1, suspend=True)},
-        when=(shows(suspended()), resume()),
+        when=(reaches(suspended()), resume()),
         then={"it": succeeded(resumed=True)},
         also=(ran(1), began_after("resume")),
     ),
-    Row(
+    LifecycleCase(
         "suspended in the operator, behind a full window, then resumed",
         {"first": task(), "it": task()},
         when=(
             broker_has(1),
             suspend(),
-            shows(suspended()),
+            reaches(suspended()),
             edit_queue(dispatch={"maxPublished": 9}),
             create("last", task()),
             broker_has(2),
             resume(),
             broker_has(3),
-            workers_come(),
+            workers_added(),
         ),
         then={"it": succeeded(resumed=True), "first": succeeded(), "last": succeeded()},
         on=no_workers(dispatch={"maxPublished": 1}),
     ),
-    Row(
-        "suspended at the broker: taken back, resumed under another epoch, run once",
+    LifecycleCase(
+        "suspended at the broker: recalled, resumed under another epoch, run once",
         {"it": nap(0.1)},
         when=(
             broker_has(1),
             suspend(),
-            shows(suspended(epoch=1)),
+            reaches(suspended(epoch=1)),
             resume(),
             broker_has(2),
-            workers_come(),
+            workers_added(),
         ),
         then={"it": succeeded(epoch=1, resumed=True)},
         also=(ran(1),),
         on=no_workers(),
     ),
-    Row(
+    LifecycleCase(
         "suspended while it runs in a thread: the attempt is not counted",
         {"it": nap(7, "watch")},
-        when=(shows(running()), suspend(), shows(suspended(attempts=1, epoch=1)), resume()),
+        when=(reaches(running()), suspend(), reaches(suspended(attempts=1, epoch=1)), resume()),
         then={"it": succeeded(epoch=1, resumed=True)},
         also=(ran(2), was_never("Retrying")),
     ),
-    Row(
+    LifecycleCase(
         "suspended while it runs as a coroutine: its worker stops it",
         {"it": nap(30, "watch_async")},
-        when=(shows(running()), suspend(), shows(suspended(attempts=1, epoch=1))),
+        when=(reaches(running()), suspend(), reaches(suspended(attempts=1, epoch=1))),
         also=(was_stopped(), ran(1)),
     ),
-    Row(
+    LifecycleCase(
         "suspended while it runs where sync handlers run by default: its worker stops it",
         {"it": nap(30, "watch_process")},
-        when=(shows(running()), suspend(), shows(suspended(attempts=1, epoch=1))),
+        when=(reaches(running()), suspend(), reaches(suspended(attempts=1, epoch=1))),
         also=(was_stopped(), ran(1)),
     ),
-    Row(
+    LifecycleCase(
         "suspended twice while it runs: an epoch each",
         {"it": nap(7, "watch")},
         when=(
-            shows(running()),
+            reaches(running()),
             suspend(),
-            shows(suspended(attempts=1, epoch=1)),
+            reaches(suspended(attempts=1, epoch=1)),
             resume(),
-            shows(running(epoch=1, resumed=True)),
+            reaches(running(epoch=1, resumed=True)),
             suspend(),
-            shows(suspended(attempts=1, epoch=2)),
+            reaches(suspended(attempts=1, epoch=2)),
             resume(),
         ),
         then={"it": succeeded(epoch=2, resumed=True)},
         also=(ran(3),),
     ),
-    Row(
+    LifecycleCase(
         "suspended between two attempts: the wait goes on after the resume",
         {"it": flaky(1, wait=12)},
         when=(
-            shows(_RETRYING),
+            reaches(_RETRYING),
             suspend(),
-            shows(suspended(attempts=1, history=("1 Failed ConnectionError",), due=True)),
+            reaches(suspended(attempts=1, history=("1 Failed ConnectionError",), due=True)),
             due_after(12),
             resume(),
-            shows(replace(_RETRYING, resumed=True)),
+            reaches(replace(_RETRYING, resumed=True)),
         ),
         then={"it": succeeded(attempts=2, history=_RETRIED, result={"attempt": 2}, resumed=True)},
         also=(waited(12),),
-        calm=True,
+        runs_last=True,
     ),
-    Row(
+    LifecycleCase(
         "suspended between two attempts for longer than the wait: run when resumed",
         {"it": flaky(1, wait=8)},
         when=(
-            shows(_RETRYING),
+            reaches(_RETRYING),
             suspend(),
-            shows(suspended(attempts=1, history=("1 Failed ConnectionError",), due=True)),
-            clock_passes(8),
+            reaches(suspended(attempts=1, history=("1 Failed ConnectionError",), due=True)),
+            time_passes(8),
             resume(),
         ),
         then={"it": succeeded(attempts=2, history=_RETRIED, resumed=True)},
         also=(ran(2),),
     ),
-    Row(
+    LifecycleCase(
         "suspended while it waits for a dependency, resumed when that is Complete",
         {"dep": nap(8), "it": nap(0.1, dependsOn=["dep"])},
         when=(
-            shows(blocked("WaitingForDependencies", "spec.dependsOn: waits for Task {dep} *")),
+            reaches(blocked("WaitingForDependencies", "spec.dependsOn: waits for Task {dep} *")),
             suspend(),
-            shows(suspended()),
-            shows(succeeded(), "dep"),
-            clock_passes(1),
+            reaches(suspended()),
+            reaches(succeeded(), "dep"),
+            time_passes(1),
             resume(),
         ),
         then={"it": succeeded(resumed=True)},
         also=(ran(1), began_after("resume")),
     ),
-    Row(
+    LifecycleCase(
         "suspended before startAfter, which passes meanwhile",
-        {"it": nap(0.1, startAfter=In(8))},
+        {"it": nap(0.1, startAfter=FromNow(8))},
         when=(
-            shows(scheduled()),
+            reaches(scheduled()),
             suspend(),
-            shows(suspended(due=True)),
-            clock_passes(8),
+            reaches(suspended(due=True)),
+            time_passes(8),
             resume(),
         ),
         then={"it": succeeded(resumed=True)},
         also=(ran(1), began_after("resume")),
     ),
-    Row(
+    LifecycleCase(
         "suspended while it runs, then cancelled",
         {"it": nap(30, "watch")},
-        when=(shows(running()), suspend(), shows(suspended(attempts=1, epoch=1)), cancel()),
+        when=(reaches(running()), suspend(), reaches(suspended(attempts=1, epoch=1)), cancel()),
         then={"it": cancelled(attempts=1, epoch=1)},
         also=(was_stopped(), ran(1)),
     ),
-    Row(
+    LifecycleCase(
         "resumed, and nothing is left of the suspension but its time",
         {"it": task(suspend=True, dependsOn=["dep"])},
         when=(
-            shows(suspended()),
+            reaches(suspended()),
             resume(),
-            shows(blocked("DependencyNotFound", "*there is no Task *", resumed=True)),
+            reaches(blocked("DependencyNotFound", "*there is no Task *", resumed=True)),
             create("dep", task()),
         ),
         then={"it": succeeded(resumed=True)},
     ),
-    Row(
+    LifecycleCase(
         "suspended: an outcome that comes late does not count",
         {"it": task()},
         when=(
-            consumer_takes(),
+            consumer_receives(),
             consumer_reports(0, "started"),
-            shows(running()),
+            reaches(running()),
             suspend(),
-            shows(suspended(attempts=1, epoch=1)),
+            reaches(suspended(attempts=1, epoch=1)),
             consumer_reports(0, "succeeded", result={"from": "the former attempt"}),
             resume(),
-            consumer_takes(),
+            consumer_receives(),
             consumer_reports(
                 0, "failed", error={"type": "Late", "message": "", "retryable": False}
             ),
@@ -218,40 +218,40 @@ SUSPEND = (
 )
 
 STOP_POLICY = (
-    Row(
+    LifecycleCase(
         "stopPolicy Hold: what runs goes on, what waits keeps waiting until None",
         {"it": nap(10)},
         when=(
-            shows(running()),
+            reaches(running()),
             edit_queue(stopPolicy="Hold"),
-            queue_shows("Ready", "True", "Held"),
+            queue_has_condition("Ready", "True", "Held"),
             create("next", nap(0.1)),
-            shows(succeeded()),
+            reaches(succeeded()),
             broker_has(0),
             edit_queue(stopPolicy="None"),
-            queue_shows("Ready", "True", "Ready"),
+            queue_has_condition("Ready", "True", "Ready"),
         ),
         then={"next": succeeded()},
         also=(ran_in_order("it", "next"), was_never("Blocked", "Suspended", role="next")),
         on=workers(),
     ),
-    Row(
+    LifecycleCase(
         "stopPolicy HoldAndDrain: the workers go when what runs has ended, until None",
         {"it": nap(10)},
         when=(
-            shows(running()),
+            reaches(running()),
             edit_queue(stopPolicy="HoldAndDrain"),
             create("next", nap(0.1)),
-            shows(succeeded()),
+            reaches(succeeded()),
             no_worker_left(),
-            queue_shows("Ready", "True", "Held"),
+            queue_has_condition("Ready", "True", "Held"),
             edit_queue(stopPolicy="None"),
         ),
         then={"it": succeeded(), "next": succeeded()},
         also=(ran(1, "next"), was_never("Blocked", "Suspended", role="next")),
         on=workers(),
     ),
-    Row(
+    LifecycleCase(
         "stopPolicy Hold: what waits can be cancelled and suspended",
         {"it": task(), "other": task()},
         when=(cancel(), suspend("other"), broker_has(0)),
@@ -261,7 +261,7 @@ STOP_POLICY = (
 )
 
 PRIORITY = (
-    Row(
+    LifecycleCase(
         "priority: the highest is dispatched first, of equals the older",
         {
             "first": nap(6),
@@ -274,7 +274,7 @@ PRIORITY = (
         also=(ran_in_order("first", "high", "old", "young", "low"),),
         on=workers(slots=1, dispatch={"maxPublished": 1}),
     ),
-    Row(
+    LifecycleCase(
         "priority raised while it waits: it goes first",
         {"first": nap(6), "other": nap(0.1), "it": nap(0.1)},
         when=(edit(priority=1),),
@@ -284,4 +284,4 @@ PRIORITY = (
     ),
 )
 
-ROWS = SUSPEND + STOP_POLICY + PRIORITY
+CASES = SUSPEND + STOP_POLICY + PRIORITY

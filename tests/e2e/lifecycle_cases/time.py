@@ -8,23 +8,10 @@ from tests.e2e.checks import (
     was_never,
     was_stopped,
 )
-from tests.e2e.steps import (
-    broker_has,
-    cancel,
-    clock_passes,
-    consumer_reports,
-    consumer_takes,
-    create,
-    edit,
-    edit_queue,
-    gone,
-    resume,
-    shows,
-)
-from tests.e2e.table import (
-    In,
-    Row,
-    Shows,
+from tests.e2e.lifecycle_case import (
+    ExpectedStatus,
+    FromNow,
+    LifecycleCase,
     blocked,
     failed,
     flaky,
@@ -37,9 +24,22 @@ from tests.e2e.table import (
     suspended,
     task,
 )
+from tests.e2e.steps import (
+    broker_has,
+    cancel,
+    consumer_receives,
+    consumer_reports,
+    create,
+    deleted_by_operator,
+    edit,
+    edit_queue,
+    reaches,
+    resume,
+    time_passes,
+)
 
 
-def _over(seconds: int, **expected: object) -> Shows:
+def _over(seconds: int, **expected: object) -> ExpectedStatus:
     return failed(
         "DeadlineExceeded",
         f"it did not end within activeDeadlineSeconds, {seconds} s",
@@ -48,45 +48,45 @@ def _over(seconds: int, **expected: object) -> Shows:
 
 
 START_AFTER = (
-    Row(
+    LifecycleCase(
         "startAfter in a while",
-        {"it": nap(0.1, startAfter=In(4))},
-        when=(shows(scheduled()), due_at_start_after()),
+        {"it": nap(0.1, startAfter=FromNow(4))},
+        when=(reaches(scheduled()), due_at_start_after()),
         then={"it": succeeded()},
         also=(began_after("startAfter"), ran(1)),
     ),
-    Row(
+    LifecycleCase(
         "startAfter in the past",
         {"it": task(startAfter="2001-02-03T04:05:06Z")},
         then={"it": succeeded()},
         also=(was_never("Scheduled"),),
     ),
-    Row(
+    LifecycleCase(
         "startAfter with an offset, moved nearer while it is waited for",
         {"it": task(startAfter="2999-01-01T00:00:00.5+02:00")},
-        when=(shows(scheduled()), due_at_start_after(), edit(startAfter=In(1))),
+        when=(reaches(scheduled()), due_at_start_after(), edit(startAfter=FromNow(1))),
         then={"it": succeeded()},
         also=(began_after("startAfter"),),
     ),
-    Row(
+    LifecycleCase(
         "startAfter moved away while it is waited for",
-        {"it": nap(0.1, startAfter=In(10))},
-        when=(shows(scheduled()), edit(startAfter=In(12))),
+        {"it": nap(0.1, startAfter=FromNow(10))},
+        when=(reaches(scheduled()), edit(startAfter=FromNow(12))),
         then={"it": succeeded()},
         also=(began_after("startAfter"), ran(1)),
     ),
-    Row(
-        "startAfter taken back while it is waited for",
-        {"it": task(startAfter=In(3600))},
-        when=(shows(scheduled()), edit(startAfter=None)),
+    LifecycleCase(
+        "startAfter removed while the Task waits for it",
+        {"it": task(startAfter=FromNow(3600))},
+        when=(reaches(scheduled()), edit(startAfter=None)),
         then={"it": succeeded()},
     ),
-    Row(
+    LifecycleCase(
         "startAfter counts when the dependency is Complete",
-        {"dep": nap(6), "it": task(dependsOn=["dep"], startAfter=In(16))},
+        {"dep": nap(6), "it": task(dependsOn=["dep"], startAfter=FromNow(16))},
         when=(
-            shows(blocked("WaitingForDependencies", "*waits for Task {dep} *")),
-            shows(scheduled()),
+            reaches(blocked("WaitingForDependencies", "*waits for Task {dep} *")),
+            reaches(scheduled()),
         ),
         then={"it": succeeded()},
         also=(began_after("startAfter"),),
@@ -94,28 +94,28 @@ START_AFTER = (
 )
 
 DEADLINE = (
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds passes at the broker, without a worker",
         {"it": task(activeDeadlineSeconds=3)},
         then={"it": _over(3)},
         also=(ended_after(3, "creation"),),
         on="shelf",
     ),
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds passes while it runs: its worker stops it",
         {"it": nap(60, "watch", activeDeadlineSeconds=10)},
-        when=(shows(running()),),
+        when=(reaches(running()),),
         then={"it": _over(10, attempts=1, history=("1 Failed DeadlineExceeded",))},
         also=(ended_after(10, "creation"), was_stopped(), ran(1)),
     ),
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds passes between two attempts",
         {"it": flaky(1, wait=60, activeDeadlineSeconds=10)},
-        when=(shows(retrying("ConnectionError", "attempt 1 of 2: *")),),
+        when=(reaches(retrying("ConnectionError", "attempt 1 of 2: *")),),
         then={"it": _over(10, attempts=1, history=("1 Failed ConnectionError",))},
         also=(ended_after(10, "creation"), ran(1)),
     ),
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds passes over several attempts",
         {"it": flaky(9, wait=6, activeDeadlineSeconds=10)},
         then={
@@ -126,23 +126,23 @@ DEADLINE = (
             )
         },
     ),
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds does not pass while suspended, and counts from the resume",
         {"it": task(suspend=True, activeDeadlineSeconds=3)},
-        when=(shows(suspended()), clock_passes(3), resume()),
+        when=(reaches(suspended()), time_passes(3), resume()),
         then={"it": _over(3, resumed=True)},
         also=(ended_after(3, "resume"),),
         on="shelf",
     ),
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds counts from startAfter",
-        {"it": task(startAfter=In(4), activeDeadlineSeconds=2)},
-        when=(shows(scheduled()),),
+        {"it": task(startAfter=FromNow(4), activeDeadlineSeconds=2)},
+        when=(reaches(scheduled()),),
         then={"it": _over(2)},
         also=(ended_after(2, "startAfter"),),
         on="shelf",
     ),
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds counts from when the dependency is Complete",
         {
             "dep": nap(4),
@@ -151,38 +151,38 @@ DEADLINE = (
         then={"it": _over(8, attempts=1, history=("1 Failed DeadlineExceeded",))},
         also=(ended_after(8, "dep"), was_stopped()),
     ),
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds does not pass while a dependency is missing",
         {"it": task(dependsOn=["dep"], activeDeadlineSeconds=8)},
         when=(
-            shows(blocked("DependencyNotFound", "*")),
-            clock_passes(7),
+            reaches(blocked("DependencyNotFound", "*")),
+            time_passes(7),
             create("dep", task()),
         ),
         then={"it": succeeded()},
     ),
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds passes while the payload is missing",
         {"it": task(payloadFrom=["base"], activeDeadlineSeconds=8)},
-        when=(shows(blocked("PayloadUnresolved", "*")),),
+        when=(reaches(blocked("PayloadUnresolved", "*")),),
         then={"it": _over(8)},
         also=(ended_after(8, "creation"),),
     ),
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds shortened while it runs",
         {"it": nap(30, "watch", activeDeadlineSeconds=3600)},
-        when=(shows(running()), edit(activeDeadlineSeconds=1)),
+        when=(reaches(running()), edit(activeDeadlineSeconds=1)),
         then={"it": _over(1, attempts=1, history=("1 Failed DeadlineExceeded",))},
         also=(was_stopped(),),
     ),
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds of the queue",
         {"it": nap(30, "watch", attemptTimeoutSeconds=60)},
         then={"it": _over(8, attempts=1, history=("1 Failed DeadlineExceeded",))},
         also=(ended_after(8, "creation"),),
         on="strict",
     ),
-    Row(
+    LifecycleCase(
         "activeDeadlineSeconds of its own over the queue's",
         {"it": nap(10, attemptTimeoutSeconds=60, activeDeadlineSeconds=60)},
         then={"it": succeeded()},
@@ -193,8 +193,8 @@ DEADLINE = (
 _SILENT = "Timeout: no outcome came within 1 s and some more: its worker is gone, or *"
 
 TIMEOUT = (
-    Row(
-        "attemptTimeoutSeconds: the worker stops a thread that looks",
+    LifecycleCase(
+        "attemptTimeoutSeconds: the worker stops a thread that checks for cancellation",
         {"it": nap(30, "watch", attemptTimeoutSeconds=1, retry={"maxAttempts": 1})},
         then={
             "it": failed(
@@ -206,7 +206,7 @@ TIMEOUT = (
         },
         also=(was_stopped(),),
     ),
-    Row(
+    LifecycleCase(
         "attemptTimeoutSeconds: the worker stops what runs where sync handlers do by default",
         {"it": nap(30, "watch_process", attemptTimeoutSeconds=1, retry={"maxAttempts": 1})},
         then={
@@ -219,7 +219,7 @@ TIMEOUT = (
         },
         also=(was_stopped(), ran(1)),
     ),
-    Row(
+    LifecycleCase(
         "attemptTimeoutSeconds: the worker stops a coroutine, and the next attempt as well",
         {"it": nap(30, "watch_async", attemptTimeoutSeconds=1, retry={"maxAttempts": 2})},
         then={
@@ -232,7 +232,7 @@ TIMEOUT = (
         },
         also=(was_stopped(), ran(2)),
     ),
-    Row(
+    LifecycleCase(
         "attemptTimeoutSeconds of the queue",
         {"it": nap(30, "watch", retry={"maxAttempts": 1})},
         then={
@@ -245,10 +245,10 @@ TIMEOUT = (
         },
         on="strict",
     ),
-    Row(
+    LifecycleCase(
         "attemptTimeoutSeconds by the operator's clock: a consumer that says nothing",
         {"it": task(attemptTimeoutSeconds=1, retry={"maxAttempts": 1})},
-        when=(consumer_takes(),),
+        when=(consumer_receives(),),
         then={
             "it": failed(
                 "RetriesExhausted",
@@ -261,16 +261,16 @@ TIMEOUT = (
         also=(ended_after(11, "creation", slack=4),),
         on=no_workers(),
     ),
-    Row(
+    LifecycleCase(
         "attemptTimeoutSeconds by the operator's clock: what comes later does not count",
         {"it": task(attemptTimeoutSeconds=1, retry={"backoff": {"initialSeconds": 4}})},
         when=(
-            consumer_takes(),
+            consumer_receives(),
             consumer_reports(0, "started"),
-            shows(running()),
-            shows(retrying("Timeout", f"attempt 1 of 3: {_SILENT}", epoch=1)),
+            reaches(running()),
+            reaches(retrying("Timeout", f"attempt 1 of 3: {_SILENT}", epoch=1)),
             consumer_reports(0, "succeeded", result={"from": "the silent one"}),
-            consumer_takes(),
+            consumer_receives(),
             consumer_reports(1, "succeeded", result={"from": "the next"}),
         ),
         then={
@@ -286,40 +286,40 @@ TIMEOUT = (
 )
 
 TIME_TO_LIVE = (
-    Row(
+    LifecycleCase(
         "ttlSecondsAfterFinished of its own",
         {"it": task(ttlSecondsAfterFinished=3)},
-        when=(shows(succeeded(result={})), gone()),
+        when=(reaches(succeeded(result={})), deleted_by_operator()),
     ),
-    Row(
+    LifecycleCase(
         "ttlSecondsAfterFinished of the queue, given when the Task has ended already",
         {"it": task()},
         when=(
             broker_has(1),
             cancel(),
-            shows(Shows(phase="Cancelled", reason="Cancelled", message="*")),
+            reaches(ExpectedStatus(phase="Cancelled", reason="Cancelled", message="*")),
             edit_queue(taskDefaults={"ttlSecondsAfterFinished": 1}),
-            gone(),
+            deleted_by_operator(),
         ),
         on=no_workers(),
     ),
-    Row(
+    LifecycleCase(
         "ttlSecondsAfterFinished waits for who depends on the Task",
         {
-            # First, or the other may be gone before anything depends on it.
+            # First, or the other may be deleted before anything depends on it.
             "dep": task(dependsOn=["it"], suspend=True),
             "it": task(ttlSecondsAfterFinished=0),
         },
         when=(
-            shows(succeeded(result={})),
-            shows(suspended(), "dep"),
-            clock_passes(2),
+            reaches(succeeded(result={})),
+            reaches(suspended(), "dep"),
+            time_passes(2),
             resume("dep"),
-            shows(succeeded(resumed=True), "dep"),
-            gone(),
+            reaches(succeeded(resumed=True), "dep"),
+            deleted_by_operator(),
         ),
         then={"dep": succeeded(resumed=True)},
     ),
 )
 
-ROWS = START_AFTER + DEADLINE + TIMEOUT + TIME_TO_LIVE
+CASES = START_AFTER + DEADLINE + TIMEOUT + TIME_TO_LIVE

@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.api import TASKQUEUE_API, Api
 from tests.e2e.harness import Harness
-from tests.e2e.observations import Sightings
+from tests.e2e.observations import Observations
 
 pytestmark = pytest.mark.cluster
 
@@ -34,7 +34,7 @@ def test_a_short_task_is_written_once(harness: Harness) -> None:
     harness.available(1)
     harness.task("warm")
     harness.finished("warm")
-    everywhere = Sightings(harness.api, f"{TASKQUEUE_API}/tasks")
+    everywhere = Observations(harness.api, f"{TASKQUEUE_API}/tasks")
     try:
         before = writes_to_tasks(harness.api)
         names = harness.batch("short", TASKS)

@@ -1,9 +1,9 @@
-"""What a row of the table says: given these manifests, when this happens, then this follows.
+"""A lifecycle case: given these manifests, when this happens, then exactly this follows.
 
-A row names its Tasks by roles: ``it`` is the one the row is about. Where a row says a role, as in
-``dependsOn`` or in braces in a message, the name of that Task is meant; see `Play` for the rest.
+A case names its Tasks by role; ``it`` is the one the case is about. A role in ``dependsOn``, or in
+braces in a message, stands for the name of that Task. `RunningCase` has the other names.
 
-`Shows` is exact: whatever it does not say must not be there.
+`ExpectedStatus` is exact: what it does not list must be absent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.e2e.api import Body
 from tests.e2e.harness import conditions, true_conditions
 
 if TYPE_CHECKING:
-    from tests.e2e.scenario_runner import Play
+    from tests.e2e.case_runner import RunningCase
 
 FINAL = ("Succeeded", "Failed", "Cancelled")
 
@@ -33,7 +33,7 @@ _TRUE = {
 
 
 class _Any:
-    """Whatever it is."""
+    """Equals no value; stands for any of them."""
 
     def __repr__(self) -> str:
         return "ANYTHING"
@@ -43,32 +43,32 @@ ANYTHING = _Any()
 
 
 @dataclass(frozen=True)
-class In:
-    """So many seconds from when the manifest is applied, as a time of day."""
+class FromNow:
+    """A time this many seconds after the manifest is applied."""
 
     seconds: float
 
     def timestamp(self) -> str:
-        """Return it as the API has times."""
+        """Return the time in RFC 3339, with milliseconds, counted from now."""
         at = datetime.now(UTC) + timedelta(seconds=self.seconds)
         return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shows:
-    """A Task's status, all of it but for times.
+class ExpectedStatus:
+    """The expected status of a Task: everything but the times.
 
     Attributes:
         phase: status.phase.
         reason: status.reason.
         message: status.message; ``*`` stands for anything, ``{role}`` for the name of a Task.
         attempts: status.attempts.
-        history: of each attempt that ended "number outcome reason".
+        history: ``"number outcome reason"`` of each attempt that ended.
         epoch: status.epoch.
-        result: status.result, ANYTHING for one that is not known before; None: there is none.
+        result: status.result; ANYTHING for any result, None for no result.
         key: status.concurrencyKey.
-        due: there is a nextAttemptTime; None: as the phase has it.
-        resumed: the Task was suspended once and is not any more.
+        due: whether there is a nextAttemptTime; None: the phase decides.
+        resumed: whether the Task was suspended earlier and is not now.
     """
 
     phase: str
@@ -82,8 +82,8 @@ class Shows:
     due: bool | None = None
     resumed: bool = False
 
-    def is_meant(self, task: Body, names: Mapping[str, str]) -> bool:
-        """Tell whether this is the version of a Task to look at, or may be called a wrong one."""
+    def is_candidate(self, task: Body, names: Mapping[str, str]) -> bool:
+        """Say whether to compare this version: it has the phase and message, or is final."""
         status = task["status"]
         if status["phase"] in FINAL:
             return True
@@ -93,17 +93,17 @@ class Shows:
             and _is_like(status["message"], self.message.format_map(names))
         )
 
-    def assert_shown_by(self, task: Body, names: Mapping[str, str]) -> None:
-        """Fail with every difference to a Task's status."""
+    def assert_matches(self, task: Body, names: Mapping[str, str]) -> None:
+        """Fail with every difference from a Task's status."""
         status, final = task["status"], self.phase in FINAL
-        told = [(one["attempt"], one["outcome"], one["reason"]) for one in status["history"]]
+        ended = [(one["attempt"], one["outcome"], one["reason"]) for one in status["history"]]
         due = self.phase in ("Scheduled", "Retrying") if self.due is None else self.due
         suspended = conditions(status).get("Suspended")
         shown: Body = {
             "phase": status["phase"],
             "reason": status["reason"],
             "attempts": status["attempts"],
-            "history": tuple(" ".join(map(str, one)).strip() for one in told),
+            "history": tuple(" ".join(map(str, one)).strip() for one in ended),
             "epoch": status["epoch"],
             "result": status.get("result"),
             "concurrencyKey": status.get("concurrencyKey", ""),
@@ -142,61 +142,67 @@ def _is_like(message: str, pattern: str) -> bool:
     return re.fullmatch(regex, message, re.DOTALL) is not None
 
 
-def succeeded(**expected: Any) -> Shows:
-    """A Task that succeeded, unless told otherwise at the first attempt, with any result."""
+def succeeded(**expected: Any) -> ExpectedStatus:
+    """A Task that succeeded: at the first attempt and with any result, by default."""
     defaults: Body = {"attempts": 1, "history": ("1 Succeeded",), "result": ANYTHING}
-    return Shows(phase="Succeeded", **{**defaults, **expected})
+    return ExpectedStatus(phase="Succeeded", **{**defaults, **expected})
 
 
-def failed(reason: str, message: str, **expected: Any) -> Shows:
+def failed(reason: str, message: str, **expected: Any) -> ExpectedStatus:
     """A Task that failed for good."""
-    return Shows(phase="Failed", reason=reason, message=message, **expected)
+    return ExpectedStatus(phase="Failed", reason=reason, message=message, **expected)
 
 
-def cancelled(**expected: Any) -> Shows:
+def cancelled(**expected: Any) -> ExpectedStatus:
     """A Task that was cancelled."""
-    return Shows(phase="Cancelled", reason="Cancelled", message="spec.cancel is true", **expected)
+    return ExpectedStatus(
+        phase="Cancelled", reason="Cancelled", message="spec.cancel is true", **expected
+    )
 
 
-def blocked(reason: str, message: str, **expected: Any) -> Shows:
+def blocked(reason: str, message: str, **expected: Any) -> ExpectedStatus:
     """A Task that waits for something outside itself."""
-    return Shows(phase="Blocked", reason=reason, message=message, **expected)
+    return ExpectedStatus(phase="Blocked", reason=reason, message=message, **expected)
 
 
-def suspended(**expected: Any) -> Shows:
+def suspended(**expected: Any) -> ExpectedStatus:
     """A Task that is suspended."""
-    return Shows(phase="Suspended", reason="Suspended", message="spec.suspend is true", **expected)
+    return ExpectedStatus(
+        phase="Suspended", reason="Suspended", message="spec.suspend is true", **expected
+    )
 
 
-def scheduled(**expected: Any) -> Shows:
-    """A Task whose time has not come."""
+def scheduled(**expected: Any) -> ExpectedStatus:
+    """A Task that waits for spec.startAfter."""
     text = "spec.startAfter has not come"
-    return Shows(phase="Scheduled", reason="StartAfter", message=text, **expected)
+    return ExpectedStatus(phase="Scheduled", reason="StartAfter", message=text, **expected)
 
 
-def running(attempts: int = 1, **expected: Any) -> Shows:
-    """A Task with a worker."""
-    return Shows(phase="Running", attempts=attempts, **expected)
+def running(attempts: int = 1, **expected: Any) -> ExpectedStatus:
+    """A Task that a worker runs."""
+    return ExpectedStatus(phase="Running", attempts=attempts, **expected)
 
 
-def retrying(reason: str, message: str, **expected: Any) -> Shows:
-    """A Task between two attempts, unless told otherwise the first two."""
+def retrying(reason: str, message: str, **expected: Any) -> ExpectedStatus:
+    """A Task between two attempts: the first two, by default."""
     defaults: Body = {"attempts": 1, "history": (f"1 Failed {reason}",)}
-    return Shows(phase="Retrying", reason=reason, message=message, **{**defaults, **expected})
+    return ExpectedStatus(
+        phase="Retrying", reason=reason, message=message, **{**defaults, **expected}
+    )
 
 
 def task(handler: str = "echo", payload: Body | None = None, **spec: Any) -> Body:
-    """A Task's spec but for its queue, which is the row's."""
+    """Return a Task's spec without its queue, which the case adds."""
     return {"handler": handler, "payload": payload or {}, **spec}
 
 
 def nap(seconds: float, handler: str = "nap", **spec: Any) -> Body:
-    """A Task whose handler takes that long, deaf unless it is ``watch`` or ``watch_async``."""
+    """A Task whose handler sleeps; only ``watch`` and ``watch_async`` react to cancellation."""
     return task(handler, {"seconds": seconds}, **spec)
 
 
 def flaky(failures: int, *, wait: float = 0.2, **spec: Any) -> Body:
-    """A Task whose first attempts fail, with as many seconds between them."""
+    """A Task whose first attempts fail, with ``wait`` seconds between them."""
     retry = {"maxAttempts": failures + 1, "backoff": {"initialSeconds": wait}}
     retry |= spec.pop("retry", {})
     return task("flaky", {"failures": failures}, retry=retry, **spec)
@@ -204,13 +210,13 @@ def flaky(failures: int, *, wait: float = 0.2, **spec: Any) -> Body:
 
 @dataclass(frozen=True)
 class Queue:
-    """A TaskQueue of the row's own, as changes to the usual one."""
+    """A TaskQueue for one case, as changes to the usual spec."""
 
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def workers(count: int = 1, slots: int = 4, *, grace: int = 6, **changes: Any) -> Queue:
-    """A TaskQueue of the row's own with so many workers; 5 s of the grace are not for handlers."""
+    """A TaskQueue for one case with ``count`` workers; handlers get the grace less 5 s."""
     scaling = {"minReplicas": count, "maxReplicas": count}
     template = {"spec": {"terminationGracePeriodSeconds": grace}}
     pool = {"concurrency": slots, "template": template}
@@ -218,48 +224,48 @@ def workers(count: int = 1, slots: int = 4, *, grace: int = 6, **changes: Any) -
 
 
 def no_workers(**changes: Any) -> Queue:
-    """A TaskQueue of the row's own without workers: what is published stays at the broker."""
+    """A TaskQueue for one case without workers: what is published stays at the broker."""
     return Queue({"workers": {"template": None}, **changes})
 
 
 class Step(Protocol):
-    """Something that happens, or must come to be seen, before the row goes on."""
+    """Something that the case does, or waits for, before it goes on."""
 
-    def __call__(self, play: Play, /) -> None:
+    def __call__(self, case: RunningCase, /) -> None:
         """Do it, or wait for it."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the table.
+class LifecycleCase:
+    """A test of one Task's life.
 
     Attributes:
-        title: what is tried.
+        title: what is tested; the id of the test.
         given: the Tasks by role, created in this order.
-        when: what happens then, in this order.
-        then: the final status of each Task told about; all others are left alone.
-        also: what else must be true at the end.
-        calm: played when no other row is any more: it looks at fractions of a second.
-        on: the TaskQueue: one of `SHARED_QUEUES` by name, or one of the row's own. None: there is
-            none yet.
+        when: the steps that follow, in this order.
+        then: the final status by role; Tasks left out are not checked.
+        also: what else must hold at the end.
+        runs_last: start it when all others have ended: it measures fractions of a second.
+        on: the TaskQueue: a name in `SHARED_QUEUES`, or one for this case alone. None: it does not
+            exist yet.
     """
 
     title: str
     given: Mapping[str, Body] = field(default_factory=dict)
     when: tuple[Step, ...] = ()
-    then: Mapping[str, Shows] = field(default_factory=dict)
+    then: Mapping[str, ExpectedStatus] = field(default_factory=dict)
     also: tuple[Step, ...] = ()
-    calm: bool = False
+    runs_last: bool = False
     on: str | Queue | None = "q"
 
 
-#: TaskQueues that rows share, by name: none of their rows takes all of their slots.
+#: TaskQueues that cases share, by name. No case may occupy all slots of one.
 SHARED_QUEUES: Mapping[str, Queue] = {
-    # The usual one. Two workers, so that what must not run at once could.
+    # The default. With two workers, two runs of one key could overlap if the operator failed.
     "q": workers(2, slots=100),
     # What is published there stays at the broker.
     "shelf": no_workers(),
-    # Says much about its Tasks.
+    # Sets most task defaults.
     "strict": workers(
         slots=50,
         taskDefaults={
@@ -272,6 +278,6 @@ SHARED_QUEUES: Mapping[str, Queue] = {
             "activeDeadlineSeconds": 8,
         },
     ),
-    # Two of a concurrencyKey at a time.
+    # Runs two Tasks of a concurrencyKey at a time.
     "pair": workers(slots=50, concurrencyLimits={"perKey": 2}),
 }

@@ -1,4 +1,4 @@
-"""What a row says is exact: a status that differs from it anywhere is not taken for it."""
+"""Lifecycle cases expect exactly what they say: any other difference in a status fails them."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import pytest
 
 from tests.e2e.api import Body
 from tests.e2e.harness import merged
-from tests.e2e.table import (
-    Shows,
+from tests.e2e.lifecycle_case import (
+    ExpectedStatus,
     blocked,
     cancelled,
     retrying,
@@ -19,7 +19,7 @@ from tests.e2e.table import (
 
 _TIME = "2026-01-02T03:04:05.678Z"
 _FAILED = {"attempt": 1, "outcome": "Failed", "reason": "Boom"}
-_NAMES = {"row": "r", "dep": "r-dep"}
+_NAMES = {"case": "r", "dep": "r-dep"}
 
 
 def task(*true: str, **status: Any) -> Body:
@@ -84,10 +84,10 @@ SCHEDULED = task(
     nextAttemptTime=_TIME,
 )
 
-TOLD = [
+MATCHING = [
     (succeeded(result={"a": 1}), SUCCEEDED),
     (retrying("Boom", "attempt 1 of *: Boom"), RETRYING),
-    (running(key="{row}-k", epoch=2), RUNNING),
+    (running(key="{case}-k", epoch=2), RUNNING),
     (blocked("DependencyNotFound", "there is no Task {dep}"), BLOCKED),
     (cancelled(), CANCELLED),
     (suspended(), SUSPENDED),
@@ -109,37 +109,43 @@ CHANGES: list[Body] = [
 ]
 
 
-@pytest.mark.parametrize(("shows", "shown"), TOLD)
-def test_what_is_told_is_taken(shows: Shows, shown: Body) -> None:
-    assert shows.is_meant(shown, _NAMES)
-    shows.assert_shown_by(shown, _NAMES)
+@pytest.mark.parametrize(("expected", "actual"), MATCHING)
+def test_expected_status_matches_itself(expected: ExpectedStatus, actual: Body) -> None:
+    assert expected.is_candidate(actual, _NAMES)
+    expected.assert_matches(actual, _NAMES)
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize(("shows", "shown"), TOLD)
-def test_any_difference_is_found(shows: Shows, shown: Body, change: Body) -> None:
+@pytest.mark.parametrize(("expected", "actual"), MATCHING)
+def test_expected_status_fails_on_any_difference(
+    expected: ExpectedStatus, actual: Body, change: Body
+) -> None:
     with pytest.raises(AssertionError):
-        shows.assert_shown_by(merged(shown, {"status": change}), _NAMES)
+        expected.assert_matches(merged(actual, {"status": change}), _NAMES)
 
 
 @pytest.mark.parametrize("time", ["startTime", "completionTime", "nextAttemptTime"])
-@pytest.mark.parametrize(("shows", "shown"), TOLD)
-def test_a_time_too_many_or_too_few_is_found(shows: Shows, shown: Body, time: str) -> None:
-    other = None if time in shown["status"] else _TIME
+@pytest.mark.parametrize(("expected", "actual"), MATCHING)
+def test_expected_status_fails_on_a_time_too_many_or_too_few(
+    expected: ExpectedStatus, actual: Body, time: str
+) -> None:
+    other = None if time in actual["status"] else _TIME
     with pytest.raises(AssertionError):
-        shows.assert_shown_by(merged(shown, {"status": {time: other}}), _NAMES)
+        expected.assert_matches(merged(actual, {"status": {time: other}}), _NAMES)
 
 
-@pytest.mark.parametrize(("shows", "shown"), TOLD)
-def test_an_end_of_an_older_generation_is_found(shows: Shows, shown: Body) -> None:
-    late = merged(shown, {"metadata": {"generation": 4}})
-    if "completionTime" in shown["status"]:
+@pytest.mark.parametrize(("expected", "actual"), MATCHING)
+def test_expected_status_fails_on_an_end_of_an_older_generation(
+    expected: ExpectedStatus, actual: Body
+) -> None:
+    late = merged(actual, {"metadata": {"generation": 4}})
+    if "completionTime" in actual["status"]:
         with pytest.raises(AssertionError):
-            shows.assert_shown_by(late, _NAMES)
+            expected.assert_matches(late, _NAMES)
     else:
-        shows.assert_shown_by(late, _NAMES)  # what is on its way may lag behind
+        expected.assert_matches(late, _NAMES)  # what is on its way may lag behind
 
 
-def test_any_result_is_not_none() -> None:
+def test_any_result_does_not_match_none() -> None:
     with pytest.raises(AssertionError):
-        succeeded().assert_shown_by(merged(SUCCEEDED, {"status": {"result": None}}), _NAMES)
+        succeeded().assert_matches(merged(SUCCEEDED, {"status": {"result": None}}), _NAMES)
