@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import Any
 
-from taskqueue.backoff import delays
+from taskqueue.backoff import Backoff
 from taskqueue.client.access import ApiRequester
 from taskqueue.client.errors import Unavailable
 from taskqueue.direct.errors import ClientError, Refused
@@ -56,12 +55,12 @@ async def ask(
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + patience_seconds
-    for pause in delays(random.random):
+    backoff = Backoff()
+    while True:
         try:
             return await api.request(method, path, body=body, **more)
         except ApiError as problem:
-            wait = max(problem.retry_after or 0.0, pause)
+            wait = max(problem.retry_after or 0.0, backoff.next_delay())
             if not passing(problem) or loop.time() + wait > deadline:
                 raise
         await asyncio.sleep(wait)
-    raise AssertionError("delays has no end")

@@ -19,15 +19,14 @@ Contract of `follow`:
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import quote
 
 from taskqueue.api.common import API_VERSION, TASK_PLURAL
-from taskqueue.backoff import delays
+from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.client.access import ApiConnection
 from taskqueue.client.errors import TaskGone
 from taskqueue.client.requests import passing, refusal
@@ -38,8 +37,6 @@ from taskqueue.logs import EventLog
 log = EventLog("taskqueue.client")
 
 _WATCH_SECONDS = 290
-#: A watch that was open this long was a good one: the next trouble begins with short pauses.
-_HELD_SECONDS = 5.0
 #: A watch of a Task that exists begins with it, at once.
 _BEGINNING_SECONDS = 5.0
 #: How long an API server may refuse what it has allowed before.
@@ -95,7 +92,6 @@ async def follow(
         TaskGone: deleted, or made anew.
         Refused: by the API server.
     """
-    loop = asyncio.get_running_loop()
     follower = _TaskWatcher(task, connected, seen)
     while True:
         try:
@@ -104,7 +100,7 @@ async def follow(
                 yield status_of(shown)
             if status_of(shown).finished:
                 return
-            begun = loop.time()
+            follower.backoff.succeeded()
             async with aclosing(follower.watch(shown)) as versions:
                 async for later in versions:
                     if follower.changed(later):
@@ -112,7 +108,7 @@ async def follow(
                         yield status_of(later)
                     if status_of(later).finished:
                         return
-            if loop.time() - begun >= _HELD_SECONDS:
+            if follower.backoff.has_held():
                 follower.settle()
         except ApiError as problem:
             follower.judge(problem)
@@ -132,7 +128,11 @@ class _TaskWatcher:
     allowed: set[str] = field(default_factory=set)
     refused_since: dict[str, float] = field(default_factory=dict)
     retry_after: float = 0.0
-    pauses: Iterator[float] = field(default_factory=lambda: delays(random.random))
+    backoff: Backoff = field(
+        default_factory=lambda: Backoff(
+            held_seconds=HELD_SECONDS, clock=asyncio.get_running_loop().time
+        )
+    )
     asking: str = ""
     told: str = ""
 
@@ -196,7 +196,7 @@ class _TaskWatcher:
 
     def settle(self) -> None:
         """Take note that all is well."""
-        self.pauses = delays(random.random)
+        self.backoff.reset()
         self.told = ""
 
     def judge(self, problem: ApiError) -> None:
@@ -221,7 +221,7 @@ class _TaskWatcher:
 
     async def pause(self) -> None:
         """Wait before the next look."""
-        wait, self.retry_after = max(next(self.pauses), self.retry_after), 0.0
+        wait, self.retry_after = max(self.backoff.next_delay(), self.retry_after), 0.0
         await asyncio.sleep(wait)
 
     def gone(self, what: str) -> TaskGone:

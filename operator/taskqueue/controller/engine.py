@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from taskqueue.backoff import Backoff
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.controller.completions.event_recorder import EventRecorder
 from taskqueue.controller.metrics import forget_queue
@@ -47,7 +48,6 @@ _ANNOUNCE_SECONDS = 2.0
 #: Conditions of a TaskQueue that are trouble when False, and reasons that are none.
 _TOLD = ("BrokerConnected", "WorkersAvailable")
 _NORMAL = ("Starting", "Connecting", "ReadingInbox", "Deleting", "WorkersElsewhere")
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
 
 
 class Engine:
@@ -214,7 +214,7 @@ class Engine:
         await controller.run()
 
     async def _take_queues(self) -> None:
-        pause = _FIRST_PAUSE_SECONDS
+        backoff = Backoff()
         while True:
             try:
                 found = await self._client.get(QUEUES_PATH)
@@ -223,8 +223,7 @@ class Engine:
                 log.warning("queue.list_failed", problem=str(problem))
                 if problem.reason == UNREADABLE:
                     return  # one object no parser takes; kopf brings those it can read
-                await asyncio.sleep(problem.retry_after or pause)
-                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+                await asyncio.sleep(problem.retry_after or backoff.next_delay())
         for raw in found["items"]:
             try:
                 self.put_queue(raw)

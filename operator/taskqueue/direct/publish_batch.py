@@ -7,14 +7,13 @@ whose fate a lost connection hides, is published again: a queue may then have it
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.backoff import delays
+from taskqueue.backoff import Backoff
 from taskqueue.contract.names import WORK_EXCHANGE
 from taskqueue.direct.errors import ClientError, Refused, Unroutable
 from taskqueue.direct.message import direct_properties
@@ -62,7 +61,7 @@ class PublishBatch:
         self._exhausted = False
         self._error: ClientError | None = None
         self._settling = asyncio.Event()
-        self._pauses = delays(random.random)
+        self._backoff = Backoff()
         self.confirmed = 0
         #: Why the last message that was not confirmed was not.
         self.trouble = ""
@@ -90,7 +89,7 @@ class PublishBatch:
             if publisher.closed.done() and not self._in_flight:
                 return
             if self._again and not publisher.closed.done():
-                await asyncio.sleep(next(self._pauses))  # the queue is full
+                await asyncio.sleep(self._backoff.next_delay())  # the queue is full
 
     def _fill(self, publisher: Publisher) -> None:
         while self._in_flight < WINDOW:
@@ -111,7 +110,7 @@ class PublishBatch:
         self._in_flight -= 1
         if verdict is Settled.CONFIRMED:
             self.confirmed += 1
-            self._pauses = delays(random.random)
+            self._backoff.reset()
             self._on_progress()
         elif verdict is Settled.RETURNED:
             self._error = self._unroutable()

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Iterator
 
 from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher
-from taskqueue.backoff import delays
+from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.logs import EventLog
 
 log = EventLog("taskqueue.client")
-
-#: A line that held this long has worked: the next loss begins with short pauses again.
-_HELD_SECONDS = 5.0
 
 
 class ReconnectingPublisher:
@@ -33,8 +28,7 @@ class ReconnectingPublisher:
         self._connection: Connection | None = None
         self._publisher: Publisher | None = None
         self._opening = asyncio.Lock()
-        self._pauses: Iterator[float] = delays(random.random)
-        self._since = 0.0
+        self._backoff = Backoff(held_seconds=HELD_SECONDS)
         self._problem = ""
 
     @property
@@ -50,12 +44,11 @@ class ReconnectingPublisher:
         Raises:
             BrokerConfigurationError: a certificate or key cannot be read.
         """
-        loop = asyncio.get_running_loop()
         async with self._opening:
             while self._publisher is None or self._publisher.closed.done():
                 if self._publisher is not None:
                     self._problem = self._publisher.closed.result()
-                    await self._lost(loop.time() - self._since)
+                    await self._lost()
                 await self.close()  # one that was being opened when its sender gave up
                 try:
                     self._connection = await connect(self._parameters, name=self._name)
@@ -64,9 +57,10 @@ class ReconnectingPublisher:
                     if self._problem != str(problem):
                         self._problem = str(problem)
                         log.warning("producer.unconnected", problem=self._problem)
-                    await asyncio.sleep(next(self._pauses))
+                    await asyncio.sleep(self._backoff.next_delay())
                 else:
-                    self._since, self._problem = loop.time(), ""
+                    self._backoff.succeeded()
+                    self._problem = ""
             return self._publisher
 
     async def close(self) -> None:
@@ -75,10 +69,10 @@ class ReconnectingPublisher:
         if connection is not None:
             await connection.close()
 
-    async def _lost(self, held_seconds: float) -> None:
+    async def _lost(self) -> None:
         log.warning("producer.lost", problem=self._problem)
         await self.close()
-        if held_seconds >= _HELD_SECONDS:
-            self._pauses = delays(random.random)
+        if self._backoff.has_held():
+            self._backoff.reset()
         else:
-            await asyncio.sleep(next(self._pauses))
+            await asyncio.sleep(self._backoff.next_delay())

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any, Protocol
 
+from taskqueue.backoff import Backoff
 from taskqueue.kubernetes.client import UNREADABLE, ApiClient, ApiError, parse
 from taskqueue.logs import EventLog
 
@@ -32,7 +33,6 @@ log = EventLog(__name__)
 _PAGE = 100
 #: A watch is renewed after this long, varied so that feeds do not renew together.
 _WATCH_SECONDS = (240, 300)
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 
 _METADATA = re.compile(r'"(continue|resourceVersion)":"([^"]*)"')
 
@@ -88,19 +88,19 @@ class Informer:
 
     async def run(self) -> None:
         """Feed until cancelled; no error of the API server ends it."""
-        pause = _FIRST_PAUSE
+        backoff = Backoff(random=self._random.random)
         while True:
             try:
                 if not self._version:
                     await self._list()
                     self.synced.set()
                 await self._watch()
-                pause = _FIRST_PAUSE
+                backoff.reset()
             except _Expired:
                 log.info("feed.expired", path=self._path)
                 self._version = ""
             except ApiError as problem:
-                wait = problem.retry_after or pause * (0.5 + self._random.random())
+                wait = problem.retry_after or backoff.next_delay()
                 log.warning(
                     "feed.interrupted",
                     path=self._path,
@@ -108,7 +108,6 @@ class Informer:
                     wait_seconds=round(wait, 2),
                 )
                 await asyncio.sleep(wait)
-                pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _list(self) -> None:
         seen: set[Key] = set()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from taskqueue.backoff import Backoff
 from taskqueue.kubernetes.client import JSON_PATCH, ApiClient, ApiError
 from taskqueue.logs import EventLog
 
@@ -28,7 +29,7 @@ log = EventLog(__name__)
 CONCURRENCY = 16
 #: After so many urgent writes in a row a waiting other one has its turn.
 _URGENT_IN_A_ROW = 15
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+_FIRST_PAUSE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class StatusUpdater:
 
     async def _write(self, slot: _Slot) -> None:
         slot.writing = True
-        pause = _FIRST_PAUSE
+        backoff = Backoff(first_seconds=_FIRST_PAUSE)
         while True:
             # Taken anew at each try: a newer status may have come while we waited.
             body, callbacks = slot.body, slot.callbacks
@@ -168,8 +169,8 @@ class StatusUpdater:
                     break
                 slot.callbacks = callbacks + slot.callbacks
                 log.warning("status.write_failed", path=slot.path, problem=str(problem))
-                await self._pause(problem.retry_after or pause, all_writers=problem.status == 429)
-                pause = min(pause * 2, _LONGEST_PAUSE)
+                pause = problem.retry_after or backoff.next_delay()
+                await self._pause(pause, all_writers=problem.status == 429)
         slot.writing = False
         if slot.waiting:
             self._enqueue(slot)

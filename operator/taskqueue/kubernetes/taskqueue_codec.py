@@ -19,7 +19,7 @@ from taskqueue.model.queue import (
     StopPolicy,
 )
 from taskqueue.model.scaling import BacklogTarget, DrainTimeTarget, ScalingPolicy
-from taskqueue.model.task import Backoff, Policy
+from taskqueue.model.task import Policy, RetryBackoff
 from taskqueue.model.worker import Worker
 from taskqueue.timestamps import to_rfc3339
 
@@ -65,7 +65,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
         max_published=spec.dispatch.max_published,
         policy=Policy(
             max_attempts=defaults.retry.max_attempts,
-            backoff=Backoff(
+            backoff=RetryBackoff(
                 initial_seconds=backoff.initial_seconds,
                 factor=backoff.factor,
                 max_seconds=backoff.max_seconds,

@@ -41,7 +41,7 @@ MESSAGE_LIMIT = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Backoff:
+class RetryBackoff:
     """Exponential waiting between attempts.
 
     Attributes:
@@ -72,7 +72,7 @@ class Policy:
     """
 
     max_attempts: int = 3
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: RetryBackoff = field(default_factory=RetryBackoff)
     non_retryable: frozenset[str] = frozenset()
     attempt_timeout_seconds: int = 300
     max_deliveries: int = 3
@@ -100,7 +100,7 @@ class PolicyOverrides:
         base = defaults.backoff
         return Policy(
             max_attempts=_first(self.max_attempts, defaults.max_attempts),
-            backoff=Backoff(
+            backoff=RetryBackoff(
                 initial_seconds=_first(self.initial_seconds, base.initial_seconds),
                 factor=_first(self.factor, base.factor),
                 max_seconds=_first(self.max_seconds, base.max_seconds),

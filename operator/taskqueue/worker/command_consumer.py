@@ -17,17 +17,15 @@ The stream may not exist yet: only the operator declares, so the line looks and 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from typing import Any
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, Delivery
 from taskqueue.amqp.connection import Connection
-from taskqueue.backoff import delays
+from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.contract.command import CommandKind, WorkerCommand, decode
 from taskqueue.contract.names import CONTROL_STREAM, ContractError
 from taskqueue.logs import EventLog
-from taskqueue.worker.outcome_publisher import HELD_SECONDS
 
 log = EventLog("taskqueue.worker")
 
@@ -78,12 +76,10 @@ class CommandConsumer:
 
     async def follow(self, connection: Connection, on_caught_up: Callable[[], None]) -> None:
         """Take orders until the connection is closed; ``on_caught_up`` may be called repeatedly."""
-        loop = asyncio.get_running_loop()
-        waits = delays(random.random)
+        backoff = Backoff(held_seconds=HELD_SECONDS, clock=asyncio.get_running_loop().time)
         while not connection.closed.done():
-            begun = loop.time()
             try:
-                reason = await self._follow(connection, on_caught_up)
+                reason = await self._follow(connection, on_caught_up, on_found=backoff.succeeded)
             except ChannelRefused as problem:
                 reason = self._explain(connection, problem)
             except BrokerUnavailable:
@@ -91,11 +87,15 @@ class CommandConsumer:
             if reason != self._told:
                 self._told = reason
                 log.warning("control.waiting", stream=CONTROL_STREAM, reason=reason)
-            if loop.time() - begun >= HELD_SECONDS:
-                waits = delays(random.random)
-            await asyncio.sleep(next(waits))
+            await asyncio.sleep(backoff.next_delay())
 
-    async def _follow(self, connection: Connection, on_caught_up: Callable[[], None]) -> str:
+    async def _follow(
+        self,
+        connection: Connection,
+        on_caught_up: Callable[[], None],
+        *,
+        on_found: Callable[[], None],
+    ) -> str:
         """Follow on a channel of its own until that ends, and return why."""
         channel = await connection.channel()
         loop = asyncio.get_running_loop()
@@ -110,6 +110,7 @@ class CommandConsumer:
         try:
             await channel.set_prefetch(PREFETCH)
             end = await _end(channel)
+            on_found()
             if self._seen is not None and (end is None or end < self._seen):
                 self._seen = None
             if end is None or end == self._seen:

@@ -10,17 +10,15 @@ all of the past ones are known, and orders are taken for as long as the line run
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, Delivery
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
-from taskqueue.backoff import delays
+from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.logs import EventLog
 from taskqueue.worker.command_consumer import CommandConsumer
-from taskqueue.worker.outcome_publisher import HELD_SECONDS
 
 log = EventLog("taskqueue.worker")
 
@@ -120,23 +118,20 @@ class Consumer:
         Raises:
             BrokerConfigurationError: a certificate or key cannot be read.
         """
-        loop = asyncio.get_running_loop()
-        waits = delays(random.random)
+        backoff = Backoff(held_seconds=HELD_SECONDS, clock=asyncio.get_running_loop().time)
         try:
             while True:
-                begun = loop.time()
                 connection: Connection | None = None
                 try:
                     connection = await connect(self._parameters, name=self._name)
+                    backoff.succeeded()
                     await self._use(connection)
                 except BrokerUnavailable as problem:
                     self._tell(str(problem))
                 finally:
                     if connection is not None:
                         await connection.close()
-                if loop.time() - begun >= HELD_SECONDS:
-                    waits = delays(random.random)
-                await self._pause(next(waits))
+                await self._pause(backoff.next_delay())
         finally:
             self._stopped.set()
 
@@ -159,13 +154,11 @@ class Consumer:
 
     async def _consume_on(self, connection: Connection) -> None:
         """Register on one channel after the other, until a stop or the connection's end."""
-        loop = asyncio.get_running_loop()
-        waits = delays(random.random)
+        backoff = Backoff(held_seconds=HELD_SECONDS, clock=asyncio.get_running_loop().time)
         while not self._stopping and not connection.closed.done():
-            begun = loop.time()
             self._consuming = True
             try:
-                reason = await self._consume(connection)
+                reason = await self._consume(connection, on_found=backoff.succeeded)
             except ChannelRefused as problem:
                 reason = problem.text
                 if problem.code == _NOT_FOUND:
@@ -173,15 +166,13 @@ class Consumer:
                     reason += "operator declares it"
             finally:
                 self._consuming = False
-            if loop.time() - begun >= HELD_SECONDS:
-                waits = delays(random.random)
             if not self._stopping:
                 self._tell(reason)
-                await self._pause(next(waits))
+                await self._pause(backoff.next_delay())
         if connection.closed.done():
             self._tell(connection.closed.result())
 
-    async def _consume(self, connection: Connection) -> str:
+    async def _consume(self, connection: Connection, *, on_found: Callable[[], None]) -> str:
         """Consume on a channel of its own until it ends, and return why."""
         channel = await connection.channel()
         loop = asyncio.get_running_loop()
@@ -194,6 +185,7 @@ class Consumer:
         self._intake.channel_opened(channel)
         try:
             await channel.declare_queue(self._queue, passive=True)
+            on_found()
             ended = await self._watch(channel, cancelled, lambda: self._stopping or self._caught_up)
             if ended is not None:
                 return ended

@@ -9,11 +9,10 @@ in hand, which stay unacknowledged for as long.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.backoff import delays
+from taskqueue.backoff import Backoff
 from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.logs import EventLog
 
@@ -31,7 +30,7 @@ class OutcomeOutbox:
         self._waiting: list[tuple[OutgoingMessage, OnConfirmed]] = []
         self._outstanding = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._delays = delays(random.random)
+        self._backoff = Backoff()
         self._failing = False
         #: Why the last message came back, "" while messages get through: logged once a reason.
         self._refusal = ""
@@ -90,7 +89,7 @@ class OutcomeOutbox:
         if self._failing:
             self._failing = False
             self._refusal = ""
-            self._delays = delays(random.random)
+            self._backoff.reset()
         on_confirmed()
         if not self._outstanding and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
@@ -110,7 +109,7 @@ class OutcomeOutbox:
                 todo="start the operator, it declares the inbox; the outcome is kept until then",
             )
         if self._timer is None:
-            self._timer = self._loop.call_later(next(self._delays), self._again)
+            self._timer = self._loop.call_later(self._backoff.next_delay(), self._again)
 
     def _again(self) -> None:
         self._timer = None

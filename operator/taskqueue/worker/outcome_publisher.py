@@ -7,22 +7,17 @@ and acknowledgements must not be stuck behind that.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 
 from taskqueue.amqp.channel import BrokerUnavailable
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher
-from taskqueue.backoff import delays
+from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.logs import EventLog
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 
 log = EventLog("taskqueue.worker")
-
-#: A line that held this long has worked: the next loss begins with short delays again. A shorter
-#: life does not count, so a broker that accepts and closes at once is not hammered.
-HELD_SECONDS = 5.0
 
 
 class OutcomePublisher:
@@ -49,23 +44,21 @@ class OutcomePublisher:
         Raises:
             BrokerConfigurationError: a certificate or key cannot be read.
         """
-        loop = asyncio.get_running_loop()
-        waits = delays(random.random)
+        backoff = Backoff(held_seconds=HELD_SECONDS, clock=asyncio.get_running_loop().time)
         told = ""
         while True:
-            begun = loop.time()
             try:
-                reason = await self._hold()
+                reason = await self._hold(backoff.succeeded)
             except BrokerUnavailable as problem:
                 reason = str(problem)
-            if loop.time() - begun >= HELD_SECONDS:
-                waits, told = delays(random.random), ""
+            if backoff.has_held():
+                told = ""
             if reason != told:
                 told = reason
                 log.warning("publisher.lost", reason=reason, outstanding=self._reporter.outstanding)
-            await asyncio.sleep(next(waits))
+            await asyncio.sleep(backoff.next_delay())
 
-    async def _hold(self) -> str:
+    async def _hold(self, on_up: Callable[[], None]) -> str:
         """Connect, lend the publisher, and return why it ended."""
         connection: Connection | None = None
         try:
@@ -73,6 +66,7 @@ class OutcomePublisher:
             publisher = await Publisher.open(connection)
             self._reporter.attach(publisher)
             self.connection = connection
+            on_up()
             self._on_ready()
             log.debug("publisher.ready")
             await asyncio.wait({publisher.closed})

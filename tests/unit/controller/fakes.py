@@ -32,7 +32,7 @@ from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.status_updater import OnFate, StatusUpdater, WriteRefused, Written
 from taskqueue.model.queue import QueueConfig, QueueKey
-from taskqueue.model.task import Backoff, Policy
+from taskqueue.model.task import Policy, RetryBackoff
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import to_rfc3339
 
@@ -192,7 +192,7 @@ class Engine:
             connection_secret="rabbit",
             max_published=max_published,
             per_key=per_key,
-            policy=Policy(**{"backoff": Backoff(5.0, 1.0, 60.0, 0.0), **policy}),
+            policy=Policy(**{"backoff": RetryBackoff(5.0, 1.0, 60.0, 0.0), **policy}),
         )
         self.tasks = TaskController(
             client=cast(ApiClient, self.api),

@@ -28,7 +28,7 @@ from taskqueue.controller.tasks.unreported_attempts import SILENCE_SECONDS
 from taskqueue.kubernetes.status_updater import WriteRefused, Written
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.model.queue import QueueConfig
-from taskqueue.model.task import Backoff, Phase, Policy
+from taskqueue.model.task import Phase, Policy, RetryBackoff
 from tests.unit.controller.fakes import (
     EPOCH,
     KEY,
@@ -468,7 +468,7 @@ class World:
 def _policy() -> Policy:
     return Policy(
         max_attempts=MAX_ATTEMPTS,
-        backoff=Backoff(1.0, 4.0, 10.0, 0.0),
+        backoff=RetryBackoff(1.0, 4.0, 10.0, 0.0),
         attempt_timeout_seconds=TIMEOUT,
     )
 

@@ -19,6 +19,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 
 from taskqueue.api.common import GROUP
+from taskqueue.backoff import Backoff
 from taskqueue.controller.metrics import NOTICES_DROPPED
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.events import (
@@ -273,14 +274,13 @@ class EventRecorder:
 
     async def _try(self, series: _Series) -> int | None:
         """Write an Event, and return the count it has now; None: given up."""
-        pause = _FIRST_PAUSE_SECONDS
+        backoff = Backoff(first_seconds=_FIRST_PAUSE_SECONDS)
         for left in reversed(range(TRIES)):
             try:
                 written = await self._send(series)
             except ApiError as problem:
                 if left and problem.transient and problem.status != 403:
-                    await asyncio.sleep(problem.retry_after or pause)
-                    pause *= 2
+                    await asyncio.sleep(problem.retry_after or backoff.next_delay())
                     continue
                 self._refused(problem)
                 return None

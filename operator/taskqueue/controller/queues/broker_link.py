@@ -25,7 +25,7 @@ from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused, Delivery
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.backoff import delays
+from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.contract.names import (
     EXCHANGE_HEADER,
     HEARTBEATS_QUEUE,
@@ -139,11 +139,14 @@ class BrokerLink:
     async def run(self) -> None:
         """Connect, stay, connect again, until cancelled."""
         await self._feed_synced.wait()
-        pauses = delays(self._random.random)
+        backoff = Backoff(
+            held_seconds=HELD_SECONDS,
+            random=self._random.random,
+            clock=asyncio.get_running_loop().time,
+        )
         while True:
             try:
-                await self._stay_up()
-                pauses = delays(self._random.random)
+                await self._stay_up(backoff.succeeded)
             except BrokerUnavailable as problem:
                 self._set(LinkDown("BrokerUnavailable", f"{problem}; trying again by itself"))
             except ChannelRefused as problem:
@@ -161,7 +164,7 @@ class BrokerLink:
             except Exception as problem:  # a link that ends would never be tried again
                 log.error("broker.failed", exc_info=problem, broker=self.parameters.address)
                 self._set(LinkDown("Failed", f"{problem!r}; trying again by itself"))
-            await asyncio.sleep(next(pauses))
+            await asyncio.sleep(backoff.next_delay())
 
     def dead_letter_delivery(self, delivery: Delivery, reason: str) -> None:
         """Move a message of the inbox to the dead exchange, and acknowledge it when it is there."""
@@ -187,14 +190,14 @@ class BrokerLink:
                 letter.exchange, letter.key, letter.body, letter.properties(), settled
             )
 
-    async def _stay_up(self) -> None:
+    async def _stay_up(self, on_up: Callable[[], None]) -> None:
         address = self.parameters.address
         async with asyncio.timeout(60):
             publishing = await connect(self.parameters, name="taskqueue-operator: publish")
         try:
             consuming = await connect(self.parameters, name="taskqueue-operator: inbox")
             try:
-                await self._work(publishing, consuming)
+                await self._work(publishing, consuming, on_up)
             finally:
                 await consuming.close()
         finally:
@@ -203,7 +206,9 @@ class BrokerLink:
             if isinstance(self.state, LinkUp):
                 self._set(LinkDown("BrokerUnavailable", f"connection to {address} lost"))
 
-    async def _work(self, publishing: Connection, consuming: Connection) -> None:
+    async def _work(
+        self, publishing: Connection, consuming: Connection, on_up: Callable[[], None]
+    ) -> None:
         await declare_operator_topology(consuming)
         self._publisher = publisher = await Publisher.open(publishing)
         channel = await consuming.channel()
@@ -228,6 +233,7 @@ class BrokerLink:
             await self._catch_up(publisher, broken)
             if not broken.done():
                 self._set(LinkUp(publisher, publishing))
+                on_up()
                 log.info("broker.connected", broker=self.parameters.address)
             done, _ = await broken
         finally:

@@ -19,7 +19,7 @@ from typing import Any
 from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
-from taskqueue.backoff import delays
+from taskqueue.backoff import Backoff
 from taskqueue.contract.names import dead_queue, work_queue
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret
 from taskqueue.kubernetes.client import ApiClient, ApiError
@@ -101,9 +101,10 @@ class QueueFinalizer:
     async def _remove(self, known: BrokerParameters | None) -> str | None:
         """Return None when the queues are gone, else what was in the way."""
         problem = "no answer"
+        backoff = Backoff(random=self._random.random)
         try:
             async with asyncio.timeout(REMOVAL_SECONDS):
-                for pause in delays(self._random.random):
+                while True:
                     try:
                         await self._try_to_remove(known)
                     except (
@@ -117,7 +118,7 @@ class QueueFinalizer:
                     else:
                         log.info("queue.removed", **self._fields)
                         return None
-                    await asyncio.sleep(pause)
+                    await asyncio.sleep(backoff.next_delay())
         except TimeoutError:
             pass
         return problem

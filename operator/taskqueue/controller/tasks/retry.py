@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from taskqueue.model.task import Backoff
+from taskqueue.model.task import RetryBackoff
 
 
-def backoff_seconds(backoff: Backoff, *, failed_attempts: int, random: float) -> float:
+def backoff_seconds(backoff: RetryBackoff, *, failed_attempts: int, random: float) -> float:
     """Return the wait after ``failed_attempts`` failed attempts, in seconds.
 
     ``initial x factor^(failed_attempts - 1)``, varied by up to ±jitter and never above
@@ -30,7 +30,7 @@ def backoff_seconds(backoff: Backoff, *, failed_attempts: int, random: float) ->
 
 
 def next_wait_seconds(
-    backoff: Backoff, *, failed_attempts: int, asked_seconds: float | None, random: float
+    backoff: RetryBackoff, *, failed_attempts: int, asked_seconds: float | None, random: float
 ) -> float:
     """Return the wait before the next attempt: what the handler asked for, or the back-off.
 

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any, Protocol
 
 from taskqueue.amqp.channel import Delivery
+from taskqueue.backoff import Backoff
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.outcome import AttemptEvent
 from taskqueue.controller.completions.publisher import CompletionPublisher
@@ -50,6 +51,8 @@ PAYLOAD_LIMIT_BYTES = 200 * 1024
 _READS_AT_ONCE = 8
 #: How long until a Task whose final status was refused is looked for.
 _REFUSED_PAUSE_SECONDS = 5.0
+#: Bound of the pause before a failed read is repeated.
+_READ_AGAIN_SECONDS = 1.0
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
@@ -302,6 +305,7 @@ class TaskController:
         return await self._get(task.namespace, task.name, task.uid)
 
     async def _get(self, namespace: str, name: str, uid: str) -> dict[str, Any] | None:
+        backoff = Backoff(first_seconds=_READ_AGAIN_SECONDS, longest_seconds=_READ_AGAIN_SECONDS)
         while True:
             try:
                 async with self._reads:
@@ -309,7 +313,7 @@ class TaskController:
             except ApiError as problem:
                 if not problem.transient:
                     return None
-                await asyncio.sleep(problem.retry_after or 1.0)
+                await asyncio.sleep(problem.retry_after or backoff.next_delay())
                 continue
             return raw if raw["metadata"]["uid"] == uid else None
 

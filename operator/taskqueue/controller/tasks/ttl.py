@@ -20,10 +20,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from taskqueue.api.common import GROUP, VERSION
+from taskqueue.backoff import Backoff
 from taskqueue.controller.metrics import TTL_DELETIONS
 from taskqueue.controller.tasks.finished_tasks import FinishedTask, finished_tasks
 from taskqueue.kubernetes.client import ApiClient, ApiError
@@ -55,7 +57,7 @@ class _Finished:
     completed: float
     ttl: int | None
     not_before: float = 0.0
-    tries: int = 0
+    backoff: Backoff | None = None  #: of its delete; None: none has failed
 
 
 class TtlController:
@@ -67,6 +69,7 @@ class TtlController:
         ttl_of: the present taskDefaults.ttlSecondsAfterFinished of a queue; None: it has none, or
             there is no such queue.
         needed: whether an unfinished Task depends on the one of this namespace and name.
+        random: for the pauses; gives numbers in [0, 1).
     """
 
     def __init__(
@@ -76,11 +79,13 @@ class TtlController:
         clock: Clock,
         ttl_of: Callable[[QueueKey], int | None],
         needed: Callable[[str, str], bool],
+        random: Callable[[], float] = random.random,
     ) -> None:
         self._client = client
         self._clock = clock
         self._ttl_of = ttl_of
         self._needed = needed
+        self._random = random
         #: (when due, tie-breaker, Task). Only an entry whose time is the one in `_due` counts.
         self._heap: list[tuple[float, int, _Finished]] = []
         self._due: dict[str, float] = {}
@@ -89,7 +94,9 @@ class TtlController:
         #: Queues whose finished Tasks are to be listed; None: all there are.
         self._to_list: set[QueueKey | None] = set()
         self._list_wake = asyncio.Event()
-        self._pause = 0.0
+        self._backoff = Backoff(
+            first_seconds=_FIRST_PAUSE, longest_seconds=_LONGEST_PAUSE, random=random
+        )
         self._paused_until = 0.0
 
     def __len__(self) -> int:
@@ -220,23 +227,25 @@ class TtlController:
                 return  # gone, or another Task by now
             self._failed(task, problem)
             return
-        self._pause = 0.0
+        self._backoff.reset()
         TTL_DELETIONS.inc()
         log.info("task.expired", namespace=task.namespace, task=task.name, uid=task.uid)
 
     def _failed(self, task: _Finished, problem: ApiError) -> None:
-        retry = min(_FIRST_RETRY * 2**task.tries, _LONGEST_RETRY)
-        task.tries = min(task.tries + 1, 20)
+        if task.backoff is None:
+            task.backoff = Backoff(
+                first_seconds=_FIRST_RETRY, longest_seconds=_LONGEST_RETRY, random=self._random
+            )
+        retry = task.backoff.next_delay()
         log.warning(
             "ttl.delete_failed",
             namespace=task.namespace,
             task=task.name,
             uid=task.uid,
             problem=str(problem),
-            retry_seconds=retry,
+            retry_seconds=round(retry, 2),
         )
-        self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
-        pause = self._pause
+        pause = self._backoff.next_delay()
         if problem.status == 429:
             pause = problem.retry_after or pause
             retry = max(retry, pause)
@@ -255,7 +264,9 @@ class TtlController:
         self._list_wake.set()
 
     async def _list_for_ever(self) -> None:
-        pause = _FIRST_RETRY
+        backoff = Backoff(
+            first_seconds=_FIRST_RETRY, longest_seconds=_LONGEST_SLEEP_SECONDS, random=self._random
+        )
         while True:
             await self._list_wake.wait()
             if not self._to_list:
@@ -264,12 +275,11 @@ class TtlController:
             queue = self._next_list()
             try:
                 self.take(await self._listed(queue))
-                pause = _FIRST_RETRY
+                backoff.reset()
             except ApiError as problem:
                 self._to_list.add(queue)
                 log.warning("ttl.list_failed", queue=queue, problem=str(problem))
-                await asyncio.sleep(problem.retry_after or pause)
-                pause = min(pause * 2, _LONGEST_SLEEP_SECONDS)
+                await asyncio.sleep(problem.retry_after or backoff.next_delay())
 
     def _next_list(self) -> QueueKey | None:
         if None in self._to_list:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import signal
 import socket
 from collections import deque
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from taskqueue.backoff import delays
+from taskqueue.backoff import Backoff
 from taskqueue.logs import EventLog
 from taskqueue.worker.executors.fork_server import PACKET_BYTES
 from taskqueue.worker.executors.fork_server_launcher import ForkServerHandle
@@ -96,7 +95,7 @@ class ProcessSpawner:
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
         #: The present fork server has made a process.
         self._fruitful = False
-        self._delays = delays(random.random)
+        self._backoff = Backoff()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._attach(launched)
@@ -226,7 +225,7 @@ class ProcessSpawner:
             case ["made", int(identity), int(pid)]:
                 if not self._fruitful:
                     self._fruitful = True
-                    self._delays = delays(random.random)
+                    self._backoff.reset()
                 if identity in self._processes:
                     self._processes[identity].pid = pid
             case ["ended", int(identity), int(code)]:
@@ -267,7 +266,7 @@ class ProcessSpawner:
             self._loop.call_soon(self._ended, identity, ProcessExit(lost=True))
 
     def _again_later(self) -> None:
-        self._timer = self._loop.call_later(next(self._delays), self._again)
+        self._timer = self._loop.call_later(self._backoff.next_delay(), self._again)
 
     def _again(self) -> None:
         self._timer = None

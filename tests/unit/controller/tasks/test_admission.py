@@ -21,17 +21,17 @@ from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyS
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.model.task import (
     PENDING,
-    Backoff,
     Phase,
     Policy,
     PolicyOverrides,
+    RetryBackoff,
     Task,
     TaskSpec,
     TaskState,
 )
 
 NOW = 1000.0
-POLICY = Policy(backoff=Backoff(30.0, 1.0, 30.0, 0.0))
+POLICY = Policy(backoff=RetryBackoff(30.0, 1.0, 30.0, 0.0))
 RUNNING = lifecycle.started(PENDING, attempt=1, now=NOW - 50, worker="pod-1")
 RETRYING = lifecycle.failed(
     PENDING,

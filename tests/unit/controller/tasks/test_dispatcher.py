@@ -8,7 +8,7 @@ from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
 from taskqueue.controller.tasks.dispatch_queue import MIN_WINDOW, FinishRate
 from taskqueue.controller.tasks.tracked_task import TaskStage
-from taskqueue.model.task import Backoff
+from taskqueue.model.task import RetryBackoff
 from tests.unit.controller.fakes import Engine, turn
 
 pytestmark = pytest.mark.looptime
@@ -169,7 +169,7 @@ async def test_a_broker_that_lost_its_queue_gets_all_of_it_again() -> None:
 
 
 async def test_a_task_that_waits_for_its_retry_waits_outside_the_window() -> None:
-    engine = Engine(max_published=1, backoff=Backoff(30.0, 1.0, 30.0, 0.0))
+    engine = Engine(max_published=1, backoff=RetryBackoff(30.0, 1.0, 30.0, 0.0))
     later = await engine.published("later")
     engine.publisher.published.clear()
     engine.failed(later)

@@ -10,14 +10,14 @@ from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure, Ver
 from taskqueue.model.task import (
     MESSAGE_LIMIT,
     PENDING,
-    Backoff,
     Phase,
     Policy,
     PolicyOverrides,
+    RetryBackoff,
     TaskState,
 )
 
-POLICY = Policy(max_attempts=3, backoff=Backoff(jitter=0))
+POLICY = Policy(max_attempts=3, backoff=RetryBackoff(jitter=0))
 BOOM = AttemptFailure(type="ValueError", message="boom")
 
 

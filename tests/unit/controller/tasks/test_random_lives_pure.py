@@ -18,16 +18,18 @@ from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure, Ver
 from taskqueue.model.task import (
     HISTORY_LIMIT,
     PENDING,
-    Backoff,
     Phase,
     Policy,
     PolicyOverrides,
+    RetryBackoff,
     Task,
     TaskSpec,
     TaskState,
 )
 
-POLICY = Policy(max_attempts=12, backoff=Backoff(2.0, 1.5, 20.0, 0.0), attempt_timeout_seconds=30)
+POLICY = Policy(
+    max_attempts=12, backoff=RetryBackoff(2.0, 1.5, 20.0, 0.0), attempt_timeout_seconds=30
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from taskqueue.contract.outcome import EventError, EventKind
 from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
-from taskqueue.model.task import Backoff, Phase
+from taskqueue.model.task import Phase, RetryBackoff
 from tests.unit.controller.fakes import KEY, TOKENS, Engine, raw_task, turn, until_time
 
 pytestmark = pytest.mark.looptime
@@ -59,7 +59,7 @@ async def test_what_was_running_a_second_ago_is_not_written() -> None:
 
 
 async def test_a_wait_below_two_seconds_is_not_written() -> None:
-    engine = Engine(backoff=Backoff(1.0, 1.0, 1.0, 0.0))
+    engine = Engine(backoff=RetryBackoff(1.0, 1.0, 1.0, 0.0))
     entry = await engine.published()
     first = engine.failed(entry)
     await asyncio.sleep(1.1)

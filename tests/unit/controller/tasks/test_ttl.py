@@ -95,6 +95,7 @@ class Stage:
         self.janitor = TtlController(
             cast(ApiClient, self.api),
             clock=now,
+            random=lambda: 1.0,
             ttl_of=self.defaults.get,
             needed=lambda namespace, name: name in self.needed,
         )
