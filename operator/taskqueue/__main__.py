@@ -1,7 +1,7 @@
 """The entry point: ``python -m taskqueue``.
 
-A worker's start is on the way of the first task at zero workers, so its command is recognised
-before the command line library is imported; `taskqueue.cli.main` lists it too.
+The first task after a pool was at zero waits for a worker to start, so ``worker`` is recognised
+before anything of the command line is imported; `taskqueue.cli.main` lists it in its help.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["worker"]:
+    words = sys.argv[1:]
+    if words[:1] == ["worker"]:
         from taskqueue.worker.main import main as run_worker
 
-        sys.exit(run_worker(arguments[1:], os.environ))
-    from taskqueue.cli.main import app
+        sys.exit(run_worker(words[1:], os.environ))
+    from taskqueue.cli.main import main as run_command
 
-    app(prog_name="taskqueue")
+    sys.exit(run_command(words))
 
 
 if __name__ == "__main__":

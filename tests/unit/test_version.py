@@ -4,18 +4,19 @@ import re
 import tomllib
 from pathlib import Path
 
-from typer.testing import CliRunner
+import pytest
 
 import taskqueue
 from devcluster.images import project_version
-from taskqueue.cli.main import app
+from taskqueue.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_command_line_prints_the_version() -> None:
-    done = CliRunner().invoke(app, ["--version"])
-    assert (done.exit_code, done.output) == (0, f"{taskqueue.__version__}\n")
+def test_command_line_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"{taskqueue.__version__}\n")
 
 
 def test_package_metadata_takes_the_version_from_the_package() -> None:

@@ -1,4 +1,4 @@
-"""How a command reaches the broker of a TaskQueue: through the API server, or by an address."""
+"""How a command connects to a TaskQueue's broker: by the TaskQueue's Secret or by an address."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from taskqueue.kubernetes.client import ApiClient, ApiError, load_access
 from taskqueue.kubernetes.taskqueue_codec import queue_path, read_queue
 from taskqueue.model.queue import QueueConfig, QueueKey
 
-#: A command of people: a broker under load may be slower than an operator waits for.
+#: People wait longer than the operator does: a broker under load may be slow to accept.
 _CONNECT_SECONDS = 15.0
 
 
 class CommandFailed(Exception):
-    """The command cannot go on; the text says why and what to do."""
+    """A command cannot be carried out; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueTarget:
-    """Where a command is to look.
+    """The TaskQueue a command works on, and how to reach its broker.
 
     Attributes:
-        key: the TaskQueue.
-        broker_uri: address of its broker; None: its Secret is read through the API server.
-        kubeconfig: path, outside a cluster; None: looked for.
+        key: namespace and name of the TaskQueue.
+        broker_uri: address of its broker; None: read from its Secret through the API server.
+        kubeconfig: path of the file to use; None: a pod's service account, or the usual places.
     """
 
     key: QueueKey
@@ -45,63 +45,63 @@ class QueueTarget:
 
 
 @asynccontextmanager
-async def connected(place: QueueTarget) -> AsyncIterator[Connection]:
+async def connect_to_broker(target: QueueTarget) -> AsyncIterator[Connection]:
     """Yield a connection to the broker of a TaskQueue.
 
     Raises:
-        CommandFailed: it cannot be found or reached.
+        CommandFailed: the TaskQueue or its Secret cannot be read, or the broker cannot be reached.
     """
-    parameters = await _parameters(place)
+    parameters = await _parameters(target)
     try:
         connection = await connect(
             parameters, name="taskqueue: dead-letters", timeout_seconds=_CONNECT_SECONDS
         )
-    except (BrokerConfigurationError, BrokerUnavailable) as problem:
+    except (BrokerConfigurationError, BrokerUnavailable) as error:
         hint = (
             ""
-            if place.broker_uri
+            if target.broker_uri
             else "; outside the cluster give --broker-uri, or run the command in the operator's pod"
         )
-        raise CommandFailed(f"{problem}{hint}") from problem
+        raise CommandFailed(f"{error}{hint}") from error
     try:
         yield connection
     finally:
         await connection.close()
 
 
-async def _parameters(place: QueueTarget) -> BrokerParameters:
-    if place.broker_uri:
+async def _parameters(target: QueueTarget) -> BrokerParameters:
+    if target.broker_uri:
         try:
-            return BrokerParameters.from_mapping({"uri": place.broker_uri})
-        except BrokerConfigurationError as problem:
-            raise CommandFailed(f"--broker-uri: {problem}") from problem
+            return BrokerParameters.from_mapping({"uri": target.broker_uri})
+        except BrokerConfigurationError as error:
+            raise CommandFailed(f"--broker-uri: {error}") from error
     try:
-        access = await load_access(place.kubeconfig)
-    except (ConfigException, OSError) as problem:
+        access = await load_access(target.kubeconfig)
+    except (ConfigException, OSError) as error:
         raise CommandFailed(
-            f"no way to the API server is known: give --kubeconfig, or --broker-uri: {problem}"
-        ) from problem
+            f"cannot find the API server: give --kubeconfig or --broker-uri ({error})"
+        ) from error
     client = ApiClient(access)
     try:
-        secret = await read_broker_secret(client, await _queue(client, place))
+        secret = await read_broker_secret(client, await _queue(client, target))
         return BrokerParameters.from_mapping(secret.data)
-    except (NoBrokerSecret, ApiError) as problem:
-        raise CommandFailed(f"TaskQueue {place.name}: {problem}") from problem
-    except BrokerConfigurationError as problem:
-        raise CommandFailed(f"TaskQueue {place.name}: {secret.where}: {problem}") from problem
+    except (NoBrokerSecret, ApiError) as error:
+        raise CommandFailed(f"TaskQueue {target.name}: {error}") from error
+    except BrokerConfigurationError as error:
+        raise CommandFailed(f"TaskQueue {target.name}: {secret.where}: {error}") from error
     finally:
         await client.close()
 
 
-async def _queue(client: ApiClient, place: QueueTarget) -> QueueConfig:
+async def _queue(client: ApiClient, target: QueueTarget) -> QueueConfig:
     try:
-        return read_queue(await client.get(queue_path(place.key)))
-    except ApiError as problem:
-        if problem.status != 404:
+        return read_queue(await client.get(queue_path(target.key)))
+    except ApiError as error:
+        if error.status != 404:
             raise
         raise CommandFailed(
-            f"there is no TaskQueue {place.name}: check the name; queues it has left at its broker "
-            "can be reached with --broker-uri"
-        ) from problem
-    except ValueError as problem:
-        raise CommandFailed(f"TaskQueue {place.name} cannot be read: {problem}") from problem
+            f"TaskQueue {target.name} does not exist: check its namespace and name, or give "
+            "--broker-uri if it was deleted and its queues are still at the broker"
+        ) from error
+    except ValueError as error:
+        raise CommandFailed(f"TaskQueue {target.name} cannot be read: {error}") from error

@@ -1,16 +1,25 @@
-"""``python -m taskqueue dead-letters``: list, redrive and purge what was given up.
+"""``python -m taskqueue dead-letters``: list, redrive and purge dead letters.
 
-Exit codes: 0 done, 1 not (all) done, 2 wrong use.
+Exit codes: 0 done, 1 not (all) done, 2 wrong usage.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import sys
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import typer
+from taskqueue.cli.arguments import (
+    CommandParsers,
+    Run,
+    add_command,
+    add_group,
+    existing_file,
+    positive_integer,
+    queue_name,
+)
 
 if TYPE_CHECKING:
     from taskqueue.amqp.connection import Connection
@@ -18,143 +27,176 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Messages that were given up: look at them, run them again, delete them.",
-)
+_BROKER_URI = "TASKQUEUE_BROKER_URI"
 
 
-class OutputFormat(StrEnum):
-    """How a list is printed."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-def _key(text: str) -> tuple[str, str]:
-    namespace, slash, name = text.partition("/")
-    if not (namespace and slash and name) or "/" in name:
-        raise typer.BadParameter("give NAMESPACE/NAME of a TaskQueue, such as shop/thumbnails")
-    return namespace, name
+def add_commands(commands: CommandParsers) -> None:
+    """Add ``dead-letters`` and its commands."""
+    text = "List, redrive and purge the messages that could not be processed."
+    parser = commands.add_parser("dead-letters", help=text, description=text, allow_abbrev=False)
+    group = add_group(parser)
+    _add_list(group)
+    _add_redrive(group)
+    _add_purge(group)
 
 
-Queue = Annotated[
-    str, typer.Argument(metavar="NAMESPACE/QUEUE", help="The TaskQueue.", show_default=False)
-]
-BrokerUri = Annotated[
-    str | None,
-    typer.Option(
-        envvar="TASKQUEUE_BROKER_URI",
-        help="Address of the broker (amqp:// or amqps://) in place of the TaskQueue's Secret: for "
-        "use outside the cluster, and for queues whose TaskQueue is gone.",
-        show_default=False,
-    ),
-]
-Kubeconfig = Annotated[
-    Path | None,
-    typer.Option(
-        exists=True,
-        dir_okay=False,
-        help="Outside a cluster: how to reach the API server.",
-        show_default=False,
-    ),
-]
-
-
-@app.command("list")
-def list_letters(
-    queue: Queue,
-    limit: Annotated[int, typer.Option(min=1, help="Show no more than this.")] = 50,
-    output: Annotated[
-        OutputFormat, typer.Option("--output", "-o", help="How to print.")
-    ] = OutputFormat.TABLE,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show the beginning of each payload.")
-    ] = False,
-    broker_uri: BrokerUri = None,
-    kubeconfig: Kubeconfig = None,
-) -> None:
-    """Show what was given up, oldest first; the letters stay where they are."""
-    from taskqueue.cli.output import as_json, console, show
-    from taskqueue.direct.dead_letters import read_letters
-
-    place = _place(queue, broker_uri, kubeconfig)
-    letters = _run(place, lambda connection: read_letters(connection, *place.key))
-    if output is OutputFormat.JSON:
-        typer.echo(as_json(letters, limit=limit, verbose=verbose))
-    else:
-        show(console(), place.name, letters, limit=limit, verbose=verbose)
-
-
-@app.command()
-def redrive(
-    queue: Queue,
-    ids: Annotated[
-        list[str] | None,
-        typer.Option("--id", metavar="MESSAGE_ID", help="Only this letter; may be repeated."),
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Redrive no more than this.")] = 1000,
-    broker_uri: BrokerUri = None,
-    kubeconfig: Kubeconfig = None,
-) -> None:
-    """Have direct messages run again. Letters of Tasks stay: create the Task anew."""
-    from taskqueue.cli.output import redriven_text
-    from taskqueue.direct import dead_letters
-
-    place = _place(queue, broker_uri, kubeconfig)
-    chosen = frozenset(ids) if ids else None
-    told = _run(
-        place,
-        lambda connection: dead_letters.redrive(connection, *place.key, ids=chosen, limit=limit),
+def _add_list(group: CommandParsers) -> None:
+    parser = _add_command(
+        group, "list", _list, help="List dead letters, oldest first; they stay in their queue."
     )
-    for line in redriven_text(place.key, told):
-        typer.echo(line)
-    if told.refused or told.not_found:
-        raise typer.Exit(1)
+    parser.add_argument(
+        "--limit",
+        type=positive_integer,
+        default=50,
+        metavar="N",
+        help="show at most N (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        "-o",
+        choices=("table", "json"),
+        default="table",
+        help="format of the list (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--verbose", "-v", action="store_true", help="show the beginning of each payload"
+    )
 
 
-@app.command()
-def purge(
-    queue: Queue,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    broker_uri: BrokerUri = None,
-    kubeconfig: Kubeconfig = None,
-) -> None:
-    """Delete all dead letters of a TaskQueue."""
-    import sys
+def _add_redrive(group: CommandParsers) -> None:
+    parser = _add_command(
+        group,
+        "redrive",
+        _redrive,
+        help="Publish direct messages to the work queue again. Dead letters of Tasks stay: create "
+        "the Task again.",
+    )
+    parser.add_argument(
+        "--id",
+        action="append",
+        default=[],
+        dest="ids",
+        metavar="MESSAGE_ID",
+        help="redrive only this message; may be repeated",
+    )
+    parser.add_argument(
+        "--limit",
+        type=positive_integer,
+        default=1000,
+        metavar="N",
+        help="redrive at most N (default: %(default)s)",
+    )
 
-    from taskqueue.direct import dead_letters
 
-    place = _place(queue, broker_uri, kubeconfig)
-    if not yes:
+def _add_purge(group: CommandParsers) -> None:
+    parser = _add_command(group, "purge", _purge, help="Delete all dead letters of a TaskQueue.")
+    parser.add_argument("--yes", "-y", action="store_true", help="do not ask for confirmation")
+
+
+def _add_command(
+    group: CommandParsers, name: str, run: Run, *, help: str
+) -> argparse.ArgumentParser:
+    parser = add_command(group, name, run, help=help)
+    parser.add_argument("queue", type=queue_name, metavar="NAMESPACE/QUEUE", help="the TaskQueue")
+    parser.add_argument(
+        "--broker-uri",
+        metavar="URI",
+        help="address of the broker (amqp:// or amqps://), used instead of the TaskQueue's Secret: "
+        "for use outside the cluster, and for queues whose TaskQueue was deleted "
+        f"(default: ${_BROKER_URI})",
+    )
+    parser.add_argument(
+        "--kubeconfig",
+        type=existing_file,
+        metavar="FILE",
+        help="how to reach the API server (default: a pod's service account, $KUBECONFIG, or "
+        "~/.kube/config)",
+    )
+    return parser
+
+
+def _list(options: argparse.Namespace) -> int:
+    from taskqueue.cli.output import as_json, console, print_table
+    from taskqueue.direct.dead_letters import read_dead_letters
+
+    target = _target(options)
+    page = _run(target, lambda connection: read_dead_letters(connection, *target.key))
+    if options.output == "json":
+        print(as_json(page, limit=options.limit, verbose=options.verbose))
+    else:
+        print_table(console(), target.name, page, limit=options.limit, verbose=options.verbose)
+    return 0
+
+
+def _redrive(options: argparse.Namespace) -> int:
+    from taskqueue.cli.output import redrive_report
+    from taskqueue.direct.dead_letters import redrive
+
+    target = _target(options)
+    ids = frozenset(options.ids) or None
+    result = _run(
+        target,
+        lambda connection: redrive(connection, *target.key, ids=ids, limit=options.limit),
+    )
+    for line in redrive_report(target.key, result):
+        print(line)
+    return 1 if result.refused or result.not_found else 0
+
+
+def _purge(options: argparse.Namespace) -> int:
+    from taskqueue.direct.dead_letters import count, purge
+
+    target = _target(options)
+    if not options.yes:
         if not sys.stdin.isatty():
-            raise typer.BadParameter("there is nobody to ask: give --yes", param_hint="--yes")
-        found = _run(place, lambda connection: dead_letters.count(connection, *place.key))
-        typer.confirm(f"Delete {found} dead letters of {place.name} for good?", abort=True)
-    purged = _run(place, lambda connection: dead_letters.purge(connection, *place.key))
-    typer.echo(f"{purged} dead letters of {place.name} deleted.")
+            options.parser.error("there is no terminal to ask for confirmation at: give --yes")
+        found = _run(target, lambda connection: count(connection, *target.key))
+        if not _is_confirmed(f"Delete {found} dead letters of {target.name} for good? [y/N]: "):
+            print("Nothing was deleted.", file=sys.stderr)
+            return 1
+    purged = _run(target, lambda connection: purge(connection, *target.key))
+    print(f"{purged} dead letters of {target.name} deleted.")
+    return 0
 
 
-def _place(queue: str, broker_uri: str | None, kubeconfig: Path | None) -> QueueTarget:
+def _is_confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _target(options: argparse.Namespace) -> QueueTarget:
     from taskqueue.cli.connect import QueueTarget
 
-    return QueueTarget(_key(queue), broker_uri or None, str(kubeconfig) if kubeconfig else None)
+    broker_uri = options.broker_uri
+    if broker_uri is None:
+        broker_uri = os.environ.get(_BROKER_URI)
+    return QueueTarget(
+        options.queue,
+        broker_uri=broker_uri or None,
+        kubeconfig=str(options.kubeconfig) if options.kubeconfig else None,
+    )
 
 
-def _run(place: QueueTarget, work: Callable[[Connection], Awaitable[T]]) -> T:
-    """Do something with the broker of a TaskQueue; end the command if it cannot be done."""
+def _run(target: QueueTarget, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """Do something with the broker of a TaskQueue.
+
+    Raises:
+        SystemExit: 1 when it cannot be done; standard error has the reason.
+    """
     import asyncio
 
     from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused
-    from taskqueue.cli.connect import CommandFailed, connected
+    from taskqueue.cli.connect import CommandFailed, connect_to_broker
     from taskqueue.direct.dead_letters import NoDeadQueue
 
-    async def do() -> T:
-        async with connected(place) as connection:
+    async def connect_and_work() -> T:
+        async with connect_to_broker(target) as connection:
             return await work(connection)
 
     try:
-        return asyncio.run(do())
-    except (CommandFailed, NoDeadQueue, BrokerUnavailable, ChannelRefused) as problem:
-        typer.echo(f"Error: {problem}", err=True)
-        raise typer.Exit(1) from problem
+        return asyncio.run(connect_and_work())
+    except (CommandFailed, NoDeadQueue, BrokerUnavailable, ChannelRefused) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error

@@ -1,65 +1,107 @@
-"""The commands of ``python -m taskqueue``, for people: help, errors in colour.
+"""The commands of ``python -m taskqueue``.
 
-Each command imports what it runs inside its function.
+The parser is built from the standard library alone; each command imports what it runs when it runs,
+so that ``--help`` and wrong arguments are answered at once.
+
+Exit codes: 0 done, 1 not (all) done, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from taskqueue import __version__
 from taskqueue.cli import dead_letters
-
-app = typer.Typer(no_args_is_help=True, add_completion=False)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(__version__)
-        raise typer.Exit
+from taskqueue.cli.arguments import CommandParsers, add_command, add_group
 
 
-@app.callback()
-def root(
-    _: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
-) -> None:
-    """A task queue for Kubernetes over RabbitMQ."""
+def main(words: Sequence[str]) -> int:
+    """Run the command that ``words`` name and return its exit code.
+
+    Raises:
+        SystemExit: 0 after a help text or the version, 2 for wrong usage.
+    """
+    options = _parser().parse_args(words)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
 
 
-app.add_typer(dead_letters.app, name="dead-letters")
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="taskqueue",
+        description="A task queue for Kubernetes over RabbitMQ.",
+        epilog="Run 'taskqueue COMMAND --help' for the options of a command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=__version__,
+        help="print the version and exit",
+    )
+    commands = add_group(parser)
+    _add_crds(commands)
+    add_command(
+        commands,
+        "operator",
+        _run_operator,
+        help="Run the operator; settings come from the environment.",
+    )
+    # Listed for the help only: `taskqueue.__main__` starts a worker without this module.
+    commands.add_parser(
+        "worker",
+        help="Run a worker for modules, commands or URLs; settings come from the environment.",
+        add_help=False,
+    )
+    dead_letters.add_commands(commands)
+    return parser
 
 
-@app.command()
-def crds(
-    directory: Annotated[
-        Path, typer.Option(help="The folder the CustomResourceDefinitions are written to.")
-    ] = Path("crds"),
-    reference: Annotated[
-        Path | None, typer.Option(help="The folder their reference in Markdown is written to.")
-    ] = None,
-) -> None:
-    """Write the CustomResourceDefinitions, generated from the models of the API."""
+def _add_crds(commands: CommandParsers) -> None:
+    parser = add_command(
+        commands,
+        "crds",
+        _write_crds,
+        help="Write the CustomResourceDefinitions, generated from the models of the API.",
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=Path("crds"),
+        help="folder for the CustomResourceDefinitions (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="DIRECTORY",
+        help="folder for their reference in Markdown (default: none is written)",
+    )
+
+
+def _write_crds(options: argparse.Namespace) -> int:
     from taskqueue.api.crds import write_crds
     from taskqueue.api.reference import write_reference
 
-    written = write_crds(directory)
-    if reference is not None:
-        written.append(write_reference(reference))
+    written = write_crds(options.directory)
+    if options.reference is not None:
+        written.append(write_reference(options.reference))
     for path in written:
-        typer.echo(path)
+        print(path)
+    return 0
 
 
-@app.command()
-def operator() -> None:
-    """Run the operator; settings come from the environment."""
+def _run_operator(options: argparse.Namespace) -> int:
     import asyncio
 
     import uvloop
@@ -69,16 +111,4 @@ def operator() -> None:
 
     logs.configure()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        raise typer.Exit(runner.run(serve(OperatorSettings.from_environment())))
-
-
-@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
-def worker(
-    arguments: Annotated[list[str] | None, typer.Argument(help="See its own --help.")] = None,
-) -> None:
-    """Run a worker for modules, commands or URLs; settings come from the environment."""
-    import os
-
-    from taskqueue.worker.main import main as run_worker
-
-    raise typer.Exit(run_worker(arguments or [], os.environ))
+        return runner.run(serve(OperatorSettings.from_environment()))

@@ -1,6 +1,6 @@
-"""Dead letters as people and as programs read them.
+"""Dead letters as a table for people and as JSON for programs.
 
-What a letter says was written by anybody: nothing in it reaches a terminal but printable text.
+Anybody may have published a dead letter: only printable characters of it reach a terminal.
 """
 
 from __future__ import annotations
@@ -18,105 +18,102 @@ from taskqueue.direct.dead_letters import DeadLetter, DeadLetterKind, DeadLetter
 from taskqueue.model.queue import QueueKey
 from taskqueue.timestamps import to_rfc3339
 
-#: Columns of a line that no terminal limits.
-_WIDE = 240
-#: Reasons shown of letters that could not be redriven.
-_REFUSALS_SHOWN = 3
+#: Width of a table that is not written to a terminal, in columns.
+_WIDTH_WITHOUT_TERMINAL = 240
+#: Distinct reasons shown of messages that could not be redriven.
+_MAX_REFUSALS = 3
 
 
 def console() -> Console:
-    """Return the standard output; into a pipe, lines are as long as they need to be."""
+    """Return a console on standard output that does not wrap a table at 80 columns in a pipe."""
     out = Console(highlight=False, markup=False)
     if not out.is_terminal:
-        out.width = _WIDE
+        out.width = _WIDTH_WITHOUT_TERMINAL
     return out
 
 
-def as_json(letters: DeadLetterPage, *, limit: int, verbose: bool) -> str:
-    """Return what a program reads."""
-    return json.dumps(
-        {
-            "total": letters.total,
-            "letters": [_fields(one, verbose=verbose) for one in letters.letters[:limit]],
-        },
-        indent=2,
-    )
+def as_json(page: DeadLetterPage, *, limit: int, verbose: bool) -> str:
+    """Return the first ``limit`` dead letters as a JSON object."""
+    messages = [_fields(message, verbose=verbose) for message in page.messages[:limit]]
+    return json.dumps({"total": page.total, "letters": messages}, indent=2)
 
 
-def show(out: Console, name: str, letters: DeadLetterPage, *, limit: int, verbose: bool) -> None:
-    """Print a table, oldest letter first."""
-    shown = letters.letters[:limit]
-    if not letters.total:
+def print_table(
+    out: Console, name: str, page: DeadLetterPage, *, limit: int, verbose: bool
+) -> None:
+    """Print the first ``limit`` dead letters of TaskQueue ``name`` as a table, oldest first."""
+    if not page.total:
         out.print(f"{name} has no dead letters.")
         return
+    shown = page.messages[:limit]
     out.print(_table(shown, verbose=verbose))
-    more = letters.total - len(shown)
+    more = page.total - len(shown)
     if more > 0:
         out.print(f"{more} more: raise --limit.")
 
 
-def redriven_text(key: QueueKey, told: RedriveResult) -> list[str]:
-    """Return lines that say what became of the letters."""
-    lines = [f"{_count(told.redriven)} redriven to {WORK_EXCHANGE}, key {routing_key(*key)}."]
-    if told.kept_tasks:
+def redrive_report(key: QueueKey, result: RedriveResult) -> list[str]:
+    """Return lines that say how many messages were redriven, and why others were not."""
+    lines = [f"{_count(result.redriven)} redriven to {WORK_EXCHANGE}, key {routing_key(*key)}."]
+    if result.kept_tasks:
         lines.append(
-            f"{_count(told.kept_tasks)} of Tasks kept: a Task goes on or ends by its own retry "
-            "policy; to run its work again, create the Task anew."
+            f"{_count(result.kept_tasks)} of Tasks kept: a Task continues or ends by its own retry "
+            "policy; to run its work again, create the Task again."
         )
-    if told.kept_outcomes:
-        lines.append(f"{_count(told.kept_outcomes)} kept that never were work: outcomes.")
-    if told.not_chosen:
-        lines.append(f"{_count(told.not_chosen)} not chosen, kept.")
-    if told.beyond:
-        lines.append(f"{_count(told.beyond)} not looked at: run the command again.")
-    for reason in list(dict.fromkeys(told.refused))[:_REFUSALS_SHOWN]:
+    if result.kept_outcomes:
+        lines.append(f"{_count(result.kept_outcomes)} kept that are outcomes, not work.")
+    if result.not_chosen:
+        lines.append(f"{_count(result.not_chosen)} not chosen, kept.")
+    if result.not_read:
+        lines.append(f"{_count(result.not_read)} not read: run the command again.")
+    for reason in list(dict.fromkeys(result.refused))[:_MAX_REFUSALS]:
         lines.append(f"not redriven, kept: {_printable(reason)}")
-    if told.refused:
-        lines.append(f"{_count(len(told.refused))} could not be redriven.")
-    lines += [f"no letter has the id {_printable(one)}." for one in told.not_found]
+    if result.refused:
+        lines.append(f"{_count(len(result.refused))} could not be redriven.")
+    lines += [f"no message has the id {_printable(each)}." for each in result.not_found]
     return lines
 
 
 def _count(number: int) -> str:
-    return "1 letter" if number == 1 else f"{number} letters"
+    return "1 message" if number == 1 else f"{number} messages"
 
 
-def _table(letters: Sequence[DeadLetter], *, verbose: bool) -> Table:
+def _table(messages: Sequence[DeadLetter], *, verbose: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = ["DIED", "ID", "HANDLER", "TASK", "CORRELATION ID", "BYTES", "REASON"]
     for name in (*names, "PAYLOAD") if verbose else names:
         table.add_column(name, overflow="fold", no_wrap=name == "DIED")
-    for one in letters:
+    for message in messages:
         cells = [
-            _time(one.died) or "-",
-            one.id or "-",
-            one.handler or "(default)",
-            one.task or one.kind.value,
-            one.correlation_id or "-",
-            str(one.size),
-            one.reason or "-",
+            _format_time(message.died) or "-",
+            message.id or "-",
+            message.handler or "(default)",
+            message.task or message.kind.value,
+            message.correlation_id or "-",
+            str(message.size),
+            message.reason or "-",
         ]
         if verbose:
-            cells.append(_start(one))
+            cells.append(_body_start(message))
         table.add_row(*(Text(_printable(cell)) for cell in cells))
     return table
 
 
-def _fields(letter: DeadLetter, *, verbose: bool) -> dict[str, Any]:
+def _fields(message: DeadLetter, *, verbose: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "id": letter.id,
-        "kind": letter.kind.value,
-        "died": _time(letter.died),
-        "handler": letter.handler,
-        "task": letter.task if letter.kind is DeadLetterKind.TASK else None,
-        "correlationId": letter.correlation_id,
-        "reason": letter.reason,
-        "size": letter.size,
+        "id": message.id,
+        "kind": message.kind.value,
+        "died": _format_time(message.died),
+        "handler": message.handler,
+        "task": message.task if message.kind is DeadLetterKind.TASK else None,
+        "correlationId": message.correlation_id,
+        "reason": message.reason,
+        "size": message.size,
     }
-    return {**fields, "payload": _start(letter)} if verbose else fields
+    return {**fields, "payload": _body_start(message)} if verbose else fields
 
 
-def _time(seconds: float | None) -> str | None:
+def _format_time(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     try:
@@ -125,10 +122,10 @@ def _time(seconds: float | None) -> str | None:
         return None
 
 
-def _start(letter: DeadLetter) -> str:
-    text = letter.start.decode(errors="replace")
-    return f"{text}…" if letter.size > len(letter.start) else text
+def _body_start(message: DeadLetter) -> str:
+    text = message.body_start.decode(errors="replace")
+    return f"{text}…" if message.size > len(message.body_start) else text
 
 
 def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

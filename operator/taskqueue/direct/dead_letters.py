@@ -1,14 +1,14 @@
-"""The dead queue of a TaskQueue: what people do with the messages that were given up.
+"""Reads, redrives and purges the messages in the dead queue of a TaskQueue.
 
 Contract:
 
-* A pass looks at the first `WINDOW` letters, which it holds until its channel closes. So passes of
-  any kind leave the order as it is: the broker puts what was held behind what others hold, but in
-  front of what nobody has seen. Nothing is counted against a letter, the queue has no limit.
-* Others may purge, read or redrive at the same time: a pass ends when no more letters come.
-* A letter is redriven only if it was a direct message. It is acknowledged when its new copy is
-  confirmed by a queue; between the two it may be there twice, never not at all.
-* A letter of a Task stays: its Task has gone on, or has ended, by its own retry policy.
+* A pass reads the first `WINDOW` messages and holds them until its channel closes. A pass therefore
+  leaves the order as it is: the broker puts requeued messages behind those that other consumers
+  hold, but in front of those that were never delivered. The queue has no delivery limit.
+* Others may purge, read or redrive at the same time: a pass ends when no more messages come.
+* A message is redriven only if it was a direct message. It is acknowledged when the broker has
+  confirmed its copy; in between it may be in both queues, never in none.
+* A message of a Task stays: its Task has continued or ended by its own retry policy.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ from taskqueue.contract.outcome import CONTENT_TYPE
 from taskqueue.contract.outgoing import OutgoingMessage, without_broker_headers
 from taskqueue.contract.topology import ready_messages
 
-#: Letters looked at in one pass; always as many, or passes of different lengths would reorder them.
+#: Messages read in one pass. Every pass reads the same number: passes of different lengths would
+#: change the order.
 WINDOW = 1000
 #: Bytes of a body that are kept to be shown.
 SHOWN_BYTES = 200
-#: After so long without another letter somebody else has the rest.
+#: When no message comes for this long, another consumer holds the rest.
 _IDLE_SECONDS = 2.0
-#: A broker that confirms nothing for so long blocks its publishers.
+#: A broker that confirms nothing for this long blocks its publishers.
 _CONFIRM_SECONDS = 15.0
 
 
@@ -52,30 +53,30 @@ class NoDeadQueue(Exception):
 
 
 class DeadLetterKind(StrEnum):
-    """What a letter once was."""
+    """What a message was before it was dead-lettered."""
 
-    #: Published to the work exchange by anybody.
+    #: A direct message: work without a Task.
     DIRECT = "direct"
     #: An attempt of a Task.
     TASK = "task"
-    #: An outcome nobody could read.
+    #: An outcome that does not follow the message contract.
     OUTCOME = "outcome"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """One message of a dead queue, as shown.
+    """A message in a dead queue.
 
     Attributes:
-        id: message id; "" when its publisher gave it none.
-        kind: what it once was.
-        died: when, in seconds since the epoch; None: nobody wrote it down.
-        handler: "" for the default one.
+        id: message id; "" for none.
+        kind: what it was before.
+        died: when it was dead-lettered, in seconds since the epoch; None: unknown.
+        handler: "" for the default handler.
         task: ``namespace/name`` of its Task; "" for none.
         correlation_id: "" for none.
-        reason: why it was given up, as far as known.
+        reason: why it was dead-lettered; "" when unknown.
         size: of the body, in bytes.
-        start: the first bytes of the body.
+        body_start: the first `SHOWN_BYTES` of the body.
     """
 
     id: str
@@ -86,29 +87,29 @@ class DeadLetter:
     correlation_id: str
     reason: str
     size: int
-    start: bytes = field(repr=False)
+    body_start: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterPage:
-    """What a pass saw, oldest first, and how many there were when it began."""
+    """The messages one pass read, oldest first, and how many the queue had when it began."""
 
-    letters: tuple[DeadLetter, ...]
+    messages: tuple[DeadLetter, ...]
     total: int
 
 
 @dataclass(slots=True)
 class RedriveResult:
-    """What became of the letters of one redrive.
+    """The result of one redrive: how many messages were redriven, and why others were not.
 
     Attributes:
-        redriven: are in the work queue now, and in the dead queue no more.
-        kept_tasks: stay, because they are attempts of Tasks.
-        kept_outcomes: stay, because they never were work.
-        not_chosen: stay, because they were not asked for, or the limit was reached.
-        refused: why others stay: the broker's words.
-        not_found: ids that no letter looked at has.
-        beyond: letters behind the window, which were not looked at.
+        redriven: moved to the work queue.
+        kept_tasks: kept because they are attempts of Tasks.
+        kept_outcomes: kept because they are outcomes, not work.
+        not_chosen: kept because their id was not given, or the limit was reached.
+        refused: for each message that could not be published, the broker's reason.
+        not_found: given ids that none of the messages read has.
+        not_read: messages behind the window.
     """
 
     redriven: int = 0
@@ -117,28 +118,28 @@ class RedriveResult:
     not_chosen: int = 0
     refused: list[str] = field(default_factory=list)
     not_found: tuple[str, ...] = ()
-    beyond: int = 0
+    not_read: int = 0
 
 
-async def read_letters(connection: Connection, namespace: str, queue: str) -> DeadLetterPage:
-    """Look at the letters, and leave them where they are.
+async def read_dead_letters(connection: Connection, namespace: str, queue: str) -> DeadLetterPage:
+    """Read the messages and leave them in the dead queue.
 
     Raises:
-        NoDeadQueue: there is none of this name.
+        NoDeadQueue: the TaskQueue has no dead queue at this broker.
         ChannelRefused: the broker user may not read it.
-        BrokerUnavailable: the connection is lost, or the queue was deleted meanwhile.
+        BrokerUnavailable: the connection was lost, or the queue was deleted meanwhile.
     """
-    letters: list[DeadLetter] = []
+    messages: list[DeadLetter] = []
     channel = await connection.channel()
     try:
-        total = await _pass_over(
+        total = await _read_window(
             channel,
             dead_queue(namespace, queue),
-            lambda delivery: letters.append(describe(delivery.properties, delivery.body)),
+            lambda delivery: messages.append(describe(delivery.properties, delivery.body)),
         )
     finally:
         await channel.close()
-    return DeadLetterPage(tuple(letters), total)
+    return DeadLetterPage(tuple(messages), total)
 
 
 async def redrive(
@@ -155,30 +156,30 @@ async def redrive(
         connection: to the broker.
         namespace: of the TaskQueue.
         queue: its name.
-        ids: message ids of the letters to redrive; None: all.
-        limit: redrive no more than this.
+        ids: ids of the messages to redrive; None: all.
+        limit: redrive at most this many.
 
-    Raises: as `read_letters`.
+    Raises: as `read_dead_letters`.
     """
     publisher = await Publisher.open(connection)
     channel = await connection.channel()
-    told = RedriveResult()
-    run = _Redrive(publisher, routing_key(namespace, queue), ids, limit, told)
+    result = RedriveResult()
+    run = _Redrive(publisher, routing_key(namespace, queue), ids, limit, result)
     try:
-        total = await _pass_over(channel, dead_queue(namespace, queue), run.take)
-        await run.settled()
+        total = await _read_window(channel, dead_queue(namespace, queue), run.on_message)
+        await run.wait_for_confirms()
     finally:
         await channel.close()
         await publisher.close()
-    told.beyond = max(total - WINDOW, 0)
-    told.not_found = tuple(sorted((ids or frozenset()) - run.seen))
-    return told
+    result.not_read = max(total - WINDOW, 0)
+    result.not_found = tuple(sorted((ids or frozenset()) - run.seen_ids))
+    return result
 
 
 async def count(connection: Connection, namespace: str, queue: str) -> int:
-    """Return how many letters there are, those that somebody holds excepted.
+    """Return the number of messages, without those that another consumer holds.
 
-    Raises: as `read_letters`.
+    Raises: as `read_dead_letters`.
     """
     channel = await connection.channel()
     try:
@@ -188,9 +189,9 @@ async def count(connection: Connection, namespace: str, queue: str) -> int:
 
 
 async def purge(connection: Connection, namespace: str, queue: str) -> int:
-    """Delete all letters but those that somebody just looks at, and return how many.
+    """Delete all messages but those that another consumer holds; return how many.
 
-    Raises: as `read_letters`.
+    Raises: as `read_dead_letters`.
     """
     channel = await connection.channel()
     try:
@@ -201,7 +202,7 @@ async def purge(connection: Connection, namespace: str, queue: str) -> int:
 
 
 def describe(properties: BasicProperties, body: bytes) -> DeadLetter:
-    """Read what a message of a dead queue says of itself; anybody may have written it."""
+    """Describe a message of a dead queue; anybody may have published it, so nothing is trusted."""
     headers: Mapping[str, Any] = properties.headers or {}
     kind = _kind(properties, headers)
     task = ""
@@ -216,12 +217,12 @@ def describe(properties: BasicProperties, body: bytes) -> DeadLetter:
         correlation_id=properties.correlation_id or "",
         reason=_reason(headers),
         size=len(body),
-        start=body[:SHOWN_BYTES],
+        body_start=body[:SHOWN_BYTES],
     )
 
 
 class _Redrive:
-    """Publishes the letters of one pass, and acknowledges each when its copy is confirmed."""
+    """Publishes the messages of one pass, and acknowledges each when its copy is confirmed."""
 
     def __init__(
         self,
@@ -229,28 +230,28 @@ class _Redrive:
         key: str,
         ids: Container[str] | None,
         limit: int,
-        told: RedriveResult,
+        result: RedriveResult,
     ) -> None:
-        self.seen: set[str] = set()
+        self.seen_ids: set[str] = set()
         self._publisher = publisher
         self._key = key
         self._ids = ids
         self._left = limit
-        self._told = told
+        self._result = result
         self._progress = asyncio.Event()
 
-    def take(self, delivery: Delivery) -> None:
+    def on_message(self, delivery: Delivery) -> None:
         properties = delivery.properties
         kind = _kind(properties, properties.headers or {})
-        self.seen.add(properties.message_id or "")
+        self.seen_ids.add(properties.message_id or "")
         if self._ids is not None and (properties.message_id or "") not in self._ids:
-            self._told.not_chosen += 1
+            self._result.not_chosen += 1
         elif kind is DeadLetterKind.TASK:
-            self._told.kept_tasks += 1
+            self._result.kept_tasks += 1
         elif kind is DeadLetterKind.OUTCOME:
-            self._told.kept_outcomes += 1
+            self._result.kept_outcomes += 1
         elif self._left <= 0:
-            self._told.not_chosen += 1
+            self._result.not_chosen += 1
         else:
             self._left -= 1
             self._publish(delivery)
@@ -270,21 +271,27 @@ class _Redrive:
             timestamp=int(time.time()),
         )
 
-        def settled(verdict: Settled, text: str) -> None:
+        def on_settled(verdict: Settled, text: str) -> None:
             if verdict is Settled.CONFIRMED:
                 delivery.channel.ack(delivery.delivery_tag)
-                self._told.redriven += 1
+                self._result.redriven += 1
             else:
-                self._told.refused.append(text)
+                self._result.refused.append(text)
             self._progress.set()
 
         try:
-            self._publisher.publish(copy.exchange, copy.key, copy.body, copy.properties(), settled)
-        except ValueError as problem:
-            self._told.refused.append(str(problem))
+            self._publisher.publish(
+                copy.exchange, copy.key, copy.body, copy.properties(), on_settled
+            )
+        except ValueError as error:
+            self._result.refused.append(str(error))
 
-    async def settled(self) -> None:
-        """Return when the broker has answered every publish."""
+    async def wait_for_confirms(self) -> None:
+        """Return when the broker has answered every publish.
+
+        Raises:
+            BrokerUnavailable: it confirms nothing.
+        """
         while self._publisher.outstanding:
             self._progress.clear()
             try:
@@ -292,8 +299,8 @@ class _Redrive:
                     await self._progress.wait()
             except TimeoutError:
                 raise BrokerUnavailable(
-                    f"the broker confirms nothing: {self._told.redriven} letters were redriven, "
-                    f"{self._publisher.outstanding} may be in both queues: look for a memory or "
+                    f"the broker confirms nothing: {self._result.redriven} messages were redriven, "
+                    f"{self._publisher.outstanding} may be in both queues: check for a memory or "
                     "disk alarm (rabbitmq-diagnostics alarms)"
                 ) from None
 
@@ -308,10 +315,10 @@ async def _count(channel: Channel, queue: str) -> int:
     return ready
 
 
-async def _pass_over(channel: Channel, queue: str, look: Callable[[Delivery], None]) -> int:
-    """Hand the letters there are to ``look``, oldest first; return how many there were.
+async def _read_window(channel: Channel, queue: str, on_message: Callable[[Delivery], None]) -> int:
+    """Call ``on_message`` for up to `WINDOW` messages, oldest first; return the queue's length.
 
-    They are held until the caller closes the channel, which gives back what is not acknowledged.
+    They are held until the caller closes the channel, which requeues what is not acknowledged.
     """
     total = await _count(channel, queue)
     expected = min(total, WINDOW)
@@ -324,8 +331,8 @@ async def _pass_over(channel: Channel, queue: str, look: Callable[[Delivery], No
     def on_delivery(delivery: Delivery) -> None:
         nonlocal seen
         seen += 1
-        if seen <= expected:  # what comes after was given up meanwhile, perhaps for the second time
-            look(delivery)
+        if seen <= expected:  # later ones came meanwhile, some of them redriven by this very pass
+            on_message(delivery)
         progress.set()
 
     def on_cancel(reason: str) -> None:
@@ -371,9 +378,9 @@ def _died(properties: BasicProperties, headers: Mapping[str, Any]) -> float | No
 
 
 def _reason(headers: Mapping[str, Any]) -> str:
-    told = headers.get(ERROR_HEADER)
-    if told:
-        return str(told)
+    error = headers.get(ERROR_HEADER)
+    if error:
+        return str(error)
     for death in _deaths(headers):
         return f"{death.get('reason', 'unknown')} by the broker, queue {death.get('queue', '')}"
     return ""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import uuid
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from pika.spec import BasicProperties
-from typer.testing import CliRunner, Result
 
+import taskqueue
 from taskqueue.amqp.channel import Channel
 from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.cli.main import app
 from taskqueue.contract.names import DEAD_EXCHANGE, INBOX_QUEUE, dead_queue, work_queue
 from taskqueue.contract.topology import (
     declare_operator_topology,
@@ -27,7 +29,7 @@ from taskqueue.direct.dead_letters import (
     NoDeadQueue,
     count,
     purge,
-    read_letters,
+    read_dead_letters,
     redrive,
 )
 from tests.integration.amqp.messages import PATIENCE, Collector
@@ -37,6 +39,7 @@ pytestmark = pytest.mark.broker
 QUEUE = ("shop", "images")
 KEY = "shop.images"
 WORK, DEAD = work_queue(*QUEUE), dead_queue(*QUEUE)
+PACKAGE_ROOT = Path(taskqueue.__file__).parents[1]
 TASK = {"tq-token": "k1.abc", "tq-namespace": "shop", "tq-task": "resize-1"}
 
 
@@ -76,9 +79,9 @@ class Bench:
 
     async def bodies(self) -> list[str]:
         """Return the dead letters as they stand."""
-        found = await read_letters(self.connection, *QUEUE)
+        found = await read_dead_letters(self.connection, *QUEUE)
         await self.ready(DEAD, found.total)
-        return [letter.start.decode() for letter in found.letters]
+        return [message.body_start.decode() for message in found.messages]
 
 
 @pytest.fixture
@@ -93,11 +96,11 @@ async def test_letters_are_told_apart_and_stay_in_their_order(bench: Bench) -> N
     await bench.letter("two", headers=TASK, type="resize", correlation_id="uid")
     await bench.letter("three", content_type="application/cloudevents+json")
     await bench.letter("four", headers={"tq-exchange": "taskqueue.outcomes"})
-    found = await read_letters(bench.connection, *QUEUE)
+    found = await read_dead_letters(bench.connection, *QUEUE)
     assert found.total == 4
-    one, two, three, four = found.letters
+    one, two, three, four = found.messages
     assert (one.id, one.kind, one.handler) == (first, DeadLetterKind.DIRECT, "resize")
-    assert (one.died, one.size, one.start) == (1_700_000_000.0, 3, b"one")
+    assert (one.died, one.size, one.body_start) == (1_700_000_000.0, 3, b"one")
     assert (one.task, one.correlation_id, one.reason) == ("", "c-1", "ValueError: one")
     assert (two.kind, two.task) == (DeadLetterKind.TASK, "shop/resize-1")
     assert {three.kind, four.kind} == {DeadLetterKind.OUTCOME}
@@ -113,7 +116,7 @@ async def test_what_the_broker_gave_up_says_when_and_why(bench: Bench, channel: 
     (delivery,) = await worker.wait(1)
     channel.reject(delivery.delivery_tag, requeue=False)
     await bench.ready(DEAD, 1)
-    (letter,) = (await read_letters(bench.connection, *QUEUE)).letters
+    (letter,) = (await read_dead_letters(bench.connection, *QUEUE)).messages
     assert letter.reason == f"rejected by the broker, queue {WORK}"
     assert letter.died is not None
     assert letter.id == ""
@@ -208,7 +211,9 @@ async def test_letters_that_somebody_else_holds_are_no_reason_to_wait_for_ever(
     await channel.set_prefetch(1)
     await other.start(channel, DEAD)
     await other.wait(1)
-    assert [one.start for one in (await read_letters(bench.connection, *QUEUE)).letters] == [b"two"]
+    assert [
+        one.body_start for one in (await read_dead_letters(bench.connection, *QUEUE)).messages
+    ] == [b"two"]
 
 
 async def test_purged_letters_are_gone_for_everybody(bench: Bench) -> None:
@@ -221,10 +226,18 @@ async def test_purged_letters_are_gone_for_everybody(bench: Bench) -> None:
     await bench.ready(INBOX_QUEUE, 2)  # the operator has copies of its own
 
 
-@pytest.mark.parametrize("command", [read_letters, redrive, purge, count])
+@pytest.mark.parametrize("command", [read_dead_letters, redrive, purge, count])
 async def test_a_queue_that_does_not_exist_is_named(connection: Connection, command: Any) -> None:
     with pytest.raises(NoDeadQueue, match=r"no queue taskqueue-dead\.shop\.nowhere"):
         await command(connection, "shop", "nowhere")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The exit code and the output, standard error included, of a command."""
+
+    exit_code: int
+    output: str
 
 
 class Shell:
@@ -237,9 +250,18 @@ class Shell:
             f"@{host}:{parameters.port}/{quote(parameters.virtual_host, safe='')}"
         )
 
-    async def __call__(self, *words: str, uri: str | None = None) -> Result:
-        arguments = ["dead-letters", *words, "--broker-uri", uri or self._uri]
-        return await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    async def __call__(self, *words: str, uri: str | None = None) -> Finished:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "taskqueue", "dead-letters", *words),
+            *("--broker-uri", uri or self._uri),
+            cwd=PACKAGE_ROOT,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+        assert process.returncode is not None
+        return Finished(process.returncode, output.decode())
 
 
 @pytest.fixture
@@ -264,8 +286,8 @@ async def test_the_command_lists_redrives_and_purges(bench: Bench, shell: Shell)
 
     redriven = await shell("redrive", "shop/images")
     assert redriven.exit_code == 0, redriven.output
-    assert "1 letter redriven to taskqueue.work, key shop.images." in redriven.output
-    assert "1 letter of Tasks kept" in redriven.output
+    assert "1 message redriven to taskqueue.work, key shop.images." in redriven.output
+    assert "1 message of Tasks kept" in redriven.output
     await bench.ready(WORK, 1)
     await bench.ready(DEAD, 1)
 
@@ -286,7 +308,7 @@ async def test_the_command_says_what_is_wrong(
     assert "no queue taskqueue-dead.shop.nowhere: check" in missing.output
     unknown = await shell("redrive", "shop/images", "--id", "nobody")
     assert unknown.exit_code == 1
-    assert "no letter has the id nobody" in unknown.output
+    assert "no message has the id nobody" in unknown.output
     away = await shell("list", "shop/images", uri=f"amqp://u:secret@{parameters.host}:1/")
     assert away.exit_code == 1
     assert "cannot connect to RabbitMQ" in away.output

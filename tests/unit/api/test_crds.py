@@ -9,7 +9,6 @@ from typing import Any, Literal
 import pytest
 import yaml
 from pydantic import Field
-from typer.testing import CliRunner
 
 from taskqueue.api.common import ApiModel, Resource, validations
 from taskqueue.api.crds import (
@@ -23,7 +22,7 @@ from taskqueue.api.reference import render_reference
 from taskqueue.api.task import TaskResource
 from taskqueue.api.task_status import TERMINAL_PHASES
 from taskqueue.api.taskqueue import TaskQueueResource
-from taskqueue.cli.main import app
+from taskqueue.cli.main import main
 
 ROOT = Path(__file__).parents[3]
 CRDS = ROOT / "crds"
@@ -76,8 +75,7 @@ def test_rendering_is_deterministic() -> None:
 def test_the_command_writes_the_files(tmp_path: Path) -> None:
     crds, reference = tmp_path / "crds", tmp_path / "reference"
     arguments = ["crds", "--directory", str(crds), "--reference", str(reference)]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
+    assert main(arguments) == 0
     assert (reference / "api.md").read_text() == render_reference()
     written = {path.name: path.read_text() for path in crds.iterdir()}
     assert written == render_crds()

@@ -1,4 +1,4 @@
-"""What a dead letter says of itself is read whatever its publisher wrote."""
+"""Dead letters are described whatever their publisher wrote."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection
-from taskqueue.direct.dead_letters import SHOWN_BYTES, DeadLetterKind, describe, read_letters
+from taskqueue.direct.dead_letters import SHOWN_BYTES, DeadLetterKind, describe, read_dead_letters
 
 
 @pytest.mark.parametrize(
@@ -24,29 +24,29 @@ from taskqueue.direct.dead_letters import SHOWN_BYTES, DeadLetterKind, describe,
         {"tq-exchange": 7},
     ],
 )
-def test_odd_headers_are_no_reason_to_fail(headers: Any) -> None:
-    letter = describe(BasicProperties(headers=headers), b"")
-    assert letter.kind is DeadLetterKind.DIRECT
-    assert letter.died is None
+def test_describe_accepts_malformed_headers(headers: Any) -> None:
+    message = describe(BasicProperties(headers=headers), b"")
+    assert message.kind is DeadLetterKind.DIRECT
+    assert message.died is None
 
 
-def test_the_brokers_own_time_counts_before_the_publishers() -> None:
+def test_the_brokers_time_of_death_precedes_the_publishers_timestamp() -> None:
     death = {"time": datetime(2026, 1, 2, 3, 4, 5), "reason": "delivery_limit", "queue": "w"}
-    letter = describe(BasicProperties(headers={"x-death": [death]}, timestamp=5), b"")
-    assert letter.died == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
-    assert letter.reason == "delivery_limit by the broker, queue w"
+    message = describe(BasicProperties(headers={"x-death": [death]}, timestamp=5), b"")
+    assert message.died == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
+    assert message.reason == "delivery_limit by the broker, queue w"
     assert describe(BasicProperties(timestamp=5), b"").died == 5.0
 
 
-def test_only_the_beginning_of_a_payload_is_kept() -> None:
-    letter = describe(BasicProperties(), b"x" * 100_000)
-    assert (letter.size, len(letter.start)) == (100_000, SHOWN_BYTES)
-    assert "xxx" not in repr(letter)
+def test_only_the_start_of_a_body_is_kept() -> None:
+    message = describe(BasicProperties(), b"x" * 100_000)
+    assert (message.size, len(message.body_start)) == (100_000, SHOWN_BYTES)
+    assert "xxx" not in repr(message)
 
 
-def test_a_token_alone_makes_it_a_tasks() -> None:
-    letter = describe(BasicProperties(headers={"tq-token": "?"}), b"")
-    assert (letter.kind, letter.task) == (DeadLetterKind.TASK, "/")
+def test_a_message_with_a_token_is_of_a_task() -> None:
+    message = describe(BasicProperties(headers={"tq-token": "?"}), b"")
+    assert (message.kind, message.task) == (DeadLetterKind.TASK, "/")
 
 
 class FakeChannel:
@@ -78,6 +78,6 @@ class FakeConnection:
         return FakeChannel()
 
 
-async def test_what_comes_in_while_a_pass_goes_on_is_not_of_it() -> None:
-    found = await read_letters(cast(Connection, FakeConnection()), "shop", "q")
-    assert [letter.start for letter in found.letters] == [b"0", b"1"]
+async def test_a_pass_ignores_messages_that_come_while_it_runs() -> None:
+    page = await read_dead_letters(cast(Connection, FakeConnection()), "shop", "q")
+    assert [message.body_start for message in page.messages] == [b"0", b"1"]
