@@ -1,4 +1,4 @@
-"""Which RabbitMQ a worker is put under test on."""
+"""Finds the RabbitMQ to test a worker on."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _AMQP_PORT, _MANAGEMENT_PORT = 30672, 31672
 
 
 class NoBroker(Exception):
-    """There is none; the text says what to do."""
+    """No RabbitMQ was found; the text says what to do."""
 
 
 def find_broker() -> Endpoint:
     """Return the broker of TASKQUEUE_TEST_RABBITMQ, else that of the development cluster.
 
     Raises:
-        NoBroker: neither is there.
+        NoBroker: there is neither, or the cluster does not answer.
     """
     uri = os.environ.get("TASKQUEUE_TEST_RABBITMQ")
     if uri:
         return Endpoint.from_uri(uri)
     if not KUBECONFIG.exists():
         raise NoBroker(
-            "there is no RabbitMQ to test on: set TASKQUEUE_TEST_RABBITMQ to "
-            "amqp://user:password@host:port?management_port=15672, or bring the development "
-            "cluster up (make deploy)"
+            "found no RabbitMQ to test on: set TASKQUEUE_TEST_RABBITMQ to "
+            "amqp://user:password@host:port?management_port=15672, or start the development "
+            "cluster (make deploy)"
         )
     data = _kubectl("secret/rabbitmq", "--namespace=rabbitmq")["data"]
     nodes = _kubectl("nodes")["items"]
@@ -60,9 +60,9 @@ def _kubectl(*arguments: str) -> Any:
             check=True,
             timeout=30,
         )
-    except (OSError, subprocess.SubprocessError) as problem:
-        told = getattr(problem, "stderr", "") or str(problem)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", "") or str(error)
         raise NoBroker(
-            f"the development cluster does not tell where its RabbitMQ is: {told.strip()}"
-        ) from problem
+            f"cannot read the address of RabbitMQ from the development cluster: {reason.strip()}"
+        ) from error
     return json.loads(done.stdout)

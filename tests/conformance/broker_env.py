@@ -1,7 +1,7 @@
-"""A virtual host with the topology of the contract, where the suite plays the operator.
+"""A virtual host with the topology of the contract, where the suite acts as the operator.
 
-Scenes share one, each with a TaskQueue and a broker user of its own; a scene that takes something
-of the topology away gets one for itself.
+Scenarios share one, each with its own TaskQueue and broker user. A scenario that removes a part of
+the topology gets its own.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from taskqueue.contract.names import (
 )
 from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
-from tests.conformance.beats import Beats
+from tests.conformance.heartbeats import HeartbeatLog
 from tests.conformance.inbox import Inbox
 from tests.integration.amqp.endpoint import Endpoint, Management
 
 NAMESPACE = "conformance"
 
-#: How often the broker is asked for what it does not tell by itself, in seconds.
-LOOK_SECONDS = 0.05
+#: Between two polls of what the broker does not push, in seconds.
+POLL_SECONDS = 0.05
 
 
 @dataclass
-class House:
-    """One virtual host, and what the operator has there."""
+class BrokerEnv:
+    """One virtual host, with the operator's connection to it."""
 
     name: str
     management: Management
@@ -51,20 +51,20 @@ class House:
     channel: Channel
     publisher: Publisher
     inbox: Inbox
-    beats: Beats
+    heartbeats: HeartbeatLog
 
     async def open(self) -> None:
         """Declare the operator's topology, read the inbox, and listen to heartbeats."""
         await declare_operator_topology(self.connection)
         await self.inbox.open(self.connection)
-        await self.beats.open(self.connection)
+        await self.heartbeats.open(self.connection)
 
     async def add_queue(self, queue: str) -> None:
         """Declare a TaskQueue's part of the topology."""
         await declare_task_queue(self.connection, NAMESPACE, queue)
 
     async def add_user(self, queue: str) -> BrokerParameters:
-        """Make the broker user of a TaskQueue's workers, with their few permissions."""
+        """Create the broker user of a TaskQueue's workers, with only the permissions they need."""
         user, password = f"{self.name}-{queue}", uuid.uuid4().hex
         await asyncio.to_thread(self._make_user, user, password, queue)
         return dataclasses.replace(self.parameters, username=user, password=password)
@@ -87,7 +87,7 @@ class House:
             self.management.request("PUT", "topic-permissions", self.name, user, body=body)
 
     async def remove_user(self, user: str) -> None:
-        """Delete a user; one that is gone is no error."""
+        """Delete a user, if it exists."""
         with suppress(urllib.error.HTTPError):
             await asyncio.to_thread(self.management.request, "DELETE", "users", user)
 
@@ -101,16 +101,16 @@ class House:
         verdict = await self.publisher.publish_and_wait(WORK_EXCHANGE, key, body, properties)
         assert verdict[0] is Settled.CONFIRMED, verdict
 
-    async def order(self, *orders: WorkerCommand) -> None:
-        """Give orders, and wait until the stream has them."""
-        await asyncio.gather(*(self._say(order_message(order)) for order in orders))
+    async def send_commands(self, *commands: WorkerCommand) -> None:
+        """Publish commands, and wait until the stream has them."""
+        await asyncio.gather(*(self._publish(order_message(command)) for command in commands))
 
-    async def say(self, body: bytes) -> None:
-        """Put anything into the stream of orders."""
-        order = order_message(WorkerCommand(CommandKind.CANCEL, token="k"))
-        await self._say(dataclasses.replace(order, body=body))
+    async def send_raw_command(self, body: bytes) -> None:
+        """Publish any body to the command stream."""
+        command = order_message(WorkerCommand(CommandKind.CANCEL, token="k"))
+        await self._publish(dataclasses.replace(command, body=body))
 
-    async def _say(self, message: OutgoingMessage) -> None:
+    async def _publish(self, message: OutgoingMessage) -> None:
         verdict = await self.publisher.publish_and_wait(
             message.exchange, message.key, message.body, message.properties()
         )
@@ -120,40 +120,40 @@ class House:
         """Return how many messages wait in a queue."""
         return await self.channel.declare_queue(queue, passive=True)
 
-    async def until_ready(self, queue: str, count: int) -> None:
-        """Wait until so many messages wait in a queue."""
-        while await self.ready(queue) != count:  # noqa: ASYNC110 - the broker tells when asked
-            await asyncio.sleep(LOOK_SECONDS)
+    async def wait_for_ready(self, queue: str, count: int) -> None:
+        """Wait until ``count`` messages wait in a queue."""
+        while await self.ready(queue) != count:  # noqa: ASYNC110 - the broker only answers polls
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def hide_inbox(self) -> None:
-        """Take the inbox away from the workers: what they tell is returned to them."""
+    async def unbind_inbox(self) -> None:
+        """Unbind the inbox, so that the broker returns outcomes to the workers."""
         await self.channel.unbind_queue(INBOX_QUEUE, OUTCOMES_EXCHANGE, "#")
 
-    async def show_inbox(self) -> None:
-        """Bind it again."""
+    async def bind_inbox(self) -> None:
+        """Bind the inbox again."""
         await self.channel.bind_queue(INBOX_QUEUE, OUTCOMES_EXCHANGE, "#")
 
     async def dead_letter(self, queue: str) -> Delivery:
-        """Wait for a message among the given-up ones of a TaskQueue, and take it out."""
+        """Wait for a dead letter of a TaskQueue, and remove it from the queue."""
         channel = await self.connection.channel()
         found: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
 
-        def take(delivery: Delivery) -> None:
+        def on_delivery(delivery: Delivery) -> None:
             if not found.done():
                 found.set_result(delivery)
                 delivery.channel.ack(delivery.delivery_tag)
 
         try:
             await channel.set_prefetch(1)
-            await channel.consume(dead_queue(NAMESPACE, queue), take, lambda reason: None)
+            await channel.consume(dead_queue(NAMESPACE, queue), on_delivery, lambda reason: None)
             return await found
         finally:
             await channel.close()
 
 
 @asynccontextmanager
-async def house_on(broker: Endpoint) -> AsyncIterator[House]:
-    """Make a virtual host without any topology, and delete it in the end."""
+async def open_broker_env(broker: Endpoint) -> AsyncIterator[BrokerEnv]:
+    """Create a virtual host without any topology, and delete it at the end."""
     name = f"conformance-{uuid.uuid4().hex[:10]}"
     management = Management(broker)
     body = {"default_queue_type": "quorum"}
@@ -171,7 +171,7 @@ async def house_on(broker: Endpoint) -> AsyncIterator[House]:
         )
         connection = await connect(parameters, name="conformance")
         try:
-            yield House(
+            yield BrokerEnv(
                 name=name,
                 management=management,
                 parameters=parameters,
@@ -179,7 +179,7 @@ async def house_on(broker: Endpoint) -> AsyncIterator[House]:
                 channel=await connection.channel(),
                 publisher=await Publisher.open(connection),
                 inbox=Inbox(),
-                beats=Beats(),
+                heartbeats=HeartbeatLog(),
             )
         finally:
             await connection.close()

@@ -16,7 +16,7 @@ def go() -> str | None:
 
 
 def call(*arguments: str) -> str:
-    """Run Go in the module and return what it says; it must succeed."""
+    """Run Go in the module and return its output; it must succeed."""
     program = go()
     assert program, "Go is not installed"
     done = subprocess.run(

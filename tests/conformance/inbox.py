@@ -1,4 +1,4 @@
-"""The operator's side of the broker: what workers told, each judged by the contract's words."""
+"""Reads the outcomes of workers, as the operator does, and validates each of them."""
 
 from __future__ import annotations
 
@@ -22,48 +22,48 @@ _RESULT_LIMIT = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One event, as it came and as the project reads it."""
+class ReceivedEvent:
+    """One event: the JSON envelope, and what the project decodes from it."""
 
     envelope: dict[str, Any]
     event: AttemptEvent
 
 
 class Inbox:
-    """Takes everything workers of a virtual host tell."""
+    """Reads and validates every outcome in a virtual host."""
 
     def __init__(self) -> None:
-        self._told: dict[str, list[Told]] = defaultdict(list)
+        self._received: dict[str, list[ReceivedEvent]] = defaultdict(list)
         self._message_ids: set[str] = set()
         self._more = asyncio.Event()
-        #: What is wrong with events, by queue.
-        self.wrong: dict[str, list[str]] = defaultdict(list)
+        #: Violations of the contract, by queue.
+        self.violations: dict[str, list[str]] = defaultdict(list)
 
     async def open(self, connection: Connection) -> None:
-        """Read from now on."""
+        """Start to consume."""
         channel = await connection.channel()
-        await channel.consume(INBOX_QUEUE, self._take, lambda reason: None)
+        await channel.consume(INBOX_QUEUE, self._on_delivery, lambda reason: None)
 
-    def told(self, word: str, *kinds: EventKind) -> list[Told]:
-        """Return what was told of a token, or of a direct message's correlation id."""
-        return [one for one in self._told[word] if not kinds or one.event.kind in kinds]
+    def events(self, key: str, *kinds: EventKind) -> list[ReceivedEvent]:
+        """Return the events of a token, or of a direct message's correlation id."""
+        return [one for one in self._received[key] if not kinds or one.event.kind in kinds]
 
-    async def end(self, word: str, *, number: int = 1) -> AttemptEvent:
-        """Wait for the end of an attempt to be told that often, and return it."""
-        return await self.event(word, *ENDS, number=number)
+    async def end(self, key: str, *, number: int = 1) -> AttemptEvent:
+        """Wait for ``number`` events that end an attempt, and return the last of them."""
+        return await self.event(key, *ENDS, number=number)
 
-    async def event(self, word: str, *kinds: EventKind, number: int = 1) -> AttemptEvent:
-        """Wait for that many events of these kinds and return the last of them."""
-        await self.until(lambda: len(self.told(word, *kinds)) >= number)
-        return self.told(word, *kinds)[number - 1].event
+    async def event(self, key: str, *kinds: EventKind, number: int = 1) -> AttemptEvent:
+        """Wait for ``number`` events of these kinds, and return the last of them."""
+        await self.until(lambda: len(self.events(key, *kinds)) >= number)
+        return self.events(key, *kinds)[number - 1].event
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until something holds that is known from events."""
+        """Wait until a condition on the received events holds."""
         while not holds():
             self._more.clear()
             await self._more.wait()
 
-    def _take(self, delivery: Delivery) -> None:
+    def _on_delivery(self, delivery: Delivery) -> None:
         delivery.channel.ack(delivery.delivery_tag)
         if delivery.exchange != OUTCOMES_EXCHANGE:
             return  # a dead letter: the dead queue has it as well
@@ -71,26 +71,26 @@ class Inbox:
         try:
             envelope = json.loads(delivery.body)
             event = decode(delivery.body)
-        except (ValueError, ContractError) as problem:
-            self.wrong[queue].append(f"{problem}: {delivery.body[:200]!r}")
+        except (ValueError, ContractError) as error:
+            self.violations[queue].append(f"{error}: {delivery.body[:200]!r}")
             return
         problems = _problems(delivery, envelope, event)
         if delivery.properties.message_id in self._message_ids:
-            problems.append("its message_id was another publish's already")
+            problems.append("another publish had the same message_id")
         self._message_ids.add(delivery.properties.message_id or "")
-        self.wrong[queue] += [f"{event.kind.value}: {problem}" for problem in problems]
-        self._told[event.token or event.correlation_id].append(Told(envelope, event))
+        self.violations[queue] += [f"{event.kind.value}: {problem}" for problem in problems]
+        self._received[event.token or event.correlation_id].append(ReceivedEvent(envelope, event))
         self._more.set()
 
 
 def _problems(delivery: Delivery, envelope: dict[str, Any], event: AttemptEvent) -> list[str]:
-    """Return what the contract says of an event and is not so."""
+    """Return the rules of the contract that an event breaks."""
     data, properties = envelope["data"], delivery.properties
     error, result, seconds = data.get("error"), data.get("result"), data.get("seconds")
     rules = {
         "specversion must be 1.0": envelope.get("specversion") == "1.0",
-        "id must be a word": isinstance(envelope.get("id"), str) and envelope["id"],
-        "source must be a text": isinstance(envelope.get("source"), str),
+        "id must be a non-empty string": isinstance(envelope.get("id"), str) and envelope["id"],
+        "source must be a string": isinstance(envelope.get("source"), str),
         "taskqueue must name the queue": delivery.routing_key.startswith(
             f"{event.namespace}.{envelope.get('taskqueue')}."
         ),
@@ -99,7 +99,8 @@ def _problems(delivery: Delivery, envelope: dict[str, Any], event: AttemptEvent)
         "datacontenttype must be JSON": envelope.get("datacontenttype") == "application/json",
         "data.attempt and data.epoch must be integers": type(data["attempt"]) is int
         and type(data["epoch"]) is int,
-        "data.worker must be a text": isinstance(data.get("worker"), str) and data["worker"],
+        "data.worker must be a non-empty string": isinstance(data.get("worker"), str)
+        and data["worker"],
         "data.seconds must be a number, with every end but task.released": (
             seconds is None and event.kind in (EventKind.STARTED, EventKind.RELEASED)
         )

@@ -1,4 +1,4 @@
-"""The points a worker is judged by, and the ledger of single checks below each."""
+"""The points of the contract that a worker must fulfil, and the ledger of checks for each."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from enum import StrEnum
 
 
 class Point(StrEnum):
-    """What a worker owes in nine points; H for heartbeats, M for messages that are no attempt."""
+    """The nine duties of a worker; H is heartbeats, M is messages that are not attempts."""
 
     PREFETCH = "1"
     DELIVERIES = "2"
-    ORDERS = "3"
+    COMMANDS = "3"
     RUNNING = "4"
     OUTCOMES = "5"
     STOPPING = "6"
@@ -28,21 +28,21 @@ class Point(StrEnum):
 
 TITLES = {
     Point.PREFETCH: "acknowledges by hand, and holds no more than it can run",
-    Point.DELIVERIES: "counts deliveries, and answers what it has finished",
-    Point.ORDERS: "obeys orders: cancel, release, drain",
-    Point.RUNNING: "runs attempts apart from its connections, and ends them in time",
+    Point.DELIVERIES: "counts deliveries, and answers what it has already finished",
+    Point.COMMANDS: "obeys commands: cancel, release, drain",
+    Point.RUNNING: "runs attempts apart from its connections, and ends them on time",
     Point.OUTCOMES: "has the outcome confirmed before it acknowledges",
-    Point.STOPPING: "stops in order at SIGTERM",
+    Point.STOPPING: "shuts down gracefully at SIGTERM",
     Point.CUT_OFF: "ends keyed work when it is cut off, and nothing else",
-    Point.RECONNECTING: "comes back after whatever ended its consumer",
+    Point.RECONNECTING: "recovers from whatever ended its consumer",
     Point.CONNECTIONS: "consumes and publishes on two connections",
-    Point.HEARTBEATS: "tells how much it runs, and when that changes",
-    Point.MESSAGES: "takes direct messages, and buries malformed ones",
+    Point.HEARTBEATS: "reports how much it runs, and when that changes",
+    Point.MESSAGES: "accepts direct messages, and dead-letters malformed ones",
 }
 
 
 class Violation(Exception):
-    """The worker does not do what the contract says; the text says what it does."""
+    """The worker breaks the contract; the text says how."""
 
 
 def expect(condition: object, otherwise: str) -> None:
@@ -53,26 +53,26 @@ def expect(condition: object, otherwise: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What came of one check; ``problem`` is empty if it holds."""
+    """The result of one check; ``problem`` is empty if it holds."""
 
     point: Point
     text: str
     problem: str
     seconds: float
-    scene: str
+    scenario: str
 
 
 class Ledger:
-    """All checks of a run, as they come."""
+    """All checks of a run, in the order they ended."""
 
     def __init__(self) -> None:
         self.checks: list[Check] = []
 
     @asynccontextmanager
     async def check(
-        self, scene: str, point: Point, text: str, *, seconds: float
+        self, scenario: str, point: Point, text: str, *, seconds: float
     ) -> AsyncIterator[None]:
-        """Note whether what is done inside holds, within a time; nothing is raised."""
+        """Record whether the body passes within a time; swallow what it raises."""
         began = time.monotonic()
         problem = ""
         try:
@@ -84,25 +84,27 @@ class Ledger:
             problem = f"not within {seconds:g} s"
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
-        self.note(scene, point, text, problem, time.monotonic() - began)
+        self.record(scenario, point, text, problem, time.monotonic() - began)
 
-    def note(self, scene: str, point: Point, text: str, problem: str, seconds: float = 0) -> None:
-        """Note a check that was made already."""
+    def record(
+        self, scenario: str, point: Point, text: str, problem: str, seconds: float = 0
+    ) -> None:
+        """Record a check that has been made."""
         self.checks.append(
-            Check(point=point, text=text, problem=problem, seconds=seconds, scene=scene)
+            Check(point=point, text=text, problem=problem, seconds=seconds, scenario=scenario)
         )
 
-    def of(self, point: Point) -> list[Check]:
+    def checks_of(self, point: Point) -> list[Check]:
         """Return the checks of a point."""
         return [check for check in self.checks if check.point is point]
 
-    def failed_in(self, scene: str) -> bool:
-        """Tell whether a check of a scene has failed."""
-        return any(check.problem for check in self.checks if check.scene == scene)
+    def failed_in(self, scenario: str) -> bool:
+        """Return whether a check of a scenario has failed."""
+        return any(check.problem for check in self.checks if check.scenario == scenario)
 
     def holds(self, point: Point) -> bool:
-        """Tell whether all checks of a point hold; a point without any does not."""
-        checks = self.of(point)
+        """Return whether all checks of a point hold; a point without checks does not."""
+        checks = self.checks_of(point)
         return bool(checks) and not any(check.problem for check in checks)
 
     @property

@@ -1,7 +1,7 @@
-"""A relay between a worker and the broker that understands AMQP frames.
+"""A proxy between a worker and the broker that understands AMQP frames.
 
-It sees what the worker asks of the broker and settles, and can hold confirms back, turn one into a
-refusal, freeze or cut connections, and have the broker close a channel.
+It records what the worker requests and settles. It can hold confirms back, turn one into a nack,
+freeze or cut connections, and make the broker close a channel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pika import spec
 
 from taskqueue.amqp.parameters import BrokerParameters
 
-#: Length of the words a client begins with, before any frame.
+#: Length of the protocol header that a client sends before any frame.
 _GREETING = 8
 
 #: A delivery tag that no worker ever has.
@@ -31,16 +31,16 @@ class Link:
 
     to_worker: asyncio.StreamWriter
     to_broker: asyncio.StreamWriter
-    #: Methods of the worker, in their order.
+    #: Methods the worker sent, in order.
     sent: list[Any] = field(default_factory=list)
-    #: How many frames of the worker were handed on, heartbeats among them.
+    #: Frames of the worker that were forwarded, heartbeats included.
     frames: int = 0
     #: Queue by channel and consumer tag.
     consumers: dict[tuple[int, str], str] = field(default_factory=dict)
-    #: Queues that are being consumed and have no tag yet, by channel.
-    asked: dict[int, list[str]] = field(default_factory=dict)
-    #: Deliveries of the work queue that are not settled, by channel.
-    in_hand: dict[int, set[int]] = field(default_factory=dict)
+    #: Queues of consume requests without an answer yet, by channel.
+    requested: dict[int, list[str]] = field(default_factory=dict)
+    #: Tags of unsettled deliveries of the work queue, by channel.
+    unsettled: dict[int, set[int]] = field(default_factory=dict)
     closed: bool = False
 
     def sent_methods(self, kind: type) -> list[Any]:
@@ -49,95 +49,95 @@ class Link:
 
     @property
     def publishes(self) -> bool:
-        """Whether the worker has published by it."""
+        """Whether the worker has published on it."""
         return bool(self.sent_methods(spec.Basic.Publish))
 
     def consumes(self, queue: str) -> bool:
-        """Whether the worker consumes or has consumed a queue by it."""
+        """Whether the worker consumes or has consumed a queue on it."""
         return any(method.queue == queue for method in self.sent_methods(spec.Basic.Consume))
 
 
-class Tap:
-    """What a worker's connections go through."""
+class Proxy:
+    """Relays the connections of one worker, and records and disturbs them."""
 
     def __init__(self, host: str, port: int, queue: str) -> None:
         self._target = (host, port)
         self._queue = queue
         self.links: list[Link] = []
-        #: Most deliveries of the work queue in the worker's hands at once.
-        self.most_in_hand = 0
+        #: The most unsettled deliveries of the work queue at once.
+        self.most_unsettled = 0
         #: How deliveries of the work queue were settled: ack, nack or reject, each once.
         self.settled: list[str] = []
-        #: How often the work queue has been consumed, as the broker confirmed.
+        #: How many consumers of the work queue the broker has confirmed.
         self.consumed = 0
         #: Messages the broker returned to the worker.
         self.returned = 0
-        self._to_refuse = 0
+        self._confirms_to_refuse = 0
         self._holding = False
         self._held: list[tuple[Link, bytes]] = []
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._more = asyncio.Event()
 
-    # What a scene does and looks at.
+    # For scenarios.
 
     @property
-    def living(self) -> list[Link]:
+    def open_links(self) -> list[Link]:
         """The links that are open."""
         return [link for link in self.links if not link.closed]
 
     @property
     def consuming(self) -> Link:
-        """The link work comes in by."""
-        return next(link for link in reversed(self.living) if link.consumes(self._queue))
+        """The link that consumes work."""
+        return next(link for link in reversed(self.open_links) if link.consumes(self._queue))
 
     @property
     def publishing(self) -> Link:
-        """The link outcomes leave by."""
-        return next(link for link in reversed(self.living) if link.publishes)
+        """The link that publishes outcomes."""
+        return next(link for link in reversed(self.open_links) if link.publishes)
 
     @property
-    def in_hand(self) -> int:
+    def unsettled(self) -> int:
         """Deliveries of the work queue that the worker has not settled."""
-        return sum(len(tags) for link in self.living for tags in link.in_hand.values())
+        return sum(len(tags) for link in self.open_links for tags in link.unsettled.values())
 
     def sent(self, kind: type) -> list[Any]:
         """Return what the worker sent of a kind, over all links."""
         return [method for link in self.links for method in link.sent_methods(kind)]
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until something holds that frames can change."""
+        """Wait until a condition on the recorded frames holds."""
         while not holds():
             self._more.clear()
             await self._more.wait()
 
     def hold_confirms(self) -> None:
-        """Keep the broker's confirms back from now on."""
+        """Hold the broker's confirms back from now on."""
         self._holding = True
 
     def release_confirms(self) -> None:
-        """Hand on the confirms that were kept back, and all that follow."""
+        """Forward the confirms that were held back, and all that follow."""
         self._holding = False
         held, self._held = self._held, []
         for link, data in held:
             link.to_worker.write(data)
 
     def refuse_next(self) -> None:
-        """Turn the next confirm into a refusal."""
-        self._to_refuse += 1
+        """Turn the next confirm into a nack."""
+        self._confirms_to_refuse += 1
 
     def freeze(self) -> None:
-        """Let nothing through any more, and keep both sides open."""
+        """Forward nothing more, and keep both sides open."""
         self._flowing.clear()
 
     def cut(self, *links: Link) -> None:
         """Reset these connections, by default all."""
-        for link in links or self.living:
+        for link in links or self.open_links:
             link.to_worker.transport.abort()
             link.to_broker.transport.abort()
 
-    def spoil_channel(self) -> None:
-        """Have the broker close the worker's channel with 406, by an acknowledgement of nothing."""
+    def break_channel(self) -> None:
+        """Make the broker close the worker's channel with 406, by an ack of an unknown tag."""
         link = self.consuming
         channel = next(at for (at, _), queue in link.consumers.items() if queue == self._queue)
         method = spec.Basic.Ack(delivery_tag=_UNKNOWN_TAG)
@@ -170,7 +170,7 @@ class Tap:
             link.to_broker.write(await reader.readexactly(_GREETING))
             async for data, frame in _frames(reader):
                 await self._flowing.wait()
-                self._note_sent(link, frame)
+                self._record_sent(link, frame)
                 link.to_broker.write(data)
                 await link.to_broker.drain()
                 self._more.set()
@@ -184,16 +184,16 @@ class Tap:
                     if self._holding:
                         self._held.append((link, data))
                         continue
-                    if self._to_refuse:
-                        self._to_refuse -= 1
+                    if self._confirms_to_refuse:
+                        self._confirms_to_refuse -= 1
                         refusal = spec.Basic.Nack(method.delivery_tag, method.multiple)
                         data = frames.Method(frame.channel_number, refusal).marshal()
-                self._note_received(link, frame)
+                self._record_received(link, frame)
                 link.to_worker.write(data)
                 await link.to_worker.drain()
                 self._more.set()
 
-    def _note_sent(self, link: Link, frame: Any) -> None:
+    def _record_sent(self, link: Link, frame: Any) -> None:
         link.frames += 1
         if not isinstance(frame, frames.Method):
             return
@@ -201,14 +201,14 @@ class Tap:
         link.sent.append(method)
         match method:
             case spec.Basic.Consume():
-                link.asked.setdefault(channel, []).append(method.queue)
+                link.requested.setdefault(channel, []).append(method.queue)
             case spec.Basic.Ack() | spec.Basic.Nack() | spec.Basic.Reject():
-                self._note_settled(link, channel, method)
+                self._record_settled(link, channel, method)
             case spec.Channel.Close() | spec.Channel.CloseOk():
-                link.in_hand.pop(channel, None)
+                link.unsettled.pop(channel, None)
 
-    def _note_settled(self, link: Link, channel: int, method: Any) -> None:
-        tags = link.in_hand.get(channel, set())
+    def _record_settled(self, link: Link, channel: int, method: Any) -> None:
+        tags = link.unsettled.get(channel, set())
         upto = method.delivery_tag
         if getattr(method, "multiple", False):
             done = {tag for tag in tags if tag <= upto}
@@ -217,23 +217,23 @@ class Tap:
         tags -= done
         self.settled += [type(method).__name__.lower()] * len(done)
 
-    def _note_received(self, link: Link, frame: Any) -> None:
+    def _record_received(self, link: Link, frame: Any) -> None:
         if not isinstance(frame, frames.Method):
             return
         channel, method = frame.channel_number, frame.method
         match method:
             case spec.Basic.ConsumeOk():
-                queue = link.asked[channel].pop(0)
+                queue = link.requested[channel].pop(0)
                 link.consumers[channel, method.consumer_tag] = queue
                 self.consumed += queue == self._queue
             case spec.Basic.Deliver():
                 if link.consumers.get((channel, method.consumer_tag)) == self._queue:
-                    link.in_hand.setdefault(channel, set()).add(method.delivery_tag)
-                    self.most_in_hand = max(self.most_in_hand, self.in_hand)
+                    link.unsettled.setdefault(channel, set()).add(method.delivery_tag)
+                    self.most_unsettled = max(self.most_unsettled, self.unsettled)
             case spec.Basic.Return():
                 self.returned += 1
             case spec.Channel.Close():
-                link.in_hand.pop(channel, None)
+                link.unsettled.pop(channel, None)
 
 
 async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, Any]]:
@@ -246,11 +246,11 @@ async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, An
 
 
 @asynccontextmanager
-async def tap_to(
+async def open_proxy(
     parameters: BrokerParameters, queue: str
-) -> AsyncIterator[tuple[Tap, BrokerParameters]]:
-    """Put a tap before the broker; ``queue`` is the work queue it watches."""
-    tap = Tap(parameters.host, parameters.port, queue)
+) -> AsyncIterator[tuple[Proxy, BrokerParameters]]:
+    """Put a proxy before the broker; ``queue`` is the work queue it counts."""
+    proxy = Proxy(parameters.host, parameters.port, queue)
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -258,15 +258,15 @@ async def tap_to(
         assert task is not None
         tasks.add(task)
         with suppress(asyncio.CancelledError, OSError):
-            await tap.serve(reader, writer)
+            await proxy.serve(reader, writer)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     try:
-        yield tap, dataclasses.replace(parameters, host="127.0.0.1", port=port)
+        yield proxy, dataclasses.replace(parameters, host="127.0.0.1", port=port)
     finally:
         server.close()
-        tap.cut()
+        proxy.cut()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Plays all scenes with one worker command, some at a time, within a time."""
+"""Runs the scenarios with one worker command, several at a time, within a time limit."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conformance.broker_env import House, house_on
+from tests.conformance.broker_env import BrokerEnv, open_broker_env
 from tests.conformance.points import Ledger, Point
-from tests.conformance.scenario import scene_in
-from tests.conformance.scenarios import PLAYS, Play
+from tests.conformance.scenario import open_scenario
+from tests.conformance.scenarios import SCENARIOS, ScenarioEntry
 from tests.integration.amqp.endpoint import Endpoint
 
-#: For all scenes together; what is not over then does not hold.
+#: For all scenarios together, in seconds; what has not ended by then fails.
 SECONDS = 90.0
 
-#: Scenes at a time: most wait, and each start of a worker takes CPU.
+#: Scenarios at a time: most of them wait, but each start of a worker costs CPU.
 AT_ONCE = 9
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         command: the worker under test.
@@ -48,71 +48,76 @@ async def run(
     at_once: int = AT_ONCE,
     only: Collection[str] = (),
 ) -> Findings:
-    """Put a worker command under test.
+    """Test a worker command.
 
     Args:
         command: starts one worker.
-        broker: where, with the rights of an administrator.
-        folder: for logs and traces.
-        at_once: scenes at a time.
-        only: names of scenes; none: all.
+        broker: an endpoint with an administrator's credentials.
+        folder: gets logs and traces.
+        at_once: scenarios at a time.
+        only: names of the scenarios to run; empty for all.
     """
     began = time.monotonic()
     ledger = Ledger()
-    plays = [play for play in PLAYS if not only or play.name in only]
+    entries = [entry for entry in SCENARIOS if not only or entry.name in only]
     turns = asyncio.Semaphore(at_once)
-    async with house_on(broker) as house:
-        await house.open()
+    async with open_broker_env(broker) as broker_env:
+        await broker_env.open()
 
-        async def take_turn(play: Play) -> None:
+        async def run_in_turn(entry: ScenarioEntry) -> None:
             async with turns:
-                await _play(play, house, broker, ledger, command, folder)
+                await _run_scenario(entry, broker_env, broker, ledger, command, folder)
 
-        tasks = {asyncio.ensure_future(take_turn(play)): play for play in plays}
+        tasks = {asyncio.ensure_future(run_in_turn(entry)): entry for entry in entries}
         _, late = await asyncio.wait(tasks, timeout=SECONDS - (time.monotonic() - began))
         for task in late:
             task.cancel()
-            play = tasks[task]
-            problem = f"not over when the run had taken {SECONDS:g} s"
-            ledger.note(play.name, play.point, f"scene {play.name}", problem)
+            entry = tasks[task]
+            problem = f"has not ended within {SECONDS:g} s"
+            ledger.record(entry.name, entry.point, f"scenario {entry.name}", problem)
         await asyncio.gather(*tasks, return_exceptions=True)
         if not only:
-            wrong = itertools.chain(*house.inbox.wrong.values())
-            text = "every event of this run is as the contract says"
-            ledger.note("all", Point.OUTCOMES, text, "; ".join(dict.fromkeys(wrong)))
-            text = "every heartbeat of this run is as the contract says"
-            ledger.note("all", Point.HEARTBEATS, text, "; ".join(dict.fromkeys(house.beats.wrong)))
+            violations = itertools.chain(*broker_env.inbox.violations.values())
+            text = "every event of this run follows the contract"
+            ledger.record("all", Point.OUTCOMES, text, "; ".join(dict.fromkeys(violations)))
+            text = "every heartbeat of this run follows the contract"
+            ledger.record(
+                "all",
+                Point.HEARTBEATS,
+                text,
+                "; ".join(dict.fromkeys(broker_env.heartbeats.violations)),
+            )
     return Findings(command, ledger, time.monotonic() - began, folder)
 
 
-async def _play(
-    play: Play,
-    house: House,
+async def _run_scenario(
+    entry: ScenarioEntry,
+    broker_env: BrokerEnv,
     broker: Endpoint,
     ledger: Ledger,
     command: Sequence[str],
     folder: Path,
 ) -> None:
-    """Play one scene; what breaks outside its checks is noted as a check of its own."""
+    """Run one scenario; record an error outside its checks as another check."""
     async with (
         ledger.check(
-            play.name, play.point, f"scene {play.name} is played to its end", seconds=SECONDS
+            entry.name, entry.point, f"scenario {entry.name} runs to its end", seconds=SECONDS
         ),
         AsyncExitStack() as stack,
     ):
-        if play.own_house:
-            house = await stack.enter_async_context(house_on(broker))
-            if play.declared:
-                await house.open()
-        scene = await stack.enter_async_context(
-            scene_in(
-                house,
-                name=play.name,
-                point=play.point,
+        if entry.own_broker_env:
+            broker_env = await stack.enter_async_context(open_broker_env(broker))
+            if entry.declared:
+                await broker_env.open()
+        scenario = await stack.enter_async_context(
+            open_scenario(
+                broker_env,
+                name=entry.name,
+                point=entry.point,
                 ledger=ledger,
                 command=command,
                 folder=folder,
-                declared=play.declared,
+                declared=entry.declared,
             )
         )
-        await play.act(scene)
+        await entry.run(scenario)

@@ -1,4 +1,4 @@
-"""One scene: a TaskQueue of its own, the worker under test behind a tap, and checks by name."""
+"""One scenario: its own TaskQueue, the worker under test behind a proxy, and named checks."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ from taskqueue.contract.names import work_queue
 from taskqueue.contract.outcome import AttemptEvent, EventKind
 from taskqueue.contract.work import WorkMessage
 from taskqueue.model.worker import WorkerState
-from tests.conformance.broker_env import LOOK_SECONDS, NAMESPACE, House
+from tests.conformance.broker_env import NAMESPACE, POLL_SECONDS, BrokerEnv
 from tests.conformance.points import Ledger, Point, Violation, expect
-from tests.conformance.proxy import Tap, tap_to
+from tests.conformance.proxy import Proxy, open_proxy
 
-#: How long a check may take, where it does not say so itself; much more than it takes.
+#: The default time limit of a check, in seconds; far more than it needs.
 SECONDS = 20.0
 
-#: And where the scene has failed before: what follows is most likely to fail for the same reason.
+#: The same after a failure: what follows will likely fail for the same reason.
 _SECONDS_AFTER_FAILURE = 5.0
 
-#: Attempts of a direct message, as the workers are told.
+#: Attempts of a direct message, as configured for the workers.
 DIRECT_DELIVERIES = 2
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The file in which a handler notes when it begins and ends."""
+    """The file to which a handler appends its beginnings and ends."""
 
     path: Path
 
-    def _lines(self, word: str) -> list[int]:
+    def _process_ids(self, event: str) -> list[int]:
         if not self.path.exists():
             return []
         lines = (line.split() for line in self.path.read_text().splitlines())
-        return [int(parts[1]) for parts in lines if parts[0] == word]
+        return [int(parts[1]) for parts in lines if parts[0] == event]
 
     @property
     def begun(self) -> list[int]:
         """Process ids of the runs that have begun."""
-        return self._lines("begin")
+        return self._process_ids("begin")
 
     @property
     def ended(self) -> list[int]:
         """Process ids of the runs that have ended."""
-        return self._lines("end")
+        return self._process_ids("end")
 
     @property
     def most_at_once(self) -> int:
-        """The most runs that were under way at once."""
+        """The most runs at once."""
         most = now = 0
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
             now += 1 if line.startswith("begin") else -1
@@ -68,9 +68,9 @@ class Trace:
         return most
 
     async def until(self, *, begun: int = 0, ended: int = 0) -> None:
-        """Wait for so many beginnings and ends."""
+        """Wait for this many beginnings and ends."""
         while len(self.begun) < begun or len(self.ended) < ended:  # noqa: ASYNC110 - a file
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
 
 @dataclass(eq=False)
@@ -81,7 +81,7 @@ class Worker:
     log: Path
 
     @property
-    def gone(self) -> bool:
+    def has_exited(self) -> bool:
         """Whether it has ended."""
         return self.process.returncode is not None
 
@@ -101,7 +101,7 @@ class Worker:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process runs; a zombie does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -109,13 +109,13 @@ def is_alive(pid: int) -> bool:
 
 
 @dataclass
-class Scene:
-    """What a scene's function is given."""
+class Scenario:
+    """A running scenario: what its function works with."""
 
     name: str
-    house: House
+    broker_env: BrokerEnv
     ledger: Ledger
-    tap: Tap
+    proxy: Proxy
     command: Sequence[str]
     broker: BrokerParameters
     folder: Path
@@ -132,7 +132,7 @@ class Scene:
     def check(
         self, text: str, *, point: Point | None = None, seconds: float = SECONDS
     ) -> AbstractAsyncContextManager[None]:
-        """Note whether what is done inside holds."""
+        """Record whether the body passes."""
         if self.ledger.failed_in(self.name):
             seconds = min(seconds, _SECONDS_AFTER_FAILURE)
         return self.ledger.check(self.name, point or self.point, text, seconds=seconds)
@@ -158,12 +158,12 @@ class Scene:
         """Start a worker and wait until it consumes.
 
         Raises:
-            Violation: it does not come to that.
+            Violation: it does not consume in time, or ends.
         """
-        before = self.tap.consumed
+        before = self.proxy.consumed
         worker = await self.start(slots=slots, **environment)
         ended = asyncio.ensure_future(worker.exit_code())
-        consumes = asyncio.ensure_future(self.tap.until(lambda: self.tap.consumed > before))
+        consumes = asyncio.ensure_future(self.proxy.until(lambda: self.proxy.consumed > before))
         try:
             async with asyncio.timeout(SECONDS):
                 await asyncio.wait({ended, consumes}, return_when=asyncio.FIRST_COMPLETED)
@@ -172,7 +172,7 @@ class Scene:
         finally:
             ended.cancel()
             consumes.cancel()
-        expect(not worker.gone, f"the worker ended: {worker.log.read_text()[-300:]}")
+        expect(not worker.has_exited, f"the worker ended: {worker.log.read_text()[-300:]}")
         return worker
 
     def _environment(self, slots: int) -> Mapping[str, str]:
@@ -195,14 +195,14 @@ class Scene:
 
     @property
     def pod(self) -> str:
-        """What its workers are called."""
+        """The pod name of its workers."""
         return f"{self.name}-pod"
 
     def trace(self, name: str = "run") -> Trace:
-        """Return a trace, to be named in a payload."""
+        """Return a trace to name in a payload."""
         return Trace(self.folder / f"{self.name}-{name}.trace")
 
-    # The operator.
+    # The operator's part.
 
     async def publish(
         self,
@@ -236,7 +236,7 @@ class Scene:
         properties.headers.update(headers)
         for name in [name for name, value in properties.headers.items() if value is None]:
             del properties.headers[name]
-        await self.house.send(self.name, properties, message.body)
+        await self.broker_env.send(self.name, properties, message.body)
         return token
 
     async def publish_direct(
@@ -249,57 +249,64 @@ class Scene:
         body: bytes | None = None,
     ) -> str:
         """Publish a direct message and return its correlation id."""
-        word = uuid.uuid4().hex
+        correlation_id = uuid.uuid4().hex
         properties = BasicProperties(
-            type=handler, correlation_id=word, message_id=f"m-{word}", delivery_mode=2
+            type=handler,
+            correlation_id=correlation_id,
+            message_id=f"m-{correlation_id}",
+            delivery_mode=2,
         )
         sent = _body(trace, payload) if body is None else body
-        await self.house.send(self.name, properties, sent)
-        return word
+        await self.broker_env.send(self.name, properties, sent)
+        return correlation_id
 
-    async def order(self, kind: str, *tokens: str) -> None:
-        """Order something about tokens."""
-        await self.house.order(
+    async def send_command(self, kind: str, *tokens: str) -> None:
+        """Send a command about these tokens."""
+        await self.broker_env.send_commands(
             *(WorkerCommand(CommandKind(kind), token=token, uid="u") for token in tokens)
         )
 
     async def drain(self) -> None:
-        """Order the workers of this scene's pod to drain."""
-        await self.house.order(WorkerCommand(CommandKind.DRAIN, pod=self.pod, namespace=NAMESPACE))
-
-    async def says(self, state: WorkerState, *, number: int = 1) -> Heartbeat:
-        """Wait until a worker has said that often that it is in a state."""
-        return await self.house.beats.wait(
-            self.name, lambda beat: beat.pod == self.pod and beat.state is state, number=number
+        """Send the command to drain to the workers of this scenario's pod."""
+        await self.broker_env.send_commands(
+            WorkerCommand(CommandKind.DRAIN, pod=self.pod, namespace=NAMESPACE)
         )
 
-    async def end(self, word: str, *, number: int = 1) -> AttemptEvent:
-        """Wait for the end of a token or a direct message."""
-        return await self.house.inbox.end(word, number=number)
+    async def wait_for_state(self, state: WorkerState, *, number: int = 1) -> Heartbeat:
+        """Wait for ``number`` heartbeats with a state; return the last of them."""
+        return await self.broker_env.heartbeats.wait(
+            self.name,
+            lambda heartbeat: heartbeat.pod == self.pod and heartbeat.state is state,
+            number=number,
+        )
 
-    async def ends_with(self, word: str, kind: EventKind, error: str | None = None) -> AttemptEvent:
-        """Wait for the end of a token, and have it be of a kind."""
-        event = await self.end(word)
-        told = event.kind.value + (f" ({event.error.type})" if event.error else "")
-        wanted = kind.value + (f" ({error})" if error else "")
+    async def end(self, key: str, *, number: int = 1) -> AttemptEvent:
+        """Wait for the end of a token or a direct message."""
+        return await self.broker_env.inbox.end(key, number=number)
+
+    async def ends_with(self, key: str, kind: EventKind, error: str | None = None) -> AttemptEvent:
+        """Wait for the end of a token, and expect it to be of a kind."""
+        event = await self.end(key)
+        reported = event.kind.value + (f" ({event.error.type})" if event.error else "")
+        expected = kind.value + (f" ({error})" if error else "")
         fits = event.kind is kind and (error is None or error == getattr(event.error, "type", ""))
-        expect(fits, f"it is told {told}, not {wanted}")
+        expect(fits, f"the outcome is {reported}, not {expected}")
         return event
 
-    async def empty(self) -> None:
+    async def wait_settled(self) -> None:
         """Wait until the queue is empty and the worker has settled everything."""
-        await self.tap.until(lambda: not self.tap.in_hand)
-        await self.house.until_ready(self.queue, 0)
+        await self.proxy.until(lambda: not self.proxy.unsettled)
+        await self.broker_env.wait_for_ready(self.queue, 0)
 
-    async def works(self) -> None:
-        """Have it do some work from the beginning to the end."""
+    async def assert_works(self) -> None:
+        """Expect the worker to run a message to its end."""
         token = await self.publish("echo")
         await self.ends_with(token, EventKind.SUCCEEDED)
 
 
 @asynccontextmanager
-async def scene_in(
-    house: House,
+async def open_scenario(
+    broker_env: BrokerEnv,
     *,
     name: str,
     point: Point,
@@ -307,33 +314,33 @@ async def scene_in(
     command: Sequence[str],
     folder: Path,
     declared: bool,
-) -> AsyncIterator[Scene]:
-    """Put up a scene, and take it down with its workers."""
+) -> AsyncIterator[Scenario]:
+    """Set up a scenario, and remove it with its workers at the end."""
     if declared:
-        await house.add_queue(name)
-    user = await house.add_user(name)
+        await broker_env.add_queue(name)
+    user = await broker_env.add_user(name)
     queue = work_queue(NAMESPACE, name)
     try:
-        async with tap_to(user, queue) as (tap, broker):
-            scene = Scene(
+        async with open_proxy(user, queue) as (proxy, broker):
+            scenario = Scenario(
                 name=name,
-                house=house,
+                broker_env=broker_env,
                 ledger=ledger,
-                tap=tap,
+                proxy=proxy,
                 command=command,
                 broker=broker,
                 folder=folder,
                 point=point,
             )
             try:
-                yield scene
+                yield scenario
             finally:
-                for worker in scene.workers:
+                for worker in scenario.workers:
                     await worker.kill()
     finally:
-        await house.remove_user(user.username)
+        await broker_env.remove_user(user.username)
 
 
 def _body(trace: Trace | None, payload: Mapping[str, Any] | None) -> bytes:
-    noted = {} if trace is None else {"trace": str(trace.path)}
-    return json.dumps({**noted, **(payload or {})}).encode()
+    traced = {} if trace is None else {"trace": str(trace.path)}
+    return json.dumps({**traced, **(payload or {})}).encode()

@@ -1,6 +1,6 @@
-"""The suite says of each worker what is so: ours hold, broken ones fail just where they are broken.
+"""The suite passes our workers, and fails each broken worker exactly where it is broken.
 
-All of them are put under test side by side, because most of a run is waiting.
+All workers are tested side by side, because most of a run is waiting.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ pytestmark = [pytest.mark.broker, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 
-#: Workers under test at a time, and scenes of each: more would be slower on two cores.
-WORKERS_AT_ONCE, SCENES_AT_ONCE = 3, 7
+#: Workers at a time, and scenarios of each: more would be slower on two cores.
+WORKERS_AT_ONCE, SCENARIOS_AT_ONCE = 3, 7
 
-#: The point that is broken, and a check that must tell of it.
+#: By broken worker: the point it breaks, and a check that must fail.
 BROKEN = {
-    "hoards": (Point.PREFETCH, "it holds no more unacknowledged than it has slots"),
-    "ignores_orders": (Point.ORDERS, "what was cancelled before it came is told task.cancelled"),
-    "heeds_old_drains": (
-        Point.ORDERS,
-        "an order to drain from before does not hold for another process",
+    "ignores_prefetch": (Point.PREFETCH, "it holds no more unacknowledged than it has slots"),
+    "ignores_commands": (
+        Point.COMMANDS,
+        "what was cancelled before it came is reported as task.cancelled",
+    ),
+    "obeys_old_drains": (
+        Point.COMMANDS,
+        "an old command to drain does not apply to another process",
     ),
     "acknowledges_early": (
         Point.OUTCOMES,
@@ -65,28 +68,28 @@ def findings(
         commands["go"] = [str(go.build("conformance", folder))]
     turns = asyncio.Semaphore(WORKERS_AT_ONCE)
 
-    async def judge(name: str, command: Sequence[str]) -> tuple[str, Findings]:
+    async def run_one(name: str, command: Sequence[str]) -> tuple[str, Findings]:
         own = folder / f"of-{name}"
         own.mkdir()
         async with turns:
-            return name, await run(command, broker, own, at_once=SCENES_AT_ONCE)
+            return name, await run(command, broker, own, at_once=SCENARIOS_AT_ONCE)
 
-    async def judge_all() -> Mapping[str, Findings]:
-        return dict(await asyncio.gather(*(judge(*each) for each in commands.items())))
+    async def run_all() -> Mapping[str, Findings]:
+        return dict(await asyncio.gather(*(run_one(*each) for each in commands.items())))
 
-    return asyncio.run(judge_all())
+    return asyncio.run(run_all())
 
 
 def problems(findings: Findings) -> str:
     return "\n".join(
-        f"{check.point} {check.scene}: {check.text}: {check.problem}"
+        f"{check.point} {check.scenario}: {check.text}: {check.problem}"
         for check in findings.ledger.checks
         if check.problem
     )
 
 
 @pytest.mark.parametrize("name", ["python", "go"])
-def test_our_workers_hold(findings: Mapping[str, Findings], name: str) -> None:
+def test_our_workers_pass(findings: Mapping[str, Findings], name: str) -> None:
     if name not in findings:
         pytest.skip("Go is not installed")
     found = problems(findings[name])
@@ -98,7 +101,7 @@ def test_our_workers_hold(findings: Mapping[str, Findings], name: str) -> None:
 def test_a_broken_worker_fails_where_it_is_broken(
     findings: Mapping[str, Findings], name: str
 ) -> None:
-    point, telling = BROKEN[name]
+    point, expected = BROKEN[name]
     ledger = findings[name].ledger
     assert ledger.failed == [point], problems(findings[name])
-    assert telling in [check.text for check in ledger.of(point) if check.problem]
+    assert expected in [check.text for check in ledger.checks_of(point) if check.problem]

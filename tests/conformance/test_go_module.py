@@ -1,4 +1,4 @@
-"""The Go module of examples/go-worker by Go's own means."""
+"""The Go module of examples/go-worker: gofmt, go vet, go test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.conformance import go
 pytestmark = pytest.mark.skipif(go.go() is None, reason="Go is not installed")
 
 
-def test_it_is_formatted() -> None:
+def test_go_module_is_formatted() -> None:
     program = go.go()
     assert program
     gofmt = Path(program).resolve().with_name("gofmt")

@@ -1,4 +1,4 @@
-"""The Python worker with one thing broken in each: the suite must say which, and nothing else."""
+"""Python workers with one defect each: the suite must find it, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import sys
 
 
 def start() -> None:
-    """Go on as the Python worker with the suite's handlers."""
+    """Run the Python worker with the suite's handlers."""
     sys.argv = ["taskqueue", "worker", "tests.conformance.workers.python_handlers"]
     runpy.run_module("taskqueue", run_name="__main__", alter_sys=True)

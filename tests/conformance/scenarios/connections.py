@@ -5,19 +5,23 @@ from __future__ import annotations
 from pika.spec import Connection
 
 from tests.conformance.points import expect
-from tests.conformance.scenario import Scene
+from tests.conformance.scenario import Scenario
 
 #: The contract's heartbeat interval, in seconds.
 _HEARTBEAT_SECONDS = 5
 
 
-async def two(scene: Scene) -> None:
-    await scene.ready()
-    await scene.works()
-    async with scene.check("the connection that consumes does not publish"):
-        both = [link for link in scene.tap.living if link.publishes and link.consumes(scene.queue)]
-        expect(not both, "outcomes leave by the connection that work comes in by")
-        expect(len(scene.tap.living) >= 2, f"{len(scene.tap.living)} connections")
-    async with scene.check("both ask for heartbeats every 5 s or more often"):
-        asked = [one.heartbeat for one in scene.tap.sent(Connection.TuneOk)]
+async def two(scenario: Scenario) -> None:
+    await scenario.ready()
+    await scenario.assert_works()
+    async with scenario.check("the connection that consumes does not publish"):
+        both = [
+            link
+            for link in scenario.proxy.open_links
+            if link.publishes and link.consumes(scenario.queue)
+        ]
+        expect(not both, "outcomes are published on the connection that consumes")
+        expect(len(scenario.proxy.open_links) >= 2, f"{len(scenario.proxy.open_links)} connections")
+    async with scenario.check("both ask for heartbeats every 5 s or more often"):
+        asked = [one.heartbeat for one in scenario.proxy.sent(Connection.TuneOk)]
         expect(all(0 < one <= _HEARTBEAT_SECONDS for one in asked), f"asked for {asked} s")

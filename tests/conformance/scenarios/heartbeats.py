@@ -1,42 +1,42 @@
-"""Point H: what a worker says of itself."""
+"""Point H: what a worker reports about itself."""
 
 from __future__ import annotations
 
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.model.worker import WorkerState
 from tests.conformance.points import expect
-from tests.conformance.scenario import Scene
+from tests.conformance.scenario import Scenario
 
 
-async def turns(scene: Scene) -> None:
-    worker, task, direct = await scene.ready(), scene.trace("task"), scene.trace("direct")
-    beats = scene.house.beats
-    async with scene.check("it says that it is there when it takes work"):
-        ready = await scene.says(WorkerState.READY)
-        expect(ready.slots == 2, f"it tells of {ready.slots} slots")
-        expect(not ready.busy, f"it runs nothing and tells of {ready.busy}")
-    async with scene.check("it says soon that it has become busy: with a direct message too"):
-        await scene.publish_direct("sleep", direct, payload={"seconds": 4})
+async def turns(scenario: Scenario) -> None:
+    worker, task, direct = await scenario.ready(), scenario.trace("task"), scenario.trace("direct")
+    heartbeats = scenario.broker_env.heartbeats
+    async with scenario.check("it reports ready when it consumes"):
+        ready = await scenario.wait_for_state(WorkerState.READY)
+        expect(ready.slots == 2, f"it reports {ready.slots} slots")
+        expect(not ready.busy, f"it runs nothing and reports busy {ready.busy}")
+    async with scenario.check("it soon reports that it has become busy: with a direct message too"):
+        await scenario.publish_direct("sleep", direct, payload={"seconds": 4})
         await direct.until(begun=1)
-        one = await beats.wait(scene.name, lambda beat: beat.busy == 1)
-        expect(not one.running, "a direct message is no attempt of a Task")
-    async with scene.check("and that it is idle again"):
+        one = await heartbeats.wait(scenario.name, lambda heartbeat: heartbeat.busy == 1)
+        expect(not one.running, "a direct message is not an attempt of a Task")
+    async with scenario.check("and that it has become idle"):
         await direct.until(ended=1)
-        idle = len(beats.told(scene.name, _idle))
-        await beats.wait(scene.name, _idle, number=idle + 1)
-    async with scene.check("an attempt of a Task is told by its token as well"):
-        token = await scene.publish("sleep", task, payload={"seconds": 6})
+        idle = len(heartbeats.matching(scenario.name, _idle))
+        await heartbeats.wait(scenario.name, _idle, number=idle + 1)
+    async with scenario.check("an attempt of a Task is reported with its token as well"):
+        token = await scenario.publish("sleep", task, payload={"seconds": 6})
         await task.until(begun=1)
-        told = await beats.wait(scene.name, lambda beat: len(beat.running) == 1)
-        expect(told.running[0].token == token, f"the token told is {told.running[0].token}")
-        expect(told.busy == 1, f"busy is {told.busy}")
-    async with scene.check("at SIGTERM it says draining, and stopped last"):
+        busy = await heartbeats.wait(scenario.name, lambda heartbeat: len(heartbeat.running) == 1)
+        expect(busy.running[0].token == token, f"the reported token is {busy.running[0].token}")
+        expect(busy.busy == 1, f"busy is {busy.busy}")
+    async with scenario.check("at SIGTERM it reports draining, and finally stopped"):
         worker.terminate()
-        await scene.says(WorkerState.DRAINING)
-        stopped = await scene.says(WorkerState.STOPPED)
+        await scenario.wait_for_state(WorkerState.DRAINING)
+        stopped = await scenario.wait_for_state(WorkerState.STOPPED)
         expect(not stopped.running, f"{len(stopped.running)} run on")
         await worker.exit_code()
 
 
-def _idle(beat: Heartbeat) -> bool:
-    return beat.busy == 0
+def _idle(heartbeat: Heartbeat) -> bool:
+    return heartbeat.busy == 0

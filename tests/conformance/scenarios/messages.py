@@ -1,4 +1,4 @@
-"""Messages that are no attempt of a Task: anybody's, and broken ones."""
+"""Messages that are not attempts of a Task: direct and malformed ones."""
 
 from __future__ import annotations
 
@@ -7,67 +7,71 @@ from typing import Any
 from taskqueue.contract.outcome import EventKind
 from tests.conformance.broker_env import NAMESPACE
 from tests.conformance.points import expect
-from tests.conformance.scenario import DIRECT_DELIVERIES, Scene
+from tests.conformance.scenario import DIRECT_DELIVERIES, Scenario
 
 
-async def direct(scene: Scene) -> None:
-    await scene.ready()
-    async with scene.check("a body that is a JSON object is the payload"):
-        word = await scene.publish_direct("echo", payload={"word": "hello"})
-        event = await scene.ends_with(word, EventKind.SUCCEEDED)
+async def direct(scenario: Scenario) -> None:
+    await scenario.ready()
+    async with scenario.check("a body that is a JSON object is the payload"):
+        correlation_id = await scenario.publish_direct("echo", payload={"word": "hello"})
+        event = await scenario.ends_with(correlation_id, EventKind.SUCCEEDED)
         expect(event.result == {"word": "hello"}, f"the payload is {event.result}")
-    async with scene.check("its end is told with its ids, and no token"):
-        told = scene.house.inbox.told(word)[0]
-        expect(told.envelope["id"] == f"m-{word}", f"id is {told.envelope['id']}")
-        wanted = {"uid": "", "token": "", "attempt": 1, "epoch": 0, "correlationId": word}
-        found = {name: told.envelope["data"].get(name) for name in wanted}
+    async with scenario.check("its end is reported with its ids, and without a token"):
+        received = scenario.broker_env.inbox.events(correlation_id)[0]
+        expect(received.envelope["id"] == f"m-{correlation_id}", f"id is {received.envelope['id']}")
+        wanted = {"uid": "", "token": "", "attempt": 1, "epoch": 0, "correlationId": correlation_id}
+        found = {name: received.envelope["data"].get(name) for name in wanted}
         expect(found == wanted, f"data is {found}")
-        subject = told.envelope["subject"]
-        expect(subject == f"{NAMESPACE}/{scene.name}", f"subject is {subject}")
+        subject = received.envelope["subject"]
+        expect(subject == f"{NAMESPACE}/{scenario.name}", f"subject is {subject}")
     for body in (b"just text", b"[1, 2]", b'"quoted"', b""):
-        async with scene.check(f"a body of {body!r} arrives as text, at the default handler"):
-            event = await scene.ends_with(
-                await scene.publish_direct(None, body=body), EventKind.SUCCEEDED
+        async with scenario.check(f"a body of {body!r} arrives as text, at the default handler"):
+            event = await scenario.ends_with(
+                await scenario.publish_direct(None, body=body), EventKind.SUCCEEDED
             )
             expect(event.result == {"text": body.decode()}, f"the payload is {event.result}")
-    async with scene.check("a failure puts it back, the last one ends it"):
-        trace = scene.trace("fail")
-        word = await scene.publish_direct("fail", trace)
-        event = await scene.ends_with(word, EventKind.FAILED)
+    async with scenario.check("a failure requeues it, the last one ends it"):
+        trace = scenario.trace("fail")
+        correlation_id = await scenario.publish_direct("fail", trace)
+        event = await scenario.ends_with(correlation_id, EventKind.FAILED)
         expect(event.attempt == DIRECT_DELIVERIES, f"attempt is {event.attempt}")
         expect(len(trace.begun) == DIRECT_DELIVERIES, f"it ran {len(trace.begun)} times")
-        await _buried(scene, "broken")
-    async with scene.check("a failure for good ends it at once"):
-        trace = scene.trace("fail-for-good")
-        await scene.ends_with(await scene.publish_direct("fail-for-good", trace), EventKind.FAILED)
+        await _expect_dead_letter(scenario, "broken")
+    async with scenario.check("a failure for good ends it at once"):
+        trace = scenario.trace("fail-for-good")
+        await scenario.ends_with(
+            await scenario.publish_direct("fail-for-good", trace), EventKind.FAILED
+        )
         expect(len(trace.begun) == 1, f"it ran {len(trace.begun)} times")
-        await _buried(scene, "broken")
-    async with scene.check("nothing is left in the queue"):
-        await scene.empty()
+        await _expect_dead_letter(scenario, "broken")
+    async with scenario.check("nothing is left in the queue"):
+        await scenario.wait_settled()
 
 
-async def malformed(scene: Scene) -> None:
-    await scene.ready()
+async def malformed(scenario: Scenario) -> None:
+    await scenario.ready()
     broken: dict[str, dict[str, Any]] = {
         "tq-attempt": {"tq-attempt": None},
         "tq-epoch": {"tq-epoch": "0"},
         "tq-version": {"tq-version": 2},
     }
-    trace = scene.trace()
+    trace = scenario.trace()
     for name, headers in broken.items():
-        async with scene.check(f"a Task's message with a bad {name} is buried, with the reason"):
-            token = await scene.publish("echo", trace, headers=headers)
-            await _buried(scene, name)
-            expect(not scene.house.inbox.told(token), "an outcome is told of it")
-    async with scene.check("none is run, all are acknowledged"):
-        await scene.empty()
+        async with scenario.check(
+            f"a Task's message with a bad {name} is dead-lettered, with the reason"
+        ):
+            token = await scenario.publish("echo", trace, headers=headers)
+            await _expect_dead_letter(scenario, name)
+            expect(not scenario.broker_env.inbox.events(token), "an outcome is reported for it")
+    async with scenario.check("none is run, all are acknowledged"):
+        await scenario.wait_settled()
         expect(not trace.begun, f"{len(trace.begun)} ran")
-        expect(set(scene.tap.settled) == {"ack"}, f"settled by {set(scene.tap.settled)}")
+        expect(set(scenario.proxy.settled) == {"ack"}, f"settled by {set(scenario.proxy.settled)}")
 
 
-async def _buried(scene: Scene, word: str) -> None:
-    letter = await scene.house.dead_letter(scene.name)
-    headers = letter.properties.headers or {}
+async def _expect_dead_letter(scenario: Scenario, reason_part: str) -> None:
+    delivery = await scenario.broker_env.dead_letter(scenario.name)
+    headers = delivery.properties.headers or {}
     reason = headers.get("tq-error")
-    expect(isinstance(reason, str) and word in reason, f"tq-error is {reason!r}")
+    expect(isinstance(reason, str) and reason_part in reason, f"tq-error is {reason!r}")
     expect("x-delivery-count" not in headers, "it keeps the broker's x-delivery-count")

@@ -9,65 +9,65 @@ from pika.spec import Exchange, Queue
 
 from taskqueue.contract.outcome import EventKind
 from tests.conformance.points import expect
-from tests.conformance.scenario import Scene
+from tests.conformance.scenario import Scenario
 
 
-async def connections_closed(scene: Scene) -> None:
+async def connections_closed(scenario: Scenario) -> None:
     await _survives(
-        scene,
+        scenario,
         "connections that the broker closes",
-        lambda: scene.house.close_connections(scene.broker.username),
+        lambda: scenario.broker_env.close_connections(scenario.broker.username),
     )
 
 
-async def channel_closed(scene: Scene) -> None:
+async def channel_closed(scenario: Scenario) -> None:
     async def spoil() -> None:
-        scene.tap.spoil_channel()
+        scenario.proxy.break_channel()
 
-    await _survives(scene, "a channel that the broker closes (406)", spoil)
+    await _survives(scenario, "a channel that the broker closes (406)", spoil)
 
 
-async def queue_deleted(scene: Scene) -> None:
+async def queue_deleted(scenario: Scenario) -> None:
     async def delete() -> None:
-        await scene.house.channel.delete_queue(scene.queue)
-        await scene.house.add_queue(scene.name)
+        await scenario.broker_env.channel.delete_queue(scenario.queue)
+        await scenario.broker_env.add_queue(scenario.name)
 
-    await _survives(scene, "a queue that is deleted and declared again (basic.cancel)", delete)
+    await _survives(scenario, "a queue that is deleted and declared again (basic.cancel)", delete)
 
 
-async def _survives(scene: Scene, what: str, happens: Callable[[], Awaitable[None]]) -> None:
-    await scene.ready(slots=2)
-    trace = scene.trace()
-    token = await scene.publish("sleep", trace, payload={"seconds": 2.5})
+async def _survives(scenario: Scenario, what: str, happens: Callable[[], Awaitable[None]]) -> None:
+    await scenario.ready(slots=2)
+    trace = scenario.trace()
+    token = await scenario.publish("sleep", trace, payload={"seconds": 2.5})
     await trace.until(begun=1)
-    before = scene.tap.consumed
+    before = scenario.proxy.consumed
     await happens()
-    async with scene.check(f"{what}: it consumes again"):
-        await scene.tap.until(lambda: scene.tap.consumed > before)
-    async with scene.check(f"{what}: what ran has gone on, and ends once"):
-        await scene.ends_with(token, EventKind.SUCCEEDED)
+    async with scenario.check(f"{what}: it consumes again"):
+        await scenario.proxy.until(lambda: scenario.proxy.consumed > before)
+    async with scenario.check(f"{what}: what ran goes on, and ends once"):
+        await scenario.ends_with(token, EventKind.SUCCEEDED)
         expect(len(trace.begun) == 1, f"it ran {len(trace.begun)} times")
-        await scene.empty()
-    async with scene.check(f"{what}: it works on"):
-        await scene.works()
+        await scenario.wait_settled()
+    async with scenario.check(f"{what}: it works on"):
+        await scenario.assert_works()
 
 
-async def too_early(scene: Scene) -> None:
-    worker = await scene.start()
-    async with scene.check("a worker that is early waits for queue and stream"):
-        await scene.tap.until(
-            lambda: any(link.sent_methods(Queue.Declare) for link in scene.tap.links)
+async def too_early(scenario: Scenario) -> None:
+    worker = await scenario.start()
+    async with scenario.check("a worker that is early waits for queue and stream"):
+        await scenario.proxy.until(
+            lambda: any(link.sent_methods(Queue.Declare) for link in scenario.proxy.links)
         )
-        await scene.house.open()
-        await scene.house.add_queue(scene.name)
+        await scenario.broker_env.open()
+        await scenario.broker_env.add_queue(scenario.name)
         ended = asyncio.ensure_future(worker.exit_code())
-        works = asyncio.ensure_future(scene.works())
+        works = asyncio.ensure_future(scenario.assert_works())
         await asyncio.wait({ended, works}, return_when=asyncio.FIRST_COMPLETED)
         works.cancel()
         ended.cancel()
-        expect(not worker.gone, "it ended")
+        expect(not worker.has_exited, "it ended")
         await works
-    async with scene.check("it declares nothing"):
-        declared = [one for one in scene.tap.sent(Queue.Declare) if not one.passive]
-        declared += [one for one in scene.tap.sent(Exchange.Declare) if not one.passive]
+    async with scenario.check("it declares nothing"):
+        declared = [one for one in scenario.proxy.sent(Queue.Declare) if not one.passive]
+        declared += [one for one in scenario.proxy.sent(Exchange.Declare) if not one.passive]
         expect(not declared, f"it declares {declared[:1]}")

@@ -4,43 +4,43 @@ from __future__ import annotations
 
 from taskqueue.contract.outcome import EventKind
 from tests.conformance.points import expect
-from tests.conformance.scenario import Scene
+from tests.conformance.scenario import Scenario
 
 
-async def lets_end(scene: Scene) -> None:
-    worker, trace = await scene.ready(slots=2), scene.trace()
-    token = await scene.publish("sleep", trace, payload={"seconds": 2})
-    async with scene.check("what runs may end within the grace period"):
+async def lets_end(scenario: Scenario) -> None:
+    worker, trace = await scenario.ready(slots=2), scenario.trace()
+    token = await scenario.publish("sleep", trace, payload={"seconds": 2})
+    async with scenario.check("what runs may end within the grace period"):
         await trace.until(begun=1)
         worker.terminate()
-        await scene.ends_with(token, EventKind.SUCCEEDED)
-    async with scene.check("then it leaves with code 0, and all is acknowledged"):
-        left = await scene.publish("echo")
+        await scenario.ends_with(token, EventKind.SUCCEEDED)
+    async with scenario.check("then it exits with code 0, and all is acknowledged"):
+        left = await scenario.publish("echo")
         code = await worker.exit_code()
         expect(code == 0, f"exit code {code}")
-        expect(not scene.house.inbox.told(left), "it took work after SIGTERM")
-        await scene.house.until_ready(scene.queue, 1)
+        expect(not scenario.broker_env.inbox.events(left), "it consumed work after SIGTERM")
+        await scenario.broker_env.wait_for_ready(scenario.queue, 1)
 
 
-async def releases(scene: Scene) -> None:
-    worker = await scene.ready(slots=2, TASKQUEUE_GRACE_SECONDS="0.5")
-    task, direct = scene.trace("task"), scene.trace("direct")
-    token = await scene.publish("sleep", task, payload={"seconds": 60})
-    await scene.publish_direct("sleep", direct, payload={"seconds": 60})
-    async with scene.check("what runs on is told task.released, and acknowledged"):
+async def releases(scenario: Scenario) -> None:
+    worker = await scenario.ready(slots=2, TASKQUEUE_GRACE_SECONDS="0.5")
+    task, direct = scenario.trace("task"), scenario.trace("direct")
+    token = await scenario.publish("sleep", task, payload={"seconds": 60})
+    await scenario.publish_direct("sleep", direct, payload={"seconds": 60})
+    async with scenario.check("what runs on is reported as task.released, and acknowledged"):
         await task.until(begun=1)
         await direct.until(begun=1)
         worker.terminate()
-        await scene.ends_with(token, EventKind.RELEASED)
+        await scenario.ends_with(token, EventKind.RELEASED)
         code = await worker.exit_code()
         expect(code == 0, f"exit code {code}")
-    async with scene.check("a direct message goes back to the queue"):
-        await scene.house.until_ready(scene.queue, 1)
+    async with scenario.check("a direct message goes back to the queue"):
+        await scenario.broker_env.wait_for_ready(scenario.queue, 1)
 
 
-async def idle(scene: Scene) -> None:
-    worker = await scene.ready()
-    async with scene.check("an idle worker leaves at once, with code 0"):
+async def idle(scenario: Scenario) -> None:
+    worker = await scenario.ready()
+    async with scenario.check("an idle worker exits at once, with code 0"):
         worker.terminate()
         code = await worker.exit_code()
         expect(code == 0, f"exit code {code}")

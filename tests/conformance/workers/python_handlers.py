@@ -1,4 +1,4 @@
-"""The handlers that README.md asks for, for the Python worker."""
+"""The handlers of README.md for the Python worker."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from taskqueue import Context, Fail, task
 
 Payload = dict[str, Any]
 
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 
-#: Numbers that are summed up in a moment, to measure how fast that is.
+#: How many numbers to sum for the first measurement of the speed.
 _SOME = 5_000_000
 
 
-def _note(payload: Payload, word: str) -> None:
+def _append(payload: Payload, event: str) -> None:
     if "trace" in payload:
         with Path(payload["trace"]).open("a") as trace:
-            trace.write(f"{word} {os.getpid()}\n")
+            trace.write(f"{event} {os.getpid()}\n")
 
 
 @contextmanager
 def _traced(payload: Payload) -> Iterator[None]:
-    _note(payload, "begin")
+    _append(payload, "begin")
     try:
         yield
     finally:
-        _note(payload, "end")
+        _append(payload, "end")
 
 
 @task(default=True)
@@ -46,7 +46,7 @@ def sleep(payload: Payload, ctx: Context) -> None:
         end = time.monotonic() + payload["seconds"]
         try:
             while time.monotonic() < end and not ctx.cancelled:
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
         finally:
             if ctx.cancelled:
                 time.sleep(payload.get("linger", 0))
@@ -59,13 +59,13 @@ def deaf(payload: Payload) -> None:
         while (left := end - time.monotonic()) > 0:
             try:
                 time.sleep(left)
-            except BaseException:  # noqa: S112 - whatever it is, it is not listened to
+            except BaseException:  # noqa: S112 - it ignores every attempt to stop it
                 continue
 
 
 @task
 def burn(payload: Payload) -> None:
-    """Keep the CPU by few calls of native code, which hold the interpreter's lock."""
+    """Keep the CPU busy with few calls of native code, which hold the interpreter's lock."""
     with _traced(payload):
         end = time.monotonic() + payload["seconds"]
         numbers = _SOME

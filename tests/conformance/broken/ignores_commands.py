@@ -1,4 +1,4 @@
-"""Reads the operator's orders, and does nothing about them."""
+"""Reads the operator's commands, and ignores them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.conformance.broken import start
 
 
 def _ignore(self: Runtime, order: WorkerCommand) -> None:
-    """Look away."""
+    """Do nothing."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Takes an order to drain that was given before it began for its own."""
+"""Obeys a command to drain that was sent before it started."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.conformance.broken import start
 
 
 def _drain(self: CommandConsumer, identity: str | int) -> None:
-    """Look at nothing but the name of the pod."""
+    """Check nothing but the name of the pod."""
     self._on_drain()
 
 
