@@ -108,13 +108,13 @@ class Engine:
             self._client,
             clock=time.time,
             ttl_of=self._ttl_of,
-            needed=lambda namespace, name: self.tasks.dependencies.needed((namespace, name)),
+            is_needed=lambda namespace, name: self.tasks.dependencies.is_needed((namespace, name)),
         )
         self._notices = EventRecorder(EventWriter(self._client, instance=instance), clock=time.time)
         self._links = BrokerLinks(
             feed_synced=self._feed.synced,
             random=random,
-            take=self.tasks.take,
+            take=self.tasks.on_delivery,
             spawn=self._spawn,
         )
         self._readers = StatisticsReaders(spawn=self._spawn)
@@ -159,9 +159,9 @@ class Engine:
             before = running[0].config.policy
             running[0].reconfigure(config)
             if config.policy.active_deadline_seconds != before.active_deadline_seconds:
-                self.tasks.queue_changed(config.key)
+                self.tasks.on_queue_changed(config.key)
             if config.policy.ttl_seconds != before.ttl_seconds:
-                self._janitor.queue_changed(config.key)
+                self._janitor.on_queue_changed(config.key)
             return
         if running is not None:
             self.drop_queue(config.key, running[0].config.uid)
@@ -184,8 +184,8 @@ class Engine:
         task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
         task.add_done_callback(lambda _: self._links.leave_vain())
         self._controllers[config.key] = (controller, task)
-        self.tasks.queue_changed(config.key)
-        self._janitor.queue_changed(config.key)
+        self.tasks.on_queue_changed(config.key)
+        self._janitor.on_queue_changed(config.key)
         log.info("queue.taken", namespace=config.namespace, queue=config.name)
 
     def drop_queue(self, key: QueueKey, uid: str) -> None:
@@ -203,7 +203,7 @@ class Engine:
         dispatcher.config = None
         forget_queue(key)
         self._notices.forget(key)
-        self.tasks.queue_changed(key)
+        self.tasks.on_queue_changed(key)
         log.info("queue.gone", namespace=key[0], queue=key[1])
 
     async def _control(self, controller: QueueReconciler) -> None:
@@ -315,7 +315,7 @@ class Engine:
     def on_completion_published(self, entry: TrackedTask) -> None:
         """Have a Task deleted when its time to live is over."""
         task, status = entry.task, entry.status
-        self._janitor.finished(
+        self._janitor.add(
             task.namespace,
             task.name,
             task.uid,
@@ -340,7 +340,7 @@ class Engine:
         self.tasks.close()
         await self._writer.drain(self._drain_seconds)
         if self._drain_seconds > 0:
-            await self.tasks.announcer.drain(_ANNOUNCE_SECONDS)
+            await self.tasks.completions.drain(_ANNOUNCE_SECONDS)
             controllers = [controller for controller, _ in self._controllers.values()]
             await asyncio.gather(*(controller.leave() for controller in controllers))
         ending = (writer, *self._background)

@@ -26,8 +26,8 @@ from tests.e2e.steps import (
 _WAITS = blocked("WaitingForDependencies", "spec.dependsOn: waits for Task {dep} to be Complete")
 _MISSES = blocked(
     "DependencyNotFound",
-    "spec.dependsOn: there is no Task {case}-dep in namespace {ns}: create it, and this Task goes "
-    "on",
+    "spec.dependsOn: there is no Task {case}-dep in namespace {ns}: create it, and this Task "
+    "continues",
 )
 _GAVE_UP = failed(
     "NonRetryable",
@@ -46,7 +46,7 @@ def _because_of(role: str, how: str) -> ExpectedStatus:
 
 def _cycle(members: int) -> ExpectedStatus:
     path = " -> ".join(["{case}-*"] * (members + 1))
-    return failed("Invalid", f"spec.dependsOn goes in a circle: {path}: create the Tasks anew *")
+    return failed("Invalid", f"spec.dependsOn is circular: {path}: create the Tasks again *")
 
 
 DEPENDS_ON = (
@@ -256,16 +256,18 @@ PAYLOAD_FROM = (
         then={"it": succeeded(result={"a": 1})},
     ),
     LifecycleCase(
-        "payloadFrom what is no JSON, then no object, then corrected",
+        "payloadFrom with invalid JSON, then not an object, then corrected",
         {},
         when=(
             config_map("base", "{"),
             create("it", _echo("base")),
             reaches(
-                _unresolved("*key payload of ConfigMap {ns}/{case}-base is no JSON (*): mend it")
+                _unresolved(
+                    "*key payload of ConfigMap {ns}/{case}-base is not valid JSON (*): fix it"
+                )
             ),
             config_map("base", [1]),
-            reaches(_unresolved("*is no JSON object: write {{...}} there")),
+            reaches(_unresolved("*is not a JSON object: put {{...}} there")),
             config_map("base", {"a": 1}),
         ),
         then={"it": succeeded(result={"a": 1})},

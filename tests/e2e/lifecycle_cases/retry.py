@@ -216,7 +216,7 @@ QUEUES = (
             reaches(
                 blocked(
                     "QueueNotFound",
-                    "spec.queue: there is no TaskQueue {ns}/{q}: create it, and the Task goes on",
+                    "spec.queue: there is no TaskQueue {ns}/{q}: create it, and the Task continues",
                 )
             ),
             create_queue(scaling={"maxReplicas": 1}),

@@ -190,7 +190,7 @@ DEADLINE = (
     ),
 )
 
-_SILENT = "Timeout: no outcome came within 1 s and some more: its worker is gone, or *"
+_SILENT = "Timeout: no outcome came within 1 s and the grace period: *"
 
 TIMEOUT = (
     LifecycleCase(

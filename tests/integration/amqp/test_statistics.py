@@ -264,7 +264,7 @@ class Flow:
         while not stop.is_set():
             for _ in range(20):
                 self.published += 1
-                self.peak.came(now())
+                self.peak.add(now())
                 publisher.publish(
                     WORK_EXCHANGE, routing_key("shop", "q"), b"{}", OWN, lambda *_: None
                 )
@@ -274,7 +274,7 @@ class Flow:
     def end(self, delivery: Delivery) -> None:
         """The outcome is known before the message is acknowledged."""
         self.published -= 1
-        self.peak.left(now())
+        self.peak.remove(now())
         delivery.channel.ack(delivery.delivery_tag)
         if self.published == 0:
             self._room.set()
@@ -302,7 +302,7 @@ async def test_tasks_that_come_and_go_fast_are_no_direct_messages_and_one_that_r
             before = flow.published
             ready = await ready_messages(probe, name)
             assert ready is not None
-            most = max(before, flow.published, flow.peak.take(now()))
+            most = max(before, flow.published, flow.peak.pop(now()))
             meter.counted(ready, published=most, now=now())
             trouble = statistics.tell()
             return meter.read(

@@ -15,7 +15,8 @@ def test_a_task_may_come_before_its_queue(harness: Harness) -> None:
     status = harness.phase("early", "Blocked")
     assert status["reason"] == "QueueNotFound"
     assert status["message"] == (
-        f"spec.queue: there is no TaskQueue {harness.namespace}/q: create it, and the Task goes on"
+        f"spec.queue: there is no TaskQueue {harness.namespace}/q: create it, "
+        "and the Task continues"
     )
     assert true_conditions(status) == {"Reconciling"}
     harness.queue(scaling={"minReplicas": 1, "maxReplicas": 1})

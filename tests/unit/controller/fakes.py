@@ -332,7 +332,7 @@ class Engine:
             properties=properties or BasicProperties(),
             body=body,
         )
-        self.tasks.take(delivery, _Source(self))
+        self.tasks.on_delivery(delivery, _Source(self))
         return tag
 
     def dead_letter(self, message: WorkMessage, **headers: Any) -> int:

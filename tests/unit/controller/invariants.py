@@ -11,7 +11,7 @@ from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.admission import AdmissionStep, TaskEnvironment, decide
 from taskqueue.controller.tasks.lifecycle import Verdict
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
-from taskqueue.controller.tasks.unreported_attempts import SILENCE_SECONDS
+from taskqueue.controller.tasks.unreported_attempts import REPORT_GRACE_SECONDS
 from taskqueue.model.queue import StopPolicy
 from taskqueue.model.task import HISTORY_LIMIT, Phase
 from tests.unit.controller.fakes import EPOCH
@@ -96,7 +96,7 @@ class Laws:
             for message in self._world.messages
             if self._world.keys[message.content.uid]
             and not (message.answered or message.forgotten or message.arrived is False)
-            and (message.stopped is None or now - message.stopped < TIMEOUT + SILENCE_SECONDS)
+            and (message.stopped is None or now - message.stopped < TIMEOUT + REPORT_GRACE_SECONDS)
         }
 
     def published(self, content: WorkMessage) -> None:
@@ -166,8 +166,8 @@ class Laws:
         assert entry.task.uid not in self._cancelled, f"{who} is cancelled, and goes on"
         raw = self._world.tasks.get(entry.task.name)
         there = raw is not None and raw["metadata"]["uid"] == entry.task.uid
-        to_be_written = entry.flush is not None or entry.task.name in self._world.unwritten
-        if raw is not None and there and not to_be_written and not entry.reduced:
+        to_be_written = entry.write_timer is not None or entry.task.name in self._world.unwritten
+        if raw is not None and there and not to_be_written and not entry.status_truncated:
             assert entry.status == entry.written, f"{who}: what is true is not going to be written"
             if not self._world.behind:
                 phase = raw["status"]["phase"]
@@ -184,8 +184,8 @@ class Laws:
         dispatcher = self._world.engine.dispatcher
         around = TaskEnvironment(
             policy=dispatcher.policy(entry) if dispatcher.config is not None else None,
-            dependencies=self._world.engine.tasks.dependencies.of(entry.task),
-            payload_problem=entry.payload_problem,
+            dependencies=self._world.engine.tasks.dependencies.state_of(entry.task),
+            payload_error=entry.payload_error,
             hold_until=entry.hold_until,
         )
         just_before = EPOCH + self._world.loop.time() - 0.001  # its alarm is about to ring

@@ -24,7 +24,7 @@ from taskqueue.contract.names import (
 )
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
 from taskqueue.contract.work import WorkMessage, parse_work
-from taskqueue.controller.tasks.unreported_attempts import SILENCE_SECONDS
+from taskqueue.controller.tasks.unreported_attempts import REPORT_GRACE_SECONDS
 from taskqueue.kubernetes.status_updater import WriteRefused, Written
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.model.queue import QueueConfig
@@ -181,7 +181,7 @@ class World:
 
         def taken() -> None:
             self.engine.dispatcher.config = self.queue
-            self.engine.tasks.queue_changed(KEY)
+            self.engine.tasks.on_queue_changed(KEY)
             self._open()
 
         self.loop.do(taken)
@@ -192,7 +192,7 @@ class World:
         def dropped() -> None:
             self.engine.dispatcher.close()
             self.engine.dispatcher.config = None
-            self.engine.tasks.queue_changed(KEY)
+            self.engine.tasks.on_queue_changed(KEY)
 
         self.loop.do(dropped)
 
@@ -329,11 +329,11 @@ class World:
             return
         now = EPOCH + self.loop.time()
         for entry in dispatcher._published:
-            if entry.delivered_at and now - entry.delivered_at > TIMEOUT + SILENCE_SECONDS:
+            if entry.delivered_at and now - entry.delivered_at > TIMEOUT + REPORT_GRACE_SECONDS:
                 for message in self.messages:
                     # Its worker would have stopped it, and told so.
                     message.answered |= message.content.token == dispatcher.token(entry)
-        self.loop.do(lambda: dispatcher.observed_ready(ready, reporting=reporting))
+        self.loop.do(lambda: dispatcher.on_ready_count(ready, reporting=reporting))
 
     @property
     def unsettled(self) -> list[Message]:

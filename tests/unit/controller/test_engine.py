@@ -28,8 +28,8 @@ async def engine() -> AsyncIterator[Engine]:
 
 async def test_late_news_of_a_finished_task_is_not_taken_for_a_new_one(engine: Engine) -> None:
     engine.tasks.on_upserted(raw_task())
-    entry = engine.tasks._entries.pop("uid-t")  # as the recorder does when the end is written
-    engine.tasks._recorded(entry)
+    entry = engine.tasks._entries.pop("uid-t")  # as the transitions does when the end is written
+    engine.tasks._on_recorded(entry)
     engine.tasks.on_upserted(raw_task(generation=2))
     assert not engine.tasks._entries
     engine.tasks.on_deleted(("shop", "t"), "uid-t")
@@ -44,7 +44,7 @@ async def test_a_task_that_left_the_feed_before_its_end_was_told_is_not_waited_f
     entry.stage = TaskStage.FINISHED
     engine.tasks.on_deleted(("shop", "t"), "uid-t")
     del engine.tasks._entries["uid-t"]
-    engine.tasks._recorded(entry)
+    engine.tasks._on_recorded(entry)
     assert not engine.tasks._leaving
 
 

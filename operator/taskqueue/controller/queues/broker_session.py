@@ -156,7 +156,7 @@ class BrokerSession:
             published = max(published, self._dispatcher.published)
             self._meter.counted(self.ready, published=published, now=self._now())
             blocked = self._declared_on.connection.blocked  # the workers' outcomes wait as well
-            self._dispatcher.observed_ready(self.ready, reporting=not blocked)
+            self._dispatcher.on_ready_count(self.ready, reporting=not blocked)
             self.dead_letters = await ready_messages(self._probe, dead_queue(*self._config.key))
         except (BrokerUnavailable, ChannelRefused):
             self._declared_on = None  # declared, or explained, at the next run

@@ -104,7 +104,7 @@ class QueueReconciler:
         self.pool = WorkerPool(
             client,
             clock=clock,
-            order_drain=dispatcher.order_drain,
+            order_drain=dispatcher.send_drain,
             on_pods=self.registry.forget,
             claimant=claimant,
             monotonic=self._now,
@@ -300,7 +300,7 @@ class QueueReconciler:
         return self._broker.signal(
             waiting=self._dispatcher.waiting,
             published=self._dispatcher.published,
-            most_published=self._dispatcher.take_most_published(),
+            most_published=self._dispatcher.pop_most_published(),
             workers_foreign=self.registry.foreign,
         )
 

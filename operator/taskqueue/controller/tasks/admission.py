@@ -1,11 +1,11 @@
-"""What keeps a Task from being dispatched, and what ends it without any worker: one decision.
+"""Decides whether a Task may be dispatched, must be held, or ends without a worker.
 
-`decide` is asked whenever anything about a Task may have changed, and answers from what is true
-now: nothing has to be remembered, so that a new leader decides as the former one did. What a
-dispatched Task reacts to is being cancelled, suspended, and its deadline; the rest matters before.
+`decide` is called whenever anything about a Task may have changed. It depends on the present state
+alone, so a new leader decides as the former one did. A dispatched Task reacts only to a cancel, a
+suspend and its deadline; the other conditions matter before.
 
-First that holds, in this order: cancelled; suspended; over its deadline; without its TaskQueue;
-dependencies; payload; startAfter; the wait before a retry; whatever passing obstacle was met last.
+The first that applies, in this order: cancelled; suspended; over its deadline; without its
+TaskQueue; dependencies; payload; startAfter; the wait before a retry; the last passing obstacle.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
 from taskqueue.model.task import Phase, Policy, Task, TaskState
 
-#: Names told in a message; the others are counted.
-_NAMES_TOLD = 5
+#: Names shown in a message; the others are counted.
+_NAMES_SHOWN = 5
 
 
 class AdmissionStep(Enum):
-    """What is to be done with a Task."""
+    """What to do with a Task."""
 
     #: It has its final status.
     END = auto()
-    #: It is not to be dispatched, and taken back if it is.
+    #: It must not be dispatched, and is recalled if it is.
     HOLD = auto()
     #: It may be dispatched, or stay so.
     GO = auto()
@@ -43,39 +43,44 @@ class Dispatched(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AdmissionDecision:
-    """A step, the status that goes with it, and when time alone may change the decision."""
+    """A step, its status, and when time alone may change the decision (seconds since the epoch)."""
 
     step: AdmissionStep
     status: TaskState
-    look_again: float | None = None
+    reconsider_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEnvironment:
-    """What is known around a Task.
+    """Everything beside a Task and its status that its decision depends on.
 
     Attributes:
         policy: its own settings over its queue's; None: there is no such TaskQueue.
-        dependencies: what its dependencies keep it from.
-        payload_problem: why its payload cannot be put together; "": it is being read; None: it can.
-        hold_until: an obstacle its status tells of is met until then, such as a handler nobody has.
+        dependencies: the state of its dependencies.
+        payload_error: why its payload cannot be put together; "": it is being read; None: it can.
+        hold_until: it is held until then for a passing obstacle, such as an unknown handler.
     """
 
     policy: Policy | None
     dependencies: DependencyState = INDEPENDENT
-    payload_problem: str | None = None
+    payload_error: str | None = None
     hold_until: float = 0.0
 
 
 def decide(
-    task: Task, status: TaskState, around: TaskEnvironment, *, dispatched: Dispatched, now: float
+    task: Task,
+    status: TaskState,
+    environment: TaskEnvironment,
+    *,
+    dispatched: Dispatched,
+    now: float,
 ) -> AdmissionDecision:
-    """Return what is to be done with a Task.
+    """Return what to do with a Task.
 
     Args:
         task: as last seen.
         status: what is true of it, not terminal.
-        around: what is known around it.
+        environment: see `TaskEnvironment`.
         dispatched: whether an attempt of it is in the broker or with a worker.
         now: seconds since the epoch.
     """
@@ -84,47 +89,50 @@ def decide(
         return AdmissionDecision(AdmissionStep.END, lifecycle.cancelled(status, now=now))
     if spec.suspend:
         out = dispatched is not Dispatched.NO and status.phase is not Phase.SUSPENDED
-        held = lifecycle.taken_back(status) if out else status
+        held = lifecycle.recalled(status) if out else status
         return AdmissionDecision(AdmissionStep.HOLD, lifecycle.suspended(held))
     if status.phase is Phase.SUSPENDED:
         status = lifecycle.resumed(status, now=now)
-    deadline, seconds = _deadline(task, status, around)
+    deadline, seconds = _deadline(task, status, environment)
     if deadline is not None and now >= deadline:
         over = lifecycle.deadline_exceeded(status, now=now, seconds=seconds)
         return AdmissionDecision(AdmissionStep.END, over)
     if dispatched is Dispatched.YES:
-        if around.policy is None and status.phase is not Phase.RUNNING:
+        if environment.policy is None and status.phase is not Phase.RUNNING:
             return AdmissionDecision(AdmissionStep.GO, _without_queue(task, status), deadline)
         return AdmissionDecision(AdmissionStep.GO, _free(status), deadline)
-    decision = _before_dispatch(task, status, around, now)
+    decision = _before_dispatch(task, status, environment, now)
     if deadline is None or decision.step is AdmissionStep.END:
         return decision
-    first = deadline if decision.look_again is None else min(deadline, decision.look_again)
+    first = deadline if decision.reconsider_at is None else min(deadline, decision.reconsider_at)
     return AdmissionDecision(decision.step, decision.status, first)
 
 
 def _before_dispatch(
-    task: Task, status: TaskState, around: TaskEnvironment, now: float
+    task: Task, status: TaskState, environment: TaskEnvironment, now: float
 ) -> AdmissionDecision:
-    if around.policy is None:
+    if environment.policy is None:
         return AdmissionDecision(AdmissionStep.HOLD, _without_queue(task, status))
     fresh = not _was_dispatched(status)
-    if fresh and (held := _by_dependencies(task, status, around.dependencies, now)) is not None:
+    if (
+        fresh
+        and (held := _by_dependencies(task, status, environment.dependencies, now)) is not None
+    ):
         return held
-    if around.payload_problem == "":
+    if environment.payload_error == "":
         return AdmissionDecision(AdmissionStep.HOLD, _free(status))
-    if around.payload_problem is not None:
-        return _blocked(status, "PayloadUnresolved", around.payload_problem)
+    if environment.payload_error is not None:
+        return _blocked(status, "PayloadUnresolved", environment.payload_error)
     start = task.spec.start_after
     if fresh and start is not None and now < start:
         return AdmissionDecision(AdmissionStep.HOLD, lifecycle.scheduled(status, at=start), start)
     retry = status.next_attempt_time if status.history else None
     if retry is not None and now < retry:
         if status.phase is not Phase.RETRYING:
-            status = lifecycle.waits_for_retry(status, around.policy)
+            status = lifecycle.waits_for_retry(status, environment.policy)
         return AdmissionDecision(AdmissionStep.HOLD, status, retry)
-    if now < around.hold_until:
-        return AdmissionDecision(AdmissionStep.HOLD, status, around.hold_until)
+    if now < environment.hold_until:
+        return AdmissionDecision(AdmissionStep.HOLD, status, environment.hold_until)
     return AdmissionDecision(AdmissionStep.GO, _free(status))
 
 
@@ -133,7 +141,7 @@ def _without_queue(task: Task, status: TaskState) -> TaskState:
         status,
         reason="QueueNotFound",
         message=f"spec.queue: there is no TaskQueue {task.namespace}/{task.spec.queue}: create it, "
-        "and the Task goes on",
+        "and the Task continues",
     )
 
 
@@ -147,7 +155,7 @@ def _by_dependencies(
             status,
             now,
             "Invalid",
-            f"spec.dependsOn goes in a circle: {' -> '.join(state.cycle)}: create the Tasks anew "
+            f"spec.dependsOn is circular: {' -> '.join(state.cycle)}: create the Tasks again "
             "without one of these",
         )
     if state.failed is not None:
@@ -163,7 +171,7 @@ def _by_dependencies(
             status,
             "DependencyNotFound",
             f"spec.dependsOn: there is no Task {_names(state.missing)} in namespace "
-            f"{task.namespace}: create it, and this Task goes on",
+            f"{task.namespace}: create it, and this Task continues",
         )
     if state.waiting:
         return _blocked(
@@ -174,25 +182,27 @@ def _by_dependencies(
     return None
 
 
-def _deadline(task: Task, status: TaskState, around: TaskEnvironment) -> tuple[float | None, int]:
+def _deadline(
+    task: Task, status: TaskState, environment: TaskEnvironment
+) -> tuple[float | None, int]:
     """Return when the Task must have ended, and after how many seconds that is."""
     seconds = task.spec.overrides.active_deadline_seconds
-    if seconds is None and around.policy is not None:
-        seconds = around.policy.active_deadline_seconds
+    if seconds is None and environment.policy is not None:
+        seconds = environment.policy.active_deadline_seconds
     if seconds is None:
         return None, 0
-    state = around.dependencies
+    state = environment.dependencies
     satisfied = state.completed
     if state.waiting or state.missing:
         if status.start_time is None:
-            return None, seconds  # it may not run yet, or has and nobody knows since when
-        satisfied = status.start_time  # they were Complete then, and are being looked up
+            return None, seconds  # it may not run yet, or has run at an unknown time
+        satisfied = status.start_time  # they were Complete then, and are being read
     begun = (task.created, task.spec.start_after, status.resumed_time, satisfied)
     return max(at for at in begun if at is not None) + seconds, seconds
 
 
 def _was_dispatched(status: TaskState) -> bool:
-    """Tell whether an attempt was certainly dispatched before, whoever led then."""
+    """Return whether an attempt was certainly dispatched before, by any leader."""
     return (
         status.attempts > 0
         or bool(status.concurrency_key)
@@ -201,16 +211,16 @@ def _was_dispatched(status: TaskState) -> bool:
 
 
 def _free(status: TaskState) -> TaskState:
-    """Nothing keeps it; while a retry or a second try is under way its status still tells why."""
+    """Unblock it; while it is tried again, its status keeps the reason."""
     if status.phase is Phase.SCHEDULED or (
-        status.phase is Phase.BLOCKED and status.reason not in _TOLD_UNTIL_DISPATCHED
+        status.phase is Phase.BLOCKED and status.reason not in _KEPT_UNTIL_DISPATCHED
     ):
         return lifecycle.unblocked(status)
     return status
 
 
-#: Reasons that stay while the Task is tried again or waits in line.
-_TOLD_UNTIL_DISPATCHED = frozenset({"UnknownHandler", "ConcurrencyLimit"})
+#: Reasons that stay while the Task is tried again or waits for its key.
+_KEPT_UNTIL_DISPATCHED = frozenset({"UnknownHandler", "ConcurrencyLimit"})
 
 
 def _blocked(status: TaskState, reason: str, message: str) -> AdmissionDecision:
@@ -226,6 +236,6 @@ def _refused(status: TaskState, now: float, reason: str, message: str) -> Admiss
 
 
 def _names(names: tuple[str, ...]) -> str:
-    told = ", ".join(names[:_NAMES_TOLD])
-    more = len(names) - _NAMES_TOLD
-    return f"{told} and {more} more" if more > 0 else told
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    more = len(names) - _NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,8 +1,8 @@
 """Concurrency keys: who holds a key, and who waits for it.
 
-At most a given number of holders have a key at once. What a former operator recorded is taken as
-it is, even above the limit (a limit lowered, say): then nobody new gets the key until enough have
-given it back.
+At most a given number of holders have a key at once. Claims recorded by a former operator stand
+even above the limit, for example after the limit was lowered. Then no new holder gets the key
+until enough have released it.
 """
 
 from __future__ import annotations
@@ -16,66 +16,69 @@ H = TypeVar("H", bound=Hashable)
 
 
 class KeySlots(Generic[H]):
-    """The keys of one TaskQueue. A holder is whatever the caller tells apart."""
+    """The keys of one TaskQueue, their holders, and the queue of each key.
+
+    A holder is any hashable value.
+    """
 
     def __init__(self) -> None:
         self._holders: dict[str, set[H]] = {}
-        self._lines: dict[str, DispatchQueue[H]] = {}
+        self._queues: dict[str, DispatchQueue[H]] = {}
 
     def __iter__(self) -> Iterator[H]:
-        """Yield everybody who waits for a key, in no order."""
-        for line in self._lines.values():
-            yield from line
+        """Yield every holder that waits for a key, in no order."""
+        for queue in self._queues.values():
+            yield from queue
 
     @property
     def waiting(self) -> int:
         """How many wait for a key."""
-        return sum(len(line) for line in self._lines.values())
+        return sum(len(queue) for queue in self._queues.values())
 
     @property
     def keys_waited_for(self) -> tuple[str, ...]:
-        """The keys somebody waits for."""
-        return tuple(self._lines)
+        """The keys with a queue."""
+        return tuple(self._queues)
 
     def claim(self, key: str, holder: H, *, limit: int) -> bool:
-        """Give the key to ``holder`` if fewer than ``limit`` have it; tell whether it has it."""
+        """Give the key to ``holder`` if fewer than ``limit`` have it; return whether it has it."""
         holders = self._holders.setdefault(key, set())
         if holder not in holders and len(holders) >= limit:
             return False
         holders.add(holder)
         return True
 
-    def take(self, key: str, holder: H) -> None:
-        """Give the key to ``holder``, who has it already by what is recorded."""
+    def assign(self, key: str, holder: H) -> None:
+        """Give the key to ``holder`` whatever the limit, because its claim is on record."""
         self._holders.setdefault(key, set()).add(holder)
 
     def release(self, key: str, holder: H) -> None:
-        """Take the key from ``holder``; harmless for one who has it not."""
+        """Release the key of ``holder``; does nothing if it does not have it."""
         holders = self._holders.get(key)
         if holders is not None:
             holders.discard(holder)
             if not holders:
                 del self._holders[key]
 
-    def wait(self, key: str, holder: H, *, priority: int, created: float) -> None:
-        """Put ``holder`` into the key's line."""
-        line = self._lines.setdefault(key, DispatchQueue())
-        line.add(holder, priority=priority, created=created)
+    def enqueue(self, key: str, holder: H, *, priority: int, created: float) -> None:
+        """Put ``holder`` into the key's queue."""
+        queue = self._queues.setdefault(key, DispatchQueue())
+        queue.add(holder, priority=priority, created=created)
 
-    def leave(self, key: str, holder: H) -> None:
-        """Take ``holder`` out of the key's line if it waits there."""
-        line = self._lines.get(key)
-        if line is not None:
-            line.discard(holder)
-            if not line:
-                del self._lines[key]
+    def stop_waiting(self, key: str, holder: H) -> None:
+        """Remove ``holder`` from the key's queue if it waits there."""
+        queue = self._queues.get(key)
+        if queue is not None:
+            queue.discard(holder)
+            if not queue:
+                del self._queues[key]
 
-    def next(self, key: str, *, limit: int) -> H | None:
-        """Take the first out of the key's line, if the key has room for one more."""
-        line = self._lines.get(key)
-        if line is None or len(self._holders.get(key, ())) >= limit:
+    def pop_next(self, key: str, *, limit: int) -> H | None:
+        """Remove and return the next holder; None if the key has no room or nobody waits."""
+        queue = self._queues.get(key)
+        if queue is None or len(self._holders.get(key, ())) >= limit:
             return None
-        first = line.pop()
-        if not line:
-            del self._lines[key]
+        first = queue.pop()
+        if not queue:
+            del self._queues[key]
         return first

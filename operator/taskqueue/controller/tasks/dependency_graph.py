@@ -1,8 +1,8 @@
-"""Which Tasks wait for which: dependsOn as a graph of names, with what is known of each.
+"""The dependsOn graph: Tasks by name, and what is known of each.
 
-Only unfinished Tasks have dependencies here, and only what somebody waits for is remembered of a
-finished one, so the graph is as large as what still waits. Nothing is asked here: `unknown` tells
-which names somebody has to look up.
+Only unfinished Tasks have dependencies here, and a finished Task is kept only while another waits
+for it, so the graph is as large as what still waits. It does no I/O: `unknown` yields the names the
+caller has to read.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Ending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DependencyState:
-    """What keeps a Task from running, as far as its dependencies go.
+    """The state of a Task's dependencies.
 
     Attributes:
         missing: names of Tasks that do not exist.
-        waiting: names of Tasks that are not finished, or not looked up yet.
+        waiting: names of Tasks that are not finished, or not read yet.
         failed: (name, how) of one that can never be Complete.
         cycle: the names of a cycle the Task is in, the first repeated at the end.
         completed: when the last one became Complete; None: not all are, or there are none.
@@ -42,12 +42,12 @@ class DependencyState:
     completed: float | None = None
 
 
-#: Of the many Tasks that depend on nothing.
+#: The state of a Task without dependencies.
 INDEPENDENT = DependencyState()
 
 
 class _Cycle:
-    """Unfinished Tasks that wait for each other in a circle; one object for all its members."""
+    """A cycle of unfinished Tasks; its members share one object."""
 
     __slots__ = ("members", "names")
 
@@ -57,65 +57,65 @@ class _Cycle:
 
 
 class DependencyGraph:
-    """See the module's contract. What it returns are the Tasks whose state may have changed."""
+    """The graph of dependencies. Its methods return the Tasks whose state may have changed."""
 
     def __init__(self) -> None:
         self._needs: dict[TaskKey, tuple[TaskKey, ...]] = {}
         self._dependents: dict[TaskKey, set[TaskKey]] = {}
         self._endings: dict[TaskKey, Ending] = {}
-        #: Somebody waits for them, and they exist unfinished.
+        #: Unfinished Tasks that others wait for.
         self._present: set[TaskKey] = set()
         self._missing: set[TaskKey] = set()
         self._cycles: dict[TaskKey, list[_Cycle]] = {}
-        #: A cycle they were in is broken; they may be in another that nobody has looked for.
+        #: Members of a broken cycle, not yet checked for another cycle.
         self._doubtful: set[TaskKey] = set()
 
-    def put(self, key: TaskKey, depends_on: Iterable[str]) -> set[TaskKey]:
-        """Take what an unfinished Task depends on, instead of what it did before."""
+    def set_dependencies(self, key: TaskKey, depends_on: Iterable[str]) -> set[TaskKey]:
+        """Replace the dependencies of an unfinished Task."""
         changed = {key} | self._unlink(key)
         needs = tuple((key[0], name) for name in depends_on)
         if needs:
             self._needs[key] = needs
         for need in needs:
             self._dependents.setdefault(need, set()).add(key)
-        return changed | self._mark(key)
+        return changed | self._mark_cycle(key)
 
-    def exists(self, key: TaskKey) -> set[TaskKey]:
-        """Take note that a Task of this name exists and is not finished."""
-        return self._learn(key, present=True)
+    def mark_unfinished(self, key: TaskKey) -> set[TaskKey]:
+        """Mark a Task as existing and unfinished."""
+        return self._record(key, present=True)
 
-    def absent(self, key: TaskKey) -> set[TaskKey]:
-        """Take note that there is no Task of this name."""
-        return self._learn(key, missing=True)
+    def mark_missing(self, key: TaskKey) -> set[TaskKey]:
+        """Mark a Task as missing."""
+        return self._record(key, missing=True)
 
-    def ended(self, key: TaskKey, ending: Ending) -> set[TaskKey]:
-        """Take note of how a Task ended."""
-        return self._unlink(key) | self._learn(key, ending=ending)
+    def mark_finished(self, key: TaskKey, ending: Ending) -> set[TaskKey]:
+        """Mark a Task as finished."""
+        return self._unlink(key) | self._record(key, ending=ending)
 
-    def gone(self, key: TaskKey) -> set[TaskKey]:
-        """Take note that an unfinished Task was deleted."""
-        return self._unlink(key) | self._learn(key, missing=True)
+    def mark_deleted(self, key: TaskKey) -> set[TaskKey]:
+        """Mark an unfinished Task as deleted."""
+        return self._unlink(key) | self._record(key, missing=True)
 
     def unknown(self) -> Iterator[TaskKey]:
-        """Yield what somebody waits for and nothing is known of."""
+        """Yield the dependencies nothing is known of."""
         for key in self._dependents:
             if key not in self._endings and key not in self._present and key not in self._missing:
                 yield key
 
     def missing(self) -> Iterator[TaskKey]:
-        """Yield what somebody waits for and does not exist, as far as known."""
+        """Yield the dependencies that do not exist, as far as known."""
         yield from self._missing
 
     def present(self) -> Iterator[TaskKey]:
-        """Yield what somebody waits for and is not finished, as far as known."""
+        """Yield the dependencies that are not finished, as far as known."""
         yield from self._present
 
-    def needed(self, key: TaskKey) -> bool:
-        """Tell whether an unfinished Task depends on this one."""
+    def is_needed(self, key: TaskKey) -> bool:
+        """Return whether an unfinished Task depends on this one."""
         return key in self._dependents
 
     def state(self, key: TaskKey) -> DependencyState:
-        """Return what is known about the dependencies of a Task."""
+        """Return the state of a Task's dependencies."""
         needs = self._needs.get(key)
         if needs is None:
             return INDEPENDENT
@@ -139,7 +139,7 @@ class DependencyGraph:
             completed=max(times) if len(times) == len(needs) else None,
         )
 
-    def _learn(
+    def _record(
         self,
         key: TaskKey,
         *,
@@ -159,7 +159,7 @@ class DependencyGraph:
         return set(dependents)
 
     def _unlink(self, key: TaskKey) -> set[TaskKey]:
-        """Forget what a Task depends on; a circle it was in is none any more."""
+        """Remove the dependencies and cycles of a Task; return the cycles' other members."""
         self._doubtful.discard(key)
         others: set[TaskKey] = set()
         for cycle in self._cycles.pop(key, ()):
@@ -182,16 +182,16 @@ class DependencyGraph:
         return others
 
     def _cycle(self, key: TaskKey) -> tuple[str, ...]:
-        """Return the names of a circle the Task is in, or nothing."""
+        """Return the names of a cycle the Task is in, or nothing."""
         if key in self._doubtful:
             self._doubtful.discard(key)
             if key not in self._cycles:
-                self._mark(key)
+                self._mark_cycle(key)
         cycles = self._cycles.get(key)
         return cycles[0].names if cycles else ()
 
-    def _mark(self, key: TaskKey) -> set[TaskKey]:
-        """Look for a circle the Task is in; return its members."""
+    def _mark_cycle(self, key: TaskKey) -> set[TaskKey]:
+        """Find a cycle through the Task and record it; return its members."""
         members = self._find_cycle(key)
         if members:
             cycle = _Cycle(members)
@@ -202,7 +202,7 @@ class DependencyGraph:
     def _find_cycle(self, start: TaskKey) -> tuple[TaskKey, ...]:
         """Return the Tasks of a cycle through ``start``, in order, or nothing."""
         if start not in self._dependents:
-            return ()  # nobody depends on it: the usual case, and no walk
+            return ()  # nothing depends on it: the usual case, without a walk
         came_from: dict[TaskKey, TaskKey] = {}
         stack = [start]
         while stack:

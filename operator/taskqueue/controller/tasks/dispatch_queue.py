@@ -1,4 +1,4 @@
-"""In which order waiting Tasks are published, and how many at a time."""
+"""The order in which queued Tasks are published, and how many at a time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ K = TypeVar("K", bound=Hashable)
 #: The smallest window: enough to keep any pool busy for a round trip.
 MIN_WINDOW = 64
 
-#: The rate of finishing is that of the last seconds.
+#: The period over which the finish rate is counted.
 _RATE_WINDOW_SECONDS = 5
 
-#: Removed entries a line may hold on to before it is rebuilt, beside as many as are waiting.
+#: Removed entries a queue may keep, beside as many as are waiting, before it is rebuilt.
 _SLACK = 64
 
 
@@ -29,13 +29,13 @@ def window_size(*, max_published: int, slots: int, finished_in_5_seconds: int) -
 
 
 class FinishRate:
-    """How many Tasks finished in the last five seconds, counted by whole seconds."""
+    """Counts the Tasks finished in the last five seconds, by whole seconds."""
 
     def __init__(self) -> None:
         self._seconds: deque[tuple[int, int]] = deque()
 
     def add(self, now: float) -> None:
-        """Count one that finished now."""
+        """Count a Task that finished now."""
         second = int(now)
         if self._seconds and self._seconds[-1][0] == second:
             self._seconds[-1] = (second, self._seconds[-1][1] + 1)
@@ -52,8 +52,8 @@ class FinishRate:
 class DispatchQueue(Generic[K]):
     """Keys in order of priority (higher first), then age (older first), then arrival.
 
-    Removal is lazy: a removed key's entry is skipped when it comes up, or dropped when such
-    entries are the most, so that both adding and removing cost O(log n) on average.
+    Removal is lazy: the entry of a removed key is skipped when it reaches the top, or dropped when
+    such entries outnumber the others. Adding and removing cost O(log n) on average.
     """
 
     def __init__(self) -> None:
@@ -78,14 +78,14 @@ class DispatchQueue(Generic[K]):
         heapq.heappush(self._heap, (-priority, created, self._arrivals, key))
 
     def discard(self, key: K) -> None:
-        """Take a key out if it waits."""
+        """Remove a key if it waits."""
         self._alive.pop(key, None)
         if len(self._heap) > 2 * len(self._alive) + _SLACK:
             self._heap = [one for one in self._heap if self._alive.get(one[3]) == one[2]]
             heapq.heapify(self._heap)
 
     def pop(self) -> K | None:
-        """Take the first key out, or None when nobody waits."""
+        """Remove and return the first key; None when the queue is empty."""
         while self._heap:
             _, _, arrival, key = heapq.heappop(self._heap)
             if self._alive.get(key) == arrival:

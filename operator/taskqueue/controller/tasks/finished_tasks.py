@@ -1,4 +1,4 @@
-"""Finished Tasks, listed page by page: for those that a time to live is over for."""
+"""Lists finished Tasks page by page, for the TTL controller."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from taskqueue.model.queue import QueueKey
 from taskqueue.model.task import Phase
 from taskqueue.timestamps import from_rfc3339
 
-#: Objects a page: a page is parsed in one go, while outcomes wait.
+#: Objects per page. A page is parsed in one turn of the loop, while outcomes wait.
 _PAGE = 250
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedTask:
-    """What counts of a finished Task; ``ttl`` is its own, in seconds."""
+    """What the deletion of a finished Task depends on; ``ttl`` is its own, in seconds."""
 
     uid: str
     queue: QueueKey

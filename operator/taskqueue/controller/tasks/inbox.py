@@ -1,13 +1,13 @@
-"""Takes what comes into the operator's inbox: events of workers, and dead letters.
+"""Handles the messages in the operator's inbox: attempt events, dead letters and heartbeats.
 
 Contract:
 
-* What a message claims counts only if its token proves it and it is not stale; then the recorder is
-  told, which acknowledges it. What changes nothing is acknowledged here, and counted.
-* The end of a Task that is no longer held is announced again, for the case that the leader that
-  recorded it could not: its outcome would not be here any more if it had.
-* A worker that begins an attempt nobody waits for is ordered to stop it.
-* What is not of the contract goes to the dead exchange with the reason in a header.
+* A message counts only if its token proves it and it is not stale. `TaskTransitions` then applies
+  and acknowledges it. What changes nothing is acknowledged here, and counted.
+* The completion event of a Task that is no longer held is published again. A leader that had
+  published it would have acknowledged the outcome.
+* A worker that begins an attempt nobody waits for gets a command to stop it.
+* A message that violates the contract goes to the dead exchange, with the reason in a header.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ _ENDS = (EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED)
 
 
 class Inbox:
-    """See the module's contract.
+    """Handles deliveries from the operator's inboxes, by the module's contract.
 
     Args:
         entries: the unfinished Tasks by uid.
         dispatcher_of: the dispatcher of a queue, if any Task of it is held.
-        recorder: is told what counts.
-        announcer: tells everybody of the ends of direct messages.
-        tokens: judge whose outcome counts.
+        transitions: applies what counts.
+        completions: publishes the completion events of direct messages.
+        tokens: verify which attempt an outcome belongs to.
         clock: wall time in seconds.
-        on_late: called with the outcome of a Task that is not held and acknowledges it, after it
-            has announced the end again if the Task is there and finished.
-        on_heartbeat: called with what a worker says of itself.
+        on_late: called with the outcome of a Task that is not held. It acknowledges the outcome,
+            after it has published the completion event again if the Task exists and is finished.
+        on_heartbeat: called with each valid heartbeat.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Inbox:
         *,
         entries: dict[str, TrackedTask],
         dispatcher_of: Callable[[QueueKey], Dispatcher | None],
-        recorder: TaskTransitions,
-        announcer: CompletionPublisher,
+        transitions: TaskTransitions,
+        completions: CompletionPublisher,
         tokens: TokenKeys,
         clock: Clock,
         on_late: Callable[[AttemptEvent, Delivery, OutcomeSource], None],
@@ -92,45 +92,45 @@ class Inbox:
     ) -> None:
         self._entries = entries
         self._dispatcher_of = dispatcher_of
-        self._recorder = recorder
-        self._announcer = announcer
+        self._transitions = transitions
+        self._completions = completions
         self._tokens = tokens
         self._clock = clock
         self._on_late = on_late
         self._on_heartbeat = on_heartbeat
 
-    def take(self, delivery: Delivery, source: OutcomeSource) -> None:
-        """Take a message: an event, a dead letter, or a heartbeat."""
+    def on_delivery(self, delivery: Delivery, source: OutcomeSource) -> None:
+        """Handle a message: an event, a dead letter, or a heartbeat."""
         if delivery.exchange == HEARTBEATS_EXCHANGE:
-            self._take_heartbeat(delivery, source)
+            self._on_worker_heartbeat(delivery, source)
             return
         try:
             if delivery.exchange == DEAD_EXCHANGE:
-                self._take_dead_letter(delivery)
+                self._on_dead_letter(delivery)
                 return
             event = decode(delivery.body)
             if event.is_direct:
-                self._take_direct(delivery, event, source)
+                self._on_direct(delivery, event, source)
             else:
-                self._take_event(delivery, event, source)
-        except ContractError as problem:
-            self._take_invalid(delivery, source, problem)
+                self._on_event(delivery, event, source)
+        except ContractError as error:
+            self._on_invalid(delivery, source, error)
 
-    def _take_event(self, delivery: Delivery, event: AttemptEvent, source: OutcomeSource) -> None:
+    def _on_event(self, delivery: Delivery, event: AttemptEvent, source: OutcomeSource) -> None:
         claim = AttemptClaim(event.uid, event.token, event.attempt, event.epoch)
         if not self._is_genuine(claim):
             log.warning("outcome.forged", namespace=event.namespace, task=event.task, uid=event.uid)
             self._drop("forged", delivery)
             return
         if event.kind is not EventKind.STARTED:
-            # Whatever it says: no worker has this attempt any more.
-            self._answered((event.namespace, event.queue), event.token)
+            # Whatever the event: no worker has this attempt any more.
+            self._end_key_hold((event.namespace, event.queue), event.token)
         entry = self._entries.get(event.uid)
         if entry is None or not self._is_awaited(entry, claim):
-            self._take_late(delivery, event, entry, source)
+            self._on_late_event(delivery, event, entry, source)
             return
         entry.source = source
-        recorder = self._recorder
+        transitions = self._transitions
         ended = AttemptEnd(
             attempt=event.attempt,
             epoch=event.epoch,
@@ -141,19 +141,19 @@ class Inbox:
         match event.kind:
             case EventKind.STARTED:
                 ack(delivery)
-                recorder.started(entry, attempt=event.attempt, worker=event.worker)
+                transitions.on_started(entry, attempt=event.attempt, worker=event.worker)
             case EventKind.RELEASED:
-                recorder.released(entry, delivery)
+                transitions.on_released(entry, delivery)
             case EventKind.CANCELLED:
-                recorder.retracted(entry, delivery)
+                transitions.on_recalled(entry, delivery)
             case EventKind.SUCCEEDED if len(delivery.body) > RESULT_LIMIT_BYTES + _ENVELOPE_BYTES:
-                recorder.failed(entry, ended, _TOO_LARGE, delivery)
+                transitions.on_failed(entry, ended, _TOO_LARGE, delivery)
             case EventKind.SUCCEEDED:
-                recorder.succeeded(entry, ended, event.result, delivery)
+                transitions.on_succeeded(entry, ended, event.result, delivery)
             case EventKind.FAILED:
                 error = event.error or _NO_ERROR
                 if error.type == UNKNOWN_HANDLER:
-                    recorder.handler_unknown(entry, error.message, delivery)
+                    transitions.on_unknown_handler(entry, error.message, delivery)
                     return
                 failure = AttemptFailure(
                     type=error.type,
@@ -161,53 +161,57 @@ class Inbox:
                     retryable=error.retryable,
                     retry_after_seconds=event.retry_after_seconds,
                 )
-                recorder.failed(entry, ended, failure, delivery)
+                transitions.on_failed(entry, ended, failure, delivery)
 
-    def _take_heartbeat(self, delivery: Delivery, source: OutcomeSource) -> None:
-        """Take what a worker says of itself and of the attempts it runs."""
+    def _on_worker_heartbeat(self, delivery: Delivery, source: OutcomeSource) -> None:
+        """Handle what a worker reports of itself and of the attempts it runs."""
         ack(delivery)
         try:
-            beat = heartbeat.decode(delivery.body)
-        except ContractError as problem:
-            log.warning("heartbeat.invalid", problem=str(problem))
+            report = heartbeat.decode(delivery.body)
+        except ContractError as error:
+            log.warning("heartbeat.invalid", error=str(error))
             return
-        if delivery.routing_key != beat.routing_key:
-            log.warning("heartbeat.forged", claimed=beat.routing_key, key=delivery.routing_key)
+        if delivery.routing_key != report.routing_key:
+            log.warning("heartbeat.forged", claimed=report.routing_key, key=delivery.routing_key)
             return
-        for attempt in beat.running:
+        for attempt in report.running:
             entry = self._entries.get(attempt.uid)
             dispatcher = None if entry is None else self._dispatcher_of(entry.queue_key)
             if entry is None or dispatcher is None or dispatcher.token(entry) != attempt.token:
-                # Nobody waits for it (any more): its Task was deleted, ended or taken back. If that
-                # is yet to be written, the order follows by itself.
+                # Nobody waits for it (any more): its Task was deleted, ended or recalled. If that
+                # is yet to be written, the command follows by itself.
                 if entry is None or not entry.after_write:
-                    self._order_stop(attempt.token, attempt.uid, source)
+                    self._send_cancel(attempt.token, attempt.uid, source)
             else:
-                # Its start may have been told to a leader that did not live to write it.
-                self._recorder.runs(entry, worker=beat.pod)
+                # Its start may have been reported to a leader that ended before the write.
+                self._transitions.on_running(entry, worker=report.pod)
                 if attempt.percent is not None or attempt.message:
-                    self._recorder.progressed(
+                    self._transitions.on_progress(
                         entry, ProgressState(attempt.percent, attempt.message)
                     )
-        self._on_heartbeat(beat)
+        self._on_heartbeat(report)
 
-    def _order_stop(self, token: str, uid: str, source: OutcomeSource) -> None:
+    def _send_cancel(self, token: str, uid: str, source: OutcomeSource) -> None:
         if source.publisher is not None:
-            order = order_message(WorkerCommand(CommandKind.CANCEL, token=token, uid=uid))
+            message = order_message(WorkerCommand(CommandKind.CANCEL, token=token, uid=uid))
             source.publisher.publish(
-                order.exchange, order.key, order.body, order.properties(), _whatever
+                message.exchange,
+                message.key,
+                message.body,
+                message.properties(),
+                _ignore_settled,
             )
 
-    def _take_late(
+    def _on_late_event(
         self,
         delivery: Delivery,
         event: AttemptEvent,
         entry: TrackedTask | None,
         source: OutcomeSource,
     ) -> None:
-        """Take an event about an attempt nobody waits for."""
+        """Handle an event about an attempt nobody waits for."""
         if event.kind is EventKind.STARTED:
-            self._order_stop(event.token, event.uid, source)
+            self._send_cancel(event.token, event.uid, source)
             self._drop("unknown" if entry is None else "stale", delivery)
         elif entry is None:
             if event.kind in _ENDS:
@@ -222,16 +226,16 @@ class Inbox:
         else:
             self._drop("stale", delivery)
 
-    def _take_direct(self, delivery: Delivery, event: AttemptEvent, source: OutcomeSource) -> None:
-        """Pass the end of a direct message on to whoever listens."""
-        self._announcer.announce(
+    def _on_direct(self, delivery: Delivery, event: AttemptEvent, source: OutcomeSource) -> None:
+        """Publish the completion event of a direct message."""
+        self._completions.announce(
             direct_event(event, arrived_with=delivery.routing_key, now=self._clock()),
             reported=True,
             publisher=source.publisher,
             on_announced=lambda: ack(delivery),
         )
 
-    def _take_dead_letter(self, delivery: Delivery) -> None:
+    def _on_dead_letter(self, delivery: Delivery) -> None:
         headers = delivery.properties.headers or {}
         claim = work.claimed_attempt(delivery.properties)
         if claim is None:
@@ -242,29 +246,27 @@ class Inbox:
             self._drop("forged", delivery)
             return
         if entry is not None:
-            self._answered(entry.queue_key, claim.token)
+            self._end_key_hold(entry.queue_key, claim.token)
         if entry is None or not self._is_awaited(entry, claim):
             self._drop("unknown" if entry is None else "stale", delivery)
             return
         why = str(headers.get(ERROR_HEADER) or headers.get("x-last-death-reason") or "unknown")
-        log.warning("outcome.dead_letter", **log_fields(entry.task, why=why))
+        log.warning("outcome.dead_letter", **log_fields(entry.task, reason=why))
         if why == "delivery_limit":
             failure = AttemptFailure(
                 type="WorkerLost",
-                message="the broker gave the message up: every worker that took it was lost",
+                message="the message reached its delivery limit: every worker that had it was lost",
             )
         else:
             failure = AttemptFailure(
                 type="DeadLettered",
-                message=f"the message was given up ({why}): look for a consumer of the queue that "
-                "rejects messages, or a worker of another version",
+                message=f"the message was dead-lettered ({why}): check for a consumer of the queue "
+                "that rejects messages, or a worker of another version",
             )
-        self._recorder.failed(entry, self._ended_now(claim), failure, delivery)
+        self._transitions.on_failed(entry, self._ended_now(claim), failure, delivery)
 
-    def _take_invalid(
-        self, delivery: Delivery, source: OutcomeSource, problem: ContractError
-    ) -> None:
-        log.warning("outcome.invalid", problem=str(problem))
+    def _on_invalid(self, delivery: Delivery, source: OutcomeSource, error: ContractError) -> None:
+        log.warning("outcome.invalid", error=str(error))
         claim = outcome.claimed_attempt(delivery.body)
         entry = None if claim is None else self._entries.get(claim.uid)
         if (
@@ -274,17 +276,17 @@ class Inbox:
             or not self._is_awaited(entry, claim)
         ):
             OUTCOMES_DROPPED.labels("invalid").inc()
-            source.dead_letter_delivery(delivery, str(problem))
+            source.dead_letter_delivery(delivery, str(error))
             return
-        # Its worker has done with it: without an outcome the Task would wait for ever.
-        self._answered(entry.queue_key, claim.token)
-        failure = AttemptFailure(type="InvalidOutcome", message=str(problem))
-        self._recorder.failed(entry, self._ended_now(claim), failure, delivery)
+        # Its worker is done with it: without an outcome the Task would never end.
+        self._end_key_hold(entry.queue_key, claim.token)
+        failure = AttemptFailure(type="InvalidOutcome", message=str(error))
+        self._transitions.on_failed(entry, self._ended_now(claim), failure, delivery)
 
-    def _answered(self, key: QueueKey, token: str) -> None:
+    def _end_key_hold(self, key: QueueKey, token: str) -> None:
         dispatcher = self._dispatcher_of(key)
         if dispatcher is not None:
-            dispatcher.answered(token)
+            dispatcher.end_key_hold(token)
 
     def _ended_now(self, claim: AttemptClaim) -> AttemptEnd:
         return AttemptEnd(attempt=claim.attempt, epoch=claim.epoch, now=self._clock())
@@ -298,10 +300,10 @@ class Inbox:
         return verdict is Verdict.COUNTS and entry.stage is not TaskStage.FINISHED
 
     @staticmethod
-    def _drop(why: str, delivery: Delivery) -> None:
-        OUTCOMES_DROPPED.labels(why).inc()
+    def _drop(reason: str, delivery: Delivery) -> None:
+        OUTCOMES_DROPPED.labels(reason).inc()
         ack(delivery)
 
 
-def _whatever(verdict: Settled, text: str) -> None:
-    """An order that is lost costs a run nobody waits for."""
+def _ignore_settled(verdict: Settled, text: str) -> None:
+    """Ignore the confirm: a lost command costs a run nobody waits for."""

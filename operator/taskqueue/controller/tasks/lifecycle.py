@@ -1,4 +1,4 @@
-"""The life of a Task: how each event changes its status. Pure functions, no clock of their own.
+"""How each event changes the status of a Task. Pure functions without a clock of their own.
 
 Invariants, held by property tests:
 
@@ -25,7 +25,7 @@ from taskqueue.model.task import (
 
 
 class Verdict(Enum):
-    """What an event about an attempt is worth."""
+    """Whether an event about an attempt counts."""
 
     COUNTS = auto()
     STALE = auto()
@@ -37,10 +37,10 @@ class AttemptEnd:
 
     Attributes:
         attempt: 1-based.
-        epoch: of the order it answers.
-        now: when the operator learnt of it.
+        epoch: of the message it answers.
+        now: when the operator received the outcome.
         seconds: how long it ran, by the worker's measure.
-        worker: who ran it.
+        worker: the pod that ran it.
     """
 
     attempt: int
@@ -58,7 +58,7 @@ class AttemptFailure:
         type: error type, matched against the policy's non_retryable.
         message: for people.
         retryable: False when the worker knows that another attempt cannot help.
-        retry_after_seconds: the handler's wish for the wait, or None.
+        retry_after_seconds: the wait the handler asked for, or None.
     """
 
     type: str
@@ -68,14 +68,14 @@ class AttemptFailure:
 
 
 def judge(status: TaskState, *, attempt: int, epoch: int) -> Verdict:
-    """Tell whether an event about (attempt, epoch) may still change the status."""
+    """Return whether an event about (attempt, epoch) may still change the status."""
     if status.phase.terminal or epoch < status.epoch or attempt < status.current_attempt:
         return Verdict.STALE
     return Verdict.COUNTS
 
 
 def started(status: TaskState, *, attempt: int, now: float, worker: str) -> TaskState:
-    """Return the status of a Task one of whose attempts is known to be running."""
+    """Return the status of a Task with a running attempt."""
     return replace(
         status,
         phase=Phase.RUNNING,
@@ -91,20 +91,20 @@ def started(status: TaskState, *, attempt: int, now: float, worker: str) -> Task
 
 
 def progressed(status: TaskState, progress: ProgressState) -> TaskState:
-    """Return the status of a Task whose running attempt has said how far it is."""
+    """Return the status of a Task whose running attempt reported progress."""
     if status.phase is not Phase.RUNNING:
         return status
     return replace(status, progress=progress)
 
 
 def claimed(status: TaskState, *, key: str) -> TaskState:
-    """Return the status of a Task that holds its concurrency key from now on."""
+    """Return the status of a Task that has claimed its concurrency key."""
     after = unblocked(status) if status.phase is Phase.BLOCKED else status
     return replace(after, concurrency_key=key)
 
 
 def unclaimed(status: TaskState) -> TaskState:
-    """Return the status of a Task that gives its concurrency key back undispatched."""
+    """Return the status of a Task that releases its concurrency key undispatched."""
     return replace(status, concurrency_key="")
 
 
@@ -123,16 +123,16 @@ def succeeded(
 def failed(
     status: TaskState, ended: AttemptEnd, failure: AttemptFailure, *, policy: Policy, random: float
 ) -> TaskState:
-    """Return the status after a failed attempt: Retrying, with a time, or Failed for good."""
+    """Return the status after a failed attempt: Retrying, with a time, or Failed."""
     after = _recorded(
         status, ended, outcome=Phase.FAILED.value, reason=failure.type, message=failure.message
     )
-    told = _attempt_told(ended.attempt, policy, failure.type, failure.message)
+    description = _describe_failure(ended.attempt, policy, failure.type, failure.message)
     if not failure.retryable or failure.type in policy.non_retryable:
-        return _failed_for_good(after, ended, reason="NonRetryable", message=told)
+        return _failed_for_good(after, ended, reason="NonRetryable", message=description)
     if ended.attempt >= policy.max_attempts:
         reason = "WorkerLost" if failure.type == "WorkerLost" else "RetriesExhausted"
-        return _failed_for_good(after, ended, reason=reason, message=told)
+        return _failed_for_good(after, ended, reason=reason, message=description)
     wait = next_wait_seconds(
         policy.backoff,
         failed_attempts=ended.attempt,
@@ -143,30 +143,30 @@ def failed(
         after,
         phase=Phase.RETRYING,
         reason=failure.type,
-        message=_clip(told),
+        message=_clip(description),
         next_attempt_time=ended.now + wait,
     )
 
 
 def released(status: TaskState) -> TaskState:
-    """Return the status of a Task whose running attempt was given back unfinished."""
+    """Return the status of a Task whose worker released its attempt unfinished."""
     if status.phase is not Phase.RUNNING:
         return status
     return replace(status, phase=Phase.PENDING, worker="", progress=None)
 
 
-def taken_back(status: TaskState) -> TaskState:
-    """Return the status of a Task whose dispatched attempt counts for nothing any more.
+def recalled(status: TaskState) -> TaskState:
+    """Return the status of a Task whose dispatched attempt is recalled.
 
-    The attempt's number is used again; the raised epoch makes what it may still report stale.
+    The attempt's number is used again; the raised epoch makes its late outcome stale.
     """
     return replace(released(status), epoch=status.epoch + 1, concurrency_key="")
 
 
-def silent(
+def unreported(
     status: TaskState, *, now: float, start: float, policy: Policy, random: float
 ) -> TaskState:
-    """Return the status after an attempt whose time is up without a word from its worker.
+    """Return the status after an attempt that timed out without an outcome.
 
     Args:
         status: before.
@@ -184,22 +184,22 @@ def silent(
     )
     failure = AttemptFailure(
         type="Timeout",
-        message=f"no outcome came within {policy.attempt_timeout_seconds} s and some more: its "
-        "worker is gone, or acknowledges without reporting",
+        message=f"no outcome came within {policy.attempt_timeout_seconds} s and the grace "
+        "period: the worker was lost, or acknowledges without reporting",
     )
     after = failed(status, ended, failure, policy=policy, random=random)
     return replace(after, epoch=status.epoch + 1)
 
 
 def cancelled(status: TaskState, *, now: float) -> TaskState:
-    """Return the final status of a Task that is not wanted any more."""
+    """Return the final status of a cancelled Task."""
     return _stopped(
         status, now=now, phase=Phase.CANCELLED, reason="Cancelled", message="spec.cancel is true"
     )
 
 
 def deadline_exceeded(status: TaskState, *, now: float, seconds: int) -> TaskState:
-    """Return the final status of a Task that has had all its time."""
+    """Return the final status of a Task that is over its deadline."""
     return _stopped(
         status,
         now=now,
@@ -220,7 +220,7 @@ def blocked(status: TaskState, *, reason: str, message: str) -> TaskState:
 
 
 def scheduled(status: TaskState, *, at: float) -> TaskState:
-    """Return the status of a Task whose time has not come."""
+    """Return the status of a Task whose startAfter has not come."""
     return replace(
         status,
         phase=Phase.SCHEDULED,
@@ -231,9 +231,9 @@ def scheduled(status: TaskState, *, at: float) -> TaskState:
 
 
 def suspended(status: TaskState) -> TaskState:
-    """Return the status of a Task that is not to be dispatched for now.
+    """Return the status of a suspended Task.
 
-    The time of a retry that was waited for stays: a Task resumed earlier waits for it.
+    The time of its next attempt stays: a Task that is resumed earlier waits for it.
     """
     return replace(
         status,
@@ -246,21 +246,21 @@ def suspended(status: TaskState) -> TaskState:
 
 
 def resumed(status: TaskState, *, now: float) -> TaskState:
-    """Return the status of a Task that was suspended and is not any more."""
+    """Return the status of a Task that is no longer suspended."""
     return replace(unblocked(status), resumed_time=now)
 
 
 def unblocked(status: TaskState) -> TaskState:
-    """Return the status of a Task whose obstacle is gone; a retry is waited for all the same."""
+    """Return the status of a Task that is no longer blocked; the time of a retry stays."""
     due = status.next_attempt_time if status.history else None
     return replace(status, phase=Phase.PENDING, reason="", message="", next_attempt_time=due)
 
 
 def waits_for_retry(status: TaskState, policy: Policy) -> TaskState:
-    """Return the status of a Task that waited for something else before its next attempt."""
+    """Return the status of a Task that now waits for its retry, after another obstacle."""
     last = status.history[-1]
-    told = _attempt_told(last.attempt, policy, last.reason, last.message)
-    return replace(status, phase=Phase.RETRYING, reason=last.reason, message=_clip(told))
+    description = _describe_failure(last.attempt, policy, last.reason, last.message)
+    return replace(status, phase=Phase.RETRYING, reason=last.reason, message=_clip(description))
 
 
 def _recorded(
@@ -283,7 +283,7 @@ def _recorded(
         attempts=max(status.attempts, ended.attempt),
         epoch=max(status.epoch, ended.epoch),
         history=(*status.history, entry)[-HISTORY_LIMIT:],
-        # What was told while it ran may have been told late.
+        # The start may have been reported late.
         start_time=start if status.start_time is None else min(status.start_time, start),
         next_attempt_time=None,
         worker=ended.worker,
@@ -295,10 +295,10 @@ def _recorded(
 def _stopped(
     status: TaskState, *, now: float, phase: Phase, reason: str, message: str
 ) -> TaskState:
-    """End a Task without a worker's word; an attempt known to run goes into the history."""
+    """End a Task without an outcome; an attempt known to run goes into the history."""
     after = status
     if status.phase is Phase.RUNNING:
-        # What was not written is not known after a restart: then the earliest it can have been.
+        # After a restart only written values are known: then the earliest possible start.
         begun = status.history[-1].finish_time if status.history else status.start_time
         ended = AttemptEnd(
             attempt=status.current_attempt,
@@ -337,7 +337,7 @@ def _failed_for_good(
     )
 
 
-def _attempt_told(attempt: int, policy: Policy, error: str, message: str) -> str:
+def _describe_failure(attempt: int, policy: Policy, error: str, message: str) -> str:
     what = f"{error}: {message}" if message else error
     return f"attempt {attempt} of {policy.max_attempts}: {what}"
 

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from collections import deque
 
-#: A Task that has ended may be among the broker's messages for so long: its worker acknowledges
-#: about when the operator takes the outcome, the statistics count when they do.
+#: How long a Task that has ended may still be among the broker's messages: its worker acknowledges
+#: at about the time the operator handles the outcome, and the statistics are sampled.
 LATE_SECONDS = 1.0
 
 
 class PublishedPeak:
-    """The most messages of own Tasks that can have been at the broker at once.
+    """Tracks the most messages of own Tasks that can have been at the broker at once.
 
-    A Task that is published no more counts on for `LATE_SECONDS`.
+    A Task counts for `LATE_SECONDS` after it stops being published.
     """
 
     def __init__(self) -> None:
         self._published = 0
-        self._left: deque[float] = deque()
+        self._removed: deque[float] = deque()
         self._most = 0
 
-    def came(self, now: float) -> None:
-        """Take note that a Task is published."""
+    def add(self, now: float) -> None:
+        """Count a Task that is published now."""
         self._published += 1
         self._most = max(self._most, self._present(now))
 
-    def left(self, now: float) -> None:
-        """Take note that a Task is published no more."""
+    def remove(self, now: float) -> None:
+        """Count a Task that is no longer published."""
         self._published -= 1
-        self._left.append(now)
+        self._removed.append(now)
 
-    def take(self, now: float) -> int:
-        """Return the most since this was last called."""
+    def pop(self, now: float) -> int:
+        """Return the peak since the last call, and start over from the present count."""
         present = self._present(now)
         most, self._most = max(self._most, present), present
         return most
 
     def _present(self, now: float) -> int:
-        while self._left and self._left[0] < now - LATE_SECONDS:
-            self._left.popleft()
-        return self._published + len(self._left)
+        while self._removed and self._removed[0] < now - LATE_SECONDS:
+            self._removed.popleft()
+        return self._published + len(self._removed)

@@ -1,7 +1,7 @@
-"""Looks at a Task whenever anything about it may have changed, and has done what is due.
+"""Reconciles a Task whenever anything about it may have changed.
 
-What is due is decided by `admission.decide`, from what is true now; the governor knows
-only where to ask and whom to tell. It may be asked as often as anybody likes.
+`admission.decide` makes the decision from the present state; the reconciler collects that state and
+carries the decision out. It may be called at any time, as often as needed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _GOING = (TaskStage.WAITING, TaskStage.CLAIMING, TaskStage.PUBLISHED)
 
 
 class TaskReconciler:
-    """See the module's contract.
+    """Decides what to do about a Task, and does it.
 
     Args:
         dispatcher_of: the queue's dispatcher of a Task.
-        dependencies_of: what is known of a Task's dependencies.
-        recorder: writes down what was decided.
+        dependencies_of: the state of a Task's dependencies.
+        transitions: apply the decision and write it.
         clock: wall time in seconds.
     """
 
@@ -36,51 +36,53 @@ class TaskReconciler:
         *,
         dispatcher_of: Callable[[TrackedTask], Dispatcher],
         dependencies_of: Callable[[TrackedTask], DependencyState],
-        recorder: TaskTransitions,
+        transitions: TaskTransitions,
         clock: Clock,
     ) -> None:
         self._dispatcher_of = dispatcher_of
         self._dependencies_of = dependencies_of
-        self._recorder = recorder
+        self._transitions = transitions
         self._clock = clock
 
-    def look(self, entry: TrackedTask) -> None:
-        """Do what is due about a Task."""
+    def reconcile(self, entry: TrackedTask) -> None:
+        """Decide about a Task, and carry the decision out."""
         if entry.stage is TaskStage.FINISHED:
             return
         dispatcher, now = self._dispatcher_of(entry), self._clock()
-        around = TaskEnvironment(
+        environment = TaskEnvironment(
             policy=dispatcher.policy(entry) if dispatcher.config is not None else None,
             dependencies=self._dependencies_of(entry),
-            payload_problem=entry.payload_problem,
+            payload_error=entry.payload_error,
             hold_until=entry.hold_until,
         )
-        decision = decide(entry.task, entry.status, around, dispatched=entry.dispatched, now=now)
-        self._set_alarm(entry, decision.look_again, now)
+        decision = decide(
+            entry.task, entry.status, environment, dispatched=entry.dispatched, now=now
+        )
+        self._set_timer(entry, decision.reconsider_at, now)
         if decision.step is AdmissionStep.END:
-            self._recorder.end(entry, decision.status)
+            self._transitions.finish(entry, decision.status)
         elif decision.status.epoch > entry.status.epoch:
-            self._recorder.take_back(entry, decision.status)
+            self._transitions.recall(entry, decision.status)
         elif decision.step is AdmissionStep.HOLD:
             status = decision.status
             if entry.stage is TaskStage.CLAIMING:
-                status = lifecycle.unclaimed(status)  # nothing of it was published yet
-            self._recorder.change(entry, status)
+                status = lifecycle.unclaimed(status)  # nothing was published yet
+            self._transitions.set_status(entry, status)
             dispatcher.hold(entry)
         else:
             if decision.status is not entry.status:
-                self._recorder.change(entry, decision.status)
+                self._transitions.set_status(entry, decision.status)
             if entry.stage not in _GOING:
-                dispatcher.submit(entry)
+                dispatcher.enqueue(entry)
 
-    def _set_alarm(self, entry: TrackedTask, at: float | None, now: float) -> None:
-        if entry.alarm is not None:
-            entry.alarm.cancel()
-            entry.alarm = None
+    def _set_timer(self, entry: TrackedTask, at: float | None, now: float) -> None:
+        if entry.reconcile_timer is not None:
+            entry.reconcile_timer.cancel()
+            entry.reconcile_timer = None
         if at is not None:
             loop = asyncio.get_running_loop()
-            entry.alarm = loop.call_later(max(at - now, 0.0), self._alarmed, entry)
+            entry.reconcile_timer = loop.call_later(max(at - now, 0.0), self._on_timer, entry)
 
-    def _alarmed(self, entry: TrackedTask) -> None:
-        entry.alarm = None
-        self.look(entry)
+    def _on_timer(self, entry: TrackedTask) -> None:
+        entry.reconcile_timer = None
+        self.reconcile(entry)

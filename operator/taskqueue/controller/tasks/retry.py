@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt."""
+"""The wait before the next attempt."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def backoff_seconds(backoff: RetryBackoff, *, failed_attempts: int, random: floa
 def next_wait_seconds(
     backoff: RetryBackoff, *, failed_attempts: int, asked_seconds: float | None, random: float
 ) -> float:
-    """Return the wait before the next attempt: what the handler asked for, or the back-off.
+    """Return the wait before the next attempt in seconds: the handler's, or the backoff.
 
-    A handler's wish is taken as it is, but never above a day.
+    A wait the handler asked for is used as it is, up to a day.
     """
     if asked_seconds is not None and asked_seconds >= 0 and math.isfinite(asked_seconds):
         return min(asked_seconds, 86_400.0)

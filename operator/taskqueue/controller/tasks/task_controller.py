@@ -1,7 +1,7 @@
-"""All unfinished Tasks, from the feed that shows them to the status that ends them.
+"""All unfinished Tasks, from the informer that finds them to their final status.
 
-Here the parts that serve a Task are put together: the governor decides, dispatchers publish, the
-inbox takes what workers report, the recorder writes. What each does is told in its module.
+This module wires the parts that serve a Task: the reconciler decides, dispatchers publish, the
+inbox handles what workers report, and the transitions change and write statuses.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
 
-#: Largest payload taken, in bytes of JSON.
+#: Largest payload accepted, in bytes of JSON.
 PAYLOAD_LIMIT_BYTES = 200 * 1024
-#: Objects read at once to find out what became of them.
+#: Concurrent reads of single Tasks.
 _READS_AT_ONCE = 8
-#: How long until a Task whose final status was refused is looked for.
+#: Pause before a Task whose status was refused is read.
 _REFUSED_PAUSE_SECONDS = 5.0
 #: Bound of the pause before a failed read is repeated.
 _READ_AGAIN_SECONDS = 1.0
@@ -77,19 +77,19 @@ class TaskListener(Protocol):
 
 
 class TaskController:
-    """See the module's contract; the listener of the feed of Tasks.
+    """Serves all unfinished Tasks; the event handler of the informer of Tasks.
 
     Args:
         client: for the API server.
         writer: writes statuses.
         tokens: sign and judge attempts.
         owner: of the TaskQueues.
-        uid_of: tells the uid the feed shows under a name.
-        synced: tells whether all Tasks there were at the start are known; those may have been
-            published by a former leader.
-        leads: tells whether this process certainly still leads.
+        uid_of: returns the uid the informer has under a name.
+        synced: whether the first list is complete. A former leader may have published the Tasks
+            of that list.
+        leads: whether this process certainly still leads.
         random: for the jitter of back-offs.
-        spawn: runs something beside everything else.
+        spawn: runs a coroutine in the background.
         clock: wall time in seconds.
     """
 
@@ -118,39 +118,41 @@ class TaskController:
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
         self._entries: dict[str, TrackedTask] = {}
         self._dispatchers: dict[QueueKey, Dispatcher] = {}
-        #: Finished Tasks the feed has yet to show leaving: what it shows of them is late news.
+        #: Finished Tasks the informer has yet to report as deleted: their updates are outdated.
         self._leaving: set[str] = set()
-        self.announcer = CompletionPublisher()
-        self._recorder = TaskTransitions(
+        self.completions = CompletionPublisher()
+        self._transitions = TaskTransitions(
             entries=self._entries,
             dispatcher_of=self._dispatcher_of,
-            writer=writer,
-            announcer=self.announcer,
+            updater=writer,
+            completions=self.completions,
             clock=clock,
             random=random,
-            look=lambda entry: self._governor.look(entry),
-            on_recorded=self._recorded,
-            on_told=owner.on_completion_published,
-            on_refused=self._refused,
+            reconcile=lambda entry: self._reconciler.reconcile(entry),
+            on_recorded=self._on_recorded,
+            on_completion_published=owner.on_completion_published,
+            on_refused=self._on_status_refused,
         )
         self.dependencies = Dependencies(
-            client, unfinished=lambda key: self._by_name(key) is not None, look=self._look_at
+            client,
+            is_unfinished=lambda key: self._by_name(key) is not None,
+            on_change=self._reconcile_named,
         )
-        self._governor = TaskReconciler(
+        self._reconciler = TaskReconciler(
             dispatcher_of=self._dispatcher_of,
             dependencies_of=self._dependencies_of,
-            recorder=self._recorder,
+            transitions=self._transitions,
             clock=clock,
         )
-        self._payloads = Payloads(client, spawn=spawn, look=self._payload_read)
+        self._payloads = Payloads(client, spawn=spawn, on_change=self._on_payload_change)
         self._inbox = Inbox(
             entries=self._entries,
             dispatcher_of=self._dispatchers.get,
-            recorder=self._recorder,
-            announcer=self.announcer,
+            transitions=self._transitions,
+            completions=self.completions,
             tokens=tokens,
             clock=clock,
-            on_late=self._late,
+            on_late=self._on_late_outcome,
             on_heartbeat=owner.on_heartbeat,
         )
         TASKS_HELD.set_function(lambda: len(self._entries))
@@ -160,70 +162,72 @@ class TaskController:
         """The unfinished Tasks by uid."""
         return self._entries
 
-    def take(self, delivery: Delivery, source: OutcomeSource) -> None:
-        """Take a message from the inbox of a broker."""
-        self._inbox.take(delivery, source)
+    def on_delivery(self, delivery: Delivery, source: OutcomeSource) -> None:
+        """Handle a message from the inbox of a broker."""
+        self._inbox.on_delivery(delivery, source)
 
-    # The feed.
+    # Callbacks of the informer.
 
     def on_upserted(self, raw: dict[str, Any]) -> None:
-        """Take a Task from the feed."""
+        """Admit a Task that is new, or apply a change of its spec."""
         uid = raw["metadata"]["uid"]
         if uid in self._leaving:
             return
         entry = self._entries.get(uid)
         if entry is not None and raw["metadata"].get("generation") == entry.task.generation:
-            return  # our own write of its status, come back
+            return  # our own status write
         try:
             task = read_task(raw)
-        except (ValueError, KeyError, TypeError) as problem:  # one bad object stops no other
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:  # one bad object must not stop the others
             (namespace, name), _ = identity(raw)
-            log.error(
-                "task.unreadable", namespace=namespace, task=name, uid=uid, problem=str(problem)
-            )
+            log.error("task.unreadable", namespace=namespace, task=name, uid=uid, error=str(error))
             return
         if entry is not None:
-            self._changed(entry, task)
+            self._on_spec_change(entry, task)
         elif not task.status.phase.terminal:
             entry = TrackedTask(
                 task=task,
                 status=task.status,
                 written=task.status,
                 fence=version_of(raw["metadata"]),
-                astray=not self._synced(),
+                stray_copy_possible=not self._synced(),
             )
             self._admit(entry)
 
     def on_deleted(self, key: Key, uid: str) -> None:
-        """Take note that a Task left the feed: finished or deleted."""
+        """Check whether a Task that left the informer is finished or deleted."""
         self._leaving.discard(uid)
         entry = self._entries.get(uid)
         if entry is None:
             return
         entry.left_feed = True
         if entry.stage is not TaskStage.FINISHED:
-            self._spawn(self._look_after(entry), f"look for {key[0]}/{key[1]}")
+            self._spawn(self._check_left(entry), f"read {key[0]}/{key[1]}")
 
     def _admit(self, entry: TrackedTask) -> None:
         self._entries[entry.task.uid] = entry
         self._dispatcher_of(entry).adopt(entry)
         if self._is_too_large(entry, entry.task.spec.payload):
             return
-        self.dependencies.put(entry.task)
+        self.dependencies.update(entry.task)
         self._payloads.resolve(entry)
-        self._governor.look(entry)
+        self._reconciler.reconcile(entry)
 
-    def _changed(self, entry: TrackedTask, task: Task) -> None:
+    def _on_spec_change(self, entry: TrackedTask, task: Task) -> None:
         before, entry.task = entry.task.spec, task
         if task.spec.depends_on != before.depends_on:
-            self.dependencies.put(task)
+            self.dependencies.update(task)
         placed = (task.spec.priority, task.spec.concurrency_key)
         if entry.stage is TaskStage.WAITING and placed != (before.priority, before.concurrency_key):
-            self._dispatcher_of(entry).submit(entry)
-        self._governor.look(entry)
+            self._dispatcher_of(entry).enqueue(entry)
+        self._reconciler.reconcile(entry)
 
     def _is_too_large(self, entry: TrackedTask, payload: bytes) -> bool:
-        """End a Task with a payload above the limit; tell whether it is."""
+        """End a Task with a payload above the limit; return whether it is."""
         if len(payload) <= PAYLOAD_LIMIT_BYTES:
             return False
         spec = replace(entry.task.spec, payload=b"{}")  # not to be held
@@ -235,64 +239,68 @@ class TaskController:
             reason="Invalid",
             message=f"spec.payload{merged} has {len(payload)} bytes, the limit is "
             f"{PAYLOAD_LIMIT_BYTES}: keep the data elsewhere, put a reference to it into the "
-            "payload, and create the Task anew",
+            "payload, and create the Task again",
         )
-        self._recorder.end(entry, refused)
+        self._transitions.finish(entry, refused)
         return True
 
-    def _payload_read(self, entry: TrackedTask) -> None:
+    def _on_payload_change(self, entry: TrackedTask) -> None:
         if entry.payload is None or not self._is_too_large(entry, entry.payload):
-            self._governor.look(entry)
+            self._reconciler.reconcile(entry)
 
-    # What became of a Task.
+    # Tasks that are deleted, refused, or finished elsewhere.
 
-    async def _look_after(self, entry: TrackedTask) -> None:
-        """Find out whether an unfinished Task that left the feed is really gone."""
+    async def _check_left(self, entry: TrackedTask) -> None:
+        """Remove an unfinished Task that left the informer, unless it still exists."""
         raw = await self._read(entry.task)
         if _is_unfinished(raw):
             entry.left_feed = False
         else:
-            self._let_go(entry, raw)
+            self._remove(entry, raw)
 
-    def _refused(self, entry: TrackedTask) -> None:
-        self._spawn(self._look_after_refused(entry), f"look for refused {entry.task.path}")
+    def _on_status_refused(self, entry: TrackedTask) -> None:
+        self._spawn(self._retry_refused(entry), f"read refused {entry.task.path}")
 
-    async def _look_after_refused(self, entry: TrackedTask) -> None:
-        """Write a refused status again for as long as there is a Task that needs it."""
+    async def _retry_refused(self, entry: TrackedTask) -> None:
+        """Write a refused status again for as long as the Task exists unfinished."""
         await asyncio.sleep(_REFUSED_PAUSE_SECONDS)
         raw = await self._read(entry.task)
         if _is_unfinished(raw):
-            self._recorder.write_again(entry)
+            self._transitions.rewrite(entry)
         else:
-            self._let_go(entry, raw)
+            self._remove(entry, raw)
 
-    def _let_go(self, entry: TrackedTask, raw: Mapping[str, Any] | None) -> None:
-        """Forget a Task that is deleted, or finished by somebody else's hand."""
+    def _remove(self, entry: TrackedTask, raw: Mapping[str, Any] | None) -> None:
+        """Remove a Task that is deleted, or was finished by another writer."""
         if self._entries.get(entry.task.uid) is not entry:
             return
-        log.info("task.gone", **log_fields(entry.task, stage=entry.stage.name))
-        self._recorder.forget(entry)
+        event = "task.deleted" if raw is None else "task.finished_elsewhere"
+        log.info(event, **log_fields(entry.task, stage=entry.stage.name))
+        self._transitions.remove(entry)
         self._drop_if_idle(entry.queue_key)
         if raw is not None:
-            self._tell_dependents(entry.task, read_task(raw).status)
+            self._notify_dependents(entry.task, read_task(raw).status)
         elif self._is_named(entry.task):
-            self.dependencies.gone(entry.task)
+            self.dependencies.on_deleted(entry.task)
 
-    def _late(self, event: AttemptEvent, delivery: Delivery, source: OutcomeSource) -> None:
-        self._spawn(
-            self._announce_late(event, delivery, source), f"end of {event.namespace}/{event.task}"
-        )
-
-    async def _announce_late(
+    def _on_late_outcome(
         self, event: AttemptEvent, delivery: Delivery, source: OutcomeSource
     ) -> None:
-        """Announce an end again whose outcome its leader did not live to acknowledge."""
-        raw = await self._get(event.namespace, event.task, event.uid)
+        self._spawn(
+            self._publish_late_completion(event, delivery, source),
+            f"completion of {event.namespace}/{event.task}",
+        )
+
+    async def _publish_late_completion(
+        self, event: AttemptEvent, delivery: Delivery, source: OutcomeSource
+    ) -> None:
+        """Publish the completion event again if a former leader did not acknowledge the outcome."""
+        raw = await self._get_task(event.namespace, event.task, event.uid)
         task = None if raw is None else read_task(raw)
         if task is None or not task.status.phase.terminal:
             ack(delivery)
             return
-        self.announcer.finished(
+        self.completions.finished(
             task,
             task.status,
             reported=True,
@@ -301,33 +309,33 @@ class TaskController:
         )
 
     async def _read(self, task: Task) -> dict[str, Any] | None:
-        """Return this very Task as it is now; None: it is deleted."""
-        return await self._get(task.namespace, task.name, task.uid)
+        """Return this Task as it is now; None: it is deleted."""
+        return await self._get_task(task.namespace, task.name, task.uid)
 
-    async def _get(self, namespace: str, name: str, uid: str) -> dict[str, Any] | None:
+    async def _get_task(self, namespace: str, name: str, uid: str) -> dict[str, Any] | None:
         backoff = Backoff(first_seconds=_READ_AGAIN_SECONDS, longest_seconds=_READ_AGAIN_SECONDS)
         while True:
             try:
                 async with self._reads:
                     raw = await self._client.get(task_path(namespace, name))
-            except ApiError as problem:
-                if not problem.transient:
+            except ApiError as error:
+                if not error.transient:
                     return None
-                await asyncio.sleep(problem.retry_after or backoff.next_delay())
+                await asyncio.sleep(error.retry_after or backoff.next_delay())
                 continue
             return raw if raw["metadata"]["uid"] == uid else None
 
-    def _recorded(self, entry: TrackedTask) -> None:
-        """Take note that a final status is in the API server."""
+    def _on_recorded(self, entry: TrackedTask) -> None:
+        """Release what is held for a Task whose final status is written."""
         if not entry.left_feed:
             self._leaving.add(entry.task.uid)
-        self._tell_dependents(entry.task, entry.status)
+        self._notify_dependents(entry.task, entry.status)
         self._drop_if_idle(entry.queue_key)
         self._owner.on_task_ended(entry)
 
-    def _tell_dependents(self, task: Task, status: TaskState) -> None:
+    def _notify_dependents(self, task: Task, status: TaskState) -> None:
         if self._is_named(task):
-            self.dependencies.ended(
+            self.dependencies.on_finished(
                 task, status.phase, status.reason, status.completion_time or 0.0
             )
 
@@ -341,29 +349,29 @@ class TaskController:
                 key,
                 tokens=self._tokens,
                 clock=self._clock,
-                ledger=self._recorder,
+                listener=self._transitions,
                 leads=self._leads,
                 on_backlog=lambda: self._owner.on_backlog_changed(key),
                 on_missing=lambda: self._owner.on_queue_missing(key),
             )
         return dispatcher
 
-    def queue_changed(self, key: QueueKey) -> None:
-        """Decide anew for the Tasks of a TaskQueue that is new, changed, or gone."""
+    def on_queue_changed(self, key: QueueKey) -> None:
+        """Reconcile the Tasks of a TaskQueue that is new, changed, or deleted."""
         dispatcher = self._dispatchers[key]
         for entry in list(dispatcher.entries()):
-            self._governor.look(entry)
+            self._reconciler.reconcile(entry)
         self._drop_if_idle(key)
 
     def _drop_if_idle(self, key: QueueKey) -> None:
-        """Let go of the dispatcher of a queue that does not exist and has no Task."""
+        """Drop the dispatcher of a queue that does not exist and has no Task."""
         dispatcher = self._dispatchers.get(key)
         if dispatcher is not None and dispatcher.config is None and dispatcher.empty:
             del self._dispatchers[key]
 
     def close(self) -> None:
-        """Publish nothing more, and have everything written that is known."""
-        self._recorder.flush()
+        """Stop publishing, and write every pending status."""
+        self._transitions.write_pending()
         for dispatcher in self._dispatchers.values():
             dispatcher.close()
 
@@ -377,17 +385,17 @@ class TaskController:
         return None if uid is None else self._entries.get(uid)
 
     def _is_named(self, task: Task) -> bool:
-        """Whether no other Task is shown under the name of this one."""
+        """Whether the informer has no other Task under the name of this one."""
         return self._uid_of((task.namespace, task.name)) in (None, task.uid)
 
-    def _look_at(self, keys: Iterable[Key]) -> None:
+    def _reconcile_named(self, keys: Iterable[Key]) -> None:
         for key in keys:
             entry = self._by_name(key)
             if entry is not None:
-                self._governor.look(entry)
+                self._reconciler.reconcile(entry)
 
     def _dependencies_of(self, entry: TrackedTask) -> DependencyState:
-        return self.dependencies.of(entry.task)
+        return self.dependencies.state_of(entry.task)
 
 
 def _is_unfinished(raw: Mapping[str, Any] | None) -> bool:

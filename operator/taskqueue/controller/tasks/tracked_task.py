@@ -1,7 +1,7 @@
 """The unfinished Tasks the operator holds.
 
 A `TrackedTask` lives from the moment the informer shows a Task until its final status is in the API
-server (or the Task is gone). There may be 100,000 of them: no attribute without need.
+server, or the Task is deleted. There may be 100,000 of them: no attribute without need.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from taskqueue.model.task import Task, TaskState
 class TaskStage(Enum):
     """Where an unfinished Task is, as far as dispatching goes."""
 
-    #: Not taken up yet.
+    #: Not yet admitted.
     NEW = auto()
-    #: Not to be dispatched for now; its status tells why.
+    #: Not to be dispatched for now; its status has the reason.
     HELD = auto()
-    #: In its queue's line, or its concurrency key's, to be published when there is room.
+    #: In its queue's dispatch queue, or its concurrency key's, until there is room to publish it.
     WAITING = auto()
-    #: Its concurrency key is being recorded, which comes before it is published.
+    #: Its claim of a concurrency key is being written, which must precede the publish.
     CLAIMING = auto()
-    #: In the broker, or on the way there; an outcome is awaited.
+    #: In the broker, or on the way there; waits for an outcome.
     PUBLISHED = auto()
     #: Has its final status, which is being written.
     FINISHED = auto()
 
 
 class OutcomeSource(Protocol):
-    """The broker a message came from."""
+    """The broker connection a message came from."""
 
     @property
     def publisher(self) -> Publisher | None:
@@ -49,7 +49,7 @@ class OutcomeSource(Protocol):
 
 @dataclass(slots=True, eq=False)
 class TrackedTask:
-    """One unfinished Task.
+    """One unfinished Task and what the operator knows of it.
 
     Attributes:
         task: the object as last seen.
@@ -58,22 +58,22 @@ class TrackedTask:
         stage: see `TaskStage`.
         outcomes: deliveries to acknowledge when a write that contains them has succeeded.
         source: the broker the last of them came from.
-        alarm: when it is to be looked at again, whatever happens.
-        flush: timer of the next write of an unfinished status.
+        reconcile_timer: reconciles it again when time alone changes the decision.
+        write_timer: timer of the next write of an unfinished status.
         after_write: (epoch, what to do once a status of at least this epoch is in the API server).
         payload: merged with what spec.payloadFrom names; None: spec.payload is all there is.
-        payload_problem: as `taskqueue.controller.tasks.admission.Surroundings` has it.
+        payload_error: see `taskqueue.controller.tasks.admission.TaskEnvironment`.
         hold_until: likewise.
         key: the concurrency key it holds or waits for; "" for none.
         fence: the number its handler is given with the key.
-        confirmed: the broker has said that it has the message.
-        unsure: it holds its key, and was perhaps never published: a second copy beside the first
-            would be two of the key at once, so it is waited for instead.
+        confirmed: the broker has confirmed the message.
+        maybe_published: it holds its key, and may or may not have been published. A second copy
+            could run beside the first under the same key, so it waits for an outcome instead.
         delivered_at: since when the attempt is known to be with a worker.
-        astray: a message of its present token may be about that this process knows nothing of:
-            published by a former leader, or with a fate the broker did not tell.
-        reduced: a status was refused once and is being written in short.
-        left_feed: the feed has shown it leaving.
+        stray_copy_possible: there may be a message with its present token that this process does
+            not track: from a former leader, or a publish that was neither confirmed nor returned.
+        status_truncated: a status was refused once and is being written in short.
+        left_feed: the informer has reported it as deleted.
     """
 
     task: Task
@@ -82,19 +82,19 @@ class TrackedTask:
     stage: TaskStage = TaskStage.NEW
     outcomes: list[Delivery] = field(default_factory=list)
     source: OutcomeSource | None = None
-    alarm: asyncio.TimerHandle | None = None
-    flush: asyncio.TimerHandle | None = None
+    reconcile_timer: asyncio.TimerHandle | None = None
+    write_timer: asyncio.TimerHandle | None = None
     after_write: tuple[tuple[int, Callable[[], None]], ...] = ()
     payload: bytes | None = None
-    payload_problem: str | None = None
+    payload_error: str | None = None
     hold_until: float = 0.0
     key: str = ""
     fence: int = 0
     confirmed: bool = False
-    unsure: bool = False
+    maybe_published: bool = False
     delivered_at: float | None = None
-    astray: bool = False
-    reduced: bool = False
+    stray_copy_possible: bool = False
+    status_truncated: bool = False
     left_feed: bool = False
 
     @property
@@ -102,7 +102,7 @@ class TrackedTask:
         """Whether a worker may have its present attempt."""
         if self.stage is TaskStage.PUBLISHED:
             return Dispatched.YES
-        return Dispatched.MAYBE if self.astray else Dispatched.NO
+        return Dispatched.MAYBE if self.stray_copy_possible else Dispatched.NO
 
     @property
     def queue_key(self) -> QueueKey:
@@ -110,11 +110,11 @@ class TrackedTask:
         return (self.task.namespace, self.task.spec.queue)
 
     def stop_timers(self) -> None:
-        """Cancel whatever was to happen later."""
-        for timer in (self.alarm, self.flush):
+        """Cancel both timers."""
+        for timer in (self.reconcile_timer, self.write_timer):
             if timer is not None:
                 timer.cancel()
-        self.alarm = self.flush = None
+        self.reconcile_timer = self.write_timer = None
 
     def acknowledge(self) -> None:
         """Acknowledge the outcomes that are now recorded, or need not be."""

@@ -1,14 +1,14 @@
-"""Keeps the status of each Task, and makes one write of it for most.
+"""Changes the status of each Task, and writes most Tasks only once.
 
 Contract:
 
 * A final status is written at once. Any other is written when it is two seconds old and still
-  true, so that a short Task costs one write in all; but one that takes an attempt back, or claims
-  a concurrency key, is written before anything is done about it.
-* An outcome is acknowledged only when a write that contains it has succeeded, and an event that
-  tells of its end, if it is the end, has been published.
-* A status the API server refuses for good is written in short, and looked after if even that is
-  refused: no outcome is lost over it.
+  true, so that a short Task costs one write in all. A status that recalls an attempt, or claims a
+  concurrency key, is written before the operator acts on it.
+* An outcome is acknowledged only when a write that contains it has succeeded and, if it ends the
+  Task, its completion event is published.
+* A status the API server refuses for good is written in short. If that is refused too, it is
+  written again for as long as the Task exists: no outcome is lost over it.
 """
 
 from __future__ import annotations
@@ -37,34 +37,37 @@ from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
 
-#: How long an unfinished status must hold before it is worth a write.
-SETTLE_SECONDS = 2.0
+#: How long an unfinished status must last before it is written.
+WRITE_DELAY_SECONDS = 2.0
 #: A worker reports `task.started` when an attempt has run this long.
 STARTED_AFTER_SECONDS = 0.5
-#: A worker's word for a handler it does not know, and a Task's reason while none does.
+#: Error type of a worker that does not know the handler, and the Task's reason meanwhile.
 UNKNOWN_HANDLER = "UnknownHandler"
 #: How long until a Task whose handler no worker knew is tried again.
-HANDLER_SECONDS = 5.0
-#: How long until an attempt that a worker stopped by itself is published again.
-RETRACTED_SECONDS = 1.0
+UNKNOWN_HANDLER_SECONDS = 5.0
+#: Pause before an attempt is published again that a worker stopped by itself.
+RECALLED_PAUSE_SECONDS = 1.0
 
 
 class TaskTransitions:
-    """See the module's contract; the `dispatcher.Ledger` of the dispatchers.
+    """Applies events and decisions to Tasks, and writes their statuses.
+
+    It is the `DispatchListener` of the dispatchers.
 
     Args:
         entries: the unfinished Tasks by uid; finished ones are removed from it here.
         dispatcher_of: the queue's dispatcher of a Task.
-        writer: writes statuses.
-        announcer: tells everybody of ends.
+        updater: writes statuses.
+        completions: publishes completion events.
         clock: wall time in seconds.
         random: for the jitter of back-offs.
-        look: decides anew what is to be done with a Task.
+        reconcile: decides again what to do with a Task.
         on_recorded: called with each Task whose final status is in the API server.
-        on_told: called with it once its end has been announced, if a worker reported that; a
-            leader that ends before is told again, and looks the Task up.
-        on_refused: called with a Task whose status is refused for good: it looks whether there
-            is still such a Task, and calls `forget` or `write_again`.
+        on_completion_published: called with it once its completion event is published, or at once
+            if no worker reported the end. A leader that ends before gets the outcome again, and
+            reads the Task.
+        on_refused: called with a Task whose status is refused for good. It checks whether the Task
+            still exists, and calls `remove` or `rewrite`.
     """
 
     def __init__(
@@ -72,66 +75,66 @@ class TaskTransitions:
         *,
         entries: dict[str, TrackedTask],
         dispatcher_of: Callable[[TrackedTask], Dispatcher],
-        writer: StatusUpdater,
-        announcer: CompletionPublisher,
+        updater: StatusUpdater,
+        completions: CompletionPublisher,
         clock: Clock,
         random: Random,
-        look: Callable[[TrackedTask], None],
+        reconcile: Callable[[TrackedTask], None],
         on_recorded: Callable[[TrackedTask], None],
-        on_told: Callable[[TrackedTask], None],
+        on_completion_published: Callable[[TrackedTask], None],
         on_refused: Callable[[TrackedTask], None],
     ) -> None:
         self._entries = entries
         self._dispatcher_of = dispatcher_of
-        self._writer = writer
-        self._announcer = announcer
+        self._updater = updater
+        self._completions = completions
         self._clock = clock
         self._random = random
-        self._look = look
+        self._reconcile = reconcile
         self._on_recorded = on_recorded
-        self._on_told = on_told
+        self._on_completion_published = on_completion_published
         self._on_refused = on_refused
 
-    # What workers report.
+    # Worker reports.
 
-    def started(
+    def on_started(
         self, entry: TrackedTask, *, attempt: int, worker: str, ago: float = STARTED_AFTER_SECONDS
     ) -> None:
-        """Take note that an attempt runs, and has for ``ago`` seconds."""
+        """Set the Task Running: an attempt has been running for ``ago`` seconds."""
         begun = self._clock() - ago
         entry.delivered_at = begun
         if attempt >= entry.status.current_attempt:
-            self.change(
+            self.set_status(
                 entry,
                 lifecycle.started(entry.status, attempt=attempt, now=begun, worker=worker),
-                settle=SETTLE_SECONDS - STARTED_AFTER_SECONDS,
+                delay=WRITE_DELAY_SECONDS - STARTED_AFTER_SECONDS,
             )
 
-    def runs(self, entry: TrackedTask, *, worker: str) -> None:
-        """Take note that a worker runs the present attempt, if that is not known."""
+    def on_running(self, entry: TrackedTask, *, worker: str) -> None:
+        """Set the Task Running if it is not: a worker runs the present attempt."""
         if entry.status.phase is not Phase.RUNNING and entry.stage is TaskStage.PUBLISHED:
             attempt = entry.status.current_attempt
-            self.started(entry, attempt=attempt, worker=worker, ago=0.0)  # at least
+            self.on_started(entry, attempt=attempt, worker=worker, ago=0.0)  # at least
 
-    def progressed(self, entry: TrackedTask, progress: ProgressState) -> None:
-        """Take how far a running attempt says it is."""
-        self.change(entry, lifecycle.progressed(entry.status, progress))
+    def on_progress(self, entry: TrackedTask, progress: ProgressState) -> None:
+        """Set the progress of a running attempt."""
+        self.set_status(entry, lifecycle.progressed(entry.status, progress))
 
-    def succeeded(
+    def on_succeeded(
         self,
         entry: TrackedTask,
         ended: AttemptEnd,
         result: dict[str, object] | None,
         outcome: Delivery,
     ) -> None:
-        """Take a success."""
+        """Finish the Task: its attempt succeeded."""
         entry.outcomes.append(outcome)
-        self._finish(entry, lifecycle.succeeded(entry.status, ended, result=result))
+        self._set_final_status(entry, lifecycle.succeeded(entry.status, ended, result=result))
 
-    def failed(
+    def on_failed(
         self, entry: TrackedTask, ended: AttemptEnd, failure: AttemptFailure, outcome: Delivery
     ) -> None:
-        """Take a failed attempt: the Task is tried again, or has failed."""
+        """Retry the Task, or finish it as failed."""
         entry.outcomes.append(outcome)
         status = lifecycle.failed(
             entry.status,
@@ -141,84 +144,86 @@ class TaskTransitions:
             random=self._random.random(),
         )
         if status.phase.terminal:
-            self._finish(entry, status)
+            self._set_final_status(entry, status)
         else:
-            self._go_on(entry, status)
+            self._end_attempt(entry, status)
 
-    def released(self, entry: TrackedTask, word: Delivery) -> None:
-        """Publish an attempt again that a worker gave back; its token stays good.
+    def on_released(self, entry: TrackedTask, report: Delivery) -> None:
+        """Publish an attempt again that a worker released; its token stays valid.
 
-        Not so with a concurrency key: this word may come twice, and the second must not have the
-        Task run beside itself. It is claimed anew, so that the number that fences it off grows.
+        With a concurrency key it gets another token: this report may come twice, and the second
+        must not make the Task run beside itself. The key is claimed again, so that the fence grows.
         """
-        self._settle_word(entry, word)
-        again = lifecycle.taken_back if entry.key else lifecycle.released
-        self.change(entry, again(entry.status))
-        self._dispatcher_of(entry).submit(entry)
-        self._look(entry)
+        self._acknowledge_report(entry, report)
+        again = lifecycle.recalled if entry.key else lifecycle.released
+        self.set_status(entry, again(entry.status))
+        self._dispatcher_of(entry).enqueue(entry)
+        self._reconcile(entry)
 
-    def retracted(self, entry: TrackedTask, word: Delivery) -> None:
-        """Publish an attempt again that a worker stopped, by an order nobody knows any more.
+    def on_recalled(self, entry: TrackedTask, report: Delivery) -> None:
+        """Publish an attempt again that a worker stopped on a command nobody knows any more.
 
-        Workers remember the order by the token, so the attempt needs another. Not at once: the
-        worker may be one that stops whatever it gets.
+        Workers remember the command by the token, so the attempt needs another token. There is a
+        pause, because the worker may be one that stops whatever it gets.
         """
-        entry.hold_until = self._clock() + RETRACTED_SECONDS
-        self._settle_word(entry, word)
-        self._go_on(entry, lifecycle.taken_back(entry.status))
+        entry.hold_until = self._clock() + RECALLED_PAUSE_SECONDS
+        self._acknowledge_report(entry, report)
+        self._end_attempt(entry, lifecycle.recalled(entry.status))
 
-    def handler_unknown(self, entry: TrackedTask, message: str, word: Delivery) -> None:
-        """Try again later, uncounted: the workers that know the handler may be on their way."""
-        entry.hold_until = self._clock() + HANDLER_SECONDS
-        self._settle_word(entry, word)
-        self._go_on(
+    def on_unknown_handler(self, entry: TrackedTask, message: str, report: Delivery) -> None:
+        """Try again later, uncounted: workers that know the handler may be starting."""
+        entry.hold_until = self._clock() + UNKNOWN_HANDLER_SECONDS
+        self._acknowledge_report(entry, report)
+        self._end_attempt(
             entry,
             lifecycle.blocked(
                 lifecycle.unclaimed(lifecycle.released(entry.status)),
                 reason=UNKNOWN_HANDLER,
                 message=f"spec.handler: {message}: roll out workers that know it, and the Task "
-                "goes on, or create a Task with another handler",
+                "continues, or create a Task with another handler",
             ),
         )
 
-    # What the operator decides.
+    # Decisions of the operator.
 
-    def end(self, entry: TrackedTask, status: TaskState) -> None:
-        """Give a Task its final status without a worker's word, and stop what may still run."""
+    def finish(self, entry: TrackedTask, status: TaskState) -> None:
+        """Give a Task its final status without an outcome, and stop what may still run."""
         if entry.stage is TaskStage.FINISHED:
             return
         if entry.dispatched is not Dispatched.NO:
             self._stop_worker(entry)
-        self._finish(entry, status)
+        self._set_final_status(entry, status)
 
-    def take_back(self, entry: TrackedTask, status: TaskState) -> None:
-        """Take a dispatched attempt back: first the raised epoch is written, then its worker told.
+    def recall(self, entry: TrackedTask, status: TaskState) -> None:
+        """Recall a dispatched attempt: write the raised epoch, then send the command.
 
-        An order must not outlive its cause: a leader that did not know of the epoch would publish
+        A command must not outlive its cause: a leader that did not know of the epoch would publish
         the same token again, which no worker runs any more.
         """
-        self._order_after_write(entry, CommandKind.RELEASE)
-        self._dispatcher_of(entry).linger(entry)
+        self._send_command_after_write(entry, CommandKind.RELEASE)
+        self._dispatcher_of(entry).hold_key(entry)
         entry.status = status
         self._dispatcher_of(entry).hold(entry)
         self._write(entry, urgent=True)
 
-    def change(self, entry: TrackedTask, status: TaskState, settle: float = SETTLE_SECONDS) -> None:
-        """Give a Task another unfinished status, to be written if it lasts."""
+    def set_status(
+        self, entry: TrackedTask, status: TaskState, delay: float = WRITE_DELAY_SECONDS
+    ) -> None:
+        """Set another unfinished status, to be written if it lasts."""
         entry.status = status
-        if entry.flush is None and status != entry.written:
+        if entry.write_timer is None and status != entry.written:
             loop = asyncio.get_running_loop()
-            entry.flush = loop.call_later(settle, self._flush, entry)
+            entry.write_timer = loop.call_later(delay, self._flush, entry)
 
-    def flush(self) -> None:
-        """Write what waits to be worth a write: this process ends, and knows it alone."""
+    def write_pending(self) -> None:
+        """Write every status that waits for its delay, because this process ends."""
         for entry in self._entries.values():
-            if entry.flush is not None:
-                entry.flush.cancel()
+            if entry.write_timer is not None:
+                entry.write_timer.cancel()
                 self._flush(entry)
 
-    def forget(self, entry: TrackedTask) -> None:
-        """Let go of a Task that is no longer in the API server, or finished there."""
+    def remove(self, entry: TrackedTask) -> None:
+        """Remove a Task that is no longer in the API server, or finished there."""
         if entry.dispatched is not Dispatched.NO:
             self._stop_worker(entry)
         entry.stop_timers()
@@ -228,25 +233,25 @@ class TaskTransitions:
         entry.stage = TaskStage.FINISHED
         self._entries.pop(entry.task.uid, None)
 
-    def write_again(self, entry: TrackedTask) -> None:
-        """Write the status of a Task that is still there and still unfinished."""
+    def rewrite(self, entry: TrackedTask) -> None:
+        """Write the status again of a Task that exists and is unfinished."""
         if entry.task.uid in self._entries:
             self._write(entry, urgent=True)
 
-    # What dispatchers find out.
+    # Callbacks of the dispatchers.
 
-    def opened(self, key: QueueKey, publisher: Publisher) -> None:
-        """Tell what could not be told while the broker was away."""
-        self._announcer.opened(key, publisher)
+    def on_opened(self, key: QueueKey, publisher: Publisher) -> None:
+        """Publish the completion events kept while the broker was away."""
+        self._completions.opened(key, publisher)
 
-    def claim(self, entry: TrackedTask) -> None:
+    def on_key_claimed(self, entry: TrackedTask) -> None:
         """Record that a Task holds its concurrency key, then have it published."""
         entry.status = lifecycle.claimed(entry.status, key=entry.key)
         self._write(entry, urgent=True)
 
-    def parked(self, entry: TrackedTask) -> None:
-        """Say that a Task waits for its concurrency key."""
-        self.change(
+    def on_parked(self, entry: TrackedTask) -> None:
+        """Set the Task Blocked: it waits for its concurrency key."""
+        self.set_status(
             entry,
             lifecycle.blocked(
                 entry.status,
@@ -256,16 +261,17 @@ class TaskTransitions:
             ),
         )
 
-    def silent(self, entry: TrackedTask, since: float) -> None:
-        """Count an attempt as failed whose worker says nothing any more."""
-        log.warning("attempt.silent", **log_fields(entry.task, worker=entry.status.worker))
-        if entry.unsure and entry.status.phase is not Phase.RUNNING:
-            # Perhaps nobody ever had it: that is no failed attempt. No worker begins it any more.
-            self._order_after_write(entry, CommandKind.RELEASE)
-            self._go_on(entry, lifecycle.taken_back(entry.status))
+    def on_unreported(self, entry: TrackedTask, since: float) -> None:
+        """Count an attempt as failed that no worker will report any more."""
+        log.warning("attempt.unreported", **log_fields(entry.task, worker=entry.status.worker))
+        if entry.maybe_published and entry.status.phase is not Phase.RUNNING:
+            # Perhaps no worker ever had it, so it does not count as failed. The command keeps
+            # workers from beginning it.
+            self._send_command_after_write(entry, CommandKind.RELEASE)
+            self._end_attempt(entry, lifecycle.recalled(entry.status))
             self._write(entry, urgent=True)
             return
-        status = lifecycle.silent(
+        status = lifecycle.unreported(
             entry.status,
             now=self._clock(),
             start=since,
@@ -273,16 +279,16 @@ class TaskTransitions:
             random=self._random.random(),
         )
         if status.phase.terminal:
-            self.end(entry, status)
+            self.finish(entry, status)
             return
-        self._order_after_write(entry, CommandKind.CANCEL)
-        self._dispatcher_of(entry).linger(entry)
-        self._go_on(entry, status)
+        self._send_command_after_write(entry, CommandKind.CANCEL)
+        self._dispatcher_of(entry).hold_key(entry)
+        self._end_attempt(entry, status)
         self._write(entry, urgent=True)
 
-    # Inside.
+    # Writing.
 
-    def _finish(self, entry: TrackedTask, status: TaskState) -> None:
+    def _set_final_status(self, entry: TrackedTask, status: TaskState) -> None:
         entry.stop_timers()
         entry.status = status
         self._dispatcher_of(entry).withdraw(entry, finished=True)
@@ -290,35 +296,37 @@ class TaskTransitions:
         self._write(entry, urgent=True)
 
     @staticmethod
-    def _settle_word(entry: TrackedTask, word: Delivery) -> None:
-        """Acknowledge what changes nothing but, perhaps, who holds a concurrency key.
+    def _acknowledge_report(entry: TrackedTask, report: Delivery) -> None:
+        """Acknowledge a report that needs no write, unless the Task holds a concurrency key.
 
-        Then it must come again if this process ends before the key is given back on record.
+        Then it must come again if this process ends before the release of the key is written.
         """
         if entry.key:
-            entry.outcomes.append(word)
+            entry.outcomes.append(report)
         else:
-            ack(word)
+            ack(report)
 
-    def _go_on(self, entry: TrackedTask, status: TaskState) -> None:
-        """The attempt is over, the Task is not."""
-        self.change(entry, status)
+    def _end_attempt(self, entry: TrackedTask, status: TaskState) -> None:
+        """End an attempt of a Task that goes on."""
+        self.set_status(entry, status)
         self._dispatcher_of(entry).hold(entry)
-        self._look(entry)
+        self._reconcile(entry)
 
     def _stop_worker(self, entry: TrackedTask) -> None:
         dispatcher = self._dispatcher_of(entry)
-        dispatcher.linger(entry)
-        dispatcher.order(CommandKind.CANCEL, dispatcher.token(entry), entry.task.uid)
+        dispatcher.hold_key(entry)
+        dispatcher.send_command(CommandKind.CANCEL, dispatcher.token(entry), entry.task.uid)
 
-    def _order_after_write(self, entry: TrackedTask, kind: CommandKind) -> None:
-        """Have the present attempt stopped as soon as a higher epoch is in the API server."""
+    def _send_command_after_write(self, entry: TrackedTask, kind: CommandKind) -> None:
+        """Send a command about the present attempt once a higher epoch is written."""
         dispatcher = self._dispatcher_of(entry)
         token, uid = dispatcher.token(entry), entry.task.uid
-        entry.after_write += ((entry.status.epoch + 1, lambda: dispatcher.order(kind, token, uid)),)
+        entry.after_write += (
+            (entry.status.epoch + 1, lambda: dispatcher.send_command(kind, token, uid)),
+        )
 
     def _after_write(self, entry: TrackedTask, written: TaskState | None) -> None:
-        """Do what waited for a write; all of it when nothing will be written any more."""
+        """Run what waited for a write; all of it when nothing will be written any more."""
         due = entry.after_write
         if written is None or written.phase.terminal:
             entry.after_write = ()
@@ -329,7 +337,7 @@ class TaskTransitions:
                 one[1]()
 
     def _flush(self, entry: TrackedTask) -> None:
-        entry.flush = None
+        entry.write_timer = None
         if entry.stage is TaskStage.FINISHED:
             return
         if entry.status == entry.written and not entry.outcomes:
@@ -338,39 +346,39 @@ class TaskTransitions:
 
     def _write(self, entry: TrackedTask, *, urgent: bool) -> None:
         status, contained = entry.status, list(entry.outcomes)
-        self._writer.put(
+        self._updater.put(
             status_path(entry.task),
             status_patch(entry.task, status, now=self._clock()),
-            lambda fate: self._settled(entry, status, contained, fate),
+            lambda fate: self._on_write_settled(entry, status, contained, fate),
             urgent=urgent,
         )
 
-    def _settled(
+    def _on_write_settled(
         self, entry: TrackedTask, status: TaskState, contained: list[Delivery], fate: Fate
     ) -> None:
         if isinstance(fate, WriteRefused):
-            self._refused(entry, status, fate)
+            self._on_write_refused(entry, status, fate)
             return
         STATUS_WRITES.inc()
         entry.written = status
         self._after_write(entry, status)
         if status.phase.terminal:
-            self._ended(entry, status, contained, fate.generation)
+            self._on_end_written(entry, status, contained, fate.generation)
             return
         for delivery in [one for one in entry.outcomes if one in contained]:
             ack(delivery)  # a second time would close the channel
             entry.outcomes.remove(delivery)
         if entry.stage is not TaskStage.FINISHED:
-            self.change(entry, entry.status)  # it may have changed back while this was written
+            self.set_status(entry, entry.status)  # it may have changed back while this was written
         if entry.stage is TaskStage.CLAIMING and status.concurrency_key == entry.key:
-            self._dispatcher_of(entry).claimed(entry, fate.version)
+            self._dispatcher_of(entry).on_claim_recorded(entry, fate.version)
 
-    def _ended(
+    def _on_end_written(
         self, entry: TrackedTask, status: TaskState, contained: list[Delivery], generation: int
     ) -> None:
         if generation > entry.task.generation:
-            # The spec was changed just before: a final status must speak of the last generation,
-            # or `kubectl wait` does not believe it.
+            # The spec was changed just before: a final status must have the last generation, or
+            # `kubectl wait` ignores it.
             entry.task = replace(entry.task, generation=generation)
             self._write(entry, urgent=True)
             return
@@ -378,40 +386,40 @@ class TaskTransitions:
         entry.stop_timers()
         self._entries.pop(entry.task.uid, None)
         TASKS_FINISHED.labels(*entry.queue_key, status.phase.value).inc()
-        self._announcer.finished(
+        self._completions.finished(
             entry.task,
             status,
             reported=bool(outcomes),
             publisher=self._publisher(entry),
-            on_announced=lambda: self._told(entry, outcomes),
+            on_announced=lambda: self._acknowledge_finished(entry, outcomes),
         )
         self._on_recorded(entry)
         if not outcomes:
-            self._on_told(entry)
+            self._on_completion_published(entry)
 
-    def _told(self, entry: TrackedTask, outcomes: list[Delivery]) -> None:
+    def _acknowledge_finished(self, entry: TrackedTask, outcomes: list[Delivery]) -> None:
         for delivery in outcomes:
             ack(delivery)
         if outcomes:
-            self._on_told(entry)
+            self._on_completion_published(entry)
 
     def _publisher(self, entry: TrackedTask) -> Publisher | None:
-        """Return what reaches the queue's broker, or the one its outcome came from."""
+        """Return the publisher of the queue's broker, or of the one its outcome came from."""
         own = self._dispatcher_of(entry).publisher
         return entry.source.publisher if own is None and entry.source is not None else own
 
-    def _refused(self, entry: TrackedTask, status: TaskState, fate: WriteRefused) -> None:
-        fields = log_fields(entry.task, problem=fate.message)
-        if fate.status == 404 or entry.reduced:
+    def _on_write_refused(self, entry: TrackedTask, status: TaskState, fate: WriteRefused) -> None:
+        fields = log_fields(entry.task, error=fate.message)
+        if fate.status == 404 or entry.status_truncated:
             log.error("status.refused", **fields)
             self._on_refused(entry)
             return
         if status is not entry.status:
             if entry.stage is not TaskStage.FINISHED:
-                self.change(entry, entry.status)
-            return  # what is true now is written by itself
-        log.warning("status.reduced", **fields)
-        entry.reduced = True
+                self.set_status(entry, entry.status)
+            return  # the newer status has a write of its own
+        log.warning("status.truncated", **fields)
+        entry.status_truncated = True
         entry.status = replace(
             status,
             result=None,

@@ -2,17 +2,17 @@
 
 Contract:
 
-* A Task's own ttlSecondsAfterFinished counts, else its queue's at the time it is due: a default
-  that was raised, or withdrawn, meanwhile is obeyed. `queue_changed` makes the janitor look for
-  the finished Tasks that a new default is for.
-* Only what has a time to live is held, about 300 bytes a Task; each once.
-* A delete names the uid: a Task made anew under the name is another. That it is gone already, or
-  another, is fine.
-* A Task that an unfinished one depends on is left, and looked at again every few seconds.
-* At most `DELETES_AT_ONCE` deletes are under way. One that fails is tried again, ever more slowly,
-  and never holds up the others; while nothing succeeds all become slow. 429 is obeyed by all.
-* What was found by listing, not seen ending, is left alone for `GRACE_SECONDS`: its end may not be
-  announced yet by the operator that wrote it and was killed.
+* A Task's own ttlSecondsAfterFinished applies, else its queue's default at the time it is due, so a
+  default that was raised or removed meanwhile is respected. `on_queue_changed` lists the finished
+  Tasks that a new default applies to.
+* Only Tasks with a time to live are held, each once, with about 300 bytes per Task.
+* A delete has the uid as a precondition, so it never hits another Task created under the name. If
+  the Task is deleted already, or another has its name, the work is done.
+* A Task that an unfinished one depends on stays, and is checked again every few seconds.
+* At most `DELETES_AT_ONCE` deletes are in flight. A failed one is retried with backoff, and never
+  delays the others; while all fail, all slow down. All respect a 429.
+* A Task found by listing stays for at least `GRACE_SECONDS`: the operator that finished it may have
+  been killed before it published the completion event.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from taskqueue.timestamps import Clock
 log = EventLog(__name__)
 
 DELETES_AT_ONCE = 4
-#: How long until a Task that others depend on is looked at again.
+#: How long until a Task that others depend on is checked again.
 NEEDED_SECONDS = 5.0
-#: Shortest stay of a finished Task that was found by listing.
+#: How long a finished Task stays at least that was found by listing.
 GRACE_SECONDS = 15.0
-#: Clocks are coarse: a sleep of next to nothing would spin. Wall time may be set meanwhile.
+#: A shorter sleep would spin, as clocks are coarse; a longer one would miss changes of wall time.
 _SHORTEST_SLEEP_SECONDS, _LONGEST_SLEEP_SECONDS = 0.01, 60.0
-#: Pauses of one Task whose delete failed, and of all while nothing but failures comes.
+#: Backoff of one Task whose delete failed, and of all while every delete fails.
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 300.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
@@ -61,15 +61,15 @@ class _Finished:
 
 
 class TtlController:
-    """See the module's contract. `run` must be running for anything to be deleted.
+    """Deletes finished Tasks on time, while `run` is running.
 
     Args:
         client: for the API server.
         clock: wall time in seconds.
         ttl_of: the present taskDefaults.ttlSecondsAfterFinished of a queue; None: it has none, or
             there is no such queue.
-        needed: whether an unfinished Task depends on the one of this namespace and name.
-        random: for the pauses; gives numbers in [0, 1).
+        is_needed: whether an unfinished Task depends on the one of this namespace and name.
+        random: for the pauses; returns numbers in [0, 1).
     """
 
     def __init__(
@@ -78,20 +78,20 @@ class TtlController:
         *,
         clock: Clock,
         ttl_of: Callable[[QueueKey], int | None],
-        needed: Callable[[str, str], bool],
+        is_needed: Callable[[str, str], bool],
         random: Callable[[], float] = random.random,
     ) -> None:
         self._client = client
         self._clock = clock
         self._ttl_of = ttl_of
-        self._needed = needed
+        self._is_needed = is_needed
         self._random = random
         #: (when due, tie-breaker, Task). Only an entry whose time is the one in `_due` counts.
         self._heap: list[tuple[float, int, _Finished]] = []
         self._due: dict[str, float] = {}
         self._numbers = itertools.count()
         self._wake = asyncio.Event()
-        #: Queues whose finished Tasks are to be listed; None: all there are.
+        #: Queues whose finished Tasks are to be listed; None: all queues.
         self._to_list: set[QueueKey | None] = set()
         self._list_wake = asyncio.Event()
         self._backoff = Backoff(
@@ -102,7 +102,7 @@ class TtlController:
     def __len__(self) -> int:
         return len(self._due)
 
-    def finished(
+    def add(
         self,
         namespace: str,
         name: str,
@@ -112,7 +112,7 @@ class TtlController:
         completed: float,
         ttl: int | None,
     ) -> None:
-        """Take a Task whose final status is in the API server and has been announced.
+        """Add a Task whose final status is written and whose completion event is published.
 
         Args:
             namespace: of the Task.
@@ -122,40 +122,44 @@ class TtlController:
             completed: status.completionTime, seconds since the epoch.
             ttl: its own ttlSecondsAfterFinished.
         """
-        self._hold(_Finished(namespace, name, uid, queue, completed, ttl))
+        self._schedule(_Finished(namespace, name, uid, queue, completed, ttl))
 
-    def take(self, tasks: Iterable[FinishedTask]) -> None:
-        """Take finished Tasks that were found by listing; those held already are left as is."""
+    def add_listed(self, tasks: Iterable[FinishedTask]) -> None:
+        """Add finished Tasks that were found by listing; those held already stay as they are."""
         grace = self._clock() + GRACE_SECONDS
         for task in tasks:
             namespace = task.queue[0]
-            self._hold(
+            self._schedule(
                 _Finished(
                     namespace, task.name, task.uid, task.queue, task.completed, task.ttl, grace
                 )
             )
 
     def list_all(self) -> None:
-        """Have every finished Task there is listed and taken."""
-        self._list(None)
+        """Request a list of all finished Tasks; they are added."""
+        self._request_list(None)
 
-    def queue_changed(self, queue: QueueKey) -> None:
-        """Take note that a queue has another default, or is new: its finished Tasks are listed."""
+    def on_queue_changed(self, queue: QueueKey) -> None:
+        """List the finished Tasks of a queue that is new, or has another default."""
         if self._ttl_of(queue) is not None:
-            self._list(queue)
+            self._request_list(queue)
 
     async def run(self, *, after: asyncio.Event | None = None) -> None:
-        """Delete what is due, for ever; ``after`` is set once ``needed`` knows all there is."""
+        """Delete what is due until cancelled, once ``after`` is set.
+
+        Args:
+            after: set once ``is_needed`` knows every unfinished Task.
+        """
         if after is not None:
             await after.wait()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._list_for_ever(), name="janitor: list")
+            group.create_task(self._list_loop(), name="TTL controller: list")
             for _ in range(DELETES_AT_ONCE):
-                group.create_task(self._delete_for_ever(), name="janitor: delete")
+                group.create_task(self._delete_loop(), name="TTL controller: delete")
 
-    # What is held.
+    # The heap.
 
-    def _hold(self, task: _Finished) -> None:
+    def _schedule(self, task: _Finished) -> None:
         ttl = self._ttl(task)
         if ttl is None:
             return
@@ -171,7 +175,7 @@ class TtlController:
         return self._ttl_of(task.queue) if task.ttl is None else task.ttl
 
     async def _next(self) -> _Finished:
-        """Wait for a Task that is due by its present time to live; it is held no longer."""
+        """Wait for a Task that is due by its present time to live, and remove it from the heap."""
         while True:
             sleep = _LONGEST_SLEEP_SECONDS
             while self._heap:
@@ -189,7 +193,7 @@ class TtlController:
                 if ttl is None:
                     continue
                 if task.completed + ttl > now:
-                    self._hold(task)
+                    self._schedule(task)
                     continue
                 return task
             self._wake.clear()
@@ -201,15 +205,15 @@ class TtlController:
 
     # Deleting.
 
-    async def _delete_for_ever(self) -> None:
+    async def _delete_loop(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             task = await self._next()
             while (left := self._paused_until - loop.time()) > 0:  # noqa: ASYNC110  (a time)
                 await asyncio.sleep(max(left, _SHORTEST_SLEEP_SECONDS))
-            # Last, so that nothing can come to depend on it between the look and the request.
-            if self._needed(task.namespace, task.name):
-                self._again(task, NEEDED_SECONDS)
+            # Checked last, so that nothing can come to depend on it before the request.
+            if self._is_needed(task.namespace, task.name):
+                self._schedule_retry(task, NEEDED_SECONDS)
             else:
                 await self._delete(task)
 
@@ -222,16 +226,16 @@ class TtlController:
         }
         try:
             await self._client.send("DELETE", task_path(task.namespace, task.name), body=options)
-        except ApiError as problem:
-            if problem.status in (404, 409):
-                return  # gone, or another Task by now
-            self._failed(task, problem)
+        except ApiError as error:
+            if error.status in (404, 409):
+                return  # deleted already, or another Task by now
+            self._on_delete_failed(task, error)
             return
         self._backoff.reset()
         TTL_DELETIONS.inc()
         log.info("task.expired", namespace=task.namespace, task=task.name, uid=task.uid)
 
-    def _failed(self, task: _Finished, problem: ApiError) -> None:
+    def _on_delete_failed(self, task: _Finished, error: ApiError) -> None:
         if task.backoff is None:
             task.backoff = Backoff(
                 first_seconds=_FIRST_RETRY, longest_seconds=_LONGEST_RETRY, random=self._random
@@ -242,28 +246,28 @@ class TtlController:
             namespace=task.namespace,
             task=task.name,
             uid=task.uid,
-            problem=str(problem),
+            error=str(error),
             retry_seconds=round(retry, 2),
         )
         pause = self._backoff.next_delay()
-        if problem.status == 429:
-            pause = problem.retry_after or pause
+        if error.status == 429:
+            pause = error.retry_after or pause
             retry = max(retry, pause)
         loop = asyncio.get_running_loop()
         self._paused_until = max(self._paused_until, loop.time() + pause)
-        self._again(task, retry)
+        self._schedule_retry(task, retry)
 
-    def _again(self, task: _Finished, seconds: float) -> None:
+    def _schedule_retry(self, task: _Finished, seconds: float) -> None:
         task.not_before = self._clock() + seconds
-        self._hold(task)
+        self._schedule(task)
 
     # Listing.
 
-    def _list(self, queue: QueueKey | None) -> None:
+    def _request_list(self, queue: QueueKey | None) -> None:
         self._to_list.add(queue)
         self._list_wake.set()
 
-    async def _list_for_ever(self) -> None:
+    async def _list_loop(self) -> None:
         backoff = Backoff(
             first_seconds=_FIRST_RETRY, longest_seconds=_LONGEST_SLEEP_SECONDS, random=self._random
         )
@@ -274,12 +278,12 @@ class TtlController:
                 continue
             queue = self._next_list()
             try:
-                self.take(await self._listed(queue))
+                self.add_listed(await self._fetch(queue))
                 backoff.reset()
-            except ApiError as problem:
+            except ApiError as error:
                 self._to_list.add(queue)
-                log.warning("ttl.list_failed", queue=queue, problem=str(problem))
-                await asyncio.sleep(problem.retry_after or backoff.next_delay())
+                log.warning("ttl.list_failed", queue=queue, error=str(error))
+                await asyncio.sleep(error.retry_after or backoff.next_delay())
 
     def _next_list(self) -> QueueKey | None:
         if None in self._to_list:
@@ -287,7 +291,7 @@ class TtlController:
             return None
         return self._to_list.pop()
 
-    async def _listed(self, queue: QueueKey | None) -> list[FinishedTask]:
+    async def _fetch(self, queue: QueueKey | None) -> list[FinishedTask]:
         if queue is None:
             return await finished_tasks(self._client)
         namespace, name = queue

@@ -1,8 +1,8 @@
 """Finds the attempts that no worker will report any more.
 
-The broker's queue hands out in order, so all but the last ``ready`` published are with a worker.
-Messages of others make the count larger, and us more patient. While nobody could report, nobody is
-late: then everybody gets the whole time again.
+The broker's queue delivers in order, so all but the last ``ready`` published are with a worker.
+Messages of other publishers raise that count, which only delays the finding. While workers cannot
+report, no attempt is late: afterwards each gets its whole time again.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Callable, Collection
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.model.task import Policy
 
-#: An attempt is given up when no outcome has come this long after its time-out: the worker reports
-#: one by then, if there is a worker.
-SILENCE_SECONDS = 10.0
+#: An attempt is unreported when no outcome has come this long after its timeout: a living worker
+#: reports one by then.
+REPORT_GRACE_SECONDS = 10.0
 
 
 class UnreportedAttempts:
-    """See the module's contract.
+    """Watches the published attempts of a queue for those that outlive their timeout.
 
     Args:
         published: the Tasks in the broker or with a worker, in the order of publishing.
-        policy: what holds for a Task now.
+        policy: a Task's present policy.
         clock: wall time in seconds.
-        on_silent: told of an attempt, and since when a worker has had it.
+        on_unreported: called with a Task, and the time since when a worker has had its attempt.
     """
 
     def __init__(
@@ -33,26 +33,26 @@ class UnreportedAttempts:
         *,
         policy: Callable[[TrackedTask], Policy],
         clock: Callable[[], float],
-        on_silent: Callable[[TrackedTask, float], None],
+        on_unreported: Callable[[TrackedTask, float], None],
     ) -> None:
         self._published = published
         self._policy = policy
         self._clock = clock
-        self._on_silent = on_silent
+        self._on_unreported = on_unreported
 
-    def observed(self, ready: int, *, reporting: bool) -> None:
-        """Take the broker's count of messages no worker has; tell of attempts that went silent.
+    def on_ready_count(self, ready: int, *, reporting: bool) -> None:
+        """Find unreported attempts, given the broker's count of messages no worker has.
 
         Args:
             ready: the count.
-            reporting: whether the broker takes what workers report.
+            reporting: whether the broker accepts what workers report.
         """
         if not reporting:
-            self.be_patient()
+            self.restart_timeouts()
             return
         now = self._clock()
         delivered = len(self._published) - ready
-        silent = []
+        unreported = []
         for place, entry in enumerate(self._published):
             if place >= delivered:
                 entry.delivered_at = None  # it may have come back
@@ -61,13 +61,13 @@ class UnreportedAttempts:
                 if entry.confirmed:
                     entry.delivered_at = now
                 continue
-            limit = self._policy(entry).attempt_timeout_seconds + SILENCE_SECONDS
+            limit = self._policy(entry).attempt_timeout_seconds + REPORT_GRACE_SECONDS
             if now - entry.delivered_at > limit:
-                silent.append((entry, entry.delivered_at))
-        for entry, since in silent:
-            self._on_silent(entry, since)
+                unreported.append((entry, entry.delivered_at))
+        for entry, since in unreported:
+            self._on_unreported(entry, since)
 
-    def be_patient(self) -> None:
-        """Give everybody the whole time again: nobody could report for a while."""
+    def restart_timeouts(self) -> None:
+        """Give every attempt its whole time again: workers could not report for a while."""
         for entry in self._published:
             entry.delivered_at = None

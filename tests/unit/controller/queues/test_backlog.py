@@ -214,23 +214,23 @@ def test_other_statistics_begin_anew() -> None:
 def test_the_most_published_is_of_the_time_since_it_was_last_asked() -> None:
     peak = PublishedPeak()
     for _ in range(3):
-        peak.came(100.0)
+        peak.add(100.0)
     for _ in range(3):
-        peak.left(100.1)
-    assert peak.take(102.0) == 3
-    assert peak.take(102.0) == 0
+        peak.remove(100.1)
+    assert peak.pop(102.0) == 3
+    assert peak.pop(102.0) == 0
 
 
 def test_a_task_that_has_just_ended_counts_beside_the_one_published_in_its_place() -> None:
     peak = PublishedPeak()
-    peak.came(100.0)
-    peak.left(101.0)
-    peak.came(101.0 + LATE_SECONDS)
-    assert peak.take(101.0 + LATE_SECONDS) == 2
-    assert peak.take(150.0) == 2
-    peak.left(200.0)
-    peak.came(200.1 + LATE_SECONDS)
-    assert peak.take(202.0) == 1
+    peak.add(100.0)
+    peak.remove(101.0)
+    peak.add(101.0 + LATE_SECONDS)
+    assert peak.pop(101.0 + LATE_SECONDS) == 2
+    assert peak.pop(150.0) == 2
+    peak.remove(200.0)
+    peak.add(200.1 + LATE_SECONDS)
+    assert peak.pop(202.0) == 1
 
 
 def test_a_message_taken_since_it_was_counted_counts_once() -> None:

@@ -72,7 +72,7 @@ class Model:
     def publish(self, number: int) -> None:
         self.own_ready += number
         for _ in range(number):
-            self.peak.came(self.now)
+            self.peak.add(self.now)
 
     def deliver(self, number: int) -> None:
         number = min(number, self.own_ready)
@@ -83,7 +83,7 @@ class Model:
         number = min(number, self.own_running)
         self.own_running -= number
         for _ in range(number):
-            self.peak.left(self.now)
+            self.peak.remove(self.now)
         self.ended += [self.now + LATE * (1 + place) / (1 + number) for place in range(number)]
 
     def give_back(self, number: int) -> None:
@@ -128,7 +128,7 @@ class Model:
         )
 
     def _observe(self) -> None:
-        self.meter.published(max(self.peak.take(self.now), self.published), self.now)
+        self.meter.published(max(self.peak.pop(self.now), self.published), self.now)
 
     def do(self, name: str, value: float) -> None:
         if name == "wait":

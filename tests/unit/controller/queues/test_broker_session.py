@@ -67,7 +67,7 @@ class FakeDispatcher:
         self.republished += 1
         return 1
 
-    def observed_ready(self, ready: int, *, reporting: bool) -> None: ...
+    def on_ready_count(self, ready: int, *, reporting: bool) -> None: ...
 
 
 class FakeReaders:

@@ -24,9 +24,9 @@ class FakeDispatcher:
 
     def close(self) -> None: ...
 
-    def order_drain(self, pod: str) -> None: ...
+    def send_drain(self, pod: str) -> None: ...
 
-    def take_most_published(self) -> int:
+    def pop_most_published(self) -> int:
         return self.published
 
 

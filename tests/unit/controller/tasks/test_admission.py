@@ -98,7 +98,7 @@ OBSTACLES: tuple[tuple[dict[str, Any], dict[str, Any], tuple[AdmissionStep, str,
     ({"deadline": 100}, {}, OVERDUE),
     ({}, {"queue": False}, NO_QUEUE),
     ({}, {"dependencies": BROKEN}, NEVER_COMPLETE),
-    ({}, {"payload_problem": "spec.payloadFrom[0]: no such key"}, UNRESOLVED),
+    ({}, {"payload_error": "spec.payloadFrom[0]: no such key"}, UNRESOLVED),
     ({"start_after": NOW + 10}, {}, TOO_EARLY),
 )
 
@@ -147,7 +147,7 @@ def test_messages_name_the_dependencies() -> None:
 
 
 def test_a_payload_that_is_being_read_is_waited_for_without_a_word() -> None:
-    decision = ask(task(), payload_problem="")
+    decision = ask(task(), payload_error="")
     assert told(decision) == (AdmissionStep.HOLD, "Pending", "")
     assert decision.status is PENDING
 
@@ -157,14 +157,14 @@ def test_what_was_dispatched_before_waits_for_its_payload_alone(status: TaskStat
     asked = task(start_after=NOW + 10)
     after = NOW + 60  # any back-off is over
     late = replace(asked, spec=replace(asked.spec, start_after=after + 10))
-    held = ask(late, status, now=after, dependencies=BROKEN, payload_problem="gone")
+    held = ask(late, status, now=after, dependencies=BROKEN, payload_error="gone")
     assert told(held) == UNRESOLVED
     assert ask(late, status, now=after, dependencies=CYCLE).step is AdmissionStep.GO
 
 
 def test_start_after_is_looked_at_again_when_it_has_come() -> None:
     decision = ask(task(start_after=NOW + 10))
-    assert decision.look_again == decision.status.next_attempt_time == NOW + 10
+    assert decision.reconsider_at == decision.status.next_attempt_time == NOW + 10
     due = ask(task(start_after=NOW + 10), decision.status, now=NOW + 10)
     assert told(due) == GOES
     assert due.status.next_attempt_time is None
@@ -174,7 +174,7 @@ def test_a_retry_is_waited_for() -> None:
     decision = ask(task(), RETRYING)
     assert told(decision) == BACKS_OFF
     assert decision.status is RETRYING
-    assert decision.look_again == NOW - 5 + 30
+    assert decision.reconsider_at == NOW - 5 + 30
     assert ask(task(), RETRYING, now=NOW + 25).step is AdmissionStep.GO
 
 
@@ -183,14 +183,14 @@ def test_a_retry_is_waited_for_after_another_obstacle_too() -> None:
     assert (blocked.phase, blocked.reason) == (Phase.BLOCKED, "QueueNotFound")
     back = ask(task(), blocked)
     assert told(back) == BACKS_OFF
-    assert (back.status.message, back.look_again) == ("attempt 1 of 3: Boom: it broke", NOW + 25)
+    assert (back.status.message, back.reconsider_at) == ("attempt 1 of 3: Boom: it broke", NOW + 25)
     assert told(ask(task(), blocked, now=NOW + 26)) == GOES
 
 
 def test_an_obstacle_met_lately_is_told_until_it_is_tried_again() -> None:
     status = lifecycle.blocked(PENDING, reason="UnknownHandler", message="no handler 'h'")
     held = ask(task(), status, hold_until=NOW + 5)
-    assert (held.step, held.status, held.look_again) == (AdmissionStep.HOLD, status, NOW + 5)
+    assert (held.step, held.status, held.reconsider_at) == (AdmissionStep.HOLD, status, NOW + 5)
     tried = ask(task(), status, hold_until=NOW)
     assert (tried.step, tried.status) == (AdmissionStep.GO, status)
 
@@ -234,7 +234,7 @@ def test_a_dispatched_task_reacts_to_nothing_else() -> None:
         dispatched=Dispatched.YES,
         queue=False,
         dependencies=CYCLE,
-        payload_problem="gone",
+        payload_error="gone",
     )
     assert (decision.step, decision.status) == (AdmissionStep.GO, RUNNING)
 
@@ -269,7 +269,7 @@ def test_the_deadline_counts_from_when_it_may_run(
     asked = task(deadline=200, **spec)
     for dispatched in (Dispatched.NO, Dispatched.YES):
         before = ask(asked, status, dispatched=dispatched, now=begins + 199, dependencies=state)
-        assert (before.step, before.look_again) == (AdmissionStep.GO, begins + 200)
+        assert (before.step, before.reconsider_at) == (AdmissionStep.GO, begins + 200)
         over = ask(asked, status, dispatched=dispatched, now=begins + 200, dependencies=state)
         assert told(over) == OVERDUE
         assert "200 s" in over.status.message
@@ -279,7 +279,7 @@ def test_the_deadline_counts_from_when_it_may_run(
 def test_no_deadline_runs_while_dependencies_are_waited_for(state: DependencyState) -> None:
     decision = ask(task(deadline=1), now=NOW + 1e6, dependencies=state)
     assert decision.step is AdmissionStep.HOLD
-    assert decision.look_again is None
+    assert decision.reconsider_at is None
 
 
 def test_no_deadline_runs_while_suspended_and_a_resumed_task_has_all_its_time() -> None:
@@ -287,7 +287,7 @@ def test_no_deadline_runs_while_suspended_and_a_resumed_task_has_all_its_time() 
     assert told(held) == SUSPENDED
     back = ask(task(deadline=10), held.status, now=NOW + 1e6)
     assert told(back) == GOES
-    assert (back.status.resumed_time, back.look_again) == (NOW + 1e6, NOW + 1e6 + 10)
+    assert (back.status.resumed_time, back.reconsider_at) == (NOW + 1e6, NOW + 1e6 + 10)
 
 
 def test_the_queues_deadline_holds_where_the_task_has_none() -> None:
@@ -297,8 +297,8 @@ def test_the_queues_deadline_holds_where_the_task_has_none() -> None:
 
 
 def test_the_earlier_of_deadline_and_retry_is_looked_at() -> None:
-    assert ask(task(deadline=110), RETRYING).look_again == NOW + 10
-    assert ask(task(deadline=1000), RETRYING).look_again == NOW + 25
+    assert ask(task(deadline=110), RETRYING).reconsider_at == NOW + 10
+    assert ask(task(deadline=1000), RETRYING).reconsider_at == NOW + 25
 
 
 def test_a_new_leader_that_knows_nothing_of_the_dependencies_yet_ends_nothing() -> None:
@@ -366,7 +366,7 @@ surroundings = st.builds(
     TaskEnvironment,
     policy=st.none() | st.just(POLICY),
     dependencies=states,
-    payload_problem=st.sampled_from([None, "", "missing"]),
+    payload_error=st.sampled_from([None, "", "missing"]),
     hold_until=times,
 )
 
@@ -408,4 +408,4 @@ def test_a_task_ends_once_and_never_goes_back(
             return
         assert status.history == before.history
         assert not (decision.step is AdmissionStep.GO and (spec.suspend or spec.cancel))
-        assert decision.look_again is None or decision.look_again > now
+        assert decision.reconsider_at is None or decision.reconsider_at > now

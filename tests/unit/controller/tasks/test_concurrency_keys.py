@@ -22,30 +22,30 @@ def test_a_holder_claims_again_without_a_second_place() -> None:
 def test_what_is_recorded_stands_above_the_limit_and_nobody_new_comes_in() -> None:
     slots: KeySlots[str] = KeySlots()
     for holder in "abc":
-        slots.take("k", holder)
-    slots.wait("k", "d", priority=0, created=0.0)
+        slots.assign("k", holder)
+    slots.enqueue("k", "d", priority=0, created=0.0)
     for holder in "ab":
-        assert slots.next("k", limit=1) is None
+        assert slots.pop_next("k", limit=1) is None
         slots.release("k", holder)
-    assert slots.next("k", limit=1) is None
+    assert slots.pop_next("k", limit=1) is None
     slots.release("k", "c")
-    assert slots.next("k", limit=1) == "d"
+    assert slots.pop_next("k", limit=1) == "d"
 
 
 def test_the_line_goes_by_priority_then_age() -> None:
     slots: KeySlots[str] = KeySlots()
     for name, priority, created in (("late", 0, 2.0), ("early", 0, 1.0), ("first", 5, 3.0)):
-        slots.wait("k", name, priority=priority, created=created)
+        slots.enqueue("k", name, priority=priority, created=created)
     assert (slots.waiting, set(slots)) == (3, {"late", "early", "first"})
-    slots.leave("k", "early")
-    assert [slots.next("k", limit=1) for _ in range(3)] == ["first", "late", None]
+    slots.stop_waiting("k", "early")
+    assert [slots.pop_next("k", limit=1) for _ in range(3)] == ["first", "late", None]
 
 
 def test_who_has_it_not_can_neither_release_nor_leave() -> None:
     slots: KeySlots[str] = KeySlots()
-    slots.take("k", "a")
+    slots.assign("k", "a")
     slots.release("k", "b")
-    slots.leave("k", "b")
+    slots.stop_waiting("k", "b")
     assert not slots.claim("k", "b", limit=1)
 
 
@@ -74,13 +74,13 @@ class Keys(RuleBasedStateMachine):
             self.holds[name].add(one)
         else:
             assert len(self.holds[name]) >= self.limit, f"{name} had room for one more"
-            self.slots.wait(name, one, priority=priority, created=one)
+            self.slots.enqueue(name, one, priority=priority, created=one)
             self.waits[name].append((-priority, one))
 
     @rule(name=keys)
     def holds_by_record(self, name: str) -> None:
         self.comers += 1
-        self.slots.take(name, self.comers)
+        self.slots.assign(name, self.comers)
         self.holds[name].add(self.comers)
         self.allowed[name] = max(self.allowed[name], len(self.holds[name]))
 
@@ -96,7 +96,7 @@ class Keys(RuleBasedStateMachine):
     def loses_patience(self, name: str, which: int) -> None:
         if self.waits[name]:
             one = self.waits[name].pop(which % len(self.waits[name]))
-            self.slots.leave(name, one[1])
+            self.slots.stop_waiting(name, one[1])
 
     @rule(limit=st.integers(1, 3))
     def limit_changes(self, limit: int) -> None:
@@ -105,11 +105,11 @@ class Keys(RuleBasedStateMachine):
             self.let_in(name)
 
     def let_in(self, name: str) -> None:
-        while (one := self.slots.next(name, limit=self.limit)) is not None:
+        while (one := self.slots.pop_next(name, limit=self.limit)) is not None:
             first = min(self.waits[name])
             assert first[1] == one, f"{first} is before {one}"
             self.waits[name].remove(first)
-            self.slots.take(name, one)
+            self.slots.assign(name, one)
             self.holds[name].add(one)
 
     @precondition(lambda self: self.comers)

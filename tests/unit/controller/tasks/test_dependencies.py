@@ -76,7 +76,7 @@ async def test_a_finished_one_is_looked_up() -> None:
     await asyncio.sleep(0.01)
     assert engine.publisher.names == ["t"]
     assert engine.api.asked == [task_path("shop", "first")]
-    assert engine.tasks.dependencies.of(entry.task).completed == EPOCH - 50.0
+    assert engine.tasks.dependencies.state_of(entry.task).completed == EPOCH - 50.0
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ async def test_what_a_task_depends_on_may_be_changed_until_it_runs() -> None:
     engine.add("t")
     await turn()
     assert engine.publisher.names == ["first", "t"]
-    assert not engine.tasks.dependencies.needed(("shop", "first"))
+    assert not engine.tasks.dependencies.is_needed(("shop", "first"))
     assert first.stage is TaskStage.PUBLISHED
 
 
@@ -203,7 +203,7 @@ async def test_a_name_made_anew_keeps_its_own_dependencies() -> None:
     entry = engine.show(again)
     await asyncio.sleep(1)
     assert list(engine.entries) == ["uid-first", "uid-other"]
-    engine.tasks.queue_changed(("shop", "q"))
+    engine.tasks.on_queue_changed(("shop", "q"))
     await asyncio.sleep(1)
     assert told(entry) == ("Blocked", "WaitingForDependencies")
 
@@ -227,7 +227,7 @@ async def test_the_deadline_counts_from_when_the_last_one_was_complete() -> None
 
 async def test_needed_tells_whom_the_janitor_must_spare() -> None:
     engine = running()
-    needed = engine.tasks.dependencies.needed
+    needed = engine.tasks.dependencies.is_needed
     stored(engine, "first", "Succeeded")
     entry = engine.add("t", dependsOn=["first"])
     await asyncio.sleep(0.01)

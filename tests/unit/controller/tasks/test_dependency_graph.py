@@ -28,8 +28,8 @@ def key(name: str) -> TaskKey:
 
 def put(graph: DependencyGraph, name: str, *needs: str) -> set[str]:
     """As the engine does: a Task the feed shows exists, and depends on others."""
-    graph.exists(key(name))
-    return {changed for _, changed in graph.put(key(name), needs)}
+    graph.mark_unfinished(key(name))
+    return {changed for _, changed in graph.set_dependencies(key(name), needs)}
 
 
 def is_empty(graph: DependencyGraph) -> bool:
@@ -41,8 +41,8 @@ def test_what_nothing_is_known_of_is_waited_for_and_sought() -> None:
     assert put(graph, "a", "b", "c") == {"a"}
     assert graph.state(key("a")) == DependencyState(waiting=("b", "c"))
     assert set(graph.unknown()) == {key("b"), key("c")}
-    assert graph.exists(key("b")) == {key("a")}
-    assert graph.absent(key("c")) == {key("a")}
+    assert graph.mark_unfinished(key("b")) == {key("a")}
+    assert graph.mark_missing(key("c")) == {key("a")}
     assert graph.state(key("a")) == DependencyState(waiting=("b",), missing=("c",))
     assert (list(graph.unknown()), list(graph.missing())) == ([], [key("c")])
     assert list(graph.present()) == [key("b")]
@@ -51,16 +51,16 @@ def test_what_nothing_is_known_of_is_waited_for_and_sought() -> None:
 def test_all_complete_is_as_late_as_the_last() -> None:
     graph = DependencyGraph()
     put(graph, "a", "b", "c")
-    assert graph.ended(key("b"), Ending(True, "", 9.0)) == {key("a")}
+    assert graph.mark_finished(key("b"), Ending(True, "", 9.0)) == {key("a")}
     assert graph.state(key("a")) == DependencyState(waiting=("c",))
-    graph.ended(key("c"), Ending(True, "", 7.0))
+    graph.mark_finished(key("c"), Ending(True, "", 7.0))
     assert graph.state(key("a")) == DependencyState(completed=9.0)
 
 
 def test_one_that_failed_is_told_with_how() -> None:
     graph = DependencyGraph()
     put(graph, "a", "b", "c")
-    graph.ended(key("c"), FAILED)
+    graph.mark_finished(key("c"), FAILED)
     assert graph.state(key("a")).failed == ("c", FAILED.reason)
     assert graph.state(key("a")).completed is None
 
@@ -69,10 +69,10 @@ def test_a_dependency_deleted_unfinished_is_missing_and_may_come_again() -> None
     graph = DependencyGraph()
     put(graph, "b")
     put(graph, "a", "b")
-    graph.exists(key("b"))
-    assert graph.gone(key("b")) == {key("a")}
+    graph.mark_unfinished(key("b"))
+    assert graph.mark_deleted(key("b")) == {key("a")}
     assert graph.state(key("a")).missing == ("b",)
-    assert graph.exists(key("b")) == {key("a")}
+    assert graph.mark_unfinished(key("b")) == {key("a")}
     assert graph.state(key("a")) == DependencyState(waiting=("b",))
 
 
@@ -83,14 +83,14 @@ def test_a_diamond_opens_from_its_top_to_its_bottom() -> None:
     put(graph, "right", "top")
     put(graph, "top")
     assert graph.state(key("top")) is INDEPENDENT
-    assert graph.ended(key("top"), COMPLETE) == {key("left"), key("right")}
-    graph.ended(key("left"), COMPLETE)
+    assert graph.mark_finished(key("top"), COMPLETE) == {key("left"), key("right")}
+    graph.mark_finished(key("left"), COMPLETE)
     assert graph.state(key("bottom")) == DependencyState(waiting=("right",))
-    assert graph.ended(key("right"), COMPLETE) == {key("bottom")}
+    assert graph.mark_finished(key("right"), COMPLETE) == {key("bottom")}
     assert graph.state(key("bottom")).completed == 5.0
-    assert not graph.needed(key("top"))
-    assert graph.needed(key("left"))
-    graph.ended(key("bottom"), COMPLETE)
+    assert not graph.is_needed(key("top"))
+    assert graph.is_needed(key("left"))
+    graph.mark_finished(key("bottom"), COMPLETE)
     assert is_empty(graph)
 
 
@@ -137,20 +137,20 @@ def test_a_cycle_that_is_broken_is_none_for_any_member(how: str) -> None:
     put(graph, "c", "a")
     assert all(graph.state(key(name)).cycle for name in "abc")
     if how == "edited":
-        changed = graph.put(key("b"), ())
+        changed = graph.set_dependencies(key("b"), ())
     elif how == "deleted":
-        changed = graph.gone(key("b"))
+        changed = graph.mark_deleted(key("b"))
     else:
-        changed = graph.ended(key("b"), FAILED)
+        changed = graph.mark_finished(key("b"), FAILED)
     assert [graph.state(key(name)).cycle for name in "ac"] == [(), ()]
     assert {key("a"), key("c")} <= changed  # both may stand otherwise now
 
 
 def test_namespaces_are_apart() -> None:
     graph = DependencyGraph()
-    graph.put(("x", "a"), ("b",))
-    graph.put(("y", "b"), ("a",))
-    assert graph.ended(("y", "b"), COMPLETE) == set()
+    graph.set_dependencies(("x", "a"), ("b",))
+    graph.set_dependencies(("y", "b"), ("a",))
+    assert graph.mark_finished(("y", "b"), COMPLETE) == set()
     assert graph.state(("x", "a")) == DependencyState(waiting=("b",))
 
 
@@ -182,10 +182,10 @@ class Graph(RuleBasedStateMachine):
     @rule(name=names, needs=st.lists(names, max_size=3, unique=True))
     def put(self, name: str, needs: list[str]) -> None:
         needs = [need for need in needs if need != name]  # refused at admission
-        self.told(name, "present", self.graph.exists(key(name)))
+        self.told(name, "present", self.graph.mark_unfinished(key(name)))
         self.needs.pop(name, None)
         self.forget()
-        changed = self.graph.put(key(name), needs)
+        changed = self.graph.set_dependencies(key(name), needs)
         if needs:
             self.needs[name] = tuple(needs)
         assert key(name) in changed
@@ -195,25 +195,25 @@ class Graph(RuleBasedStateMachine):
 
     @rule(name=names)
     def exists(self, name: str) -> None:
-        self.told(name, "present", self.graph.exists(key(name)))
+        self.told(name, "present", self.graph.mark_unfinished(key(name)))
 
     @rule(name=names)
     def is_absent(self, name: str) -> None:
         if name not in self.needs:  # one that is there is not looked up
-            self.told(name, "missing", self.graph.absent(key(name)))
+            self.told(name, "missing", self.graph.mark_missing(key(name)))
 
     @rule(name=names, complete=st.booleans(), at=st.sampled_from([1.0, 2.0]))
     def ends(self, name: str, complete: bool, at: float) -> None:
         ending = Ending(complete, "" if complete else "has Failed", at)
         self.needs.pop(name, None)
         self.forget()
-        self.told(name, ending, self.graph.ended(key(name), ending))
+        self.told(name, ending, self.graph.mark_finished(key(name), ending))
 
     @rule(name=names)
     def is_deleted(self, name: str) -> None:
         self.needs.pop(name, None)
         self.forget()
-        self.told(name, "missing", self.graph.gone(key(name)))
+        self.told(name, "missing", self.graph.mark_deleted(key(name)))
 
     @precondition(lambda self: self.needs)
     @rule()
@@ -239,7 +239,7 @@ class Graph(RuleBasedStateMachine):
     def who_needs_whom(self) -> None:
         for name in NAMES:
             needed = any(name in needs for needs in self.needs.values())
-            assert self.graph.needed(key(name)) == needed
+            assert self.graph.is_needed(key(name)) == needed
         unknown = {need for needs in self.needs.values() for need in needs} - set(self.said)
         assert set(self.graph.unknown()) == {key(name) for name in unknown}
         for what, asked in (("missing", self.graph.missing), ("present", self.graph.present)):

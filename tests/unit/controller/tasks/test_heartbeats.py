@@ -128,7 +128,7 @@ async def test_progress_goes_with_the_worker_too(again: str, kept: bool) -> None
     entry = await running(engine)
     beat(engine, attempt(entry, 40))
     # After a reconnect, or because the broker has delivered it to another.
-    engine.tasks._recorder.started(entry, attempt=1, worker=again)
+    engine.tasks._transitions.on_started(entry, attempt=1, worker=again)
     assert (entry.status.progress is not None) == kept
 
 

@@ -223,7 +223,7 @@ async def test_the_key_of_a_stopped_attempt_lingers_until_its_worker_answers(
         await asyncio.sleep(0.2)
     await turn()
     assert second.stage is TaskStage.CLAIMING
-    assert not engine.dispatcher._lingering
+    assert not engine.dispatcher._key_holds
 
 
 async def test_the_key_of_a_suspended_attempt_lingers_too() -> None:
@@ -272,7 +272,7 @@ async def test_a_former_leaders_claim_nobody_knows_of_is_taken_back_uncounted() 
     first = engine.add("first", concurrencyKey="k", status=CLAIMED)
     engine.open()
     for _ in range(4):
-        engine.dispatcher.observed_ready(0, reporting=True)
+        engine.dispatcher.on_ready_count(0, reporting=True)
         await asyncio.sleep(10.1)
     assert (first.status.epoch, first.status.history) == (1, ())
     for write in engine.writer.writes:

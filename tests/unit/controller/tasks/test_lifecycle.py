@@ -133,7 +133,7 @@ RUNNING = lifecycle.started(PENDING, attempt=1, now=90.0, worker="pod-1")
 
 
 def test_an_attempt_taken_back_keeps_its_number_and_its_word_is_worth_nothing() -> None:
-    status = lifecycle.taken_back(replace(RUNNING, concurrency_key="k"))
+    status = lifecycle.recalled(replace(RUNNING, concurrency_key="k"))
     assert (status.phase, status.worker, status.concurrency_key) == (Phase.PENDING, "", "")
     assert (status.attempts, status.current_attempt, status.epoch) == (1, 1, 1)
     assert status.history == ()
@@ -165,7 +165,7 @@ def test_a_claim_is_no_longer_blocked() -> None:
 
 
 def test_a_silent_attempt_is_a_failed_one_whose_word_comes_too_late() -> None:
-    status = lifecycle.silent(RUNNING, now=400.0, start=95.0, policy=POLICY, random=0.5)
+    status = lifecycle.unreported(RUNNING, now=400.0, start=95.0, policy=POLICY, random=0.5)
     assert (status.phase, status.reason, status.epoch) == (Phase.RETRYING, "Timeout", 1)
     (entry,) = status.history
     assert (entry.attempt, entry.outcome, entry.reason) == (1, "Failed", "Timeout")
@@ -176,7 +176,7 @@ def test_a_silent_attempt_is_a_failed_one_whose_word_comes_too_late() -> None:
 
 
 def test_a_silent_last_attempt_ends_the_task() -> None:
-    status = lifecycle.silent(
+    status = lifecycle.unreported(
         RUNNING, now=400.0, start=95.0, policy=Policy(max_attempts=1), random=0.5
     )
     assert (status.phase, status.reason) == (Phase.FAILED, "RetriesExhausted")

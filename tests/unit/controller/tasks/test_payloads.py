@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from taskqueue.controller.tasks.payloads import AGAIN_SECONDS
+from taskqueue.controller.tasks.payloads import RETRY_SECONDS
 from taskqueue.controller.tasks.task_controller import PAYLOAD_LIMIT_BYTES
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.client import ApiError
@@ -76,10 +76,11 @@ async def test_a_task_without_sources_asks_for_nothing() -> None:
             "spec.payloadFrom[1]: ConfigMap shop/two has no key k: add it",
         ),
         (None, "spec.payloadFrom[1]: ConfigMap shop/two has no key k: add it"),
-        ({"k": "{"}, "spec.payloadFrom[1]: key k of ConfigMap shop/two is no JSON ("),
+        ({"k": "{"}, "spec.payloadFrom[1]: key k of ConfigMap shop/two is not valid JSON ("),
         (
             {"k": "[1]"},
-            "spec.payloadFrom[1]: key k of ConfigMap shop/two is no JSON object: write {...} there",
+            "spec.payloadFrom[1]: key k of ConfigMap shop/two is not a JSON object: put {...} "
+            "there",
         ),
     ],
 )
@@ -93,7 +94,7 @@ async def test_what_is_wrong_is_told_by_name_and_tried_again(
     assert entry.status.message.startswith(told)
     assert entry.stage is TaskStage.HELD
     engine.api.objects[PATH + "two"] = {"data": {"k": '{"two": 2}'}}
-    await asyncio.sleep(AGAIN_SECONDS - 0.2)
+    await asyncio.sleep(RETRY_SECONDS - 0.2)
     assert not engine.publisher.published
     await asyncio.sleep(0.2)
     (publish,) = engine.publisher.published
@@ -122,7 +123,7 @@ async def test_an_api_server_that_is_away_is_no_reason_to_fail() -> None:
     await asyncio.sleep(1)
     assert "ConfigMap shop/one cannot be read" in entry.status.message
     engine.api.get = get  # type: ignore[method-assign]
-    await asyncio.sleep(AGAIN_SECONDS)
+    await asyncio.sleep(RETRY_SECONDS)
     assert engine.publisher.names == ["t"]
 
 
@@ -173,6 +174,6 @@ async def test_a_new_leader_reads_again_before_it_publishes_what_ran_before() ->
     assert not engine.publisher.published
     assert entry.status.reason == "PayloadUnresolved"
     engine.api.objects[PATH + "one"] = {"data": {"k": '{"n": 1}'}}
-    await asyncio.sleep(AGAIN_SECONDS)
+    await asyncio.sleep(RETRY_SECONDS)
     (publish,) = engine.publisher.published
     assert orjson.loads(publish.message.body) == {"n": 1}

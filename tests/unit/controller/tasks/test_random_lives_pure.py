@@ -120,7 +120,9 @@ class Life(RuleBasedStateMachine):
     def worker_falls_silent(self) -> None:
         before = self.status
         self.become(
-            lifecycle.silent(before, now=self.now, start=self.now - 40, policy=POLICY, random=0.5)
+            lifecycle.unreported(
+                before, now=self.now, start=self.now - 40, policy=POLICY, random=0.5
+            )
         )
         assert self.status.epoch == before.epoch + 1
         self.counted.add(Token(before.current_attempt, before.epoch))
@@ -184,7 +186,7 @@ class Life(RuleBasedStateMachine):
                 self.dispatched = Dispatched.NO
                 return
             case "c":
-                self.become(lifecycle.taken_back(self.status))
+                self.become(lifecycle.recalled(self.status))
         self.counted.add(token)
         self.dispatched = Dispatched.NO
 

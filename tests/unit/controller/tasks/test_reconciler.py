@@ -275,7 +275,7 @@ async def test_no_alarm_is_left_of_a_finished_task() -> None:
     engine = Engine()
     entry = await engine.published(activeDeadlineSeconds=30)
     engine.event(entry, EventKind.SUCCEEDED)
-    assert (entry.alarm, entry.flush) == (None, None)
+    assert (entry.reconcile_timer, entry.write_timer) == (None, None)
 
 
 # Queues.
@@ -288,7 +288,7 @@ async def test_a_deleted_queue_lets_what_is_published_run_on() -> None:
     await run_long(engine, running)
     engine.dispatcher.close()
     engine.dispatcher.config = None
-    engine.tasks.queue_changed(KEY)
+    engine.tasks.on_queue_changed(KEY)
     assert (running.stage, running.status.phase) == (TaskStage.PUBLISHED, Phase.RUNNING)
     assert (waiting.status.phase, waiting.status.reason) == (Phase.BLOCKED, "QueueNotFound")
     engine.event(running, EventKind.SUCCEEDED)

@@ -111,7 +111,7 @@ async def test_a_deleted_task_leaves_nothing_behind_whatever_its_stage(stage: Ta
     await turn()
     assert engine.dispatcher.empty
     assert not any(vars(engine.dispatcher._keys).values())
-    assert (entry.alarm, entry.flush) == (None, None)
+    assert (entry.reconcile_timer, entry.write_timer) == (None, None)
     assert not engine.recorded
 
 
@@ -185,7 +185,7 @@ async def test_a_status_that_changes_back_while_it_is_written_is_written_again()
     engine.add("t")
     await asyncio.sleep(2.1)
     engine.dispatcher.config = engine.config
-    engine.tasks.queue_changed(KEY)
+    engine.tasks.on_queue_changed(KEY)
     await asyncio.sleep(10)
     (blocked,) = engine.writer.writes
     blocked.succeed()
@@ -214,7 +214,7 @@ async def test_nothing_is_kept_of_a_queue_that_is_gone_with_its_tasks(how: str) 
     engine = Engine()
     entry = engine.add("t")
     engine.dispatcher.config = None
-    engine.tasks.queue_changed(KEY)
+    engine.tasks.on_queue_changed(KEY)
     assert KEY in engine.tasks._dispatchers
     if how == "ended":
         engine.add("t", cancel=True)
@@ -232,7 +232,7 @@ async def test_a_queue_that_comes_back_finds_its_tasks_in_order() -> None:
     engine.add("early", created=1.0)
     await asyncio.sleep(3)
     engine.dispatcher.config = engine.config
-    engine.tasks.queue_changed(KEY)
+    engine.tasks.on_queue_changed(KEY)
     engine.open()
     await turn()
     assert engine.publisher.names == ["early"]

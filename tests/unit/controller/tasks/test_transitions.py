@@ -1,4 +1,4 @@
-"""The recorder: which outcome counts, when it is acknowledged, and what is written when."""
+"""The transitions: which outcome counts, when it is acknowledged, and what is written when."""
 
 import asyncio
 
@@ -353,7 +353,7 @@ async def test_a_task_that_waits_for_its_queue_says_so_once() -> None:
     engine.dispatcher.config = None
     engine.add("t")
     for _ in range(3):
-        engine.tasks.queue_changed(KEY)
+        engine.tasks.on_queue_changed(KEY)
         await asyncio.sleep(3)
         for write in engine.writer.writes:
             write.succeed()
@@ -367,6 +367,6 @@ async def test_what_waited_for_a_moment_only_says_nothing() -> None:
     engine.add("t")
     await asyncio.sleep(1)
     engine.dispatcher.config = engine.config
-    engine.tasks.queue_changed(KEY)
+    engine.tasks.on_queue_changed(KEY)
     await asyncio.sleep(10)
     assert not engine.writer.writes

@@ -97,11 +97,11 @@ class Stage:
             clock=now,
             random=lambda: 1.0,
             ttl_of=self.defaults.get,
-            needed=lambda namespace, name: name in self.needed,
+            is_needed=lambda namespace, name: name in self.needed,
         )
 
     def finished(self, name: str, *, ttl: int | None = None) -> None:
-        self.janitor.finished("shop", name, f"uid-{name}", queue=QUEUE, completed=now(), ttl=ttl)
+        self.janitor.add("shop", name, f"uid-{name}", queue=QUEUE, completed=now(), ttl=ttl)
 
     def found(self, name: str, *, ttl: int | None = None) -> FinishedTask:
         return FinishedTask(
@@ -181,7 +181,7 @@ async def test_a_new_default_is_for_the_finished_too() -> None:
     async with at_work() as stage:
         stage.api.items = [raw("old"), raw("own", ttl=40)]
         stage.defaults[QUEUE] = 30
-        stage.janitor.queue_changed(QUEUE)
+        stage.janitor.on_queue_changed(QUEUE)
         await until_time(60)
         ((path, selector),) = stage.api.lists
         assert path == "/apis/taskqueue.dev/v1alpha1/namespaces/shop/tasks"
@@ -193,24 +193,24 @@ async def test_a_new_default_is_for_the_finished_too() -> None:
 async def test_a_lowered_default_is_for_those_held_too() -> None:
     async with at_work() as stage:
         stage.defaults[QUEUE] = 500
-        stage.janitor.finished("shop", "old", "uid-old", queue=QUEUE, completed=now(), ttl=None)
+        stage.janitor.add("shop", "old", "uid-old", queue=QUEUE, completed=now(), ttl=None)
         stage.api.items = [raw("old")]
         stage.defaults[QUEUE] = 30
-        stage.janitor.queue_changed(QUEUE)
+        stage.janitor.on_queue_changed(QUEUE)
         await until_time(600)
         assert stage.api.tried == [("old", 30)]
 
 
 async def test_no_default_asks_for_no_list() -> None:
     async with at_work() as stage:
-        stage.janitor.queue_changed(QUEUE)
+        stage.janitor.on_queue_changed(QUEUE)
         await turn()
         assert stage.api.lists == []
 
 
 async def test_what_is_found_by_listing_is_left_alone_at_first() -> None:
     async with at_work() as stage:
-        stage.janitor.take([stage.found("long-over", ttl=1), stage.found("for-ever")])
+        stage.janitor.add_listed([stage.found("long-over", ttl=1), stage.found("for-ever")])
         await until_time(GRACE_SECONDS - 1)
         assert stage.api.tried == []
         await until_time(GRACE_SECONDS)
@@ -235,7 +235,7 @@ async def test_what_is_told_twice_is_deleted_once() -> None:
     async with at_work() as stage:
         stage.finished("a", ttl=30)
         stage.finished("a", ttl=30)
-        stage.janitor.take([stage.found("a", ttl=1015)])
+        stage.janitor.add_listed([stage.found("a", ttl=1015)])
         assert len(stage.janitor) == 1
         await until_time(60)
         assert stage.api.tried == [("a", 15)]
@@ -301,7 +301,7 @@ async def test_the_list_of_all_is_enough_for_every_queue() -> None:
     async with at_work() as stage:
         for number in range(3):
             stage.defaults[("shop", f"q{number}")] = 5
-            stage.janitor.queue_changed(("shop", f"q{number}"))
+            stage.janitor.on_queue_changed(("shop", f"q{number}"))
         stage.janitor.list_all()
         await until_time(1)
         assert [path for path, _ in stage.api.lists] == ["/apis/taskqueue.dev/v1alpha1/tasks"]
