@@ -194,7 +194,7 @@ def test_a_quota_is_told_not_hammered_at_and_used_when_it_is_raised(
         lambda status: status.get("desiredReplicas") == 2, "tight", what="at what can be had"
     )
     assert "quota" in status["scaling"]
-    # It is tried again by itself, but now and then only, and given up each time.
+    # It is tried again, but now and then only, and given up each time.
     harness.until(lambda: len(tries(deployments, "tight")) >= 3, what="tried again")
     asked = tries(deployments, "tight")
     pauses = [after - before for before, after in pairwise(asked)]

@@ -88,7 +88,7 @@ class Operator:
         self._told: dict[str, _Told] = {}
         self._ordered: dict[str, float] = {}
         self._last_run = float("-inf")
-        self._looks = PollBackoff()
+        self._poll_backoff = PollBackoff()
         self._waking = False
         cluster.on_arrival = self._wake
         cluster.on_end = lambda seconds: self._throughput.finished(self._timeline.now, seconds)
@@ -109,8 +109,8 @@ class Operator:
             told = self._told.get(pod.name)
             if told is not None and self._timeline.now - told.at >= _BEAT_SECONDS:
                 self._beat(pod)
-        self._registry.forget(set(self._cluster.pods))
-        self._registry.expire(self._timeline.now)
+        self._registry.remove_stopped(set(self._cluster.pods))
+        self._registry.pop_lost(self._timeline.now)
         self._reconcile()
 
     # What.
@@ -142,7 +142,7 @@ class Operator:
         stopped = self._drained()
         available = sum(pod.ready_at is not None for pod in cluster.active)
         situation = (self._size, cluster.replicas, available)
-        if self._unsettled(stopped) and self._looks.due(situation, stopped, now):
+        if self._unsettled(stopped) and self._poll_backoff.pop_due(situation, stopped, now):
             self._shrink()
 
     def _drained(self) -> frozenset[str]:
@@ -213,7 +213,7 @@ class Operator:
         worker = Worker(
             pod=name, node="n", cpus=1.0, slots=self._cluster.conditions.slots, handlers=()
         )
-        if self._registry.beat(
+        if self._registry.on_heartbeat(
             worker, running=busy, busy=busy, state=state, now=self._timeline.now
         ):
             self._wake()

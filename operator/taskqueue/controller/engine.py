@@ -179,7 +179,7 @@ class Engine:
             on_gone=lambda: self.drop_queue(config.key, config.uid),
             on_condition=lambda condition: self._condition(config, condition),
             readers=self._readers,
-            claimant=self._claimant,
+            sizing_conflict=self._sizing_conflict,
         )
         task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
         task.add_done_callback(lambda _: self._links.leave_vain())
@@ -210,7 +210,7 @@ class Engine:
         # A pool whose size is not known yet must not be resized.
         await self._pools.synced.wait()
         await self._feed.synced.wait()
-        controller.pool.observed(self._pool_states.get(controller.config.key))
+        controller.pool.on_deployment_state(self._pool_states.get(controller.config.key))
         await controller.run()
 
     async def _take_queues(self) -> None:
@@ -236,7 +236,7 @@ class Engine:
             status = None if condition.reason in _NORMAL else condition.status
             self._notices.queue(config.key, config.uid, replace(condition, status=status))
 
-    def _claimant(self, config: QueueConfig) -> str:
+    def _sizing_conflict(self, config: QueueConfig) -> str:
         """Tell why what a TaskQueue refers to is not its own to size; "": it is.
 
         The operator's own Deployments never are, and of several TaskQueues only the oldest has it.
@@ -271,7 +271,7 @@ class Engine:
 
     # Worker pools.
 
-    def pool_observed(self, key: QueueKey, state: PoolState | None) -> None:
+    def on_pool_state(self, key: QueueKey, state: PoolState | None) -> None:
         """Take what a worker Deployment says of itself; None: it is gone."""
         if state is None:
             self._pool_states.pop(key, None)
@@ -279,7 +279,7 @@ class Engine:
             self._pool_states[key] = state
         controller = self._controller(key)
         if controller is not None:
-            controller.pool.observed(state)
+            controller.pool.on_deployment_state(state)
             controller.wake()
 
     # What the Tasks tell.
@@ -368,8 +368,8 @@ class _Pools:
     def on_upserted(self, raw: dict[str, Any]) -> None:
         metadata = raw["metadata"]
         key = (metadata["namespace"], metadata["name"].removesuffix(deployments.SUFFIX))
-        self._engine.pool_observed(key, deployments.read_pool(raw))
+        self._engine.on_pool_state(key, deployments.read_pool(raw))
 
     def on_deleted(self, key: Key, uid: str) -> None:
         namespace, name = key
-        self._engine.pool_observed((namespace, name.removesuffix(deployments.SUFFIX)), None)
+        self._engine.on_pool_state((namespace, name.removesuffix(deployments.SUFFIX)), None)

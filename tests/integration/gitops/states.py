@@ -112,7 +112,7 @@ _BROKER = Condition("BrokerConnected", True, "Connected")
 _NO_BROKER = Condition("BrokerConnected", False, "BrokerUnavailable", "nobody answers")
 _NO_SECRET = Condition("BrokerConnected", False, "SecretNotFound", "Secret x: create it")
 _WORKERS = Condition("WorkersAvailable", True, "Available")
-_REFUSED = Condition("WorkersAvailable", False, "InvalidTemplate", "mend spec.workers")
+_REFUSED = Condition("WorkersAvailable", False, "InvalidTemplate", "fix spec.workers")
 _SCALING = Condition("ScalingActive", True, "Backlog")
 
 QUEUE_STATES = (

@@ -102,7 +102,7 @@ def queues(harness: Harness) -> None:
 def test_a_wrong_template_is_explained(harness: Harness, trouble: Trouble) -> None:
     message = harness.condition("WorkersAvailable", "False", "InvalidTemplate", trouble.name)
     assert trouble.says in message
-    assert message.endswith(": mend spec.workers.template")
+    assert message.endswith(": fix spec.workers.template")
     # Ready tells of the broker first, which is being connected to when the operator has just begun.
     assert harness.condition("Ready", "False", "InvalidTemplate", trouble.name) == message
     status = harness.queues.versions(trouble.name)[-1]["status"]

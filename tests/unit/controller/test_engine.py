@@ -92,18 +92,20 @@ async def test_a_workload_is_sized_by_the_oldest_that_names_it(engine: Engine) -
     for name, created in (("young", "2026-02-01T00:00:00Z"), ("old", "2026-01-01T00:00:00Z")):
         engine.put_queue(raw_queue(name, created, "encoders"))
     engine.put_queue(raw_queue("other", "2025-01-01T00:00:00Z", "painters"))
-    told = {key[1]: engine._claimant(one.config) for key, (one, _) in engine._controllers.items()}
+    told = {
+        key[1]: engine._sizing_conflict(one.config) for key, (one, _) in engine._controllers.items()
+    }
     assert (told["old"], told["other"]) == ("", "")
     assert "already sized by TaskQueue old" in told["young"]
     engine.drop_queue(("shop", "old"), "uid-old")
-    assert engine._claimant(engine._controllers["shop", "young"][0].config) == ""
+    assert engine._sizing_conflict(engine._controllers["shop", "young"][0].config) == ""
 
 
 async def test_the_operators_own_deployments_are_nobodys_to_name(engine: Engine) -> None:
     state = PoolState(desired=1, replicas=1, available=1, message="")
-    engine.pool_observed(("shop", "q"), state)
+    engine.on_pool_state(("shop", "q"), state)
     engine.put_queue(raw_queue("p", "2026-01-01T00:00:00Z", "q-worker"))
-    told = engine._claimant(engine._controllers["shop", "p"][0].config)
+    told = engine._sizing_conflict(engine._controllers["shop", "p"][0].config)
     assert "made by the operator for a template" in told
 
 

@@ -54,11 +54,11 @@ def test_nor_when_pods_start_slowly_or_have_many_slots(
 
 
 @pytest.mark.parametrize("start", [3.0, 10.0])
-def test_nor_when_pods_are_looked_at_all_the_time(
+def test_no_pod_is_killed_when_pods_are_listed_all_the_time(
     start: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then a cost is written for one pod while another's drained worker is about to be removed."""
-    monkeypatch.setattr("tests.simulation.operator.PollBackoff.due", lambda *_, **__: True)
+    monkeypatch.setattr("tests.simulation.operator.PollBackoff.pop_due", lambda *_, **__: True)
     for system in (OUR_RANGE[0], OUR_RANGE[3]):
         figures = simulate(system, loads.lognormal_times(1), Conditions(start_seconds=start))
         assert nothing_was_disturbed(figures)

@@ -1,15 +1,16 @@
-"""How many workers a queue should have: a pure decision with its inputs in sight.
+"""How many workers a queue should have: a pure decision that shows its inputs.
 
 - It grows at once, and shrinks to the largest size wanted lately, never below the workers that
   were busy lately: a steady load that needs them would bring them back.
-- Unknown is never zero. Without a backlog the size is held. A backlog that is only a lower bound
-  makes the pool grow, never shrink.
-- Zero comes only after the backlog has been seen empty for a while; what runs counts as backlog.
-- After any moment that says nothing of what would have been wanted (the operator's start, an
-  unknown backlog, a pause), the size found counts as the one wanted then.
-- maxReplicas is obeyed by busy workers too: whom a shrinking pool lets finish is not decided here.
-- While the queue is drained only what is at the broker counts: what waits in the operator will not
-  be published.
+- Unknown is never zero. While the backlog is unknown the size is held. A backlog that is only a
+  lower bound makes the pool grow, never shrink.
+- The pool shrinks to zero only after the backlog was empty for a while; running tasks count as
+  backlog.
+- After any time without a wanted size (the operator's start, an unknown backlog, a pause), the
+  present size counts as the one wanted then.
+- maxReplicas applies to busy workers too: which workers may finish is not decided here.
+- While the queue is drained only messages at the broker count: Tasks that wait in the operator will
+  not be published.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from dataclasses import dataclass, field
 
 from taskqueue.model.scaling import ScalingPolicy
 
-#: Longer reasons from elsewhere are cut in an explanation: it is one line for people.
+#: Longer reasons from elsewhere are cut: an explanation is one line.
 _REASON_LENGTH = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What there is to do, as seen at one moment.
+    """The work of a queue at one moment.
 
     Attributes:
         backlog: waiting and running tasks; None: unknown.
         pending: the part of the backlog that is not published.
         problem: why the backlog is unknown or, when it is a number, only a lower bound; "": it is
             exact.
-        busy: workers that what is running may keep busy.
+        busy: workers that the running messages may keep busy.
         slots: attempts one worker runs at once, at least 1.
-        mean_run_seconds: how long attempts ran lately; None: not measured.
+        mean_run_seconds: recent mean of attempts' run times; None: not measured.
     """
 
     backlog: int | None
@@ -46,14 +47,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolObservation:
-    """How the pool stands.
+    """The state of the pool.
 
     Attributes:
-        size: the one last decided; before that the one found.
-        replicas: in place, those being drained included.
+        size: the one last decided; before that the present one.
+        replicas: that exist, those being drained included.
         available: workers that are ready; None: not known, ``replicas`` is taken for it.
-        ceiling: the most that can be had just now; None: any number.
-        ceiling_reason: why no more can be had.
+        ceiling: the most that can start at present; None: any number.
+        ceiling_reason: why no more can.
     """
 
     size: int
@@ -65,13 +66,12 @@ class PoolObservation:
 
 @dataclass(frozen=True, slots=True)
 class ScalingMemory:
-    """What a decision must know of the past.
+    """What a decision must know about the past.
 
     Attributes:
-        wanted: (time, size) of recent wishes, newest last, sizes strictly decreasing: a wish
-            overtaken by a later, larger one can never be the maximum again. Empty: nothing is
-            known of what was wanted.
-        busy: the same of the workers that were busy.
+        wanted: (time, size) of recently wanted sizes, newest last, sizes strictly decreasing: one
+            that a later, larger one follows can never be the maximum again. Empty: not known.
+        busy: the same for busy workers.
         last_backlog: when the backlog was last above zero, or not known to be zero; None: it is
             not known to be zero now.
         unknown_since: since when the backlog has been unknown; None: it is known.
@@ -89,12 +89,12 @@ class ScalingDecision:
 
     Attributes:
         replicas: the size.
-        explanation: one line for people that starts with the size.
+        explanation: one line that starts with the size.
         memory: for the next decision.
         active: whether the size follows the backlog.
         inactive_reason: why it does not, in CamelCase: Paused, BacklogUnknown, StatisticsUnknown.
-        load: what was decided on.
-        pool: what was decided on.
+        load: the input.
+        pool: the input.
     """
 
     replicas: int
@@ -120,8 +120,8 @@ def decide(
     Args:
         policy: limits and target.
         memory: what the last decision returned.
-        load: what there is to do.
-        pool: what there is to do it.
+        load: the work of the queue.
+        pool: its present state.
         now: seconds on any monotonic clock.
     """
     kept, inactive = ScalingMemory(), ""
@@ -181,7 +181,7 @@ def _paused(replicas: int) -> _Size:
 def _without_backlog(
     policy: ScalingPolicy, load: Load, pool: PoolObservation, *, unknown_seconds: float
 ) -> _Size:
-    """Hold the size, or fall back once the backlog has been unknown for long."""
+    """Hold the size, or use the fallback once the backlog has been unknown for long."""
     why = "the backlog is unknown" + _because(load.problem)
     wish, name = pool.size, ""
     # A drained pool must not grow to its fallback.
@@ -232,7 +232,7 @@ def _remember(
 def _peaks(
     past: tuple[tuple[float, int], ...], size: int, *, now: float, keep: float
 ) -> tuple[tuple[float, int], ...]:
-    """Add a size to those that may be the largest within ``keep`` seconds, now or later."""
+    """Add a size, and drop those that can no longer be the largest within ``keep`` seconds."""
     return (*((at, old) for at, old in past if now - at < keep and old > size), (now, size))
 
 
@@ -269,7 +269,7 @@ def _not_yet_zero(
 def _above_busy(
     size: _Size, policy: ScalingPolicy, memory: ScalingMemory, load: Load, pool: PoolObservation
 ) -> _Size:
-    """Keep workers that are, or lately were, busy; they are a reason to stay, none to grow."""
+    """Keep workers that are, or lately were, busy; they never make the pool grow."""
     limit = min(pool.size, policy.max_replicas)
     floor = min(load.busy, limit)
     lately = min(max((busy for _, busy in memory.busy), default=0), limit)

@@ -1,4 +1,4 @@
-"""What a TaskQueue says of its workers in its conditions: pure, from what the pool knows."""
+"""The conditions of a TaskQueue about its workers: pure, from what the pool knows."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def workers_available(
 
     Args:
         config: what the TaskQueue asks for.
-        state: what the workload says of itself.
+        state: what the workload reports.
         refusal: why the workload is not as asked.
-        desired: the size decided on.
+        desired: the size decided.
         explanation: why it is that.
-        health: what keeps the pool from being as it should.
+        health: how healthy the pool is.
     """
     kind = "WorkersAvailable"
     if not config.scales:

@@ -1,24 +1,24 @@
-"""How a worker pool shrinks without killing work: a pure plan, made anew from what is seen.
+"""How a worker pool shrinks without killing work: a pure plan, computed from the present state.
 
-- A pod is removable when it has no work as far as is known: no container of it runs, its worker has
-  stopped, or it stays silent and either the queue is long unused, or others are heard and it is not
-  even ready: a worker that can take work registers at once, and what one had that was cut off the
-  broker gives to others. All others are first picked to be drained: the idle before the busy, and
-  never more than are to go.
-- Pods that nothing controls are no part of the pool. What a rollout, or whatever else, has beyond
-  the replicas is no surplus to be told to go; but the size is held while it may stand for others.
-- Who lowers the replicas does not say which pods go, the controller does. The replicas are
-  lowered only so far that all pods it would take, in its own order, are removable: an unassigned
-  pod before an assigned one, Pending < Unknown < Running, not ready < ready, lower before higher
-  pod-deletion-cost. What it goes by next (neighbours on the node, times) is not foreseen: of equals
-  the worst is assumed. A StatefulSet takes the highest ordinals.
-- A cost counts for removal from when it is read back from the API, and against it from when it is
-  written. It is also the memory of whom was picked, and survives a change of the leader.
-- A drained worker takes no work again. When it is not to go after all, its pod is to be deleted, so
-  that a fresh one comes.
+- A pod is removable when, as far as known, it has no work: none of its containers runs; its worker
+  has stopped; or it is silent, and either the queue has long been unused, or other workers are
+  heard and this pod is not even ready. (A worker that can take work registers at once, and the
+  broker redelivers what a disconnected one had.) All other pods are drained first: idle ones before
+  busy ones, and never more than the pool is to lose.
+- Pods without a controller do not belong to the pool. Pods beyond the replicas, as in a rollout,
+  are not drained as surplus; the size is held while they may replace others.
+- The operator lowers the replicas, but the controller chooses the pods to remove. So the replicas
+  are lowered only as far as all pods that the controller would choose, in its own order, are
+  removable: unassigned before assigned, Pending < Unknown < Running, not ready < ready, lower
+  before higher pod-deletion-cost. Its further criteria (neighbours on the node, times) are not
+  predicted: among equals the worst choice is assumed. A StatefulSet loses the highest ordinals.
+- A cost counts in favour of removal once it is read back from the API, and against it once it is
+  written. It also records which pods were picked, and survives a change of the leader.
+- A drained worker takes no work again. If it is to stay after all, its pod is deleted, so that a
+  fresh one replaces it.
 
-What no plan can prevent: between the write and the controller's look a pod that works may become
-not ready, and then comes before the drained ones. Its grace period is what protects its work.
+What no plan can prevent: between the write and the controller's choice, a busy pod may become not
+ready and then come before the drained ones. Its grace period protects its work.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from taskqueue.controller.pool.worker_registry import LOST_SECONDS, WorkerView
 from taskqueue.model.pod import PENDING, RUNNING, UNKNOWN, Pod
 from taskqueue.model.worker import WorkerState
 
-#: Costs below any that a user is likely to give. Two levels, because the controller chooses
-#: freely among equals: a picked worker that is still busy must not equal one that may go.
+#: Costs below any that a user is likely to set. Two levels, because the controller chooses freely
+#: among equals: a picked worker that is still busy must not equal one that may be removed.
 GOES_NEXT = -(2**31)
 PICKED = GOES_NEXT + 1
 
 _PHASES = {PENDING: 0, UNKNOWN: 1, RUNNING: 2}
 
-#: Unused for so long, a queue has nothing with any worker: what the broker tells of it may have
-#: been counted 10 s before it was read, and is read anew within 15 s.
+#: After this long unused, no worker has a message of the queue: the broker's statistics may be 10 s
+#: old when they are read, and are read at least every 15 s.
 UNUSED_SECONDS = 25.0
 
-#: More names than this are counted.
+#: Names shown in a message; more are counted.
 _NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class DeletionCostMark:
-    """A pod-deletion-cost to write; None: to take away."""
+    """A pod-deletion-cost to write; None: to remove."""
 
     pod: Pod
     cost: int | None
@@ -56,13 +56,13 @@ class DeletionCostMark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainStep:
-    """What to do now, in this order; then plan again from what is seen then.
+    """What to do now, in this order; then plan again.
 
     Attributes:
-        drain: pods whose workers are to be told, again until they say that they drain.
+        drain: pods whose workers are to get the drain command, until they report that they drain.
         mark: deletion costs to write.
         replicas: the size to set.
-        recycle: drained pods that are not to go, to be deleted (by uid) and so replaced.
+        recycle: drained pods that are to stay: delete them (by uid), so that they are replaced.
         waiting_for: why ``replicas`` is above the target, in one line; "": it is not.
     """
 
@@ -86,16 +86,16 @@ def plan(
     ordered: bool = False,
     first_ordinal: int = 0,
 ) -> DrainStep:
-    """Plan the next step towards ``target``; also to be asked while there is nothing to shrink.
+    """Plan the next step towards ``target``; call it also while there is nothing to shrink.
 
     Args:
         pods: of the pool, as listed.
-        workers: what was last heard, by pod.
+        workers: what they last reported, by pod.
         replicas: the size in place.
         target: the size wanted.
-        unused: for so many seconds nothing of the queue has been at the broker or with a worker,
-            as far as is known; 0: there is something, or it is not known.
-        listened: seconds for which heartbeats could be heard without a break.
+        unused: seconds since the queue last had a message at the broker or with a worker, as far
+            as known; 0: it has one, or that is not known.
+        listened: seconds for which heartbeats could arrive without a break.
         now: seconds on the clock of ``workers``.
         wall: seconds since the epoch.
         ordered: the pods are a StatefulSet's: the highest ordinals go.
@@ -121,7 +121,7 @@ def plan(
     else:
         size = _by_order(members, marks, replicas, target)
     return DrainStep(
-        drain=tuple(one.pod.name for one in picks if one.standing in _TO_TELL),
+        drain=tuple(one.pod.name for one in picks if one.standing in _TO_COMMAND),
         mark=marks,
         replicas=size,
         recycle=tuple(one.pod for one in recycle),
@@ -136,19 +136,19 @@ def plan(
 
 
 class _PodOrder(IntEnum):
-    """How a pod stands to its work, in the order in which pods are picked to go."""
+    """What a pod has to do with work, in the order in which pods are picked for removal."""
 
     EMPTY = 0  # no container runs
     DRAINED = 1
     DRAINING = 2
-    IDLE_BY_SILENCE = 3  # silent long enough, where silence means that it has no work
-    AT_WORK = 4  # takes work, whether it has some or not
-    UNCLEAR = 5  # runs and says nothing: it may have work, and cannot be told to drain
+    IDLE_BY_SILENCE = 3  # silent for long enough to have no work
+    AT_WORK = 4  # takes work, busy or not
+    UNCLEAR = 5  # runs and reports nothing: it may have work, and no command reaches it
 
 
 _REMOVABLE = frozenset({_PodOrder.EMPTY, _PodOrder.DRAINED, _PodOrder.IDLE_BY_SILENCE})
 _DONE = frozenset({_PodOrder.EMPTY, _PodOrder.DRAINED})
-_TO_TELL = frozenset({_PodOrder.IDLE_BY_SILENCE, _PodOrder.AT_WORK})
+_TO_COMMAND = frozenset({_PodOrder.IDLE_BY_SILENCE, _PodOrder.AT_WORK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class _Member:
 
     @property
     def rank(self) -> tuple[bool, int, bool]:
-        """What the controller goes by before the cost."""
+        """What the controller compares before the cost."""
         return self.pod.assigned, _PHASES.get(self.pod.phase, 0), self.pod.ready
 
 
@@ -201,7 +201,7 @@ class _WorkerKnowledge:
             if not pod.started:
                 return _PodOrder.EMPTY
             silent = min(self.listened, self._age(pod))
-            # Whatever is in use is somebody's, and it may be this one's.
+            # A message that is with some worker may be with this one.
             idle = self.unused >= UNUSED_SECONDS or (others_are_heard and not pod.ready)
             if idle and silent >= LOST_SECONDS:
                 return _PodOrder.IDLE_BY_SILENCE
@@ -213,22 +213,22 @@ class _WorkerKnowledge:
         return _PodOrder.AT_WORK
 
     def _age(self, pod: Pod) -> float:
-        """Seconds since its container began; one begun in the future has a clock of its own."""
+        """Seconds since its container started; a start in the future means another clock."""
         age = self.wall - (pod.running_since or 0.0)
         return age if age >= 0 else float("inf")
 
     def _of_a_former_process(self, view: WorkerView, pod: Pod) -> bool:
-        """Tell whether a container has begun since: its process takes work, drained or not."""
+        """Return whether a container has started since: its process takes work, drained or not."""
         if not pod.started:
             return False
-        # A container's begin is rounded down by up to a second. Of a worker that has stopped it
-        # must be sure that it was this one; any other is known too well to be called silent.
+        # The start time is rounded down by up to a second. A report that a worker has stopped must
+        # certainly be of this process; any other report only says that the pod is not silent.
         margin = 1.0 if view.state is WorkerState.STOPPED else 0.0
         return self._age(pod) < self.now - view.seen + margin
 
 
 def _surplus(members: Sequence[_Member], replicas: int, target: int) -> int:
-    """Return how many are to be picked: no more are drained than there are replicas to go."""
+    """Return how many to pick: no more are drained than replicas are to be removed."""
     if target >= replicas:
         return 0
     if target == 0:
@@ -238,10 +238,10 @@ def _surplus(members: Sequence[_Member], replicas: int, target: int) -> int:
 
 
 def _given_up(members: Sequence[_Member], replicas: int) -> int:
-    """Return how many pods the controller has yet to remove, because a former plan gave them up.
+    """Return how many pods the controller has yet to remove after a former plan.
 
-    With one controller those are all that are too many. With several, as in a rollout, it cannot be
-    told: none are taken for given up, and a drained one is rather replaced once too often.
+    With one controller those are all pods beyond the replicas. With several, as in a rollout, that
+    is not known: none are assumed, so that a drained pod may be replaced once too often.
     """
     return max(len(members) - replicas, 0) if _controllers(members) == 1 else 0
 
@@ -251,11 +251,11 @@ def _controllers(members: Sequence[_Member]) -> int:
 
 
 def _pick(members: Sequence[_Member], count: int) -> list[_Member]:
-    """Choose who is to go, of those who can.
+    """Choose which pods to remove, of those that can be drained.
 
-    Those whom the controller would take first in any case come before the idle: a pod that is not
-    ready stands in front of all others, and while it works none of them can go. Who was picked
-    before is picked again: it may have been told already, and not have answered yet.
+    Pods that the controller would remove first in any case come before idle ones: a pod that is not
+    ready precedes all others, and while it works none of them can be removed. A pod that was picked
+    before is picked again: it may have the command already, and not have answered yet.
     """
     able = [one for one in members if one.standing is not _PodOrder.UNCLEAR]
     able.sort(
@@ -274,21 +274,21 @@ def _pick(members: Sequence[_Member], count: int) -> list[_Member]:
 def _by_order(
     members: Sequence[_Member], marks: Iterable[DeletionCostMark], replicas: int, target: int
 ) -> int:
-    """Return the least size down to which all that may go are removable."""
+    """Return the least size for which all pods that may be removed are removable."""
     sure = _surely_removable(members, marks)
     there = len(members)
     if _controllers(members) > 1 and sure < there:
-        # The pods that do not exist may be one's, and those that are to go the other's.
+        # The missing pods may belong to one controller, and the removed ones to another.
         there = max(there, replicas)
     return min(max(there - sure, target), replicas)
 
 
 def _surely_removable(members: Sequence[_Member], marks: Iterable[DeletionCostMark]) -> int:
-    """Return how many pods the controller may take, whichever it takes, and all are removable.
+    """Return how many pods may be removed, whichever the controller chooses.
 
-    The marks of this plan may be seen by then or not: each counts as is worse.
-    While a Deployment is rolled out there is more than one ReplicaSet, and which of them is to give
-    is not foreseen either: so many may go of any.
+    The controller may have seen the marks of this plan or not: each counts in the worse way.
+    In a rollout there is more than one ReplicaSet, and which of them shrinks is not predicted
+    either: that many may be removed from any.
     """
     written = {mark.pod.uid: mark.cost or 0 for mark in marks}
 
@@ -309,10 +309,10 @@ def _surely_removable(members: Sequence[_Member], marks: Iterable[DeletionCostMa
 
 
 def _by_ordinal(members: Sequence[_Member], replicas: int, target: int, first_ordinal: int) -> int:
-    """Return the least size down to which all that go are removable.
+    """Return the least size for which all removed pods are removable.
 
-    A StatefulSet whose pods go one by one stops at a pod that is not ready when another one is not
-    either: of those only one is given up at a time.
+    A StatefulSet that removes pods one by one stops at a pod that is not ready while another one is
+    not ready either, so only one of those is removed at a time.
     """
     at = {one.ordinal: one for one in members}
     condemned = [one for one in members if one.ordinal >= first_ordinal + replicas]
@@ -337,17 +337,17 @@ def _marks(
 ) -> Iterable[DeletionCostMark]:
     """Return the costs to write.
 
-    Until the controller has settled, having removed what a former plan gave up, no pod is made to
-    go earlier or later than that plan supposed.
+    Until the controller has removed what a former plan allowed it to (``settled``), no pod is moved
+    before or behind its place in that plan.
     """
     beside = {one.standing for one in picks if one.removable}
     staying = [one for one in picks if not one.removable]
-    # When all go at once, or are about to, the order is nothing to the controller.
+    # When all pods are removed at once, or are about to be, the order does not matter.
     if kept or (staying and (beside or any(one.busy for one in staying))):
         for one in picks:
-            # An idle one will have stopped when the cost is read back, unless it gets work: as
-            # long as others may go, it is not to be their equal. One that was before is let be,
-            # but not beside an empty one: that may start before the controller looks.
+            # An idle pod will have stopped when the cost is read back, unless it gets work: while
+            # others are removable, it must not be their equal. One that already is stays so, but
+            # not beside an empty pod: that may start before the controller chooses.
             early = (settled and not beside) or (
                 one.pod.cost == GOES_NEXT and _PodOrder.EMPTY not in beside
             )
@@ -370,11 +370,11 @@ def _waiting_for(
 ) -> str:
     if surplus <= 0:
         return ""
-    # Of those that are not picked, only who stands in front of the picked ones is in the way.
+    # Of the pods that are not picked, only those before the picked ones are in the way.
     ahead = [one for one in kept if not one.pod.ready or len(picks) < surplus]
     unclear = [one for one in (*picks, *ahead) if one.standing is _PodOrder.UNCLEAR]
     staying = [one for one in picks if not one.removable and one not in unclear]
-    told = [
+    waits = [
         f"{_names(who)} {what}"
         for who, what in (
             ([one for one in staying if one.busy], "to finish"),
@@ -388,11 +388,11 @@ def _waiting_for(
         if who
     ]
     if controllers > 1:
-        told.append(f"the rollout to end (the pods are {controllers} controllers')")
+        waits.append(f"the rollout to end (the pods are {controllers} controllers')")
     elif extra:
-        told.append(f"the controller to remove {extra} beyond the replicas")
+        waits.append(f"the controller to remove {extra} beyond the replicas")
     return f"{surplus} more to go: waits for " + (
-        ", for ".join(told) or "the deletion costs to be in place"
+        ", for ".join(waits) or "the deletion costs to be in place"
     )
 
 

@@ -1,8 +1,8 @@
-"""Takes workers away without stopping work: picked, drained, marked, and then one replica fewer.
+"""Removes workers without stopping work: pick, drain, mark, and then lower the replicas.
 
-One step at a time, each from what is so now: who is picked, who has drained, who may go is decided
-by `drain_plan.plan`; here it is carried out. A step that is cut off in the middle,
-by a crash or a new leader, is simply taken again.
+`drain_plan.plan` decides who is picked, who has drained and who may be removed; this module carries
+it out, one step at a time, each from the present state. A step that a crash or a new leader cuts
+off is repeated.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from taskqueue.model.pod import Pod
 
 log = EventLog(__name__)
 
-#: A worker that was told to drain and has not said so is told again after this.
+#: A worker that does not report that it drains gets the command again after this.
 _ANSWER_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerObservations:
-    """What is known of the workers beside their pods.
+    """What the operator knows about the workers beyond their pods.
 
     Attributes:
-        views: what they say of themselves, by pod.
-        unused: for so many seconds nothing of the queue has been at the broker or with a worker,
-            as far as is known; 0: there is something, or it is not known.
-        listened: for so many seconds heartbeats could be heard without a break.
+        views: what they last reported, by pod.
+        unused: seconds since the queue last had a message at the broker or with a worker, as far
+            as known; 0: it has one, or that is not known.
+        listened: seconds for which heartbeats could arrive without a break.
     """
 
     views: Mapping[str, WorkerView]
@@ -41,11 +41,11 @@ class WorkerObservations:
 
 
 class Drainer:
-    """See the module's contract.
+    """Carries out drain plans, one step for each call.
 
     Args:
         client: for the API server.
-        order_drain: tells the worker of a pod to take no more work.
+        send_drain: commands the worker of a pod to take no more work.
         clock: wall time in seconds.
         monotonic: the clock of the workers' views, in seconds.
     """
@@ -54,36 +54,35 @@ class Drainer:
         self,
         client: ApiClient,
         *,
-        order_drain: Callable[[str], None],
+        send_drain: Callable[[str], None],
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
         self._client = client
-        self._order_drain = order_drain
+        self._send_drain = send_drain
         self._clock = clock
         self._monotonic = monotonic
-        #: When each worker was last told.
-        self._told: dict[str, float] = {}
+        #: When each worker was last sent the command.
+        self._commanded_at: dict[str, float] = {}
 
     async def step(
         self,
         namespace: str,
         found: tuple[Pod, ...],
-        crew: WorkerObservations,
+        observations: WorkerObservations,
         *,
         replicas: int,
         target: int,
         first_ordinal: int | None,
     ) -> DrainStep:
-        """Bring the workers one step nearer to ``target``; return what may be done now, and why.
+        """Bring the workers one step nearer to ``target``; return the plan of this step.
 
-        Drain orders are sent, pods marked and recycled. To set the size that the answer tells is
-        left to the caller.
+        Sends drain commands, marks and recycles pods. The caller sets the size that the plan names.
 
         Args:
             namespace: of the pods.
-            found: the pods there are.
-            crew: what else is known of the workers.
+            found: the pods of the pool.
+            observations: what else is known about the workers.
             replicas: how many are asked for.
             target: how many there should be.
             first_ordinal: the least number of a StatefulSet's pods; None: they are of none.
@@ -94,17 +93,17 @@ class Drainer:
         now = self._monotonic()
         step = plan(
             found,
-            crew.views,
+            observations.views,
             replicas=replicas,
             target=target,
-            unused=crew.unused,
-            listened=crew.listened,
+            unused=observations.unused,
+            listened=observations.listened,
             now=now,
             wall=self._clock(),
             ordered=first_ordinal is not None,
             first_ordinal=first_ordinal or 0,
         )
-        self._tell(namespace, step.drain, now)
+        self._command_drain(namespace, step.drain, now)
         await asyncio.gather(
             *(pods.mark(self._client, namespace, mark.pod, mark.cost) for mark in step.mark),
             *(pods.delete(self._client, namespace, pod) for pod in step.recycle),
@@ -113,12 +112,14 @@ class Drainer:
             log.info("worker.recycled", namespace=namespace, worker=pod.name)
         return step
 
-    def _tell(self, namespace: str, drain: tuple[str, ...], now: float) -> None:
-        self._told = {
-            pod: at for pod, at in self._told.items() if pod in drain and now - at < _ANSWER_SECONDS
+    def _command_drain(self, namespace: str, drain: tuple[str, ...], now: float) -> None:
+        self._commanded_at = {
+            pod: at
+            for pod, at in self._commanded_at.items()
+            if pod in drain and now - at < _ANSWER_SECONDS
         }
         for pod in drain:
-            if pod not in self._told:
-                self._told[pod] = now
-                self._order_drain(pod)
-                log.info("worker.drain_ordered", namespace=namespace, worker=pod)
+            if pod not in self._commanded_at:
+                self._commanded_at[pod] = now
+                self._send_drain(pod)
+                log.info("worker.drain_commanded", namespace=namespace, worker=pod)

@@ -1,14 +1,14 @@
 """What is wrong with a pool, and how far it may grow meanwhile.
 
-- Pods that fail, each for a reason of its own: when at least half of them do, the pool grows no
-  further; more of the same would fail too. It heals as they do. Between two crashes a container
-  looks well for a moment: one that has been started again counts as failing for a while longer.
-- Pods that no node takes are told of and hold nothing up: what adds nodes to a cluster goes by the
+- Failing pods, each for its own reason: when at least half of the pods fail, the pool grows no
+  further, because more of the same would fail too. It recovers as they do. Between two crashes a
+  container is well for a moment, so a restarted one counts as failing for a while longer.
+- Pods that no node takes are reported but do not limit the pool: cluster autoscalers add nodes for
   pods that wait for one.
-- Pods that are refused, by a ResourceQuota or otherwise: the pool is held at the number there
-  are, which ends the controller's own attempts and with them its word of the refusal. After a
-  pause the limit is lifted for one try; each try in vain doubles the pause.
-- A pod that just starts is no trouble.
+- Pods that are refused, by a ResourceQuota or otherwise: the pool is held at the present number,
+  which ends the controller's own attempts and with them its report of the refusal. After a pause
+  the limit is lifted for one try; each failed try doubles the pause.
+- A pod that is starting is healthy.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 
 from taskqueue.model.pod import Pod, Trouble
 
-#: A pod started again is well when it has had no trouble for so long.
+#: A restarted pod is healthy after this long without trouble.
 RECOVERY_SECONDS = 10.0
 
 #: Pause before the next try when pods are refused: the first, and the longest.
 FIRST_PAUSE_SECONDS = 10.0
 LONGEST_PAUSE_SECONDS = 60.0
 
-#: How long a try lasts: until then what the controller says may be of the time before.
+#: How long a try lasts: until then the controller may still report the time before.
 TRY_SECONDS = 3.0
 
 _QUOTA = "exceeded quota"
@@ -34,12 +34,12 @@ _QUOTA = "exceeded quota"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodRefusal:
-    """That pods are refused.
+    """A refusal of new pods.
 
     Attributes:
-        message: of who refused them.
+        message: of whoever refused them.
         limit: the number of pods there were.
-        pause: how long no more are asked for, in seconds.
+        pause: how long no more are requested, in seconds.
         since: when the pause began.
     """
 
@@ -56,11 +56,11 @@ class PodRefusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthMemory:
-    """What an assessment must know of the past.
+    """What an assessment must know about the past.
 
     Attributes:
         troubles: by uid, the last trouble of a pod and when it was last seen to have it.
-        refusal: that of late; None: none, or it is over.
+        refusal: the last one; None: none, or it is over.
     """
 
     troubles: Mapping[str, tuple[Trouble, float]] = field(default_factory=dict)
@@ -69,22 +69,22 @@ class HealthMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolHealth:
-    """How a pool is.
+    """How healthy a pool is.
 
     Attributes:
-        reason: in CamelCase, for a condition; "": all is well.
+        reason: in CamelCase, for a condition; "": the pool is healthy.
         message: one line for people.
-        ceiling: the most pods that it is worth asking for; None: any number.
+        ceiling: the most pods worth requesting; None: any number.
         memory: for the next assessment.
-        look_again: when to assess again though neither the pods nor what is refused nor the sizes
-            change; None: only when they do.
+        next_check: when to assess again even if neither pods, refusals nor sizes change; None:
+            only when they do.
     """
 
     reason: str = ""
     message: str = ""
     ceiling: int | None = None
     memory: HealthMemory
-    look_again: float | None = None
+    next_check: float | None = None
 
 
 def assess(
@@ -102,9 +102,9 @@ def assess(
     Args:
         memory: what the last assessment returned.
         pods: of the pool, as listed.
-        refused: what the controller says of pods that it could not make; "": nothing.
+        refused: what the controller reports about pods that it could not create; "": nothing.
         replicas: the size in place.
-        wanted: the size decided on; while no ceiling holds it down, all that is wanted.
+        wanted: the size wanted, before any ceiling.
         available: workers that are available.
         now: seconds on any monotonic clock.
     """
@@ -129,16 +129,16 @@ def assess(
             moments.append(refusal.ends + TRY_SECONDS)
     reason, why = "", ""
     if failing and (stuck or refusal is None):
-        reason, why = _told(broken if stuck else failing, troubles)
+        reason, why = _most_frequent(broken if stuck else failing, troubles)
     elif refusal is not None:
         reason = "QuotaExceeded" if _QUOTA in refusal.message else "ReplicaFailure"
-        why = f"more pods are refused, tried again by itself: {refusal.message}"
+        why = f"more pods are refused, the operator tries again: {refusal.message}"
     return PoolHealth(
         reason=reason,
         message=f"{available} of {wanted} workers are available; {why}" if reason else "",
         ceiling=min(ceilings, default=None),
         memory=HealthMemory(troubles=troubles, refusal=refusal),
-        look_again=min((moment for moment in moments if moment > now), default=None),
+        next_check=min((moment for moment in moments if moment > now), default=None),
     )
 
 
@@ -151,7 +151,7 @@ def _troubles(
             troubles[pod.uid] = pod.trouble, now
         elif pod.uid in before and pod.restarts > 0:
             trouble, seen = before[pod.uid]
-            if now < seen + RECOVERY_SECONDS:  # as the moment to look again is reckoned
+            if now < seen + RECOVERY_SECONDS:  # computed like next_check
                 troubles[pod.uid] = trouble, seen
     return troubles
 
@@ -164,20 +164,22 @@ def _refusal(
             return None
         return PodRefusal(message=refused, limit=present, pause=FIRST_PAUSE_SECONDS, since=now)
     if now < before.ends:
-        # Fewer than the limit: the place that one left may be taken again.
+        # Fewer than the limit: a free place may be filled again.
         return before
     if not refused and (before.limit < present >= wanted or now >= before.ends + TRY_SECONDS):
         return None
     if now < before.ends + TRY_SECONDS:
         return before
-    # The try got somewhere, or nowhere.
+    # The try has ended, with more pods or without.
     further = present > before.limit
     pause = FIRST_PAUSE_SECONDS if further else min(2 * before.pause, LONGEST_PAUSE_SECONDS)
     return PodRefusal(message=refused, limit=present, pause=pause, since=now)
 
 
-def _told(failing: Sequence[Pod], troubles: Mapping[str, tuple[Trouble, float]]) -> tuple[str, str]:
-    """Return the most frequent reason, and what the first pod with it says."""
+def _most_frequent(
+    failing: Sequence[Pod], troubles: Mapping[str, tuple[Trouble, float]]
+) -> tuple[str, str]:
+    """Return the most frequent reason, and the message of the first pod with it."""
     counts = Counter(troubles[pod.uid][0].reason for pod in failing)
     reason = min(counts, key=lambda one: (-counts[one], one))
     pod = min(

@@ -1,8 +1,8 @@
 """The Deployment the operator makes for a TaskQueue that has a pod template.
 
-The template is applied when the TaskQueue changed or the Deployment went away; a change of size
-alone goes through /scale. A template the API server refuses leaves the Deployment as it is, and is
-tried again when the TaskQueue changes or a few seconds have passed.
+The template is applied when the TaskQueue changed or the Deployment was deleted; a change of size
+alone uses /scale. A template that the API server rejects leaves the Deployment as it is, and is
+tried again when the TaskQueue changes or after a few seconds.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from taskqueue.model.queue import QueueConfig
 
 log = EventLog(__name__)
 
-#: After the API server refused a template, it is tried again this often: a quota or an admission
-#: policy may have been mended without a change of the TaskQueue.
+#: A template that the API server rejected is tried again this often: a quota or an admission policy
+#: may have been fixed without a change of the TaskQueue.
 _REFUSED_PAUSE_SECONDS = 5.0
 
 
 class OwnDeployment:
-    """See the module's contract; a `taskqueue.controller.pool.workload.Workload`.
+    """Applies and resizes the worker Deployment; a `taskqueue.controller.pool.workload.Workload`.
 
     Args:
         client: for the API server.
         monotonic: seconds that never jump.
 
     Attributes:
-        state: what the Deployment says of itself; None: there is none.
+        state: what the Deployment reports; None: there is none.
         refusal: why the present template is not in place; None: it is.
     """
 
@@ -46,8 +46,8 @@ class OwnDeployment:
         self._applied: tuple[QueueConfig, str | None] | None = None
         self._refused: tuple[int, float] = (0, 0.0)
 
-    def observed(self, state: PoolState | None) -> None:
-        """Take what the Deployment says of itself; None: it is gone."""
+    def set_state(self, state: PoolState | None) -> None:
+        """Set what the Deployment reports; None: it is deleted."""
         self.state = state
         if state is None:
             self._applied = None
@@ -57,16 +57,16 @@ class OwnDeployment:
         return f"{QUEUE_LABEL}={config.name}"
 
     async def first_ordinal(self, config: QueueConfig) -> int | None:
-        """Return None: its ReplicaSet goes by deletion costs."""
+        """Return None: its ReplicaSet follows deletion costs."""
         return None
 
-    def counted(self, available: int) -> None:
-        """Do nothing: the Deployment says it itself."""
+    def set_available(self, available: int) -> None:
+        """Do nothing: the Deployment reports it itself."""
 
     async def prepare(
         self, config: QueueConfig, *, replicas: int, secret: tuple[str, str] | None
     ) -> None:
-        """Apply the Deployment if it is not what the TaskQueue makes it."""
+        """Apply the Deployment if it differs from what the TaskQueue asks for."""
         cluster = config.rabbitmq_cluster
         usable: str | None = config.connection_secret
         if cluster is not None:
@@ -86,29 +86,29 @@ class OwnDeployment:
         try:
             self.state = await deployments.apply(self._client, config, replicas=size, secret=usable)
         except InvalidTemplate as problem:
-            self._refuse(config, "InvalidTemplate", f"{problem}: mend spec.workers.template")
+            self._refuse(config, "InvalidTemplate", f"{problem}: fix spec.workers.template")
         except ApiError as problem:
             if problem.status in (0, 429):
-                raise  # no word about this Deployment: the API server is away or busy
+                raise  # says nothing about this Deployment: the API server is unavailable or busy
             invalid = problem.status in (400, 422) or _is_untyped(problem)
             reason = "InvalidTemplate" if invalid else "DeploymentRefused"
-            cure = "mend spec.workers.template" if invalid else "trying again by itself"
+            remedy = "fix spec.workers.template" if invalid else "the operator tries again"
             self._refuse(
                 config,
                 reason,
-                f"the API server refused the worker Deployment: {problem.message}: {cure}",
+                f"the API server rejected the worker Deployment: {problem.message}: {remedy}",
             )
         else:
             self._applied, self.refusal = (config, usable), None
 
     async def resize(self, config: QueueConfig, replicas: int) -> None:
-        """Set the size through /scale."""
+        """Set the size by /scale."""
         try:
             await deployments.resize(self._client, config.key, replicas=replicas)
         except ApiError as problem:
             if problem.status != 404:
                 raise
-            self.observed(None)
+            self.set_state(None)
             return
         if self.state is not None:
             self.state = replace(self.state, desired=replicas)
@@ -116,12 +116,12 @@ class OwnDeployment:
     def _refuse(self, config: QueueConfig, reason: str, message: str) -> None:
         if self.refusal is None or self.refusal.message != message:
             log.warning(
-                "pool.refused", namespace=config.namespace, queue=config.name, problem=message
+                "pool.rejected", namespace=config.namespace, queue=config.name, error=message
             )
         self.refusal = WorkloadRefusal(reason, message)
         self._refused = (config.generation, self._monotonic() + _REFUSED_PAUSE_SECONDS)
 
 
 def _is_untyped(problem: ApiError) -> bool:
-    """Tell a body that does not fit the schema, which server-side apply answers with a 500."""
+    """Return whether the body violates the schema, which server-side apply answers with 500."""
     return problem.status == 500 and "failed to create typed patch object" in problem.message

@@ -1,17 +1,17 @@
-"""When to look at the pods of a pool: at once when something changed, rarely while nothing does."""
+"""When to list the pods of a pool: at once after a change, rarely while nothing changes."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 
-#: Looks are so far apart, in seconds, but for workers that have just stopped.
+#: Shortest time between two polls, in seconds, except when a worker has just stopped.
 FIRST_PAUSE_SECONDS = 0.5
 #: While nothing changes the pause doubles, up to this.
 LONGEST_PAUSE_SECONDS = 5.0
 
 
 class PollBackoff:
-    """See the module's contract; times are seconds of any one monotonic clock."""
+    """Decides when the next poll is due; times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._last = float("-inf")
@@ -19,7 +19,7 @@ class PollBackoff:
         self._situation: Hashable = None
         self._stopped: frozenset[str] = frozenset()
 
-    def due(
+    def pop_due(
         self,
         situation: Hashable,
         stopped: frozenset[str],
@@ -27,11 +27,11 @@ class PollBackoff:
         *,
         longest: float = LONGEST_PAUSE_SECONDS,
     ) -> bool:
-        """Tell whether to look now; if so, that counts as done.
+        """Return whether a poll is due, and count it as done if so.
 
         Args:
-            situation: what the pool is like; a look is due soon after it has changed.
-            stopped: the workers that have stopped; one more is looked at at once.
+            situation: the state of the pool; a poll is due soon after it has changed.
+            stopped: the workers that have stopped; one more makes a poll due at once.
             now: the time.
             longest: the longest pause.
         """

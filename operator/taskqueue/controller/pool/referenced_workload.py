@@ -1,7 +1,7 @@
 """The workload that spec.workers.scaleTargetRef names: anything with a /scale subresource.
 
-Somebody else makes it, and gives its pods their environment; the operator reads and sets its size,
-and nothing else. It is read again every few seconds, because others may size it too.
+Somebody else creates it, and gives its pods their environment; the operator reads and sets its size
+only. The size is read every few seconds, because others may set it too.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _READ_SECONDS = 2.0
 
 
 class ReferencedWorkload:
-    """See the module's contract; a `taskqueue.controller.pool.workload.Workload`.
+    """Reads and sets the size; a `taskqueue.controller.pool.workload.Workload`.
 
     Args:
         client: for the API server.
         monotonic: seconds that never jump.
 
     Attributes:
-        state: what it says of itself; None: not known.
+        state: what it reports; None: not known.
         refusal: why it cannot be read or sized; None: it can.
     """
 
@@ -45,11 +45,11 @@ class ReferencedWorkload:
         self.refusal: WorkloadRefusal | None = None
 
     def selector(self, config: QueueConfig) -> str:
-        """Return the label selector of its pods, as its scale says."""
+        """Return the label selector of its pods, as its scale gives it."""
         return self._selector
 
     async def first_ordinal(self, config: QueueConfig) -> int | None:
-        """Return the least number of a StatefulSet's pods; None: it is none."""
+        """Return the lowest ordinal of a StatefulSet's pods; None: it is none."""
         if self._target is None or not self._target.ordered:
             return None
         try:
@@ -58,30 +58,30 @@ class ReferencedWorkload:
             self._refuse(config, problem)
             return None
 
-    def counted(self, available: int) -> None:
-        """Take how many of its pods are ready: a scale does not say."""
+    def set_available(self, available: int) -> None:
+        """Set how many of its pods are ready: a scale does not report it."""
         if self.state is not None:
             self.state = replace(self.state, available=available)
 
-    async def read(self, config: QueueConfig, *, claimed: str) -> None:
+    async def read(self, config: QueueConfig, *, conflict: str) -> None:
         """Read its size, if that is due.
 
         Args:
             config: what the TaskQueue asks for.
-            claimed: why it is not this TaskQueue's to size; "": it is.
+            conflict: why this TaskQueue must not size it; "": it may.
 
         Raises:
             ApiError: the API server could not be asked; try again.
         """
         if config.scale_target != self._ref:
-            self._forget()
+            self._clear_target()
             self._ref, self.refusal = config.scale_target, None
             self._next_read = float("-inf")
         if self._ref is None or self._monotonic() < self._next_read:
             return
         self._next_read = self._monotonic() + _READ_SECONDS
-        if claimed:
-            self._refuse(config, TargetUnusable("ScaleTargetUnusable", claimed))
+        if conflict:
+            self._refuse(config, TargetUnusable("ScaleTargetUnusable", conflict))
             return
         try:
             if self._target is None:
@@ -103,10 +103,10 @@ class ReferencedWorkload:
     async def prepare(
         self, config: QueueConfig, *, replicas: int, secret: tuple[str, str] | None
     ) -> None:
-        """Do nothing: somebody else makes it."""
+        """Do nothing: somebody else creates it."""
 
     async def resize(self, config: QueueConfig, replicas: int) -> None:
-        """Set its size through /scale."""
+        """Set its size by /scale."""
         if self._target is None or self.state is None:
             return
         try:
@@ -119,14 +119,14 @@ class ReferencedWorkload:
     def _refuse(self, config: QueueConfig, problem: TargetUnusable) -> None:
         if self.refusal is None or self.refusal.message != problem.message:
             log.warning(
-                "pool.refused",
+                "pool.rejected",
                 namespace=config.namespace,
                 queue=config.name,
-                problem=problem.message,
+                error=problem.message,
             )
         self.refusal = WorkloadRefusal(problem.reason, problem.message)
-        self._forget()
+        self._clear_target()
 
-    def _forget(self) -> None:
+    def _clear_target(self) -> None:
         self._target = self.state = None
         self._selector = ""

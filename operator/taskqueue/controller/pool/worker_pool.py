@@ -1,9 +1,8 @@
-"""Keeps the workers of one TaskQueue as many as the TaskQueue and its backlog want.
+"""Keeps the workers of one TaskQueue at the number that its spec and backlog ask for.
 
-How many is decided by `autoscaler`, what keeps the pool from being whole is found by
-`health`, who leaves it by `taskqueue.controller.pool.drain_plan`; here it is carried
-out. The pool grows at once. It shrinks as its workers have drained: see
-`drainer`. Pods are looked at only while something about them is unsettled.
+`autoscaler` decides the number, `health` finds what is wrong with the pods, `drain_plan` decides
+which pods may be removed; this module carries it out. The pool grows at once, and shrinks as its
+workers have drained (`drainer`). Pods are listed only while the pool is not in its desired state.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ from taskqueue.model.worker import WorkerState
 
 log = EventLog(__name__)
 
-#: The pods of a workload that tells nothing of them are looked at this often all the same.
-_ROUND_SECONDS = 10.0
+#: The pods of a workload that reports nothing about them are listed at least this often.
+_LIST_SECONDS = 10.0
 
 
 class WorkerPool:
-    """See the module's contract.
+    """Sizes the workload of one TaskQueue, and keeps its pods in view.
 
     Args:
         client: for the API server.
         clock: wall time in seconds.
-        order_drain: tells the worker of a pod to take no more work.
-        on_pods: told the names of the pods there are, whenever they were looked at.
-        claimant: tells why what a TaskQueue refers to is not its own to size; "": it is.
+        send_drain: commands the worker of a pod to take no more work.
+        on_pods: called with the names of the existing pods whenever they were listed.
+        sizing_conflict: returns why a TaskQueue must not size what it refers to; "": it may.
         monotonic: the clock of the workers' views, in seconds.
     """
 
@@ -57,36 +56,36 @@ class WorkerPool:
         client: ApiClient,
         *,
         clock: Callable[[], float],
-        order_drain: Callable[[str], None],
+        send_drain: Callable[[str], None],
         on_pods: Callable[[Collection[str]], None] = lambda names: None,
-        claimant: Callable[[QueueConfig], str] = lambda config: "",
+        sizing_conflict: Callable[[QueueConfig], str] = lambda config: "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._clock = clock
         self._on_pods = on_pods
-        self._claimant = claimant
+        self._sizing_conflict = sizing_conflict
         self._monotonic = monotonic
         self._own = OwnDeployment(client, monotonic=monotonic)
         self._referenced = ReferencedWorkload(client, monotonic=monotonic)
-        self._shrinker, self._withdrawing = (
-            Drainer(client, order_drain=order_drain, clock=clock, monotonic=monotonic)
+        self._drainer, self._withdrawn_drainer = (
+            Drainer(client, send_drain=send_drain, clock=clock, monotonic=monotonic)
             for _ in range(2)
         )
-        self._looks, self._withdrawn_looks = PollBackoff(), PollBackoff()
-        #: What was scaled when last looked at.
+        self._poll_backoff, self._withdrawn_backoff = PollBackoff(), PollBackoff()
+        #: What the last reconcile scaled.
         self._scaled: Workload | None = None
         self._memory = ScalingMemory()
         self._health = PoolHealth(memory=HealthMemory())
         self._waiting_for = ""
-        #: The size decided on, but for what stands in its way.
+        #: The size decided, before any ceiling.
         self._wanted = 0
         self.decision: ScalingDecision | None = None
         self.last_scale_time: float | None = None
 
     @property
     def desired(self) -> int:
-        """The size last decided on; before that the size found."""
+        """The size last decided; before that the present size."""
         if self.decision is not None:
             return self.decision.replicas
         state = None if self._scaled is None else self._scaled.state
@@ -100,7 +99,7 @@ class WorkerPool:
         return "; ".join(filter(None, (self.decision.explanation, self._waiting_for)))
 
     def state(self, config: QueueConfig) -> PoolState | None:
-        """Return what the workload says of itself; None: there is none, or nothing is known."""
+        """Return what the workload reports; None: there is none, or nothing is known."""
         workload = self._workload(config)
         return None if workload is None else workload.state
 
@@ -110,20 +109,20 @@ class WorkerPool:
         found = "" if workload is None else workload.selector(config)
         return found or self._own.selector(config)
 
-    def refused(self, config: QueueConfig) -> bool:
-        """Tell whether workers cannot be had as the TaskQueue asks."""
+    def is_refused(self, config: QueueConfig) -> bool:
+        """Return whether the workload is not as the TaskQueue asks."""
         workload = self._workload(config)
         return workload is not None and workload.refusal is not None
 
-    def observed(self, state: PoolState | None) -> None:
-        """Take what the Deployment says of itself; None: it is gone."""
-        self._own.observed(state)
+    def on_deployment_state(self, state: PoolState | None) -> None:
+        """Set what the Deployment reports; None: it is deleted."""
+        self._own.set_state(state)
 
     async def reconcile(
         self,
         config: QueueConfig,
         load: Load,
-        crew: WorkerObservations,
+        observations: WorkerObservations,
         *,
         secret: tuple[str, str] | None = None,
     ) -> None:
@@ -131,8 +130,8 @@ class WorkerPool:
 
         Args:
             config: what the TaskQueue asks for.
-            load: what there is to do.
-            crew: what is known of the workers.
+            load: the work of the queue.
+            observations: what is known about the workers.
             secret: (namespace, name) of the connection Secret; None: not found yet.
 
         Raises:
@@ -143,26 +142,26 @@ class WorkerPool:
             self._scaled, self._waiting_for = workload, ""
             self.decision, self._memory = None, ScalingMemory()
             self._health = PoolHealth(memory=HealthMemory())
-        await self._referenced.read(config, claimed=self._claimant(config))
+        await self._referenced.read(config, conflict=self._sizing_conflict(config))
         stopped = frozenset(
-            pod for pod, view in crew.views.items() if view.state is WorkerState.STOPPED
+            pod for pod, view in observations.views.items() if view.state is WorkerState.STOPPED
         )
         if self._withdrawn:
-            await self._withdraw(config, crew, stopped)
+            await self._drain_withdrawn(config, observations, stopped)
         if workload is self._referenced and workload.state is None:
-            return  # nothing is decided on what is not known
+            return  # no decision without a known size
         target = self._decide(config, load, workload)
         if workload is None:
             return
         await workload.prepare(config, replicas=target, secret=secret)
-        # Also while a changed template is refused: the pool of the former one goes on.
+        # Also while a changed template is rejected: the pool of the former one continues.
         if workload.state is not None and target > workload.state.desired:
             await workload.resize(config, target)
-        if workload.state is not None and self._to_look(workload.state, stopped, target):
+        if workload.state is not None and self._pop_pod_check_due(workload.state, stopped, target):
             try:
-                await self._settle(config, workload, workload.state, crew, target)
+                await self._manage_pods(config, workload, workload.state, observations, target)
             except ApiError as problem:
-                self._forbidden(config, problem)
+                self._record_forbidden(config, problem)
 
     def conditions(self, config: QueueConfig) -> tuple[Condition, Condition]:
         """Return WorkersAvailable and ScalingActive."""
@@ -202,7 +201,7 @@ class WorkerPool:
         if workload is not None and decision.replicas != before:
             self.last_scale_time = self._clock()
             log.info(
-                "pool.decided",
+                "pool.size_decided",
                 namespace=config.namespace,
                 queue=config.name,
                 before=before,
@@ -213,8 +212,8 @@ class WorkerPool:
             )
         return decision.replicas
 
-    def _to_look(self, state: PoolState, stopped: frozenset[str], target: int) -> bool:
-        """Tell whether to look at the pods now."""
+    def _pop_pod_check_due(self, state: PoolState, stopped: frozenset[str], target: int) -> bool:
+        """Return whether to list the pods now, and count that as done if so."""
         settled = (
             state.desired == target
             and state.available >= state.desired
@@ -224,29 +223,29 @@ class WorkerPool:
         if settled:
             self._waiting_for = ""
         now = self._monotonic()
-        again = self._health.look_again
+        again = self._health.next_check
         if again is not None and now >= again:
-            return self._looks.due(again, stopped, now)
+            return self._poll_backoff.pop_due(again, stopped, now)
         situation = (target, state.desired, state.available, state.message)
         if not settled:
-            return self._looks.due(situation, stopped, now)
-        return self._scaled is self._referenced and self._looks.due(
-            situation, stopped, now, longest=_ROUND_SECONDS
+            return self._poll_backoff.pop_due(situation, stopped, now)
+        return self._scaled is self._referenced and self._poll_backoff.pop_due(
+            situation, stopped, now, longest=_LIST_SECONDS
         )
 
-    async def _settle(
+    async def _manage_pods(
         self,
         config: QueueConfig,
         workload: Workload,
         state: PoolState,
-        crew: WorkerObservations,
+        observations: WorkerObservations,
         target: int,
     ) -> None:
-        """Look at the pods: how they are, and who may go."""
+        """List the pods, assess their health, and remove those that may go."""
         pods = await list_pods(self._client, config.namespace, workload.selector(config))
         if not self._withdrawn:
             self._on_pods({pod.name for pod in pods})
-        workload.counted(sum(pod.active and pod.ready for pod in pods))
+        workload.set_available(sum(pod.active and pod.ready for pod in pods))
         self._health = assess(
             self._health.memory,
             pods=pods,
@@ -258,11 +257,11 @@ class WorkerPool:
         )
         first_ordinal = await workload.first_ordinal(config)
         if workload.state is None:
-            return  # it is gone, or cannot be read any more
-        step = await self._shrinker.step(
+            return  # deleted, or no longer readable
+        step = await self._drainer.step(
             config.namespace,
             pods,
-            crew,
+            observations,
             replicas=state.desired,
             target=target,
             first_ordinal=first_ordinal,
@@ -280,33 +279,40 @@ class WorkerPool:
 
     @property
     def _withdrawn(self) -> bool:
-        """Whether there are workers of a template that is not the TaskQueue's any more."""
+        """Whether there are workers of a template that was removed from the TaskQueue."""
         state = self._own.state
         return self._scaled is not self._own and state is not None and state.desired > 0
 
-    async def _withdraw(
-        self, config: QueueConfig, crew: WorkerObservations, stopped: frozenset[str]
+    async def _drain_withdrawn(
+        self, config: QueueConfig, observations: WorkerObservations, stopped: frozenset[str]
     ) -> None:
-        """Let the workers of a template that was withdrawn go, as they have drained."""
+        """Remove the workers of a withdrawn template as they have drained."""
         state = self._own.state
-        if state is None or not self._withdrawn_looks.due(state, stopped, self._monotonic()):
+        if state is None or not self._withdrawn_backoff.pop_due(state, stopped, self._monotonic()):
             return
         try:
             pods = await list_pods(self._client, config.namespace, self._own.selector(config))
-            step = await self._withdrawing.step(
-                config.namespace, pods, crew, replicas=state.desired, target=0, first_ordinal=None
+            step = await self._withdrawn_drainer.step(
+                config.namespace,
+                pods,
+                observations,
+                replicas=state.desired,
+                target=0,
+                first_ordinal=None,
             )
         except ApiError as problem:
-            self._forbidden(config, problem)
+            self._record_forbidden(config, problem)
             return
         if step.replicas < state.desired:
             await self._own.resize(config, step.replicas)
 
-    def _forbidden(self, config: QueueConfig, problem: ApiError) -> None:
-        """Say that the operator may not look after pods; anything else is raised."""
+    def _record_forbidden(self, config: QueueConfig, problem: ApiError) -> None:
+        """Report that the operator may not manage pods; anything else is raised."""
         if problem.status != 403:
             raise problem
         text = f"{problem.message}: apply the ClusterRole of manifests/base/rbac.yaml"
         if text != self._waiting_for:
-            log.error("pool.forbidden", namespace=config.namespace, queue=config.name, problem=text)
+            log.error(
+                "pool.access_denied", namespace=config.namespace, queue=config.name, error=text
+            )
         self._waiting_for = text

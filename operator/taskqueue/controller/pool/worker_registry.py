@@ -1,8 +1,8 @@
-"""The workers of a TaskQueue, as far as they have lately said that they live.
+"""The live workers of a TaskQueue, known by their heartbeats.
 
-A worker that has stopped lives no more: it is not counted and offers no slots. It is remembered all
-the same, because its process waits, drained, for its pod to be removed, and whoever removes pods
-must know: until the pod says something else, or is gone, or nothing was heard for long enough.
+A worker that has stopped is not live: it is not counted and offers no slots. It stays registered
+because its process waits, drained, for its pod to be removed, and the drain plan must know that. It
+stays until the pod reports something else, is deleted, or has been silent for long enough.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 
 from taskqueue.model.worker import Worker, WorkerState
 
-#: Silent for so long, a worker counts as lost: three heartbeats were missed.
+#: A worker that is silent for this long is lost: three heartbeats are missing.
 LOST_SECONDS = 35.0
 
-#: A worker that has stopped is forgotten when nothing was heard for so long: by then its process
-#: has ended by itself, and its container was started again or is gone.
+#: A stopped worker that is silent for this long is removed: by then its process has ended by
+#: itself, and its container has restarted or is deleted.
 STOPPED_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerView:
-    """What was last heard of a worker: what one must know to remove its pod, or to keep it.
+    """What a worker last reported: what decides whether its pod may be removed.
 
     Attributes:
         pod: its name.
         slots: attempts it runs at once.
         busy: attempts and direct messages it runs.
         running: attempts of Tasks it runs.
-        state: what it is doing.
-        seen: when it said so, in seconds on the registry's clock.
+        state: whether it takes work.
+        seen: when it reported this, in seconds on the registry's clock.
     """
 
     pod: str
@@ -42,11 +42,11 @@ class WorkerView:
 
 
 class WorkerRegistry:
-    """Registers workers by their heartbeats, and misses those that stay away."""
+    """Registers workers by their heartbeats, and finds those that are lost."""
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
-        #: Of those and of the stopped ones.
+        #: Of the live and the stopped ones.
         self._views: dict[str, WorkerView] = {}
         self._slots_each = 1
 
@@ -55,48 +55,48 @@ class WorkerRegistry:
 
     @property
     def workers(self) -> tuple[Worker, ...]:
-        """All that live, in the order of their names."""
+        """All live workers, in the order of their names."""
         return tuple(self._workers[pod] for pod in sorted(self._workers))
 
     @property
     def views(self) -> Mapping[str, WorkerView]:
-        """All that live and those that have stopped, by the names of their pods."""
+        """All live and stopped workers, by the names of their pods."""
         return dict(self._views)
 
     @property
     def slots(self) -> int:
-        """Attempts that all who take work can run at once."""
-        return sum(one.slots for one in self._living if one.state is WorkerState.READY)
+        """Attempts that all workers that take work can run at once."""
+        return sum(one.slots for one in self._live if one.state is WorkerState.READY)
 
     @property
     def slots_each(self) -> int:
-        """Attempts that one of them runs at once, on average; while none lives, the last known."""
+        """Attempts that one worker runs at once, on average; while none is live, the last known."""
         return self._slots_each
 
     @property
     def busy(self) -> int:
         """How many run something."""
-        return sum(one.busy > 0 for one in self._living)
+        return sum(one.busy > 0 for one in self._live)
 
     @property
     def foreign(self) -> int:
         """Direct messages that all of them run."""
-        return sum(max(one.busy - one.running, 0) for one in self._living)
+        return sum(max(one.busy - one.running, 0) for one in self._live)
 
     @property
-    def _living(self) -> Iterable[WorkerView]:
+    def _live(self) -> Iterable[WorkerView]:
         return (self._views[pod] for pod in self._workers)
 
-    def beat(
+    def on_heartbeat(
         self, worker: Worker, *, running: int, busy: int, state: WorkerState, now: float
     ) -> bool:
-        """Take a heartbeat; tell whether the worker is new, or another than it was.
+        """Register a heartbeat; return whether the worker is new or has changed.
 
         Args:
             worker: as it describes itself.
             running: attempts of Tasks it runs.
             busy: attempts and direct messages it runs.
-            state: what it is doing.
+            state: whether it takes work.
             now: seconds on any clock.
         """
         before = self._views.get(worker.pod)
@@ -117,18 +117,18 @@ class WorkerRegistry:
             or self._workers.get(worker.pod) != described
         )
 
-    def forget(self, pods: Collection[str]) -> None:
-        """Forget the stopped workers whose pod is not among those that exist.
+    def remove_stopped(self, pods: Collection[str]) -> None:
+        """Remove the stopped workers whose pod is not among ``pods``.
 
-        Nothing is concluded from that about the others: a worker may run outside of any pod.
+        The others stay: a worker may run outside of any pod.
         """
         for pod in self._views.keys() - self._workers.keys() - set(pods):
             del self._views[pod]
 
-    def expire(self, now: float) -> tuple[str, ...]:
-        """Forget the workers that stayed silent for `LOST_SECONDS`; return their names.
+    def pop_lost(self, now: float) -> tuple[str, ...]:
+        """Remove the workers that were silent for `LOST_SECONDS`; return their names.
 
-        Stopped ones stay for `STOPPED_SECONDS`, and go untold: nobody misses them.
+        Stopped ones stay for `STOPPED_SECONDS`, and are not among the names.
         """
         silent = {pod: now - one.seen for pod, one in self._views.items()}
         lost = [pod for pod in self._workers if silent[pod] > LOST_SECONDS]

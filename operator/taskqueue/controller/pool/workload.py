@@ -1,4 +1,4 @@
-"""What a TaskQueue's workers are replicas of: its own Deployment, or an object it refers to."""
+"""The workload of a TaskQueue's workers: its own Deployment, or an object that it refers to."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from taskqueue.model.queue import QueueConfig
 
 @dataclass(frozen=True, slots=True)
 class WorkloadRefusal:
-    """Why workers cannot be had as asked; ``reason`` is CamelCase, ``message`` says what to do."""
+    """Why the workload is not as asked; ``reason`` is CamelCase, ``message`` says what to do."""
 
     reason: str
     message: str
 
 
 class Workload(Protocol):
-    """Replicas of a worker, and how many there should be."""
+    """Something with replicas of a worker, whose size the operator sets."""
 
     @property
     def state(self) -> PoolState | None:
-        """What it says of itself; None: it is not there, or not known yet."""
+        """What it reports; None: it does not exist, or is not known yet."""
 
     @property
     def refusal(self) -> WorkloadRefusal | None:
@@ -32,23 +32,23 @@ class Workload(Protocol):
         """Return the label selector of its pods."""
 
     async def first_ordinal(self, config: QueueConfig) -> int | None:
-        """Return the least number of its pods, of which the highest go; None: they have none.
+        """Return the lowest ordinal of its pods, of which the highest go; None: no ordinals.
 
         Raises:
             ApiError: the API server could not be asked; try again.
         """
 
-    def counted(self, available: int) -> None:
-        """Take how many of its pods are ready, in case it does not say that itself."""
+    def set_available(self, available: int) -> None:
+        """Set how many of its pods are ready, in case it does not report that itself."""
 
     async def prepare(
         self, config: QueueConfig, *, replicas: int, secret: tuple[str, str] | None
     ) -> None:
-        """Have it be there, as the TaskQueue asks.
+        """Create or update it, as the TaskQueue asks.
 
         Args:
             config: what the TaskQueue asks for.
-            replicas: size of one that is made anew; one that is there keeps its own.
+            replicas: size of a new one; one that exists keeps its own.
             secret: (namespace, name) of the connection Secret; None: not found yet.
 
         Raises:
@@ -59,5 +59,5 @@ class Workload(Protocol):
         """Set the size, and nothing else.
 
         Raises:
-            ApiError: the API server could not be asked, or refuses; try again.
+            ApiError: the API server could not be asked, or rejected it; try again.
         """

@@ -79,7 +79,7 @@ class QueueReconciler:
         on_condition: told each condition as it is, again and again.
         operator_namespace: where the operator runs, for the commands that messages tell.
         readers: give the shared readers of the brokers' statistics.
-        claimant: tells why what a TaskQueue refers to is not its own to size; "": it is.
+        sizing_conflict: tells why what a TaskQueue refers to is not its own to size; "": it is.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class QueueReconciler:
         on_condition: Callable[[Condition], None] = lambda condition: None,
         operator_namespace: str = "taskqueue-system",
         readers: Readers | None = None,
-        claimant: Callable[[QueueConfig], str] = lambda config: "",
+        sizing_conflict: Callable[[QueueConfig], str] = lambda config: "",
     ) -> None:
         self.config = config
         self.totals = totals
@@ -104,9 +104,9 @@ class QueueReconciler:
         self.pool = WorkerPool(
             client,
             clock=clock,
-            order_drain=dispatcher.send_drain,
-            on_pods=self.registry.forget,
-            claimant=claimant,
+            send_drain=dispatcher.send_drain,
+            on_pods=self.registry.remove_stopped,
+            sizing_conflict=sizing_conflict,
             monotonic=self._now,
         )
         self.created = created
@@ -171,7 +171,7 @@ class QueueReconciler:
             slots=beat.slots,
             handlers=beat.handlers,
         )
-        changed = self.registry.beat(
+        changed = self.registry.on_heartbeat(
             worker,
             running=len(beat.running),
             busy=len(beat.running) if beat.busy is None else beat.busy,
@@ -182,7 +182,7 @@ class QueueReconciler:
             self.wake()
 
     def _miss_workers(self) -> None:
-        for pod in self.registry.expire(self._now()):
+        for pod in self.registry.pop_lost(self._now()):
             log.warning(
                 "worker.lost",
                 namespace=self.config.namespace,
@@ -395,7 +395,7 @@ class QueueReconciler:
             broker=broker,
             workers=workers,
             scaling=scaling,
-            refused=self.pool.refused(self.config),
+            refused=self.pool.is_refused(self.config),
             dead_letters=self._broker.dead_letters if self._broker.declared else None,
             operator_namespace=self._operator_namespace,
         )

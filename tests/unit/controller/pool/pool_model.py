@@ -268,7 +268,7 @@ class Pool:
         while self._beats:
             name, busy, state = self._beats.popleft()
             worker = Worker(pod=name, node="n", cpus=1.0, slots=SLOTS, handlers=())
-            self.registry.beat(worker, running=busy, busy=busy, state=state, now=self.now)
+            self.registry.on_heartbeat(worker, running=busy, busy=busy, state=state, now=self.now)
 
     def change_leader(self) -> None:
         self._writes.clear()
@@ -297,7 +297,7 @@ class Pool:
             for pod in self.pods.values()
         ]
         self._listed = {pod.uid for pod in listed}
-        self.registry.forget([pod.name for pod in listed])
+        self.registry.remove_stopped([pod.name for pod in listed])
         shrink = plan(
             listed,
             self.registry.views,
@@ -367,7 +367,7 @@ class Pool:
             elif self.now - process.said >= BEAT_SECONDS:
                 self.beat(pod, process)
         self.hear()
-        self.registry.expire(self.now)
+        self.registry.pop_lost(self.now)
 
     def second(self) -> None:
         """Let all that is due within a second happen."""

@@ -55,7 +55,7 @@ def test_a_pool_that_fails_grows_no_further_and_says_why() -> None:
         "1 of 9 workers are available; pod b: ImagePullBackOff: container worker: no such image; "
         "one more fails"
     )
-    assert health.look_again is None  # the pods' changes are seen
+    assert health.next_check is None  # the pods' changes are seen
 
 
 def test_a_few_that_fail_are_told_of_but_hold_nothing_up() -> None:
@@ -122,7 +122,7 @@ def test_until_it_is_to_be_looked_at_again_nothing_changes_by_itself(
         ]
         health = pool.look(refused, after=after)
     for _ in range(5):
-        again = health.look_again
+        again = health.next_check
         assert again is None or again > pool.now
         before, now = pool.memory, pool.now
         pool.now = now + 1000.0 if again is None else max(now, again - 0.01)
@@ -143,7 +143,7 @@ def test_the_moment_to_look_again_is_late_enough() -> None:
     pool.now = 65527.9  # 10 s later fewer than 10 s have passed, in binary fractions
     pool.look()
     pool.pods = [pod("a", restarts=1)]
-    again = pool.look(after=1).look_again
+    again = pool.look(after=1).next_check
     assert again is not None
     pool.now = again
     assert pool.look() == PoolHealth(memory=HealthMemory())
@@ -167,7 +167,7 @@ def test_between_two_crashes_it_is_not_well() -> None:
     pool.pods = [pod("a", restarts=1)]
     health = pool.look(after=1)
     assert (health.reason, health.ceiling) == ("CrashLoopBackOff", 1)
-    assert health.look_again == 110.0
+    assert health.next_check == 110.0
     assert pool.look(after=8.9).ceiling == 1
     assert pool.look(after=0.1) == PoolHealth(memory=HealthMemory())
 
@@ -184,15 +184,15 @@ def test_each_crash_counts_anew() -> None:
 def test_what_is_refused_is_not_asked_for_until_a_pause_is_over() -> None:
     pool = Pool([pod("a"), pod("b")], wanted=5, replicas=5)
     health = pool.look(QUOTA)
-    assert (health.reason, health.ceiling, health.look_again) == ("QuotaExceeded", 2, 110.0)
+    assert (health.reason, health.ceiling, health.next_check) == ("QuotaExceeded", 2, 110.0)
     assert health.message == (
-        f"2 of 5 workers are available; more pods are refused, tried again by itself: {QUOTA}"
+        f"2 of 5 workers are available; more pods are refused, the operator tries again: {QUOTA}"
     )
     # Held at two, the controller has nothing to complain of; the quota is as full as before.
     held = pool.look("", after=9.9)
     assert (held.reason, held.ceiling) == ("QuotaExceeded", 2)
     tried = pool.look("", after=0.1)
-    assert (tried.reason, tried.ceiling, tried.look_again) == ("QuotaExceeded", None, 113.0)
+    assert (tried.reason, tried.ceiling, tried.next_check) == ("QuotaExceeded", None, 113.0)
 
 
 def test_what_the_controller_said_before_the_try_is_not_its_answer() -> None:
@@ -208,8 +208,8 @@ def test_the_pause_doubles_to_a_minute_with_each_try_in_vain() -> None:
     pauses = []
     health = pool.look(QUOTA)
     for _ in range(5):
-        assert health.look_again is not None
-        pauses.append(health.look_again - pool.now)
+        assert health.next_check is not None
+        pauses.append(health.next_check - pool.now)
         assert pool.look(after=pauses[-1]).ceiling is None
         health = pool.look(QUOTA, after=3)
         assert health.ceiling == 1
@@ -225,7 +225,7 @@ def test_a_try_that_gets_somewhere_begins_again_with_a_short_pause() -> None:
     pool.pods = [pod("a"), pod("b")]
     health = pool.look(QUOTA, after=3)
     assert health.ceiling == 2
-    assert health.look_again == pool.now + 10
+    assert health.next_check == pool.now + 10
 
 
 def test_a_try_that_gets_all_ends_it() -> None:
@@ -242,7 +242,7 @@ def test_a_size_that_the_ceiling_held_down_ends_no_refusal() -> None:
     pool.wanted = 1
     assert pool.look(after=10).reason == "QuotaExceeded"
     pool.wanted = 5
-    assert pool.look(QUOTA, after=3).look_again == pool.now + 20
+    assert pool.look(QUOTA, after=3).next_check == pool.now + 20
 
 
 def test_a_try_that_nobody_refuses_ends_it() -> None:

@@ -9,10 +9,10 @@ from taskqueue.controller.pool.poll_backoff import (
 NOBODY: frozenset[str] = frozenset()
 
 
-def times(looks: PollBackoff, begin: float, seconds: float) -> list[float]:
+def times(backoff: PollBackoff, begin: float, seconds: float) -> list[float]:
     """Ask every 0.1 s, and return when a look was due, from the beginning on."""
     moments = [round(begin + number / 10, 1) for number in range(int(seconds * 10))]
-    return [now - begin for now in moments if looks.due("same", NOBODY, now)]
+    return [now - begin for now in moments if backoff.pop_due("same", NOBODY, now)]
 
 
 def test_while_nothing_changes_the_pause_doubles() -> None:
@@ -21,34 +21,34 @@ def test_while_nothing_changes_the_pause_doubles() -> None:
 
 
 def test_a_change_is_looked_at_soon_and_the_pause_begins_anew() -> None:
-    looks = PollBackoff()
-    times(looks, 0.0, 20)
-    assert not looks.due("other", NOBODY, 17.6)
-    assert looks.due("other", NOBODY, 17.5 + FIRST_PAUSE_SECONDS)
-    assert looks.due("other", NOBODY, 18.6)
+    backoff = PollBackoff()
+    times(backoff, 0.0, 20)
+    assert not backoff.pop_due("other", NOBODY, 17.6)
+    assert backoff.pop_due("other", NOBODY, 17.5 + FIRST_PAUSE_SECONDS)
+    assert backoff.pop_due("other", NOBODY, 18.6)
 
 
 def test_a_worker_that_has_stopped_is_looked_at_at_once() -> None:
-    looks = PollBackoff()
-    times(looks, 0.0, 20)
-    assert looks.due("same", frozenset({"a"}), 17.7)
-    assert not looks.due("same", frozenset({"a"}), 17.8)
-    assert looks.due("same", frozenset({"a", "b"}), 17.8)
+    backoff = PollBackoff()
+    times(backoff, 0.0, 20)
+    assert backoff.pop_due("same", frozenset({"a"}), 17.7)
+    assert not backoff.pop_due("same", frozenset({"a"}), 17.8)
+    assert backoff.pop_due("same", frozenset({"a", "b"}), 17.8)
 
 
 def test_one_that_is_gone_is_no_reason_to_look() -> None:
-    looks = PollBackoff()
-    assert looks.due("same", frozenset({"a", "b"}), 0.0)
-    assert not looks.due("same", frozenset({"a"}), 0.2)
+    backoff = PollBackoff()
+    assert backoff.pop_due("same", frozenset({"a", "b"}), 0.0)
+    assert not backoff.pop_due("same", frozenset({"a"}), 0.2)
 
 
 def test_a_longer_pause_can_be_asked_for() -> None:
-    looks, now = PollBackoff(), 0.0
-    assert looks.due("settled", NOBODY, now)
+    backoff, now = PollBackoff(), 0.0
+    assert backoff.pop_due("settled", NOBODY, now)
     pauses = []
     for _ in range(8):
         before = now
-        while not looks.due("settled", NOBODY, now, longest=10.0):
+        while not backoff.pop_due("settled", NOBODY, now, longest=10.0):
             now += 0.5
         pauses.append(now - before)
     assert pauses[-2:] == [10.0, 10.0]

@@ -68,7 +68,7 @@ class Stage:
         self.workload = ReferencedWorkload(cast(ApiClient, self.client), monotonic=lambda: self.now)
 
     async def read(self, config: QueueConfig = CONFIG) -> None:
-        await self.workload.read(config, claimed="")
+        await self.workload.read(config, conflict="")
         self.now += 5.0
 
 
@@ -92,7 +92,7 @@ async def test_it_is_read_and_sized(stage: Stage) -> None:
 
 async def test_its_ready_pods_are_counted_by_others(stage: Stage) -> None:
     await stage.read()
-    stage.workload.counted(2)
+    stage.workload.set_available(2)
     await stage.read()
     assert stage.workload.state is not None
     assert stage.workload.state.available == 2
@@ -100,7 +100,7 @@ async def test_its_ready_pods_are_counted_by_others(stage: Stage) -> None:
 
 async def test_it_is_not_read_at_each_wake(stage: Stage) -> None:
     for _ in range(10):
-        await stage.workload.read(CONFIG, claimed="")
+        await stage.workload.read(CONFIG, conflict="")
     assert stage.client.asked.count(SCALE) == 1
 
 

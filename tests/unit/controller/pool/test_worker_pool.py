@@ -1,4 +1,4 @@
-"""The pool's size is put in place whatever became of its template; it shrinks by the drained."""
+"""The pool is resized even if its template was rejected, and loses drained workers only."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -107,26 +107,26 @@ class FakeCluster:
         return {"metadata": {"generation": 1}, "spec": body["spec"], "status": status}
 
 
-class Stage:
-    """A pool beside its cluster, and time that passes only when told."""
+class PoolCase:
+    """A pool and its cluster, with a clock of the test's own."""
 
     def __init__(self) -> None:
         self.cluster, self.now = FakeCluster(), 100.0
-        self.told: list[str] = []
+        self.commanded: list[str] = []
         self.seen: set[str] = set()
-        self.claimed = ""
+        self.conflict = ""
         self.pool = WorkerPool(
             cast(ApiClient, self.cluster),
             clock=lambda: 1_800_000_000 + self.now,
-            order_drain=self.told.append,
+            send_drain=self.commanded.append,
             on_pods=self.seen.update,
-            claimant=lambda config: self.claimed if config.scale_target else "",
+            sizing_conflict=lambda config: self.conflict if config.scale_target else "",
             monotonic=lambda: self.now,
         )
         self.observe(2)
 
     def observe(self, size: int, *, available: int | None = None, message: str = "") -> None:
-        self.pool.observed(
+        self.pool.on_deployment_state(
             PoolState(
                 desired=size,
                 replicas=size,
@@ -139,19 +139,19 @@ class Stage:
         self,
         backlog: int | None,
         config: QueueConfig = CONFIG,
-        crew: WorkerObservations = NOBODY,
+        observations: WorkerObservations = NOBODY,
         secret: tuple[str, str] | None = None,
     ) -> None:
-        await self.pool.reconcile(config, Load(backlog=backlog), crew, secret=secret)
+        await self.pool.reconcile(config, Load(backlog=backlog), observations, secret=secret)
         self.now += FIRST_PAUSE_SECONDS
 
 
 @pytest.fixture
-def stage() -> Stage:
-    return Stage()
+def case() -> PoolCase:
+    return PoolCase()
 
 
-def crew(
+def observed(
     states: Mapping[str, WorkerState], *, now: float = 100.0, busy: tuple[str, ...] = ()
 ) -> WorkerObservations:
     views = {
@@ -172,72 +172,72 @@ READY, DRAINING, STOPPED = WorkerState.READY, WorkerState.DRAINING, WorkerState.
 
 
 async def test_a_template_is_applied_once_and_a_size_alone_goes_through_scale(
-    stage: Stage,
+    case: PoolCase,
 ) -> None:
     for backlog in (2, 4, 4):
-        await stage.reconcile(backlog)
-    assert (stage.cluster.applied, stage.cluster.sizes) == ([2], [4])
+        await case.reconcile(backlog)
+    assert (case.cluster.applied, case.cluster.sizes) == ([2], [4])
 
 
-async def test_a_deployment_that_is_gone_is_made_anew_at_the_size_decided_on(stage: Stage) -> None:
-    stage.pool.observed(None)
-    await stage.reconcile(7)
-    assert (stage.cluster.applied, stage.cluster.sizes) == ([7], [])
+async def test_a_deleted_deployment_is_created_again_at_the_decided_size(case: PoolCase) -> None:
+    case.pool.on_deployment_state(None)
+    await case.reconcile(7)
+    assert (case.cluster.applied, case.cluster.sizes) == ([7], [])
 
 
-async def test_a_changed_template_does_not_shrink_the_pool_by_itself(stage: Stage) -> None:
-    stage.cluster.add_pods("a", "b")
-    await stage.reconcile(1, crew=crew({"a": READY, "b": READY}, busy=("a", "b")))
-    assert (stage.cluster.applied, stage.cluster.sizes) == ([2], [])
+async def test_a_changed_template_does_not_shrink_the_pool_by_itself(case: PoolCase) -> None:
+    case.cluster.add_pods("a", "b")
+    await case.reconcile(1, observations=observed({"a": READY, "b": READY}, busy=("a", "b")))
+    assert (case.cluster.applied, case.cluster.sizes) == ([2], [])
 
 
 async def test_a_withdrawn_template_takes_its_workers_along_once_they_have_drained(
-    stage: Stage,
+    case: PoolCase,
 ) -> None:
-    stage.cluster.add_pods("a", "b")
+    case.cluster.add_pods("a", "b")
     withdrawn = replace(CONFIG, template=None)
-    await stage.reconcile(5, withdrawn, crew({"a": READY, "b": READY}, busy=("a",)))
-    assert (sorted(stage.told), stage.cluster.sizes) == (["a", "b"], [])
-    await stage.reconcile(5, withdrawn, crew({"a": DRAINING, "b": STOPPED}, now=stage.now))
-    assert stage.cluster.sizes == [1]
-    stage.observe(1)
-    del stage.cluster.pods["b"]
-    await stage.reconcile(5, withdrawn, crew({"a": STOPPED}, now=stage.now))
-    assert stage.cluster.sizes == [1, 0]
+    await case.reconcile(5, withdrawn, observed({"a": READY, "b": READY}, busy=("a",)))
+    assert (sorted(case.commanded), case.cluster.sizes) == (["a", "b"], [])
+    await case.reconcile(5, withdrawn, observed({"a": DRAINING, "b": STOPPED}, now=case.now))
+    assert case.cluster.sizes == [1]
+    case.observe(1)
+    del case.cluster.pods["b"]
+    await case.reconcile(5, withdrawn, observed({"a": STOPPED}, now=case.now))
+    assert case.cluster.sizes == [1, 0]
 
 
 async def test_the_former_pool_is_resized_while_a_changed_template_is_refused(
-    stage: Stage,
+    case: PoolCase,
 ) -> None:
-    stage.cluster.refusal = ApiError(422, "Invalid", "no such field")
-    await stage.reconcile(7)
-    assert stage.cluster.sizes == [7]
-    assert stage.pool.refused(CONFIG)
-    workers, _ = stage.pool.conditions(CONFIG)
+    case.cluster.refusal = ApiError(422, "Invalid", "no such field")
+    await case.reconcile(7)
+    assert case.cluster.sizes == [7]
+    assert case.pool.is_refused(CONFIG)
+    workers, _ = case.pool.conditions(CONFIG)
     assert (workers.status, workers.reason) == (False, "InvalidTemplate")
 
 
 OF_CLUSTER = replace(CONFIG, connection_secret="", rabbitmq_cluster=ClusterRef("broker", "rabbit"))
 
 
-async def test_a_pool_waits_for_the_secret_of_a_rabbitmq_cluster(stage: Stage) -> None:
+async def test_a_pool_waits_for_the_secret_of_a_rabbitmq_cluster(case: PoolCase) -> None:
     here = replace(OF_CLUSTER, rabbitmq_cluster=ClusterRef("shop", "rabbit"))
-    await stage.reconcile(3, here)
+    await case.reconcile(3, here)
     # What is there is sized all the same.
-    assert (stage.cluster.applied, stage.cluster.sizes) == ([], [3])
-    await stage.reconcile(3, here, secret=("shop", "rabbit-default-user"))
-    await stage.reconcile(3, here, secret=("shop", "rabbit-default-user"))
-    assert stage.cluster.applied == [3]
-    await stage.reconcile(3, here, secret=("shop", "renamed"))
-    assert stage.cluster.applied == [3, 3]
+    assert (case.cluster.applied, case.cluster.sizes) == ([], [3])
+    await case.reconcile(3, here, secret=("shop", "rabbit-default-user"))
+    await case.reconcile(3, here, secret=("shop", "rabbit-default-user"))
+    assert case.cluster.applied == [3]
+    await case.reconcile(3, here, secret=("shop", "renamed"))
+    assert case.cluster.applied == [3, 3]
 
 
 async def test_workers_of_another_namespace_than_the_cluster_need_an_address_of_their_own(
-    stage: Stage,
+    case: PoolCase,
 ) -> None:
-    await stage.reconcile(3, OF_CLUSTER, secret=("broker", "rabbit-default-user"))
-    assert stage.cluster.applied == []
-    workers, _ = stage.pool.conditions(OF_CLUSTER)
+    await case.reconcile(3, OF_CLUSTER, secret=("broker", "rabbit-default-user"))
+    assert case.cluster.applied == []
+    workers, _ = case.pool.conditions(OF_CLUSTER)
     assert (workers.status, workers.reason) == (False, "InvalidTemplate")
     assert "TASKQUEUE_BROKER_URI" in workers.message
 
@@ -245,89 +245,93 @@ async def test_workers_of_another_namespace_than_the_cluster_need_an_address_of_
 # Shrinking.
 
 
-async def test_a_worker_is_told_drained_and_marked_before_the_size_is_lowered(
-    stage: Stage,
+async def test_a_worker_is_drained_and_marked_before_the_size_is_lowered(
+    case: PoolCase,
 ) -> None:
-    stage.cluster.add_pods("busy", "idle")
-    await stage.reconcile(1, crew=crew({"busy": READY, "idle": READY}, busy=("busy",)))
-    assert (stage.told, stage.cluster.sizes) == (["idle"], [])
-    assert stage.seen == {"busy", "idle"}
-    assert "waits for idle" in stage.pool.explanation
-    await stage.reconcile(1, crew=crew({"busy": READY, "idle": DRAINING}, busy=("busy",)))
-    assert (stage.told, stage.cluster.sizes) == (["idle"], [])
-    await stage.reconcile(
-        1, crew=crew({"busy": READY, "idle": STOPPED}, busy=("busy",), now=stage.now)
+    case.cluster.add_pods("busy", "idle")
+    await case.reconcile(1, observations=observed({"busy": READY, "idle": READY}, busy=("busy",)))
+    assert (case.commanded, case.cluster.sizes) == (["idle"], [])
+    assert case.seen == {"busy", "idle"}
+    assert "waits for idle" in case.pool.explanation
+    await case.reconcile(
+        1, observations=observed({"busy": READY, "idle": DRAINING}, busy=("busy",))
     )
-    assert stage.cluster.sizes == [1]
-    assert COST_ANNOTATION in stage.cluster.pods["idle"]["metadata"]["annotations"]
-    assert "annotations" not in stage.cluster.pods["busy"]["metadata"]
+    assert (case.commanded, case.cluster.sizes) == (["idle"], [])
+    await case.reconcile(
+        1, observations=observed({"busy": READY, "idle": STOPPED}, busy=("busy",), now=case.now)
+    )
+    assert case.cluster.sizes == [1]
+    assert COST_ANNOTATION in case.cluster.pods["idle"]["metadata"]["annotations"]
+    assert "annotations" not in case.cluster.pods["busy"]["metadata"]
 
 
-async def test_a_worker_that_does_not_answer_is_told_again(stage: Stage) -> None:
-    stage.cluster.add_pods("a", "b")
-    silent = crew({"a": READY, "b": READY})
+async def test_drain_command_is_repeated_for_a_worker_that_does_not_answer(case: PoolCase) -> None:
+    case.cluster.add_pods("a", "b")
+    silent = observed({"a": READY, "b": READY})
     for _ in range(20):
-        await stage.reconcile(1, crew=silent)
-    assert stage.told == ["a", "a"] or stage.told == ["b", "b"]
-    assert stage.cluster.sizes == []
+        await case.reconcile(1, observations=silent)
+    assert case.commanded == ["a", "a"] or case.commanded == ["b", "b"]
+    assert case.cluster.sizes == []
 
 
-async def test_a_drained_worker_that_is_wanted_again_is_replaced(stage: Stage) -> None:
-    stage.cluster.add_pods("a", "b")
-    await stage.reconcile(2, crew=crew({"a": READY, "b": STOPPED}, now=stage.now))
-    assert (stage.cluster.deleted, stage.cluster.sizes) == (["b"], [])
+async def test_a_drained_worker_that_is_wanted_again_is_replaced(case: PoolCase) -> None:
+    case.cluster.add_pods("a", "b")
+    await case.reconcile(2, observations=observed({"a": READY, "b": STOPPED}, now=case.now))
+    assert (case.cluster.deleted, case.cluster.sizes) == (["b"], [])
 
 
-async def test_a_paused_pool_is_shrunk_the_same_way(stage: Stage) -> None:
-    stage.cluster.add_pods("a", "b")
+async def test_a_paused_pool_is_shrunk_the_same_way(case: PoolCase) -> None:
+    case.cluster.add_pods("a", "b")
     config = replace(CONFIG, scaling=ScalingPolicy(paused_replicas=0))
-    working = crew({"a": READY, "b": READY}, busy=("a", "b"))
-    await stage.reconcile(9, config, crew=working)
-    assert (sorted(stage.told), stage.cluster.sizes) == (["a", "b"], [])
-    assert stage.pool.desired == 0
-    await stage.reconcile(9, config, crew=crew({"a": STOPPED, "b": STOPPED}, now=stage.now))
-    assert stage.cluster.sizes == [0]
+    working = observed({"a": READY, "b": READY}, busy=("a", "b"))
+    await case.reconcile(9, config, observations=working)
+    assert (sorted(case.commanded), case.cluster.sizes) == (["a", "b"], [])
+    assert case.pool.desired == 0
+    await case.reconcile(
+        9, config, observations=observed({"a": STOPPED, "b": STOPPED}, now=case.now)
+    )
+    assert case.cluster.sizes == [0]
 
 
-async def test_a_settled_pool_costs_no_requests(stage: Stage) -> None:
+async def test_a_settled_pool_costs_no_requests(case: PoolCase) -> None:
     for _ in range(5):
-        await stage.reconcile(2, crew=crew({"a": READY, "b": READY}))
-    assert stage.cluster.lists == 0
+        await case.reconcile(2, observations=observed({"a": READY, "b": READY}))
+    assert case.cluster.lists == 0
 
 
-async def test_pods_are_not_listed_at_each_wake(stage: Stage) -> None:
-    stage.cluster.add_pods("a", "b")
+async def test_pods_are_not_listed_at_each_reconcile(case: PoolCase) -> None:
+    case.cluster.add_pods("a", "b")
     for _ in range(20):
-        await stage.pool.reconcile(CONFIG, Load(backlog=1), crew({"a": READY, "b": READY}))
-    assert stage.cluster.lists == 1
+        await case.pool.reconcile(CONFIG, Load(backlog=1), observed({"a": READY, "b": READY}))
+    assert case.cluster.lists == 1
 
 
-async def test_a_worker_that_has_just_stopped_is_looked_at_at_once(stage: Stage) -> None:
-    stage.cluster.add_pods("a", "b")
+async def test_pods_are_listed_at_once_when_a_worker_has_stopped(case: PoolCase) -> None:
+    case.cluster.add_pods("a", "b")
     load = Load(backlog=1)
-    await stage.pool.reconcile(CONFIG, load, crew({"a": READY, "b": READY}))
-    (picked,) = stage.told
+    await case.pool.reconcile(CONFIG, load, observed({"a": READY, "b": READY}))
+    (picked,) = case.commanded
     stopped = {"a": READY, "b": READY} | {picked: STOPPED}
     for _ in range(3):
-        await stage.pool.reconcile(CONFIG, load, crew(stopped, now=stage.now))
-    assert (stage.cluster.lists, stage.cluster.sizes) == (2, [1])
+        await case.pool.reconcile(CONFIG, load, observed(stopped, now=case.now))
+    assert (case.cluster.lists, case.cluster.sizes) == (2, [1])
 
 
-async def test_pods_that_do_not_change_are_looked_at_less_and_less_often(stage: Stage) -> None:
-    stage.cluster.add_pods("a", "b")
-    busy = crew({"a": READY, "b": DRAINING}, busy=("a", "b"))
+async def test_pods_are_listed_less_and_less_often_while_nothing_changes(case: PoolCase) -> None:
+    case.cluster.add_pods("a", "b")
+    busy = observed({"a": READY, "b": DRAINING}, busy=("a", "b"))
     for _ in range(120):  # a minute
-        await stage.reconcile(1, crew=busy)
-    assert 10 <= stage.cluster.lists <= 60 / LONGEST_PAUSE_SECONDS + 5
+        await case.reconcile(1, observations=busy)
+    assert 10 <= case.cluster.lists <= 60 / LONGEST_PAUSE_SECONDS + 5
 
 
-async def test_an_operator_that_may_not_look_after_pods_says_so_and_goes_on(stage: Stage) -> None:
-    stage.cluster.forbidden = True
-    stage.cluster.add_pods("a", "b")
-    await stage.reconcile(1, crew=crew({"a": READY, "b": READY}))
-    assert "manifests/base/rbac.yaml" in stage.pool.explanation
-    await stage.reconcile(5, crew=crew({"a": READY, "b": READY}))
-    assert stage.cluster.sizes == [5]
+async def test_an_operator_that_may_not_look_after_pods_says_so_and_goes_on(case: PoolCase) -> None:
+    case.cluster.forbidden = True
+    case.cluster.add_pods("a", "b")
+    await case.reconcile(1, observations=observed({"a": READY, "b": READY}))
+    assert "manifests/base/rbac.yaml" in case.pool.explanation
+    await case.reconcile(5, observations=observed({"a": READY, "b": READY}))
+    assert case.cluster.sizes == [5]
 
 
 # What spec.workers.scaleTargetRef names.
@@ -336,104 +340,104 @@ REF = ScaleTargetRef(api_version="apps/v1", kind="Deployment", name="encoders")
 REFERRING = replace(CONFIG, template=None, scale_target=REF)
 
 
-async def test_nothing_is_decided_while_a_workload_is_not_known(stage: Stage) -> None:
-    stage.pool.observed(None)
-    stage.cluster.scale = None
-    await stage.reconcile(0, REFERRING)
-    assert stage.pool.decision is None
-    workers, scaling = stage.pool.conditions(REFERRING)
+async def test_nothing_is_decided_while_a_workload_is_not_known(case: PoolCase) -> None:
+    case.pool.on_deployment_state(None)
+    case.cluster.scale = None
+    await case.reconcile(0, REFERRING)
+    assert case.pool.decision is None
+    workers, scaling = case.pool.conditions(REFERRING)
     assert (workers.reason, scaling.reason) == ("ScaleTargetNotFound", "ScaleTargetNotFound")
-    stage.cluster.scale = 10
-    stage.now += 10
-    await stage.reconcile(None, REFERRING)
-    assert stage.pool.explanation.startswith("10 held: the backlog is unknown")
-    assert stage.pool.selector(REFERRING) == "app=encoder"
+    case.cluster.scale = 10
+    case.now += 10
+    await case.reconcile(None, REFERRING)
+    assert case.pool.explanation.startswith("10 held: the backlog is unknown")
+    assert case.pool.selector(REFERRING) == "app=encoder"
 
 
-async def test_a_workload_taken_over_begins_with_its_own_size(stage: Stage) -> None:
-    await stage.reconcile(2)
-    stage.cluster.scale = 10
-    await stage.reconcile(None, REFERRING)
-    assert stage.pool.desired == 10
+async def test_a_workload_taken_over_begins_with_its_own_size(case: PoolCase) -> None:
+    await case.reconcile(2)
+    case.cluster.scale = 10
+    await case.reconcile(None, REFERRING)
+    assert case.pool.desired == 10
 
 
-async def test_a_workload_of_somebody_else_is_left_alone(stage: Stage) -> None:
-    stage.claimed = "it is already sized by TaskQueue p: name another one"
-    stage.pool.observed(None)
-    stage.cluster.scale = 10
-    await stage.reconcile(0, REFERRING)
-    workers, _ = stage.pool.conditions(REFERRING)
-    assert (workers.reason, workers.message) == ("ScaleTargetUnusable", stage.claimed)
-    assert stage.cluster.sizes == []
+async def test_a_workload_of_somebody_else_is_left_alone(case: PoolCase) -> None:
+    case.conflict = "it is already sized by TaskQueue p: name another one"
+    case.pool.on_deployment_state(None)
+    case.cluster.scale = 10
+    await case.reconcile(0, REFERRING)
+    workers, _ = case.pool.conditions(REFERRING)
+    assert (workers.reason, workers.message) == ("ScaleTargetUnusable", case.conflict)
+    assert case.cluster.sizes == []
 
 
-async def test_pods_of_a_workload_are_looked_at_also_when_it_is_settled(stage: Stage) -> None:
-    stage.pool.observed(None)
-    stage.cluster.scale = 2
-    stage.cluster.add_pods("a", "b")
+async def test_pods_of_a_workload_are_looked_at_also_when_it_is_settled(case: PoolCase) -> None:
+    case.pool.on_deployment_state(None)
+    case.cluster.scale = 2
+    case.cluster.add_pods("a", "b")
     for _ in range(8):
-        await stage.reconcile(2, REFERRING)
-    workers, _ = stage.pool.conditions(REFERRING)
+        await case.reconcile(2, REFERRING)
+    workers, _ = case.pool.conditions(REFERRING)
     assert (workers.status, workers.reason) == (True, "Available")
-    stage.cluster.add_pods("a", "b", waiting="CrashLoopBackOff")
+    case.cluster.add_pods("a", "b", waiting="CrashLoopBackOff")
     for _ in range(30):
-        await stage.reconcile(2, REFERRING)
-    workers, _ = stage.pool.conditions(REFERRING)
+        await case.reconcile(2, REFERRING)
+    workers, _ = case.pool.conditions(REFERRING)
     assert (workers.status, workers.reason) == (False, "CrashLoopBackOff")
 
 
 # Trouble.
 
 
-async def test_a_failing_pool_says_why_and_does_not_grow(stage: Stage) -> None:
-    await stage.reconcile(2)
-    stage.cluster.add_pods("a", "b", waiting="ImagePullBackOff")
-    stage.observe(2, available=0)
-    await stage.reconcile(2)
-    await stage.reconcile(9)
-    workers, _ = stage.pool.conditions(CONFIG)
+async def test_a_failing_pool_says_why_and_does_not_grow(case: PoolCase) -> None:
+    await case.reconcile(2)
+    case.cluster.add_pods("a", "b", waiting="ImagePullBackOff")
+    case.observe(2, available=0)
+    await case.reconcile(2)
+    await case.reconcile(9)
+    workers, _ = case.pool.conditions(CONFIG)
     assert (workers.status, workers.reason) == (False, "ImagePullBackOff")
     assert "no such image" in workers.message
-    assert stage.cluster.sizes == []
-    assert stage.pool.explanation.startswith("2 is all that can be had")
-    stage.cluster.add_pods("a", "b")
-    stage.observe(2)
-    await stage.reconcile(9)
-    await stage.reconcile(9)
-    assert stage.cluster.sizes == [9]
-    stage.observe(9)
-    workers, _ = stage.pool.conditions(CONFIG)
+    assert case.cluster.sizes == []
+    assert case.pool.explanation.startswith("2 is all that can be had")
+    case.cluster.add_pods("a", "b")
+    case.observe(2)
+    await case.reconcile(9)
+    await case.reconcile(9)
+    assert case.cluster.sizes == [9]
+    case.observe(9)
+    workers, _ = case.pool.conditions(CONFIG)
     assert (workers.status, workers.reason) == (True, "Available")
 
 
-async def test_pods_refused_by_a_quota_are_not_asked_for_again_and_again(stage: Stage) -> None:
-    stage.cluster.add_pods("a", "b")
+async def test_pods_refused_by_a_quota_are_not_asked_for_again_and_again(case: PoolCase) -> None:
+    case.cluster.add_pods("a", "b")
     full = "pods is forbidden: exceeded quota: tight"
-    await stage.reconcile(6)
+    await case.reconcile(6)
     tries: list[int] = []
     for _ in range(400):  # 200 s
-        if len(stage.cluster.sizes) > len(tries):
-            tries = list(stage.cluster.sizes)
+        if len(case.cluster.sizes) > len(tries):
+            tries = list(case.cluster.sizes)
         size = tries[-1]
-        stage.observe(size, available=2, message=full if size > 2 else "")
-        await stage.reconcile(6)
-        workers, _ = stage.pool.conditions(CONFIG)
+        case.observe(size, available=2, message=full if size > 2 else "")
+        await case.reconcile(6)
+        workers, _ = case.pool.conditions(CONFIG)
         assert (workers.status, workers.reason) == (False, "QuotaExceeded")
     assert tries == [6, 2] * 5  # after 10, 20, 40 and 60 s
 
 
-async def test_an_unknown_backlog_changes_nothing(stage: Stage) -> None:
-    await stage.reconcile(None)
-    _, scaling = stage.pool.conditions(CONFIG)
+async def test_an_unknown_backlog_changes_nothing(case: PoolCase) -> None:
+    await case.reconcile(None)
+    _, scaling = case.pool.conditions(CONFIG)
     assert (scaling.status, scaling.reason) == (False, "BacklogUnknown")
-    assert stage.cluster.sizes == []
+    assert case.cluster.sizes == []
 
 
-async def test_workers_elsewhere_are_not_sized(stage: Stage) -> None:
+async def test_workers_elsewhere_are_not_sized(case: PoolCase) -> None:
     elsewhere = replace(CONFIG, template=None)
-    stage.pool.observed(None)
-    await stage.reconcile(5, elsewhere)
-    assert (stage.cluster.applied, stage.cluster.sizes) == ([], [])
-    workers, scaling = stage.pool.conditions(elsewhere)
+    case.pool.on_deployment_state(None)
+    await case.reconcile(5, elsewhere)
+    assert (case.cluster.applied, case.cluster.sizes) == ([], [])
+    workers, scaling = case.pool.conditions(elsewhere)
     assert (workers.status, workers.reason) == (None, "WorkersElsewhere")
     assert (scaling.status, scaling.reason) == (False, "WorkersElsewhere")

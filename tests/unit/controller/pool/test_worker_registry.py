@@ -25,7 +25,7 @@ def beat(
     **changes: Any,
 ) -> bool:
     worker = replace(WORKER, pod=pod, **changes)
-    return registry.beat(
+    return registry.on_heartbeat(
         worker, running=running, busy=running if busy is None else busy, state=state, now=now
     )
 
@@ -114,7 +114,7 @@ def test_direct_messages_are_what_is_run_besides_tasks() -> None:
     assert registry.busy == 4
     stop(registry, "b")
     assert registry.foreign == 3
-    registry.beat(WORKER, running=0, busy=7, state=WorkerState.STOPPED, now=0.0)
+    registry.on_heartbeat(WORKER, running=0, busy=7, state=WorkerState.STOPPED, now=0.0)
     assert registry.foreign == 0, "whatever one says that has stopped"
 
 
@@ -147,7 +147,7 @@ def test_one_that_stopped_is_remembered_until_its_pod_is_gone() -> None:
     for pod in ("a", "b"):
         stop(registry, pod)
     beat(registry, "runs outside of any pod")
-    registry.forget(["b", "another"])
+    registry.remove_stopped(["b", "another"])
     assert set(registry.views) == {"b", "runs outside of any pod"}
     assert len(registry) == 1
 
@@ -157,9 +157,9 @@ def test_one_that_stopped_is_remembered_for_so_long_and_never_missed() -> None:
     beat(registry)
     stop(registry, now=5.0)
     stop(registry, now=10.0)
-    assert registry.expire(STOPPED_SECONDS + 10.0) == ()
+    assert registry.pop_lost(STOPPED_SECONDS + 10.0) == ()
     assert list(registry.views) == ["a"]
-    assert registry.expire(STOPPED_SECONDS + 10.5) == ()
+    assert registry.pop_lost(STOPPED_SECONDS + 10.5) == ()
     assert registry.views == {}
 
 
@@ -167,9 +167,9 @@ def test_silence_is_an_end_too_and_told_once() -> None:
     registry = WorkerRegistry()
     beat(registry, "silent", now=0.0)
     beat(registry, "alive", now=1.0)
-    assert registry.expire(LOST_SECONDS) == ()
-    assert registry.expire(LOST_SECONDS + 0.5) == ("silent",)
-    assert registry.expire(LOST_SECONDS + 0.5) == ()
+    assert registry.pop_lost(LOST_SECONDS) == ()
+    assert registry.pop_lost(LOST_SECONDS + 0.5) == ("silent",)
+    assert registry.pop_lost(LOST_SECONDS + 0.5) == ()
     assert [worker.pod for worker in registry.workers] == list(registry.views) == ["alive"]
 
 
@@ -177,14 +177,14 @@ def test_each_heartbeat_begins_the_time_anew() -> None:
     registry = WorkerRegistry()
     beat(registry)
     beat(registry, now=30.0)
-    assert registry.expire(LOST_SECONDS + 29.0) == ()
-    assert registry.expire(LOST_SECONDS + 30.5) == ("a",)
+    assert registry.pop_lost(LOST_SECONDS + 29.0) == ()
+    assert registry.pop_lost(LOST_SECONDS + 30.5) == ("a",)
 
 
 def test_one_that_was_lost_may_come_back() -> None:
     registry = WorkerRegistry()
     beat(registry)
-    registry.expire(100.0)
+    registry.pop_lost(100.0)
     assert beat(registry, now=101.0)
     assert len(registry) == 1
 
