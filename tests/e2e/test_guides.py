@@ -32,7 +32,7 @@ from tests.e2e.harness import HANDLERS, Harness
 from tests.e2e.observations import Observations
 
 ROOT = GUIDES.parents[1]
-DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 #: For everything together, cold workers included.
 SECONDS = 90
