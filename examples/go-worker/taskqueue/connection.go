@@ -13,24 +13,24 @@ import (
 // heartbeat is the interval the contract asks for (11).
 const heartbeat = 5 * time.Second
 
-// held is how long a connection must have lived to count as one that works: the next pause is short
-// again only then, so that a broker that accepts and closes at once is not hammered.
-const held = 5 * time.Second
+// stableAfter is how long a connection must live before the next pause is short again, so that we
+// do not hammer a broker that accepts and closes at once.
+const stableAfter = 5 * time.Second
 
-// connection is one to the broker that knows when the broker was last heard.
+// connection is a connection to the broker that knows when it last read from the broker.
 type connection struct {
 	*amqp.Connection
-	closed chan *amqp.Error
-	heard  *atomic.Int64
+	closed   chan *amqp.Error
+	lastRead *atomic.Int64
 }
 
-// silence is how long ago the broker was last heard.
+// silence returns how long ago it last read from the broker.
 func (c *connection) silence() time.Duration {
-	return time.Duration(time.Now().UnixNano() - c.heard.Load())
+	return time.Duration(time.Now().UnixNano() - c.lastRead.Load())
 }
 
-// leave closes the connection, and does not wait long for a broker that does not answer.
-func (c *connection) leave() { _ = c.CloseDeadline(time.Now().Add(2 * time.Second)) }
+// closeSoon closes the connection, without waiting long for a broker that does not answer.
+func (c *connection) closeSoon() { _ = c.CloseDeadline(time.Now().Add(2 * time.Second)) }
 
 // Dial connects to the broker.
 func (b Broker) Dial(name string) (*amqp.Connection, error) {
@@ -42,8 +42,8 @@ func (b Broker) Dial(name string) (*amqp.Connection, error) {
 }
 
 func (b Broker) dial(name string) (*connection, error) {
-	heard := &atomic.Int64{}
-	heard.Store(time.Now().UnixNano())
+	lastRead := &atomic.Int64{}
+	lastRead.Store(time.Now().UnixNano())
 	conn, err := amqp.DialConfig(b.URI, amqp.Config{
 		Heartbeat:       heartbeat,
 		TLSClientConfig: b.TLS,
@@ -53,32 +53,32 @@ func (b Broker) dial(name string) (*connection, error) {
 			if err != nil {
 				return nil, err
 			}
-			return &listening{Conn: socket, heard: heard}, nil
+			return &readTimingConn{Conn: socket, lastRead: lastRead}, nil
 		},
 	})
 	if err != nil {
 		return nil, err
 	}
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
-	return &connection{Connection: conn, closed: closed, heard: heard}, nil
+	return &connection{Connection: conn, closed: closed, lastRead: lastRead}, nil
 }
 
-// listening notes whenever something is read.
-type listening struct {
+// readTimingConn records when it last read something.
+type readTimingConn struct {
 	net.Conn
-	heard *atomic.Int64
+	lastRead *atomic.Int64
 }
 
-func (l *listening) Read(buffer []byte) (int, error) {
+func (l *readTimingConn) Read(buffer []byte) (int, error) {
 	n, err := l.Conn.Read(buffer)
 	if n > 0 {
-		l.heard.Store(time.Now().UnixNano())
+		l.lastRead.Store(time.Now().UnixNano())
 	}
 	return n, err
 }
 
-// backoff gives pauses that grow, with chance in them, so that the clients of a restarted broker do
-// not come back all at once.
+// backoff returns growing pauses with jitter, so that the clients of a restarted broker do not all
+// reconnect at once.
 type backoff struct{ bound time.Duration }
 
 func (b *backoff) reset() { b.bound = 0 }

@@ -21,7 +21,7 @@ const (
 	appID           = "taskqueue"
 )
 
-// reasonLimit is how much of a reason goes into a header, in bytes: all headers must fit one frame.
+// reasonLimit is the longest reason in a header, in bytes: all headers must fit into one frame.
 const reasonLimit = 2000
 
 // RoutingKey is the key of a TaskQueue on the exchanges for work and for dead letters.
@@ -29,7 +29,7 @@ func RoutingKey(namespace, queue string) string { return namespace + "." + queue
 
 func workQueue(namespace, queue string) string { return "taskqueue." + RoutingKey(namespace, queue) }
 
-// message is what came by a delivery: an attempt of a Task, or a direct message, without a token.
+// message is the content of a delivery: an attempt of a Task, or a direct message, which has no token.
 type message struct {
 	handler       string
 	payload       json.RawMessage
@@ -102,7 +102,7 @@ func directPayload(body []byte) json.RawMessage {
 	text := strings.ToValidUTF8(string(body), string(utf8.RuneError))
 	wrapped, err := json.Marshal(map[string]string{"text": text})
 	if err != nil {
-		panic(err) // a text is always valid JSON
+		panic(err) // a string always encodes
 	}
 	return wrapped
 }
@@ -112,7 +112,7 @@ func isObject(body []byte) bool {
 	return json.Unmarshal(body, &object) == nil && object != nil
 }
 
-// headers reads the headers of a work message; err is what is wrong with the first that is wrong.
+// headers reads the headers of a work message; err is the first error found.
 type headers struct {
 	table amqp.Table
 	err   error
@@ -129,7 +129,7 @@ func (h *headers) integer(name string) int64 {
 func (h *headers) text(name string) string {
 	value, ok := h.table[name].(string)
 	if !ok || value == "" {
-		h.refuse(name, "a text")
+		h.refuse(name, "a non-empty string")
 	}
 	return value
 }
@@ -145,7 +145,7 @@ func (h *headers) refuse(name, kind string) {
 	}
 }
 
-// asInteger takes an integer of any width: clients choose the narrowest, or the widest, or one.
+// asInteger converts an integer of any width: clients choose different ones.
 func asInteger(value any) (int64, bool) {
 	switch n := value.(type) {
 	case int8:
@@ -169,8 +169,8 @@ func asInteger(value any) (int64, bool) {
 	}
 }
 
-// deadLetter is the delivery as it goes to the queue of given-up messages. The broker's own headers
-// stay behind.
+// deadLetter returns the delivery as it goes to the dead-letter queue, without the broker's own
+// headers.
 func deadLetter(d *amqp.Delivery, key, reason string) outgoing {
 	table := amqp.Table{}
 	for name, value := range d.Headers {

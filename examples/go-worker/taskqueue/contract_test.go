@@ -114,12 +114,12 @@ func TestEventsAreAsTheContractShows(t *testing.T) {
 	if event.exchange != "taskqueue.outcomes" || event.key != "shop.q.task.failed" {
 		t.Errorf("it goes to %s with key %s", event.exchange, event.key)
 	}
-	var told map[string]any
-	if err := json.Unmarshal(event.publishing.Body, &told); err != nil {
+	var decoded map[string]any
+	if err := json.Unmarshal(event.publishing.Body, &decoded); err != nil {
 		t.Fatal(err)
 	}
-	delete(told, "id")
-	got, _ := json.Marshal(told)
+	delete(decoded, "id")
+	got, _ := json.Marshal(decoded)
 	want := `{"data":{"attempt":2,"epoch":4,"error":{"message":"disk full","retryable":true,` +
 		`"type":"OSError"},"retryAfterSeconds":30,"seconds":1.5,"token":"k1.x","uid":"uid-1",` +
 		`"worker":"pod-1"},"datacontenttype":"application/json","source":"/workers/pod-1",` +
@@ -133,15 +133,15 @@ func TestTheEndOfADirectMessageHasItsId(t *testing.T) {
 	settings := &Settings{Namespace: "shop", Queue: "q", Pod: "pod-1"}
 	delivery := &amqp.Delivery{MessageId: "m-1", CorrelationId: "c-1"}
 	event := directEvent(settings, delivery, 2, ending{})
-	var told cloudEvent
-	if err := json.Unmarshal(event.publishing.Body, &told); err != nil {
+	var decoded cloudEvent
+	if err := json.Unmarshal(event.publishing.Body, &decoded); err != nil {
 		t.Fatal(err)
 	}
-	data := told.Data
-	if told.ID != "m-1" || *data.CorrelationID != "c-1" || data.Attempt != 2 || data.Token != "" {
-		t.Errorf("%+v", told)
+	data := decoded.Data
+	if decoded.ID != "m-1" || *data.CorrelationID != "c-1" || data.Attempt != 2 || data.Token != "" {
+		t.Errorf("%+v", decoded)
 	}
-	if told.Subject != "shop/q" || event.key != "shop.q.task.succeeded" {
-		t.Errorf("subject %s, key %s", told.Subject, event.key)
+	if decoded.Subject != "shop/q" || event.key != "shop.q.task.succeeded" {
+		t.Errorf("subject %s, key %s", decoded.Subject, event.key)
 	}
 }

@@ -9,10 +9,10 @@
 //
 // The parts, each in a file of its own:
 //
-//   - contract.go, event.go, order.go: messages in and out, without any I/O.
-//   - desk.go, runs.go, keyed.go: what the worker has in hand. One goroutine owns all of it; whatever
-//     happens elsewhere is handed to it as a function by its mailbox.
-//   - line.go, control.go: the connection work and orders come in by.
-//   - outcomes.go, heart.go: the connection outcomes and heartbeats leave by.
-//   - worker.go: from the start to the orderly end.
+//   - contract.go, event.go, command.go: messages in and out, without any I/O.
+//   - dispatcher.go, runs.go, keyed.go: the attempts of the worker. One goroutine owns their
+//     state; others post functions to it.
+//   - consumer.go, command_consumer.go: the connection for work and commands.
+//   - outcomes.go, heartbeat.go: the connection for outcomes and heartbeats.
+//   - worker.go: start and graceful shutdown.
 package taskqueue

@@ -9,7 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// eventKind is what a worker can tell of an attempt.
+// eventKind is what a worker can report about an attempt.
 type eventKind string
 
 const (
@@ -20,10 +20,10 @@ const (
 	released  eventKind = "task.released"
 )
 
-// resultLimit is the longest result that is taken, in bytes of JSON.
+// resultLimit is the longest accepted result, in bytes of JSON.
 const resultLimit = 16 * 1024
 
-// messageLimit is how much of an error's message is told, in bytes.
+// messageLimit is the longest reported error message, in bytes.
 const messageLimit = 1000
 
 // eventError is why an attempt failed.
@@ -81,7 +81,7 @@ func (e ending) fill(data *eventData) {
 	}
 }
 
-// taskEvent is an event about an attempt of a Task; end is nil where none is told.
+// taskEvent is an event about an attempt of a Task; end is nil unless it ended.
 func taskEvent(m *message, kind eventKind, worker string, end *ending) outgoing {
 	data := eventData{UID: m.correlationID, Token: m.token, Attempt: m.attempt, Epoch: m.epoch}
 	if end != nil {
@@ -90,8 +90,8 @@ func taskEvent(m *message, kind eventKind, worker string, end *ending) outgoing 
 	return encode(kind, m.namespace, m.queue, m.task, newID(), worker, data)
 }
 
-// directEvent is the end of a direct message. Its id is the message's own, so that an end that is
-// told twice can be known for one.
+// directEvent is the end of a direct message. Its id is the message's own, so that a
+// subscriber recognises an end that is reported twice.
 func directEvent(s *Settings, d *amqp.Delivery, deliveries int64, end ending) outgoing {
 	data := eventData{Attempt: deliveries, CorrelationID: &d.CorrelationId}
 	end.fill(&data)
@@ -124,7 +124,7 @@ func encode(kind eventKind, namespace, queue, name, id, worker string, data even
 	}
 }
 
-// newID is a word that nothing else is called.
+// newID returns a random, unique id.
 func newID() string {
 	var random [16]byte
 	_, _ = rand.Read(random[:]) // never fails on the systems Go runs on

@@ -84,7 +84,7 @@ func TestAPanicIsAFailedAttempt(t *testing.T) {
 	}
 }
 
-func TestOrders(t *testing.T) {
+func TestParseCommand(t *testing.T) {
 	for text, valid := range map[string]bool{
 		`{"order": "cancel", "token": "k", "uid": "u"}`:               true,
 		`{"order": "release", "token": "k"}`:                          true,
@@ -94,46 +94,46 @@ func TestOrders(t *testing.T) {
 		`{"order": "dance", "token": "k"}`:                            false,
 		`[]`:                                                          false,
 	} {
-		if _, err := parseOrder([]byte(text)); (err == nil) != valid {
+		if _, err := parseCommand([]byte(text)); (err == nil) != valid {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
 }
 
-func TestOrdersAreKeptForADayAndTheLastCounts(t *testing.T) {
-	book, now := newOrderBook(), time.Now()
-	book.add(order{Kind: orderRelease, Token: "a"}, now)
-	book.add(order{Kind: orderCancel, Token: "a"}, now)
-	book.add(order{Kind: orderRelease, Token: "b"}, now.Add(time.Hour))
-	if kind, _ := book.get("a"); kind != orderCancel {
+func TestCommandLogKeepsTheLastCommandForADay(t *testing.T) {
+	commands, now := newCommandLog(), time.Now()
+	commands.add(command{Kind: commandRelease, Token: "a"}, now)
+	commands.add(command{Kind: commandCancel, Token: "a"}, now)
+	commands.add(command{Kind: commandRelease, Token: "b"}, now.Add(time.Hour))
+	if kind, _ := commands.get("a"); kind != commandCancel {
 		t.Errorf("a is to be %s", kind)
 	}
-	book.add(order{Kind: orderCancel, Token: "c"}, now.Add(orderLife+time.Minute))
-	if _, known := book.get("a"); known {
+	commands.add(command{Kind: commandCancel, Token: "c"}, now.Add(commandLife+time.Minute))
+	if _, known := commands.get("a"); known {
 		t.Error("a is known after a day")
 	}
-	if _, known := book.get("b"); !known {
-		t.Error("b is forgotten within a day")
+	if _, known := commands.get("b"); !known {
+		t.Error("b was dropped within a day")
 	}
 }
 
-func TestTheOldestOutcomesAreForgotten(t *testing.T) {
-	finished := newFinishedTokens()
+func TestOutcomeCacheDropsTheOldest(t *testing.T) {
+	finished := newOutcomeCache()
 	for number := range finishedLimit + 1 {
 		finished.add(fmt.Sprint(number), outgoing{key: fmt.Sprint(number)})
 	}
 	if _, known := finished.get("0"); known {
-		t.Error("nothing was forgotten")
+		t.Error("nothing was dropped")
 	}
 	if outcome, known := finished.get("1"); !known || outcome.key != "1" {
-		t.Error("too much was forgotten")
+		t.Error("too much was dropped")
 	}
 }
 
-func TestAHeartbeatTellsWhatRuns(t *testing.T) {
-	d := newDesk(Settings{Pod: "pod-1", Slots: 2}, &handlers{}, nil, nil)
+func TestHeartbeatReportsWhatRuns(t *testing.T) {
+	d := newDispatcher(Settings{Pod: "pod-1", Slots: 2}, &handlers{}, nil, nil)
 	if d.heartbeat() != nil {
-		t.Error("told before there was a consumer")
+		t.Error("a heartbeat before there was a consumer")
 	}
 	d.registered = true
 	running := &run{message: &message{token: "k", correlationID: "u"}, progress: &progress{}}
@@ -141,35 +141,35 @@ func TestAHeartbeatTellsWhatRuns(t *testing.T) {
 	direct := &run{message: &message{}, progress: &progress{}}
 	d.running = map[*run]bool{running: true, settled: true, direct: true}
 	Progress(context.WithValue(context.Background(), progressKey{}, running.progress), 140, "nearly")
-	beat := d.heartbeat()
-	if beat.State != "ready" || len(beat.Running) != 1 || beat.Busy != 2 {
-		t.Fatalf("%+v", beat)
+	data := d.heartbeat()
+	if data.State != "ready" || len(data.Running) != 1 || data.Busy != 2 {
+		t.Fatalf("%+v", data)
 	}
-	if one := beat.Running[0]; one.UID != "u" || one.Token != "k" || *one.Progress != (toldProgress{100, "nearly"}) {
+	if one := data.Running[0]; one.UID != "u" || one.Token != "k" || *one.Progress != (reportedProgress{100, "nearly"}) {
 		t.Errorf("%+v", one)
 	}
 	d.stopping = true
-	if beat := d.heartbeat(); beat.State != "draining" {
-		t.Errorf("it is %s", beat.State)
+	if data := d.heartbeat(); data.State != "draining" {
+		t.Errorf("it is %s", data.State)
 	}
-	d.left, d.registered = true, false
-	if beat := d.heartbeat(); beat == nil || beat.State != "stopped" {
-		t.Errorf("one that has left tells %+v", beat)
+	d.drained, d.registered = true, false
+	if data := d.heartbeat(); data == nil || data.State != "stopped" {
+		t.Errorf("a drained worker reports %+v", data)
 	}
 }
 
-func TestAnOrderToDrainIsForTheProcessThatIsThere(t *testing.T) {
-	d := newDesk(Settings{Namespace: "shop", Pod: "pod-1"}, &handlers{}, nil, nil)
-	c := newControl(d, slog.New(slog.NewTextHandler(io.Discard, nil)))
+func TestDrainCommandIsForTheRunningProcess(t *testing.T) {
+	d := newDispatcher(Settings{Namespace: "shop", Pod: "pod-1"}, &handlers{}, nil, nil)
+	c := newCommandConsumer(d, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	drains := 0
-	d.leaving = func() { drains++ }
+	d.onDrain = func() { drains++ }
 	read := func(at int64, id, pod string) {
-		c.take(&amqp.Delivery{
+		c.onDelivery(&amqp.Delivery{
 			MessageId: id,
 			Headers:   amqp.Table{"x-stream-offset": at},
 			Body:      []byte(`{"order": "drain", "namespace": "shop", "pod": "` + pod + `"}`),
 		})
-		for _, act := range d.inbox.take() {
+		for _, act := range d.inbox.drain() {
 			act()
 		}
 	}
@@ -181,9 +181,9 @@ func TestAnOrderToDrainIsForTheProcessThatIsThere(t *testing.T) {
 	}
 	read(0, "m-0", "pod-1")
 	read(1, "", "pod-1")
-	c.ready(func() {})
+	c.onCaughtUp(func() {})
 	expect(0, "given before it had caught up")
-	c.seen = -1
+	c.seenOffset = -1
 	read(0, "m-0", "pod-1")
 	read(1, "", "pod-1")
 	expect(0, "the same again")
@@ -191,7 +191,7 @@ func TestAnOrderToDrainIsForTheProcessThatIsThere(t *testing.T) {
 	expect(0, "for another pod")
 	read(3, "m-3", "pod-1")
 	expect(1, "given afterwards")
-	c.seen = -1
+	c.seenOffset = -1
 	read(0, "m-4", "pod-1")
-	expect(2, "given in a stream made anew")
+	expect(2, "given in a stream created again")
 }

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// serveHealth answers /healthz while the desk answers, and /readyz while a consumer is registered.
-func serveHealth(port int, desk *desk, line *line) (stop func(), err error) {
+// serveHealth answers /healthz while the dispatcher answers, and /readyz while a consumer is registered.
+func serveHealth(port int, dispatcher *dispatcher, consumer *consumer) (stop func(), err error) {
 	if port == 0 {
 		return func() {}, nil
 	}
@@ -19,7 +19,7 @@ func serveHealth(port int, desk *desk, line *line) (stop func(), err error) {
 	routes := http.NewServeMux()
 	routes.HandleFunc("/healthz", func(answer http.ResponseWriter, _ *http.Request) {
 		turned := make(chan struct{})
-		desk.post(func() { close(turned) })
+		dispatcher.post(func() { close(turned) })
 		select {
 		case <-turned:
 			fmt.Fprintln(answer, "ok")
@@ -28,7 +28,7 @@ func serveHealth(port int, desk *desk, line *line) (stop func(), err error) {
 		}
 	})
 	routes.HandleFunc("/readyz", func(answer http.ResponseWriter, _ *http.Request) {
-		if !line.registered.Load() {
+		if !consumer.registered.Load() {
 			http.Error(answer, "no consumer is registered with the broker", http.StatusServiceUnavailable)
 			return
 		}

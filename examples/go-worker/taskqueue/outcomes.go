@@ -18,47 +18,47 @@ type outgoing struct {
 	confirmed  func()
 }
 
-// unansweredLimit is how many messages may wait for their confirm. The channels the library tells
-// by hold twice as many: its reader never waits for us while we wait for it.
+// unansweredLimit is how many messages may wait for their confirm. The library's
+// notification channels hold twice as many, so that its reader never waits for us while we wait for it.
 const unansweredLimit = 1000
 
-// outcomes publishes what there is to tell, on a connection of its own (11): under an alarm the
+// outcomePublisher publishes outcomes and dead letters on its own connection (11): under an alarm the
 // broker stops reading a connection that publishes, and acknowledgements must not be stuck behind
 // that. What is returned, refused or unanswered is published again (6).
-type outcomes struct {
+type outcomePublisher struct {
 	broker Broker
 	name   string
 	log    *slog.Logger
-	inbox  *mailbox[outgoing]
-	// beat tells of the worker by a channel of the same connection.
-	beat func(ctx context.Context, conn *connection)
+	inbox  *unboundedQueue[outgoing]
+	// onConnected is called with each new connection: heartbeats share it.
+	onConnected func(ctx context.Context, conn *connection)
 
-	// Of the one goroutine: what is to be published, and what waits for an answer.
+	// Owned by the goroutine in run: what is still to be published.
 	waiting []outgoing
 }
 
-func newOutcomes(broker Broker, name string, log *slog.Logger) *outcomes {
-	return &outcomes{broker: broker, name: name, log: log, inbox: newMailbox[outgoing]()}
+func newOutcomePublisher(broker Broker, name string, log *slog.Logger) *outcomePublisher {
+	return &outcomePublisher{broker: broker, name: name, log: log, inbox: newUnboundedQueue[outgoing]()}
 }
 
-func (o *outcomes) report(message outgoing) { o.inbox.put(message) }
+func (o *outcomePublisher) report(message outgoing) { o.inbox.put(message) }
 
 // run publishes until the context ends.
-func (o *outcomes) run(ctx context.Context) {
+func (o *outcomePublisher) run(ctx context.Context) {
 	var pauses backoff
-	told := ""
+	lastReason := ""
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := o.publishing(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if time.Since(began) >= held {
+		if time.Since(began) >= stableAfter {
 			pauses.reset()
-			told = ""
+			lastReason = ""
 		}
-		if reason := err.Error(); reason != told {
-			told = reason
+		if reason := err.Error(); reason != lastReason {
+			lastReason = reason
 			o.log.Warn("publisher.lost", "reason", reason)
 		}
 		pause(ctx, pauses.next())
@@ -66,15 +66,15 @@ func (o *outcomes) run(ctx context.Context) {
 }
 
 // publishing publishes on one connection until that ends, and returns why.
-func (o *outcomes) publishing(ctx context.Context) error {
+func (o *outcomePublisher) publishing(ctx context.Context) error {
 	conn, err := o.broker.dial(o.name)
 	if err != nil {
 		return err
 	}
-	defer conn.leave()
+	defer conn.closeSoon()
 	living, ended := context.WithCancel(ctx)
 	defer ended()
-	go o.beat(living, conn)
+	go o.onConnected(living, conn)
 	channel, err := conn.Channel()
 	if err != nil {
 		return err
@@ -83,36 +83,36 @@ func (o *outcomes) publishing(ctx context.Context) error {
 		return err
 	}
 	s := &sender{
-		outcomes:   o,
-		channel:    channel,
-		confirms:   channel.NotifyPublish(make(chan amqp.Confirmation, 2*unansweredLimit)),
-		returns:    channel.NotifyReturn(make(chan amqp.Return, 2*unansweredLimit)),
-		unanswered: map[uint64]outgoing{},
-		returned:   map[string]string{},
+		outcomePublisher: o,
+		channel:          channel,
+		confirms:         channel.NotifyPublish(make(chan amqp.Confirmation, 2*unansweredLimit)),
+		returns:          channel.NotifyReturn(make(chan amqp.Return, 2*unansweredLimit)),
+		unanswered:       map[uint64]outgoing{},
+		returned:         map[string]string{},
 	}
-	defer s.keepUnanswered()
+	defer s.requeueUnanswered()
 	closed := channel.NotifyClose(make(chan *amqp.Error, 1))
 	return s.run(ctx, closed)
 }
 
 // sender publishes on one channel.
 type sender struct {
-	*outcomes
+	*outcomePublisher
 	channel  *amqp.Channel
 	confirms chan amqp.Confirmation
 	returns  chan amqp.Return
 	// unanswered has the messages by delivery tag.
 	unanswered map[uint64]outgoing
-	// returned says why, by message id: a return carries no tag, and comes before the confirm.
-	returned map[string]string
-	pauses   backoff
-	again    <-chan time.Time
-	told     string
+	// returned has the reasons by message id: a return carries no tag, and comes before the confirm.
+	returned   map[string]string
+	pauses     backoff
+	retryTimer <-chan time.Time
+	lastReason string
 }
 
 func (s *sender) run(ctx context.Context, closed chan *amqp.Error) error {
 	for {
-		if s.again == nil {
+		if s.retryTimer == nil {
 			if err := s.publishWaiting(ctx); err != nil {
 				return err
 			}
@@ -126,15 +126,15 @@ func (s *sender) run(ctx context.Context, closed chan *amqp.Error) error {
 			}
 			return errors.New("the channel was closed")
 		case <-s.inbox.more:
-			s.waiting = append(s.waiting, s.inbox.take()...)
+			s.waiting = append(s.waiting, s.inbox.drain()...)
 		case confirmation, open := <-s.confirms:
 			if !open {
 				s.confirms = nil
 				continue
 			}
-			s.answered(confirmation)
-		case <-s.again:
-			s.again = nil
+			s.onConfirm(confirmation)
+		case <-s.retryTimer:
+			s.retryTimer = nil
 		}
 	}
 }
@@ -159,8 +159,8 @@ func (s *sender) publishWaiting(ctx context.Context) error {
 	return nil
 }
 
-func (s *sender) answered(confirmation amqp.Confirmation) {
-	// A return was told before this confirm, so it is here already.
+func (s *sender) onConfirm(confirmation amqp.Confirmation) {
+	// A return comes before its confirm, so it is here already.
 	for len(s.returns) > 0 {
 		back := <-s.returns
 		s.returned[back.MessageId] = back.ReplyText
@@ -174,7 +174,7 @@ func (s *sender) answered(confirmation amqp.Confirmation) {
 	delete(s.returned, message.publishing.MessageId)
 	if confirmation.Ack && !back {
 		s.pauses.reset()
-		s.told = ""
+		s.lastReason = ""
 		if message.confirmed != nil {
 			message.confirmed()
 		}
@@ -183,21 +183,21 @@ func (s *sender) answered(confirmation amqp.Confirmation) {
 	if !back {
 		reason = "the broker refused it"
 	}
-	if reason != s.told {
-		s.told = reason
+	if reason != s.lastReason {
+		s.lastReason = reason
 		s.log.Warn("outcome.refused", "exchange", message.exchange, "key", message.key, "reason", reason,
-			"todo", "it is published again until it is taken; NO_ROUTE: start the operator")
+			"hint", "it is published again until a queue accepts it; NO_ROUTE: start the operator")
 	}
 	s.waiting = append(s.waiting, message)
-	if s.again == nil {
-		s.again = time.After(s.pauses.next())
+	if s.retryTimer == nil {
+		s.retryTimer = time.After(s.pauses.next())
 	}
 }
 
-// keepUnanswered has what was not answered published again on the next connection.
-func (s *sender) keepUnanswered() {
+// requeueUnanswered keeps what was not answered for the next connection.
+func (s *sender) requeueUnanswered() {
 	for len(s.confirms) > 0 { // confirmed in the last moment
-		s.answered(<-s.confirms)
+		s.onConfirm(<-s.confirms)
 	}
 	for _, message := range s.unanswered {
 		s.waiting = append(s.waiting, message)

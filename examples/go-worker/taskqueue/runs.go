@@ -9,14 +9,14 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// startedAfter is how long an attempt runs before task.started tells of it.
+// startedAfter is how long an attempt runs before it reports task.started.
 const startedAfter = 500 * time.Millisecond
 
-// run is one attempt in the worker's hands: waiting for a slot, running, or ended and not confirmed.
-// Only the desk's goroutine touches it.
+// run is one attempt: waiting for a slot, running, or ended and not confirmed.
+// Only the dispatcher's goroutine touches it.
 type run struct {
 	*message
-	desk *desk
+	dispatcher *dispatcher
 	// deliveries is how often the broker had delivered it before.
 	deliveries int64
 	// leases are the deliveries that are acknowledged with it. Each belongs to its own channel: the
@@ -31,12 +31,12 @@ type run struct {
 
 	// settled: its end is decided, whatever comes later does not count.
 	settled bool
-	// cut: the broker may deliver it to another worker, so nothing is told of it.
-	cut bool
-	// farewell is called when the execution of a settled run has ended.
-	farewell func()
-	// successor is the same attempt, delivered again while this execution is ending.
-	successor *run
+	// disowned: the broker may deliver it to another worker, so nothing is reported.
+	disowned bool
+	// onReturned is called when the execution of a settled run has ended.
+	onReturned func()
+	// next is the same attempt, delivered again while this execution is ending.
+	next *run
 	// expiry ends the process if the execution of a keyed run has not ended by then.
 	expiry *expiry
 }
@@ -45,21 +45,21 @@ func (r *run) keyed() bool { return r.fence != nil }
 
 func (r *run) timeout() time.Duration {
 	if r.direct() {
-		return r.desk.settings.DirectTimeout
+		return r.dispatcher.settings.DirectTimeout
 	}
 	return time.Duration(r.timeoutSeconds) * time.Second
 }
 
 func (r *run) limit() int64 {
 	if r.direct() {
-		return r.desk.settings.DirectMaxDeliveries
+		return r.dispatcher.settings.DirectMaxDeliveries
 	}
 	return r.maxDeliveries
 }
 
 func (r *run) info() Attempt {
 	if r.direct() {
-		s := r.desk.settings
+		s := r.dispatcher.settings
 		return Attempt{
 			Task:        s.Namespace + "/" + s.Queue,
 			UID:         r.correlationID,
@@ -82,8 +82,8 @@ func (r *run) fields(more ...any) []any {
 	return append([]any{"task", info.Task, "uid", info.UID, "attempt", info.Number, "handler", r.handler}, more...)
 }
 
-// start runs the handler in a goroutine of its own (5). A goroutine cannot be stopped from outside:
-// one that does not heed its context keeps its slot until it returns.
+// start runs the handler in its own goroutine (5). A goroutine cannot be stopped from outside:
+// one that ignores its context keeps its slot until it returns.
 func (r *run) start() {
 	r.startedAt = time.Now()
 	r.progress = &progress{}
@@ -91,28 +91,28 @@ func (r *run) start() {
 	ctx, stop := context.WithCancel(context.WithValue(ctx, progressKey{}, r.progress))
 	r.stop = stop
 	if r.timeout() > startedAfter {
-		r.after(startedAfter, func() { r.tell(started, nil) })
+		r.after(startedAfter, func() { r.report(started, nil) })
 	}
 	r.after(r.timeout(), r.timedOut)
-	handler, name := r.desk.handlers.find(r.handler)
+	handler, name := r.dispatcher.handlers.find(r.handler)
 	payload := append(json.RawMessage(nil), r.payload...)
 	go func() {
 		defer stop()
 		var end ending
 		if handler == nil {
-			text := "no handler " + name + " here; known: " + strings.Join(r.desk.handlers.names(), ", ")
+			text := "no handler " + name + " here; known: " + strings.Join(r.dispatcher.handlers.names(), ", ")
 			end = ending{error: newError("UnknownHandler", text, true)}
 		} else {
 			end = call(ctx, handler, payload)
 		}
-		r.desk.post(func() { r.desk.ended(r, end) })
+		r.dispatcher.post(func() { r.dispatcher.onHandlerReturned(r, end) })
 	}()
 }
 
-// after calls an act on the desk's goroutine unless the run is settled by then.
+// after calls an act on the dispatcher's goroutine unless the run is settled by then.
 func (r *run) after(duration time.Duration, act func()) {
 	r.timers = append(r.timers, time.AfterFunc(duration, func() {
-		r.desk.post(func() {
+		r.dispatcher.post(func() {
 			if !r.settled {
 				act()
 			}
@@ -130,73 +130,73 @@ func (r *run) stopTimers() {
 func (r *run) timedOut() {
 	text := "no end after " + r.timeout().String()
 	end := ending{error: newError("Timeout", text, true), took: time.Since(r.startedAt)}
-	r.desk.log.Warn("task.failed", r.fields("type", "Timeout")...)
-	r.desk.askToEnd(r, func() { r.tellEnd(end) }, timedOutGrace)
+	r.dispatcher.log.Warn("task.failed", r.fields("type", "Timeout")...)
+	r.dispatcher.requestEnd(r, func() { r.reportEnd(end) }, timedOutGrace)
 }
 
-// tell publishes an event about an attempt of a Task, once it is confirmed nothing follows.
-func (r *run) tell(kind eventKind, end *ending) {
+// report publishes an event about an attempt of a Task; nothing follows its confirm.
+func (r *run) report(kind eventKind, end *ending) {
 	if !r.direct() {
-		r.desk.report(taskEvent(r.message, kind, r.desk.settings.Pod, end), nil)
+		r.dispatcher.report(taskEvent(r.message, kind, r.dispatcher.settings.Pod, end), nil)
 	}
 }
 
-// tellEnd tells a result: of a Task by an event; of a direct message by an event and by what becomes
-// of the message.
-func (r *run) tellEnd(end ending) {
+// reportEnd reports a result: for a Task by an event; for a direct message by an event and by what
+// happens to the message.
+func (r *run) reportEnd(end ending) {
 	switch {
 	case !r.direct():
-		r.conclude(taskEvent(r.message, end.kind(), r.desk.settings.Pod, &end))
+		r.publishOutcome(taskEvent(r.message, end.kind(), r.dispatcher.settings.Pod, &end))
 	case end.error != nil && end.error.Retryable && r.deliveries+1 < r.limit():
 		for _, lease := range r.leases {
 			_ = lease.Reject(true)
 		}
 	default:
-		event := directEvent(&r.desk.settings, r.leases[0], r.deliveries+1, end)
-		r.desk.report(event, func() {
+		event := directEvent(&r.dispatcher.settings, r.leases[0], r.deliveries+1, end)
+		r.dispatcher.report(event, func() {
 			if end.error == nil {
 				r.acknowledge()
 				return
 			}
 			reason := end.error.Type + ": " + end.error.Message
-			r.desk.report(deadLetter(r.leases[0], r.desk.key(), reason), r.acknowledge)
+			r.dispatcher.report(deadLetter(r.leases[0], r.dispatcher.key(), reason), r.acknowledge)
 		})
 	}
 }
 
-// tellStopped answers an order.
-func (r *run) tellStopped(kind eventKind) {
+// reportStopped answers a command.
+func (r *run) reportStopped(kind eventKind) {
 	if kind == released {
-		r.tellReleased()
+		r.reportReleased()
 		return
 	}
 	end := ending{}
 	if !r.startedAt.IsZero() {
 		end.took = time.Since(r.startedAt)
 	}
-	r.conclude(taskEvent(r.message, kind, r.desk.settings.Pod, &end))
+	r.publishOutcome(taskEvent(r.message, kind, r.dispatcher.settings.Pod, &end))
 }
 
-// tellReleased gives it back unfinished. The token is free at once: the operator may publish the
-// attempt again before our confirm is here, and that delivery must not be taken for this one.
-func (r *run) tellReleased() {
-	r.forget()
+// reportReleased reports it unfinished. The token is free at once: the operator may publish the
+// attempt again before our confirm is here, and that delivery must not be confused with this one.
+func (r *run) reportReleased() {
+	r.releaseToken()
 	if r.direct() {
-		r.giveBack()
+		r.requeue()
 		return
 	}
 	end := ending{}
 	if !r.startedAt.IsZero() {
 		end.took = time.Since(r.startedAt)
 	}
-	r.desk.report(taskEvent(r.message, released, r.desk.settings.Pod, &end), r.acknowledge)
+	r.dispatcher.report(taskEvent(r.message, released, r.dispatcher.settings.Pod, &end), r.acknowledge)
 }
 
-// conclude publishes the outcome of the token, and then acknowledges (6).
-func (r *run) conclude(outcome outgoing) {
-	r.desk.finished.add(r.token, outcome)
-	r.desk.report(outcome, func() {
-		r.forget()
+// publishOutcome publishes the outcome of the token, and then acknowledges (6).
+func (r *run) publishOutcome(outcome outgoing) {
+	r.dispatcher.finished.add(r.token, outcome)
+	r.dispatcher.report(outcome, func() {
+		r.releaseToken()
 		r.acknowledge()
 	})
 }
@@ -208,17 +208,17 @@ func (r *run) acknowledge() {
 	r.leases = nil
 }
 
-// giveBack has the broker deliver it again; the broker counts that.
-func (r *run) giveBack() {
+// requeue makes the broker deliver it again, and count that.
+func (r *run) requeue() {
 	for _, lease := range r.leases {
 		_ = lease.Nack(false, true)
 	}
 	r.leases = nil
 }
 
-// forget frees the token: another delivery of it is a new run.
-func (r *run) forget() {
-	if r.desk.byToken[r.token] == r {
-		delete(r.desk.byToken, r.token)
+// releaseToken frees the token: another delivery of it is a new run.
+func (r *run) releaseToken() {
+	if r.dispatcher.byToken[r.token] == r {
+		delete(r.dispatcher.byToken, r.token)
 	}
 }

@@ -21,7 +21,7 @@ type Settings struct {
 	Slots int
 	// Grace is how long running attempts may go on after SIGTERM.
 	Grace time.Duration
-	// Drained is how long a worker that was ordered to drain, and has, waits for SIGTERM.
+	// Drained is how long a drained worker waits for SIGTERM.
 	Drained time.Duration
 	// HealthPort is where /healthz and /readyz are served; 0: nowhere.
 	HealthPort int
@@ -68,7 +68,7 @@ func BrokerFromEnvironment() (Broker, error) {
 	return e.broker(), e.err
 }
 
-// environment reads variables; err tells of the first that is missing or wrong.
+// environment reads variables; err is about the first that is missing or wrong.
 type environment struct{ err error }
 
 func (e *environment) fail(format string, arguments ...any) {
@@ -108,7 +108,7 @@ func (e *environment) broker() Broker {
 	if authority != "" {
 		broker.TLS.RootCAs = x509.NewCertPool()
 		if !broker.TLS.RootCAs.AppendCertsFromPEM([]byte(authority)) {
-			e.fail("TASKQUEUE_BROKER_CA_CERT has no certificate that can be read")
+			e.fail("TASKQUEUE_BROKER_CA_CERT has no readable certificate")
 		}
 	}
 	if certificate != "" || key != "" {

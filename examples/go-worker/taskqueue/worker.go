@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// farewell is how long confirms may take after the grace period before the worker leaves without.
-const farewell = 4 * time.Second
+// confirmGrace is how long confirms may take after the grace period before the worker exits without.
+const confirmGrace = 4 * time.Second
 
-// Worker takes work from one TaskQueue.
+// Worker runs work of one TaskQueue.
 type Worker struct {
 	settings Settings
 	log      *slog.Logger
@@ -29,33 +29,33 @@ func (w *Worker) Handle(name string, handler Handler) { w.handlers.byName[name] 
 // HandleDefault says which handler runs messages that name none.
 func (w *Worker) HandleDefault(name string) { w.handlers.fallback = name }
 
-// Run works until the context ends or drain is ordered, and then until what is in hand is done with:
-// after the context's end within the grace period. A worker that has drained on order then waits for
-// the context's end: its pod is about to be removed, and would start it again if it ended now.
+// Run works until the context ends or a command to drain comes, and then until running work has ended:
+// after the context's end within the grace period. A worker that has drained on command then waits for
+// the context's end: its pod is about to be removed, and would restart it if it ended now.
 func (w *Worker) Run(ctx context.Context) error {
-	lines, cut := context.WithCancel(context.Background())
-	outcomes := newOutcomes(w.settings.Broker, "worker "+w.settings.Pod+" outcomes", w.log)
-	desk := newDesk(w.settings, &w.handlers, outcomes, w.log)
-	desk.abort = func() { os.Exit(ExitCode) }
-	heart := newHeart(desk)
-	desk.changed, desk.turned, outcomes.beat = heart.beatNow, heart.turned, heart.beat
-	line := newLine(w.settings, desk, w.log)
+	connected, disconnect := context.WithCancel(context.Background())
+	outcomes := newOutcomePublisher(w.settings.Broker, "worker "+w.settings.Pod+" outcomes", w.log)
+	dispatcher := newDispatcher(w.settings, &w.handlers, outcomes, w.log)
+	dispatcher.abort = func() { os.Exit(ExitCode) }
+	heartbeats := newHeartbeatSender(dispatcher)
+	dispatcher.onStateChanged, dispatcher.onBusyChanged, outcomes.onConnected = heartbeats.sendNow, heartbeats.onBusyChanged, heartbeats.run
+	consumer := newConsumer(w.settings, dispatcher, w.log)
 
 	draining := make(chan struct{})
-	desk.leaving = sync.OnceFunc(func() { close(draining) })
-	stopHealth, err := serveHealth(w.settings.HealthPort, desk, line)
+	dispatcher.onDrain = sync.OnceFunc(func() { close(draining) })
+	stopHealth, err := serveHealth(w.settings.HealthPort, dispatcher, consumer)
 	if err != nil {
-		cut()
+		disconnect()
 		return err
 	}
 	defer stopHealth()
 
 	var parts sync.WaitGroup
-	for _, part := range []func(context.Context){desk.work, outcomes.run, line.run} {
+	for _, part := range []func(context.Context){dispatcher.work, outcomes.run, consumer.run} {
 		parts.Add(1)
 		go func() {
 			defer parts.Done()
-			part(lines)
+			part(connected)
 		}()
 	}
 	w.log.Info("worker.starting", "namespace", w.settings.Namespace, "queue", w.settings.Queue,
@@ -65,25 +65,25 @@ func (w *Worker) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-draining:
 	}
-	desk.post(desk.stop)
-	line.stopConsuming()
+	dispatcher.post(dispatcher.stop)
+	consumer.stopConsuming()
 	select {
-	case <-desk.finishedAll: // an order to drain has no limit
+	case <-dispatcher.done: // a command to drain has no time limit
 	case <-ctx.Done():
-		w.finish(desk)
+		w.finish(dispatcher)
 	}
-	w.checkKeyedEnded(desk)
-	desk.post(func() { desk.left = true })
-	heart.stop()
-	w.linger(ctx)
-	cut()
+	w.checkKeyedEnded(dispatcher)
+	dispatcher.post(func() { dispatcher.drained = true })
+	heartbeats.stop()
+	w.waitForRemoval(ctx)
+	disconnect()
 	parts.Wait()
 	w.log.Info("worker.stopped")
 	return nil
 }
 
-// linger waits for the context's end, for a while. The heartbeats go on.
-func (w *Worker) linger(ctx context.Context) {
+// waitForRemoval waits for the context's end, for a while. The heartbeats go on.
+func (w *Worker) waitForRemoval(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
@@ -91,36 +91,36 @@ func (w *Worker) linger(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(w.settings.Drained):
-		w.log.Warn("worker.not_removed", "todo", "it was ordered to drain and no signal came: it ends "+
-			"by itself, and takes work again if its container is started again")
+		w.log.Warn("worker.not_removed", "hint", "it drained on command and no signal came: it exits "+
+			"by itself, and works again if its container is restarted")
 	}
 }
 
-// finish gives what runs the grace period, and what there is to tell a little more.
-func (w *Worker) finish(desk *desk) {
+// finish gives running work the grace period, and its reports a little more.
+func (w *Worker) finish(dispatcher *dispatcher) {
 	w.log.Info("worker.stopping", "grace", w.settings.Grace.String())
 	select {
-	case <-desk.finishedAll:
+	case <-dispatcher.done:
 		return
 	case <-time.After(w.settings.Grace):
 	}
-	desk.post(desk.releaseRunning)
+	dispatcher.post(dispatcher.releaseRunning)
 	select {
-	case <-desk.finishedAll:
-	case <-time.After(farewell):
-		w.log.Warn("outcomes.unconfirmed", "todo", "the operator publishes again what it misses")
+	case <-dispatcher.done:
+	case <-time.After(confirmGrace):
+		w.log.Warn("outcomes.unconfirmed", "hint", "the operator publishes again what has no outcome")
 	}
 }
 
-// checkKeyedEnded ends the process if a keyed handler runs on: closing the connections has the broker
-// deliver its message again.
-func (w *Worker) checkKeyedEnded(desk *desk) {
+// checkKeyedEnded ends the process if a keyed handler runs on: closing the connections makes the
+// broker deliver its message again.
+func (w *Worker) checkKeyedEnded(dispatcher *dispatcher) {
 	checked := make(chan struct{})
-	desk.post(func() {
+	dispatcher.post(func() {
 		defer close(checked)
-		for r := range desk.running {
+		for r := range dispatcher.running {
 			if r.keyed() {
-				desk.abort()
+				dispatcher.abort()
 			}
 		}
 	})

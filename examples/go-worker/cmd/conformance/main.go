@@ -1,4 +1,4 @@
-// The worker that tests/conformance puts under test: the library with the handlers that
+// The worker that tests/conformance tests: the library with the handlers that
 // tests/conformance/README.md asks for.
 package main
 
@@ -81,7 +81,7 @@ func failForGood(context.Context, json.RawMessage) (any, error) {
 	return nil, taskqueue.Fail("Broken", "broken for good, as asked")
 }
 
-// traced notes the beginning and the end of each run in the file that the payload names.
+// traced records the beginning and the end of each run in the file that the payload names.
 func traced(handler taskqueue.Handler) taskqueue.Handler {
 	return func(ctx context.Context, payload json.RawMessage) (any, error) {
 		trace := read(payload).Trace

@@ -27,7 +27,7 @@ const patience = 30 * time.Second
 func main() {
 	namespace := flag.String("namespace", "default", "namespace of the TaskQueue")
 	queue := flag.String("queue", "", "name of the TaskQueue")
-	handler := flag.String("handler", "", "handler that is to run; none: the workers' default")
+	handler := flag.String("handler", "", "handler to run; empty for the workers' default")
 	flag.Parse()
 	if *queue == "" || flag.NArg() == 0 {
 		fmt.Fprintln(os.Stderr, "usage: producer -namespace NAMESPACE -queue QUEUE [-handler NAME] BODY…")
@@ -75,7 +75,7 @@ func publish(
 	defer cancel()
 	id := newID()
 	confirm, err := channel.PublishWithDeferredConfirmWithContext(ctx, taskqueue.WorkExchange, key,
-		true, // mandatory: come back if no queue takes it
+		true, // mandatory: return it if there is no queue
 		false,
 		amqp.Publishing{
 			Type:          handler,
@@ -90,15 +90,15 @@ func publish(
 	}
 	stored, err := confirm.WaitContext(ctx)
 	if err != nil {
-		return "", fmt.Errorf("no confirm within %s: it may be stored or not", patience)
+		return "", fmt.Errorf("no confirm within %s: the message may or may not be stored", patience)
 	}
 	select {
 	case back := <-returns: // it comes before the confirm
-		return "", fmt.Errorf("no queue takes %s (%s): is there such a TaskQueue?", key, back.ReplyText)
+		return "", fmt.Errorf("there is no queue for %s (%s): does the TaskQueue exist?", key, back.ReplyText)
 	default:
 	}
 	if !stored {
-		return "", fmt.Errorf("the broker refused it: the queue may be full")
+		return "", fmt.Errorf("the broker refused the message: the queue may be full")
 	}
 	return id, nil
 }

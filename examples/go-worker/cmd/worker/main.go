@@ -40,19 +40,19 @@ func main() {
 	}
 }
 
-// checksum shows a typed payload, and an error that no retry helps against.
+// checksum shows a typed payload, and an error that is not retried.
 func checksum(_ context.Context, payload json.RawMessage) (any, error) {
 	var wanted struct {
 		Text *string `json:"text"`
 	}
 	if err := json.Unmarshal(payload, &wanted); err != nil || wanted.Text == nil {
-		return nil, taskqueue.Fail("InvalidPayload", "the payload must have a text in the field text")
+		return nil, taskqueue.Fail("InvalidPayload", "the payload must have a string in the field text")
 	}
 	sum := sha256.Sum256([]byte(*wanted.Text))
 	return map[string]string{"sha256": hex.EncodeToString(sum[:])}, nil
 }
 
-// nap shows a handler that heeds its context.
+// nap shows a handler that returns when its context ends.
 func nap(ctx context.Context, payload json.RawMessage) (any, error) {
 	var wanted struct {
 		Seconds float64 `json:"seconds"`
