@@ -11,8 +11,9 @@ from typing import Any
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.connection import Connection
+from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.names import INBOX_QUEUE, OUTCOMES_EXCHANGE, ContractError
-from taskqueue.contract.outcome import CONTENT_TYPE, AttemptEvent, EventKind, decode
+from taskqueue.contract.outcome import AttemptEvent, EventKind, decode
 
 #: Outcomes that end an attempt.
 ENDS = frozenset({EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED, EventKind.RELEASED})

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
+from taskqueue.contract import cloudevents
 from taskqueue.contract.names import EVENTS_EXCHANGE, ContractError, routing_key
-from taskqueue.contract.outcome import CONTENT_TYPE, AttemptEvent, EventKind
+from taskqueue.contract.outcome import EVENT_TYPES, AttemptEvent, EventKind
 from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.model.task import Phase, Task, TaskState
 from taskqueue.timestamps import to_rfc3339
@@ -70,18 +69,14 @@ class CompletionEvent:
 
     def encode(self) -> bytes:
         """Return the event as structured JSON."""
-        return orjson.dumps(
-            {
-                "specversion": "1.0",
-                "id": self.id,
-                "type": f"dev.taskqueue.{self.kind.value}.v1",
-                "source": f"/namespaces/{self.namespace}/taskqueues/{self.queue}",
-                "subject": self.subject,
-                "time": self.time,
-                "taskqueue": self.queue,
-                "datacontenttype": "application/json",
-                "data": self.data,
-            }
+        return cloudevents.encode(
+            id=self.id,
+            type=EVENT_TYPES[self.kind],
+            source=f"/namespaces/{self.namespace}/taskqueues/{self.queue}",
+            subject=self.subject,
+            time=self.time,
+            queue=self.queue,
+            data=self.data,
         )
 
     def message(self) -> OutgoingMessage:
@@ -90,7 +85,7 @@ class CompletionEvent:
             exchange=EVENTS_EXCHANGE,
             key=self.routing_key,
             body=self.encode(),
-            content_type=CONTENT_TYPE,
+            content_type=cloudevents.CONTENT_TYPE,
             correlation_id=self.correlation_id,
         )
 

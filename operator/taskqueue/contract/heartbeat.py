@@ -6,19 +6,17 @@ one: they are published without confirm, and thrown away when nobody reads them 
 
 from __future__ import annotations
 
-import itertools
 import math
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
+from taskqueue.contract import cloudevents
+from taskqueue.contract.cloudevents import CloudEvent
 from taskqueue.contract.names import ContractError, routing_key
 from taskqueue.contract.outcome import NAME_LIMIT
 from taskqueue.model.worker import WorkerState as WorkerState
 
-_TYPE = "dev.taskqueue.worker.heartbeat.v1"
+_TYPE = cloudevents.event_type("worker.heartbeat")
 #: Seconds from one to the next.
 HEARTBEAT_SECONDS = 10.0
 #: Handlers and running attempts taken from one heartbeat, at most.
@@ -27,9 +25,6 @@ LIST_LIMIT = 2000
 PROGRESS_LIMIT = 1024
 #: Most CPUs and slots taken: they are reckoned with, and written to a status.
 CAPACITY_LIMIT = 100_000
-
-_PROCESS = uuid.uuid4().hex
-_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,29 +71,24 @@ class Heartbeat:
         return f"{routing_key(self.namespace, self.queue)}.worker.heartbeat"
 
 
-def encode(beat: Heartbeat) -> bytes:
+def encode(heartbeat: Heartbeat) -> bytes:
     """Return the heartbeat as a structured CloudEvent."""
-    busy = {} if beat.busy is None else {"busy": beat.busy}
-    return orjson.dumps(
-        {
-            "specversion": "1.0",
-            "id": f"{_PROCESS}-{next(_numbers)}",
-            "type": _TYPE,
-            "source": f"/workers/{beat.pod}",
-            "subject": f"{beat.namespace}/{beat.queue}",
-            "taskqueue": beat.queue,
-            "datacontenttype": "application/json",
-            "data": {
-                "pod": beat.pod,
-                "node": beat.node,
-                "cpus": beat.cpus,
-                "slots": beat.slots,
-                "handlers": beat.handlers,
-                "running": [_running(one) for one in beat.running],
-                "state": beat.state,
-                **busy,
-            },
-        }
+    busy = {} if heartbeat.busy is None else {"busy": heartbeat.busy}
+    return cloudevents.encode(
+        type=_TYPE,
+        source=f"/workers/{heartbeat.pod}",
+        subject=f"{heartbeat.namespace}/{heartbeat.queue}",
+        queue=heartbeat.queue,
+        data={
+            "pod": heartbeat.pod,
+            "node": heartbeat.node,
+            "cpus": heartbeat.cpus,
+            "slots": heartbeat.slots,
+            "handlers": heartbeat.handlers,
+            "running": [_encode_running(attempt) for attempt in heartbeat.running],
+            "state": heartbeat.state,
+            **busy,
+        },
     )
 
 
@@ -108,22 +98,21 @@ def decode(body: bytes) -> Heartbeat:
     Raises:
         ContractError: not JSON, no heartbeat, or a field is missing or of a wrong type.
     """
+    event = CloudEvent.decode(body)
+    if event.type != _TYPE:
+        raise ContractError(f"event type must be {_TYPE}, it is {event.type!r}")
+    data = event.data
     try:
-        envelope = orjson.loads(body)
-        if envelope["type"] != _TYPE:
-            raise ContractError(f"event type must be {_TYPE}, it is {envelope['type']!r}")
-        namespace, _, queue = envelope["subject"].partition("/")
-        data = envelope["data"]
         busy = data.get("busy")
         return Heartbeat(
-            namespace=namespace,
-            queue=queue,
+            namespace=event.namespace,
+            queue=event.name,
             pod=_name(data, "pod"),
             node=str(data.get("node") or "")[:NAME_LIMIT],
             cpus=float(_capacity("cpus", data.get("cpus") or 0)),
             slots=int(_capacity("slots", data["slots"])),
             handlers=tuple(str(name)[:NAME_LIMIT] for name in _list(data, "handlers")),
-            running=tuple(_read_running(one) for one in _list(data, "running")),
+            running=tuple(_decode_running(attempt) for attempt in _list(data, "running")),
             state=WorkerState(data["state"]),
             busy=None if busy is None else int(_capacity("busy", busy)),
         )
@@ -133,29 +122,29 @@ def decode(body: bytes) -> Heartbeat:
         raise ContractError(f"not a heartbeat of the contract: {problem!r}") from problem
 
 
-def _running(attempt: RunningAttempt) -> dict[str, Any]:
-    told: dict[str, Any] = {"uid": attempt.uid, "token": attempt.token}
+def _encode_running(attempt: RunningAttempt) -> dict[str, Any]:
+    fields: dict[str, Any] = {"uid": attempt.uid, "token": attempt.token}
     if attempt.percent is not None or attempt.message:
         # A handler's words: whatever they are, the heartbeat must not fail over them.
         message = str(attempt.message)[:PROGRESS_LIMIT].encode("utf-8", "replace").decode()
-        told["progress"] = {"percent": attempt.percent, "message": message}
-    return told
+        fields["progress"] = {"percent": attempt.percent, "message": message}
+    return fields
 
 
-def _read_running(told: Any) -> RunningAttempt:
-    progress = told.get("progress") or {}
+def _decode_running(fields: Any) -> RunningAttempt:
+    progress = fields.get("progress") or {}
     percent = progress.get("percent")
     return RunningAttempt(
-        uid=_name(told, "uid"),
-        token=_name(told, "token"),
+        uid=_name(fields, "uid"),
+        token=_name(fields, "token"),
         percent=None if percent is None else min(max(int(percent), 0), 100),
         message=str(progress.get("message") or "")[:PROGRESS_LIMIT],
     )
 
 
-def _name(told: Any, field: str) -> str:
-    """Read what must be there and may be handed on as it is: cut, it would name something else."""
-    name = told[field]
+def _name(fields: Any, field: str) -> str:
+    """Return a name as it was sent, or refuse it: cut, it would name something else."""
+    name = fields[field]
     if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT:
         raise ContractError(
             f"heartbeat field {field} must be a string of 1 to {NAME_LIMIT} characters"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskqueue.amqp.properties import BasicProperties
+from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.names import (
     APP_ID,
     DEAD_EXCHANGE,
@@ -21,7 +22,6 @@ from taskqueue.contract.names import (
     OUTCOMES_EXCHANGE,
     routing_key,
 )
-from taskqueue.contract.outcome import CONTENT_TYPE
 
 #: Message ids count up behind a word of this process's own: random ones cost a system call each.
 _PROCESS = uuid.uuid4().hex

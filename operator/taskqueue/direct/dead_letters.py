@@ -25,6 +25,7 @@ from taskqueue.amqp.channel import BrokerUnavailable, Channel, Delivery
 from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.properties import BasicProperties
 from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.names import (
     ERROR_HEADER,
     EXCHANGE_HEADER,
@@ -33,7 +34,6 @@ from taskqueue.contract.names import (
     dead_queue,
     routing_key,
 )
-from taskqueue.contract.outcome import CONTENT_TYPE
 from taskqueue.contract.outgoing import OutgoingMessage, without_broker_headers
 from taskqueue.contract.topology import ready_messages
 

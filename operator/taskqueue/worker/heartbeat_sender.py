@@ -13,9 +13,9 @@ from typing import Protocol
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
 from taskqueue.amqp.connection import Connection
+from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.heartbeat import HEARTBEAT_SECONDS, Heartbeat, encode
 from taskqueue.contract.names import HEARTBEATS_EXCHANGE
-from taskqueue.contract.outcome import CONTENT_TYPE
 from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.logs import EventLog
 

@@ -16,9 +16,10 @@ from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.command import WorkerCommand, order_message
 from taskqueue.contract.names import INBOX_QUEUE, WORK_EXCHANGE, work_queue
-from taskqueue.contract.outcome import CONTENT_TYPE, AttemptEvent, EventKind, decode
+from taskqueue.contract.outcome import AttemptEvent, EventKind, decode
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
 from taskqueue.contract.work import WorkMessage
 from tests.integration.amqp.endpoint import VirtualHost

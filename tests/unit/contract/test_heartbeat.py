@@ -160,9 +160,9 @@ def test_what_must_be_there_is_named(field: str) -> None:
 @pytest.mark.parametrize(
     ("body", "match"),
     [
-        (b"", "not a heartbeat"),
-        (b"[]", "not a heartbeat"),
-        (b'{"type": "dev.taskqueue.task.succeeded.v1"}', "event type must be"),
+        (b"", "not a CloudEvent"),
+        (b"[]", "not a CloudEvent"),
+        (encode(BEAT).replace(b"worker.heartbeat", b"task.succeeded"), "event type must be"),
         (told(pod=""), "pod must be a string"),
         (told(pod=7), "pod must be a string"),
         (told(pod="p" * (NAME_LIMIT + 1)), "pod must be a string"),
