@@ -1,7 +1,7 @@
-"""Acknowledgements of one channel: what is confirmed in one loop turn leaves in few frames.
+"""Acknowledgements of one channel: what is confirmed in one loop turn is sent in few frames.
 
-Delivery tags of a channel count up. When the oldest unsettled deliveries are all confirmed, one
-``multiple`` acknowledgement covers them; what is confirmed beyond a still running one is
+Delivery tags of a channel count up. When the oldest unacknowledged deliveries are all confirmed,
+one ``multiple`` acknowledgement covers them. A delivery confirmed while an older one still runs is
 acknowledged alone. Invariant: a ``multiple`` never covers a tag that is not confirmed.
 """
 
@@ -14,12 +14,12 @@ from taskqueue.amqp.channel import Channel
 
 
 class Acknowledger:
-    """Settles the deliveries of one consume channel; silent once the channel is closed.
+    """Acknowledges, rejects and requeues the deliveries of one channel, until it closes.
 
     Args:
-        channel: they came by this one.
+        channel: the deliveries came by this one.
         loop: acknowledgements are sent at the end of its turn.
-        on_settled: called when fewer deliveries are in hand than before.
+        on_acknowledged: called when fewer deliveries are unacknowledged than before.
     """
 
     def __init__(
@@ -27,22 +27,22 @@ class Acknowledger:
         channel: Channel,
         loop: asyncio.AbstractEventLoop,
         *,
-        on_settled: Callable[[], None],
+        on_acknowledged: Callable[[], None],
     ) -> None:
         self._channel = channel
         self._loop = loop
-        self._on_settled = on_settled
-        #: Unsettled tags in the order they came (a dict for its order), True when confirmed.
+        self._on_acknowledged = on_acknowledged
+        #: Unacknowledged tags in the order they came (a dict for its order), True when confirmed.
         self._tags: dict[int, bool] = {}
         self._flushing = False
 
     @property
-    def unsettled(self) -> int:
-        """Deliveries the broker still holds for us, confirmed ones on their way included."""
+    def unacknowledged(self) -> int:
+        """Deliveries that are not acknowledged yet, confirmed ones to be flushed included."""
         return len(self._tags)
 
     def received(self, tag: int) -> None:
-        """Take note of a delivery."""
+        """Add a delivery."""
         self._tags[tag] = False
 
     def confirm(self, tag: int) -> None:
@@ -54,17 +54,17 @@ class Acknowledger:
             self._flushing = True
             self._loop.call_soon(self.flush)
 
-    def give_back(self, tag: int) -> None:
+    def requeue(self, tag: int) -> None:
         """Return it to the queue; the broker counts a delivery."""
         if self._tags.pop(tag, None) is not None:
             self._channel.nack(tag, requeue=True)
-            self._on_settled()
+            self._on_acknowledged()
 
     def reject(self, tag: int) -> None:
         """Return it to the queue as failed; the broker counts a delivery."""
         if self._tags.pop(tag, None) is not None:
             self._channel.reject(tag, requeue=True)
-            self._on_settled()
+            self._on_acknowledged()
 
     def flush(self) -> None:
         """Send the acknowledgements that are due."""
@@ -81,4 +81,4 @@ class Acknowledger:
         for tag in [tag for tag, confirmed in self._tags.items() if confirmed]:
             del self._tags[tag]
             self._channel.ack(tag)
-        self._on_settled()
+        self._on_acknowledged()

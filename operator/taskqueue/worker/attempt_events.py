@@ -1,4 +1,4 @@
-"""From a work message and what became of it to what is published, and how an attempt looks.
+"""From a work message and the result of its attempt to the event that is published.
 
 Pure: no loop, no connection.
 """
@@ -28,8 +28,8 @@ def payload_of(message: WorkMessage | DirectMessage) -> dict[str, Any]:
         return message.payload
     try:
         payload = orjson.loads(message.body)
-    except orjson.JSONDecodeError as problem:
-        raise ContractError(f"the body is not JSON: {problem}") from None
+    except orjson.JSONDecodeError as error:
+        raise ContractError(f"the body is not JSON: {error}") from None
     if not isinstance(payload, dict):
         raise ContractError(f"the body is not a JSON object but {type(payload).__name__}")
     return payload
@@ -53,7 +53,7 @@ def work_attempt(message: WorkMessage, payload: dict[str, Any]) -> AttemptReques
 def event_of(
     message: WorkMessage, kind: EventKind, *, worker: str, result: AttemptResult | None = None
 ) -> CachedOutcome:
-    """Return an event about the attempt, encoded."""
+    """Return an encoded event about the attempt."""
     event = AttemptEvent(
         kind=kind,
         namespace=message.namespace,
@@ -73,10 +73,10 @@ def event_of(
 
 
 def stopped_event(
-    message: WorkMessage, order: CommandKind, *, worker: str, seconds: float
+    message: WorkMessage, command: CommandKind, *, worker: str, seconds: float
 ) -> CachedOutcome:
-    """Return the answer to an order about the attempt, encoded; it ran for so many seconds."""
-    if order is CommandKind.RELEASE:
+    """Return the encoded answer to a command about an attempt that ran for ``seconds``."""
+    if command is CommandKind.RELEASE:
         return event_of(message, EventKind.RELEASED, worker=worker)
     result = AttemptResult(seconds=seconds)
     return event_of(message, EventKind.CANCELLED, worker=worker, result=result)
@@ -90,7 +90,7 @@ def direct_event(
     worker: str,
     message_id: str,
 ) -> CachedOutcome:
-    """Return the end of a direct message, encoded; its id is the message's, where it has one."""
+    """Return the encoded end of a direct message; it has the message's id, if any."""
     event = AttemptEvent(
         kind=kind_of(result),
         namespace=namespace,
@@ -111,7 +111,7 @@ def direct_event(
 
 
 def kind_of(result: AttemptResult) -> EventKind:
-    """Return the event that tells this result."""
+    """Return the kind of event that reports this result."""
     return EventKind.SUCCEEDED if result.error is None else EventKind.FAILED
 
 

@@ -1,6 +1,6 @@
-"""The files of the cgroups this process is in: where limits and counts of a container stand.
+"""The files of this process's cgroups, with the limits and counts of the container.
 
-cgroup v2 or v1, with or without a cgroup namespace. What cannot be read reads as empty.
+cgroup v2 or v1, with or without a cgroup namespace. A file that cannot be read counts as empty.
 """
 
 from __future__ import annotations

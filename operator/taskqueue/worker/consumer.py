@@ -1,10 +1,11 @@
-"""The connection work comes in by: a consumer, registered again after whatever ended it.
+"""The connection for work: a consumer, registered again after any loss.
 
-A closed connection, a closed channel and a consumer the broker cancelled are one case: deliveries
-in hand are worthless for acknowledging, and the consumer is registered anew after a back-off. The
-queue may not exist yet: only the operator declares, so the line looks and waits. Orders come by the
-same connection, on a channel of their own (`command_consumer`): work is consumed once
-all of the past ones are known, and orders are taken for as long as the line runs, after a stop too.
+A closed connection, a closed channel and a consumer that the broker cancelled are one case: earlier
+deliveries can no longer be acknowledged, and the consumer is registered again after a back-off. The
+queue may not exist yet: only the operator declares it, so the consumer retries until it exists.
+Commands come by the same connection, on a channel of their own (`command_consumer`). Work is
+consumed once all past commands are known; commands are consumed as long as `Consumer.run` runs,
+after a stop too.
 """
 
 from __future__ import annotations
@@ -26,26 +27,27 @@ _NOT_FOUND = 404
 
 
 class DeliveryListener(Protocol):
-    """Takes what comes in; called on the loop, must not block."""
+    """Handles deliveries; called on the loop, must not block."""
 
-    def connected(self, line: Connection) -> None:
-        """Channels of this connection follow."""
+    def on_connected(self, connection: Connection) -> None:
+        """The following channels are opened on this connection."""
 
-    def channel_opened(self, channel: Channel) -> None:
-        """Deliveries of this channel follow."""
+    def on_channel_opened(self, channel: Channel) -> None:
+        """The following deliveries come by this channel."""
 
-    def delivered(self, delivery: Delivery) -> None:
-        """A delivery, to be settled on its channel."""
+    def on_delivery(self, delivery: Delivery) -> None:
+        """A delivery came, to be acknowledged on its channel."""
 
-    def channel_lost(self) -> None:
-        """What came by the channel cannot be settled any more; the broker delivers it again."""
+    def on_channel_lost(self) -> None:
+        """Deliveries of the channel can no longer be acknowledged; the broker redelivers them."""
 
-    def in_hand(self) -> int:
-        """How many deliveries are not settled."""
+    @property
+    def unacknowledged(self) -> int:
+        """How many deliveries are not acknowledged."""
 
 
 class Consumer:
-    """A consumer on one queue, for as long as the worker lives.
+    """Consumes one queue for as long as the worker lives, and registers again after every loss.
 
     Attributes:
         registered: whether the consumer is registered with the broker now.
@@ -60,50 +62,51 @@ class Consumer:
         name: str,
         queue: str,
         prefetch: int,
-        intake: DeliveryListener,
-        control: CommandConsumer,
+        listener: DeliveryListener,
+        commands: CommandConsumer,
     ) -> None:
         self._parameters = parameters
         self._name = name
         self._queue = queue
-        self._intake = intake
-        self._control = control
-        #: Whether the past orders are known, on the present connection.
+        self._listener = listener
+        self._commands = commands
+        #: Whether the past commands are known, on the present connection.
         self._caught_up = False
         self._consuming = False
-        self._wanted = prefetch
+        self._wanted_prefetch = prefetch
         self.prefetch = prefetch
         self.registered = False
         #: Set once it has been registered for the first time.
         self.ready = asyncio.Event()
         self.changed_at = asyncio.get_running_loop().time()
         self._stopping = False
-        self._poked = asyncio.Event()
+        self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._told = ""
-        self._unannounced = True
+        #: Why there was no consumer when that was last logged.
+        self._logged_reason = ""
+        self._ready_logged = False
 
     def want_prefetch(self, count: int) -> None:
         """Change the prefetch soon.
 
         A prefetch set on a live consumer has no effect. For a higher one another consumer is
-        registered beside it, for the difference: a cancel costs what the broker has under way a
+        registered beside it, for the difference: a cancel costs each message on its way a
         delivery. For a lower one all are cancelled, and one is registered when no more deliveries
-        than that are in hand.
+        than that are unacknowledged.
         """
-        if count != self._wanted:
-            self._wanted = count
-            self._poked.set()
+        if count != self._wanted_prefetch:
+            self._wanted_prefetch = count
+            self._changed.set()
 
-    def poke(self) -> None:
-        """Fewer deliveries are in hand than before; look whether that was waited for."""
-        if self._wanted != self.prefetch:
-            self._poked.set()
+    def notify(self) -> None:
+        """Check a pending prefetch change: fewer deliveries are unacknowledged than before."""
+        if self._wanted_prefetch != self.prefetch:
+            self._changed.set()
 
     async def stop(self, timeout_seconds: float = 3.0) -> None:
-        """Stop consuming and keep connected: what is in hand is acknowledged, orders are taken."""
+        """Stop consuming and stay connected, to acknowledge deliveries and consume commands."""
         self._stopping = True
-        self._poked.set()
+        self._changed.set()
         if not self._consuming:
             self._stopped.set()
         try:
@@ -126,8 +129,8 @@ class Consumer:
                     connection = await connect(self._parameters, name=self._name)
                     backoff.succeeded()
                     await self._use(connection)
-                except BrokerUnavailable as problem:
-                    self._tell(str(problem))
+                except BrokerUnavailable as error:
+                    self._log_reason(str(error))
                 finally:
                     if connection is not None:
                         await connection.close()
@@ -136,41 +139,41 @@ class Consumer:
             self._stopped.set()
 
     async def _use(self, connection: Connection) -> None:
-        """Take orders and consume while the connection lives."""
+        """Consume commands and work until the connection is closed."""
         self._caught_up = False
-        self._intake.connected(connection)
-        orders = asyncio.ensure_future(self._control.follow(connection, self._orders_known))
+        self._listener.on_connected(connection)
+        commands = asyncio.ensure_future(self._commands.follow(connection, self._on_caught_up))
         try:
             await self._consume_on(connection)
             if not connection.closed.done():
                 await asyncio.wait({connection.closed})
         finally:
-            orders.cancel()
-            await asyncio.wait({orders})
+            commands.cancel()
+            await asyncio.wait({commands})
 
-    def _orders_known(self) -> None:
+    def _on_caught_up(self) -> None:
         self._caught_up = True
-        self._poked.set()
+        self._changed.set()
 
     async def _consume_on(self, connection: Connection) -> None:
-        """Register on one channel after the other, until a stop or the connection's end."""
+        """Register on one channel after another, until a stop or the connection's end."""
         backoff = Backoff(held_seconds=HELD_SECONDS, clock=asyncio.get_running_loop().time)
         while not self._stopping and not connection.closed.done():
             self._consuming = True
             try:
                 reason = await self._consume(connection, on_found=backoff.succeeded)
-            except ChannelRefused as problem:
-                reason = problem.text
-                if problem.code == _NOT_FOUND:
+            except ChannelRefused as refusal:
+                reason = refusal.text
+                if refusal.code == _NOT_FOUND:
                     reason = f"queue {self._queue} does not exist yet: apply the TaskQueue, the "
                     reason += "operator declares it"
             finally:
                 self._consuming = False
             if not self._stopping:
-                self._tell(reason)
+                self._log_reason(reason)
                 await self._pause(backoff.next_delay())
         if connection.closed.done():
-            self._tell(connection.closed.result())
+            self._log_reason(connection.closed.result())
 
     async def _consume(self, connection: Connection, *, on_found: Callable[[], None]) -> str:
         """Consume on a channel of its own until it ends, and return why."""
@@ -182,7 +185,7 @@ class Consumer:
             if not cancelled.done():
                 cancelled.set_result(reason)
 
-        self._intake.channel_opened(channel)
+        self._listener.on_channel_opened(channel)
         try:
             await channel.declare_queue(self._queue, passive=True)
             on_found()
@@ -192,17 +195,21 @@ class Consumer:
             tags: list[str] = []
             while not self._stopping:
                 present = self.prefetch if tags else 0
-                self.prefetch = self._wanted
+                self.prefetch = self._wanted_prefetch
                 await channel.set_prefetch(self.prefetch - present)
-                tags.append(await channel.consume(self._queue, self._intake.delivered, on_cancel))
-                log.debug("consumer.registered", queue=self._queue, prefetch=self.prefetch)
-                self._register(True)
-                ended = await self._watch(
-                    channel, cancelled, lambda: self._stopping or self._wanted != self.prefetch
+                tags.append(
+                    await channel.consume(self._queue, self._listener.on_delivery, on_cancel)
                 )
-                if ended is None and not self._stopping and self._wanted > self.prefetch:
+                log.debug("consumer.registered", queue=self._queue, prefetch=self.prefetch)
+                self._set_registered(True)
+                ended = await self._watch(
+                    channel,
+                    cancelled,
+                    lambda: self._stopping or self._wanted_prefetch != self.prefetch,
+                )
+                if ended is None and not self._stopping and self._wanted_prefetch > self.prefetch:
                     continue
-                self._register(False)
+                self._set_registered(False)
                 if ended is not None:
                     return ended
                 while tags:
@@ -210,16 +217,18 @@ class Consumer:
                 ended = await self._watch(
                     channel,
                     cancelled,
-                    lambda: self._stopping or self._intake.in_hand() <= self._wanted,
+                    lambda: (
+                        self._stopping or self._listener.unacknowledged <= self._wanted_prefetch
+                    ),
                 )
                 if ended is not None:
                     return ended
             self._stopped.set()
-            # The channel stays: what is in hand is acknowledged on it.
+            # The channel stays open, for acknowledgements.
             return await self._watch(channel, cancelled, lambda: False) or ""
         finally:
-            self._register(False)
-            self._intake.channel_lost()
+            self._set_registered(False)
+            self._listener.on_channel_lost()
             await channel.close()
 
     async def _watch(
@@ -230,13 +239,13 @@ class Consumer:
     ) -> str | None:
         """Wait for the channel's end, and return why, or for the condition: None."""
         while not condition():
-            self._poked.clear()
-            poked = asyncio.ensure_future(self._poked.wait())
+            self._changed.clear()
+            changed = asyncio.ensure_future(self._changed.wait())
             try:
-                waited: set[asyncio.Future[Any]] = {channel.closed, cancelled, poked}
+                waited: set[asyncio.Future[Any]] = {channel.closed, cancelled, changed}
                 await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                poked.cancel()
+                changed.cancel()
             if channel.closed.done():
                 code, text = channel.closed.result()
                 return f"{code} {text}" if code else text
@@ -244,21 +253,21 @@ class Consumer:
                 return cancelled.result()
         return None
 
-    def _register(self, registered: bool) -> None:
+    def _set_registered(self, registered: bool) -> None:
         if registered != self.registered:
             self.registered = registered
             if registered:
                 self.ready.set()
             self.changed_at = asyncio.get_running_loop().time()
-            if registered and self._unannounced:
-                self._unannounced, self._told = False, ""
+            if registered and not self._ready_logged:
+                self._ready_logged, self._logged_reason = True, ""
                 log.info("consumer.ready", queue=self._queue, prefetch=self.prefetch)
 
-    def _tell(self, reason: str) -> None:
+    def _log_reason(self, reason: str) -> None:
         """Log why there is no consumer, once for each reason in a row."""
-        self._unannounced = True
-        if reason and reason != self._told and not self._stopping:
-            self._told = reason
+        self._ready_logged = False
+        if reason and reason != self._logged_reason and not self._stopping:
+            self._logged_reason = reason
             log.warning("consumer.waiting", queue=self._queue, reason=reason)
 
     async def _pause(self, seconds: float) -> None:
@@ -267,9 +276,9 @@ class Consumer:
             await asyncio.sleep(seconds)
         deadline = asyncio.get_running_loop().time() + seconds
         while not self._stopping and (left := deadline - asyncio.get_running_loop().time()) > 0:
-            self._poked.clear()
+            self._changed.clear()
             try:
                 async with asyncio.timeout(left):
-                    await self._poked.wait()
+                    await self._changed.wait()
             except TimeoutError:
                 return

@@ -1,7 +1,7 @@
 """How many CPUs this container may use: the default number of slots.
 
-A container's limit is a cgroup quota, which neither ``os.cpu_count`` nor the affinity mask knows.
-Read once at start, from files of cgroup v2 or v1; what cannot be read sets no limit.
+A container's limit is a cgroup quota, which neither ``os.cpu_count`` nor the affinity mask shows.
+It is read once at start, from files of cgroup v2 or v1. A file that cannot be read sets no limit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Many short-lived deadlines, one timer.
 
 A loop timer for every attempt costs more than a short attempt itself. Here a deadline that is
-dropped in time costs two dict operations; the one timer is armed for the earliest.
+dropped in time costs two dict operations; the one timer is set for the earliest.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Deadlines(Generic[K]):
         """Set or move the key's deadline to a time of the loop's clock."""
         self._due[key] = when
         if self._timer is None:
-            self._timer = self._loop.call_at(when, self._look)
+            self._timer = self._loop.call_at(when, self._on_timer)
         elif when < self._timer.when():
             self._timer.cancel()
-            self._timer = self._loop.call_at(when, self._look)
+            self._timer = self._loop.call_at(when, self._on_timer)
 
     def set_first(self, key: K, when: float) -> None:
         """Set the key's deadline, unless it has an earlier one."""
@@ -37,23 +37,23 @@ class Deadlines(Generic[K]):
             self.set(key, when)
 
     def drop(self, key: K) -> None:
-        """Forget the key; harmless for one that is not there."""
+        """Remove the key's deadline, if it has one."""
         self._due.pop(key, None)
 
     def close(self) -> None:
-        """Forget all."""
+        """Remove all deadlines."""
         self._due.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         now = self._loop.time()
         reached = [key for key, when in self._due.items() if when <= now]
         for key in reached:
             del self._due[key]
         if self._due:
-            self._timer = self._loop.call_at(min(self._due.values()), self._look)
+            self._timer = self._loop.call_at(min(self._due.values()), self._on_timer)
         for key in reached:
             self._on_due(key)

@@ -1,8 +1,9 @@
 """From a delivery to a run, or to an answer without one.
 
-Not run is what is in hand already (it joins), what has ended here lately (the outcome again), what
-was ordered to stop (that it was stopped), and what breaks the contract (it is buried). Each answer
-is published until confirmed, and only then is the delivery acknowledged.
+A delivery is not run when its token is already here (it is added to that run), has ended lately
+(the outcome is published again), was named by a command (it is answered as stopped), or breaks the
+contract (it is dead-lettered). Each answer is published until confirmed, and only then is the
+delivery acknowledged.
 """
 
 from __future__ import annotations
@@ -27,51 +28,55 @@ log = EventLog("taskqueue.worker")
 
 
 class DeliveryHandler:
-    """Takes deliveries one by one.
+    """Turns deliveries into runs, and answers those that must not run.
 
     Args:
         settings: of the worker.
-        desk: what is in hand and what has ended.
-        orders: what was ordered so far.
+        services: the runs here and the outcomes of ended ones.
+        commands: the commands seen so far.
     """
 
-    def __init__(self, settings: WorkerSettings, desk: RunServices, orders: CommandLog) -> None:
+    def __init__(
+        self, settings: WorkerSettings, services: RunServices, commands: CommandLog
+    ) -> None:
         self._settings = settings
-        self._desk = desk
-        self._orders = orders
+        self._services = services
+        self._commands = commands
 
-    def take(self, acknowledger: Acknowledger, delivery: Delivery) -> Run | None:
-        """Return what is to be run, or None when the delivery is answered or joined to a run."""
+    def handle(self, acknowledger: Acknowledger, delivery: Delivery) -> Run | None:
+        """Return what is to be run, or None when the delivery is answered or added to a run."""
         acknowledger.received(delivery.delivery_tag)
         try:
             message = parse_work(delivery.properties, delivery.body)
             if isinstance(message, DirectMessage):
                 run: Run = self._direct_run(delivery, message)
-            elif self._known(acknowledger, delivery, message):
+            elif self._answer_known(acknowledger, delivery, message):
                 return None
             else:
                 run = self._task_run(delivery, message)
-        except ContractError as problem:
-            self._bury(acknowledger, delivery, str(problem))
+        except ContractError as error:
+            self._dead_letter(acknowledger, delivery, str(error))
             return None
-        run.join(acknowledger, delivery)
+        run.add_delivery(acknowledger, delivery)
         return run
 
-    def _known(self, acknowledger: Acknowledger, delivery: Delivery, message: WorkMessage) -> bool:
-        """Settle a delivery whose token is in hand, has ended lately, or was ordered to stop."""
+    def _answer_known(
+        self, acknowledger: Acknowledger, delivery: Delivery, message: WorkMessage
+    ) -> bool:
+        """Answer a delivery whose token is here, ended lately or was named by a command."""
         token = message.token
-        run = self._desk.by_token.get(token)
+        run = self._services.by_token.get(token)
         if run is not None:
-            run.join(acknowledger, delivery)
+            run.add_delivery(acknowledger, delivery)
             return True
-        outcome = self._desk.finished.get(token)
+        outcome = self._services.outcome_cache.get(token)
         if outcome is not None:
             self._answer("outcome.repeated", acknowledger, delivery, message, outcome)
             return True
-        order = self._orders.get(token)
-        if order is not None:
-            outcome = stopped_event(message, order, worker=self._desk.worker, seconds=0.0)
-            event = "task.cancelled" if order is CommandKind.CANCEL else "task.released"
+        command = self._commands.get(token)
+        if command is not None:
+            outcome = stopped_event(message, command, worker=self._services.worker, seconds=0.0)
+            event = "task.cancelled" if command is CommandKind.CANCEL else "task.released"
             self._answer(event, acknowledger, delivery, message, outcome)
             return True
         return False
@@ -92,7 +97,7 @@ class DeliveryHandler:
             attempt=message.attempt,
             reason="not run: its message came after the end of it",
         )
-        self._desk.reporter.report(
+        self._services.outbox.publish(
             outcome_message(outcome.key, outcome.body),
             partial(acknowledger.confirm, delivery.delivery_tag),
         )
@@ -100,7 +105,7 @@ class DeliveryHandler:
     def _task_run(self, delivery: Delivery, message: WorkMessage) -> Run:
         deliveries = deliveries_so_far(delivery.properties, redelivered=delivery.redelivered)
         attempt = work_attempt(message, payload_of(message))
-        return TaskRun(self._desk, message, attempt, delivery, deliveries)
+        return TaskRun(self._services, message, attempt, delivery, deliveries)
 
     def _direct_run(self, delivery: Delivery, message: DirectMessage) -> Run:
         deliveries = deliveries_so_far(delivery.properties, redelivered=delivery.redelivered)
@@ -114,16 +119,17 @@ class DeliveryHandler:
             max_attempts=self._settings.direct_max_deliveries,
             timeout_seconds=self._settings.direct_timeout_seconds,
         )
-        return DirectRun(self._desk, attempt, delivery, deliveries)
+        return DirectRun(self._services, attempt, delivery, deliveries)
 
-    def _bury(self, acknowledger: Acknowledger, delivery: Delivery, reason: str) -> None:
+    def _dead_letter(self, acknowledger: Acknowledger, delivery: Delivery, reason: str) -> None:
         log.warning(
             "message.malformed",
             namespace=self._settings.namespace,
             queue=self._settings.queue,
             reason=reason,
-            todo="it is in the queue of given-up messages, with the reason in its tq-error header",
+            todo="it is in the dead-letter queue, with the reason in its tq-error header",
         )
-        self._desk.reporter.report(
-            self._desk.bury(delivery, reason), partial(acknowledger.confirm, delivery.delivery_tag)
+        self._services.outbox.publish(
+            self._services.dead_letter(delivery, reason),
+            partial(acknowledger.confirm, delivery.delivery_tag),
         )

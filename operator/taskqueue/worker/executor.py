@@ -1,9 +1,9 @@
-"""The seam between the runtime, which knows messages, and whatever runs an attempt.
+"""The interface between the runtime, which knows messages, and what runs an attempt.
 
-The runtime starts an attempt and is told once, on its own loop, when the attempt has ended and
-holds nothing any more. It never knows whether a thread, a coroutine, a child process or a remote
-service ran it. Time-outs are the runtime's: it asks for a cancel and reports without waiting, so
-an executor that cannot stop an attempt keeps only the slot, not the Task.
+The runtime starts an attempt and gets one call, on its own loop, when the attempt has ended and
+holds no resource any more. It never knows whether a thread, a coroutine, a child process or a
+remote service ran it. Time-outs are the runtime's: it asks for a cancel and reports without
+waiting, so an executor that cannot stop an attempt keeps only the slot, not the Task.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class AttemptRequest:
 
     Attributes:
         handler: the name the message asked for; None: the default handler.
-        payload: a JSON object; the executor may keep it, nobody else changes it.
+        payload: a JSON object; the executor may keep it, nothing else changes it.
         task: ``namespace/name``; ``namespace/queue`` for a direct message.
         uid: the Task's uid, or a direct message's correlation id, or empty.
         queue: name of the TaskQueue.
@@ -44,7 +44,7 @@ class AttemptRequest:
 
     @property
     def log_fields(self) -> dict[str, Any]:
-        """What log lines about it say."""
+        """Fields of log lines about it."""
         namespace, _, name = self.task.partition("/")
         return {
             "namespace": namespace,
@@ -66,8 +66,8 @@ class AttemptResult:
         error: why it failed; None: it succeeded.
         retry_after_seconds: the handler's wish for the next attempt.
         exception: the exception itself where there is one, for the worker's own log.
-        lost: why it is not known how the attempt ended, by no fault of its own; the rest says
-            nothing then. Its delivery goes back to the broker, as if the worker had been lost.
+        lost: why it is not known how the attempt ended, through no fault of its own; the other
+            fields mean nothing then. The delivery is requeued, as if the worker had been lost.
     """
 
     seconds: float
@@ -83,11 +83,11 @@ class Execution(Protocol):
 
     @property
     def progress(self) -> Progress | None:
-        """The latest progress told, or None."""
+        """The latest progress reported, or None."""
 
     @property
     def killable(self) -> bool:
-        """Whether `kill` does anything: then it is also what follows a `cancel` in vain."""
+        """Whether `kill` works: then it may follow a `cancel` that had no effect."""
 
     def cancel(self) -> None:
         """Ask the attempt to end; harmless when it has ended. ``done`` is still called."""
@@ -95,7 +95,7 @@ class Execution(Protocol):
     def kill(self) -> bool:
         """End the attempt by force, now, if it is `killable`; return whether it is.
 
-        It does nothing any more in a moment, and ``done`` is called then.
+        The attempt ends in a moment, and ``done`` is called then.
         """
 
 
@@ -106,13 +106,13 @@ class Executor(Protocol):
         """Run an attempt.
 
         ``done`` is called exactly once, on the runtime's loop and never inside ``start``, when
-        the attempt holds no resource any more, however it ended. A handler nobody registered is
-        a failed attempt like any other.
+        the attempt holds no resource any more, however it ended. A handler that is not registered
+        is a failed attempt like any other.
         """
 
     async def close(self, seconds: float = 0.0) -> None:
-        """Give up what still runs and free what can be freed; ``done`` may stay uncalled.
+        """Abandon what still runs and free what can be freed; ``done`` may stay uncalled.
 
         Args:
-            seconds: what was asked to end has so long for it.
+            seconds: how long attempts that were asked to end may take.
         """

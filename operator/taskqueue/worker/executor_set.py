@@ -1,4 +1,4 @@
-"""Puts a worker's executors together, from its command line and settings."""
+"""Makes a worker's executors from its command line and settings."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from taskqueue.worker.settings import HandlerExecutor, WorkerSettings
 
 @dataclass(frozen=True, slots=True)
 class ExecutorSet:
-    """What runs a worker's attempts.
+    """Holds a worker's executors and the processes they use.
 
     Attributes:
-        executor: the one the runtime knows.
+        executor: the one the runtime calls.
         handlers: names it serves; ``*`` for any.
         spawner: makes its processes, if it has any.
     """
@@ -34,7 +34,7 @@ class ExecutorSet:
     spawner: ProcessSpawner | None
 
     async def close(self, seconds: float) -> None:
-        """Let what was asked to end take so many seconds, then end all processes."""
+        """Give attempts that were asked to end ``seconds``, then end all processes."""
         await self.executor.close(seconds)
         if self.spawner is not None:
             self.spawner.close()
@@ -43,8 +43,8 @@ class ExecutorSet:
 def assemble(
     settings: WorkerSettings,
     arguments: WorkerArguments,
-    recipe: ForkServerConfig,
-    launched: ForkServerHandle | None,
+    config: ForkServerConfig,
+    fork_server: ForkServerHandle | None,
     loop: asyncio.AbstractEventLoop,
 ) -> ExecutorSet:
     """Make the executors.
@@ -52,8 +52,8 @@ def assemble(
     Raises:
         StartError: an option is wrong, two handlers have one name, or a start hook failed.
     """
-    spawner = None if launched is None else ProcessSpawner(launched, recipe.by_exec, loop)
-    functions = _functions(settings, recipe, spawner, loop)
+    spawner = None if fork_server is None else ProcessSpawner(fork_server, config.by_exec, loop)
+    functions = _functions(settings, config, spawner, loop)
     by_name: dict[str, Executor] = {}
     rest: Executor | None = None
     if arguments.modules:
@@ -63,8 +63,8 @@ def assemble(
 
         try:
             commands = [ProgramCommand.parse(text) for text in arguments.commands]
-        except CommandError as problem:
-            raise StartError(str(problem)) from None
+        except CommandError as error:
+            raise StartError(str(error)) from None
         programs = CommandExecutor(
             commands,
             spawner,
@@ -81,8 +81,8 @@ def assemble(
                 HttpTarget.parse(text, anywhere=arguments.http_anywhere)
                 for text in arguments.targets
             ]
-        except HttpError as problem:
-            raise StartError(str(problem)) from None
+        except HttpError as error:
+            raise StartError(str(error)) from None
         requests = HttpExecutor(targets, loop, kill_grace_seconds=settings.kill_grace_seconds)
         _add(by_name, (target.name for target in targets), requests)
         rest = by_name.pop(ANY, None)
@@ -92,13 +92,13 @@ def assemble(
     else:
         default = None if registry.default is None else registry.default.name
         executor = ExecutorRouter(loop, by_name, rest=rest, default=default)
-    _start(functions)
+    _run_start_hooks(functions)
     return ExecutorSet(executor, names, spawner)
 
 
 def _functions(
     settings: WorkerSettings,
-    recipe: ForkServerConfig,
+    config: ForkServerConfig,
     spawner: ProcessSpawner | None,
     loop: asyncio.AbstractEventLoop,
 ) -> FunctionExecutor:
@@ -112,19 +112,19 @@ def _functions(
                 memory_mib=settings.child_memory_mib,
                 max_tasks=settings.child_max_tasks,
                 max_mib=settings.child_max_mib,
-                capture=recipe.log_format is LogFormat.JSON,
+                capture=config.log_format is LogFormat.JSON,
             ),
         )
     return FunctionExecutor(registry, loop, pool)
 
 
-def _start(functions: FunctionExecutor) -> None:
+def _run_start_hooks(functions: FunctionExecutor) -> None:
     try:
         functions.start_hooks()
-    except Exception as problem:
+    except Exception as error:
         raise StartError(
-            f"an @on_start hook failed: {type(problem).__name__}: {problem}; repair it"
-        ) from problem
+            f"an @on_start hook failed: {type(error).__name__}: {error}; repair it"
+        ) from error
 
 
 def _add(by_name: dict[str, Executor], names: Iterable[str], executor: Executor) -> None:

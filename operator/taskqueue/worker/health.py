@@ -1,7 +1,7 @@
-"""What the kubelet asks: ``/healthz`` (restart me?) and ``/readyz`` (do I consume?), over HTTP.
+"""The kubelet's probes over HTTP: ``/healthz`` (restart it?) and ``/readyz`` (does it consume?).
 
-Served by the loop that talks to the broker: when that loop does not turn, the answer does not
-come, and the probe fails by its time-out. The body says why not in one line.
+The loop that talks to the broker serves them: when that loop is blocked, there is no answer, and
+the probe times out. The body of a failed probe gives the reason in one line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
 
-#: A worker may be without its consumer for this long: brokers restart, queues are yet to be made.
+#: A worker may be without its consumer for this long, in seconds: a broker may restart, a queue may
+#: not be declared yet.
 RECONNECT_SECONDS = 120.0
 
 _REQUEST_SECONDS = 5.0
@@ -22,18 +23,18 @@ def unhealthy(*, unregistered_seconds: float, busy: int, stuck: int, slots: int)
     Args:
         unregistered_seconds: how long it has been without its consumer; 0 while it has one.
         busy: slots taken.
-        stuck: slots taken by attempts that were told to end and do not.
+        stuck: slots taken by attempts that were asked to end and do not.
         slots: all of them.
     """
     if stuck >= slots:
-        return f"all {slots} slots are held by handlers that were told to end and run on"
+        return f"all {slots} slots are held by handlers that were asked to end and run on"
     if unregistered_seconds > RECONNECT_SECONDS and busy == stuck:
         return f"no consumer is registered with the broker for {unregistered_seconds:.0f} s"
     return None
 
 
 class HealthServer:
-    """Answers on a port until closed; ``healthy`` and ``ready`` return what is wrong, or None."""
+    """Answers probes on a port until closed; ``healthy`` and ``ready`` return a failure or None."""
 
     def __init__(
         self, *, healthy: Callable[[], str | None], ready: Callable[[], str | None]
@@ -59,7 +60,7 @@ class HealthServer:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 request = await reader.readuntil(b"\r\n")
-                status, body = self._look_up(request.decode("latin-1"))
+                status, body = self._response(request.decode("latin-1"))
                 writer.write(
                     f"HTTP/1.1 {status.value} {status.phrase}\r\n"
                     "Content-Type: text/plain; charset=utf-8\r\n"
@@ -72,12 +73,12 @@ class HealthServer:
         finally:
             writer.close()
 
-    def _look_up(self, request: str) -> tuple[HTTPStatus, bytes]:
+    def _response(self, request: str) -> tuple[HTTPStatus, bytes]:
         path = request.split(" ")[1] if request.count(" ") >= 2 else ""
         check = self._checks.get(path.partition("?")[0])
         if check is None:
             return HTTPStatus.NOT_FOUND, b"see /healthz and /readyz\n"
-        wrong = check()
-        if wrong is None:
+        failure = check()
+        if failure is None:
             return HTTPStatus.OK, b"ok\n"
-        return HTTPStatus.SERVICE_UNAVAILABLE, f"{wrong}\n".encode()
+        return HTTPStatus.SERVICE_UNAVAILABLE, f"{failure}\n".encode()

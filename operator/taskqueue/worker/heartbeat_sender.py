@@ -1,8 +1,8 @@
-"""Says every few seconds that this worker lives, and what it does.
+"""Sends the worker's heartbeats: that it is alive, and what it runs.
 
-On a channel of its own beside the outcomes': a broker that has no exchange for heartbeats (an
-operator of another version), or refuses them, closes the channel over it, and outcomes must not
-suffer. A heartbeat that cannot be sent is not sent later: the next one says more.
+They have a channel of their own beside the outcomes'. A broker that has no exchange for heartbeats
+(an operator of another version), or refuses them, closes the channel, and outcomes must not suffer.
+A heartbeat that cannot be sent is not sent later: the next one has newer data.
 """
 
 from __future__ import annotations
@@ -21,63 +21,67 @@ from taskqueue.logs import EventLog
 
 log = EventLog("taskqueue.worker")
 
-#: How long a channel may take to open. A broker in an alarm does not read what this side publishes
-#: on, and the last heartbeat must not keep the worker from its end.
+#: How long a channel may take to open, in seconds. A broker in an alarm does not read a connection
+#: that publishes, and the last heartbeat must not delay the end of the worker.
 OPEN_SECONDS = 2.0
 
-#: Turns from idle to busy and back are told at most this often, in seconds,
-TURN_SECONDS = 2.0
-#: and when they have lasted so long.
-SETTLE_SECONDS = 0.1
+#: Heartbeats for a change from idle to busy or back are at least this far apart, in seconds.
+BUSY_CHANGE_SECONDS = 2.0
+
+#: Such a change is reported when it has lasted this long, in seconds.
+BUSY_DELAY_SECONDS = 0.1
 
 
 class HeartbeatConnection(Protocol):
-    """Who has the connection that outcomes leave by."""
+    """Has the connection that outcomes are published on."""
 
     @property
     def connection(self) -> Connection | None:
-        """None while it is being made."""
+        """None while there is none."""
 
 
 class HeartbeatSender:
-    """Sends what ``beat`` returns, every `HEARTBEAT_SECONDS`, when asked to, and on turns.
+    """Sends heartbeats every `HEARTBEAT_SECONDS`, on request, and between idle and busy.
 
-    A turn from idle to busy or back is told soon and not at once: a run as short as the pause
-    before it is not worth two heartbeats, and neither is a worker that turns all the time.
+    A change from idle to busy or back is sent after a short delay: neither a very short run nor a
+    worker that changes all the time is worth that many heartbeats.
 
     Args:
-        line: lends its connection.
-        beat: describes the worker as it is now.
+        publisher: its connection is used.
+        describe: returns the worker's state as of now.
     """
 
-    def __init__(self, line: HeartbeatConnection, *, beat: Callable[[], Heartbeat]) -> None:
-        self._line = line
-        self._beat = beat
+    def __init__(
+        self, publisher: HeartbeatConnection, *, describe: Callable[[], Heartbeat]
+    ) -> None:
+        self._publisher = publisher
+        self._describe = describe
         self._loop = asyncio.get_running_loop()
-        self._sent_at = -TURN_SECONDS
-        #: Whether the last one told of something that runs.
-        self._told_busy = False
-        #: Runs from a turn until it is looked at.
-        self._turning: asyncio.TimerHandle | None = None
+        self._sent_at = -BUSY_CHANGE_SECONDS
+        #: Whether the last one reported something that runs.
+        self._sent_busy = False
+        #: Set from a possible change until it is checked.
+        self._busy_check: asyncio.TimerHandle | None = None
         self._soon = asyncio.Event()
         self._connection: Connection | None = None
         self._channel: Channel | None = None
         self._checked = False
-        self._told = ""
+        #: Why a heartbeat was not sent when that was last logged.
+        self._logged_reason = ""
 
     def send_soon(self) -> None:
-        """Send one now rather than when it is due: the worker's state has changed."""
+        """Send one now, before it is due: the worker's state has changed."""
         self._soon.set()
 
-    def turned(self) -> None:
-        """Send one soon if the worker turns out to have become busy or idle; cheap."""
-        if self._turning is None:
-            at = max(self._loop.time() + SETTLE_SECONDS, self._sent_at + TURN_SECONDS)
-            self._turning = self._loop.call_at(at, self._look)
+    def on_busy_changed(self) -> None:
+        """Send one soon if the worker has become busy or idle and stays so; cheap."""
+        if self._busy_check is None:
+            at = max(self._loop.time() + BUSY_DELAY_SECONDS, self._sent_at + BUSY_CHANGE_SECONDS)
+            self._busy_check = self._loop.call_at(at, self._check_busy)
 
-    def _look(self) -> None:
-        self._turning = None
-        if bool(self._beat().busy) != self._told_busy:
+    def _check_busy(self) -> None:
+        self._busy_check = None
+        if bool(self._describe().busy) != self._sent_busy:
             self._soon.set()
 
     async def run(self) -> None:
@@ -92,60 +96,60 @@ class HeartbeatSender:
                 pass
 
     async def send(self) -> None:
-        """Send one now, if that can be done soon."""
+        """Send one now, unless the channel takes longer than `OPEN_SECONDS` to open."""
         try:
             async with asyncio.timeout(OPEN_SECONDS):
                 channel = await self._open()
         except (BrokerUnavailable, TimeoutError):
-            return  # there is trouble with the connection: its line tells of that
+            return  # the publisher logs what happens to its connection
         except ChannelRefused as refusal:
-            self._complain(str(refusal))
+            self._log_refusal(str(refusal))
             return
         if channel is None:
             return
-        beat = self._beat()
-        self._sent_at, self._told_busy = self._loop.time(), bool(beat.busy)
+        heartbeat = self._describe()
+        self._sent_at, self._sent_busy = self._loop.time(), bool(heartbeat.busy)
         message = OutgoingMessage(
             exchange=HEARTBEATS_EXCHANGE,
-            key=beat.routing_key,
-            body=encode(beat),
+            key=heartbeat.routing_key,
+            body=encode(heartbeat),
             content_type=CONTENT_TYPE,
             persistent=False,
         )
         channel.publish(message.exchange, message.key, message.body, message.properties())
 
     async def _open(self) -> Channel | None:
-        """Return a channel on which the exchange is known to be there."""
-        connection = self._line.connection
+        """Return a channel on which the exchange is known to exist."""
+        connection = self._publisher.connection
         if connection is None:
             return None
         if connection is not self._connection:
             self._connection, self._channel = connection, None
         if self._channel is not None and not self._channel.is_open:
-            self._look_why_closed(self._channel)
+            self._check_why_closed(self._channel)
             self._channel = None
         if self._channel is None:
             self._checked = False
             self._channel = await connection.channel()
         if self._checked:
-            self._told = ""  # what was sent on it was not refused
+            self._logged_reason = ""  # what was sent on it was not refused
         else:
             await self._channel.declare_exchange(HEARTBEATS_EXCHANGE, passive=True)
             self._checked = True
         return self._channel
 
-    def _look_why_closed(self, channel: Channel) -> None:
-        """Tell of a heartbeat the broker refused: it says so when it has come, or not at all."""
+    def _check_why_closed(self, channel: Channel) -> None:
+        """Log a refused heartbeat: the broker refuses by closing the channel, and only then."""
         code, text = channel.closed.result() if channel.closed.done() else (0, "")
         if code:
-            self._complain(str(ChannelRefused(code, text)))
+            self._log_refusal(str(ChannelRefused(code, text)))
 
-    def _complain(self, reason: str) -> None:
-        if reason != self._told:
-            self._told = reason
+    def _log_refusal(self, reason: str) -> None:
+        if reason != self._logged_reason:
+            self._logged_reason = reason
             log.warning(
                 "heartbeat.not_sent",
                 reason=reason,
-                todo="nothing is lost; deploy an operator that declares the exchange, and let this "
-                "user publish there",
+                todo="work is not affected; deploy an operator that declares the exchange, and let "
+                "this user publish there",
             )

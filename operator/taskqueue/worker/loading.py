@@ -1,6 +1,6 @@
 """Imports the modules whose handlers a process is to run.
 
-The worker does, and its fork server when it has to be started anew.
+The worker does this, and so does its fork server when it has to be started again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from taskqueue.worker.sdk import registry
 
 
 class StartError(Exception):
-    """The worker cannot start; the text says what and what to do."""
+    """The worker cannot start; the text says why and what to do."""
 
 
 def load(modules: Sequence[str]) -> None:
-    """Import the modules; the folder we run in counts as on PYTHONPATH.
+    """Import the modules; the working directory counts as on PYTHONPATH.
 
     Raises:
         StartError: one cannot be imported, together they register no handler, or a handler's
@@ -30,15 +30,15 @@ def load(modules: Sequence[str]) -> None:
     for name in modules:
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as problem:
-            if problem.name is None or not f"{name}.".startswith(f"{problem.name}."):
-                raise _broken(name, problem) from problem
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise _broken(name, error) from error
             raise StartError(
                 f"there is no module {name!r}: give the name as in an import statement, and put "
                 "its folder on PYTHONPATH or run in it"
-            ) from problem
-        except Exception as problem:
-            raise _broken(name, problem) from problem
+            ) from error
+        except Exception as error:
+            raise _broken(name, error) from error
     if not registry:
         raise StartError(
             f"no handler is registered by {', '.join(modules)}: mark functions with @task "
@@ -46,13 +46,13 @@ def load(modules: Sequence[str]) -> None:
         )
     try:
         registry.prepare()
-    except TypeError as problem:
-        raise StartError(str(problem)) from problem
+    except TypeError as error:
+        raise StartError(str(error)) from error
 
 
-def _broken(name: str, problem: Exception) -> StartError:
-    lines = traceback.format_exception(problem)
+def _broken(name: str, error: Exception) -> StartError:
+    lines = traceback.format_exception(error)
     return StartError(
-        f"module {name!r} fails when it is imported: {type(problem).__name__}: {problem}; "
+        f"module {name!r} fails when it is imported: {type(error).__name__}: {error}; "
         f"repair it:\n{''.join(lines)}"
     )

@@ -1,11 +1,11 @@
-"""``python -m taskqueue worker``: find the handlers, then work until told to stop.
+"""``python -m taskqueue worker``: load the handlers, then work until a signal stops it.
 
-Exit codes: 0 after an orderly stop, 1 when it could not start (one line on standard error says
-who, what and what to do), 2 for wrong arguments, 128 + signal when a second signal cuts the orderly
-stop short.
+Exit codes: 0 after an orderly stop, 1 when it could not start (one line on standard error says why
+and what to do), 2 for wrong arguments, 128 + signal when a second signal cuts the orderly stop
+short.
 
 The order of the start matters: modules are imported, then the fork server is forked, and only then
-come connections and threads, which no process for handlers shall have.
+come connections and threads, which processes for handlers must not have.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from taskqueue.worker.settings import HandlerExecutor, SettingsError, WorkerSett
 
 log = logs.EventLog("taskqueue.worker")
 
-#: How long handlers that were asked to end may take at the worker's end, in seconds. The kubelet's
-#: own patience is the limit: see "Stopping" in docs/workers.md.
+#: How long handlers that were asked to end may take at the worker's end, in seconds. The pod's
+#: grace period is the limit: see "Stopping" in docs/workers.md.
 CLOSE_SECONDS = 4.0
 
 
 def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a worker for what the command line names and return its exit code."""
+    """Run a worker for the handlers the command line names, and return its exit code."""
     try:
         arguments = WorkerArguments.parse(words)
         settings = WorkerSettings.from_environment(environment)
         if arguments.modules:
             load(arguments.modules)
         logs.configure(settings.log_format, level=settings.log_level)
-        recipe = ForkServerConfig(
+        config = ForkServerConfig(
             modules=arguments.modules,
             log_format=settings.log_format or logs.LogFormat.default(sys.stderr),
             log_level=settings.log_level,
             tell_memory=settings.child_max_mib > 0,
         )
-        launched = recipe.by_fork() if _needs_processes(arguments, settings) else None
-        clean = _run(settings, arguments, recipe, launched)
-    except (SettingsError, StartError) as problem:
-        print(f"taskqueue worker: {problem}", file=sys.stderr)
+        fork_server = config.by_fork() if _needs_processes(arguments, settings) else None
+        clean = _run(settings, arguments, config, fork_server)
+    except (SettingsError, StartError) as error:
+        print(f"taskqueue worker: {error}", file=sys.stderr)
         return 1
     log.info("worker.stopped")
     if not clean:
-        # A handler that does not return would hold up the interpreter's own end: its thread, or
-        # one it made. What there was to say about it has been said.
+        # The thread of a handler that does not return, or a thread it started, would keep the
+        # interpreter from ending. Its outcome has been published.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(0)
@@ -73,21 +73,21 @@ def _needs_processes(arguments: WorkerArguments, settings: WorkerSettings) -> bo
 def _run(
     settings: WorkerSettings,
     arguments: WorkerArguments,
-    recipe: ForkServerConfig,
-    launched: ForkServerHandle | None,
+    config: ForkServerConfig,
+    fork_server: ForkServerHandle | None,
 ) -> bool:
-    """Work; return whether nothing was left running.
+    """Work until stopped; return whether nothing was left running.
 
     Raises:
-        StartError: it cannot.
+        StartError: the broker's settings cannot be used.
     """
     from taskqueue.amqp.parameters import BrokerConfigurationError
 
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_work(settings, arguments, recipe, launched))
-    except BrokerConfigurationError as problem:
-        raise StartError(f"the broker's settings: {problem}") from problem
+            return runner.run(_work(settings, arguments, config, fork_server))
+    except BrokerConfigurationError as error:
+        raise StartError(f"the broker's settings: {error}") from error
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -102,15 +102,15 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _work(
     settings: WorkerSettings,
     arguments: WorkerArguments,
-    recipe: ForkServerConfig,
-    launched: ForkServerHandle | None,
+    config: ForkServerConfig,
+    fork_server: ForkServerHandle | None,
 ) -> bool:
     from taskqueue.worker.executor_set import assemble
     from taskqueue.worker.worker import WorkerService
 
     loop = asyncio.get_running_loop()
-    assembled = assemble(settings, arguments, recipe, launched, loop)
-    worker = WorkerService(settings, assembled.executor, handlers=assembled.handlers)
+    executors = assemble(settings, arguments, config, fork_server, loop)
+    worker = WorkerService(settings, executors.executor, handlers=executors.handlers)
     signals = 0
 
     def on_signal(number: int) -> None:
@@ -128,9 +128,9 @@ async def _work(
         queue=settings.queue,
         pod=settings.pod,
         slots=settings.slots,
-        handlers=sorted(assembled.handlers),
+        handlers=sorted(executors.handlers),
     )
     try:
         return await worker.run()
     finally:
-        await assembled.close(min(settings.kill_grace_seconds, CLOSE_SECONDS))
+        await executors.close(min(settings.kill_grace_seconds, CLOSE_SECONDS))

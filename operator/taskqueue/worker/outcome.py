@@ -1,9 +1,8 @@
 """From what a handler returned or raised to the result of the attempt.
 
 Rules: a dict, a pydantic model or a dataclass is the result, None is no result, any other JSON
-value is wrapped as ``{"value": …}``; what JSON cannot say, or what is too large for a Task's
-status, is a failure that no retry helps. Any exception is a failure that is retried, unless it is
-`Fail`.
+value is wrapped as ``{"value": …}``. A value that is not JSON, or is too large for a Task's status,
+is a failure that is not retried. Any exception is a failure that is retried, unless it is `Fail`.
 """
 
 from __future__ import annotations
@@ -51,11 +50,11 @@ def encoded_result(
         return None
     try:
         encoded = orjson.dumps(value, default=models)
-    except TypeError as problem:
+    except TypeError as error:
         who = f"handler {handler!r}" if handler else "the handler"
         return failure(
             "InvalidResult",
-            f"{who} returned {type(value).__name__}, not JSON ({problem}): "
+            f"{who} returned {type(value).__name__}, not JSON ({error}): "
             "return a dict, a pydantic model, a dataclass, a list, a string, a number, a boolean "
             "or None",
             seconds,
@@ -90,7 +89,7 @@ def raised(exception: BaseException, seconds: float) -> AttemptResult:
 
 
 def unknown_handler(name: str | None, registered: Iterable[str]) -> AttemptResult:
-    """Return the result of an attempt nobody here can run.
+    """Return the result of an attempt whose handler this worker does not have.
 
     Retryable: during a rolling update another worker may know the handler already.
     """
@@ -126,10 +125,10 @@ def failure(
 def _message(exception: BaseException) -> str:
     try:
         return str(exception)
-    except Exception as problem:
-        return f"(the exception's own text failed: {type(problem).__name__})"
+    except Exception as error:
+        return f"(the exception's own text failed: {type(error).__name__})"
 
 
 def encodable(text: str) -> str:
-    """Return the text without lone surrogates, which UTF-8 cannot say."""
+    """Return the text without lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,8 +1,8 @@
 """The outcomes of attempts that ended lately, so that a repeated message is answered, not run.
 
-The operator publishes again whatever it does not know the end of, with the same token. A worker
-that has ended that attempt repeats what it said. Bounded by number and by bytes: the memory is a
-help, the token is the guarantee.
+The operator publishes an attempt again, with the same token, when it does not know its end. A
+worker that has ended it publishes the cached outcome again. Bounded by number and by bytes: the
+cache saves work, the token gives the guarantee.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CachedOutcome:
-    """An encoded event on its way: the routing key on the outcomes exchange, and the body."""
+    """An encoded event: its routing key on the outcomes exchange, and its body."""
 
     key: str
     body: bytes
 
 
 class OutcomeCache:
-    """The outcome of each token ended lately; the oldest are forgotten first."""
+    """Keeps the outcome of each token that ended lately; the oldest are dropped first."""
 
     def __init__(self, *, tokens: int = 10_000, body_bytes: int = 32 * 1024 * 1024) -> None:
         self._tokens = tokens
@@ -29,17 +29,17 @@ class OutcomeCache:
         self._outcomes: OrderedDict[str, CachedOutcome] = OrderedDict()
 
     def add(self, token: str, outcome: CachedOutcome) -> None:
-        """Remember an outcome; the first one of a token stays."""
+        """Keep an outcome; the first one of a token stays."""
         if token in self._outcomes:
             return
         self._outcomes[token] = outcome
         self._held_bytes += len(outcome.body)
         while len(self._outcomes) > self._tokens or self._held_bytes > self._body_bytes:
-            _, forgotten = self._outcomes.popitem(last=False)
-            self._held_bytes -= len(forgotten.body)
+            _, dropped = self._outcomes.popitem(last=False)
+            self._held_bytes -= len(dropped.body)
 
     def get(self, token: str) -> CachedOutcome | None:
-        """Return what was said about the token, or None."""
+        """Return the outcome of the token, or None."""
         return self._outcomes.get(token)
 
     def __len__(self) -> int:

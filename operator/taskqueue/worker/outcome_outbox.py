@@ -1,9 +1,9 @@
-"""Publishes what a worker has to say until the broker has confirmed each of it.
+"""Keeps a worker's outcomes until the broker has confirmed each of them.
 
-A message that is returned (no inbox yet) or whose fate is unknown (the connection went) is kept
-and published again; the token in an outcome makes a double harmless. The reporter outlives
-publishers: after a reconnect a new one is attached. How much is kept is bounded by the deliveries
-in hand, which stay unacknowledged for as long.
+A message that is returned (no inbox yet) or whose fate is unknown (the connection was lost) is kept
+and published again; the token in an outcome makes a duplicate harmless. The outbox outlives
+publishers: after a reconnect a new one is attached. Its size is bounded by the deliveries that stay
+unacknowledged meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OnConfirmed = Callable[[], None]
 
 
 class OutcomeOutbox:
-    """Messages in hand: published and not yet confirmed, or waiting to be published again."""
+    """Publishes messages until each is confirmed, through returns, losses and reconnects."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -32,8 +32,8 @@ class OutcomeOutbox:
         self._timer: asyncio.TimerHandle | None = None
         self._backoff = Backoff()
         self._failing = False
-        #: Why the last message came back, "" while messages get through: logged once a reason.
-        self._refusal = ""
+        #: Why the last message was returned, "" while messages are confirmed: logged once a reason.
+        self._return_reason = ""
         self._drained: asyncio.Future[None] | None = None
 
     @property
@@ -42,65 +42,65 @@ class OutcomeOutbox:
         return self._outstanding
 
     def attach(self, publisher: Publisher) -> None:
-        """Publish through this one from now on, what waits first."""
+        """Publish through this one from now on, first what is waiting."""
         self._publisher = publisher
         self._publish_waiting()
 
     def detach(self) -> None:
-        """The publisher is gone: keep everything until the next one."""
+        """Drop the lost publisher, and keep everything until the next one."""
         self._publisher = None
 
-    def report(self, message: OutgoingMessage, on_confirmed: OnConfirmed) -> None:
-        """Publish, again and again if need be, until confirmed; then call ``on_confirmed``."""
+    def publish(self, message: OutgoingMessage, on_confirmed: OnConfirmed) -> None:
+        """Publish until confirmed, as often as needed; then call ``on_confirmed``."""
         self._outstanding += 1
         if self._publisher is None:
             self._waiting.append((message, on_confirmed))
         else:
-            self._publish(self._publisher, message, on_confirmed)
+            self._publish_by(self._publisher, message, on_confirmed)
 
-    def mention(self, message: OutgoingMessage) -> None:
-        """Publish once, if that is possible now; nobody waits for it."""
+    def publish_once(self, message: OutgoingMessage) -> None:
+        """Publish without waiting for the confirm, if there is a publisher now."""
         if self._publisher is not None:
             self._publisher.publish(
                 message.exchange, message.key, message.body, message.properties(), _ignore
             )
 
-    async def drained(self) -> None:
+    async def wait_until_drained(self) -> None:
         """Return when nothing is outstanding."""
         while self._outstanding:
             self._drained = self._loop.create_future()
             await self._drained
 
-    def _publish(
+    def _publish_by(
         self, publisher: Publisher, message: OutgoingMessage, on_confirmed: OnConfirmed
     ) -> None:
-        def settled(verdict: Settled, text: str) -> None:
+        def on_settled(verdict: Settled, text: str) -> None:
             if verdict is Settled.CONFIRMED:
-                self._confirmed(on_confirmed)
+                self._on_confirmed(on_confirmed)
             else:
-                self._keep(message, on_confirmed, verdict, text)
+                self._schedule_retry(message, on_confirmed, verdict, text)
 
         publisher.publish(
-            message.exchange, message.key, message.body, message.properties(), settled
+            message.exchange, message.key, message.body, message.properties(), on_settled
         )
 
-    def _confirmed(self, on_confirmed: OnConfirmed) -> None:
+    def _on_confirmed(self, on_confirmed: OnConfirmed) -> None:
         self._outstanding -= 1
         if self._failing:
             self._failing = False
-            self._refusal = ""
+            self._return_reason = ""
             self._backoff.reset()
         on_confirmed()
         if not self._outstanding and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
-    def _keep(
+    def _schedule_retry(
         self, message: OutgoingMessage, on_confirmed: OnConfirmed, verdict: Settled, text: str
     ) -> None:
         self._waiting.append((message, on_confirmed))
         self._failing = True
-        if verdict is Settled.RETURNED and self._refusal != text:
-            self._refusal = text
+        if verdict is Settled.RETURNED and self._return_reason != text:
+            self._return_reason = text
             log.warning(
                 "outcome.unroutable",
                 exchange=message.exchange,
@@ -109,9 +109,9 @@ class OutcomeOutbox:
                 todo="start the operator, it declares the inbox; the outcome is kept until then",
             )
         if self._timer is None:
-            self._timer = self._loop.call_later(self._backoff.next_delay(), self._again)
+            self._timer = self._loop.call_later(self._backoff.next_delay(), self._retry)
 
-    def _again(self) -> None:
+    def _retry(self) -> None:
         self._timer = None
         self._publish_waiting()
 
@@ -120,8 +120,8 @@ class OutcomeOutbox:
             return
         waiting, self._waiting = self._waiting, []
         for message, on_confirmed in waiting:
-            self._publish(self._publisher, message, on_confirmed)
+            self._publish_by(self._publisher, message, on_confirmed)
 
 
 def _ignore(verdict: Settled, text: str) -> None:
-    """Nobody waits for this message."""
+    """Do nothing: no delivery depends on this message."""

@@ -1,7 +1,7 @@
-"""The connection outcomes leave by, kept open for as long as the worker lives.
+"""The connection for outcomes, opened again after every loss for as long as the worker lives.
 
-A connection of its own: under a memory alarm the broker stops reading connections that publish,
-and acknowledgements must not be stuck behind that.
+It is separate from the consumer's: under a memory alarm the broker stops reading connections that
+publish, and acknowledgements must still get through.
 """
 
 from __future__ import annotations
@@ -21,50 +21,53 @@ log = EventLog("taskqueue.worker")
 
 
 class OutcomePublisher:
-    """Gives the reporter a publisher, and another one after every loss."""
+    """Gives the outbox a publisher, and another one after every loss.
+
+    Attributes:
+        connection: the open one, or None; heartbeats are published on it too.
+    """
 
     def __init__(
         self,
         parameters: BrokerParameters,
         *,
         name: str,
-        reporter: OutcomeOutbox,
+        outbox: OutcomeOutbox,
         on_ready: Callable[[], None],
     ) -> None:
         self._parameters = parameters
         self._on_ready = on_ready
         self._name = name
-        self._reporter = reporter
-        #: The connection while there is one, for what need not arrive.
+        self._outbox = outbox
         self.connection: Connection | None = None
 
     async def run(self) -> None:
-        """Keep the line until cancelled; then close it.
+        """Stay connected until cancelled; then close the connection.
 
         Raises:
             BrokerConfigurationError: a certificate or key cannot be read.
         """
         backoff = Backoff(held_seconds=HELD_SECONDS, clock=asyncio.get_running_loop().time)
-        told = ""
+        logged_reason = ""
         while True:
             try:
-                reason = await self._hold(backoff.succeeded)
-            except BrokerUnavailable as problem:
-                reason = str(problem)
+                reason = await self._publish_on_connection(backoff.succeeded)
+            except BrokerUnavailable as error:
+                reason = str(error)
             if backoff.has_held():
-                told = ""
-            if reason != told:
-                told = reason
-                log.warning("publisher.lost", reason=reason, outstanding=self._reporter.outstanding)
+                logged_reason = ""
+            if reason != logged_reason:
+                logged_reason = reason
+                log.warning("publisher.lost", reason=reason, outstanding=self._outbox.outstanding)
             await asyncio.sleep(backoff.next_delay())
 
-    async def _hold(self, on_up: Callable[[], None]) -> str:
-        """Connect, lend the publisher, and return why it ended."""
+    async def _publish_on_connection(self, on_up: Callable[[], None]) -> str:
+        """Connect, attach a publisher to the outbox, and return why it ended."""
         connection: Connection | None = None
         try:
             connection = await connect(self._parameters, name=self._name)
             publisher = await Publisher.open(connection)
-            self._reporter.attach(publisher)
+            self._outbox.attach(publisher)
             self.connection = connection
             on_up()
             self._on_ready()
@@ -72,7 +75,7 @@ class OutcomePublisher:
             await asyncio.wait({publisher.closed})
             return publisher.closed.result()
         finally:
-            self._reporter.detach()
+            self._outbox.detach()
             self.connection = None
             if connection is not None:
                 await connection.close()

@@ -1,7 +1,7 @@
-"""One attempt in a worker's hands: what to run, the deliveries that wait, and how its end is told.
+"""One attempt in a worker: what to run, its unacknowledged deliveries, and how its end is reported.
 
-A Task's end is told by an event, a direct message's by an event and by what becomes of the message.
-Either way the delivery is acknowledged only when the broker has confirmed what there was to say.
+The end of a Task's attempt is an event. The end of a direct message is an event and what happens to
+the message. Either way the delivery is acknowledged only when the broker has confirmed the report.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from taskqueue.worker.outcome_outbox import OutcomeOutbox
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunServices:
-    """What runs need to tell their end.
+    """What runs need to report their end.
 
     Attributes:
         namespace: of the worker's TaskQueue.
         queue: name of the worker's TaskQueue.
-        worker: what events call this worker.
+        worker: name of this worker in events.
         direct_max_deliveries: attempts of a direct message.
-        reporter: publishes until confirmed.
-        finished: outcomes of tokens ended lately.
-        by_token: runs whose token must not be run a second time: waiting, running, or ended and
-            not yet confirmed.
+        outbox: publishes until confirmed.
+        outcome_cache: outcomes of tokens that ended lately.
+        by_token: runs whose token must not run a second time: queued, running, or ended and not
+            yet confirmed.
     """
 
     namespace: str
     queue: str
     worker: str
     direct_max_deliveries: int
-    reporter: OutcomeOutbox
-    finished: OutcomeCache = field(default_factory=OutcomeCache)
+    outbox: OutcomeOutbox
+    outcome_cache: OutcomeCache = field(default_factory=OutcomeCache)
     by_token: dict[str, TaskRun] = field(default_factory=dict)
 
-    def bury(self, delivery: Delivery, reason: str) -> OutgoingMessage:
-        """Return the delivery as a dead letter, to be reported."""
+    def dead_letter(self, delivery: Delivery, reason: str) -> OutgoingMessage:
+        """Return the delivery as a dead letter, to be published."""
         return dead_letter(
             delivery.properties,
             delivery.body,
@@ -59,51 +59,51 @@ class RunServices:
 
 
 class Run(ABC):
-    """An attempt, waiting for a slot, running, or ended and not yet confirmed.
+    """An attempt that is queued for a slot, running, or ended and not yet confirmed.
 
     Attributes:
         attempt: what to run.
-        delivery: the one it came by; others of the same token may have joined.
+        delivery: the first delivery of the attempt; others of the same token may be added.
         deliveries: how often the broker had delivered it before.
         execution: None until it has a slot.
         started_at: on the loop's clock; 0 before it has a slot.
-        announced: it has been running for a while, and that has been told.
-        settled: its end is decided; whatever comes later does not count.
-        farewell: called when the execution of a settled run has ended: what was to wait for that.
-        cut: the broker may deliver it to another worker: nothing is told of it.
-        successor: the same attempt, delivered again while the execution of this one is ending.
+        start_reported: it has run long enough for its start to be published.
+        end_decided: its end is decided; a later result does not count.
+        on_execution_end: what waits for the end of the execution of a run whose end is decided.
+        disowned: the broker may deliver it to another worker: this one reports nothing about it.
+        next_run: the same attempt, delivered again while the execution of this run is ending.
     """
 
     __slots__ = (
-        "_desk",
-        "_leases",
-        "announced",
+        "_services",
+        "_unacknowledged",
         "attempt",
-        "cut",
         "deliveries",
         "delivery",
+        "disowned",
+        "end_decided",
         "execution",
-        "farewell",
-        "settled",
+        "next_run",
+        "on_execution_end",
+        "start_reported",
         "started_at",
-        "successor",
     )
 
     def __init__(
-        self, desk: RunServices, attempt: AttemptRequest, delivery: Delivery, deliveries: int
+        self, services: RunServices, attempt: AttemptRequest, delivery: Delivery, deliveries: int
     ) -> None:
-        self._desk = desk
+        self._services = services
         self.attempt = attempt
         self.delivery = delivery
         self.deliveries = deliveries
         self.execution: Execution | None = None
         self.started_at = 0.0
-        self.announced = False
-        self.settled = False
-        self.cut = False
-        self.farewell: Callable[[], None] | None = None
-        self.successor: TaskRun | None = None
-        self._leases: list[tuple[Acknowledger, int]] = []
+        self.start_reported = False
+        self.end_decided = False
+        self.disowned = False
+        self.on_execution_end: Callable[[], None] | None = None
+        self.next_run: TaskRun | None = None
+        self._unacknowledged: list[tuple[Acknowledger, int]] = []
 
     @property
     def token(self) -> str:
@@ -123,43 +123,43 @@ class Run(ABC):
     @property
     @abstractmethod
     def max_deliveries(self) -> int:
-        """At this many deliveries before, it is not run."""
+        """An attempt delivered this many times before is not run."""
 
     @abstractmethod
-    def tell_started(self) -> None:
-        """Tell that it is running; told again after a reconnect."""
+    def report_started(self) -> None:
+        """Publish that it is running; called again after a reconnect."""
 
     @abstractmethod
-    def tell_ended(self, result: AttemptResult) -> None:
-        """Tell its result."""
+    def report_result(self, result: AttemptResult) -> None:
+        """Publish its result."""
 
     @abstractmethod
-    def tell_released(self) -> None:
-        """Give it back without a result."""
+    def report_released(self) -> None:
+        """Release it without a result."""
 
     @abstractmethod
-    def forget(self) -> None:
-        """Its deliveries are worthless and it never ran: the broker delivers it again."""
+    def free_token(self) -> None:
+        """Let a new delivery of the attempt run: the deliveries of this run are void."""
 
-    def join(self, acknowledger: Acknowledger, delivery: Delivery) -> None:
-        """Have this delivery settled with the run."""
-        self._leases.append((acknowledger, delivery.delivery_tag))
+    def add_delivery(self, acknowledger: Acknowledger, delivery: Delivery) -> None:
+        """Acknowledge or requeue this delivery together with the run."""
+        self._unacknowledged.append((acknowledger, delivery.delivery_tag))
 
     def acknowledge(self) -> None:
-        """What there was to say is with the broker: the deliveries are done with."""
-        for acknowledger, tag in self._leases:
+        """Acknowledge its deliveries: the broker has confirmed the report."""
+        for acknowledger, tag in self._unacknowledged:
             acknowledger.confirm(tag)
-        self._leases.clear()
+        self._unacknowledged.clear()
 
-    def give_back(self) -> None:
-        """Return its deliveries to the queue, where they can still be; the broker counts it."""
-        for acknowledger, tag in self._leases:
-            acknowledger.give_back(tag)
-        self._leases.clear()
+    def requeue(self) -> None:
+        """Return its deliveries to the queue, if their channel is open; the broker counts it."""
+        for acknowledger, tag in self._unacknowledged:
+            acknowledger.requeue(tag)
+        self._unacknowledged.clear()
 
     @property
-    def fields(self) -> dict[str, Any]:
-        """What log lines about it say."""
+    def log_fields(self) -> dict[str, Any]:
+        """Fields of log lines about it."""
         return self.attempt.log_fields
 
 
@@ -175,19 +175,19 @@ class TaskRun(Run):
 
     def __init__(
         self,
-        desk: RunServices,
+        services: RunServices,
         message: WorkMessage,
         attempt: AttemptRequest,
         delivery: Delivery,
         deliveries: int,
     ) -> None:
-        super().__init__(desk, attempt, delivery, deliveries)
+        super().__init__(services, attempt, delivery, deliveries)
         self._message = message
-        desk.by_token[message.token] = self
+        services.by_token[message.token] = self
 
     @property
-    def described(self) -> RunningAttempt:
-        """What a heartbeat tells of it."""
+    def running_attempt(self) -> RunningAttempt:
+        """The attempt as a heartbeat reports it."""
         progress = None if self.execution is None else self.execution.progress
         if progress is None:
             return RunningAttempt(self.attempt.uid, self.token)
@@ -199,49 +199,54 @@ class TaskRun(Run):
         """The Task's own."""
         return self._message.max_deliveries
 
-    def tell_started(self) -> None:
-        """Publish task.started once; losing it costs nothing but a look."""
-        outcome = event_of(self._message, EventKind.STARTED, worker=self._desk.worker)
-        self._desk.reporter.mention(outcome_message(outcome.key, outcome.body))
+    def report_started(self) -> None:
+        """Publish task.started once: losing it delays the phase, nothing else."""
+        outcome = event_of(self._message, EventKind.STARTED, worker=self._services.worker)
+        self._services.outbox.publish_once(outcome_message(outcome.key, outcome.body))
 
-    def tell_ended(self, result: AttemptResult) -> None:
-        """Publish the outcome until confirmed, and remember it."""
-        self._tell(
-            event_of(self._message, kind_of(result), worker=self._desk.worker, result=result)
+    def report_result(self, result: AttemptResult) -> None:
+        """Publish the outcome until confirmed, and cache it."""
+        self._report(
+            event_of(self._message, kind_of(result), worker=self._services.worker, result=result)
         )
 
-    def tell_stopped(self, order: CommandKind, seconds: float) -> None:
-        """Publish the answer to an order until confirmed, and remember it."""
-        self._tell(stopped_event(self._message, order, worker=self._desk.worker, seconds=seconds))
+    def report_stopped(self, command: CommandKind, seconds: float) -> None:
+        """Publish the answer to a command until confirmed, and cache it."""
+        self._report(
+            stopped_event(self._message, command, worker=self._services.worker, seconds=seconds)
+        )
 
-    def tell_released(self) -> None:
+    def report_released(self) -> None:
         """Publish task.released until confirmed: the operator publishes the attempt again.
 
-        The token is free at once: the operator may be quicker than our confirm, and a delivery
-        that joined this run would be acknowledged without ever having run.
+        The token is free at once. The operator may be quicker than our confirm, and a delivery
+        added to this run would be acknowledged without ever having run.
         """
-        self.forget()
-        outcome = event_of(self._message, EventKind.RELEASED, worker=self._desk.worker)
-        self._desk.reporter.report(outcome_message(outcome.key, outcome.body), self.acknowledge)
+        self.free_token()
+        outcome = event_of(self._message, EventKind.RELEASED, worker=self._services.worker)
+        self._services.outbox.publish(outcome_message(outcome.key, outcome.body), self.acknowledge)
 
-    def forget(self) -> None:
-        """Free the token."""
-        if self._desk.by_token.get(self._message.token) is self:
-            del self._desk.by_token[self._message.token]
+    def free_token(self) -> None:
+        """Let a new delivery of the token run."""
+        if self._services.by_token.get(self._message.token) is self:
+            del self._services.by_token[self._message.token]
 
-    def _tell(self, outcome: CachedOutcome) -> None:
-        self._desk.finished.add(self._message.token, outcome)
-        self._desk.reporter.report(outcome_message(outcome.key, outcome.body), self._confirmed)
+    def _report(self, outcome: CachedOutcome) -> None:
+        self._services.outcome_cache.add(self._message.token, outcome)
+        self._services.outbox.publish(
+            outcome_message(outcome.key, outcome.body), self._on_confirmed
+        )
 
-    def _confirmed(self) -> None:
-        self.forget()
+    def _on_confirmed(self) -> None:
+        self.free_token()
         self.acknowledge()
 
 
 class DirectRun(Run):
-    """A direct message: success acknowledges it, failure returns it, the last one buries it.
+    """A direct message: success acknowledges it, failure rejects it, the last one dead-letters it.
 
-    Its end is told by an event, before the message is gone; a failure that is tried again is none.
+    Its end is published before the message leaves the queue. A failure that will be retried is not
+    an end.
     """
 
     __slots__ = ()
@@ -249,37 +254,38 @@ class DirectRun(Run):
     @property
     def max_deliveries(self) -> int:
         """The queue's."""
-        return self._desk.direct_max_deliveries
+        return self._services.direct_max_deliveries
 
-    def tell_started(self) -> None:
-        """Nobody keeps a record of direct messages."""
+    def report_started(self) -> None:
+        """Do nothing: no status records direct messages."""
 
-    def tell_ended(self, result: AttemptResult) -> None:
-        """Acknowledge, return as failed, or move to the queue of given-up messages."""
+    def report_result(self, result: AttemptResult) -> None:
+        """Acknowledge, reject for another try, or dead-letter."""
         if result.error is None:
             self._report(result, self.acknowledge)
         elif result.error.retryable and self.deliveries + 1 < self.max_deliveries:
-            for acknowledger, tag in self._leases:
+            for acknowledger, tag in self._unacknowledged:
                 acknowledger.reject(tag)
-            self._leases.clear()
+            self._unacknowledged.clear()
         else:
-            letter = self._desk.bury(self.delivery, f"{result.error.type}: {result.error.message}")
-            reporter = self._desk.reporter
-            self._report(result, lambda: reporter.report(letter, self.acknowledge))
+            reason = f"{result.error.type}: {result.error.message}"
+            message = self._services.dead_letter(self.delivery, reason)
+            outbox = self._services.outbox
+            self._report(result, lambda: outbox.publish(message, self.acknowledge))
 
-    def tell_released(self) -> None:
+    def report_released(self) -> None:
         """Return it to the queue; the broker counts that as a delivery, there is no other way."""
-        self.give_back()
+        self.requeue()
 
-    def forget(self) -> None:
-        """Nothing is remembered of it."""
+    def free_token(self) -> None:
+        """Do nothing: direct messages have no token."""
 
     def _report(self, result: AttemptResult, on_confirmed: Callable[[], None]) -> None:
         outcome = direct_event(
             self.attempt,
             result,
-            namespace=self._desk.namespace,
-            worker=self._desk.worker,
+            namespace=self._services.namespace,
+            worker=self._services.worker,
             message_id=self.delivery.properties.message_id or "",
         )
-        self._desk.reporter.report(outcome_message(outcome.key, outcome.body), on_confirmed)
+        self._services.outbox.publish(outcome_message(outcome.key, outcome.body), on_confirmed)

@@ -1,14 +1,14 @@
 """From deliveries to attempts to outcomes: the worker's state, on one loop, without any waiting.
 
 Invariants
-- A delivery is acknowledged only after the broker has confirmed what there was to say about it.
-- A token runs at most once at a time here, and never again while its outcome is remembered; a
-  second delivery of it joins the first and is settled with it.
-- A slot is taken from the start of an execution until the executor says it has ended, even when
-  the outcome (a time-out, a release) was told before.
-- The end of a run is decided once: whatever comes later is logged and dropped.
-- A keyed run is told, and its attempt begun again here, only when its execution has ended: see
-  `taskqueue.worker.keyed_guard`.
+- A delivery is acknowledged only after the broker has confirmed the report about it.
+- A token runs at most once at a time here, and not again while its outcome is cached. A second
+  delivery of it is added to the first run and acknowledged with it.
+- A slot is taken from the start of an execution until the executor reports its end, even when the
+  outcome (a time-out, a release) was published before.
+- The end of a run is decided once: a later result is logged and dropped.
+- The end of a keyed run is published, and its attempt started again here, only when its execution
+  has ended: see `taskqueue.worker.keyed_guard`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from taskqueue.worker.keyed_guard import (
     TIMED_OUT_SECONDS,
     KeyedGuard,
     WatchedConnection,
-    leave,
+    abort_process,
 )
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 from taskqueue.worker.prefetch import PrefetchRule
@@ -42,7 +42,7 @@ from taskqueue.worker.settings import WorkerSettings
 
 log = EventLog("taskqueue.worker")
 
-#: An attempt that runs this long is announced with task.started, in seconds.
+#: The start of an attempt is published (task.started) when it has run this long, in seconds.
 STARTED_SECONDS = 0.5
 
 #: A cancelled attempt that has not ended after this long is called stuck, in seconds.
@@ -55,58 +55,59 @@ _STOPPED = {CommandKind.CANCEL: "task.cancelled", CommandKind.RELEASE: "task.rel
 
 
 class Runtime:
-    """What a worker has in hand; an `taskqueue.worker.consumer.Intake`.
+    """Runs the deliveries of a worker in its slots and publishes their outcomes.
 
     Args:
         settings: of the worker.
         executor: runs the attempts.
-        reporter: publishes what there is to say.
+        outbox: publishes outcomes until confirmed.
         loop: the one everything here is called on.
-        on_change: called when the prefetch or the number in hand may have changed.
-        on_turn: called when the worker may have turned from idle to busy or back, for each attempt
-            where there is one slot: it must be cheap.
-        leave: ends the process; see `taskqueue.worker.keyed_guard`.
+        on_change: called when the prefetch or the number of unacknowledged deliveries may have
+            changed.
+        on_busy_changed: called when the worker may have become busy or idle, for each attempt where
+            there is one slot: it must be cheap.
+        abort: ends the process; see `taskqueue.worker.keyed_guard.abort_process`.
     """
 
     def __init__(
         self,
         settings: WorkerSettings,
         executor: Executor,
-        reporter: OutcomeOutbox,
+        outbox: OutcomeOutbox,
         loop: asyncio.AbstractEventLoop,
         *,
         on_change: Callable[[], None],
-        on_turn: Callable[[], None],
-        leave: Callable[..., None] = leave,
+        on_busy_changed: Callable[[], None],
+        abort: Callable[..., None] = abort_process,
     ) -> None:
         self._settings = settings
         self._executor = executor
         self._loop = loop
         self._on_change = on_change
-        self._on_turn = on_turn
-        self._desk = RunServices(
+        self._on_busy_changed = on_busy_changed
+        self._services = RunServices(
             namespace=settings.namespace,
             queue=settings.queue,
             worker=settings.pod,
             direct_max_deliveries=settings.direct_max_deliveries,
-            reporter=reporter,
+            outbox=outbox,
         )
-        self._orders = CommandLog()
-        self._arrivals = DeliveryHandler(settings, self._desk, self._orders)
-        self._guard = KeyedGuard(loop, on_silence=self._silent, leave=leave)
-        self._rule = PrefetchRule(settings.slots)
+        self._commands = CommandLog()
+        self._delivery_handler = DeliveryHandler(settings, self._services, self._commands)
+        self._guard = KeyedGuard(loop, on_silence=self._on_silence, abort=abort)
+        self._prefetch_rule = PrefetchRule(settings.slots)
         self._prefetch = settings.slots
-        #: The last change of the prefetch lowered it.
-        self._lowered = False
+        #: Whether the last change of the prefetch lowered it.
+        self._prefetch_lowered = False
         self._acknowledger: Acknowledger | None = None
-        self._waiting = RunQueue()
+        self._run_queue = RunQueue()
         #: Everything that holds a slot.
         self._running: set[Run] = set()
-        self._deadlines: Deadlines[Run] = Deadlines(loop, self._due)
+        self._deadlines: Deadlines[Run] = Deadlines(loop, self._on_deadline)
         self._draining = False
         self._idle = asyncio.Event()
 
-    # What the health check and the drain look at.
+    # For the health check, heartbeats and the drain.
 
     @property
     def busy(self) -> int:
@@ -115,276 +116,292 @@ class Runtime:
 
     @property
     def stuck(self) -> int:
-        """Slots taken by attempts whose end is told already, but which do not end by any force."""
-        return sum(run.settled and not run.killable for run in self._running)
+        """Slots taken by attempts whose end is decided but which nothing can stop."""
+        return sum(run.end_decided and not run.killable for run in self._running)
 
     @property
     def running(self) -> tuple[RunningAttempt, ...]:
-        """The attempts of Tasks that run here, and how far they are."""
+        """The attempts of Tasks that run here, with their progress."""
         return tuple(
-            run.described for run in self._running if isinstance(run, TaskRun) and not run.settled
+            run.running_attempt
+            for run in self._running
+            if isinstance(run, TaskRun) and not run.end_decided
         )
 
     @property
     def undecided(self) -> int:
         """How many attempts and direct messages run whose end is not decided."""
-        return sum(not run.settled for run in self._running)
+        return sum(not run.end_decided for run in self._running)
 
     @property
     def prefetch(self) -> int:
-        """How many deliveries to have in hand at most."""
+        """How many unacknowledged deliveries there may be at most."""
         return self._prefetch
 
-    # The intake.
+    # Called by the consumer.
 
-    def connected(self, line: WatchedConnection) -> None:
-        """Deliveries come by this connection from now on."""
-        self._guard.connected(line)
+    def on_connected(self, connection: WatchedConnection) -> None:
+        """Watch this connection: the following channels are opened on it."""
+        self._guard.on_connected(connection)
 
-    def channel_opened(self, channel: Channel) -> None:
-        """Deliveries of this channel follow."""
-        self._acknowledger = Acknowledger(channel, self._loop, on_settled=self._on_change)
+    def on_channel_opened(self, channel: Channel) -> None:
+        """Acknowledge the following deliveries on this channel."""
+        self._acknowledger = Acknowledger(channel, self._loop, on_acknowledged=self._on_change)
 
-    def channel_lost(self) -> None:
-        """Forget what has not begun; what runs goes on, its outcome is told all the same.
+    def on_channel_lost(self) -> None:
+        """Drop what has not started; what runs continues, and its outcome is published.
 
-        Not so what is keyed: it is asked to end and forgotten.
+        Keyed runs are disowned instead: they are asked to end, and nothing is published of them.
         """
         self._acknowledger = None
-        for run in self._waiting.take():
-            run.forget()
-        self._cut_off("its connection to the broker was lost", self._loop.time() + LOST_SECONDS)
+        for run in self._run_queue.pop_all():
+            run.free_token()
+        self._disown_keyed(
+            "its connection to the broker was lost", self._loop.time() + LOST_SECONDS
+        )
 
-    def in_hand(self) -> int:
-        """How many deliveries of the channel are not settled."""
-        return 0 if self._acknowledger is None else self._acknowledger.unsettled
+    @property
+    def unacknowledged(self) -> int:
+        """How many deliveries of the channel are not acknowledged."""
+        return 0 if self._acknowledger is None else self._acknowledger.unacknowledged
 
-    def delivered(self, delivery: Delivery) -> None:
-        """Take a delivery: run it, or answer it without."""
+    def on_delivery(self, delivery: Delivery) -> None:
+        """Run the delivery, or answer it without running it."""
         if self._acknowledger is not None:
-            run = self._arrivals.take(self._acknowledger, delivery)
+            run = self._delivery_handler.handle(self._acknowledger, delivery)
             if run is not None:
-                self._take(run)
+                self._accept(run)
 
-    def ordered(self, order: WorkerCommand) -> None:
-        """Keep an order in mind, and stop what it names if that is in hand; again is harmless.
+    # Called by the command consumer and the outcome publisher.
 
-        Orders to drain are no matter of attempts: see `taskqueue.worker.command_consumer`.
+    def on_command(self, command: WorkerCommand) -> None:
+        """Remember a command about an attempt, and stop that if it is here; idempotent.
+
+        A command to drain is not about an attempt: see `taskqueue.worker.command_consumer`.
         """
-        self._orders.add(order.token, order.kind, self._loop.time())
-        run = self._desk.by_token.get(order.token)
-        if run is not None and not run.settled:
-            self._obey(run, order.kind)
+        self._commands.add(command.token, command.kind, self._loop.time())
+        run = self._services.by_token.get(command.token)
+        if run is not None and not run.end_decided:
+            self._stop_run(run, command.kind)
 
-    def republish(self) -> None:
-        """A publisher is there again: say once more what runs."""
+    def on_publisher_ready(self) -> None:
+        """Publish again what has started and still runs: the old publisher may have lost it."""
         for run in self._running:
-            if run.announced and not run.settled:
-                run.tell_started()
+            if run.start_reported and not run.end_decided:
+                run.report_started()
 
-    # The end.
+    # The end of the worker.
 
     def begin_drain(self) -> None:
-        """Take nothing more, and give back what has not begun."""
+        """Accept nothing more, and release what has not started."""
         self._draining = True
-        for run in self._waiting.take():
+        for run in self._run_queue.pop_all():
             self._release(run)
-        self._note_idle()
+        self._check_idle()
 
-    async def idle(self) -> None:
-        """Wait until no attempt is running whose end is still open; for a drain."""
+    async def wait_until_idle(self) -> None:
+        """Wait until the end of every running attempt is decided; for a drain."""
         await self._idle.wait()
 
     def release_running(self) -> None:
-        """The grace period is over: give back what still runs, and ask it to end."""
+        """Release what still runs after the grace period, and ask it to end."""
         for run in self._running:
-            if not run.settled:
-                log.info("task.released", **run.fields)
-                self._ask_to_end(run, run.tell_released)
+            if not run.end_decided:
+                log.info("task.released", **run.log_fields)
+                self._ask_to_end(run, run.report_released)
         self._deadlines.close()
 
     def kill_running(self) -> None:
-        """End by force what can be."""
+        """Kill every execution that can be killed."""
         for run in self._running:
             if run.execution is not None:
                 run.execution.kill()
 
-    async def keyed_ended(self) -> None:
-        """Wait until no execution of a keyed attempt is left that was asked to end."""
-        await self._guard.all_ended()
+    async def wait_until_keyed_ended(self) -> None:
+        """Wait until every keyed execution that was asked to end has ended."""
+        await self._guard.wait_until_all_ended()
 
-    def check_keyed_ended(self) -> None:
-        """Before the connections close: end the process if a keyed execution runs on.
+    def abort_if_keyed_runs(self) -> None:
+        """End the process if a keyed execution still runs; called before the connections close.
 
-        Closing them has the broker deliver it again, and a thread may outlive them for a moment.
+        The broker redelivers it once they are closed, and a thread may outlive them for a moment.
         """
         for run in self._running:
             if run.keyed:
-                self._guard.leave_for(run)
+                self._guard.abort_for(run)
 
-    # Inside.
+    # Runs.
 
-    def _take(self, run: Run) -> None:
-        if isinstance(run, TaskRun) and run.keyed and (ending := self._ending(run)) is not None:
-            ending.successor = run
+    def _accept(self, run: Run) -> None:
+        if isinstance(run, TaskRun) and run.keyed and (ending := self._ending_run(run)) is not None:
+            ending.next_run = run
         elif self._draining:
             self._release(run)
         elif run.deliveries >= run.max_deliveries:
-            self._end(run, worker_lost(run.deliveries))
+            self._report_end(run, worker_lost(run.deliveries))
         else:
-            self._waiting.put(run)
+            self._run_queue.put(run)
             if run.deliveries:
-                self._rule.redelivered(self._loop.time())
-                self._look_at_prefetch()
-            self._fill()
-            if self._lowered and len(self._running) + len(self._waiting) > self._prefetch:
-                self._give_back_ahead()  # it was on its way while the prefetch was lowered
+                self._prefetch_rule.on_redelivery(self._loop.time())
+                self._update_prefetch()
+            self._fill_slots()
+            if (
+                self._prefetch_lowered
+                and len(self._running) + len(self._run_queue) > self._prefetch
+            ):
+                self._release_prefetched()  # it was on its way while the prefetch was lowered
 
-    def _ending(self, run: Run) -> Run | None:
+    def _ending_run(self, run: Run) -> Run | None:
         """Return the earlier run of this attempt, if its execution has not ended yet."""
         return next((each for each in self._running if each.token == run.token), None)
 
-    def _fill(self) -> None:
+    def _fill_slots(self) -> None:
         while len(self._running) < self._settings.slots:
-            run = self._waiting.pop()
+            run = self._run_queue.pop()
             if run is None:
                 return
-            self._start(run)
+            self._start_run(run)
 
-    def _start(self, run: Run) -> None:
+    def _start_run(self, run: Run) -> None:
         run.started_at = self._loop.time()
         self._running.add(run)
         if len(self._running) == 1:
-            self._on_turn()
+            self._on_busy_changed()
         self._deadlines.set(run, run.started_at + min(STARTED_SECONDS, run.attempt.timeout_seconds))
-        run.execution = self._executor.start(run.attempt, partial(self._ended, run))
+        run.execution = self._executor.start(run.attempt, partial(self._on_execution_ended, run))
 
-    def _ended(self, run: Run, result: AttemptResult) -> None:
+    def _on_execution_ended(self, run: Run, result: AttemptResult) -> None:
         self._running.discard(run)
         self._deadlines.drop(run)
-        if result.lost and not run.settled:
-            log.warning("task.lost", reason=result.lost, **run.fields)
-            self._return(run)
-        elif run.settled:
-            log.info("task.late", seconds=round(result.seconds, 3), **run.fields)
-            self._part_with(run)
+        if result.lost and not run.end_decided:
+            log.warning("task.lost", reason=result.lost, **run.log_fields)
+            self._requeue(run)
+        elif run.end_decided:
+            log.info("task.late", seconds=round(result.seconds, 3), **run.log_fields)
+            self._finish_decided(run)
         else:
-            self._rule.ran(result.seconds)
-            self._end(run, result)
+            self._prefetch_rule.on_run_ended(result.seconds)
+            self._report_end(run, result)
         run.execution = None
-        self._look_at_prefetch()
-        self._fill()
+        self._update_prefetch()
+        self._fill_slots()
         if not self._running:
-            self._on_turn()
-        self._note_idle()
+            self._on_busy_changed()
+        self._check_idle()
 
-    def _part_with(self, run: Run) -> None:
-        """Do what had to wait for the end of an execution whose end was decided before."""
-        self._guard.ended(run)
-        if run.farewell is not None:
-            run.farewell()
-        successor, run.successor = run.successor, None
-        if successor is None:
+    def _finish_decided(self, run: Run) -> None:
+        """Do what waited for the execution of a run whose end was decided before."""
+        self._guard.on_execution_ended(run)
+        if run.on_execution_end is not None:
+            run.on_execution_end()
+        next_run, run.next_run = run.next_run, None
+        if next_run is None:
             return
-        order = self._orders.get(successor.token)
-        if order is None:
-            self._take(successor)
+        command = self._commands.get(next_run.token)
+        if command is None:
+            self._accept(next_run)
         else:
-            self._stop_unbegun(successor, order)
+            self._stop_queued(next_run, command)
 
-    def _due(self, run: Run) -> None:
-        """The run has lasted until its next deadline: announce it, time it out, or tell of it."""
-        if run.settled:
+    def _on_deadline(self, run: Run) -> None:
+        """Report the start of the run, time it out, or log that it is stuck."""
+        if run.end_decided:
             if run.killable:
                 return
             log.warning(
                 "task.stuck",
-                reason="it was told to end and does not return: its slot stays taken until it does",
-                **run.fields,
+                reason="it was asked to end and does not return: its slot is taken until it does",
+                **run.log_fields,
             )
-        elif not run.announced and run.attempt.timeout_seconds > STARTED_SECONDS:
-            run.announced = True
-            run.tell_started()
+        elif not run.start_reported and run.attempt.timeout_seconds > STARTED_SECONDS:
+            run.start_reported = True
+            run.report_started()
             self._deadlines.set(run, run.started_at + run.attempt.timeout_seconds)
-            self._rule.runs_long(STARTED_SECONDS)
-            self._look_at_prefetch()
+            self._prefetch_rule.on_long_run(STARTED_SECONDS)
+            self._update_prefetch()
         else:
             result = timed_out(run.attempt.timeout_seconds)
-            self._note_end(run, result)
-            self._ask_to_end(run, partial(run.tell_ended, result), grace=TIMED_OUT_SECONDS)
+            self._log_end(run, result)
+            self._ask_to_end(run, partial(run.report_result, result), grace=TIMED_OUT_SECONDS)
 
-    def _ask_to_end(self, run: Run, tell: Callable[[], None], *, grace: float = 0.0) -> None:
-        """Decide the end of a run whose execution goes on, and tell it when it may be told.
+    def _ask_to_end(self, run: Run, report: Callable[[], None], *, grace: float = 0.0) -> None:
+        """Decide the end of a run whose execution continues, and report it as soon as allowed.
 
-        A keyed one must have ended at its time-out and grace.
+        The end of a keyed run is reported when its execution has ended, which must be before its
+        time-out plus ``grace`` seconds.
         """
         now = self._loop.time()
-        run.settled = True
+        run.end_decided = True
         if run.execution is not None:
             run.execution.cancel()
         if run.keyed:
-            run.farewell = tell
+            run.on_execution_end = report
             time_out = run.started_at + run.attempt.timeout_seconds
-            self._guard.expect(run, max(time_out + grace, now + LOST_SECONDS))
+            self._guard.expect_end(run, max(time_out + grace, now + LOST_SECONDS))
         else:
-            tell()
+            report()
         self._deadlines.set(run, now + STUCK_SECONDS)
-        self._note_idle()
+        self._check_idle()
 
-    def _obey(self, run: TaskRun, order: CommandKind) -> None:
-        """Stop what an order names."""
+    def _stop_run(self, run: TaskRun, command: CommandKind) -> None:
+        """Stop the run that a command names."""
         if run in self._running:
-            log.info(_STOPPED[order], reason="ordered", **run.fields)
+            log.info(_STOPPED[command], reason="commanded", **run.log_fields)
             seconds = self._loop.time() - run.started_at
-            self._ask_to_end(run, partial(run.tell_stopped, order, seconds))
-        elif self._waiting.take(lambda each: each is run):
-            self._stop_unbegun(run, order)
-        # Else a successor is answered in its turn: the execution before it has not ended.
+            self._ask_to_end(run, partial(run.report_stopped, command, seconds))
+        elif self._run_queue.pop_all(lambda each: each is run):
+            self._stop_queued(run, command)
+        # Else it is a next_run, answered later: the execution before it has not ended.
 
-    def _stop_unbegun(self, run: TaskRun, order: CommandKind) -> None:
-        run.settled = True
-        log.info(_STOPPED[order], reason="ordered", **run.fields)
-        run.tell_stopped(order, 0.0)
+    def _stop_queued(self, run: TaskRun, command: CommandKind) -> None:
+        run.end_decided = True
+        log.info(_STOPPED[command], reason="commanded", **run.log_fields)
+        run.report_stopped(command, 0.0)
 
-    def _silent(self) -> None:
-        self._cut_off("the broker is silent", None)
+    def _on_silence(self) -> None:
+        self._disown_keyed("the broker is silent", None)
 
-    def _cut_off(self, reason: str, until: float | None) -> None:
-        """Give up what is keyed: another worker may have it soon. ``until``: see the guard."""
-        for run in self._waiting.take(lambda run: run.keyed):
-            self._return(run)
+    def _disown_keyed(self, reason: str, until: float | None) -> None:
+        """Stop keyed runs without a report: the broker may give them to another worker.
+
+        Args:
+            reason: for the log.
+            until: when their executions must have ended; see `KeyedGuard.expect_end`.
+        """
+        for run in self._run_queue.pop_all(lambda run: run.keyed):
+            self._requeue(run)
         for run in self._running:
-            if run.successor is not None:
-                self._return(run.successor)
-                run.successor = None
-            if run.keyed and not run.cut:
-                log.warning("task.cut_off", reason=reason, **run.fields)
-                run.cut = run.settled = True
-                run.forget()
-                run.farewell = run.give_back
+            if run.next_run is not None:
+                self._requeue(run.next_run)
+                run.next_run = None
+            if run.keyed and not run.disowned:
+                log.warning("task.cut_off", reason=reason, **run.log_fields)
+                run.disowned = run.end_decided = True
+                run.free_token()
+                run.on_execution_end = run.requeue
                 self._deadlines.drop(run)
                 if run.execution is not None:
                     run.execution.cancel()
             if run.keyed:
-                self._guard.expect(run, until)
-        self._note_idle()
+                self._guard.expect_end(run, until)
+        self._check_idle()
 
-    def _return(self, run: Run) -> None:
-        """Let the broker deliver again what has not begun here."""
-        run.settled = True
-        run.forget()
-        run.give_back()
+    def _requeue(self, run: Run) -> None:
+        """Let the broker redeliver it, to any worker."""
+        run.end_decided = True
+        run.free_token()
+        run.requeue()
 
-    def _end(self, run: Run, result: AttemptResult) -> None:
-        run.settled = True
-        self._note_end(run, result)
-        run.tell_ended(result)
+    def _report_end(self, run: Run, result: AttemptResult) -> None:
+        run.end_decided = True
+        self._log_end(run, result)
+        run.report_result(result)
 
-    def _note_end(self, run: Run, result: AttemptResult) -> None:
+    def _log_end(self, run: Run, result: AttemptResult) -> None:
         error = result.error
         if error is None:
             if log.verbose:
-                log.debug("task.succeeded", seconds=result.seconds, **run.fields)
+                log.debug("task.succeeded", seconds=result.seconds, **run.log_fields)
         else:
             log.warning(
                 "task.failed",
@@ -393,33 +410,35 @@ class Runtime:
                 message=error.message,
                 retryable=error.retryable,
                 seconds=round(result.seconds, 3),
-                **run.fields,
+                **run.log_fields,
             )
 
     def _release(self, run: Run) -> None:
-        run.settled = True
-        log.info("task.released", **run.fields)
-        run.tell_released()
+        run.end_decided = True
+        log.info("task.released", **run.log_fields)
+        run.report_released()
 
-    def _look_at_prefetch(self) -> None:
-        prefetch = self._rule.prefetch(self._loop.time())
+    def _update_prefetch(self) -> None:
+        prefetch = self._prefetch_rule.update(self._loop.time())
         lowered = prefetch < self._prefetch
         if prefetch != self._prefetch:
-            self._prefetch, self._lowered = prefetch, lowered
+            self._prefetch, self._prefetch_lowered = prefetch, lowered
             log.debug("prefetch.changed", prefetch=prefetch)
             if lowered:
-                self._give_back_ahead()
+                self._release_prefetched()
             self._on_change()
 
-    def _give_back_ahead(self) -> None:
-        """What was fetched ahead is for other workers to run.
+    def _release_prefetched(self) -> None:
+        """Release what was prefetched, for other workers to run.
 
-        Only Tasks never delivered before: a release forgets the deliveries the broker counted, and
-        of a direct message it would spend one.
+        Only Tasks never delivered before: a release resets the deliveries the broker counted, and
+        it would cost a direct message one.
         """
-        for run in self._waiting.take(lambda run: isinstance(run, TaskRun) and not run.deliveries):
+        for run in self._run_queue.pop_all(
+            lambda run: isinstance(run, TaskRun) and not run.deliveries
+        ):
             self._release(run)
 
-    def _note_idle(self) -> None:
-        if self._draining and all(run.settled for run in self._running):
+    def _check_idle(self) -> None:
+        if self._draining and all(run.end_decided for run in self._running):
             self._idle.set()

@@ -1,13 +1,13 @@
-"""A worker's life: two lines to the broker, the runtime between them, and an orderly end.
+"""A worker from start to shutdown: two connections, the runtime between them, an orderly end.
 
-The end: no more deliveries, what has not begun goes back, what runs may finish within the grace
-period, the rest is released; then everything said is confirmed and acknowledged, and only then the
-connections close. An order to drain begins the same end without a grace period: what runs has all
-the time its attempts have, until a signal begins the period.
+The shutdown: no more deliveries, what has not started is released, what runs may finish within the
+grace period, the rest is released. Then all outcomes are confirmed and acknowledged, and only then
+the connections close. A command to drain starts the same shutdown without a grace period: what runs
+has all the time its attempts have, until a signal starts the grace period.
 
-A worker drained on order stays until its signal comes, for a while at least, and goes on saying
-that it has stopped: whoever gave the order is about to remove the pod, and the kubelet would start
-a process that has ended again, to take work in the meantime.
+A drained worker waits for that signal, up to a limit, and keeps sending heartbeats that say it has
+stopped: the sender of the command is about to remove the pod. If the process ended first, the
+kubelet would start it again, and it would take work in the meantime.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from taskqueue.worker.settings import WorkerSettings
 
 log = EventLog("taskqueue.worker")
 
-#: After the grace period, how long confirms may take before the worker leaves without them.
-FAREWELL_SECONDS = 4.0
+#: How long confirms may take after the grace period before the worker ends without them (seconds).
+CONFIRM_SECONDS = 4.0
 
-#: The last of them begin with the killing of what has not ended: keyed attempts are told then.
-_LAST_SECONDS = 1.0
+#: When this much of it is left, what still runs is killed, so that keyed attempts can be reported.
+_KILL_SECONDS = 1.0
 
 
 class WorkerService:
-    """Runs until `stop`; made and run on one loop.
+    """Runs a worker until `stop`; created and run on one loop.
 
     Args:
         settings: of the worker.
         executor: runs the attempts.
-        handlers: names it has code for, to be told to the operator.
+        handlers: names of the handlers it has, for its heartbeats.
     """
 
     def __init__(
@@ -57,49 +57,49 @@ class WorkerService:
         self._handlers = tuple(sorted(handlers))
         self._cpus = available_cpus()
         self._stop = asyncio.Event()
-        self._leaving = asyncio.Event()
-        self._left = False
-        self._reporter = OutcomeOutbox(loop)
+        self._draining = asyncio.Event()
+        self._drained = False
+        self._outbox = OutcomeOutbox(loop)
         self._runtime = Runtime(
             settings,
             executor,
-            self._reporter,
+            self._outbox,
             loop,
-            on_change=self._prefetch_changed,
-            on_turn=lambda: self._heartbeats.turned(),
+            on_change=self._on_runtime_changed,
+            on_busy_changed=lambda: self._heartbeats.on_busy_changed(),
         )
-        self._publishing = OutcomePublisher(
+        self._publisher = OutcomePublisher(
             settings.broker,
             name=f"worker {settings.pod} outcomes",
-            reporter=self._reporter,
-            on_ready=self._runtime.republish,
+            outbox=self._outbox,
+            on_ready=self._runtime.on_publisher_ready,
         )
-        self._consuming = Consumer(
+        self._consumer = Consumer(
             settings.broker,
             name=f"worker {settings.pod}",
             queue=work_queue(settings.namespace, settings.queue),
             prefetch=settings.slots,
-            intake=self._runtime,
-            control=CommandConsumer(
+            listener=self._runtime,
+            commands=CommandConsumer(
                 namespace=settings.namespace,
                 queue=settings.queue,
                 pod=settings.pod,
-                on_order=self._runtime.ordered,
+                on_command=self._runtime.on_command,
                 on_drain=self.drain,
             ),
         )
-        self._heartbeats = HeartbeatSender(self._publishing, beat=self._heartbeat)
+        self._heartbeats = HeartbeatSender(self._publisher, describe=self._describe)
 
     def stop(self) -> None:
-        """Begin the orderly end, or the grace period of one begun by `drain`; or end the wait."""
+        """Start the shutdown, or the grace period of one that `drain` started; or end its wait."""
         self._stop.set()
-        self._leaving.set()
+        self._draining.set()
 
     def drain(self) -> None:
-        """Begin the orderly end without a grace period."""
-        if not self._leaving.is_set():
+        """Start the shutdown without a grace period."""
+        if not self._draining.is_set():
             log.info("worker.draining", running=self._runtime.busy)
-        self._leaving.set()
+        self._draining.set()
 
     async def run(self) -> bool:
         """Work until stopped; return whether nothing was left running.
@@ -109,38 +109,38 @@ class WorkerService:
         """
         health = HealthServer(healthy=self.unhealthy, ready=self.unready)
         await self._listen(health)
-        publishing = self._loop.create_task(self._publishing.run())
-        consuming = self._loop.create_task(self._consuming.run())
-        beating = self._loop.create_task(self._beat())
-        leaving = self._loop.create_task(self._leaving.wait())
-        lines = {publishing, consuming}
+        publisher = self._loop.create_task(self._publisher.run())
+        consumer = self._loop.create_task(self._consumer.run())
+        heartbeats = self._loop.create_task(self._send_heartbeats())
+        draining = self._loop.create_task(self._draining.wait())
         try:
-            await asyncio.wait({*lines, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            for line in lines:
-                if line.done():
-                    line.result()
+            await asyncio.wait({publisher, consumer, draining}, return_when=asyncio.FIRST_COMPLETED)
+            for connection in (publisher, consumer):
+                if connection.done():
+                    connection.result()
             self._heartbeats.send_soon()
-            await self._leave()
-            self._left = True
-            beating.cancel()
+            await self._shut_down()
+            self._drained = True
+            heartbeats.cancel()
             await self._heartbeats.send()
             if not self._stop.is_set():
-                await self._linger()
+                await self._wait_for_removal()
         finally:
-            for task in (leaving, beating, consuming, publishing):
+            tasks = (draining, heartbeats, consumer, publisher)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(leaving, beating, consuming, publishing, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             health.close()
         return not self._runtime.busy
 
     def unhealthy(self) -> str | None:
-        """Return why this worker should be restarted, or None: one that leaves never should."""
-        if self._leaving.is_set():
+        """Return why this worker should be restarted, or None; never while it shuts down."""
+        if self._draining.is_set():
             return None
         return unhealthy(
             unregistered_seconds=0.0
-            if self._consuming.registered
-            else self._loop.time() - self._consuming.changed_at,
+            if self._consumer.registered
+            else self._loop.time() - self._consumer.changed_at,
             busy=self._runtime.busy,
             stuck=self._runtime.stuck,
             slots=self._settings.slots,
@@ -148,21 +148,21 @@ class WorkerService:
 
     def unready(self) -> str | None:
         """Return why this worker takes no work now, or None."""
-        if self._left:
+        if self._drained:
             return "drained"
-        if self._leaving.is_set():
+        if self._draining.is_set():
             return "stopping" if self._stop.is_set() else "draining"
-        return None if self._consuming.registered else "no consumer is registered with the broker"
+        return None if self._consumer.registered else "no consumer is registered with the broker"
 
-    async def _beat(self) -> None:
-        """Say that the worker is there, once it takes work, and until it has left."""
-        await self._consuming.ready.wait()
+    async def _send_heartbeats(self) -> None:
+        """Send heartbeats once it takes work, until it has shut down."""
+        await self._consumer.ready.wait()
         await self._heartbeats.run()
 
-    def _heartbeat(self) -> Heartbeat:
+    def _describe(self) -> Heartbeat:
         state = WorkerState.READY
-        if self._leaving.is_set():
-            state = WorkerState.STOPPED if self._left else WorkerState.DRAINING
+        if self._draining.is_set():
+            state = WorkerState.STOPPED if self._drained else WorkerState.DRAINING
         settings = self._settings
         return Heartbeat(
             namespace=settings.namespace,
@@ -183,15 +183,15 @@ class WorkerService:
             return
         try:
             await health.start(port)
-        except OSError as problem:
+        except OSError as error:
             log.warning(
                 "health.unavailable",
                 port=port,
-                reason=str(problem),
+                reason=str(error),
                 todo="give another TASKQUEUE_HEALTH_PORT; 0 for none",
             )
 
-    async def _leave(self) -> None:
+    async def _shut_down(self) -> None:
         self._runtime.begin_drain()
         finished = self._loop.create_task(self._finish())
         stopped = self._loop.create_task(self._stop.wait())
@@ -205,10 +205,10 @@ class WorkerService:
             for task in (finished, stopped):
                 task.cancel()
             await asyncio.gather(finished, stopped, return_exceptions=True)
-        self._runtime.check_keyed_ended()
+        self._runtime.abort_if_keyed_runs()
 
-    async def _linger(self) -> None:
-        """Wait for the signal that follows an order to drain, and go on saying that all is done."""
+    async def _wait_for_removal(self) -> None:
+        """Wait for the signal that follows a command to drain, and keep sending heartbeats."""
         seconds = self._settings.drained_seconds
         log.info("worker.drained", waits=seconds)
         deadline = self._loop.time() + seconds
@@ -222,16 +222,16 @@ class WorkerService:
         log.warning(
             "worker.not_removed",
             seconds=seconds,
-            todo="it was ordered to drain and no signal came: it ends by itself, and takes work "
-            "again if its container is started again",
+            todo="it was commanded to drain and no signal came: it ends by itself, and takes work "
+            "again if its container is restarted",
         )
 
     async def _finish(self) -> None:
-        """Let what runs end, and have all of it told."""
-        await self._consuming.stop()
-        await self._runtime.idle()
-        await self._runtime.keyed_ended()
-        await self._reporter.drained()
+        """Wait until what runs has ended and all outcomes are confirmed."""
+        await self._consumer.stop()
+        await self._runtime.wait_until_idle()
+        await self._runtime.wait_until_keyed_ended()
+        await self._outbox.wait_until_drained()
 
     async def _end_within_grace(self, finished: asyncio.Task[None]) -> None:
         grace = self._settings.grace_seconds
@@ -239,17 +239,17 @@ class WorkerService:
         deadline = self._loop.time() + grace
         try:
             async with asyncio.timeout_at(deadline):
-                await self._runtime.idle()
+                await self._runtime.wait_until_idle()
         except TimeoutError:
             self._runtime.release_running()
-        farewell = deadline + FAREWELL_SECONDS
-        await asyncio.wait({finished}, timeout=farewell - _LAST_SECONDS - self._loop.time())
+        last = deadline + CONFIRM_SECONDS
+        await asyncio.wait({finished}, timeout=last - _KILL_SECONDS - self._loop.time())
         if not finished.done():
             self._runtime.kill_running()
-            await asyncio.wait({finished}, timeout=farewell - self._loop.time())
+            await asyncio.wait({finished}, timeout=last - self._loop.time())
         if not finished.done():
-            log.warning("outcomes.unconfirmed", outstanding=self._reporter.outstanding)
+            log.warning("outcomes.unconfirmed", outstanding=self._outbox.outstanding)
 
-    def _prefetch_changed(self) -> None:
-        self._consuming.want_prefetch(self._runtime.prefetch)
-        self._consuming.poke()
+    def _on_runtime_changed(self) -> None:
+        self._consumer.want_prefetch(self._runtime.prefetch)
+        self._consumer.notify()

@@ -6,16 +6,16 @@ from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.worker.outcome_outbox import OnConfirmed, OutcomeOutbox
 from tests.conformance.broken import start
 
-_report = OutcomeOutbox.report
+_publish = OutcomeOutbox.publish
 
 
-def _report_and_go_on(
+def _publish_and_confirm(
     self: OutcomeOutbox, message: OutgoingMessage, on_confirmed: OnConfirmed
 ) -> None:
-    _report(self, message, lambda: None)
+    _publish(self, message, lambda: None)
     on_confirmed()
 
 
 if __name__ == "__main__":
-    OutcomeOutbox.report = _report_and_go_on  # type: ignore[method-assign]
+    OutcomeOutbox.publish = _publish_and_confirm  # type: ignore[method-assign]
     start()

@@ -7,10 +7,10 @@ from taskqueue.worker.runtime import Runtime
 from tests.conformance.broken import start
 
 
-def _ignore(self: Runtime, order: WorkerCommand) -> None:
+def _ignore(self: Runtime, command: WorkerCommand) -> None:
     """Do nothing."""
 
 
 if __name__ == "__main__":
-    Runtime.ordered = _ignore  # type: ignore[method-assign]
+    Runtime.on_command = _ignore  # type: ignore[method-assign]
     start()

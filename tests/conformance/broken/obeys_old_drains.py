@@ -6,11 +6,11 @@ from taskqueue.worker.command_consumer import CommandConsumer
 from tests.conformance.broken import start
 
 
-def _drain(self: CommandConsumer, identity: str | int) -> None:
+def _handle_drain(self: CommandConsumer, identity: str | int) -> None:
     """Check nothing but the name of the pod."""
     self._on_drain()
 
 
 if __name__ == "__main__":
-    CommandConsumer._drain = _drain  # type: ignore[method-assign]
+    CommandConsumer._handle_drain = _handle_drain  # type: ignore[method-assign]
     start()

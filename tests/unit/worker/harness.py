@@ -22,56 +22,56 @@ def direct(**changes: Any) -> BasicProperties:
     return BasicProperties(**{**values, **changes})
 
 
-class Bench:
+class RuntimeHarness:
     """A runtime between a fake channel, a fake publisher and a fake executor."""
 
     def __init__(self, **changes: Any) -> None:
         loop = asyncio.get_running_loop()
         self.executor = FakeExecutor()
         self.publisher = FakePublisher()
-        self.reporter = OutcomeOutbox(loop)
-        self.reporter.attach(self.publisher.real)
+        self.outbox = OutcomeOutbox(loop)
+        self.outbox.attach(self.publisher.real)
         self.changes = 0
         self.turns = 0
-        self.left: list[dict[str, Any]] = []
+        self.aborts: list[dict[str, Any]] = []
         self.runtime = Runtime(
             settings(**changes),
             self.executor,
-            self.reporter,
+            self.outbox,
             loop,
             on_change=self._changed,
-            on_turn=self._turned,
-            leave=self._leave,
+            on_busy_changed=self._on_busy_changed,
+            abort=self._abort,
         )
         self.channel = self.open_channel()
 
     def open_channel(self) -> FakeChannel:
         self.channel = FakeChannel()
-        self.runtime.channel_opened(cast(Channel, self.channel))
+        self.runtime.on_channel_opened(cast(Channel, self.channel))
         return self.channel
 
     def deliver(
         self, message: WorkMessage | BasicProperties, body: bytes = b"{}", *, deliveries: int = 0
     ) -> None:
-        self.runtime.delivered(self.channel.deliver(message, body, deliveries=deliveries))
+        self.runtime.on_delivery(self.channel.deliver(message, body, deliveries=deliveries))
 
     @property
     def events(self) -> list[EventKind]:
         return [each.event.kind for each in self.publisher.published]
 
     def order(self, kind: CommandKind, token: str = "k.1") -> None:  # noqa: S107
-        self.runtime.ordered(WorkerCommand(kind, token=token, uid=f"uid-{token}"))
+        self.runtime.on_command(WorkerCommand(kind, token=token, uid=f"uid-{token}"))
 
     @property
-    def told(self) -> list[tuple[str, str]]:
+    def reported(self) -> list[tuple[str, str]]:
         """Event and token of what is published and not yet settled."""
         return [(each.event.kind.value, each.event.token) for each in self.publisher.published]
 
     def _changed(self) -> None:
         self.changes += 1
 
-    def _turned(self) -> None:
+    def _on_busy_changed(self) -> None:
         self.turns += 1
 
-    def _leave(self, reason: str, **fields: Any) -> None:
-        self.left.append(fields)
+    def _abort(self, reason: str, **fields: Any) -> None:
+        self.aborts.append(fields)

@@ -16,7 +16,7 @@ from tests.unit.worker.fakes import FakeChannel, turn
 def make(count: int) -> tuple[Acknowledger, FakeChannel]:
     channel = FakeChannel()
     acknowledger = Acknowledger(
-        cast(Channel, channel), asyncio.get_running_loop(), on_settled=lambda: None
+        cast(Channel, channel), asyncio.get_running_loop(), on_acknowledged=lambda: None
     )
     for tag in range(1, count + 1):
         acknowledger.received(tag)
@@ -29,7 +29,7 @@ async def test_a_confirmed_prefix_is_one_acknowledgement() -> None:
         acknowledger.confirm(tag)
     await turn()
     assert channel.settled == [("ack", 3, True)]
-    assert acknowledger.unsettled == 1
+    assert acknowledger.unacknowledged == 1
 
 
 async def test_what_lies_beyond_a_running_one_is_acknowledged_alone() -> None:
@@ -42,13 +42,13 @@ async def test_what_lies_beyond_a_running_one_is_acknowledged_alone() -> None:
 
 async def test_what_was_given_back_is_not_acknowledged_later() -> None:
     acknowledger, channel = make(3)
-    acknowledger.give_back(1)
+    acknowledger.requeue(1)
     acknowledger.reject(2)
     for tag in (1, 2, 3):
         acknowledger.confirm(tag)
     await turn()
     assert channel.settled == [("nack", 1, True), ("reject", 2, True), ("ack", 3, False)]
-    assert acknowledger.unsettled == 0
+    assert acknowledger.unacknowledged == 0
 
 
 @given(st.lists(st.lists(st.integers(1, 12), max_size=6), max_size=8))
@@ -67,6 +67,6 @@ def test_a_multiple_never_covers_what_is_not_confirmed(turns: list[list[int]]) -
                 assert covered <= confirmed
                 settled |= covered
             assert settled == confirmed
-            assert acknowledger.unsettled == 12 - len(confirmed)
+            assert acknowledger.unacknowledged == 12 - len(confirmed)
 
     asyncio.run(play())

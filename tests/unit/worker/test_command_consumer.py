@@ -1,4 +1,4 @@
-"""The orders' stream over losses: nothing is missed, little comes twice, trouble is said once."""
+"""The control stream over losses: commands are not missed, refusals are logged once."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class FakeStream:
     def drain(
         self, offset: int, *, namespace: str = "shop", pod: str = "pod-1", new_chunk: bool = True
     ) -> None:
-        order = WorkerCommand(CommandKind.DRAIN, namespace=namespace, pod=pod)
-        self.put(offset, order, new_chunk=new_chunk)
+        command = WorkerCommand(CommandKind.DRAIN, namespace=namespace, pod=pod)
+        self.put(offset, command, new_chunk=new_chunk)
 
-    def put(self, offset: int, order: WorkerCommand, *, new_chunk: bool = True) -> None:
-        self.messages[offset] = encode(order)
+    def put(self, offset: int, command: WorkerCommand, *, new_chunk: bool = True) -> None:
+        self.messages[offset] = encode(command)
         self.message_ids[offset] = f"m-{next(NUMBERS)}"
         if new_chunk:
             self.last_chunk = offset
@@ -158,24 +158,28 @@ class FakeConnection:
         return self._stream.channels[-1]
 
 
-class Scene:
-    """A control line over one connection after the other."""
+class CommandHarness:
+    """A command consumer on one connection after another."""
 
     def __init__(self, stream: FakeStream) -> None:
         self.stream = stream
         self.tokens: list[str] = []
         self.caught_up: list[list[str]] = []
         self.drains = 0
-        #: The connection breaks when so many orders have come.
+        #: The connection breaks after this many commands.
         self.breaks_at: int | None = None
-        self.line = CommandConsumer(
-            namespace="shop", queue="q", pod="pod-1", on_order=self._order, on_drain=self._drain
+        self.consumer = CommandConsumer(
+            namespace="shop",
+            queue="q",
+            pod="pod-1",
+            on_command=self._on_command,
+            on_drain=self._drain,
         )
 
     async def connect(self, seconds: float = 1) -> None:
         self.connection = FakeConnection(self.stream)
         self.task = asyncio.create_task(
-            self.line.follow(cast(Connection, self.connection), self._know)
+            self.consumer.follow(cast(Connection, self.connection), self._on_caught_up)
         )
         await asyncio.sleep(seconds)
 
@@ -191,16 +195,16 @@ class Scene:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
-    def _order(self, order: WorkerCommand) -> None:
-        assert order.kind is not CommandKind.DRAIN
-        self.tokens.append(order.token)
+    def _on_command(self, command: WorkerCommand) -> None:
+        assert command.kind is not CommandKind.DRAIN
+        self.tokens.append(command.token)
         if len(self.tokens) == self.breaks_at:
             self._break()
 
     def _drain(self) -> None:
         self.drains += 1
 
-    def _know(self) -> None:
+    def _on_caught_up(self) -> None:
         self.caught_up.append(list(self.tokens))
 
 
@@ -211,67 +215,69 @@ def filled(count: int) -> FakeStream:
     return stream
 
 
-async def test_an_empty_stream_is_known_at_once() -> None:
-    scene = Scene(FakeStream())
-    await scene.connect()
-    assert scene.caught_up == [[]]
-    scene.stream.add(0, "a")
-    assert scene.tokens == ["a"]
-    await scene.end()
+async def test_an_empty_stream_is_on_caught_upn_at_once() -> None:
+    harness = CommandHarness(FakeStream())
+    await harness.connect()
+    assert harness.caught_up == [[]]
+    harness.stream.add(0, "a")
+    assert harness.tokens == ["a"]
+    await harness.end()
 
 
-async def test_all_old_orders_are_taken_before_it_has_caught_up() -> None:
-    scene = Scene(filled(2_000))
-    await scene.connect()
-    assert [len(tokens) for tokens in scene.caught_up] == [2_000]
-    await scene.end()
+async def test_all_past_commands_are_handled_before_it_has_caught_up() -> None:
+    harness = CommandHarness(filled(2_000))
+    await harness.connect()
+    assert [len(tokens) for tokens in harness.caught_up] == [2_000]
+    await harness.end()
 
 
 async def test_the_whole_last_chunk_counts_as_old() -> None:
     stream = filled(3)
     for offset in range(3, 1_500):
         stream.add(offset, f"k.{offset}", new_chunk=False)
-    scene = Scene(stream)
-    await scene.connect()
-    assert [len(tokens) for tokens in scene.caught_up] == [1_500]
-    await scene.end()
+    harness = CommandHarness(stream)
+    await harness.connect()
+    assert [len(tokens) for tokens in harness.caught_up] == [1_500]
+    await harness.end()
 
 
-async def test_after_a_loss_it_goes_on_behind_the_last_one() -> None:
+async def test_consumer_continues_after_the_last_command_after_a_loss() -> None:
     stream = filled(3)
-    scene = Scene(stream)
-    await scene.connect()
-    await scene.lose()
-    await scene.connect()
-    assert scene.caught_up == [["k.0", "k.1", "k.2"]] * 2, "nothing new, and nothing again"
-    await scene.lose()
+    harness = CommandHarness(stream)
+    await harness.connect()
+    await harness.lose()
+    await harness.connect()
+    assert harness.caught_up == [["k.0", "k.1", "k.2"]] * 2, "nothing new, and nothing again"
+    await harness.lose()
     stream.add(7, "new")  # offsets have gaps
-    await scene.connect()
-    assert scene.stream.begun_at == ["first", 3, 3]
-    assert scene.caught_up[-1][3:] == ["new"]
-    await scene.end()
+    await harness.connect()
+    assert harness.stream.begun_at == ["first", 3, 3]
+    assert harness.caught_up[-1][3:] == ["new"]
+    await harness.end()
 
 
 @pytest.mark.parametrize("count", [0, 2])
-async def test_a_stream_that_ends_before_the_last_order_seen_was_made_anew(count: int) -> None:
-    scene = Scene(filled(5))
-    await scene.connect()
-    await scene.lose()
-    scene.stream.messages = filled(count).messages
-    scene.stream.last_chunk = max(count - 1, 0)
-    await scene.connect()
-    assert scene.stream.begun_at == ["first", "first"]
-    assert len(scene.tokens) == 5 + count
-    await scene.end()
+async def test_a_stream_that_ends_before_the_last_command_seen_is_read_from_its_beginning(
+    count: int,
+) -> None:
+    harness = CommandHarness(filled(5))
+    await harness.connect()
+    await harness.lose()
+    harness.stream.messages = filled(count).messages
+    harness.stream.last_chunk = max(count - 1, 0)
+    await harness.connect()
+    assert harness.stream.begun_at == ["first", "first"]
+    assert len(harness.tokens) == 5 + count
+    await harness.end()
 
 
 async def test_a_stream_deleted_under_it_is_read_from_its_beginning() -> None:
-    scene = Scene(filled(5))
-    await scene.connect()
-    scene.stream.channels[-1].on_cancel("the queue was deleted")
+    harness = CommandHarness(filled(5))
+    await harness.connect()
+    harness.stream.channels[-1].on_cancel("the queue was deleted")
     await asyncio.sleep(1)
-    assert scene.stream.begun_at == ["first", "first"]
-    await scene.end()
+    assert harness.stream.begun_at == ["first", "first"]
+    await harness.end()
 
 
 @pytest.mark.parametrize(
@@ -287,121 +293,121 @@ async def test_a_refusal_is_explained_once_and_tried_again(
 ) -> None:
     stream = filled(1)
     stream.refusal = ChannelRefused(code, "NO")
-    scene = Scene(stream)
-    await scene.connect(60)
+    harness = CommandHarness(stream)
+    await harness.connect(60)
     (waiting,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert waiting.getMessage() == "control.waiting"
     assert words in vars(waiting)["fields"]["reason"]
-    assert scene.caught_up == []
+    assert harness.caught_up == []
     assert 8 <= len(stream.channels) <= 20, "with growing pauses of at most 10 s"
     stream.refusal = None
     await asyncio.sleep(11)
-    assert scene.caught_up == [["k.0"]]
-    await scene.end()
+    assert harness.caught_up == [["k.0"]]
+    await harness.end()
 
 
-async def test_what_is_no_order_is_told_and_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_malformed_command_is_logged_and_skipped(caplog: pytest.LogCaptureFixture) -> None:
     stream = filled(3)
     stream.messages[1] = b"dance!"
-    scene = Scene(stream)
-    await scene.connect()
-    assert scene.caught_up == [["k.0", "k.2"]]
+    harness = CommandHarness(stream)
+    await harness.connect()
+    assert harness.caught_up == [["k.0", "k.2"]]
     assert "order.malformed" in [record.getMessage() for record in caplog.records]
-    await scene.end()
+    await harness.end()
 
 
-# Orders to drain.
+# Commands to drain.
 
 
 @pytest.mark.parametrize(
     ("namespace", "pod", "drains"),
     [("shop", "pod-1", 1), ("shop", "pod-2", 0), ("other", "pod-1", 0)],
 )
-async def test_an_order_to_drain_is_for_one_pod(namespace: str, pod: str, drains: int) -> None:
-    scene = Scene(FakeStream())
-    await scene.connect()
-    scene.stream.drain(0, namespace=namespace, pod=pod)
-    assert (scene.drains, scene.tokens) == (drains, [])
-    await scene.end()
+async def test_a_command_to_drain_is_for_one_pod(namespace: str, pod: str, drains: int) -> None:
+    harness = CommandHarness(FakeStream())
+    await harness.connect()
+    harness.stream.drain(0, namespace=namespace, pod=pod)
+    assert (harness.drains, harness.tokens) == (drains, [])
+    await harness.end()
 
 
 @pytest.mark.parametrize("chunk", [True, False], ids=["chunks", "one chunk"])
-async def test_an_order_to_drain_counts_once_all_the_past_is_known(chunk: bool) -> None:
+async def test_a_command_to_drain_counts_once_all_the_past_is_on_caught_upn(chunk: bool) -> None:
     stream = FakeStream()
     for offset in range(3):
         stream.drain(offset, new_chunk=chunk)
-    scene = Scene(stream)
-    await scene.connect()
-    assert (scene.drains, len(scene.caught_up)) == (0, 1)
+    harness = CommandHarness(stream)
+    await harness.connect()
+    assert (harness.drains, len(harness.caught_up)) == (0, 1)
     stream.drain(3)
-    assert scene.drains == 1
-    await scene.end()
+    assert harness.drains == 1
+    await harness.end()
 
 
 async def test_a_drain_that_comes_while_the_past_is_read_counts() -> None:
     stream = FakeStream()
     stream.drain(4)
     stream.on_begin = lambda: stream.drain(5, new_chunk=False)  # its end is known by then
-    scene = Scene(stream)
-    await scene.connect()
-    assert (scene.drains, len(scene.caught_up)) == (1, 1)
-    await scene.end()
+    harness = CommandHarness(stream)
+    await harness.connect()
+    assert (harness.drains, len(harness.caught_up)) == (1, 1)
+    await harness.end()
 
 
-async def test_a_stream_whose_end_is_cut_off_before_it_is_read_is_looked_at_again() -> None:
+async def test_a_stream_whose_end_is_cut_off_before_it_is_read_is_consumed_again() -> None:
     stream = FakeStream()
     for offset in range(5):
         stream.add(offset, f"k.{offset}")
     stream.on_begin = stream.messages.clear
-    scene = Scene(stream)
-    await scene.connect()
-    assert not scene.caught_up
+    harness = CommandHarness(stream)
+    await harness.connect()
+    assert not harness.caught_up
     await asyncio.sleep(15)
-    assert (scene.tokens, len(scene.caught_up)) == ([], 1)
+    assert (harness.tokens, len(harness.caught_up)) == ([], 1)
     stream.add(9, "k.9")
-    assert scene.tokens == ["k.9"]
-    await scene.end()
+    assert harness.tokens == ["k.9"]
+    await harness.end()
 
 
-async def test_a_stream_that_is_read_slowly_is_not_begun_again() -> None:
+async def test_a_stream_that_is_read_slowly_is_not_consumed_again() -> None:
     stream = FakeStream()
     for offset in range(5):
         stream.add(offset, f"k.{offset}")
     stream.stalls_at = 0
-    scene = Scene(stream)
-    await scene.connect()
+    harness = CommandHarness(stream)
+    await harness.connect()
     for offset in range(1, 6):
         await asyncio.sleep(8)
         stream.stalls_at = offset
         stream.channels[-1].send()
-    assert (len(scene.tokens), stream.begun_at) == (5, ["first"])
-    await scene.end()
+    assert (len(harness.tokens), stream.begun_at) == (5, ["first"])
+    await harness.end()
 
 
 async def test_a_drain_given_while_the_connection_is_lost_counts() -> None:
     stream = FakeStream()
     stream.drain(0)
-    scene = Scene(stream)
-    await scene.connect()
-    await scene.lose()
+    harness = CommandHarness(stream)
+    await harness.connect()
+    await harness.lose()
     stream.drain(1)
     stream.add(2, "k.2")
-    await scene.connect()
-    assert (scene.drains, scene.tokens) == (1, ["k.2"])
-    await scene.end()
+    await harness.connect()
+    assert (harness.drains, harness.tokens) == (1, ["k.2"])
+    await harness.end()
 
 
 async def test_past_drains_do_not_count_where_the_first_connection_was_lost_in_between() -> None:
-    scene = Scene(filled(2_000))
-    scene.stream.drain(1_000)
-    scene.stream.drain(1_999)
-    scene.breaks_at = 1_200
-    await scene.connect()
-    await asyncio.wait_for(scene.task, 1)
-    assert (len(scene.tokens), scene.caught_up) == (1_200, [])
-    await scene.connect()
-    assert (scene.drains, len(scene.caught_up)) == (0, 1)
-    await scene.end()
+    harness = CommandHarness(filled(2_000))
+    harness.stream.drain(1_000)
+    harness.stream.drain(1_999)
+    harness.breaks_at = 1_200
+    await harness.connect()
+    await asyncio.wait_for(harness.task, 1)
+    assert (len(harness.tokens), harness.caught_up) == (1_200, [])
+    await harness.connect()
+    assert (harness.drains, len(harness.caught_up)) == (0, 1)
+    await harness.end()
 
 
 @pytest.mark.parametrize("identified", [True, False], ids=["by message", "by offset"])
@@ -411,23 +417,23 @@ async def test_a_past_drain_that_is_read_again_does_not_count_either(identified:
     stream.drain(1)
     if not identified:
         stream.message_ids.clear()
-    scene = Scene(stream)
-    await scene.connect()
+    harness = CommandHarness(stream)
+    await harness.connect()
     stream.channels[-1].on_cancel("a node of the broker was stopped")
     await asyncio.sleep(1)
     assert stream.begun_at == ["first", "first"]
-    assert scene.drains == 0
-    await scene.end()
+    assert harness.drains == 0
+    await harness.end()
 
 
-async def test_a_drain_in_a_stream_made_anew_counts_whatever_its_offset() -> None:
+async def test_a_drain_in_a_stream_declared_again_counts_whatever_its_offset() -> None:
     stream = FakeStream()
     stream.drain(0)
-    scene = Scene(stream)
-    await scene.connect()
+    harness = CommandHarness(stream)
+    await harness.connect()
     stream.messages.clear()
     stream.drain(0)
     stream.channels[-1].on_cancel("the queue was deleted")
     await asyncio.sleep(1)
-    assert scene.drains == 1
-    await scene.end()
+    assert harness.drains == 1
+    await harness.end()

@@ -69,7 +69,7 @@ class FakeConnection:
 
 @dataclass
 class FakeBroker:
-    """Notes what is asked of it; up, with the queue, unless told otherwise."""
+    """Notes what is asked of it; up and with the queue, unless the test changes that."""
 
     up: bool = True
     queue_exists: bool = True
@@ -95,31 +95,28 @@ class FakeBroker:
 
 
 @dataclass
-class Hand:
-    """An intake that counts."""
+class FakeListener:
+    """Counts calls; the test sets how many deliveries are unacknowledged."""
 
-    held: int = 0
+    unacknowledged: int = 0
     connections: int = 0
     opened: int = 0
     lost: int = 0
 
-    def connected(self, line: Connection) -> None:
+    def on_connected(self, connection: Connection) -> None:
         self.connections += 1
 
-    def channel_opened(self, channel: Channel) -> None:
+    def on_channel_opened(self, channel: Channel) -> None:
         self.opened += 1
 
-    def delivered(self, delivery: Delivery) -> None: ...
+    def on_delivery(self, delivery: Delivery) -> None: ...
 
-    def channel_lost(self) -> None:
+    def on_channel_lost(self) -> None:
         self.lost += 1
 
-    def in_hand(self) -> int:
-        return self.held
 
-
-class FakeControl:
-    """A control line that has caught up at once, or when the test says so."""
+class FakeCommands:
+    """A command consumer that catches up at once, or when the test says so."""
 
     def __init__(self) -> None:
         self.known = asyncio.Event()
@@ -138,20 +135,20 @@ class FakeControl:
             self.following -= 1
 
 
-class Scene:
+class ConsumerHarness:
     def __init__(self, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.control = FakeControl()
+        self.commands = FakeCommands()
         monkeypatch.setattr(consumer, "connect", broker.connect)
-        self.hand = Hand()
-        self.line = Consumer(
+        self.listener = FakeListener()
+        self.consumer = Consumer(
             BrokerParameters(host="rabbit", port=5672, username="u", password="p"),
             name="worker",
             queue="taskqueue.shop.q",
             prefetch=2,
-            intake=self.hand,
-            control=cast(CommandConsumer, self.control),
+            listener=self.listener,
+            commands=cast(CommandConsumer, self.commands),
         )
-        self.task = asyncio.create_task(self.line.run())
+        self.task = asyncio.create_task(self.consumer.run())
 
     async def end(self) -> None:
         self.task.cancel()
@@ -159,33 +156,33 @@ class Scene:
 
 
 async def test_it_registers_with_its_prefetch(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(broker := FakeBroker(), monkeypatch)
+    harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
     await asyncio.sleep(1)
-    assert scene.line.registered
+    assert harness.consumer.registered
     assert broker.notes == ["qos 2", "consume"]
-    await scene.end()
-    assert not scene.line.registered
+    await harness.end()
+    assert not harness.consumer.registered
     assert broker.notes[-1] == "close"
 
 
-async def test_it_tries_again_while_the_broker_is_away_and_says_so_once(
+async def test_consumer_retries_while_the_broker_is_down_and_logs_it_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scene = Scene(broker := FakeBroker(up=False), monkeypatch)
+    harness = ConsumerHarness(broker := FakeBroker(up=False), monkeypatch)
     await asyncio.sleep(60)
     assert 8 <= broker.tries <= 20, "with growing pauses of at most 10 s"
     assert [record.getMessage() for record in caplog.records] == ["consumer.waiting"]
     broker.up = True
     await asyncio.sleep(11)
-    assert scene.line.registered
-    await scene.end()
+    assert harness.consumer.registered
+    await harness.end()
 
 
 @pytest.mark.parametrize("loss", ["connection", "channel", "consumer"])
-async def test_whatever_ends_it_it_is_registered_again_and_the_hand_is_told(
+async def test_consumer_registers_again_after_any_loss(
     monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
-    scene = Scene(broker := FakeBroker(), monkeypatch)
+    harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
     await asyncio.sleep(1)
     if loss == "connection":
         broker.lose()
@@ -195,151 +192,151 @@ async def test_whatever_ends_it_it_is_registered_again_and_the_hand_is_told(
         broker.channels[-1].on_cancel("the queue was deleted")
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert not scene.line.registered
+    assert not harness.consumer.registered
     await asyncio.sleep(1)
-    assert scene.line.registered
-    assert (scene.hand.opened, scene.hand.lost) == (2, 1)
+    assert harness.consumer.registered
+    assert (harness.listener.opened, harness.listener.lost) == (2, 1)
     assert len(broker.connections) == (2 if loss == "connection" else 1)
-    await scene.end()
+    await harness.end()
 
 
-async def test_a_missing_queue_is_waited_for_on_one_connection_and_told_once(
+async def test_a_missing_queue_is_retried_on_one_connection_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scene = Scene(broker := FakeBroker(queue_exists=False), monkeypatch)
+    harness = ConsumerHarness(broker := FakeBroker(queue_exists=False), monkeypatch)
     await asyncio.sleep(60)
     assert len(broker.connections) == 1
     assert len(broker.channels) >= 8
     assert [record.getMessage() for record in caplog.records] == ["consumer.waiting"]
     broker.queue_exists = True
     await asyncio.sleep(11)
-    assert scene.line.registered
-    await scene.end()
+    assert harness.consumer.registered
+    await harness.end()
 
 
 async def test_a_raised_prefetch_is_one_more_consumer_for_the_difference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scene = Scene(broker := FakeBroker(), monkeypatch)
+    harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
     await asyncio.sleep(1)
-    scene.hand.held = 2
-    scene.line.want_prefetch(64)
+    harness.listener.unacknowledged = 2
+    harness.consumer.want_prefetch(64)
     await asyncio.sleep(0.001)
     assert broker.notes == ["qos 2", "consume", "qos 62", "consume"], "a cancel costs deliveries"
-    assert scene.line.registered
-    await scene.line.stop()
+    assert harness.consumer.registered
+    await harness.consumer.stop()
     assert broker.notes[4:] == ["cancel tag-2", "cancel tag-1"]
-    await scene.end()
+    await harness.end()
 
 
-async def test_a_lowered_prefetch_waits_until_no_more_is_in_hand(
+async def test_a_lowered_prefetch_waits_until_enough_is_acknowledged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scene = Scene(broker := FakeBroker(), monkeypatch)
-    scene.line.want_prefetch(64)
+    harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
+    harness.consumer.want_prefetch(64)
     await asyncio.sleep(1)
     broker.notes.clear()
-    scene.hand.held = 40
-    scene.line.want_prefetch(2)
+    harness.listener.unacknowledged = 40
+    harness.consumer.want_prefetch(2)
     await asyncio.sleep(10)
     assert broker.notes == ["cancel tag-1"]
-    scene.hand.held = 3
-    scene.line.poke()
+    harness.listener.unacknowledged = 3
+    harness.consumer.notify()
     await asyncio.sleep(10)
     assert broker.notes == ["cancel tag-1"]
-    scene.hand.held = 2
-    scene.line.poke()
+    harness.listener.unacknowledged = 2
+    harness.consumer.notify()
     await asyncio.sleep(0.001)
     assert broker.notes == ["cancel tag-1", "qos 2", "consume"]
-    await scene.end()
+    await harness.end()
 
 
 async def test_a_stop_cancels_the_consumer_and_keeps_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scene = Scene(broker := FakeBroker(), monkeypatch)
+    harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
     await asyncio.sleep(1)
-    await scene.line.stop()
+    await harness.consumer.stop()
     await asyncio.sleep(60)
     assert broker.notes == ["qos 2", "consume", "cancel tag-1"]
-    assert scene.hand.lost == 0
-    await scene.end()
+    assert harness.listener.lost == 0
+    await harness.end()
     assert broker.notes[-1] == "close"
 
 
 async def test_a_stop_while_lowering_registers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(broker := FakeBroker(), monkeypatch)
-    scene.line.want_prefetch(64)
+    harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
+    harness.consumer.want_prefetch(64)
     await asyncio.sleep(1)
-    scene.hand.held = 40
-    scene.line.want_prefetch(2)
+    harness.listener.unacknowledged = 40
+    harness.consumer.want_prefetch(2)
     await asyncio.sleep(1)
     broker.notes.clear()
-    await scene.line.stop()
+    await harness.consumer.stop()
     await asyncio.sleep(60)
     assert broker.notes == []
-    await scene.end()
+    await harness.end()
 
 
 async def test_a_stop_ends_the_wait_for_a_broker_that_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scene = Scene(broker := FakeBroker(up=False), monkeypatch)
+    harness = ConsumerHarness(broker := FakeBroker(up=False), monkeypatch)
     await asyncio.sleep(60)
     before = asyncio.get_running_loop().time()
-    await scene.line.stop()
+    await harness.consumer.stop()
     assert asyncio.get_running_loop().time() - before < 0.1
     assert not broker.connections
-    await scene.end()
+    await harness.end()
 
 
-# Orders.
+# Commands.
 
 
-async def test_no_work_is_consumed_before_the_past_orders_are_known(
+async def test_no_work_is_consumed_before_the_past_commands_are_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scene = Scene(broker := FakeBroker(), monkeypatch)
-    scene.control.known.clear()
+    harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
+    harness.commands.known.clear()
     await asyncio.sleep(60)
-    assert not scene.line.registered
+    assert not harness.consumer.registered
     assert "consume" not in broker.notes
-    scene.control.known.set()
+    harness.commands.known.set()
     await asyncio.sleep(0.001)
-    assert scene.line.registered
-    scene.control.known.clear()
+    assert harness.consumer.registered
+    harness.commands.known.clear()
     broker.lose()
     await asyncio.sleep(60)
-    assert not scene.line.registered, "not on the next connection either"
-    scene.control.known.set()
+    assert not harness.consumer.registered, "not on the next connection either"
+    harness.commands.known.set()
     await asyncio.sleep(0.001)
-    assert scene.line.registered
-    assert scene.hand.connections == 2
-    await scene.end()
+    assert harness.consumer.registered
+    assert harness.listener.connections == 2
+    await harness.end()
 
 
-async def test_a_stop_before_the_orders_are_known_ends_at_once(
+async def test_a_stop_before_the_commands_are_known_ends_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scene = Scene(broker := FakeBroker(), monkeypatch)
-    scene.control.known.clear()
+    harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
+    harness.commands.known.clear()
     await asyncio.sleep(1)
-    await asyncio.wait_for(scene.line.stop(), 0.1)
+    await asyncio.wait_for(harness.consumer.stop(), 0.1)
     assert "consume" not in broker.notes
-    await scene.end()
+    await harness.end()
 
 
-async def test_after_a_stop_orders_are_taken_on_the_next_connection_too(
+async def test_after_a_stop_commands_are_consumed_on_the_next_connection_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scene = Scene(broker := FakeBroker(), monkeypatch)
+    harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
     await asyncio.sleep(1)
-    await scene.line.stop()
+    await harness.consumer.stop()
     for connections in (2, 3):
         broker.lose()
         await asyncio.sleep(11)
-        assert (scene.control.following, scene.control.followed) == (1, connections)
+        assert (harness.commands.following, harness.commands.followed) == (1, connections)
         assert len(broker.connections) == connections
     assert broker.notes.count("consume") == 1
-    await scene.end()
-    assert scene.control.following == 0
+    await harness.end()
+    assert harness.commands.following == 0

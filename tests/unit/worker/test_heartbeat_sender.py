@@ -1,4 +1,4 @@
-"""Heartbeats leave when they are due, and no trouble with them is anybody else's; virtual time."""
+"""Heartbeats are sent when due, and failing ones disturb nothing else; virtual time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sent:
     at: float
     exchange: str
     key: str
-    beat: Heartbeat
+    heartbeat: Heartbeat
     properties: BasicProperties
 
 
@@ -74,7 +74,7 @@ class FakeConnection:
 
 @dataclass
 class FakeBroker:
-    """Well and complete, unless told otherwise."""
+    """Healthy and complete, unless the test changes that."""
 
     exchange_exists: bool = True
     refuses: bool = False
@@ -90,18 +90,18 @@ class FakeBroker:
         return [round(one.at, 3) for one in self.sent]
 
 
-class Line:
-    """A publish line as far as it lends its connection, and the heartbeats on it."""
+class HeartbeatHarness:
+    """An outcome publisher as far as it has a connection, and the heartbeats on it."""
 
     def __init__(self) -> None:
         self.broker = FakeBroker()
         self.state = WorkerState.READY
         self.busy = 0
         self.connection: Connection | None = None
-        self.heartbeats = HeartbeatSender(self, beat=self._beat)
+        self.heartbeats = HeartbeatSender(self, describe=self._describe)
         self.connect()
 
-    async def __aenter__(self) -> Line:
+    async def __aenter__(self) -> HeartbeatHarness:
         self._task = asyncio.create_task(self.heartbeats.run())
         return self
 
@@ -110,21 +110,22 @@ class Line:
         self.connection = cast(Connection, made)
         return made
 
-    def turn(self, busy: int) -> None:
+    def change_busy(self, busy: int) -> None:
         self.busy = busy
-        self.heartbeats.turned()
+        self.heartbeats.on_busy_changed()
 
     @property
-    def told_busy(self) -> list[tuple[float, int | None]]:
+    def sent_busy(self) -> list[tuple[float, int | None]]:
         return [
-            (at, one.beat.busy) for at, one in zip(self.broker.times, self.broker.sent, strict=True)
+            (at, one.heartbeat.busy)
+            for at, one in zip(self.broker.times, self.broker.sent, strict=True)
         ]
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def _beat(self) -> Heartbeat:
+    def _describe(self) -> Heartbeat:
         return Heartbeat(
             namespace="shop",
             queue="q",
@@ -140,149 +141,149 @@ class Line:
 
 
 async def test_one_at_once_and_then_every_ten_seconds() -> None:
-    async with Line() as line:
+    async with HeartbeatHarness() as harness:
         await asyncio.sleep(35)
-        assert line.broker.times == [0.0, 10.0, 20.0, 30.0]
+        assert harness.broker.times == [0.0, 10.0, 20.0, 30.0]
         assert HEARTBEAT_SECONDS == 10.0
-        assert len(line.broker.channels) == 1, "a channel of their own, once"
+        assert len(harness.broker.channels) == 1, "a channel of their own, once"
 
 
 async def test_how_it_is_addressed() -> None:
-    async with Line() as line:
+    async with HeartbeatHarness() as harness:
         await turn()
-        (sent,) = line.broker.sent
+        (sent,) = harness.broker.sent
         assert (sent.exchange, sent.key) == ("taskqueue.heartbeats", "shop.q.worker.heartbeat")
-        assert sent.beat == line._beat()
+        assert sent.heartbeat == harness._describe()
         assert sent.properties.content_type == "application/cloudevents+json"
         assert sent.properties.delivery_mode == 1, "worth nothing after a restart of the broker"
 
 
-async def test_a_change_is_told_at_once_and_the_next_is_due_ten_seconds_later() -> None:
-    async with Line() as line:
+async def test_a_state_change_is_sent_at_once_and_the_next_is_due_ten_seconds_later() -> None:
+    async with HeartbeatHarness() as harness:
         await asyncio.sleep(4)
-        line.state = WorkerState.DRAINING
-        line.heartbeats.send_soon()
+        harness.state = WorkerState.DRAINING
+        harness.heartbeats.send_soon()
         await asyncio.sleep(21)
-        assert line.broker.times == [0.0, 4.0, 14.0, 24.0]
-        assert line.broker.sent[1].beat.state is WorkerState.DRAINING
+        assert harness.broker.times == [0.0, 4.0, 14.0, 24.0]
+        assert harness.broker.sent[1].heartbeat.state is WorkerState.DRAINING
 
 
 async def test_without_a_connection_none_is_sent_and_none_is_made_up_for() -> None:
-    async with Line() as line:
-        line.connection = None
+    async with HeartbeatHarness() as harness:
+        harness.connection = None
         await asyncio.sleep(25)
-        assert line.broker.sent == []
-        line.connect()
+        assert harness.broker.sent == []
+        harness.connect()
         await asyncio.sleep(10)
-        assert line.broker.times == [30.0]
+        assert harness.broker.times == [30.0]
 
 
-# Turns.
+# Idle and busy.
 
 
-async def test_a_turn_is_told_when_it_has_lasted_a_moment() -> None:
-    async with Line() as line:
+async def test_a_busy_change_is_sent_when_it_has_lasted_a_moment() -> None:
+    async with HeartbeatHarness() as harness:
         await asyncio.sleep(5)
-        line.turn(2)
+        harness.change_busy(2)
         await asyncio.sleep(2.5)
-        line.turn(0)
+        harness.change_busy(0)
         await asyncio.sleep(11)
-        assert line.told_busy == [(0.0, 0), (5.1, 2), (7.6, 0), (17.6, 0)]
+        assert harness.sent_busy == [(0.0, 0), (5.1, 2), (7.6, 0), (17.6, 0)]
 
 
-async def test_turns_are_told_at_most_every_two_seconds() -> None:
-    async with Line() as line:
+async def test_busy_changes_are_sent_at_most_every_two_seconds() -> None:
+    async with HeartbeatHarness() as harness:
         await asyncio.sleep(5)
-        line.turn(1)
+        harness.change_busy(1)
         await asyncio.sleep(0.5)
-        line.turn(0)
+        harness.change_busy(0)
         await asyncio.sleep(2)
-        line.turn(1)
+        harness.change_busy(1)
         await asyncio.sleep(2)
-        assert line.told_busy == [(0.0, 0), (5.1, 1), (7.1, 0), (9.1, 1)]
+        assert harness.sent_busy == [(0.0, 0), (5.1, 1), (7.1, 0), (9.1, 1)]
 
 
 async def test_a_heartbeat_for_another_reason_counts_too() -> None:
-    async with Line() as line:
+    async with HeartbeatHarness() as harness:
         await asyncio.sleep(5)
-        line.heartbeats.send_soon()
+        harness.heartbeats.send_soon()
         await asyncio.sleep(1)
-        line.turn(1)
+        harness.change_busy(1)
         await asyncio.sleep(2)
-        assert line.told_busy == [(0.0, 0), (5.0, 0), (7.0, 1)]
+        assert harness.sent_busy == [(0.0, 0), (5.0, 0), (7.0, 1)]
 
 
-async def test_a_turn_that_is_none_in_the_end_is_not_told() -> None:
-    async with Line() as line:
+async def test_a_busy_change_that_is_reverted_is_not_sent() -> None:
+    async with HeartbeatHarness() as harness:
         await asyncio.sleep(5)
         for _ in range(100):
-            line.turn(1)
+            harness.change_busy(1)
             await asyncio.sleep(0.001)
-            line.turn(0)
+            harness.change_busy(0)
             await asyncio.sleep(0.1)
-        assert line.broker.times == [0.0, 10.0]
+        assert harness.broker.times == [0.0, 10.0]
 
 
-async def test_one_that_turns_all_the_time_does_not_tell_all_the_time() -> None:
-    async with Line() as line:
+async def test_constant_busy_changes_do_not_cause_constant_heartbeats() -> None:
+    async with HeartbeatHarness() as harness:
         await asyncio.sleep(5)
         for number in range(10_000):
-            line.turn(number % 2)
+            harness.change_busy(number % 2)
             await asyncio.sleep(0.001)
-        times = line.broker.times
+        times = harness.broker.times
         assert len(times) <= 7
         assert all(later - earlier >= 1.999 for earlier, later in pairwise(times))
 
 
-async def test_a_turn_that_could_not_be_told_is_told_with_the_next(
+async def test_a_busy_change_missed_without_a_connection_is_sent_with_the_next(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with Line() as line:
+    async with HeartbeatHarness() as harness:
         await asyncio.sleep(5)
-        line.connection = None
-        line.turn(1)
+        harness.connection = None
+        harness.change_busy(1)
         await asyncio.sleep(3)
-        line.connect()
-        line.turn(2)
+        harness.connect()
+        harness.change_busy(2)
         await asyncio.sleep(1)
-        assert line.told_busy == [(0.0, 0), (8.1, 2)]
+        assert harness.sent_busy == [(0.0, 0), (8.1, 2)]
 
 
 async def test_another_connection_means_another_channel() -> None:
-    async with Line() as line:
+    async with HeartbeatHarness() as harness:
         await asyncio.sleep(5)
-        line.connect()
+        harness.connect()
         await asyncio.sleep(10)
-        assert len(line.broker.channels) == 2
-        assert line.broker.times == [0.0, 10.0]
+        assert len(harness.broker.channels) == 2
+        assert harness.broker.times == [0.0, 10.0]
 
 
-async def test_a_lost_connection_is_the_publish_lines_to_tell(
+async def test_a_lost_connection_is_not_logged_here(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with Line() as line:
+    async with HeartbeatHarness() as harness:
         await asyncio.sleep(5)
-        line.connect().lost = True
+        harness.connect().lost = True
         await asyncio.sleep(20)
-        assert line.broker.times == [0.0]
+        assert harness.broker.times == [0.0]
         assert caplog.records == []
 
 
 async def test_a_lost_channel_is_opened_again(caplog: pytest.LogCaptureFixture) -> None:
-    async with Line() as line:
+    async with HeartbeatHarness() as harness:
         await asyncio.sleep(5)
-        line.broker.channels[-1].close(0, "it was closed")
+        harness.broker.channels[-1].close(0, "it was closed")
         await asyncio.sleep(10)
-        assert line.broker.times == [0.0, 10.0]
+        assert harness.broker.times == [0.0, 10.0]
         assert caplog.records == []
 
 
 @pytest.mark.parametrize("trouble", ["missing", "refused"])
-async def test_what_the_broker_says_no_to_is_told_once_and_tried_again(
+async def test_a_refused_heartbeat_is_logged_once_and_retried(
     caplog: pytest.LogCaptureFixture, trouble: str
 ) -> None:
-    async with Line() as line:
-        broker = line.broker
+    async with HeartbeatHarness() as harness:
+        broker = harness.broker
         broker.exchange_exists, broker.refuses = trouble != "missing", trouble == "refused"
         await asyncio.sleep(65)
         assert broker.sent == []
@@ -299,14 +300,14 @@ async def test_what_the_broker_says_no_to_is_told_once_and_tried_again(
 
 @pytest.mark.parametrize("trouble", ["silent", "stalled"])
 async def test_a_broker_that_does_not_answer_holds_nobody_up(trouble: str) -> None:
-    async with Line() as line:
-        setattr(line.broker, trouble, True)
+    async with HeartbeatHarness() as harness:
+        setattr(harness.broker, trouble, True)
         await asyncio.sleep(5)
-        line.connect()
+        harness.connect()
         before = asyncio.get_running_loop().time()
-        await line.heartbeats.send()  # the last one
+        await harness.heartbeats.send()  # the last one
         assert asyncio.get_running_loop().time() - before <= OPEN_SECONDS + 0.01
-        setattr(line.broker, trouble, False)
-        line.broker.sent.clear()
-        await line.heartbeats.send()
-        assert len(line.broker.sent) == 1
+        setattr(harness.broker, trouble, False)
+        harness.broker.sent.clear()
+        await harness.heartbeats.send()
+        assert len(harness.broker.sent) == 1

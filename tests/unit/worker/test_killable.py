@@ -18,16 +18,16 @@ from taskqueue.worker.keyed_guard import (
 )
 from taskqueue.worker.runtime import STUCK_SECONDS
 from tests.unit.worker.fakes import FakeExecution, turn, work
-from tests.unit.worker.harness import Bench, direct
+from tests.unit.worker.harness import RuntimeHarness, direct
 from tests.unit.worker.test_keyed_guard import HEARTBEAT, connect
 
 pytestmark = pytest.mark.looptime
 
 
-def running(bench: Bench, **changes: Any) -> FakeExecution:
+def running(harness: RuntimeHarness, **changes: Any) -> FakeExecution:
     """Deliver a message and make its execution a killable one."""
-    bench.deliver(work(**changes))
-    execution = bench.executor.started[-1]
+    harness.deliver(work(**changes))
+    execution = harness.executor.started[-1]
     execution.killable = True
     return execution
 
@@ -35,82 +35,82 @@ def running(bench: Bench, **changes: Any) -> FakeExecution:
 async def test_a_slot_that_will_be_free_again_is_not_stuck(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    bench = Bench()
-    execution = running(bench, timeout_seconds=1)
+    harness = RuntimeHarness()
+    execution = running(harness, timeout_seconds=1)
     await asyncio.sleep(1 + 2 * STUCK_SECONDS)
     assert execution.cancelled
-    assert (bench.runtime.busy, bench.runtime.stuck) == (1, 0)
+    assert (harness.runtime.busy, harness.runtime.stuck) == (1, 0)
     assert "task.stuck" not in caplog.messages
 
 
 async def test_keyed_work_that_does_not_end_is_killed_and_the_worker_lives() -> None:
-    bench = Bench()
-    connect(bench).fall_silent()
-    execution = running(bench, fence=7)
+    harness = RuntimeHarness()
+    connect(harness).fall_silent()
+    execution = running(harness, fence=7)
     await asyncio.sleep(REDELIVERY_INTERVALS * HEARTBEAT + LOST_SECONDS)
     assert execution.killed
-    assert bench.left == []
+    assert harness.aborts == []
     execution.succeed()
     await asyncio.sleep(60)
-    assert bench.left == []
-    assert bench.told == [("task.started", "k.1")], "another worker has it"
+    assert harness.aborts == []
+    assert harness.reported == [("task.started", "k.1")], "another worker has it"
 
 
 async def test_keyed_work_that_even_a_kill_does_not_end_takes_the_process_with_it() -> None:
-    bench = Bench()
-    connect(bench).fall_silent()
-    running(bench, fence=7)
+    harness = RuntimeHarness()
+    connect(harness).fall_silent()
+    running(harness, fence=7)
     await asyncio.sleep(REDELIVERY_INTERVALS * HEARTBEAT + LOST_SECONDS + KILLED_SECONDS)
-    assert len(bench.left) == 1
+    assert len(harness.aborts) == 1
 
 
 async def test_a_keyed_time_out_is_told_when_the_kill_has_ended_it() -> None:
-    bench = Bench()
-    connect(bench)
-    execution = running(bench, fence=7, timeout_seconds=10)
+    harness = RuntimeHarness()
+    connect(harness)
+    execution = running(harness, fence=7, timeout_seconds=10)
     await asyncio.sleep(10 + TIMED_OUT_SECONDS)
     assert execution.killed
-    assert bench.told[1:] == []
+    assert harness.reported[1:] == []
     execution.succeed()
-    assert bench.events[-1] is EventKind.FAILED
-    assert bench.left == []
+    assert harness.events[-1] is EventKind.FAILED
+    assert harness.aborts == []
 
 
 async def test_what_runs_at_the_very_end_is_killed() -> None:
-    bench = Bench()
-    first, second = running(bench, token="k.1"), running(bench, token="k.2")
+    harness = RuntimeHarness()
+    first, second = running(harness, token="k.1"), running(harness, token="k.2")
     second.killable = False
-    bench.runtime.begin_drain()
-    bench.runtime.release_running()
-    bench.runtime.kill_running()
+    harness.runtime.begin_drain()
+    harness.runtime.release_running()
+    harness.runtime.kill_running()
     assert (first.killed, second.killed) == (True, False)
 
 
 async def test_a_task_that_was_lost_with_its_process_is_delivered_again() -> None:
-    bench = Bench()
-    execution = running(bench)
+    harness = RuntimeHarness()
+    execution = running(harness)
     execution.done(AttemptResult(seconds=0.1, lost="the fork server died"))
     await turn()
-    assert bench.told == []
-    assert bench.channel.settled == [("nack", 1, True)]
-    bench.deliver(work(), deliveries=1)
-    assert len(bench.executor.started) == 2
+    assert harness.reported == []
+    assert harness.channel.settled == [("nack", 1, True)]
+    harness.deliver(work(), deliveries=1)
+    assert len(harness.executor.started) == 2
 
 
 async def test_a_direct_message_too() -> None:
-    bench = Bench()
-    bench.deliver(direct())
-    bench.executor.started[0].done(AttemptResult(seconds=0.1, lost="the fork server died"))
+    harness = RuntimeHarness()
+    harness.deliver(direct())
+    harness.executor.started[0].done(AttemptResult(seconds=0.1, lost="the fork server died"))
     await turn()
-    assert bench.told == []
-    assert bench.channel.settled == [("nack", 1, True)]
+    assert harness.reported == []
+    assert harness.channel.settled == [("nack", 1, True)]
 
 
 async def test_one_that_was_to_end_anyway_is_told_once() -> None:
-    bench = Bench()
-    execution = running(bench)
-    bench.order(CommandKind.CANCEL)
+    harness = RuntimeHarness()
+    execution = running(harness)
+    harness.order(CommandKind.CANCEL)
     execution.done(AttemptResult(seconds=0.1, lost="the fork server died"))
     await turn()
-    assert bench.events == [EventKind.CANCELLED]
-    assert bench.channel.settled == []
+    assert harness.events == [EventKind.CANCELLED]
+    assert harness.channel.settled == []

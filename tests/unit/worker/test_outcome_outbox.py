@@ -18,11 +18,11 @@ class Ledger:
     """A reporter, and how often each message was said to be confirmed."""
 
     def __init__(self) -> None:
-        self.reporter = OutcomeOutbox(asyncio.get_running_loop())
+        self.outbox = OutcomeOutbox(asyncio.get_running_loop())
         self.confirmed: list[str] = []
 
     def report(self, name: str) -> None:
-        self.reporter.report(message(name), lambda: self.confirmed.append(name))
+        self.outbox.publish(message(name), lambda: self.confirmed.append(name))
 
 
 def message(name: str) -> OutgoingMessage:
@@ -31,13 +31,13 @@ def message(name: str) -> OutgoingMessage:
 
 async def test_confirmed_once_is_told_once() -> None:
     ledger, publisher = Ledger(), FakePublisher()
-    ledger.reporter.attach(publisher.real)
+    ledger.outbox.attach(publisher.real)
     ledger.report("a")
-    assert ledger.reporter.outstanding == 1
+    assert ledger.outbox.outstanding == 1
     (published,) = publisher.settle()
     assert (published.exchange, published.key) == ("taskqueue.outcomes", "shop.q.a")
     assert ledger.confirmed == ["a"]
-    assert ledger.reporter.outstanding == 0
+    assert ledger.outbox.outstanding == 0
 
 
 @pytest.mark.parametrize("verdict", [Settled.RETURNED, Settled.UNKNOWN])
@@ -45,7 +45,7 @@ async def test_what_did_not_arrive_is_published_again_with_another_message_id(
     verdict: Settled,
 ) -> None:
     ledger, publisher = Ledger(), FakePublisher()
-    ledger.reporter.attach(publisher.real)
+    ledger.outbox.attach(publisher.real)
     ledger.report("a")
     ids = set()
     for _ in range(3):
@@ -63,24 +63,24 @@ async def test_what_did_not_arrive_is_published_again_with_another_message_id(
 async def test_without_a_publisher_everything_waits_for_the_next_one() -> None:
     ledger, first, second = Ledger(), FakePublisher(), FakePublisher()
     ledger.report("early")
-    ledger.reporter.attach(first.real)
+    ledger.outbox.attach(first.real)
     ledger.report("lost")
     first.settle(Settled.UNKNOWN, "connection lost")
-    ledger.reporter.detach()
+    ledger.outbox.detach()
     ledger.report("late")
     await asyncio.sleep(60)
     assert not first.published
-    ledger.reporter.attach(second.real)
+    ledger.outbox.attach(second.real)
     second.settle()
     assert sorted(ledger.confirmed) == ["early", "late", "lost"]
 
 
 async def test_drained_waits_for_the_last_confirm() -> None:
     ledger, publisher = Ledger(), FakePublisher()
-    ledger.reporter.attach(publisher.real)
-    await ledger.reporter.drained()
+    ledger.outbox.attach(publisher.real)
+    await ledger.outbox.wait_until_drained()
     ledger.report("a")
-    waiting = asyncio.create_task(ledger.reporter.drained())
+    waiting = asyncio.create_task(ledger.outbox.wait_until_drained())
     publisher.settle(Settled.RETURNED, "312 NO_ROUTE")
     await asyncio.sleep(11)
     assert not waiting.done()
@@ -90,18 +90,18 @@ async def test_drained_waits_for_the_last_confirm() -> None:
 
 async def test_a_mention_is_published_once_and_never_waited_for() -> None:
     ledger, publisher = Ledger(), FakePublisher()
-    ledger.reporter.mention(message("nobody there"))
-    ledger.reporter.attach(publisher.real)
-    ledger.reporter.mention(message("a"))
+    ledger.outbox.publish_once(message("nobody there"))
+    ledger.outbox.attach(publisher.real)
+    ledger.outbox.publish_once(message("a"))
     assert len(publisher.settle(Settled.UNKNOWN)) == 1
     await asyncio.sleep(60)
     assert not publisher.published
-    assert ledger.reporter.outstanding == 0
+    assert ledger.outbox.outstanding == 0
 
 
 async def test_a_missing_inbox_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     ledger, publisher = Ledger(), FakePublisher()
-    ledger.reporter.attach(publisher.real)
+    ledger.outbox.attach(publisher.real)
     for name in ("a", "b"):
         ledger.report(name)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""A worker's life from its first heartbeat to its last, drained on order or not; virtual time."""
+"""A worker from its first heartbeat to its last, drained or not; virtual time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.unit.worker.test_heartbeat_sender import FakeBroker, FakeConnection
 pytestmark = pytest.mark.looptime
 
 
-class FakePublishing:
-    """A publish line that always has a connection."""
+class FakeOutcomePublisher:
+    """An outcome publisher that always has a connection."""
 
     broker = FakeBroker()
 
@@ -33,10 +33,10 @@ class FakePublishing:
         await asyncio.Event().wait()
 
 
-class FakeConsuming:
-    """A consume line that is registered after 60 s."""
+class FakeConsumer:
+    """A consumer that is registered after 60 s."""
 
-    def __init__(self, *_: object, intake: Runtime, **__: object) -> None:
+    def __init__(self, *_: object, listener: Runtime, **__: object) -> None:
         self.ready = asyncio.Event()
         self.registered = False
         self.changed_at = 0.0
@@ -51,19 +51,19 @@ class FakeConsuming:
 
     def want_prefetch(self, prefetch: int) -> None: ...
 
-    def poke(self) -> None: ...
+    def notify(self) -> None: ...
 
 
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
     broker = FakeBroker()
-    monkeypatch.setattr(FakePublishing, "broker", broker)
-    monkeypatch.setattr(worker, "OutcomePublisher", FakePublishing)
-    monkeypatch.setattr(worker, "Consumer", FakeConsuming)
+    monkeypatch.setattr(FakeOutcomePublisher, "broker", broker)
+    monkeypatch.setattr(worker, "OutcomePublisher", FakeOutcomePublisher)
+    monkeypatch.setattr(worker, "Consumer", FakeConsumer)
     return broker
 
 
-class Life:
+class WorkerHarness:
     """A worker that takes work after 60 s, with the broker and the handlers in the test's hands."""
 
     def __init__(self, broker: FakeBroker, **changes: float) -> None:
@@ -75,102 +75,109 @@ class Life:
             self.executor,
             handlers=("resize", "fetch"),
         )
-        self.worker._reporter.attach(self.publisher.real)
+        self.worker._outbox.attach(self.publisher.real)
         self.channel = FakeDeliveries()
-        self.worker._runtime.channel_opened(cast(Channel, self.channel))
+        self.worker._runtime.on_channel_opened(cast(Channel, self.channel))
         self.task = asyncio.create_task(self.worker.run())
 
     def deliver(self, message: WorkMessage | BasicProperties) -> None:
-        self.worker._runtime.delivered(self.channel.deliver(message))
+        self.worker._runtime.on_delivery(self.channel.deliver(message))
 
     @property
     def states(self) -> list[tuple[float, str]]:
         """When it said what it does."""
         return list(
-            zip(self.broker.times, (one.beat.state for one in self.broker.sent), strict=True)
+            zip(self.broker.times, (one.heartbeat.state for one in self.broker.sent), strict=True)
         )
 
-    async def cut_short(self) -> None:
+    async def cancel(self) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
 
-async def test_a_worker_registers_when_it_takes_work_and_says_good_bye(broker: FakeBroker) -> None:
-    life = Life(broker)
+async def test_a_worker_registers_when_it_takes_work_and_sends_a_last_heartbeat(
+    broker: FakeBroker,
+) -> None:
+    harness = WorkerHarness(broker)
     await asyncio.sleep(75)
-    life.worker.stop()
-    assert await life.task
-    assert life.states == [(60, "ready"), (70, "ready"), (75, "draining"), (75, "stopped")]
-    beat = broker.sent[0].beat
-    assert (beat.namespace, beat.queue, beat.pod, beat.node) == ("shop", "q", "pod-1", "node-1")
-    assert (beat.slots, beat.handlers) == (2, ("fetch", "resize"))
-    assert (beat.running, beat.busy) == ((), 0)
-    assert beat.cpus >= 1
+    harness.worker.stop()
+    assert await harness.task
+    assert harness.states == [(60, "ready"), (70, "ready"), (75, "draining"), (75, "stopped")]
+    heartbeat = broker.sent[0].heartbeat
+    assert (heartbeat.namespace, heartbeat.queue, heartbeat.pod, heartbeat.node) == (
+        "shop",
+        "q",
+        "pod-1",
+        "node-1",
+    )
+    assert (heartbeat.slots, heartbeat.handlers) == (2, ("fetch", "resize"))
+    assert (heartbeat.running, heartbeat.busy) == ((), 0)
+    assert heartbeat.cpus >= 1
 
 
 async def test_what_runs_is_told_with_its_progress_until_it_has_ended(broker: FakeBroker) -> None:
-    life = Life(broker)
-    life.deliver(work("k.1", timeout_seconds=300))
-    life.deliver(BasicProperties())
+    harness = WorkerHarness(broker)
+    harness.deliver(work("k.1", timeout_seconds=300))
+    harness.deliver(BasicProperties())
     await asyncio.sleep(61)
-    life.executor.started[0].progress = Progress(39.6, "resizing")
-    life.worker.drain()
+    harness.executor.started[0].progress = Progress(39.6, "resizing")
+    harness.worker.drain()
     await asyncio.sleep(1)
-    life.executor.started[0].succeed()
+    harness.executor.started[0].succeed()
     await asyncio.sleep(10)
-    said = [(one.beat.state, one.beat.running, one.beat.busy) for one in broker.sent]
+    said = [(one.heartbeat.state, one.heartbeat.running, one.heartbeat.busy) for one in broker.sent]
     assert said == [
         ("ready", (RunningAttempt("uid-k.1", "k.1"),), 2),
         ("draining", (RunningAttempt("uid-k.1", "k.1", 39, "resizing"),), 2),
         ("draining", (), 1),
     ]
-    await life.cut_short()
+    await harness.cancel()
 
 
-async def test_one_that_never_took_work_only_says_good_bye(broker: FakeBroker) -> None:
-    life = Life(broker)
+async def test_one_that_never_took_work_only_sends_a_last_heartbeat(broker: FakeBroker) -> None:
+    harness = WorkerHarness(broker)
     await asyncio.sleep(5)
-    life.worker.stop()
-    assert await life.task
-    assert life.states == [(5, "stopped")]
+    harness.worker.stop()
+    assert await harness.task
+    assert harness.states == [(5, "stopped")]
 
 
 # What runs.
 
 
 async def test_it_tells_that_it_has_become_busy_and_idle_again(broker: FakeBroker) -> None:
-    life = Life(broker)
+    harness = WorkerHarness(broker)
     await asyncio.sleep(62)
-    life.deliver(BasicProperties())
+    harness.deliver(BasicProperties())
     await asyncio.sleep(1)
-    life.deliver(work())
+    harness.deliver(work())
     await asyncio.sleep(2)
-    life.executor.started[0].succeed()
-    life.executor.started[1].succeed()
+    harness.executor.started[0].succeed()
+    harness.executor.started[1].succeed()
     await asyncio.sleep(1)
-    said = [(at, one.beat.busy) for at, one in zip(broker.times, broker.sent, strict=True)]
+    said = [(at, one.heartbeat.busy) for at, one in zip(broker.times, broker.sent, strict=True)]
     assert said == [(60, 0), (62.1, 1), (65.1, 0)]
-    await life.cut_short()
+    await harness.cancel()
 
 
 async def test_an_end_that_is_told_is_not_what_it_is_busy_with(broker: FakeBroker) -> None:
-    life = Life(broker)
-    life.deliver(work(timeout_seconds=20))
+    harness = WorkerHarness(broker)
+    harness.deliver(work(timeout_seconds=20))
     await asyncio.sleep(61)
-    assert (broker.sent[0].beat.running, broker.sent[0].beat.busy) == ((), 0)
-    assert life.worker._runtime.busy == 1, "its slot is taken"
-    await life.cut_short()
+    assert (broker.sent[0].heartbeat.running, broker.sent[0].heartbeat.busy) == ((), 0)
+    assert harness.worker._runtime.busy == 1, "its slot is taken"
+    await harness.cancel()
 
 
 async def test_one_slot_without_a_pause_is_not_told_all_the_time(broker: FakeBroker) -> None:
-    life = Life(broker, slots=1)
+    harness = WorkerHarness(broker, slots=1)
     await asyncio.sleep(61)
     for _ in range(3_000):
-        life.deliver(BasicProperties(type="resize"))
+        harness.deliver(BasicProperties(type="resize"))
         await asyncio.sleep(0.002)
-        life.executor.started[-1].succeed()
+        harness.executor.started[-1].succeed()
     assert len(broker.sent) <= 5
-    await life.cut_short()
+    await harness.cancel()
 
 
 # Drained.
@@ -179,110 +186,115 @@ async def test_one_slot_without_a_pause_is_not_told_all_the_time(broker: FakeBro
 async def test_a_drained_worker_waits_for_its_signal_and_says_that_it_has_stopped(
     broker: FakeBroker,
 ) -> None:
-    life = Life(broker)
+    harness = WorkerHarness(broker)
     await asyncio.sleep(75)
-    life.worker.drain()
+    harness.worker.drain()
     await asyncio.sleep(25)
-    assert life.states[2:] == [(75, "draining"), (75, "stopped"), (85, "stopped"), (95, "stopped")]
-    assert not life.task.done()
-    life.worker.stop()
-    assert await asyncio.wait_for(life.task, 0.01)
-    assert len(life.states) == 6, "all was said"
+    assert harness.states[2:] == [
+        (75, "draining"),
+        (75, "stopped"),
+        (85, "stopped"),
+        (95, "stopped"),
+    ]
+    assert not harness.task.done()
+    harness.worker.stop()
+    assert await asyncio.wait_for(harness.task, 0.01)
+    assert len(harness.states) == 6, "all was said"
 
 
 async def test_without_a_signal_it_ends_by_itself(
     broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    life = Life(broker, drained_seconds=25.0)
+    harness = WorkerHarness(broker, drained_seconds=25.0)
     await asyncio.sleep(75)
-    life.worker.drain()
-    assert await life.task
+    harness.worker.drain()
+    assert await harness.task
     assert asyncio.get_running_loop().time() == pytest.approx(100)
-    assert [at for at, state in life.states if state == "stopped"] == [75, 85, 95, 100]
+    assert [at for at, state in harness.states if state == "stopped"] == [75, 85, 95, 100]
     assert caplog.records[-1].getMessage() == "worker.not_removed"
 
 
 async def test_one_that_is_not_to_wait_does_not(broker: FakeBroker) -> None:
-    life = Life(broker, drained_seconds=0.0)
+    harness = WorkerHarness(broker, drained_seconds=0.0)
     await asyncio.sleep(75)
-    life.worker.drain()
-    assert await asyncio.wait_for(life.task, 0.01)
+    harness.worker.drain()
+    assert await asyncio.wait_for(harness.task, 0.01)
 
 
 async def test_a_drain_has_all_the_time_its_attempts_have(broker: FakeBroker) -> None:
-    life = Life(broker, grace_seconds=1.0)
+    harness = WorkerHarness(broker, grace_seconds=1.0)
     await asyncio.sleep(61)
-    life.deliver(work(timeout_seconds=3_600))
-    life.worker.drain()
+    harness.deliver(work(timeout_seconds=3_600))
+    harness.worker.drain()
     await asyncio.sleep(1_000)
-    assert {state for at, state in life.states if at > 61} == {"draining"}
-    life.executor.started[0].succeed()
+    assert {state for at, state in harness.states if at > 61} == {"draining"}
+    harness.executor.started[0].succeed()
     await asyncio.sleep(1)
-    assert life.states[-1][1] == "draining", "its outcome is not confirmed"
-    life.publisher.settle()
+    assert harness.states[-1][1] == "draining", "its outcome is not confirmed"
+    harness.publisher.settle()
     await asyncio.sleep(0.01)
-    assert life.states[-1] == (1_062, "stopped")
-    assert life.channel.settled == [("ack", 1, False)]
-    await life.cut_short()
+    assert harness.states[-1] == (1_062, "stopped")
+    assert harness.channel.settled == [("ack", 1, False)]
+    await harness.cancel()
 
 
 async def test_a_drained_worker_takes_nothing_more(broker: FakeBroker) -> None:
-    life = Life(broker)
+    harness = WorkerHarness(broker)
     await asyncio.sleep(61)
-    life.worker.drain()
+    harness.worker.drain()
     await asyncio.sleep(5)
-    life.deliver(work())
-    assert life.executor.started == []
-    assert [each.event.kind for each in life.publisher.published] == ["task.released"]
-    await life.cut_short()
+    harness.deliver(work())
+    assert harness.executor.started == []
+    assert [each.event.kind for each in harness.publisher.published] == ["task.released"]
+    await harness.cancel()
 
 
 async def test_a_signal_during_a_drain_begins_the_grace_period_and_ends_without_waiting(
     broker: FakeBroker,
 ) -> None:
-    life = Life(broker)
+    harness = WorkerHarness(broker)
     await asyncio.sleep(61)
-    life.deliver(BasicProperties())
-    life.worker.drain()
+    harness.deliver(BasicProperties())
+    harness.worker.drain()
     await asyncio.sleep(100)
-    life.worker.stop()
-    assert not await life.task
+    harness.worker.stop()
+    assert not await harness.task
     assert asyncio.get_running_loop().time() == pytest.approx(191, abs=0.1)
-    assert life.states[-1] == (191, "stopped")
-    assert life.channel.settled == [("nack", 1, True)]
+    assert harness.states[-1] == (191, "stopped")
+    assert harness.channel.settled == [("nack", 1, True)]
 
 
 async def test_one_that_never_took_work_says_that_it_is_drained(broker: FakeBroker) -> None:
-    life = Life(broker)
+    harness = WorkerHarness(broker)
     await asyncio.sleep(5)
-    life.worker.drain()
+    harness.worker.drain()
     await asyncio.sleep(21)
-    assert life.states == [(5, "stopped"), (15, "stopped"), (25, "stopped")]
-    await life.cut_short()
+    assert harness.states == [(5, "stopped"), (15, "stopped"), (25, "stopped")]
+    await harness.cancel()
 
 
 async def test_it_is_alive_and_not_ready_whatever_holds_its_slots(broker: FakeBroker) -> None:
-    life = Life(broker, slots=1)
-    life.deliver(work(timeout_seconds=1))
+    harness = WorkerHarness(broker, slots=1)
+    harness.deliver(work(timeout_seconds=1))
     await asyncio.sleep(61)
-    assert "all 1 slots are held" in (life.worker.unhealthy() or "")
-    life.worker.drain()
-    assert (life.worker.unhealthy(), life.worker.unready()) == (None, "draining")
+    assert "all 1 slots are held" in (harness.worker.unhealthy() or "")
+    harness.worker.drain()
+    assert (harness.worker.unhealthy(), harness.worker.unready()) == (None, "draining")
     await asyncio.sleep(1)
-    life.publisher.settle()
+    harness.publisher.settle()
     await asyncio.sleep(1)
-    assert (life.worker.unhealthy(), life.worker.unready()) == (None, "drained")
-    life.worker._consuming.registered = False
+    assert (harness.worker.unhealthy(), harness.worker.unready()) == (None, "drained")
+    harness.worker._consumer.registered = False
     await asyncio.sleep(30)
-    assert life.worker.unhealthy() is None
-    await life.cut_short()
+    assert harness.worker.unhealthy() is None
+    await harness.cancel()
 
 
 async def test_a_signal_makes_it_unready_too(broker: FakeBroker) -> None:
-    life = Life(broker)
+    harness = WorkerHarness(broker)
     await asyncio.sleep(61)
-    assert life.worker.unready() is None
-    life.deliver(work(timeout_seconds=300))
-    life.worker.stop()
-    assert life.worker.unready() == "stopping"
-    await life.cut_short()
+    assert harness.worker.unready() is None
+    harness.deliver(work(timeout_seconds=300))
+    harness.worker.stop()
+    assert harness.worker.unready() == "stopping"
+    await harness.cancel()
