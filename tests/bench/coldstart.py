@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from taskqueue.kubernetes.client import MERGE_PATCH
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from tests.bench import cluster, jobs
-from tests.bench.figures import Spread, ratio
 from tests.bench.report import Outcome, Report
+from tests.bench.statistics import Spread, ratio
 from tests.bench.task_load import TASKS, create_task
 from tests.bench.watches import TOUCHED_TASKS, EndWatch, available
 

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tests.bench import cluster, floor, jobs
-from tests.bench.figures import Spread, percentile, ratio
 from tests.bench.report import Outcome, Report
+from tests.bench.statistics import Spread, percentile, ratio
 from tests.bench.task_load import TASKS, create_task
 from tests.bench.watches import TOUCHED_TASKS, EndWatch
 

@@ -8,7 +8,7 @@ import platform
 from typing import Any
 
 from taskqueue.kubernetes.client import ApiClient
-from tests.bench.figures import significant
+from tests.bench.statistics import significant
 
 #: Above this the machine is not quiet enough for figures that are to be kept.
 NOISY = 0.2

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.figures import Spread, significant
 from tests.bench.machine import NOISY
+from tests.bench.statistics import Spread, significant
 
 #: Wide enough for the tables where the output is no terminal.
 _WIDTH = 100

@@ -26,10 +26,10 @@ from taskqueue.api.common import API_VERSION, TASK_KIND, TASKQUEUE_KIND
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL, queue_path
 from tests.bench import cluster, recorded, removals
 from tests.bench.deadline import within
-from tests.bench.figures import Spread, ratio
 from tests.bench.load import at_once
 from tests.bench.pod_watch import PodWatch
 from tests.bench.report import Outcome, Report
+from tests.bench.statistics import Spread, ratio
 from tests.bench.task_load import TASKS
 from tests.bench.watches import EndWatch
 

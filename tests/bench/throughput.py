@@ -10,9 +10,9 @@ from typing import Any
 
 from taskqueue.api.common import GROUP
 from tests.bench import api_metrics, cluster, floor, jobs, processes
-from tests.bench.figures import Spread, ratio, significant
 from tests.bench.load import at_once
 from tests.bench.report import Outcome, Report
+from tests.bench.statistics import Spread, ratio, significant
 from tests.bench.task_load import TASKS, create_task
 from tests.bench.watches import TOUCHED_TASKS, EndWatch
 

@@ -24,22 +24,22 @@ from taskqueue.contract.names import INBOX_QUEUE
 from tests.bench import processes
 from tests.bench.brokers import Broker, bench_broker
 from tests.bench.cluster import Cluster
-from tests.bench.contenders import (
+from tests.bench.deadline import BenchError, within
+from tests.bench.machine import cores
+from tests.bench.peers.peer import (
     CELERY,
     DRAMATIQ,
     OURS,
     ROOT,
-    Contender,
+    Peer,
     celery,
     dramatiq,
     environment_of,
     ours,
     publish,
 )
-from tests.bench.deadline import BenchError, within
-from tests.bench.figures import Spread, ratio, significant
-from tests.bench.machine import cores
 from tests.bench.report import Outcome, Report
+from tests.bench.statistics import Spread, ratio, significant
 
 #: This part of the messages is run before the clock starts.
 WARM_UP = 0.1
@@ -62,7 +62,7 @@ class Settings:
 
     Attributes:
         messages: of a round.
-        rounds: of each contender.
+        rounds: of each peer.
         processes: workers of each.
         slots: of each of our workers; None: the default.
         everywhere: our handlers in threads and on the loop too.
@@ -77,7 +77,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One contender once.
+    """One peer once.
 
     Attributes:
         rate: messages a second.
@@ -97,7 +97,7 @@ class Cpu:
     """CPU seconds so far.
 
     Attributes:
-        workers: of the contender's processes.
+        workers: of the peer's processes.
         sample: of the cluster; None: it is not to be seen from here.
     """
 
@@ -107,19 +107,19 @@ class Cpu:
 
 async def run(cluster: Cluster, settings: Settings, report: Report) -> Outcome:
     """Measure all in turns, and tell."""
-    contenders = _contenders(settings)
-    rounds: dict[str, list[Round]] = {each.name: [] for each in contenders}
+    peers = _peers(settings)
+    rounds: dict[str, list[Round]] = {each.name: [] for each in peers}
     async with bench_broker(cluster.client) as broker:
         for number in range(settings.rounds):
             # There and back: ours always comes beside both peers, before and after each in turn.
-            for contender in contenders if number % 2 == 0 else reversed(contenders):
-                one = await measure(contender, broker, settings.messages, host=cluster.host)
-                rounds[contender.name].append(one)
-                report.say(f"round {number}: {contender.name} {_describe(one)}")
+            for peer in peers if number % 2 == 0 else reversed(peers):
+                one = await measure(peer, broker, settings.messages, host=cluster.host)
+                rounds[peer.name].append(one)
+                report.say(f"round {number}: {peer.name} {_describe(one)}")
     return _report(rounds, report)
 
 
-def _contenders(settings: Settings) -> list[Contender]:
+def _peers(settings: Settings) -> list[Peer]:
     named = {OURS: "noop"}
     if settings.everywhere:
         named |= {f"{OURS}_threads": "noop-thread", f"{OURS}_async": "noop-async"}
@@ -135,28 +135,28 @@ def _contenders(settings: Settings) -> list[Contender]:
     ]
 
 
-async def measure(contender: Contender, broker: Broker, messages: int, *, host: str) -> Round:
+async def measure(peer: Peer, broker: Broker, messages: int, *, host: str) -> Round:
     """Publish, start the workers, and take the time until the queue is empty.
 
     Raises:
         BenchError: the workers do not start, or do not come to an end, or leave something behind.
     """
-    await publish(contender, broker, messages)
-    queue = contender.queue
-    async with _running(contender, broker) as pids:
+    await publish(peer, broker, messages)
+    queue = peer.queue
+    async with _running(peer, broker) as pids:
         warm = int(messages * (1 - WARM_UP))
-        async with within(_START_SECONDS, f"the workers of {contender.name} getting to work"):
+        async with within(_START_SECONDS, f"the workers of {peer.name} getting to work"):
             begun = await _left(broker, queue, warm)
         start, before = time.perf_counter(), _cpu(pids, host)
         limit = 30 + messages / _SLOWEST
-        async with within(limit, f"{contender.name} running {messages} messages"):
+        async with within(limit, f"{peer.name} running {messages} messages"):
             await _left(broker, queue, 0)
         seconds, after = time.perf_counter() - start, _cpu(pids, host)
-        if contender.handler:
+        if peer.handler:
             async with within(_OUTCOMES_SECONDS, "the outcomes being taken"):
                 await _left(broker, INBOX_QUEUE, 0)
     if left := await broker.ready(queue):
-        raise BenchError(f"{contender.name} left {left} messages unacknowledged")
+        raise BenchError(f"{peer.name} left {left} messages unacknowledged")
     return _round(begun, seconds, before, after)
 
 
@@ -184,17 +184,17 @@ def _cpu(pids: Sequence[int], host: str) -> Cpu:
 
 
 @asynccontextmanager
-async def _running(contender: Contender, broker: Broker) -> AsyncIterator[list[int]]:
+async def _running(peer: Peer, broker: Broker) -> AsyncIterator[list[int]]:
     """Have its processes run, and end them in order."""
     with tempfile.TemporaryFile() as output:
         started: list[asyncio.subprocess.Process] = []
         try:
-            for command in contender.commands:
+            for command in peer.commands:
                 started.append(
                     await asyncio.create_subprocess_exec(
                         *command,
                         cwd=ROOT,
-                        env=environment_of(contender, broker),
+                        env=environment_of(peer, broker),
                         stdout=output,
                         stderr=output,
                         start_new_session=True,
@@ -202,7 +202,7 @@ async def _running(contender: Contender, broker: Broker) -> AsyncIterator[list[i
                 )
             yield [process.pid for process in started]
             if dead := [each.pid for each in started if each.returncode is not None]:
-                raise BenchError(f"{len(dead)} processes of {contender.name} ended by themselves")
+                raise BenchError(f"{len(dead)} processes of {peer.name} ended by themselves")
         except BenchError as problem:
             output.seek(0)
             said = output.read()[-3000:].decode(errors="replace").strip()

@@ -1,4 +1,4 @@
 """Scaling in virtual time: our decision, and a model of KEDA with the HPA, on the same loads.
 
-docs/development/scaling-simulator.md tells what is modelled, and what the figures are.
+docs/development/scaling-simulator.md describes the model and the summary.
 """

@@ -1,7 +1,7 @@
-"""Ours beside KEDA on one load: at no more pod-seconds, how long does work wait?
+"""Compares our scaling with KEDA's on one load: how long does work wait at no more pod-seconds?
 
-Both ends of a trade are looked at: for each of KEDA's settings, the one of ours that costs no more
-and lets work wait the least. The default setting is told beside it, whatever it costs.
+The comparison fixes the cost: for each of KEDA's settings it picks the one of ours that costs no
+more and lets work wait the least. The default setting is reported too, whatever it costs.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.simulation.cluster import Conditions
-from tests.simulation.figures import Figures
 from tests.simulation.loads import Make
+from tests.simulation.summary import Summary
 from tests.simulation.systems import System, simulate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """One of KEDA's settings, and ours against it.
+    """One of KEDA's settings, and our best against it.
 
     Attributes:
         theirs: the name of KEDA's setting.
@@ -35,25 +35,25 @@ class Match:
 
 def run(
     systems: Sequence[System], make: Make, conditions: Conditions, *, seeds: Sequence[int]
-) -> dict[str, Figures]:
-    """Return each system's figures, of all seeds together."""
+) -> dict[str, Summary]:
+    """Return each system's summary, of all seeds together."""
     cases = [(seed, make(seed)) for seed in seeds]
     return {
-        system.name: Figures.pooled(
+        system.name: Summary.pooled(
             [simulate(system, load, conditions, seed=seed) for seed, load in cases]
         )
         for system in systems
     }
 
 
-def match(theirs: str, figures: Figures, ours: Mapping[str, Figures]) -> Match:
+def match(theirs: str, summary: Summary, ours: Mapping[str, Summary]) -> Match:
     """Return our best against one of KEDA's settings."""
     cheapest = min(ours, key=lambda name: ours[name].pod_seconds)
-    within = [name for name in ours if ours[name].pod_seconds <= figures.pod_seconds]
+    within = [name for name in ours if ours[name].pod_seconds <= summary.pod_seconds]
     best = min(within or [cheapest], key=lambda name: ours[name].wait_p99)
     return Match(
         theirs=theirs,
         ours=best,
-        wait_ratio=ours[best].wait_p99 / figures.wait_p99,
-        cost_ratio=ours[best].pod_seconds / figures.pod_seconds,
+        wait_ratio=ours[best].wait_p99 / summary.wait_p99,
+        cost_ratio=ours[best].pod_seconds / summary.pod_seconds,
     )

@@ -13,10 +13,10 @@ from taskqueue.controller.pool.autoscaler import decide
 from taskqueue.controller.pool.drain_plan import plan
 from taskqueue.model.scaling import BacklogTarget, ScalingPolicy
 from tests.simulation.cluster import Cluster, Conditions
-from tests.simulation.figures import Figures
 from tests.simulation.keda import FASTEST_BEHAVIOR, Keda, KedaSettings, Phases, Protocol
 from tests.simulation.loads import LoadCase
 from tests.simulation.operator import Decide, Operator, Plan
+from tests.simulation.summary import Summary
 from tests.simulation.timeline import Timeline
 
 #: Starts the scaling of a cluster; the number is the seed.
@@ -97,10 +97,10 @@ KEDA_RANGE = (KEDA, KEDA_AMQP, KEDA_PATIENT, KEDA_FASTEST, KEDA_FASTEST_AMQP)
 
 def simulate(
     system: System, load: LoadCase, conditions: Conditions | None = None, *, seed: int = 1
-) -> Figures:
-    """Let a system scale for a load, and return what came of it."""
+) -> Summary:
+    """Let a system scale for a load, and return the summary of the run."""
     timeline = Timeline()
     cluster = Cluster(timeline, load.jobs, conditions or Conditions(), seed=seed)
     system.start(cluster, load, seed)
     timeline.run(load.end)
-    return Figures.of(cluster, load)
+    return Summary.of(cluster, load)

@@ -3,7 +3,7 @@ package taskqueue
 import "sync"
 
 // unboundedQueue never makes the sender wait, so that a goroutine that serves a connection is never
-// serves a connection can be stableAfter up by what it serves.
+// blocked by what it serves.
 type unboundedQueue[T any] struct {
 	mutex sync.Mutex
 	items []T

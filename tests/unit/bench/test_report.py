@@ -6,8 +6,8 @@ import json
 import pytest
 from rich.console import Console
 
-from tests.bench.figures import Spread
 from tests.bench.report import Outcome, Report
+from tests.bench.statistics import Spread
 
 OUTCOME = Outcome(
     bench="throughput",

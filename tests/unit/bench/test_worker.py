@@ -12,10 +12,11 @@ from rich.console import Console
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.contract.names import work_queue
 from taskqueue.worker.settings import WorkerSettings
-from tests.bench import cluster, contenders, worker
+from tests.bench import cluster, worker
 from tests.bench.brokers import Broker
 from tests.bench.deadline import BenchError
 from tests.bench.machine import cores
+from tests.bench.peers import peer as peers
 from tests.bench.processes import CpuSample
 from tests.bench.report import Report
 from tests.bench.worker import Cpu, Round
@@ -27,13 +28,13 @@ BROKER = Broker(PARAMETERS, channel=None, publisher=None)  # type: ignore[arg-ty
 
 
 def test_our_workers_are_the_real_ones_with_their_default_settings() -> None:
-    ours = contenders.ours("taskqueue", "noop", processes=2, slots=None)
+    ours = peers.ours("taskqueue", "noop", processes=2, slots=None)
     outcomes, *workers = ours.commands
-    assert outcomes[-1] == "tests.bench.contestants.outcomes"
+    assert outcomes[-1] == "tests.bench.peers.outcomes"
     assert [command[1:5] for command in workers] == [
-        ["-m", "taskqueue", "worker", "tests.bench.contestants.handlers"]
+        ["-m", "taskqueue", "worker", "tests.bench.peers.handlers"]
     ] * 2
-    settings = WorkerSettings.from_environment(contenders.environment_of(ours, BROKER))
+    settings = WorkerSettings.from_environment(peers.environment_of(ours, BROKER))
     assert work_queue(settings.namespace, settings.queue) == ours.queue
     assert settings.broker == PARAMETERS
     assert "TASKQUEUE_CONCURRENCY" not in ours.environment
@@ -41,8 +42,8 @@ def test_our_workers_are_the_real_ones_with_their_default_settings() -> None:
 
 
 def test_slots_and_another_version_are_for_our_workers_only() -> None:
-    ours = contenders.ours("old", "noop", processes=1, slots=8, source=Path("/old"))
-    environment = contenders.environment_of(ours, BROKER)
+    ours = peers.ours("old", "noop", processes=1, slots=8, source=Path("/old"))
+    environment = peers.environment_of(ours, BROKER)
     assert environment["TASKQUEUE_CONCURRENCY"] == "8"
     assert environment["PYTHONPATH"].startswith("/old")
 
@@ -55,26 +56,26 @@ def test_every_client_is_given_one_address() -> None:
 def test_the_peers_get_as_many_processes_and_acknowledge_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(contenders, "find_spec", lambda name: object())
-    (dramatiq,) = contenders.dramatiq(processes=2, threads=8).commands
+    monkeypatch.setattr(peers, "find_spec", lambda name: object())
+    (dramatiq,) = peers.dramatiq(processes=2, threads=8).commands
     assert dramatiq[-4:] == ["--processes", "2", "--threads", "8"]
-    (celery,) = contenders.celery(processes=2).commands
+    (celery,) = peers.celery(processes=2).commands
     assert celery[celery.index("--concurrency") + 1] == "2"
-    text = (contenders.ROOT / "tests/bench/contestants/celery_app.py").read_text()
+    text = (peers.ROOT / "tests/bench/peers/celery_app.py").read_text()
     assert "task_acks_late = True" in text
 
 
 def test_a_peer_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders, "find_spec", lambda name: None)
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
     with pytest.raises(BenchError, match=r"celery is not installed: pip install .*\[bench\]"):
-        contenders.celery(processes=2)
+        peers.celery(processes=2)
 
 
 def test_nobody_imports_the_peers_here() -> None:
     assert not {"celery", "dramatiq"} & set(sys.modules)
 
 
-def test_a_round_is_the_contenders_time_and_the_brokers_and_tells_of_others() -> None:
+def test_a_round_is_the_peers_time_and_the_brokers_and_tells_of_others() -> None:
     before = Cpu(1.0, CpuSample({1: ("rabbitmq", 5.0), 2: ("etcd", 1.0)}, machine=10.0))
     after = Cpu(2.0, CpuSample({1: ("rabbitmq", 5.5), 2: ("etcd", 1.25)}, machine=12.0))
     one = worker._round(1000, 2.0, before, after)

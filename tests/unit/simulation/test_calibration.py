@@ -9,10 +9,10 @@ from statistics import median
 import pytest
 
 from tests.simulation.cluster import Conditions
-from tests.simulation.figures import Figures
 from tests.simulation.hpa import Behavior
 from tests.simulation.keda import KedaSettings, Phases, Protocol
 from tests.simulation.loads import Job, LoadCase, burst
+from tests.simulation.summary import Summary
 from tests.simulation.systems import keda, simulate
 
 #: As long as a worker of the node took.
@@ -85,6 +85,6 @@ def test_long_work_while_the_pool_shrinks(settings: KedaSettings) -> None:
     measured, and in the median round as many are killed.
     """
     runs = [simulate(keda("KEDA", settings), long_work(seed), POD, seed=seed) for seed in range(10)]
-    together = Figures.pooled(runs)
+    together = Summary.pooled(runs)
     assert 0.9 * 0.55 <= together.removed_busy / together.removed <= 1.1 * 0.67
     assert 6 <= median(run.killed for run in runs) <= 38

@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulation import compare, loads
 from tests.simulation.cluster import Conditions
-from tests.simulation.figures import Figures
+from tests.simulation.summary import Summary
 from tests.simulation.systems import (
     KEDA,
     KEDA_FASTEST,
@@ -32,7 +32,7 @@ RANGE = (quick(0, 0), quick(1, 0), quick(2, 0), quick(10, 10), OURS)
 
 
 @cache
-def found(name: str) -> dict[str, Figures]:
+def found(name: str) -> dict[str, Summary]:
     make = getattr(loads, name)
     systems = (*RANGE, KEDA, KEDA_PATIENT, KEDA_FASTEST, KEDA_FASTEST_AMQP)
     return compare.run(systems, make, POD, seeds=(1, 2))
@@ -46,8 +46,8 @@ def matched(name: str, theirs: System) -> compare.Match:
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_killed_and_nobody_at_work_removed(name: str) -> None:
     for system in RANGE:
-        figures = found(name)[system.name]
-        assert (figures.killed, figures.removed_busy, figures.unfinished) == (0, 0, 0)
+        summary = found(name)[system.name]
+        assert (summary.killed, summary.removed_busy, summary.unfinished) == (0, 0, 0)
     assert found(name)[KEDA_FASTEST.name].removed_busy > 0, "else nothing was shown"
 
 

@@ -44,7 +44,7 @@ def test_over_http_what_runs_counts() -> None:
     assert followed(http, Job(0.0, 400.0), until=400) == [(10.0, 1)]
 
 
-def test_over_http_figures_are_as_old_as_the_last_statistics() -> None:
+def test_over_http_statistics_are_as_old_as_the_last_statistics() -> None:
     http = KedaSettings(polling_seconds=1, cooldown_seconds=3)
     # Told at 12 that there is one, at 17 that there is none; 16 was the last active poll.
     assert followed(http, Job(10.5, 0.5), until=100) == [(12.0, 1), (20.0, 0)]

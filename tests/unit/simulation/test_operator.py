@@ -11,8 +11,8 @@ from taskqueue.controller.pool.drain_plan import DrainStep
 from taskqueue.model.scaling import DrainTimeTarget, ScalingPolicy
 from tests.simulation import loads
 from tests.simulation.cluster import Conditions
-from tests.simulation.figures import Figures
 from tests.simulation.loads import Job, LoadCase, burst
+from tests.simulation.summary import Summary
 from tests.simulation.systems import OUR_RANGE, OURS, ours, simulate
 from tests.unit.simulation.test_calibration import long_work
 
@@ -29,8 +29,8 @@ def test_200_tasks_from_zero_take_little_more_than_ten_workers_need() -> None:
     assert simulate(OURS, load, POD).all_done < 21.5  # 20 s is ideal
 
 
-def nothing_was_disturbed(figures: Figures) -> bool:
-    return (figures.removed_busy, figures.killed, figures.unfinished) == (0, 0, 0)
+def nothing_was_disturbed(summary: Summary) -> bool:
+    return (summary.removed_busy, summary.killed, summary.unfinished) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("system", OUR_RANGE, ids=lambda system: system.name)
@@ -48,9 +48,9 @@ def test_nor_when_pods_start_slowly_or_have_many_slots(
 ) -> None:
     conditions = Conditions(start_seconds=start, slots=slots)
     for system in (OUR_RANGE[0], OUR_RANGE[3]):
-        figures = simulate(system, make(1), conditions)
-        assert nothing_was_disturbed(figures)
-        assert figures.removed > 10
+        summary = simulate(system, make(1), conditions)
+        assert nothing_was_disturbed(summary)
+        assert summary.removed > 10
 
 
 @pytest.mark.parametrize("start", [3.0, 10.0])
@@ -60,8 +60,8 @@ def test_no_pod_is_killed_when_pods_are_listed_all_the_time(
     """Then a cost is written for one pod while another's drained worker is about to be removed."""
     monkeypatch.setattr("tests.simulation.operator.PollBackoff.pop_due", lambda *_, **__: True)
     for system in (OUR_RANGE[0], OUR_RANGE[3]):
-        figures = simulate(system, loads.lognormal_times(1), Conditions(start_seconds=start))
-        assert nothing_was_disturbed(figures)
+        summary = simulate(system, loads.lognormal_times(1), Conditions(start_seconds=start))
+        assert nothing_was_disturbed(summary)
 
 
 def blind(pods: object, workers: object, *, target: int, **_: object) -> DrainStep:
@@ -70,9 +70,9 @@ def blind(pods: object, workers: object, *, target: int, **_: object) -> DrainSt
 
 def test_a_plan_that_looks_at_nobody_is_noticed() -> None:
     at_once = ScalingPolicy(stabilization_seconds=0, idle_seconds_before_zero=0)
-    figures = simulate(ours("blind", at_once, plan=blind), loads.lognormal_times(1), POD)
-    assert figures.removed_busy > 10
-    assert figures.killed > 0
+    summary = simulate(ours("blind", at_once, plan=blind), loads.lognormal_times(1), POD)
+    assert summary.removed_busy > 10
+    assert summary.killed > 0
 
 
 def changed(**fields: Any) -> Callable[..., ScalingDecision]:

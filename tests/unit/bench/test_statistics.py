@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench.figures import Spread, percentile, ratio, significant
+from tests.bench.statistics import Spread, percentile, ratio, significant
 
 VALUES = st.lists(st.floats(0, 1e6), min_size=1, max_size=50)
 

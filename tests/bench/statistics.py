@@ -1,4 +1,4 @@
-"""What a list of measurements is boiled down to."""
+"""Summary statistics of measurements: percentile, spread, ratio."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from statistics import median
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return the smallest measured value that at least ``percent`` of all do not exceed.
 
-    Always one of the values (the nearest-rank definition): nothing is made up between two.
+    Always one of the values (the nearest-rank definition): it does not interpolate.
 
     Raises:
         ValueError: there are no values, or percent is outside 0 to 100.
     """
     if not values:
-        raise ValueError("a percentile of nothing")
+        raise ValueError("there are no values to take a percentile of")
     if not 0 <= percent <= 100:
-        raise ValueError(f"percent is {percent}: it goes from 0 to 100")
+        raise ValueError(f"percent is {percent}: it must be from 0 to 100")
     rank = math.ceil(percent / 100 * len(values))
     return sorted(values)[max(rank, 1) - 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How far measurements of one thing lie apart."""
+    """Minimum, median and maximum of repeated measurements."""
 
     low: float
     middle: float
@@ -49,7 +49,7 @@ class Spread:
 
 
 def significant(value: float, digits: int = 4) -> float:
-    """Return the value with so many significant digits: more would pretend to precision."""
+    """Return the value rounded to significant digits, so as not to pretend precision."""
     if value == 0 or not math.isfinite(value):
         return value
     return round(value, digits - 1 - math.floor(math.log10(abs(value))))

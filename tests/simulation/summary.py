@@ -1,4 +1,4 @@
-"""What one run is boiled down to."""
+"""The summary of a simulated run."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import fmean, median
 
-from tests.bench.figures import percentile, significant
+from tests.bench.statistics import percentile, significant
 from tests.simulation.cluster import Cluster
 from tests.simulation.loads import LoadCase
 
-#: A shrink that is taken back within this time was one too many. It is the HPA's own default for
-#: how long one should wait before shrinking, and longer than anything that is set here.
+#: A shrink that is reversed within this time, in seconds, was unnecessary. It is the HPA's default
+#: wait before shrinking, and longer than any setting here.
 OSCILLATION_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """What a run cost, and what for.
+class Summary:
+    """Waiting times, cost and disturbances of a run.
 
     Attributes:
-        wait_p50: seconds from arrival to the first start, of half of all.
-        wait_p99: of all but one in a hundred.
-        pod_seconds: of all pods, from creation until gone.
-        oscillations: see `oscillations`; 0 of a load that is never steady.
-        removed: pods with a worker in them that were taken away.
-        removed_busy: of those, with work in hand.
-        killed: messages that were cut off.
-        unfinished: messages without an end at the end; 0, or the run was too short.
+        wait_p50: median of the seconds from arrival to the first start.
+        wait_p99: its 99th percentile.
+        pod_seconds: of all pods, from creation to removal.
+        oscillations: see `oscillations`; 0 for a load that is never steady.
+        removed: pods that were deleted with a worker in them.
+        removed_busy: those of them that were running messages.
+        killed: messages whose run was killed.
+        unfinished: messages not finished at the end; if not 0, the run was too short.
         first_done: seconds from the first arrival to the first end.
         all_done: seconds from the first arrival to the last end.
-        largest: the most replicas asked for.
+        largest: the most replicas requested.
     """
 
     wait_p50: float
@@ -47,8 +47,8 @@ class Figures:
     largest: int
 
     @classmethod
-    def of(cls, cluster: Cluster, load: LoadCase) -> Figures:
-        """Return the figures of a run that has ended."""
+    def of(cls, cluster: Cluster, load: LoadCase) -> Summary:
+        """Return the summary of a run that has ended."""
         waits = [
             (work.started if work.started is not None else load.end) - work.job.arrives
             for work in cluster.works
@@ -70,8 +70,8 @@ class Figures:
         )
 
     @classmethod
-    def pooled(cls, runs: Sequence[Figures]) -> Figures:
-        """Return medians of times, the mean of pod-seconds, and sums of what is counted."""
+    def pooled(cls, runs: Sequence[Summary]) -> Summary:
+        """Return medians of times, the mean of pod-seconds, and sums of counts."""
         return cls(
             wait_p50=median(run.wait_p50 for run in runs),
             wait_p99=median(run.wait_p99 for run in runs),
@@ -87,18 +87,18 @@ class Figures:
         )
 
     def as_dict(self) -> dict[str, float]:
-        """Return the figures as they are printed."""
+        """Return the summary with four significant digits."""
         return {name: significant(value) for name, value in asdict(self).items()}
 
 
 def oscillations(sizes: Sequence[tuple[float, int]], window: tuple[float, float]) -> int:
     """Return how often a shrink was followed by a growth within `OSCILLATION_SECONDS`.
 
-    Both must lie within the window. Growths in a row count as one, and so do shrinks.
+    Both must lie within the window. Consecutive growths count as one, and so do shrinks.
 
     Args:
-        sizes: (time, size) of every change, and of the beginning.
-        window: from when until when the load is steady.
+        sizes: (time, size) at the start and at every change.
+        window: the start and end of the time when the load is steady.
     """
     count, shrunk_at = 0, None
     for (_, before), (at, after) in pairwise(sizes):

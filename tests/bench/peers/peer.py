@@ -1,7 +1,7 @@
-"""Ours and the peers of the worker benchmark: how each is started, and how its work is published.
+"""Our workers and their peers in the worker benchmark: how to start them and publish their work.
 
-All run two worker processes and do nothing in the handler; everything else is at its default, but
-for what is said here.
+Each runs two worker processes with a handler that does nothing. Other settings have their defaults,
+except where this module sets them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.bench import cluster as bench
 from tests.bench.brokers import Broker
 from tests.bench.deadline import BenchError, within
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OURS = "taskqueue"
 DRAMATIQ = "dramatiq"
 CELERY = "celery"
@@ -28,15 +28,15 @@ _PUBLISH_SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
-    """Someone whose workers are measured.
+class Peer:
+    """A task queue whose workers are measured.
 
     Attributes:
-        name: in tables and figures.
-        queue: its messages wait in this one.
+        name: in tables and results.
+        queue: the broker's name of its queue.
         commands: its processes; a command that starts its own children counts with them.
-        handler: of ours; empty: its own module publishes, ``python -m publishes N``.
-        publishes: see there.
+        handler: of our workers. Empty: ``python -m <publishes> N`` publishes the messages.
+        publishes: a module; see ``handler``.
         environment: of its processes, besides ours and the broker's address.
     """
 
@@ -50,17 +50,17 @@ class Contender:
 
 def ours(
     name: str, handler: str, *, processes: int, slots: int | None, source: Path | None = None
-) -> Contender:
-    """Return our workers, and the process that throws their outcomes away.
+) -> Peer:
+    """Return our workers, and the process that discards their outcomes.
 
     Args:
-        name: in tables and figures.
-        handler: in `tests.bench.contestants.handlers`.
+        name: in tables and results.
+        handler: in `tests.bench.peers.handlers`.
         processes: how many workers.
-        slots: what each runs at once; None: its default, the CPUs.
-        source: a folder with another version of the package ``taskqueue``, to be compared.
+        slots: attempts that each runs at once; None: its default, the number of CPUs.
+        source: a folder with another version of the package ``taskqueue``, to compare with.
     """
-    worker = [sys.executable, "-m", "taskqueue", "worker", "tests.bench.contestants.handlers"]
+    worker = [sys.executable, "-m", "taskqueue", "worker", "tests.bench.peers.handlers"]
     environment = {
         "TASKQUEUE_NAMESPACE": bench.NAMESPACE,
         "TASKQUEUE_QUEUE": bench.QUEUE,
@@ -71,11 +71,11 @@ def ours(
         environment["TASKQUEUE_CONCURRENCY"] = str(slots)
     if source is not None:
         environment["PYTHONPATH"] = f"{source}{os.pathsep}{ROOT}"
-    return Contender(
+    return Peer(
         name=name,
         queue=work_queue(bench.NAMESPACE, bench.QUEUE),
         commands=[
-            [sys.executable, "-m", "tests.bench.contestants.outcomes"],
+            [sys.executable, "-m", "tests.bench.peers.outcomes"],
             *[worker] * processes,
         ],
         handler=handler,
@@ -83,16 +83,16 @@ def ours(
     )
 
 
-def dramatiq(*, processes: int, threads: int) -> Contender:
+def dramatiq(*, processes: int, threads: int) -> Peer:
     """Return Dramatiq on RabbitMQ.
 
     Raises:
         BenchError: it is not installed.
     """
-    app = "tests.bench.contestants.dramatiq_app"
+    app = "tests.bench.peers.dramatiq_app"
     _installed("dramatiq")
     scale = ["--processes", str(processes), "--threads", str(threads)]
-    return Contender(
+    return Peer(
         name=DRAMATIQ,
         queue="bench-dramatiq",
         commands=[[sys.executable, "-m", "dramatiq", app, *scale]],
@@ -100,16 +100,16 @@ def dramatiq(*, processes: int, threads: int) -> Contender:
     )
 
 
-def celery(*, processes: int) -> Contender:
+def celery(*, processes: int) -> Peer:
     """Return Celery on RabbitMQ, acknowledging after the run.
 
     Raises:
         BenchError: it is not installed.
     """
-    app = "tests.bench.contestants.celery_app"
+    app = "tests.bench.peers.celery_app"
     _installed("celery")
     scale = ["--pool", "prefork", "--concurrency", str(processes), "--loglevel", "WARNING"]
-    return Contender(
+    return Peer(
         name=CELERY,
         queue="bench-celery",
         commands=[[sys.executable, "-m", "celery", "-A", app, "worker", *scale]],
@@ -117,25 +117,25 @@ def celery(*, processes: int) -> Contender:
     )
 
 
-async def publish(contender: Contender, broker: Broker, count: int) -> None:
-    """Put so many messages into the contender's queue, with the contender's own client."""
-    async with within(_PUBLISH_SECONDS, f"publishing {count} messages for {contender.name}"):
-        if contender.handler:
-            await broker.publish(contender.handler, count)
+async def publish(peer: Peer, broker: Broker, count: int) -> None:
+    """Put so many messages into the peer's queue, with the peer's own client."""
+    async with within(_PUBLISH_SECONDS, f"publishing {count} messages for {peer.name}"):
+        if peer.handler:
+            await broker.publish(peer.handler, count)
             return
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            contender.publishes,
+            peer.publishes,
             str(count),
             cwd=ROOT,
-            env=environment_of(contender, broker),
+            env=environment_of(peer, broker),
         )
         if await process.wait():
-            raise BenchError(f"{contender.publishes} cannot publish: see above")
+            raise BenchError(f"{peer.publishes} cannot publish: see above")
 
 
-def environment_of(contender: Contender, broker: Broker) -> dict[str, str]:
+def environment_of(peer: Peer, broker: Broker) -> dict[str, str]:
     """Return the whole environment of its processes."""
     at = broker.parameters
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -148,7 +148,7 @@ def environment_of(contender: Contender, broker: Broker) -> dict[str, str]:
         "TASKQUEUE_BROKER_USERNAME": at.username,
         "TASKQUEUE_BROKER_PASSWORD": at.password,
         "TASKQUEUE_BROKER_VHOST": at.virtual_host,
-        **contender.environment,
+        **peer.environment,
     }
 
 
