@@ -33,8 +33,8 @@ class FinishedTotals(ApiModel):
 
 
 #: How many workers a status tells of, and how many of the handlers of each.
-WORKERS_TOLD = 20
-HANDLERS_TOLD = 50
+MAX_WORKERS = 20
+MAX_HANDLERS = 50
 
 
 class RegisteredWorker(ApiModel):
@@ -50,8 +50,8 @@ class RegisteredWorker(ApiModel):
     slots: Count = Field(0, description="How many attempts it runs at once.")
     handlers: tuple[Annotated[str, Field(max_length=OBJECT_NAME_MAX_LENGTH)], ...] = Field(
         (),
-        max_length=HANDLERS_TOLD,
-        description=f"Handlers it has code for, the first {HANDLERS_TOLD}.",
+        max_length=MAX_HANDLERS,
+        description=f"Handlers it has code for, the first {MAX_HANDLERS}.",
         json_schema_extra=ATOMIC_LIST,
     )
 
@@ -132,9 +132,9 @@ class TaskQueueResourceStatus(ApiModel):
     )
     workers: tuple[RegisteredWorker, ...] = Field(
         (),
-        max_length=WORKERS_TOLD,
+        max_length=MAX_WORKERS,
         description=(
-            f"The workers that have registered and live, the first {WORKERS_TOLD} by name. Written "
+            f"The workers that have registered and live, the first {MAX_WORKERS} by name. Written "
             "when one joins or leaves."
         ),
         json_schema_extra=ATOMIC_LIST,

@@ -22,8 +22,8 @@ from taskqueue.controller import handlers
 from taskqueue.controller.engine import Engine
 from taskqueue.controller.probes import serve_probes
 from taskqueue.kubernetes.client import ApiClient, load_access
-from taskqueue.kubernetes.lease import ApiLeaseStore, LeaderElector
-from taskqueue.kubernetes.token_secret import token_keys
+from taskqueue.kubernetes.lease import LeaderElector, LeaseLock
+from taskqueue.kubernetes.token_secret import load_token_keys
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -72,9 +72,7 @@ async def serve(settings: OperatorSettings) -> int:
     _stop_on_signals(stop)
     access = await load_access(settings.kubeconfig)
     client = ApiClient(access, timeout_seconds=_LEASE_REQUEST_SECONDS)
-    leadership = LeaderElector(
-        ApiLeaseStore(client, settings.namespace, LEASE_NAME), settings.identity
-    )
+    leadership = LeaderElector(LeaseLock(client, settings.namespace, LEASE_NAME), settings.identity)
     engine: Engine | None = None
     probes = await serve_probes(settings.port, ready=lambda: engine is None or engine.ready)
     try:
@@ -86,9 +84,9 @@ async def serve(settings: OperatorSettings) -> int:
         acquiring.result()
         engine = Engine(
             access,
-            await token_keys(client, settings.namespace),
+            await load_token_keys(client, settings.namespace),
             instance=settings.identity,
-            leads=lambda: leadership.certain,
+            leads=lambda: leadership.is_leader,
         )
         return await _lead(engine, leadership, stop)
     finally:
@@ -99,7 +97,7 @@ async def serve(settings: OperatorSettings) -> int:
 
 async def _lead(engine: Engine, leadership: LeaderElector, stop: asyncio.Event) -> int:
     """Run the engine and kopf until told to stop, or the Lease is lost, or a part fails."""
-    holding = asyncio.create_task(leadership.hold(), name="lease")
+    holding = asyncio.create_task(leadership.renew_until_lost(), name="lease")
     engine_task = asyncio.create_task(engine.run(), name="engine")
     kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event()
     kopf_task = asyncio.create_task(_run_kopf(engine, kopf_stop, kopf_ready), name="kopf")

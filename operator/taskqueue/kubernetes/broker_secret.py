@@ -1,8 +1,9 @@
-"""The Secret that says how to reach a TaskQueue's broker, wherever spec.broker points to.
+"""Finds and reads the connection Secret of a TaskQueue's broker.
 
-Either the Secret is named, or a RabbitmqCluster of the RabbitMQ Cluster Operator is: then it is the
-Secret of that object's ``status.binding``. A cluster in another namespace is used only when it
-allows the TaskQueue's namespace, by the annotation which the RabbitMQ operators have for it.
+``spec.broker`` names the Secret itself, or a RabbitmqCluster of the RabbitMQ Cluster Operator: then
+the Secret is the one in that object's ``status.binding``. A cluster in another namespace is used
+only when its annotation for the RabbitMQ Messaging Topology Operator allows the TaskQueue's
+namespace.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _CLUSTERS = "/apis/rabbitmq.com/v1beta1"
 
 
 class NoBrokerSecret(Exception):
-    """There is no such Secret, or it must not be used.
+    """The Secret does not exist, cannot be read, or must not be used.
 
     Attributes:
         reason: CamelCase, for a condition.
@@ -34,7 +35,7 @@ class NoBrokerSecret(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BrokerSecret:
-    """A Secret as found; its values are not shown."""
+    """A Secret, and where it was found; `repr` does not show its values."""
 
     namespace: str
     name: str
@@ -46,65 +47,66 @@ async def read_broker_secret(client: ApiClient, config: QueueConfig) -> BrokerSe
     """Read the Secret of a TaskQueue's broker.
 
     Raises:
-        NoBrokerSecret: it does not exist, is not readable or not allowed; the text says what to do.
-        ApiError: the API server could not be asked; try again.
+        NoBrokerSecret: it does not exist, cannot be read or must not be used; the text says what to
+            do.
+        ApiError: the API server is not available; try again.
     """
     if config.rabbitmq_cluster is None:
         namespace, name = config.namespace, config.connection_secret
         where = f"Secret {namespace}/{name} (spec.broker.connectionSecret)"
-        cure = "create it with key uri, or host, username and password"
+        advice = "create it with the key uri, or with host, username and password"
     else:
         cluster = config.rabbitmq_cluster
-        namespace, name = cluster.namespace, await _bound_secret(client, config, cluster)
+        namespace, name = cluster.namespace, await _binding_secret(client, config, cluster)
         where = f"Secret {namespace}/{name} (status.binding of RabbitmqCluster {cluster.name})"
-        cure = "look at the RabbitMQ Cluster Operator, which makes it"
+        advice = "check the RabbitMQ Cluster Operator, which creates it"
     try:
         secret = await client.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
-    except ApiError as problem:
-        if problem.status == 403:
+    except ApiError as error:
+        if error.status == 403:
             raise NoBrokerSecret(
                 "SecretForbidden",
-                f"{where}: the operator may not read it: give its role get on secrets",
+                f"{where}: the operator may not read it: grant its role get on secrets",
             ) from None
-        if problem.status == 404:
-            raise NoBrokerSecret("SecretNotFound", f"{where} does not exist: {cure}") from None
+        if error.status == 404:
+            raise NoBrokerSecret("SecretNotFound", f"{where} does not exist: {advice}") from None
         raise
     try:
         data = {
             key: base64.b64decode(value).decode()
             for key, value in (secret.get("data") or {}).items()
         }
-    except (binascii.Error, UnicodeDecodeError) as problem:
+    except (binascii.Error, UnicodeDecodeError) as error:
         raise NoBrokerSecret(
-            "SecretInvalid", f"{where}: a value is not UTF-8 text ({problem})"
+            "SecretInvalid", f"{where}: a value is not UTF-8 text ({error})"
         ) from None
     return BrokerSecret(namespace, name, where, data)
 
 
-async def _bound_secret(client: ApiClient, config: QueueConfig, cluster: ClusterRef) -> str:
+async def _binding_secret(client: ApiClient, config: QueueConfig, cluster: ClusterRef) -> str:
     where = (
         f"RabbitmqCluster {cluster.namespace}/{cluster.name} (spec.broker.rabbitmqClusterReference)"
     )
     path = f"{_CLUSTERS}/namespaces/{cluster.namespace}/rabbitmqclusters/{cluster.name}"
     try:
         found = await client.get(path)
-    except ApiError as problem:
-        if problem.status == 403:
+    except ApiError as error:
+        if error.status == 403:
             raise NoBrokerSecret(
                 "ClusterForbidden",
-                f"{where}: the operator may not read it: give its role get on rabbitmqclusters of "
+                f"{where}: the operator may not read it: grant its role get on rabbitmqclusters of "
                 "rabbitmq.com",
             ) from None
-        if problem.status != 404:
+        if error.status != 404:
             raise
         if not await _has_clusters(client):
             raise NoBrokerSecret(
                 "ClusterOperatorMissing",
-                f"{where}: the API server knows no RabbitmqCluster: install the RabbitMQ Cluster "
-                "Operator, or use connectionSecret",
+                f"{where}: the API server has no kind RabbitmqCluster: install the RabbitMQ "
+                "Cluster Operator, or use connectionSecret",
             ) from None
         raise NoBrokerSecret(
-            "ClusterNotFound", f"{where} does not exist: create it, or mend the reference"
+            "ClusterNotFound", f"{where} does not exist: create it, or correct the reference"
         ) from None
     if not _allows(found, config.namespace):
         raise NoBrokerSecret(
@@ -117,20 +119,21 @@ async def _bound_secret(client: ApiClient, config: QueueConfig, cluster: Cluster
     if not name:
         raise NoBrokerSecret(
             "ClusterNotReady",
-            f"{where} has no status.binding yet: it is being made; looked at again by itself",
+            f"{where} has no status.binding yet: the cluster is being created; it is checked again "
+            "automatically",
         )
     return str(name)
 
 
 async def _has_clusters(client: ApiClient) -> bool:
-    """Tell whether the API server has the kind at all; its 404 is the same either way."""
+    """Whether the API server has the kind: its 404 for a missing object looks the same."""
     try:
         kinds = await client.get(_CLUSTERS)
-    except ApiError as problem:
-        if problem.status == 404:
+    except ApiError as error:
+        if error.status == 404:
             return False
         raise
-    return any(one.get("name") == "rabbitmqclusters" for one in kinds.get("resources", ()))
+    return any(each.get("name") == "rabbitmqclusters" for each in kinds.get("resources", ()))
 
 
 def _allows(cluster: Mapping[str, Any], namespace: str) -> bool:
@@ -138,4 +141,4 @@ def _allows(cluster: Mapping[str, Any], namespace: str) -> bool:
     if metadata["namespace"] == namespace:
         return True
     allowed = (metadata.get("annotations") or {}).get(ALLOWED_NAMESPACES, "")
-    return bool({one.strip() for one in allowed.split(",")} & {"*", namespace})
+    return bool({each.strip() for each in allowed.split(",")} & {"*", namespace})

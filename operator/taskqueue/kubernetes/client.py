@@ -1,9 +1,8 @@
-"""A thin HTTP client of the API server: JSON in, JSON out, errors with names.
+"""A thin HTTP client for the API server: JSON in, JSON out, typed errors.
 
-Addresses and credentials come from the kubernetes package's configuration loaders; requests go
-straight over aiohttp, because the status writer and the feed must do thousands a second and need
-connection pools of their own. Every request has a time limit: an API server that hangs is an
-error like any other.
+The kubernetes package loads addresses and credentials. Requests go straight over aiohttp, because
+the status updater and the informers handle thousands a second and need connection pools of their
+own. Every request has a timeout: an API server that hangs is an error like any other.
 """
 
 from __future__ import annotations
@@ -30,19 +29,18 @@ APPLY_PATCH = "application/apply-patch+yaml"
 #: Longest line of a watch, in bytes: etcd refuses objects above 1.5 MiB.
 _MAX_LINE_BYTES = 8 * 1024 * 1024
 
-
-#: Reason of an `ApiError` whose answer came but could not be parsed.
+#: Reason of an `ApiError` for a response that could not be parsed.
 UNREADABLE = "Unreadable"
 
 
 class ApiError(Exception):
-    """The API server refused a request, or could not be asked.
+    """The API server refused a request, or gave no usable response.
 
     Attributes:
-        status: HTTP status; 0 when there was no answer.
-        reason: the API's machine-readable reason, such as NotFound or Invalid.
-        message: the API's words.
-        retry_after: seconds the server asks to wait, or None.
+        status: HTTP status; 0 when there was no response, or none that can be read.
+        reason: machine-readable, such as NotFound or Invalid.
+        message: for people.
+        retry_after: how long the server asks to wait, in seconds; None: it does not say.
     """
 
     def __init__(
@@ -56,10 +54,10 @@ class ApiError(Exception):
 
     @property
     def transient(self) -> bool:
-        """Whether the same request may succeed later, as it is.
+        """Whether the same request may succeed later.
 
-        401 and 403 are among them: an API server that has just started answers so until its
-        authorizer knows the roles, and a role that was withdrawn may be given back.
+        This includes 401 and 403: an API server that has just started answers so until its
+        authorizer knows the roles, and a role that was removed may be restored.
         """
         return self.status in (0, 401, 403, 408, 409, 429, 500, 502, 503, 504)
 
@@ -86,10 +84,10 @@ async def load_access(kubeconfig: str | None = None) -> ApiAccess:
     """Find the API server: the pod's service account, or a kubeconfig outside a cluster.
 
     Args:
-        kubeconfig: path to use instead of looking; also read from KUBECONFIG by default.
+        kubeconfig: path of the file to use; default: $KUBECONFIG, then ``~/.kube/config``.
 
     Raises:
-        kubernetes.aio.config.ConfigException: neither is there.
+        kubernetes.aio.config.ConfigException: there is neither.
     """
     configuration = Configuration()
     if kubeconfig is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
@@ -110,12 +108,12 @@ async def load_access(kubeconfig: str | None = None) -> ApiAccess:
 
 
 class ApiClient:
-    """Requests to the API server over a connection pool of its own.
+    """Sends requests to the API server over a connection pool of its own.
 
     Args:
-        access: where and as whom.
-        max_connections: size of the pool.
-        timeout_seconds: for each request; a watch has none of its own.
+        access: address and credentials.
+        max_connections: size of the pool; 0: no limit.
+        timeout_seconds: of each request; a watch has a timeout of its own.
     """
 
     def __init__(
@@ -135,7 +133,7 @@ class ApiClient:
         )
 
     async def close(self) -> None:
-        """Close the pool; requests under way fail."""
+        """Close the pool; requests in flight fail."""
         await self._session.close()
 
     async def request(
@@ -147,7 +145,7 @@ class ApiClient:
         body: Any = None,
         content_type: str = "application/json",
     ) -> dict[str, Any]:
-        """Send one request and return the parsed answer; see `send`."""
+        """Send one request and return the parsed response; arguments and errors as of `send`."""
         raw = await self.send(method, path, params=params, body=body, content_type=content_type)
         return parse(raw, f"{method} {path}") if raw else {}
 
@@ -160,13 +158,13 @@ class ApiClient:
         body: Any = None,
         content_type: str = "application/json",
     ) -> bytes:
-        """Send one request and return the answer as it came.
+        """Send one request and return the body of the response.
 
         Args:
             method: HTTP method.
             path: from the root, such as ``/api/v1/namespaces``.
             params: query parameters.
-            body: bytes as they are, or anything JSON.
+            body: bytes, sent as they are, or a value to encode as JSON.
             content_type: of the body.
 
         Raises:
@@ -189,17 +187,17 @@ class ApiClient:
                 if response.status >= 400:
                     raise _error(response, raw)
                 return raw
-        except (aiohttp.ClientError, TimeoutError, OSError) as problem:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(
-                0, "Unreachable", f"API server at {self._base}: {problem!r} on {method} {path}"
-            ) from problem
+                0, "Unreachable", f"API server at {self._base}: {error!r} on {method} {path}"
+            ) from error
 
     async def get(self, path: str, **params: str) -> dict[str, Any]:
         """GET an object or a list."""
         return await self.request("GET", path, params=params or None)
 
     async def apply(self, path: str, body: Any, *, manager: str) -> dict[str, Any]:
-        """Server-side apply ``body`` as field manager ``manager``, taking over its fields."""
+        """Server-side apply ``body`` as field manager ``manager``, also over conflicts."""
         return await self.request(
             "PATCH",
             path,
@@ -209,15 +207,15 @@ class ApiClient:
         )
 
     async def merge(self, path: str, body: Any) -> dict[str, Any]:
-        """PATCH by JSON merge."""
+        """Apply ``body`` as a JSON merge patch."""
         return await self.request("PATCH", path, body=body, content_type=MERGE_PATCH)
 
     async def watch(
         self, path: str, *, timeout_seconds: int, **params: str
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield watch events as they come, until the server ends the watch.
+        """Yield watch events until the server ends the watch.
 
-        An event that cannot be parsed is logged and left out: one bad object stops no other.
+        An event that cannot be parsed is logged and skipped: one bad object does not stop the rest.
 
         Raises:
             ApiError: refused, or the connection broke.
@@ -234,31 +232,31 @@ class ApiClient:
                 async for line in _lines(response.content):
                     try:
                         event = parse(line, f"watch of {path}")
-                    except ApiError as problem:
-                        log.error("watch.unreadable", problem=str(problem), bytes=len(line))
+                    except ApiError as error:
+                        log.error("event.skipped", path=path, error=str(error), bytes=len(line))
                         continue
                     yield event
-        except (aiohttp.ClientError, TimeoutError, OSError) as problem:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(
-                0, "Unreachable", f"API server at {self._base}: {problem!r} on watch of {path}"
-            ) from problem
+                0, "Unreachable", f"API server at {self._base}: {error!r} on watch of {path}"
+            ) from error
 
 
-def parse(raw: bytes, what: str) -> dict[str, Any]:
-    """Return the JSON object of an answer.
+def parse(raw: bytes, request: str) -> dict[str, Any]:
+    """Parse a response; ``request`` names what it answers.
 
     Raises:
         ApiError: with reason `UNREADABLE`.
     """
     try:
         parsed: dict[str, Any] = orjson.loads(raw)
-    except ValueError as problem:
-        raise ApiError(0, UNREADABLE, f"answer to {what} is not to be read: {problem}") from problem
+    except ValueError as error:
+        raise ApiError(0, UNREADABLE, f"response to {request} is not JSON: {error}") from error
     return parsed
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Split a stream into lines of any length up to the limit; aiohttp's own stops at 128 KiB."""
+    """Split a stream into lines of up to `_MAX_LINE_BYTES`; aiohttp's own limit is 128 KiB."""
     rest = b""
     async for chunk in stream.iter_any():
         *lines, rest = (rest + chunk).split(b"\n")

@@ -1,8 +1,8 @@
-"""The worker Deployment of a TaskQueue: what it looks like, and how it is put in place.
+"""Renders, applies and resizes the worker Deployment of a TaskQueue.
 
-The operator owns Deployment ``<TaskQueue>-worker`` by server-side apply; the pod template is the
-user's with labels, the queue's environment and a long enough grace period added. Credentials stay
-in the connection Secret: the pods refer to it.
+The operator owns Deployment ``<TaskQueue>-worker`` by server-side apply. Its pod template is the
+user's, with labels, the queue's environment variables and a long enough grace period added.
+Credentials stay in the connection Secret, which the pods refer to.
 """
 
 from __future__ import annotations
@@ -22,24 +22,31 @@ FIELD_MANAGER = "taskqueue-operator"
 MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
 DEPLOYMENTS_PATH = "/apis/apps/v1/deployments"
 
-#: A worker has at least so many seconds to stop when the pod template does not say.
-_LEAST_GRACE_SECONDS = 60
-#: Beyond the longest attempt: for stopping one at its time limit, and for telling of it.
+#: Least grace period of worker pods whose template does not set one.
+_MIN_GRACE_SECONDS = 60
+#: Beyond the longest attempt: time to stop one at its time limit, and to report it.
 _GRACE_MARGIN_SECONDS = 30
-#: The end of the grace is for telling what was given back.
+#: The end of the grace period, for reporting the attempts that were requeued.
 _REPORTING_SECONDS = 5
 
-#: One of these tells a worker where its broker is.
+#: A container needs one of these to find its broker.
 _ADDRESS_VARIABLES = frozenset({"TASKQUEUE_BROKER_URI", "TASKQUEUE_BROKER_HOST"})
 
 
 class InvalidTemplate(ValueError):
-    """spec.workers cannot be made into a Deployment; the text says what to change."""
+    """No Deployment can be rendered from spec.workers; the text says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """What a worker Deployment says of itself."""
+    """The size of a worker pool.
+
+    Attributes:
+        desired: pods asked for.
+        replicas: pods that exist.
+        available: pods that are available.
+        message: why pods cannot be created; "" when they can.
+    """
 
     desired: int
     replicas: int
@@ -47,7 +54,7 @@ class PoolState:
     message: str
 
 
-#: Ends the name of every worker Deployment.
+#: Suffix of the name of every worker Deployment.
 SUFFIX = "-worker"
 
 
@@ -62,26 +69,26 @@ def deployment_path(key: QueueKey) -> str:
 
 
 def default_grace(config: QueueConfig) -> int:
-    """Return how long a worker may take to stop, in seconds, when the pod template does not say.
+    """Return the grace period of worker pods whose template does not set one, in seconds.
 
-    Long enough for an attempt that began just before: a pod that is evicted, or goes with an old
-    template, finishes what it runs. Tasks with a longer time limit of their own are given back.
+    It is long enough for an attempt that has just begun: a pod that is evicted, or replaced by a
+    rollout, finishes what it runs. Attempts with a longer time limit of their own are requeued.
     """
     longest = config.policy.attempt_timeout_seconds + _GRACE_MARGIN_SECONDS
-    return max(_LEAST_GRACE_SECONDS, longest)
+    return max(_MIN_GRACE_SECONDS, longest)
 
 
 def render(config: QueueConfig, *, replicas: int, secret: str | None) -> dict[str, Any]:
     """Return the Deployment to apply.
 
     Args:
-        config: what the TaskQueue asks for.
+        config: the TaskQueue.
         replicas: size of the pool.
-        secret: the connection Secret that pods of the namespace can refer to; None: there is none.
+        secret: name of a connection Secret in the TaskQueue's namespace; None: there is none.
 
     Raises:
-        InvalidTemplate: the template has no containers, or not the named one, or what the
-            operator adds to is not of its type, or nothing tells the pods their broker.
+        InvalidTemplate: the template has no containers, or not the named one; a field that the
+            operator adds to has the wrong type; or the pods have no address of a broker.
     """
     labels = {QUEUE_LABEL: config.name, **MANAGED_BY}
     return {
@@ -113,21 +120,21 @@ def render(config: QueueConfig, *, replicas: int, secret: str | None) -> dict[st
 async def apply(
     client: ApiClient, config: QueueConfig, *, replicas: int, secret: str | None
 ) -> PoolState:
-    """Put the Deployment in place with this size; arguments as of `render`.
+    """Create or update the Deployment; arguments as of `render`.
 
     Raises:
         InvalidTemplate: see `render`.
-        ApiError: the API server refused; 422 when the template is wrong.
+        ApiError: refused or unreachable; 422 when the template is invalid.
     """
     body = render(config, replicas=replicas, secret=secret)
     return read_pool(await client.apply(deployment_path(config.key), body, manager=FIELD_MANAGER))
 
 
 async def resize(client: ApiClient, key: QueueKey, *, replicas: int) -> None:
-    """Set the size of the pool, and nothing else.
+    """Set the size of the pool and change nothing else.
 
     Raises:
-        ApiError: refused; 404 when the Deployment is gone.
+        ApiError: refused or unreachable; 404 when the Deployment does not exist.
     """
     await client.request(
         "PATCH",
@@ -139,7 +146,7 @@ async def resize(client: ApiClient, key: QueueKey, *, replicas: int) -> None:
 
 
 def read_pool(raw: Mapping[str, Any]) -> PoolState:
-    """Read a Deployment's state."""
+    """Read the size of a worker pool from its Deployment."""
     status = raw.get("status") or {}
     failing = [
         condition.get("message", "")
@@ -213,7 +220,7 @@ def _environment(config: QueueConfig, grace: Any, secret: str | None) -> list[di
         "TASKQUEUE_QUEUE": config.name,
         "TASKQUEUE_GRACE_SECONDS": str(max(grace_seconds - _REPORTING_SECONDS, 0)),
     }
-    # For direct messages, which carry no policy of their own.
+    # For direct messages, which have no policy of their own.
     values["TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS"] = str(config.policy.attempt_timeout_seconds)
     values["TASKQUEUE_MAX_DELIVERIES"] = str(config.policy.max_deliveries)
     if config.concurrency is not None:

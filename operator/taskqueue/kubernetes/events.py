@@ -1,8 +1,8 @@
-"""Kubernetes Events (events.k8s.io/v1): what ``kubectl describe`` and ``kubectl get events`` show.
+"""Kubernetes Events (events.k8s.io/v1), shown by ``kubectl describe`` and ``kubectl get events``.
 
-What the API server showed when tried: eventTime, action and reportingController are required; a
-note has at most 1024 bytes; but for its series nothing of an Event can be changed. An Event is
-removed an hour after its last change.
+Rules of the API server: eventTime, action and reportingController are required; a note has at most
+1024 bytes; only the series of an Event can be changed. An Event expires an hour after its last
+change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPORTING_CONTROLLER = f"{GROUP}/operator"
 
 NORMAL, WARNING = "Normal", "Warning"
 
-#: Longest note, in bytes, and longest reason.
+#: Limits of the API server: bytes of a note, characters of a reason.
 NOTE_BYTES = 1024
 REASON_LENGTH = 128
 _NAME_LENGTH = 253
@@ -31,7 +31,7 @@ _REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regarding:
-    """The object of ours an Event is about; without its uid ``describe`` does not show it."""
+    """The object an Event is about; ``kubectl describe`` shows only Events with its uid."""
 
     kind: str
     namespace: str
@@ -41,15 +41,15 @@ class Regarding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventSpec:
-    """What an Event says.
+    """The content of an Event.
 
     Attributes:
-        regarding: the object it is about; the Event is made in its namespace.
+        regarding: the object it is about; the Event is created in its namespace.
         type: `NORMAL` or `WARNING`.
-        reason: CamelCase; what is not becomes Unknown.
-        action: what the operator did or tried, CamelCase.
-        note: for people; cut to what an Event takes.
-        name: of the Event; made by `event_name`, so that creating it twice makes one.
+        reason: CamelCase; anything else becomes Unknown.
+        action: what the operator did or tried, in CamelCase.
+        note: for people; truncated to `NOTE_BYTES`.
+        name: of the Event, made once by `event_name`: a create that is retried makes no second one.
     """
 
     regarding: Regarding
@@ -61,32 +61,32 @@ class EventSpec:
 
 
 def event_name(regarding: Regarding) -> str:
-    """Return a name no other Event has."""
+    """Return a unique name for an Event."""
     suffix = uuid.uuid4().hex[:16]
     stem = regarding.name[: _NAME_LENGTH - len(suffix) - 1].rstrip(".-")
     return f"{stem}.{suffix}"
 
 
-def event_body(notice: EventSpec, *, at: float, instance: str) -> dict[str, Any]:
-    """Return the Event as the API server takes it.
+def event_body(spec: EventSpec, *, at: float, instance: str) -> dict[str, Any]:
+    """Return the Event object to create.
 
     Args:
-        notice: what it says.
-        at: when that happened, seconds since the epoch.
-        instance: which operator says so.
+        spec: its content.
+        at: when it happened, in seconds since the epoch.
+        instance: name of the operator's instance.
     """
-    regarding = notice.regarding
+    regarding = spec.regarding
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"name": notice.name, "namespace": regarding.namespace},
+        "metadata": {"name": spec.name, "namespace": regarding.namespace},
         "eventTime": to_rfc3339(at, "microseconds"),
         "reportingController": REPORTING_CONTROLLER,
         "reportingInstance": instance[:_INSTANCE_LENGTH],
-        "type": notice.type,
-        "reason": _reason(notice.reason),
-        "action": notice.action,
-        "note": _clip(notice.note),
+        "type": spec.type,
+        "reason": _reason(spec.reason),
+        "action": spec.action,
+        "note": _truncate(spec.note),
         "regarding": {
             "apiVersion": f"{GROUP}/{VERSION}",
             "kind": regarding.kind,
@@ -98,37 +98,37 @@ def event_body(notice: EventSpec, *, at: float, instance: str) -> dict[str, Any]
 
 
 class EventWriter:
-    """Writes Events.
+    """Creates Events and counts their repetitions.
 
     Args:
-        client: for the API server.
-        instance: of this operator, such as its pod's name.
+        client: of the API server.
+        instance: name of this operator's instance, such as its pod.
     """
 
     def __init__(self, client: ApiClient, *, instance: str) -> None:
         self._client = client
         self._instance = instance
 
-    async def create(self, notice: EventSpec, *, at: float) -> None:
-        """Write a new Event; one of the name that is there already is taken for it.
+    async def create(self, spec: EventSpec, *, at: float) -> None:
+        """Create an Event; one of this name that exists already counts as created.
 
         Raises:
             ApiError: refused or unreachable.
         """
-        body = event_body(notice, at=at, instance=self._instance)
+        body = event_body(spec, at=at, instance=self._instance)
         try:
-            await self._client.send("POST", _path(notice.regarding.namespace), body=body)
-        except ApiError as problem:
-            if problem.status != _CONFLICT:
+            await self._client.send("POST", _path(spec.regarding.namespace), body=body)
+        except ApiError as error:
+            if error.status != _CONFLICT:
                 raise
 
-    async def repeat(self, notice: EventSpec, *, count: int, at: float) -> None:
-        """Say of an Event that it has happened ``count`` times, the last time at ``at``.
+    async def repeat(self, spec: EventSpec, *, count: int, at: float) -> None:
+        """Record that an Event has happened ``count`` times, the last time at ``at``.
 
         Raises:
-            ApiError: refused or unreachable; 404 once it has been removed for its age.
+            ApiError: refused or unreachable; 404 once the Event has expired.
         """
-        path = f"{_path(notice.regarding.namespace)}/{notice.name}"
+        path = f"{_path(spec.regarding.namespace)}/{spec.name}"
         await self._client.merge(
             path, {"series": {"count": count, "lastObservedTime": to_rfc3339(at, "microseconds")}}
         )
@@ -139,11 +139,11 @@ def _path(namespace: str) -> str:
 
 
 def _reason(reason: str) -> str:
-    """Return what is a reason of an Event; an error type of a handler need not be one."""
+    """Return ``reason`` if an Event may have it: a handler's error type need not be CamelCase."""
     return reason[:REASON_LENGTH] if _REASON.fullmatch(reason) else "Unknown"
 
 
-def _clip(note: str) -> str:
+def _truncate(note: str) -> str:
     raw = note.encode()
     if len(raw) <= NOTE_BYTES:
         return note

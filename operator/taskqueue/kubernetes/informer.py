@@ -1,18 +1,18 @@
-"""A feed of objects: list, then watch, for ever; for resources that come by tens of thousands.
+"""Lists and then watches a resource, for resources with tens of thousands of objects.
 
 Contract:
 
 * `ResourceEventHandler.on_upserted` is called for every object added or changed,
-  `ResourceEventHandler.on_deleted` for every object that left: deleted, or no longer matched by
-  the selector. The two look the same here; who needs to know reads the object.
-* Both are called from the feed's own task, in the order of the API server, and must not block.
-* After a break the feed watches on from where it was. When the API server has forgotten that
-  place (410), it lists again, and what it had seen before and is not in the list counts as deleted.
-* `Informer.synced` is set once the first list was delivered whole.
-* An object that cannot be parsed (nested deeper than any parser goes) is logged and left out.
+  `ResourceEventHandler.on_deleted` for every object that was deleted, or that the selector no
+  longer matches. A watch does not distinguish the two; whoever needs to know reads the object.
+* Both are called from the informer's own task, in the order of the API server, and must not block.
+* After an interruption the watch resumes from the last resource version. When that has expired
+  (410), the informer lists again; objects known before and missing in the list count as deleted.
+* `Informer.synced` is set once the first list is complete.
+* An object that cannot be parsed (nested deeper than the parser allows) is logged and skipped.
 
-Bookmarks keep the place fresh on quiet resources. A list comes in pages, so that neither side
-holds it all at once.
+Bookmarks keep the resource version fresh on quiet resources. Lists are read in pages, so that
+neither side holds a whole list at once.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
 
-#: Objects a page of a list.
+#: Objects in a page of a list.
 _PAGE = 100
-#: A watch is renewed after this long, varied so that feeds do not renew together.
+#: How long a watch lasts, varied so that informers do not renew theirs together.
 _WATCH_SECONDS = (240, 300)
 
 _METADATA = re.compile(r'"(continue|resourceVersion)":"([^"]*)"')
@@ -40,54 +40,59 @@ Key = tuple[str, str]
 
 
 class ResourceEventHandler(Protocol):
-    """Who is told what the feed sees."""
+    """Receives the changes that an informer sees."""
 
     def on_upserted(self, raw: dict[str, Any]) -> None:
-        """Take an object as the API server has it now."""
+        """Handle an object that was added or changed; ``raw`` is its present state."""
 
     def on_deleted(self, key: Key, uid: str) -> None:
-        """Take note that (namespace, name) with this uid left the feed."""
+        """Handle an object that was deleted, or that the selector no longer matches.
+
+        Args:
+            key: (namespace, name).
+            uid: of the object.
+        """
 
 
-class _Expired(Exception):
-    """The API server no longer knows the place we wanted to watch from."""
+class _ResourceVersionExpired(Exception):
+    """The API server no longer has the resource version to watch from."""
 
 
 class Informer:
-    """See the module's contract.
+    """Lists and watches one resource and hands its changes to a handler.
 
     Args:
-        client: needs a connection of its own for the watch.
+        client: with a connection to spare for the watch.
         path: of the list, such as ``/apis/taskqueue.dev/v1alpha1/tasks``.
-        listener: who is told.
+        handler: receives the changes.
         selectors: labelSelector and fieldSelector.
-        random: for the pauses.
+        random: for delays.
     """
 
     def __init__(
         self,
         client: ApiClient,
         path: str,
-        listener: ResourceEventHandler,
+        handler: ResourceEventHandler,
         *,
         selectors: Mapping[str, str] | None = None,
         random: Random | None = None,
     ) -> None:
         self._client = client
         self._path = path
-        self._listener = listener
+        self._handler = handler
         self._selectors = dict(selectors or {})
-        self._random = random or Random()  # noqa: S311  (pauses, not secrets)
-        self._held: dict[Key, str] = {}
+        self._random = random or Random()  # noqa: S311  (delays, not secrets)
+        self._uids: dict[Key, str] = {}
         self._version = ""
         self.synced = asyncio.Event()
 
     def uid_of(self, key: Key) -> str | None:
-        """Return the uid of the object shown under a name; None: none is."""
-        return self._held.get(key)
+        """Return the uid of the object with this key, as last seen; None: there is none."""
+        return self._uids.get(key)
 
     async def run(self) -> None:
-        """Feed until cancelled; no error of the API server ends it."""
+        """List and watch until cancelled; no error of the API server ends it."""
         backoff = Backoff(random=self._random.random)
         while True:
             try:
@@ -96,15 +101,15 @@ class Informer:
                     self.synced.set()
                 await self._watch()
                 backoff.reset()
-            except _Expired:
-                log.info("feed.expired", path=self._path)
+            except _ResourceVersionExpired:
+                log.info("watch.expired", path=self._path)
                 self._version = ""
-            except ApiError as problem:
-                wait = problem.retry_after or backoff.next_delay()
+            except ApiError as error:
+                wait = error.retry_after or backoff.next_delay()
                 log.warning(
-                    "feed.interrupted",
+                    "watch.interrupted",
                     path=self._path,
-                    problem=str(problem),
+                    error=str(error),
                     wait_seconds=round(wait, 2),
                 )
                 await asyncio.sleep(wait)
@@ -117,12 +122,12 @@ class Informer:
             if token:
                 params["continue"] = token
             try:
-                page = await self._page(params, alone=limit == 1)
-            except ApiError as problem:
-                if problem.status == 410 and token:
+                page = await self._get_page(params, alone=limit == 1)
+            except ApiError as error:
+                if error.status == 410 and token:
                     token, limit, seen = "", _PAGE, set()  # the pages' snapshot expired
-                elif problem.reason == UNREADABLE and limit > 1:
-                    limit = 1  # one by one, to leave out the one that cannot be read
+                elif error.reason == UNREADABLE and limit > 1:
+                    limit = 1  # one by one, to skip the one that cannot be parsed
                 else:
                     raise
                 continue
@@ -131,20 +136,25 @@ class Informer:
             token = page["metadata"].get("continue", "")
             if not token:
                 break
-        for key in [key for key in self._held if key not in seen]:
-            self._listener.on_deleted(key, self._held.pop(key))
+        for key in [key for key in self._uids if key not in seen]:
+            self._handler.on_deleted(key, self._uids.pop(key))
         self._version = page["metadata"]["resourceVersion"]
 
-    async def _page(self, params: Mapping[str, str], *, alone: bool) -> dict[str, Any]:
-        """Return a page; one of a single object that cannot be read comes without it."""
+    async def _get_page(self, params: Mapping[str, str], *, alone: bool) -> dict[str, Any]:
+        """Return a page of the list.
+
+        Args:
+            params: of the request.
+            alone: the page has one object at most: one that cannot be parsed is left out.
+        """
         raw = await self._client.send("GET", self._path, params=params)
         try:
             return parse(raw, f"list of {self._path}")
-        except ApiError as problem:
+        except ApiError as error:
             if not alone:
                 raise
-            log.error("list.unreadable", path=self._path, problem=str(problem), bytes=len(raw))
-            # A list is written with its metadata after its items.
+            log.error("object.skipped", path=self._path, error=str(error), bytes=len(raw))
+            # The API server writes the metadata of a list after its items.
             tail = raw[raw.rindex(b'"metadata":{') :]
             return {"items": [], "metadata": dict(_METADATA.findall(tail.decode(errors="replace")))}
 
@@ -161,7 +171,7 @@ class Informer:
                 kind, raw = event["type"], event["object"]
                 if kind == "ERROR":
                     if raw.get("code") == 410:
-                        raise _Expired
+                        raise _ResourceVersionExpired
                     raise ApiError(
                         int(raw.get("code", 0)), raw.get("reason", ""), raw.get("message", "")
                     )
@@ -170,25 +180,25 @@ class Informer:
                 elif kind != "BOOKMARK":
                     self._upsert(raw)
                 self._version = raw["metadata"]["resourceVersion"]
-        except ApiError as problem:
-            if problem.status == 410:
-                raise _Expired from problem
+        except ApiError as error:
+            if error.status == 410:
+                raise _ResourceVersionExpired from error
             raise
 
     def _upsert(self, raw: dict[str, Any]) -> Key:
         key, uid = identity(raw)
-        before = self._held.get(key)
+        before = self._uids.get(key)
         if before is not None and before != uid:
-            self._listener.on_deleted(key, before)  # deleted and made again while we looked away
-        self._held[key] = uid
-        self._listener.on_upserted(raw)
+            self._handler.on_deleted(key, before)  # deleted and created again unseen
+        self._uids[key] = uid
+        self._handler.on_upserted(raw)
         return key
 
     def _remove(self, raw: dict[str, Any]) -> None:
         key, uid = identity(raw)
-        if self._held.get(key) == uid:
-            del self._held[key]
-        self._listener.on_deleted(key, uid)
+        if self._uids.get(key) == uid:
+            del self._uids[key]
+        self._handler.on_deleted(key, uid)
 
 
 def identity(raw: Mapping[str, Any]) -> tuple[Key, str]:

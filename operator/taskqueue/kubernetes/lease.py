@@ -1,18 +1,18 @@
-"""One operator leads at a time: a Lease, held by renewing it and handed on when leaving.
+"""Leader election by a Lease: one operator leads at a time.
 
 Contract:
 
-* `LeaderElector.acquire` returns when this process holds the Lease. A Lease of another is taken
-  over only after it was seen unchanged for its whole duration, by this process' own monotonic
+* `LeaderElector.acquire` returns when this process holds the Lease. The Lease of another holder is
+  acquired only after it has been unchanged for its whole duration, by this process's own monotonic
   clock: clocks of different machines are never compared.
-* `LeaderElector.hold` renews, and returns when the Lease is lost. Lost means: another holds it, or
-  the last renewal that succeeded *began* longer ago than the renew deadline, which is shorter than
-  the duration; so this process has stopped leading before another can start.
-* Should the event loop itself hang, a watchdog thread ends the process at that deadline.
-* `LeaderElector.release` empties the holder, so that the next one need not wait.
+* `LeaderElector.renew_until_lost` renews, and returns when the Lease is lost: another process holds
+  it, or the last successful renewal *began* longer ago than the renew deadline. The deadline is
+  shorter than the duration, so this process stops leading before another can start.
+* If the event loop hangs, a watchdog thread ends the process after that deadline.
+* `LeaderElector.release` clears the holder, so that the next leader need not wait.
 
-What a late leader could still do is guarded elsewhere: final phases by the API server, outcomes by
-tokens.
+The actions of a late leader are refused elsewhere: a final phase by the API server, outcomes by
+their tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.logs import EventLog
@@ -37,12 +37,12 @@ EXIT_HUNG = 70
 
 @dataclass(frozen=True, slots=True)
 class LeaseTiming:
-    """How long each step may take, in seconds.
+    """Times of leader election, in seconds.
 
     Attributes:
-        duration: others wait this long for a holder that went silent.
+        duration: how long others wait for a holder that does not renew.
         renew_deadline: a holder that could not renew for this long stops leading.
-        period: between renewals, and between looks at another's Lease.
+        period: between renewals, and between reads of another holder's Lease.
     """
 
     duration: int = 12
@@ -50,25 +50,12 @@ class LeaseTiming:
     period: float = 2.0
 
 
-class LeaseStore(Protocol):
-    """Where the Lease is kept; `ApiError` as an `ApiClient` raises it."""
-
-    async def read(self) -> dict[str, Any] | None:
-        """Return the Lease, or None when there is none."""
-
-    async def create(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Create it; 409 when somebody else did."""
-
-    async def replace(self, lease: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace what was read; 409 when somebody else changed it since."""
-
-
-class ApiLeaseStore:
-    """A Lease object of the API server.
+class LeaseLock:
+    """Reads and writes one Lease object; a race between writers is a conflict (409).
 
     Args:
         client: with a request timeout below the renew deadline.
-        namespace: of the operator.
+        namespace: of the Lease.
         name: of the Lease.
     """
 
@@ -79,46 +66,58 @@ class ApiLeaseStore:
         self._metadata = {"namespace": namespace, "name": name}
 
     async def read(self) -> dict[str, Any] | None:
-        """Return the Lease, or None when there is none."""
+        """Return the Lease, or None if it does not exist.
+
+        Raises:
+            ApiError: refused or unreachable.
+        """
         try:
             return await self._client.get(self._path)
-        except ApiError as problem:
-            if problem.status == 404:
+        except ApiError as error:
+            if error.status == 404:
                 return None
             raise
 
     async def create(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Create it."""
+        """Create the Lease.
+
+        Raises:
+            ApiError: refused or unreachable; 409 if it exists.
+        """
         return await self._client.request(
             "POST", self._collection, body=_lease(self._metadata, spec)
         )
 
     async def replace(self, lease: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace it; the resourceVersion read makes a race a conflict."""
+        """Replace the Lease that was read.
+
+        Raises:
+            ApiError: refused or unreachable; 409 if it has changed since, by its resourceVersion.
+        """
         return await self._client.request("PUT", self._path, body=_lease(lease["metadata"], spec))
 
 
 class LeaderElector:
-    """See the module's contract.
+    """Acquires, renews and releases the Lease of one process.
 
     Args:
-        store: of the Lease.
-        identity: of this process; no other may have it.
+        lock: reads and writes the Lease.
+        identity: of this process; unique.
         timing: of waiting and renewing.
-        clock: wall time in seconds, only for people who read the Lease.
-        end_process: what the watchdog calls.
+        clock: wall time in seconds since the epoch, for the people who read the Lease.
+        end_process: called by the watchdog with the exit code.
     """
 
     def __init__(
         self,
-        store: LeaseStore,
+        lock: LeaseLock,
         identity: str,
         *,
         timing: LeaseTiming | None = None,
         clock: Callable[[], float] = time.time,
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
-        self._store = store
+        self._lock = lock
         self._identity = identity
         self._timing = timing or LeaseTiming()
         self._clock = clock
@@ -128,83 +127,85 @@ class LeaderElector:
         self._holding = threading.Event()
 
     @property
-    def certain(self) -> bool:
-        """Whether nobody else can lead yet, by this process's own clock."""
-        return self._left() > 0
+    def is_leader(self) -> bool:
+        """Whether this process leads: no other can hold the Lease yet."""
+        return self._seconds_left() > 0
 
     async def acquire(self) -> None:
-        """Return when this process leads."""
+        """Wait until this process holds the Lease."""
         seen: tuple[Any, ...] | None = None
         since = self._now()
         while True:
             try:
                 begun = self._now()
-                lease = await self._limited(self._store.read())
+                lease = await self._with_timeout(self._lock.read())
                 spec = (lease or {}).get("spec") or {}
-                record = tuple(spec.get(key) for key in _RECORD)
+                record = tuple(spec.get(key) for key in _RENEWAL_FIELDS)
                 if record != seen:
                     seen, since = record, self._now()
                 wait = spec.get("leaseDurationSeconds") or self._timing.duration
                 if not spec.get("holderIdentity") or self._now() - since >= wait:
-                    await self._take(lease, spec)
-                    self._renewed(begun)
+                    await self._acquire(lease, spec)
+                    self._extend_deadline(begun)
                     log.info("leader.elected", identity=self._identity)
                     return
                 log.debug("leader.waiting", holder=spec.get("holderIdentity"))
-            except ApiError as problem:
-                if problem.status != 409:
-                    log.warning("leader.lease_unreachable", problem=str(problem))
+            except ApiError as error:
+                if error.status != 409:
+                    log.warning("leader.acquire_failed", error=str(error))
             await asyncio.sleep(self._timing.period / 2)
 
-    async def hold(self) -> None:
-        """Renew for as long as this process leads; return when it does not any more."""
+    async def renew_until_lost(self) -> None:
+        """Renew the Lease; return when this process no longer leads."""
         self._holding.set()
-        watchdog = threading.Thread(target=self._watch, name="lease watchdog", daemon=True)
+        watchdog = threading.Thread(
+            target=self._end_hung_process, name="lease watchdog", daemon=True
+        )
         watchdog.start()
         try:
             while True:
-                await asyncio.sleep(min(self._timing.period, max(self._left(), 0.0)))
-                if self._left() <= 0:
+                await asyncio.sleep(min(self._timing.period, max(self._seconds_left(), 0.0)))
+                if self._seconds_left() <= 0:
                     log.error("leader.deadline_passed", identity=self._identity)
                     return
                 try:
                     begun = self._now()
-                    await self._limited(self._renew())
-                    self._renewed(begun)
-                except ApiError as problem:
-                    log.warning("leader.renewal_failed", problem=str(problem))
-                    if problem.status == 409 and await self._lost():
+                    await self._with_timeout(self._renew())
+                    self._extend_deadline(begun)
+                except ApiError as error:
+                    log.warning("leader.renewal_failed", error=str(error))
+                    if error.status == 409 and await self._resolve_conflict():
                         return
         finally:
             self._holding.clear()
 
     async def release(self) -> None:
-        """Let the next one lead at once; a failure only means that it has to wait."""
+        """Let another process lead at once; if this fails, it has to wait for the duration."""
         if self._lease is None:
             return
         try:
-            await self._limited(self._store.replace(self._lease, self._spec(holder="")))
+            await self._with_timeout(self._lock.replace(self._lease, self._spec(holder="")))
             log.info("leader.released", identity=self._identity)
-        except ApiError as problem:
-            log.warning("leader.release_failed", problem=str(problem))
+        except ApiError as error:
+            log.warning("leader.release_failed", error=str(error))
         self._lease = None
 
-    async def _take(self, lease: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> None:
-        turns = int(spec.get("leaseTransitions") or 0)
+    async def _acquire(self, lease: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> None:
+        transitions = int(spec.get("leaseTransitions") or 0)
         if lease is None:
-            self._lease = await self._limited(self._store.create(self._spec(self._identity)))
+            self._lease = await self._with_timeout(self._lock.create(self._spec(self._identity)))
         else:
-            taken = self._spec(self._identity, transitions=turns + 1)
-            self._lease = await self._limited(self._store.replace(lease, taken))
+            acquired = self._spec(self._identity, transitions=transitions + 1)
+            self._lease = await self._with_timeout(self._lock.replace(lease, acquired))
 
     async def _renew(self) -> None:
         assert self._lease is not None  # noqa: S101  (acquire comes before hold)
-        self._lease = await self._store.replace(self._lease, self._spec(self._identity))
+        self._lease = await self._lock.replace(self._lease, self._spec(self._identity))
 
-    async def _lost(self) -> bool:
-        """After a conflict: tell whether another holds the Lease, and read it anew if not."""
+    async def _resolve_conflict(self) -> bool:
+        """Read the Lease again after a conflict; return whether another process holds it."""
         try:
-            lease = await self._limited(self._store.read())
+            lease = await self._with_timeout(self._lock.read())
         except ApiError:
             return False  # the deadline decides
         holder = ((lease or {}).get("spec") or {}).get("holderIdentity")
@@ -228,30 +229,30 @@ class LeaderElector:
             ),
         }
 
-    async def _limited(self, request: Any) -> Any:
-        """Give up a request in time for the deadline to be kept."""
+    async def _with_timeout(self, request: Any) -> Any:
+        """Abandon a request early enough to try once more before the deadline."""
         try:
             async with asyncio.timeout(self._timing.renew_deadline / 2):
                 return await request
         except TimeoutError as late:
             raise ApiError(0, "Timeout", "the API server did not answer in time") from late
 
-    def _renewed(self, begun: float) -> None:
-        # Counted from before the request: others count from when the server handled it.
+    def _extend_deadline(self, begun: float) -> None:
+        # From before the request: others count from when the API server handled it.
         self._deadline = begun + self._timing.renew_deadline
 
-    def _left(self) -> float:
+    def _seconds_left(self) -> float:
         return self._deadline - self._now()
 
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
 
-    def _watch(self) -> None:
-        """End the process if the loop does not even notice that the deadline has passed.
+    def _end_hung_process(self) -> None:
+        """End the process if the event loop hangs past the deadline.
 
-        The margin is what a loop that turns needs to notice by itself; it ends before another
-        process may take over.
+        The margin is what a loop that runs needs to notice by itself; it ends before another
+        process can acquire the Lease.
         """
         margin = (self._timing.duration - self._timing.renew_deadline) / 2
         last, last_change = self._deadline, time.monotonic()
@@ -265,8 +266,8 @@ class LeaderElector:
                 return
 
 
-#: What tells one renewal from another.
-_RECORD = ("holderIdentity", "renewTime", "leaseTransitions")
+#: Fields that change with each renewal.
+_RENEWAL_FIELDS = ("holderIdentity", "renewTime", "leaseTransitions")
 
 
 def _lease(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Pods of a worker pool: how they are listed and read, marked, and deleted.
+"""Lists the pods of a worker pool, sets their deletion cost, and deletes them.
 
-A pod that merely starts has no trouble: a container that waits has some when its reason says so.
+A pod that is starting has no trouble: a waiting container has one only when its reason says so.
 """
 
 from __future__ import annotations
@@ -14,63 +14,63 @@ from taskqueue.timestamps import from_rfc3339
 
 COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 
-#: What a waiting container says while it starts in good order.
+#: Reasons of a waiting container that starts normally.
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _CRASH_LOOP = "CrashLoopBackOff"
 _UNSCHEDULABLE = "Unschedulable"
 
-#: Deletion costs are 32-bit integers; Kubernetes takes any other for 0.
+#: Deletion costs are 32-bit integers; Kubernetes reads any other value as 0.
 _COSTS = range(-(2**31), 2**31)
 
-#: Longer messages of the kubelet are cut: they become part of a condition.
+#: Longer messages of the kubelet are truncated: they become part of a condition.
 _MESSAGE_LENGTH = 300
 
 
 async def list_pods(client: ApiClient, namespace: str, selector: str) -> tuple[Pod, ...]:
-    """Return the pods of a label selector.
+    """Return the pods that a label selector matches.
 
-    They come from the API server's cache, which spares etcd, and may be a moment old.
+    They come from the API server's cache, to spare etcd, and may be slightly stale.
 
     Raises:
-        ApiError: the API server refused, or could not be asked.
+        ApiError: refused or unreachable.
     """
     answer = await client.get(_path(namespace), labelSelector=selector, resourceVersion="0")
     return tuple(read_pod(raw) for raw in answer.get("items") or ())
 
 
-async def mark(client: ApiClient, namespace: str, pod: Pod, cost: int | None) -> None:
-    """Write a pod's pod-deletion-cost; None takes it away. A pod that is gone is let be.
+async def set_deletion_cost(client: ApiClient, namespace: str, pod: Pod, cost: int | None) -> None:
+    """Set a pod's pod-deletion-cost; None removes it. A pod that no longer exists is ignored.
 
     Raises:
-        ApiError: the API server refused, or could not be asked.
+        ApiError: refused or unreachable.
     """
     annotations = {COST_ANNOTATION: None if cost is None else str(cost)}
-    # With the uid the API server refuses to write to a pod made anew under the name.
+    # The uid is a precondition: a new pod of the same name, as of a StatefulSet, is not changed.
     body = {"metadata": {"uid": pod.uid, "annotations": annotations}}
     try:
         await client.merge(f"{_path(namespace)}/{pod.name}", body)
-    except ApiError as problem:
-        another = problem.status == 422 and "metadata.uid" in problem.message
-        if problem.status not in (404, 409) and not another:
+    except ApiError as error:
+        replaced = error.status == 422 and "metadata.uid" in error.message
+        if error.status not in (404, 409) and not replaced:
             raise
 
 
-async def delete(client: ApiClient, namespace: str, pod: Pod) -> None:
-    """Delete a pod, with its own grace period. A pod that is gone is let be.
+async def delete_pod(client: ApiClient, namespace: str, pod: Pod) -> None:
+    """Delete a pod with its own grace period. A pod that no longer exists is ignored.
 
     Raises:
-        ApiError: the API server refused, or could not be asked.
+        ApiError: refused or unreachable.
     """
     body = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": pod.uid}}
     try:
         await client.request("DELETE", f"{_path(namespace)}/{pod.name}", body=body)
-    except ApiError as problem:
-        if problem.status not in (404, 409):
+    except ApiError as error:
+        if error.status not in (404, 409):
             raise
 
 
 def read_pod(raw: Mapping[str, Any]) -> Pod:
-    """Read a pod."""
+    """Convert a Pod object."""
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     containers = status.get("containerStatuses") or ()
     began = [
@@ -106,12 +106,12 @@ def _troubles(status: Mapping[str, Any]) -> Iterator[Trouble]:
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             reason = condition.get("reason") or _UNSCHEDULABLE
-            yield Trouble(reason, _line(condition.get("message", "")) or "no node takes it")
-    yield from _of_containers(status.get("initContainerStatuses") or (), "init container")
-    yield from _of_containers(status.get("containerStatuses") or (), "container")
+            yield Trouble(reason, _one_line(condition.get("message", "")) or "no node takes it")
+    yield from _container_troubles(status.get("initContainerStatuses") or (), "init container")
+    yield from _container_troubles(status.get("containerStatuses") or (), "container")
 
 
-def _of_containers(containers: Iterable[Mapping[str, Any]], kind: str) -> Iterator[Trouble]:
+def _container_troubles(containers: Iterable[Mapping[str, Any]], kind: str) -> Iterator[Trouble]:
     for container in containers:
         who = f"{kind} {container['name']}"
         waiting = (container.get("state") or {}).get("waiting") or {}
@@ -119,30 +119,32 @@ def _of_containers(containers: Iterable[Mapping[str, Any]], kind: str) -> Iterat
         ended = (container.get("lastState") or {}).get("terminated")
         now_ended = (container.get("state") or {}).get("terminated")
         if reason == _CRASH_LOOP:
-            yield Trouble(reason, f"{who} {_end(ended)}, {container.get('restartCount', 0)} times")
+            yield Trouble(
+                reason, f"{who} {_describe_end(ended)}, {container.get('restartCount', 0)} times"
+            )
         elif reason not in _STARTING:
-            yield Trouble(reason, f"{who}: {_line(waiting.get('message', '')) or 'waits'}")
+            yield Trouble(reason, f"{who}: {_one_line(waiting.get('message', '')) or 'waits'}")
         elif now_ended is not None and now_ended.get("exitCode", 0) != 0:
-            yield Trouble(now_ended.get("reason") or "Error", f"{who} {_end(now_ended)}")
+            yield Trouble(now_ended.get("reason") or "Error", f"{who} {_describe_end(now_ended)}")
 
 
-def _end(terminated: Mapping[str, Any] | None) -> str:
+def _describe_end(terminated: Mapping[str, Any] | None) -> str:
     if terminated is None:
         return "ended"
     said = terminated.get("reason", "")
     why = f" ({said})" if said not in ("", "Error", "Completed") else ""
-    message = _line(terminated.get("message", ""))
+    message = _one_line(terminated.get("message", ""))
     return f"ended with code {terminated.get('exitCode', 0)}{why}" + (
         f": {message}" if message else ""
     )
 
 
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
     return " ".join(text.split())[:_MESSAGE_LENGTH]
 
 
 def _cost(text: str) -> int:
-    """Read a deletion cost as Kubernetes does: no plus sign, no leading zero, else 0."""
+    """Parse a deletion cost as Kubernetes does: no plus sign, no leading zero, else 0."""
     try:
         cost = int(text)
     except ValueError:

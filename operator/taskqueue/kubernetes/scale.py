@@ -1,7 +1,7 @@
-"""Anything with a /scale subresource: how it is found, read and resized.
+"""Finds, reads and resizes any object with a scale subresource.
 
-The API's discovery tells the plural of a kind and whether it has /scale. The operator needs the
-right to get and patch it: for kinds of other API groups than apps somebody has to give it that.
+API discovery gives the plural of a kind and whether it has a scale subresource. The operator needs
+the verbs get and patch on it; for kinds outside the API group apps an administrator grants them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _STATEFUL_SET = ("apps/v1", "StatefulSet")
 
 
 class TargetUnusable(Exception):
-    """The target cannot be scaled until somebody does something.
+    """The target cannot be scaled until somebody changes something.
 
     Attributes:
         reason: in CamelCase, for a condition.
-        message: who, what and what to do.
+        message: what is wrong and what to do.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -34,12 +34,12 @@ class TargetUnusable(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """What /scale says.
+    """The content of a scale subresource.
 
     Attributes:
-        replicas: the size asked for.
-        current: the number of pods that its controller counts.
-        selector: of its pods, as a label selector's text.
+        replicas: pods asked for.
+        current: pods that exist, as its controller counts them.
+        selector: label selector of its pods, in text form.
     """
 
     replicas: int
@@ -48,7 +48,7 @@ class Scale:
 
 
 class ScaleTarget:
-    """One object with /scale; made by `find`."""
+    """An object with a scale subresource; made by `find`."""
 
     def __init__(
         self, client: ApiClient, namespace: str, ref: ScaleTargetRef, *, plural: str
@@ -61,32 +61,33 @@ class ScaleTarget:
 
     @classmethod
     async def find(cls, client: ApiClient, namespace: str, ref: ScaleTargetRef) -> Self:
-        """Look the kind up in the API; to be kept, and done again after `TargetUnusable`.
+        """Look up the kind by API discovery; keep the result until a `TargetUnusable`.
 
         Raises:
-            TargetUnusable: the API has no such kind, or it has no /scale or is not of a namespace.
-            ApiError: the API server could not be asked.
+            TargetUnusable: the API has no such kind, or the kind has no scale subresource or is not
+                namespaced.
+            ApiError: refused or unreachable.
         """
         where = f"spec.workers.scaleTargetRef of TaskQueues in {namespace}"
         try:
             resources = (await client.get(_root(ref.api_version))).get("resources") or []
-        except ApiError as problem:
-            if problem.status != 404:
+        except ApiError as error:
+            if error.status != 404:
                 raise
             resources = []
         own = [one for one in resources if one["kind"] == ref.kind and "/" not in one["name"]]
         if not own:
             raise TargetUnusable(
                 "ScaleTargetUnknown",
-                f"the API server has no kind {ref.kind} in {ref.api_version}: mend apiVersion and "
-                f"kind in {where}, or install its CustomResourceDefinition",
+                f"the API server has no kind {ref.kind} in {ref.api_version}: correct apiVersion "
+                f"and kind in {where}, or install its CustomResourceDefinition",
             )
         plural = own[0]["name"]
         if not own[0].get("namespaced", False):
             raise TargetUnusable(
                 "ScaleTargetUnusable",
-                f"{ref.kind} in {ref.api_version} belongs to no namespace: {where} must name a "
-                "kind that does",
+                f"{ref.kind} in {ref.api_version} is not namespaced: {where} must name a kind that "
+                "is",
             )
         if not any(one["name"] == f"{plural}/scale" for one in resources):
             raise TargetUnusable(
@@ -98,57 +99,59 @@ class ScaleTarget:
 
     @property
     def ordered(self) -> bool:
-        """Whether its pods have ordinals, of which the highest go."""
+        """Whether its pods have ordinals; the highest are removed first."""
         return (self._ref.api_version, self._ref.kind) == _STATEFUL_SET
 
     async def first_ordinal(self) -> int:
-        """Return the least ordinal of its pods, as it is now; 0 of what is not `ordered`.
+        """Return the lowest ordinal of its pods; 0 if it is not `ordered`.
 
         Raises:
             TargetUnusable: see `read`.
-            ApiError: the API server could not be asked.
+            ApiError: refused or unreachable.
         """
         if not self.ordered:
             return 0
-        spec = (await self._ask("GET", self._path)).get("spec") or {}
+        spec = (await self._request("GET", self._path)).get("spec") or {}
         return int((spec.get("ordinals") or {}).get("start", 0))
 
     async def read(self) -> Scale:
-        """Return its size.
+        """Return its size and the selector of its pods.
 
         Raises:
-            TargetUnusable: it is not there, may not be read, or does not tell its pods: an empty
-                selector would be that of all pods of the namespace.
-            ApiError: the API server could not be asked.
+            TargetUnusable: it does not exist, may not be read, or has no selector: an empty one
+                would match all pods of the namespace.
+            ApiError: refused or unreachable.
         """
-        raw = await self._ask("GET", f"{self._path}/scale")
+        raw = await self._request("GET", f"{self._path}/scale")
         spec, status = raw.get("spec") or {}, raw.get("status") or {}
         selector = status.get("selector", "")
         if not selector:
             raise TargetUnusable(
                 "ScaleTargetUnusable",
-                f"{self._who} tells no selector of its pods in its scale: its "
+                f"{self._who} has no selector of its pods in its scale subresource: its "
                 "CustomResourceDefinition must have subresources.scale.labelSelectorPath, and its "
-                "controller must write what that points to",
+                "controller must write the field which that names",
             )
         return Scale(
             replicas=spec.get("replicas", 0), current=status.get("replicas", 0), selector=selector
         )
 
     async def resize(self, replicas: int) -> None:
-        """Set its size, and nothing else.
+        """Set its size and change nothing else.
 
         Raises:
-            TargetUnusable: it is not there, may not be changed, or refuses the size.
-            ApiError: the API server could not be asked.
+            TargetUnusable: it does not exist, may not be changed, or refuses the size.
+            ApiError: refused or unreachable.
         """
-        await self._ask("PATCH", f"{self._path}/scale", replicas=replicas)
+        await self._request("PATCH", f"{self._path}/scale", replicas=replicas)
 
     @property
     def _who(self) -> str:
         return f"{self._ref.kind} {self._namespace}/{self._ref.name}"
 
-    async def _ask(self, method: str, path: str, *, replicas: int | None = None) -> dict[str, Any]:
+    async def _request(
+        self, method: str, path: str, *, replicas: int | None = None
+    ) -> dict[str, Any]:
         try:
             if replicas is None:
                 return await self._client.get(path)
@@ -159,20 +162,20 @@ class ScaleTarget:
                 body={"spec": {"replicas": replicas}},
                 content_type=MERGE_PATCH,
             )
-        except ApiError as problem:
-            unusable = self._explain(problem, method, scale=path.endswith("/scale"))
+        except ApiError as error:
+            unusable = self._explain(error, method, scale=path.endswith("/scale"))
             if unusable is None:
                 raise
-            raise unusable from problem
+            raise unusable from error
 
-    def _explain(self, problem: ApiError, method: str, *, scale: bool) -> TargetUnusable | None:
+    def _explain(self, error: ApiError, method: str, *, scale: bool) -> TargetUnusable | None:
         who, group = self._who, self._ref.api_version.rpartition("/")[0]
-        if problem.status == 404:
+        if error.status == 404:
             return TargetUnusable(
                 "ScaleTargetNotFound",
-                f"{who} does not exist: make it, or mend name in spec.workers.scaleTargetRef",
+                f"{who} does not exist: create it, or correct name in spec.workers.scaleTargetRef",
             )
-        if problem.status == 403:
+        if error.status == 403:
             resource = f"{self._plural}/scale" if scale else self._plural
             verbs = "[get, patch]" if scale else "[get]"
             return TargetUnusable(
@@ -182,10 +185,8 @@ class ScaleTarget:
                 f"verbs: {verbs}}}, or bind its ServiceAccount to a Role of namespace "
                 f"{self._namespace} with that rule",
             )
-        if problem.status in (400, 422):
-            return TargetUnusable(
-                "ScaleTargetRefused", f"{who} does not take the size: {problem.message}"
-            )
+        if error.status in (400, 422):
+            return TargetUnusable("ScaleTargetRefused", f"{who} refuses the size: {error.message}")
         return None
 
 

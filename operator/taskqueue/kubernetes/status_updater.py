@@ -1,13 +1,13 @@
-"""Writes statuses: only the latest of each object, many objects at once.
+"""Writes the latest status of each object, many objects concurrently.
 
 Contract:
 
-* At most one write of an object is under way; a newer status put meanwhile waits, and replaces
-  one that already waited. Its callback is called with the fate of the write that contains it.
-* Urgent statuses (those that end something) go first, but for one in sixteen: without end, they
-  would keep the others waiting without end.
-* An answer of 429 makes the whole writer wait as long as the server asks. What may succeed later
-  is tried again for ever, with the latest status; what cannot is handed back as `WriteRefused`.
+* At most one write of an object is in flight. A newer status waits for it, and replaces one that
+  already waits. Each callback is called with the result of the write that contains its status.
+* Urgent statuses (those that end something) go first, except for one write in sixteen: a steady
+  stream of them must not starve the others.
+* A 429 response pauses all writes for as long as the server asks. A write that may succeed later is
+  retried without limit, with the latest status; one that cannot ends as `WriteRefused`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
 
-#: Writes under way at once, each on a connection of the writer's own pool.
+#: Writes in flight at once, each on a connection of the updater's own pool.
 CONCURRENCY = 16
-#: After so many urgent writes in a row a waiting other one has its turn.
+#: After this many urgent writes in a row one that is not urgent has its turn.
 _URGENT_IN_A_ROW = 15
 _FIRST_PAUSE = 0.1
 
@@ -37,9 +37,8 @@ class Written:
     """The status is in the API server.
 
     Attributes:
-        generation: of the object, 0 when not told.
-        version: of the object, as a number that grows with every write in the cluster; 0 when not
-            told.
+        generation: of the object; 0 when the response has none.
+        version: of the object: a number that grows with every write; 0 when the response has none.
     """
 
     generation: int = 0
@@ -48,41 +47,46 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class WriteRefused:
-    """The API server will never take this status; ``status`` is its HTTP answer."""
+    """The API server will never accept this status; ``status`` is its HTTP status."""
 
     status: int
     message: str
 
 
-Fate = Written | WriteRefused
-OnFate = Callable[[Fate], None]
+WriteResult = Written | WriteRefused
+OnResult = Callable[[WriteResult], None]
 
 
 @dataclass(slots=True)
-class _Slot:
+class _PendingStatus:
     path: str
     body: bytes = b""
     urgent: bool = False
     waiting: bool = False
     writing: bool = False
-    callbacks: list[OnFate] = field(default_factory=list)
+    callbacks: list[OnResult] = field(default_factory=list)
 
 
 def version_of(metadata: Mapping[str, Any]) -> int:
-    """Return an object's resourceVersion, which Kubernetes' API server makes a growing number."""
+    """Return an object's resourceVersion: a growing number in Kubernetes's API server; else 0."""
     version = str(metadata.get("resourceVersion", ""))
     return int(version) if version.isdecimal() else 0
 
 
 class StatusUpdater:
-    """See the module's contract. `run` must be running for anything to be written."""
+    """Writes the latest status of each object; nothing is written unless `run` is running.
+
+    Args:
+        client: with a connection for each concurrent write.
+        concurrency: writes in flight at once.
+    """
 
     def __init__(self, client: ApiClient, *, concurrency: int = CONCURRENCY) -> None:
         self._client = client
         self._concurrency = concurrency
-        self._slots: dict[str, _Slot] = {}
-        self._urgent: deque[_Slot] = deque()
-        self._normal: deque[_Slot] = deque()
+        self._pending: dict[str, _PendingStatus] = {}
+        self._urgent: deque[_PendingStatus] = deque()
+        self._normal: deque[_PendingStatus] = deque()
         self._urgent_in_a_row = 0
         self._wake = asyncio.Semaphore(0)
         self._resume = asyncio.Event()
@@ -91,37 +95,37 @@ class StatusUpdater:
         self._idle.set()
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._pending)
 
-    def put(self, path: str, body: bytes, on_fate: OnFate, *, urgent: bool = False) -> None:
-        """Have ``body`` applied to the ``/status`` at ``path``.
+    def put(self, path: str, body: bytes, on_result: OnResult, *, urgent: bool = False) -> None:
+        """Schedule a write of ``body`` to the status subresource at ``path``.
 
         Args:
             path: of the status subresource; it identifies the object.
-            body: JSON patch; it replaces the status.
-            on_fate: called once, when a write that contains this status (or a later one) is done.
-            urgent: ends something: goes before what does not.
+            body: JSON patch that replaces the status.
+            on_result: called once, when a write of this status or a later one has ended.
+            urgent: write it before statuses that are not urgent.
         """
-        slot = self._slots.get(path)
-        if slot is None:
-            slot = self._slots[path] = _Slot(path)
+        pending = self._pending.get(path)
+        if pending is None:
+            pending = self._pending[path] = _PendingStatus(path)
             self._idle.clear()
-        slot.body = body
-        slot.callbacks.append(on_fate)
-        if not slot.waiting:
-            slot.waiting, slot.urgent = True, urgent
-            if not slot.writing:
-                self._enqueue(slot)
-        elif urgent and not slot.urgent:
-            slot.urgent = True
-            if not slot.writing:
-                self._enqueue(slot)  # its older place in the other line is skipped later
+        pending.body = body
+        pending.callbacks.append(on_result)
+        if not pending.waiting:
+            pending.waiting, pending.urgent = True, urgent
+            if not pending.writing:
+                self._enqueue(pending)
+        elif urgent and not pending.urgent:
+            pending.urgent = True
+            if not pending.writing:
+                self._enqueue(pending)  # its place in the other queue is skipped later
 
     async def run(self) -> None:
         """Write until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(self._concurrency):
-                group.create_task(self._write_for_ever())
+                group.create_task(self._write_loop())
 
     async def drain(self, seconds: float) -> None:
         """Wait until nothing is left to write, at most this long."""
@@ -129,19 +133,19 @@ class StatusUpdater:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
 
-    def _enqueue(self, slot: _Slot) -> None:
-        (self._urgent if slot.urgent else self._normal).append(slot)
+    def _enqueue(self, pending: _PendingStatus) -> None:
+        (self._urgent if pending.urgent else self._normal).append(pending)
         self._wake.release()
 
-    async def _write_for_ever(self) -> None:
+    async def _write_loop(self) -> None:
         while True:
             await self._wake.acquire()
             await self._resume.wait()
-            slot = self._next()
-            if slot.waiting and not slot.writing:
-                await self._write(slot)
+            pending = self._next()
+            if pending.waiting and not pending.writing:
+                await self._write(pending)
 
-    def _next(self) -> _Slot:
+    def _next(self) -> _PendingStatus:
         fair = self._normal and self._urgent_in_a_row >= _URGENT_IN_A_ROW
         if self._urgent and not fair:
             self._urgent_in_a_row += 1
@@ -149,40 +153,40 @@ class StatusUpdater:
         self._urgent_in_a_row = 0
         return self._normal.popleft()
 
-    async def _write(self, slot: _Slot) -> None:
-        slot.writing = True
+    async def _write(self, pending: _PendingStatus) -> None:
+        pending.writing = True
         backoff = Backoff(first_seconds=_FIRST_PAUSE)
         while True:
-            # Taken anew at each try: a newer status may have come while we waited.
-            body, callbacks = slot.body, slot.callbacks
-            slot.waiting, slot.urgent, slot.callbacks = False, False, []
+            # Read at each try: a newer status may have come during the delay.
+            body, callbacks = pending.body, pending.callbacks
+            pending.waiting, pending.urgent, pending.callbacks = False, False, []
             try:
                 answer = await self._client.request(
-                    "PATCH", slot.path, body=body, content_type=JSON_PATCH
+                    "PATCH", pending.path, body=body, content_type=JSON_PATCH
                 )
                 metadata = answer.get("metadata") or {}
-                fate: Fate = Written(metadata.get("generation", 0), version_of(metadata))
+                result: WriteResult = Written(metadata.get("generation", 0), version_of(metadata))
                 break
-            except ApiError as problem:
-                if not problem.transient:
-                    fate = WriteRefused(problem.status, problem.message)
+            except ApiError as error:
+                if not error.transient:
+                    result = WriteRefused(error.status, error.message)
                     break
-                slot.callbacks = callbacks + slot.callbacks
-                log.warning("status.write_failed", path=slot.path, problem=str(problem))
-                pause = problem.retry_after or backoff.next_delay()
-                await self._pause(pause, all_writers=problem.status == 429)
-        slot.writing = False
-        if slot.waiting:
-            self._enqueue(slot)
+                pending.callbacks = callbacks + pending.callbacks
+                log.warning("status.write_failed", path=pending.path, error=str(error))
+                pause = error.retry_after or backoff.next_delay()
+                await self._pause(pause, all_writers=error.status == 429)
+        pending.writing = False
+        if pending.waiting:
+            self._enqueue(pending)
         else:
-            del self._slots[slot.path]
-            if not self._slots:
+            del self._pending[pending.path]
+            if not self._pending:
                 self._idle.set()
         for callback in callbacks:
             try:
-                callback(fate)
-            except Exception as problem:  # a writer that ends would end all writing
-                log.error("status.callback_failed", exc_info=problem, path=slot.path)
+                callback(result)
+            except Exception as error:  # must not end this write loop
+                log.error("status.callback_failed", exc_info=error, path=pending.path)
 
     async def _pause(self, seconds: float, *, all_writers: bool) -> None:
         if not all_writers:

@@ -1,4 +1,4 @@
-"""Tasks between the API server's JSON and the domain."""
+"""Converts Tasks between the API server's JSON and the values of `taskqueue.model`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from taskqueue.timestamps import from_rfc3339, to_rfc3339
 
 TASKS_PATH = f"/apis/{GROUP}/{VERSION}/tasks"
 
-#: Leaves finished Tasks out of lists and watches.
+#: Field selector of unfinished Tasks.
 UNFINISHED = ",".join(f"status.phase!={phase.value}" for phase in domain.Phase if phase.terminal)
-#: Leaves out all others.
+#: Field selector of finished Tasks.
 FINISHED = ",".join(f"status.phase!={phase.value}" for phase in domain.Phase if not phase.terminal)
 
 
@@ -33,10 +33,10 @@ def status_path(task: domain.Task) -> str:
 
 
 def read_task(raw: Mapping[str, Any]) -> domain.Task:
-    """Turn a Task object into the domain's.
+    """Convert a Task object.
 
     Raises:
-        pydantic.ValidationError: the object does not follow the schema this operator knows.
+        pydantic.ValidationError: the object does not follow the schema of this operator's version.
     """
     metadata = raw["metadata"]
     spec = TaskResourceSpec.model_validate(raw["spec"])
@@ -68,10 +68,10 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
 
 
 def status_patch(task: domain.Task, status: domain.TaskState, *, now: float) -> bytes:
-    """Return the JSON patch that makes ``status`` the Task's status.
+    """Return the JSON patch that replaces the Task's status with ``status``.
 
-    It is refused (422) by an object of the same name and another uid: made anew, it is another
-    Task. A merge patch could neither say that nor keep a null within the result.
+    The API server refuses it (422) if the object has another uid: then it is another Task of the
+    same name. A merge patch could not test the uid, and would drop a null within the result.
     """
     body: dict[str, Any] = {
         "observedGeneration": task.generation,
@@ -105,10 +105,10 @@ def status_patch(task: domain.Task, status: domain.TaskState, *, now: float) -> 
 
 
 def _progress(progress: domain.ProgressState) -> dict[str, Any]:
-    told: dict[str, Any] = {"message": progress.message}
+    fields: dict[str, Any] = {"message": progress.message}
     if progress.percent is not None:
-        told["percent"] = progress.percent
-    return told
+        fields["percent"] = progress.percent
+    return fields
 
 
 def _attempt(entry: domain.AttemptRecord) -> dict[str, Any]:
@@ -123,12 +123,12 @@ def _attempt(entry: domain.AttemptRecord) -> dict[str, Any]:
     }
 
 
-#: The one condition that stays when it is over, as a Job's does.
+#: The one condition that stays, as False, when it no longer holds; a Job's does the same.
 _SUSPENDED = "Suspended"
 
 _REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
-#: Conditions that are True in a phase, as docs/concepts.md tells them.
+#: Conditions that are True in a phase; docs/concepts.md lists them.
 _TRUE_IN: Mapping[domain.Phase, tuple[str, ...]] = {
     domain.Phase.PENDING: ("Reconciling",),
     domain.Phase.BLOCKED: ("Reconciling",),
@@ -143,13 +143,13 @@ _TRUE_IN: Mapping[domain.Phase, tuple[str, ...]] = {
 
 
 def _conditions(task: domain.Task, status: domain.TaskState, *, now: float) -> list[dict[str, Any]]:
-    # A Task is being reconciled from its creation on; it becomes anything else just now.
+    # A Task is Reconciling from its creation on; any other condition has become True just now.
     since = {"Reconciling": task.created}
     conditions = [
         {
             "type": kind,
             "status": "True",
-            # An error type need not be a reason as conditions have them.
+            # An error type need not be a valid reason of a condition.
             "reason": status.reason if _REASON.fullmatch(status.reason) else status.phase.value,
             "message": status.message,
             "lastTransitionTime": to_rfc3339(since.get(kind, status.completion_time or now)),

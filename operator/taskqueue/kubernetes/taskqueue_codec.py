@@ -1,4 +1,4 @@
-"""TaskQueues between the API server's JSON and the domain."""
+"""Converts TaskQueues between the API server's JSON and the values of `taskqueue.model`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from taskqueue.api.common import GROUP, MESSAGE_MAX_LENGTH, VERSION
 from taskqueue.api.taskqueue import TaskQueueResource
-from taskqueue.api.taskqueue_status import HANDLERS_TOLD, WORKERS_TOLD
+from taskqueue.api.taskqueue_status import MAX_HANDLERS, MAX_WORKERS
 from taskqueue.api.taskqueue_workers import Scaling, ScalingTarget, Workers
 from taskqueue.model.queue import (
     ClusterRef,
@@ -26,7 +26,7 @@ from taskqueue.timestamps import to_rfc3339
 #: Label of everything that belongs to a TaskQueue.
 QUEUE_LABEL = f"{GROUP}/queue"
 
-#: On a TaskQueue whose queues at the broker are to go with it, and on no other.
+#: On a TaskQueue with deletionPolicy Delete, and on no other.
 QUEUES_FINALIZER = f"{GROUP}/broker-queues"
 
 QUEUES_PATH = f"/apis/{GROUP}/{VERSION}/taskqueues"
@@ -38,10 +38,10 @@ def queue_path(key: QueueKey) -> str:
 
 
 def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
-    """Turn a TaskQueue object into the domain's.
+    """Convert a TaskQueue object.
 
     Raises:
-        pydantic.ValidationError: the object does not follow the schema this operator knows.
+        pydantic.ValidationError: the object does not follow the schema of this operator's version.
     """
     resource = TaskQueueResource.model_validate(raw)
     spec, metadata = resource.spec, resource.metadata
@@ -88,12 +88,12 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
 def queue_status_patch(
     key: QueueKey, status: QueueStatus, since: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return the JSON merge patch that makes ``status`` the TaskQueue's status.
+    """Return the JSON merge patch that sets the TaskQueue's status.
 
     Args:
-        key: whose status.
-        status: as it should be.
-        since: condition type to the time at which it took its present value.
+        key: namespace and name of the TaskQueue.
+        status: its new status.
+        since: when each condition took its present value, by type, in seconds since the epoch.
     """
     return {
         "status": {
@@ -118,7 +118,7 @@ def queue_status_patch(
             "deadLetters": status.dead_letters,
             "throughputPerMinute": status.throughput_per_minute,
             "meanRunSeconds": status.mean_run_seconds,
-            "workers": [_worker(worker) for worker in status.workers[:WORKERS_TOLD]],
+            "workers": [_worker(worker) for worker in status.workers[:MAX_WORKERS]],
             "lastScaleTime": (
                 None if status.last_scale_time is None else to_rfc3339(status.last_scale_time)
             ),
@@ -161,7 +161,7 @@ def _worker(worker: Worker) -> dict[str, Any]:
         "node": worker.node,
         "cpus": worker.cpus,
         "slots": worker.slots,
-        "handlers": list(worker.handlers[:HANDLERS_TOLD]),
+        "handlers": list(worker.handlers[:MAX_HANDLERS]),
     }
 
 

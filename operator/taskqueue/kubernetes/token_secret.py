@@ -1,8 +1,8 @@
-"""The Secret that holds the keys attempts are signed with.
+"""The Secret with the keys that sign the tokens of attempts.
 
-It lies in the operator's namespace, so that every leader knows the same keys. Each entry is a key
-under its id; the id that sorts last signs, all are accepted. To change the key, add an entry, and
-remove the old one when no attempt signed with it can be running any more.
+It is in the operator's namespace, so that every leader has the same keys. Each entry is a key under
+its id; the id that sorts last signs, and all verify. To rotate the key, add an entry, and remove
+the old one when no attempt signed with it can still be running.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _KEY_BYTES = 32
 _FIRST_KEY_ID = "k1"
 
 
-async def token_keys(client: ApiClient, namespace: str) -> TokenKeys:
-    """Read the keys, making the first one if there is none.
+async def load_token_keys(client: ApiClient, namespace: str) -> TokenKeys:
+    """Read the keys; create the Secret with a first key if it does not exist.
 
     Raises:
         ApiError: the API server refused; the operator's Role allows it to get and create Secrets
@@ -30,8 +30,8 @@ async def token_keys(client: ApiClient, namespace: str) -> TokenKeys:
     path = f"/api/v1/namespaces/{namespace}/secrets"
     try:
         secret = await client.get(f"{path}/{SECRET_NAME}")
-    except ApiError as problem:
-        if problem.status != 404:
+    except ApiError as error:
+        if error.status != 404:
             raise
         key = base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()
         body = {
@@ -45,7 +45,7 @@ async def token_keys(client: ApiClient, namespace: str) -> TokenKeys:
         except ApiError as conflict:
             if conflict.status != 409:
                 raise
-            secret = await client.get(f"{path}/{SECRET_NAME}")  # another one was faster
+            secret = await client.get(f"{path}/{SECRET_NAME}")  # another replica was faster
     return _read(namespace, secret.get("data") or {})
 
 
@@ -54,6 +54,6 @@ def _read(namespace: str, data: Mapping[str, str]) -> TokenKeys:
     if not keys or any(not value or "." in key_id for key_id, value in keys.items()):
         raise ValueError(
             f"Secret {namespace}/{SECRET_NAME} must hold at least one key, each under an id "
-            "without a dot: delete the Secret, and the operator makes a new one"
+            "without a dot: delete the Secret, and the operator creates a new one"
         )
     return TokenKeys(current=max(keys), keys=keys)

@@ -9,7 +9,7 @@ import pytest
 
 from taskqueue.controller.pool.drain_plan import GOES_NEXT, PICKED
 from taskqueue.kubernetes.client import ApiClient, load_access
-from taskqueue.kubernetes.pods import delete, list_pods, mark
+from taskqueue.kubernetes.pods import delete_pod, list_pods, set_deletion_cost
 from taskqueue.kubernetes.scale import ScaleTarget, TargetUnusable
 from taskqueue.model.pod import Pod
 from taskqueue.model.queue import ScaleTargetRef
@@ -89,23 +89,23 @@ async def test_pods_are_read_marked_and_deleted(
     assert one.running_since >= one.created > 1.7e9
     assert (one.cost, one.restarts, one.trouble) == (0, 0, None)
 
-    await mark(client, namespace, one, PICKED)
+    await set_deletion_cost(client, namespace, one, PICKED)
     marked = await pods_when(client, namespace, lambda pods: any(pod.cost for pod in pods))
     assert {pod.name: pod.cost for pod in marked} == {one.name: PICKED, other.name: 0}
-    await mark(client, namespace, one, None)
+    await set_deletion_cost(client, namespace, one, None)
     await pods_when(client, namespace, lambda pods: not any(pod.cost for pod in pods))
 
     # Another pod of that name, or none: nothing is written, and nothing is wrong.
     former = Pod(name=one.name, uid="00000000-0000-0000-0000-000000000000")
     gone = Pod(name="w-gone", uid="00000000-0000-0000-0000-000000000000")
     for pod in (former, gone):
-        await mark(client, namespace, pod, PICKED)
-        await delete(client, namespace, pod)
+        await set_deletion_cost(client, namespace, pod, PICKED)
+        await delete_pod(client, namespace, pod)
     raw = await client.get(f"/api/v1/namespaces/{namespace}/pods/{one.name}")
     assert "deletionTimestamp" not in raw["metadata"]
     assert not raw["metadata"].get("annotations")
 
-    await delete(client, namespace, one)
+    await delete_pod(client, namespace, one)
     replaced = await pods_when(
         client,
         namespace,
@@ -120,8 +120,8 @@ async def test_the_controller_removes_the_marked_ones_in_the_order_of_their_mark
     create(kubectl, namespace, workload("Deployment", 4))
     pods = await pods_when(client, namespace, up(4))
     first, second, *rest = sorted(pods, key=lambda pod: (pod.created, pod.name))
-    await mark(client, namespace, second, PICKED)
-    await mark(client, namespace, first, GOES_NEXT)
+    await set_deletion_cost(client, namespace, second, PICKED)
+    await set_deletion_cost(client, namespace, first, GOES_NEXT)
     await pods_when(client, namespace, lambda pods: sum(pod.cost < 0 for pod in pods) == 2)
     target = await ScaleTarget.find(client, namespace, ref("Deployment"))
     await target.resize(3)
@@ -144,7 +144,7 @@ async def test_a_pod_that_is_not_ready_goes_before_a_marked_one(
     )
     ready, _ = pods
     kubectl.ok("exec", "-n", namespace, ready.name, "--", "touch", "/tmp/ready")  # noqa: S108
-    await mark(client, namespace, ready, GOES_NEXT)
+    await set_deletion_cost(client, namespace, ready, GOES_NEXT)
     await pods_when(
         client,
         namespace,
@@ -276,7 +276,7 @@ async def test_any_kind_with_a_scale_subresource_can_be_resized(
     assert (await target.read()).replicas == 5
     size = kubectl.ok("get", "-n", namespace, f"puddles.{GROUP}/w", "-o", "jsonpath={.spec.size}")
     assert size == "5"
-    with pytest.raises(TargetUnusable, match="does not take the size"):
+    with pytest.raises(TargetUnusable, match="refuses the size"):
         await target.resize(-1)
 
 

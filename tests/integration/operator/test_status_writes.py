@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from taskqueue.kubernetes.client import ApiClient, load_access
-from taskqueue.kubernetes.status_updater import Fate, StatusUpdater, WriteRefused, Written
+from taskqueue.kubernetes.status_updater import StatusUpdater, WriteRefused, WriteResult, Written
 from taskqueue.kubernetes.task_codec import read_task, status_patch, status_path
 from taskqueue.model.task import Phase, TaskState
 from tests.conftest import Cluster
@@ -16,11 +16,11 @@ from tests.e2e.harness import Harness
 pytestmark = pytest.mark.cluster
 
 
-async def write(cluster: Cluster, raw: Body, status: TaskState) -> Fate:
+async def write(cluster: Cluster, raw: Body, status: TaskState) -> WriteResult:
     client = ApiClient(await load_access(str(cluster.kubeconfig)))
     writer = StatusUpdater(client)
     running = asyncio.create_task(writer.run())
-    fate: asyncio.Future[Fate] = asyncio.get_running_loop().create_future()
+    fate: asyncio.Future[WriteResult] = asyncio.get_running_loop().create_future()
     task = read_task(raw)
     try:
         patch = status_patch(task, status, now=task.created)

@@ -30,7 +30,7 @@ from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.kubernetes.status_updater import OnFate, StatusUpdater, WriteRefused, Written
+from taskqueue.kubernetes.status_updater import OnResult, StatusUpdater, WriteRefused, Written
 from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.task import Policy, RetryBackoff
 from taskqueue.model.token import TokenKeys
@@ -107,15 +107,15 @@ class Write:
     path: str
     status: dict[str, Any]
     urgent: bool
-    on_fate: OnFate
+    on_result: OnResult
     at: float
     uid: str = ""
 
     def succeed(self, generation: int = 1, version: int = 101) -> None:
-        self.on_fate(Written(generation, version))
+        self.on_result(Written(generation, version))
 
     def refuse(self, status: int, message: str = "no") -> None:
-        self.on_fate(WriteRefused(status, message))
+        self.on_result(WriteRefused(status, message))
 
 
 class FakeWriter:
@@ -124,11 +124,11 @@ class FakeWriter:
     def __init__(self) -> None:
         self.writes: list[Write] = []
 
-    def put(self, path: str, body: bytes, on_fate: OnFate, *, urgent: bool = False) -> None:
+    def put(self, path: str, body: bytes, on_result: OnResult, *, urgent: bool = False) -> None:
         same, change = orjson.loads(body)
         assert (same["op"], same["path"]) == ("test", "/metadata/uid")
         at = asyncio.get_running_loop().time()
-        self.writes.append(Write(path, change["value"], urgent, on_fate, at, same["value"]))
+        self.writes.append(Write(path, change["value"], urgent, on_result, at, same["value"]))
 
     @property
     def phases(self) -> list[str]:

@@ -267,7 +267,7 @@ class World:
 
         def settle() -> None:
             for one in writes:
-                one.on_fate(fate)
+                one.on_result(fate)
 
         self.loop.do(settle)
 

@@ -1,4 +1,4 @@
-"""Leader election in virtual time, against a store that races, hangs and fails on order."""
+"""Leader election in virtual time, with a Lease that conflicts, hangs and fails on demand."""
 
 import asyncio
 from collections.abc import Mapping
@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 
 from taskqueue.kubernetes.client import ApiError
-from taskqueue.kubernetes.lease import LeaderElector, LeaseTiming
+from taskqueue.kubernetes.lease import LeaderElector, LeaseLock, LeaseTiming
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
 
 TIMING = LeaseTiming(duration=12, renew_deadline=8, period=2)
 
 
-class Store:
-    """A Lease in memory: a replace of an older version is a conflict."""
+class InMemoryLock(LeaseLock):
+    """A Lease in memory, which conflicts as the API server does."""
 
     def __init__(self) -> None:
+        # Not the base's: there is no client.
         self.spec: dict[str, Any] | None = None
         self.version = 0
         self.broken = False
@@ -60,19 +61,19 @@ class Store:
 
 
 class Candidate:
-    """A process that leads whenever it can, and keeps a diary."""
+    """A process that leads whenever it can, and records when it did."""
 
-    def __init__(self, store: Store, name: str) -> None:
-        self.leadership = LeaderElector(
-            store, name, timing=TIMING, clock=now, end_process=lambda code: None
+    def __init__(self, lock: InMemoryLock, name: str) -> None:
+        self.elector = LeaderElector(
+            lock, name, timing=TIMING, clock=now, end_process=lambda code: None
         )
         self.led: list[tuple[float, float | None]] = []
 
     async def run(self) -> None:
-        await self.leadership.acquire()
+        await self.elector.acquire()
         self.led.append((now(), None))
         try:
-            await self.leadership.hold()
+            await self.elector.renew_until_lost()
         finally:
             self.led[-1] = (self.led[-1][0], now())
 
@@ -88,27 +89,27 @@ async def stop(*tasks: asyncio.Task[None]) -> None:
             await task
 
 
-async def test_the_first_one_leads_and_keeps_leading() -> None:
-    store = Store()
-    task = asyncio.create_task(Candidate(store, "a").run())
+async def test_first_candidate_leads_and_keeps_leading() -> None:
+    lock = InMemoryLock()
+    task = asyncio.create_task(Candidate(lock, "a").run())
     await asyncio.sleep(100)
-    assert store.holder == "a"
+    assert lock.holder == "a"
     assert not task.done()
     await stop(task)
 
 
-async def test_a_second_one_waits_while_the_first_renews() -> None:
-    store = Store()
-    first, second = Candidate(store, "a"), Candidate(store, "b")
+async def test_second_candidate_waits_while_the_first_renews() -> None:
+    lock = InMemoryLock()
+    first, second = Candidate(lock, "a"), Candidate(lock, "b")
     tasks = [asyncio.create_task(one.run()) for one in (first, second)]
     await asyncio.sleep(200)
     assert len(first.led) + len(second.led) == 1
     await stop(*tasks)
 
 
-async def test_when_the_first_dies_the_second_takes_over_after_the_duration() -> None:
-    store = Store()
-    first, second = Candidate(store, "a"), Candidate(store, "b")
+async def test_second_candidate_leads_after_the_duration_when_the_first_dies() -> None:
+    lock = InMemoryLock()
+    first, second = Candidate(lock, "a"), Candidate(lock, "b")
     task = asyncio.create_task(first.run())
     await asyncio.sleep(20)
     other = asyncio.create_task(second.run())
@@ -116,20 +117,20 @@ async def test_when_the_first_dies_the_second_takes_over_after_the_duration() ->
     await stop(task)
     died = now()
     await asyncio.sleep(30)
-    assert store.holder == "b"
+    assert lock.holder == "b"
     assert TIMING.duration - TIMING.period <= second.led[0][0] - died <= TIMING.duration + 2
     await stop(other)
 
 
-async def test_a_released_lease_is_taken_at_once() -> None:
-    store = Store()
-    first, second = Candidate(store, "a"), Candidate(store, "b")
+async def test_released_lease_is_acquired_at_once() -> None:
+    lock = InMemoryLock()
+    first, second = Candidate(lock, "a"), Candidate(lock, "b")
     task = asyncio.create_task(first.run())
     await asyncio.sleep(5)
     other = asyncio.create_task(second.run())
     await asyncio.sleep(5)
     await stop(task)
-    await first.leadership.release()
+    await first.elector.release()
     released = now()
     await asyncio.sleep(5)
     assert second.led[0][0] - released <= TIMING.period
@@ -137,43 +138,43 @@ async def test_a_released_lease_is_taken_at_once() -> None:
 
 
 @pytest.mark.parametrize("fault", ["broken", "hanging"])
-async def test_who_cannot_renew_stops_before_another_could_start(fault: str) -> None:
-    store = Store()
-    first = Candidate(store, "a")
+async def test_leader_that_cannot_renew_stops_before_another_could_start(fault: str) -> None:
+    lock = InMemoryLock()
+    first = Candidate(lock, "a")
     task = asyncio.create_task(first.run())
     await asyncio.sleep(21)
-    setattr(store, fault, True)
+    setattr(lock, fault, True)
     failed = now()
     await asyncio.wait_for(task, 60)
     assert now() - failed <= TIMING.renew_deadline < TIMING.duration - 2
 
 
-async def test_a_short_outage_is_survived() -> None:
-    store = Store()
-    task = asyncio.create_task(Candidate(store, "a").run())
+async def test_leader_survives_a_short_outage() -> None:
+    lock = InMemoryLock()
+    task = asyncio.create_task(Candidate(lock, "a").run())
     await asyncio.sleep(21)
-    store.broken = True
+    lock.broken = True
     await asyncio.sleep(5)
-    store.broken = False
+    lock.broken = False
     await asyncio.sleep(60)
     assert not task.done()
     await stop(task)
 
 
-async def test_who_finds_another_in_its_place_stops_at_once() -> None:
-    store = Store()
-    task = asyncio.create_task(Candidate(store, "a").run())
+async def test_leader_stops_at_once_when_another_holds_the_lease() -> None:
+    lock = InMemoryLock()
+    task = asyncio.create_task(Candidate(lock, "a").run())
     await asyncio.sleep(21)
-    assert store.spec is not None
-    store.spec["holderIdentity"] = "thief"
-    store.version += 1
+    assert lock.spec is not None
+    lock.spec["holderIdentity"] = "thief"
+    lock.version += 1
     await asyncio.wait_for(task, TIMING.period + 1)
-    assert store.holder == "thief"
+    assert lock.holder == "thief"
 
 
-async def test_two_that_start_together_never_lead_together() -> None:
-    store = Store()
-    candidates = [Candidate(store, name) for name in "abcd"]
+async def test_candidates_never_lead_together() -> None:
+    lock = InMemoryLock()
+    candidates = [Candidate(lock, name) for name in "abcd"]
     tasks = [asyncio.create_task(one.run()) for one in candidates]
     for _ in range(20):
         await asyncio.sleep(7)

@@ -99,7 +99,7 @@ async def test_what_does_not_tell_its_pods_is_not_scaled(client: FakeClient) -> 
     path = "/apis/apps/v1/namespaces/shop/deployments/mails/scale"
     client.answers[path] = {"spec": {"replicas": 3}, "status": {"replicas": 3}}
     target = await find(client)
-    with pytest.raises(TargetUnusable, match="shop/mails tells no selector") as told:
+    with pytest.raises(TargetUnusable, match="shop/mails has no selector") as told:
         await target.read()
     assert told.value.reason == "ScaleTargetUnusable"
 
@@ -121,7 +121,7 @@ async def test_a_stateful_sets_ordinals_are_looked_up(client: FakeClient) -> Non
         ("Rollout", "argoproj.io/v1", "ScaleTargetUnknown", "install its CustomResourceDefinition"),
         ("Scale", "apps/v1", "ScaleTargetUnknown", "no kind Scale"),
         ("DaemonSet", "apps/v1", "ScaleTargetUnusable", "DaemonSet in apps/v1 has no scale"),
-        ("Fleet", "apps/v1", "ScaleTargetUnusable", "belongs to no namespace"),
+        ("Fleet", "apps/v1", "ScaleTargetUnusable", "is not namespaced"),
     ],
 )
 async def test_a_kind_that_cannot_be_scaled_says_so(
@@ -160,7 +160,7 @@ async def test_a_size_that_is_refused_says_why(client: FakeClient) -> None:
     client.answers["/apis/apps/v1/namespaces/shop/deployments/mails/scale"] = ApiError(
         422, "Invalid", "spec.replicas: at most 3"
     )
-    with pytest.raises(TargetUnusable, match=r"does not take the size: spec\.replicas: at most 3"):
+    with pytest.raises(TargetUnusable, match=r"refuses the size: spec\.replicas: at most 3"):
         await target.resize(9)
 
 

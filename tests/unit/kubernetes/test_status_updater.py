@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, suppress
 import orjson
 import pytest
 
-from taskqueue.kubernetes.status_updater import Fate, StatusUpdater, WriteRefused, Written
+from taskqueue.kubernetes.status_updater import StatusUpdater, WriteRefused, WriteResult, Written
 from tests.unit.kubernetes.fake_api import FakeApi, eventually, serve
 
 
@@ -13,7 +13,7 @@ class Case:
     def __init__(self, api: FakeApi, writer: StatusUpdater) -> None:
         self.api = api
         self.writer = writer
-        self.fates: dict[str, list[Fate]] = {}
+        self.fates: dict[str, list[WriteResult]] = {}
 
     def put(self, name: str, value: int, *, urgent: bool = False) -> None:
         fates = self.fates.setdefault(f"{name}={value}", [])
@@ -151,7 +151,7 @@ async def test_drain_returns_when_nothing_is_left() -> None:
 async def test_a_callback_that_fails_ends_no_writing() -> None:
     async with writing(open_gate=True) as case:
 
-        def fail(_: Fate) -> None:
+        def fail(_: WriteResult) -> None:
             raise RuntimeError("boom")
 
         case.writer.put("/bad", b"{}", fail)

@@ -105,8 +105,11 @@ class Drainer:
         )
         self._command_drain(namespace, step.drain, now)
         await asyncio.gather(
-            *(pods.mark(self._client, namespace, mark.pod, mark.cost) for mark in step.mark),
-            *(pods.delete(self._client, namespace, pod) for pod in step.recycle),
+            *(
+                pods.set_deletion_cost(self._client, namespace, mark.pod, mark.cost)
+                for mark in step.mark
+            ),
+            *(pods.delete_pod(self._client, namespace, pod) for pod in step.recycle),
         )
         for pod in step.recycle:
             log.info("worker.recycled", namespace=namespace, worker=pod.name)

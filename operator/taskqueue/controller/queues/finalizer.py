@@ -12,6 +12,7 @@ Contract:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
@@ -19,11 +20,13 @@ from typing import Any
 from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
+from taskqueue.api.common import TASKQUEUE_KIND
 from taskqueue.backoff import Backoff
 from taskqueue.contract.names import dead_queue, work_queue
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.kubernetes.taskqueue_requests import put_finalizer, warn
+from taskqueue.kubernetes.events import WARNING, EventSpec, EventWriter, Regarding, event_name
+from taskqueue.kubernetes.finalizers import set_queues_finalizer
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueConfig, QueueKey
 
@@ -31,6 +34,8 @@ log = EventLog(__name__)
 
 #: How long the queues of a TaskQueue that is being deleted are tried to be removed.
 REMOVAL_SECONDS = 60.0
+
+_REPORTER = "taskqueue-operator"
 
 Find = Callable[[], Awaitable[BrokerParameters]]
 Connect = Callable[[BrokerParameters], Awaitable[Connection]]
@@ -146,12 +151,29 @@ class QueueFinalizer:
         )
         log.warning("queue.not_removed", **self._fields, problem=problem)
         try:
-            await warn(self._client, self._config, reason="QueuesNotDeleted", message=message)
+            await self._create_warning(message)
         except ApiError as trouble:  # in a namespace that ends no Event can be made
             log.warning("queue.event_refused", **self._fields, problem=str(trouble))
 
+    async def _create_warning(self, message: str) -> None:
+        regarding = Regarding(
+            kind=TASKQUEUE_KIND,
+            namespace=self._config.namespace,
+            name=self._config.name,
+            uid=self._config.uid,
+        )
+        event = EventSpec(
+            regarding=regarding,
+            type=WARNING,
+            reason="QueuesNotDeleted",
+            action="DeleteQueues",
+            note=message,
+            name=event_name(regarding),
+        )
+        await EventWriter(self._client, instance=_REPORTER).create(event, at=time.time())
+
     async def _put(self, wanted: bool) -> None:
-        await put_finalizer(self._client, self._config, wanted=wanted)
+        await set_queues_finalizer(self._client, self._config, wanted=wanted)
         self._present = wanted
 
     @property

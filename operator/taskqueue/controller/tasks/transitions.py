@@ -28,7 +28,7 @@ from taskqueue.controller.tasks.admission import Dispatched
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask, log_fields
-from taskqueue.kubernetes.status_updater import Fate, StatusUpdater, WriteRefused
+from taskqueue.kubernetes.status_updater import StatusUpdater, WriteRefused, WriteResult
 from taskqueue.kubernetes.task_codec import status_patch, status_path
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
@@ -354,7 +354,7 @@ class TaskTransitions:
         )
 
     def _on_write_settled(
-        self, entry: TrackedTask, status: TaskState, contained: list[Delivery], fate: Fate
+        self, entry: TrackedTask, status: TaskState, contained: list[Delivery], fate: WriteResult
     ) -> None:
         if isinstance(fate, WriteRefused):
             self._on_write_refused(entry, status, fate)
