@@ -2,7 +2,7 @@
 
 ``run(handler, {"name": "Ada"})`` checks the payload against the handler's annotation, gives it a
 `taskqueue.Context`, and returns what the Task's result would be. What the handler raises is raised.
-Time-outs and kills are not played: a test that hangs is the test runner's to stop. Only the
+Time-outs and kills are not simulated: the test runner has to stop a test that hangs. Only the
 standard library is used.
 """
 
@@ -24,7 +24,7 @@ _MAX_RESULT_BYTES = 16 * 1024
 
 
 class About(TypedDict, total=False):
-    """What the handler's `Context` says, by its own names; what is left out has the default here.
+    """Values for the handler's `Context`, by its own names; what is left out has a default.
 
     The first of 3 attempts of Task ``test/task`` in queue ``test``, which may take 300 s, without
     a fence.
@@ -52,7 +52,7 @@ _DEFAULTS: About = {
 
 @dataclass(slots=True)
 class Recorded:
-    """What a handler told while it ran.
+    """Records what a handler reported while it ran.
 
     Attributes:
         progress: every progress, in order; a Task shows the latest only.
@@ -75,14 +75,14 @@ def run(
         handler: the function, decorated or not.
         payload: a dict, or a model or dataclass, which becomes JSON as on its way to a worker;
             None: an empty object.
-        cancelled: what ``ctx.cancelled`` says, or a function that is asked at each look.
-        recorded: takes down what the handler tells.
-        about: what the context says: ``attempt=3``, ``max_attempts``, ``timeout_seconds``,
+        cancelled: the value of ``ctx.cancelled``, or a function that is called for it each time.
+        recorded: records what the handler reports.
+        about: values of the context: ``attempt=3``, ``max_attempts``, ``timeout_seconds``,
             ``fence``, ``uid``, ``task``, ``queue``.
 
     Raises:
-        TypeError: the payload is no JSON object, the function no handler, or its annotation cannot
-            be used.
+        TypeError: the payload is not a JSON object, the function cannot be a handler, or its
+            annotation cannot be used.
         InvalidPayload: the payload is not what the handler's annotation asks for.
         Fail: as the handler raised it; or with type InvalidResult or ResultTooLarge, where a worker
             would refuse what it returned.
@@ -126,16 +126,16 @@ async def _run(handler: Handler, payload: Any, context: Context) -> dict[str, An
 
 
 class _Context(Context):
-    """A context that remembers, and is cancelled when the test says so."""
+    """Records progress, and is cancelled when the test says so."""
 
-    __slots__ = ("_asked", "_recorded")
+    __slots__ = ("_is_cancelled", "_recorded")
 
     def __init__(
         self, cancelled: bool | Callable[[], bool], recorded: Recorded, about: About
     ) -> None:
         given: About = {**_DEFAULTS, **about}
         super().__init__(**given)
-        self._asked = cancelled
+        self._is_cancelled = cancelled
         self._recorded = recorded
 
     def progress(self, percent: float | None = None, message: str = "") -> None:
@@ -144,7 +144,7 @@ class _Context(Context):
 
     @property
     def cancelled(self) -> bool:
-        return self._asked() if callable(self._asked) else self._asked
+        return self._is_cancelled() if callable(self._is_cancelled) else self._is_cancelled
 
 
 def _registered(handler: Callable[..., Any]) -> Handler:

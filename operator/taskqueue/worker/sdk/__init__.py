@@ -3,7 +3,7 @@
 ``from taskqueue import task, Context, Retry, Fail``. A handler is a plain function, sync or async,
 that takes the payload (a dict, or a model of its own) and, if it wants one, a `Context`. What it
 returns is the Task's result; what it raises is a failed attempt, retried by the Task's policy. Only
-the standard library is imported here: a user's tests and a worker's start pay nothing for it.
+the standard library is imported here, so a user's tests and a worker's start stay fast.
 pydantic is imported once a handler annotates its payload with a model (`payloads`).
 """
 

@@ -1,4 +1,4 @@
-"""What a handler is given besides its payload."""
+"""The second argument of a handler: its attempt, progress and cancellation."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an attempt says it is: percent from 0 to 100, or None, and a line for people."""
+    """The progress of an attempt: percent from 0 to 100, or None, and a message for people."""
 
     percent: float | None
     message: str
 
 
 class Context:
-    """What a handler may know about the attempt it runs, and tell about it. Safe in any thread.
+    """Describes the attempt a handler runs, and takes its progress. Safe in any thread.
 
     Attributes:
         task: ``namespace/name`` of the Task; ``namespace/queue`` for a direct message.
@@ -28,7 +28,7 @@ class Context:
         timeout_seconds: the attempt is given up after this long.
         fence: of a Task with a concurrencyKey, else None: a number that grows with every dispatch
             of the key. Pass it to the storage you write to, and have it refuse a write with a lower
-            one than it has seen: a worker that was cut off or stood still may write late.
+            one than it has seen: a worker that was disconnected or paused may write late.
         logger: a `logging` logger whose lines carry task, uid and attempt.
     """
 
@@ -68,7 +68,7 @@ class Context:
         self._logger: logging.LoggerAdapter[logging.Logger] | None = None
 
     def progress(self, percent: float | None = None, message: str = "") -> None:
-        """Say how far the attempt is; the latest call counts, earlier ones may never be seen.
+        """Report progress; the latest call counts, earlier ones may never be seen.
 
         Raises:
             ValueError: percent is outside 0 to 100.
@@ -80,7 +80,7 @@ class Context:
 
     @property
     def latest_progress(self) -> Progress | None:
-        """The last progress told, or None."""
+        """The last progress reported, or None."""
         return self._latest
 
     @property
@@ -89,7 +89,8 @@ class Context:
 
         It was cancelled or suspended, has timed out, its worker stops, or, with a fence, the broker
         may give it to another worker.
-        A sync handler cannot be stopped from outside; a long one looks here and returns.
+        A sync handler in a thread cannot be stopped from outside: a long one must check this and
+        return.
         """
         return self._cancelled
 

@@ -1,4 +1,4 @@
-"""What a handler raises to say how its attempt failed."""
+"""Exceptions for handlers: how an attempt failed, and that it was cancelled."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Cancelled(BaseException):
     """Raised in a sync handler in a child process when its attempt is to end.
 
     It was cancelled or suspended, has timed out, or its worker stops; ``ctx.cancelled`` is true.
-    Clean up in ``finally`` and let it pass: the process is killed a few seconds later. Not an
-    `Exception`, so that ``except Exception`` lets it pass, as asyncio's ``CancelledError``.
+    Clean up in ``finally`` and let it pass: the process is killed a few seconds later. It is not an
+    `Exception`, so ``except Exception`` does not catch it, as with asyncio's ``CancelledError``.
     """
 
     def __init__(self, message: str = "the attempt is to end") -> None:

@@ -1,4 +1,4 @@
-"""The handlers of a process, and what must be known of each to call it."""
+"""The registered handlers of a process, and how to call each."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ H = TypeVar("H", bound=Hook)
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A registered function: how to call it, and by which name messages ask for it.
+    """A registered function: its name in messages, and how to call it.
 
     Attributes:
-        name: what messages and Tasks call it.
+        name: as Tasks and messages name it.
         function: as it was decorated.
         is_async: whether it runs on the handlers' loop.
         wants_context: whether it takes a second argument.
@@ -48,7 +48,7 @@ class Handler:
 
 
 class HandlerRegistry(Mapping[str, Handler]):
-    """The handlers of a process by name, and which one takes messages that name none.
+    """Holds the handlers of a process by name, and the one for messages that name none.
 
     Attributes:
         start_hooks: called in every process that runs handlers, before its first one, in order.
@@ -106,10 +106,10 @@ class HandlerRegistry(Mapping[str, Handler]):
         return handler
 
     def prepare(self) -> None:
-        """Make ready what handlers need before their first call, such as their models.
+        """Prepare what handlers need before their first call, such as their models.
 
-        For the start of a process, before it forks: the first attempt would pay for it otherwise,
-        and a mistake would be found by the first message.
+        Called at the start of a process, before it forks. Otherwise the first attempt would pay
+        for it, and the first message would reveal a mistake.
 
         Raises:
             TypeError: the annotation of a handler's payload cannot be used.
@@ -175,7 +175,7 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 
 def _wants_context(name: str, function: Callable[..., Any]) -> bool:
-    """Tell whether a second argument is wanted: one without a default, or named as the context."""
+    """Return whether it takes a second argument: one without a default, or named as the context."""
     positional = [
         parameter
         for parameter in inspect.signature(function).parameters.values()

@@ -1,9 +1,9 @@
 """Typed payloads: from the JSON object of a message to the model a handler asks for.
 
 A handler asks by the annotation of its first parameter: a pydantic model or a dataclass, or a union
-of such. Any other annotation is the author's own business, the handler is given the dict. The
-models are pydantic's to check, in JSON mode: what a payload may hold is what the model's JSON
-schema says. pydantic is imported when such a handler is prepared, never before.
+of such. With any other annotation the handler gets the dict. pydantic checks the models, in JSON
+mode: a payload may hold what the model's JSON schema allows. pydantic is imported when such a
+handler is prepared, never before.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from taskqueue.worker.sdk.failures import InvalidPayload
 _FIELDS_NAMED = 8
 _FIELD_LENGTH = 100
 
-#: What annotations may name without the module having imported it at run time: type checkers'
-#: imports are often kept from it.
+#: Names that annotations may use although the module has not imported them at run time: imports for
+#: type checkers are often under ``TYPE_CHECKING``.
 _WELL_KNOWN = {**vars(collections.abc), **vars(typing)}
 
 
 def parser_for(name: str, function: Callable[..., Any]) -> PayloadParser | None:
-    """Return what makes a handler's payload, or None for one that is given the dict.
+    """Return the parser of a handler's payload, or None for a handler that gets the dict.
 
     An annotation that cannot be resolved yet, such as the name of a class that is defined further
-    down, is looked at again when the handler is prepared.
+    down, is resolved when the handler is prepared.
     """
     parameters = iter(inspect.signature(function).parameters.values())
     annotation = next(parameters).annotation
@@ -46,7 +46,7 @@ def parser_for(name: str, function: Callable[..., Any]) -> PayloadParser | None:
 
 
 class PayloadParser:
-    """Makes the payloads of one handler; pydantic's adapter is made once, by `prepare`."""
+    """Parses the payloads of one handler; `prepare` creates pydantic's adapter once."""
 
     __slots__ = ("_annotation", "_function", "_name", "_validate")
 
@@ -57,7 +57,7 @@ class PayloadParser:
         self._validate: Callable[[dict[str, Any]], Any] | None = None
 
     def prepare(self) -> None:
-        """Resolve the annotation and make the adapter.
+        """Resolve the annotation and create the adapter.
 
         Raises:
             TypeError: the annotation cannot be resolved, or pydantic cannot check it.
@@ -110,7 +110,7 @@ class PayloadParser:
                 )
                 found = [(".".join(map(str, one["loc"])), one["msg"]) for one in errors]
             except ValueError as problem:
-                # Text that is no Unicode, or objects nested deeper than pydantic goes.
+                # Text that is not valid Unicode, or objects nested deeper than pydantic allows.
                 found = [("", str(problem))]
             raise InvalidPayload(
                 f"the payload is not what handler {self._name!r} takes: {_in_words(found)}",
@@ -129,7 +129,7 @@ def _resolved(annotation: str, function: Callable[..., Any]) -> Any:
     function = inspect.unwrap(function)
     module = sys.modules.get(getattr(function, "__module__", ""), builtins)
     names = getattr(function, "__globals__", vars(module))
-    # The author's own words, as typing.get_type_hints evaluates them.
+    # The author's own code, as typing.get_type_hints evaluates it.
     known = {**_WELL_KNOWN, **names}
     found = eval(annotation, known)  # noqa: S307
     # Quoted in a module whose annotations are texts anyway.
