@@ -91,7 +91,7 @@ class Operator:
         self._poll_backoff = PollBackoff()
         self._waking = False
         cluster.on_arrival = self._wake
-        cluster.on_end = lambda seconds: self._throughput.finished(self._timeline.now, seconds)
+        cluster.on_end = lambda seconds: self._throughput.on_task_ended(self._timeline.now, seconds)
         cluster.on_worker = self._worker_changed
         self._timeline.every(TICK_SECONDS, self._tick, first=0.0)
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from taskqueue.backoff import Backoff
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.controller.completions.event_recorder import EventRecorder
-from taskqueue.controller.metrics import forget_queue
+from taskqueue.controller.metrics import remove_queue
 from taskqueue.controller.queues.broker_links import BrokerLinks
 from taskqueue.controller.queues.reconciler import QueueReconciler, Totals
 from taskqueue.controller.queues.statistics import StatisticsReaders
@@ -114,7 +114,7 @@ class Engine:
         self._links = BrokerLinks(
             feed_synced=self._feed.synced,
             random=random,
-            take=self.tasks.on_delivery,
+            on_message=self.tasks.on_delivery,
             spawn=self._spawn,
         )
         self._readers = StatisticsReaders(spawn=self._spawn)
@@ -176,17 +176,17 @@ class Engine:
             links=self._links.get,
             clock=time.time,
             created=from_rfc3339(raw["metadata"]["creationTimestamp"]),
-            on_gone=lambda: self.drop_queue(config.key, config.uid),
+            on_deleted=lambda: self.drop_queue(config.key, config.uid),
             on_condition=lambda condition: self._condition(config, condition),
             readers=self._readers,
             sizing_conflict=self._sizing_conflict,
         )
         task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
-        task.add_done_callback(lambda _: self._links.leave_vain())
+        task.add_done_callback(lambda _: self._links.close_unused())
         self._controllers[config.key] = (controller, task)
         self.tasks.on_queue_changed(config.key)
         self._janitor.on_queue_changed(config.key)
-        log.info("queue.taken", namespace=config.namespace, queue=config.name)
+        log.info("queue.added", namespace=config.namespace, queue=config.name)
 
     def drop_queue(self, key: QueueKey, uid: str) -> None:
         """Take note that a TaskQueue is gone; its Tasks wait until it appears again.
@@ -201,10 +201,10 @@ class Engine:
         dispatcher = self.tasks.dispatcher(key)
         dispatcher.close()
         dispatcher.config = None
-        forget_queue(key)
+        remove_queue(key)
         self._notices.forget(key)
         self.tasks.on_queue_changed(key)
-        log.info("queue.gone", namespace=key[0], queue=key[1])
+        log.info("queue.deleted", namespace=key[0], queue=key[1])
 
     async def _control(self, controller: QueueReconciler) -> None:
         # A pool whose size is not known yet must not be resized.
@@ -220,7 +220,7 @@ class Engine:
                 found = await self._client.get(QUEUES_PATH)
                 break
             except ApiError as problem:
-                log.warning("queue.list_failed", problem=str(problem))
+                log.warning("queue.list_failed", error=str(problem))
                 if problem.reason == UNREADABLE:
                     return  # one object no parser takes; kopf brings those it can read
                 await asyncio.sleep(problem.retry_after or backoff.next_delay())
@@ -228,7 +228,7 @@ class Engine:
             try:
                 self.put_queue(raw)
             except ValidationError as problem:
-                log.error("queue.unreadable", queue=raw["metadata"]["name"], problem=str(problem))
+                log.error("queue.parse_failed", queue=raw["metadata"]["name"], error=str(problem))
 
     def _condition(self, config: QueueConfig, condition: Condition) -> None:
         if condition.type in _TOLD:
@@ -280,7 +280,7 @@ class Engine:
         controller = self._controller(key)
         if controller is not None:
             controller.pool.on_deployment_state(state)
-            controller.wake()
+            controller.request_reconcile()
 
     # What the Tasks tell.
 
@@ -288,13 +288,13 @@ class Engine:
         """Have the pool looked at."""
         controller = self._controller(key)
         if controller is not None:
-            controller.wake()
+            controller.request_reconcile()
 
     def on_queue_missing(self, key: QueueKey) -> None:
         """Have the broker's queue declared again."""
         controller = self._controller(key)
         if controller is not None:
-            controller.missing()
+            controller.on_queue_missing()
 
     def on_heartbeat(self, beat: Heartbeat) -> None:
         """Register a worker, or let it go."""
@@ -310,7 +310,7 @@ class Engine:
         if controller is not None:
             last = status.history[-1] if status.history else None
             seconds = None if last is None else last.finish_time - last.start_time
-            controller.finished(status.phase, seconds)
+            controller.on_task_ended(status.phase, seconds)
 
     def on_completion_published(self, entry: TrackedTask) -> None:
         """Have a Task deleted when its time to live is over."""
@@ -342,7 +342,7 @@ class Engine:
         if self._drain_seconds > 0:
             await self.tasks.completions.drain(_ANNOUNCE_SECONDS)
             controllers = [controller for controller, _ in self._controllers.values()]
-            await asyncio.gather(*(controller.leave() for controller in controllers))
+            await asyncio.gather(*(controller.write_last_status() for controller in controllers))
         ending = (writer, *self._background)
         for task in ending:
             task.cancel()

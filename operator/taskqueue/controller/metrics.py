@@ -69,7 +69,7 @@ NOTICES_DROPPED = Counter(
 )
 
 
-def tell_backlog(
+def report_backlog(
     key: tuple[str, str], *, backlog: int | None, ready: int | None, running: int | None
 ) -> None:
     """Report what there is to do; None is absent, which no reader takes for a number."""
@@ -81,7 +81,7 @@ def tell_backlog(
                 gauge.remove(*key)
 
 
-def forget_queue(key: tuple[str, str]) -> None:
+def remove_queue(key: tuple[str, str]) -> None:
     """Report nothing more of a TaskQueue that is gone."""
     for gauge in (BACKLOG, READY, RUNNING, DESIRED_WORKERS, WORKERS, WORKER_SLOTS):
         with contextlib.suppress(KeyError):

@@ -1,11 +1,11 @@
 """The broker's own statistics of its queues, read from its management API.
 
-One reading asks for all of the operator's queues in a virtual host at once. What the answer does
-not have is unknown, never zero: a queue that was just declared has no figures for up to 10 s, nor
-has any queue for as long after the broker has started.
+One read asks for all of the operator's queues in a virtual host at once. Whatever the answer does
+not include is unknown, never zero: a queue has no statistics for up to 10 s after it was declared,
+nor has any queue for as long after the broker has started.
 
-A reading is bounded in time and in bytes, follows no redirect and needs no proxy. No error shows
-credentials. Only the operator reads statistics; workers never import this.
+A read is bounded in time and in bytes, and follows no redirect. No error shows credentials. Only
+the operator reads statistics; workers never import this.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from taskqueue.amqp.parameters import MANAGEMENT_URI, BrokerConfigurationError, 
 from taskqueue.contract.names import work_queue
 from taskqueue.model.queue_stats import QueueStats
 
-#: Time limit of a reading.
+#: Time limit of a read.
 READ_SECONDS = 5.0
 #: Largest answer to one request; a page has some 50 kB.
 MAX_BYTES = 8 * 1024 * 1024
-#: Most queues in one answer of the management (more it does not give), and most pages.
+#: Most queues in one page (RabbitMQ's own limit), and most pages.
 _PAGE_SIZE = 500
 _MAX_PAGES = 20
 
@@ -60,7 +60,7 @@ class StatisticsClient:
             await self._session.close()
 
     async def read(self) -> Mapping[str, QueueStats]:
-        """Return the figures of the queues that have some, by the names of the broker's queues.
+        """Return the statistics by broker queue; a queue without any is left out.
 
         Raises:
             StatisticsUnreadable: try again later.
@@ -84,9 +84,9 @@ class StatisticsClient:
             items, pages = await self._page(page)
             listed += len(items)
             for item in items:
-                figures = _figures(item)
-                if figures is not None:
-                    found[item["name"]] = figures
+                stats = _read_item(item)
+                if stats is not None:
+                    found[item["name"]] = stats
             if page >= pages:
                 break
         else:
@@ -116,9 +116,9 @@ class StatisticsClient:
         return items, pages
 
     async def _is_disabled(self) -> bool:
-        """Ask whether the broker keeps no statistics of queues; totals it gives all the same.
+        """Return whether the broker keeps no statistics of queues; it has totals all the same.
 
-        Not asked for otherwise: what is not known yet is 0 among the totals.
+        Totals are used only then: they show 0 for what is not known yet.
         """
         answer = await self._get("/api/overview", {"columns": "disable_stats"})
         return self._parse(answer).get("disable_stats") is True
@@ -198,12 +198,12 @@ class StatisticsClient:
         return StatisticsUnreadable(f"{where} cannot be read: {why}")
 
 
-def _figures(item: Any) -> QueueStats | None:
-    """Return what an item of the management's list says; None: nothing that can be relied upon."""
+def _read_item(item: Any) -> QueueStats | None:
+    """Return the statistics in an item of the list; None: none that are reliable."""
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         return None
     if item.get("state") not in (None, "running"):
-        return None  # its leader is away: the figures are of before
+        return None  # its leader is unavailable: the numbers are old
     ready, unacknowledged = item.get("messages_ready"), item.get("messages_unacknowledged")
     if type(ready) is not int or type(unacknowledged) is not int:
         return None
@@ -211,7 +211,7 @@ def _figures(item: Any) -> QueueStats | None:
 
 
 def _explain(problem: Exception) -> str:
-    """Say what a failed request means; the texts of aiohttp name addresses, no credentials."""
+    """Return what a failed request means; texts of aiohttp have addresses, no credentials."""
     cause = getattr(problem, "os_error", None) or getattr(problem, "certificate_error", None)
     match cause or problem:
         case ssl.SSLCertVerificationError() as untrusted:

@@ -294,8 +294,8 @@ async def test_tasks_that_come_and_go_fast_are_no_direct_messages_and_one_that_r
     meter, flow, stop = BacklogMeter(), Flow(), asyncio.Event()
     async with queue(broker) as (name, connection):
         statistics = QueueStatistics(name, readers=readers, meter=meter)
-        statistics.use(endpoint, "", now())
-        reader = readers.join(endpoint, "test")
+        statistics.set_endpoint(endpoint, "", now())
+        reader = readers.acquire(endpoint, "test")
         probe = await connection.channel()
 
         async def signal() -> BacklogEstimate:
@@ -303,9 +303,9 @@ async def test_tasks_that_come_and_go_fast_are_no_direct_messages_and_one_that_r
             ready = await ready_messages(probe, name)
             assert ready is not None
             most = max(before, flow.published, flow.peak.pop(now()))
-            meter.counted(ready, published=most, now=now())
-            trouble = statistics.tell()
-            return meter.read(
+            meter.set_ready(ready, published=most, now=now())
+            trouble = statistics.update_meter()
+            return meter.update_estimate(
                 waiting=0, published=flow.published, workers_foreign=0, now=now(), problem=trouble
             )
 
@@ -337,5 +337,5 @@ async def test_tasks_that_come_and_go_fast_are_no_direct_messages_and_one_that_r
                 assert told.backlog is not None
                 assert 1 <= told.backlog <= 3
                 await asyncio.sleep(0.2)
-        statistics.leave()
-        readers.leave(endpoint, "test")
+        statistics.close()
+        readers.release(endpoint, "test")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY
 
-from taskqueue.controller.metrics import forget_queue, tell_backlog
+from taskqueue.controller.metrics import remove_queue, report_backlog
 
 KEY = ("shop", "figures")
 NAMES = ("taskqueue_backlog", "taskqueue_ready", "taskqueue_running")
@@ -16,18 +16,18 @@ def told() -> list[float | None]:
 
 
 def test_what_is_unknown_is_absent_and_neither_zero_nor_not_a_number() -> None:
-    tell_backlog(KEY, backlog=5, ready=0, running=3)
+    report_backlog(KEY, backlog=5, ready=0, running=3)
     assert told() == [5, 0, 3]
-    tell_backlog(KEY, backlog=4, ready=None, running=None)
+    report_backlog(KEY, backlog=4, ready=None, running=None)
     assert told() == [4, None, None]
-    tell_backlog(KEY, backlog=None, ready=None, running=None)
+    report_backlog(KEY, backlog=None, ready=None, running=None)
     assert told() == [None, None, None]
-    tell_backlog(KEY, backlog=0, ready=0, running=0)
+    report_backlog(KEY, backlog=0, ready=0, running=0)
     assert told() == [0, 0, 0]
 
 
 def test_a_queue_that_is_gone_has_no_figures() -> None:
-    tell_backlog(KEY, backlog=5, ready=2, running=3)
-    forget_queue(KEY)
+    report_backlog(KEY, backlog=5, ready=2, running=3)
+    remove_queue(KEY)
     assert told() == [None, None, None]
-    forget_queue(KEY)
+    remove_queue(KEY)

@@ -1,15 +1,15 @@
-"""The operator's link to one RabbitMQ: two connections kept up, the inbox read, dispatch let go.
+"""The operator's link to one RabbitMQ: keeps two connections, and reads the inbox before dispatch.
 
 Contract:
 
-* Publishing and consuming have a connection each: under a memory alarm the broker stops reading a
-  connection that publishes, its acknowledgements too.
-* The link is up only when the feed is synced and the inbox was read up to a marker this process
-  published: every outcome that was waiting is known before anything is published again. A marker
-  may be read by another link of this process (two addresses of one broker: the inbox has a single
-  active consumer), which is as good; or be taken by a former leader on its way out, so markers are
+* Publishing and consuming have a connection each: under a memory alarm the broker stops reading
+  from a publishing connection, including its acknowledgements.
+* The link is up only when the feed is synced and the inbox was read up to a marker that this
+  process published: every waiting outcome is known before anything is published again. Another link
+  of this process may read the marker (two addresses of one broker: the inbox has a single active
+  consumer), which counts as well. A former leader that is stopping may consume it, so markers are
   published until one comes back.
-* `BrokerLink.state` is `LinkDown` with a reason, or `LinkUp`; subscribers are told of each change.
+* `BrokerLink.state` is `LinkDown` with a reason, or `LinkUp`; each change calls the subscribers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = EventLog(__name__)
 INBOX_PREFETCH = 4000
 _MARKER_TYPE = "marker"
 _MARKER_KEY = "taskqueue-operator.marker"
-#: A marker that has not come back after this long is followed by another.
+#: Another marker is published after this long without one.
 _MARKER_SECONDS = 2.0
 #: A broker that does not confirm within this time blocks its publishers.
 _CONFIRM_SECONDS = 10.0
@@ -73,25 +73,25 @@ class InboxMarkers:
     def __init__(self) -> None:
         self._awaited: dict[str, asyncio.Event] = {}
 
-    def expect(self) -> tuple[str, asyncio.Event]:
+    def create(self) -> tuple[str, asyncio.Event]:
         """Return a new marker's id, and what is set once it is read."""
         marker, seen = uuid.uuid4().hex, asyncio.Event()
         self._awaited[marker] = seen
         return marker, seen
 
-    def read(self, marker: str | None) -> None:
-        """Take note of a marker from an inbox; one of another process counts for nothing."""
+    def on_marker_read(self, marker: str | None) -> None:
+        """Handle a marker from an inbox; one of another process is ignored."""
         seen = self._awaited.get(marker or "")
         if seen is not None:
             seen.set()
 
-    def forget(self, marker: str) -> None:
-        """Wait for it no longer."""
+    def discard(self, marker: str) -> None:
+        """Stop waiting for a marker."""
         self._awaited.pop(marker, None)
 
 
 class BrokerLink:
-    """See the module's contract. `run` keeps it up until cancelled.
+    """Connects to one broker, and reconnects; `run` does so until cancelled.
 
     Args:
         parameters: where the broker is.
@@ -110,8 +110,8 @@ class BrokerLink:
     ) -> None:
         self.parameters = parameters
         self.state: State = LinkDown("Connecting", f"connecting to {parameters.address}")
-        #: Called with each message of the inbox; set before `run`.
-        self.take: Callable[[Delivery], None] = lambda delivery: None
+        #: Called with each message of the inbox; set it before `run`.
+        self.on_message: Callable[[Delivery], None] = lambda delivery: None
         self._feed_synced = feed_synced
         self._random = random
         self._subscribers: set[Callable[[], None]] = set()
@@ -119,7 +119,7 @@ class BrokerLink:
         self._publisher: Publisher | None = None
 
     def subscribe(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called whenever the state changes."""
+        """Call ``callback`` whenever the state changes."""
         self._subscribers.add(callback)
 
     def unsubscribe(self, callback: Callable[[], None]) -> None:
@@ -128,16 +128,16 @@ class BrokerLink:
 
     @property
     def publisher(self) -> Publisher | None:
-        """To publish at this broker, even before the inbox is read; None while it cannot be."""
+        """Publishes at this broker, even before the inbox is read; None while not connected."""
         return self._publisher
 
     @property
-    def unused(self) -> bool:
+    def is_unused(self) -> bool:
         """Whether nobody is subscribed."""
         return not self._subscribers
 
     async def run(self) -> None:
-        """Connect, stay, connect again, until cancelled."""
+        """Connect, and reconnect, until cancelled."""
         await self._feed_synced.wait()
         backoff = Backoff(
             held_seconds=HELD_SECONDS,
@@ -146,11 +146,13 @@ class BrokerLink:
         )
         while True:
             try:
-                await self._stay_up(backoff.succeeded)
+                await self._connect_and_serve(backoff.succeeded)
             except BrokerUnavailable as problem:
-                self._set(LinkDown("BrokerUnavailable", f"{problem}; trying again by itself"))
+                self._set_state(
+                    LinkDown("BrokerUnavailable", f"{problem}; the operator tries again")
+                )
             except ChannelRefused as problem:
-                self._set(
+                self._set_state(
                     LinkDown(
                         "PermissionDenied" if problem.code == 403 else "BrokerRefused",
                         f"RabbitMQ at {self.parameters.address}: {problem}; the operator's broker "
@@ -158,55 +160,55 @@ class BrokerLink:
                     )
                 )
             except TopologyConflict as problem:
-                self._set(LinkDown("TopologyConflict", str(problem)))
+                self._set_state(LinkDown("TopologyConflict", str(problem)))
             except BrokerConfigurationError as problem:
-                self._set(LinkDown("SecretInvalid", str(problem)))
-            except Exception as problem:  # a link that ends would never be tried again
-                log.error("broker.failed", exc_info=problem, broker=self.parameters.address)
-                self._set(LinkDown("Failed", f"{problem!r}; trying again by itself"))
+                self._set_state(LinkDown("SecretInvalid", str(problem)))
+            except Exception as problem:  # a link that ends would never be retried
+                log.error("broker.link_failed", exc_info=problem, broker=self.parameters.address)
+                self._set_state(LinkDown("Failed", f"{problem!r}; the operator tries again"))
             await asyncio.sleep(backoff.next_delay())
 
     def dead_letter_delivery(self, delivery: Delivery, reason: str) -> None:
-        """Move a message of the inbox to the dead exchange, and acknowledge it when it is there."""
+        """Publish a message of the inbox to the dead exchange, then acknowledge it."""
         namespace, _, rest = delivery.routing_key.partition(".")
-        letter = dead_letter(
+        message = dead_letter(
             delivery.properties,
             delivery.body,
             namespace=namespace,
             queue=rest.partition(".")[0],
             reason=reason,
         )
-        letter = replace(
-            letter, headers={**(letter.headers or {}), EXCHANGE_HEADER: delivery.exchange}
+        message = replace(
+            message, headers={**(message.headers or {}), EXCHANGE_HEADER: delivery.exchange}
         )
 
         def settled(verdict: Settled, text: str) -> None:
             if verdict is not Settled.UNKNOWN:
-                # Returned: no dead queue has this name, but the inbox always has the copy.
+                # Also when it was returned, as no dead queue has this name: the inbox has a copy.
                 delivery.channel.ack(delivery.delivery_tag)
 
         if self._publisher is not None:
             self._publisher.publish(
-                letter.exchange, letter.key, letter.body, letter.properties(), settled
+                message.exchange, message.key, message.body, message.properties(), settled
             )
 
-    async def _stay_up(self, on_up: Callable[[], None]) -> None:
+    async def _connect_and_serve(self, on_up: Callable[[], None]) -> None:
         address = self.parameters.address
         async with asyncio.timeout(60):
             publishing = await connect(self.parameters, name="taskqueue-operator: publish")
         try:
             consuming = await connect(self.parameters, name="taskqueue-operator: inbox")
             try:
-                await self._work(publishing, consuming, on_up)
+                await self._serve(publishing, consuming, on_up)
             finally:
                 await consuming.close()
         finally:
             self._publisher = None
             await publishing.close()
             if isinstance(self.state, LinkUp):
-                self._set(LinkDown("BrokerUnavailable", f"connection to {address} lost"))
+                self._set_state(LinkDown("BrokerUnavailable", f"connection to {address} lost"))
 
-    async def _work(
+    async def _serve(
         self, publishing: Connection, consuming: Connection, on_up: Callable[[], None]
     ) -> None:
         await declare_operator_topology(consuming)
@@ -230,9 +232,9 @@ class BrokerLink:
         }
         broken = asyncio.ensure_future(asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))
         try:
-            await self._catch_up(publisher, broken)
+            await self._read_to_marker(publisher, broken)
             if not broken.done():
-                self._set(LinkUp(publisher, publishing))
+                self._set_state(LinkUp(publisher, publishing))
                 on_up()
                 log.info("broker.connected", broker=self.parameters.address)
             done, _ = await broken
@@ -241,9 +243,9 @@ class BrokerLink:
         reasons = "; ".join(str(future.result()) for future in done)
         raise BrokerUnavailable(f"RabbitMQ at {self.parameters.address}: {reasons}")
 
-    async def _catch_up(self, publisher: Publisher, broken: asyncio.Future[Any]) -> None:
-        """Return when everything that was in the inbox has been taken, or the link is broken."""
-        marker, read = self._markers.expect()
+    async def _read_to_marker(self, publisher: Publisher, broken: asyncio.Future[Any]) -> None:
+        """Return when everything that was in the inbox has been read, or the link is broken."""
+        marker, read = self._markers.create()
         seen = asyncio.ensure_future(read.wait())
         try:
             while True:
@@ -254,7 +256,7 @@ class BrokerLink:
                 )
                 if seen.done() or broken.done():
                     return
-                self._set(
+                self._set_state(
                     LinkDown(
                         "ReadingInbox",
                         f"reading queue {INBOX_QUEUE} up to date; if this lasts, another "
@@ -263,7 +265,7 @@ class BrokerLink:
                 )
         finally:
             seen.cancel()
-            self._markers.forget(marker)
+            self._markers.discard(marker)
 
     async def _publish_marker(self, publisher: Publisher, marker: str) -> None:
         note = OutgoingMessage(
@@ -281,8 +283,8 @@ class BrokerLink:
                 )
         except TimeoutError as late:
             raise BrokerUnavailable(
-                f"RabbitMQ at {self.parameters.address} confirms nothing: look for a memory or "
-                "disk alarm (rabbitmq-diagnostics alarms)"
+                f"RabbitMQ at {self.parameters.address} confirms nothing: check for a memory "
+                "or disk alarm (rabbitmq-diagnostics alarms)"
             ) from late
         if verdict is not Settled.CONFIRMED:
             raise BrokerUnavailable(
@@ -292,20 +294,20 @@ class BrokerLink:
     def _on_delivery(self, delivery: Delivery) -> None:
         if delivery.properties.type == _MARKER_TYPE and delivery.routing_key == _MARKER_KEY:
             delivery.channel.ack(delivery.delivery_tag)
-            self._markers.read(delivery.properties.correlation_id)
+            self._markers.on_marker_read(delivery.properties.correlation_id)
             return
-        self.take(delivery)
+        self.on_message(delivery)
 
-    def _set(self, state: State) -> None:
+    def _set_state(self, state: State) -> None:
         if state == self.state:
             return
         self.state = state
         if isinstance(state, LinkDown):
             log.warning(
-                "broker.down",
+                "broker.disconnected",
                 broker=self.parameters.address,
                 reason=state.reason,
-                problem=state.message,
+                error=state.message,
             )
         for callback in tuple(self._subscribers):
             callback()

@@ -1,11 +1,11 @@
-"""One TaskQueue's side of the broker: Secret, link, declared queues, and what is counted in them.
+"""One TaskQueue's side of the broker: Secret, link, declared queues, and message counts.
 
-What is counted here, what the broker's statistics say and what the operator knows itself make the
-signal that the pool is sized by; how is told in `taskqueue.controller.queues.backlog`.
+These counts, the broker's statistics and what the operator knows itself make the backlog estimate
+that the pool is sized by; see `taskqueue.controller.queues.backlog`.
 
-A step that fails becomes `BrokerSession.condition` and is tried again. What must not be forgotten
-over a failure: that the broker has lost, or never had, what counts as published; it is published
-again as soon as the queue is declared.
+A step that fails becomes `BrokerSession.condition` and is tried again. One fact must survive a
+failure: that the broker has lost, or never had, messages that count as published. They are
+published again as soon as the queue is declared.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from taskqueue.model.queue import Condition, QueueConfig
 
 log = EventLog(__name__)
 
-#: A declaration that failed is tried again after this.
+#: A failed declaration is tried again after this.
 _DECLARE_SECONDS = 1.0
 #: A Secret is read again this often while the broker cannot be reached.
 _SECRET_SECONDS = 2.0
 #: While connected, it is read this often: it may name another broker.
 _SECRET_CHECK_SECONDS = 30.0
-#: Why even a connection that works is given up.
+#: Reasons to close even a connection that works.
 _FORBIDS = ("SecretInvalid", "ClusterNotAllowed")
 
 
 class BrokerSession:
-    """See the module's contract.
+    """Finds the broker, declares the queues there, and counts their messages.
 
     Args:
         config: what the TaskQueue asks for.
         dispatcher: of this queue; opened and closed here.
         client: for the API server.
         links: gives the shared link to a broker.
-        wake: has the TaskQueue's loop run soon.
+        on_change: called when the link changes.
         monotonic: seconds that never jump; the running loop's, if there are readers.
         readers: give the shared reader of the broker's statistics.
 
     Attributes:
         condition: BrokerConnected.
-        ready: messages no worker has taken, as last counted; None: unknown.
+        ready: messages that no worker has, as last counted; None: unknown.
         dead_letters: messages in the dead queue, as last counted; None: unknown.
         parameters: of the broker last found; kept when its Secret goes away.
         secret: (namespace, name) of the Secret last found.
@@ -64,7 +64,7 @@ class BrokerSession:
         dispatcher: Dispatcher,
         client: ApiClient,
         links: Callable[[BrokerParameters], BrokerLink],
-        wake: Callable[[], None],
+        on_change: Callable[[], None],
         monotonic: Callable[[], float],
         readers: Readers | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class BrokerSession:
         self._dispatcher = dispatcher
         self._client = client
         self._links = links
-        self._wake = wake
+        self._on_change = on_change
         self._now = monotonic
         self._meter = BacklogMeter()
         self._statistics = QueueStatistics(
@@ -87,8 +87,8 @@ class BrokerSession:
         self._endpoint: tuple[StatisticsEndpoint | None, str] = (None, "")
         self._link: BrokerLink | None = None
         self._declared_on: LinkUp | None = None
-        #: The broker has lost, or never had, what counts as published.
-        self._lost = False
+        #: The broker has lost, or never had, messages that count as published.
+        self._published_lost = False
         self._published_at: BrokerParameters | None = None
         self._next_declare = 0.0
         self._next_secret = 0.0
@@ -97,7 +97,7 @@ class BrokerSession:
 
     @property
     def declared(self) -> bool:
-        """Whether the queues are there as far as known, so that counts mean something."""
+        """Whether the queues exist as far as known, so that counts are meaningful."""
         return self._declared_on is not None
 
     def reconfigure(self, config: QueueConfig) -> None:
@@ -109,23 +109,23 @@ class BrokerSession:
         ):
             self._next_secret = 0.0
             self.secret = self.parameters = None
-            self._leave_link()
+            self._release_link()
 
-    def missing(self) -> None:
-        """Take note that the broker has no queue to route to."""
+    def on_queue_missing(self) -> None:
+        """Declare the queue again: the broker has none to route to."""
         self._declared_on = None
         self._dispatcher.close()
 
-    async def reach(self) -> None:
-        """Bring the queue one step nearer to being declared, if it is not.
+    async def ensure_declared(self) -> None:
+        """Take the next step towards a declared queue, if it is not declared.
 
         Raises:
             ApiError: the API server could not be asked for the Secret; try again.
         """
         if self._now() >= self._next_secret:
             self._next_secret = self._now() + _SECRET_SECONDS
-            await self._find_link()
-            if self._connected:
+            await self._update_link()
+            if self._is_connected:
                 self._next_secret = self._now() + _SECRET_CHECK_SECONDS
         if self._link is None:
             return
@@ -135,27 +135,27 @@ class BrokerSession:
             self._dispatcher.close()
             self._next_secret = min(self._next_secret, self._now() + _SECRET_SECONDS)
             self._next_declare = 0.0
-            self._tell(False, state.reason, state.message)
+            self._set_condition(False, state.reason, state.message)
         elif self._declared_on is not state and self._now() >= self._next_declare:
             await self._declare(state)
             self._next_declare = self._now() + _DECLARE_SECONDS
 
-    async def count(self) -> None:
-        """Count what is ready in both queues; a queue found missing is declared at the next run."""
+    async def count_messages(self) -> None:
+        """Count the ready messages of both queues; a missing queue is declared at the next run."""
         self.ready = self.dead_letters = None
-        self._meter.uncounted()
+        self._meter.clear_ready()
         if self._declared_on is None or self._probe is None:
             return
         published = self._dispatcher.published
         try:
             self.ready = await ready_messages(self._probe, work_queue(*self._config.key))
             if self.ready is None:
-                self.missing()
+                self.on_queue_missing()
                 return
-            # A Task published, or ended, while it was counted is no message of others.
+            # A Task published or ended during the count is not a foreign message.
             published = max(published, self._dispatcher.published)
-            self._meter.counted(self.ready, published=published, now=self._now())
-            blocked = self._declared_on.connection.blocked  # the workers' outcomes wait as well
+            self._meter.set_ready(self.ready, published=published, now=self._now())
+            blocked = self._declared_on.connection.blocked  # the workers' outcomes are blocked too
             self._dispatcher.on_ready_count(self.ready, reporting=not blocked)
             self.dead_letters = await ready_messages(self._probe, dead_queue(*self._config.key))
         except (BrokerUnavailable, ChannelRefused):
@@ -167,23 +167,23 @@ class BrokerSession:
         before, self._last_dead_letters = self._last_dead_letters, self.dead_letters
         if before is not None and self.dead_letters > before:
             log.warning(
-                "queue.dead_letters",
+                "dead_letters.increased",
                 namespace=self._config.namespace,
                 queue=self._config.name,
                 dead_letters=self.dead_letters,
-                more=self.dead_letters - before,
+                added=self.dead_letters - before,
             )
 
-    def signal(
+    def estimate_backlog(
         self, *, waiting: int, published: int, workers_foreign: int = 0, most_published: int = 0
     ) -> BacklogEstimate:
-        """Tell what there is to do, as far as known just now.
+        """Return the backlog as known at this moment.
 
         Args:
-            waiting: Tasks that may run and are still in the operator.
+            waiting: Tasks that may run and wait in the operator.
             published: Tasks in the broker or with a worker.
-            workers_foreign: messages that workers have in hand and that are no Tasks.
-            most_published: the most Tasks that were published at once since this was last asked.
+            workers_foreign: messages other than Tasks that workers hold.
+            most_published: the most Tasks published at once since the last call.
         """
         if not self.declared:
             why = f"{self.condition.reason}: {self.condition.message}".rstrip(": ")
@@ -191,54 +191,54 @@ class BrokerSession:
                 backlog=None, ready=None, running=None, problem=f"the broker is not ready: {why}"
             )
         now = self._now()
-        self._meter.published(max(published, most_published), now)
-        trouble = self._statistics.tell()
-        return self._meter.read(
+        self._meter.observe_published(max(published, most_published), now)
+        doubt = self._statistics.update_meter()
+        return self._meter.update_estimate(
             waiting=waiting,
             published=published,
             workers_foreign=workers_foreign,
             now=now,
-            problem=trouble,
+            problem=doubt,
         )
 
-    async def leave(self) -> None:
-        """Publish, hold and count nothing any more."""
-        self._leave_link()
+    async def close(self) -> None:
+        """Release the link, and stop publishing and counting."""
+        self._release_link()
         self.ready = self.dead_letters = None
-        await self._leave_probe()
+        await self._close_probe()
 
     @property
-    def _connected(self) -> bool:
+    def _is_connected(self) -> bool:
         return self._link is not None and isinstance(self._link.state, LinkUp)
 
-    def _tell(self, status: bool, reason: str, message: str) -> None:
+    def _set_condition(self, status: bool, reason: str, message: str) -> None:
         self.condition = Condition("BrokerConnected", status, reason, message)
 
-    async def _find_link(self) -> None:
-        """Read the Secret, and take the link to the broker it names.
+    async def _update_link(self) -> None:
+        """Read the Secret, and use the link to the broker it names.
 
-        A connection that works is not given up because the Secret cannot be read just now.
+        A connection that works stays while the Secret cannot be read.
         """
         try:
             parameters = await self.find_parameters()
         except NoBrokerSecret as problem:
-            if self._connected and problem.reason not in _FORBIDS:
+            if self._is_connected and problem.reason not in _FORBIDS:
                 log.warning(
-                    "queue.secret_unreadable",
+                    "secret.read_failed",
                     namespace=self._config.namespace,
                     queue=self._config.name,
-                    problem=str(problem),
+                    error=str(problem),
                 )
                 return
-            self._leave_link()
-            self._tell(False, problem.reason, str(problem))
+            self._release_link()
+            self._set_condition(False, problem.reason, str(problem))
             return
         link = self._links(parameters)
         if link is not self._link:
-            self._leave_link()
+            self._release_link()
             self._link = link
-            link.subscribe(self._wake)
-        self._statistics.use(*self._endpoint, self._now())
+            link.subscribe(self._on_change)
+        self._statistics.set_endpoint(*self._endpoint, self._now())
 
     async def find_parameters(self) -> BrokerParameters:
         """Read the Secret, and return what it says.
@@ -262,24 +262,24 @@ class BrokerSession:
     async def _declare(self, up: LinkUp) -> None:
         parameters = self._link.parameters if self._link else None
         if self._published_at not in (None, parameters):
-            self._lost = True  # published to another broker
+            self._published_lost = True  # published to another broker
         key = self._config.key
         try:
-            await self._leave_probe()
+            await self._close_probe()
             self._probe = await up.connection.channel()
             if await ready_messages(self._probe, work_queue(*key)) is None:
-                self._lost = True  # kept in mind, should the next steps fail
+                self._published_lost = True  # survives a failure of the next steps
                 self._probe = await up.connection.channel()
             await declare_task_queue(up.connection, *key)
         except TopologyConflict as problem:
-            self._tell(False, "TopologyConflict", str(problem))
+            self._set_condition(False, "TopologyConflict", str(problem))
             return
         except (BrokerUnavailable, ChannelRefused) as problem:
-            self._tell(False, "DeclareFailed", f"{problem}; trying again by itself")
+            self._set_condition(False, "DeclareFailed", f"{problem}; the operator tries again")
             return
         self._published_at = parameters
-        if self._lost:
-            self._lost = False
+        if self._published_lost:
+            self._published_lost = False
             lost = self._dispatcher.republish_all()
             if lost:
                 log.warning(
@@ -289,19 +289,19 @@ class BrokerSession:
                     republished=lost,
                 )
         self._declared_on = up
-        self._meter.connected(self._now())
+        self._meter.on_connected(self._now())
         self._dispatcher.open(up.publisher)
-        self._tell(True, "Connected", "the queue is declared")
+        self._set_condition(True, "Connected", "the queue is declared")
 
-    async def _leave_probe(self) -> None:
+    async def _close_probe(self) -> None:
         probe, self._probe = self._probe, None
         if probe is not None:
             await probe.close()
 
-    def _leave_link(self) -> None:
+    def _release_link(self) -> None:
         self._dispatcher.close()
-        self._statistics.leave()
+        self._statistics.close()
         self._declared_on = None
         if self._link is not None:
-            self._link.unsubscribe(self._wake)
+            self._link.unsubscribe(self._on_change)
             self._link = None

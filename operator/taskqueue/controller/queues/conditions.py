@@ -1,4 +1,4 @@
-"""What a TaskQueue says of itself in its conditions: pure, from what its parts say."""
+"""The conditions of a TaskQueue: pure, from those of its parts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from taskqueue.model.queue import Condition, QueueConfig
 
-#: Reasons that heal by themselves: for kstatus reconciling, while what needs a person is stalled.
-_HEALING = frozenset(
+#: Reasons that pass by themselves: Reconciling for kstatus. Those that need a person are Stalled.
+_TRANSIENT = frozenset(
     {
         "BrokerUnavailable",
         "ClusterNotReady",
@@ -36,39 +36,41 @@ def conditions(
         broker: BrokerConnected.
         workers: WorkersAvailable.
         scaling: ScalingActive.
-        refused: the API server takes no Deployment from us.
+        refused: the API server rejects the workload.
         dead_letters: messages in the dead queue, None: unknown.
         operator_namespace: where the command that lists them runs.
     """
     dead = _dead_letters(config, dead_letters, operator_namespace)
-    told = (broker, workers, scaling, dead)
+    parts = (broker, workers, scaling, dead)
     if broker.status and not refused:
-        return (_ready(config), *told)
+        return (_ready(config), *parts)
     cause = workers if broker.status else broker
-    kind = "Reconciling" if cause.reason in _HEALING else "Stalled"
+    kind = "Reconciling" if cause.reason in _TRANSIENT else "Stalled"
     return (
         Condition("Ready", False, cause.reason, cause.message),
-        *told,
+        *parts,
         Condition(kind, True, cause.reason, cause.message),
     )
 
 
 def _ready(config: QueueConfig) -> Condition:
     if not config.stop_policy.holds:
-        return Condition("Ready", True, "Ready", "Tasks are taken and run")
-    text = f"spec.stopPolicy is {config.stop_policy}: nothing new is published, what is runs on"
+        return Condition("Ready", True, "Ready", "Tasks are published and run")
+    text = (
+        f"spec.stopPolicy is {config.stop_policy}: nothing new is published, published Tasks run on"
+    )
     if config.stop_policy.drains:
-        text += ", then the workers go"
+        text += ", then the workers are removed"
     return Condition("Ready", True, "Held", text)
 
 
 def _dead_letters(config: QueueConfig, number: int | None, operator_namespace: str) -> Condition:
     kind = "DeadLetters"
     if number is None:
-        return Condition(kind, None, "Unknown", "the dead queue cannot be counted just now")
+        return Condition(kind, None, "Unknown", "the dead queue cannot be counted at present")
     if number == 0:
-        return Condition(kind, False, "None", "no message was given up")
-    messages = "1 given-up message" if number == 1 else f"{number} given-up messages"
+        return Condition(kind, False, "None", "no message is in the dead queue")
+    messages = "1 message" if number == 1 else f"{number} messages"
     return Condition(
         kind,
         True,
@@ -80,14 +82,14 @@ def _dead_letters(config: QueueConfig, number: int | None, operator_namespace: s
 
 
 class ConditionTransitions:
-    """Remembers since when each condition has its present value."""
+    """Records when each condition took its present status."""
 
     def __init__(self) -> None:
         self._since: dict[str, tuple[bool | None, float]] = {}
 
-    def take(self, told: tuple[Condition, ...], now: float) -> Mapping[str, float]:
-        """Return condition type to the time at which it took its value."""
-        for condition in told:
+    def record(self, conditions: tuple[Condition, ...], now: float) -> Mapping[str, float]:
+        """Return condition type -> time at which it took its status."""
+        for condition in conditions:
             before = self._since.get(condition.type)
             if before is None or before[0] is not condition.status:
                 self._since[condition.type] = (condition.status, now)

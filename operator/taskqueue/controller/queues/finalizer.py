@@ -1,12 +1,13 @@
-"""The end of a TaskQueue with deletionPolicy Delete: its queues at the broker go with it.
+"""Deletes the broker's queues of a TaskQueue that has deletionPolicy Delete.
 
 Contract:
 
-* The finalizer is on the object only while the policy asks for it. It is put there before the
-  queues are declared, unless the API server refuses: work does not wait for it.
-* A broker that is away delays the end of the object by `REMOVAL_SECONDS` at most; then the
-  finalizer goes all the same, and an Event says which queues stay.
-* Both queues go, the work queue first: what it still dead-letters meanwhile has a place to go to.
+* The finalizer is on the object only while the policy asks for it. It is added before the queues
+  are declared, unless the API server rejects it: work does not wait for it.
+* A broker that is unavailable delays the object's deletion by `REMOVAL_SECONDS` at most; then the
+  finalizer is removed all the same, and an Event names the queues that stay.
+* Both queues are deleted, the work queue first: a message that it dead-letters meanwhile still
+  reaches the dead queue.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from taskqueue.model.queue import QueueConfig, QueueKey
 
 log = EventLog(__name__)
 
-#: How long the queues of a TaskQueue that is being deleted are tried to be removed.
+#: How long the operator tries to delete the queues.
 REMOVAL_SECONDS = 60.0
 
 _REPORTER = "taskqueue-operator"
@@ -46,12 +47,12 @@ async def _connect(parameters: BrokerParameters) -> Connection:
 
 
 class QueueFinalizer:
-    """Keeps the finalizer as the policy has it, and does what it stands for.
+    """Sets the finalizer as the policy asks, and deletes the queues at the end.
 
     Args:
         config: what the TaskQueue asks for.
         client: for the API server.
-        find: reads where the broker is; raises `NoBrokerSecret` or `ApiError`.
+        find_parameters: returns where the broker is; raises `NoBrokerSecret` or `ApiError`.
         connect: connects to it.
     """
 
@@ -60,15 +61,15 @@ class QueueFinalizer:
         config: QueueConfig,
         *,
         client: ApiClient,
-        find: Find,
+        find_parameters: Find,
         connect: Connect = _connect,
     ) -> None:
         self._config = config
         self._client = client
-        self._find = find
+        self._find_parameters = find_parameters
         self._connect = connect
         self._present = config.finalized
-        self._removed = False
+        self._deleted = False
         self._random = Random()  # noqa: S311  (jitter, not secrets)
 
     def reconfigure(self, config: QueueConfig) -> None:
@@ -76,42 +77,42 @@ class QueueFinalizer:
         self._config = config
         self._present = config.finalized
 
-    async def settle(self) -> None:
-        """Put the finalizer on the object, or take it away, as the policy asks.
+    async def sync_finalizer(self) -> None:
+        """Add the finalizer to the object, or remove it, as the policy asks.
 
         Raises:
             ApiError: try again.
         """
         if self._present != self._config.delete_queues:
-            await self._put(self._config.delete_queues)
+            await self._write_finalizer(self._config.delete_queues)
 
-    async def finish(self, *, known: BrokerParameters | None) -> None:
-        """Delete the queues of a TaskQueue that is being deleted, and let it go.
+    async def finalize(self, *, known: BrokerParameters | None) -> None:
+        """Delete the queues of a TaskQueue that is being deleted, and remove the finalizer.
 
         Args:
-            known: where the broker was, should its Secret be gone already.
+            known: where the broker was, in case its Secret is already deleted.
 
         Raises:
-            ApiError: the finalizer could not be taken away; call again.
+            ApiError: the finalizer could not be removed; call again.
         """
         if not self._present:
             return
-        if not self._removed:
-            problem = await self._remove(known)
-            self._removed = True
+        if not self._deleted:
+            problem = await self._delete(known)
+            self._deleted = True
             if problem is not None:
-                await self._tell(problem)
-        await self._put(False)
+                await self._warn_not_deleted(problem)
+        await self._write_finalizer(False)
 
-    async def _remove(self, known: BrokerParameters | None) -> str | None:
-        """Return None when the queues are gone, else what was in the way."""
+    async def _delete(self, known: BrokerParameters | None) -> str | None:
+        """Delete the queues; return None, or why they could not be deleted in time."""
         problem = "no answer"
         backoff = Backoff(random=self._random.random)
         try:
             async with asyncio.timeout(REMOVAL_SECONDS):
                 while True:
                     try:
-                        await self._try_to_remove(known)
+                        await self._try_delete(known)
                     except (
                         ApiError,
                         BrokerConfigurationError,
@@ -121,16 +122,16 @@ class QueueFinalizer:
                     ) as trouble:
                         problem = str(trouble)
                     else:
-                        log.info("queue.removed", **self._fields)
+                        log.info("broker_queue.deleted", **self._fields)
                         return None
                     await asyncio.sleep(backoff.next_delay())
         except TimeoutError:
             pass
         return problem
 
-    async def _try_to_remove(self, known: BrokerParameters | None) -> None:
+    async def _try_delete(self, known: BrokerParameters | None) -> None:
         try:
-            parameters = await self._find()
+            parameters = await self._find_parameters()
         except (ApiError, NoBrokerSecret):
             if known is None:
                 raise
@@ -143,17 +144,17 @@ class QueueFinalizer:
         finally:
             await connection.close()
 
-    async def _tell(self, problem: str) -> None:
+    async def _warn_not_deleted(self, problem: str) -> None:
         names = " and ".join(_names(self._config.key))
         message = (
             f"{names} could not be deleted within {REMOVAL_SECONDS:g} s and may still be at the "
             f"broker: delete them there: {problem}"
         )
-        log.warning("queue.not_removed", **self._fields, problem=problem)
+        log.warning("broker_queue.delete_failed", **self._fields, error=problem)
         try:
             await self._create_warning(message)
-        except ApiError as trouble:  # in a namespace that ends no Event can be made
-            log.warning("queue.event_refused", **self._fields, problem=str(trouble))
+        except ApiError as trouble:  # a namespace that is being deleted takes no Events
+            log.warning("event.rejected", **self._fields, error=str(trouble))
 
     async def _create_warning(self, message: str) -> None:
         regarding = Regarding(
@@ -172,7 +173,7 @@ class QueueFinalizer:
         )
         await EventWriter(self._client, instance=_REPORTER).create(event, at=time.time())
 
-    async def _put(self, wanted: bool) -> None:
+    async def _write_finalizer(self, wanted: bool) -> None:
         await set_queues_finalizer(self._client, self._config, wanted=wanted)
         self._present = wanted
 

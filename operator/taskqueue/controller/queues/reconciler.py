@@ -1,6 +1,6 @@
-"""Keeps one TaskQueue true: its broker link, its queues at the broker, its workers, its status.
+"""Reconciles one TaskQueue: its broker link, its queues at the broker, its workers, its status.
 
-One loop a TaskQueue, woken by whatever may matter and at least once a second. A step that fails
+Each TaskQueue has one loop, which runs on request and at least once a second. A step that fails
 becomes a condition with a reason and is tried again; it never stops the other steps, nor another
 TaskQueue.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.contract.heartbeat import Heartbeat
-from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS, tell_backlog
+from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS, report_backlog
 from taskqueue.controller.pool.autoscaler import Load
 from taskqueue.controller.pool.drainer import WorkerObservations
 from taskqueue.controller.pool.worker_pool import WorkerPool
@@ -42,7 +42,7 @@ log = EventLog(__name__)
 _TICK_SECONDS = 1.0
 #: Shortest time between two runs, so that a burst of Tasks is one decision.
 _SPACING_SECONDS = 0.02
-#: Slots of a worker that decides by its CPUs, for the window: rather too many published than idle.
+#: Slots assumed for a worker that decides by its CPUs: rather too wide a window than idle workers.
 _GENEROUS_CONCURRENCY = 32
 
 
@@ -65,21 +65,21 @@ class Totals:
 
 
 class QueueReconciler:
-    """See the module's contract.
+    """Runs the loop of one TaskQueue, and holds what it knows.
 
     Args:
         config: what the TaskQueue asks for.
-        totals: where counting goes on from.
+        totals: where counting continues.
         dispatcher: of this queue.
         client: for the API server.
         links: gives the shared link to a broker.
         clock: wall time in seconds.
-        created: when the TaskQueue was made: what finished before was not its own.
-        on_gone: called when the API server has no such TaskQueue any more.
-        on_condition: told each condition as it is, again and again.
-        operator_namespace: where the operator runs, for the commands that messages tell.
+        created: when the TaskQueue was created.
+        on_deleted: called when the API server no longer has the TaskQueue.
+        on_condition: called with each condition at each status.
+        operator_namespace: where the operator runs, for commands in messages.
         readers: give the shared readers of the brokers' statistics.
-        sizing_conflict: tells why what a TaskQueue refers to is not its own to size; "": it is.
+        sizing_conflict: returns why a TaskQueue must not size what it refers to; "": it may.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class QueueReconciler:
         links: Callable[[BrokerParameters], BrokerLink],
         clock: Clock,
         created: float,
-        on_gone: Callable[[], None],
+        on_deleted: Callable[[], None],
         on_condition: Callable[[Condition], None] = lambda condition: None,
         operator_namespace: str = "taskqueue-system",
         readers: Readers | None = None,
@@ -110,7 +110,7 @@ class QueueReconciler:
             monotonic=self._now,
         )
         self.created = created
-        self._on_gone = on_gone
+        self._on_deleted = on_deleted
         self._on_condition = on_condition
         self._dispatcher = dispatcher
         self._client = client
@@ -122,48 +122,50 @@ class QueueReconciler:
             dispatcher=dispatcher,
             client=client,
             links=links,
-            wake=self.wake,
+            on_change=self.request_reconcile,
             monotonic=self._now,
             readers=readers,
         )
-        self._finalizer = QueueFinalizer(config, client=client, find=self._broker.find_parameters)
-        #: Since when nothing is at the broker; None: there is something, or it is not known.
+        self._finalizer = QueueFinalizer(
+            config, client=client, find_parameters=self._broker.find_parameters
+        )
+        #: Since when the broker has no message; None: it has one, or that is not known.
         self._unused_since: float | None = None
-        #: Since when heartbeats can be heard; None: they cannot.
+        #: Since when heartbeats can arrive; None: they cannot.
         self._listening_since: float | None = None
         self._throughput = Throughput()
         self._transitions = ConditionTransitions()
         self._next_tick = 0.0
         self._written: dict[str, Any] = {}
 
-    def wake(self) -> None:
-        """Have the loop run soon."""
+    def request_reconcile(self) -> None:
+        """Make the loop run soon."""
         self._wake.set()
 
     def reconfigure(self, config: QueueConfig) -> None:
-        """Take a changed TaskQueue."""
+        """Use a changed spec from now on."""
         self.config = config
         self._broker.reconfigure(config)
         self._finalizer.reconfigure(config)
         self._dispatcher.config = config
         self._next_tick = 0.0
-        self.wake()
+        self.request_reconcile()
 
-    def missing(self) -> None:
-        """Take note that the broker has no queue to route to."""
-        self._broker.missing()
-        self.wake()
+    def on_queue_missing(self) -> None:
+        """Declare the queue again: the broker has none to route to."""
+        self._broker.on_queue_missing()
+        self.request_reconcile()
 
-    def finished(self, phase: Phase, seconds: float | None) -> None:
-        """Count a Task whose final status is recorded; ``seconds`` its last attempt ran, if known.
+    def on_task_ended(self, phase: Phase, seconds: float | None) -> None:
+        """Count a Task whose final status is written; its last attempt ran for ``seconds``.
 
-        The totals alone are what a new leader counts again; the meter is of this process.
+        The totals survive a change of the leader; the throughput is of this process only.
         """
         self.totals.add(phase)
-        self._throughput.finished(self._now(), seconds)
+        self._throughput.on_task_ended(self._now(), seconds)
 
     def on_heartbeat(self, beat: Heartbeat) -> None:
-        """Take what a worker says of itself."""
+        """Register a worker's heartbeat."""
         worker = Worker(
             pod=beat.pod,
             node=beat.node,
@@ -179,40 +181,40 @@ class QueueReconciler:
             now=self._now(),
         )
         if changed:
-            self.wake()
+            self.request_reconcile()
 
-    def _miss_workers(self) -> None:
+    def _drop_lost_workers(self) -> None:
         for pod in self.registry.pop_lost(self._now()):
             log.warning(
                 "worker.lost",
                 namespace=self.config.namespace,
                 queue=self.config.name,
                 worker=pod,
-                todo="it said nothing for a while and did not stop in order; what it ran is run "
+                hint="no heartbeat arrived, and the worker did not stop in order; its attempts run "
                 "again",
             )
         WORKERS.labels(*self.config.key).set(len(self.registry))
         WORKER_SLOTS.labels(*self.config.key).set(self.registry.slots)
 
-    async def leave(self) -> None:
-        """Write the totals a last time: this process ends, and what it counted is nowhere else."""
+    async def write_last_status(self) -> None:
+        """Write the totals a last time: this process ends, and nothing else has them."""
         try:
             await self._write_status()
         except ApiError as problem:
-            self._complain("queue.api_error", problem)
+            self._log_failure("queue.reconcile_failed", problem)
 
     async def run(self) -> None:
-        """Keep the TaskQueue true until cancelled."""
+        """Reconcile until cancelled."""
         try:
             while True:
                 self._wake.clear()
                 try:
                     await self._reconcile()
                 except ApiError as problem:
-                    self._complain("queue.api_error", problem)
+                    self._log_failure("queue.reconcile_failed", problem)
                     await asyncio.sleep(problem.retry_after or _TICK_SECONDS)
                 except Exception as problem:  # one bad object never stops the others
-                    self._complain("queue.failed", problem)
+                    self._log_failure("queue.reconcile_failed", problem)
                     await asyncio.sleep(_TICK_SECONDS)
                 await asyncio.sleep(_SPACING_SECONDS)
                 try:
@@ -221,25 +223,26 @@ class QueueReconciler:
                 except TimeoutError:
                     pass
         finally:
-            await self._broker.leave()
+            await self._broker.close()
 
     async def _reconcile(self) -> None:
         tick = self._now() >= self._next_tick
         if tick:
             self._next_tick = self._now() + _TICK_SECONDS
-            self._miss_workers()
+            self._drop_lost_workers()
         if self.config.deleting:
-            await self._end(tick=tick)
+            await self._finalize(tick=tick)
             return
         problems: list[ApiError] = []
         try:
-            await self._finalizer.settle()  # before there is anything it would have to remove
+            # Before there are queues that it would have to delete.
+            await self._finalizer.sync_finalizer()
         except ApiError as problem:
-            problems.append(problem)  # neither the pool nor the status waits for it
+            problems.append(problem)  # pool and status do not wait for it
         try:
-            await self._broker.reach()
+            await self._broker.ensure_declared()
             if tick:
-                await self._broker.count()
+                await self._broker.count_messages()
         except ApiError as problem:
             problems.append(problem)
         try:
@@ -251,61 +254,63 @@ class QueueReconciler:
         if problems:
             raise problems[0]
 
-    async def _end(self, *, tick: bool) -> None:
-        """Do what is left to do for a TaskQueue on its way out: nothing is declared any more."""
-        await self._broker.leave()
+    async def _finalize(self, *, tick: bool) -> None:
+        """Finish a TaskQueue that is being deleted; nothing is declared any more."""
+        await self._broker.close()
         if tick:
             try:
                 await self._write_status()
             except ApiError as problem:
-                self._complain("queue.api_error", problem)  # the end does not wait for it
-        await self._finalizer.finish(known=self._broker.parameters)
+                self._log_failure(
+                    "queue.reconcile_failed", problem
+                )  # the deletion does not wait for it
+        await self._finalizer.finalize(known=self._broker.parameters)
 
     # Workers.
 
     async def _size_pool(self) -> None:
-        """Have as many workers as there is work for."""
-        signal = self._signal()
+        """Size the pool by the backlog."""
+        estimate = self._estimate()
         slots = self.config.concurrency or _GENEROUS_CONCURRENCY
         self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
         await self.pool.reconcile(
             self.config,
             Load(
-                backlog=signal.backlog,
+                backlog=estimate.backlog,
                 pending=self._dispatcher.waiting,
-                problem=signal.problem,
-                busy=self._busy(signal),
+                problem=estimate.problem,
+                busy=self._busy(estimate),
                 slots=self._slots(),
                 mean_run_seconds=self._throughput.read(self._now()).mean_run_seconds,
             ),
             WorkerObservations(
                 views=self.registry.views,
-                unused=self._unused(signal),
-                listened=self._listened(),
+                unused=self._unused_seconds(estimate),
+                listened=self._listened_seconds(),
             ),
             secret=self._broker.secret,
         )
         self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
 
-    def _unused(self, signal: BacklogEstimate) -> float:
-        """Return for how many seconds there was nothing at the broker, as far as known."""
+    def _unused_seconds(self, estimate: BacklogEstimate) -> float:
+        """Return for how many seconds the broker had no message, as far as known."""
         now, pending = self._now(), self._dispatcher.waiting
-        if signal.backlog is None or signal.problem or signal.backlog > pending:
+        if estimate.backlog is None or estimate.problem or estimate.backlog > pending:
             self._unused_since = None
         elif self._unused_since is None:
             self._unused_since = now
         return 0.0 if self._unused_since is None else now - self._unused_since
 
-    def _signal(self) -> BacklogEstimate:
-        return self._broker.signal(
+    def _estimate(self) -> BacklogEstimate:
+        return self._broker.estimate_backlog(
             waiting=self._dispatcher.waiting,
             published=self._dispatcher.published,
             most_published=self._dispatcher.pop_most_published(),
             workers_foreign=self.registry.foreign,
         )
 
-    def _listened(self) -> float:
-        """Return for how many seconds heartbeats could be heard without a break."""
+    def _listened_seconds(self) -> float:
+        """Return for how many seconds heartbeats could arrive without a break."""
         now = self._now()
         if not self._broker.declared:
             self._listening_since = None
@@ -314,18 +319,18 @@ class QueueReconciler:
         return 0.0 if self._listening_since is None else now - self._listening_since
 
     def _slots(self) -> int:
-        """Return how many attempts a worker runs at once; by what the workers say, if need be."""
+        """Return how many attempts a worker runs at once, from the spec or from heartbeats."""
         return self.config.concurrency or self.registry.slots_each
 
-    def _busy(self, signal: BacklogEstimate) -> int:
-        """Workers that what is running needs: with fewer some of it would have to wait.
+    def _busy(self, estimate: BacklogEstimate) -> int:
+        """Return how many workers the running messages need.
 
-        A drained pool keeps a worker for each: what a worker gives back would not be run again.
+        A drained pool keeps a worker for each: a requeued message would not be run again.
         """
         slots = 1 if self.config.stop_policy.drains else self._slots()
-        busy = math.ceil((signal.running or 0) / slots)
+        busy = math.ceil((estimate.running or 0) / slots)
         if self.config.stop_policy.holds:
-            # What a former leader published is not published again; its workers tell of it.
+            # Messages that a former leader published are known from its workers only.
             busy = max(busy, self.registry.busy)
         return busy
 
@@ -335,7 +340,7 @@ class QueueReconciler:
         status = self._status()
         for condition in status.conditions:
             self._on_condition(condition)
-        since = self._transitions.take(status.conditions, self._clock())
+        since = self._transitions.record(status.conditions, self._clock())
         patch = queue_status_patch(self.config.key, status, since)
         if patch == self._written:
             return
@@ -344,30 +349,33 @@ class QueueReconciler:
             await self._client.merge(path, patch)
         except ApiError as problem:
             if problem.status == 404:
-                self._on_gone()
+                self._on_deleted()
             elif problem.transient:
                 raise
             else:
-                self._complain("queue.status_refused", problem)
+                self._log_failure("queue.status_rejected", problem)
             return
         self._written = patch
 
     def _status(self) -> QueueStatus:
-        signal = self._signal()
-        tell_backlog(
-            self.config.key, backlog=signal.backlog, ready=signal.ready, running=signal.running
+        estimate = self._estimate()
+        report_backlog(
+            self.config.key,
+            backlog=estimate.backlog,
+            ready=estimate.ready,
+            running=estimate.running,
         )
-        known = signal.backlog is not None
+        known = estimate.backlog is not None
         scaled = self.config.scales
         state = self.pool.state(self.config)
         speed = self._throughput.read(self._now())
         return QueueStatus(
             observed_generation=self.config.generation,
             conditions=self._conditions(),
-            backlog=signal.backlog,
+            backlog=estimate.backlog,
             pending=self._dispatcher.waiting,
-            ready=signal.ready,
-            running=signal.running,
+            ready=estimate.ready,
+            running=estimate.running,
             replicas=state.replicas if state else None,
             desired_replicas=self.pool.desired if scaled else None,
             scaling=self.pool.explanation if scaled else "",
@@ -400,13 +408,13 @@ class QueueReconciler:
             operator_namespace=self._operator_namespace,
         )
 
-    def _complain(self, event: str, problem: Exception) -> None:
+    def _log_failure(self, event: str, problem: Exception) -> None:
         log.error(
             event,
             exc_info=None if isinstance(problem, ApiError) else problem,
             namespace=self.config.namespace,
             queue=self.config.name,
-            problem=str(problem),
+            error=str(problem),
         )
 
     @staticmethod

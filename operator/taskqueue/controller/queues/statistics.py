@@ -1,9 +1,8 @@
-"""The brokers' statistics as the operator reads them: one reader an endpoint, shared by its queues.
+"""Reads the brokers' statistics: one reader for each endpoint, shared by its queues.
 
-A reader asks every `POLL_SECONDS` for all queues of its virtual host at once, however many
-TaskQueues use it, and stops with the last of them. It keeps the last reading; how long that counts
-is decided where it is used. A failure is kept as text, logged when it begins and when it ends, and
-tried again.
+A reader asks every `POLL_SECONDS` for all queues of its virtual host at once, and stops with the
+last TaskQueue that uses it. It keeps the last reading; the user decides how long that counts. A
+failure is kept as text, logged when it begins and when it ends, and tried again.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class StatisticsSource(Protocol):
     """What a reader needs of a `StatisticsClient`."""
 
     async def read(self) -> Mapping[str, QueueStats]:
-        """Return the figures of the queues that have some."""
+        """Return the stats of the queues that have some."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -39,22 +38,22 @@ class StatisticsSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StatsReading:
-    """What an endpoint said when it was asked at this time, by the names of the broker's queues."""
+    """The statistics that an endpoint returned, by broker queue, and when it was asked."""
 
-    figures: Mapping[str, QueueStats]
+    stats: Mapping[str, QueueStats]
     at: float
 
 
 class StatisticsReader:
-    """Reads one endpoint again and again; see the module's contract.
+    """Reads one endpoint every `POLL_SECONDS`.
 
     Args:
         endpoint: where it is.
         client: asks it.
 
     Attributes:
-        reading: the last; None: none yet.
-        problem: why the last try failed; "": it did not.
+        reading: the last one; None: none yet.
+        problem: why the last read failed; "": it did not.
     """
 
     def __init__(self, endpoint: StatisticsEndpoint, client: StatisticsSource) -> None:
@@ -76,46 +75,46 @@ class StatisticsReader:
 
     async def _read(self, began: float) -> None:
         try:
-            figures = await self._client.read()
+            stats = await self._client.read()
         except StatisticsUnreadable as problem:
-            self._failed(str(problem))
-        except Exception as problem:  # a reader that ends would never be tried again
-            log.error("statistics.failed", exc_info=problem, endpoint=self.endpoint.url)
-            self._failed(f"the broker's statistics at {self.endpoint.url}: {problem!r}")
+            self._on_failure(str(problem))
+        except Exception as problem:  # a reader that ends would never be retried
+            log.error("statistics.reader_failed", exc_info=problem, endpoint=self.endpoint.url)
+            self._on_failure(f"the broker's statistics at {self.endpoint.url}: {problem!r}")
         else:
             if self.problem:
-                log.info("statistics.readable", endpoint=self.endpoint.url)
+                log.info("statistics.recovered", endpoint=self.endpoint.url)
             self.problem = ""
-            self.reading = StatsReading(figures, began)
+            self.reading = StatsReading(stats, began)
 
-    def _failed(self, problem: str) -> None:
+    def _on_failure(self, problem: str) -> None:
         if not self.problem:
-            log.warning("statistics.unreadable", endpoint=self.endpoint.url, problem=problem)
+            log.warning("statistics.read_failed", endpoint=self.endpoint.url, error=problem)
         self.problem = problem
 
 
 class Readers(Protocol):
     """What a queue needs of `StatisticsReaders`."""
 
-    def join(self, endpoint: StatisticsEndpoint, user: object) -> StatisticsReader | None:
+    def acquire(self, endpoint: StatisticsEndpoint, user: object) -> StatisticsReader | None:
         """Return the reader of an endpoint; None: this operator reads no statistics."""
 
-    def leave(self, endpoint: StatisticsEndpoint, user: object) -> None:
+    def release(self, endpoint: StatisticsEndpoint, user: object) -> None:
         """Undo `join`."""
 
 
 class NoReaders:
     """Reads nothing."""
 
-    def join(self, endpoint: StatisticsEndpoint, user: object) -> None:
+    def acquire(self, endpoint: StatisticsEndpoint, user: object) -> None:
         """Return that there is no reader."""
 
-    def leave(self, endpoint: StatisticsEndpoint, user: object) -> None:
+    def release(self, endpoint: StatisticsEndpoint, user: object) -> None:
         """Do nothing."""
 
 
 class StatisticsReaders:
-    """The operator's readers: one for each endpoint; see the module's contract.
+    """Makes the reader of an endpoint for its first user, and stops it after its last.
 
     Args:
         spawn: runs a reader beside everything else.
@@ -133,8 +132,8 @@ class StatisticsReaders:
         self._readers: dict[StatisticsEndpoint, tuple[StatisticsReader, asyncio.Task[None]]] = {}
         self._users: dict[StatisticsEndpoint, set[object]] = {}
 
-    def join(self, endpoint: StatisticsEndpoint, user: object) -> StatisticsReader:
-        """Return the reader of an endpoint, made if there is none."""
+    def acquire(self, endpoint: StatisticsEndpoint, user: object) -> StatisticsReader:
+        """Return the reader of an endpoint; the first user starts it."""
         if endpoint not in self._readers:
             reader = StatisticsReader(endpoint, self._connect(endpoint))
             task = self._spawn(reader.run(), f"statistics {endpoint.url}")
@@ -142,8 +141,8 @@ class StatisticsReaders:
         self._users.setdefault(endpoint, set()).add(user)
         return self._readers[endpoint][0]
 
-    def leave(self, endpoint: StatisticsEndpoint, user: object) -> None:
-        """Undo `join`; the last to leave stops the reader."""
+    def release(self, endpoint: StatisticsEndpoint, user: object) -> None:
+        """Undo `acquire`; the last user stops the reader."""
         users = self._users.get(endpoint, set())
         users.discard(user)
         if not users and endpoint in self._readers:
@@ -152,12 +151,12 @@ class StatisticsReaders:
 
 
 class QueueStatistics:
-    """What one queue has of the statistics of its broker.
+    """Passes the statistics of one queue on to its meter.
 
     Args:
         queue: name of the broker's queue.
         readers: gives the shared reader of an endpoint.
-        meter: told the figures.
+        meter: gets the statistics.
     """
 
     def __init__(self, queue: str, *, readers: Readers, meter: BacklogMeter) -> None:
@@ -165,48 +164,50 @@ class QueueStatistics:
         self._readers = readers
         self._meter = meter
         self._endpoint: StatisticsEndpoint | None = None
-        self._mistake = ""
+        self._config_error = ""
         self._reader: StatisticsReader | None = None
-        self._taken: StatsReading | None = None
+        self._passed_on: StatsReading | None = None
 
-    def use(self, endpoint: StatisticsEndpoint | None, mistake: str, now: float) -> None:
+    def set_endpoint(
+        self, endpoint: StatisticsEndpoint | None, config_error: str, now: float
+    ) -> None:
         """Read this endpoint from now on.
 
         Args:
             endpoint: None: there is none, or it cannot be used.
-            mistake: why it cannot be used; "" otherwise.
+            config_error: why it cannot be used; "" otherwise.
             now: the time.
         """
-        if (endpoint, mistake) == (self._endpoint, self._mistake):
+        if (endpoint, config_error) == (self._endpoint, self._config_error):
             return
-        self.leave()
-        self._endpoint, self._mistake = endpoint, mistake
+        self.close()
+        self._endpoint, self._config_error = endpoint, config_error
         if endpoint is not None:
-            self._reader = self._readers.join(endpoint, self)
-        wanted = self._reader is not None or mistake
-        self._meter.want_statistics(now if wanted else None)
+            self._reader = self._readers.acquire(endpoint, self)
+        wanted = self._reader is not None or config_error
+        self._meter.expect_statistics(now if wanted else None)
 
-    def leave(self) -> None:
-        """Read nothing any more."""
+    def close(self) -> None:
+        """Stop reading."""
         if self._endpoint is not None:
-            self._readers.leave(self._endpoint, self)
-        self._endpoint = self._reader = self._taken = None
-        self._mistake = ""
-        self._meter.want_statistics(None)
+            self._readers.release(self._endpoint, self)
+        self._endpoint = self._reader = self._passed_on = None
+        self._config_error = ""
+        self._meter.expect_statistics(None)
 
-    def tell(self) -> str:
-        """Tell the meter what is new, and return what the trouble is if it misses figures."""
+    def update_meter(self) -> str:
+        """Pass a new reading on, and return the text for missing statistics."""
         if self._reader is None:
-            return self._mistake
+            return self._config_error
         reading = self._reader.reading
-        if reading is not None and reading is not self._taken:
-            self._taken = reading
-            figures = reading.figures.get(self._queue)
-            if figures is not None:
-                self._meter.told(figures, read_at=reading.at)
+        if reading is not None and reading is not self._passed_on:
+            self._passed_on = reading
+            stats = reading.stats.get(self._queue)
+            if stats is not None:
+                self._meter.set_statistics(stats, read_at=reading.at)
         return self._reader.problem or (
-            f"the broker's statistics at {self._reader.endpoint.url} have no figures of queue "
-            f"{self._queue}: usual for some seconds after the broker has started; if it lasts, "
-            "look whether the broker keeps statistics (management_agent.disable_metrics_collector) "
-            "and the user may see the virtual host"
+            f"the broker's statistics at {self._reader.endpoint.url} do not include queue "
+            f"{self._queue}: normal for some seconds after the broker has started; if it lasts, "
+            "check that the broker keeps statistics (management_agent.disable_metrics_collector) "
+            "and that the user may see the virtual host"
         )

@@ -1,7 +1,7 @@
 """How fast a queue's Tasks end, and how long their attempts take: a pure meter.
 
-A reading holds for a few seconds, so that the minute that passes after the last end costs a dozen
-changes of the status and not sixty, and an idle queue none at all.
+A reading holds for a few seconds: the minute after the last Task then costs a dozen changes of the
+status, not sixty, and an idle queue none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MINUTE = 60.0
 _HOLD_SECONDS = 5.0
 #: The weight of a further attempt is one over this, once as many were seen.
 _RECENT_ATTEMPTS = 50
-#: Digits of the mean that mean something.
+#: Significant digits of the mean.
 _DIGITS = 3
 
 
@@ -38,7 +38,7 @@ class Throughput:
         self._reading = ThroughputReading(0, None)
         self._until = float("-inf")
 
-    def finished(self, now: float, seconds: float | None) -> None:
+    def on_task_ended(self, now: float, seconds: float | None) -> None:
         """Count a Task that ended.
 
         Args:
@@ -50,7 +50,7 @@ class Throughput:
             self._ends[-1] = (second, self._ends[-1][1] + 1)
         else:
             self._ends.append((second, 1))
-            self._forget(now)
+            self._drop_old_ends(now)
         if seconds is not None:
             self._attempts = min(self._attempts + 1, _RECENT_ATTEMPTS)
             self._mean += (seconds - self._mean) / self._attempts
@@ -58,7 +58,7 @@ class Throughput:
     def read(self, now: float) -> ThroughputReading:
         """Return what the meter shows now: at most five seconds old."""
         if now >= self._until:
-            self._forget(now)
+            self._drop_old_ends(now)
             self._until = now + _HOLD_SECONDS
             self._reading = ThroughputReading(
                 per_minute=sum(ends for _, ends in self._ends),
@@ -66,7 +66,7 @@ class Throughput:
             )
         return self._reading
 
-    def _forget(self, now: float) -> None:
+    def _drop_old_ends(self, now: float) -> None:
         while self._ends and self._ends[0][0] <= now - _MINUTE:
             self._ends.popleft()
 

@@ -27,7 +27,7 @@ from tests.unit.controller.fakes import now, turn, until_time
 pytestmark = pytest.mark.looptime
 
 KEY = ("shop", "q")
-WELL = Condition("Ready", True, "Ready", "Tasks are taken and run")
+WELL = Condition("Ready", True, "Ready", "Tasks are published and run")
 AWAY = Condition("Ready", False, "BrokerUnavailable", "nobody listens")
 DENIED = Condition("Ready", False, "PermissionDenied", "not for you")
 UNKNOWN = Condition("Ready", None, "Connecting", "")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskqueue.controller.queues.backlog import (
-    FIGURES_AGE_SECONDS,
+    STATISTICS_AGE_SECONDS,
     STATISTICS_SECONDS,
     BacklogEstimate,
     BacklogMeter,
@@ -19,12 +19,12 @@ from taskqueue.model.queue_stats import QueueStats
 
 def with_statistics() -> BacklogMeter:
     meter = BacklogMeter()
-    meter.want_statistics(0.0)
+    meter.expect_statistics(0.0)
     return meter
 
 
 #: The oldest statistics that the model gives.
-OLDEST = 0.9 * FIGURES_AGE_SECONDS
+OLDEST = 0.9 * STATISTICS_AGE_SECONDS
 #: How long an acknowledgement may follow the end of its Task.
 LATE = 0.9 * LATE_SECONDS
 
@@ -104,7 +104,7 @@ class Model:
 
     def count(self) -> None:
         self._observe()
-        self.meter.counted(
+        self.meter.set_ready(
             self.own_ready + self.foreign_ready, published=self.published, now=self.now
         )
         self.counted_foreign = self.foreign_ready
@@ -115,11 +115,11 @@ class Model:
         seen = [one for one in self.past if one[0] <= self.now - age] or self.past[:1]
         _, ready, unacknowledged, *foreign = seen[-1]
         self.told_foreign = (foreign[0], foreign[1])
-        self.meter.told(QueueStats(ready, unacknowledged), read_at=self.now)
+        self.meter.set_statistics(QueueStats(ready, unacknowledged), read_at=self.now)
 
     def read(self, workers_foreign: int = 0) -> BacklogEstimate:
         self._observe()
-        return self.meter.read(
+        return self.meter.update_estimate(
             waiting=self.waiting,
             published=self.published,
             workers_foreign=workers_foreign,
@@ -128,7 +128,7 @@ class Model:
         )
 
     def _observe(self) -> None:
-        self.meter.published(max(self.peak.pop(self.now), self.published), self.now)
+        self.meter.observe_published(max(self.peak.pop(self.now), self.published), self.now)
 
     def do(self, name: str, value: float) -> None:
         if name == "wait":
@@ -208,7 +208,7 @@ def test_the_backlog_is_never_zero_while_statistics_tell_of_an_unacknowledged_di
     model.read()
     model.wait(2 * LATE_SECONDS)
     model.read()
-    model.wait(1.1 * FIGURES_AGE_SECONDS)
+    model.wait(1.1 * STATISTICS_AGE_SECONDS)
     model.do("tell", age)
     for _ in range(int(STATISTICS_SECONDS)):
         model.do("count", 0)

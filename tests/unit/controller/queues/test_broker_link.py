@@ -72,7 +72,7 @@ def make_link(markers: InboxMarkers) -> BrokerLink:
 async def catch_up(link: BrokerLink, publisher: SwallowingPublisher) -> None:
     broken: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     async with asyncio.timeout(60):
-        await link._catch_up(cast(Publisher, publisher), broken)
+        await link._read_to_marker(cast(Publisher, publisher), broken)
 
 
 async def test_a_marker_taken_by_a_former_leader_is_followed_by_another() -> None:

@@ -76,11 +76,11 @@ class FakeReaders:
     def __init__(self) -> None:
         self.readers: dict[StatisticsEndpoint, StatisticsReader] = {}
 
-    def join(self, endpoint: StatisticsEndpoint, user: object) -> StatisticsReader:
+    def acquire(self, endpoint: StatisticsEndpoint, user: object) -> StatisticsReader:
         self.readers[endpoint] = StatisticsReader(endpoint, cast(Any, None))
         return self.readers[endpoint]
 
-    def leave(self, endpoint: StatisticsEndpoint, user: object) -> None:
+    def release(self, endpoint: StatisticsEndpoint, user: object) -> None:
         del self.readers[endpoint]
 
     @property
@@ -90,7 +90,7 @@ class FakeReaders:
 
 
 class FakeClient:
-    """Answers as told: an error to raise, or an object."""
+    """Answers as the test sets: an error to raise, or an object."""
 
     def __init__(self) -> None:
         self.secret: ApiError | Mapping[str, Any] = SECRET
@@ -111,12 +111,12 @@ class Case:
         self.link = FakeLink(ONE)
         self.readers = FakeReaders()
         self.now = 100.0
-        self.side = BrokerSession(
+        self.session = BrokerSession(
             CONFIG,
             dispatcher=cast(Dispatcher, self.dispatcher),
             client=cast(ApiClient, self.client),
             links=lambda parameters: cast(BrokerLink, self.link),
-            wake=lambda: None,
+            on_change=lambda: None,
             monotonic=lambda: self.now,
             readers=self.readers,
         )
@@ -136,7 +136,7 @@ class Case:
         self.link = link or self.link
         self.link.state = up()
         self.now += 60.0
-        await self.side.reach()
+        await self.session.ensure_declared()
 
 
 @pytest.fixture
@@ -171,10 +171,10 @@ async def test_a_queue_that_is_there_is_opened_and_nothing_published_again(
     broker: dict[str, Any],
 ) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     assert (case.dispatcher.opened, case.dispatcher.republished) == (1, 0)
-    assert case.side.declared
-    assert case.side.condition.status
+    assert case.session.declared
+    assert case.session.condition.status
 
 
 async def test_a_lost_queue_is_remembered_over_a_failure_while_it_is_made_again(
@@ -182,9 +182,9 @@ async def test_a_lost_queue_is_remembered_over_a_failure_while_it_is_made_again(
 ) -> None:
     case = Case()
     broker |= {"ready": None, "failure": BrokerUnavailable("gone in the middle")}
-    await case.side.reach()
+    await case.session.ensure_declared()
     assert (case.dispatcher.opened, case.dispatcher.republished) == (0, 0)
-    assert case.side.condition.reason == "DeclareFailed"
+    assert case.session.condition.reason == "DeclareFailed"
     assert broker["ready"] == 0  # it was made before the failure
     await case.reconnected()
     assert (case.dispatcher.opened, case.dispatcher.republished) == (1, 1)
@@ -196,7 +196,7 @@ async def test_another_broker_that_has_the_queue_gets_what_the_former_had(
     broker: dict[str, Any],
 ) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     await case.reconnected(FakeLink(OTHER))
     assert case.dispatcher.republished == 1
 
@@ -204,9 +204,9 @@ async def test_another_broker_that_has_the_queue_gets_what_the_former_had(
 async def test_a_secret_the_operator_may_not_read_is_said_in_a_condition() -> None:
     case = Case()
     case.client.secret = ApiError(403, "Forbidden", "no")
-    await case.side.reach()
-    assert case.side.condition.reason == "SecretForbidden"
-    assert "shop/rabbit" in case.side.condition.message
+    await case.session.ensure_declared()
+    assert case.session.condition.reason == "SecretForbidden"
+    assert "shop/rabbit" in case.session.condition.message
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -214,66 +214,66 @@ async def test_a_connection_that_works_outlives_a_secret_that_cannot_be_read(
     broker: dict[str, Any], status: int
 ) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     case.client.secret = ApiError(status, "No", "no")
     case.now += 60.0
-    await case.side.reach()
-    assert case.side.declared
+    await case.session.ensure_declared()
+    assert case.session.declared
     assert case.link.subscribed == 1
-    assert case.side.parameters is not None
+    assert case.session.parameters is not None
 
 
 async def test_a_connection_is_given_up_for_a_secret_that_is_wrong(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     case.client.secret = {"data": {}}
     case.now += 60.0
-    await case.side.reach()
-    assert (case.side.declared, case.link.subscribed) == (False, 0)
-    assert case.side.condition.reason == "SecretInvalid"
+    await case.session.ensure_declared()
+    assert (case.session.declared, case.link.subscribed) == (False, 0)
+    assert case.session.condition.reason == "SecretInvalid"
     assert "Secret shop/rabbit (spec.broker.connectionSecret): key host" in (
-        case.side.condition.message
+        case.session.condition.message
     )
 
 
 async def test_another_secret_is_read_at_once(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.side.reach()
-    case.side.reconfigure(replace(CONFIG, connection_secret="other"))
-    assert (case.side.declared, case.side.secret) == (False, None)
-    await case.side.reach()
-    assert case.side.secret == ("shop", "other")
+    await case.session.ensure_declared()
+    case.session.reconfigure(replace(CONFIG, connection_secret="other"))
+    assert (case.session.declared, case.session.secret) == (False, None)
+    await case.session.ensure_declared()
+    assert case.session.secret == ("shop", "other")
     assert case.link.subscribed == 1
 
 
 async def test_both_queues_are_counted(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     broker |= {"ready": 3, "dead": 2}
-    await case.side.count()
-    assert (case.side.ready, case.side.dead_letters) == (3, 2)
+    await case.session.count_messages()
+    assert (case.session.ready, case.session.dead_letters) == (3, 2)
 
 
 async def test_what_cannot_be_counted_is_unknown_and_never_zero(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     broker |= {"dead": BrokerUnavailable("lost")}
-    await case.side.count()
-    assert (case.side.declared, case.side.dead_letters) == (False, None)
+    await case.session.count_messages()
+    assert (case.session.declared, case.session.dead_letters) == (False, None)
 
 
 async def test_a_dead_queue_that_is_deleted_is_made_again_and_no_task_published_twice(
     broker: dict[str, Any],
 ) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     broker |= {"dead": None}
-    await case.side.count()
-    assert (case.side.declared, case.side.dead_letters) == (False, None)
+    await case.session.count_messages()
+    assert (case.session.declared, case.session.dead_letters) == (False, None)
     case.now += 60.0
-    await case.side.reach()
-    await case.side.count()
-    assert (case.side.declared, case.side.dead_letters) == (True, 0)
+    await case.session.ensure_declared()
+    await case.session.count_messages()
+    assert (case.session.declared, case.session.dead_letters) == (True, 0)
     assert case.dispatcher.republished == 0
 
 
@@ -281,65 +281,65 @@ async def test_more_dead_letters_are_logged_and_fewer_are_not(
     broker: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     for dead in (4, 4, 1, 3):
         broker["dead"] = dead
-        await case.side.count()
-    logged = [record for record in caplog.records if record.message == "queue.dead_letters"]
+        await case.session.count_messages()
+    logged = [record for record in caplog.records if record.message == "dead_letters.increased"]
     (record,) = logged
     fields = vars(record)["fields"]
-    assert (fields["dead_letters"], fields["more"]) == (3, 2)
+    assert (fields["dead_letters"], fields["added"]) == (3, 2)
 
 
-# The signal.
+# The estimate.
 
 
-async def test_the_signal_of_a_broker_that_is_away_is_unknown_and_says_why(
+async def test_the_estimate_of_an_unavailable_broker_is_unknown_and_says_why(
     broker: dict[str, Any],
 ) -> None:
     case = Case()
     case.client.secret = ApiError(404, "NotFound", "no")
-    await case.side.reach()
-    signal = case.side.signal(waiting=3, published=2, workers_foreign=1)
-    assert (signal.backlog, signal.ready, signal.running) == (None, None, None)
-    assert "SecretNotFound" in signal.problem
-    assert "shop/rabbit" in signal.problem
+    await case.session.ensure_declared()
+    estimate = case.session.estimate_backlog(waiting=3, published=2, workers_foreign=1)
+    assert (estimate.backlog, estimate.ready, estimate.running) == (None, None, None)
+    assert "SecretNotFound" in estimate.problem
+    assert "shop/rabbit" in estimate.problem
 
 
-async def test_a_connection_lost_makes_the_signal_unknown_until_the_queue_is_declared_again(
+async def test_a_connection_lost_makes_the_estimate_unknown_until_the_queue_is_declared_again(
     broker: dict[str, Any],
 ) -> None:
     case = Case()
-    await case.side.reach()
-    await case.side.count()
+    await case.session.ensure_declared()
+    await case.session.count_messages()
     case.link.state = LinkDown("BrokerUnavailable", "gone")
-    await case.side.reach()
-    signal = case.side.signal(waiting=0, published=0)
-    assert (signal.backlog, signal.problem) == (
+    await case.session.ensure_declared()
+    estimate = case.session.estimate_backlog(waiting=0, published=0)
+    assert (estimate.backlog, estimate.problem) == (
         None,
         "the broker is not ready: BrokerUnavailable: gone",
     )
     await case.reconnected()
-    assert case.side.signal(waiting=0, published=0).backlog == 0
+    assert case.session.estimate_backlog(waiting=0, published=0).backlog == 0
 
 
-async def test_the_signal_without_statistics(broker: dict[str, Any]) -> None:
+async def test_the_estimate_without_statistics(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     broker["ready"], case.dispatcher.published = 5, 3
-    case.side.signal(waiting=2, published=3, workers_foreign=4)
-    await case.side.count()
+    case.session.estimate_backlog(waiting=2, published=3, workers_foreign=4)
+    await case.session.count_messages()
     case.now += 3600
-    assert case.side.signal(waiting=2, published=3, workers_foreign=4) == BacklogEstimate(
-        backlog=11, ready=5, running=4
-    )
+    assert case.session.estimate_backlog(
+        waiting=2, published=3, workers_foreign=4
+    ) == BacklogEstimate(backlog=11, ready=5, running=4)
 
 
 async def test_tasks_that_come_or_go_while_it_is_counted_are_no_messages_of_others(
     broker: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     for before, after in ((7, 0), (0, 7)):
         case.dispatcher.published = before
 
@@ -348,20 +348,20 @@ async def test_tasks_that_come_or_go_while_it_is_counted_are_no_messages_of_othe
             return 7
 
         monkeypatch.setattr(broker_session, "ready_messages", ready_messages)
-        await case.side.count()
-        assert case.side.signal(waiting=0, published=after).backlog == after
+        await case.session.count_messages()
+        assert case.session.estimate_backlog(waiting=0, published=after).backlog == after
 
 
 async def test_a_count_that_fails_leaves_no_old_one_behind(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     broker["ready"] = 9
-    await case.side.count()
+    await case.session.count_messages()
     broker["ready"] = BrokerUnavailable("lost")
-    await case.side.count()
+    await case.session.count_messages()
     broker["ready"] = 0
     await case.reconnected()
-    assert case.side.signal(waiting=0, published=0) == BacklogEstimate(
+    assert case.session.estimate_backlog(waiting=0, published=0) == BacklogEstimate(
         backlog=0, ready=None, running=None
     )
 
@@ -369,40 +369,40 @@ async def test_a_count_that_fails_leaves_no_old_one_behind(broker: dict[str, Any
 async def test_the_statistics_that_the_secret_names_are_read(broker: dict[str, Any]) -> None:
     case = Case()
     case.name_endpoint()
-    await case.side.reach()
-    await case.side.count()
+    await case.session.ensure_declared()
+    await case.session.count_messages()
     case.told(0, 4)
-    assert case.side.signal(waiting=0, published=1) == BacklogEstimate(
+    assert case.session.estimate_backlog(waiting=0, published=1) == BacklogEstimate(
         backlog=4, ready=0, running=4
     )
     case.now += 60
-    signal = case.side.signal(waiting=0, published=1, workers_foreign=2)
-    assert (signal.backlog, signal.problem != "") == (3, True)
+    estimate = case.session.estimate_backlog(waiting=0, published=1, workers_foreign=2)
+    assert (estimate.backlog, estimate.problem != "") == (3, True)
 
 
-async def test_the_most_published_since_the_last_signal_are_no_messages_of_others(
+async def test_the_most_published_since_the_last_estimate_are_no_messages_of_others(
     broker: dict[str, Any],
 ) -> None:
     case = Case()
     case.name_endpoint()
-    await case.side.reach()
+    await case.session.ensure_declared()
     case.told(3, 6)
-    assert case.side.signal(waiting=0, published=0, most_published=9).backlog == 0
+    assert case.session.estimate_backlog(waiting=0, published=0, most_published=9).backlog == 0
 
 
 async def test_messages_given_back_over_a_new_connection_count_once(broker: dict[str, Any]) -> None:
     case = Case()
     case.name_endpoint()
-    await case.side.reach()
-    await case.side.count()
+    await case.session.ensure_declared()
+    await case.session.count_messages()
     case.told(0, 4)
-    assert case.side.signal(waiting=0, published=0).backlog == 4
+    assert case.session.estimate_backlog(waiting=0, published=0).backlog == 4
     case.now += 5
     case.link.state = up()
-    await case.side.reach()
+    await case.session.ensure_declared()
     broker["ready"] = 4
-    await case.side.count()
-    assert case.side.signal(waiting=0, published=0).backlog == 4
+    await case.session.count_messages()
+    assert case.session.estimate_backlog(waiting=0, published=0).backlog == 4
 
 
 async def test_a_wrong_endpoint_stops_no_connection_and_is_a_problem(
@@ -410,12 +410,12 @@ async def test_a_wrong_endpoint_stops_no_connection_and_is_a_problem(
 ) -> None:
     case = Case()
     case.name_endpoint("one:15672")
-    await case.side.reach()
-    assert case.side.declared
+    await case.session.ensure_declared()
+    assert case.session.declared
     case.now += 20
-    signal = case.side.signal(waiting=1, published=0)
-    assert signal.backlog == 1
-    assert signal.problem.startswith(
+    estimate = case.session.estimate_backlog(waiting=1, published=0)
+    assert estimate.backlog == 1
+    assert estimate.problem.startswith(
         "Secret shop/rabbit (spec.broker.connectionSecret): key managementUri must begin with"
     )
 
@@ -425,11 +425,11 @@ async def test_a_prometheus_endpoint_is_a_problem_that_names_the_key_to_use(
 ) -> None:
     case = Case()
     case.name_endpoint("http://one:15692", key="prometheusUri")
-    await case.side.reach()
-    assert case.side.declared
-    assert case.side.signal(waiting=1, published=0).problem == ""
+    await case.session.ensure_declared()
+    assert case.session.declared
+    assert case.session.estimate_backlog(waiting=1, published=0).problem == ""
     case.now += 20
-    assert case.side.signal(waiting=1, published=0) == BacklogEstimate(
+    assert case.session.estimate_backlog(waiting=1, published=0) == BacklogEstimate(
         backlog=1,
         ready=None,
         running=None,
@@ -442,41 +442,41 @@ async def test_an_endpoint_named_later_is_read_over_the_same_connection(
     broker: dict[str, Any],
 ) -> None:
     case = Case()
-    await case.side.reach()
+    await case.session.ensure_declared()
     case.name_endpoint()
     case.now += 60
-    await case.side.reach()
+    await case.session.ensure_declared()
     assert case.readers.only.endpoint.url == "http://one:15672"
     assert case.dispatcher.opened == 1
     case.client.secret = SECRET
     case.now += 60
-    await case.side.reach()
+    await case.session.ensure_declared()
     assert case.readers.readers == {}
 
 
 async def test_to_look_for_the_broker_only_reads_nothing(broker: dict[str, Any]) -> None:
     case = Case()
     case.name_endpoint()
-    await case.side.find_parameters()
+    await case.session.find_parameters()
     assert case.readers.readers == {}
 
 
 async def test_leaving_or_losing_the_secret_stops_the_reader(broker: dict[str, Any]) -> None:
     case = Case()
     case.name_endpoint()
-    await case.side.reach()
+    await case.session.ensure_declared()
     assert len(case.readers.readers) == 1
-    case.side.reconfigure(replace(CONFIG, connection_secret="other"))
+    case.session.reconfigure(replace(CONFIG, connection_secret="other"))
     assert case.readers.readers == {}
-    await case.side.reach()
+    await case.session.ensure_declared()
     assert len(case.readers.readers) == 1
-    await case.side.leave()
+    await case.session.close()
     assert case.readers.readers == {}
 
 
 async def test_leaving_lets_go_of_the_link(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.side.reach()
-    await case.side.leave()
-    assert (case.side.declared, case.link.subscribed) == (False, 0)
-    assert case.side.parameters is not None  # the queues may still have to be deleted
+    await case.session.ensure_declared()
+    await case.session.close()
+    assert (case.session.declared, case.link.subscribed) == (False, 0)
+    assert case.session.parameters is not None  # the queues may still have to be deleted

@@ -15,7 +15,7 @@ AVAILABLE = Condition("WorkersAvailable", True, "Available", "")
 FOLLOWING = Condition("ScalingActive", True, "Following", "")
 
 
-def told(
+def parts(
     config: QueueConfig = CONFIG,
     *,
     broker: Condition = UP,
@@ -36,7 +36,7 @@ def told(
 
 
 def test_all_is_well() -> None:
-    found = told()
+    found = parts()
     assert (found["Ready"].status, found["Ready"].reason) == (True, "Ready")
     assert not found.keys() & {"Reconciling", "Stalled"}
     assert (found["DeadLetters"].status, found["DeadLetters"].reason) == (False, "None")
@@ -44,10 +44,10 @@ def test_all_is_well() -> None:
 
 @pytest.mark.parametrize("policy", [StopPolicy.HOLD, StopPolicy.HOLD_AND_DRAIN])
 def test_a_queue_that_is_held_is_ready_and_says_so(policy: StopPolicy) -> None:
-    ready = told(replace(CONFIG, stop_policy=policy))["Ready"]
+    ready = parts(replace(CONFIG, stop_policy=policy))["Ready"]
     assert (ready.status, ready.reason) == (True, "Held")
     assert f"spec.stopPolicy is {policy}" in ready.message
-    assert ("the workers go" in ready.message) is policy.drains
+    assert ("the workers are removed" in ready.message) is policy.drains
 
 
 @pytest.mark.parametrize(
@@ -57,34 +57,34 @@ def test_a_queue_that_is_held_is_ready_and_says_so(policy: StopPolicy) -> None:
 )  # fmt: skip
 def test_a_broker_in_trouble_comes_before_everything(reason: str, kind: str) -> None:
     held = replace(CONFIG, stop_policy=StopPolicy.HOLD)
-    found = told(held, broker=Condition("BrokerConnected", False, reason, "why"), refused=True)
+    found = parts(held, broker=Condition("BrokerConnected", False, reason, "why"), refused=True)
     assert (found["Ready"].status, found["Ready"].reason) == (False, reason)
     assert found.keys() & {"Reconciling", "Stalled"} == {kind}
 
 
 def test_a_refused_deployment_stalls() -> None:
     workers = Condition("WorkersAvailable", False, "InvalidTemplate", "why")
-    found = told(workers=workers, refused=True)
+    found = parts(workers=workers, refused=True)
     assert (found["Ready"].status, found["Ready"].reason) == (False, "InvalidTemplate")
     assert found["Stalled"].message == "why"
 
 
 def test_dead_letters_are_told_with_the_command_that_lists_them() -> None:
-    found = told(dead_letters=3)
+    found = parts(dead_letters=3)
     assert (found["DeadLetters"].status, found["DeadLetters"].reason) == (True, "Kept")
     assert found["DeadLetters"].message == (
-        "3 given-up messages in the dead queue; to list: kubectl exec -n system "
+        "3 messages in the dead queue; to list: kubectl exec -n system "
         "deploy/taskqueue-operator -- python3 -m taskqueue dead-letters list shop/thumbnails"
     )
     assert found["Ready"].status
 
 
 def test_dead_letters_that_cannot_be_counted_are_unknown() -> None:
-    assert told(dead_letters=None)["DeadLetters"].status is None
+    assert parts(dead_letters=None)["DeadLetters"].status is None
 
 
 def test_a_condition_keeps_its_time_while_its_value_lasts() -> None:
     transitions = ConditionTransitions()
-    assert transitions.take((UP,), 1.0) == {"BrokerConnected": 1.0}
-    assert transitions.take((replace(UP, reason="Other"),), 2.0) == {"BrokerConnected": 1.0}
-    assert transitions.take((replace(UP, status=None),), 3.0) == {"BrokerConnected": 3.0}
+    assert transitions.record((UP,), 1.0) == {"BrokerConnected": 1.0}
+    assert transitions.record((replace(UP, reason="Other"),), 2.0) == {"BrokerConnected": 1.0}
+    assert transitions.record((replace(UP, status=None),), 3.0) == {"BrokerConnected": 3.0}

@@ -1,4 +1,4 @@
-"""One TaskQueue's loop: no step keeps another from its turn, and what it writes is true."""
+"""One TaskQueue's loop: a failing step does not stop the others, and the status is true."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,7 +31,7 @@ class FakeDispatcher:
 
 
 class FakeClient:
-    """Answers as told: an error to raise, or an object; keeps the statuses."""
+    """Answers as the test sets: an error to raise, or an object; keeps the statuses."""
 
     def __init__(self) -> None:
         self.secret: ApiError | Mapping[str, Any] = ApiError(404, "NotFound", "no")
@@ -49,8 +49,8 @@ class FakeClient:
         self.statuses.append(body["status"])
 
 
-class FakeSide:
-    """A broker side that is as the test says."""
+class FakeSession:
+    """A broker session in the state that the test sets."""
 
     def __init__(self) -> None:
         self.condition = Condition("BrokerConnected", True, "Connected", "")
@@ -64,12 +64,12 @@ class FakeSide:
     def reconfigure(self, config: QueueConfig) -> None:
         self.steps.append("reconfigure")
 
-    async def reach(self) -> None:
-        self.steps.append("reach")
+    async def ensure_declared(self) -> None:
+        self.steps.append("ensure_declared")
 
-    async def count(self) -> None: ...
+    async def count_messages(self) -> None: ...
 
-    def signal(
+    def estimate_backlog(
         self, *, waiting: int, published: int, workers_foreign: int, most_published: int
     ) -> BacklogEstimate:
         if not self.declared or self.ready is None:
@@ -80,8 +80,8 @@ class FakeSide:
             backlog=backlog, ready=self.ready, running=running, problem=self.problem
         )
 
-    async def leave(self) -> None:
-        self.steps.append("leave")
+    async def close(self) -> None:
+        self.steps.append("close")
 
 
 class FakeFinalizer:
@@ -91,13 +91,13 @@ class FakeFinalizer:
 
     def reconfigure(self, config: QueueConfig) -> None: ...
 
-    async def settle(self) -> None:
-        self._steps.append("settle")
+    async def sync_finalizer(self) -> None:
+        self._steps.append("sync_finalizer")
         if self.failure is not None:
             raise self.failure
 
-    async def finish(self, *, known: object) -> None:
-        self._steps.append("finish")
+    async def finalize(self, *, known: object) -> None:
+        self._steps.append("finalize")
 
 
 class Case:
@@ -111,18 +111,18 @@ class Case:
             links=lambda parameters: pytest.fail("no broker is to be looked for"),
             clock=lambda: 1e9,
             created=0.0,
-            on_gone=self._on_gone,
+            on_deleted=self._on_deleted,
         )
 
-    def connect(self) -> FakeSide:
-        """Put a broker side in place that needs no broker."""
-        side = FakeSide()
-        self.finalizer = FakeFinalizer(side.steps)
-        self.controller._broker = cast(Any, side)
+    def connect(self) -> FakeSession:
+        """Put a broker session in place that needs no broker."""
+        session = FakeSession()
+        self.finalizer = FakeFinalizer(session.steps)
+        self.controller._broker = cast(Any, session)
         self.controller._finalizer = cast(Any, self.finalizer)
-        return side
+        return session
 
-    def _on_gone(self) -> None:
+    def _on_deleted(self) -> None:
         self.gone += 1
 
     @property
@@ -135,7 +135,7 @@ class Case:
         return found
 
 
-async def test_a_status_that_finds_no_taskqueue_tells_that_it_is_gone() -> None:
+async def test_status_write_reports_a_deleted_taskqueue() -> None:
     case = Case()
     case.client.status = ApiError(404, "NotFound", "no")
     await case.controller._write_status()
@@ -163,32 +163,35 @@ async def test_a_failing_secret_keeps_neither_pool_nor_status_from_their_turn() 
 
 async def test_a_failing_finalizer_keeps_nothing_else_from_its_turn() -> None:
     case = Case()
-    side = case.connect()
+    session = case.connect()
     case.finalizer.failure = ApiError(403, "Forbidden", "no")
     with pytest.raises(ApiError):
         await case.controller._reconcile()
-    assert side.steps == ["settle", "reach"]  # before there is anything to remove
+    assert session.steps == [
+        "sync_finalizer",
+        "ensure_declared",
+    ]  # before there is anything to remove
     assert case.ready["status"] == "True"
 
 
-async def test_counts_are_told_only_while_they_are_known() -> None:
+async def test_status_has_counts_only_while_they_are_known() -> None:
     case = Case()
-    side = case.connect()
-    side.ready, side.dead_letters = 5, 2
+    session = case.connect()
+    session.ready, session.dead_letters = 5, 2
     case.dispatcher.waiting, case.dispatcher.published = 4, 3
     await case.controller._write_status()
     names = ("backlog", "pending", "ready", "running", "deadLetters")
     assert [case.status[name] for name in names] == [9, 4, 5, 0, 2]
-    side.declared = False
+    session.declared = False
     await case.controller._write_status()
     assert [case.status[name] for name in names] == [None, 4, None, None, None]
 
 
-async def test_an_end_is_counted_in_totals_and_meter() -> None:
+async def test_an_ended_task_is_counted_in_totals_and_throughput() -> None:
     case = Case()
     case.connect()
-    case.controller.finished(Phase.SUCCEEDED, 0.8)
-    case.controller.finished(Phase.FAILED, None)
+    case.controller.on_task_ended(Phase.SUCCEEDED, 0.8)
+    case.controller.on_task_ended(Phase.FAILED, None)
     await case.controller._write_status()
     assert case.status["totals"] == {"succeeded": 1, "failed": 1, "cancelled": 0}
     assert (case.status["throughputPerMinute"], case.status["meanRunSeconds"]) == (2, 0.8)
@@ -197,7 +200,7 @@ async def test_an_end_is_counted_in_totals_and_meter() -> None:
 async def test_an_idle_queue_writes_its_status_once() -> None:
     case = Case()
     case.connect()
-    case.controller.finished(Phase.SUCCEEDED, 0.8)
+    case.controller.on_task_ended(Phase.SUCCEEDED, 0.8)
     for _ in range(5):
         await case.controller._write_status()
     assert len(case.client.statuses) == 1
@@ -222,28 +225,28 @@ async def test_a_drained_pool_follows_what_is_published(policy: StopPolicy, repl
 
 async def test_a_drained_pool_keeps_a_worker_for_each_task_that_runs() -> None:
     case = Case(replace(CONFIG, concurrency=4, stop_policy=StopPolicy.HOLD_AND_DRAIN))
-    side = case.connect()
-    case.dispatcher.published, side.ready = 7, 1
-    assert case.controller._busy(case.controller._signal()) == 6
+    session = case.connect()
+    case.dispatcher.published, session.ready = 7, 1
+    assert case.controller._busy(case.controller._estimate()) == 6
     case.controller.config = replace(case.controller.config, stop_policy=StopPolicy.HOLD)
-    assert case.controller._busy(case.controller._signal()) == 2
+    assert case.controller._busy(case.controller._estimate()) == 2
 
 
-async def test_a_taskqueue_on_its_way_out_declares_nothing_and_grows_nothing() -> None:
+async def test_a_deleted_taskqueue_declares_nothing_and_sizes_nothing() -> None:
     case = Case()
-    side = case.connect()
+    session = case.connect()
     case.dispatcher.waiting = 50
     case.controller.reconfigure(replace(CONFIG, deleting=True, delete_queues=True))
-    side.steps.clear()
+    session.steps.clear()
     await case.controller._reconcile()
-    assert side.steps == ["leave", "finish"]
+    assert session.steps == ["close", "finalize"]
     assert case.controller.pool.decision is None
     assert (case.ready["status"], case.ready["reason"]) == ("False", "Deleting")
 
 
-async def test_the_end_does_not_wait_for_a_status() -> None:
+async def test_deletion_does_not_wait_for_a_status_write() -> None:
     case = Case(replace(CONFIG, deleting=True, delete_queues=True))
-    side = case.connect()
+    session = case.connect()
     case.client.status = ApiError(500, "InternalError", "no")
     await case.controller._reconcile()
-    assert side.steps == ["leave", "finish"]
+    assert session.steps == ["close", "finalize"]

@@ -75,14 +75,14 @@ class Case:
 async def test_queues_of_one_endpoint_share_one_reader_and_the_last_to_leave_stops_it() -> None:
     case = Case()
     users = [object() for _ in range(100)]
-    assert len({id(case.readers.join(endpoint(), user)) for user in users}) == 1
+    assert len({id(case.readers.acquire(endpoint(), user)) for user in users}) == 1
     await asyncio.sleep(2 * POLL_SECONDS + 1)
     client = case.clients["http://one"]
     assert len(client.reads) == 3
     for user in users[1:]:
-        case.readers.leave(endpoint(), user)
+        case.readers.release(endpoint(), user)
     assert not case.tasks[0].cancelling()
-    case.readers.leave(endpoint(), users[0])
+    case.readers.release(endpoint(), users[0])
     await asyncio.wait(case.tasks)
     assert (case.tasks[0].cancelled(), client.closed) == (True, 1)
 
@@ -90,26 +90,26 @@ async def test_queues_of_one_endpoint_share_one_reader_and_the_last_to_leave_sto
 async def test_one_that_joins_twice_leaves_once() -> None:
     case = Case()
     user = object()
-    case.readers.join(endpoint(), user)
-    case.readers.join(endpoint(), user)
-    case.readers.leave(endpoint(), user)
-    case.readers.leave(endpoint(), user)
+    case.readers.acquire(endpoint(), user)
+    case.readers.acquire(endpoint(), user)
+    case.readers.release(endpoint(), user)
+    case.readers.release(endpoint(), user)
     await asyncio.wait(case.tasks)
     assert case.tasks[0].cancelled()
 
 
 async def test_who_comes_after_the_last_gets_a_new_reader() -> None:
     case = Case()
-    first = case.readers.join(endpoint(), case)
-    case.readers.leave(endpoint(), case)
-    assert case.readers.join(endpoint(), case) is not first
+    first = case.readers.acquire(endpoint(), case)
+    case.readers.release(endpoint(), case)
+    assert case.readers.acquire(endpoint(), case) is not first
     await case.stop()
 
 
 async def test_endpoints_are_read_apart() -> None:
     case = Case()
-    case.readers.join(endpoint("one"), case)
-    case.readers.join(endpoint("other"), case)
+    case.readers.acquire(endpoint("one"), case)
+    case.readers.acquire(endpoint("other"), case)
     await asyncio.sleep(1)
     assert [len(client.reads) for client in case.clients.values()] == [1, 1]
     await case.stop()
@@ -150,16 +150,16 @@ async def test_a_failure_keeps_the_last_reading_and_is_logged_once(
     await asyncio.sleep(1)
     began = reader.reading
     assert began is not None
-    assert began.figures == {"q": QueueStats(1, 2)}
+    assert began.stats == {"q": QueueStats(1, 2)}
     client.answer = problem
     await asyncio.sleep(3 * POLL_SECONDS)
     assert reader.reading is began
     assert "why" in reader.problem
     client.answer = {}
     await asyncio.sleep(POLL_SECONDS)
-    assert (reader.problem, reader.reading.figures if reader.reading else None) == ("", {})
+    assert (reader.problem, reader.reading.stats if reader.reading else None) == ("", {})
     events = [record.message for record in caplog.records]
-    assert [events.count(f"statistics.{one}readable") for one in ("un", "")] == [1, 1]
+    assert [events.count(f"statistics.{one}") for one in ("read_failed", "recovered")] == [1, 1]
     task.cancel()
 
 
@@ -172,7 +172,9 @@ def queue(case: Case, name: str = "q") -> tuple[QueueStatistics, BacklogMeter]:
 
 
 def backlog(meter: BacklogMeter, now: float, problem: str = "") -> tuple[int | None, str]:
-    signal = meter.read(waiting=0, published=0, workers_foreign=0, now=now, problem=problem)
+    signal = meter.update_estimate(
+        waiting=0, published=0, workers_foreign=0, now=now, problem=problem
+    )
     return signal.backlog, signal.problem
 
 
@@ -183,9 +185,9 @@ def now() -> float:
 async def test_a_queue_takes_its_own_figures() -> None:
     case = Case({"q": QueueStats(1, 2), "other": QueueStats(5, 5)})
     statistics, meter = queue(case)
-    statistics.use(endpoint(), "", now())
+    statistics.set_endpoint(endpoint(), "", now())
     await asyncio.sleep(1)
-    statistics.tell()
+    statistics.update_meter()
     assert backlog(meter, now()) == (3, "")
     await case.stop()
 
@@ -194,12 +196,12 @@ async def test_a_reading_is_taken_once() -> None:
     """A second time it would be compared with what is published since then alone."""
     case = Case({"q": QueueStats(0, 5)})
     statistics, meter = queue(case)
-    statistics.use(endpoint(), "", now())
+    statistics.set_endpoint(endpoint(), "", now())
     await asyncio.sleep(1)
-    statistics.tell()
-    meter.published(5, now())
-    statistics.tell()
-    signal = meter.read(waiting=0, published=5, workers_foreign=0, now=now(), problem="")
+    statistics.update_meter()
+    meter.observe_published(5, now())
+    statistics.update_meter()
+    signal = meter.update_estimate(waiting=0, published=5, workers_foreign=0, now=now(), problem="")
     assert signal.backlog == 10
     await case.stop()
 
@@ -207,72 +209,72 @@ async def test_a_reading_is_taken_once() -> None:
 async def test_a_queue_that_the_endpoint_does_not_name_is_unknown_and_then_a_problem() -> None:
     case = Case({"q": QueueStats(0, 5)})
     statistics, meter = queue(case)
-    statistics.use(endpoint(), "", now())
+    statistics.set_endpoint(endpoint(), "", now())
     await asyncio.sleep(1)
-    statistics.tell()
+    statistics.update_meter()
     case.clients["http://one"].answer = {}
     await asyncio.sleep(10)
-    assert backlog(meter, now(), statistics.tell()) == (5, "")
+    assert backlog(meter, now(), statistics.update_meter()) == (5, "")
     await asyncio.sleep(10)
-    number, problem = backlog(meter, now(), statistics.tell())
+    number, problem = backlog(meter, now(), statistics.update_meter())
     assert number == 0
-    assert problem.startswith("the broker's statistics at http://one have no figures of queue q")
+    assert problem.startswith("the broker's statistics at http://one do not include queue q")
     await case.stop()
 
 
 async def test_an_endpoint_that_cannot_be_read_is_a_problem_with_its_reason() -> None:
     case = Case(StatisticsUnreadable("refused"))
     statistics, meter = queue(case)
-    statistics.use(endpoint(), "", now())
+    statistics.set_endpoint(endpoint(), "", now())
     await asyncio.sleep(10)
-    assert backlog(meter, now(), statistics.tell()) == (0, "")
+    assert backlog(meter, now(), statistics.update_meter()) == (0, "")
     await asyncio.sleep(10)
-    assert backlog(meter, now(), statistics.tell()) == (0, "refused")
+    assert backlog(meter, now(), statistics.update_meter()) == (0, "refused")
     await case.stop()
 
 
 async def test_a_key_that_cannot_be_used_is_a_problem() -> None:
     case = Case()
     statistics, meter = queue(case)
-    statistics.use(None, "key managementUri", now())
+    statistics.set_endpoint(None, "key managementUri", now())
     await asyncio.sleep(20)
-    assert backlog(meter, now(), statistics.tell()) == (0, "key managementUri")
+    assert backlog(meter, now(), statistics.update_meter()) == (0, "key managementUri")
 
 
 async def test_without_an_endpoint_nothing_is_missed() -> None:
     case = Case()
     statistics, meter = queue(case)
-    statistics.use(None, "", now())
+    statistics.set_endpoint(None, "", now())
     await asyncio.sleep(60)
-    assert backlog(meter, now(), statistics.tell()) == (0, "")
+    assert backlog(meter, now(), statistics.update_meter()) == (0, "")
     assert case.clients == {}
 
 
 async def test_an_operator_that_reads_no_statistics_misses_none() -> None:
     meter = BacklogMeter()
     statistics = QueueStatistics("q", readers=NoReaders(), meter=meter)
-    statistics.use(endpoint(), "", now())
+    statistics.set_endpoint(endpoint(), "", now())
     await asyncio.sleep(60)
-    assert statistics.tell() == ""
-    assert not meter.statistics_missing(now())
-    statistics.leave()
+    assert statistics.update_meter() == ""
+    assert not meter.has_lost_statistics(now())
+    statistics.close()
 
 
 async def test_the_same_endpoint_again_changes_nothing_and_another_begins_anew() -> None:
     case = Case({"q": QueueStats(0, 5)})
     statistics, meter = queue(case)
-    statistics.use(endpoint(), "", now())
+    statistics.set_endpoint(endpoint(), "", now())
     await asyncio.sleep(1)
-    statistics.tell()
-    statistics.use(endpoint(), "", now())
+    statistics.update_meter()
+    statistics.set_endpoint(endpoint(), "", now())
     assert backlog(meter, now()) == (5, "")
-    statistics.use(endpoint("other"), "", now())
+    statistics.set_endpoint(endpoint("other"), "", now())
     assert backlog(meter, now()) == (0, "")
     await asyncio.wait(case.tasks[:1])
     assert case.tasks[0].cancelled()
     await asyncio.sleep(1)
-    statistics.tell()
+    statistics.update_meter()
     assert backlog(meter, now()) == (5, "")
-    statistics.leave()
+    statistics.close()
     await asyncio.wait(case.tasks)
     assert backlog(meter, now()) == (0, "")

@@ -369,16 +369,16 @@ async def test_a_held_pool_keeps_the_workers_that_say_they_run_something(
     for pod in ("a", "b"):
         case.controller.on_heartbeat(replace(BEAT, pod=pod, running=attempts))
     case.controller.on_heartbeat(replace(BEAT, pod="idle"))
-    assert case.controller._busy(case.controller._signal()) == busy
+    assert case.controller._busy(case.controller._estimate()) == busy
 
 
 async def test_workers_that_decide_by_their_cpus_are_as_many_as_their_slots_need() -> None:
     case = Case(CONFIG)
-    side = case.connect()
+    session = case.connect()
     for pod in ("a", "b", "c"):
         case.controller.on_heartbeat(replace(BEAT, pod=pod, slots=8))
-    case.dispatcher.published, side.ready = 20, 0
-    assert case.controller._busy(case.controller._signal()) == 3
+    case.dispatcher.published, session.ready = 20, 0
+    assert case.controller._busy(case.controller._estimate()) == 3
     case.controller.on_heartbeat(replace(BEAT, pod="c", slots=8, state=WorkerState.DRAINING))
     assert case.controller._slots() == 8
 
@@ -386,10 +386,10 @@ async def test_workers_that_decide_by_their_cpus_are_as_many_as_their_slots_need
 @pytest.mark.looptime
 async def test_a_queue_is_unused_while_nothing_of_it_is_at_the_broker() -> None:
     case = Case(CONFIG)
-    side = case.connect()
+    session = case.connect()
 
     def unused() -> float:
-        return case.controller._unused(case.controller._signal())
+        return case.controller._unused_seconds(case.controller._estimate())
 
     case.dispatcher.waiting = 5  # held in the operator: no worker can have it
     assert unused() == 0.0
@@ -400,8 +400,8 @@ async def test_a_queue_is_unused_while_nothing_of_it_is_at_the_broker() -> None:
     case.dispatcher.published = 0
     assert unused() == 0.0
     await asyncio.sleep(10)
-    side.problem = "no figures"
+    session.problem = "no statistics"
     assert unused() == 0.0
-    side.problem, side.declared = "", False
+    session.problem, session.declared = "", False
     await asyncio.sleep(10)
     assert unused() == 0.0
