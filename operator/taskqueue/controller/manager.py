@@ -18,6 +18,7 @@ from typing import Any
 
 import kopf
 
+from taskqueue import __version__
 from taskqueue.controller import handlers
 from taskqueue.controller.engine import Engine
 from taskqueue.controller.probes import serve_probes
@@ -103,7 +104,7 @@ async def _lead(engine: Engine, leadership: LeaderElector, stop: asyncio.Event) 
     kopf_task = asyncio.create_task(_run_kopf(engine, kopf_stop, kopf_ready), name="kopf")
     await _first(kopf_ready.wait(), holding, engine_task, kopf_task)
     _stop_on_signals(stop)
-    log.info("operator.started")
+    log.info("operator.started", version=__version__)
 
     await _first(stop.wait(), holding, engine_task, kopf_task)
     parts = (holding, engine_task, kopf_task)
