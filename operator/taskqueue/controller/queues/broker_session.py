@@ -18,7 +18,7 @@ from taskqueue.contract.names import dead_queue, work_queue
 from taskqueue.contract.topology import TopologyConflict, declare_task_queue, ready_messages
 from taskqueue.controller.queues.backlog import BacklogEstimate, BacklogMeter
 from taskqueue.controller.queues.broker_link import BrokerLink, LinkDown, LinkUp
-from taskqueue.controller.queues.statistics import NoReaders, QueueStatistics, Readers
+from taskqueue.controller.queues.statistics import QueueStatistics, StatisticsReaders
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret, read_broker_secret
 from taskqueue.kubernetes.client import ApiClient
@@ -46,7 +46,7 @@ class BrokerSession:
         client: for the API server.
         links: gives the shared link to a broker.
         on_change: called when the link changes.
-        monotonic: seconds that never jump; the running loop's, if there are readers.
+        monotonic: the running loop's clock, in seconds.
         readers: give the shared reader of the broker's statistics.
 
     Attributes:
@@ -66,7 +66,7 @@ class BrokerSession:
         links: Callable[[BrokerParameters], BrokerLink],
         on_change: Callable[[], None],
         monotonic: Callable[[], float],
-        readers: Readers | None = None,
+        readers: StatisticsReaders,
     ) -> None:
         self.condition = Condition("BrokerConnected", None, "Connecting", "")
         self.ready: int | None = None
@@ -81,7 +81,7 @@ class BrokerSession:
         self._now = monotonic
         self._meter = BacklogMeter()
         self._statistics = QueueStatistics(
-            work_queue(*config.key), readers=readers or NoReaders(), meter=self._meter
+            work_queue(*config.key), readers=readers, meter=self._meter
         )
         #: The endpoint the Secret names, and what is wrong with it.
         self._endpoint: tuple[StatisticsEndpoint | None, str] = (None, "")

@@ -25,7 +25,7 @@ from taskqueue.controller.queues.broker_link import BrokerLink
 from taskqueue.controller.queues.broker_session import BrokerSession
 from taskqueue.controller.queues.conditions import ConditionTransitions, conditions
 from taskqueue.controller.queues.finalizer import QueueFinalizer
-from taskqueue.controller.queues.statistics import Readers
+from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Throughput
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
@@ -92,10 +92,10 @@ class QueueReconciler:
         links: Callable[[BrokerParameters], BrokerLink],
         clock: Clock,
         created: float,
+        readers: StatisticsReaders,
         on_deleted: Callable[[], None],
         on_condition: Callable[[Condition], None] = lambda condition: None,
         operator_namespace: str = "taskqueue-system",
-        readers: Readers | None = None,
         sizing_conflict: Callable[[QueueConfig], str] = lambda config: "",
     ) -> None:
         self.config = config

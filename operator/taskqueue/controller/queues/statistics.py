@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from taskqueue.amqp.parameters import StatisticsEndpoint
 from taskqueue.controller.queues.backlog import BacklogMeter
@@ -24,16 +24,6 @@ log = EventLog(__name__)
 POLL_SECONDS = 5.0
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
-
-
-class StatisticsSource(Protocol):
-    """What a reader needs of a `StatisticsClient`."""
-
-    async def read(self) -> Mapping[str, QueueStats]:
-        """Return the stats of the queues that have some."""
-
-    async def close(self) -> None:
-        """Close the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +46,7 @@ class StatisticsReader:
         problem: why the last read failed; "": it did not.
     """
 
-    def __init__(self, endpoint: StatisticsEndpoint, client: StatisticsSource) -> None:
+    def __init__(self, endpoint: StatisticsEndpoint, client: StatisticsClient) -> None:
         self.endpoint = endpoint
         self.reading: StatsReading | None = None
         self.problem = ""
@@ -93,26 +83,6 @@ class StatisticsReader:
         self.problem = problem
 
 
-class Readers(Protocol):
-    """What a queue needs of `StatisticsReaders`."""
-
-    def acquire(self, endpoint: StatisticsEndpoint, user: object) -> StatisticsReader | None:
-        """Return the reader of an endpoint; None: this operator reads no statistics."""
-
-    def release(self, endpoint: StatisticsEndpoint, user: object) -> None:
-        """Undo `join`."""
-
-
-class NoReaders:
-    """Reads nothing."""
-
-    def acquire(self, endpoint: StatisticsEndpoint, user: object) -> None:
-        """Return that there is no reader."""
-
-    def release(self, endpoint: StatisticsEndpoint, user: object) -> None:
-        """Do nothing."""
-
-
 class StatisticsReaders:
     """Makes the reader of an endpoint for its first user, and stops it after its last.
 
@@ -125,7 +95,7 @@ class StatisticsReaders:
         self,
         *,
         spawn: Spawn,
-        connect: Callable[[StatisticsEndpoint], StatisticsSource] = StatisticsClient,
+        connect: Callable[[StatisticsEndpoint], StatisticsClient] = StatisticsClient,
     ) -> None:
         self._spawn = spawn
         self._connect = connect
@@ -159,7 +129,7 @@ class QueueStatistics:
         meter: gets the statistics.
     """
 
-    def __init__(self, queue: str, *, readers: Readers, meter: BacklogMeter) -> None:
+    def __init__(self, queue: str, *, readers: StatisticsReaders, meter: BacklogMeter) -> None:
         self._queue = queue
         self._readers = readers
         self._meter = meter
@@ -184,8 +154,8 @@ class QueueStatistics:
         self._endpoint, self._config_error = endpoint, config_error
         if endpoint is not None:
             self._reader = self._readers.acquire(endpoint, self)
-        wanted = self._reader is not None or config_error
-        self._meter.expect_statistics(now if wanted else None)
+        expected = endpoint is not None or config_error
+        self._meter.expect_statistics(now if expected else None)
 
     def close(self) -> None:
         """Stop reading."""

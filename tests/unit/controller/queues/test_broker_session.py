@@ -15,7 +15,7 @@ from taskqueue.controller.queues import broker_session
 from taskqueue.controller.queues.backlog import BacklogEstimate
 from taskqueue.controller.queues.broker_link import BrokerLink, LinkDown, LinkUp, State
 from taskqueue.controller.queues.broker_session import BrokerSession
-from taskqueue.controller.queues.statistics import StatisticsReader, StatsReading
+from taskqueue.controller.queues.statistics import StatisticsReader, StatisticsReaders, StatsReading
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.queue import QueueConfig
@@ -70,8 +70,8 @@ class FakeDispatcher:
     def on_ready_count(self, ready: int, *, reporting: bool) -> None: ...
 
 
-class FakeReaders:
-    """Gives readers that read nothing; the test says what they have read."""
+class FakeReaders(StatisticsReaders):
+    """Gives readers that read nothing; the test sets what they have read."""
 
     def __init__(self) -> None:
         self.readers: dict[StatisticsEndpoint, StatisticsReader] = {}

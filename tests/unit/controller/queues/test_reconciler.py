@@ -8,6 +8,7 @@ import pytest
 
 from taskqueue.controller.queues.backlog import BacklogEstimate
 from taskqueue.controller.queues.reconciler import QueueReconciler, Totals
+from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.queue import Condition, QueueConfig, StopPolicy
@@ -111,6 +112,7 @@ class Case:
             links=lambda parameters: pytest.fail("no broker is to be looked for"),
             clock=lambda: 1e9,
             created=0.0,
+            readers=StatisticsReaders(spawn=lambda work, name: pytest.fail("nothing is read")),
             on_deleted=self._on_deleted,
         )
 

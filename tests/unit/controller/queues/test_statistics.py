@@ -1,4 +1,4 @@
-"""Readers of brokers' statistics: shared, kept at it, and stopped when nobody needs them."""
+"""Readers of brokers' statistics: shared, retried, and stopped after the last user."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint
 from taskqueue.controller.queues.backlog import BacklogMeter
 from taskqueue.controller.queues.statistics import (
     POLL_SECONDS,
-    NoReaders,
     QueueStatistics,
     StatisticsReader,
     StatisticsReaders,
 )
-from taskqueue.direct.statistics import StatisticsUnreadable
+from taskqueue.direct.statistics import StatisticsClient, StatisticsUnreadable
 from taskqueue.model.queue_stats import QueueStats
 
 pytestmark = pytest.mark.looptime
@@ -29,8 +28,8 @@ def endpoint(name: str = "one") -> StatisticsEndpoint:
     return StatisticsEndpoint(url=f"http://{name}", username="u", broker=BROKER)
 
 
-class FakeClient:
-    """Answers as told; counts."""
+class FakeClient(StatisticsClient):
+    """Returns what the test sets, and counts."""
 
     def __init__(self, answer: Mapping[str, QueueStats] | Exception) -> None:
         self.answer = answer
@@ -87,7 +86,7 @@ async def test_queues_of_one_endpoint_share_one_reader_and_the_last_to_leave_sto
     assert (case.tasks[0].cancelled(), client.closed) == (True, 1)
 
 
-async def test_one_that_joins_twice_leaves_once() -> None:
+async def test_a_user_that_acquires_twice_releases_once() -> None:
     case = Case()
     user = object()
     case.readers.acquire(endpoint(), user)
@@ -98,7 +97,7 @@ async def test_one_that_joins_twice_leaves_once() -> None:
     assert case.tasks[0].cancelled()
 
 
-async def test_who_comes_after_the_last_gets_a_new_reader() -> None:
+async def test_a_user_after_the_last_gets_a_new_reader() -> None:
     case = Case()
     first = case.readers.acquire(endpoint(), case)
     case.readers.release(endpoint(), case)
@@ -122,7 +121,7 @@ async def test_the_time_a_reading_takes_is_part_of_the_pause() -> None:
     task = asyncio.create_task(reader.run())
     await asyncio.sleep(2 * POLL_SECONDS - 1)
     assert reader.reading is not None
-    assert reader.reading.at == client.reads[1]  # it tells what was then, or before
+    assert reader.reading.at == client.reads[1]  # the statistics are of then, or before
     await asyncio.sleep(2)
     began = client.reads[0]
     assert client.reads == pytest.approx([began, began + POLL_SECONDS, began + 2 * POLL_SECONDS])
@@ -250,17 +249,7 @@ async def test_without_an_endpoint_nothing_is_missed() -> None:
     assert case.clients == {}
 
 
-async def test_an_operator_that_reads_no_statistics_misses_none() -> None:
-    meter = BacklogMeter()
-    statistics = QueueStatistics("q", readers=NoReaders(), meter=meter)
-    statistics.set_endpoint(endpoint(), "", now())
-    await asyncio.sleep(60)
-    assert statistics.update_meter() == ""
-    assert not meter.has_lost_statistics(now())
-    statistics.close()
-
-
-async def test_the_same_endpoint_again_changes_nothing_and_another_begins_anew() -> None:
+async def test_the_same_endpoint_again_changes_nothing_and_another_starts_over() -> None:
     case = Case({"q": QueueStats(0, 5)})
     statistics, meter = queue(case)
     statistics.set_endpoint(endpoint(), "", now())
