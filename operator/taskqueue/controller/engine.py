@@ -56,6 +56,7 @@ class Engine:
     Args:
         access: of the API server.
         tokens: sign and judge attempts.
+        namespace: where the operator runs.
         instance: which operator this is, for Kubernetes Events.
         leads: tells whether this process certainly still leads.
     """
@@ -65,6 +66,7 @@ class Engine:
         access: ApiAccess,
         tokens: TokenKeys,
         *,
+        namespace: str,
         instance: str = "",
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -73,6 +75,7 @@ class Engine:
         self._writer_client = ApiClient(access, max_connections=CONCURRENCY)
         self._feed_client = ApiClient(access, max_connections=4, timeout_seconds=60)
         self._writer = StatusUpdater(self._writer_client)
+        self._namespace = namespace
         self._drain_seconds = _DRAIN_SECONDS
         self._controllers: dict[QueueKey, tuple[QueueReconciler, asyncio.Task[None]]] = {}
         self._pool_states: dict[QueueKey, PoolState] = {}
@@ -179,6 +182,7 @@ class Engine:
             on_deleted=lambda: self.drop_queue(config.key, config.uid),
             on_condition=lambda condition: self._condition(config, condition),
             readers=self._readers,
+            operator_namespace=self._namespace,
             sizing_conflict=self._sizing_conflict,
         )
         task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")

@@ -43,7 +43,7 @@ class OperatorSettings:
     """How the operator runs.
 
     Attributes:
-        namespace: where the operator keeps its own Secret.
+        namespace: where the operator runs, with its Lease and its own Secret.
         port: of probes and metrics.
         kubeconfig: path, outside a cluster.
         identity: in the Lease; unique for each process.
@@ -86,6 +86,7 @@ async def serve(settings: OperatorSettings) -> int:
         engine = Engine(
             access,
             await load_token_keys(client, settings.namespace),
+            namespace=settings.namespace,
             instance=settings.identity,
             leads=lambda: leadership.is_leader,
         )

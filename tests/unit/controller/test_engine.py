@@ -20,7 +20,9 @@ from tests.unit.controller.fakes import TOKENS, raw_task
 async def engine() -> AsyncIterator[Engine]:
     configuration = Configuration()
     configuration.host = "http://127.0.0.1:9"  # the discard port: nothing may be asked there
-    engine = Engine(ApiAccess(configuration=configuration, ssl_context=None), TOKENS)
+    engine = Engine(
+        ApiAccess(configuration=configuration, ssl_context=None), TOKENS, namespace="operators"
+    )
     yield engine
     for client in (engine._client, engine._writer_client, engine._feed_client):
         await client.close()
@@ -92,11 +94,11 @@ async def test_a_workload_is_sized_by_the_oldest_that_names_it(engine: Engine) -
     for name, created in (("young", "2026-02-01T00:00:00Z"), ("old", "2026-01-01T00:00:00Z")):
         engine.put_queue(raw_queue(name, created, "encoders"))
     engine.put_queue(raw_queue("other", "2025-01-01T00:00:00Z", "painters"))
-    told = {
+    conflicts = {
         key[1]: engine._sizing_conflict(one.config) for key, (one, _) in engine._controllers.items()
     }
-    assert (told["old"], told["other"]) == ("", "")
-    assert "already sized by TaskQueue old" in told["young"]
+    assert (conflicts["old"], conflicts["other"]) == ("", "")
+    assert "already sized by TaskQueue old" in conflicts["young"]
     engine.drop_queue(("shop", "old"), "uid-old")
     assert engine._sizing_conflict(engine._controllers["shop", "young"][0].config) == ""
 
@@ -105,8 +107,8 @@ async def test_the_operators_own_deployments_are_nobodys_to_name(engine: Engine)
     state = PoolState(desired=1, replicas=1, available=1, message="")
     engine.on_pool_state(("shop", "q"), state)
     engine.put_queue(raw_queue("p", "2026-01-01T00:00:00Z", "q-worker"))
-    told = engine._sizing_conflict(engine._controllers["shop", "p"][0].config)
-    assert "made by the operator for a template" in told
+    conflict = engine._sizing_conflict(engine._controllers["shop", "p"][0].config)
+    assert "made by the operator for a template" in conflict
 
 
 async def test_the_end_of_a_part_that_should_run_for_ever_is_an_error() -> None:
@@ -117,3 +119,9 @@ async def test_the_end_of_a_part_that_should_run_for_ever_is_an_error() -> None:
         await _never_ends(asyncio.create_task(end()))
     with pytest.raises(RuntimeError, match="has ended"):
         await _never_ends(asyncio.create_task(asyncio.sleep(0), name="writer"))
+
+
+async def test_conditions_name_the_operators_own_namespace(engine: Engine) -> None:
+    engine.put_queue(raw_queue("q", "2026-01-01T00:00:00Z", "encoders"))
+    controller, _ = engine._controllers["shop", "q"]
+    assert controller._operator_namespace == "operators"

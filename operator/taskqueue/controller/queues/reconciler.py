@@ -93,9 +93,9 @@ class QueueReconciler:
         clock: Clock,
         created: float,
         readers: StatisticsReaders,
+        operator_namespace: str,
         on_deleted: Callable[[], None],
         on_condition: Callable[[Condition], None] = lambda condition: None,
-        operator_namespace: str = "taskqueue-system",
         sizing_conflict: Callable[[QueueConfig], str] = lambda config: "",
     ) -> None:
         self.config = config

@@ -112,6 +112,7 @@ class Case:
             links=lambda parameters: pytest.fail("no broker is to be looked for"),
             clock=lambda: 1e9,
             created=0.0,
+            operator_namespace="operators",
             readers=StatisticsReaders(spawn=lambda work, name: pytest.fail("nothing is read")),
             on_deleted=self._on_deleted,
         )
@@ -187,6 +188,14 @@ async def test_status_has_counts_only_while_they_are_known() -> None:
     session.declared = False
     await case.controller._write_status()
     assert [case.status[name] for name in names] == [None, 4, None, None, None]
+
+
+async def test_dead_letters_condition_names_the_operators_own_namespace() -> None:
+    case = Case()
+    case.connect().dead_letters = 2
+    await case.controller._write_status()
+    (condition,) = (one for one in case.status["conditions"] if one["type"] == "DeadLetters")
+    assert "kubectl exec -n operators deploy/taskqueue-operator -- " in condition["message"]
 
 
 async def test_an_ended_task_is_counted_in_totals_and_throughput() -> None:
