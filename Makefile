@@ -1,10 +1,10 @@
-# The two commands: `make demo` shows the main job on a real cluster, `make test` passes the tests.
-# Both set up all they need. The rest is for working on the project.
+# `make demo` shows a job on a real cluster, `make test` runs all tests; both install what they need.
+# The other targets are for working on the project.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Made anew when what it is made from changes.
+# Rebuilt when the files it depends on change.
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -31,16 +31,16 @@ lint: $(READY) ## Format check, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-unit: $(READY) ## Only the tests that need no cluster
+unit: $(READY) ## Run only the tests that need no cluster
 	$(BIN)/python -m pytest tests/unit
 
-integration: $(READY) ## Tests of single parts against the real API server and RabbitMQ
+integration: $(READY) ## Test single parts against a real API server and RabbitMQ
 	$(BIN)/python -m pytest tests/integration
 
-e2e: $(READY) ## Tests of the whole, with real pods
+e2e: $(READY) ## Test the whole system with real pods
 	$(BIN)/python -m pytest tests/e2e
 
-bench: $(READY) ## Measure throughput, latency, cold start, workers alone and scaling on the cluster
+bench: $(READY) ## Measure throughput, latency, cold start, workers and scaling on the cluster
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.bench throughput
 	$(BIN)/python -m tests.bench latency
@@ -62,17 +62,17 @@ constraints: ## Pin the newest versions that pyproject.toml allows
 	mv constraints.new constraints.txt
 	rm -rf .venv-constraints
 
-cluster-up: $(READY) ## Bring the development cluster up, images included
+cluster-up: $(READY) ## Start the development cluster, images included
 	$(BIN)/python -m devcluster up
 
-cluster-down: $(READY) ## Delete the development cluster and all its traces
+cluster-down: $(READY) ## Delete the development cluster and everything it left on this machine
 	$(BIN)/python -m devcluster down
 
-deploy: $(READY) ## Cluster up, with RabbitMQ and the operator of this checkout in it
+deploy: $(READY) ## Start the cluster with RabbitMQ and the operator of this checkout
 	$(BIN)/python -m devcluster deploy
 
-images: $(READY) ## Build the images, and load them when the cluster is up
+images: $(READY) ## Build the images, and load them if the cluster runs
 	$(BIN)/python -m devcluster images
 
-clean: ## Remove what was made in this folder; the cluster and the machine's cache stay
+clean: ## Remove generated files from this folder; the cluster and the cache stay
 	rm -rf $(VENV) .demo .pytest-kind .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

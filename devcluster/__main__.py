@@ -1,11 +1,11 @@
-"""`python -m devcluster`: what the Makefile calls.
+"""`python -m devcluster`: the commands behind the Makefile.
 
-up            make the cluster (or find it), build the images and load them
-down          delete it, and leave nothing behind
-images        build the images, and load them when the cluster is up
-deploy        up, and RabbitMQ and the operator of this checkout in it
+up            start the cluster unless it runs, build the images and load them
+down          delete the cluster and everything it left on this machine
+images        build the images, and load them if the cluster runs
+deploy        start the cluster, with RabbitMQ and the operator of this checkout
 kubectl-path  print the path of the kubectl that fits the cluster
-info          print what runs clusters here, and what is up
+info          print how this machine runs clusters, and which ones run
 """
 
 import argparse
@@ -34,8 +34,12 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=commands, metavar="COMMAND")
-    parser.add_argument("--name", default=DEFAULT_NAME, help="the cluster (default: %(default)s)")
-    parser.add_argument("--no-images", action="store_true", help="up: the cluster alone")
+    parser.add_argument(
+        "--name", default=DEFAULT_NAME, help="name of the cluster (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--no-images", action="store_true", help="up: start the cluster only, without images"
+    )
     options = parser.parse_args()
     try:
         commands[options.command](options)
@@ -51,64 +55,65 @@ def main() -> int:
 
 
 def _up(options: argparse.Namespace) -> None:
-    from devcluster import cluster
+    from devcluster.cluster import load_images, open_cluster
 
     steps = Steps()
-    cluster = cluster.open_cluster(options.name, steps=steps, with_images=not options.no_images)
+    cluster = open_cluster(options.name, steps=steps, with_images=not options.no_images)
     if not options.no_images:
-        cluster.load_images(cluster, steps=steps)
+        load_images(cluster, steps=steps)
     print(f"export KUBECONFIG={KUBECONFIG}")
 
 
 def _down(options: argparse.Namespace) -> None:
-    from devcluster import cluster
+    from devcluster.cluster import delete_cluster
 
-    cluster.delete_cluster(options.name)
-    print(f"cluster '{options.name}' is gone")
+    delete_cluster(options.name)
+    print(f"cluster '{options.name}' is deleted")
 
 
 def _images(options: argparse.Namespace) -> None:
-    from devcluster import cluster
+    from devcluster.cluster import load_images, open_cluster, prepare
 
     steps = Steps()
-    cluster.prepare(steps)
+    prepare(steps)
     if options.name in _running():
-        cluster = cluster.open_cluster(options.name, steps=steps, with_images=False)
-        cluster.load_images(cluster, steps=steps)
+        cluster = open_cluster(options.name, steps=steps, with_images=False)
+        load_images(cluster, steps=steps)
     else:
-        steps.say(f"cluster '{options.name}' is not up: nothing to load the images into")
+        steps.say(f"cluster '{options.name}' does not run: the images are built, but not loaded")
 
 
 def _deploy(options: argparse.Namespace) -> None:
-    from devcluster import cluster
+    from devcluster.cluster import open_cluster
     from devcluster.deploy import deploy
 
     steps = Steps()
-    deploy(cluster.open_cluster(options.name, steps=steps), steps=steps)
+    deploy(open_cluster(options.name, steps=steps), steps=steps)
     print(f"export KUBECONFIG={KUBECONFIG}")
 
 
 def _kubectl_path(options: argparse.Namespace) -> None:
-    from devcluster import cluster
+    from devcluster.cluster import engine
 
-    print(cluster.engine().kubectl)
+    print(engine().kubectl)
 
 
 def _info(options: argparse.Namespace) -> None:
-    from devcluster import cluster, programs
+    from devcluster import programs
+    from devcluster.cluster import engine
 
-    print(f"engine:     {cluster.engine().description}")
+    print(f"engine:     {engine().description}")
     print(f"Kubernetes: {programs.kubernetes_version()}")
-    print(f"kubectl:    {cluster.engine().kubectl}")
-    print(f"kubeconfig: {KUBECONFIG}{'' if KUBECONFIG.exists() else ' (not there)'}")
+    print(f"kubectl:    {engine().kubectl}")
+    print(f"kubeconfig: {KUBECONFIG}{'' if KUBECONFIG.exists() else ' (does not exist)'}")
     print(f"cache:      {cache()}")
     print(f"clusters:   {', '.join(_running()) or 'none'}")
 
 
 def _running() -> list[str]:
-    from devcluster import cluster
+    from devcluster.cluster import engine
 
-    kind = cluster.engine().kind
+    kind = engine().kind
     return run([kind, "get", "clusters"]).splitlines() if kind.exists() else []
 
 

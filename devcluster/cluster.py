@@ -1,9 +1,9 @@
-"""Opening the development cluster: the one way in, for make, the demo and the tests.
+"""Opens the development cluster, for make, the demo and the tests.
 
-Whatever runs the cluster, it is driven by pytest-kind's `KindCluster`, with a `kind` executable
-that fits the machine: kind itself where a Docker engine answers, `devcluster/bin/kind` where
-none does. pytest-kind takes a cluster that is listed for one that works and leaves its
-kubeconfig alone; here both are made sure of.
+pytest-kind's `KindCluster` drives the cluster with the `kind` executable that fits the machine:
+kind itself if a Docker engine answers, else `devcluster/bin/kind`. pytest-kind assumes that a
+listed cluster works, and does not touch its kubeconfig; this module checks the cluster and writes
+the kubeconfig.
 """
 
 import shutil
@@ -20,13 +20,13 @@ from devcluster.commands import run, succeeds
 from devcluster.paths import DEFAULT_NAME, KIND_CONFIG, KUBECONFIG, cache, locked
 from devcluster.progress import Steps
 
-#: Seconds that the API server of a cluster found running gets to answer.
+#: How long to wait for the API server of an existing cluster, in seconds.
 _ANSWER_S = 20.0
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs clusters on this machine."""
+    """How this machine runs clusters: the executables, and a description."""
 
     kind: Path
     kubectl: Path
@@ -34,22 +34,22 @@ class Engine:
 
 
 def engine() -> Engine:
-    """Choose what runs clusters here; nothing is built or installed for it yet."""
+    """Choose how to run clusters here; this builds and installs nothing."""
     if not docker_answers():
         kind = Path(__file__).resolve().parent / "bin" / "kind"
-        text = f"no Docker engine answers: a native node by {kind}"
+        text = f"no Docker engine answers, so {kind} runs a native node"
         return Engine(kind, programs.kubectl(), text)
     kind = programs.kind()
     kubectl = shutil.which("kubectl")
-    text = f"a Docker engine answers: kind, {kind}"
+    text = f"a Docker engine answers, so {kind} runs the node"
     return Engine(kind, Path(kubectl) if kubectl else programs.kubectl(), text)
 
 
 def prepare(steps: Steps, *, with_images: bool = True) -> None:
-    """Put everything on the machine that a cluster takes, side by side.
+    """Install and build everything a cluster needs, in parallel.
 
     Args:
-        steps: where progress is told.
+        steps: writes the progress.
         with_images: whether to build the project's images as well.
     """
     chosen = engine()
@@ -80,7 +80,7 @@ def _packages_and_images(steps: Steps, with_images: bool) -> None:
 
 
 def build_images(steps: Steps) -> None:
-    """Build the project's images where their inputs changed."""
+    """Build the project's images if their inputs changed."""
     steps.run_all(
         {
             f"image {images.OPERATOR}": images.build_operator,
@@ -97,34 +97,34 @@ def open_cluster(
     steps: Steps | None = None,
     with_images: bool = True,
 ) -> KindCluster:
-    """Return a cluster that works, made when it does not exist.
+    """Return a cluster that works; create it if it does not exist.
 
-    Its kubeconfig is at `kubeconfig` then (`cluster.kubeconfig_path`), complete and current.
+    `kubeconfig` (`cluster.kubeconfig_path`) is then complete and current.
 
     Args:
         name: the cluster's name.
         kubeconfig: the file for its kubeconfig.
-        steps: where progress is told (default: standard error).
-        with_images: whether to build the project's images beside what the cluster itself takes.
+        steps: writes the progress (default: to standard error).
+        with_images: whether to build the project's images as well.
 
     Raises:
         DevclusterError: something is missing that cannot be installed.
-        subprocess.CalledProcessError: kind failed; it has said why on standard error.
+        subprocess.CalledProcessError: kind failed; standard error has the reason.
     """
-    told = steps or Steps()
+    progress = steps or Steps()
     chosen = engine()
-    told.say(f"cluster '{name}': {chosen.description}")
-    prepare(told, with_images=with_images)
+    progress.say(f"cluster '{name}': {chosen.description}")
+    prepare(progress, with_images=with_images)
     kubeconfig.parent.mkdir(parents=True, exist_ok=True)
-    # Two that open the same cluster: the second finds what the first has made.
-    with locked(cache() / "opening" / name):
+    # If two processes open the same cluster, the second finds what the first has created.
+    with locked(cache() / "cluster-locks" / name):
         if name in run([chosen.kind, "get", "clusters"]).splitlines():
-            _revive(chosen, name, kubeconfig, told)
+            _revive(chosen, name, kubeconfig, progress)
         cluster = KindCluster(
             name, kubeconfig, kind_path=chosen.kind, kubectl_path=chosen.kubectl.resolve()
         )
         cluster.create(config_file=KIND_CONFIG)
-    told.say(f"cluster '{name}' is up; kubeconfig: {kubeconfig}")
+    progress.say(f"cluster '{name}' is ready; kubeconfig: {kubeconfig}")
     return cluster
 
 
@@ -134,40 +134,42 @@ def load_images(
     *,
     steps: Steps | None = None,
 ) -> None:
-    """Load images into a cluster; the project's own are built first where they changed.
+    """Load images into a cluster; build the project's own first if they changed.
 
     Args:
         cluster: from `open_cluster`.
         tags: the images; others than the project's must have been built (`build_image`).
-        steps: where progress is told (default: standard error).
+        steps: writes the progress (default: to standard error).
 
     Raises:
         DevclusterError: an image cannot be built.
-        subprocess.CalledProcessError: kind failed; it has said why on standard error.
+        subprocess.CalledProcessError: kind failed; standard error has the reason.
     """
-    told = steps or Steps()
+    progress = steps or Steps()
     own = {images.OPERATOR: images.build_operator, images.RABBITMQ: images.build_rabbitmq}
-    told.run_all({f"image {tag}": own[tag] for tag in tags if tag in own})
+    progress.run_all({f"image {tag}": own[tag] for tag in tags if tag in own})
     for tag in tags:
         cluster.load_docker_image(tag)
-        told.say(f"image {tag} is in cluster '{cluster.name}'")
+        progress.say(f"image {tag} is loaded into cluster '{cluster.name}'")
 
 
 def delete_cluster(name: str = DEFAULT_NAME, kubeconfig: Path = KUBECONFIG) -> None:
-    """Delete a cluster and its entry in the kubeconfig; one that is not there is no error."""
+    """Delete a cluster, if it exists, and its entry in the kubeconfig."""
     chosen = engine()
     if chosen.kind.exists():
         run([chosen.kind, "delete", "cluster", f"--name={name}", f"--kubeconfig={kubeconfig}"])
 
 
 def _revive(chosen: Engine, name: str, kubeconfig: Path, steps: Steps) -> None:
-    """See to it that a cluster that is listed can be used, or is gone."""
+    """Check a listed cluster, and delete it if its API server does not answer."""
     run([chosen.kind, "export", "kubeconfig", f"--name={name}", f"--kubeconfig={kubeconfig}"])
     question = [chosen.kubectl, f"--kubeconfig={kubeconfig}", "--request-timeout=5s"]
     deadline = time.monotonic() + _ANSWER_S
     while not succeeds([*map(str, question), "get", "--raw", "/readyz"]):
         if time.monotonic() > deadline:
-            steps.say(f"cluster '{name}' exists, but its API server does not answer: made anew")
+            steps.say(
+                f"cluster '{name}' exists, but its API server does not answer: creating it again"
+            )
             delete_cluster(name, kubeconfig)
             return
         time.sleep(0.5)

@@ -1,7 +1,7 @@
-"""Which native clusters there are on this machine.
+"""Keeps the state of the native clusters on this machine.
 
-A cluster is a process (the init of its namespaces, see `node_init`) and a folder of state. The
-process is the truth: a cluster whose init is gone does not exist, whatever its folder says. It
+A cluster is a process (the init of its namespaces, see `node_init`) and a folder of state. Only the
+process counts: a cluster whose init has ended does not exist, whatever its folder says. It
 is identified by process id, start time and boot, so that neither a reused process id nor a
 reboot can make a dead cluster look alive.
 """
@@ -18,7 +18,7 @@ from devcluster.paths import STATE
 
 @dataclass(frozen=True)
 class Record:
-    """What is written down about a started node."""
+    """The stored facts about a started node."""
 
     name: str
     link_number: int
@@ -45,8 +45,8 @@ def check_name(name: str) -> str:
     """
     if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,38}[a-z0-9])?", name):
         raise DevclusterError(
-            f"'{name}' is no name for a cluster: up to 40 of a-z, 0-9, '-' and '.', with a letter "
-            "or digit at both ends."
+            f"'{name}' is not a valid cluster name: use up to 40 of a-z, 0-9, '-' and '.', with a "
+            "letter or digit at both ends."
         )
     return name
 
@@ -57,14 +57,14 @@ def folder(name: str) -> Path:
 
 
 def write(name: str, link: subnets.Link, pid: int) -> Record:
-    """Write down a node that has just been started."""
+    """Store the record of a node that has just started."""
     record = Record(name, link.number, pid, start_time(pid) or 0, _boot())
     (folder(name) / "record.json").write_text(json.dumps(asdict(record)))
     return record
 
 
 def mark_complete(name: str) -> None:
-    """Write down that a cluster's creation has come to its end."""
+    """Mark a cluster's creation as complete."""
     (folder(name) / "complete").touch()
 
 
@@ -79,7 +79,7 @@ def find(name: str) -> Record | None:
 
 
 def find_complete(name: str) -> Record | None:
-    """Return the record of a cluster that is alive and was created to the end, or None."""
+    """Return the record of a cluster that runs and was created completely, or None."""
     return find(name) if (folder(name) / "complete").exists() else None
 
 
@@ -87,7 +87,7 @@ def get(name: str) -> Record:
     """Return the record of a cluster.
 
     Raises:
-        DevclusterError: there is no such cluster.
+        DevclusterError: no cluster of this name runs.
     """
     record = find_complete(name)
     if record is None:
@@ -113,10 +113,10 @@ def names() -> list[str]:
 def reserve_link(name: str) -> subnets.Link:
     """Choose a link for a new cluster and write it into its (new) folder.
 
-    The caller holds the lock that makes this and another's choice differ.
+    The caller must hold the lock of all clusters, so that two choices differ.
     """
-    taken = [link.number for link in map(reserved_link, folders()) if link]
-    link = subnets.allocate(taken, subnets.used_on_this_machine())
+    in_use = [link.number for link in map(reserved_link, folders()) if link]
+    link = subnets.allocate(in_use, subnets.used_on_this_machine())
     folder(name).mkdir(parents=True)
     (folder(name) / "link").write_text(str(link.number))
     return link

@@ -1,4 +1,4 @@
-"""Running other programs: one way to start them, one way to tell that they failed.
+"""Runs other programs, and reports how they failed.
 
 A failure names the command, shows the last lines it wrote, and says what to do about it.
 """
@@ -13,7 +13,7 @@ LAST_LINES = 15
 
 
 class DevclusterError(Exception):
-    """Something devcluster cannot do; the text says what, and what to do about it."""
+    """devcluster failed; the text says at what, and what to do about it."""
 
 
 class CommandError(DevclusterError):
@@ -72,14 +72,14 @@ def run(
     except FileNotFoundError as missing:
         raise CommandError(words, 127, f"{words[0]}: not found", hint) from missing
     except subprocess.TimeoutExpired as late:
-        raise CommandError(words, 124, f"not done after {late.timeout:.0f} s", hint) from late
+        raise CommandError(words, 124, f"killed after {late.timeout:.0f} s", hint) from late
     if done.returncode != 0:
         raise CommandError(words, done.returncode, done.stdout + done.stderr, hint)
     return done.stdout
 
 
 def succeeds(command: Sequence[str | Path], *, timeout: float | None = 20) -> bool:
-    """Tell whether a command exists and ends without an error."""
+    """Return whether a command exists and succeeds."""
     try:
         run(command, timeout=timeout)
     except CommandError:

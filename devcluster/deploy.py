@@ -1,7 +1,7 @@
-"""The system in a development cluster: RabbitMQ, the CRDs and the operator, from this checkout.
+"""Deploys RabbitMQ, the CRDs and the operator of this checkout to a development cluster.
 
-An image keeps its tag when its content changes, so the content is written on the pod template: a
-changed image rolls the pods, an unchanged one is not even loaded again.
+An image keeps its tag when its content changes, so the pod template has the hash of the content: a
+changed image rolls the pods, an unchanged one is not loaded.
 """
 
 import json
@@ -22,13 +22,13 @@ from devcluster.progress import Steps
 #: Annotation of a pod template with the content of its image.
 CONTENT_ANNOTATION = "taskqueue.dev/image-content"
 
-#: Seconds that a part gets to be ready.
+#: How long to wait until a part is ready, in seconds.
 _READY_S = 180
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One thing to apply: its manifests, the workload that must be ready, the image it runs."""
+    """A part of the deployment: its manifests, the workload to wait for, and its image."""
 
     manifests: Path
     namespace: str
@@ -50,19 +50,19 @@ _PARTS = (
 
 
 def deploy(cluster: KindCluster, *, steps: Steps | None = None) -> None:
-    """Bring RabbitMQ and the operator of this checkout up in a cluster, and wait until ready.
+    """Deploy RabbitMQ and the operator of this checkout, and wait until both are ready.
 
     Args:
         cluster: from `devcluster.cluster.open_cluster`, which builds the images.
-        steps: where progress is told (default: standard error).
+        steps: writes the progress (default: to standard error).
 
     Raises:
         DevclusterError: an image cannot be built, or a part does not become ready; the error says
-            what to look at.
+            how to find out why.
     """
-    told = steps or Steps()
+    progress = steps or Steps()
     with ThreadPoolExecutor() as pool:
-        for done in [pool.submit(_bring_up, cluster, part, told) for part in _PARTS]:
+        for done in [pool.submit(_bring_up, cluster, part, progress) for part in _PARTS]:
             done.result()
 
 
@@ -77,7 +77,7 @@ def _bring_up(cluster: KindCluster, part: _Part, steps: Steps) -> None:
     _kubectl(
         cluster,
         [*within, "rollout", "status", part.workload, f"--timeout={_READY_S}s"],
-        hint=f"look at: kubectl --kubeconfig {cluster.kubeconfig_path} -n {part.namespace} "
+        hint=f"run: kubectl --kubeconfig {cluster.kubeconfig_path} -n {part.namespace} "
         f"describe pods; kubectl ... logs {part.workload}",
     )
     steps.say(f"{part.workload} is ready")

@@ -1,7 +1,7 @@
-"""What a node leaves outside of its namespaces, made and removed here.
+"""Creates and removes what a node has outside its namespaces.
 
-That is three things: a cgroup in each hierarchy, the host's end of the link (the kernel takes it
-away with the other end), and the empty folders that the node's private ones are mounted on.
+That is a cgroup in each hierarchy, the host's end of the link (the kernel removes it with the other
+end), and the empty folders on which the node's private ones are mounted.
 """
 
 import os
@@ -22,20 +22,20 @@ def make_mount_points() -> None:
 
 
 def remove_mount_points() -> None:
-    """Remove those that nobody has put anything into.
+    """Remove the mount points that are empty.
 
-    Only when no node of this machine is alive: removing a folder takes away what other
+    Call it only when no node of this machine runs: removing a folder unmounts what other
     namespaces have mounted on it.
     """
     for folder in PRIVATE_FOLDERS:
         try:
             os.rmdir(folder)
         except OSError:
-            continue  # the host's own, and in use
+            continue  # the host uses it
 
 
 def remove_link(link: Link) -> None:
-    """Wait until the kernel has taken the link away with the node's end of it."""
+    """Wait until the kernel has removed the link with the node's end of it."""
     interface = Path("/sys/class/net", link.interface)
     try:
         wait_until(lambda: not interface.exists(), "the network interface to vanish", seconds=5)

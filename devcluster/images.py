@@ -1,7 +1,7 @@
-"""The images of the project, and of its users' examples: built when their inputs changed.
+"""The images of the project, and of its users' examples: rebuilt when their inputs change.
 
 An image's inputs are its Containerfile, its context, its build arguments and the images it is
-built on. Their hash is kept as a label, so a build that would change nothing takes no time, and
+built on. Their hash is kept as a label, so a build that would change nothing is skipped, and
 one that changes only code reuses the layers below.
 """
 
@@ -20,10 +20,10 @@ from devcluster.paths import CHECKOUT, cache, digest, locked, tree_digest
 #: Operator and worker base.
 OPERATOR = "taskqueue-operator:dev"
 
-#: The broker for trying out.
+#: The development broker.
 RABBITMQ = "taskqueue-rabbitmq:dev"
 
-#: Raised when images are built differently from the same inputs.
+#: Increase it when the same inputs produce a different image.
 _RECIPE = "2"
 
 
@@ -60,7 +60,7 @@ def build_image(
 
 
 def build_operator() -> bool:
-    """Build the operator's image from this checkout; tell whether that was needed."""
+    """Build the operator's image from this checkout; return whether it was needed."""
     base = builder().base(base_images.PYTHON)
     context = cache() / "contexts"
     context.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def project_version() -> str:
 
 
 def build_rabbitmq() -> bool:
-    """Build the image of the broker for trying out; tell whether that was needed."""
+    """Build the image of the development broker; return whether it was needed."""
     base = builder().base(base_images.RABBITMQ)
     folder = CHECKOUT / "manifests" / "rabbitmq"
     arguments = {"BASE_IMAGE": base}

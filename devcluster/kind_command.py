@@ -1,8 +1,8 @@
-"""The command line of `kind`, as far as pytest-kind and people use it, for native nodes.
+"""kind's command line for native nodes, as far as pytest-kind and people use it.
 
-What is understood has kind's names, spellings (``--name X`` and ``--name=X``) and effects; what is
-not understood is refused with status 2, so that nobody believes a flag had an effect. Errors are
-one sentence on standard error and status 1. Standard output carries only what was asked for.
+Supported flags have kind's names, spellings (``--name X`` and ``--name=X``) and effects. Any other
+flag fails with status 2, so that none is silently ignored. An error is a sentence on standard error
+and status 1. Standard output has only the requested data.
 """
 
 import argparse
@@ -31,7 +31,7 @@ DEFAULT_CLUSTER = "kind"
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that, with all its sub-parsers, takes no abbreviation for a flag."""
+    """A parser that, with all its sub-parsers, accepts no abbreviated flags."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="kind", description="kind's commands for a node without Docker.")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    version = commands.add_parser("version", help="show what this is")
+    version = commands.add_parser("version", help="show the version")
     version.set_defaults(handler=_version)
 
     get = _group(commands, "get", "show something")
@@ -66,15 +66,19 @@ def parser() -> argparse.ArgumentParser:
     cluster.add_argument("--config", type=Path, help="a kind configuration file")
     cluster.add_argument(
         "--image",
-        help="accepted and told about: a native node has no node image, its version is pinned",
+        help="accepted and ignored with a note: a native node has no node image",
     )
-    cluster.add_argument("--wait", help="accepted: a native node is always waited for")
+    cluster.add_argument(
+        "--wait", help="accepted and ignored: creation always waits for a native node"
+    )
 
     delete = _group(commands, "delete", "delete something")
-    gone = delete.add_parser("cluster", help="delete a cluster and all it left")
-    gone.set_defaults(handler=_delete_cluster)
-    _add_name(gone)
-    _add_kubeconfig(gone)
+    deletion = delete.add_parser(
+        "cluster", help="delete a cluster and everything it left on this machine"
+    )
+    deletion.set_defaults(handler=_delete_cluster)
+    _add_name(deletion)
+    _add_kubeconfig(deletion)
 
     load = _group(commands, "load", "load images")
     image = load.add_parser("docker-image", help="load images that devcluster has built")
@@ -148,7 +152,7 @@ def _create_cluster(options: argparse.Namespace) -> None:
     name = cluster_state.check_name(options.name or config.name or DEFAULT_CLUSTER)
     steps = Steps()
     if options.image:
-        steps.say(f"--image {options.image}: a native node has none, it is not used")
+        steps.say(f"--image {options.image}: ignored, because a native node has no node image")
     prerequisites.prepare_node(steps)
 
     def create() -> None:

@@ -1,9 +1,9 @@
-"""One native cluster on this machine: created, deleted.
+"""Creates and deletes a native cluster on this machine.
 
-Creating is writing the files, making namespaces with `node_init` in them, linking them to the host
-and waiting until the node is ready. Deleting is killing that init: the kernel ends everything in
-its namespaces, and `host_cleanup` removes the rest. An unfinished creation is undone; one that was
-killed itself is undone by the next create or delete of its name.
+`create` writes the files, starts `node_init` in new namespaces, links them to the host and waits
+until the node is ready. `delete` kills that init: the kernel ends everything in its namespaces, and
+`host_cleanup` removes the rest. A failed creation is undone at once; if the creating process was
+killed, the next create or delete of that name undoes it.
 """
 
 import os
@@ -55,15 +55,15 @@ def create(
         binaries: the folder of the Kubernetes programs.
         pause_archive: the archive of the image that holds a pod's namespaces.
         feature_gates: Kubernetes feature gates to set.
-        say: told what happens.
+        say: called with each line of progress.
 
     Raises:
-        DevclusterError: it exists already, or did not come up (nothing of it is left then).
+        DevclusterError: it exists already, or did not start (and was removed again).
     """
     with _lock(name):
         if cluster_state.find_complete(name):
             raise DevclusterError(
-                f"A cluster named '{name}' exists already.\n"
+                f"Cluster '{name}' exists already.\n"
                 f"What to do: use it, or delete it (`kind delete cluster --name {name}`)."
             )
         _remove(name)
@@ -81,7 +81,7 @@ def create(
 
 
 def delete(name: str) -> bool:
-    """Delete a cluster, or what is left of one; tell whether there was anything."""
+    """Delete a cluster, or what remains of one; return whether there was anything."""
     with _lock(name):
         existed = cluster_state.folder(name).exists()
         _remove(name)
@@ -113,7 +113,7 @@ def _lay_out(name: str, binaries: Path, feature_gates: Mapping[str, bool]) -> La
         cni_plugins=plugins,
         feature_gates=dict(feature_gates),
     )
-    # Keys and Secrets are in there, and the pods' files.
+    # It has keys, Secrets and the pods' files.
     layout.state.chmod(0o700)
     for path in (layout.config, layout.logs, layout.data):
         path.mkdir()
@@ -130,7 +130,7 @@ def _lay_out(name: str, binaries: Path, feature_gates: Mapping[str, bool]) -> La
 
 
 def _start(layout: Layout) -> Record:
-    """Start the node's init in namespaces of its own, linked to the host."""
+    """Start the node's init in new namespaces, linked to the host."""
     host_cleanup.make_cgroups(layout.cgroup)
     namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     init = [sys.executable, "-I", str(Path(__file__).resolve().with_name("node_init.py"))]
@@ -149,7 +149,7 @@ def _start(layout: Layout) -> Record:
     record = cluster_state.write(layout.name, layout.link, pid)
     if parent.stdin is None:  # a PIPE was asked for
         raise AssertionError
-    # Until this line the node would end by itself if this process did.
+    # Until it has this line, the node ends if this process does.
     parent.stdin.write(b"network ready\n")
     parent.stdin.close()
     return record
@@ -163,8 +163,8 @@ def _init_of(parent: subprocess.Popen[bytes]) -> int:
             return pid
         time.sleep(0.02)
     raise DevclusterError(
-        "The namespaces of the node could not be made (unshare).\n"
-        "What to do: run as root, on a machine or in a container that may make namespaces."
+        "unshare could not create the node's namespaces.\n"
+        "What to do: run as root, on a machine or in a container that may create namespaces."
     )
 
 
@@ -201,7 +201,7 @@ def _wait_until_ready(layout: Layout, record: Record) -> None:
         conditions = api.get(f"/api/v1/nodes/{layout.node_name}")["status"]["conditions"]
         return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
-    def takes_pods() -> bool:
+    def accepts_pods() -> bool:
         # Pods are refused in a namespace until its ServiceAccount is there.
         return bool(api.get("/api/v1/namespaces/default/serviceaccounts/default"))
 
@@ -209,21 +209,21 @@ def _wait_until_ready(layout: Layout, record: Record) -> None:
         "the API server to be ready": answers,
         "the cluster's own objects": has_objects,
         "the node to be Ready": node_is_ready,
-        "the default ServiceAccount": takes_pods,
+        "the default ServiceAccount": accepts_pods,
     }
     deadline = time.monotonic() + READY_S
     for what, condition in waits.items():
-        problem = "it never was"
+        last_error = "the condition never held"
         while True:
             try:
                 if condition():
                     break
             except OSError as error:
-                problem = str(error)
+                last_error = str(error)
             if time.monotonic() > deadline or not record.alive:
                 raise DevclusterError(
-                    f"Cluster '{layout.name}': waited for {what}, in vain: {problem}.\n"
-                    "What to do: look at the last lines of its logs above."
+                    f"Cluster '{layout.name}': timed out waiting for {what}: {last_error}.\n"
+                    "What to do: read the last lines of its logs above."
                 )
             time.sleep(0.05)
 
@@ -237,7 +237,7 @@ def _last_log_lines(name: str) -> str:
 
 
 def _remove(name: str) -> None:
-    """Kill a cluster's node if it lives, and remove everything it left on the host."""
+    """Kill a cluster's node if it runs, and remove everything it left on the host."""
     state = cluster_state.folder(name)
     if not state.exists():
         return
@@ -256,7 +256,7 @@ def _remove(name: str) -> None:
 
 
 def _lock(name: str) -> AbstractContextManager[None]:
-    """One creation or deletion of a name at a time.
+    """Allow one creation or deletion of a name at a time.
 
     Names share sixteen locks, because the file of a lock can never be deleted.
     """
@@ -264,5 +264,5 @@ def _lock(name: str) -> AbstractContextManager[None]:
 
 
 def _lock_of_all() -> AbstractContextManager[None]:
-    """One at a time on this machine: reserving, and removing what clusters share."""
+    """Allow one process at a time to reserve and remove what clusters share."""
     return locked(STATE / ".all")

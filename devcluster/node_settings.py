@@ -1,4 +1,4 @@
-"""What one node is told: the files and command lines of its programs, as pure functions.
+"""The settings of a node: the files and command lines of its programs, as pure functions.
 
 `Layout` fixes where things are and which addresses hold; `files` renders the configuration files,
 `programs` the command lines, `mounts` what the node sees in place of the host's folders. Nothing

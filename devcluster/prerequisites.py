@@ -1,6 +1,6 @@
-"""What has to be on the machine before a node can start, fetched side by side.
+"""Prepares the machine for a native node: root, packages, programs, images.
 
-Everything here is done once: with a full cache it takes milliseconds.
+Each step runs once; with a full cache this needs milliseconds.
 """
 
 import os
@@ -12,19 +12,20 @@ from devcluster.progress import Steps
 
 
 def require_root() -> None:
-    """Refuse early what only root can do.
+    """Fail early without root on Linux.
 
     Raises:
-        DevclusterError: this is not root on Linux.
+        DevclusterError: this is not Linux, or the user is not root.
     """
     if sys.platform != "linux":
         raise DevclusterError(
-            "A native node needs Linux.\nWhat to do: start a Docker engine; kind is used then."
+            "A native node needs Linux.\n"
+            "What to do: start a Docker engine, so that kind runs the node."
         )
     if os.geteuid() != 0:
         raise DevclusterError(
-            "A native node makes namespaces, mounts and network links, which only root may.\n"
-            "What to do: run this as root, or start a Docker engine; kind is used then."
+            "A native node needs namespaces, mounts and network links: only root can create them.\n"
+            "What to do: run this as root, or start a Docker engine, so that kind runs the node."
         )
 
 

@@ -1,9 +1,8 @@
-"""Steps that run side by side, told about on standard error while they run.
+"""Runs steps in parallel and writes their progress to standard error.
 
-Each step gets a line when it starts and one when it ends; while any is running, a line every
-fifteen seconds names those that are. The same text goes to a terminal and to a log, so a slow
-step never looks like a hang. The first failure is raised when all steps have ended, so that no
-half-made thing is left by a thread that nobody waits for.
+Each step writes a line when it starts and when it ends. Every fifteen seconds a line names the
+steps that still run, so a slow step does not look like a hang. The first failure is raised when all
+steps have ended, so that no thread keeps working unattended.
 """
 
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TextIO
 
-#: Seconds between two lines that say what is still running.
+#: Seconds between two lines that name the running steps.
 HEARTBEAT_S = 15.0
 
 
@@ -28,13 +27,13 @@ class Steps:
         self._started = clock()
         self._running: dict[str, float] = {}
         self._lock = threading.Lock()
-        #: Whether steps run already: steps of a step leave the regular lines to the first.
+        #: Whether steps run already: only the outermost call writes the regular lines.
         self._nested = False
 
     def say(self, text: str) -> None:
         """Write one line with the time since the first."""
         elapsed = int(self._clock() - self._started)
-        # One write a line: several threads tell.
+        # One write for each line, because several threads write.
         self._out.write(f"[{elapsed // 60:3d}:{elapsed % 60:02d}] {text}\n")
         self._out.flush()
 
@@ -43,7 +42,7 @@ class Steps:
         self.run_all({name: action})
 
     def run_all(self, steps: Mapping[str, Callable[[], object]]) -> None:
-        """Run steps side by side and wait for all of them.
+        """Run steps in parallel and wait for all of them.
 
         Raises:
             Exception: whatever the first step that failed raised.
@@ -53,15 +52,15 @@ class Steps:
         with self._lock:
             outermost, self._nested = not self._nested, True
         try:
-            self._run_all(steps, tells=outermost)
+            self._run_all(steps, reports=outermost)
         finally:
             if outermost:
                 self._nested = False
 
-    def _run_all(self, steps: Mapping[str, Callable[[], object]], *, tells: bool) -> None:
+    def _run_all(self, steps: Mapping[str, Callable[[], object]], *, reports: bool) -> None:
         with ThreadPoolExecutor(max_workers=len(steps)) as pool:
             futures = [pool.submit(self._step, name, action) for name, action in steps.items()]
-            while wait(futures, timeout=HEARTBEAT_S if tells else None).not_done:
+            while wait(futures, timeout=HEARTBEAT_S if reports else None).not_done:
                 self.say(f"still running: {self._describe_running()}")
         for future in futures:
             future.result()

@@ -1,4 +1,4 @@
-"""Each cluster's link to the host: a /30 of its own out of 10.89.0.0/16.
+"""Each cluster's link to the host: one /30 out of 10.89.0.0/16.
 
 The host has the first address, the node the second. Which are free follows from what is in use
 on this machine (other clusters' records, addresses and routes), not from a counter, so a

@@ -1,20 +1,20 @@
-"""Waiting for something that has no way to tell us."""
+"""Polls for conditions without a notification."""
 
 import time
 from collections.abc import Callable
 
 from devcluster.commands import DevclusterError
 
-#: Seconds between two looks.
-_LOOK_S = 0.02
+#: Seconds between two checks.
+_POLL_S = 0.02
 
 
 def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 30.0) -> None:
     """Return when the condition holds.
 
     Args:
-        condition: asked again and again.
-        what: what is waited for, for the error: "the node to end".
+        condition: called until it is true.
+        what: completes "timed out waiting for", such as "the node to end".
         seconds: how long.
 
     Raises:
@@ -23,5 +23,5 @@ def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 30.
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise DevclusterError(f"Waited {seconds:.0f} s for {what}, in vain.")
-        time.sleep(_LOOK_S)
+            raise DevclusterError(f"Timed out after {seconds:.0f} s waiting for {what}.")
+        time.sleep(_POLL_S)

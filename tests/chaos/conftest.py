@@ -8,32 +8,32 @@ from tests.e2e.harness import Harness
 
 __all__ = ["api", "harness", "pytest_runtest_makereport"]
 
-#: Lines for the summary.
-_TOLD = pytest.StashKey[list[str]]()
+#: Lines for the summary of the test run.
+_SUMMARY = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
 def load(harness: Harness) -> Load:
-    """Tasks to come, and the TaskQueue they need."""
+    """A load of Tasks, not started yet, and its TaskQueue."""
     load = Load(harness)
     load.prepare()
     return load
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Lines to be read in the summary, also of tests that pass."""
+def summary_lines(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Lines that the summary of the test run shows, even if the test passes."""
     lines: list[str] = []
     yield lines
-    told = request.config.stash.setdefault(_TOLD, [])
-    told += [f"{request.node.name}: {line}" for line in lines]
+    collected = request.config.stash.setdefault(_SUMMARY, [])
+    collected += [f"{request.node.name}: {line}" for line in lines]
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    told = config.stash.get(_TOLD, [])
-    if told:
+    collected = config.stash.get(_SUMMARY, [])
+    if collected:
         terminalreporter.section("what losses cost")
-        for line in told:
+        for line in collected:
             terminalreporter.line(line)

@@ -1,7 +1,7 @@
-"""A relay between a worker and the broker that lets AMQP frames pass up to a chosen one.
+"""A relay between a worker and the broker that forwards AMQP frames up to a chosen one.
 
-What it holds back has left one side and never reaches the other: the moment between two steps, for
-as long as the test wants. It does so once; whoever connects later is let through.
+A frame it holds back has left one side and never reaches the other, so the test can stay between
+two steps as long as it wants. It does so once; later connections pass through.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from taskqueue.amqp.parameters import BrokerParameters
 _METHOD_FRAME = 1
 #: Type, channel and size before a frame's payload; one octet after it.
 _HEAD = struct.Struct(">BHI")
-#: What a client says first, before any frame.
+#: Length of the protocol header that a client sends before any frame.
 _GREETING = 8
 
 
 class Way(Enum):
-    """Where a frame goes."""
+    """The direction of a frame."""
 
     TO_BROKER = "to the broker"
     TO_WORKER = "to the worker"
@@ -48,7 +48,7 @@ class Frame:
     arguments: bytes
 
 
-#: Tells whether a frame, and all after it on its way, is to be held back.
+#: Decides whether to hold back a frame, and all that follow in its direction.
 Hold = Callable[[Frame], bool]
 
 
@@ -67,12 +67,12 @@ class FrameRelay:
         self.held = asyncio.Event()
 
     def cut(self) -> None:
-        """Reset everything, and what is held back is gone."""
+        """Reset all connections, and drop what is held back."""
         for writer in self._writers:
             writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Connect a client through."""
+        """Relay one connection of a client."""
         number, self._connections = self._connections, self._connections + 1
         broker_reader, broker_writer = await asyncio.open_connection(*self._target)
         self._writers += [writer, broker_writer]
@@ -83,7 +83,7 @@ class FrameRelay:
                     group.create_task(self._pump(Way.TO_BROKER, number, reader, broker_writer))
                     group.create_task(self._pump(Way.TO_WORKER, number, broker_reader, writer))
         except* (asyncio.IncompleteReadError, ConnectionError):
-            pass  # one side has gone; so does the other
+            pass  # one side has closed, so the other is closed too
         finally:
             for each in (writer, broker_writer):
                 each.transport.abort()

@@ -1,7 +1,7 @@
 """Tasks in every state of their life, and what must have become of them after any loss.
 
 Runs are counted by the handlers themselves, in the logs of workers that are never lost here: a run
-more than the status tells of attempts is a repeated one.
+more than the status has attempts is a repeated one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.e2e.api import Body
 from tests.e2e.harness import FINISHED, Harness, Run
 from tests.e2e.lifecycle_case import FromNow
 
-#: Most that are at the broker at a time; so many may be run twice when the operator is lost.
+#: The most messages at the broker; as many may run twice when the operator is lost.
 WINDOW = 64
 WORKERS, SLOTS = 2, 8
 _KEYS = 3
@@ -82,7 +82,7 @@ class Load:
         }
 
     def wait_finished(self, number: int) -> None:
-        """Return when at least so many have finished."""
+        """Return when at least ``number`` have finished."""
         self.harness.until(
             lambda: len(self.finished()) >= number, what=f"{number} finished", seconds=120
         )
@@ -137,12 +137,12 @@ class Load:
 
     def assert_not_run_after(self, names: set[str], moment: datetime) -> None:
         """Fail if one of these, which had finished, was begun again."""
-        again = {
+        run_again = {
             name: runs
             for name, runs in self.runs().items()
             if name in names and any(run.began > moment for run in runs)
         }
-        assert not again
+        assert not run_again
 
     def assert_keys_were_kept(self) -> None:
         """Fail if two runs of a concurrencyKey overlap."""

@@ -16,7 +16,7 @@ _DEPLOYMENT = ("-n", OPERATOR_NAMESPACE, "deployment/taskqueue-operator")
 
 @contextmanager
 def no_operator(harness: Harness) -> Iterator[None]:
-    """Have none for a while: killed, and not started again."""
+    """Kill the operator, and start none until the end of the block."""
     for pod in harness.operator_pods():
         harness.hard_killer.kill(pod["metadata"]["name"])
     harness.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=0")
@@ -28,7 +28,7 @@ def no_operator(harness: Harness) -> Iterator[None]:
 
 
 def test_outcomes_that_come_while_there_is_no_operator(
-    harness: Harness, load: Load, tell: list[str]
+    harness: Harness, load: Load, summary_lines: list[str]
 ) -> None:
     load.start(short=WINDOW, long=0)
     load.wait_finished(10)
@@ -47,7 +47,7 @@ def test_outcomes_that_come_while_there_is_no_operator(
     harness.kill_operator()
     load.assert_nothing_was_lost()
     repeated = load.repeated()
-    tell.append(
+    summary_lines.append(
         f"{len(ran - done)} Tasks ran to their end without an operator, "
         f"{sum(repeated.values())} of {len(load.attempts)} once more afterwards"
     )

@@ -1,7 +1,7 @@
 """The operator is killed, with Tasks in every state of their life; nothing is lost.
 
-What may be repeated is what was dispatched and not recorded: at most a window a loss. What it was
-is told in the summary of the test run.
+What may be repeated is what was dispatched and not recorded: at most a window a loss. The
+summary of the test run shows how much.
 """
 
 from datetime import UTC, datetime
@@ -14,7 +14,9 @@ from tests.e2e.harness import Harness
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
-def test_three_losses_in_every_phase(harness: Harness, load: Load, tell: list[str]) -> None:
+def test_three_losses_in_every_phase(
+    harness: Harness, load: Load, summary_lines: list[str]
+) -> None:
     load.start(short=100, long=120)
     losses: list[tuple[set[str], datetime]] = []
     while len(losses) < 3:
@@ -26,7 +28,7 @@ def test_three_losses_in_every_phase(harness: Harness, load: Load, tell: list[st
             load.release()
     load.assert_nothing_was_lost()
     repeated = load.repeated()
-    tell.append(
+    summary_lines.append(
         f"{sum(repeated.values())} of {len(load.attempts)} Tasks ran once more than recorded, "
         f"after {len(losses)} losses with a window of {WINDOW}"
     )

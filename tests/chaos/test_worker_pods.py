@@ -1,7 +1,7 @@
 """Worker pods are replaced, and killed, while they work.
 
 A rolling update costs no attempt, and not one repeated run. A kill costs what ran just then: it
-runs again, and how often that was is told in the summary.
+runs again, and the summary shows how often.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.following import Following
+from tests.chaos.run_counter import RunCounter
 from tests.conftest import RabbitMQ
 from tests.e2e.api import Body
 from tests.e2e.harness import FINISHED, TEMPLATE, Harness
@@ -66,11 +66,11 @@ def queue(harness: Harness) -> None:
 
 
 @pytest.fixture
-def following(harness: Harness) -> Iterator[Following]:
-    following = Following(harness)
-    harness.until(lambda: following.containers == WORKERS, what="following the workers")
-    yield following
-    following.close()
+def run_counter(harness: Harness) -> Iterator[RunCounter]:
+    run_counter = RunCounter(harness)
+    harness.until(lambda: run_counter.containers == WORKERS, what="run_counter the workers")
+    yield run_counter
+    run_counter.close()
 
 
 # A connection of one second's heartbeats, under a long Task that holds its interpreter: started
@@ -167,15 +167,15 @@ def assert_no_attempt_failed(harness: Harness, names: list[str]) -> list[Body]:
     return statuses
 
 
-def repeated(harness: Harness, following: Following, names: list[str]) -> int:
+def repeated(harness: Harness, run_counter: RunCounter, names: list[str]) -> int:
     """Return how many runs there were beyond one of each; fail if one was never seen to run."""
     uids = [harness.tasks.versions(name)[-1]["metadata"]["uid"] for name in names]
-    harness.until(lambda: all(following.runs[uid] for uid in uids), what="each seen running")
-    return sum(following.runs[uid] - 1 for uid in uids)
+    harness.until(lambda: all(run_counter.runs[uid] for uid in uids), what="each seen running")
+    return sum(run_counter.runs[uid] - 1 for uid in uids)
 
 
 def test_a_rolling_update_under_load(
-    harness: Harness, following: Following, hasty: Hasty, tell: list[str]
+    harness: Harness, run_counter: RunCounter, hasty: Hasty, summary_lines: list[str]
 ) -> None:
     names = submit(harness, "rolled", 250, longest=3)
     for version in ("1", "2"):
@@ -194,9 +194,9 @@ def test_a_rolling_update_under_load(
     assert len(workers) >= 3 * WORKERS, "not all of the three generations have worked"
     assert left > 0, "the load ended before the updates"
     harness.all_counted(len(names))
-    again = repeated(harness, following, names)
-    tell.append(f"{len(names)} Tasks over {len(workers)} pods, {again} runs repeated")
-    assert again == 0, "each had the time to end where it began"
+    repeats = repeated(harness, run_counter, names)
+    summary_lines.append(f"{len(names)} Tasks over {len(workers)} pods, {repeats} runs repeated")
+    assert repeats == 0, "each had the time to end where it began"
 
 
 def versions(harness: Harness) -> list[Any]:
@@ -204,16 +204,20 @@ def versions(harness: Harness) -> list[Any]:
     return [pod["metadata"].get("annotations", {}).get("version") for pod in harness.pods()]
 
 
-def test_killed_workers_and_pods(harness: Harness, following: Following, tell: list[str]) -> None:
+def test_killed_workers_and_pods(
+    harness: Harness, run_counter: RunCounter, summary_lines: list[str]
+) -> None:
     names = submit(harness, "killed", 110, longest=1.5)
     killed = 0
     for number, kill in enumerate((kill_worker, kill_pod, kill_all), start=1):
         wait_finished(harness, names, 20 * number)
         killed += kill(harness)
     assert_no_attempt_failed(harness, names)
-    again = repeated(harness, following, names)
-    tell.append(f"{again} of {len(names)} Tasks ran once more, after {killed} workers were killed")
-    assert 0 < again <= killed * SLOTS
+    repeats = repeated(harness, run_counter, names)
+    summary_lines.append(
+        f"{repeats} of {len(names)} Tasks ran once more, after {killed} workers were killed"
+    )
+    assert 0 < repeats <= killed * SLOTS
 
 
 def kill_worker(harness: Harness) -> int:
@@ -247,7 +251,7 @@ def running(harness: Harness) -> list[str]:
 
 
 def test_a_long_task_keeps_a_connection_of_one_second_heartbeats(
-    harness: Harness, hasty: Hasty, tell: list[str]
+    harness: Harness, hasty: Hasty, summary_lines: list[str]
 ) -> None:
     harness.until(lambda: len(connections(harness)) == 2, what="two connections")
     status = harness.finished("hog", seconds=HASTY_SECONDS)
@@ -256,4 +260,4 @@ def test_a_long_task_keeps_a_connection_of_one_second_heartbeats(
     assert hasty.logged("consumer.ready") == 1
     assert hasty.logged("consumer.waiting") == 0
     assert hasty.logged("publisher.lost") == 0
-    tell.append(f"{HASTY_SECONDS} s within one native call that holds the interpreter")
+    summary_lines.append(f"{HASTY_SECONDS} s within one native call that holds the interpreter")

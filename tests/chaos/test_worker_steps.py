@@ -1,8 +1,8 @@
 """A worker process is killed at each step between delivery and acknowledgement.
 
-The workers run beside the test, through a relay that stops the world just before the next step;
+The workers run beside the test, through a relay that holds the frames of the next step back;
 the operator and the Tasks are those of the cluster. Whatever the step: the next worker gets the
-message, and the Task ends once, as if nothing had been. What ran twice is told in the summary.
+message, and the Task ends once, as if nothing had happened. The summary shows what ran twice.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import pytest
 from taskqueue.amqp.connection import connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.contract.names import work_queue
-from tests.chaos.following import Following
 from tests.chaos.frames import Frame, Hold, Way, relay_to
+from tests.chaos.run_counter import RunCounter
 from tests.conftest import RabbitMQ
 from tests.e2e.api import Body
 from tests.e2e.harness import FINISHED, TEMPLATE, Harness
@@ -142,7 +142,9 @@ STEPS: list[tuple[Callable[[], Hold], int]] = [
 
 
 @pytest.mark.parametrize(("step", "runs"), STEPS)
-async def test_killed(bench: Bench, tell: list[str], step: Callable[[], Hold], runs: int) -> None:
+async def test_killed(
+    bench: Bench, summary_lines: list[str], step: Callable[[], Hold], runs: int
+) -> None:
     name = name_of(step)
     bench.gate.open()
     async with relay_to(bench.broker, step()) as (relay, parameters):
@@ -157,15 +159,19 @@ async def test_killed(bench: Bench, tell: list[str], step: Callable[[], Hold], r
     await assert_it_ended_once(bench, name)
     await assert_nothing_is_left(bench, worker)
     assert len(bench.gate.pids) == runs
-    tell.append(f"ran {runs - 1} times more than needed")
+    summary_lines.append(f"ran {runs - 1} times more than needed")
 
 
-async def test_killed_with_the_whole_pod(bench: Bench, node_address: str, tell: list[str]) -> None:
+async def test_killed_with_the_whole_pod(
+    bench: Bench, node_address: str, summary_lines: list[str]
+) -> None:
     """Pods reach the relay at the address by which we reach their node."""
     with socket.create_connection((node_address, bench.broker.port)) as probe:
         ours = probe.getsockname()[0]
     await asyncio.gather(*(kill_pod(bench, ours, step, runs) for step, runs in STEPS))
-    tell += [f"{name_of(step)}: ran {runs - 1} times more than needed" for step, runs in STEPS]
+    summary_lines += [
+        f"{name_of(step)}: ran {runs - 1} times more than needed" for step, runs in STEPS
+    ]
 
 
 async def kill_pod(bench: Bench, ours: str, step: Callable[[], Hold], runs: int) -> None:
@@ -182,7 +188,7 @@ async def kill_pod(bench: Bench, ours: str, step: Callable[[], Hold], runs: int)
             scaling={"minReplicas": 1, "maxReplicas": 1},
             workers={"concurrency": 1, "template": template},
         )
-        following = Following(harness, name)
+        run_counter = RunCounter(harness, name)
         await asyncio.to_thread(harness.available, 1, name)
         uid = await asyncio.to_thread(submit, harness, name)
         async with asyncio.timeout(PATIENCE):
@@ -192,14 +198,14 @@ async def kill_pod(bench: Bench, ours: str, step: Callable[[], Hold], runs: int)
         relay.cut()
         await assert_it_ended_once(bench, name)
         seen = f"{runs} runs of {name}"
-        await asyncio.to_thread(harness.until, lambda: following.runs[uid] >= runs, what=seen)
+        await asyncio.to_thread(harness.until, lambda: run_counter.runs[uid] >= runs, what=seen)
         harness.change_queue(name, scaling={"minReplicas": 0})
         await asyncio.to_thread(
             harness.until, lambda: has_no_pod(harness, name), what=f"without {name}"
         )
         assert await bench.ready(name) == 0
-        following.close()
-        assert following.runs[uid] == runs, name
+        run_counter.close()
+        assert run_counter.runs[uid] == runs, name
 
 
 def has_no_pod(harness: Harness, queue: str) -> bool:
@@ -219,7 +225,7 @@ def name_of(step: Callable[[], Hold]) -> str:
     return step.__name__.replace("_", "-")
 
 
-async def test_killed_while_it_runs(bench: Bench, tell: list[str]) -> None:
+async def test_killed_while_it_runs(bench: Bench, summary_lines: list[str]) -> None:
     worker = await bench.worker()
     await bench.task("while-it-runs")
     await bench.gate.begun()
@@ -231,10 +237,10 @@ async def test_killed_while_it_runs(bench: Bench, tell: list[str]) -> None:
     await assert_it_ended_once(bench, "while-it-runs")
     await assert_nothing_is_left(bench, worker)
     assert len(bench.gate.pids) == 2
-    tell.append("ran 1 times more than needed, the first not to its end")
+    summary_lines.append("ran 1 times more than needed, the first not to its end")
 
 
-async def test_a_killed_child_is_a_failed_attempt(bench: Bench, tell: list[str]) -> None:
+async def test_a_killed_child_is_a_failed_attempt(bench: Bench, summary_lines: list[str]) -> None:
     worker = await bench.worker()
     await bench.task("child", retry={"maxAttempts": 2})
     await bench.gate.begun()
@@ -250,7 +256,7 @@ async def test_a_killed_child_is_a_failed_attempt(bench: Bench, tell: list[str])
     assert "SIGKILL" in failed["message"]
     assert len(bench.gate.pids) == 2
     await assert_nothing_is_left(bench, worker)
-    tell.append("ran once an attempt")
+    summary_lines.append("ran once an attempt")
 
 
 async def assert_it_ended_once(bench: Bench, name: str) -> None:

@@ -210,6 +210,6 @@ def test_creating_twice_is_refused_and_harms_nothing(cluster: NativeCluster) -> 
         check=False,
     )
     assert again.returncode == 1
-    assert f"A cluster named '{cluster.name}' exists already." in again.stderr
+    assert f"Cluster '{cluster.name}' exists already." in again.stderr
     assert cluster.kubectl("get", "--raw", "/readyz") == "ok"
     assert "10.89." in cluster.kind("get", "kubeconfig", f"--name={cluster.name}")

@@ -171,7 +171,7 @@ def test_a_wrong_name_is_refused_before_anything_is_made(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert kind_command.main(["create", "cluster", "--name", "Not_A/Name"]) == 1
-    assert "is no name for a cluster" in capsys.readouterr().err
+    assert "is not a valid cluster name" in capsys.readouterr().err
 
 
 def test_the_executable_runs_without_the_projects_packages(tmp_path: Path) -> None:

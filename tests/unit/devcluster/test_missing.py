@@ -51,7 +51,7 @@ def test_without_space_it_says_how_much_and_where(monkeypatch: pytest.MonkeyPatc
 
 def test_without_root_a_native_node_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(DevclusterError, match="only root may"):
+    with pytest.raises(DevclusterError, match="only root can create them"):
         prerequisites.require_root()
 
 

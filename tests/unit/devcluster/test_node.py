@@ -1,4 +1,4 @@
-"""What a node is told, and what is believed about it."""
+"""The settings of a node, and the state kept about it."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_every_program_waits_for_something_the_init_understands() -> None:
     assert kinds <= {"", "tcp", "unix", "file", "https"}
 
 
-def test_the_init_waits_for_what_it_is_told(tmp_path: Path) -> None:
+def test_init_waits_for_its_conditions(tmp_path: Path) -> None:
     assert node_init.ready("", "")
     assert not node_init.ready(f"file:{tmp_path}/x", "")
     (tmp_path / "x").touch()
@@ -60,7 +60,7 @@ def test_names_that_a_cluster_can_have(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "A", "a/b", "-a", "a-", "a_b", "x" * 41, "a\n"])
 def test_names_that_it_cannot(name: str) -> None:
-    with pytest.raises(DevclusterError, match="is no name"):
+    with pytest.raises(DevclusterError, match="is not a valid cluster name"):
         cluster_state.check_name(name)
 
 

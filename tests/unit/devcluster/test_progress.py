@@ -21,17 +21,17 @@ def test_steps_run_side_by_side() -> None:
 def test_a_long_step_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "HEARTBEAT_S", 0.01)
     out = io.StringIO()
-    told = threading.Event()
+    reported = threading.Event()
     write = out.write
 
     def watch(text: str) -> int:
         if "still running: slow" in text:
-            told.set()
+            reported.set()
         return write(text)
 
     monkeypatch.setattr(out, "write", watch)
-    Steps(out=out).run("slow", lambda: told.wait(10))
-    assert told.is_set()
+    Steps(out=out).run("slow", lambda: reported.wait(10))
+    assert reported.is_set()
 
 
 def test_a_failure_is_raised_after_the_others_have_ended() -> None:
@@ -53,7 +53,7 @@ def test_a_failure_is_raised_after_the_others_have_ended() -> None:
     assert "fails: FAILED" in out.getvalue()
 
 
-def test_steps_of_a_step_are_told_of_as_well() -> None:
+def test_steps_of_a_step_are_reported_of_as_well() -> None:
     out = io.StringIO()
     steps = Steps(out=out)
     steps.run("outer", lambda: steps.run_all({"inner": lambda: None}))

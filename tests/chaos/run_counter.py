@@ -1,4 +1,4 @@
-"""Runs of handlers as the logs of workers tell of them, of workers too that are gone by now."""
+"""Counts runs of handlers from the logs of workers, including workers that have ended since."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import requests
 from tests.e2e.api import Refused
 from tests.e2e.harness import Harness
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
-class Following:
-    """Reads the logs of all containers of a TaskQueue's workers from their beginning on."""
+class RunCounter:
+    """Reads the logs of all containers of a TaskQueue's workers, from their start."""
 
     def __init__(self, harness: Harness, queue: str = "q") -> None:
         self._harness = harness
@@ -26,12 +26,12 @@ class Following:
         self._begun: Counter[str] = Counter()
         self._known: set[str] = set()
         self._closed = threading.Event()
-        self._threads = [threading.Thread(target=self._look, daemon=True)]
+        self._threads = [threading.Thread(target=self._watch, daemon=True)]
         self._threads[0].start()
 
     @property
     def runs(self) -> Counter[str]:
-        """How often the Tasks were begun, by uid."""
+        """How often each Task's handler started, by uid."""
         with self._lock:
             return Counter(self._begun)
 
@@ -41,14 +41,14 @@ class Following:
         return len(self._known)
 
     def close(self) -> None:
-        """Look for no more containers."""
+        """Stop watching for containers."""
         self._closed.set()
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._closed.is_set():
             with suppress(Refused, requests.RequestException):
                 self._find()
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     def _find(self) -> None:
         harness = self._harness
