@@ -257,7 +257,7 @@ def test_a_long_task_keeps_a_connection_of_one_second_heartbeats(
     status = harness.finished("hog", seconds=HASTY_SECONDS)
     assert (status["phase"], status["attempts"]) == ("Succeeded", 1)
     assert {one["timeout"] for one in connections(harness)} == {1}
-    assert hasty.logged("consumer.ready") == 1
-    assert hasty.logged("consumer.waiting") == 0
+    assert hasty.logged("consumer.registered") == 1
+    assert hasty.logged("consumer.lost") == 0
     assert hasty.logged("publisher.lost") == 0
     summary_lines.append(f"{HASTY_SECONDS} s within one native call that holds the interpreter")

@@ -55,7 +55,7 @@ class Bench:
         }
         worker = await WorkerProcess.start(broker or self.broker, slots=1, environment=environment)
         self._workers.append(worker)
-        await worker.logged("consumer.ready")
+        await worker.logged("consumer.registered")
         return worker
 
     async def task(self, name: str, handler: str = "hold", **spec: Any) -> None:

@@ -101,7 +101,7 @@ def test_a_worker_wanted_back_while_it_is_drained_is_replaced_when_it_is_done(
 
 def draining(harness: Harness) -> bool:
     """Tell whether a worker of the pool that is there has said that it drains."""
-    return any(line["event"] == "worker.draining" for line in harness.log_lines())
+    return any(line["event"] == "worker.drain_started" for line in harness.log_lines())
 
 
 def test_work_that_comes_while_the_pool_shrinks_is_done_once(

@@ -48,7 +48,7 @@ func (c *commandConsumer) follow(ctx context.Context, conn *connection, caughtUp
 		}
 		if reason := err.Error(); reason != c.lastReason {
 			c.lastReason = reason
-			c.log.Warn("control.waiting", "stream", controlStream, "reason", reason,
+			c.log.Warn("command_consumer.lost", "stream", controlStream, "reason", reason,
 				"hint", "the worker consumes no work before it knows the commands; the operator declares the "+
 					"stream, and the broker user needs permission to read it")
 		}

@@ -155,7 +155,7 @@ func (c *consumer) consume(ctx context.Context, conn *connection, caughtUp chan 
 		c.dispatcher.onConsumerLost()
 		c.dispatcher.consuming = false
 	})
-	c.log.Info("consumer.ready", "queue", queue, "prefetch", c.settings.Slots)
+	c.log.Info("consumer.registered", "queue", queue, "prefetch", c.settings.Slots)
 	c.lastReason = ""
 
 	if lost := c.forwardDeliveries(channel, deliveries); lost {
@@ -205,7 +205,7 @@ func (c *consumer) logOnce(err error) {
 	}
 	if reason := err.Error(); reason != c.lastReason {
 		c.lastReason = reason
-		c.log.Warn("consumer.waiting", "reason", reason)
+		c.log.Warn("consumer.lost", "reason", reason)
 	}
 }
 

@@ -139,7 +139,7 @@ func (d *dispatcher) onDelivery(delivery *amqp.Delivery) {
 	m, err := parse(delivery)
 	acknowledge := func() { _ = delivery.Ack(false) }
 	if err != nil {
-		d.log.Warn("message.malformed", "reason", err.Error())
+		d.log.Warn("message.dead_lettered", "reason", err.Error())
 		d.report(deadLetter(delivery, d.key(), err.Error()), acknowledge)
 		return
 	}

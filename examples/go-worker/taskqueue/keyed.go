@@ -72,7 +72,7 @@ func (d *dispatcher) cutOff(reason string, by time.Time, silent bool) {
 			continue
 		}
 		if !r.disowned {
-			d.log.Warn("task.cut_off", r.fields("reason", reason)...)
+			d.log.Warn("task.disowned", r.fields("reason", reason)...)
 			r.disowned, r.settled = true, true
 			r.releaseToken()
 			r.onReturned = r.requeue

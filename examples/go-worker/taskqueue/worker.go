@@ -58,7 +58,7 @@ func (w *Worker) Run(ctx context.Context) error {
 			part(connected)
 		}()
 	}
-	w.log.Info("worker.starting", "namespace", w.settings.Namespace, "queue", w.settings.Queue,
+	w.log.Info("worker.started", "namespace", w.settings.Namespace, "queue", w.settings.Queue,
 		"pod", w.settings.Pod, "slots", w.settings.Slots, "handlers", w.handlers.names())
 
 	select {
@@ -98,7 +98,7 @@ func (w *Worker) waitForRemoval(ctx context.Context) {
 
 // finish gives running work the grace period, and its reports a little more.
 func (w *Worker) finish(dispatcher *dispatcher) {
-	w.log.Info("worker.stopping", "grace", w.settings.Grace.String())
+	w.log.Info("worker.stop_started", "grace", w.settings.Grace.String())
 	select {
 	case <-dispatcher.done:
 		return
@@ -108,7 +108,7 @@ func (w *Worker) finish(dispatcher *dispatcher) {
 	select {
 	case <-dispatcher.done:
 	case <-time.After(confirmGrace):
-		w.log.Warn("outcomes.unconfirmed", "hint", "the operator publishes again what has no outcome")
+		w.log.Warn("outcome.not_confirmed", "hint", "the operator publishes again what has no outcome")
 	}
 }
 

@@ -95,7 +95,7 @@ class CommandConsumer:
                 return  # the consumer logs what happens to its connection
             if reason != self._logged_reason:
                 self._logged_reason = reason
-                log.warning("control.waiting", stream=CONTROL_STREAM, reason=reason)
+                log.warning("command_consumer.lost", stream=CONTROL_STREAM, reason=reason)
             await asyncio.sleep(backoff.next_delay())
 
     async def _follow_once(
@@ -135,7 +135,7 @@ class CommandConsumer:
             if not await reader.wait_until_caught_up(ends):
                 return f"the broker sends nothing before offset {end}"
             if caught_up.done() and not channel.closed.done():
-                log.info("control.ready", orders=reader.read_count)
+                log.info("command_consumer.registered", commands=reader.read_count)
                 self._logged_reason = ""
                 on_caught_up()
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -160,7 +160,7 @@ class CommandConsumer:
         try:
             command = decode(body)
         except ContractError as error:
-            log.warning("order.malformed", offset=offset, reason=str(error))
+            log.warning("command.invalid", offset=offset, reason=str(error))
             return
         if command.kind is not CommandKind.DRAIN:
             self._on_command(command)

@@ -113,7 +113,7 @@ class Consumer:
             async with asyncio.timeout(timeout_seconds):
                 await self._stopped.wait()
         except TimeoutError:
-            log.warning("consumer.stop.slow", queue=self._queue)
+            log.warning("consumer.stop_timed_out", queue=self._queue)
 
     async def run(self) -> None:
         """Keep consuming until cancelled; then close the connection.
@@ -200,7 +200,7 @@ class Consumer:
                 tags.append(
                     await channel.consume(self._queue, self._listener.on_delivery, on_cancel)
                 )
-                log.debug("consumer.registered", queue=self._queue, prefetch=self.prefetch)
+                log.debug("consumer.added", queue=self._queue, prefetch=self.prefetch)
                 self._set_registered(True)
                 ended = await self._watch(
                     channel,
@@ -261,14 +261,14 @@ class Consumer:
             self.changed_at = asyncio.get_running_loop().time()
             if registered and not self._ready_logged:
                 self._ready_logged, self._logged_reason = True, ""
-                log.info("consumer.ready", queue=self._queue, prefetch=self.prefetch)
+                log.info("consumer.registered", queue=self._queue, prefetch=self.prefetch)
 
     def _log_reason(self, reason: str) -> None:
         """Log why there is no consumer, once for each reason in a row."""
         self._ready_logged = False
         if reason and reason != self._logged_reason and not self._stopping:
             self._logged_reason = reason
-            log.warning("consumer.waiting", queue=self._queue, reason=reason)
+            log.warning("consumer.lost", queue=self._queue, reason=reason)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep; a stop ends it."""

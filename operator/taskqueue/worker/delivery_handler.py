@@ -123,11 +123,11 @@ class DeliveryHandler:
 
     def _dead_letter(self, acknowledger: Acknowledger, delivery: Delivery, reason: str) -> None:
         log.warning(
-            "message.malformed",
+            "message.dead_lettered",
             namespace=self._settings.namespace,
             queue=self._settings.queue,
             reason=reason,
-            todo="it is in the dead-letter queue, with the reason in its tq-error header",
+            hint="it is in the dead-letter queue, with the reason in its tq-error header",
         )
         self._services.outbox.publish(
             self._services.dead_letter(delivery, reason),

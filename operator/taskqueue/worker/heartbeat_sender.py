@@ -150,6 +150,6 @@ class HeartbeatSender:
             log.warning(
                 "heartbeat.not_sent",
                 reason=reason,
-                todo="work is not affected; deploy an operator that declares the exchange, and let "
+                hint="work is not affected; deploy an operator that declares the exchange, and let "
                 "this user publish there",
             )

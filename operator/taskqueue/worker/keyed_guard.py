@@ -76,7 +76,7 @@ def abort_process(reason: str, **fields: Any) -> None:
     log.error(
         "worker.aborted",
         reason=reason,
-        todo="let handlers of keyed Tasks run in processes (without thread=True), make them async, "
+        hint="let handlers of keyed Tasks run in processes (without thread=True), make them async, "
         "or check ctx.cancelled",
         **fields,
     )

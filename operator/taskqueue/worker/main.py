@@ -123,7 +123,7 @@ async def _work(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     log.info(
-        "worker.starting",
+        "worker.started",
         namespace=settings.namespace,
         queue=settings.queue,
         pod=settings.pod,

@@ -102,11 +102,11 @@ class OutcomeOutbox:
         if verdict is Settled.RETURNED and self._return_reason != text:
             self._return_reason = text
             log.warning(
-                "outcome.unroutable",
+                "outcome.returned",
                 exchange=message.exchange,
                 key=message.key,
                 reason=text,
-                todo="start the operator, it declares the inbox; the outcome is kept until then",
+                hint="start the operator, it declares the inbox; the outcome is kept until then",
             )
         if self._timer is None:
             self._timer = self._loop.call_later(self._backoff.next_delay(), self._retry)

@@ -71,7 +71,7 @@ class OutcomePublisher:
             self.connection = connection
             on_up()
             self._on_ready()
-            log.debug("publisher.ready")
+            log.debug("publisher.connected")
             await asyncio.wait({publisher.closed})
             return publisher.closed.result()
         finally:

@@ -277,7 +277,7 @@ class Runtime:
             log.warning("task.lost", reason=result.lost, **run.log_fields)
             self._requeue(run)
         elif run.end_decided:
-            log.info("task.late", seconds=round(result.seconds, 3), **run.log_fields)
+            log.info("task.ended_late", seconds=round(result.seconds, 3), **run.log_fields)
             self._finish_decided(run)
         else:
             self._prefetch_rule.on_run_ended(result.seconds)
@@ -375,7 +375,7 @@ class Runtime:
                 self._requeue(run.next_run)
                 run.next_run = None
             if run.keyed and not run.disowned:
-                log.warning("task.cut_off", reason=reason, **run.log_fields)
+                log.warning("task.disowned", reason=reason, **run.log_fields)
                 run.disowned = run.end_decided = True
                 run.free_token()
                 run.on_execution_end = run.requeue

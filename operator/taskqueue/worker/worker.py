@@ -98,7 +98,7 @@ class WorkerService:
     def drain(self) -> None:
         """Start the shutdown without a grace period."""
         if not self._draining.is_set():
-            log.info("worker.draining", running=self._runtime.busy)
+            log.info("worker.drain_started", running=self._runtime.busy)
         self._draining.set()
 
     async def run(self) -> bool:
@@ -185,10 +185,10 @@ class WorkerService:
             await health.start(port)
         except OSError as error:
             log.warning(
-                "health.unavailable",
+                "health_server.failed",
                 port=port,
                 reason=str(error),
-                todo="give another TASKQUEUE_HEALTH_PORT; 0 for none",
+                hint="give another TASKQUEUE_HEALTH_PORT; 0 for none",
             )
 
     async def _shut_down(self) -> None:
@@ -222,7 +222,7 @@ class WorkerService:
         log.warning(
             "worker.not_removed",
             seconds=seconds,
-            todo="it was commanded to drain and no signal came: it ends by itself, and takes work "
+            hint="it was commanded to drain and no signal came: it ends by itself, and takes work "
             "again if its container is restarted",
         )
 
@@ -235,7 +235,7 @@ class WorkerService:
 
     async def _end_within_grace(self, finished: asyncio.Task[None]) -> None:
         grace = self._settings.grace_seconds
-        log.info("worker.stopping", running=self._runtime.busy, grace=grace)
+        log.info("worker.stop_started", running=self._runtime.busy, grace=grace)
         deadline = self._loop.time() + grace
         try:
             async with asyncio.timeout_at(deadline):
@@ -248,7 +248,7 @@ class WorkerService:
             self._runtime.kill_running()
             await asyncio.wait({finished}, timeout=last - self._loop.time())
         if not finished.done():
-            log.warning("outcomes.unconfirmed", outstanding=self._outbox.outstanding)
+            log.warning("outcome.not_confirmed", outstanding=self._outbox.outstanding)
 
     def _on_runtime_changed(self) -> None:
         self._consumer.want_prefetch(self._runtime.prefetch)

@@ -11,12 +11,12 @@ from typing import Any
 
 from taskqueue import Context, Fail, Retry, task
 
-#: The test's gate is looked at this often, in seconds.
-_LOOK_SECONDS = 0.01
+#: The gate file is polled this often, in seconds.
+_POLL_SECONDS = 0.01
 
 
 def _note(payload: dict[str, Any]) -> None:
-    """Tell the test that a run has begun: one line with our process id."""
+    """Write down that a run has started: one line with our process id."""
     if "runs" in payload:
         with Path(payload["runs"]).open("a") as runs:
             runs.write(f"{os.getpid()}\n")
@@ -59,13 +59,13 @@ def hold(payload: dict[str, Any]) -> str:
     """Run until the test opens the gate."""
     _note(payload)
     while not Path(payload["gate"]).exists():
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
     return "held"
 
 
 @task
-def tell(payload: dict[str, Any], ctx: Context) -> None:
-    """Tell how far it is, and run until the test opens the gate."""
+def report_progress(payload: dict[str, Any], ctx: Context) -> None:
+    """Report progress, and run until the test opens the gate."""
     ctx.progress(40, "resizing")
     hold(payload)
 
@@ -75,7 +75,7 @@ def polite(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     """Run until the result is no longer wanted, and say so in a second line."""
     _note(payload)
     while not ctx.cancelled:
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
     _note(payload)
     return {"fence": ctx.fence}
 
@@ -92,5 +92,5 @@ def thread_hold(payload: dict[str, Any]) -> None:
 async def async_hold(payload: dict[str, Any]) -> str:
     _note(payload)
     while not Path(payload["gate"]).exists():  # noqa: ASYNC110, ASYNC240 - the test's file
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
     return "held"

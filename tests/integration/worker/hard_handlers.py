@@ -15,7 +15,7 @@ from taskqueue import Context, task
 
 
 def _note(payload: dict[str, Any], *pids: int) -> None:
-    """Tell the test which processes there are: our own, and these."""
+    """Write down which processes there are: our own, and these."""
     with Path(payload["runs"]).open("a") as runs:
         runs.write("".join(f"{pid}\n" for pid in (os.getpid(), *pids)))
 
@@ -87,7 +87,7 @@ def family(payload: dict[str, Any]) -> None:
 
 @task
 def tidy(payload: dict[str, Any], ctx: Context) -> None:
-    """Write down that we were told to end."""
+    """Write down that the attempt was asked to end."""
     try:
         hold(payload)
     finally:

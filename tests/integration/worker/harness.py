@@ -1,4 +1,4 @@
-"""The operator's side of the broker, played by the test: work goes out, outcomes come back."""
+"""The operator's side of the broker, as the test does it: work goes out, outcomes come back."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Harness:
 
     async def read_inbox(self) -> None:
         channel = await self.connection.channel()
-        await channel.consume(INBOX_QUEUE, self._take, lambda reason: None)
+        await channel.consume(INBOX_QUEUE, self._on_delivery, lambda reason: None)
 
     async def start_worker(
         self,
@@ -98,7 +98,7 @@ class Harness:
     async def ready_worker(self, **how: Any) -> WorkerProcess:
         """Start a worker as `start_worker` does, and wait until it takes work."""
         worker = await self.start_worker(**how)
-        await worker.logged("consumer.ready")
+        await worker.logged("consumer.registered")
         return worker
 
     def gate(self, name: str = "gate") -> Gate:
@@ -136,9 +136,9 @@ class Harness:
         verdict = await self.publisher.publish_and_wait(WORK_EXCHANGE, "shop.q", body, properties)
         assert verdict[0] is Settled.CONFIRMED
 
-    async def order(self, *orders: WorkerCommand) -> None:
-        """Publish orders to the control stream and wait until it has them."""
-        left = len(orders)
+    async def send_commands(self, *commands: WorkerCommand) -> None:
+        """Publish commands to the control stream and wait until it has them."""
+        left = len(commands)
         done = asyncio.Event()
 
         def settled(verdict: Settled, text: str) -> None:
@@ -148,8 +148,8 @@ class Harness:
             if not left:
                 done.set()
 
-        for order in orders:
-            message = order_message(order)
+        for command in commands:
+            message = order_message(command)
             self.publisher.publish(
                 message.exchange, message.key, message.body, message.properties(), settled
             )
@@ -177,7 +177,7 @@ class Harness:
                 self._more.clear()
                 await self._more.wait()
 
-    def told(self, token: str) -> list[EventKind]:
+    def reported(self, token: str) -> list[EventKind]:
         return [event.kind for event in self.events if event.token == token]
 
     async def ready(self, queue: str = QUEUE) -> int:
@@ -229,7 +229,7 @@ class Harness:
         await channel.close()
         return delivery
 
-    def _take(self, delivery: Delivery) -> None:
+    def _on_delivery(self, delivery: Delivery) -> None:
         delivery.channel.ack(delivery.delivery_tag)
         if delivery.properties.content_type == CONTENT_TYPE:
             self.events.append(decode(delivery.body))

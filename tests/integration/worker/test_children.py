@@ -95,7 +95,7 @@ async def test_a_time_out_stops_the_handler_and_frees_the_slot(
     gate.open()
     assert not alive(gate.pids[0])
     assert marked(gate, "mark") is None, "it did not go on"
-    assert harness.told(token) == [EventKind.STARTED, EventKind.FAILED]
+    assert harness.reported(token) == [EventKind.STARTED, EventKind.FAILED]
 
 
 @pytest.mark.parametrize("handler", ["tidy", "deaf", "long_sum"])
@@ -104,7 +104,7 @@ async def test_a_cancel_stops_the_handler(harness: Harness, handler: str) -> Non
     gate = harness.gate()
     token = await harness.publish(handler, gate.payload)
     await gate.begun()
-    await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+    await harness.send_commands(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     assert (await harness.outcome(token)).kind is EventKind.CANCELLED
     assert (await run(harness)).kind is EventKind.SUCCEEDED
     gate.open()
@@ -123,8 +123,8 @@ async def test_a_handler_that_holds_the_interpreter_does_not_cost_the_connection
     await gate.begun()
     assert (await run(harness)).kind is EventKind.SUCCEEDED
     assert error_of(await harness.outcome(token)) == ("Timeout", True)
-    assert [line["event"] for line in worker.log].count("consumer.ready") == 1
-    assert harness.told(token) == [EventKind.STARTED, EventKind.FAILED]
+    assert [line["event"] for line in worker.log].count("consumer.registered") == 1
+    assert harness.reported(token) == [EventKind.STARTED, EventKind.FAILED]
 
 
 @pytest.mark.parametrize("handler", ["hold", "long_sum"])
@@ -140,13 +140,13 @@ async def test_a_keyed_handler_is_killed_in_time_and_the_worker_lives(
         await keyed.begun()
         await plain.begun()
         relay.cut()
-        await worker.logged("task.late")
+        await worker.logged("task.ended_late")
         await keyed.begun(2)
         assert not alive(keyed.pids[0]), "gone before it began again"
         plain.open()
         assert (await harness.outcome(other)).kind is EventKind.SUCCEEDED
         assert len(plain.pids) == 1
-        await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+        await harness.send_commands(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
         assert (await harness.outcome(token)).kind is EventKind.CANCELLED
         assert not alive(keyed.pids[1]), "told when it is gone"
 
@@ -156,7 +156,7 @@ async def test_what_a_handler_has_started_dies_with_it(harness: Harness) -> None
     gate = harness.gate()
     token = await harness.publish("family", gate.payload)
     await gate.begun(4)
-    await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+    await harness.send_commands(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     await harness.outcome(token)
     for pid in set(gate.pids):
         await gone(pid)
@@ -197,7 +197,7 @@ async def test_a_signal_to_the_whole_group_lets_the_running_finish(
     os.killpg(worker.group, number)  # a terminal
     os.kill(server, number)  # and whoever signals all there is
     os.kill(gate.pids[0], number)
-    await worker.logged("worker.stopping")
+    await worker.logged("worker.stop_started")
     gate.open()
     event = await harness.outcome(token)
     assert (event.kind, event.result) == (EventKind.SUCCEEDED, {"value": "held"})
@@ -263,7 +263,7 @@ async def test_a_task_outlives_many_heartbeats_of_its_connection(harness: Harnes
     gate = harness.gate()
     token = await harness.publish("long_sum", gate.payload, timeout_seconds=6)
     assert error_of(await harness.outcome(token)) == ("Timeout", True)
-    assert [line["event"] for line in worker.log].count("consumer.ready") == 1
+    assert [line["event"] for line in worker.log].count("consumer.registered") == 1
     assert await harness.heartbeats() == {1}
     assert len(gate.pids) == 1
 
@@ -300,6 +300,6 @@ async def test_plain_text_stays_plain(harness: Harness) -> None:
 async def hard_worker_in_text(harness: Harness) -> WorkerProcess:
     worker = await harness.start_worker(arguments=[HARD], TASKQUEUE_LOG_FORMAT="text")
     async with asyncio.timeout(PATIENCE):
-        while not any("consumer.ready" in line.get("text", "") for line in worker.log):  # noqa: ASYNC110
+        while not any("consumer.registered" in line.get("text", "") for line in worker.log):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return worker

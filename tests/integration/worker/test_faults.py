@@ -37,7 +37,7 @@ async def test_sigterm_lets_the_running_end_and_gives_back_the_rest(harness: Har
     for token in [await harness.publish("noop") for _ in range(120)]:
         await harness.outcome(token)  # short runs: deliveries are now fetched ahead
     await worker.logged("prefetch.changed")
-    await worker.logged("consumer.registered", times=2)
+    await worker.logged("consumer.added", times=2)
     running = await harness.publish("hold", gate.payload)
     await gate.begun()
     ahead = [await harness.publish("noop") for _ in range(3)]
@@ -45,7 +45,7 @@ async def test_sigterm_lets_the_running_end_and_gives_back_the_rest(harness: Har
     worker.terminate()
     for token in ahead:
         assert (await harness.outcome(token)).kind is EventKind.RELEASED
-    await worker.logged("worker.stopping")
+    await worker.logged("worker.stop_started")
     await harness.publish("noop")
     gate.open()
     assert (await harness.outcome(running)).kind is EventKind.SUCCEEDED
@@ -73,7 +73,7 @@ async def test_a_second_signal_ends_it_at_once(harness: Harness) -> None:
     await harness.publish("hold", gate.payload)
     await gate.begun()
     worker.terminate()
-    await worker.logged("worker.stopping")
+    await worker.logged("worker.stop_started")
     worker.terminate()
     assert await worker.ended() == 128 + 15
     await harness.until_ready(1)
@@ -92,7 +92,7 @@ async def test_a_closed_connection_is_made_anew_and_the_running_attempt_ends_onc
     token = await harness.publish("hold", gate.payload)
     await gate.begun()
     await harness.close_connections()
-    await worker.logged("consumer.ready", times=2)
+    await worker.logged("consumer.registered", times=2)
     await harness.until_ready(0)  # delivered again, to the worker that still runs it
     gate.open()
     assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
@@ -107,19 +107,19 @@ async def test_a_closed_connection_is_made_anew_and_the_running_attempt_ends_onc
 async def test_a_worker_waits_for_its_queue(empty_harness: Harness) -> None:
     harness = empty_harness
     worker = await harness.start_worker()
-    waiting = await worker.logged("consumer.waiting")
+    waiting = await worker.logged("consumer.lost")
     assert "taskqueue.shop.q does not exist yet" in waiting["reason"]
     await harness.declare()
     await harness.read_inbox()
     token = await harness.publish("noop")
     assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
-    assert [line["event"] for line in worker.log].count("consumer.waiting") == 1
+    assert [line["event"] for line in worker.log].count("consumer.lost") == 1
 
 
 async def test_a_queue_that_is_deleted_and_made_again_is_consumed_again(harness: Harness) -> None:
     worker = await harness.ready_worker()
     await harness.channel.delete_queue("taskqueue.shop.q")
-    await worker.logged("consumer.waiting", where=lambda line: "does not exist" in line["reason"])
+    await worker.logged("consumer.lost", where=lambda line: "does not exist" in line["reason"])
     await harness.declare()
     token = await harness.publish("noop")
     assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
@@ -131,7 +131,7 @@ async def test_an_outcome_waits_for_the_inbox(empty_harness: Harness) -> None:
     await harness.channel.delete_queue(INBOX_QUEUE)
     worker = await harness.ready_worker()
     token = await harness.publish("noop")
-    await worker.logged("outcome.unroutable")
+    await worker.logged("outcome.returned")
     await harness.declare()
     await harness.read_inbox()
     assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
@@ -155,14 +155,14 @@ async def test_a_repeated_message_is_answered_without_running(harness: Harness) 
 async def test_the_probes_over_http(empty_harness: Harness, unused_tcp_port: int) -> None:
     harness = empty_harness
     worker = await harness.start_worker(TASKQUEUE_HEALTH_PORT=str(unused_tcp_port))
-    await worker.logged("consumer.waiting")
+    await worker.logged("consumer.lost")
     assert (await probe(unused_tcp_port, "/healthz"))[0] == 200
     assert await probe(unused_tcp_port, "/readyz") == (
         503,
         "no consumer is registered with the broker\n",
     )
     await harness.declare()
-    await worker.logged("consumer.ready")
+    await worker.logged("consumer.registered")
     assert await probe(unused_tcp_port, "/readyz") == (200, "ok\n")
 
 

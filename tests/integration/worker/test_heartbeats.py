@@ -1,4 +1,4 @@
-"""What a real worker says of itself, and what becomes of it without."""
+"""Heartbeats of a real worker, and a broker that refuses them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.broker
 class Register:
     """Everything that comes into the operator's queue of heartbeats."""
 
-    beats: list[Heartbeat] = field(default_factory=list)
+    heartbeats: list[Heartbeat] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     _more: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -37,37 +37,42 @@ class Register:
     async def of(cls, harness: Harness) -> Register:
         register = cls()
         channel = await harness.connection.channel()
-        await channel.consume(HEARTBEATS_QUEUE, register._take, lambda reason: None)
+        await channel.consume(HEARTBEATS_QUEUE, register._on_delivery, lambda reason: None)
         return register
 
     async def wait(self, until: Callable[[Heartbeat], bool]) -> Heartbeat:
         """Return the first heartbeat of which ``until`` holds."""
         async with asyncio.timeout(PATIENCE):
             while True:
-                for beat in self.beats:
-                    if until(beat):
-                        return beat
+                for heartbeat in self.heartbeats:
+                    if until(heartbeat):
+                        return heartbeat
                 self._more.clear()
                 await self._more.wait()
 
     async def state(self, state: WorkerState) -> Heartbeat:
         """Return the first heartbeat with this state."""
-        return await self.wait(lambda beat: beat.state is state)
+        return await self.wait(lambda heartbeat: heartbeat.state is state)
 
-    def _take(self, delivery: Delivery) -> None:
+    def _on_delivery(self, delivery: Delivery) -> None:
         delivery.channel.ack(delivery.delivery_tag)
         self.deliveries.append(delivery)
-        self.beats.append(decode(delivery.body))
+        self.heartbeats.append(decode(delivery.body))
         self._more.set()
 
 
 async def test_a_worker_registers_itself(harness: Harness) -> None:
     register = await Register.of(harness)
     await harness.ready_worker(slots=3, NODE_NAME="node-7")
-    beat = await register.state(WorkerState.READY)
-    assert (beat.namespace, beat.queue, beat.pod, beat.node) == ("shop", "q", "pod-1", "node-7")
-    assert (beat.slots, beat.cpus, beat.running) == (3, available_cpus(), ())
-    assert {"echo", "hold", "async_hold"} <= set(beat.handlers)
+    heartbeat = await register.state(WorkerState.READY)
+    assert (heartbeat.namespace, heartbeat.queue, heartbeat.pod, heartbeat.node) == (
+        "shop",
+        "q",
+        "pod-1",
+        "node-7",
+    )
+    assert (heartbeat.slots, heartbeat.cpus, heartbeat.running) == (3, available_cpus(), ())
+    assert {"echo", "hold", "async_hold"} <= set(heartbeat.handlers)
     (delivery,) = register.deliveries
     assert delivery.routing_key == "shop.q.worker.heartbeat"
     assert delivery.properties.delivery_mode == 1
@@ -79,7 +84,7 @@ async def test_one_that_waits_for_its_queue_does_not(empty_harness: Harness) -> 
     await harness.channel.delete_queue("taskqueue.shop.q")
     register = await Register.of(harness)
     worker = await harness.start_worker()
-    await worker.logged("consumer.waiting")
+    await worker.logged("consumer.lost")
     worker.terminate()
     await worker.ended()
     other = Heartbeat(
@@ -96,14 +101,18 @@ async def test_one_that_waits_for_its_queue_does_not(empty_harness: Harness) -> 
     harness.channel.publish(
         HEARTBEATS_EXCHANGE, other.routing_key, encode(other), harness.properties()
     )
-    await register.wait(lambda beat: beat.pod == "pod-2")  # what came before it is known now
-    assert {beat.state for beat in register.beats if beat.pod == "pod-1"} <= {WorkerState.STOPPED}
+    await register.wait(
+        lambda heartbeat: heartbeat.pod == "pod-2"
+    )  # what came before it is known now
+    assert {heartbeat.state for heartbeat in register.heartbeats if heartbeat.pod == "pod-1"} <= {
+        WorkerState.STOPPED
+    }
 
 
-async def test_its_last_words_tell_what_it_still_runs_and_how_far_that_is(harness: Harness) -> None:
+async def test_a_draining_worker_reports_what_it_runs_with_progress(harness: Harness) -> None:
     register, gate = await Register.of(harness), harness.gate()
     worker = await harness.ready_worker()
-    token = await harness.publish("tell", gate.payload)
+    token = await harness.publish("report_progress", gate.payload)
     await gate.begun()
     worker.terminate()
     draining = await register.state(WorkerState.DRAINING)
@@ -113,7 +122,11 @@ async def test_its_last_words_tell_what_it_still_runs_and_how_far_that_is(harnes
     stopped = await register.state(WorkerState.STOPPED)
     assert stopped.running == ()
     assert await worker.ended() == 0
-    assert [beat.state for beat in register.beats] == ["ready", "draining", "stopped"]
+    assert [heartbeat.state for heartbeat in register.heartbeats] == [
+        "ready",
+        "draining",
+        "stopped",
+    ]
 
 
 async def test_a_drained_worker_says_so_until_its_signal_comes(harness: Harness) -> None:
@@ -121,7 +134,7 @@ async def test_a_drained_worker_says_so_until_its_signal_comes(harness: Harness)
     worker = await harness.ready_worker()
     token = await harness.publish("hold", gate.payload)
     await gate.begun()
-    await harness.order(WorkerCommand(CommandKind.DRAIN, namespace="shop", pod="pod-1"))
+    await harness.send_commands(WorkerCommand(CommandKind.DRAIN, namespace="shop", pod="pod-1"))
     draining = await register.state(WorkerState.DRAINING)
     assert (len(draining.running), draining.busy) == (1, 1)
     gate.open()
@@ -129,32 +142,34 @@ async def test_a_drained_worker_says_so_until_its_signal_comes(harness: Harness)
     assert (stopped.running, stopped.busy) == ((), 0)
     assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
     await harness.until_ready(0)
-    await register.wait(lambda beat: beat.state is WorkerState.STOPPED and beat is not stopped)
+    await register.wait(
+        lambda heartbeat: heartbeat.state is WorkerState.STOPPED and heartbeat is not stopped
+    )
     worker.terminate()
     assert await worker.ended() == 0
-    assert register.beats[-1].state is WorkerState.STOPPED
+    assert register.heartbeats[-1].state is WorkerState.STOPPED
 
 
-async def test_it_tells_of_a_direct_message_when_it_begins_and_when_it_has_ended(
+async def test_a_direct_message_is_reported_when_it_starts_and_ends(
     harness: Harness,
 ) -> None:
     register, gate = await Register.of(harness), harness.gate()
     await harness.ready_worker()
     await register.state(WorkerState.READY)
     await harness.send(BasicProperties(type="hold"), json.dumps(gate.payload).encode())
-    busy = await register.wait(lambda beat: beat.busy == 1)
+    busy = await register.wait(lambda heartbeat: heartbeat.busy == 1)
     assert (busy.running, busy.state) == ((), WorkerState.READY)
-    register.beats.clear()
+    register.heartbeats.clear()
     gate.open()
-    await register.wait(lambda beat: beat.busy == 0)
+    await register.wait(lambda heartbeat: heartbeat.busy == 0)
 
 
-async def test_it_says_good_bye_by_another_connection_too(harness: Harness) -> None:
+async def test_the_last_heartbeat_survives_a_reconnect(harness: Harness) -> None:
     register = await Register.of(harness)
     worker = await harness.ready_worker()
     await register.state(WorkerState.READY)
     await harness.close_connections()
-    await worker.logged("consumer.ready", times=2)
+    await worker.logged("consumer.registered", times=2)
     await harness.outcome(await harness.publish("noop"))
     worker.terminate()
     await register.state(WorkerState.STOPPED)
@@ -178,8 +193,8 @@ async def test_a_broker_without_the_exchange_gets_its_outcomes_all_the_same(
         HEARTBEATS_EXCHANGE,
     )
     worker = await harness.ready_worker()
-    told = await worker.logged("heartbeat.not_sent")
-    assert "404 NOT_FOUND - no exchange 'taskqueue.heartbeats'" in told["reason"]
+    logged = await worker.logged("heartbeat.not_sent")
+    assert "404 NOT_FOUND - no exchange 'taskqueue.heartbeats'" in logged["reason"]
     outcome = await harness.outcome(await harness.publish("noop"))
     assert outcome.kind is EventKind.SUCCEEDED
     worker.terminate()
@@ -198,11 +213,11 @@ async def test_a_user_without_permission_reports_its_outcomes_all_the_same(
     assert outcome.kind is EventKind.SUCCEEDED
     worker.terminate()
     assert await worker.ended() == 0
-    told = await worker.logged("heartbeat.not_sent")
-    assert "403 ACCESS_REFUSED" in told["reason"]
+    logged = await worker.logged("heartbeat.not_sent")
+    assert "403 ACCESS_REFUSED" in logged["reason"]
     assert [line["event"] for line in worker.log].count("heartbeat.not_sent") == 1
     assert not [line for line in worker.log if line["event"] == "publisher.lost"]
-    assert register.beats == []
+    assert register.heartbeats == []
 
 
 async def test_no_worker_speaks_for_another_queue(harness: Harness) -> None:
@@ -212,10 +227,10 @@ async def test_no_worker_speaks_for_another_queue(harness: Harness) -> None:
         ("shop.mail.worker.heartbeat", Settled.UNKNOWN),
     ):
         publisher = await Publisher.open(own)
-        told = await publisher.publish_and_wait(
+        settled = await publisher.publish_and_wait(
             HEARTBEATS_EXCHANGE, key, b"{}", harness.properties()
         )
-        assert told[0] is verdict
+        assert settled[0] is verdict
     await own.close()
 
 

@@ -32,15 +32,15 @@ async def test_a_cut_connection_stops_keyed_work_and_it_runs_again(
     await keyed.begun()
     await plain.begun()
     relay[0].cut()
-    await worker.logged("task.cut_off")
-    await worker.logged("task.late")  # it has ended, and only then began anew
+    await worker.logged("task.disowned")
+    await worker.logged("task.ended_late")  # it has ended, and only then started again
     await keyed.begun(2)
     keyed.open()
     plain.open()
     for each in (token, other):
         assert (await harness.outcome(each)).kind is EventKind.SUCCEEDED
     assert len(plain.pids) == 1, "what has no key runs on"
-    ends = [kind for kind in harness.told(token) if kind is not EventKind.STARTED]
+    ends = [kind for kind in harness.reported(token) if kind is not EventKind.STARTED]
     assert ends == [EventKind.SUCCEEDED], "nothing is told of the one that was stopped"
 
 
@@ -53,7 +53,7 @@ async def test_a_thread_that_does_not_end_takes_the_process_with_it(
     await gate.begun()
     getattr(relay[0], way)()
     aborted = await worker.logged("worker.aborted")
-    assert "ctx.cancelled" in aborted["todo"]
+    assert "ctx.cancelled" in aborted["hint"]
     assert await worker.ended() == EXIT_CODE
     assert len(gate.pids) == 1
     if way == "freeze":
@@ -72,7 +72,7 @@ async def test_a_frozen_network_stops_keyed_work_in_time(
     await harness.publish("polite", gate.payload, fence=7)
     await gate.begun()
     relay[0].freeze()
-    cut = await worker.logged("task.cut_off")
+    cut = await worker.logged("task.disowned")
     assert "silent" in cut["reason"]
     await gate.begun(2)  # it has seen ctx.cancelled
     assert await harness.ready() == 0, "before the broker gave it to anybody"
@@ -83,7 +83,7 @@ async def test_a_cancelled_keyed_attempt_is_told_when_it_has_ended(harness: Harn
     gate = harness.gate()
     token = await harness.publish("polite", gate.payload, fence=7)
     await gate.begun()
-    await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+    await harness.send_commands(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     assert (await harness.outcome(token)).kind is EventKind.CANCELLED
     assert len(gate.pids) == 2
 
@@ -96,5 +96,5 @@ async def test_at_the_end_a_keyed_thread_that_runs_on_ends_with_the_process(
     await gate.begun()
     worker.terminate()
     assert await worker.ended() == EXIT_CODE
-    assert set(harness.told(token)) <= {EventKind.STARTED}, "it is not given back while it runs"
+    assert set(harness.reported(token)) <= {EventKind.STARTED}, "it is not given back while it runs"
     await harness.until_ready(1)

@@ -70,14 +70,14 @@ async def test_a_thread_outlives_its_time_out_and_holds_the_slot_until_the_handl
     event = await harness.outcome(token)
     assert event.error is not None
     assert event.error.type == "Timeout"
-    assert harness.told(token) == [EventKind.STARTED, EventKind.FAILED]
+    assert harness.reported(token) == [EventKind.STARTED, EventKind.FAILED]
     second = await harness.publish("noop")
     await worker.logged("task.stuck")
-    assert harness.told(second) == []
+    assert harness.reported(second) == []
     gate.open()
-    await worker.logged("task.late")
+    await worker.logged("task.ended_late")
     assert (await harness.outcome(second)).kind is EventKind.SUCCEEDED
-    assert harness.told(token) == [EventKind.STARTED, EventKind.FAILED]
+    assert harness.reported(token) == [EventKind.STARTED, EventKind.FAILED]
 
 
 async def test_an_async_time_out_frees_the_slot(harness: Harness) -> None:
@@ -152,7 +152,7 @@ async def test_many_tasks_end_once_each_with_the_prefetch_raised(harness: Harnes
         assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
     raised = await worker.logged("prefetch.changed")
     assert raised["prefetch"] == 64
-    assert all(harness.told(token) == [EventKind.SUCCEEDED] for token in tokens)
+    assert all(harness.reported(token) == [EventKind.SUCCEEDED] for token in tokens)
     await harness.until_ready(0)
 
 

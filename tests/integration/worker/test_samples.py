@@ -53,7 +53,7 @@ async def test_the_command(harness: Harness) -> None:
     assert (event.error.type, event.error.retryable) == ("ExitCode", False)
     token = await harness.publish("count-words", {"text": "wait"})
     await worker.logged("handler.output", where=lambda line: "waiting" in line["text"])
-    await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+    await harness.send_commands(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     assert (await harness.outcome(token)).kind is EventKind.CANCELLED
     await worker.logged("handler.output", where=lambda line: line["text"] == "cleaned up")
     token = await harness.publish("count-words", {"text": "wait"}, timeout_seconds=1)
@@ -92,7 +92,7 @@ async def test_the_service(harness: Harness, service: int) -> None:
     assert event.retry_after_seconds == 2
     token = await harness.publish("wait", {})
     await harness.outcome(token, EventKind.STARTED)
-    await harness.order(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
+    await harness.send_commands(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     assert (await harness.outcome(token)).kind is EventKind.CANCELLED
     worker.terminate()
     assert await worker.ended() == 0

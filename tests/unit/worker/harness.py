@@ -1,4 +1,4 @@
-"""A runtime with the broker and the handlers in the test's hands."""
+"""A runtime whose broker and handlers the test controls."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RuntimeHarness:
     def events(self) -> list[EventKind]:
         return [each.event.kind for each in self.publisher.published]
 
-    def order(self, kind: CommandKind, token: str = "k.1") -> None:  # noqa: S107
+    def command(self, kind: CommandKind, token: str = "k.1") -> None:  # noqa: S107
         self.runtime.on_command(WorkerCommand(kind, token=token, uid=f"uid-{token}"))
 
     @property

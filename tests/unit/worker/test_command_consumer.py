@@ -296,7 +296,7 @@ async def test_a_refusal_is_explained_once_and_tried_again(
     harness = CommandHarness(stream)
     await harness.connect(60)
     (waiting,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert waiting.getMessage() == "control.waiting"
+    assert waiting.getMessage() == "command_consumer.lost"
     assert words in vars(waiting)["fields"]["reason"]
     assert harness.caught_up == []
     assert 8 <= len(stream.channels) <= 20, "with growing pauses of at most 10 s"
@@ -312,7 +312,7 @@ async def test_a_malformed_command_is_logged_and_skipped(caplog: pytest.LogCaptu
     harness = CommandHarness(stream)
     await harness.connect()
     assert harness.caught_up == [["k.0", "k.2"]]
-    assert "order.malformed" in [record.getMessage() for record in caplog.records]
+    assert "command.invalid" in [record.getMessage() for record in caplog.records]
     await harness.end()
 
 

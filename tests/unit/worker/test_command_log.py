@@ -1,4 +1,4 @@
-"""What a worker keeps in mind of the orders it has seen."""
+"""The commands a worker has seen, by token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from taskqueue.contract.command import CommandKind
 from taskqueue.worker.command_log import AGE_SECONDS, CommandLog
 
 
-def test_an_order_is_known_by_its_token() -> None:
+def test_a_command_is_known_by_its_token() -> None:
     book = CommandLog()
     book.add("a", CommandKind.CANCEL, 0.0)
     book.add("b", CommandKind.RELEASE, 0.0)
@@ -14,7 +14,7 @@ def test_an_order_is_known_by_its_token() -> None:
     assert book.get("c") is None
 
 
-def test_the_last_order_of_a_token_counts() -> None:
+def test_the_last_command_of_a_token_counts() -> None:
     book = CommandLog()
     book.add("a", CommandKind.RELEASE, 0.0)
     book.add("a", CommandKind.CANCEL, 1.0)
@@ -22,14 +22,14 @@ def test_the_last_order_of_a_token_counts() -> None:
     assert len(book) == 1
 
 
-def test_the_oldest_are_forgotten_beyond_the_number() -> None:
+def test_the_oldest_are_dropped_beyond_the_number() -> None:
     book = CommandLog(tokens=2)
     for number, token in enumerate("abac"):
         book.add(token, CommandKind.CANCEL, float(number))
     assert [token for token in "abc" if book.get(token)] == ["a", "c"]
 
 
-def test_an_order_is_forgotten_after_a_day() -> None:
+def test_a_command_is_dropped_after_a_day() -> None:
     book = CommandLog()
     book.add("a", CommandKind.CANCEL, 0.0)
     book.add("b", CommandKind.CANCEL, AGE_SECONDS - 1)

@@ -171,7 +171,7 @@ async def test_consumer_retries_while_the_broker_is_down_and_logs_it_once(
     harness = ConsumerHarness(broker := FakeBroker(up=False), monkeypatch)
     await asyncio.sleep(60)
     assert 8 <= broker.tries <= 20, "with growing pauses of at most 10 s"
-    assert [record.getMessage() for record in caplog.records] == ["consumer.waiting"]
+    assert [record.getMessage() for record in caplog.records] == ["consumer.lost"]
     broker.up = True
     await asyncio.sleep(11)
     assert harness.consumer.registered
@@ -207,7 +207,7 @@ async def test_a_missing_queue_is_retried_on_one_connection_and_logged_once(
     await asyncio.sleep(60)
     assert len(broker.connections) == 1
     assert len(broker.channels) >= 8
-    assert [record.getMessage() for record in caplog.records] == ["consumer.waiting"]
+    assert [record.getMessage() for record in caplog.records] == ["consumer.lost"]
     broker.queue_exists = True
     await asyncio.sleep(11)
     assert harness.consumer.registered

@@ -1,4 +1,4 @@
-"""When a worker should be restarted, and how that is said over HTTP."""
+"""When a worker should be restarted, and what the probes answer over HTTP."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.looptime
 HEARTBEAT = 5.0
 
 
-class FakeLine:
+class FakeConnection:
     """A connection whose broker is heard when the test says so."""
 
     heartbeat_seconds = HEARTBEAT
@@ -33,7 +33,7 @@ class FakeLine:
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()
         self.closed: asyncio.Future[str] = self._loop.create_future()
-        self._beating: asyncio.TimerHandle | None = None
+        self._next_frame: asyncio.TimerHandle | None = None
 
     @property
     def silent_seconds(self) -> float:
@@ -42,21 +42,21 @@ class FakeLine:
     def hear(self) -> None:
         self._heard = self._loop.time()
 
-    def beat(self) -> None:
+    def keep_heard(self) -> None:
         """Be heard as often as a healthy broker is."""
         self.hear()
-        self._beating = self._loop.call_later(HEARTBEAT / 2, self.beat)
+        self._next_frame = self._loop.call_later(HEARTBEAT / 2, self.keep_heard)
 
     def fall_silent(self) -> None:
-        assert self._beating is not None
-        self._beating.cancel()
+        assert self._next_frame is not None
+        self._next_frame.cancel()
 
 
-def connect(harness: RuntimeHarness) -> FakeLine:
-    line = FakeLine()
-    line.beat()
-    harness.runtime.on_connected(cast(WatchedConnection, line))
-    return line
+def connect(harness: RuntimeHarness) -> FakeConnection:
+    connection = FakeConnection()
+    connection.keep_heard()
+    harness.runtime.on_connected(cast(WatchedConnection, connection))
+    return connection
 
 
 def keyed(token: str = "a", *, timeout_seconds: int = 600) -> WorkMessage:  # noqa: S107
@@ -85,7 +85,7 @@ async def test_it_ends_like_any_other_while_all_is_well() -> None:
 # The connection is lost.
 
 
-async def test_a_lost_connection_ends_keyed_work_at_once_and_nothing_is_told_of_it() -> None:
+async def test_a_lost_connection_ends_keyed_work_at_once_and_nothing_is_published() -> None:
     harness = RuntimeHarness(slots=3)
     connect(harness)
     harness.deliver(keyed("key"))
@@ -110,7 +110,7 @@ async def test_a_keyed_execution_that_runs_on_after_the_loss_takes_the_process_w
     assert [fields["task"] for fields in harness.aborts] == ["task-a"]
 
 
-async def test_one_delivered_again_here_waits_for_the_end_of_the_first() -> None:
+async def test_one_redelivered_here_waits_for_the_end_of_the_first() -> None:
     harness = RuntimeHarness(slots=3)
     connect(harness)
     harness.deliver(keyed())
@@ -128,21 +128,21 @@ async def test_one_delivered_again_here_waits_for_the_end_of_the_first() -> None
     assert harness.channel.settled == [("ack", 2, True)]
 
 
-async def test_one_delivered_again_here_and_ordered_to_stop_is_answered_after_the_first() -> None:
+async def test_one_redelivered_here_and_commanded_to_stop_is_answered_after_the_first() -> None:
     harness = RuntimeHarness(slots=3)
     connect(harness)
     harness.deliver(keyed())
     harness.runtime.on_channel_lost()
     harness.open_channel()
     harness.deliver(keyed(), deliveries=1)
-    harness.order(CommandKind.CANCEL, "a")
+    harness.command(CommandKind.CANCEL, "a")
     assert harness.reported == []
     harness.executor.started[0].succeed()
     assert harness.reported == [("task.cancelled", "a")]
     assert len(harness.executor.started) == 1
 
 
-async def test_one_delivered_again_here_is_forgotten_with_the_next_loss() -> None:
+async def test_one_redelivered_here_is_dropped_with_the_next_loss() -> None:
     harness = RuntimeHarness(slots=3)
     connect(harness)
     harness.deliver(keyed())
@@ -162,12 +162,12 @@ async def test_one_delivered_again_here_is_forgotten_with_the_next_loss() -> Non
 
 async def test_silence_ends_keyed_work_before_the_broker_can_deliver_it_again() -> None:
     harness = RuntimeHarness(slots=2)
-    line = connect(harness)
+    connection = connect(harness)
     harness.deliver(keyed("key"))
     harness.deliver(work("plain", timeout_seconds=600))
     harness.deliver(keyed("waiting"))
     await asyncio.sleep(60)
-    line.fall_silent()
+    connection.fall_silent()
     await asyncio.sleep(STOP_INTERVALS * HEARTBEAT - HEARTBEAT / 2)
     assert not harness.executor.started[0].cancelled
     await asyncio.sleep(HEARTBEAT / 2 + 0.2)
@@ -182,9 +182,9 @@ async def test_silence_ends_keyed_work_before_the_broker_can_deliver_it_again() 
 
 async def test_a_keyed_execution_that_runs_on_in_the_silence_takes_the_process_with_it() -> None:
     harness = RuntimeHarness()
-    line = connect(harness)
+    connection = connect(harness)
     harness.deliver(keyed())
-    line.fall_silent()
+    connection.fall_silent()
     await asyncio.sleep(REDELIVERY_INTERVALS * HEARTBEAT - 0.1)
     assert harness.aborts == []
     await asyncio.sleep(0.2)
@@ -193,12 +193,12 @@ async def test_a_keyed_execution_that_runs_on_in_the_silence_takes_the_process_w
 
 async def test_a_broker_heard_again_in_time_leaves_the_process_alone_until_the_time_out() -> None:
     harness = RuntimeHarness()
-    line = connect(harness)
+    connection = connect(harness)
     harness.deliver(keyed(timeout_seconds=60))
-    line.fall_silent()
+    connection.fall_silent()
     await asyncio.sleep(STOP_INTERVALS * HEARTBEAT + 0.5)
     assert harness.executor.started[0].cancelled
-    line.beat()
+    connection.keep_heard()
     await asyncio.sleep(50)
     assert harness.aborts == []
     await asyncio.sleep(10)
@@ -207,11 +207,11 @@ async def test_a_broker_heard_again_in_time_leaves_the_process_alone_until_the_t
 
 async def test_what_was_stopped_in_a_short_silence_goes_back_to_the_broker() -> None:
     harness = RuntimeHarness()
-    line = connect(harness)
+    connection = connect(harness)
     harness.deliver(keyed())
-    line.fall_silent()
+    connection.fall_silent()
     await asyncio.sleep(STOP_INTERVALS * HEARTBEAT + 0.5)
-    line.beat()
+    connection.keep_heard()
     harness.executor.started[0].succeed()
     await turn()
     assert harness.channel.settled == [("nack", 1, True)]
@@ -219,24 +219,24 @@ async def test_what_was_stopped_in_a_short_silence_goes_back_to_the_broker() -> 
     assert len(harness.executor.started) == 2
 
 
-async def test_a_loop_that_stood_still_looks_twice() -> None:
+async def test_a_loop_that_stood_still_checks_twice() -> None:
     harness = RuntimeHarness()
-    line = connect(harness)
+    connection = connect(harness)
     harness.deliver(keyed())
-    line.fall_silent()
+    connection.fall_silent()
     await asyncio.sleep(STOP_INTERVALS * HEARTBEAT + 0.05)
-    line.beat()
+    connection.keep_heard()
     await asyncio.sleep(60)
     assert not harness.executor.started[0].cancelled
 
 
-# Its end is told when it has ended.
+# Its end is published when its execution has ended.
 
 
 async def test_a_cancel_is_answered_when_the_execution_has_ended() -> None:
     harness = RuntimeHarness()
     harness.deliver(keyed())
-    harness.order(CommandKind.CANCEL, "a")
+    harness.command(CommandKind.CANCEL, "a")
     assert harness.executor.started[0].cancelled
     assert harness.reported == []
     harness.deliver(keyed(), deliveries=1)
@@ -251,14 +251,14 @@ async def test_a_cancelled_execution_has_until_its_time_out() -> None:
     harness = RuntimeHarness()
     harness.deliver(keyed(timeout_seconds=60))
     await asyncio.sleep(5)
-    harness.order(CommandKind.RELEASE, "a")
+    harness.command(CommandKind.RELEASE, "a")
     await asyncio.sleep(54)
     assert harness.aborts == []
     await asyncio.sleep(2)
     assert len(harness.aborts) == 1
 
 
-async def test_a_time_out_is_told_when_the_execution_has_ended() -> None:
+async def test_a_time_out_is_published_when_the_execution_has_ended() -> None:
     harness = RuntimeHarness()
     harness.deliver(keyed(timeout_seconds=60))
     await asyncio.sleep(61)

@@ -109,7 +109,7 @@ async def test_a_direct_message_too() -> None:
 async def test_one_that_was_to_end_anyway_is_told_once() -> None:
     harness = RuntimeHarness()
     execution = running(harness)
-    harness.order(CommandKind.CANCEL)
+    harness.command(CommandKind.CANCEL)
     execution.done(AttemptResult(seconds=0.1, lost="the fork server died"))
     await turn()
     assert harness.events == [EventKind.CANCELLED]

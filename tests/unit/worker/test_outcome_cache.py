@@ -1,4 +1,4 @@
-"""The memory of tokens ended lately."""
+"""The outcomes of tokens that ended lately."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def outcome(size: int = 1) -> CachedOutcome:
     return CachedOutcome("shop.q.task.succeeded", b"x" * size)
 
 
-def test_a_token_is_answered_with_what_was_said_first() -> None:
+def test_the_first_outcome_of_a_token_stays() -> None:
     finished = OutcomeCache()
     first = outcome()
     finished.add("a", first)
@@ -18,14 +18,14 @@ def test_a_token_is_answered_with_what_was_said_first() -> None:
     assert finished.get("b") is None
 
 
-def test_the_oldest_are_forgotten_beyond_the_number() -> None:
+def test_the_oldest_are_dropped_beyond_the_number() -> None:
     finished = OutcomeCache(tokens=2)
     for token in ("a", "b", "c"):
         finished.add(token, outcome())
     assert [finished.get(token) is None for token in ("a", "b", "c")] == [True, False, False]
 
 
-def test_the_oldest_are_forgotten_beyond_the_bytes() -> None:
+def test_the_oldest_are_dropped_beyond_the_bytes() -> None:
     finished = OutcomeCache(body_bytes=10)
     finished.add("a", outcome(6))
     finished.add("b", outcome(4))

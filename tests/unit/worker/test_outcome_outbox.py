@@ -15,13 +15,13 @@ pytestmark = pytest.mark.looptime
 
 
 class Ledger:
-    """A reporter, and how often each message was said to be confirmed."""
+    """An outbox, and which messages were confirmed."""
 
     def __init__(self) -> None:
         self.outbox = OutcomeOutbox(asyncio.get_running_loop())
         self.confirmed: list[str] = []
 
-    def report(self, name: str) -> None:
+    def publish(self, name: str) -> None:
         self.outbox.publish(message(name), lambda: self.confirmed.append(name))
 
 
@@ -29,10 +29,10 @@ def message(name: str) -> OutgoingMessage:
     return outcome_message(f"shop.q.{name}", name.encode())
 
 
-async def test_confirmed_once_is_told_once() -> None:
+async def test_a_confirm_is_reported_once() -> None:
     ledger, publisher = Ledger(), FakePublisher()
     ledger.outbox.attach(publisher.real)
-    ledger.report("a")
+    ledger.publish("a")
     assert ledger.outbox.outstanding == 1
     (published,) = publisher.settle()
     assert (published.exchange, published.key) == ("taskqueue.outcomes", "shop.q.a")
@@ -46,7 +46,7 @@ async def test_what_did_not_arrive_is_published_again_with_another_message_id(
 ) -> None:
     ledger, publisher = Ledger(), FakePublisher()
     ledger.outbox.attach(publisher.real)
-    ledger.report("a")
+    ledger.publish("a")
     ids = set()
     for _ in range(3):
         (published,) = publisher.settle(verdict, "312 NO_ROUTE")
@@ -62,12 +62,12 @@ async def test_what_did_not_arrive_is_published_again_with_another_message_id(
 
 async def test_without_a_publisher_everything_waits_for_the_next_one() -> None:
     ledger, first, second = Ledger(), FakePublisher(), FakePublisher()
-    ledger.report("early")
+    ledger.publish("early")
     ledger.outbox.attach(first.real)
-    ledger.report("lost")
+    ledger.publish("lost")
     first.settle(Settled.UNKNOWN, "connection lost")
     ledger.outbox.detach()
-    ledger.report("late")
+    ledger.publish("late")
     await asyncio.sleep(60)
     assert not first.published
     ledger.outbox.attach(second.real)
@@ -79,7 +79,7 @@ async def test_drained_waits_for_the_last_confirm() -> None:
     ledger, publisher = Ledger(), FakePublisher()
     ledger.outbox.attach(publisher.real)
     await ledger.outbox.wait_until_drained()
-    ledger.report("a")
+    ledger.publish("a")
     waiting = asyncio.create_task(ledger.outbox.wait_until_drained())
     publisher.settle(Settled.RETURNED, "312 NO_ROUTE")
     await asyncio.sleep(11)
@@ -88,7 +88,7 @@ async def test_drained_waits_for_the_last_confirm() -> None:
     await asyncio.wait_for(waiting, 1)
 
 
-async def test_a_mention_is_published_once_and_never_waited_for() -> None:
+async def test_a_message_published_once_and_never_waited_for() -> None:
     ledger, publisher = Ledger(), FakePublisher()
     ledger.outbox.publish_once(message("nobody there"))
     ledger.outbox.attach(publisher.real)
@@ -103,8 +103,8 @@ async def test_a_missing_inbox_is_logged_once(caplog: pytest.LogCaptureFixture) 
     ledger, publisher = Ledger(), FakePublisher()
     ledger.outbox.attach(publisher.real)
     for name in ("a", "b"):
-        ledger.report(name)
+        ledger.publish(name)
     for _ in range(3):
         publisher.settle(Settled.RETURNED, "312 NO_ROUTE")
         await asyncio.sleep(11)
-    assert [record.getMessage() for record in caplog.records] == ["outcome.unroutable"]
+    assert [record.getMessage() for record in caplog.records] == ["outcome.returned"]

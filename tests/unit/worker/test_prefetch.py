@@ -1,4 +1,4 @@
-"""When more deliveries are fetched than there are slots, and when no longer."""
+"""When more deliveries are prefetched than there are slots, and when no longer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From delivery to acknowledgement, with the broker and the handlers in the test's hands."""
+"""From delivery to acknowledgement; the test controls the broker and the handlers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.looptime
 # Tasks.
 
 
-async def test_a_delivery_runs_is_told_and_only_then_acknowledged() -> None:
+async def test_a_delivery_is_acknowledged_after_its_outcome_is_confirmed() -> None:
     harness = RuntimeHarness()
     harness.deliver(work("k.1", attempt=2, epoch=5))
     (execution,) = harness.executor.started
@@ -33,10 +33,10 @@ async def test_a_delivery_runs_is_told_and_only_then_acknowledged() -> None:
     execution.succeed(0.25, {"pages": 1})
     await turn()
     assert harness.channel.settled == []
-    (told,) = harness.publisher.settle()
-    event = told.event
+    (published,) = harness.publisher.settle()
+    event = published.event
     assert event.kind is EventKind.SUCCEEDED
-    assert told.key == "shop.q.task.succeeded"
+    assert published.key == "shop.q.task.succeeded"
     assert (event.token, event.attempt, event.epoch) == ("k.1", 2, 5)
     assert (event.seconds, event.result, event.worker) == (0.25, {"pages": 1}, "pod-1")
     await turn()
@@ -57,10 +57,10 @@ async def test_a_failure_carries_type_message_and_whether_to_retry() -> None:
     harness = RuntimeHarness()
     harness.deliver(work())
     harness.executor.started[0].done(raised(Fail("gone", type="NotFound"), 0.1))
-    (told,) = harness.publisher.settle()
-    assert told.event.kind is EventKind.FAILED
-    assert told.event.error is not None
-    assert (told.event.error.type, told.event.error.retryable) == ("NotFound", False)
+    (published,) = harness.publisher.settle()
+    assert published.event.kind is EventKind.FAILED
+    assert published.event.error is not None
+    assert (published.event.error.type, published.event.error.retryable) == ("NotFound", False)
 
 
 async def test_an_unconfirmed_outcome_keeps_the_delivery_until_it_is_confirmed() -> None:
@@ -75,7 +75,7 @@ async def test_an_unconfirmed_outcome_keeps_the_delivery_until_it_is_confirmed()
     assert harness.channel.settled == [("ack", 1, False)]
 
 
-async def test_a_long_attempt_is_announced_once_and_again_after_a_reconnect() -> None:
+async def test_the_start_of_a_long_attempt_is_published_and_repeated_after_a_reconnect() -> None:
     harness = RuntimeHarness()
     harness.deliver(work())
     await asyncio.sleep(STARTED_SECONDS - 0.01)
@@ -86,7 +86,7 @@ async def test_a_long_attempt_is_announced_once_and_again_after_a_reconnect() ->
     assert harness.events == [EventKind.STARTED, EventKind.STARTED]
 
 
-async def test_a_short_attempt_is_not_announced() -> None:
+async def test_the_start_of_a_short_attempt_is_not_published() -> None:
     harness = RuntimeHarness()
     harness.deliver(work())
     await asyncio.sleep(STARTED_SECONDS / 2)
@@ -95,7 +95,9 @@ async def test_a_short_attempt_is_not_announced() -> None:
     assert harness.events == [EventKind.SUCCEEDED]
 
 
-async def test_a_time_out_is_told_in_time_and_keeps_the_slot_until_the_handler_returns() -> None:
+async def test_a_time_out_is_published_in_time_and_keeps_the_slot_until_the_handler_returns() -> (
+    None
+):
     harness = RuntimeHarness(slots=1)
     harness.deliver(work("a", timeout_seconds=3))
     harness.deliver(work("b"))
@@ -135,10 +137,10 @@ async def test_an_attempt_delivered_too_often_is_not_run() -> None:
     assert len(harness.executor.started) == 1
     harness.deliver(work("b", max_deliveries=2), deliveries=2)
     assert len(harness.executor.started) == 1
-    (told,) = harness.publisher.settle()
-    assert told.event.error is not None
-    assert (told.event.error.type, told.event.error.retryable) == ("WorkerLost", True)
-    assert "2 times" in told.event.error.message
+    (published,) = harness.publisher.settle()
+    assert published.event.error is not None
+    assert (published.event.error.type, published.event.error.retryable) == ("WorkerLost", True)
+    assert "2 times" in published.event.error.message
     await turn()
     assert harness.channel.settled == [("ack", 2, False)]
 
@@ -179,7 +181,7 @@ async def test_a_token_ended_lately_is_answered_again_not_run() -> None:
     assert harness.channel.settled == [("ack", 1, False), ("ack", 2, False)]
 
 
-async def test_after_a_lost_channel_what_ran_is_told_and_what_waited_is_forgotten() -> None:
+async def test_after_a_lost_channel_running_attempts_report_and_queued_ones_are_dropped() -> None:
     harness = RuntimeHarness(slots=1)
     old = harness.channel
     harness.deliver(work("running"))
@@ -197,7 +199,7 @@ async def test_after_a_lost_channel_what_ran_is_told_and_what_waited_is_forgotte
     assert old.settled in ([], [("ack", 1, False)]), "at most to the dead channel, which drops it"
 
 
-async def test_nothing_is_taken_between_two_channels() -> None:
+async def test_deliveries_between_two_channels_are_ignored() -> None:
     harness = RuntimeHarness()
     late = harness.channel.deliver(work())
     harness.runtime.on_channel_lost()
@@ -216,7 +218,7 @@ async def test_nothing_is_taken_between_two_channels() -> None:
         ({"tq-task": None}, "tq-task"),
     ],
 )
-async def test_a_message_that_breaks_the_contract_is_buried_with_the_reason(
+async def test_a_message_that_breaks_the_contract_is_dead_lettered_with_the_reason(
     change: dict[str, Any], reason: str
 ) -> None:
     harness = RuntimeHarness()
@@ -226,17 +228,17 @@ async def test_a_message_that_breaks_the_contract_is_buried_with_the_reason(
     assert harness.executor.started == []
     await turn()
     assert harness.channel.settled == [], "not before the dead queue has it"
-    (letter,) = harness.publisher.settle()
-    assert (letter.exchange, letter.key, letter.body) == ("taskqueue.dead", "shop.q", b"body")
-    assert reason in letter.properties.headers["tq-error"]
-    assert "x-delivery-count" not in letter.properties.headers
-    letter.properties.encode()  # a float header would not pass
+    (message,) = harness.publisher.settle()
+    assert (message.exchange, message.key, message.body) == ("taskqueue.dead", "shop.q", b"body")
+    assert reason in message.properties.headers["tq-error"]
+    assert "x-delivery-count" not in message.properties.headers
+    message.properties.encode()  # a float header would not pass
     await turn()
     assert harness.channel.settled == [("ack", 1, False)]
 
 
 @pytest.mark.parametrize("body", [b"not json", b"[1]", b""])
-async def test_a_task_whose_body_is_no_object_is_buried(body: bytes) -> None:
+async def test_a_task_whose_body_is_not_an_object_is_dead_lettered(body: bytes) -> None:
     harness = RuntimeHarness()
     harness.deliver(work(body=body))
     assert [each.exchange for each in harness.publisher.settle()] == ["taskqueue.dead"]
@@ -251,7 +253,7 @@ def run_short(harness: RuntimeHarness, count: int) -> None:
         harness.executor.started[-1].succeed(0.0)
 
 
-async def test_short_runs_raise_the_prefetch_and_a_long_one_gives_back_what_waits() -> None:
+async def test_short_runs_raise_the_prefetch_and_a_long_one_releases_the_queued() -> None:
     harness = RuntimeHarness(slots=1)
     assert harness.runtime.prefetch == 1
     run_short(harness, 2 * ENOUGH_RUNS)
@@ -268,7 +270,7 @@ async def test_short_runs_raise_the_prefetch_and_a_long_one_gives_back_what_wait
     assert harness.executor.started[-1].attempt.uid == "order-7", "direct ones stay: it would count"
 
 
-async def test_what_was_on_its_way_when_the_prefetch_was_lowered_is_given_back_too() -> None:
+async def test_what_was_on_its_way_when_the_prefetch_was_lowered_is_released_too() -> None:
     harness = RuntimeHarness(slots=1)
     run_short(harness, 2 * ENOUGH_RUNS)
     harness.publisher.settle()

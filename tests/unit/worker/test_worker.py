@@ -64,7 +64,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
 
 
 class WorkerHarness:
-    """A worker that takes work after 60 s, with the broker and the handlers in the test's hands."""
+    """A worker that takes work after 60 s, with a fake broker and handlers."""
 
     def __init__(self, broker: FakeBroker, **changes: float) -> None:
         self.broker = broker
@@ -115,7 +115,9 @@ async def test_a_worker_registers_when_it_takes_work_and_sends_a_last_heartbeat(
     assert heartbeat.cpus >= 1
 
 
-async def test_what_runs_is_told_with_its_progress_until_it_has_ended(broker: FakeBroker) -> None:
+async def test_heartbeats_report_running_attempts_with_progress_until_they_end(
+    broker: FakeBroker,
+) -> None:
     harness = WorkerHarness(broker)
     harness.deliver(work("k.1", timeout_seconds=300))
     harness.deliver(BasicProperties())
@@ -145,7 +147,7 @@ async def test_one_that_never_took_work_only_sends_a_last_heartbeat(broker: Fake
 # What runs.
 
 
-async def test_it_tells_that_it_has_become_busy_and_idle_again(broker: FakeBroker) -> None:
+async def test_heartbeats_report_busy_and_idle(broker: FakeBroker) -> None:
     harness = WorkerHarness(broker)
     await asyncio.sleep(62)
     harness.deliver(BasicProperties())
@@ -160,7 +162,7 @@ async def test_it_tells_that_it_has_become_busy_and_idle_again(broker: FakeBroke
     await harness.cancel()
 
 
-async def test_an_end_that_is_told_is_not_what_it_is_busy_with(broker: FakeBroker) -> None:
+async def test_an_attempt_whose_end_is_decided_does_not_count_as_busy(broker: FakeBroker) -> None:
     harness = WorkerHarness(broker)
     harness.deliver(work(timeout_seconds=20))
     await asyncio.sleep(61)
@@ -169,7 +171,7 @@ async def test_an_end_that_is_told_is_not_what_it_is_busy_with(broker: FakeBroke
     await harness.cancel()
 
 
-async def test_one_slot_without_a_pause_is_not_told_all_the_time(broker: FakeBroker) -> None:
+async def test_one_slot_without_a_pause_sends_few_heartbeats(broker: FakeBroker) -> None:
     harness = WorkerHarness(broker, slots=1)
     await asyncio.sleep(61)
     for _ in range(3_000):
@@ -183,7 +185,7 @@ async def test_one_slot_without_a_pause_is_not_told_all_the_time(broker: FakeBro
 # Drained.
 
 
-async def test_a_drained_worker_waits_for_its_signal_and_says_that_it_has_stopped(
+async def test_a_drained_worker_waits_for_its_signal_and_reports_that_it_has_stopped(
     broker: FakeBroker,
 ) -> None:
     harness = WorkerHarness(broker)
@@ -199,7 +201,7 @@ async def test_a_drained_worker_waits_for_its_signal_and_says_that_it_has_stoppe
     assert not harness.task.done()
     harness.worker.stop()
     assert await asyncio.wait_for(harness.task, 0.01)
-    assert len(harness.states) == 6, "all was said"
+    assert len(harness.states) == 6, "all was sent"
 
 
 async def test_without_a_signal_it_ends_by_itself(
@@ -214,7 +216,7 @@ async def test_without_a_signal_it_ends_by_itself(
     assert caplog.records[-1].getMessage() == "worker.not_removed"
 
 
-async def test_one_that_is_not_to_wait_does_not(broker: FakeBroker) -> None:
+async def test_a_drained_worker_with_no_wait_ends_at_once(broker: FakeBroker) -> None:
     harness = WorkerHarness(broker, drained_seconds=0.0)
     await asyncio.sleep(75)
     harness.worker.drain()
@@ -264,7 +266,7 @@ async def test_a_signal_during_a_drain_begins_the_grace_period_and_ends_without_
     assert harness.channel.settled == [("nack", 1, True)]
 
 
-async def test_one_that_never_took_work_says_that_it_is_drained(broker: FakeBroker) -> None:
+async def test_one_that_never_took_work_reports_that_it_is_drained(broker: FakeBroker) -> None:
     harness = WorkerHarness(broker)
     await asyncio.sleep(5)
     harness.worker.drain()

@@ -1,4 +1,4 @@
-"""Orders by the control stream to a real worker: past, present, and over losses."""
+"""Commands by the control stream to a real worker: past, present, and over losses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def drain() -> WorkerCommand:
     return WorkerCommand(CommandKind.DRAIN, namespace="shop", pod="pod-1")
 
 
-def old_orders(count: int, *, uid: str = "u") -> list[WorkerCommand]:
+def past_commands(count: int, *, uid: str = "u") -> list[WorkerCommand]:
     return [
         WorkerCommand(CommandKind.CANCEL, token=f"k1.{uuid.uuid4().hex}", uid=uid)
         for _ in range(count)
@@ -42,23 +42,23 @@ async def test_a_running_attempt_is_stopped(
     worker, gate = await harness.ready_worker(slots=1), harness.gate()
     token = await harness.publish(handler, gate.payload)
     await gate.begun()
-    await harness.order(WorkerCommand(kind, token=token, uid="u"))
+    await harness.send_commands(WorkerCommand(kind, token=token, uid="u"))
     assert (await harness.outcome(token)).kind is answer
     assert (await harness.outcome(await harness.publish("noop"))).kind is EventKind.SUCCEEDED
     await harness.publish("noop", token=token)
     await worker.logged("outcome.repeated")
     await harness.until_ready(0)
     assert len(gate.pids) == (2 if handler == "polite" else 1)
-    assert set(harness.told(token)) <= {EventKind.STARTED, answer}
+    assert set(harness.reported(token)) <= {EventKind.STARTED, answer}
 
 
 @ANSWERS
-async def test_an_order_given_while_the_worker_is_away_is_kept_to(
+async def test_a_command_sent_while_the_worker_is_down_holds(
     harness: Harness, kind: CommandKind, answer: EventKind
 ) -> None:
     gate = harness.gate()
     token = await harness.publish("hold", gate.payload)
-    await harness.order(WorkerCommand(kind, token=token, uid="u"))
+    await harness.send_commands(WorkerCommand(kind, token=token, uid="u"))
     for _ in range(2):
         worker = await harness.start_worker()
         assert (await harness.outcome(token)).kind is answer
@@ -70,86 +70,86 @@ async def test_an_order_given_while_the_worker_is_away_is_kept_to(
     assert gate.pids == []
 
 
-async def test_ten_thousand_old_orders_are_known_before_the_first_work(harness: Harness) -> None:
+async def test_ten_thousand_past_commands_are_known_before_the_first_work(harness: Harness) -> None:
     gate = harness.gate()
     token = await harness.publish("hold", gate.payload)
-    await harness.order(*old_orders(9_999), cancel(token))
+    await harness.send_commands(*past_commands(9_999), cancel(token))
     worker = await harness.start_worker()
     assert (await harness.outcome(token)).kind is EventKind.CANCELLED
-    await worker.logged("consumer.ready")
+    await worker.logged("consumer.registered")
     events = [line["event"] for line in worker.log]
-    assert events.index("control.ready") < events.index("consumer.ready")
-    assert (await worker.logged("control.ready"))["orders"] == 10_000
+    assert events.index("command_consumer.registered") < events.index("consumer.registered")
+    assert (await worker.logged("command_consumer.registered"))["commands"] == 10_000
     assert gate.pids == []
 
 
-async def test_after_a_reconnect_it_goes_on_where_it_was(harness: Harness) -> None:
+async def test_after_a_reconnect_it_continues_where_it_was(harness: Harness) -> None:
     worker, gate = await harness.ready_worker(slots=2), harness.gate()
-    await harness.order(*old_orders(3))
+    await harness.send_commands(*past_commands(3))
     first = await harness.publish("async_hold", gate.payload)
     second = await harness.publish("async_hold", gate.payload)
     await gate.begun(2)
-    await harness.order(cancel(first))
+    await harness.send_commands(cancel(first))
     assert (await harness.outcome(first)).kind is EventKind.CANCELLED
     await harness.close_connections()
-    await harness.order(cancel(second))
+    await harness.send_commands(cancel(second))
     assert (await harness.outcome(second)).kind is EventKind.CANCELLED
-    again = await worker.logged("control.ready", times=2)
-    assert again["orders"] <= 1, "what it has seen does not come again"
+    again = await worker.logged("command_consumer.registered", times=2)
+    assert again["commands"] <= 1, "what it has seen does not come again"
     third = await harness.publish("async_hold", gate.payload)
     await gate.begun(3)
-    await harness.order(cancel(third))
+    await harness.send_commands(cancel(third))
     assert (await harness.outcome(third)).kind is EventKind.CANCELLED
 
 
-async def test_orders_that_retention_has_cut_off_hold_nothing_up(harness: Harness) -> None:
+async def test_commands_dropped_by_retention_do_not_block_the_worker(harness: Harness) -> None:
     await harness.channel.delete_queue(CONTROL_STREAM)
     # Room for some segments: of one that is full by itself nothing may be left.
     small = {**CONTROL_ARGUMENTS, "x-max-length-bytes": 1_200_000}
     await harness.channel.declare_queue(CONTROL_STREAM, arguments=small)
     worker = await harness.ready_worker()
-    await harness.order(*old_orders(10))
+    await harness.send_commands(*past_commands(10))
     worker.freeze()
     await harness.close_connections()
-    await harness.order(*old_orders(4_000, uid="u" * 1000))
+    await harness.send_commands(*past_commands(4_000, uid="u" * 1000))
     worker.thaw()
-    assert 0 < (await worker.logged("control.ready", times=2))["orders"] < 3_900
+    assert 0 < (await worker.logged("command_consumer.registered", times=2))["commands"] < 3_900
     gate = harness.gate()
     token = await harness.publish("hold", gate.payload)
-    await harness.order(cancel(token))
+    await harness.send_commands(cancel(token))
     assert (await harness.outcome(token)).kind is EventKind.CANCELLED
 
 
-async def test_a_worker_waits_for_the_stream_and_says_so_once(harness: Harness) -> None:
+async def test_a_worker_waits_for_the_stream_and_logs_it_once(harness: Harness) -> None:
     await harness.channel.delete_queue(CONTROL_STREAM)
     token = await harness.publish("noop")
     worker = await harness.start_worker()
-    waiting = await worker.logged("control.waiting")
+    waiting = await worker.logged("command_consumer.lost")
     assert "taskqueue.control does not exist yet: start the operator" in waiting["reason"]
-    assert harness.told(token) == []
+    assert harness.reported(token) == []
     await harness.declare()
     assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
-    assert [line["event"] for line in worker.log].count("control.waiting") == 1
+    assert [line["event"] for line in worker.log].count("command_consumer.lost") == 1
 
 
-async def test_a_stream_that_is_made_anew_is_followed_from_its_beginning(harness: Harness) -> None:
+async def test_a_stream_declared_again_is_read_from_its_beginning(harness: Harness) -> None:
     worker, gate = await harness.ready_worker(), harness.gate()
-    await harness.order(*old_orders(50))
+    await harness.send_commands(*past_commands(50))
     token = await harness.publish("async_hold", gate.payload)
     await gate.begun()
     await harness.channel.delete_queue(CONTROL_STREAM)
-    await worker.logged("control.waiting")
+    await worker.logged("command_consumer.lost")
     await harness.declare()
-    await harness.order(cancel(token))
+    await harness.send_commands(cancel(token))
     assert (await harness.outcome(token)).kind is EventKind.CANCELLED
 
 
-async def test_a_worker_that_may_not_read_orders_says_what_to_grant(harness: Harness) -> None:
+async def test_a_worker_that_may_not_read_commands_logs_what_to_grant(harness: Harness) -> None:
     user, grant = harness.worker_parameters.username, harness.vhost.management.permit
     write = r"^taskqueue\.(outcomes|dead|heartbeats)$"
     grant(harness.vhost.name, user, configure="^$", write=write, read=r"^taskqueue\.shop\.q$")
     worker = await harness.start_worker()
-    waiting = await worker.logged("control.waiting")
+    waiting = await worker.logged("command_consumer.lost")
     assert f"user '{user}' may not read taskqueue.control: grant it" in waiting["reason"]
     pattern = r"^taskqueue\.(shop\.q|control)$"
     assert pattern in waiting["reason"]
@@ -157,31 +157,31 @@ async def test_a_worker_that_may_not_read_orders_says_what_to_grant(harness: Har
     assert (await harness.outcome(await harness.publish("noop"))).kind is EventKind.SUCCEEDED
 
 
-async def test_what_is_no_order_is_passed_over(harness: Harness) -> None:
+async def test_an_invalid_command_is_skipped(harness: Harness) -> None:
     worker, gate = await harness.ready_worker(), harness.gate()
     await harness.publisher.publish_and_wait("", CONTROL_STREAM, b"dance!", harness.properties())
-    assert "JSON" in (await worker.logged("order.malformed"))["reason"]
+    assert "JSON" in (await worker.logged("command.invalid"))["reason"]
     token = await harness.publish("async_hold", gate.payload)
     await gate.begun()
-    await harness.order(cancel(token))
+    await harness.send_commands(cancel(token))
     assert (await harness.outcome(token)).kind is EventKind.CANCELLED
 
 
-async def test_an_ordered_drain_lets_the_running_end_and_takes_nothing_more(
+async def test_a_commanded_drain_lets_the_running_end_and_takes_nothing_more(
     harness: Harness,
 ) -> None:
     worker, gate = await harness.ready_worker(slots=1, TASKQUEUE_GRACE_SECONDS="0"), harness.gate()
     token = await harness.publish("hold", gate.payload)
     await gate.begun()
     others = [("shop", "pod-2"), ("other", "pod-1")]
-    await harness.order(
+    await harness.send_commands(
         *(
             WorkerCommand(CommandKind.DRAIN, namespace=namespace, pod=pod)
             for namespace, pod in others
         ),
         drain(),
     )
-    await worker.logged("worker.draining")
+    await worker.logged("worker.drain_started")
     await harness.publish("noop")
     gate.open()
     assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
@@ -192,28 +192,28 @@ async def test_an_ordered_drain_lets_the_running_end_and_takes_nothing_more(
     assert await harness.ready() == 1, "it took no more"
 
 
-async def test_an_order_to_drain_is_for_the_process_that_is_there(harness: Harness) -> None:
+async def test_a_command_to_drain_is_for_the_process_that_is_there(harness: Harness) -> None:
     first = await harness.ready_worker(TASKQUEUE_DRAINED_SECONDS="0")
-    await harness.order(drain())
+    await harness.send_commands(drain())
     assert await first.ended() == 0, "it waits for no signal"
     again = await harness.ready_worker()
     assert (await harness.outcome(await harness.publish("noop"))).kind is EventKind.SUCCEEDED
     await harness.close_connections()
-    await again.logged("control.ready", times=2)
+    await again.logged("command_consumer.registered", times=2)
     assert (await harness.outcome(await harness.publish("noop"))).kind is EventKind.SUCCEEDED
     again.freeze()
     await harness.close_connections()
-    await harness.order(drain())
+    await harness.send_commands(drain())
     again.thaw()
     await again.logged("worker.drained")  # given while it was away, it counts
     await harness.close_connections()
-    await again.logged("control.ready", times=4)
+    await again.logged("command_consumer.registered", times=4)
     again.terminate()
     assert await again.ended() == 0
-    assert len([line for line in again.log if line["event"] == "worker.draining"]) == 1
+    assert len([line for line in again.log if line["event"] == "worker.drain_started"]) == 1
 
 
-async def test_a_draining_worker_still_obeys_and_a_signal_begins_its_grace(
+async def test_a_draining_worker_still_obeys_and_a_signal_starts_its_grace(
     harness: Harness,
 ) -> None:
     worker = await harness.ready_worker(slots=2, TASKQUEUE_GRACE_SECONDS="0")
@@ -222,9 +222,9 @@ async def test_a_draining_worker_still_obeys_and_a_signal_begins_its_grace(
     released = await harness.publish("async_hold", second.payload)
     await first.begun()
     await second.begun()
-    await harness.order(drain())
-    await worker.logged("worker.draining")
-    await harness.order(cancel(cancelled))
+    await harness.send_commands(drain())
+    await worker.logged("worker.drain_started")
+    await harness.send_commands(cancel(cancelled))
     assert (await harness.outcome(cancelled)).kind is EventKind.CANCELLED
     worker.terminate()
     assert (await harness.outcome(released)).kind is EventKind.RELEASED
