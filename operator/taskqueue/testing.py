@@ -15,12 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
 from taskqueue.jsonable import plain
+from taskqueue.limits import DEFAULT_ATTEMPT_SECONDS, DEFAULT_ATTEMPTS, RESULT_BYTES
 from taskqueue.worker.sdk import Context, Fail, Handler, HandlerRegistry, Progress
 
 __all__ = ["About", "Recorded", "run", "run_async"]
-
-#: What a Task's status takes.
-_MAX_RESULT_BYTES = 16 * 1024
 
 
 class About(TypedDict, total=False):
@@ -44,8 +42,8 @@ _DEFAULTS: About = {
     "uid": "00000000-0000-4000-8000-000000000000",
     "queue": "test",
     "attempt": 1,
-    "max_attempts": 3,
-    "timeout_seconds": 300,
+    "max_attempts": DEFAULT_ATTEMPTS,
+    "timeout_seconds": DEFAULT_ATTEMPT_SECONDS,
     "fence": None,
 }
 
@@ -178,9 +176,9 @@ def _result(value: Any) -> dict[str, Any] | None:
     if not isinstance(result, dict):
         result = {"value": result}
     size = len(json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode())
-    if size > _MAX_RESULT_BYTES:
+    if size > RESULT_BYTES:
         raise Fail(
-            f"the result is {size} bytes of JSON, the limit is {_MAX_RESULT_BYTES}: "
+            f"the result is {size} bytes of JSON, the limit is {RESULT_BYTES}: "
             "store it elsewhere and return where it is",
             type="ResultTooLarge",
         )

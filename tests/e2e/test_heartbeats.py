@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from taskqueue.controller.pool.worker_registry import LOST_SECONDS
+from taskqueue.limits import WORKER_LOST_SECONDS
 from tests.e2e.api import Body
 from tests.e2e.harness import OPERATOR_NAMESPACE, TEMPLATE, Harness
 
@@ -110,7 +110,9 @@ def test_a_killed_one_is_missed(harness: Harness) -> None:
     (pod,) = pods_told(harness)
     harness.kill(pod)
     harness.until(
-        lambda: pod not in pods_told(harness), what=f"without {pod}", seconds=LOST_SECONDS + 15
+        lambda: pod not in pods_told(harness),
+        what=f"without {pod}",
+        seconds=WORKER_LOST_SECONDS + 15,
     )
     assert lost(harness, pod)
     harness.available(1)

@@ -36,7 +36,7 @@ from examples.thumbnails.work import (
 from taskqueue import Context, Fail
 from taskqueue.api.task import TaskResource
 from taskqueue.api.taskqueue import TaskQueueResource
-from taskqueue.worker.outcome import MAX_RESULT_BYTES
+from taskqueue.limits import RESULT_BYTES
 
 LINE = jobs()
 GOOD = LINE[0].name
@@ -130,7 +130,7 @@ class TestHandler:
         self, run: Callable[[dict[str, Any]], Any], file: str, variant: Any
     ) -> None:
         result = run(payload(Job(file, variant)))
-        assert len(json.dumps(result)) < MAX_RESULT_BYTES
+        assert len(json.dumps(result)) < RESULT_BYTES
         assert max(result["width"], result["height"]) == variant.width
         assert verdict.jpeg(finished_task(GOOD, result=result)) == base64.b64decode(result["jpeg"])
         assert all(len(colour) == 7 and colour[0] == "#" for colour in result["colours"])

@@ -15,6 +15,8 @@ from pika import exceptions
 from pika.compat import long
 from pika.spec import BasicProperties
 
+from taskqueue.limits import SHORT_STRING_BYTES
+
 METHOD, HEADER, BODY = 1, 2, 3
 #: In front of a frame's payload; behind it comes one byte, `END`.
 FRAME = struct.Struct(">BHI")
@@ -225,6 +227,6 @@ def _read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
 def _string(text: str) -> bytes:
     """Return a short string."""
     encoded = text if isinstance(text, bytes) else text.encode()
-    if len(encoded) > 255:
+    if len(encoded) > SHORT_STRING_BYTES:
         raise exceptions.ShortStringTooLong(encoded)
     return bytes((len(encoded),)) + encoded

@@ -19,6 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 
+from taskqueue.limits import (
+    DELIVERY_LIMIT,
+    LONGEST_ATTEMPT_SECONDS,
+    LONGEST_RETRY_SECONDS,
+    STATUS_REASON_LENGTH,
+)
+
 GROUP = "taskqueue.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -33,17 +40,12 @@ TASK_PLURAL = "tasks"
 
 #: A TaskQueue's name becomes part of queue, Deployment (``<name>-worker``) and label names.
 QUEUE_NAME_MAX_LENGTH = 52
-#: An object's name, and with it a pod's and a Secret's.
-OBJECT_NAME_MAX_LENGTH = 253
-REASON_MAX_LENGTH = 253
 #: Who writes a longer message into a status cuts it first: the API server refuses it.
 MESSAGE_MAX_LENGTH = 4096
 CONDITIONS_MAX_ITEMS = 16
 CONCURRENCY_KEY_MAX_LENGTH = 253
 DAY_SECONDS = 86_400
 YEAR_SECONDS = 365 * DAY_SECONDS
-#: The work queue's ``x-delivery-limit``: the broker gives a message up after so many returns.
-DELIVERIES_LIMIT = 20
 
 DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN_PATTERN = (
@@ -52,14 +54,16 @@ DNS_SUBDOMAIN_PATTERN = (
 
 # Bounds of the fields a Task may inherit from its queue's taskDefaults: the same in both places.
 MaxAttempts = Annotated[int, Field(ge=1, le=1000)]
-InitialSeconds = Annotated[float, Field(ge=0, le=DAY_SECONDS)]
+InitialSeconds = Annotated[float, Field(ge=0, le=LONGEST_RETRY_SECONDS)]
 Factor = Annotated[float, Field(ge=1, le=100)]
-MaxSeconds = Annotated[float, Field(ge=0, le=DAY_SECONDS)]
+MaxSeconds = Annotated[float, Field(ge=0, le=LONGEST_RETRY_SECONDS)]
 Jitter = Annotated[float, Field(ge=0, le=1)]
-ErrorType = Annotated[str, Field(min_length=1, max_length=REASON_MAX_LENGTH)]
+ErrorType = Annotated[str, Field(min_length=1, max_length=STATUS_REASON_LENGTH)]
 ErrorTypes = Annotated[tuple[ErrorType, ...], Field(max_length=64)]
-AttemptTimeoutSeconds = Annotated[int, Field(ge=1, le=DAY_SECONDS)]  # whole: a message header
-MaxDeliveries = Annotated[int, Field(ge=1, le=DELIVERIES_LIMIT)]
+AttemptTimeoutSeconds = Annotated[  # whole: a message header
+    int, Field(ge=1, le=LONGEST_ATTEMPT_SECONDS)
+]
+MaxDeliveries = Annotated[int, Field(ge=1, le=DELIVERY_LIMIT)]
 ActiveDeadlineSeconds = Annotated[int, Field(ge=1, le=YEAR_SECONDS)]
 TtlSecondsAfterFinished = Annotated[int, Field(ge=0, le=YEAR_SECONDS)]
 
@@ -120,7 +124,7 @@ class ResourceCondition(ApiModel):
     )
     reason: str = Field(
         min_length=1,
-        max_length=REASON_MAX_LENGTH,
+        max_length=STATUS_REASON_LENGTH,
         pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
         description="Why the condition has this status: one CamelCase word, for programs.",
     )

@@ -26,7 +26,6 @@ from taskqueue.api.common import (
     CONCURRENCY_KEY_MAX_LENGTH,
     DNS_LABEL_PATTERN,
     DNS_SUBDOMAIN_PATTERN,
-    OBJECT_NAME_MAX_LENGTH,
     QUEUE_NAME_MAX_LENGTH,
     SET_LIST,
     TASK_KIND,
@@ -48,6 +47,7 @@ from taskqueue.api.task_status import (
     TERMINAL_PHASES_IN_CEL,
     TaskResourceStatus,
 )
+from taskqueue.limits import HANDLER_NAME_LENGTH, OBJECT_NAME_LENGTH
 
 PAYLOAD_SOURCES_MAX_ITEMS = 16
 DEPENDENCIES_MAX_ITEMS = 64
@@ -59,7 +59,7 @@ TIME_PATTERN = (
 )
 
 TaskName = Annotated[
-    str, Field(min_length=1, max_length=OBJECT_NAME_MAX_LENGTH, pattern=DNS_SUBDOMAIN_PATTERN)
+    str, Field(min_length=1, max_length=OBJECT_NAME_LENGTH, pattern=DNS_SUBDOMAIN_PATTERN)
 ]
 
 
@@ -130,13 +130,13 @@ class ConfigMapKeyReference(ApiModel):
 
     name: str = Field(
         min_length=1,
-        max_length=OBJECT_NAME_MAX_LENGTH,
+        max_length=OBJECT_NAME_LENGTH,
         pattern=DNS_SUBDOMAIN_PATTERN,
         description="Name of the ConfigMap, in the namespace of the Task.",
     )
     key: str = Field(
         min_length=1,
-        max_length=OBJECT_NAME_MAX_LENGTH,
+        max_length=OBJECT_NAME_LENGTH,
         pattern=r"^[-._a-zA-Z0-9]+$",
         description="The key of the ConfigMap's data whose value is the JSON object.",
     )
@@ -183,7 +183,7 @@ class TaskResourceSpec(ApiModel):
     )
     handler: str = Field(
         min_length=1,
-        max_length=253,
+        max_length=HANDLER_NAME_LENGTH,
         # It travels as an AMQP short string, 255 bytes at most: a character must be a byte.
         pattern=r"^[!-~]+$",
         description=(

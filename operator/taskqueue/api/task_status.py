@@ -18,11 +18,16 @@ from taskqueue.api.common import (
     CONDITIONS_LIST,
     CONDITIONS_MAX_ITEMS,
     MESSAGE_MAX_LENGTH,
-    OBJECT_NAME_MAX_LENGTH,
-    REASON_MAX_LENGTH,
     ApiModel,
     ResourceCondition,
     validations,
+)
+from taskqueue.limits import (
+    HISTORY_LENGTH,
+    OBJECT_NAME_LENGTH,
+    PROGRESS_MESSAGE_LENGTH,
+    STATUS_MESSAGE_LENGTH,
+    STATUS_REASON_LENGTH,
 )
 
 Phase = Literal[
@@ -39,14 +44,8 @@ Phase = Literal[
 TERMINAL_PHASES: tuple[Phase, ...] = ("Succeeded", "Failed", "Cancelled")
 Outcome = Literal["Succeeded", "Failed", "Cancelled"]
 
-#: How many attempts a status remembers.
-HISTORY_MAX_ITEMS = 10
-#: Of an attempt's message in the history; ten of them must stay small.
-HISTORY_MESSAGE_MAX_LENGTH = 1024
-PROGRESS_MESSAGE_MAX_LENGTH = 1024
-
 AttemptNumber = Annotated[int, Field(ge=1)]
-WorkerName = Annotated[str, Field(max_length=OBJECT_NAME_MAX_LENGTH)]
+WorkerName = Annotated[str, Field(max_length=OBJECT_NAME_LENGTH)]
 
 TERMINAL_PHASES_IN_CEL = json.dumps(TERMINAL_PHASES)
 
@@ -63,12 +62,12 @@ class AttemptHistoryEntry(ApiModel):
     outcome: Outcome = Field(description="How it ended: Succeeded, Failed or Cancelled.")
     reason: str = Field(
         "",
-        max_length=REASON_MAX_LENGTH,
+        max_length=STATUS_REASON_LENGTH,
         description="Why it ended so: one word, for programs, for example the type of the error.",
     )
     message: str = Field(
         "",
-        max_length=HISTORY_MESSAGE_MAX_LENGTH,
+        max_length=STATUS_MESSAGE_LENGTH,
         description="Why it ended so: a sentence, for people; cut at 1024 characters.",
     )
 
@@ -81,7 +80,7 @@ class ProgressReport(ApiModel):
     )
     message: str = Field(
         "",
-        max_length=PROGRESS_MESSAGE_MAX_LENGTH,
+        max_length=PROGRESS_MESSAGE_LENGTH,
         description="What is being done: a sentence, for people; at most 1024 characters.",
     )
 
@@ -131,7 +130,7 @@ class TaskResourceStatus(ApiModel):
     )
     reason: str = Field(
         "",
-        max_length=REASON_MAX_LENGTH,
+        max_length=STATUS_REASON_LENGTH,
         description=(
             "Why the Task is in this phase: one CamelCase word, for programs. Blocked: "
             "QueueNotFound, UnknownHandler, DependencyNotFound, WaitingForDependencies, "
@@ -158,7 +157,7 @@ class TaskResourceStatus(ApiModel):
     )
     history: tuple[AttemptHistoryEntry, ...] = Field(
         (),
-        max_length=HISTORY_MAX_ITEMS,
+        max_length=HISTORY_LENGTH,
         description="The last 10 attempts that have ended, oldest first.",
         json_schema_extra=ATOMIC_LIST,
     )

@@ -14,7 +14,6 @@ from taskqueue.api.common import (
     ATOMIC_LIST,
     DNS_LABEL_PATTERN,
     DNS_SUBDOMAIN_PATTERN,
-    OBJECT_NAME_MAX_LENGTH,
     QUEUE_NAME_MAX_LENGTH,
     TASKQUEUE_KIND,
     ActiveDeadlineSeconds,
@@ -33,6 +32,18 @@ from taskqueue.api.common import (
 )
 from taskqueue.api.taskqueue_status import TaskQueueResourceStatus
 from taskqueue.api.taskqueue_workers import Scaling, Workers
+from taskqueue.limits import (
+    DEFAULT_ATTEMPT_SECONDS,
+    DEFAULT_ATTEMPTS,
+    DEFAULT_DELIVERIES,
+    DEFAULT_FIRST_RETRY_SECONDS,
+    DEFAULT_LONGEST_RETRY_SECONDS,
+    DEFAULT_MAX_PUBLISHED,
+    DEFAULT_RETRY_FACTOR,
+    DEFAULT_RETRY_JITTER,
+    LABEL_LENGTH,
+    OBJECT_NAME_LENGTH,
+)
 
 DeletionPolicy = Literal["Retain", "Delete"]
 StopPolicy = Literal["None", "Hold", "HoldAndDrain"]
@@ -43,7 +54,7 @@ class SecretReference(ApiModel):
 
     name: str = Field(
         min_length=1,
-        max_length=OBJECT_NAME_MAX_LENGTH,
+        max_length=OBJECT_NAME_LENGTH,
         pattern=DNS_SUBDOMAIN_PATTERN,
         description="Name of the Secret.",
     )
@@ -54,14 +65,14 @@ class RabbitmqClusterReference(ApiModel):
 
     name: str = Field(
         min_length=1,
-        max_length=OBJECT_NAME_MAX_LENGTH,
+        max_length=OBJECT_NAME_LENGTH,
         pattern=DNS_SUBDOMAIN_PATTERN,
         description="Name of the RabbitmqCluster.",
     )
     namespace: str | None = Field(
         None,
         min_length=1,
-        max_length=63,
+        max_length=LABEL_LENGTH,
         pattern=DNS_LABEL_PATTERN,
         description=(
             "Namespace of the RabbitmqCluster. When absent, that of the TaskQueue. Another one "
@@ -106,7 +117,7 @@ class Dispatch(ApiModel):
     """How much of a TaskQueue is in the broker at a time."""
 
     max_published: int = Field(
-        1000,
+        DEFAULT_MAX_PUBLISHED,
         ge=1,
         le=100_000,
         description=(
@@ -121,22 +132,22 @@ class QueueBackoff(ApiModel):
     """The wait before the next attempt, with the defaults of a queue."""
 
     initial_seconds: InitialSeconds = Field(
-        1,
+        DEFAULT_FIRST_RETRY_SECONDS,
         description="Seconds to wait after the first failed attempt, 0 to 86400; 1 by default.",
     )
     factor: Factor = Field(
-        2,
+        DEFAULT_RETRY_FACTOR,
         description=(
             "What the wait is multiplied by after every further failed attempt, 1 to 100; "
             "2 by default, which doubles it each time."
         ),
     )
     max_seconds: MaxSeconds = Field(
-        300,
+        DEFAULT_LONGEST_RETRY_SECONDS,
         description="The longest wait between two attempts in seconds, 0 to 86400; 300 by default.",
     )
     jitter: Jitter = Field(
-        0.1,
+        DEFAULT_RETRY_JITTER,
         description=(
             "The part of every wait that is random, as a fraction from 0 to 1, so that Tasks which "
             "failed together do not come back together; 0.1 by default."
@@ -148,7 +159,7 @@ class QueueRetry(ApiModel):
     """When a failed attempt is followed by another, with the defaults of a queue."""
 
     max_attempts: MaxAttempts = Field(
-        3,
+        DEFAULT_ATTEMPTS,
         description=(
             "How often a Task is attempted in all, the first attempt included, 1 to 1000; "
             "3 by default. With 1 a Task is never retried."
@@ -179,14 +190,14 @@ class TaskDefaults(ApiModel):
         default_factory=QueueRetry, description="When a failed attempt is followed by another one."
     )
     attempt_timeout_seconds: AttemptTimeoutSeconds = Field(
-        300,
+        DEFAULT_ATTEMPT_SECONDS,
         description=(
             "How long one attempt may run in whole seconds, 1 to 86400; 300 by default. After it "
             "the attempt is stopped and counts as failed."
         ),
     )
     max_deliveries: MaxDeliveries = Field(
-        3,
+        DEFAULT_DELIVERIES,
         description=(
             "How often one attempt may be delivered to a worker, 1 to 20; 3 by default. An attempt "
             "that has lost its worker that often counts as failed, with reason WorkerLost."

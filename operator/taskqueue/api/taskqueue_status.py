@@ -15,10 +15,10 @@ from taskqueue.api.common import (
     CONDITIONS_LIST,
     CONDITIONS_MAX_ITEMS,
     MESSAGE_MAX_LENGTH,
-    OBJECT_NAME_MAX_LENGTH,
     ApiModel,
     ResourceCondition,
 )
+from taskqueue.limits import HANDLER_NAME_LENGTH, OBJECT_NAME_LENGTH
 
 Count = Annotated[int, Field(ge=0)]
 Measure = Annotated[float, Field(ge=0)]
@@ -40,15 +40,15 @@ MAX_HANDLERS = 50
 class RegisteredWorker(ApiModel):
     """A worker that has registered, by a heartbeat, and lives."""
 
-    pod: str = Field(max_length=OBJECT_NAME_MAX_LENGTH, description="Name of its pod.")
+    pod: str = Field(max_length=OBJECT_NAME_LENGTH, description="Name of its pod.")
     node: str = Field(
         "",
-        max_length=OBJECT_NAME_MAX_LENGTH,
+        max_length=OBJECT_NAME_LENGTH,
         description="The node it runs on; empty when it does not know.",
     )
     cpus: Measure = Field(0, description="CPUs it may use.")
     slots: Count = Field(0, description="How many attempts it runs at once.")
-    handlers: tuple[Annotated[str, Field(max_length=OBJECT_NAME_MAX_LENGTH)], ...] = Field(
+    handlers: tuple[Annotated[str, Field(max_length=HANDLER_NAME_LENGTH)], ...] = Field(
         (),
         max_length=MAX_HANDLERS,
         description=f"Handlers it has code for, the first {MAX_HANDLERS}.",

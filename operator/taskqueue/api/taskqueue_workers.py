@@ -11,10 +11,10 @@ from taskqueue.api.common import (
     DNS_LABEL_PATTERN,
     DNS_SUBDOMAIN_PATTERN,
     GROUP,
-    OBJECT_NAME_MAX_LENGTH,
     ApiModel,
     validations,
 )
+from taskqueue.limits import LABEL_LENGTH, OBJECT_NAME_LENGTH
 
 Replicas = Annotated[int, Field(ge=0, le=10_000)]
 #: Of a step or a size that makes no sense without a worker.
@@ -37,19 +37,19 @@ class ScaleTargetReference(ApiModel):
 
     api_version: str = Field(
         min_length=1,
-        max_length=OBJECT_NAME_MAX_LENGTH + 1 + 63,
+        max_length=OBJECT_NAME_LENGTH + 1 + LABEL_LENGTH,
         pattern=_API_VERSION_PATTERN,
         description="API version of the object: apps/v1 for a Deployment or a StatefulSet.",
     )
     kind: str = Field(
         min_length=1,
-        max_length=63,
+        max_length=LABEL_LENGTH,
         pattern="^[A-Z][A-Za-z0-9]*$",
         description="Kind of the object: Deployment, StatefulSet, or any that has scale.",
     )
     name: str = Field(
         min_length=1,
-        max_length=OBJECT_NAME_MAX_LENGTH,
+        max_length=OBJECT_NAME_LENGTH,
         pattern=DNS_SUBDOMAIN_PATTERN,
         description="Name of the object.",
     )
@@ -87,7 +87,7 @@ class Workers(ApiModel):
     )
     container: str = Field(
         "",
-        max_length=63,
+        max_length=LABEL_LENGTH,
         description=(
             "Name of the template's container which runs the worker and gets its environment from "
             "the operator. Empty by default: the first container."

@@ -18,6 +18,7 @@ from taskqueue.contract import cloudevents
 from taskqueue.contract.names import EVENTS_EXCHANGE, ContractError, routing_key
 from taskqueue.contract.outcome import EVENT_TYPES, AttemptEvent, EventKind
 from taskqueue.contract.outgoing import OutgoingMessage
+from taskqueue.limits import SHORT_STRING_BYTES
 from taskqueue.model.task import Phase, Task, TaskState
 from taskqueue.timestamps import to_rfc3339
 
@@ -34,8 +35,6 @@ _DIRECT: Mapping[EventKind, Phase] = {
 }
 #: Reasons that sum up: the error itself is in the last attempt.
 _SUMMARIES = frozenset({"RetriesExhausted", "NonRetryable"})
-#: AMQP's short strings end here, in bytes; a correlation id is one.
-_SHORT_STRING_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +155,9 @@ def direct_event(event: AttemptEvent, *, arrived_with: str, now: float) -> Compl
     if not event.id:
         raise ContractError("event field id is missing: listeners tell repeats by it")
     correlation_id = event.correlation_id
-    if len(correlation_id.encode()) > _SHORT_STRING_BYTES:
+    if len(correlation_id.encode()) > SHORT_STRING_BYTES:
         raise ContractError(
-            f"event field data.correlationId has more than {_SHORT_STRING_BYTES} bytes: no AMQP "
+            f"event field data.correlationId has more than {SHORT_STRING_BYTES} bytes: no AMQP "
             "message can have set it"
         )
     data: dict[str, Any] = {

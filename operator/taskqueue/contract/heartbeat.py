@@ -13,16 +13,12 @@ from typing import Any
 from taskqueue.contract import cloudevents
 from taskqueue.contract.cloudevents import CloudEvent
 from taskqueue.contract.names import ContractError, routing_key
-from taskqueue.contract.outcome import NAME_LIMIT
+from taskqueue.limits import HANDLER_NAME_LENGTH, OBJECT_NAME_LENGTH, PROGRESS_MESSAGE_LENGTH
 from taskqueue.model.worker import WorkerState as WorkerState
 
 _TYPE = cloudevents.event_type("worker.heartbeat")
-#: Seconds from one to the next.
-HEARTBEAT_SECONDS = 10.0
 #: Handlers and running attempts taken from one heartbeat, at most.
 LIST_LIMIT = 2000
-#: Longest progress message told and taken, in characters; what is longer is cut.
-PROGRESS_LIMIT = 1024
 #: Most CPUs and slots taken: they are reckoned with, and written to a status.
 CAPACITY_LIMIT = 100_000
 
@@ -108,10 +104,10 @@ def decode(body: bytes) -> Heartbeat:
             namespace=event.namespace,
             queue=event.name,
             pod=_name(data, "pod"),
-            node=str(data.get("node") or "")[:NAME_LIMIT],
+            node=str(data.get("node") or "")[:OBJECT_NAME_LENGTH],
             cpus=float(_capacity("cpus", data.get("cpus") or 0)),
             slots=int(_capacity("slots", data["slots"])),
-            handlers=tuple(str(name)[:NAME_LIMIT] for name in _list(data, "handlers")),
+            handlers=tuple(str(name)[:HANDLER_NAME_LENGTH] for name in _list(data, "handlers")),
             running=tuple(_decode_running(attempt) for attempt in _list(data, "running")),
             state=WorkerState(data["state"]),
             busy=None if busy is None else int(_capacity("busy", busy)),
@@ -126,7 +122,7 @@ def _encode_running(attempt: RunningAttempt) -> dict[str, Any]:
     fields: dict[str, Any] = {"uid": attempt.uid, "token": attempt.token}
     if attempt.percent is not None or attempt.message:
         # A handler's words: whatever they are, the heartbeat must not fail over them.
-        message = str(attempt.message)[:PROGRESS_LIMIT].encode("utf-8", "replace").decode()
+        message = str(attempt.message)[:PROGRESS_MESSAGE_LENGTH].encode("utf-8", "replace").decode()
         fields["progress"] = {"percent": attempt.percent, "message": message}
     return fields
 
@@ -138,16 +134,16 @@ def _decode_running(fields: Any) -> RunningAttempt:
         uid=_name(fields, "uid"),
         token=_name(fields, "token"),
         percent=None if percent is None else min(max(int(percent), 0), 100),
-        message=str(progress.get("message") or "")[:PROGRESS_LIMIT],
+        message=str(progress.get("message") or "")[:PROGRESS_MESSAGE_LENGTH],
     )
 
 
 def _name(fields: Any, field: str) -> str:
     """Return a name as it was sent, or refuse it: cut, it would name something else."""
     name = fields[field]
-    if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT:
+    if not isinstance(name, str) or not 0 < len(name) <= OBJECT_NAME_LENGTH:
         raise ContractError(
-            f"heartbeat field {field} must be a string of 1 to {NAME_LIMIT} characters"
+            f"heartbeat field {field} must be a string of 1 to {OBJECT_NAME_LENGTH} characters"
         )
     return name
 

@@ -9,6 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from taskqueue.limits import (
+    COMMAND_RETENTION_DAYS,
+    DELIVERY_LIMIT,
+    HEARTBEAT_SECONDS,
+    LONGEST_ATTEMPT_SECONDS,
+)
+
 #: Exchanges, all durable topic exchanges: topic permissions have no effect on other kinds.
 WORK_EXCHANGE = "taskqueue.work"
 
@@ -33,7 +40,7 @@ HEARTBEATS_QUEUE = "taskqueue-operator.heartbeats"
 #: Old ones are worth nothing, and must never pile up.
 HEARTBEATS_ARGUMENTS: Mapping[str, Any] = {
     "x-queue-type": "classic",
-    "x-message-ttl": 30_000,
+    "x-message-ttl": round(3 * HEARTBEAT_SECONDS * 1000),
     "x-max-length": 10_000,
     "x-overflow": "drop-head",
 }
@@ -48,8 +55,8 @@ INBOX_QUEUE = "taskqueue-operator.inbox"
 CONTROL_STREAM = "taskqueue.control"
 
 
-#: 25 hours, one above the longest attempt. A number: RabbitMQ ignores a string without a word.
-CONSUMER_TIMEOUT_MS = 90_000_000
+#: One hour above the longest attempt. A number: RabbitMQ silently ignores a string.
+CONSUMER_TIMEOUT_MS = (LONGEST_ATTEMPT_SECONDS + 3600) * 1000
 
 
 APP_ID = "taskqueue"
@@ -81,7 +88,7 @@ DEAD_QUEUE_ARGUMENTS: Mapping[str, Any] = {"x-queue-type": "quorum", "x-delivery
 #: Retention looks only when a segment is full, hence the small segments.
 CONTROL_ARGUMENTS: Mapping[str, Any] = {
     "x-queue-type": "stream",
-    "x-max-age": "1D",
+    "x-max-age": f"{COMMAND_RETENTION_DAYS}D",
     "x-max-length-bytes": 20_000_000,
     "x-stream-max-segment-size-bytes": 500_000,
 }
@@ -114,6 +121,6 @@ def work_queue_arguments(namespace: str, queue: str) -> dict[str, Any]:
         "x-dead-letter-routing-key": routing_key(namespace, queue),
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
-        "x-delivery-limit": 20,
+        "x-delivery-limit": DELIVERY_LIMIT,
         "x-consumer-timeout": CONSUMER_TIMEOUT_MS,
     }

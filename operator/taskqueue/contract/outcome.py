@@ -17,9 +17,8 @@ from taskqueue.contract import cloudevents
 from taskqueue.contract.cloudevents import CloudEvent
 from taskqueue.contract.names import ContractError, routing_key
 from taskqueue.contract.work import AttemptClaim
+from taskqueue.limits import OBJECT_NAME_LENGTH, STATUS_REASON_LENGTH
 
-#: Longest worker name and error type taken, in characters; what is longer is cut.
-NAME_LIMIT = 253
 #: Longest duration taken, in seconds.
 LONGEST_SECONDS = 1e7
 
@@ -158,13 +157,13 @@ def decode(body: bytes) -> AttemptEvent:
             token=str(data["token"]),
             attempt=int(data["attempt"]),
             epoch=int(data["epoch"]),
-            worker=str(data.get("worker", ""))[:NAME_LIMIT],
+            worker=str(data.get("worker", ""))[:OBJECT_NAME_LENGTH],
             seconds=_duration(data.get("seconds")),
             result=result,
             error=None
             if error is None
             else EventError(
-                type=str(error.get("type", "Error"))[:NAME_LIMIT],
+                type=str(error.get("type", "Error"))[:STATUS_REASON_LENGTH],
                 message=str(error.get("message", "")),
                 retryable=bool(error.get("retryable", True)),
             ),

@@ -14,6 +14,7 @@ from typing import Any
 
 from taskqueue.api.common import GROUP, VERSION
 from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.limits import OBJECT_NAME_LENGTH
 from taskqueue.timestamps import to_rfc3339
 
 REPORTING_CONTROLLER = f"{GROUP}/operator"
@@ -23,7 +24,6 @@ NORMAL, WARNING = "Normal", "Warning"
 #: Limits of the API server: bytes of a note, characters of a reason.
 NOTE_BYTES = 1024
 REASON_LENGTH = 128
-_NAME_LENGTH = 253
 _INSTANCE_LENGTH = 128
 _CONFLICT = 409
 _REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
@@ -63,7 +63,7 @@ class EventSpec:
 def event_name(regarding: Regarding) -> str:
     """Return a unique name for an Event."""
     suffix = uuid.uuid4().hex[:16]
-    stem = regarding.name[: _NAME_LENGTH - len(suffix) - 1].rstrip(".-")
+    stem = regarding.name[: OBJECT_NAME_LENGTH - len(suffix) - 1].rstrip(".-")
     return f"{stem}.{suffix}"
 
 

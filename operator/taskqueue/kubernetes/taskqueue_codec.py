@@ -9,6 +9,7 @@ from taskqueue.api.common import GROUP, MESSAGE_MAX_LENGTH, VERSION
 from taskqueue.api.taskqueue import TaskQueueResource
 from taskqueue.api.taskqueue_status import MAX_HANDLERS, MAX_WORKERS
 from taskqueue.api.taskqueue_workers import Scaling, ScalingTarget, Workers
+from taskqueue.limits import STATUS_MESSAGE_LENGTH
 from taskqueue.model.queue import (
     ClusterRef,
     Condition,
@@ -171,7 +172,7 @@ def _condition(condition: Condition, since: float, generation: int) -> dict[str,
         "type": condition.type,
         "status": value,
         "reason": condition.reason,
-        "message": condition.message[:1024],
+        "message": condition.message[:STATUS_MESSAGE_LENGTH],
         "lastTransitionTime": to_rfc3339(since),
         "observedGeneration": generation,
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from taskqueue.limits import DEFAULT_MAX_PUBLISHED
 from taskqueue.model.scaling import ScalingPolicy
 from taskqueue.model.task import Policy
 from taskqueue.model.worker import Worker
@@ -88,7 +89,7 @@ class QueueConfig:
     finalized: bool = False
     deleting: bool = False
     per_key: int = 1
-    max_published: int = 1000
+    max_published: int = DEFAULT_MAX_PUBLISHED
     policy: Policy = field(default_factory=Policy)
     template: Mapping[str, Any] | None = None
     scale_target: ScaleTargetRef | None = None

@@ -11,6 +11,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from taskqueue.limits import (
+    DEFAULT_ATTEMPT_SECONDS,
+    DEFAULT_ATTEMPTS,
+    DEFAULT_DELIVERIES,
+    DEFAULT_FIRST_RETRY_SECONDS,
+    DEFAULT_LONGEST_RETRY_SECONDS,
+    DEFAULT_RETRY_FACTOR,
+    DEFAULT_RETRY_JITTER,
+)
+
 
 class Phase(StrEnum):
     """Where a Task is in its life; the value of status.phase."""
@@ -33,12 +43,6 @@ class Phase(StrEnum):
 
 _TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
 
-#: How many finished attempts a status keeps.
-HISTORY_LIMIT = 10
-
-#: Longest message kept in a status, in characters: etcd is no log store.
-MESSAGE_LIMIT = 1024
-
 
 @dataclass(frozen=True, slots=True)
 class RetryBackoff:
@@ -51,10 +55,10 @@ class RetryBackoff:
         jitter: fraction by which a wait is varied at random, 0 to 1.
     """
 
-    initial_seconds: float = 1.0
-    factor: float = 2.0
-    max_seconds: float = 300.0
-    jitter: float = 0.1
+    initial_seconds: float = DEFAULT_FIRST_RETRY_SECONDS
+    factor: float = DEFAULT_RETRY_FACTOR
+    max_seconds: float = DEFAULT_LONGEST_RETRY_SECONDS
+    jitter: float = DEFAULT_RETRY_JITTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,11 @@ class Policy:
         ttl_seconds: how long it is kept once finished; None: for ever.
     """
 
-    max_attempts: int = 3
+    max_attempts: int = DEFAULT_ATTEMPTS
     backoff: RetryBackoff = field(default_factory=RetryBackoff)
     non_retryable: frozenset[str] = frozenset()
-    attempt_timeout_seconds: int = 300
-    max_deliveries: int = 3
+    attempt_timeout_seconds: int = DEFAULT_ATTEMPT_SECONDS
+    max_deliveries: int = DEFAULT_DELIVERIES
     active_deadline_seconds: int | None = None
     ttl_seconds: int | None = None
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from taskqueue.contract.command import CommandKind
+from taskqueue.limits import COMMAND_RETENTION_DAYS
 
 #: The stream holds fewer commands of usual size than this.
 TOKENS = 150_000
 
 #: What the stream's own retention is, in seconds.
-AGE_SECONDS = 86_400.0
+AGE_SECONDS = COMMAND_RETENTION_DAYS * 86_400.0
 
 
 class CommandLog:

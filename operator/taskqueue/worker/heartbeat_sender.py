@@ -14,9 +14,10 @@ from typing import Protocol
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
 from taskqueue.amqp.connection import Connection
 from taskqueue.contract.cloudevents import CONTENT_TYPE
-from taskqueue.contract.heartbeat import HEARTBEAT_SECONDS, Heartbeat, encode
+from taskqueue.contract.heartbeat import Heartbeat, encode
 from taskqueue.contract.names import HEARTBEATS_EXCHANGE
 from taskqueue.contract.outgoing import OutgoingMessage
+from taskqueue.limits import HEARTBEAT_SECONDS
 from taskqueue.logs import EventLog
 
 log = EventLog("taskqueue.worker")

@@ -27,6 +27,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from taskqueue.limits import REPORT_GRACE_SECONDS
 from taskqueue.logs import EventLog
 from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.runs import Run
@@ -48,8 +49,8 @@ LOST_SECONDS = 1.0
 #: How long a killed execution may take to end, in seconds.
 KILLED_SECONDS = 2.0
 
-#: How long it may take after its time-out; the operator calls it failed after 10 s.
-TIMED_OUT_SECONDS = 5.0
+#: How long it may take after its time limit: the operator waits twice as long for the outcome.
+TIMED_OUT_SECONDS = REPORT_GRACE_SECONDS / 2
 
 #: A loop that stood still has unread frames in its socket: it checks twice, this far apart.
 _SECOND_CHECK_SECONDS = 0.1

@@ -14,11 +14,9 @@ import orjson
 
 from taskqueue.contract.outcome import EventError
 from taskqueue.jsonable import models
+from taskqueue.limits import RESULT_BYTES
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.sdk import Fail, Retry
-
-#: A result lives in the Task's status: 16 KiB of JSON. Larger ones belong in a store of their own.
-MAX_RESULT_BYTES = 16 * 1024
 
 #: Characters of an error message that reach the Task's history.
 MAX_MESSAGE_LENGTH = 1000
@@ -62,10 +60,10 @@ def encoded_result(
         )
     if not encoded.startswith(b"{"):
         encoded = b'{"value":' + encoded + b"}"
-    if len(encoded) > MAX_RESULT_BYTES:
+    if len(encoded) > RESULT_BYTES:
         return failure(
             "ResultTooLarge",
-            f"the result is {len(encoded)} bytes of JSON, the limit is {MAX_RESULT_BYTES}: "
+            f"the result is {len(encoded)} bytes of JSON, the limit is {RESULT_BYTES}: "
             "store it elsewhere and return where it is",
             seconds,
             retryable=False,

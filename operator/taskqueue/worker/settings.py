@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
+from taskqueue.limits import DEFAULT_ATTEMPT_SECONDS, DEFAULT_DELIVERIES, DRAINED_SECONDS
 from taskqueue.logs import LogFormat
 from taskqueue.model.worker_environment import BROKER_VARIABLES
 from taskqueue.worker.cpus import available_cpus
@@ -90,7 +91,7 @@ class WorkerSettings:
     grace_seconds: float = 25.0
     """TASKQUEUE_GRACE_SECONDS: how long running attempts may go on after SIGTERM."""
 
-    drained_seconds: float = 60.0
+    drained_seconds: float = DRAINED_SECONDS
     """TASKQUEUE_DRAINED_SECONDS: how long a worker drained on order waits for its SIGTERM before it
     ends by itself."""
 
@@ -120,10 +121,10 @@ class WorkerSettings:
     """TASKQUEUE_CHILD_MAX_MIB: a child process that holds more after an attempt is replaced; 0:
     never."""
 
-    direct_timeout_seconds: float = 300.0
+    direct_timeout_seconds: float = DEFAULT_ATTEMPT_SECONDS
     """TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS: time-out of a direct message; a Task brings its own."""
 
-    direct_max_deliveries: int = 3
+    direct_max_deliveries: int = DEFAULT_DELIVERIES
     """TASKQUEUE_MAX_DELIVERIES: attempts of a direct message; a Task brings its own."""
 
     @classmethod
@@ -142,7 +143,9 @@ class WorkerSettings:
             node=values.get("NODE_NAME", ""),
             slots=_number(values, "TASKQUEUE_CONCURRENCY", int, available_cpus, lowest=1),
             grace_seconds=_number(values, "TASKQUEUE_GRACE_SECONDS", float, lambda: 25.0),
-            drained_seconds=_number(values, "TASKQUEUE_DRAINED_SECONDS", float, lambda: 60.0),
+            drained_seconds=_number(
+                values, "TASKQUEUE_DRAINED_SECONDS", float, lambda: DRAINED_SECONDS
+            ),
             health_port=_number(values, "TASKQUEUE_HEALTH_PORT", int, lambda: 8081, highest=65535),
             log_format=_log_format(values),
             log_level=_log_level(values),
@@ -152,10 +155,14 @@ class WorkerSettings:
             child_max_tasks=_number(values, "TASKQUEUE_CHILD_MAX_TASKS", int, lambda: 0),
             child_max_mib=_number(values, "TASKQUEUE_CHILD_MAX_MIB", int, lambda: 0),
             direct_timeout_seconds=_number(
-                values, "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS", float, lambda: 300.0, lowest=0.1
+                values,
+                "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS",
+                float,
+                lambda: float(DEFAULT_ATTEMPT_SECONDS),
+                lowest=0.1,
             ),
             direct_max_deliveries=_number(
-                values, "TASKQUEUE_MAX_DELIVERIES", int, lambda: 3, lowest=1
+                values, "TASKQUEUE_MAX_DELIVERIES", int, lambda: DEFAULT_DELIVERIES, lowest=1
             ),
         )
 

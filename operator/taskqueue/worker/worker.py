@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from taskqueue.contract.heartbeat import HEARTBEAT_SECONDS, Heartbeat
+from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.names import work_queue
+from taskqueue.limits import HEARTBEAT_SECONDS
 from taskqueue.logs import EventLog
 from taskqueue.model.worker import WorkerState
 from taskqueue.worker.command_consumer import CommandConsumer

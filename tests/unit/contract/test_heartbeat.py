@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from taskqueue.contract.heartbeat import (
     CAPACITY_LIMIT,
     LIST_LIMIT,
-    PROGRESS_LIMIT,
     Heartbeat,
     RunningAttempt,
     decode,
     encode,
 )
 from taskqueue.contract.names import ContractError
-from taskqueue.contract.outcome import NAME_LIMIT
+from taskqueue.limits import OBJECT_NAME_LENGTH, PROGRESS_MESSAGE_LENGTH
 from taskqueue.model.worker import WorkerState
 
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
@@ -126,7 +125,7 @@ def test_every_heartbeat_has_an_id_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("message", "wire"),
     [
-        ("x" * (PROGRESS_LIMIT + 1), "x" * PROGRESS_LIMIT),
+        ("x" * (PROGRESS_MESSAGE_LENGTH + 1), "x" * PROGRESS_MESSAGE_LENGTH),
         ("half a \ud83d", "half a ?"),
         (5, "5"),
     ],
@@ -165,7 +164,7 @@ def test_what_must_be_there_is_named(field: str) -> None:
         (encode(BEAT).replace(b"worker.heartbeat", b"task.succeeded"), "event type must be"),
         (told(pod=""), "pod must be a string"),
         (told(pod=7), "pod must be a string"),
-        (told(pod="p" * (NAME_LIMIT + 1)), "pod must be a string"),
+        (told(pod="p" * (OBJECT_NAME_LENGTH + 1)), "pod must be a string"),
         (told(state="asleep"), "asleep"),
         (told(slots="4"), "slots must be a number"),
         (told(slots=True), "slots must be a number"),
@@ -176,7 +175,7 @@ def test_what_must_be_there_is_named(field: str) -> None:
         (told(running={}), "running must be a list"),
         (told(running=["uid-1"]), "not a heartbeat"),
         (running(uid=None), "uid must be a string"),
-        (running(token="t" * (NAME_LIMIT + 1)), "token must be a string"),
+        (running(token="t" * (OBJECT_NAME_LENGTH + 1)), "token must be a string"),
         (running(progress="half"), "not a heartbeat"),
         (running(progress={"percent": "half"}), "not a heartbeat"),
     ],
@@ -205,10 +204,10 @@ def test_texts_and_lists_are_cut() -> None:
             running=[{"uid": "u", "token": "k.1"}] * (LIST_LIMIT + 1),
         )
     )
-    assert len(beat.node) == len(beat.handlers[0]) == NAME_LIMIT
+    assert len(beat.node) == len(beat.handlers[0]) == OBJECT_NAME_LENGTH
     assert len(beat.handlers) == len(beat.running) == LIST_LIMIT
     (attempt,) = decode(running(progress={"message": "m" * 3000})).running
-    assert (attempt.percent, len(attempt.message)) == (None, PROGRESS_LIMIT)
+    assert (attempt.percent, len(attempt.message)) == (None, PROGRESS_MESSAGE_LENGTH)
 
 
 @given(st.sampled_from(sorted(orjson.loads(encode(BEAT))["data"])), JSON)

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from taskqueue.contract.names import ContractError
 from taskqueue.contract.outcome import (
     LONGEST_SECONDS,
-    NAME_LIMIT,
     AttemptEvent,
     EventError,
     EventKind,
     decode,
     encode,
 )
+from taskqueue.limits import OBJECT_NAME_LENGTH
 
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -182,4 +182,4 @@ def test_names_are_cut_to_what_a_status_holds() -> None:
     changed["data"] |= {"worker": "w" * 999, "error": {"type": "E" * 999}}
     event = decode(orjson.dumps(changed))
     assert event.error is not None
-    assert (len(event.worker), len(event.error.type)) == (NAME_LIMIT, NAME_LIMIT)
+    assert (len(event.worker), len(event.error.type)) == (OBJECT_NAME_LENGTH, OBJECT_NAME_LENGTH)

@@ -11,9 +11,9 @@ from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.admission import AdmissionStep, TaskEnvironment, decide
 from taskqueue.controller.tasks.lifecycle import Verdict
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
-from taskqueue.controller.tasks.unreported_attempts import REPORT_GRACE_SECONDS
+from taskqueue.limits import HISTORY_LENGTH, REPORT_GRACE_SECONDS
 from taskqueue.model.queue import StopPolicy
-from taskqueue.model.task import HISTORY_LIMIT, Phase
+from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import EPOCH
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Laws:
         assert status["epoch"] >= before.get("epoch", 0), f"{uid}: the epoch went down"
         numbers = [one["attempt"] for one in status["history"]]
         assert numbers == sorted(set(numbers)), f"{uid}: history {numbers}"
-        assert len(numbers) <= HISTORY_LIMIT
+        assert len(numbers) <= HISTORY_LENGTH
         if Phase(status["phase"]).terminal:
             told = {
                 name: value

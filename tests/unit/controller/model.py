@@ -24,9 +24,9 @@ from taskqueue.contract.names import (
 )
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
 from taskqueue.contract.work import WorkMessage, parse_work
-from taskqueue.controller.tasks.unreported_attempts import REPORT_GRACE_SECONDS
 from taskqueue.kubernetes.status_updater import WriteRefused, Written
 from taskqueue.kubernetes.task_codec import task_path
+from taskqueue.limits import REPORT_GRACE_SECONDS
 from taskqueue.model.queue import QueueConfig
 from taskqueue.model.task import Phase, Policy, RetryBackoff
 from tests.unit.controller.fakes import (

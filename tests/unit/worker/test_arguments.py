@@ -57,7 +57,7 @@ def test_the_help_names_every_option_and_every_variable(
 
 def test_the_variables_of_the_help_are_those_that_are_read() -> None:
     source = Path(settings_module.__file__ or "").read_text()
-    read = set(re.findall(r'(?:values, |get\()"((?:TASKQUEUE|POD|NODE)_[A-Z_]+)"', source))
+    read = set(re.findall(r'(?:values,\s+|get\()"((?:TASKQUEUE|POD|NODE)_[A-Z_]+)"', source))
     assert read | {"TASKQUEUE_BROKER_URI"} == set(VARIABLES)
 
 

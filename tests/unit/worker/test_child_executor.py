@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from taskqueue import Context, Fail, Retry
+from taskqueue.limits import RESULT_BYTES
 from taskqueue.worker.executor import AttemptResult
-from taskqueue.worker.outcome import MAX_RESULT_BYTES
 from taskqueue.worker.sdk import HandlerRegistry
 from tests.unit.worker.children import PATIENCE, appears, attempt, children, gone
 
@@ -96,7 +96,7 @@ async def test_what_json_cannot_say_is_a_failure_that_names_the_handler() -> Non
 
 
 async def test_a_result_that_is_too_large() -> None:
-    async with children(lambda payload: "x" * MAX_RESULT_BYTES) as nursery:
+    async with children(lambda payload: "x" * RESULT_BYTES) as nursery:
         error = (await nursery.run()).error
     assert error is not None
     assert (error.type, error.retryable) == ("ResultTooLarge", False)

@@ -12,7 +12,8 @@ from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
 from taskqueue.amqp.connection import Connection
-from taskqueue.contract.heartbeat import HEARTBEAT_SECONDS, Heartbeat, decode
+from taskqueue.contract.heartbeat import Heartbeat, decode
+from taskqueue.limits import HEARTBEAT_SECONDS
 from taskqueue.model.worker import WorkerState
 from taskqueue.worker.heartbeat_sender import OPEN_SECONDS, HeartbeatSender
 from tests.unit.worker.fakes import turn

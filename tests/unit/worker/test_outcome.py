@@ -9,13 +9,8 @@ import pytest
 
 from taskqueue import Fail, Retry
 from taskqueue.contract.outcome import EventError
-from taskqueue.worker.outcome import (
-    MAX_MESSAGE_LENGTH,
-    MAX_RESULT_BYTES,
-    raised,
-    succeeded,
-    unknown_handler,
-)
+from taskqueue.limits import RESULT_BYTES
+from taskqueue.worker.outcome import MAX_MESSAGE_LENGTH, raised, succeeded, unknown_handler
 
 
 @pytest.mark.parametrize(
@@ -53,7 +48,7 @@ def test_what_json_cannot_say_fails_for_good(value: Any) -> None:
 
 
 def test_a_result_at_the_limit_passes_and_one_byte_more_fails_naming_it() -> None:
-    room = MAX_RESULT_BYTES - len('{"value":""}')
+    room = RESULT_BYTES - len('{"value":""}')
     assert succeeded("x" * room, 0).error is None
     error = succeeded("x" * (room + 1), 0).error
     assert error is not None

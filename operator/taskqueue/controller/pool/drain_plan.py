@@ -27,7 +27,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from taskqueue.controller.pool.worker_registry import LOST_SECONDS, WorkerView
+from taskqueue.controller.pool.worker_registry import WorkerView
+from taskqueue.limits import WORKER_LOST_SECONDS
 from taskqueue.model.pod import PENDING, RUNNING, UNKNOWN, Pod
 from taskqueue.model.worker import WorkerState
 
@@ -203,7 +204,7 @@ class _WorkerKnowledge:
             silent = min(self.listened, self._age(pod))
             # A message that is with some worker may be with this one.
             idle = self.unused >= UNUSED_SECONDS or (others_are_heard and not pod.ready)
-            if idle and silent >= LOST_SECONDS:
+            if idle and silent >= WORKER_LOST_SECONDS:
                 return _PodOrder.IDLE_BY_SILENCE
             return _PodOrder.UNCLEAR
         if view.state is WorkerState.STOPPED:

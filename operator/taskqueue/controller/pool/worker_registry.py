@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from taskqueue.limits import DRAINED_SECONDS, WORKER_LOST_SECONDS
 from taskqueue.model.worker import Worker, WorkerState
-
-#: A worker that is silent for this long is lost: three heartbeats are missing.
-LOST_SECONDS = 35.0
 
 #: A stopped worker that is silent for this long is removed: by then its process has ended by
 #: itself, and its container has restarted or is deleted.
-STOPPED_SECONDS = 120.0
+STOPPED_SECONDS = 2 * DRAINED_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +124,12 @@ class WorkerRegistry:
             del self._views[pod]
 
     def pop_lost(self, now: float) -> tuple[str, ...]:
-        """Remove the workers that were silent for `LOST_SECONDS`; return their names.
+        """Remove the workers that were silent for `WORKER_LOST_SECONDS`; return their names.
 
         Stopped ones stay for `STOPPED_SECONDS`, and are not among the names.
         """
         silent = {pod: now - one.seen for pod, one in self._views.items()}
-        lost = [pod for pod in self._workers if silent[pod] > LOST_SECONDS]
+        lost = [pod for pod in self._workers if silent[pod] > WORKER_LOST_SECONDS]
         for pod in lost:
             del self._workers[pod], self._views[pod]
         for pod in self._views.keys() - self._workers.keys():

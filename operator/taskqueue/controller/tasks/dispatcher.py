@@ -32,7 +32,8 @@ from taskqueue.controller.tasks.dispatch_queue import DispatchQueue, FinishRate,
 from taskqueue.controller.tasks.key_holds import KeyHolds
 from taskqueue.controller.tasks.published_peak import PublishedPeak
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask, log_fields
-from taskqueue.controller.tasks.unreported_attempts import REPORT_GRACE_SECONDS, UnreportedAttempts
+from taskqueue.controller.tasks.unreported_attempts import UnreportedAttempts
+from taskqueue.limits import REPORT_GRACE_SECONDS
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.task import Policy

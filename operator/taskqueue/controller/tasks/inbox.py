@@ -40,6 +40,7 @@ from taskqueue.controller.tasks.tracked_task import (
     log_fields,
 )
 from taskqueue.controller.tasks.transitions import UNKNOWN_HANDLER, TaskTransitions, ack
+from taskqueue.limits import RESULT_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
 from taskqueue.model.task import ProgressState
@@ -48,14 +49,12 @@ from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
 
-#: Largest result kept in a status, in bytes of JSON; our workers check it before they report.
-RESULT_LIMIT_BYTES = 16 * 1024
 #: What an event may add to its result, in bytes.
 _ENVELOPE_BYTES = 16 * 1024
 
 _TOO_LARGE = AttemptFailure(
     type="ResultTooLarge",
-    message=f"the result has more than {RESULT_LIMIT_BYTES} bytes of JSON: store it elsewhere and "
+    message=f"the result has more than {RESULT_BYTES} bytes of JSON: store it elsewhere and "
     "return where",
     retryable=False,
 )
@@ -146,7 +145,7 @@ class Inbox:
                 transitions.on_released(entry, delivery)
             case EventKind.CANCELLED:
                 transitions.on_recalled(entry, delivery)
-            case EventKind.SUCCEEDED if len(delivery.body) > RESULT_LIMIT_BYTES + _ENVELOPE_BYTES:
+            case EventKind.SUCCEEDED if len(delivery.body) > RESULT_BYTES + _ENVELOPE_BYTES:
                 transitions.on_failed(entry, ended, _TOO_LARGE, delivery)
             case EventKind.SUCCEEDED:
                 transitions.on_succeeded(entry, ended, event.result, delivery)

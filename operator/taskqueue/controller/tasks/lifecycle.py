@@ -13,15 +13,8 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from taskqueue.controller.tasks.retry import next_wait_seconds
-from taskqueue.model.task import (
-    HISTORY_LIMIT,
-    MESSAGE_LIMIT,
-    AttemptRecord,
-    Phase,
-    Policy,
-    ProgressState,
-    TaskState,
-)
+from taskqueue.limits import HISTORY_LENGTH, STATUS_MESSAGE_LENGTH
+from taskqueue.model.task import AttemptRecord, Phase, Policy, ProgressState, TaskState
 
 
 class Verdict(Enum):
@@ -282,7 +275,7 @@ def _recorded(
         message="",
         attempts=max(status.attempts, ended.attempt),
         epoch=max(status.epoch, ended.epoch),
-        history=(*status.history, entry)[-HISTORY_LIMIT:],
+        history=(*status.history, entry)[-HISTORY_LENGTH:],
         # The start may have been reported late.
         start_time=start if status.start_time is None else min(status.start_time, start),
         next_attempt_time=None,
@@ -343,4 +336,8 @@ def _describe_failure(attempt: int, policy: Policy, error: str, message: str) ->
 
 
 def _clip(message: str) -> str:
-    return message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 1] + "…"
+    return (
+        message
+        if len(message) <= STATUS_MESSAGE_LENGTH
+        else message[: STATUS_MESSAGE_LENGTH - 1] + "…"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from taskqueue.limits import LONGEST_RETRY_SECONDS
 from taskqueue.model.task import RetryBackoff
 
 
@@ -37,5 +38,5 @@ def next_wait_seconds(
     A wait the handler asked for is used as it is, up to a day.
     """
     if asked_seconds is not None and asked_seconds >= 0 and math.isfinite(asked_seconds):
-        return min(asked_seconds, 86_400.0)
+        return min(asked_seconds, LONGEST_RETRY_SECONDS)
     return backoff_seconds(backoff, failed_attempts=failed_attempts, random=random)

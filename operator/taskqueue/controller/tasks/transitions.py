@@ -30,9 +30,10 @@ from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask, log_fields
 from taskqueue.kubernetes.status_updater import StatusUpdater, WriteRefused, WriteResult
 from taskqueue.kubernetes.task_codec import status_patch, status_path
+from taskqueue.limits import STATUS_MESSAGE_LENGTH
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import MESSAGE_LIMIT, Phase, ProgressState, TaskState
+from taskqueue.model.task import Phase, ProgressState, TaskState
 from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
@@ -427,7 +428,7 @@ class TaskTransitions:
             history=tuple(replace(one, worker="", message="") for one in status.history[-1:]),
             worker="",
             message="recorded in short, because the API server refused the full status: "
-            f"{fate.message}"[:MESSAGE_LIMIT],
+            f"{fate.message}"[:STATUS_MESSAGE_LENGTH],
         )
         self._write(entry, urgent=status.phase.terminal)
 

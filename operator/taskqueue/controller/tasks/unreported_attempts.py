@@ -10,11 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from taskqueue.controller.tasks.tracked_task import TrackedTask
+from taskqueue.limits import REPORT_GRACE_SECONDS
 from taskqueue.model.task import Policy
-
-#: An attempt is unreported when no outcome has come this long after its timeout: a living worker
-#: reports one by then.
-REPORT_GRACE_SECONDS = 10.0
 
 
 class UnreportedAttempts:

@@ -26,6 +26,7 @@ from typing import Any
 
 import orjson
 
+from taskqueue.limits import RESULT_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
@@ -34,13 +35,7 @@ from taskqueue.worker.executors.function import NothingRan
 from taskqueue.worker.executors.memory import KillWatch
 from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe, together
 from taskqueue.worker.executors.process_spawner import ProcessExit, ProcessSpawner, SpawnedProcess
-from taskqueue.worker.outcome import (
-    MAX_RESULT_BYTES,
-    encodable,
-    failure,
-    succeeded,
-    unknown_handler,
-)
+from taskqueue.worker.outcome import encodable, failure, succeeded, unknown_handler
 from taskqueue.worker.sdk import Progress
 
 log = EventLog("taskqueue.worker")
@@ -261,7 +256,7 @@ class CommandExecution:
         if len(text) > _RESULT_BYTES:
             return failure(
                 "ResultTooLarge",
-                f"the result has more than {_RESULT_BYTES} bytes, the limit is {MAX_RESULT_BYTES}: "
+                f"the result has more than {_RESULT_BYTES} bytes, the limit is {RESULT_BYTES}: "
                 "store it elsewhere and return where it is",
                 seconds,
                 retryable=False,

@@ -25,9 +25,10 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import orjson
 
+from taskqueue.limits import RESULT_BYTES
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.function import NothingRan
-from taskqueue.worker.outcome import MAX_RESULT_BYTES, failure, succeeded, unknown_handler
+from taskqueue.worker.outcome import failure, succeeded, unknown_handler
 from taskqueue.worker.sdk import Progress
 
 #: The NAME that stands for every handler.
@@ -43,7 +44,7 @@ _CONNECT_SECONDS = 10.0
 _IDLE_SECONDS = 1.0
 
 #: Bytes of an answer that are read: more than a result may have, for an error that says so.
-_ANSWER_BYTES = 16 * MAX_RESULT_BYTES
+_ANSWER_BYTES = 16 * RESULT_BYTES
 
 #: Characters of an answer that stand in an error's message.
 _SHOWN = 200

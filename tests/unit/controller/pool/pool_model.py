@@ -6,7 +6,7 @@ and while a rollout lasts, with one pod more than there are replicas, the Replic
 Some things are taken for granted, because no plan could do without them: from the list to the
 controller's answer no pod becomes ready or unready, and none that was not listed starts; a worker
 that was never heard has work only while its pod is ready; and what a worker had that was cut off
-for `LOST_SECONDS` is with others, as soon as it is not even ready.
+for `WORKER_LOST_SECONDS` is with others, as soon as it is not even ready.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from functools import partial
 from itertools import count
 
 from taskqueue.controller.pool.drain_plan import plan
-from taskqueue.controller.pool.worker_registry import LOST_SECONDS, WorkerRegistry
+from taskqueue.controller.pool.worker_registry import WorkerRegistry
+from taskqueue.limits import WORKER_LOST_SECONDS
 from taskqueue.model.pod import Pod
 from taskqueue.model.worker import Worker, WorkerState
 
@@ -128,7 +129,7 @@ class Pool:
         process.connected = False
 
     def _given_to_others(self, pod: ModelPod, process: Process) -> bool:
-        cut_off = not process.connected and self.now - process.said > LOST_SECONDS
+        cut_off = not process.connected and self.now - process.said > WORKER_LOST_SECONDS
         return cut_off and not process.mute and not pod.ready
 
     def finish(self, pod: ModelPod, process: Process) -> None:

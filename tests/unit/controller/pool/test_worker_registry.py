@@ -3,12 +3,8 @@ from typing import Any
 
 import pytest
 
-from taskqueue.controller.pool.worker_registry import (
-    LOST_SECONDS,
-    STOPPED_SECONDS,
-    WorkerRegistry,
-    WorkerView,
-)
+from taskqueue.controller.pool.worker_registry import STOPPED_SECONDS, WorkerRegistry, WorkerView
+from taskqueue.limits import WORKER_LOST_SECONDS
 from taskqueue.model.worker import Worker, WorkerState
 
 WORKER = Worker(pod="a", node="node-1", cpus=4.0, slots=2, handlers=("resize",))
@@ -167,9 +163,9 @@ def test_silence_is_an_end_too_and_told_once() -> None:
     registry = WorkerRegistry()
     beat(registry, "silent", now=0.0)
     beat(registry, "alive", now=1.0)
-    assert registry.pop_lost(LOST_SECONDS) == ()
-    assert registry.pop_lost(LOST_SECONDS + 0.5) == ("silent",)
-    assert registry.pop_lost(LOST_SECONDS + 0.5) == ()
+    assert registry.pop_lost(WORKER_LOST_SECONDS) == ()
+    assert registry.pop_lost(WORKER_LOST_SECONDS + 0.5) == ("silent",)
+    assert registry.pop_lost(WORKER_LOST_SECONDS + 0.5) == ()
     assert [worker.pod for worker in registry.workers] == list(registry.views) == ["alive"]
 
 
@@ -177,8 +173,8 @@ def test_each_heartbeat_begins_the_time_anew() -> None:
     registry = WorkerRegistry()
     beat(registry)
     beat(registry, now=30.0)
-    assert registry.pop_lost(LOST_SECONDS + 29.0) == ()
-    assert registry.pop_lost(LOST_SECONDS + 30.5) == ("a",)
+    assert registry.pop_lost(WORKER_LOST_SECONDS + 29.0) == ()
+    assert registry.pop_lost(WORKER_LOST_SECONDS + 30.5) == ("a",)
 
 
 def test_one_that_was_lost_may_come_back() -> None:

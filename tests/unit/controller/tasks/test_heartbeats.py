@@ -13,8 +13,8 @@ from taskqueue.contract.heartbeat import Heartbeat, RunningAttempt, encode
 from taskqueue.contract.names import HEARTBEATS_EXCHANGE
 from taskqueue.contract.outcome import EventError, EventKind
 from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS
-from taskqueue.controller.pool.worker_registry import LOST_SECONDS
 from taskqueue.controller.tasks.tracked_task import TrackedTask
+from taskqueue.limits import WORKER_LOST_SECONDS
 from taskqueue.model.queue import QueueConfig, StopPolicy
 from taskqueue.model.worker import WorkerState
 from tests.unit.controller.fakes import TOKENS, Engine, turn, until_time
@@ -321,7 +321,7 @@ async def test_one_that_falls_silent_is_lost_and_this_is_said(
     case = Case()
     case.connect()
     case.controller.on_heartbeat(BEAT)
-    await until_time(LOST_SECONDS - 1.1)
+    await until_time(WORKER_LOST_SECONDS - 1.1)
     await tick(case)
     assert len(case.status["workers"]) == 1
     await tick(case)

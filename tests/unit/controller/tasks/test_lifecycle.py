@@ -7,15 +7,8 @@ from hypothesis import strategies as st
 
 from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure, Verdict
-from taskqueue.model.task import (
-    MESSAGE_LIMIT,
-    PENDING,
-    Phase,
-    Policy,
-    PolicyOverrides,
-    RetryBackoff,
-    TaskState,
-)
+from taskqueue.limits import STATUS_MESSAGE_LENGTH
+from taskqueue.model.task import PENDING, Phase, Policy, PolicyOverrides, RetryBackoff, TaskState
 
 POLICY = Policy(max_attempts=3, backoff=RetryBackoff(jitter=0))
 BOOM = AttemptFailure(type="ValueError", message="boom")
@@ -97,8 +90,8 @@ def test_an_outcome_of_an_earlier_epoch_is_stale() -> None:
 
 def test_messages_are_clipped() -> None:
     status = fail(PENDING, 1, AttemptFailure(type="E", message="x" * 5000))
-    assert len(status.message) == MESSAGE_LIMIT
-    assert len(status.history[0].message) == MESSAGE_LIMIT
+    assert len(status.message) == STATUS_MESSAGE_LENGTH
+    assert len(status.history[0].message) == STATUS_MESSAGE_LENGTH
 
 
 @given(

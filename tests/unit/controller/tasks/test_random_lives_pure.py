@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.admission import AdmissionStep, Dispatched, TaskEnvironment, decide
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure, Verdict
+from taskqueue.limits import HISTORY_LENGTH
 from taskqueue.model.task import (
-    HISTORY_LIMIT,
     PENDING,
     Phase,
     Policy,
@@ -207,7 +207,7 @@ class Life(RuleBasedStateMachine):
     def attempts_are_within_the_policy(self) -> None:
         for status in (self.status, self.written):
             assert 0 <= status.attempts <= POLICY.max_attempts
-            assert len(status.history) <= HISTORY_LIMIT
+            assert len(status.history) <= HISTORY_LENGTH
 
     @invariant()
     def the_history_is_in_order(self) -> None:

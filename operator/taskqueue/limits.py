@@ -1,0 +1,78 @@
+"""The numbers that more than one room knows, each written once.
+
+A number that only one module relies on stays in that module. Lengths are in characters.
+"""
+
+from __future__ import annotations
+
+# Names.
+
+#: Of an object's name in Kubernetes, and with it a pod's, a node's and a Secret's.
+OBJECT_NAME_LENGTH = 253
+
+#: Of a label's value and of a DNS label in Kubernetes.
+LABEL_LENGTH = 63
+
+#: Of the name a worker registers for its code. It travels as an AMQP short string.
+HANDLER_NAME_LENGTH = 253
+
+#: Of a reason in a status, and with it an error's type.
+STATUS_REASON_LENGTH = 253
+
+#: AMQP's short strings end here, in bytes of UTF-8.
+SHORT_STRING_BYTES = 255
+
+# What a status holds.
+
+#: Of a message in a status: etcd is not a log store.
+STATUS_MESSAGE_LENGTH = 1024
+
+#: Of the message of a progress report.
+PROGRESS_MESSAGE_LENGTH = 1024
+
+#: Finished attempts that a status keeps.
+HISTORY_LENGTH = 10
+
+#: Of a result in a status, as JSON. Larger ones belong in a store of their own.
+RESULT_BYTES = 16 * 1024
+
+# Attempts.
+
+#: Longest time limit of an attempt, in seconds.
+LONGEST_ATTEMPT_SECONDS = 86_400
+
+#: Longest wait between two attempts, in seconds.
+LONGEST_RETRY_SECONDS = 86_400
+
+#: Deliveries of one message, the broker's ``x-delivery-limit``: after them it gives the message up.
+DELIVERY_LIMIT = 20
+
+#: How long after its time limit an attempt's outcome may come, in seconds; then the attempt is
+#: lost.
+REPORT_GRACE_SECONDS = 10.0
+
+#: Defaults of a TaskQueue's ``taskDefaults``, and of direct messages.
+DEFAULT_ATTEMPTS = 3
+DEFAULT_ATTEMPT_SECONDS = 300
+DEFAULT_DELIVERIES = 3
+DEFAULT_FIRST_RETRY_SECONDS = 1
+DEFAULT_RETRY_FACTOR = 2
+DEFAULT_LONGEST_RETRY_SECONDS = 300
+DEFAULT_RETRY_JITTER = 0.1
+
+#: Default of a TaskQueue's ``dispatch.maxPublished``.
+DEFAULT_MAX_PUBLISHED = 1000
+
+# Workers.
+
+#: From one heartbeat of a worker to the next, in seconds.
+HEARTBEAT_SECONDS = 10.0
+
+#: A worker that is silent for this long is lost, in seconds: three heartbeats are missing.
+WORKER_LOST_SECONDS = 35.0
+
+#: How long a drained worker waits for SIGTERM before it ends by itself, in seconds.
+DRAINED_SECONDS = 60.0
+
+#: How long the control stream keeps a command.
+COMMAND_RETENTION_DAYS = 1
