@@ -55,9 +55,9 @@ OTHER_SOURCE = {"configMapKeyRef": {"name": "b", "key": "b.json"}}
         Change({"payloadFrom": []}, "payloadFrom is immutable: create a new Task", SOURCES),
         Change({"payloadFrom": None}, "payloadFrom is immutable: create a new Task", SOURCES),
         Change(SOURCES, "payloadFrom is immutable: create a new Task"),
-        Change({"cancel": False}, "cancel cannot be taken back: create a new Task", CANCELLED),
-        Change({"cancel": None}, "cancel cannot be taken back: create a new Task", CANCELLED),
-        Change({"dependsOn": ["a", "t"]}, "take its own name out of spec.dependsOn"),
+        Change({"cancel": False}, "cancel cannot be undone: create a new Task", CANCELLED),
+        Change({"cancel": None}, "cancel cannot be undone: create a new Task", CANCELLED),
+        Change({"dependsOn": ["a", "t"]}, "remove its own name from spec.dependsOn"),
         Change({"dependsOn": ["a", "a"]}, 'spec.dependsOn[1]: Duplicate value: "a"'),
         Change({"startAfter": "0206-01-02T03:04:05Z"}, "correct it, or leave startAfter out"),
     ],
@@ -110,7 +110,7 @@ def test_a_queue_moves_from_one_way_of_scaling_to_another_in_one_step(api: Api) 
     api.create(queue(workers={"template": {"spec": {}}}))
     ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "w"}
     refused = api.patch(f"{QUEUES}/thumbnails", {"spec": {"workers": {"scaleTargetRef": ref}}})
-    assert_refused(refused, "the workers are given in two ways")
+    assert_refused(refused, "template and scaleTargetRef exclude each other")
     drain_time = {"type": "DrainTime", "seconds": 60}
     changes: list[Body] = [
         {"workers": {"scaleTargetRef": ref, "template": None}},
@@ -123,7 +123,7 @@ def test_a_queue_moves_from_one_way_of_scaling_to_another_in_one_step(api: Api) 
         done = api.patch(f"{QUEUES}/thumbnails", {"spec": change})
         assert done.returncode == 0, done.stderr
     refused = api.patch(f"{QUEUES}/thumbnails", {"spec": {"scaling": {"target": {"seconds": 1}}}})
-    assert_refused(refused, "set type to DrainTime or leave seconds out")
+    assert_refused(refused, "set type to DrainTime, or omit seconds")
 
 
 def test_a_queue_name_rule_does_not_stop_other_changes(api: Api) -> None:

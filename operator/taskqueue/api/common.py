@@ -1,13 +1,13 @@
-"""What both resources share: the API's names, the base model, CEL rules, metadata and conditions.
+"""Shared by both resources: names of the API, bounds, base models, CEL rules and conditions.
 
 The contract of every model in this package:
 
-- A field's description, bounds and default are written once, here in Python; the CRD, the reference
-  and ``kubectl explain`` are generated from them.
-- A model parses what the API server gives: camelCase names, unknown fields ignored, instances
-  frozen. The API server has applied the same bounds and defaults before.
-- ``dict[str, Any]`` is a JSON object whose fields are kept and not looked into; ``X | None`` is a
-  field which may be absent and has no default.
+- A field's description, bounds and default are written once, in its model; the CRD, the reference
+  and ``kubectl explain`` are generated from it.
+- A model parses objects of the API server: camelCase names, unknown fields ignored, instances
+  frozen. The API server has already applied the same bounds and defaults.
+- ``dict[str, Any]`` is a JSON object whose fields are kept and not interpreted; ``X | None`` is a
+  field that may be absent and has no default.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from taskqueue.limits import (
 GROUP = "taskqueue.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
-#: For `kubectl get` of all kinds. Not "taskqueues", a plural of ours: kubectl would then take the
-#: plural for the category, and `kubectl delete taskqueues --all` would delete Tasks too.
+#: For `kubectl get` of all kinds. It must not be a plural such as "taskqueues": kubectl would read
+#: the plural as the category, and `kubectl delete taskqueues --all` would delete Tasks too.
 CATEGORY = "taskqueue-operator"
 
 TASKQUEUE_KIND = "TaskQueue"
@@ -40,7 +40,7 @@ TASK_PLURAL = "tasks"
 
 #: A TaskQueue's name becomes part of queue, Deployment (``<name>-worker``) and label names.
 QUEUE_NAME_MAX_LENGTH = 52
-#: Who writes a longer message into a status cuts it first: the API server refuses it.
+#: The API server refuses longer messages, so a writer truncates them.
 MESSAGE_MAX_LENGTH = 4096
 CONDITIONS_MAX_ITEMS = 16
 CONCURRENCY_KEY_MAX_LENGTH = 253
@@ -76,7 +76,7 @@ CONDITIONS_LIST: JsonDict = {
 
 
 def validations(*rules: tuple[str, str]) -> JsonDict:
-    """CEL rules for a schema, each an expression and the message which says what to do."""
+    """Return CEL rules for a schema, each an expression and a message that says what to do."""
     return {
         "x-kubernetes-validations": [
             {"rule": expression, "message": message} for expression, message in rules
@@ -93,7 +93,7 @@ class ApiModel(BaseModel):
 
 
 class ObjectMeta(ApiModel):
-    """What the operator reads of an object's metadata."""
+    """The part of an object's metadata that the operator reads."""
 
     name: str
     namespace: str = ""
@@ -107,36 +107,34 @@ class ObjectMeta(ApiModel):
 
 
 class ResourceCondition(ApiModel):
-    """One condition, in the form of the Kubernetes API's own conditions."""
+    """One condition, in the form of Kubernetes's own conditions."""
 
     type: str = Field(
-        min_length=1, max_length=316, description="What the condition tells about, in CamelCase."
+        min_length=1, max_length=316, description="Type of the condition, in CamelCase."
     )
     status: Literal["True", "False", "Unknown"] = Field(
         description="Whether the condition holds: True, False or Unknown."
     )
     observed_generation: int | None = Field(
         None,
-        description="The metadata.generation of the object the condition was worked out from.",
+        description="The metadata.generation of the object that the condition is based on.",
     )
-    last_transition_time: datetime = Field(
-        description="When status last changed from one value to another."
-    )
+    last_transition_time: datetime = Field(description="When status last changed.")
     reason: str = Field(
         min_length=1,
         max_length=STATUS_REASON_LENGTH,
         pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
-        description="Why the condition has this status: one CamelCase word, for programs.",
+        description="Why the condition has this status, for programs: one CamelCase word.",
     )
     message: str = Field(
         "",
         max_length=MESSAGE_MAX_LENGTH,
-        description="Why the condition has this status: a sentence, for people.",
+        description="Why the condition has this status, for people: a sentence.",
     )
 
 
 class Resource(ApiModel):
-    """What every object of the API carries besides its spec and status."""
+    """The fields every object of the API has besides its spec and status."""
 
     api_version: str = Field(
         API_VERSION,

@@ -1,4 +1,4 @@
-"""The reference of the resources for people, generated from the same schemas as the CRDs."""
+"""Generates the reference of the resources in Markdown, from the same schemas as the CRDs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _HEADER = """\
 
 # The resources
 
-Group and version `{api_version}`, all namespaced. `kubectl explain` says the same. A field marked
-*required* has to be given; one without a default is absent until it is given.
+Group and version `{api_version}`, all namespaced. `kubectl explain` shows the same descriptions.
+A field marked *required* must be given; a field without a default is absent until it is given.
 """
 
 
 def render_reference() -> str:
-    """Return the reference as Markdown, the same at every call."""
+    """Return the reference as Markdown; deterministic."""
     parts = [_HEADER.format(api_version=API_VERSION), *map(_resource, DEFINITIONS)]
     return "\n".join(parts)
 
 
 def write_reference(directory: Path) -> Path:
-    """Write the reference into ``directory``, made when absent; return its path."""
+    """Write the reference to ``directory``, created if absent; return its path."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / FILE_NAME
     path.write_text(render_reference(), encoding="utf-8")
@@ -51,7 +51,7 @@ def _resource(definition: Definition) -> str:
         lines += _rows(fields, f"{part}.")
         lines.append("")
     lines += [f"### Rules of a {definition.kind}", ""]
-    lines += ["What breaks one is refused, with these words.", ""]
+    lines += ["The API server refuses an object that breaks a rule, with its message.", ""]
     lines += [f"- {where}{_text(message)}" for where, message in _rules(schema, "")]
     return "\n".join([*lines, ""])
 
@@ -84,7 +84,7 @@ def _type(field: Schema) -> str:
 
 def _default(field: Schema) -> str:
     default: Any = field.get("default")
-    # That a parent is there by default says nothing; its fields' own defaults do.
+    # A parent's default of {} says nothing; the defaults of its fields do.
     if default is None or default == {}:
         return ""
     return f"`{json.dumps(default)}`"

@@ -1,17 +1,17 @@
-"""The custom resource Task: one piece of work, run once by a worker, retried as its queue says.
+"""The custom resource Task: one piece of work for a worker, retried by the policy of its queue.
 
-``TaskResource.model_validate(body)`` parses an object of the API server; there may be 100,000s of
-them, so the models carry bounds only and no validators of their own.
+``TaskResource.model_validate(body)`` parses an object of the API server. There may be hundreds of
+thousands of them, so the models have bounds only and no validators of their own.
 
-What must stay true, and is guarded by the API server through the CEL rules below:
+Invariants, which the API server enforces by the CEL rules below:
 
-- what a Task is (queue, handler, payload, payloadFrom) never changes;
-- cancel is one way;
-- a terminal phase never changes, attempts and epoch never decrease, completionTime is never
-  cleared, through /status and with ``status: null`` too: who is late is refused, not trusted;
+- the identity of the work (queue, handler, payload, payloadFrom) never changes;
+- cancel cannot be undone;
+- a terminal phase never changes, attempts and epoch never decrease, and completionTime is never
+  cleared, also through /status and with ``status: null``: a late writer is refused;
 - the spec of a finished Task is frozen.
 
-A field a Task may inherit from its TaskQueue has no default here: absent means inherited.
+A field that a Task may inherit from its TaskQueue has no default here: absent means inherited.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from taskqueue.limits import HANDLER_NAME_LENGTH, OBJECT_NAME_LENGTH
 PAYLOAD_SOURCES_MAX_ITEMS = 16
 DEPENDENCIES_MAX_ITEMS = 64
 
-#: RFC 3339 as Python reads it too; the API server's own format takes offsets of 99 hours.
+#: RFC 3339 as Python parses it too; the API server's own format accepts offsets of 99 hours.
 TIME_PATTERN = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?"
     r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
@@ -63,63 +63,62 @@ TaskName = Annotated[
 ]
 
 
-# What tells about a Task is found here, whichever file holds it.
 class TaskBackoff(ApiModel):
-    """The wait before the next attempt, as far as the Task itself says it."""
+    """The delay before the next attempt; a field that is absent comes from the TaskQueue."""
 
     initial_seconds: InitialSeconds | None = Field(
         None,
         description=(
-            "Seconds to wait after the first failed attempt, 0 to 86400. "
+            "Delay after the first failed attempt in seconds, 0 to 86400. "
             "When absent, the TaskQueue's taskDefaults.retry.backoff.initialSeconds."
         ),
     )
     factor: Factor | None = Field(
         None,
         description=(
-            "What the wait is multiplied by after every further failed attempt, 1 to 100. "
+            "Factor by which the delay grows with every further failed attempt, 1 to 100. "
             "When absent, the TaskQueue's taskDefaults.retry.backoff.factor."
         ),
     )
     max_seconds: MaxSeconds | None = Field(
         None,
         description=(
-            "The longest wait between two attempts in seconds, 0 to 86400. "
+            "Longest delay between two attempts in seconds, 0 to 86400. "
             "When absent, the TaskQueue's taskDefaults.retry.backoff.maxSeconds."
         ),
     )
     jitter: Jitter | None = Field(
         None,
         description=(
-            "The part of every wait that is random, as a fraction from 0 to 1. "
+            "Random part of every delay, as a fraction from 0 to 1. "
             "When absent, the TaskQueue's taskDefaults.retry.backoff.jitter."
         ),
     )
 
 
 class TaskRetry(ApiModel):
-    """When a failed attempt is followed by another, as far as the Task itself says it."""
+    """How failed attempts are retried; a field that is absent comes from the TaskQueue."""
 
     max_attempts: MaxAttempts | None = Field(
         None,
         description=(
-            "How often the Task is attempted in all, the first attempt included, 1 to 1000. "
+            "Number of attempts in total, including the first, 1 to 1000. "
             "When absent, the TaskQueue's taskDefaults.retry.maxAttempts."
         ),
     )
     backoff: TaskBackoff | None = Field(
         None,
         description=(
-            "How long the Task waits before its next attempt. Each field it leaves out comes from "
-            "the TaskQueue's taskDefaults.retry.backoff."
+            "Delay before the next attempt. A field that is absent comes from the TaskQueue's "
+            "taskDefaults.retry.backoff."
         ),
     )
     non_retryable: ErrorTypes | None = Field(
         None,
         description=(
-            "Error types, as the worker reports them (for example ValueError), after which the "
-            "Task fails at once; at most 64. When absent, the TaskQueue's "
-            "taskDefaults.retry.nonRetryable; a list given here, even an empty one, replaces it."
+            "Error types, as the worker reports them (for example ValueError), that fail the Task "
+            "at once; at most 64. When absent, the TaskQueue's taskDefaults.retry.nonRetryable; a "
+            "list given here, even an empty one, replaces it."
         ),
         json_schema_extra=ATOMIC_LIST,
     )
@@ -138,20 +137,20 @@ class ConfigMapKeyReference(ApiModel):
         min_length=1,
         max_length=OBJECT_NAME_LENGTH,
         pattern=r"^[-._a-zA-Z0-9]+$",
-        description="The key of the ConfigMap's data whose value is the JSON object.",
+        description="Key in the ConfigMap's data; its value is a JSON object.",
     )
 
 
 class PayloadFromSource(ApiModel):
-    """Where a part of a payload is read from."""
+    """A source of a part of the payload."""
 
     config_map_key_ref: ConfigMapKeyReference = Field(
-        description="The key of a ConfigMap which holds the part. Required."
+        description="The ConfigMap and the key that hold the part. Required."
     )
 
 
 class TaskResourceSpec(ApiModel):
-    """What a Task is asked to do."""
+    """The desired state of a Task."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(
@@ -174,8 +173,8 @@ class TaskResourceSpec(ApiModel):
         max_length=QUEUE_NAME_MAX_LENGTH,
         pattern=DNS_LABEL_PATTERN,
         description=(
-            "Name of the TaskQueue, in the namespace of the Task, which runs it. Immutable. The "
-            "Task waits while there is no such TaskQueue."
+            "Name of the TaskQueue that runs the Task, in the same namespace. Immutable. The Task "
+            "waits while the TaskQueue does not exist."
         ),
         json_schema_extra=validations(
             ("self == oldSelf", "queue is immutable: create a new Task to run it in another queue")
@@ -184,11 +183,11 @@ class TaskResourceSpec(ApiModel):
     handler: str = Field(
         min_length=1,
         max_length=HANDLER_NAME_LENGTH,
-        # It travels as an AMQP short string, 255 bytes at most: a character must be a byte.
+        # It is sent as an AMQP short string, 255 bytes at most: a character must be a byte.
         pattern=r"^[!-~]+$",
         description=(
-            "Name under which a worker registered the code to run; at most 253 printable ASCII "
-            "characters without spaces. Immutable."
+            "Name of the handler that runs the Task, as a worker registers it; at most 253 "
+            "printable ASCII characters without spaces. Immutable."
         ),
         json_schema_extra=validations(
             ("self == oldSelf", "handler is immutable: create a new Task to run another handler")
@@ -197,21 +196,21 @@ class TaskResourceSpec(ApiModel):
     payload: dict[str, Any] = Field(
         default_factory=dict,
         description=(
-            "What the handler is given: a JSON object with fields of any kind; keep it near 10 kB. "
-            "Immutable. When absent, the handler is given an empty object. A field that is null is "
-            "kept by the API server, but dropped by kubectl apply without --server-side."
+            "Input of the handler: a JSON object with any fields; keep it near 10 kB. Immutable. "
+            "When absent, the handler gets an empty object. The API server keeps a field that is "
+            "null, but kubectl apply without --server-side drops it."
         ),
     )
     payload_from: tuple[PayloadFromSource, ...] = Field(
         default_factory=tuple,
         max_length=PAYLOAD_SOURCES_MAX_ITEMS,
         description=(
-            "Keys of ConfigMaps, at most 16, each of which holds a JSON object as text. They are "
-            "read once, before the first attempt, and merged in order by their top-level fields, a "
-            "later one over an earlier one and payload over all; merged they may be 200 KiB. The "
-            "Task is Blocked while one is missing or is no JSON object. Immutable, the ConfigMaps "
-            "are not. Empty when absent. Secrets belong into the workers' pod template, never into "
-            "a payload."
+            "Keys of ConfigMaps, at most 16, each with a JSON object as text. They are read once, "
+            "before the first attempt, and merged in order by their top-level fields; later ones "
+            "override earlier ones, and payload overrides all. The result may have up to 200 KiB. "
+            "The Task is Blocked while one is missing or is not a JSON object. The list is "
+            "immutable, the ConfigMaps are not. Empty when absent. Put Secrets into the workers' "
+            "pod template, never into a payload."
         ),
         json_schema_extra=ATOMIC_LIST
         | validations(
@@ -227,47 +226,46 @@ class TaskResourceSpec(ApiModel):
         ge=-1000,
         le=1000,
         description=(
-            "Tasks of a higher priority are dispatched first, of the same priority older ones "
-            "first; -1000 to 1000, 0 by default. Without effect once the Task is dispatched."
+            "Tasks with a higher priority are dispatched first, and older ones first among equals; "
+            "-1000 to 1000, 0 by default. No effect once the Task is dispatched."
         ),
     )
     concurrency_key: str = Field(
         "",
         max_length=CONCURRENCY_KEY_MAX_LENGTH,
         description=(
-            "Of the Tasks of one TaskQueue with the same key, at most its "
-            "concurrencyLimits.perKey are dispatched at a time, 1 by default; the others are "
-            "Blocked. At most 253 characters. Empty by default: not limited. Without effect once "
-            "the Task is dispatched."
+            "Limits concurrency: of the Tasks of one TaskQueue with the same key, at most "
+            "concurrencyLimits.perKey of the TaskQueue are dispatched at a time, 1 by default; the "
+            "others are Blocked. At most 253 characters. Empty by default: no limit. No effect "
+            "once the Task is dispatched."
         ),
     )
     depends_on: tuple[TaskName, ...] = Field(
         default_factory=tuple,
         max_length=DEPENDENCIES_MAX_ITEMS,
         description=(
-            "Names of Tasks of the same namespace, at most 64 and each once, which must have "
-            "succeeded before this one is dispatched. It waits for one that does not exist yet, "
-            "and fails with reason DependencyFailed when one failed or was cancelled. Empty when "
-            "absent. Without effect once the Task is dispatched."
+            "Names of Tasks in the same namespace that must succeed before this one is dispatched; "
+            "at most 64, each once. The Task waits for one that does not exist yet, and fails with "
+            "reason DependencyFailed when one failed or was cancelled. Empty when absent. No "
+            "effect once the Task is dispatched."
         ),
         json_schema_extra=SET_LIST,
     )
     start_after: datetime | None = Field(
         None,
         description=(
-            "The Task is not dispatched before this time, with a time zone, for example "
-            "2026-01-02T03:04:05Z. When absent, or past, it need not wait. Without effect once the "
-            "Task is dispatched."
+            "Time before which the Task is not dispatched, with a time zone, for example "
+            "2026-01-02T03:04:05Z. When it is absent or in the past, the Task does not wait. No "
+            "effect once the Task is dispatched."
         ),
         json_schema_extra={
             "pattern": TIME_PATTERN,
             **validations(
                 (
-                    # The format takes what is no time; a rule makes the API server parse the value.
+                    # The format accepts impossible times; the rule makes the API server parse it.
                     "self >= timestamp('1970-01-01T00:00:00Z') && "
                     "self < timestamp('9999-01-01T00:00:00Z')",
-                    "startAfter is no time of the years 1970 to 9998: correct it, or leave "
-                    "startAfter out",
+                    "startAfter is not a time in the years 1970 to 9998: correct it, or omit it",
                 )
             ),
         },
@@ -275,14 +273,14 @@ class TaskResourceSpec(ApiModel):
     retry: TaskRetry | None = Field(
         None,
         description=(
-            "When a failed attempt is followed by another one. Each field it leaves out comes from "
-            "the TaskQueue's taskDefaults.retry."
+            "How failed attempts are retried. A field that is absent comes from the TaskQueue's "
+            "taskDefaults.retry."
         ),
     )
     attempt_timeout_seconds: AttemptTimeoutSeconds | None = Field(
         None,
         description=(
-            "How long one attempt may run in whole seconds, 1 to 86400. After it the attempt is "
+            "Time limit of one attempt in whole seconds, 1 to 86400. After that the attempt is "
             "stopped and counts as failed. When absent, the TaskQueue's "
             "taskDefaults.attemptTimeoutSeconds."
         ),
@@ -291,54 +289,54 @@ class TaskResourceSpec(ApiModel):
         None,
         description=(
             "How often one attempt may be delivered to a worker, 1 to 20. An attempt that has lost "
-            "its worker that often counts as failed, with reason WorkerLost. When absent, the "
+            "that many workers counts as failed, with reason WorkerLost. When absent, the "
             "TaskQueue's taskDefaults.maxDeliveries."
         ),
     )
     active_deadline_seconds: ActiveDeadlineSeconds | None = Field(
         None,
         description=(
-            "How long the Task may take in whole seconds, 1 to 31536000, from when it may first "
-            "run: the latest of its creation, startAfter, the end of its last suspension and the "
-            "success of its dependencies. All waiting, attempts and pauses count. After it the "
-            "Task fails with reason DeadlineExceeded and a running attempt is stopped. When "
-            "absent, the TaskQueue's taskDefaults.activeDeadlineSeconds."
+            "Time limit of the whole Task in whole seconds, 1 to 31536000. It starts when the Task "
+            "may first run: the latest of its creation, startAfter, the end of its last suspension "
+            "and the success of its dependencies. It includes waiting, attempts and delays between "
+            "them. After that the Task fails with reason DeadlineExceeded, and a running attempt "
+            "is stopped. When absent, the TaskQueue's taskDefaults.activeDeadlineSeconds."
         ),
     )
     ttl_seconds_after_finished: TtlSecondsAfterFinished | None = Field(
         None,
         description=(
-            "How long the Task stays after its completionTime in whole seconds, 0 to 31536000; "
-            "then the operator deletes it, but not while an unfinished Task depends on it. When "
-            "absent, the TaskQueue's taskDefaults.ttlSecondsAfterFinished. A Task deleted by its "
-            "TTL whose manifest is still in Git is created, and run, again by the next sync."
+            "How long after its completionTime the operator deletes the Task, in whole seconds, 0 "
+            "to 31536000; not while an unfinished Task depends on it. When absent, the TaskQueue's "
+            "taskDefaults.ttlSecondsAfterFinished. If the manifest of a deleted Task is still in "
+            "Git, the next sync creates and runs it again."
         ),
     )
     suspend: bool = Field(
         False,
         description=(
-            "While true the Task is not dispatched. An attempt already dispatched is stopped and "
-            "taken back, and not counted. False by default."
+            "While true, the Task is not dispatched. An attempt that is already dispatched is "
+            "stopped and recalled, and does not count. False by default."
         ),
     )
     cancel: bool = Field(
         False,
         description=(
-            "True ends the Task as Cancelled, whatever its phase; a running attempt is stopped. "
-            "One way: it cannot become false again. False by default."
+            "True ends an unfinished Task as Cancelled; a running attempt is stopped. It cannot "
+            "become false again. False by default."
         ),
         json_schema_extra=validations(
             (
                 "self || !oldSelf",
-                "cancel cannot be taken back: create a new Task to run it again, or use suspend "
-                "for what is to go on later",
+                "cancel cannot be undone: create a new Task to run it again, or use suspend to "
+                "pause a Task",
             )
         ),
     )
 
 
 class TaskResource(Resource):
-    """One piece of work for a TaskQueue. It is run again only as a new object."""
+    """One piece of work for a TaskQueue. To run it again, create a new Task."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(
@@ -349,15 +347,15 @@ class TaskResource(Resource):
             ),
             (
                 "!has(self.spec.dependsOn) || !(self.metadata.name in self.spec.dependsOn)",
-                "the Task depends on itself: take its own name out of spec.dependsOn",
+                "the Task depends on itself: remove its own name from spec.dependsOn",
             ),
         )
     )
 
     kind: str = Field(TASK_KIND, description="The kind of this object: Task.")
-    spec: TaskResourceSpec = Field(description="What to run, in which queue, and how often.")
+    spec: TaskResourceSpec = Field(description="The work, its queue, and when and how it runs.")
     status: TaskResourceStatus = Field(
         default_factory=TaskResourceStatus,
-        description="How far the Task is. Written by the operator only.",
+        description="The progress of the Task. Written by the operator only.",
         json_schema_extra={"default": {"phase": "Pending", "observedGeneration": -1}},
     )

@@ -1,7 +1,7 @@
-"""The status of a Task: written by the operator only, guarded by the API server.
+"""The status of a Task: written by the operator only, protected by the API server.
 
-The CEL rules refuse a writer who is late, through /status and with ``status: null`` too: a terminal
-phase never changes, attempts and epoch never decrease, completionTime is never cleared.
+The CEL rules refuse a late writer, also through /status and with ``status: null``: a terminal phase
+never changes, attempts and epoch never decrease, completionTime is never cleared.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class AttemptHistoryEntry(ApiModel):
 
     attempt: AttemptNumber = Field(description="Number of the attempt, from 1.")
     start_time: datetime | None = Field(
-        None, description="When a worker began it. Absent when no worker is known to have."
+        None, description="When a worker started it. Absent when no worker is known to have."
     )
     finish_time: datetime | None = Field(None, description="When it ended.")
     worker: WorkerName = Field("", description="Name of the worker's pod.")
@@ -63,30 +63,30 @@ class AttemptHistoryEntry(ApiModel):
     reason: str = Field(
         "",
         max_length=STATUS_REASON_LENGTH,
-        description="Why it ended so: one word, for programs, for example the type of the error.",
+        description="Why it ended so, for programs: one word, for example the type of the error.",
     )
     message: str = Field(
         "",
         max_length=STATUS_MESSAGE_LENGTH,
-        description="Why it ended so: a sentence, for people; cut at 1024 characters.",
+        description="Why it ended so, for people: a sentence, truncated to 1024 characters.",
     )
 
 
 class ProgressReport(ApiModel):
-    """How far a running attempt is, as its handler says."""
+    """The progress of a running attempt, as its handler reports it."""
 
     percent: int | None = Field(
-        None, ge=0, le=100, description="How much is done, 0 to 100. Absent until it was said."
+        None, ge=0, le=100, description="How much is done, 0 to 100. Absent until reported."
     )
     message: str = Field(
         "",
         max_length=PROGRESS_MESSAGE_LENGTH,
-        description="What is being done: a sentence, for people; at most 1024 characters.",
+        description="What is being done, for people: a sentence of at most 1024 characters.",
     )
 
 
 class TaskResourceStatus(ApiModel):
-    """How far a Task is."""
+    """The observed state of a Task."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(
@@ -98,11 +98,11 @@ class TaskResourceStatus(ApiModel):
             (
                 "!has(oldSelf.attempts) || "
                 "(has(self.attempts) && self.attempts >= oldSelf.attempts)",
-                "attempts never decrease: read the Task again and count on from its attempts",
+                "attempts never decrease: read the Task again and continue from its attempts",
             ),
             (
                 "!has(oldSelf.epoch) || (has(self.epoch) && self.epoch >= oldSelf.epoch)",
-                "epoch never decreases: read the Task again and go on from its epoch",
+                "epoch never decreases: read the Task again and continue from its epoch",
             ),
             (
                 "!has(oldSelf.completionTime) || has(self.completionTime)",
@@ -114,17 +114,17 @@ class TaskResourceStatus(ApiModel):
     observed_generation: int = Field(
         -1,
         description=(
-            "The metadata.generation of the spec the operator acted on last; -1 until it has "
-            "written a status. kubectl wait believes no condition while this is behind."
+            "The metadata.generation of the spec that the operator last acted on; -1 until it has "
+            "written a status. kubectl wait ignores conditions while this is behind."
         ),
     )
     phase: Phase = Field(
         "Pending",
         description=(
-            "Where the Task is. Pending: nothing written yet. Blocked: waits for what reason "
-            "names. Scheduled: waits for startAfter. Suspended: spec.suspend. Running: a worker "
-            "has it. Retrying: waits for nextAttemptTime. Succeeded, Failed and Cancelled are "
-            "final. What lasts less than 2 seconds is not written. "
+            "State of the Task. Pending: nothing is written yet. Blocked: waits for what reason "
+            "names. Scheduled: waits for startAfter. Suspended: by spec.suspend. Running: a worker "
+            "runs it. Retrying: waits for nextAttemptTime. Succeeded, Failed and Cancelled are "
+            "final. A state that lasts less than 2 seconds is not written. "
             "Selectable: kubectl get tqt --field-selector status.phase=Failed."
         ),
     )
@@ -132,7 +132,7 @@ class TaskResourceStatus(ApiModel):
         "",
         max_length=STATUS_REASON_LENGTH,
         description=(
-            "Why the Task is in this phase: one CamelCase word, for programs. Blocked: "
+            "Why the Task is in this phase, for programs: one CamelCase word. Blocked: "
             "QueueNotFound, UnknownHandler, DependencyNotFound, WaitingForDependencies, "
             "PayloadUnresolved or ConcurrencyLimit. Scheduled: StartAfter. Retrying: the type of "
             "the error. Failed: RetriesExhausted, NonRetryable, WorkerLost, DeadlineExceeded, "
@@ -142,17 +142,17 @@ class TaskResourceStatus(ApiModel):
     message: str = Field(
         "",
         max_length=MESSAGE_MAX_LENGTH,
-        description="Why the Task is in this phase: a sentence, for people.",
+        description="Why the Task is in this phase, for people: a sentence.",
     )
     attempts: int = Field(
-        0, ge=0, description="How many attempts were begun. Never decreases; absent means 0."
+        0, ge=0, description="Number of attempts started. Never decreases; absent means 0."
     )
     epoch: int = Field(
         0,
         ge=0,
         description=(
-            "Raised before an attempt is taken back from a worker, so that its late outcome is "
-            "told from that of the attempt which follows. Never decreases; absent means 0."
+            "Raised before an attempt is recalled, so that its late outcome is not mistaken for "
+            "that of the next attempt. Never decreases; absent means 0."
         ),
     )
     history: tuple[AttemptHistoryEntry, ...] = Field(
@@ -162,37 +162,39 @@ class TaskResourceStatus(ApiModel):
         json_schema_extra=ATOMIC_LIST,
     )
     start_time: datetime | None = Field(
-        None, description="When a worker began the first attempt. Absent until one has."
+        None, description="When a worker started the first attempt. Absent until then."
     )
     completion_time: datetime | None = Field(
-        None, description="When the Task came to its end, whichever. Absent until then."
+        None, description="When the Task ended in any final phase. Absent until then."
     )
     next_attempt_time: datetime | None = Field(
         None,
         description=(
-            "When the next attempt is due, unless something else still keeps the Task then. Absent "
-            "when no attempt waits for a time."
+            "When the next attempt is due, unless something else still holds the Task. Absent when "
+            "no attempt waits for a time."
         ),
     )
     worker: WorkerName = Field(
-        "", description="Name of the pod which runs the Task or ran its last attempt."
+        "", description="Name of the pod that runs the Task or ran its last attempt."
     )
     concurrency_key: str = Field(
         "",
         max_length=CONCURRENCY_KEY_MAX_LENGTH,
         description=(
-            "The key the Task holds while an attempt of it is dispatched. Absent while it holds "
-            "none."
+            "The concurrency key that the Task holds while an attempt is dispatched. Absent while "
+            "it holds none."
         ),
     )
     progress: ProgressReport | None = Field(
         None,
-        description="How far the running attempt is, as its handler says. Absent until it has.",
+        description=(
+            "Progress of the running attempt, as its handler reports it. Absent until then."
+        ),
     )
     result: dict[str, Any] | None = Field(
         None,
         description=(
-            "What the handler returned: a JSON object of at most 16 KiB. Absent when it returned "
+            "Return value of the handler: a JSON object of at most 16 KiB. Absent when it returned "
             "nothing."
         ),
     )
@@ -202,7 +204,7 @@ class TaskResourceStatus(ApiModel):
         description=(
             "Finished and Complete when the Task succeeded; Finished, Failed and Stalled when it "
             "failed or was cancelled; Reconciling before that, and Suspended while spec.suspend "
-            "keeps the Task. After a resume Suspended stays, False since then. "
+            "holds the Task. After a resume Suspended stays, as False since then. "
             "Wait with: kubectl wait --for=condition=Complete."
         ),
         json_schema_extra=CONDITIONS_LIST,

@@ -1,7 +1,7 @@
-"""The custom resource TaskQueue: a queue in a broker, the workers that empty it, and their scaling.
+"""The custom resource TaskQueue: a queue at a broker, its workers, and how they are scaled.
 
-``TaskQueueResource.model_validate(body)`` parses an object of the API server. Every default is
-stated here and set by the API server at admission, so a stored object shows what it runs with.
+``TaskQueueResource.model_validate(body)`` parses an object of the API server. Every default is set
+here, and by the API server at admission, so a stored object shows the values in effect.
 """
 
 from __future__ import annotations
@@ -75,21 +75,21 @@ class RabbitmqClusterReference(ApiModel):
         max_length=LABEL_LENGTH,
         pattern=DNS_LABEL_PATTERN,
         description=(
-            "Namespace of the RabbitmqCluster. When absent, that of the TaskQueue. Another one "
-            "must be allowed by the RabbitmqCluster's annotation "
-            "rabbitmq.com/topology-allowed-namespaces."
+            "Namespace of the RabbitmqCluster. When absent, that of the TaskQueue. If it is "
+            "another, the annotation rabbitmq.com/topology-allowed-namespaces of the "
+            "RabbitmqCluster must allow the TaskQueue's namespace."
         ),
     )
 
 
 class Broker(ApiModel):
-    """Where the RabbitMQ of a TaskQueue is: exactly one of the fields is given."""
+    """The RabbitMQ of a TaskQueue: exactly one of the fields is given."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(
             (
                 "has(self.connectionSecret) != has(self.rabbitmqClusterReference)",
-                "the broker must be given in one way: give exactly one of connectionSecret and "
+                "spec.broker must name one broker: give exactly one of connectionSecret and "
                 "rabbitmqClusterReference",
             )
         )
@@ -98,30 +98,30 @@ class Broker(ApiModel):
     connection_secret: SecretReference | None = Field(
         None,
         description=(
-            "The Secret, in the namespace of the TaskQueue, which says how to connect to RabbitMQ. "
-            "It holds either the key uri (amqp:// or amqps://) or the keys host, port, username, "
-            "password and vhost; for TLS also ca.crt, and tls.crt with tls.key. Absent when "
+            "Secret with the connection to RabbitMQ, in the namespace of the TaskQueue. It has "
+            "either the key uri (amqp:// or amqps://) or the keys host, port, username, password "
+            "and vhost; for TLS also ca.crt, and tls.crt with tls.key. Absent when "
             "rabbitmqClusterReference is given."
         ),
     )
     rabbitmq_cluster_reference: RabbitmqClusterReference | None = Field(
         None,
         description=(
-            "The RabbitmqCluster of the RabbitMQ Cluster Operator to connect to; the operator "
-            "takes the Secret its status.binding names. Absent when connectionSecret is given."
+            "RabbitmqCluster of the RabbitMQ Cluster Operator to connect to; the operator uses the "
+            "Secret that its status.binding names. Absent when connectionSecret is given."
         ),
     )
 
 
 class Dispatch(ApiModel):
-    """How much of a TaskQueue is in the broker at a time."""
+    """How many Tasks of a TaskQueue are at the broker at a time."""
 
     max_published: int = Field(
         DEFAULT_MAX_PUBLISHED,
         ge=1,
         le=100_000,
         description=(
-            "The most unfinished Tasks of this queue that are in the broker at a time, 1 to "
+            "Maximum number of unfinished Tasks of this queue at the broker at a time, 1 to "
             "100000; 1000 by default. The others wait in the operator, higher priority first, then "
             "older first. The operator publishes fewer while the workers need fewer."
         ),
@@ -129,70 +129,70 @@ class Dispatch(ApiModel):
 
 
 class QueueBackoff(ApiModel):
-    """The wait before the next attempt, with the defaults of a queue."""
+    """The delay before the next attempt, with the defaults of a queue."""
 
     initial_seconds: InitialSeconds = Field(
         DEFAULT_FIRST_RETRY_SECONDS,
-        description="Seconds to wait after the first failed attempt, 0 to 86400; 1 by default.",
+        description="Delay after the first failed attempt in seconds, 0 to 86400; 1 by default.",
     )
     factor: Factor = Field(
         DEFAULT_RETRY_FACTOR,
         description=(
-            "What the wait is multiplied by after every further failed attempt, 1 to 100; "
-            "2 by default, which doubles it each time."
+            "Factor by which the delay grows with every further failed attempt, 1 to 100; 2 by "
+            "default, which doubles it each time."
         ),
     )
     max_seconds: MaxSeconds = Field(
         DEFAULT_LONGEST_RETRY_SECONDS,
-        description="The longest wait between two attempts in seconds, 0 to 86400; 300 by default.",
+        description="Longest delay between two attempts in seconds, 0 to 86400; 300 by default.",
     )
     jitter: Jitter = Field(
         DEFAULT_RETRY_JITTER,
         description=(
-            "The part of every wait that is random, as a fraction from 0 to 1, so that Tasks which "
-            "failed together do not come back together; 0.1 by default."
+            "Random part of every delay, as a fraction from 0 to 1, so that Tasks that failed "
+            "together are not retried together; 0.1 by default."
         ),
     )
 
 
 class QueueRetry(ApiModel):
-    """When a failed attempt is followed by another, with the defaults of a queue."""
+    """How failed attempts are retried, with the defaults of a queue."""
 
     max_attempts: MaxAttempts = Field(
         DEFAULT_ATTEMPTS,
         description=(
-            "How often a Task is attempted in all, the first attempt included, 1 to 1000; "
-            "3 by default. With 1 a Task is never retried."
+            "Number of attempts of a Task in total, including the first, 1 to 1000; 3 by default. "
+            "With 1 a Task is never retried."
         ),
     )
     backoff: QueueBackoff = Field(
         default_factory=QueueBackoff,
         description=(
-            "How long a Task waits before its next attempt: initialSeconds, multiplied by factor "
-            "after every further failure, at most maxSeconds, varied by jitter."
+            "Delay before the next attempt of a Task: initialSeconds, multiplied by factor with "
+            "every further failure, at most maxSeconds, varied by jitter."
         ),
     )
     non_retryable: ErrorTypes = Field(
         (),
         description=(
-            "Error types, as the worker reports them (for example ValueError), after which a Task "
-            "fails at once; at most 64. Empty by default: every failure is retried unless the "
-            "worker itself reports it as not retryable."
+            "Error types, as the worker reports them (for example ValueError), that fail a Task at "
+            "once; at most 64. Empty by default: every failure is retried unless the worker "
+            "reports it as not retryable."
         ),
         json_schema_extra=ATOMIC_LIST,
     )
 
 
 class TaskDefaults(ApiModel):
-    """What a Task of the queue gets where its own spec says nothing."""
+    """Defaults for the Tasks of a queue; a Task's own spec overrides them."""
 
     retry: QueueRetry = Field(
-        default_factory=QueueRetry, description="When a failed attempt is followed by another one."
+        default_factory=QueueRetry, description="How failed attempts are retried."
     )
     attempt_timeout_seconds: AttemptTimeoutSeconds = Field(
         DEFAULT_ATTEMPT_SECONDS,
         description=(
-            "How long one attempt may run in whole seconds, 1 to 86400; 300 by default. After it "
+            "Time limit of one attempt in whole seconds, 1 to 86400; 300 by default. After that "
             "the attempt is stopped and counts as failed."
         ),
     )
@@ -200,79 +200,79 @@ class TaskDefaults(ApiModel):
         DEFAULT_DELIVERIES,
         description=(
             "How often one attempt may be delivered to a worker, 1 to 20; 3 by default. An attempt "
-            "that has lost its worker that often counts as failed, with reason WorkerLost."
+            "that has lost that many workers counts as failed, with reason WorkerLost."
         ),
     )
     active_deadline_seconds: ActiveDeadlineSeconds | None = Field(
         None,
         description=(
-            "How long a Task may take in whole seconds, 1 to 31536000, from when it may first run, "
-            "all waiting, attempts and pauses included. After it the Task fails with reason "
-            "DeadlineExceeded. None by default: a Task may take any time."
+            "Time limit of a whole Task in whole seconds, 1 to 31536000, from when it may first "
+            "run, including waiting, attempts and delays between them. After that the Task fails "
+            "with reason DeadlineExceeded. None by default: no limit."
         ),
     )
     ttl_seconds_after_finished: TtlSecondsAfterFinished | None = Field(
         None,
         description=(
-            "How long a finished Task stays in whole seconds, 0 to 31536000; then the operator "
-            "deletes it. None by default: finished Tasks stay. A Task deleted by its TTL whose "
-            "manifest is still in Git is created, and run, again by the next sync."
+            "How long after a Task has finished the operator deletes it, in whole seconds, 0 to "
+            "31536000. None by default: finished Tasks stay. If the manifest of a deleted Task is "
+            "still in Git, the next sync creates and runs it again."
         ),
     )
 
 
 class ConcurrencyLimits(ApiModel):
-    """How many Tasks of a queue may be dispatched at a time."""
+    """Limits on the Tasks of a queue that are dispatched at a time."""
 
     per_key: int = Field(
         1,
         ge=1,
         le=1000,
         description=(
-            "The most Tasks with the same spec.concurrencyKey that are dispatched at a time, 1 to "
-            "1000; 1 by default."
+            "Maximum number of Tasks with the same spec.concurrencyKey that are dispatched at a "
+            "time, 1 to 1000; 1 by default."
         ),
     )
 
 
 class TaskQueueResourceSpec(ApiModel):
-    """What a TaskQueue is asked to be."""
+    """The desired state of a TaskQueue."""
 
-    broker: Broker = Field(description="The RabbitMQ which holds the queue. Required.")
+    broker: Broker = Field(description="The RabbitMQ that has the queue. Required.")
     deletion_policy: DeletionPolicy = Field(
         "Retain",
         description=(
-            "What becomes of the queues in the broker when the TaskQueue is deleted. Retain, the "
+            "What happens to the queues at the broker when the TaskQueue is deleted. Retain, the "
             "default: they stay, with their messages. Delete: the work queue and the dead queue "
-            "are deleted, with what is in them; a broker that cannot be reached delays the "
-            "deletion of the TaskQueue by a minute at most."
+            "are deleted with their messages; a broker that is unreachable delays the deletion of "
+            "the TaskQueue by a minute at most."
         ),
     )
     stop_policy: StopPolicy = Field(
         "None",
         description=(
-            "Whether the queue stands still. None, the default: it does not. Hold: nothing new is "
-            "dispatched; what is dispatched runs on. HoldAndDrain: also the workers go, below "
-            "minReplicas too, as what is dispatched ends. Tasks that wait keep their phase."
+            "Whether the queue is held. None, the default: it is not. Hold: nothing new is "
+            "dispatched; what is dispatched continues. HoldAndDrain: as that work ends, the "
+            "workers are removed too, even below minReplicas. Waiting Tasks keep their phase."
         ),
     )
     dispatch: Dispatch = Field(
         default_factory=Dispatch,
-        description="How many Tasks are in the broker at a time.",
+        description="How many Tasks are at the broker at a time.",
     )
     task_defaults: TaskDefaults = Field(
         default_factory=TaskDefaults,
         description=(
-            "What holds for the Tasks of this queue where their own spec says nothing. Read when "
-            "an attempt is dispatched, so a change reaches the Tasks which still wait."
+            "Defaults for the Tasks of this queue; a Task's own spec overrides them. Read when an "
+            "attempt is dispatched, so a change also applies to Tasks that still wait."
         ),
     )
     concurrency_limits: ConcurrencyLimits = Field(
         default_factory=ConcurrencyLimits,
-        description="How many Tasks with the same spec.concurrencyKey are dispatched at a time.",
+        description="Limits on the Tasks with the same spec.concurrencyKey.",
     )
     workers: Workers = Field(
-        default_factory=Workers, description="The workers which run the Tasks of this queue."
+        default_factory=Workers, description="The workers that run the Tasks of this queue."
     )
     scaling: Scaling = Field(
         default_factory=Scaling,
@@ -303,10 +303,10 @@ class TaskQueueResource(Resource):
 
     kind: str = Field(TASKQUEUE_KIND, description="The kind of this object: TaskQueue.")
     spec: TaskQueueResourceSpec = Field(
-        description="What the queue, its Tasks and its workers should be."
+        description="The broker, the defaults of Tasks, the workers and their scaling."
     )
     status: TaskQueueResourceStatus = Field(
         default_factory=TaskQueueResourceStatus,
-        description="What the operator has found and done. Written by the operator only.",
+        description="The observed state of the queue. Written by the operator only.",
         json_schema_extra={"default": {"observedGeneration": -1}},
     )

@@ -1,6 +1,6 @@
 """The status of a TaskQueue: written by the operator only, at most once a second.
 
-A figure that is not known is absent, never 0.
+A number that is not known is absent, never 0.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ Measure = Annotated[float, Field(ge=0)]
 class FinishedTotals(ApiModel):
     """Finished Tasks, counted since the TaskQueue was created."""
 
-    succeeded: Count = Field(0, description="Tasks which ended as Succeeded.")
-    failed: Count = Field(0, description="Tasks which ended as Failed.")
-    cancelled: Count = Field(0, description="Tasks which ended as Cancelled.")
+    succeeded: Count = Field(0, description="Tasks that ended as Succeeded.")
+    failed: Count = Field(0, description="Tasks that ended as Failed.")
+    cancelled: Count = Field(0, description="Tasks that ended as Cancelled.")
 
 
-#: How many workers a status tells of, and how many of the handlers of each.
+#: Workers that a status lists, and handlers of each.
 MAX_WORKERS = 20
 MAX_HANDLERS = 50
 
 
 class RegisteredWorker(ApiModel):
-    """A worker that has registered, by a heartbeat, and lives."""
+    """A live worker, registered by its heartbeats."""
 
     pod: str = Field(max_length=OBJECT_NAME_LENGTH, description="Name of its pod.")
     node: str = Field(
         "",
         max_length=OBJECT_NAME_LENGTH,
-        description="The node it runs on; empty when it does not know.",
+        description="Node it runs on; empty when unknown.",
     )
     cpus: Measure = Field(0, description="CPUs it may use.")
-    slots: Count = Field(0, description="How many attempts it runs at once.")
+    slots: Count = Field(0, description="Number of attempts it runs at a time.")
     handlers: tuple[Annotated[str, Field(max_length=HANDLER_NAME_LENGTH)], ...] = Field(
         (),
         max_length=MAX_HANDLERS,
-        description=f"Handlers it has code for, the first {MAX_HANDLERS}.",
+        description=f"Handlers it has registered, the first {MAX_HANDLERS}.",
         json_schema_extra=ATOMIC_LIST,
     )
 
 
 class TaskQueueResourceStatus(ApiModel):
-    """What the operator has found and done; written at most once a second."""
+    """The observed state of a TaskQueue; written at most once a second."""
 
     observed_generation: int = Field(
         -1,
         description=(
-            "The metadata.generation of the spec the operator acted on last; -1 until it has seen "
-            "this TaskQueue."
+            "The metadata.generation of the spec that the operator last acted on; -1 until it has "
+            "seen this TaskQueue."
         ),
     )
     conditions: tuple[ResourceCondition, ...] = Field(
@@ -78,35 +78,34 @@ class TaskQueueResourceStatus(ApiModel):
     backlog: Count | None = Field(
         None,
         description=(
-            "Unfinished Tasks that may run: those pending in the operator, ready in the broker and "
-            "with a worker. Absent while unknown."
+            "Unfinished Tasks that may run: those that are pending in the operator, ready at the "
+            "broker, or with a worker. Absent while unknown."
         ),
     )
     pending: Count | None = Field(
-        None, description="Tasks which wait in the operator to be published. Absent while unknown."
+        None, description="Tasks that wait in the operator to be published. Absent while unknown."
     )
     ready: Count | None = Field(
         None,
-        description="Messages in the broker which no worker has taken yet. Absent while unknown.",
+        description="Messages at the broker that no worker has yet. Absent while unknown.",
     )
     running: Count | None = Field(
         None,
         description=(
-            "Messages a worker has taken and not yet acknowledged. Absent while unknown, which is "
-            "never taken for 0."
+            "Messages delivered to a worker and not yet acknowledged. Absent while unknown."
         ),
     )
     replicas: Count | None = Field(
-        None, description="Worker pods there are. Absent when the workers run elsewhere."
+        None, description="Worker pods that exist. Absent when the workers run elsewhere."
     )
     desired_replicas: Count | None = Field(
         None,
-        description="Worker pods there should be. Absent when the workers run elsewhere.",
+        description="Worker pods that are wanted. Absent when the workers run elsewhere.",
     )
     scaling: str = Field(
         "",
         max_length=MESSAGE_MAX_LENGTH,
-        description="How desiredReplicas was worked out, as a sentence for people.",
+        description="How desiredReplicas was computed, for people: a sentence.",
     )
     selector: str = Field(
         "",
@@ -116,26 +115,27 @@ class TaskQueueResourceStatus(ApiModel):
     totals: FinishedTotals = Field(
         default_factory=FinishedTotals,
         description=(
-            "Finished Tasks by how they ended, as the operator counted them since the TaskQueue "
-            "was created. The ends of the last second before an operator was killed may be missing."
+            "Finished Tasks by final phase, as the operator has counted them since the TaskQueue "
+            "was created. Tasks that ended in the last second before an operator was killed may be "
+            "missing."
         ),
     )
     dead_letters: Count | None = Field(
         None,
-        description="Messages in the queue's dead queue in the broker. Absent while unknown.",
+        description="Messages in the queue's dead queue at the broker. Absent while unknown.",
     )
     throughput_per_minute: Measure | None = Field(
         None, description="Tasks that ended in the last minute. Absent while unknown."
     )
     mean_run_seconds: Measure | None = Field(
-        None, description="How long attempts lately ran on average. Absent while unknown."
+        None, description="Mean run time of recent attempts. Absent while unknown."
     )
     workers: tuple[RegisteredWorker, ...] = Field(
         (),
         max_length=MAX_WORKERS,
         description=(
-            f"The workers that have registered and live, the first {MAX_WORKERS} by name. Written "
-            "when one joins or leaves."
+            f"The live workers that have registered, the first {MAX_WORKERS} by name. Written when "
+            "one joins or leaves."
         ),
         json_schema_extra=ATOMIC_LIST,
     )

@@ -1,4 +1,4 @@
-"""What a TaskQueue says about its workers: what they are, and how many there should be."""
+"""The workers of a TaskQueue: their pod template, and how their number is scaled."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from taskqueue.api.common import (
 from taskqueue.limits import LABEL_LENGTH, OBJECT_NAME_LENGTH
 
 Replicas = Annotated[int, Field(ge=0, le=10_000)]
-#: Of a step or a size that makes no sense without a worker.
+#: For a step or a size that must be at least one worker.
 SomeReplicas = Annotated[int, Field(ge=1, le=10_000)]
 
 _API_VERSION_PATTERN = f"^({DNS_SUBDOMAIN_PATTERN[1:-1]}/)?{DNS_LABEL_PATTERN[1:-1]}$"
 
 
 class ScaleTargetReference(ApiModel):
-    """An object with the subresource scale, in the namespace of the TaskQueue."""
+    """An object with a scale subresource, in the namespace of the TaskQueue."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(
@@ -45,7 +45,7 @@ class ScaleTargetReference(ApiModel):
         min_length=1,
         max_length=LABEL_LENGTH,
         pattern="^[A-Z][A-Za-z0-9]*$",
-        description="Kind of the object: Deployment, StatefulSet, or any that has scale.",
+        description="Kind of the object: Deployment, StatefulSet, or any with a scale subresource.",
     )
     name: str = Field(
         min_length=1,
@@ -62,8 +62,8 @@ class Workers(ApiModel):
         json_schema_extra=validations(
             (
                 "!has(self.template) || !has(self.scaleTargetRef)",
-                "the workers are given in two ways: give template for a Deployment of the "
-                "operator's own, or scaleTargetRef for one that exists, not both",
+                "template and scaleTargetRef exclude each other: give template for a Deployment "
+                "that the operator creates, or scaleTargetRef for workers that exist",
             )
         )
     )
@@ -71,26 +71,25 @@ class Workers(ApiModel):
     template: dict[str, Any] | None = Field(
         None,
         description=(
-            "The pod template of the workers, as in a Deployment. From it the operator makes and "
-            "scales the Deployment <name>-worker. None by default: the workers run elsewhere, and "
-            "unless scaleTargetRef names them nothing is scaled."
+            "Pod template of the workers, as in a Deployment. The operator creates the Deployment "
+            "<name>-worker from it and scales it. None by default: the workers run elsewhere, and "
+            "nothing is scaled unless scaleTargetRef names them."
         ),
     )
     scale_target_ref: ScaleTargetReference | None = Field(
         None,
         description=(
-            "The Deployment, StatefulSet or other object with the subresource scale that runs the "
-            "workers. The operator changes its number of replicas and nothing else; what its pods "
-            "need to reach the broker they must be given where they are made. Absent when template "
-            "is given."
+            "Deployment, StatefulSet or other object with a scale subresource that runs the "
+            "workers. The operator changes only its number of replicas; its own manifest must give "
+            "the pods what they need to connect to the broker. Absent when template is given."
         ),
     )
     container: str = Field(
         "",
         max_length=LABEL_LENGTH,
         description=(
-            "Name of the template's container which runs the worker and gets its environment from "
-            "the operator. Empty by default: the first container."
+            "Name of the template's container that runs the worker; the operator adds environment "
+            "variables to it. Empty by default: the first container."
         ),
     )
     concurrency: int | None = Field(
@@ -98,34 +97,34 @@ class Workers(ApiModel):
         ge=1,
         le=1000,
         description=(
-            "How many Tasks one worker runs at a time (its slots), 1 to 1000. None by default: as "
-            "many as its container has CPUs, at least 1."
+            "Number of Tasks that one worker runs at a time (its slots), 1 to 1000. None by "
+            "default: the number of CPUs of its container, at least 1."
         ),
     )
     replicas: Replicas = Field(
         0,
         description=(
-            "The number of workers while spec.scaling.paused is true, 0 to 10000; 0 by default. "
-            "The scale subresource (kubectl scale, KEDA, a HorizontalPodAutoscaler) writes this "
-            "field. Not obeyed while the operator scales by itself."
+            "Number of workers while spec.scaling.paused is true, 0 to 10000; 0 by default. The "
+            "scale subresource (kubectl scale, KEDA, a HorizontalPodAutoscaler) writes this field. "
+            "Ignored while the operator scales the workers itself."
         ),
     )
 
 
 class ScalingTarget(ApiModel):
-    """What the number of workers is worked out from."""
+    """What the number of workers is computed from."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(
             (
-                # A default of {} is tried too, before it is filled in, here and below.
+                # The API server also validates a default of {} before it sets fields, also below.
                 '!has(self.type) || self.type != "DrainTime" || has(self.seconds)',
-                "type DrainTime needs seconds: say in how many seconds the backlog should be "
-                "worked off",
+                "type DrainTime needs seconds: set the time in which the workers should empty the "
+                "queue",
             ),
             (
                 '!has(self.seconds) || (has(self.type) && self.type == "DrainTime")',
-                "seconds is for type DrainTime: set type to DrainTime or leave seconds out",
+                "seconds is for type DrainTime: set type to DrainTime, or omit seconds",
             ),
         )
     )
@@ -133,9 +132,9 @@ class ScalingTarget(ApiModel):
     type: Literal["Backlog", "DrainTime"] = Field(
         "Backlog",
         description=(
-            "What the number of workers is worked out from. Backlog, the default: the Tasks which "
-            "wait or run, divided by tasksPerReplica and rounded up. DrainTime: as many workers as "
-            "work the Tasks off within seconds, by how long attempts lately ran."
+            "What the number of workers is computed from. Backlog, the default: the waiting and "
+            "running Tasks, divided by tasksPerReplica and rounded up. DrainTime: as many workers "
+            "as empty the queue within seconds, by the mean run time of recent attempts."
         ),
     )
     seconds: float | None = Field(
@@ -143,10 +142,10 @@ class ScalingTarget(ApiModel):
         ge=1,
         le=DAY_SECONDS,
         description=(
-            "With type DrainTime, and required there: within how many seconds the Tasks which wait "
-            "or run should be worked off, 1 to 86400. The number of workers is the number of Tasks "
-            "times the mean run time, divided by seconds and by the Tasks one worker runs at a "
-            "time, rounded up. A Task that runs longer than that is not hurried."
+            "Time in which the workers should empty the queue in seconds, 1 to 86400; only with "
+            "type DrainTime, and required there. The number of workers is the number of waiting "
+            "and running Tasks times the mean run time, divided by seconds and by the slots of a "
+            "worker, rounded up. A Task that runs longer is not interrupted."
         ),
     )
     tasks_per_replica: int = Field(
@@ -154,8 +153,8 @@ class ScalingTarget(ApiModel):
         ge=1,
         le=100_000,
         description=(
-            "How many waiting and running Tasks one worker is wanted for, 1 to 100000; "
-            "5 by default. With type DrainTime it holds until a run time has been measured."
+            "Number of waiting and running Tasks per worker, 1 to 100000; 5 by default. With type "
+            "DrainTime it is used until a run time has been measured."
         ),
     )
 
@@ -166,8 +165,8 @@ class ScaleUp(ApiModel):
     max_replicas_per_step: SomeReplicas | None = Field(
         None,
         description=(
-            "How many workers may be starting at a time, 1 to 10000: the next ones are asked for "
-            "when as many are available. None by default: all that are wanted start at once."
+            "Number of workers that may be starting at a time, 1 to 10000; more are added when "
+            "these are available. None by default: all start at once."
         ),
     )
 
@@ -180,27 +179,27 @@ class ScaleDown(ApiModel):
         ge=0,
         le=3600,
         description=(
-            "How many seconds back the largest number of wanted workers still counts before "
-            "workers are taken away, 0 to 3600; 30 by default."
+            "Time in seconds over which the largest wanted number of workers counts before workers "
+            "are removed, 0 to 3600; 30 by default."
         ),
     )
     max_replicas_per_step: SomeReplicas | None = Field(
         None,
         description=(
-            "How many workers may be on their way out at a time, 1 to 10000; each finishes what it "
-            "runs first. None by default: all that are not wanted any more."
+            "Number of workers that may be draining at a time, 1 to 10000; each finishes what it "
+            "runs first. None by default: all that are no longer wanted."
         ),
     )
 
 
 class Fallback(ApiModel):
-    """What holds when the backlog is unknown."""
+    """The number of workers while the backlog is unknown."""
 
     replicas: SomeReplicas = Field(
         description=(
-            "The number of workers when the backlog has been unknown for "
-            "stabilizationWindowSeconds, 1 to 10000 and not above maxReplicas; busy workers stay "
-            "beyond it. Required: without it leave out fallback."
+            "Number of workers once the backlog has been unknown for stabilizationWindowSeconds, 1 "
+            "to 10000 and not above maxReplicas; busy workers beyond it stay. Required; without "
+            "it, omit fallback."
         ),
     )
 
@@ -227,16 +226,20 @@ class Scaling(ApiModel):
     min_replicas: Replicas = Field(
         0,
         description=(
-            "The fewest workers, 0 to 10000; 0 by default: without Tasks there are no workers."
+            "Minimum number of workers, 0 to 10000; 0 by default: without Tasks there are none."
         ),
     )
     max_replicas: Replicas = Field(
         10,
-        description="The most workers, 0 to 10000 and not below minReplicas; 10 by default.",
+        description=(
+            "Maximum number of workers, 0 to 10000 and not below minReplicas; 10 by default."
+        ),
     )
     target: ScalingTarget = Field(
         default_factory=ScalingTarget,
-        description="What the number of workers between minReplicas and maxReplicas follows.",
+        description=(
+            "What the number of workers is computed from, within minReplicas and maxReplicas."
+        ),
     )
     scale_up: ScaleUp | None = Field(
         None,
@@ -251,21 +254,21 @@ class Scaling(ApiModel):
         ge=0,
         le=DAY_SECONDS,
         description=(
-            "How many seconds the queue must have been empty before the last worker is taken away, "
-            "0 to 86400; 60 by default. Without effect when minReplicas is above 0."
+            "Time in seconds for which the queue must be empty before the last worker is removed, "
+            "0 to 86400; 60 by default. No effect when minReplicas is above 0."
         ),
     )
     fallback: Fallback | None = Field(
         None,
         description=(
-            "How many workers there are while the backlog is unknown, because the broker is away. "
-            "None by default: as many as there were."
+            "Number of workers while the backlog is unknown because the broker is unreachable. "
+            "None by default: the number does not change."
         ),
     )
     paused: bool = Field(
         False,
         description=(
-            "While true the operator does not scale by itself: spec.workers.replicas is the number "
-            "of workers. False by default."
+            "While true, the operator does not scale the workers itself: spec.workers.replicas is "
+            "their number. False by default."
         ),
     )

@@ -163,7 +163,7 @@ CASES = (
         when=(
             edit(cancel=True),
             reaches(cancelled()),
-            refused(edit(cancel=False), "cancel cannot be taken back"),
+            refused(edit(cancel=False), "cancel cannot be undone"),
         ),
         then={"it": cancelled()},
     ),

@@ -84,7 +84,7 @@ async def test_submitting_again_finds_the_task_as_the_server_keeps_it(
 
 
 async def test_refusals_are_in_the_servers_words(client: AsyncTaskClient) -> None:
-    with pytest.raises(Refused, match="depends on itself: take its own name out") as found:
+    with pytest.raises(Refused, match="depends on itself: remove its own name") as found:
         await client.submit("q", "echo", name="a", depends_on=["a"])
     assert (found.value.status, found.value.reason) == (422, "Invalid")
     with pytest.raises(Refused, match=r"namespaces .* not found"):
