@@ -12,42 +12,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, Delivery
+from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.logs import EventLog
 from taskqueue.worker.command_consumer import CommandConsumer
+from taskqueue.worker.runtime import Runtime
 
 log = EventLog("taskqueue.worker")
 
 _NOT_FOUND = 404
 
 
-class DeliveryListener(Protocol):
-    """Handles deliveries; called on the loop, must not block."""
-
-    def on_connected(self, connection: Connection) -> None:
-        """The following channels are opened on this connection."""
-
-    def on_channel_opened(self, channel: Channel) -> None:
-        """The following deliveries come by this channel."""
-
-    def on_delivery(self, delivery: Delivery) -> None:
-        """A delivery came, to be acknowledged on its channel."""
-
-    def on_channel_lost(self) -> None:
-        """Deliveries of the channel can no longer be acknowledged; the broker redelivers them."""
-
-    @property
-    def unacknowledged(self) -> int:
-        """How many deliveries are not acknowledged."""
-
-
 class Consumer:
     """Consumes one queue for as long as the worker lives, and registers again after every loss.
+
+    Args:
+        parameters: of the broker.
+        name: the connection's, for people who list connections.
+        queue: the one to consume.
+        prefetch: until `want_prefetch` changes it.
+        runtime: handles deliveries and channel losses, on the loop, without blocking.
+        commands: reads the control stream on the same connection.
 
     Attributes:
         registered: whether the consumer is registered with the broker now.
@@ -62,13 +51,13 @@ class Consumer:
         name: str,
         queue: str,
         prefetch: int,
-        listener: DeliveryListener,
+        runtime: Runtime,
         commands: CommandConsumer,
     ) -> None:
         self._parameters = parameters
         self._name = name
         self._queue = queue
-        self._listener = listener
+        self._runtime = runtime
         self._commands = commands
         #: Whether the past commands are known, on the present connection.
         self._caught_up = False
@@ -141,7 +130,7 @@ class Consumer:
     async def _use(self, connection: Connection) -> None:
         """Consume commands and work until the connection is closed."""
         self._caught_up = False
-        self._listener.on_connected(connection)
+        self._runtime.on_connected(connection)
         commands = asyncio.ensure_future(self._commands.follow(connection, self._on_caught_up))
         try:
             await self._consume_on(connection)
@@ -185,7 +174,7 @@ class Consumer:
             if not cancelled.done():
                 cancelled.set_result(reason)
 
-        self._listener.on_channel_opened(channel)
+        self._runtime.on_channel_opened(channel)
         try:
             await channel.declare_queue(self._queue, passive=True)
             on_found()
@@ -198,7 +187,7 @@ class Consumer:
                 self.prefetch = self._wanted_prefetch
                 await channel.set_prefetch(self.prefetch - present)
                 tags.append(
-                    await channel.consume(self._queue, self._listener.on_delivery, on_cancel)
+                    await channel.consume(self._queue, self._runtime.on_delivery, on_cancel)
                 )
                 log.debug("consumer.added", queue=self._queue, prefetch=self.prefetch)
                 self._set_registered(True)
@@ -217,9 +206,7 @@ class Consumer:
                 ended = await self._watch(
                     channel,
                     cancelled,
-                    lambda: (
-                        self._stopping or self._listener.unacknowledged <= self._wanted_prefetch
-                    ),
+                    lambda: self._stopping or self._runtime.unacknowledged <= self._wanted_prefetch,
                 )
                 if ended is not None:
                     return ended
@@ -228,7 +215,7 @@ class Consumer:
             return await self._watch(channel, cancelled, lambda: False) or ""
         finally:
             self._set_registered(False)
-            self._listener.on_channel_lost()
+            self._runtime.on_channel_lost()
             await channel.close()
 
     async def _watch(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
 from taskqueue.amqp.connection import Connection
@@ -19,6 +18,7 @@ from taskqueue.contract.names import HEARTBEATS_EXCHANGE
 from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.limits import HEARTBEAT_SECONDS
 from taskqueue.logs import EventLog
+from taskqueue.worker.outcome_publisher import OutcomePublisher
 
 log = EventLog("taskqueue.worker")
 
@@ -33,14 +33,6 @@ BUSY_CHANGE_SECONDS = 2.0
 BUSY_DELAY_SECONDS = 0.1
 
 
-class HeartbeatConnection(Protocol):
-    """Has the connection that outcomes are published on."""
-
-    @property
-    def connection(self) -> Connection | None:
-        """None while there is none."""
-
-
 class HeartbeatSender:
     """Sends heartbeats every `HEARTBEAT_SECONDS`, on request, and between idle and busy.
 
@@ -52,9 +44,7 @@ class HeartbeatSender:
         describe: returns the worker's state as of now.
     """
 
-    def __init__(
-        self, publisher: HeartbeatConnection, *, describe: Callable[[], Heartbeat]
-    ) -> None:
+    def __init__(self, publisher: OutcomePublisher, *, describe: Callable[[], Heartbeat]) -> None:
         self._publisher = publisher
         self._describe = describe
         self._loop = asyncio.get_running_loop()

@@ -25,8 +25,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+from taskqueue.amqp.connection import Connection
 from taskqueue.limits import REPORT_GRACE_SECONDS
 from taskqueue.logs import EventLog
 from taskqueue.worker.deadlines import Deadlines
@@ -54,22 +55,6 @@ TIMED_OUT_SECONDS = REPORT_GRACE_SECONDS / 2
 
 #: A loop that stood still has unread frames in its socket: it checks twice, this far apart.
 _SECOND_CHECK_SECONDS = 0.1
-
-
-class WatchedConnection(Protocol):
-    """What the guard reads of the connection deliveries come by."""
-
-    @property
-    def silent_seconds(self) -> float:
-        """How long ago the broker was last heard from."""
-
-    @property
-    def heartbeat_seconds(self) -> float:
-        """The interval agreed with the broker; 0: none."""
-
-    @property
-    def closed(self) -> asyncio.Future[str]:
-        """Done when the connection is closed."""
 
 
 def abort_process(reason: str, **fields: Any) -> None:
@@ -106,7 +91,7 @@ class KeyedGuard:
         self._loop = loop
         self._on_silence = on_silence
         self._abort = abort
-        self._connection: WatchedConnection | None = None
+        self._connection: Connection | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: Runs that are to end, and by when, on the loop's clock.
         self._until: dict[Run, float] = {}
@@ -118,7 +103,7 @@ class KeyedGuard:
         self._none_left.set()
         self._deadlines: Deadlines[Run] = Deadlines(loop, self._on_deadline)
 
-    def on_connected(self, connection: WatchedConnection) -> None:
+    def on_connected(self, connection: Connection) -> None:
         """Watch this connection from now on."""
         self._connection = connection
         self._schedule_check(connection.heartbeat_seconds * STOP_INTERVALS)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 
 from taskqueue.amqp.channel import Channel, Delivery
+from taskqueue.amqp.connection import Connection
 from taskqueue.contract.command import CommandKind, WorkerCommand
 from taskqueue.contract.heartbeat import RunningAttempt
 from taskqueue.logs import EventLog
@@ -31,7 +32,6 @@ from taskqueue.worker.keyed_guard import (
     LOST_SECONDS,
     TIMED_OUT_SECONDS,
     KeyedGuard,
-    WatchedConnection,
     abort_process,
 )
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
@@ -140,7 +140,7 @@ class Runtime:
 
     # Called by the consumer.
 
-    def on_connected(self, connection: WatchedConnection) -> None:
+    def on_connected(self, connection: Connection) -> None:
         """Watch this connection: the following channels are opened on it."""
         self._guard.on_connected(connection)
 

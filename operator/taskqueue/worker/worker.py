@@ -80,7 +80,7 @@ class WorkerService:
             name=f"worker {settings.pod}",
             queue=work_queue(settings.namespace, settings.queue),
             prefetch=settings.slots,
-            listener=self._runtime,
+            runtime=self._runtime,
             commands=CommandConsumer(
                 namespace=settings.namespace,
                 queue=settings.queue,

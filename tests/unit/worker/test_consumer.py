@@ -15,6 +15,7 @@ from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.worker import consumer
 from taskqueue.worker.command_consumer import CommandConsumer
 from taskqueue.worker.consumer import Consumer
+from taskqueue.worker.runtime import Runtime
 
 pytestmark = pytest.mark.looptime
 
@@ -95,7 +96,7 @@ class FakeBroker:
 
 
 @dataclass
-class FakeListener:
+class FakeRuntime:
     """Counts calls; the test sets how many deliveries are unacknowledged."""
 
     unacknowledged: int = 0
@@ -139,13 +140,13 @@ class ConsumerHarness:
     def __init__(self, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
         self.commands = FakeCommands()
         monkeypatch.setattr(consumer, "connect", broker.connect)
-        self.listener = FakeListener()
+        self.runtime = FakeRuntime()
         self.consumer = Consumer(
             BrokerParameters(host="rabbit", port=5672, username="u", password="p"),
             name="worker",
             queue="taskqueue.shop.q",
             prefetch=2,
-            listener=self.listener,
+            runtime=cast(Runtime, self.runtime),
             commands=cast(CommandConsumer, self.commands),
         )
         self.task = asyncio.create_task(self.consumer.run())
@@ -195,7 +196,7 @@ async def test_consumer_registers_again_after_any_loss(
     assert not harness.consumer.registered
     await asyncio.sleep(1)
     assert harness.consumer.registered
-    assert (harness.listener.opened, harness.listener.lost) == (2, 1)
+    assert (harness.runtime.opened, harness.runtime.lost) == (2, 1)
     assert len(broker.connections) == (2 if loss == "connection" else 1)
     await harness.end()
 
@@ -219,7 +220,7 @@ async def test_a_raised_prefetch_is_one_more_consumer_for_the_difference(
 ) -> None:
     harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
     await asyncio.sleep(1)
-    harness.listener.unacknowledged = 2
+    harness.runtime.unacknowledged = 2
     harness.consumer.want_prefetch(64)
     await asyncio.sleep(0.001)
     assert broker.notes == ["qos 2", "consume", "qos 62", "consume"], "a cancel costs deliveries"
@@ -236,15 +237,15 @@ async def test_a_lowered_prefetch_waits_until_enough_is_acknowledged(
     harness.consumer.want_prefetch(64)
     await asyncio.sleep(1)
     broker.notes.clear()
-    harness.listener.unacknowledged = 40
+    harness.runtime.unacknowledged = 40
     harness.consumer.want_prefetch(2)
     await asyncio.sleep(10)
     assert broker.notes == ["cancel tag-1"]
-    harness.listener.unacknowledged = 3
+    harness.runtime.unacknowledged = 3
     harness.consumer.notify()
     await asyncio.sleep(10)
     assert broker.notes == ["cancel tag-1"]
-    harness.listener.unacknowledged = 2
+    harness.runtime.unacknowledged = 2
     harness.consumer.notify()
     await asyncio.sleep(0.001)
     assert broker.notes == ["cancel tag-1", "qos 2", "consume"]
@@ -259,7 +260,7 @@ async def test_a_stop_cancels_the_consumer_and_keeps_the_connection(
     await harness.consumer.stop()
     await asyncio.sleep(60)
     assert broker.notes == ["qos 2", "consume", "cancel tag-1"]
-    assert harness.listener.lost == 0
+    assert harness.runtime.lost == 0
     await harness.end()
     assert broker.notes[-1] == "close"
 
@@ -268,7 +269,7 @@ async def test_a_stop_while_lowering_registers_no_more(monkeypatch: pytest.Monke
     harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
     harness.consumer.want_prefetch(64)
     await asyncio.sleep(1)
-    harness.listener.unacknowledged = 40
+    harness.runtime.unacknowledged = 40
     harness.consumer.want_prefetch(2)
     await asyncio.sleep(1)
     broker.notes.clear()
@@ -311,7 +312,7 @@ async def test_no_work_is_consumed_before_the_past_commands_are_known(
     harness.commands.known.set()
     await asyncio.sleep(0.001)
     assert harness.consumer.registered
-    assert harness.listener.connections == 2
+    assert harness.runtime.connections == 2
     await harness.end()
 
 

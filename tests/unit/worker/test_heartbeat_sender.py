@@ -16,6 +16,7 @@ from taskqueue.contract.heartbeat import Heartbeat, decode
 from taskqueue.limits import HEARTBEAT_SECONDS
 from taskqueue.model.worker import WorkerState
 from taskqueue.worker.heartbeat_sender import OPEN_SECONDS, HeartbeatSender
+from taskqueue.worker.outcome_publisher import OutcomePublisher
 from tests.unit.worker.fakes import turn
 
 pytestmark = pytest.mark.looptime
@@ -99,7 +100,7 @@ class HeartbeatHarness:
         self.state = WorkerState.READY
         self.busy = 0
         self.connection: Connection | None = None
-        self.heartbeats = HeartbeatSender(self, describe=self._describe)
+        self.heartbeats = HeartbeatSender(cast(OutcomePublisher, self), describe=self._describe)
         self.connect()
 
     async def __aenter__(self) -> HeartbeatHarness:

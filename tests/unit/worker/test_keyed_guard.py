@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from taskqueue.amqp.connection import Connection
 from taskqueue.contract.command import CommandKind
 from taskqueue.contract.work import WorkMessage
 from taskqueue.worker.keyed_guard import (
@@ -14,7 +15,6 @@ from taskqueue.worker.keyed_guard import (
     REDELIVERY_INTERVALS,
     STOP_INTERVALS,
     TIMED_OUT_SECONDS,
-    WatchedConnection,
 )
 from tests.unit.worker.fakes import turn, work
 from tests.unit.worker.harness import RuntimeHarness
@@ -55,7 +55,7 @@ class FakeConnection:
 def connect(harness: RuntimeHarness) -> FakeConnection:
     connection = FakeConnection()
     connection.keep_heard()
-    harness.runtime.on_connected(cast(WatchedConnection, connection))
+    harness.runtime.on_connected(cast(Connection, connection))
     return connection
 
 

@@ -36,7 +36,7 @@ class FakeOutcomePublisher:
 class FakeConsumer:
     """A consumer that is registered after 60 s."""
 
-    def __init__(self, *_: object, listener: Runtime, **__: object) -> None:
+    def __init__(self, *_: object, runtime: Runtime, **__: object) -> None:
         self.ready = asyncio.Event()
         self.registered = False
         self.changed_at = 0.0
