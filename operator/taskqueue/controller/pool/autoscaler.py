@@ -89,6 +89,7 @@ class ScalingDecision:
 
     Attributes:
         replicas: the size.
+        wanted: the size before the pool's ceiling.
         explanation: one line that starts with the size.
         memory: for the next decision.
         active: whether the size follows the backlog.
@@ -98,6 +99,7 @@ class ScalingDecision:
     """
 
     replicas: int
+    wanted: int
     explanation: str
     memory: ScalingMemory
     active: bool = True
@@ -126,7 +128,8 @@ def decide(
     """
     kept, inactive = ScalingMemory(), ""
     if policy.paused_replicas is not None:
-        size, inactive = _paused(policy.paused_replicas), "Paused"
+        size = wanted = _paused(policy.paused_replicas)
+        inactive = "Paused"
     else:
         if load.backlog is None:
             since = now if memory.unknown_since is None else memory.unknown_since
@@ -141,9 +144,11 @@ def decide(
             size = _stabilized(wish, policy, kept, pool)
             size = _not_yet_zero(size, policy, kept, pool, now=now)
         size = _down_in_steps(_above_busy(size, policy, kept, load, pool), policy, pool)
-        size = _below_ceiling(_up_in_steps(size, policy, pool), pool)
+        wanted = _up_in_steps(size, policy, pool)
+        size = _below_ceiling(wanted, pool)
     return ScalingDecision(
         replicas=size.replicas,
+        wanted=wanted.replicas,
         explanation=size.why,
         memory=kept,
         active=not inactive,

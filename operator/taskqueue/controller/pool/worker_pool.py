@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from taskqueue.controller.metrics import DESIRED_WORKERS
 from taskqueue.controller.pool import conditions
@@ -78,8 +78,6 @@ class WorkerPool:
         self._memory = ScalingMemory()
         self._health = PoolHealth(memory=HealthMemory())
         self._waiting_for = ""
-        #: The size decided, before any ceiling.
-        self._wanted = 0
         self.decision: ScalingDecision | None = None
         self.last_scale_time: float | None = None
 
@@ -192,10 +190,7 @@ class WorkerPool:
             ceiling=self._health.ceiling,
             ceiling_reason=self._health.message,
         )
-        now = self._monotonic()
-        decision = decide(config.scaling, self._memory, load, pool, now=now)
-        free = replace(pool, ceiling=None)
-        self._wanted = decide(config.scaling, self._memory, load, free, now=now).replicas
+        decision = decide(config.scaling, self._memory, load, pool, now=self._monotonic())
         self.decision, self._memory = decision, decision.memory
         DESIRED_WORKERS.labels(*config.key).set(decision.replicas)
         if workload is not None and decision.replicas != before:
@@ -251,7 +246,7 @@ class WorkerPool:
             pods=pods,
             refused=state.message,
             replicas=state.desired,
-            wanted=self._wanted,
+            wanted=0 if self.decision is None else self.decision.wanted,
             available=state.available,
             now=self._monotonic(),
         )

@@ -23,7 +23,7 @@ from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret, read_broker_secret
 from taskqueue.kubernetes.client import ApiClient
 from taskqueue.logs import EventLog
-from taskqueue.model.queue import Condition, QueueConfig
+from taskqueue.model.queue import ClusterRef, Condition, QueueConfig, QueueKey
 
 log = EventLog(__name__)
 
@@ -37,11 +37,18 @@ _SECRET_CHECK_SECONDS = 30.0
 _FORBIDS = ("SecretInvalid", "ClusterNotAllowed")
 
 
+_Source = tuple[str, ClusterRef | None]
+
+
+def _source(config: QueueConfig) -> _Source:
+    return config.connection_secret, config.rabbitmq_cluster
+
+
 class BrokerSession:
     """Finds the broker, declares the queues there, and counts their messages.
 
     Args:
-        config: what the TaskQueue asks for.
+        key: (namespace, name) of the TaskQueue.
         dispatcher: of this queue; opened and closed here.
         client: for the API server.
         links: gives the shared link to a broker.
@@ -59,7 +66,7 @@ class BrokerSession:
 
     def __init__(
         self,
-        config: QueueConfig,
+        key: QueueKey,
         *,
         dispatcher: Dispatcher,
         client: ApiClient,
@@ -73,16 +80,16 @@ class BrokerSession:
         self.dead_letters: int | None = None
         self.parameters: BrokerParameters | None = None
         self.secret: tuple[str, str] | None = None
-        self._config = config
+        self._key = key
         self._dispatcher = dispatcher
         self._client = client
         self._links = links
         self._on_change = on_change
         self._now = monotonic
         self._meter = BacklogMeter()
-        self._statistics = QueueStatistics(
-            work_queue(*config.key), readers=readers, meter=self._meter
-        )
+        self._statistics = QueueStatistics(work_queue(*key), readers=readers, meter=self._meter)
+        #: What the TaskQueue last named: its connection Secret, or its RabbitmqCluster.
+        self._source: _Source | None = None
         #: The endpoint the Secret names, and what is wrong with it.
         self._endpoint: tuple[StatisticsEndpoint | None, str] = (None, "")
         self._link: BrokerLink | None = None
@@ -100,31 +107,32 @@ class BrokerSession:
         """Whether the queues exist as far as known, so that counts are meaningful."""
         return self._declared_on is not None
 
-    def reconfigure(self, config: QueueConfig) -> None:
-        """Take a changed TaskQueue."""
-        before, self._config = self._config, config
-        if (config.connection_secret, config.rabbitmq_cluster) != (
-            before.connection_secret,
-            before.rabbitmq_cluster,
-        ):
-            self._next_secret = 0.0
-            self.secret = self.parameters = None
-            self._release_link()
-
     def on_queue_missing(self) -> None:
         """Declare the queue again: the broker has none to route to."""
         self._declared_on = None
         self._dispatcher.close()
 
-    async def ensure_declared(self) -> None:
+    def known_parameters(self, config: QueueConfig) -> BrokerParameters | None:
+        """Return where the broker was last found that a TaskQueue names; None: not found yet."""
+        return self.parameters if self._source == _source(config) else None
+
+    async def ensure_declared(self, config: QueueConfig) -> None:
         """Take the next step towards a declared queue, if it is not declared.
+
+        Args:
+            config: what the TaskQueue asks for.
 
         Raises:
             ApiError: the API server could not be asked for the Secret; try again.
         """
+        if self._source != _source(config):
+            self._source = _source(config)
+            self._next_secret = 0.0
+            self.secret = self.parameters = None
+            self._release_link()
         if self._now() >= self._next_secret:
             self._next_secret = self._now() + _SECRET_SECONDS
-            await self._update_link()
+            await self._update_link(config)
             if self._is_connected:
                 self._next_secret = self._now() + _SECRET_CHECK_SECONDS
         if self._link is None:
@@ -148,7 +156,7 @@ class BrokerSession:
             return
         published = self._dispatcher.published
         try:
-            self.ready = await ready_messages(self._probe, work_queue(*self._config.key))
+            self.ready = await ready_messages(self._probe, work_queue(*self._key))
             if self.ready is None:
                 self.on_queue_missing()
                 return
@@ -157,7 +165,7 @@ class BrokerSession:
             self._meter.set_ready(self.ready, published=published, now=self._now())
             blocked = self._declared_on.connection.blocked  # the workers' outcomes are blocked too
             self._dispatcher.on_ready_count(self.ready, reporting=not blocked)
-            self.dead_letters = await ready_messages(self._probe, dead_queue(*self._config.key))
+            self.dead_letters = await ready_messages(self._probe, dead_queue(*self._key))
         except (BrokerUnavailable, ChannelRefused):
             self._declared_on = None  # declared, or explained, at the next run
             return
@@ -168,8 +176,8 @@ class BrokerSession:
         if before is not None and self.dead_letters > before:
             log.warning(
                 "dead_letters.increased",
-                namespace=self._config.namespace,
-                queue=self._config.name,
+                namespace=self._key[0],
+                queue=self._key[1],
                 dead_letters=self.dead_letters,
                 added=self.dead_letters - before,
             )
@@ -214,19 +222,19 @@ class BrokerSession:
     def _set_condition(self, status: bool, reason: str, message: str) -> None:
         self.condition = Condition("BrokerConnected", status, reason, message)
 
-    async def _update_link(self) -> None:
+    async def _update_link(self, config: QueueConfig) -> None:
         """Read the Secret, and use the link to the broker it names.
 
         A connection that works stays while the Secret cannot be read.
         """
         try:
-            parameters = await self.find_parameters()
+            parameters = await self.find_parameters(config)
         except NoBrokerSecret as problem:
             if self._is_connected and problem.reason not in _FORBIDS:
                 log.warning(
                     "secret.read_failed",
-                    namespace=self._config.namespace,
-                    queue=self._config.name,
+                    namespace=self._key[0],
+                    queue=self._key[1],
                     error=str(problem),
                 )
                 return
@@ -240,14 +248,14 @@ class BrokerSession:
             link.subscribe(self._on_change)
         self._statistics.set_endpoint(*self._endpoint, self._now())
 
-    async def find_parameters(self) -> BrokerParameters:
+    async def find_parameters(self, config: QueueConfig) -> BrokerParameters:
         """Read the Secret, and return what it says.
 
         Raises:
             NoBrokerSecret: there is none, or it cannot be used.
             ApiError: the API server could not be asked; try again.
         """
-        secret = await read_broker_secret(self._client, self._config)
+        secret = await read_broker_secret(self._client, config)
         try:
             parameters = BrokerParameters.from_mapping(secret.data)
         except BrokerConfigurationError as problem:
@@ -263,7 +271,7 @@ class BrokerSession:
         parameters = self._link.parameters if self._link else None
         if self._published_at not in (None, parameters):
             self._published_lost = True  # published to another broker
-        key = self._config.key
+        key = self._key
         try:
             await self._close_probe()
             self._probe = await up.connection.channel()
@@ -284,8 +292,8 @@ class BrokerSession:
             if lost:
                 log.warning(
                     "queue.recreated",
-                    namespace=self._config.namespace,
-                    queue=self._config.name,
+                    namespace=self._key[0],
+                    queue=self._key[1],
                     republished=lost,
                 )
         self._declared_on = up

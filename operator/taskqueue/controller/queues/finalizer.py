@@ -38,7 +38,7 @@ REMOVAL_SECONDS = 60.0
 
 _REPORTER = "taskqueue-operator"
 
-Find = Callable[[], Awaitable[BrokerParameters]]
+Find = Callable[[QueueConfig], Awaitable[BrokerParameters]]
 Connect = Callable[[BrokerParameters], Awaitable[Connection]]
 
 
@@ -50,7 +50,6 @@ class QueueFinalizer:
     """Sets the finalizer as the policy asks, and deletes the queues at the end.
 
     Args:
-        config: what the TaskQueue asks for.
         client: for the API server.
         find_parameters: returns where the broker is; raises `NoBrokerSecret` or `ApiError`.
         connect: connects to it.
@@ -58,53 +57,57 @@ class QueueFinalizer:
 
     def __init__(
         self,
-        config: QueueConfig,
         *,
         client: ApiClient,
         find_parameters: Find,
         connect: Connect = _connect,
     ) -> None:
-        self._config = config
         self._client = client
         self._find_parameters = find_parameters
         self._connect = connect
-        self._present = config.finalized
+        #: The spec with which the finalizer was last written, and whether it was added.
+        self._written: tuple[QueueConfig, bool] | None = None
         self._deleted = False
         self._random = Random()  # noqa: S311  (jitter, not secrets)
 
-    def reconfigure(self, config: QueueConfig) -> None:
-        """Take a changed TaskQueue."""
-        self._config = config
-        self._present = config.finalized
-
-    async def sync_finalizer(self) -> None:
+    async def sync_finalizer(self, config: QueueConfig) -> None:
         """Add the finalizer to the object, or remove it, as the policy asks.
+
+        Args:
+            config: what the TaskQueue asks for.
 
         Raises:
             ApiError: try again.
         """
-        if self._present != self._config.delete_queues:
-            await self._write_finalizer(self._config.delete_queues)
+        if self._is_present(config) != config.delete_queues:
+            await self._write_finalizer(config, config.delete_queues)
 
-    async def finalize(self, *, known: BrokerParameters | None) -> None:
+    async def finalize(self, config: QueueConfig, *, known: BrokerParameters | None) -> None:
         """Delete the queues of a TaskQueue that is being deleted, and remove the finalizer.
 
         Args:
+            config: what the TaskQueue asks for.
             known: where the broker was, in case its Secret is already deleted.
 
         Raises:
             ApiError: the finalizer could not be removed; call again.
         """
-        if not self._present:
+        if not self._is_present(config):
             return
         if not self._deleted:
-            problem = await self._delete(known)
+            problem = await self._delete(config, known)
             self._deleted = True
             if problem is not None:
-                await self._warn_not_deleted(problem)
-        await self._write_finalizer(False)
+                await self._warn_not_deleted(config, problem)
+        await self._write_finalizer(config, False)
 
-    async def _delete(self, known: BrokerParameters | None) -> str | None:
+    def _is_present(self, config: QueueConfig) -> bool:
+        """Return whether the object has the finalizer: as last written, or as last seen."""
+        if self._written is not None and self._written[0] is config:
+            return self._written[1]
+        return config.finalized
+
+    async def _delete(self, config: QueueConfig, known: BrokerParameters | None) -> str | None:
         """Delete the queues; return None, or why they could not be deleted in time."""
         problem = "no answer"
         backoff = Backoff(random=self._random.random)
@@ -112,7 +115,7 @@ class QueueFinalizer:
             async with asyncio.timeout(REMOVAL_SECONDS):
                 while True:
                     try:
-                        await self._try_delete(known)
+                        await self._try_delete(config, known)
                     except (
                         ApiError,
                         BrokerConfigurationError,
@@ -122,16 +125,16 @@ class QueueFinalizer:
                     ) as trouble:
                         problem = str(trouble)
                     else:
-                        log.info("broker_queue.deleted", **self._fields)
+                        log.info("broker_queue.deleted", **_fields(config))
                         return None
                     await asyncio.sleep(backoff.next_delay())
         except TimeoutError:
             pass
         return problem
 
-    async def _try_delete(self, known: BrokerParameters | None) -> None:
+    async def _try_delete(self, config: QueueConfig, known: BrokerParameters | None) -> None:
         try:
-            parameters = await self._find_parameters()
+            parameters = await self._find_parameters(config)
         except (ApiError, NoBrokerSecret):
             if known is None:
                 raise
@@ -139,29 +142,29 @@ class QueueFinalizer:
         connection = await self._connect(parameters)
         try:
             channel = await connection.channel()
-            for name in _names(self._config.key):
+            for name in _names(config.key):
                 await channel.delete_queue(name)
         finally:
             await connection.close()
 
-    async def _warn_not_deleted(self, problem: str) -> None:
-        names = " and ".join(_names(self._config.key))
+    async def _warn_not_deleted(self, config: QueueConfig, problem: str) -> None:
+        names = " and ".join(_names(config.key))
         message = (
             f"{names} could not be deleted within {REMOVAL_SECONDS:g} s and may still be at the "
             f"broker: delete them there: {problem}"
         )
-        log.warning("broker_queue.delete_failed", **self._fields, error=problem)
+        log.warning("broker_queue.delete_failed", **_fields(config), error=problem)
         try:
-            await self._create_warning(message)
+            await self._create_warning(config, message)
         except ApiError as trouble:  # a namespace that is being deleted takes no Events
-            log.warning("event.rejected", **self._fields, error=str(trouble))
+            log.warning("event.rejected", **_fields(config), error=str(trouble))
 
-    async def _create_warning(self, message: str) -> None:
+    async def _create_warning(self, config: QueueConfig, message: str) -> None:
         regarding = Regarding(
             kind=TASKQUEUE_KIND,
-            namespace=self._config.namespace,
-            name=self._config.name,
-            uid=self._config.uid,
+            namespace=config.namespace,
+            name=config.name,
+            uid=config.uid,
         )
         event = EventSpec(
             regarding=regarding,
@@ -173,13 +176,13 @@ class QueueFinalizer:
         )
         await EventWriter(self._client, instance=_REPORTER).create(event, at=time.time())
 
-    async def _write_finalizer(self, wanted: bool) -> None:
-        await set_queues_finalizer(self._client, self._config, wanted=wanted)
-        self._present = wanted
+    async def _write_finalizer(self, config: QueueConfig, wanted: bool) -> None:
+        await set_queues_finalizer(self._client, config, wanted=wanted)
+        self._written = (config, wanted)
 
-    @property
-    def _fields(self) -> dict[str, Any]:
-        return {"namespace": self._config.namespace, "queue": self._config.name}
+
+def _fields(config: QueueConfig) -> dict[str, Any]:
+    return {"namespace": config.namespace, "queue": config.name}
 
 
 def _names(key: QueueKey) -> tuple[str, str]:

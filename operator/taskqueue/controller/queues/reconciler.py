@@ -118,7 +118,7 @@ class QueueReconciler:
         self._operator_namespace = operator_namespace
         self._wake = asyncio.Event()
         self._broker = BrokerSession(
-            config,
+            config.key,
             dispatcher=dispatcher,
             client=client,
             links=links,
@@ -127,7 +127,7 @@ class QueueReconciler:
             readers=readers,
         )
         self._finalizer = QueueFinalizer(
-            config, client=client, find_parameters=self._broker.find_parameters
+            client=client, find_parameters=self._broker.find_parameters
         )
         #: Since when the broker has no message; None: it has one, or that is not known.
         self._unused_since: float | None = None
@@ -145,9 +145,7 @@ class QueueReconciler:
     def reconfigure(self, config: QueueConfig) -> None:
         """Use a changed spec from now on."""
         self.config = config
-        self._broker.reconfigure(config)
-        self._finalizer.reconfigure(config)
-        self._dispatcher.config = config
+        self._dispatcher.config = config  # which dispatches between two runs
         self._next_tick = 0.0
         self.request_reconcile()
 
@@ -199,7 +197,7 @@ class QueueReconciler:
     async def write_last_status(self) -> None:
         """Write the totals a last time: this process ends, and nothing else has them."""
         try:
-            await self._write_status()
+            await self._write_status(self.config, self._update_estimate())
         except ApiError as problem:
             self._log_failure("queue.reconcile_failed", problem)
 
@@ -226,61 +224,69 @@ class QueueReconciler:
             await self._broker.close()
 
     async def _reconcile(self) -> None:
+        config = self.config  # of this run; a change asks for another one
         tick = self._now() >= self._next_tick
         if tick:
             self._next_tick = self._now() + _TICK_SECONDS
             self._drop_lost_workers()
-        if self.config.deleting:
-            await self._finalize(tick=tick)
+        if config.deleting:
+            await self._finalize(config, tick=tick)
             return
         problems: list[ApiError] = []
         try:
             # Before there are queues that it would have to delete.
-            await self._finalizer.sync_finalizer()
+            await self._finalizer.sync_finalizer(config)
         except ApiError as problem:
             problems.append(problem)  # pool and status do not wait for it
         try:
-            await self._broker.ensure_declared()
+            await self._broker.ensure_declared(config)
             if tick:
                 await self._broker.count_messages()
         except ApiError as problem:
             problems.append(problem)
+        estimate = self._update_estimate()
         try:
-            await self._size_pool()
+            await self._size_pool(config, estimate)
         except ApiError as problem:
             problems.append(problem)
         if tick:
-            await self._write_status()
+            await self._write_status(config, estimate)
         if problems:
             raise problems[0]
 
-    async def _finalize(self, *, tick: bool) -> None:
+    async def _finalize(self, config: QueueConfig, *, tick: bool) -> None:
         """Finish a TaskQueue that is being deleted; nothing is declared any more."""
         await self._broker.close()
         if tick:
             try:
-                await self._write_status()
-            except ApiError as problem:
-                self._log_failure(
-                    "queue.reconcile_failed", problem
-                )  # the deletion does not wait for it
-        await self._finalizer.finalize(known=self._broker.parameters)
+                await self._write_status(config, self._update_estimate())
+            except ApiError as problem:  # the deletion does not wait for the status
+                self._log_failure("queue.reconcile_failed", problem)
+        await self._finalizer.finalize(config, known=self._broker.known_parameters(config))
+
+    def _update_estimate(self) -> BacklogEstimate:
+        """Return the backlog; the peak of published Tasks starts over with each call."""
+        return self._broker.estimate_backlog(
+            waiting=self._dispatcher.waiting,
+            published=self._dispatcher.published,
+            most_published=self._dispatcher.pop_most_published(),
+            workers_foreign=self.registry.foreign,
+        )
 
     # Workers.
 
-    async def _size_pool(self) -> None:
+    async def _size_pool(self, config: QueueConfig, estimate: BacklogEstimate) -> None:
         """Size the pool by the backlog."""
-        estimate = self._estimate()
-        slots = self.config.concurrency or _GENEROUS_CONCURRENCY
+        slots = config.concurrency or _GENEROUS_CONCURRENCY
         self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
         await self.pool.reconcile(
-            self.config,
+            config,
             Load(
                 backlog=estimate.backlog,
                 pending=self._dispatcher.waiting,
                 problem=estimate.problem,
-                busy=self._busy(estimate),
-                slots=self._slots(),
+                busy=self._busy(config, estimate),
+                slots=self._slots(config),
                 mean_run_seconds=self._throughput.read(self._now()).mean_run_seconds,
             ),
             WorkerObservations(
@@ -301,14 +307,6 @@ class QueueReconciler:
             self._unused_since = now
         return 0.0 if self._unused_since is None else now - self._unused_since
 
-    def _estimate(self) -> BacklogEstimate:
-        return self._broker.estimate_backlog(
-            waiting=self._dispatcher.waiting,
-            published=self._dispatcher.published,
-            most_published=self._dispatcher.pop_most_published(),
-            workers_foreign=self.registry.foreign,
-        )
-
     def _listened_seconds(self) -> float:
         """Return for how many seconds heartbeats could arrive without a break."""
         now = self._now()
@@ -318,33 +316,33 @@ class QueueReconciler:
             self._listening_since = now
         return 0.0 if self._listening_since is None else now - self._listening_since
 
-    def _slots(self) -> int:
+    def _slots(self, config: QueueConfig) -> int:
         """Return how many attempts a worker runs at once, from the spec or from heartbeats."""
-        return self.config.concurrency or self.registry.slots_each
+        return config.concurrency or self.registry.slots_each
 
-    def _busy(self, estimate: BacklogEstimate) -> int:
+    def _busy(self, config: QueueConfig, estimate: BacklogEstimate) -> int:
         """Return how many workers the running messages need.
 
         A drained pool keeps a worker for each: a requeued message would not be run again.
         """
-        slots = 1 if self.config.stop_policy.drains else self._slots()
+        slots = 1 if config.stop_policy.drains else self._slots(config)
         busy = math.ceil((estimate.running or 0) / slots)
-        if self.config.stop_policy.holds:
+        if config.stop_policy.holds:
             # Messages that a former leader published are known from its workers only.
             busy = max(busy, self.registry.busy)
         return busy
 
     # Status.
 
-    async def _write_status(self) -> None:
-        status = self._status()
+    async def _write_status(self, config: QueueConfig, estimate: BacklogEstimate) -> None:
+        status = self._status(config, estimate)
         for condition in status.conditions:
             self._on_condition(condition)
         since = self._transitions.record(status.conditions, self._clock())
-        patch = queue_status_patch(self.config.key, status, since)
+        patch = queue_status_patch(config.key, status, since)
         if patch == self._written:
             return
-        path = f"{queue_path(self.config.key)}/status"
+        path = f"{queue_path(config.key)}/status"
         try:
             await self._client.merge(path, patch)
         except ApiError as problem:
@@ -357,21 +355,20 @@ class QueueReconciler:
             return
         self._written = patch
 
-    def _status(self) -> QueueStatus:
-        estimate = self._estimate()
+    def _status(self, config: QueueConfig, estimate: BacklogEstimate) -> QueueStatus:
         report_backlog(
-            self.config.key,
+            config.key,
             backlog=estimate.backlog,
             ready=estimate.ready,
             running=estimate.running,
         )
         known = estimate.backlog is not None
-        scaled = self.config.scales
-        state = self.pool.state(self.config)
+        scaled = config.scales
+        state = self.pool.state(config)
         speed = self._throughput.read(self._now())
         return QueueStatus(
-            observed_generation=self.config.generation,
-            conditions=self._conditions(),
+            observed_generation=config.generation,
+            conditions=self._conditions(config),
             backlog=estimate.backlog,
             pending=self._dispatcher.waiting,
             ready=estimate.ready,
@@ -379,7 +376,7 @@ class QueueReconciler:
             replicas=state.replicas if state else None,
             desired_replicas=self.pool.desired if scaled else None,
             scaling=self.pool.explanation if scaled else "",
-            selector=self.pool.selector(self.config),
+            selector=self.pool.selector(config),
             succeeded=self.totals.succeeded,
             failed=self.totals.failed,
             cancelled=self.totals.cancelled,
@@ -390,20 +387,20 @@ class QueueReconciler:
             last_scale_time=self.pool.last_scale_time,
         )
 
-    def _conditions(self) -> tuple[Condition, ...]:
+    def _conditions(self, config: QueueConfig) -> tuple[Condition, ...]:
         broker = self._broker.condition
-        if self.config.deleting:
+        if config.deleting:
             text = "the TaskQueue is being deleted"
-            if self.config.delete_queues:
+            if config.delete_queues:
                 text += ", and its queues at the broker with it"
             broker = Condition(broker.type, False, "Deleting", text)
-        workers, scaling = self.pool.conditions(self.config)
+        workers, scaling = self.pool.conditions(config)
         return conditions(
-            self.config,
+            config,
             broker=broker,
             workers=workers,
             scaling=scaling,
-            refused=self.pool.is_refused(self.config),
+            refused=self.pool.is_refused(config),
             dead_letters=self._broker.dead_letters if self._broker.declared else None,
             operator_namespace=self._operator_namespace,
         )

@@ -372,7 +372,7 @@ def test_no_more_than_can_be_had_is_asked_for() -> None:
         "4 is all that can be had: exceeded quota: pods=4; wanted: "
         "10 = ceil(500 backlog / 5 per replica), capped by maxReplicas"
     )
-    assert decision.active
+    assert (decision.active, decision.wanted) == (True, 10)
     assert line.step(500, ceiling=5).replicas == 5
     assert line.step(500).replicas == 10
 

@@ -112,7 +112,7 @@ class Case:
         self.readers = FakeReaders()
         self.now = 100.0
         self.session = BrokerSession(
-            CONFIG,
+            CONFIG.key,
             dispatcher=cast(Dispatcher, self.dispatcher),
             client=cast(ApiClient, self.client),
             links=lambda parameters: cast(BrokerLink, self.link),
@@ -136,7 +136,7 @@ class Case:
         self.link = link or self.link
         self.link.state = up()
         self.now += 60.0
-        await self.session.ensure_declared()
+        await self.session.ensure_declared(CONFIG)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ async def test_a_queue_that_is_there_is_opened_and_nothing_published_again(
     broker: dict[str, Any],
 ) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     assert (case.dispatcher.opened, case.dispatcher.republished) == (1, 0)
     assert case.session.declared
     assert case.session.condition.status
@@ -182,7 +182,7 @@ async def test_a_lost_queue_is_remembered_over_a_failure_while_it_is_made_again(
 ) -> None:
     case = Case()
     broker |= {"ready": None, "failure": BrokerUnavailable("gone in the middle")}
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     assert (case.dispatcher.opened, case.dispatcher.republished) == (0, 0)
     assert case.session.condition.reason == "DeclareFailed"
     assert broker["ready"] == 0  # it was made before the failure
@@ -196,7 +196,7 @@ async def test_another_broker_that_has_the_queue_gets_what_the_former_had(
     broker: dict[str, Any],
 ) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     await case.reconnected(FakeLink(OTHER))
     assert case.dispatcher.republished == 1
 
@@ -204,7 +204,7 @@ async def test_another_broker_that_has_the_queue_gets_what_the_former_had(
 async def test_a_secret_the_operator_may_not_read_is_said_in_a_condition() -> None:
     case = Case()
     case.client.secret = ApiError(403, "Forbidden", "no")
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     assert case.session.condition.reason == "SecretForbidden"
     assert "shop/rabbit" in case.session.condition.message
 
@@ -214,10 +214,10 @@ async def test_a_connection_that_works_outlives_a_secret_that_cannot_be_read(
     broker: dict[str, Any], status: int
 ) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     case.client.secret = ApiError(status, "No", "no")
     case.now += 60.0
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     assert case.session.declared
     assert case.link.subscribed == 1
     assert case.session.parameters is not None
@@ -225,10 +225,10 @@ async def test_a_connection_that_works_outlives_a_secret_that_cannot_be_read(
 
 async def test_a_connection_is_given_up_for_a_secret_that_is_wrong(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     case.client.secret = {"data": {}}
     case.now += 60.0
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     assert (case.session.declared, case.link.subscribed) == (False, 0)
     assert case.session.condition.reason == "SecretInvalid"
     assert "Secret shop/rabbit (spec.broker.connectionSecret): key host" in (
@@ -238,17 +238,19 @@ async def test_a_connection_is_given_up_for_a_secret_that_is_wrong(broker: dict[
 
 async def test_another_secret_is_read_at_once(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.session.ensure_declared()
-    case.session.reconfigure(replace(CONFIG, connection_secret="other"))
-    assert (case.session.declared, case.session.secret) == (False, None)
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
+    other = replace(CONFIG, connection_secret="other")
+    assert case.session.known_parameters(CONFIG) is not None
+    assert case.session.known_parameters(other) is None
+    await case.session.ensure_declared(other)
     assert case.session.secret == ("shop", "other")
+    assert case.session.known_parameters(other) is not None
     assert case.link.subscribed == 1
 
 
 async def test_both_queues_are_counted(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     broker |= {"ready": 3, "dead": 2}
     await case.session.count_messages()
     assert (case.session.ready, case.session.dead_letters) == (3, 2)
@@ -256,7 +258,7 @@ async def test_both_queues_are_counted(broker: dict[str, Any]) -> None:
 
 async def test_what_cannot_be_counted_is_unknown_and_never_zero(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     broker |= {"dead": BrokerUnavailable("lost")}
     await case.session.count_messages()
     assert (case.session.declared, case.session.dead_letters) == (False, None)
@@ -266,12 +268,12 @@ async def test_a_dead_queue_that_is_deleted_is_made_again_and_no_task_published_
     broker: dict[str, Any],
 ) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     broker |= {"dead": None}
     await case.session.count_messages()
     assert (case.session.declared, case.session.dead_letters) == (False, None)
     case.now += 60.0
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     await case.session.count_messages()
     assert (case.session.declared, case.session.dead_letters) == (True, 0)
     assert case.dispatcher.republished == 0
@@ -281,7 +283,7 @@ async def test_more_dead_letters_are_logged_and_fewer_are_not(
     broker: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     for dead in (4, 4, 1, 3):
         broker["dead"] = dead
         await case.session.count_messages()
@@ -299,7 +301,7 @@ async def test_the_estimate_of_an_unavailable_broker_is_unknown_and_says_why(
 ) -> None:
     case = Case()
     case.client.secret = ApiError(404, "NotFound", "no")
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     estimate = case.session.estimate_backlog(waiting=3, published=2, workers_foreign=1)
     assert (estimate.backlog, estimate.ready, estimate.running) == (None, None, None)
     assert "SecretNotFound" in estimate.problem
@@ -310,10 +312,10 @@ async def test_a_connection_lost_makes_the_estimate_unknown_until_the_queue_is_d
     broker: dict[str, Any],
 ) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     await case.session.count_messages()
     case.link.state = LinkDown("BrokerUnavailable", "gone")
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     estimate = case.session.estimate_backlog(waiting=0, published=0)
     assert (estimate.backlog, estimate.problem) == (
         None,
@@ -325,7 +327,7 @@ async def test_a_connection_lost_makes_the_estimate_unknown_until_the_queue_is_d
 
 async def test_the_estimate_without_statistics(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     broker["ready"], case.dispatcher.published = 5, 3
     case.session.estimate_backlog(waiting=2, published=3, workers_foreign=4)
     await case.session.count_messages()
@@ -339,7 +341,7 @@ async def test_tasks_that_come_or_go_while_it_is_counted_are_no_messages_of_othe
     broker: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     for before, after in ((7, 0), (0, 7)):
         case.dispatcher.published = before
 
@@ -354,7 +356,7 @@ async def test_tasks_that_come_or_go_while_it_is_counted_are_no_messages_of_othe
 
 async def test_a_count_that_fails_leaves_no_old_one_behind(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     broker["ready"] = 9
     await case.session.count_messages()
     broker["ready"] = BrokerUnavailable("lost")
@@ -369,7 +371,7 @@ async def test_a_count_that_fails_leaves_no_old_one_behind(broker: dict[str, Any
 async def test_the_statistics_that_the_secret_names_are_read(broker: dict[str, Any]) -> None:
     case = Case()
     case.name_endpoint()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     await case.session.count_messages()
     case.told(0, 4)
     assert case.session.estimate_backlog(waiting=0, published=1) == BacklogEstimate(
@@ -385,7 +387,7 @@ async def test_the_most_published_since_the_last_estimate_are_no_messages_of_oth
 ) -> None:
     case = Case()
     case.name_endpoint()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     case.told(3, 6)
     assert case.session.estimate_backlog(waiting=0, published=0, most_published=9).backlog == 0
 
@@ -393,13 +395,13 @@ async def test_the_most_published_since_the_last_estimate_are_no_messages_of_oth
 async def test_messages_given_back_over_a_new_connection_count_once(broker: dict[str, Any]) -> None:
     case = Case()
     case.name_endpoint()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     await case.session.count_messages()
     case.told(0, 4)
     assert case.session.estimate_backlog(waiting=0, published=0).backlog == 4
     case.now += 5
     case.link.state = up()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     broker["ready"] = 4
     await case.session.count_messages()
     assert case.session.estimate_backlog(waiting=0, published=0).backlog == 4
@@ -410,7 +412,7 @@ async def test_a_wrong_endpoint_stops_no_connection_and_is_a_problem(
 ) -> None:
     case = Case()
     case.name_endpoint("one:15672")
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     assert case.session.declared
     case.now += 20
     estimate = case.session.estimate_backlog(waiting=1, published=0)
@@ -425,7 +427,7 @@ async def test_a_prometheus_endpoint_is_a_problem_that_names_the_key_to_use(
 ) -> None:
     case = Case()
     case.name_endpoint("http://one:15692", key="prometheusUri")
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     assert case.session.declared
     assert case.session.estimate_backlog(waiting=1, published=0).problem == ""
     case.now += 20
@@ -442,33 +444,37 @@ async def test_an_endpoint_named_later_is_read_over_the_same_connection(
     broker: dict[str, Any],
 ) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     case.name_endpoint()
     case.now += 60
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     assert case.readers.only.endpoint.url == "http://one:15672"
     assert case.dispatcher.opened == 1
     case.client.secret = SECRET
     case.now += 60
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     assert case.readers.readers == {}
 
 
 async def test_to_look_for_the_broker_only_reads_nothing(broker: dict[str, Any]) -> None:
     case = Case()
     case.name_endpoint()
-    await case.session.find_parameters()
+    await case.session.find_parameters(CONFIG)
     assert case.readers.readers == {}
 
 
 async def test_leaving_or_losing_the_secret_stops_the_reader(broker: dict[str, Any]) -> None:
     case = Case()
     case.name_endpoint()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     assert len(case.readers.readers) == 1
-    case.session.reconfigure(replace(CONFIG, connection_secret="other"))
+    other = replace(CONFIG, connection_secret="other")
+    case.client.secret = ApiError(404, "NotFound", "no")
+    await case.session.ensure_declared(other)
     assert case.readers.readers == {}
-    await case.session.ensure_declared()
+    case.name_endpoint()
+    case.now += 60
+    await case.session.ensure_declared(other)
     assert len(case.readers.readers) == 1
     await case.session.close()
     assert case.readers.readers == {}
@@ -476,7 +482,7 @@ async def test_leaving_or_losing_the_secret_stops_the_reader(broker: dict[str, A
 
 async def test_leaving_lets_go_of_the_link(broker: dict[str, Any]) -> None:
     case = Case()
-    await case.session.ensure_declared()
+    await case.session.ensure_declared(CONFIG)
     await case.session.close()
     assert (case.session.declared, case.link.subscribed) == (False, 0)
     assert case.session.parameters is not None  # the queues may still have to be deleted

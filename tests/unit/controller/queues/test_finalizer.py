@@ -91,17 +91,17 @@ class FakeApi:
 
 class Case:
     def __init__(self, config: QueueConfig = CONFIG, api: FakeApi | None = None) -> None:
+        self.config = config
         self.broker = FakeBroker()
         self.api = api or FakeApi("other", QUEUES_FINALIZER)
         self.secret: NoBrokerSecret | BrokerParameters = BROKER
         self.finalizer = QueueFinalizer(
-            config,
             client=cast(ApiClient, self.api),
             find_parameters=self._find,
             connect=self.broker.connect,
         )
 
-    async def _find(self) -> BrokerParameters:
+    async def _find(self, config: QueueConfig) -> BrokerParameters:
         if isinstance(self.secret, NoBrokerSecret):
             raise self.secret
         return self.secret
@@ -114,19 +114,19 @@ def now() -> float:
 @pytest.mark.looptime
 async def test_both_queues_go_and_then_the_finalizer() -> None:
     case = Case()
-    await case.finalizer.finalize(known=None)
+    await case.finalizer.finalize(case.config, known=None)
     assert case.broker.deleted == QUEUES
     assert case.broker.open == 0
     assert case.api.metadata["finalizers"] == ["other"]
     assert case.api.events == []
-    await case.finalizer.finalize(known=None)
+    await case.finalizer.finalize(case.config, known=None)
     assert (case.broker.deleted, case.api.patches) == (QUEUES, 1)
 
 
 @pytest.mark.looptime
 async def test_queues_are_left_alone_without_the_finalizer() -> None:
     case = Case(replace(CONFIG, finalized=False), FakeApi("other"))
-    await case.finalizer.finalize(known=BROKER)
+    await case.finalizer.finalize(case.config, known=BROKER)
     assert (case.broker.deleted, case.api.patches) == ([], 0)
 
 
@@ -134,7 +134,7 @@ async def test_queues_are_left_alone_without_the_finalizer() -> None:
 async def test_a_broker_that_comes_back_is_in_time() -> None:
     case = Case()
     case.broker.failures = [BrokerUnavailable("lost"), ChannelRefused(404, "no leader")]
-    await case.finalizer.finalize(known=None)
+    await case.finalizer.finalize(case.config, known=None)
     assert case.broker.deleted == QUEUES
     assert case.broker.open == 0
     assert 0 < now() < REMOVAL_SECONDS
@@ -145,7 +145,7 @@ async def test_a_broker_that_comes_back_is_in_time() -> None:
 async def test_a_broker_that_stays_away_delays_the_end_by_a_minute(hangs: bool) -> None:
     case = Case()
     case.broker.away, case.broker.hangs = not hangs, hangs
-    await case.finalizer.finalize(known=None)
+    await case.finalizer.finalize(case.config, known=None)
     assert now() == pytest.approx(REMOVAL_SECONDS, abs=0.1)
     assert case.api.metadata["finalizers"] == ["other"]
     (event,) = case.api.events
@@ -159,7 +159,7 @@ async def test_a_broker_that_stays_away_delays_the_end_by_a_minute(hangs: bool) 
 async def test_a_secret_that_went_first_is_not_needed_any_more() -> None:
     case = Case()
     case.secret = NoBrokerSecret("SecretNotFound", "gone")
-    await case.finalizer.finalize(known=BROKER)
+    await case.finalizer.finalize(case.config, known=BROKER)
     assert case.broker.deleted == QUEUES
 
 
@@ -168,7 +168,7 @@ async def test_an_unknown_broker_and_a_refused_event_keep_nothing_for_ever() -> 
     case = Case()
     case.secret = NoBrokerSecret("SecretNotFound", "gone")
     case.api.event_failure = ApiError(403, "Forbidden", "the namespace is being terminated")
-    await case.finalizer.finalize(known=None)
+    await case.finalizer.finalize(case.config, known=None)
     assert case.api.metadata["finalizers"] == ["other"]
 
 
@@ -177,45 +177,45 @@ async def test_a_finalizer_that_could_not_go_goes_at_the_next_call() -> None:
     case = Case()
     case.api.failure = ApiError(500, "InternalError", "no")
     with pytest.raises(ApiError):
-        await case.finalizer.finalize(known=None)
+        await case.finalizer.finalize(case.config, known=None)
     case.api.failure = None
-    await case.finalizer.finalize(known=None)
+    await case.finalizer.finalize(case.config, known=None)
     assert case.broker.deleted == QUEUES  # once
     assert case.api.metadata["finalizers"] == ["other"]
 
 
-async def test_the_finalizer_is_there_only_while_it_is_asked_for() -> None:
+async def test_finalizer_is_present_only_while_the_policy_asks_for_it() -> None:
     asks = replace(CONFIG, finalized=False, deleting=False)
     case = Case(asks, FakeApi())
-    await case.finalizer.sync_finalizer()
+    await case.finalizer.sync_finalizer(case.config)
     assert case.api.metadata["finalizers"] == [QUEUES_FINALIZER]
-    await case.finalizer.sync_finalizer()
+    await case.finalizer.sync_finalizer(case.config)
     assert case.api.patches == 1
-    case.finalizer.reconfigure(replace(asks, delete_queues=False, finalized=True))
-    await case.finalizer.sync_finalizer()
+    case.config = replace(asks, delete_queues=False, finalized=True)
+    await case.finalizer.sync_finalizer(case.config)
     assert case.api.metadata["finalizers"] == []
 
 
 async def test_no_request_is_made_for_a_queue_that_is_to_stay() -> None:
     case = Case(replace(CONFIG, delete_queues=False, finalized=False, deleting=False))
     case.api.failure = ApiError(500, "InternalError", "not to be asked")
-    await case.finalizer.sync_finalizer()
+    await case.finalizer.sync_finalizer(case.config)
 
 
 async def test_an_object_made_anew_under_the_name_is_left_alone() -> None:
     api = FakeApi()
     api.metadata["uid"] = "another"
     case = Case(replace(CONFIG, finalized=False, deleting=False), api)
-    await case.finalizer.sync_finalizer()
+    await case.finalizer.sync_finalizer(case.config)
     assert api.patches == 0
 
 
 async def test_others_may_write_the_object_at_the_same_time() -> None:
     case = Case(replace(CONFIG, finalized=False, deleting=False), FakeApi("other"))
     case.api.conflicts = 2
-    await case.finalizer.sync_finalizer()
+    await case.finalizer.sync_finalizer(case.config)
     assert case.api.metadata["finalizers"] == ["other", QUEUES_FINALIZER]
-    case.finalizer.reconfigure(replace(CONFIG, delete_queues=False))
+    case.config = replace(CONFIG, delete_queues=False)
     case.api.conflicts = 1000
     with pytest.raises(ApiError):
-        await case.finalizer.sync_finalizer()
+        await case.finalizer.sync_finalizer(case.config)

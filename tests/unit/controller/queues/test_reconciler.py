@@ -61,11 +61,11 @@ class FakeSession:
         self.secret = self.parameters = None
         self.problem = ""
         self.steps: list[str] = []
+        self.estimates = 0
 
-    def reconfigure(self, config: QueueConfig) -> None:
-        self.steps.append("reconfigure")
+    def known_parameters(self, config: QueueConfig) -> None: ...
 
-    async def ensure_declared(self) -> None:
+    async def ensure_declared(self, config: QueueConfig) -> None:
         self.steps.append("ensure_declared")
 
     async def count_messages(self) -> None: ...
@@ -73,6 +73,7 @@ class FakeSession:
     def estimate_backlog(
         self, *, waiting: int, published: int, workers_foreign: int, most_published: int
     ) -> BacklogEstimate:
+        self.estimates += 1
         if not self.declared or self.ready is None:
             return BacklogEstimate(backlog=None, ready=None, running=None, problem="no broker")
         backlog = waiting + max(published, self.ready) + workers_foreign
@@ -90,14 +91,12 @@ class FakeFinalizer:
         self._steps = steps
         self.failure: ApiError | None = None
 
-    def reconfigure(self, config: QueueConfig) -> None: ...
-
-    async def sync_finalizer(self) -> None:
+    async def sync_finalizer(self, config: QueueConfig) -> None:
         self._steps.append("sync_finalizer")
         if self.failure is not None:
             raise self.failure
 
-    async def finalize(self, *, known: object) -> None:
+    async def finalize(self, config: QueueConfig, *, known: object) -> None:
         self._steps.append("finalize")
 
 
@@ -125,6 +124,13 @@ class Case:
         self.controller._finalizer = cast(Any, self.finalizer)
         return session
 
+    async def write_status(self) -> None:
+        controller = self.controller
+        await controller._write_status(controller.config, controller._update_estimate())
+
+    def busy(self) -> int:
+        return self.controller._busy(self.controller.config, self.controller._update_estimate())
+
     def _on_deleted(self) -> None:
         self.gone += 1
 
@@ -141,17 +147,17 @@ class Case:
 async def test_status_write_reports_a_deleted_taskqueue() -> None:
     case = Case()
     case.client.status = ApiError(404, "NotFound", "no")
-    await case.controller._write_status()
+    await case.write_status()
     assert case.gone == 1
 
 
 async def test_a_refused_status_is_not_taken_for_written() -> None:
     case = Case()
     case.client.status = ApiError(422, "Invalid", "no")
-    await case.controller._write_status()
+    await case.write_status()
     assert case.controller._written == {}
     case.client.status = None
-    await case.controller._write_status()
+    await case.write_status()
     assert case.controller._written
 
 
@@ -177,23 +183,31 @@ async def test_a_failing_finalizer_keeps_nothing_else_from_its_turn() -> None:
     assert case.ready["status"] == "True"
 
 
+async def test_backlog_is_estimated_once_in_each_reconcile() -> None:
+    case = Case()
+    session = case.connect()
+    await case.controller._reconcile()
+    assert len(case.client.statuses) == 1
+    assert session.estimates == 1
+
+
 async def test_status_has_counts_only_while_they_are_known() -> None:
     case = Case()
     session = case.connect()
     session.ready, session.dead_letters = 5, 2
     case.dispatcher.waiting, case.dispatcher.published = 4, 3
-    await case.controller._write_status()
+    await case.write_status()
     names = ("backlog", "pending", "ready", "running", "deadLetters")
     assert [case.status[name] for name in names] == [9, 4, 5, 0, 2]
     session.declared = False
-    await case.controller._write_status()
+    await case.write_status()
     assert [case.status[name] for name in names] == [None, 4, None, None, None]
 
 
 async def test_dead_letters_condition_names_the_operators_own_namespace() -> None:
     case = Case()
     case.connect().dead_letters = 2
-    await case.controller._write_status()
+    await case.write_status()
     (condition,) = (one for one in case.status["conditions"] if one["type"] == "DeadLetters")
     assert "kubectl exec -n operators deploy/taskqueue-operator -- " in condition["message"]
 
@@ -203,7 +217,7 @@ async def test_an_ended_task_is_counted_in_totals_and_throughput() -> None:
     case.connect()
     case.controller.on_task_ended(Phase.SUCCEEDED, 0.8)
     case.controller.on_task_ended(Phase.FAILED, None)
-    await case.controller._write_status()
+    await case.write_status()
     assert case.status["totals"] == {"succeeded": 1, "failed": 1, "cancelled": 0}
     assert (case.status["throughputPerMinute"], case.status["meanRunSeconds"]) == (2, 0.8)
 
@@ -213,7 +227,7 @@ async def test_an_idle_queue_writes_its_status_once() -> None:
     case.connect()
     case.controller.on_task_ended(Phase.SUCCEEDED, 0.8)
     for _ in range(5):
-        await case.controller._write_status()
+        await case.write_status()
     assert len(case.client.statuses) == 1
 
 
@@ -238,9 +252,9 @@ async def test_a_drained_pool_keeps_a_worker_for_each_task_that_runs() -> None:
     case = Case(replace(CONFIG, concurrency=4, stop_policy=StopPolicy.HOLD_AND_DRAIN))
     session = case.connect()
     case.dispatcher.published, session.ready = 7, 1
-    assert case.controller._busy(case.controller._estimate()) == 6
+    assert case.busy() == 6
     case.controller.config = replace(case.controller.config, stop_policy=StopPolicy.HOLD)
-    assert case.controller._busy(case.controller._estimate()) == 2
+    assert case.busy() == 2
 
 
 async def test_a_deleted_taskqueue_declares_nothing_and_sizes_nothing() -> None:

@@ -369,7 +369,7 @@ async def test_a_held_pool_keeps_the_workers_that_say_they_run_something(
     for pod in ("a", "b"):
         case.controller.on_heartbeat(replace(BEAT, pod=pod, running=attempts))
     case.controller.on_heartbeat(replace(BEAT, pod="idle"))
-    assert case.controller._busy(case.controller._estimate()) == busy
+    assert case.busy() == busy
 
 
 async def test_workers_that_decide_by_their_cpus_are_as_many_as_their_slots_need() -> None:
@@ -378,9 +378,9 @@ async def test_workers_that_decide_by_their_cpus_are_as_many_as_their_slots_need
     for pod in ("a", "b", "c"):
         case.controller.on_heartbeat(replace(BEAT, pod=pod, slots=8))
     case.dispatcher.published, session.ready = 20, 0
-    assert case.controller._busy(case.controller._estimate()) == 3
+    assert case.busy() == 3
     case.controller.on_heartbeat(replace(BEAT, pod="c", slots=8, state=WorkerState.DRAINING))
-    assert case.controller._slots() == 8
+    assert case.controller._slots(case.controller.config) == 8
 
 
 @pytest.mark.looptime
@@ -389,7 +389,7 @@ async def test_a_queue_is_unused_while_nothing_of_it_is_at_the_broker() -> None:
     session = case.connect()
 
     def unused() -> float:
-        return case.controller._unused_seconds(case.controller._estimate())
+        return case.controller._unused_seconds(case.controller._update_estimate())
 
     case.dispatcher.waiting = 5  # held in the operator: no worker can have it
     assert unused() == 0.0
