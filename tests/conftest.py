@@ -24,7 +24,19 @@ from pytest_kind import KindCluster
 
 from devcluster.cluster import open_cluster
 from devcluster.deploy import deploy
-from devcluster.paths import DEFAULT_NAME, KUBECONFIG
+from devcluster.paths import DEFAULT_NAME, KUBECONFIG, locked
+from tests.parallel import (
+    pytest_collection_modifyitems,
+    pytest_runtest_protocol,
+    pytest_xdist_make_scheduler,
+    runs_in_parallel,
+)
+
+__all__ = [
+    "pytest_collection_modifyitems",
+    "pytest_runtest_protocol",
+    "pytest_xdist_make_scheduler",
+]
 
 
 @dataclass(frozen=True)
@@ -80,24 +92,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-#: The first test that needs the cluster may have to wait until Kubernetes is built.
-_BUILD_SECONDS = 3600
+#: The name of a test's property that is printed at the end of the run.
+SUMMARY_LINE = "summary"
+
+_summary: list[str] = []
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs less runs first; who needs the cluster first has time to have it made."""
-    order = ["unit", "integration", "conformance", "e2e", "chaos"]
-    here = Path(__file__).parent
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what a test has for the summary; it comes with the report of whichever worker ran it."""
+    if report.when == "teardown":
+        _summary.extend(
+            f"{report.nodeid.rpartition('::')[2]}: {line}"
+            for name, line in report.user_properties
+            if name == SUMMARY_LINE
+        )
 
-    def rank(item: pytest.Item) -> int:
-        part = item.path.relative_to(here).parts[0]
-        return order.index(part) if part in order else len(order)
 
-    items.sort(key=rank)
-    first = next((item for item in items if rank(item) > 0), None)
-    if first is not None:
-        first.add_marker(pytest.mark.timeout(_BUILD_SECONDS), append=False)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what losses cost."""
+    if _summary:
+        terminalreporter.section("what losses cost")
+        for line in _summary:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")
@@ -112,16 +128,29 @@ def kind_cluster(request: pytest.FixtureRequest) -> KindCluster:
 
 
 @pytest.fixture(scope="session")
-def cluster(request: pytest.FixtureRequest) -> Cluster:
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """The cluster, with RabbitMQ and the operator of this checkout running in it."""
     if request.config.getoption("cluster") == "current":
         kubectl = shutil.which("kubectl")
         assert kubectl, "--cluster=current needs kubectl on PATH"
         default = Path.home() / ".kube" / "config"
         return Cluster(Path(os.environ.get("KUBECONFIG", default)), Path(kubectl))
-    kind: KindCluster = request.getfixturevalue("kind_cluster")
-    deploy(kind)
-    return Cluster(Path(kind.kubeconfig_path), Path(kind.kubectl_path))
+
+    def deployed() -> Cluster:
+        kind: KindCluster = request.getfixturevalue("kind_cluster")
+        deploy(kind)
+        return Cluster(Path(kind.kubeconfig_path), Path(kind.kubectl_path))
+
+    if not runs_in_parallel():
+        return deployed()
+    # The first worker deploys; the others wait for it and find what it has noted.
+    note = tmp_path_factory.getbasetemp().parent / "cluster.json"
+    with locked(note):
+        if not note.exists():
+            made = deployed()
+            note.write_text(json.dumps([str(made.kubeconfig), str(made.kubectl)]))
+    kubeconfig, kubectl = json.loads(note.read_text())
+    return Cluster(Path(kubeconfig), Path(kubectl))
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.load import Load
+from tests.conftest import SUMMARY_LINE
 from tests.e2e.fixtures import api, harness, pytest_runtest_makereport
 from tests.e2e.harness import Harness
 
 __all__ = ["api", "harness", "pytest_runtest_makereport"]
-
-#: Lines for the summary of the test run.
-_SUMMARY = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
@@ -25,15 +23,4 @@ def summary_lines(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """Lines that the summary of the test run shows, even if the test passes."""
     lines: list[str] = []
     yield lines
-    collected = request.config.stash.setdefault(_SUMMARY, [])
-    collected += [f"{request.node.name}: {line}" for line in lines]
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    collected = config.stash.get(_SUMMARY, [])
-    if collected:
-        terminalreporter.section("what losses cost")
-        for line in collected:
-            terminalreporter.line(line)
+    request.node.user_properties.extend((SUMMARY_LINE, line) for line in lines)

@@ -9,13 +9,6 @@ from tests.e2e.pod_removals import PodRemovals
 
 __all__ = ["api", "case_runner", "harness", "pytest_runtest_makereport"]
 
-#: Take the operator, then the broker, of all others away for a while.
-_LAST = ("test_operator_loss.py", "test_lifecycle_cases_operator_loss.py", "test_broker_restart.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _LAST.index(item.path.name) if item.path.name in _LAST else -1)
-
 
 @pytest.fixture(scope="module")
 def gates(harness: Harness) -> Gates:

@@ -121,6 +121,7 @@ def test_a_killed_one_is_missed(harness: Harness) -> None:
     )
 
 
+@pytest.mark.exclusive("operator")
 def test_what_was_deleted_while_there_was_no_operator_is_stopped(harness: Harness) -> None:
     harness.task("forsaken", "watch", payload={"seconds": 600})
     assert harness.phase("forsaken", "Running")["worker"] == names(harness.pods())[0]

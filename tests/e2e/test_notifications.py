@@ -281,6 +281,7 @@ def test_an_end_is_told_again_when_its_outcome_comes_again(
                 harness.broker_api("DELETE", f"queues/%2F/{queue}")
 
 
+@pytest.mark.exclusive("operator")
 def test_nothing_is_lost_when_the_operator_is_killed(
     harness: Harness, subscriber: Subscriber
 ) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.e2e.harness import OPERATOR_NAMESPACE, Harness
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.exclusive("operator")]
 
 WAITING, RUNNING, RETRYING = 30, 2, 6
 

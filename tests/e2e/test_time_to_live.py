@@ -74,6 +74,7 @@ def test_what_an_unfinished_task_depends_on_stays(harness: Harness) -> None:
     harness.tasks.wait_deleted("needed")
 
 
+@pytest.mark.exclusive("operator")
 def test_another_operator_knows_whom_the_former_would_have_deleted(harness: Harness) -> None:
     harness.finished(harness.task("left", ttlSecondsAfterFinished=5))
     harness.finished(harness.task("left-for-long", ttlSecondsAfterFinished=LONG))

@@ -117,7 +117,13 @@ DEADLINE = (
     ),
     LifecycleCase(
         "activeDeadlineSeconds passes over several attempts",
-        {"it": flaky(9, wait=6, activeDeadlineSeconds=10)},
+        {
+            "it": flaky(
+                9,
+                retry={"backoff": {"initialSeconds": 1, "factor": 60}},
+                activeDeadlineSeconds=10,
+            )
+        },
         then={
             "it": _over(
                 10,

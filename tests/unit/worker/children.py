@@ -120,6 +120,6 @@ def alive(pid: int) -> bool:
     """Whether there is such a process, zombies aside."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # ended before, or while, it was read
         return False
     return state != "Z"

@@ -132,7 +132,7 @@ async def test_which_failures_are_retried(status: int, retryable: bool) -> None:
     ("value", "low", "high"),
     [
         ("12", 12, 12),
-        (formatdate(time.time() + 3600, usegmt=True), 2000, 3600),
+        pytest.param(formatdate(time.time() + 3600, usegmt=True), 2000, 3600, id="a date"),
         ("soon", None, None),
     ],
 )

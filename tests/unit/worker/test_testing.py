@@ -149,7 +149,7 @@ RETURNED: list[Any] = [
     {"a": -(2**63) - 1},
     {1: 2},
     {"raw": b"\x00"},
-    object(),
+    pytest.param(object(), id="an object"),
     {1, 2},
     1j,
     "\ud800",

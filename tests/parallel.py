@@ -1,0 +1,165 @@
+"""How tests share one cluster when pytest-xdist runs them side by side.
+
+Work is handed out by file: the tests of a file share a namespace, and most of their time is
+waiting. A test that needs the cluster holds it *shared*, and the operator too when it uses the
+harness. A test marked ``exclusive("operator")`` waits until no other test uses the operator, and
+``exclusive("cluster")`` until no other test needs the cluster at all. The locks are files, so two
+runs on one cluster respect each other as well. Without xdist nothing waits for anything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import pytest
+
+from devcluster.paths import DEFAULT_NAME, cache
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
+TESTS = Path(__file__).parent
+
+#: In this order they are locked; whoever holds the operator holds the cluster, too.
+_RESOURCES = ("cluster", "operator")
+
+#: Files whose tests take long, longest first: started early, they are not what the end waits for.
+_LONG_FILES: tuple[str, ...] = ()
+
+#: The first test that needs the cluster may have to wait until Kubernetes is built.
+_BUILD_SECONDS = 3600
+
+_Needs = Mapping[str, int]
+_CLUSTER_AWAITED = pytest.StashKey[bool]()
+
+
+class Locks:
+    """Holds what the present test needs, until a test needs something else."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: list[IO[str]] = []
+
+    def hold(self, needs: _Needs) -> None:
+        """Lock each resource as asked for, `fcntl.LOCK_SH` or `fcntl.LOCK_EX`; wait for it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for resource in _RESOURCES:
+            if resource in needs:
+                file = (self._folder / f"{resource}.lock").open("w")
+                self._files.append(file)
+                fcntl.flock(file, needs[resource])
+
+    @property
+    def are_held(self) -> bool:
+        """Whether anything is locked."""
+        return bool(self._files)
+
+    def release(self) -> None:
+        """Unlock everything."""
+        for file in self._files:
+            file.close()
+        self._files.clear()
+
+
+_LOCKS = Locks(cache() / "tests" / DEFAULT_NAME)
+
+
+def needs_of(item: pytest.Item) -> _Needs:
+    """Return what a test needs of the cluster, by the fixtures it uses and by its mark."""
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    exclusive = _exclusive(item)
+    if exclusive == "cluster":
+        return {"cluster": fcntl.LOCK_EX}
+    if exclusive == "operator":
+        return {"cluster": fcntl.LOCK_SH, "operator": fcntl.LOCK_EX}
+    if "harness" in fixtures:
+        return {"cluster": fcntl.LOCK_SH, "operator": fcntl.LOCK_SH}
+    if {"cluster", "kubectl", "rabbitmq", "broker_endpoint"}.intersection(fixtures):
+        return {"cluster": fcntl.LOCK_SH}
+    return {}
+
+
+def _exclusive(item: pytest.Item) -> str:
+    mark = item.get_closest_marker("exclusive")
+    if mark is None:
+        return ""
+    (resource,) = mark.args
+    assert resource in _RESOURCES, f"{item.nodeid}: exclusive({resource!r}) is not one of them"
+    return str(resource)
+
+
+def _rank(item: pytest.Item) -> tuple[int, int]:
+    """Order for one process: what needs less comes first, what disturbs others last."""
+    parts = ("unit", "integration", "conformance", "e2e", "chaos")
+    part = item.path.relative_to(TESTS).parts[0]
+    exclusive = ("", "operator", "cluster").index(_exclusive(item))
+    return exclusive, parts.index(part) if part in parts else len(parts)
+
+
+def _parallel_rank(item: pytest.Item) -> tuple[int, int]:
+    """Order for several: exclusive tests run beside those that do not mind them."""
+    needs = needs_of(item)
+    exclusive = _exclusive(item)
+    if exclusive == "cluster":
+        phase = 3
+    elif exclusive == "operator":
+        phase = 1
+    else:
+        phase = 0 if "operator" in needs else 2 if needs else 4
+    path = str(item.path.relative_to(TESTS))
+    return phase, _LONG_FILES.index(path) if path in _LONG_FILES else len(_LONG_FILES)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Bring tests into their order; those that exclude others form groups of their own."""
+    if not hasattr(config, "workerinput"):
+        items.sort(key=_rank)
+        return
+    items.sort(key=_parallel_rank)
+    for item in items:
+        if resource := _exclusive(item):
+            item.add_marker(pytest.mark.xdist_group(f"exclusive-{resource}"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """Hold what the test needs; waiting for it is no part of the test's time."""
+    needs = needs_of(item)
+    if needs and not item.config.stash.get(_CLUSTER_AWAITED, False):
+        item.config.stash[_CLUSTER_AWAITED] = True
+        item.add_marker(pytest.mark.timeout(_BUILD_SECONDS), append=False)
+    if needs and not _LOCKS.are_held:
+        _LOCKS.hold(needs)
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or nextitem.path != item.path or needs_of(nextitem) != needs:
+            _LOCKS.release()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """Hand tests out by file, in the order in which they were collected."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        """A file is a unit of work, and so is each group of exclusive tests."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            _, _, group = nodeid.rpartition("@")
+            return group if group.startswith("exclusive-") else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+def runs_in_parallel() -> bool:
+    """Whether this process is one of several workers of pytest-xdist."""
+    return "PYTEST_XDIST_WORKER" in os.environ
