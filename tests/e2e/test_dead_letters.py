@@ -83,7 +83,7 @@ def test_a_given_up_message_is_counted_and_listed_as_the_condition_tells(harness
 def test_what_fails_again_comes_back(harness: Harness) -> None:
     (former,) = letters(harness)
     told = command(harness, "redrive", f"{harness.namespace}/q", "--id", former["id"])
-    assert "1 letter redriven" in told
+    assert "1 message redriven" in told
     harness.until(
         lambda: [one["id"] for one in letters(harness)] not in ([], [former["id"]]),
         what="given up again",
@@ -101,8 +101,8 @@ def test_a_direct_message_is_redriven_and_a_tasks_is_kept(harness: Harness) -> N
     publish(harness, "taskqueue.dead", "{}", type="echo", correlation_id="uid", headers=of_task)
     counted(harness, 2)
     told = command(harness, "redrive", f"{harness.namespace}/q")
-    assert "1 letter redriven" in told
-    assert "1 letter of Tasks kept" in told
+    assert "1 message redriven" in told
+    assert "1 message of Tasks kept" in told
     harness.until(lambda: "mended" in harness.worker_log(), what="run again")
     counted(harness, 1)
     (kept,) = letters(harness)
@@ -115,7 +115,10 @@ def test_the_command_says_what_is_wrong(harness: Harness) -> None:
         "python3", "-m", "taskqueue", "dead-letters", "list", f"{harness.namespace}/nowhere",
     )  # fmt: skip
     assert done.returncode == 1
-    assert f"there is no TaskQueue {harness.namespace}/nowhere: check the name" in done.stderr
+    assert (
+        f"TaskQueue {harness.namespace}/nowhere does not exist: check its namespace and name"
+        in done.stderr
+    )
 
 
 def test_a_dead_queue_that_is_deleted_is_made_again(harness: Harness) -> None:

@@ -148,4 +148,4 @@ def test_the_go_producer_sends_direct_messages(harness: Harness, programs: Path)
         assert event["data"]["result"] == {"word": "hello"}
         lost = produce("nowhere", "{}")
         assert lost.returncode == 1
-        assert "is there such a TaskQueue?" in lost.stderr
+        assert "does the TaskQueue exist?" in lost.stderr

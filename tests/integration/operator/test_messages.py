@@ -168,5 +168,5 @@ def test_a_work_queue_that_is_deleted_is_made_again_with_its_tasks(harness: Harn
 
 
 def recreated(harness: Harness) -> bool:
-    lines = harness.operator_log(400).splitlines()
+    lines = harness.operator_log(-1).splitlines()
     return any('"queue.recreated"' in line and harness.namespace in line for line in lines)
