@@ -20,7 +20,7 @@ CONTENT_LABEL = "taskqueue.devcluster.content"
 
 
 class Builder(Protocol):
-    """What building images takes."""
+    """What a builder of images can do."""
 
     def base(self, base: base_images.Base) -> str:
         """Return the name of a base image, having made it available."""
@@ -44,7 +44,7 @@ class Builder(Protocol):
 
 @functools.cache
 def docker_answers() -> bool:
-    """Tell whether a Docker engine answers on this machine."""
+    """Return whether a Docker engine answers on this machine."""
     return succeeds(["docker", "info"], timeout=10)
 
 

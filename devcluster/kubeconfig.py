@@ -1,7 +1,7 @@
 """Kubeconfigs: the one of a cluster, and its entry in a file that may hold others.
 
 As kind does it, cluster, user and context are all named ``kind-<name>``; creating a cluster puts
-its entry in and makes it current, deleting takes it out and leaves the rest alone.
+its entry in and makes it current, deleting removes it and keeps the rest.
 """
 
 import base64
@@ -108,7 +108,7 @@ def add(path: Path, added: Mapping[str, Any], kubectl: Path) -> None:
 
 
 def remove(path: Path, cluster: str, kubectl: Path) -> None:
-    """Take a cluster's entries out of the file, if there is one."""
+    """Remove a cluster's entries from the file, if it exists."""
     if not path.exists() or not kubectl.exists():
         return
     with _locked(path):

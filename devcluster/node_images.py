@@ -21,7 +21,7 @@ from devcluster.waiting import wait_until
 
 
 def load(name: str, image: LayoutImage) -> bool:
-    """Load an image into a cluster; tell whether it was not there yet.
+    """Load an image into a cluster; return whether it was missing.
 
     Raises:
         DevclusterError: there is no such cluster, or containerd refuses the image.
@@ -35,7 +35,7 @@ def load(name: str, image: LayoutImage) -> bool:
             return False
         # Only what the images of now have: containerd collects what a replaced one had alone.
         known = {blob for there in loaded.values() for blob in there}
-        # The manifest is always sent: containerd looks for it in what it is given.
+        # The manifest is always sent: containerd expects it in the archive.
         _import(record, lambda out: image.write(out, known=known - {image.digest}))
         note.write_text(json.dumps(loaded | {image.name: blobs}))
     return True

@@ -34,7 +34,7 @@ ENVIRONMENT = {
 #: Seconds before a program that ended is started again.
 RESTART_S = 1.0
 
-#: Seconds between two looks at what a program waits for.
+#: Seconds between two checks of what a program waits for.
 _LOOK_S = 0.05
 
 
@@ -81,13 +81,13 @@ def supervise(programs: list[dict[str, Any]], logs: Path, authority: str) -> Non
         if pid in running:
             name = running.pop(pid)
             due[name] = time.monotonic() + RESTART_S
-            _say(f"{name} ended with status {os.waitstatus_to_exitcode(status)}, starts again")
+            _say(f"{name} ended with status {os.waitstatus_to_exitcode(status)}, restarting")
         elif pid == 0:
             time.sleep(_LOOK_S)
 
 
 def ready(condition: str, authority: str) -> bool:
-    """Tell whether a program may start.
+    """Return whether a program may start.
 
     Args:
         condition: nothing, `tcp:host:port` or `unix:path` (something listens there), `file:path`

@@ -232,7 +232,7 @@ def _api_server(layout: Layout) -> list[str]:
 
 def _etcd() -> list[str]:
     # A throw-away cluster: nothing must survive the machine, so no write waits for the disk.
-    # etcd 3.4 cannot be told so (3.5 can), hence its data is in the node's tmpfs.
+    # etcd 3.4 has no flag for that (3.5 has), so its data is in the node's tmpfs.
     return [
         "--data-dir=/run/etcd",
         "--listen-client-urls=http://127.0.0.1:2379",

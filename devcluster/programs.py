@@ -61,7 +61,7 @@ def folder() -> Path:
 
 
 def built() -> bool:
-    """Tell whether all programs are there."""
+    """Return whether all programs are built."""
     return all((folder() / name).exists() for name in PROGRAMS)
 
 
@@ -69,7 +69,7 @@ def build(say: Callable[[str], None] = lambda text: None) -> None:
     """Build the programs that are not in the cache yet.
 
     Args:
-        say: told now and then how far the build is.
+        say: called now and then with the progress of the build.
 
     Raises:
         DevclusterError: no Go, too little space, or the build failed.
@@ -177,5 +177,5 @@ def _run_counting(
         lines.extend(line for line in build.stdout)
         ended.set()
     if build.returncode != 0:
-        hint = "look at the lines above; `go env` and a full disk are the usual suspects"
+        hint = "read the lines above; the usual causes are `go env` and a full disk"
         raise CommandError(command, build.returncode, "".join(lines), hint)

@@ -2,7 +2,7 @@
 
 It needs nothing of the operator's code, only pika, and is written to be copied. What it shows:
 
-* a queue of its own, bound to the exchange for one TaskQueue, that keeps events while nobody reads;
+* its own queue, bound to the exchange for one TaskQueue, that keeps events while nobody reads;
 * an event is acknowledged when it has been dealt with, so none is lost to a crash;
 * an event may come twice, and is then known by its ``source`` and ``id``;
 * a broker that goes away is waited for.
@@ -60,12 +60,12 @@ def line(event: dict[str, Any]) -> str:
     if "correlationId" in data:  # no Task: a message somebody published without the operator
         who += f" (direct message, correlation id {data['correlationId'] or 'none'})"
     attempts = f"{data['attempts']} attempt{'' if data['attempts'] == 1 else 's'}"
-    told = f"{event['time']} {who} {data['phase']} after {attempts}"
+    text = f"{event['time']} {who} {data['phase']} after {attempts}"
     if "error" in data:
-        return f"{told}: {data['error']['type']}: {data['error']['message']}"
+        return f"{text}: {data['error']['type']}: {data['error']['message']}"
     if "result" in data:
-        return f"{told}: {json.dumps(data['result'])}"
-    return told
+        return f"{text}: {json.dumps(data['result'])}"
+    return text
 
 
 def listen(uri: str, task_queue: str, queue: str, seen: Seen) -> None:
@@ -109,11 +109,11 @@ def main() -> None:
             listen(uri, options.task_queue, queue, seen)
         except KeyboardInterrupt:
             return
-        except pika.exceptions.AMQPError as problem:
+        except pika.exceptions.AMQPError as error:
             # Away, restarting, or the exchange is not there before the operator has come up.
             if time.monotonic() - began > 60:
                 pause = 1
-            print(f"{problem!r}; again in {pause} s", file=sys.stderr, flush=True)
+            print(f"{error!r}; retrying in {pause} s", file=sys.stderr, flush=True)
             time.sleep(pause)
             pause = min(2 * pause, 30)
 

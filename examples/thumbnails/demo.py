@@ -131,7 +131,7 @@ class Demo:
                 try:
                     thumbnails[job.name] = verdict.jpeg(task)
                 except (ValueError, OSError):
-                    continue  # the verdict tells about it
+                    continue  # the verdict reports it
                 (folder / f"{job.name}.jpg").write_bytes(thumbnails[job.name])
         good = len(thumbnails)
         contact_sheet.save(
@@ -223,15 +223,15 @@ def _run(console: Console, *, timeout: float) -> int:
     demo.print_tasks()
 
     if problems:
-        print(f"NOT as it must be, {ended - applied:.1f} s after the Tasks were applied:")
+        print(f"Not as expected, {ended - applied:.1f} s after the Tasks were applied:")
         print("\n".join(f"  - {text}" for text in problems))
     else:
         sizes = " -> ".join(map(str, snapshot.pool_sizes))
-        print(f"All as it must be, {ended - applied:.1f} s after the Tasks were applied.")
+        print(f"All as expected, {ended - applied:.1f} s after the Tasks were applied.")
         print(f"Workers in the pool:   {sizes}")
     print(f"The thumbnails:        {_shown(OUTPUT / 'thumbnails')}/")
     print(f"The contact sheet:     {_shown(OUTPUT / 'contact-sheet.png')}")
-    print(f"To look around:        export KUBECONFIG={_shown(cluster.kubeconfig_path)}")
+    print(f"To use the cluster:    export KUBECONFIG={_shown(cluster.kubeconfig_path)}")
     if shutil.which("kubectl") is None:
         print("                       alias kubectl=$(python -m devcluster kubectl-path)")
     print("To remove the cluster: make cluster-down")
@@ -239,9 +239,9 @@ def _run(console: Console, *, timeout: float) -> int:
     return 1 if problems else 0
 
 
-def _files(line: Sequence[Job]) -> list[str]:
+def _files(jobs: Sequence[Job]) -> list[str]:
     """Return the files in their order, the broken one last."""
-    files = dict.fromkeys(job.file for job in sorted(line, key=lambda job: job.broken))
+    files = dict.fromkeys(job.file for job in sorted(jobs, key=lambda job: job.broken))
     return list(files)
 
 
@@ -266,7 +266,7 @@ def _entry(file: str, snapshot: Snapshot, thumbnails: dict[str, bytes]) -> conta
 def _print_where_to_look() -> None:
     print(
         f"""
-What to look at (export KUBECONFIG=.devcluster/kubeconfig):
+What to try (export KUBECONFIG=.devcluster/kubeconfig):
   kubectl -n {NAMESPACE} get taskqueues.taskqueue.dev,tasks.taskqueue.dev,pods
   kubectl -n {NAMESPACE} describe taskqueues.taskqueue.dev/{QUEUE}
   kubectl -n {NAMESPACE} logs deployment/{QUEUE}-worker

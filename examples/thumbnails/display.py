@@ -33,8 +33,8 @@ _LINE_S = 1.0
 class Display:
     """Shows snapshots: call `show` as often as wanted, it draws only what changed."""
 
-    def __init__(self, line: Sequence[Job], console: Console, steps: Steps) -> None:
-        self._line = line
+    def __init__(self, jobs: Sequence[Job], console: Console, steps: Steps) -> None:
+        self._jobs = jobs
         self._steps = steps
         self._curve: list[int] = []
         self._next_point = self._next_line = 0.0
@@ -62,17 +62,17 @@ class Display:
             self._curve = [*self._curve, snapshot.workers][-_CURVE_POINTS:]
         if self._live:
             now = datetime.now(UTC)
-            panel = render(self._line, snapshot, curve=self._curve, now=now)
+            panel = render(self._jobs, snapshot, curve=self._curve, now=now)
             self._live.update(panel, refresh=True)
         else:
-            text = describe(self._line, snapshot)
+            text = describe(self._jobs, snapshot)
             if text != self._told and time.monotonic() >= self._next_line:
                 self._next_line = time.monotonic() + _LINE_S
                 self._told = text
                 self._steps.say(text)
 
 
-def describe(line: Sequence[Job], snapshot: Snapshot) -> str:
+def describe(jobs: Sequence[Job], snapshot: Snapshot) -> str:
     """Return the state in one line."""
     wanted, backlog = _wanted(snapshot), _number(_status(snapshot, "backlog"))
     phases = ", ".join(f"{count} {phase}" for phase, count in _phases(snapshot).items())
@@ -81,7 +81,7 @@ def describe(line: Sequence[Job], snapshot: Snapshot) -> str:
         f"backlog {backlog}",
         phases or "no Task yet",
     ]
-    for task in _broken(line, snapshot):
+    for task in _broken(jobs, snapshot):
         if task.status.phase != "Pending":
             parts.append(
                 f"broken: {task.status.phase} {task.status.attempts}/{MAX_ATTEMPTS} "
@@ -91,7 +91,7 @@ def describe(line: Sequence[Job], snapshot: Snapshot) -> str:
 
 
 def render(
-    line: Sequence[Job], snapshot: Snapshot, *, curve: Sequence[int], now: datetime
+    jobs: Sequence[Job], snapshot: Snapshot, *, curve: Sequence[int], now: datetime
 ) -> RenderableType:
     """Return the panel."""
     top = Table.grid(padding=(0, 2), expand=True)
@@ -109,7 +109,7 @@ def render(
     )
     top.add_row(
         "Backlog",
-        ProgressBar(total=len(line), completed=backlog or 0, width=30, complete_style="magenta"),
+        ProgressBar(total=len(jobs), completed=backlog or 0, width=30, complete_style="magenta"),
         _number(backlog),
         Text(
             f"{_number(_status(snapshot, 'pending'))} in the operator, "
@@ -119,8 +119,8 @@ def render(
     )
     top.add_row(
         "Tasks",
-        ProgressBar(total=len(line), completed=done, width=30, complete_style="green"),
-        f"{done} of {len(line)}",
+        ProgressBar(total=len(jobs), completed=done, width=30, complete_style="green"),
+        f"{done} of {len(jobs)}",
         _phase_text(snapshot),
     )
     scaling = snapshot.queue.status.scaling if snapshot.queue else ""
@@ -128,7 +128,7 @@ def render(
         Group(
             top,
             Text(f"\nScaling   {scaling or '-'}", style="dim", no_wrap=True, overflow="ellipsis"),
-            _broken_table(line, snapshot, now),
+            _broken_table(jobs, snapshot, now),
             _latest_table(snapshot),
         ),
         title=f"{NAMESPACE}/{QUEUE}",
@@ -136,9 +136,9 @@ def render(
     )
 
 
-def _broken_table(line: Sequence[Job], snapshot: Snapshot, now: datetime) -> RenderableType:
+def _broken_table(jobs: Sequence[Job], snapshot: Snapshot, now: datetime) -> RenderableType:
     table = Table.grid(padding=(0, 2))
-    for task in _broken(line, snapshot):
+    for task in _broken(jobs, snapshot):
         status = task.status
         style = _STYLES.get(status.phase, "dim")
         state = f"{status.phase} {status.reason}".rstrip()
@@ -199,8 +199,8 @@ def _phases(snapshot: Snapshot) -> dict[str, int]:
     return {phase: counts[phase] for phase in (*order, *sorted(counts)) if counts[phase]}
 
 
-def _broken(line: Sequence[Job], snapshot: Snapshot) -> list[TaskResource]:
-    names = (job.name for job in line if job.broken)
+def _broken(jobs: Sequence[Job], snapshot: Snapshot) -> list[TaskResource]:
+    names = (job.name for job in jobs if job.broken)
     return [snapshot.tasks[name] for name in names if name in snapshot.tasks]
 
 

@@ -1,7 +1,7 @@
 """The photographs: those inside the scikit-image package, and one of them cut in the middle.
 
 scikit-image can download more; only files of its wheel are used here, so nothing needs the
-network. The documentation of `skimage.data` tells where each of them is from.
+network. The documentation of `skimage.data` has the source of each.
 """
 
 import importlib.util

@@ -27,7 +27,7 @@ PHOTOGRAPHS = Path(os.environ.get("THUMBNAILS_PHOTOGRAPHS", "/photographs"))
 #: A result holds 16 KiB of JSON, and base64 turns 3 bytes into 4: this leaves room for the rest.
 MAX_JPEG_BYTES = 11_500
 
-#: JPEG qualities to choose from, and how many main colours are told.
+#: JPEG qualities to choose from, and how many main colours to report.
 QUALITIES = range(35, 96)
 COLOURS = 5
 
@@ -52,7 +52,7 @@ def thumbnail(payload: dict[str, Any], ctx: Context) -> dict[str, Any]:
     Raises:
         Fail: there is no such file, which another attempt would not change.
         UnreadablePhotograph: the file cannot be decoded. It may be that somebody is still writing
-            it, so the Task's retry policy decides how often to look again.
+            it, so the Task's retry policy decides how often to try.
     """
     begun = time.perf_counter()
     name, width, shape = payload["file"], int(payload["width"]), payload["shape"]

@@ -25,21 +25,21 @@ BROKEN_REASON = "RetriesExhausted"
 _SHORTEST_WAIT = timedelta(seconds=2.9)
 
 
-def finished(line: Sequence[Job], snapshot: Snapshot) -> bool:
-    """Tell whether there is nothing left to wait for, whatever the verdict will be."""
+def finished(jobs: Sequence[Job], snapshot: Snapshot) -> bool:
+    """Return whether there is nothing left to wait for, whatever the verdict will be."""
     if snapshot.queue is None or snapshot.workers or max(snapshot.pool_sizes) == 0:
         return False
     status = snapshot.queue.status
     if status.replicas != 0 or status.desired_replicas != 0 or status.backlog != 0:
         return False
-    tasks = [snapshot.tasks.get(job.name) for job in line]
+    tasks = [snapshot.tasks.get(job.name) for job in jobs]
     return all(task is not None and task.status.phase in TERMINAL_PHASES for task in tasks)
 
 
-def problems(line: Sequence[Job], snapshot: Snapshot) -> list[str]:
+def problems(jobs: Sequence[Job], snapshot: Snapshot) -> list[str]:
     """Return what is not as it must be; empty when all is well."""
     found: list[str] = []
-    for job in line:
+    for job in jobs:
         task = snapshot.tasks.get(job.name)
         if task is None:
             found.append(f"Task {job.name} is not there")
@@ -48,9 +48,9 @@ def problems(line: Sequence[Job], snapshot: Snapshot) -> list[str]:
             found += [f"Task {job.name}: {text}" for text in judge(job, task)]
     found += [
         f"Task {name} is none of the demo's"
-        for name in snapshot.tasks.keys() - {job.name for job in line}
+        for name in snapshot.tasks.keys() - {job.name for job in jobs}
     ]
-    return [*found, *_pool_problems(snapshot), *_queue_problems(line, snapshot)]
+    return [*found, *_pool_problems(snapshot), *_queue_problems(jobs, snapshot)]
 
 
 def jpeg(task: TaskResource) -> bytes:
@@ -132,7 +132,7 @@ def _pool_problems(snapshot: Snapshot) -> Iterator[str]:
         yield f"the pool still has {sizes[-1]} workers"
 
 
-def _queue_problems(line: Sequence[Job], snapshot: Snapshot) -> Iterator[str]:
+def _queue_problems(jobs: Sequence[Job], snapshot: Snapshot) -> Iterator[str]:
     if snapshot.queue is None:
         yield "the TaskQueue is not there"
         return
@@ -145,11 +145,11 @@ def _queue_problems(line: Sequence[Job], snapshot: Snapshot) -> Iterator[str]:
         if value != 0:
             yield f"TaskQueue: status.{name} is {value}, not 0"
     totals = status.totals
-    broken = sum(job.broken for job in line)
-    if (totals.succeeded, totals.failed, totals.cancelled) != (len(line) - broken, broken, 0):
+    broken = sum(job.broken for job in jobs)
+    if (totals.succeeded, totals.failed, totals.cancelled) != (len(jobs) - broken, broken, 0):
         yield (
             f"TaskQueue: status.totals are {totals.succeeded} succeeded, {totals.failed} failed, "
-            f"{totals.cancelled} cancelled, not {len(line) - broken}, {broken} and 0"
+            f"{totals.cancelled} cancelled, not {len(jobs) - broken}, {broken} and 0"
         )
     if not any(each.type == "Ready" and each.status == "True" for each in status.conditions):
         yield "TaskQueue: its condition Ready is not True"

@@ -18,7 +18,7 @@ IMAGE = "taskqueue-thumbnails:dev"
 MAX_ATTEMPTS = 3
 MAX_WORKERS = 5
 
-#: Where the broken file stands in the line: early, so that its retries overlap with the rest.
+#: Where the broken file is in the queue: early, so that its retries overlap with the rest.
 _BROKEN_PLACE = 5
 
 
@@ -70,14 +70,14 @@ class Job:
 
 def jobs() -> list[Job]:
     """Return all of them: two thumbnails of each photograph, and one of the broken file."""
-    line = list(_good_jobs())
-    line.insert(_BROKEN_PLACE, Job(photographs.BROKEN, PREVIEW))
-    return line
+    jobs = list(_good_jobs())
+    jobs.insert(_BROKEN_PLACE, Job(photographs.BROKEN, PREVIEW))
+    return jobs
 
 
-def to_yaml(line: list[Job]) -> str:
+def to_yaml(jobs: list[Job]) -> str:
     """Return the Tasks as `kubectl apply -f` takes them."""
-    return yaml.safe_dump_all([job.task for job in line], sort_keys=False)
+    return yaml.safe_dump_all([job.task for job in jobs], sort_keys=False)
 
 
 def _good_jobs() -> Iterator[Job]:

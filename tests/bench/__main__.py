@@ -157,8 +157,8 @@ def _bench(
             raise BenchError(f"there is no kubeconfig {path}: bring a cluster up (make deploy)")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             outcome = runner.run(_measure(path, run, report, clients, stage))
-    except (BenchError, ApiError, DevclusterError) as problem:
-        print(f"no figure: {problem}", file=sys.stderr)
+    except (BenchError, ApiError, DevclusterError) as error:
+        print(f"no result: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("no figure: stopped", file=sys.stderr)
@@ -175,7 +175,7 @@ async def _measure(
 ) -> Outcome:
     here = asyncio.current_task()
     if here is not None:
-        # As at an interrupt: what was put into the cluster is taken away again.
+        # As at an interrupt: remove what was put into the cluster.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, here.cancel)
     async with connected(kubeconfig, clients=clients) as target:
         machine = await facts(target.client)

@@ -52,7 +52,7 @@ class Broker:
 
     @property
     def uri(self) -> str:
-        """The virtual host as every client library takes it."""
+        """The virtual host's URI, in the form every client library accepts."""
         at = self.parameters
         login = f"{quote(at.username, safe='')}:{quote(at.password, safe='')}"
         return f"amqp://{login}@{at.host}:{at.port}/{quote(at.virtual_host, safe='')}"

@@ -71,7 +71,7 @@ async def connected(kubeconfig: Path, *, clients: int) -> AsyncIterator[Cluster]
     """Give clients of the cluster that the kubeconfig names.
 
     Args:
-        kubeconfig: a file; as kubectl takes it.
+        kubeconfig: a file, as for kubectl.
         clients: connections for the load.
 
     Raises:
@@ -81,7 +81,7 @@ async def connected(kubeconfig: Path, *, clients: int) -> AsyncIterator[Cluster]
         access = await load_access(str(kubeconfig))
     except ConfigException as problem:
         raise BenchError(
-            f"kubeconfig {kubeconfig}: {problem}; bring a cluster up: make deploy"
+            f"kubeconfig {kubeconfig}: {problem}; start a cluster: make deploy"
         ) from problem
     pools = [ApiClient(access, max_connections=n, timeout_seconds=60) for n in (4, 8, clients)]
     try:
@@ -96,7 +96,7 @@ async def one_operator(client: ApiClient) -> AsyncIterator[None]:
     """Make sure that one and the same operator runs from beginning to end.
 
     Raises:
-        BenchError: it does not run, or was started again meanwhile: then figures mean nothing.
+        BenchError: it does not run, or restarted meanwhile, which makes results meaningless.
     """
     operator = await get_or_none(client, _OPERATOR)
     if not ((operator or {}).get("status") or {}).get("availableReplicas"):
@@ -104,7 +104,7 @@ async def one_operator(client: ApiClient) -> AsyncIterator[None]:
     before = await _operator_starts(client)
     yield
     if await _operator_starts(client) != before:
-        raise BenchError("the operator was started again during the measurement: measure again")
+        raise BenchError("the operator restarted during the measurement: measure again")
 
 
 @asynccontextmanager
@@ -156,7 +156,7 @@ async def apply_queue(client: ApiClient, *, scaling: Mapping[str, Any], concurre
 
 
 async def workers_ready(client: ApiClient, count: int) -> None:
-    """Wait until so many workers consume and the queue says that it is ready.
+    """Wait until this many workers consume and the queue says that it is ready.
 
     Raises:
         BenchError: they do not become ready; the queue's conditions are in the text.
@@ -185,7 +185,7 @@ async def no_pods(client: ApiClient, selector: str) -> None:
 
 
 async def describe_queue(client: ApiClient) -> str:
-    """Return the TaskQueue's conditions as a line."""
+    """Return the TaskQueue's conditions as one line of text."""
     raw = await get_or_none(client, queue_path((NAMESPACE, QUEUE))) or {}
     conditions = (raw.get("status") or {}).get("conditions") or []
     return "; ".join(
@@ -204,17 +204,17 @@ async def delete_all(client: ApiClient, path: str) -> None:
 
 
 async def delete(client: ApiClient, path: str, *, wait_seconds: float) -> None:
-    """Delete an object and wait until it is gone; one that is not there is no error."""
+    """Delete an object, if it exists, and wait until it has disappeared."""
     try:
         await client.request("DELETE", path, body={"propagationPolicy": "Background"})
     except ApiError as problem:
         if problem.status != 404:
             raise
 
-    async def gone() -> bool:
+    async def is_deleted() -> bool:
         return await get_or_none(client, path) is None
 
-    await until(gone, seconds=wait_seconds, what=f"deleting {path}")
+    await until(is_deleted, seconds=wait_seconds, what=f"deleting {path}")
 
 
 async def get_or_none(client: ApiClient, path: str) -> dict[str, Any] | None:

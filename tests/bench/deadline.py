@@ -30,11 +30,11 @@ async def within(seconds: float, what: str) -> AsyncIterator[None]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float, what: str) -> None:
-    """Ask again and again whether the condition holds.
+    """Poll until the condition holds.
 
     Raises:
         BenchError: it does not within these seconds.
     """
     async with within(seconds, what):
-        while not await condition():  # noqa: ASYNC110 - an API server is asked, nobody tells us
+        while not await condition():  # noqa: ASYNC110 - the API server is polled
             await asyncio.sleep(_POLL_SECONDS)

@@ -2,7 +2,7 @@
 
 A bare client creates the same objects and patches each one's /status with the same body as the
 operator does, and nothing else. The objects are of a copy of the Task resource, of the same schema
-and rules, in a group that the operator does not look at.
+and rules, in a group that the operator does not watch.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def final_status(worker: str, uid: str) -> bytes:
 
 @asynccontextmanager
 async def floor_resource(client: ApiClient) -> AsyncIterator[None]:
-    """Have the copy of the Task resource in the cluster, and take it away again."""
+    """Create the copy of the Task resource in the cluster, and delete it at the end."""
     await client.request("POST", _CRDS, body=copied_definition())
 
     async def served() -> bool:
@@ -82,7 +82,7 @@ async def floor_resource(client: ApiClient) -> AsyncIterator[None]:
 
 
 async def remove(client: ApiClient) -> None:
-    """Take the copy of the Task resource away, and all its objects; it need not be there."""
+    """Delete the copy of the Task resource with all its objects, if it exists."""
     await bench.delete(client, f"{_CRDS}/{_NAME}", wait_seconds=_READY_SECONDS)
 
 

@@ -84,12 +84,12 @@ async def _one_by_one(
     start: Callable[[str], Awaitable[None]],
 ) -> list[float]:
     """Return the milliseconds each object took to be seen ended."""
-    taken = []
+    latencies = []
     async with EndWatch(target.watcher, path, selectors=TOUCHED_TASKS) as watch:
         for index in range(count):
             name = f"{prefix}-{index:06}"
             begun = time.perf_counter()
             await start(name)
             seen = await watch.all_ended([name], seconds=_TASK_SECONDS)
-            taken.append(1000 * (seen[name] - begun))
-    return taken
+            latencies.append(1000 * (seen[name] - begun))
+    return latencies

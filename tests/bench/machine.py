@@ -10,13 +10,13 @@ from typing import Any
 from taskqueue.kubernetes.client import ApiClient
 from tests.bench.statistics import significant
 
-#: Above this the machine is not quiet enough for figures that are to be kept.
+#: Above this, the machine is too busy for results that are kept.
 NOISY = 0.2
 _SAMPLE_SECONDS = 2.0
 
 
 async def facts(client: ApiClient) -> dict[str, Any]:
-    """Look at the machine for two seconds, before anything is measured."""
+    """Measure for two seconds how busy the machine is, before the benchmark."""
     version = await client.get("/version")
     return {
         "cores": cores(),
@@ -39,7 +39,7 @@ def _memory_gib() -> float:
 
 
 async def _busy(seconds: float) -> float | None:
-    """Return the part of all CPUs that is at work, 0 to 1, or None where it is not told."""
+    """Return the part of all CPUs that is at work, 0 to 1, or None if it is unknown."""
     try:
         before = _times()
         await asyncio.sleep(seconds)

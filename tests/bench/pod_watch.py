@@ -18,7 +18,7 @@ _KILLED = 137
 
 
 class PodWatch:
-    """Looks at the pods with some labels while it is entered.
+    """Watches the pods with some labels while it is entered.
 
     Attributes:
         removals: the pods removed so far, by when that was seen.
@@ -53,7 +53,7 @@ class PodWatch:
     async def __aenter__(self) -> PodWatch:
         first = await self._client.get(self._path, labelSelector=self._selector)
         for raw in first["items"]:
-            self.take("ADDED", raw)
+            self.on_event("ADDED", raw)
         self._task = asyncio.create_task(self._watch(first["metadata"]["resourceVersion"]))
         return self
 
@@ -80,8 +80,8 @@ class PodWatch:
         """How often a container was started again in its pod."""
         return sum(self._restarts.values())
 
-    def take(self, kind: str, raw: Mapping[str, Any]) -> None:
-        """Take an event of the watch.
+    def on_event(self, kind: str, raw: Mapping[str, Any]) -> None:
+        """Process an event of the watch.
 
         Raises:
             BenchError: it says that the watch is broken.
@@ -111,5 +111,5 @@ class PodWatch:
                 labelSelector=self._selector,
             )
             async for event in events:
-                self.take(event["type"], event["object"])
+                self.on_event(event["type"], event["object"])
                 version = event["object"]["metadata"]["resourceVersion"]

@@ -2,7 +2,7 @@
 
 A node, native or a kind container, is a tree of processes below the init of its PID namespace, and
 the host sees them all. The node is found by its API server. Where /proc does not show it (another
-operating system, an API server elsewhere) there is nothing to tell, and that is said.
+operating system, an API server elsewhere) there is nothing to report, and the report says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 _PROC = Path("/proc")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
-#: Kinds that are told apart, in the order of the table, by the name of the program.
+#: Kinds of processes by the name of the program, in the order of the table.
 _PROGRAMS = {
     "kube-apiserver": "kube-apiserver",
     "etcd": "etcd",
@@ -63,7 +63,7 @@ def find_node(processes: Mapping[int, Process], api_host: str) -> int | None:
     """Return the init of the node whose API server is at ``api_host``, or None.
 
     The API server is known by its address; where a port is forwarded to it, it has another, and
-    is taken when it is the only one.
+    counts when it is the only one.
     """
     servers = [p for p in processes.values() if kind(p.command) == "kube-apiserver"]
     addressed = [s for s in servers if f"--advertise-address={api_host}" in s.command]
@@ -114,7 +114,7 @@ def sample(api_host: str) -> CpuSample | None:
 def of_trees(roots: Iterable[int]) -> float:
     """Return the CPU seconds that these processes and all below them have used so far.
 
-    Where /proc does not tell, it is 0.
+    It is 0 where /proc does not have it.
     """
     try:
         processes = _read_all()

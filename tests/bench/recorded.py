@@ -1,8 +1,8 @@
 """Handlers whose runs are on record outside of their pods, whatever becomes of these.
 
 A run of `recorded` writes into a ConfigMap when it begins and when it ends, with its pod and the
-node's clock, as its own service account. So a run that was killed, given back or made twice is told
-by who ran it, not by the system that is measured.
+node's clock, as its own service account. So a killed, released or repeated run is known
+from the one who ran it, not by the system that is measured.
 """
 
 from __future__ import annotations

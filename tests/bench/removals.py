@@ -1,6 +1,6 @@
-"""Which of the pods that were taken away were busy, and what became of the runs: pure counting.
+"""Counts which removed pods were busy, and what happened to their runs; pure functions.
 
-All times are seconds since the epoch. A pod is *removed* at the moment the API server is told to
+All times are seconds since the epoch. A pod is *removed* when the API server is asked to
 delete it; what happens to it afterwards is its grace period's business. It was *busy* when a run in
 it had begun before that moment and had not ended by then.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a Task's handler; ended is None for one whose end nobody told."""
+    """One run of a Task's handler; ended is None if nobody recorded its end."""
 
     task: str
     pod: str
@@ -60,7 +60,7 @@ def repeated(runs: Iterable[Run]) -> frozenset[str]:
 
 
 def repeated_in_status(tasks: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """Return the Tasks whose status tells of more than one attempt, or of one taken back."""
+    """Return the Tasks whose status has more than one attempt, or a recalled one."""
     return frozenset(
         task["metadata"]["name"]
         for task in tasks
@@ -69,7 +69,7 @@ def repeated_in_status(tasks: Iterable[Mapping[str, Any]]) -> frozenset[str]:
 
 
 def runs_in_status(tasks: Iterable[Mapping[str, Any]]) -> tuple[Run, ...]:
-    """Return the attempts that the statuses of Tasks tell of, less those nobody saw begin."""
+    """Return the attempts in the statuses of Tasks, without those that have no start time."""
     return tuple(
         Run(
             task=task["metadata"]["name"],
@@ -83,5 +83,5 @@ def runs_in_status(tasks: Iterable[Mapping[str, Any]]) -> tuple[Run, ...]:
     )
 
 
-def _seconds(told: str) -> float:
-    return datetime.fromisoformat(told).timestamp()
+def _seconds(timestamp: str) -> float:
+    return datetime.fromisoformat(timestamp).timestamp()

@@ -57,15 +57,15 @@ class Report:
             self._console.width = _WIDTH
 
     def say(self, text: str) -> None:
-        """Tell what happens now."""
+        """Print what happens now."""
         self._console.print(text, markup=False)
 
     def machine(self, facts: Mapping[str, Any]) -> None:
-        """Tell what is measured on, and whether it is quiet enough."""
+        """Print the machine, and whether it is quiet enough."""
         self.say("machine: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
         busy = facts.get("busy_before")
         if isinstance(busy, float) and busy > NOISY:
-            self.say(f"NOTE: the machine is {busy:.0%} busy with other things: figures are noisy")
+            self.say(f"NOTE: other programs keep the machine {busy:.0%} busy: results are noisy")
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table: words left, numbers right."""

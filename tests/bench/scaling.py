@@ -269,10 +269,10 @@ async def _losses(
     ours = set(names)
     listed = await target.client.get(TASKS)
     tasks = [task for task in listed["items"] if task["metadata"]["name"] in ours]
-    told = removals.runs_in_status(tasks)
+    in_status = removals.runs_in_status(tasks)
     return Losses(
         removed=frozenset(removal.pod for removal in pods.removals),
-        busy=removals.busy_pods(pods.removals, runs) | removals.busy_pods(pods.removals, told),
+        busy=removals.busy_pods(pods.removals, runs) | removals.busy_pods(pods.removals, in_status),
         killed=removals.killed(runs),
         repeated=removals.repeated(runs) | removals.repeated_in_status(tasks),
         killed_containers=pods.killed_containers,
@@ -309,7 +309,7 @@ def _report(
         **{name: value.middle for name, value in spread.items()},
         "pods_removed": sum(len(one.removed) for one in everywhere),
         "busy_pods_removed": sum(len(one.busy) for one in everywhere),
-        # Given back and made again, or killed: either way it was begun in vain.
+        # Released and run again, or killed: either way its start was wasted.
         "tasks_killed": sum(len(one.killed | one.repeated) for one in everywhere),
     }
     return Outcome(

@@ -128,7 +128,7 @@ def _cpu_between(
 
 
 def _describe(one: Round, tasks: int) -> str:
-    """Tell a round's rate, and that of its end, when nothing is created any more."""
+    """Print a round's rate, and the rate of its end, when nothing is created any more."""
     after = one.left_when_created / max(one.seconds - one.creating_seconds, 0.001)
     return (
         f"{tasks / one.seconds:.1f} tasks/s in {one.seconds:.2f} s; all were created after "

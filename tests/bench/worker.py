@@ -1,9 +1,9 @@
 """Throughput of workers alone: no-op messages that wait in a queue, until none is left.
 
-Everybody on the same broker, in turns. Ours take direct messages out of a TaskQueue's quorum queue,
-have the outcome of each confirmed before they acknowledge it, and somebody takes the outcomes away,
+All use the same broker, in turns. Our workers consume direct messages from a quorum queue,
+have the outcome of each confirmed before they acknowledge it, and a process consumes the outcomes,
 which counts as our cost. A round begins with the workers started on a full queue; the clock runs
-from when a part of it is gone, so that nobody's start is measured, until none waits any more. What
+from when a part of it is consumed, so that no start is measured, until no message waits. What
 is then still in hand was in hand at the beginning as well. At the end the workers are stopped, and
 the queue must be empty: all has been acknowledged.
 """
@@ -106,7 +106,7 @@ class Cpu:
 
 
 async def run(cluster: Cluster, settings: Settings, report: Report) -> Outcome:
-    """Measure all in turns, and tell."""
+    """Measure all in turns, and report."""
     peers = _peers(settings)
     rounds: dict[str, list[Round]] = {each.name: [] for each in peers}
     async with bench_broker(cluster.client) as broker:
@@ -136,7 +136,7 @@ def _peers(settings: Settings) -> list[Peer]:
 
 
 async def measure(peer: Peer, broker: Broker, messages: int, *, host: str) -> Round:
-    """Publish, start the workers, and take the time until the queue is empty.
+    """Publish, start the workers, and measure the time until the queue is empty.
 
     Raises:
         BenchError: the workers do not start, or do not come to an end, or leave something behind.
@@ -153,7 +153,7 @@ async def measure(peer: Peer, broker: Broker, messages: int, *, host: str) -> Ro
             await _left(broker, queue, 0)
         seconds, after = time.perf_counter() - start, _cpu(pids, host)
         if peer.handler:
-            async with within(_OUTCOMES_SECONDS, "the outcomes being taken"):
+            async with within(_OUTCOMES_SECONDS, "the outcomes being consumed"):
                 await _left(broker, INBOX_QUEUE, 0)
     if left := await broker.ready(queue):
         raise BenchError(f"{peer.name} left {left} messages unacknowledged")
@@ -173,8 +173,8 @@ def _round(count: int, seconds: float, before: Cpu, after: Cpu) -> Round:
 
 
 async def _left(broker: Broker, queue: str, count: int) -> int:
-    """Wait until no more than so many messages wait in the queue, and return how many do."""
-    while (ready := await broker.ready(queue)) > count:  # noqa: ASYNC110 - nobody tells us
+    """Wait until at most ``count`` messages wait in the queue, and return how many do."""
+    while (ready := await broker.ready(queue)) > count:  # noqa: ASYNC110 - the broker is polled
         await asyncio.sleep(_LOOK_SECONDS)
     return ready
 
@@ -212,7 +212,7 @@ async def _running(peer: Peer, broker: Broker) -> AsyncIterator[list[int]]:
 
 
 async def _stop(started: Sequence[asyncio.subprocess.Process]) -> None:
-    """End processes as Kubernetes does; the first one, which takes the outcomes, at last."""
+    """End processes as Kubernetes does; the first one, which consumes the outcomes, last."""
     for process in reversed(started):
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)

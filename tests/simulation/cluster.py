@@ -2,15 +2,15 @@
 
 What is modelled, and where it is from:
 
-* The queue is first in, first out. A worker takes one message per slot, no more. A message of a
+* The queue is first in, first out. A worker holds one message per slot, no more. A message of a
   killed worker goes back to its place at the head (RabbitMQ, "Consumer Acknowledgements": requeued
   to its original position, if possible).
 * A pod needs `Conditions.start_seconds` until it consumes, give or take `start_spread` of it. Its
   container runs after `CONTAINER_PART` of that time; until then the pod is Pending.
 * Which pod the ReplicaSet controller removes: `deletion_order`.
-* A removed pod takes nothing more and finishes what it has (SIGTERM, handled as well as a worker
+* A removed pod accepts nothing more and finishes what it has (SIGTERM, handled as well as a worker
   can). What is left at the end of ``terminationGracePeriodSeconds`` is killed and runs again.
-* A pod costs from when it is created until it is gone, starting and stopping included.
+* A pod costs from when it is created until it has ended, starting and stopping included.
 
 Left out: nodes that are full, a broker that is slow, times of API calls (each some 10 ms).
 """
@@ -28,7 +28,7 @@ from tests.simulation.timeline import Timeline
 
 #: The part of a start until the container runs; the rest is the worker's own.
 CONTAINER_PART = 0.4
-#: From the end of its last work until the pod of a stopping worker is gone.
+#: From the end of its last work until the pod of a stopping worker has ended.
 _EXIT_SECONDS = 0.1
 _NANOSECONDS = 1e9
 
@@ -38,7 +38,7 @@ class Conditions:
     """What workers are like.
 
     Attributes:
-        start_seconds: from the creation of a pod until it takes work.
+        start_seconds: from the creation of a pod until it consumes.
         start_spread: this part of it more or less, evenly distributed.
         slots: messages a worker has in hand at once.
         grace_seconds: terminationGracePeriodSeconds of its pod.
@@ -72,12 +72,12 @@ class PodState:
     ready_at: float | None = None
     draining: bool = False
     leaving: bool = False
-    gone: bool = False
+    ended: bool = False
     cost: int = 0
 
     @property
     def free(self) -> bool:
-        """Whether its worker takes work."""
+        """Whether its worker consumes."""
         return self.ready_at is not None and not (self.draining or self.leaving)
 
 
@@ -109,10 +109,10 @@ class Cluster:
         unfinished: waiting or running.
         replicas: spec.replicas.
         sizes: (time, replicas) of every change.
-        removed: pods with a worker in them that were taken away.
+        removed: pods that were deleted with a worker in them.
         removed_busy: of those, with work in hand.
         killed: messages that a kill cut off.
-        pod_seconds: of pods that are gone; `cost_until` for all.
+        pod_seconds: of pods that have ended; `cost_until` counts all.
     """
 
     def __init__(
@@ -128,10 +128,10 @@ class Cluster:
         self.sizes: list[tuple[float, int]] = [(0.0, 0)]
         self.removed = self.removed_busy = self.killed = 0
         self.pod_seconds = 0.0
-        #: Told when a message arrives, and when one has ended: with how long it ran.
+        #: Called when a message arrives, and when one has ended, with how long it ran.
         self.on_arrival: Callable[[], None] = lambda: None
         self.on_end: Callable[[float], None] = lambda seconds: None
-        #: Told of every change of a worker.
+        #: Called at every change of a worker.
         self.on_worker: Callable[[PodState], None] = lambda pod: None
         self._random = random.Random(seed)
         for work in self.works:
@@ -157,7 +157,7 @@ class Cluster:
         self._settle()
 
     def drain(self, name: str) -> None:
-        """Have a worker take nothing more."""
+        """Make a worker accept no more messages."""
         pod = self.pods.get(name)
         if pod is not None and pod.ready_at is not None and not (pod.leaving or pod.draining):
             pod.draining = True
@@ -219,13 +219,13 @@ class Cluster:
             self.timeline.after(_EXIT_SECONDS, lambda: self._gone(pod))
 
     def _gone(self, pod: PodState) -> None:
-        if not pod.gone:
-            pod.gone = True
+        if not pod.ended:
+            pod.ended = True
             del self.pods[pod.name]
             self.pod_seconds += self.timeline.now - pod.created
 
     def _kill(self, pod: PodState) -> None:
-        if pod.gone:
+        if pod.ended:
             return
         self.killed += len(pod.running)
         for work in sorted(pod.running, key=lambda one: one.number, reverse=True):

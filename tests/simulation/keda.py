@@ -10,7 +10,7 @@ executor/scale_scaledobjects.go, pkg/scalers/rabbitmq_scaler.go, controllers/ked
 * The HPA asks KEDA's metrics server at each of its syncs; without ``useCachedMetrics`` that asks
   RabbitMQ, so the value is as fresh as RabbitMQ's own.
 * ``protocol: amqp`` counts what is ready, exactly. ``protocol: http`` counts ready and
-  unacknowledged as the management plugin tells, which queues tell every 5 s
+  unacknowledged as the management plugin reports, to which queues report every 5 s
   (``collect_statistics_interval``).
 * ``behavior`` of the HPA is what the ScaledObject says; by default it has none.
 * The phases of polling, syncs and statistics are by chance: nothing couples them to the load.
@@ -87,7 +87,7 @@ class Keda:
     def __post_init__(self) -> None:
         self._hpa = Hpa(self.target, self.max_replicas, self.settings.behavior)
         timeline = self.cluster.timeline
-        # Statistics first: of one moment, what RabbitMQ tells is what is read.
+        # Statistics first: of one moment, the scaler reads what RabbitMQ reports.
         timeline.every(_STATISTICS_SECONDS, self._statistics, first=self.phases.statistics)
         timeline.every(self.settings.polling_seconds, self._poll, first=self.phases.poll)
         timeline.every(SYNC_SECONDS, self._sync, first=self.phases.sync)

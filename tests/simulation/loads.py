@@ -84,7 +84,7 @@ def arrivals(
 
 
 def burst(number: int, *, seconds: float, at: float = 0.0, spread: float = 0.0) -> tuple[Job, ...]:
-    """Return so many at once."""
+    """Return this many at once."""
     dice = random.Random(number)
     return tuple(Job(at, about(seconds, spread)(dice)) for _ in range(number))
 

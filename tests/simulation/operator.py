@@ -6,7 +6,7 @@ counted at ticks only, so between them what runs is known no better than there. 
 DrainTime reckons with is `queues.throughput`'s, workers are known through
 `pool.worker_registry` by heartbeats, which are sent as `taskqueue.worker` does.
 
-Left out: the window of what is published (all is), lost heartbeats, a container that begins anew
+Left out: the window of what is published (all is), lost heartbeats, a container that restarts
 because its drained pod was not removed for a minute.
 """
 
@@ -35,11 +35,11 @@ from tests.simulation.cluster import Cluster, PodState
 
 TICK_SECONDS = 1.0
 _SPACING_SECONDS = 0.02
-#: From an event, order or heartbeat until the other side knows.
+#: From an event, command or heartbeat until the other side has it, in seconds.
 _MESSAGE_SECONDS = 0.02
 #: A worker that turns busy or idle says so, but not more often than this.
-_BEAT_SPACING_SECONDS = 2.0
-_BEAT_SECONDS = 10.0
+_HEARTBEAT_SPACING_SECONDS = 2.0
+_HEARTBEAT_SECONDS = 10.0
 #: Heartbeats have been listened to for as long as they need to be.
 _LISTENED = 3600.0
 
@@ -85,7 +85,7 @@ class Operator:
         self._ready = 0
         self._registry = WorkerRegistry()
         self._throughput = Throughput()
-        self._told: dict[str, _Told] = {}
+        self._heartbeats: dict[str, _Told] = {}
         self._ordered: dict[str, float] = {}
         self._last_run = float("-inf")
         self._poll_backoff = PollBackoff()
@@ -106,9 +106,9 @@ class Operator:
     def _tick(self) -> None:
         self._ready = len(self._cluster.waiting)
         for pod in list(self._cluster.pods.values()):
-            told = self._told.get(pod.name)
-            if told is not None and self._timeline.now - told.at >= _BEAT_SECONDS:
-                self._beat(pod)
+            last = self._heartbeats.get(pod.name)
+            if last is not None and self._timeline.now - last.at >= _HEARTBEAT_SECONDS:
+                self._send_heartbeat(pod)
         self._registry.remove_stopped(set(self._cluster.pods))
         self._registry.pop_lost(self._timeline.now)
         self._reconcile()
@@ -174,8 +174,8 @@ class Operator:
             self._timeline.after(_MESSAGE_SECONDS, partial(cluster.drain, name))
         for mark in step.mark:
             cluster.mark(mark.pod.name, mark.cost or 0)
-        for gone in step.recycle:
-            cluster.delete(gone.name)
+        for pod in step.recycle:
+            cluster.delete(pod.name)
         if step.replicas < cluster.replicas:
             cluster.scale(step.replicas)
 
@@ -195,18 +195,20 @@ class Operator:
     # Heartbeats.
 
     def _worker_changed(self, pod: PodState) -> None:
-        told = self._told.get(pod.name)
-        if told is None or _state(pod) is not told.state:
-            self._beat(pod)
-        elif bool(pod.running) != bool(told.busy) and not told.planned:
-            told.planned = True
-            self._timeline.at(told.at + _BEAT_SPACING_SECONDS, lambda: self._beat(pod))
+        last = self._heartbeats.get(pod.name)
+        if last is None or _state(pod) is not last.state:
+            self._send_heartbeat(pod)
+        elif bool(pod.running) != bool(last.busy) and not last.planned:
+            last.planned = True
+            self._timeline.at(
+                last.at + _HEARTBEAT_SPACING_SECONDS, lambda: self._send_heartbeat(pod)
+            )
 
-    def _beat(self, pod: PodState) -> None:
-        if pod.gone:
+    def _send_heartbeat(self, pod: PodState) -> None:
+        if pod.ended:
             return
         now, state, busy = self._timeline.now, _state(pod), len(pod.running)
-        self._told[pod.name] = _Told(now, busy, state)
+        self._heartbeats[pod.name] = _Told(now, busy, state)
         self._timeline.after(_MESSAGE_SECONDS, lambda: self._heard(pod.name, busy, state))
 
     def _heard(self, name: str, busy: int, state: WorkerState) -> None:

@@ -28,7 +28,7 @@ class System:
     """Someone who scales.
 
     Attributes:
-        name: what it is called in tables.
+        name: in tables.
         start: starts it.
     """
 

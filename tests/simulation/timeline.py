@@ -1,4 +1,4 @@
-"""Virtual time: what is planned happens in order, and takes none."""
+"""Virtual time: planned calls happen in order, and cost no real time."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Timeline:
         heapq.heappush(self._plans, (max(moment, self.now), self._count, call))
 
     def after(self, seconds: float, call: Call) -> None:
-        """Call it so many seconds from now."""
+        """Call it in this many seconds."""
         self.at(self.now + seconds, call)
 
     def every(self, seconds: float, call: Call, *, first: float) -> None:
-        """Call it at ``first``, then again and again."""
+        """Call it at ``first``, and then at intervals."""
 
-        def again() -> None:
+        def call_and_repeat() -> None:
             call()
-            self.after(seconds, again)
+            self.after(seconds, call_and_repeat)
 
-        self.at(first, again)
+        self.at(first, call_and_repeat)
 
     def run(self, until: float) -> None:
         """Let time pass until then, and not beyond."""

@@ -1,4 +1,4 @@
-"""Takes our workers' outcomes out of the operator's inbox and throws them away.
+"""Consumes our workers' outcomes from the operator's inbox and discards them.
 
 Acknowledges many at once, as the operator may.
 """
@@ -30,12 +30,12 @@ async def main() -> None:
     channel = await connection.channel()
     last = acknowledged = 0
 
-    def take(delivery: Delivery) -> None:
+    def on_delivery(delivery: Delivery) -> None:
         nonlocal last
         last = delivery.delivery_tag
 
     await channel.set_prefetch(_PREFETCH)
-    await channel.consume(INBOX_QUEUE, take, lambda reason: None)
+    await channel.consume(INBOX_QUEUE, on_delivery, lambda reason: None)
     while not stopped.is_set():
         try:
             async with asyncio.timeout(_ACKNOWLEDGE_SECONDS):
