@@ -1,8 +1,7 @@
 """The engine: every TaskQueue and every unfinished Task, and the loops that serve them.
 
-Tasks come in through the feed, TaskQueues through `Engine.put_queue`, worker Deployments through a
-feed of their own, outcomes through the broker links. The engine only connects the parts; what each
-does is told in its module.
+Tasks come from an informer, TaskQueues from `Engine.put_queue`, worker Deployments from an informer
+of their own, outcomes from the broker links. The engine only connects the parts.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 from taskqueue.backoff import Backoff
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.controller.completions.event_recorder import EventRecorder
-from taskqueue.controller.metrics import remove_queue
+from taskqueue.controller.metrics import remove_queue_metrics
 from taskqueue.controller.queues.broker_links import BrokerLinks
 from taskqueue.controller.queues.reconciler import QueueReconciler, Totals
 from taskqueue.controller.queues.statistics import StatisticsReaders
@@ -41,24 +40,24 @@ from taskqueue.timestamps import from_rfc3339
 
 log = EventLog(__name__)
 
-#: How long statuses may still be written after the order to stop.
+#: How long statuses may still be written after the engine is stopped.
 _DRAIN_SECONDS = 5.0
-#: How long events about them may still be published then.
-_ANNOUNCE_SECONDS = 2.0
-#: Conditions of a TaskQueue that are trouble when False, and reasons that are none.
-_TOLD = ("BrokerConnected", "WorkersAvailable")
+#: How long their completion events may still be published then.
+_COMPLETIONS_SECONDS = 2.0
+#: Conditions of a TaskQueue that are reported when False, and reasons that are not.
+_REPORTED = ("BrokerConnected", "WorkersAvailable")
 _NORMAL = ("Starting", "Connecting", "ReadingInbox", "Deleting", "WorkersElsewhere")
 
 
 class Engine:
-    """See the module's contract; the `Owner` of the Tasks.
+    """Connects the parts of the operator; the `TaskListener` of the Tasks.
 
     Args:
         access: of the API server.
         tokens: sign and judge attempts.
         namespace: where the operator runs.
         instance: which operator this is, for Kubernetes Events.
-        leads: tells whether this process certainly still leads.
+        leads: returns whether this process certainly still leads.
     """
 
     def __init__(
@@ -85,37 +84,37 @@ class Engine:
             writer=self._writer,
             tokens=tokens,
             owner=self,
-            uid_of=lambda key: self._feed.uid_of(key),
-            synced=lambda: self._feed.synced.is_set(),
+            uid_of=lambda key: self._tasks_feed.uid_of(key),
+            synced=lambda: self._tasks_feed.synced.is_set(),
             leads=leads,
             random=random,
             spawn=self._spawn,
         )
-        self._feed = Informer(
+        self._tasks_feed = Informer(
             self._feed_client,
             TASKS_PATH,
             self.tasks,
             selectors={"fieldSelector": UNFINISHED},
             random=random,
         )
-        self._pools = Informer(
+        self._deployments = Informer(
             self._feed_client,
             deployments.DEPLOYMENTS_PATH,
-            _Pools(self),
+            _DeploymentListener(self),
             selectors={
                 "labelSelector": ",".join(f"{k}={v}" for k, v in deployments.MANAGED_BY.items())
             },
             random=random,
         )
-        self._janitor = TtlController(
+        self._ttl = TtlController(
             self._client,
             clock=time.time,
             ttl_of=self._ttl_of,
             is_needed=lambda namespace, name: self.tasks.dependencies.is_needed((namespace, name)),
         )
-        self._notices = EventRecorder(EventWriter(self._client, instance=instance), clock=time.time)
+        self._events = EventRecorder(EventWriter(self._client, instance=instance), clock=time.time)
         self._links = BrokerLinks(
-            feed_synced=self._feed.synced,
+            feed_synced=self._tasks_feed.synced,
             random=random,
             on_message=self.tasks.on_delivery,
             spawn=self._spawn,
@@ -124,34 +123,35 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether all there was at the start is known."""
-        return self._feed.synced.is_set() and self._pools.synced.is_set()
+        """Whether all objects that existed at the start are known."""
+        return self._tasks_feed.synced.is_set() and self._deployments.synced.is_set()
 
     async def run(self) -> None:
-        """Serve until cancelled, then write what is still to be written."""
+        """Serve until cancelled, then write the remaining statuses."""
         writer = asyncio.create_task(self._writer.run(), name="status writer")
         try:
-            # Before the first Task: none must be called Blocked because its queue comes later.
-            await self._take_queues()
-            self._janitor.list_all()
+            # kopf lists the TaskQueues as well, but does not say when it has shown them all.
+            # Without this LIST the first Tasks would be Blocked with QueueNotFound meanwhile.
+            await self._list_queues()
+            self._ttl.list_all()
             async with asyncio.TaskGroup() as group:
                 group.create_task(_never_ends(writer), name="watch of the status writer")
-                group.create_task(self._feed.run(), name="feed of Tasks")
-                group.create_task(self._pools.run(), name="feed of Deployments")
+                group.create_task(self._tasks_feed.run(), name="feed of Tasks")
+                group.create_task(self._deployments.run(), name="feed of Deployments")
                 group.create_task(self.tasks.dependencies.run(), name="dependencies")
-                group.create_task(self._janitor.run(after=self._feed.synced), name="janitor")
-                group.create_task(self._notices.run(), name="notices")
+                group.create_task(self._ttl.run(after=self._tasks_feed.synced), name="time to live")
+                group.create_task(self._events.run(), name="Kubernetes Events")
         finally:
             await self._stop(writer)
 
-    def leave_unwritten(self) -> None:
-        """Stop without writing what is still to be written: somebody else will."""
+    def skip_unwritten(self) -> None:
+        """Do not write the remaining statuses when stopping: another leader will."""
         self._drain_seconds = 0.0
 
     # TaskQueues.
 
     def put_queue(self, raw: Mapping[str, Any]) -> None:
-        """Take a TaskQueue that is new or changed.
+        """Add or change a TaskQueue.
 
         Raises:
             pydantic.ValidationError: it does not follow the schema.
@@ -164,10 +164,10 @@ class Engine:
             if config.policy.active_deadline_seconds != before.active_deadline_seconds:
                 self.tasks.on_queue_changed(config.key)
             if config.policy.ttl_seconds != before.ttl_seconds:
-                self._janitor.on_queue_changed(config.key)
+                self._ttl.on_queue_changed(config.key)
             return
         if running is not None:
-            self.drop_queue(config.key, running[0].config.uid)
+            self.remove_queue(config.key, running[0].config.uid)
         dispatcher = self.tasks.dispatcher(config.key)
         dispatcher.config = config
         totals = (raw.get("status") or {}).get("totals") or {}
@@ -179,23 +179,25 @@ class Engine:
             links=self._links.get,
             clock=time.time,
             created=from_rfc3339(raw["metadata"]["creationTimestamp"]),
-            on_deleted=lambda: self.drop_queue(config.key, config.uid),
-            on_condition=lambda condition: self._condition(config, condition),
+            on_deleted=lambda: self.remove_queue(config.key, config.uid),
+            on_condition=lambda condition: self._on_condition(config, condition),
             readers=self._readers,
             operator_namespace=self._namespace,
             sizing_conflict=self._sizing_conflict,
         )
-        task = self._spawn(self._control(controller), f"TaskQueue {config.namespace}/{config.name}")
+        task = self._spawn(
+            self._run_reconciler(controller), f"TaskQueue {config.namespace}/{config.name}"
+        )
         task.add_done_callback(lambda _: self._links.close_unused())
         self._controllers[config.key] = (controller, task)
         self.tasks.on_queue_changed(config.key)
-        self._janitor.on_queue_changed(config.key)
+        self._ttl.on_queue_changed(config.key)
         log.info("queue.added", namespace=config.namespace, queue=config.name)
 
-    def drop_queue(self, key: QueueKey, uid: str) -> None:
-        """Take note that a TaskQueue is gone; its Tasks wait until it appears again.
+    def remove_queue(self, key: QueueKey, uid: str) -> None:
+        """Remove a deleted TaskQueue; its Tasks wait until it is created again.
 
-        One made anew under the name may be known before the former's end is told: the uid tells.
+        A new one of that name may be known before the former's deletion: the uid tells them apart.
         """
         running = self._controllers.get(key)
         if running is None or running[0].config.uid != uid:
@@ -205,19 +207,19 @@ class Engine:
         dispatcher = self.tasks.dispatcher(key)
         dispatcher.close()
         dispatcher.config = None
-        remove_queue(key)
-        self._notices.forget(key)
+        remove_queue_metrics(key)
+        self._events.remove_queue(key)
         self.tasks.on_queue_changed(key)
         log.info("queue.deleted", namespace=key[0], queue=key[1])
 
-    async def _control(self, controller: QueueReconciler) -> None:
+    async def _run_reconciler(self, controller: QueueReconciler) -> None:
         # A pool whose size is not known yet must not be resized.
-        await self._pools.synced.wait()
-        await self._feed.synced.wait()
+        await self._deployments.synced.wait()
+        await self._tasks_feed.synced.wait()
         controller.pool.on_deployment_state(self._pool_states.get(controller.config.key))
         await controller.run()
 
-    async def _take_queues(self) -> None:
+    async def _list_queues(self) -> None:
         backoff = Backoff()
         while True:
             try:
@@ -226,7 +228,7 @@ class Engine:
             except ApiError as problem:
                 log.warning("queue.list_failed", error=str(problem))
                 if problem.reason == UNREADABLE:
-                    return  # one object no parser takes; kopf brings those it can read
+                    return  # one object cannot be parsed; kopf brings the others
                 await asyncio.sleep(problem.retry_after or backoff.next_delay())
         for raw in found["items"]:
             try:
@@ -234,16 +236,17 @@ class Engine:
             except ValidationError as problem:
                 log.error("queue.parse_failed", queue=raw["metadata"]["name"], error=str(problem))
 
-    def _condition(self, config: QueueConfig, condition: Condition) -> None:
-        if condition.type in _TOLD:
-            # What passes by itself is neither trouble nor the end of any.
+    def _on_condition(self, config: QueueConfig, condition: Condition) -> None:
+        if condition.type in _REPORTED:
+            # A reason that passes by itself is neither trouble nor its end.
             status = None if condition.reason in _NORMAL else condition.status
-            self._notices.queue(config.key, config.uid, replace(condition, status=status))
+            self._events.on_condition(config.key, config.uid, replace(condition, status=status))
 
     def _sizing_conflict(self, config: QueueConfig) -> str:
-        """Tell why what a TaskQueue refers to is not its own to size; "": it is.
+        """Return why a TaskQueue must not size what it refers to; "": it may.
 
-        The operator's own Deployments never are, and of several TaskQueues only the oldest has it.
+        No TaskQueue may refer to the operator's own Deployments, and of several TaskQueues only the
+        oldest sizes a workload.
         """
         ref = config.scale_target
         if ref is None:
@@ -251,17 +254,17 @@ class Engine:
         what = f"spec.workers.scaleTargetRef: {ref.kind} {config.namespace}/{ref.name}"
         owner = (config.namespace, ref.name.removesuffix(deployments.SUFFIX))
         if owner in self._pool_states and (ref.api_version, ref.kind) == ("apps/v1", "Deployment"):
-            return f"{what} is made by the operator for a template: make another one"
-        mine = self._controller(config.key)
-        if mine is None:
+            return f"{what} is created by the operator for a template: name another one"
+        own = self._controller(config.key)
+        if own is None:
             return ""
-        rivals = [
+        claims = [
             one
             for one, _ in self._controllers.values()
             if (one.config.namespace, one.config.scale_target) == (config.namespace, ref)
         ]
-        first = min(rivals, key=lambda one: (one.created, one.config.name), default=mine)
-        if first is mine:
+        first = min(claims, key=lambda one: (one.created, one.config.name), default=own)
+        if first is own:
             return ""
         return f"{what} is already sized by TaskQueue {first.config.name}: name another one"
 
@@ -276,7 +279,7 @@ class Engine:
     # Worker pools.
 
     def on_pool_state(self, key: QueueKey, state: PoolState | None) -> None:
-        """Take what a worker Deployment says of itself; None: it is gone."""
+        """Record what a worker Deployment reports; None: it is deleted."""
         if state is None:
             self._pool_states.pop(key, None)
         else:
@@ -286,30 +289,30 @@ class Engine:
             controller.pool.on_deployment_state(state)
             controller.request_reconcile()
 
-    # What the Tasks tell.
+    # Events of the Tasks.
 
     def on_backlog_changed(self, key: QueueKey) -> None:
-        """Have the pool looked at."""
+        """Reconcile the TaskQueue soon."""
         controller = self._controller(key)
         if controller is not None:
             controller.request_reconcile()
 
     def on_queue_missing(self, key: QueueKey) -> None:
-        """Have the broker's queue declared again."""
+        """Declare the broker's queue again."""
         controller = self._controller(key)
         if controller is not None:
             controller.on_queue_missing()
 
     def on_heartbeat(self, beat: Heartbeat) -> None:
-        """Register a worker, or let it go."""
+        """Register a worker's heartbeat."""
         controller = self._controller((beat.namespace, beat.queue))
         if controller is not None:
             controller.on_heartbeat(beat)
 
     def on_task_ended(self, entry: TrackedTask) -> None:
-        """Count a Task, and tell of its trouble."""
+        """Count a Task, and record an Event if it failed or was cancelled."""
         task, status = entry.task, entry.status
-        self._notices.on_task_ended(task, status)
+        self._events.on_task_ended(task, status)
         controller = self._controller(entry.queue_key)
         if controller is not None:
             last = status.history[-1] if status.history else None
@@ -317,9 +320,9 @@ class Engine:
             controller.on_task_ended(status.phase, seconds)
 
     def on_completion_published(self, entry: TrackedTask) -> None:
-        """Have a Task deleted when its time to live is over."""
+        """Delete a Task when its time to live is over."""
         task, status = entry.task, entry.status
-        self._janitor.add(
+        self._ttl.add(
             task.namespace,
             task.name,
             task.uid,
@@ -331,20 +334,20 @@ class Engine:
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._background.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_task_done)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
             log.error("engine.task_failed", exc_info=problem, what=task.get_name())
 
     async def _stop(self, writer: asyncio.Task[None]) -> None:
-        """Stop dispatching and consuming, after the statuses at hand are written and told."""
+        """Write the remaining statuses and completion events, then stop all loops."""
         self.tasks.close()
         await self._writer.drain(self._drain_seconds)
         if self._drain_seconds > 0:
-            await self.tasks.completions.drain(_ANNOUNCE_SECONDS)
+            await self.tasks.completions.drain(_COMPLETIONS_SECONDS)
             controllers = [controller for controller, _ in self._controllers.values()]
             await asyncio.gather(*(controller.write_last_status() for controller in controllers))
         ending = (writer, *self._background)
@@ -356,15 +359,15 @@ class Engine:
 
 
 async def _never_ends(task: asyncio.Task[None]) -> None:
-    """Fail as soon as a task that should run for ever has ended."""
+    """Fail as soon as a task that should never end has ended."""
     await asyncio.wait({task})
     if not task.cancelled() and (problem := task.exception()) is not None:
         raise problem
     raise RuntimeError(f"{task.get_name()} has ended")
 
 
-class _Pools:
-    """The feed of worker Deployments, as the engine takes it."""
+class _DeploymentListener:
+    """Passes worker Deployments from their informer on to the engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,4 +1,4 @@
-"""What kopf tells the operator about TaskQueues; the engine does the rest."""
+"""The kopf handlers of TaskQueues; they pass every change on to the engine."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def register(registry: kopf.OperatorRegistry, engine: Engine) -> None:
     async def applied(*, body: kopf.Body, **_: Any) -> None:
         _put(engine, body)
 
-    # Events rather than on.delete: a handler of deletions would put kopf's finalizer on every
-    # TaskQueue. One that is on its way out is shown by events alone.
+    # on.event, not on.delete: a deletion handler would put kopf's finalizer on every TaskQueue.
+    # Only events show a TaskQueue that is being deleted.
     @kopf.on.event(*resource, registry=registry)
-    async def seen(*, event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
+    async def changed(*, event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
         if event["type"] == "DELETED":
-            gone = body.metadata
-            engine.drop_queue((gone.namespace or "", gone.name or ""), gone.uid or "")
+            metadata = body.metadata
+            engine.remove_queue((metadata.namespace or "", metadata.name or ""), metadata.uid or "")
         elif "deletionTimestamp" in body.metadata:
             _put(engine, body)
 

@@ -1,8 +1,8 @@
-"""The operator as a process: Lease, engine, kopf; and what has to be written before it ends.
+"""The operator process: Lease, engine, kopf, probes; and an orderly stop.
 
-kopf takes over SIGTERM when it starts, and when it ends it cancels every task begun after it. So
-the engine is started before kopf, the signal handlers are set again once kopf is up, and on a
-signal the engine is stopped, with what it still has to write, before kopf is.
+kopf takes over SIGTERM when it starts, and cancels every task that was started after it when it
+ends. So the engine starts before kopf, the signal handlers are set again once kopf is up, and on a
+signal the engine stops, with its remaining writes, before kopf does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
 
-#: Prefix of the one annotation kopf keeps on a TaskQueue.
+#: Prefix of the one annotation that kopf writes to a TaskQueue.
 _ANNOTATION_PREFIX = "taskqueue.dev"
 _KOPF_STOP_SECONDS = 5.0
 
@@ -98,7 +98,7 @@ async def serve(settings: OperatorSettings) -> int:
 
 
 async def _lead(engine: Engine, leadership: LeaderElector, stop: asyncio.Event) -> int:
-    """Run the engine and kopf until told to stop, or the Lease is lost, or a part fails."""
+    """Run the engine and kopf until ``stop``, or until the Lease is lost or a part fails."""
     holding = asyncio.create_task(leadership.renew_until_lost(), name="lease")
     engine_task = asyncio.create_task(engine.run(), name="engine")
     kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event()
@@ -115,7 +115,7 @@ async def _lead(engine: Engine, leadership: LeaderElector, stop: asyncio.Event) 
         log.error("operator.part_ended", exc_info=problem, part=part.get_name())
     log.info("operator.stopping")
     if holding.done():
-        engine.leave_unwritten()  # another may lead already
+        engine.skip_unwritten()  # another may lead already
     engine_task.cancel()
     await asyncio.wait({engine_task})
     kopf_stop.set()
@@ -153,7 +153,7 @@ async def _run_kopf(engine: Engine, stop: asyncio.Event, ready: asyncio.Event) -
     await kopf.operator(
         registry=registry,
         settings=settings,
-        # Found out by itself it would need a user name, which a container need not have.
+        # By default kopf needs a user name, which a container may not have.
         identity=socket.gethostname(),  # type: ignore[arg-type]
         standalone=True,
         clusterwide=True,

@@ -1,4 +1,4 @@
-"""What the operator counts, in Prometheus' form."""
+"""The operator's Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RUNNING = Gauge(
     "Messages of a queue that a worker has. Absent while unknown.",
     ("namespace", "queue"),
 )
-WORKERS = Gauge("taskqueue_workers", "Workers that say they live.", ("namespace", "queue"))
+WORKERS = Gauge("taskqueue_workers", "Workers with recent heartbeats.", ("namespace", "queue"))
 WORKER_SLOTS = Gauge(
     "taskqueue_worker_slots",
     "Attempts that the workers which take work can run at once.",
@@ -49,10 +49,10 @@ WORKER_SLOTS = Gauge(
 DESIRED_WORKERS = Gauge(
     "taskqueue_desired_workers", "Workers a queue should have.", ("namespace", "queue")
 )
-ANNOUNCED = Counter(
+COMPLETIONS_PUBLISHED = Counter(
     "taskqueue_announced_total", "Events about ended Tasks that the broker has confirmed."
 )
-ANNOUNCEMENTS_DROPPED = Counter(
+COMPLETIONS_DROPPED = Counter(
     "taskqueue_announcements_dropped_total",
     "Events about ended Tasks given up, by why: refused (a queue bound to taskqueue.events is full "
     "and rejects publishes), overflow (too many wait for a broker), unopened (the broker has no "
@@ -62,7 +62,7 @@ ANNOUNCEMENTS_DROPPED = Counter(
 TTL_DELETIONS = Counter(
     "taskqueue_ttl_deletions_total", "Finished Tasks deleted after their time to live."
 )
-NOTICES_DROPPED = Counter(
+EVENTS_DROPPED = Counter(
     "taskqueue_notices_dropped_total",
     "Kubernetes Events not written, by why: full (too many at once), refused (by the API server).",
     ("why",),
@@ -72,7 +72,7 @@ NOTICES_DROPPED = Counter(
 def report_backlog(
     key: tuple[str, str], *, backlog: int | None, ready: int | None, running: int | None
 ) -> None:
-    """Report what there is to do; None is absent, which no reader takes for a number."""
+    """Set the gauges of a queue's backlog; None removes a series, so that it is not read as 0."""
     for gauge, value in ((BACKLOG, backlog), (READY, ready), (RUNNING, running)):
         if value is not None:
             gauge.labels(*key).set(value)
@@ -81,8 +81,8 @@ def report_backlog(
                 gauge.remove(*key)
 
 
-def remove_queue(key: tuple[str, str]) -> None:
-    """Report nothing more of a TaskQueue that is gone."""
+def remove_queue_metrics(key: tuple[str, str]) -> None:
+    """Remove the series of a deleted TaskQueue."""
     for gauge in (BACKLOG, READY, RUNNING, DESIRED_WORKERS, WORKERS, WORKER_SLOTS):
         with contextlib.suppress(KeyError):
             gauge.remove(*key)

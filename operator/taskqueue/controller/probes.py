@@ -15,7 +15,7 @@ log = EventLog(__name__)
 async def serve_probes(port: int, *, ready: Callable[[], bool]) -> web.AppRunner:
     """Serve until the runner's ``cleanup`` is called.
 
-    /healthz answers as long as the event loop turns, which is all a restart could mend; /readyz
+    /healthz answers as long as the event loop runs: a restart could fix nothing else. /readyz
     answers 200 once all Tasks and worker Deployments are known.
 
     Raises:
@@ -40,5 +40,5 @@ async def serve_probes(port: int, *, ready: Callable[[], bool]) -> web.AppRunner
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, port=port).start()
-    log.info("probes.serving", port=port)
+    log.info("probes.started", port=port)
     return runner

@@ -99,7 +99,7 @@ async def test_a_workload_is_sized_by_the_oldest_that_names_it(engine: Engine) -
     }
     assert (conflicts["old"], conflicts["other"]) == ("", "")
     assert "already sized by TaskQueue old" in conflicts["young"]
-    engine.drop_queue(("shop", "old"), "uid-old")
+    engine.remove_queue(("shop", "old"), "uid-old")
     assert engine._sizing_conflict(engine._controllers["shop", "young"][0].config) == ""
 
 
@@ -108,7 +108,7 @@ async def test_the_operators_own_deployments_are_nobodys_to_name(engine: Engine)
     engine.on_pool_state(("shop", "q"), state)
     engine.put_queue(raw_queue("p", "2026-01-01T00:00:00Z", "q-worker"))
     conflict = engine._sizing_conflict(engine._controllers["shop", "p"][0].config)
-    assert "made by the operator for a template" in conflict
+    assert "created by the operator for a template" in conflict
 
 
 async def test_the_end_of_a_part_that_should_run_for_ever_is_an_error() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY
 
-from taskqueue.controller.metrics import remove_queue, report_backlog
+from taskqueue.controller.metrics import remove_queue_metrics, report_backlog
 
 KEY = ("shop", "figures")
 NAMES = ("taskqueue_backlog", "taskqueue_ready", "taskqueue_running")
@@ -28,6 +28,6 @@ def test_what_is_unknown_is_absent_and_neither_zero_nor_not_a_number() -> None:
 
 def test_a_queue_that_is_gone_has_no_figures() -> None:
     report_backlog(KEY, backlog=5, ready=2, running=3)
-    remove_queue(KEY)
+    remove_queue_metrics(KEY)
     assert told() == [None, None, None]
-    remove_queue(KEY)
+    remove_queue_metrics(KEY)

@@ -2,14 +2,14 @@
 
 Contract:
 
-* Nothing is written for a Task that succeeds or a queue that is well. The first
-  `TASK_EVENTS_PER_MINUTE` Tasks of a queue that fail or are cancelled within a minute have an Event
-  each; the others of the minute are summed up in one on the TaskQueue.
+* Nothing is written for a Task that succeeds or a queue without trouble. The first
+  `TASK_EVENTS_PER_MINUTE` Tasks of a queue that fail or are cancelled within a minute get an Event
+  each; one Event on the TaskQueue sums up the others of that minute.
 * A queue's condition that is False for `SETTLE_SECONDS` is trouble: one Warning a reason. Trouble
   that comes back raises the count of the same Event, at most every `SERIES_SECONDS`. When the
-  condition has been True as long, one Normal Event says that it is over.
-* Events are a courtesy. No call here waits or raises; what cannot be written in time is dropped
-  and counted, statuses and metrics tell it all the same.
+  condition has been True as long, one Normal Event reports the end.
+* Events are best effort. No call here waits or raises; what cannot be written in time is dropped
+  and counted; statuses and metrics have it all the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from taskqueue.api.common import GROUP
 from taskqueue.backoff import Backoff
-from taskqueue.controller.metrics import NOTICES_DROPPED
+from taskqueue.controller.metrics import EVENTS_DROPPED
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.events import (
     NORMAL,
@@ -39,16 +39,16 @@ log = EventLog(__name__)
 
 TASK_EVENTS_PER_MINUTE = 10
 MINUTE_SECONDS = 60.0
-#: A condition must last this long, so that a start or a short break is not told.
+#: A condition must last this long, so that a start or a short break causes no Event.
 SETTLE_SECONDS = 5.0
 #: Shortest time between two writes of the same Event.
 SERIES_SECONDS = 10.0
 #: Events waiting to be written, at most.
 WAITING_LIMIT = 1000
-#: How often the API server is asked to take one, and the pauses between.
+#: Attempts to write one, and the first pause between them.
 TRIES = 3
 _FIRST_PAUSE_SECONDS = 1.0
-#: Reasons a sum names.
+#: Reasons that a sum names.
 _REASONS_NAMED = 5
 
 
@@ -56,7 +56,7 @@ _REASONS_NAMED = 5
 class _Minute:
     """What ended in a queue since the minute's first."""
 
-    told: int = 0
+    written: int = 0
     summed: Counter[tuple[Phase, str]] = field(default_factory=Counter)
 
 
@@ -64,7 +64,7 @@ class _Minute:
 class _Series:
     """One Event, however often it happens."""
 
-    notice: EventSpec
+    spec: EventSpec
     at: float
     count: int = 1
     created: bool = False
@@ -74,10 +74,10 @@ class _Series:
 
 @dataclass(slots=True, eq=False)
 class _Watch:
-    """A condition of a queue: what it is, and what was told of it."""
+    """A condition of a queue, and the reason last reported for it; None: it was True."""
 
     condition: Condition
-    told: str | None = None
+    reported: str | None = None
     timer: asyncio.TimerHandle | None = None
 
 
@@ -89,7 +89,7 @@ class _Queue:
 
 
 class EventRecorder:
-    """See the module's contract. `run` must be running for anything to be written.
+    """Records Events about Tasks and TaskQueues; `run` must be running for any to be written.
 
     Args:
         writer: writes Events.
@@ -107,10 +107,10 @@ class EventRecorder:
         self._wake = asyncio.Event()
         self._minutes: dict[QueueKey, _Minute] = {}
         self._queues: dict[QueueKey, _Queue] = {}
-        self._forbidden_told = False
+        self._forbidden_logged = False
 
     def on_task_ended(self, task: Task, status: TaskState) -> None:
-        """Tell of a Task's final status, unless it succeeded."""
+        """Record a Task's final status, unless it succeeded."""
         if status.phase not in (Phase.FAILED, Phase.CANCELLED):
             return
         key = (task.namespace, task.spec.queue)
@@ -119,12 +119,12 @@ class EventRecorder:
             minute = self._minutes[key] = _Minute()
             loop = asyncio.get_running_loop()
             loop.call_later(MINUTE_SECONDS, self._sum_up, key)
-        if minute.told >= TASK_EVENTS_PER_MINUTE:
+        if minute.written >= TASK_EVENTS_PER_MINUTE:
             minute.summed[status.phase, status.reason or status.phase.value] += 1
             return
-        minute.told += 1
+        minute.written += 1
         regarding = Regarding(kind="Task", namespace=task.namespace, name=task.name, uid=task.uid)
-        self._put(
+        self._start_series(
             EventSpec(
                 regarding=regarding,
                 type=WARNING if status.phase is Phase.FAILED else NORMAL,
@@ -135,9 +135,9 @@ class EventRecorder:
             )
         )
 
-    def queue(self, key: QueueKey, uid: str, condition: Condition) -> None:
-        """Take a TaskQueue's condition as it is now; called as often as one likes."""
-        queue = self._known(key, uid)
+    def on_condition(self, key: QueueKey, uid: str, condition: Condition) -> None:
+        """Record a TaskQueue's present condition; call it as often as you like."""
+        queue = self._queue_state(key, uid)
         watch = queue.watches.get(condition.type)
         if watch is None:
             watch = queue.watches[condition.type] = _Watch(condition)
@@ -145,28 +145,30 @@ class EventRecorder:
         if condition.status is None:
             return
         wanted = None if condition.status else condition.reason
-        if wanted == watch.told:
+        if wanted == watch.reported:
             if watch.timer is not None:
                 watch.timer.cancel()
                 watch.timer = None
         elif watch.timer is None:
             loop = asyncio.get_running_loop()
-            watch.timer = loop.call_later(SETTLE_SECONDS, self._settle, key, queue, watch)
+            watch.timer = loop.call_later(
+                SETTLE_SECONDS, self._on_condition_settled, key, queue, watch
+            )
 
     def warn(self, key: QueueKey, uid: str, *, reason: str, note: str) -> None:
-        """Tell of something about a TaskQueue that no condition stands for."""
-        queue = self._known(key, uid)
-        self._tell(key, queue, "", Condition("", False, reason, note), WARNING)
+        """Record a Warning about a TaskQueue that no condition shows."""
+        queue = self._queue_state(key, uid)
+        self._record_condition(key, queue, "", Condition("", False, reason, note), WARNING)
 
-    def forget(self, key: QueueKey) -> None:
-        """Take note that a TaskQueue is gone; what is waiting is still written."""
+    def remove_queue(self, key: QueueKey) -> None:
+        """Stop watching a deleted TaskQueue; Events that wait are still written."""
         queue = self._queues.pop(key, None)
         for watch in queue.watches.values() if queue else ():
             if watch.timer is not None:
                 watch.timer.cancel()
 
     async def run(self) -> None:
-        """Write Events, one after the other, for ever."""
+        """Write Events, one after the other, until cancelled."""
         while True:
             if not self._waiting:
                 self._wake.clear()
@@ -174,36 +176,38 @@ class EventRecorder:
             series = self._waiting.popleft()
             try:
                 await self._write(series)
-            except Exception as problem:  # a courtesy that fails must not end anything
-                log.error("notice.failed", exc_info=problem, notice=series.notice.name)
+            except Exception as problem:  # a failed Event must not end anything
+                log.error("event.write_failed", exc_info=problem, event_name=series.spec.name)
 
-    # What is told.
+    # Conditions.
 
-    def _known(self, key: QueueKey, uid: str) -> _Queue:
+    def _queue_state(self, key: QueueKey, uid: str) -> _Queue:
         queue = self._queues.get(key)
         if queue is None or queue.uid != uid:
-            self.forget(key)
+            self.remove_queue(key)
             queue = self._queues[key] = _Queue(uid)
         return queue
 
-    def _settle(self, key: QueueKey, queue: _Queue, watch: _Watch) -> None:
+    def _on_condition_settled(self, key: QueueKey, queue: _Queue, watch: _Watch) -> None:
         watch.timer = None
         condition = watch.condition
         if condition.status is None:
-            return  # neither trouble nor its end: what was told stands
-        watch.told = None if condition.status else condition.reason
-        self._tell(key, queue, condition.type, condition, NORMAL if condition.status else WARNING)
+            return  # neither trouble nor its end
+        watch.reported = None if condition.status else condition.reason
+        self._record_condition(
+            key, queue, condition.type, condition, NORMAL if condition.status else WARNING
+        )
 
-    def _tell(
+    def _record_condition(
         self, key: QueueKey, queue: _Queue, kind: str, condition: Condition, type_: str
     ) -> None:
         series = queue.series.get((kind, type_, condition.reason))
         if series is not None:
-            self._again(series)
+            self._count_again(series)
             return
         regarding = _task_queue(key, queue.uid)
         note = condition.message or f"{kind} is {condition.reason}"
-        queue.series[kind, type_, condition.reason] = self._put(
+        queue.series[kind, type_, condition.reason] = self._start_series(
             EventSpec(
                 regarding=regarding,
                 type=type_,
@@ -225,7 +229,7 @@ class EventRecorder:
         named = ", ".join(reasons[:_REASONS_NAMED])
         if len(reasons) > _REASONS_NAMED:
             named += f" and {len(reasons) - _REASONS_NAMED} other reasons"
-        self._put(
+        self._start_series(
             EventSpec(
                 regarding=regarding,
                 type=WARNING if failed else NORMAL,
@@ -237,14 +241,14 @@ class EventRecorder:
             )
         )
 
-    # What is written.
+    # Writing.
 
-    def _put(self, notice: EventSpec) -> _Series:
-        series = _Series(notice, self._clock())
+    def _start_series(self, spec: EventSpec) -> _Series:
+        series = _Series(spec, self._clock())
         self._enqueue(series)
         return series
 
-    def _again(self, series: _Series) -> None:
+    def _count_again(self, series: _Series) -> None:
         series.count += 1
         series.at = self._clock()
         if not series.planned:
@@ -259,21 +263,21 @@ class EventRecorder:
     def _enqueue(self, series: _Series) -> None:
         if len(self._waiting) >= self._waiting_limit:
             series.planned = False
-            NOTICES_DROPPED.labels("full").inc()
+            EVENTS_DROPPED.labels("full").inc()
             return
         self._waiting.append(series)
         self._wake.set()
 
     async def _write(self, series: _Series) -> None:
         try:
-            written = await self._try(series)
+            written = await self._write_with_retries(series)
         finally:
             series.planned = False
         if written is not None and series.count > written:
             self._plan(series)  # it happened again meanwhile
 
-    async def _try(self, series: _Series) -> int | None:
-        """Write an Event, and return the count it has now; None: given up."""
+    async def _write_with_retries(self, series: _Series) -> int | None:
+        """Write an Event, and return the count it has now; None: dropped."""
         backoff = Backoff(first_seconds=_FIRST_PAUSE_SECONDS)
         for left in reversed(range(TRIES)):
             try:
@@ -282,9 +286,9 @@ class EventRecorder:
                 if left and problem.transient and problem.status != 403:
                     await asyncio.sleep(problem.retry_after or backoff.next_delay())
                     continue
-                self._refused(problem)
+                self._on_rejected(problem)
                 return None
-            self._forbidden_told = False
+            self._forbidden_logged = False
             series.written = asyncio.get_running_loop().time()
             return written
         return None
@@ -293,29 +297,29 @@ class EventRecorder:
         if series.created:
             count = series.count
             try:
-                await self._writer.repeat(series.notice, count=count, at=series.at)
+                await self._writer.repeat(series.spec, count=count, at=series.at)
                 return count
             except ApiError as problem:
                 if problem.status != 404:
                     raise
-            # Removed for its age: it begins anew.
-            series.notice = replace(series.notice, name=event_name(series.notice.regarding))
+            # Removed for its age: start over with a new one.
+            series.spec = replace(series.spec, name=event_name(series.spec.regarding))
             series.created, series.count = False, 1
-        await self._writer.create(series.notice, at=series.at)
+        await self._writer.create(series.spec, at=series.at)
         series.created = True
         return 1
 
-    def _refused(self, problem: ApiError) -> None:
-        NOTICES_DROPPED.labels("refused").inc()
+    def _on_rejected(self, problem: ApiError) -> None:
+        EVENTS_DROPPED.labels("refused").inc()
         if problem.status == 404 or "being terminated" in problem.message:
-            return  # the namespace is on its way out
+            return  # the namespace is being deleted
         if problem.status == 403:
-            if self._forbidden_told:
+            if self._forbidden_logged:
                 return
-            self._forbidden_told = True
+            self._forbidden_logged = True
         log.warning(
-            "notice.refused",
-            problem=str(problem),
+            "event.rejected",
+            error=str(problem),
             hint="give the operator's role create and patch on events of events.k8s.io"
             if problem.status == 403
             else None,

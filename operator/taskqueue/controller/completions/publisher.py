@@ -1,19 +1,19 @@
-"""Tells everybody how Tasks ended: publishes events on the events exchange until confirmed.
+"""Publishes completion events on the events exchange, and keeps them until they are confirmed.
 
-One announcer serves all queues; the publisher of a queue's broker is handed in. Contract:
+One publisher serves all queues; callers pass the channel publisher of a queue's broker. Contract:
 
-* An end that a worker reported is announced at least once. Its outcome is unacknowledged until the
-  event is confirmed, so nothing is kept here beyond the publisher: when that is lost, the outcome
-  comes again by itself, and with it the announcement. Only while its queue is not opened yet it
-  waits, up to `OPEN_SECONDS`: a queue that never is (no TaskQueue, other arguments at the broker)
-  must not fill the inbox with outcomes that nobody acknowledges.
-* Any other end (cancelled, deadline, …) exists nowhere else. It is kept while it cannot be
-  published, up to `KEPT_LIMIT` events in all; above it the oldest event of the queue with the most
-  is dropped, and counted.
-* The broker refuses an event when a queue that somebody bound is full and rejects publishes. No
-  spectator may hold up outcomes: the event is tried a few times, then given up and counted, as if
-  announced. Spectators with room have it by then.
-* An event nobody listens to is confirmed like any other.
+* The event of an end that a worker reported is published at least once. Its outcome is
+  unacknowledged until the event is confirmed, so it is not kept here when the broker's publisher
+  is lost: the outcome is redelivered, and the event published again. It waits here only until its
+  queue is opened, up to `OPEN_SECONDS`: a queue that never is (no TaskQueue, other arguments at
+  the broker) must not fill the inbox with unacknowledged outcomes.
+* The event of any other end (cancelled, deadline, …) exists nowhere else. It is kept while it
+  cannot be published, up to `KEPT_LIMIT` events in all; above that, the oldest event of the queue
+  with the most events is dropped and counted.
+* The broker rejects an event when a bound queue is full and rejects publishes. No subscriber may
+  hold up outcomes: the event is tried a few times, then dropped and counted, and treated as
+  published. Subscribers with room have received it by then.
+* An event without subscribers is confirmed like any other.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from dataclasses import dataclass
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.completion import CompletionEvent, task_event
 from taskqueue.contract.outgoing import OutgoingMessage
-from taskqueue.controller.metrics import ANNOUNCED, ANNOUNCEMENTS_DROPPED
+from taskqueue.controller.metrics import COMPLETIONS_DROPPED, COMPLETIONS_PUBLISHED
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
 from taskqueue.model.task import Task, TaskState
 
 log = EventLog(__name__)
 
-#: Events kept for a broker that is away. They have no results: those come from workers.
+#: Events kept for a broker that is unavailable. They have no results: only workers report those.
 KEPT_LIMIT = 10_000
-#: How long a reported end waits for its queue to be opened.
+#: How long the event of a reported end waits for its queue to be opened.
 OPEN_SECONDS = 60.0
-#: How often the broker may refuse an event.
+#: How often the broker may reject an event.
 TRIES = 3
-#: Pause before a refused event is published again.
+#: Pause before a rejected event is published again.
 REFUSED_PAUSE_SECONDS = 1.0
-#: Refused events in a pause at once, well below the inbox's prefetch; more are given up at once.
+#: Rejected events in a pause at once, well below the inbox's prefetch; more are dropped at once.
 REFUSED_LIMIT = 500
 #: Kept events published in one turn of the loop.
 _BATCH = 128
-#: Shortest time between two log lines of the same trouble.
+#: Shortest time between two log lines about dropped events.
 _LOG_SECONDS = 60.0
 
-OnAnnounced = Callable[[], None]
+OnPublished = Callable[[], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -57,150 +57,150 @@ class _PendingCompletion:
     key: QueueKey
     message: OutgoingMessage
     reported: bool
-    on_announced: OnAnnounced | None
+    on_published: OnPublished | None
     tries: int = 0
 
 
 class CompletionPublisher:
-    """See the module's contract."""
+    """Publishes completion events, and calls back when one is confirmed or dropped."""
 
     def __init__(self, *, kept_limit: int = KEPT_LIMIT) -> None:
         self._kept_limit = kept_limit
-        #: What awaits `opened`, by queue. Reported ones are bounded by the inbox's prefetch.
+        #: Events that await `publish_kept`, by queue; the inbox's prefetch bounds the reported.
         self._reported: dict[QueueKey, deque[_PendingCompletion]] = {}
         self._others: dict[QueueKey, deque[_PendingCompletion]] = {}
         self._kept = 0
         self._refused = 0
-        self._under_way = 0
+        self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._log_again = 0.0
+        self._next_log = 0.0
 
     @property
     def kept(self) -> int:
-        """Events of ends no worker reported that wait for their broker."""
+        """Number of events that no worker reported and that wait for their broker."""
         return self._kept
 
-    def finished(
+    def publish_task(
         self,
         task: Task,
         status: TaskState,
         *,
         reported: bool,
         publisher: Publisher | None,
-        on_announced: OnAnnounced | None = None,
+        on_published: OnPublished | None = None,
     ) -> None:
-        """Announce a final status that is in the API server; arguments as of `announce`."""
-        self.announce(
+        """Publish the event of a written final status; arguments as of `publish_event`."""
+        self.publish_event(
             task_event(task, status),
             reported=reported,
             publisher=publisher,
-            on_announced=on_announced,
+            on_published=on_published,
         )
 
-    def announce(
+    def publish_event(
         self,
         event: CompletionEvent,
         *,
         reported: bool,
         publisher: Publisher | None,
-        on_announced: OnAnnounced | None = None,
+        on_published: OnPublished | None = None,
     ) -> None:
-        """Publish an event, now or once `opened`.
+        """Publish an event, now or at `publish_kept`.
 
         Args:
-            event: what to tell.
-            reported: a worker's outcome is unacknowledged until ``on_announced`` is called, and
-                comes again if it never is.
+            event: to publish.
+            reported: a worker's outcome is unacknowledged until ``on_published`` is called, and is
+                redelivered if it never is.
             publisher: of the queue's broker; None while there is none.
-            on_announced: called later, once: the event is confirmed, or given up for good. Never
-                called if the publisher is lost before.
+            on_published: called once, later, when the event is confirmed or dropped. Never called
+                if the publisher is lost before.
         """
         key = (event.namespace, event.queue)
-        one = _PendingCompletion(key, event.message(), reported, on_announced)
+        pending = _PendingCompletion(key, event.message(), reported, on_published)
         if publisher is None:
-            self._keep(one)
+            self._keep(pending)
         else:
-            self._publish(one, publisher)
+            self._publish(pending, publisher)
 
-    def opened(self, key: QueueKey, publisher: Publisher) -> None:
-        """Publish what was kept for a queue: its broker is there (again)."""
+    def publish_kept(self, key: QueueKey, publisher: Publisher) -> None:
+        """Publish the events kept for a queue whose broker is available (again)."""
         if publisher.closed.done():
             return
         for _ in range(_BATCH):
-            one = self._take(key)
-            if one is None:
+            pending = self._pop_kept(key)
+            if pending is None:
                 return
-            self._publish(one, publisher)
-        asyncio.get_running_loop().call_soon(self.opened, key, publisher)
+            self._publish(pending, publisher)
+        asyncio.get_running_loop().call_soon(self.publish_kept, key, publisher)
 
     async def drain(self, seconds: float) -> None:
-        """Wait until every event that is under way is settled, at most this long."""
+        """Wait until every event in flight is settled, at most this long."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
 
-    def _publish(self, one: _PendingCompletion, publisher: Publisher) -> None:
-        message = one.message
+    def _publish(self, pending: _PendingCompletion, publisher: Publisher) -> None:
+        message = pending.message
         try:
             publisher.publish(
                 message.exchange,
                 message.key,
                 message.body,
                 message.properties(),
-                lambda verdict, text: self._settled(one, publisher, verdict, text),
+                lambda verdict, text: self._on_settled(pending, publisher, verdict, text),
                 mandatory=False,
             )
-        except ValueError as problem:
-            self._give_up(one, "unpublishable", str(problem))
+        except ValueError as error:
+            self._give_up(pending, "unpublishable", str(error))
             return
-        self._under_way += 1
+        self._in_flight += 1
         self._idle.clear()
 
-    def _settled(
-        self, one: _PendingCompletion, publisher: Publisher, verdict: Settled, text: str
+    def _on_settled(
+        self, pending: _PendingCompletion, publisher: Publisher, verdict: Settled, text: str
     ) -> None:
-        self._under_way -= 1
-        if not self._under_way:
+        self._in_flight -= 1
+        if not self._in_flight:
             self._idle.set()
         if verdict is Settled.CONFIRMED:
-            ANNOUNCED.inc()
-            _tell(one)
+            COMPLETIONS_PUBLISHED.inc()
+            _notify(pending)
         elif publisher.closed.done():
-            self._lost(one)
+            self._on_publisher_lost(pending)
         else:
-            self._refuse(one, publisher, text)
+            self._refuse(pending, publisher, text)
 
-    def _lost(self, one: _PendingCompletion) -> None:
-        if not one.reported:
-            self._keep(one)
+    def _on_publisher_lost(self, pending: _PendingCompletion) -> None:
+        if not pending.reported:
+            self._keep(pending)
 
-    def _refuse(self, one: _PendingCompletion, publisher: Publisher, text: str) -> None:
-        one.tries += 1
-        if one.tries >= TRIES or self._refused >= REFUSED_LIMIT:
-            self._give_up(one, "refused", text)
+    def _refuse(self, pending: _PendingCompletion, publisher: Publisher, text: str) -> None:
+        pending.tries += 1
+        if pending.tries >= TRIES or self._refused >= REFUSED_LIMIT:
+            self._give_up(pending, "refused", text)
             return
         self._refused += 1
         loop = asyncio.get_running_loop()
-        loop.call_later(REFUSED_PAUSE_SECONDS, self._again, one, publisher)
+        loop.call_later(REFUSED_PAUSE_SECONDS, self._retry, pending, publisher)
 
-    def _again(self, one: _PendingCompletion, publisher: Publisher) -> None:
+    def _retry(self, pending: _PendingCompletion, publisher: Publisher) -> None:
         self._refused -= 1
         if publisher.closed.done():
-            self._lost(one)
+            self._on_publisher_lost(pending)
         else:
-            self._publish(one, publisher)
+            self._publish(pending, publisher)
 
-    def _give_up(self, one: _PendingCompletion, why: str, problem: str) -> None:
-        self._drop(one, why, problem)
-        _tell(one)
+    def _give_up(self, pending: _PendingCompletion, reason: str, error: str) -> None:
+        self._drop(pending, reason, error)
+        _notify(pending)
 
-    def _keep(self, one: _PendingCompletion) -> None:
-        if one.reported:
-            self._reported.setdefault(one.key, deque()).append(one)
-            asyncio.get_running_loop().call_later(OPEN_SECONDS, self._expire, one)
+    def _keep(self, pending: _PendingCompletion) -> None:
+        if pending.reported:
+            self._reported.setdefault(pending.key, deque()).append(pending)
+            asyncio.get_running_loop().call_later(OPEN_SECONDS, self._on_open_timeout, pending)
             return
-        self._others.setdefault(one.key, deque()).append(one)
+        self._others.setdefault(pending.key, deque()).append(pending)
         self._kept += 1
         if self._kept > self._kept_limit:
             longest = max(self._others.values(), key=len)
@@ -212,42 +212,43 @@ class CompletionPublisher:
                 "BrokerConnected of the TaskQueue",
             )
 
-    def _expire(self, one: _PendingCompletion) -> None:
-        line = self._reported.get(one.key)
-        if line and line[0] is one:  # all wait equally long: whatever is left began with this one
-            line.popleft()
+    def _on_open_timeout(self, pending: _PendingCompletion) -> None:
+        kept = self._reported.get(pending.key)
+        # All wait equally long: if this one still waits, it is the first.
+        if kept and kept[0] is pending:
+            kept.popleft()
             self._give_up(
-                one,
+                pending,
                 "unopened",
                 "the queue cannot be used at the broker: see the condition BrokerConnected of the "
                 "TaskQueue, or create the TaskQueue",
             )
 
-    def _take(self, key: QueueKey) -> _PendingCompletion | None:
-        for kept in (self._reported, self._others):
-            line = kept.get(key)
-            if line:
-                one = line.popleft()
-                self._kept -= not one.reported
-                return one
-            kept.pop(key, None)
+    def _pop_kept(self, key: QueueKey) -> _PendingCompletion | None:
+        for by_queue in (self._reported, self._others):
+            kept = by_queue.get(key)
+            if kept:
+                pending = kept.popleft()
+                self._kept -= not pending.reported
+                return pending
+            by_queue.pop(key, None)
         return None
 
-    def _drop(self, one: _PendingCompletion, why: str, problem: str) -> None:
-        ANNOUNCEMENTS_DROPPED.labels(why).inc()
+    def _drop(self, pending: _PendingCompletion, reason: str, error: str) -> None:
+        COMPLETIONS_DROPPED.labels(reason).inc()
         now = asyncio.get_running_loop().time()
-        if now >= self._log_again:
-            self._log_again = now + _LOG_SECONDS
+        if now >= self._next_log:
+            self._next_log = now + _LOG_SECONDS
             log.warning(
-                "announcement.dropped",
-                namespace=one.key[0],
-                queue=one.key[1],
-                uid=one.message.correlation_id,
-                why=why,
-                problem=problem,
+                "completion.dropped",
+                namespace=pending.key[0],
+                queue=pending.key[1],
+                uid=pending.message.correlation_id,
+                reason=reason,
+                error=error,
             )
 
 
-def _tell(one: _PendingCompletion) -> None:
-    if one.on_announced is not None:
-        one.on_announced()
+def _notify(pending: _PendingCompletion) -> None:
+    if pending.on_published is not None:
+        pending.on_published()

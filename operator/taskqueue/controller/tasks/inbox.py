@@ -227,11 +227,11 @@ class Inbox:
 
     def _on_direct(self, delivery: Delivery, event: AttemptEvent, source: OutcomeSource) -> None:
         """Publish the completion event of a direct message."""
-        self._completions.announce(
+        self._completions.publish_event(
             direct_event(event, arrived_with=delivery.routing_key, now=self._clock()),
             reported=True,
             publisher=source.publisher,
-            on_announced=lambda: ack(delivery),
+            on_published=lambda: ack(delivery),
         )
 
     def _on_dead_letter(self, delivery: Delivery) -> None:

@@ -300,12 +300,12 @@ class TaskController:
         if task is None or not task.status.phase.terminal:
             ack(delivery)
             return
-        self.completions.finished(
+        self.completions.publish_task(
             task,
             task.status,
             reported=True,
             publisher=source.publisher,
-            on_announced=lambda: ack(delivery),
+            on_published=lambda: ack(delivery),
         )
 
     async def _read(self, task: Task) -> dict[str, Any] | None:

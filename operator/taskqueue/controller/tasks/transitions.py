@@ -243,7 +243,7 @@ class TaskTransitions:
 
     def on_opened(self, key: QueueKey, publisher: Publisher) -> None:
         """Publish the completion events kept while the broker was away."""
-        self._completions.opened(key, publisher)
+        self._completions.publish_kept(key, publisher)
 
     def on_key_claimed(self, entry: TrackedTask) -> None:
         """Record that a Task holds its concurrency key, then have it published."""
@@ -387,12 +387,12 @@ class TaskTransitions:
         entry.stop_timers()
         self._entries.pop(entry.task.uid, None)
         TASKS_FINISHED.labels(*entry.queue_key, status.phase.value).inc()
-        self._completions.finished(
+        self._completions.publish_task(
             entry.task,
             status,
             reported=bool(outcomes),
             publisher=self._publisher(entry),
-            on_announced=lambda: self._acknowledge_finished(entry, outcomes),
+            on_published=lambda: self._acknowledge_finished(entry, outcomes),
         )
         self._on_recorded(entry)
         if not outcomes:

@@ -18,7 +18,7 @@ from taskqueue.controller.completions.publisher import (
     TRIES,
     CompletionPublisher,
 )
-from taskqueue.controller.metrics import ANNOUNCED, ANNOUNCEMENTS_DROPPED
+from taskqueue.controller.metrics import COMPLETIONS_DROPPED, COMPLETIONS_PUBLISHED
 from taskqueue.model.task import Phase, Task, TaskSpec, TaskState
 from tests.unit.controller.fakes import turn
 
@@ -70,12 +70,12 @@ class FakePublisher:
         self.settle(Settled.UNKNOWN, "lost")
 
 
-class Stage:
-    """An announcer, and what it called."""
+class Case:
+    """An publisher, and what it called."""
 
     def __init__(self, **options: int) -> None:
-        self.announcer = CompletionPublisher(**options)
-        self.told: list[str] = []
+        self.publisher = CompletionPublisher(**options)
+        self.published: list[str] = []
 
     def end(
         self,
@@ -94,208 +94,208 @@ class Stage:
             spec=TaskSpec(queue=queue, handler="h"),
         )
         phase = Phase.SUCCEEDED if reported else Phase.CANCELLED
-        self.announcer.finished(
+        self.publisher.publish_task(
             task,
             TaskState(phase=phase, attempts=1, completion_time=1.0),
             reported=reported,
             publisher=cast("Publisher | None", publisher),
-            on_announced=lambda: self.told.append(name),
+            on_published=lambda: self.published.append(name),
         )
 
     def open(self, publisher: FakePublisher, queue: str = "q") -> None:
-        self.announcer.opened(("shop", queue), cast(Publisher, publisher))
+        self.publisher.publish_kept(("shop", queue), cast(Publisher, publisher))
 
 
 def dropped(why: str) -> Callable[[], float]:
     """Return how many were dropped since, for this reason."""
-    counter = ANNOUNCEMENTS_DROPPED.labels(why)
+    counter = COMPLETIONS_DROPPED.labels(why)
     before = counter._value.get()
     return lambda: counter._value.get() - before
 
 
 async def test_an_end_is_announced_once_confirmed() -> None:
-    stage, publisher = Stage(), FakePublisher()
-    before = ANNOUNCED._value.get()
-    stage.end("a", publisher)
+    case, publisher = Case(), FakePublisher()
+    before = COMPLETIONS_PUBLISHED._value.get()
+    case.end("a", publisher)
     assert publisher.published == ["a.1"]
-    assert stage.told == []
+    assert case.published == []
     publisher.settle()
-    assert stage.told == ["a"]
-    assert ANNOUNCED._value.get() == before + 1
+    assert case.published == ["a"]
+    assert COMPLETIONS_PUBLISHED._value.get() == before + 1
 
 
 async def test_a_reported_end_is_left_to_its_outcome_when_the_publisher_is_lost() -> None:
-    stage, publisher = Stage(), FakePublisher()
-    stage.end("a", publisher)
+    case, publisher = Case(), FakePublisher()
+    case.end("a", publisher)
     publisher.close()
     again = FakePublisher()
-    stage.open(again)
+    case.open(again)
     await turn()
-    assert (again.published, stage.told) == ([], [])
+    assert (again.published, case.published) == ([], [])
 
 
 async def test_any_other_end_is_published_again_when_the_broker_is_back() -> None:
-    stage, publisher = Stage(), FakePublisher()
-    stage.end("a", publisher, reported=False)
+    case, publisher = Case(), FakePublisher()
+    case.end("a", publisher, reported=False)
     publisher.close()
-    assert stage.announcer.kept == 1
+    assert case.publisher.kept == 1
     again = FakePublisher()
-    stage.open(again)
+    case.open(again)
     assert again.published == ["a.1"]
     again.settle()
-    assert (stage.told, stage.announcer.kept) == (["a"], 0)
+    assert (case.published, case.publisher.kept) == (["a"], 0)
 
 
 @pytest.mark.parametrize("reported", [True, False])
 async def test_an_end_before_the_broker_is_known_waits_for_it(reported: bool) -> None:
-    stage, publisher = Stage(), FakePublisher()
-    stage.end("a", None, reported=reported)
-    stage.open(publisher, "other")
+    case, publisher = Case(), FakePublisher()
+    case.end("a", None, reported=reported)
+    case.open(publisher, "other")
     assert publisher.published == []
-    stage.open(publisher)
+    case.open(publisher)
     publisher.settle()
-    assert stage.told == ["a"]
-    stage.open(publisher)
+    assert case.published == ["a"]
+    case.open(publisher)
     assert publisher.published == []
 
 
 async def test_a_queue_that_never_opens_keeps_no_outcome_for_ever() -> None:
-    stage, publisher = Stage(), FakePublisher()
+    case, publisher = Case(), FakePublisher()
     lost = dropped("unopened")
-    stage.end("a", None)
-    stage.end("mine", None, reported=False)
+    case.end("a", None)
+    case.end("mine", None, reported=False)
     await asyncio.sleep(OPEN_SECONDS / 2)
-    stage.end("b", None)
+    case.end("b", None)
     await asyncio.sleep(OPEN_SECONDS / 2 + 1)
-    assert (stage.told, lost()) == (["a"], 1)
-    stage.open(publisher)
+    assert (case.published, lost()) == (["a"], 1)
+    case.open(publisher)
     assert publisher.published == ["b.1", "mine.1"]
     await asyncio.sleep(2 * OPEN_SECONDS)
-    assert (stage.told, lost()) == (["a"], 1)
+    assert (case.published, lost()) == (["a"], 1)
 
 
 async def test_each_waits_its_own_time_for_its_queue() -> None:
-    stage, publisher = Stage(), FakePublisher()
-    stage.end("told", None)
-    stage.open(publisher)
+    case, publisher = Case(), FakePublisher()
+    case.end("told", None)
+    case.open(publisher)
     publisher.settle()
     await asyncio.sleep(OPEN_SECONDS / 2)
-    stage.end("later", None)
+    case.end("later", None)
     await asyncio.sleep(OPEN_SECONDS / 2 + 1)
-    assert stage.told == ["told"]
+    assert case.published == ["told"]
 
 
 async def test_many_kept_ends_leave_other_work_its_turn() -> None:
-    stage, publisher = Stage(), FakePublisher()
+    case, publisher = Case(), FakePublisher()
     for number in range(300):
-        stage.end(f"t{number}", None, reported=False)
-    stage.open(publisher)
+        case.end(f"t{number}", None, reported=False)
+    case.open(publisher)
     assert len(publisher.published) == 128
     await turn()
     assert publisher.published == [f"t{number}.1" for number in range(300)]
 
 
 async def test_what_is_left_of_the_kept_waits_for_the_next_publisher() -> None:
-    stage, publisher = Stage(), FakePublisher()
+    case, publisher = Case(), FakePublisher()
     for number in range(200):
-        stage.end(f"t{number}", None, reported=False)
-    stage.open(publisher)
+        case.end(f"t{number}", None, reported=False)
+    case.open(publisher)
     publisher.close()
     await turn()
-    assert stage.announcer.kept == 200
+    assert case.publisher.kept == 200
     again = FakePublisher()
-    stage.open(again)
+    case.open(again)
     await turn()
     assert len(again.published) == 200
 
 
 async def test_the_queue_that_piles_up_loses_its_oldest() -> None:
-    stage, publisher = Stage(kept_limit=3), FakePublisher()
+    case, publisher = Case(kept_limit=3), FakePublisher()
     lost = dropped("overflow")
-    stage.end("other", None, reported=False, queue="small")
+    case.end("other", None, reported=False, queue="small")
     for name in "abcd":
-        stage.end(name, None, reported=False)
-    assert (stage.announcer.kept, lost()) == (3, 2)
-    stage.open(publisher)
-    stage.open(publisher, "small")
+        case.end(name, None, reported=False)
+    assert (case.publisher.kept, lost()) == (3, 2)
+    case.open(publisher)
+    case.open(publisher, "small")
     assert publisher.published == ["c.1", "d.1", "other.1"]
 
 
 async def test_reported_ends_are_never_dropped_for_room() -> None:
-    stage, publisher = Stage(kept_limit=1), FakePublisher()
+    case, publisher = Case(kept_limit=1), FakePublisher()
     for name in "abc":
-        stage.end(name, None)
-    stage.open(publisher)
+        case.end(name, None)
+    case.open(publisher)
     assert len(publisher.published) == 3
 
 
 async def test_a_refused_event_is_tried_again_after_a_pause() -> None:
-    stage, publisher = Stage(), FakePublisher()
-    stage.end("a", publisher)
+    case, publisher = Case(), FakePublisher()
+    case.end("a", publisher)
     publisher.settle(Settled.UNKNOWN, "its queue is full")
     await turn()
     assert publisher.published == []
     await asyncio.sleep(REFUSED_PAUSE_SECONDS + 0.01)
     assert publisher.published == ["a.1"]
     publisher.settle()
-    assert stage.told == ["a"]
+    assert case.published == ["a"]
 
 
 async def test_a_spectators_full_queue_holds_up_no_outcome_for_long() -> None:
-    stage, publisher = Stage(), FakePublisher()
+    case, publisher = Case(), FakePublisher()
     lost = dropped("refused")
-    stage.end("a", publisher)
+    case.end("a", publisher)
     for _ in range(TRIES):
-        assert stage.told == []
+        assert case.published == []
         publisher.settle(Settled.UNKNOWN, "its queue is full")
         await asyncio.sleep(REFUSED_PAUSE_SECONDS + 0.01)
-    assert (stage.told, lost()) == (["a"], 1)
+    assert (case.published, lost()) == (["a"], 1)
     assert publisher.published == []
 
 
 async def test_few_refused_events_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFUSED_LIMIT", 2)
-    stage, publisher = Stage(), FakePublisher()
+    case, publisher = Case(), FakePublisher()
     for name in "abcd":
-        stage.end(name, publisher)
+        case.end(name, publisher)
     publisher.settle(Settled.UNKNOWN, "its queue is full")
-    assert stage.told == ["c", "d"]
+    assert case.published == ["c", "d"]
     await asyncio.sleep(REFUSED_PAUSE_SECONDS + 0.01)
     publisher.settle()
-    assert stage.told == ["c", "d", "a", "b"]
-    stage.end("e", publisher)
+    assert case.published == ["c", "d", "a", "b"]
+    case.end("e", publisher)
     publisher.settle(Settled.UNKNOWN, "its queue is full")
-    assert "e" not in stage.told  # there is room again
+    assert "e" not in case.published  # there is room again
 
 
 async def test_a_publisher_lost_in_the_pause_counts_as_lost() -> None:
-    stage, publisher = Stage(), FakePublisher()
-    stage.end("mine", publisher, reported=False)
-    stage.end("theirs", publisher)
+    case, publisher = Case(), FakePublisher()
+    case.end("mine", publisher, reported=False)
+    case.end("theirs", publisher)
     publisher.settle(Settled.UNKNOWN, "its queue is full")
     publisher.close()
     await asyncio.sleep(REFUSED_PAUSE_SECONDS + 0.01)
-    assert (stage.announcer.kept, stage.told, publisher.published) == (1, [], [])
+    assert (case.publisher.kept, case.published, publisher.published) == (1, [], [])
 
 
 async def test_what_cannot_be_published_at_all_holds_up_nothing() -> None:
-    stage, publisher = Stage(), FakePublisher()
+    case, publisher = Case(), FakePublisher()
     lost = dropped("unpublishable")
     publisher.refuses_to_encode = True
-    stage.end("a", publisher)
-    assert (stage.told, lost()) == (["a"], 1)
+    case.end("a", publisher)
+    assert (case.published, lost()) == (["a"], 1)
 
 
 async def test_drain_waits_for_confirms_within_its_time() -> None:
-    stage, publisher = Stage(), FakePublisher()
-    await stage.announcer.drain(5)
-    stage.end("a", publisher, reported=False)
-    draining = asyncio.create_task(stage.announcer.drain(5))
+    case, publisher = Case(), FakePublisher()
+    await case.publisher.drain(5)
+    case.end("a", publisher, reported=False)
+    draining = asyncio.create_task(case.publisher.drain(5))
     await turn()
     assert not draining.done()
     publisher.settle()
     await draining
     assert asyncio.get_running_loop().time() < 1
-    stage.end("b", publisher)
-    await stage.announcer.drain(5)
+    case.end("b", publisher)
+    await case.publisher.drain(5)
     assert asyncio.get_running_loop().time() >= 5
