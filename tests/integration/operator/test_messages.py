@@ -148,7 +148,7 @@ def test_garbage_goes_to_the_dead_queue_with_the_reason(harness: Harness, garbag
 
     harness.until(there, what="in the dead queue")
     assert found[0]["payload"] == garbage
-    assert "not an event of the contract" in found[0]["properties"]["headers"]["tq-error"]
+    assert "of the contract" in found[0]["properties"]["headers"]["tq-error"]
     name = harness.task(f"after-garbage-{time.monotonic_ns()}")
     assert harness.finished(name)["phase"] == "Succeeded"
 

@@ -153,7 +153,7 @@ async def test_what_is_not_of_the_contract_is_given_up(body: bytes) -> None:
     engine = Engine()
     engine.message(body)
     ((_, why),) = engine.given_up
-    assert "not an event of the contract" in why
+    assert "not a CloudEvent of the contract" in why
     assert not engine.channel.acked  # once it is in the dead queue
 
 
