@@ -2,25 +2,28 @@
 
 import pytest
 
+from tests.e2e.gates import Gates, template
 from tests.e2e.harness import Harness, true_conditions
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module", autouse=True)
-def queues(harness: Harness) -> None:
-    harness.queue(scaling={"minReplicas": 2})
+def queues(harness: Harness, gates: Gates) -> None:
+    harness.queue(scaling={"minReplicas": 2}, workers={"template": template()})
     harness.queue(
         "fragile", scaling={"minReplicas": 3, "maxReplicas": 3}, workers={"concurrency": 1}
     )
+    harness.hard_killer.prepare()
 
 
-def test_another_worker_runs_what_a_killed_one_had(harness: Harness) -> None:
+def test_another_worker_runs_what_a_killed_one_had(harness: Harness, gates: Gates) -> None:
     harness.available(2)
-    harness.task("interrupted", "nap", payload={"seconds": 4})
-    lost = harness.phase("interrupted", "Running")["worker"]
+    (name,) = gates.behind("interrupted", 1)
+    lost = harness.phase(name, "Running")["worker"]
     harness.kill(lost)
-    status = harness.finished("interrupted")
+    gates.open("interrupted")
+    status = harness.finished(name)
     assert status["phase"] == "Succeeded"
     assert status["result"]["pod"] != lost
     assert status["worker"] == status["result"]["pod"]

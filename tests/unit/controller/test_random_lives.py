@@ -4,7 +4,7 @@ The engine's parts are the real ones; what is around them is `model`, and what
 must always be true is `invariants`. In the end everything is put right, and every Task
 must end.
 
-``TASKQUEUE_LIVES`` sets how many lives are tried: new ones each time, other than by default.
+The same 200 lives are tried at each run, and new ones by ``make test-long``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -33,7 +34,6 @@ names = st.sampled_from(NAMES)
 ages = st.sampled_from([0, 0, 0, 0, 1, 2])
 #: Of the attempts of a Task whose TaskQueue is not there to say.
 UNKNOWN_TIMEOUT = Policy().attempt_timeout_seconds
-LIVES = int(os.environ.get("TASKQUEUE_LIVES", "0"))
 
 
 class Life(RuleBasedStateMachine):
@@ -390,14 +390,26 @@ class Life(RuleBasedStateMachine):
         assert KEY not in engine.tasks._dispatchers
 
 
+def _settings(lives: int, *, new: bool) -> settings:
+    return settings(
+        max_examples=lives,
+        stateful_step_count=40,
+        deadline=None,
+        derandomize=not new,
+        database=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        phases=[phase for phase in Phase if phase is not Phase.explain],
+    )
+
+
 TestLife = Life.TestCase
-TestLife.settings = settings(
-    max_examples=LIVES or 200,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize=not LIVES,
-    database=None,
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-    phases=[phase for phase in Phase if phase is not Phase.explain],
-)
+TestLife.settings = _settings(200, new=False)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+class TestManyNewLives(Life.TestCase):  # type: ignore[misc, valid-type]
+    """Other lives at each run, ``TASKQUEUE_LIVES`` of them."""
+
+    settings = _settings(int(os.environ.get("TASKQUEUE_LIVES", "3000")), new=True)
