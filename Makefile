@@ -13,7 +13,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist 
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint unit integration e2e bench simulate crds constraints cluster-up cluster-down deploy images clean
+.PHONY: help demo test test-long lint unit integration e2e bench simulate crds settings constraints cluster-up cluster-down deploy images clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ simulate: $(READY) ## Compare our scaling with KEDA's in virtual time
 
 crds: $(READY) ## Write crds/ and the API reference from the models
 	$(BIN)/python -m taskqueue crds --directory crds --reference docs/reference
+
+settings: $(READY) ## Write the table of worker settings into docs/workers.md
+	$(BIN)/python -m taskqueue.worker.settings_table
 
 constraints: ## Pin the newest versions that pyproject.toml allows
 	rm -rf .venv-constraints

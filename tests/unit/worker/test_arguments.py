@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taskqueue.logs import LogFormat
 from taskqueue.worker import executor_set, main
-from taskqueue.worker import settings as settings_module
 from taskqueue.worker.arguments import WorkerArguments
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.executor_set import ExecutorSet, assemble
@@ -22,7 +19,8 @@ from taskqueue.worker.executors.http import HttpExecutor
 from taskqueue.worker.executors.router import ExecutorRouter
 from taskqueue.worker.loading import StartError
 from taskqueue.worker.sdk import HandlerRegistry
-from taskqueue.worker.settings import VARIABLES, HandlerExecutor
+from taskqueue.worker.settings import HandlerExecutor
+from taskqueue.worker.settings_table import rows
 from tests.unit.worker.children import attempt
 from tests.unit.worker.fakes import settings
 
@@ -51,14 +49,8 @@ def test_the_help_names_every_option_and_every_variable(
         main.main(["--help"], {})
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for word in ("MODULE", "--command", "--http ", "--http-anywhere", *VARIABLES):
+    for word in ("MODULE", "--command", "--http ", "--http-anywhere", *(row[0] for row in rows())):
         assert word in text
-
-
-def test_the_variables_of_the_help_are_those_that_are_read() -> None:
-    source = Path(settings_module.__file__ or "").read_text()
-    read = set(re.findall(r'(?:values,\s+|get\()"((?:TASKQUEUE|POD|NODE)_[A-Z_]+)"', source))
-    assert read | {"TASKQUEUE_BROKER_URI"} == set(VARIABLES)
 
 
 def test_an_option_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,14 +68,14 @@ def assembled(
     for function in functions:
         registry.register(function)
     monkeypatch.setattr(executor_set, "registry", registry)
-    recipe = ForkServerConfig(
+    config = ForkServerConfig(
         modules=arguments.modules, log_format=LogFormat.JSON, log_level="INFO"
     )
     loop = asyncio.get_running_loop()
-    launched: Any = object() if arguments.commands else None
+    fork_server: Any = object() if arguments.commands else None
     monkeypatch.setattr(executor_set, "ProcessSpawner", lambda *_: object())
     changes = {"executor": HandlerExecutor.THREAD, **changes}
-    return assemble(settings(**changes), arguments, recipe, launched, loop)
+    return assemble(settings(**changes), arguments, config, fork_server, loop)
 
 
 def resize(payload: dict[str, Any]) -> None:
@@ -159,9 +151,9 @@ async def test_a_single_command_takes_messages_that_name_none() -> None:
 async def test_what_cannot_be(
     monkeypatch: pytest.MonkeyPatch, arguments: WorkerArguments, words: str
 ) -> None:
-    with pytest.raises(StartError) as told:
+    with pytest.raises(StartError) as raised:
         assembled(monkeypatch, arguments, resize)
-    assert words in str(told.value)
+    assert words in str(raised.value)
 
 
 async def test_a_start_hook_that_fails_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +164,7 @@ async def test_a_start_hook_that_fails_ends_the_start(monkeypatch: pytest.Monkey
     registry.register(resize)
     registry.start_hooks.append(fail)
     monkeypatch.setattr(executor_set, "registry", registry)
-    recipe = ForkServerConfig(modules=["shop"], log_format=LogFormat.JSON, log_level="INFO")
+    config = ForkServerConfig(modules=["shop"], log_format=LogFormat.JSON, log_level="INFO")
     loop = asyncio.get_running_loop()
     with pytest.raises(StartError, match="hook failed: ValueError: no database"):
-        assemble(settings(), WorkerArguments(modules=("shop",)), recipe, None, loop)
+        assemble(settings(), WorkerArguments(modules=("shop",)), config, None, loop)

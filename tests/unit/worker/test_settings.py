@@ -1,14 +1,27 @@
-"""The environment table: every variable, its default, and what is said when it is wrong."""
+"""The worker's settings: every variable, its default, its errors and its documentation."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from taskqueue.logs import LogFormat
+from taskqueue.model.worker_environment import BROKER_VARIABLES
 from taskqueue.worker import settings as module
-from taskqueue.worker.settings import HandlerExecutor, SettingsError, WorkerSettings
+from taskqueue.worker.settings import (
+    HandlerExecutor,
+    SettingsError,
+    WorkerSettings,
+    variables_of,
+)
+from taskqueue.worker.settings_table import rows, with_table
+
+PAGE = Path(__file__).parents[3] / "docs" / "workers.md"
 
 LEAST = {
     "TASKQUEUE_NAMESPACE": "shop",
@@ -102,10 +115,10 @@ def test_every_variable_is_read() -> None:
         ({"TASKQUEUE_CONCURRENCY": "1.5"}, "TASKQUEUE_CONCURRENCY is '1.5'"),
         ({"TASKQUEUE_GRACE_SECONDS": "-1"}, "TASKQUEUE_GRACE_SECONDS is '-1': give a number"),
         ({"TASKQUEUE_GRACE_SECONDS": "nan"}, "TASKQUEUE_GRACE_SECONDS"),
-        ({"TASKQUEUE_HEALTH_PORT": "70000"}, "TASKQUEUE_HEALTH_PORT"),
+        ({"TASKQUEUE_HEALTH_PORT": "70000"}, "give a whole number from 0 to 65535"),
         ({"TASKQUEUE_LOG_FORMAT": "xml"}, "TASKQUEUE_LOG_FORMAT is 'xml': give json or text"),
-        ({"TASKQUEUE_LOG_LEVEL": "loud"}, "TASKQUEUE_LOG_LEVEL is 'LOUD'"),
-        ({"TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS": "0"}, "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS"),
+        ({"TASKQUEUE_LOG_LEVEL": "loud"}, "TASKQUEUE_LOG_LEVEL is 'loud': give one of DEBUG,"),
+        ({"TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS": "0"}, "is '0': give a number from 0.1"),
         ({"TASKQUEUE_MAX_DELIVERIES": "0"}, "TASKQUEUE_MAX_DELIVERIES"),
         ({"TASKQUEUE_EXECUTOR": "fiber"}, "TASKQUEUE_EXECUTOR is 'fiber': give process or thread"),
         ({"TASKQUEUE_KILL_GRACE_SECONDS": "-1"}, "TASKQUEUE_KILL_GRACE_SECONDS"),
@@ -113,11 +126,44 @@ def test_every_variable_is_read() -> None:
     ],
 )
 def test_an_error_names_the_variable(change: dict[str, str], message: str) -> None:
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as raised:
         WorkerSettings.from_environment({**LEAST, **change})
-    assert message in str(told.value)
-    assert "secret" not in str(told.value)
+    assert message in str(raised.value)
+    assert "secret" not in str(raised.value)
 
 
 def test_the_password_is_not_shown() -> None:
     assert "secret" not in repr(WorkerSettings.from_environment(LEAST))
+
+
+def test_every_broker_variable_of_the_contract_is_declared() -> None:
+    (broker,) = [each for each in fields(WorkerSettings) if each.name == "broker"]
+    assert [variable.name for variable in variables_of(broker)] == list(BROKER_VARIABLES)
+
+
+def test_the_table_shows_defaults_with_their_units() -> None:
+    defaults = {name: default for name, _, default in rows()}
+    assert defaults["TASKQUEUE_QUEUE"] == "required"
+    assert defaults["TASKQUEUE_GRACE_SECONDS"] == "25 s"
+    assert defaults["TASKQUEUE_CHILD_MEMORY_MIB"] == "0 MiB: no limit"
+    assert defaults["TASKQUEUE_HEALTH_PORT"] == "8081"
+    assert defaults["TASKQUEUE_LOG_LEVEL"] == "`INFO`"
+
+
+def test_the_table_in_the_documentation_is_the_declared_one() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_table(page), "run: make settings"
+
+
+def test_reading_settings_imports_nothing_slow() -> None:
+    slow = {"argparse", "asyncio", "pydantic", "typer"}
+    code = f"import sys, taskqueue.worker.settings; print({slow!r} & set(sys.modules))"
+    run = [sys.executable, "-c", code]
+    loaded = subprocess.run(
+        run,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(PAGE.parents[1] / "operator")},
+    ).stdout
+    assert loaded.strip() == "set()"
