@@ -1,4 +1,4 @@
-"""All that serves Tasks, wired between a publisher, a writer and an API of the test's."""
+"""The parts that serve Tasks, wired to a fake publisher, status writer and API server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EPOCH = 1_700_000_000.0
 TOKENS = TokenKeys(current="k", keys={"k": b"secret"})
 
 
-#: No result of the test's own.
+#: The default result of `TaskHarness.event`.
 MISSING: Any = object()
 
 
@@ -51,18 +51,18 @@ def now() -> float:
 
 @dataclass(frozen=True)
 class Publish:
-    """What was handed to the publisher."""
+    """A work message handed to the publisher."""
 
     message: WorkMessage
     settle: OnSettled
 
 
 class FakePublisher:
-    """Keeps what is published; the test settles it. Events and orders are confirmed at once."""
+    """Records what is published; the test settles it. Events and commands are confirmed at once."""
 
     def __init__(self) -> None:
         self.published: list[Publish] = []
-        self.orders: list[WorkerCommand] = []
+        self.commands: list[WorkerCommand] = []
         self.events: list[dict[str, Any]] = []
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -83,7 +83,7 @@ class FakePublisher:
             self.published.append(Publish(message, on_settled))
             return
         if (exchange, key) == ("", CONTROL_STREAM):
-            self.orders.append(decode_order(body))
+            self.commands.append(decode_order(body))
         else:
             assert exchange == EVENTS_EXCHANGE
             self.events.append(orjson.loads(body))
@@ -94,7 +94,7 @@ class FakePublisher:
         return [one.message.task for one in self.published]
 
     def settle(self, verdict: Settled, text: str = "") -> None:
-        """Settle everything published since."""
+        """Settle everything published since the last call."""
         published, self.published = self.published, []
         for one in published:
             one.settle(verdict, text)
@@ -119,7 +119,7 @@ class Write:
 
 
 class FakeWriter:
-    """Keeps what is to be written; the test tells its fate."""
+    """Records writes; the test decides their result."""
 
     def __init__(self) -> None:
         self.writes: list[Write] = []
@@ -136,7 +136,7 @@ class FakeWriter:
 
 
 class FakeChannel:
-    """Keeps what is acknowledged."""
+    """Records acknowledgements."""
 
     def __init__(self) -> None:
         self.acked: list[int] = []
@@ -147,7 +147,7 @@ class FakeChannel:
 
 
 class FakeApi:
-    """Holds objects by path, for those who read them one by one."""
+    """Serves objects by path."""
 
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
@@ -161,10 +161,10 @@ class FakeApi:
         return self.objects[path]
 
 
-class Engine:
+class TaskHarness:
     """The parts that serve Tasks, wired as in the operator, of one TaskQueue ``shop/q``.
 
-    What the operator has beyond: feeds, TaskQueues, pools; the test takes their part.
+    The test takes the part of informers, TaskQueues and pools.
     """
 
     def __init__(self, *, max_published: int = 1000, per_key: int = 1, **policy: Any) -> None:
@@ -174,10 +174,10 @@ class Engine:
         self.api = FakeApi()
         self.given_up: list[tuple[Delivery, str]] = []
         self.recorded: list[str] = []
-        self.told: list[str] = []
-        self.beats: list[Heartbeat] = []
+        self.completed: list[str] = []
+        self.heartbeats: list[Heartbeat] = []
         self.missing = 0
-        #: What background work failed with.
+        #: Exceptions of background work.
         self.problems: list[BaseException] = []
         self.leads = True
         self.synced = True
@@ -222,19 +222,19 @@ class Engine:
     # The engine's part.
 
     def on_backlog_changed(self, key: QueueKey) -> None:
-        """Nobody scales here."""
+        """Ignored: there is no pool."""
 
     def on_queue_missing(self, key: QueueKey) -> None:
         self.missing += 1
 
     def on_heartbeat(self, beat: Heartbeat) -> None:
-        self.beats.append(beat)
+        self.heartbeats.append(beat)
 
     def on_task_ended(self, entry: TrackedTask) -> None:
         self.recorded.append(entry.task.name)
 
     def on_completion_published(self, entry: TrackedTask) -> None:
-        self.told.append(entry.task.name)
+        self.completed.append(entry.task.name)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -247,10 +247,10 @@ class Engine:
         if not task.cancelled() and (problem := task.exception()) is not None:
             self.problems.append(problem)
 
-    # The feed's part.
+    # The informer's part.
 
     def add(self, name: str, *, created: float = 0.0, **spec: Any) -> TrackedTask:
-        """Have the feed show a Task, new or changed; return it."""
+        """Add or change a Task as the informer would; return it."""
         return self.show(raw_task(name, created=created, **spec))
 
     def show(self, raw: dict[str, Any]) -> TrackedTask:
@@ -263,14 +263,14 @@ class Engine:
         return self.entries[metadata["uid"]]
 
     async def delete(self, entry: TrackedTask) -> None:
-        """Have a Task deleted."""
+        """Delete a Task as the informer would report it."""
         key = (entry.task.namespace, entry.task.name)
         self._shown.pop(key)
         self.tasks.on_deleted(key, entry.task.uid)
         await turn()
 
     async def published(self, name: str = "t", **spec: Any) -> TrackedTask:
-        """Hold a Task whose first attempt is confirmed by the broker."""
+        """Return a Task whose first attempt the broker has confirmed."""
         entry = self.add(name, **spec)
         self.open()
         await turn()
@@ -289,7 +289,7 @@ class Engine:
         uid: str | None = None,
         result: Any = MISSING,
     ) -> int:
-        """Have a worker's word come in; return its delivery tag."""
+        """Deliver an attempt event of a worker; return its delivery tag."""
         uid = uid or entry.task.uid
         outcome = {"a": None} if kind is EventKind.SUCCEEDED else None
         if result is not MISSING:
@@ -336,7 +336,7 @@ class Engine:
         return tag
 
     def dead_letter(self, message: WorkMessage, **headers: Any) -> int:
-        """Have the broker give a work message up."""
+        """Deliver a work message as a dead letter."""
         properties = message.properties()
         properties.headers = {**(properties.headers or {}), **headers}
         return self.message(message.body, exchange=DEAD_EXCHANGE, properties=properties)
@@ -344,16 +344,16 @@ class Engine:
 
 @dataclass(frozen=True)
 class _Source:
-    """The broker the test's messages come from."""
+    """The broker connection the test's messages come from."""
 
-    engine: Engine
+    harness: TaskHarness
 
     @property
     def publisher(self) -> Publisher | None:
-        return cast(Publisher, self.engine.publisher)
+        return cast(Publisher, self.harness.publisher)
 
     def dead_letter_delivery(self, delivery: Delivery, reason: str) -> None:
-        self.engine.given_up.append((delivery, reason))
+        self.harness.given_up.append((delivery, reason))
 
 
 def raw_task(
@@ -380,12 +380,12 @@ def raw_task(
 
 
 async def turn() -> None:
-    """Let what is due now happen."""
+    """Run what is due now."""
     for _ in range(3):
         await asyncio.sleep(0)
 
 
 async def until_time(seconds: float) -> None:
-    """Let virtual time pass up to a little after this long since the start of the loop."""
+    """Advance virtual time to just after this many seconds since the start of the loop."""
     left = seconds - asyncio.get_running_loop().time()
     await asyncio.sleep(max(left, 0) + 0.001)

@@ -1,4 +1,4 @@
-"""What must be true of the engine's parts whatever happens around them; see `Laws`."""
+"""Invariants of the operator's parts, whatever happens around them; see `Invariants`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import EPOCH
 
 if TYPE_CHECKING:
-    from tests.unit.controller.model import Message, World
+    from tests.unit.controller.model import Message, Model
 
 MAX_PUBLISHED = 2
 MAX_ATTEMPTS = 3
 TIMEOUT = 20
 
 
-class Laws:
-    """Asserted where they would be broken: at a publish, at a write, at a start, and at rest."""
+class Invariants:
+    """Asserts at every publish, write and start, and at rest."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, model: Model) -> None:
+        self._model = model
         #: How many may hold the key: the limit, or more for as long as more have it already.
         self.allowed = 1
         self._finals: dict[str, dict[str, Any]] = {}
@@ -41,20 +41,20 @@ class Laws:
         self._checked = 0.0
 
     def shown(self, raw: dict[str, Any]) -> None:
-        """Take note of what the operator is about to see."""
+        """Record what the operator is about to see."""
         uid = raw["metadata"]["uid"]
         held = self._entry(uid)
-        published = any(message.content.uid == uid for message in self._world.messages)
+        published = any(message.content.uid == uid for message in self._model.messages)
         if published or (held is not None and held.status.concurrency_key):
             self._begun.add(uid)
         if raw["spec"].get("cancel"):
             self._cancelled.add(uid)
 
     def adopted(self) -> None:
-        """Look at a new operator that has heard all there is to hear, and published nothing."""
-        for message in self._world.messages:
+        """Check a new operator that is synced and has published nothing."""
+        for message in self._model.messages:
             message.forgotten |= not self._counts(message)
-        # A claim may be on record that was given back since: then nobody new gets the key.
+        # A released claim may still be on record: then no new holder gets the key.
         self.allowed = max(self.allowed, self._key_held())
 
     def written(self, uid: str, before: dict[str, Any], status: dict[str, Any]) -> None:
@@ -65,23 +65,23 @@ class Laws:
         assert numbers == sorted(set(numbers)), f"{uid}: history {numbers}"
         assert len(numbers) <= HISTORY_LENGTH
         if Phase(status["phase"]).terminal:
-            told = {
+            final = {
                 name: value
                 for name, value in status.items()
                 if name not in ("observedGeneration", "conditions")
             }
-            assert self._finals.setdefault(uid, told) == told, f"{uid} ends a second time"
+            assert self._finals.setdefault(uid, final) == final, f"{uid} ends a second time"
             if status["phase"] == Phase.SUCCEEDED:
                 self._complete.add(uid.split("-")[1])
 
     def _entry(self, uid: str) -> TrackedTask | None:
-        return self._world.engine.entries.get(uid)
+        return self._model.harness.entries.get(uid)
 
     def _key_held(self) -> int:
-        return len(self._world.engine.dispatcher._keys._holders.get("k", ()))
+        return len(self._model.harness.dispatcher._keys._holders.get("k", ()))
 
     def _counts(self, message: Message) -> bool:
-        """Tell whether the operator waits for this attempt."""
+        """Return whether the operator waits for this attempt."""
         content, entry = message.content, self._entry(message.content.uid)
         if entry is None or entry.stage is TaskStage.FINISHED:
             return False
@@ -90,46 +90,46 @@ class Laws:
 
     def _holders(self) -> set[str]:
         """Return the uids of the Tasks that may be with a worker together with the key."""
-        now = self._world.loop.time()
+        now = self._model.loop.time()
         return {
             message.content.uid
-            for message in self._world.messages
-            if self._world.keys[message.content.uid]
+            for message in self._model.messages
+            if self._model.keys[message.content.uid]
             and not (message.answered or message.forgotten or message.arrived is False)
             and (message.stopped is None or now - message.stopped < TIMEOUT + REPORT_GRACE_SECONDS)
         }
 
     def published(self, content: WorkMessage) -> None:
-        who, uid, queue = f"{content.task} ({content.uid})", content.uid, self._world.queue
+        who, uid, queue = f"{content.task} ({content.uid})", content.uid, self._model.queue
         entry = self._entry(uid)
         assert entry is not None, f"{who} is published, and not held"
         assert queue is not None, f"{who} is published without a TaskQueue"
         assert queue.stop_policy is StopPolicy.NONE, f"{who} is published while all are held"
-        assert self._world.broker_up
+        assert self._model.broker_up
         assert uid not in self._cancelled, f"{who} is published though cancelled"
         assert not entry.task.spec.suspend, f"{who} is published though suspended"
         assert content.attempt <= MAX_ATTEMPTS, f"{who} is published too often"
-        assert self._world.engine.dispatcher.published <= MAX_PUBLISHED, (
+        assert self._model.harness.dispatcher.published <= MAX_PUBLISHED, (
             f"{who} is above the window"
         )
         start = entry.task.spec.start_after
-        assert start is None or start <= EPOCH + self._world.loop.time(), (
+        assert start is None or start <= EPOCH + self._model.loop.time(), (
             f"{who} is published too early"
         )
         reason = entry.status.reason if entry.status.phase is Phase.BLOCKED else ""
         assert reason in ("", "UnknownHandler", "ConcurrencyLimit"), f"{who} is published: {reason}"
-        before = [message for message in self._world.messages if message.content.uid == uid]
+        before = [message for message in self._model.messages if message.content.uid == uid]
         if not before and uid not in self._begun:
             missing = set(entry.task.spec.depends_on) - self._complete
             assert not missing, f"{who} is published before {missing}"
         body = orjson.loads(content.body)
         assert bool(entry.task.spec.payload_from) == ("from" in body), f"{who} has payload {body}"
-        raw = self._world.tasks.get(content.task)
+        raw = self._model.tasks.get(content.task)
         recorded = raw["status"] if raw and raw["metadata"]["uid"] == uid else None
         if recorded is not None and recorded.get("history"):
             ended = recorded["history"][-1]["attempt"]
             assert content.attempt > ended, f"{who}: attempt {ended} has ended, and is published"
-        if self._world.keys[uid]:
+        if self._model.keys[uid]:
             assert uid not in self._holders(), f"{who} is published beside itself"
             others = self._holders() - {uid}
             assert len(others) < self.allowed, f"{who} is published beside {sorted(others)}"
@@ -140,22 +140,22 @@ class Laws:
             self._fence = max(self._fence, content.fence)
 
     def check(self) -> None:
-        """Look at everything; called when nothing happens."""
-        assert not self._world.loop.problems, self._world.loop.problems
-        assert not self._world.engine.problems, self._world.engine.problems
-        self._world.take_acknowledgements()
-        now, self._checked = self._checked, self._world.loop.time()
-        for message in self._world.messages:
+        """Check everything; called when nothing happens."""
+        assert not self._model.loop.problems, self._model.loop.problems
+        assert not self._model.harness.problems, self._model.harness.problems
+        self._model.take_acknowledgements()
+        now, self._checked = self._checked, self._model.loop.time()
+        for message in self._model.messages:
             if message.stopped is None and not message.answered and not self._counts(message):
                 message.stopped = now  # at the earliest
-        limit = self._world.queue.per_key if self._world.queue else 1
+        limit = self._model.queue.per_key if self._model.queue else 1
         self.allowed = max(limit, min(self.allowed, self._key_held()))
         unfinished = [
             one
-            for one in self._world.engine.entries.values()
+            for one in self._model.harness.entries.values()
             if one.stage is not TaskStage.FINISHED
         ]
-        dispatched = list(self._world.engine.dispatcher.entries())
+        dispatched = list(self._model.harness.dispatcher.entries())
         assert len(dispatched) == len(set(dispatched)), "a Task is in two places"
         assert set(dispatched) == set(unfinished), "a Task is nowhere"
         for entry in unfinished:
@@ -164,12 +164,12 @@ class Laws:
     def _check_entry(self, entry: TrackedTask) -> None:
         who = f"{entry.task.uid} ({entry.stage.name}, {entry.status.phase})"
         assert entry.task.uid not in self._cancelled, f"{who} is cancelled, and goes on"
-        raw = self._world.tasks.get(entry.task.name)
+        raw = self._model.tasks.get(entry.task.name)
         there = raw is not None and raw["metadata"]["uid"] == entry.task.uid
-        to_be_written = entry.write_timer is not None or entry.task.name in self._world.unwritten
+        to_be_written = entry.write_timer is not None or entry.task.name in self._model.unwritten
         if raw is not None and there and not to_be_written and not entry.status_truncated:
             assert entry.status == entry.written, f"{who}: what is true is not going to be written"
-            if not self._world.behind:
+            if not self._model.behind:
                 phase = raw["status"]["phase"]
                 assert phase == entry.status.phase, f"{who}: the API server says {phase}"
         if entry.task.uid in self._begun:
@@ -177,19 +177,19 @@ class Laws:
         step = self._decide(entry)
         if entry.stage is TaskStage.HELD:
             assert step is AdmissionStep.HOLD, f"{who} is held, and nothing holds it"
-        elif self._world.queue is not None:
+        elif self._model.queue is not None:
             assert step is AdmissionStep.GO, f"{who} is under way, and something is in the way"
 
     def _decide(self, entry: TrackedTask) -> AdmissionStep:
-        dispatcher = self._world.engine.dispatcher
-        around = TaskEnvironment(
+        dispatcher = self._model.harness.dispatcher
+        environment = TaskEnvironment(
             policy=dispatcher.policy(entry) if dispatcher.config is not None else None,
-            dependencies=self._world.engine.tasks.dependencies.state_of(entry.task),
+            dependencies=self._model.harness.tasks.dependencies.state_of(entry.task),
             payload_error=entry.payload_error,
             hold_until=entry.hold_until,
         )
-        just_before = EPOCH + self._world.loop.time() - 0.001  # its alarm is about to ring
+        just_before = EPOCH + self._model.loop.time() - 0.001  # its timer is about to fire
         decision = decide(
-            entry.task, entry.status, around, dispatched=entry.dispatched, now=just_before
+            entry.task, entry.status, environment, dispatched=entry.dispatched, now=just_before
         )
         return decision.step

@@ -1,9 +1,9 @@
-"""All that is around the engine's parts, and outlives them: API server, feed, broker, workers.
+"""A model of what surrounds and outlives the operator: API server, informer, broker, workers.
 
-A `World` runs one operator process at a time on a loop of its own. When it dies, the next one has
-what the API server accepted, what the broker has, and the outcomes nobody acknowledged.
+A `Model` runs one operator process at a time on its own loop. When that dies, the next one has what
+the API server accepted, what the broker has, and the unacknowledged outcomes.
 
-What must never be stands in `tests.unit.controller.invariants`.
+`tests.unit.controller.invariants` has what must always hold.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from taskqueue.model.task import Phase, Policy, RetryBackoff
 from tests.unit.controller.fakes import (
     EPOCH,
     KEY,
-    Engine,
     FakeChannel,
     FakePublisher,
+    TaskHarness,
     Write,
     raw_task,
 )
-from tests.unit.controller.invariants import MAX_ATTEMPTS, MAX_PUBLISHED, TIMEOUT, Laws
+from tests.unit.controller.invariants import MAX_ATTEMPTS, MAX_PUBLISHED, TIMEOUT, Invariants
 from tests.unit.controller.virtual_time import VirtualLoop
 
 CONFIG_MAP = "/api/v1/namespaces/shop/configmaps/c"
@@ -54,16 +54,16 @@ class Message:
     on_settled: OnSettled | None
     #: None: nobody knows yet whether it reached the broker.
     arrived: bool | None = None
-    #: A worker has told that no worker has it any more.
+    #: A worker has reported that no worker has it any more.
     answered: bool = False
-    #: When it was first seen that its outcome counts for nothing any more.
+    #: When its outcome was first seen not to count any more.
     stopped: float | None = None
-    #: The operator process that could know of that is gone.
+    #: The operator process that knew of that has ended.
     forgotten: bool = False
 
 
 @dataclass(eq=False)
-class Letter:
+class IncomingMessage:
     """A message in the operator's inbox until it is acknowledged."""
 
     body: bytes
@@ -74,11 +74,11 @@ class Letter:
 
 
 class WatchedPublisher(FakePublisher):
-    """Shows the world what is published; all of it is unknown once it is closed."""
+    """Passes publishes to the model; all of them are unknown once it is closed."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self._world = world
+        self._model = model
         self._unsettled: list[OnSettled] = []
 
     def publish(
@@ -96,7 +96,7 @@ class WatchedPublisher(FakePublisher):
         elif exchange == WORK_EXCHANGE:
             message = parse_work(properties, body)
             assert isinstance(message, WorkMessage)
-            self._world.published(message, on_settled)
+            self._model.published(message, on_settled)
         else:
             self._unsettled.append(on_settled)
 
@@ -104,7 +104,7 @@ class WatchedPublisher(FakePublisher):
                 if on_settled in self._unsettled:
                     self._unsettled.remove(on_settled)
                     if exchange == EVENTS_EXCHANGE:
-                        self._world.events.add(orjson.loads(body)["id"])
+                        self._model.events.add(orjson.loads(body)["id"])
                     on_settled(verdict, text)
 
             super().publish(exchange, key, body, properties, confirmed, mandatory=mandatory)
@@ -116,7 +116,7 @@ class WatchedPublisher(FakePublisher):
             on_settled(Settled.UNKNOWN, "connection lost")
 
 
-class World:
+class Model:
     """See the module's docstring."""
 
     def __init__(self) -> None:
@@ -136,19 +136,19 @@ class World:
         self.broker_up = True
         self.feed_lags = False
         self.messages: list[Message] = []
-        self.letters: list[Letter] = []
+        self.inbox: list[IncomingMessage] = []
         self.events: set[str] = set()
         self._absent_queue = self.queue
         self._feed: list[tuple[str, dict[str, Any]]] = []
         self._versions = 1000
         self._made = 0
         self.keys: dict[str, str] = {}
-        self.laws = Laws(self)
+        self.invariants = Invariants(self)
         self.loop = VirtualLoop()
-        self.engine = self.loop.do(self._new_engine)
+        self.harness = self.loop.do(self._new_harness)
         self._start()
 
-    # People, by way of the API server.
+    # Users, through the API server.
 
     def create(self, name: str, **spec: Any) -> None:
         self._made += 1
@@ -167,7 +167,7 @@ class World:
         raw = self.tasks.pop(name)
         del self.objects[task_path("shop", name)]
         if raw["status"]["phase"] not in _FINAL:
-            self._feed.append(("gone", raw))
+            self._feed.append(("deleted", raw))
 
     def put_config_map(self, data: dict[str, str] | None) -> None:
         self.objects.pop(CONFIG_MAP, None)
@@ -177,11 +177,11 @@ class World:
     def put_queue(self, **changes: Any) -> None:
         """Change the TaskQueue, or create it again."""
         self.queue = replace(self.queue or self._absent_queue, **changes)
-        self.laws.allowed = max(self.laws.allowed, self.queue.per_key)
+        self.invariants.allowed = max(self.invariants.allowed, self.queue.per_key)
 
         def taken() -> None:
-            self.engine.dispatcher.config = self.queue
-            self.engine.tasks.on_queue_changed(KEY)
+            self.harness.dispatcher.config = self.queue
+            self.harness.tasks.on_queue_changed(KEY)
             self._open()
 
         self.loop.do(taken)
@@ -190,9 +190,9 @@ class World:
         self._absent_queue, self.queue = self.queue or self._absent_queue, None
 
         def dropped() -> None:
-            self.engine.dispatcher.close()
-            self.engine.dispatcher.config = None
-            self.engine.tasks.on_queue_changed(KEY)
+            self.harness.dispatcher.close()
+            self.harness.dispatcher.config = None
+            self.harness.tasks.on_queue_changed(KEY)
 
         self.loop.do(dropped)
 
@@ -205,27 +205,27 @@ class World:
         raw = self.tasks[name] = {**raw, "metadata": metadata}
         self.objects[task_path("shop", name)] = raw
         left = raw["status"]["phase"] in _FINAL
-        self._feed.append(("gone" if left else "shown", raw))
+        self._feed.append(("deleted" if left else "shown", raw))
 
-    # The feed.
+    # The informer.
 
     def feed(self) -> None:
-        """Have the operator see what happened since."""
+        """Deliver pending changes to the operator."""
         if self._feed:
             self.loop.do(self._feed_all)
 
     @property
     def behind(self) -> bool:
-        """Whether the operator has not seen everything yet."""
+        """Whether the operator has not seen every change yet."""
         return bool(self._feed)
 
     def _feed_all(self) -> None:
         events, self._feed = self._feed, []
-        shown, tasks = self.engine._shown, self.engine.tasks
+        shown, tasks = self.harness._shown, self.harness.tasks
         for what, raw in events:
             metadata = raw["metadata"]
             key, uid = ("shop", metadata["name"]), metadata["uid"]
-            if what == "gone":
+            if what == "deleted":
                 if shown.get(key) == uid:
                     del shown[key]
                 tasks.on_deleted(key, uid)
@@ -234,7 +234,7 @@ class World:
             if before is not None and before != uid:
                 tasks.on_deleted(key, before)
             shown[key] = uid
-            self.laws.shown(raw)
+            self.invariants.shown(raw)
             tasks.on_upserted(raw)
 
     # The status writer and the API server.
@@ -242,7 +242,7 @@ class World:
     @property
     def unwritten(self) -> list[str]:
         """Names of the Tasks with a status on its way."""
-        return list(dict.fromkeys(_name(write) for write in self.engine.writer.writes))
+        return list(dict.fromkeys(_name(write) for write in self.harness.writer.writes))
 
     def write(
         self, name: str, *, refuse: bool = False, first: int = 99, late: bool = False
@@ -253,11 +253,11 @@ class World:
             name: of the Task.
             refuse: with 422, whatever it is.
             first: how many of what waits are contained; what was put later waits on.
-            late: the feed shows it before the writer is told.
+            late: the informer delivers it before the writer gets its result.
         """
-        writes = [one for one in self.engine.writer.writes if _name(one) == name][:first]
+        writes = [one for one in self.harness.writer.writes if _name(one) == name][:first]
         for one in writes:
-            self.engine.writer.writes.remove(one)
+            self.harness.writer.writes.remove(one)
         refuse = refuse and self.is_unfinished(name)  # what it took once it takes again
         fate: Written | WriteRefused = (
             WriteRefused(422, "too long") if refuse else self._write(writes[-1])
@@ -280,7 +280,7 @@ class World:
         before, status = raw["status"], write.status
         if before["phase"] in _FINAL and before["phase"] != status["phase"]:
             return WriteRefused(422, "the phase of a finished Task never changes")
-        self.laws.written(write.uid, before, status)
+        self.invariants.written(write.uid, before, status)
         self._store(_name(write), {**raw, "status": status})
         return Written(raw["metadata"]["generation"], self._versions)
 
@@ -288,7 +288,7 @@ class World:
 
     def published(self, content: WorkMessage, on_settled: OnSettled) -> None:
         """Take a work message, if it may be published at all."""
-        self.laws.published(content)
+        self.invariants.published(content)
         self.messages.append(Message(content, on_settled))
 
     def settle(self, message: Message, verdict: Settled, *, arrived: bool) -> None:
@@ -300,15 +300,15 @@ class World:
 
     def lose_broker(self, *, arrived: bool, closed_first: bool) -> None:
         self.broker_up = False
-        publisher = cast(WatchedPublisher, self.engine.publisher)
+        publisher = cast(WatchedPublisher, self.harness.publisher)
 
         def lost() -> None:
             if closed_first:
-                self.engine.dispatcher.close()
+                self.harness.dispatcher.close()
             publisher.close()
             for message in self.unsettled:
                 self._lose(message, arrived)
-            self.engine.dispatcher.close()
+            self.harness.dispatcher.close()
 
         self.loop.do(lost)
 
@@ -316,22 +316,22 @@ class World:
         self.broker_up = True
 
         def found() -> None:
-            self.engine.publisher = WatchedPublisher(self)
+            self.harness.publisher = WatchedPublisher(self)
             self._connect()
             self._open()
 
         self.loop.do(found)
 
     def count_ready(self, ready: int, *, reporting: bool = True) -> None:
-        """Have the operator told how many messages no worker has."""
-        dispatcher = self.engine.dispatcher
+        """Give the operator a count of the messages no worker has."""
+        dispatcher = self.harness.dispatcher
         if dispatcher.publisher is None:
             return
         now = EPOCH + self.loop.time()
         for entry in dispatcher._published:
             if entry.delivered_at and now - entry.delivered_at > TIMEOUT + REPORT_GRACE_SECONDS:
                 for message in self.messages:
-                    # Its worker would have stopped it, and told so.
+                    # Its worker would have stopped it and reported that.
                     message.answered |= message.content.token == dispatcher.token(entry)
         self.loop.do(lambda: dispatcher.on_ready_count(ready, reporting=reporting))
 
@@ -349,26 +349,28 @@ class World:
     def _connect(self) -> None:
         """Deliver what is in the inbox, before anything is published."""
         self.take_acknowledgements()
-        self.engine.channel = FakeChannel()
-        for letter in self.letters:
-            if not letter.acknowledged:
-                self._deliver(letter)
+        self.harness.channel = FakeChannel()
+        for incoming in self.inbox:
+            if not incoming.acknowledged:
+                self._deliver(incoming)
 
     def _open(self) -> None:
-        if self.broker_up and self.queue is not None and self.engine.dispatcher.publisher is None:
-            self.engine.open()
+        if self.broker_up and self.queue is not None and self.harness.dispatcher.publisher is None:
+            self.harness.open()
 
-    def _deliver(self, letter: Letter) -> None:
-        letter.tags[self.engine.channel] = self.engine.message(
-            letter.body, exchange=letter.exchange, properties=letter.properties
+    def _deliver(self, incoming: IncomingMessage) -> None:
+        incoming.tags[self.harness.channel] = self.harness.message(
+            incoming.body,
+            exchange=incoming.exchange,
+            properties=incoming.properties,
         )
 
     def take_acknowledgements(self) -> None:
-        acked = self.engine.channel.acked
+        acked = self.harness.channel.acked
         assert len(acked) == len(set(acked)), "an outcome is acknowledged twice"
-        for letter in self.letters:
-            if letter.tags.get(self.engine.channel) in acked:
-                letter.acknowledged = True
+        for incoming in self.inbox:
+            if incoming.tags.get(self.harness.channel) in acked:
+                incoming.acknowledged = True
 
     # Workers.
 
@@ -384,7 +386,7 @@ class World:
     def report(
         self, message: Message, kind: EventKind, error: EventError | None = None, *, token: str = ""
     ) -> None:
-        """Have a worker tell of an attempt; with a token of its own the worker lies."""
+        """Deliver an attempt event; with another ``token`` it is forged."""
         content = message.content
         event = AttemptEvent(
             kind=kind,
@@ -403,24 +405,24 @@ class World:
         if not token:
             message.arrived = True
             message.answered |= kind in _ENDS
-        self._send(Letter(encode(event)))
+        self._send(IncomingMessage(encode(event)))
 
     def give_up(self, message: Message) -> None:
-        """Have the broker make a dead letter of a message."""
+        """Dead-letter a message at the broker."""
         message.arrived = message.answered = True
         properties = message.content.properties()
         death = {"x-last-death-reason": "delivery_limit"}
         properties.headers = {**(properties.headers or {}), **death}
-        self._send(Letter(message.content.body, DEAD_EXCHANGE, properties))
+        self._send(IncomingMessage(message.content.body, DEAD_EXCHANGE, properties))
 
-    def send_again(self, letter: Letter) -> None:
-        """Have a worker tell again what it told before."""
-        self._send(Letter(letter.body, letter.exchange, letter.properties))
+    def send_again(self, incoming: IncomingMessage) -> None:
+        """Deliver a worker's message again."""
+        self._send(IncomingMessage(incoming.body, incoming.exchange, incoming.properties))
 
-    def _send(self, letter: Letter) -> None:
-        self.letters.append(letter)
+    def _send(self, incoming: IncomingMessage) -> None:
+        self.inbox.append(incoming)
         if self.broker_up:
-            self.loop.do(lambda: self._deliver(letter))
+            self.loop.do(lambda: self._deliver(incoming))
 
     # The operator process.
 
@@ -433,35 +435,35 @@ class World:
         """
         self.take_acknowledgements()
         for name in self.unwritten if written else ():
-            self._write(next(one for one in self.engine.writer.writes if _name(one) == name))
+            self._write(next(one for one in self.harness.writer.writes if _name(one) == name))
         for message in self.unsettled:
             message.on_settled = None
             message.arrived = arrived if message.arrived is None else message.arrived
         now = self.loop.time()
-        self.engine.publisher.closed.cancel()
+        self.harness.publisher.closed.cancel()
         self.loop.die()
         self.loop = VirtualLoop(now)
-        self.engine = self.loop.do(self._new_engine)
+        self.harness = self.loop.do(self._new_harness)
         self._start()
 
-    def _new_engine(self) -> Engine:
-        engine = Engine()
-        engine.api.objects = self.objects
-        engine.publisher = WatchedPublisher(self)
-        engine.dispatcher.config = self.queue
-        engine.synced = False
-        engine._spawn(engine.tasks.dependencies.run(), "dependencies")
-        return engine
+    def _new_harness(self) -> TaskHarness:
+        harness = TaskHarness()
+        harness.api.objects = self.objects
+        harness.publisher = WatchedPublisher(self)
+        harness.dispatcher.config = self.queue
+        harness.synced = False
+        harness._spawn(harness.tasks.dependencies.run(), "dependencies")
+        return harness
 
     def _start(self) -> None:
         self._feed = [
             ("shown", raw) for name, raw in self.tasks.items() if self.is_unfinished(name)
         ]
         self.loop.do(self._feed_all)
-        self.engine.synced = True
+        self.harness.synced = True
         if self.broker_up:
             self.loop.do(self._connect)
-        self.laws.adopted()
+        self.invariants.adopted()
         self.loop.do(self._open)
 
 

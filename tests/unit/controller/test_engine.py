@@ -1,4 +1,4 @@
-"""What the engine makes of the feed's words, without any API server."""
+"""How the engine handles Tasks and TaskQueues, without an API server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ async def engine() -> AsyncIterator[Engine]:
         await client.close()
 
 
-async def test_late_news_of_a_finished_task_is_not_taken_for_a_new_one(engine: Engine) -> None:
+async def test_engine_ignores_an_outdated_update_of_a_finished_task(engine: Engine) -> None:
     engine.tasks.on_upserted(raw_task())
     entry = engine.tasks._entries.pop("uid-t")  # as the transitions does when the end is written
     engine.tasks._on_recorded(entry)
@@ -38,7 +38,7 @@ async def test_late_news_of_a_finished_task_is_not_taken_for_a_new_one(engine: E
     assert not engine.tasks._leaving
 
 
-async def test_a_task_that_left_the_feed_before_its_end_was_told_is_not_waited_for(
+async def test_engine_does_not_wait_for_a_deletion_it_has_seen(
     engine: Engine,
 ) -> None:
     engine.tasks.on_upserted(raw_task())
@@ -56,7 +56,7 @@ async def test_a_task_without_its_queue_is_blocked(engine: Engine) -> None:
     assert (status.phase, status.reason) == (Phase.BLOCKED, "QueueNotFound")
 
 
-async def test_a_task_nobody_can_read_stops_no_other(engine: Engine) -> None:
+async def test_an_unreadable_task_does_not_stop_the_others(engine: Engine) -> None:
     broken = raw_task("broken")
     del broken["spec"]["handler"]
     engine.tasks.on_upserted(broken)
@@ -103,7 +103,7 @@ async def test_a_workload_is_sized_by_the_oldest_that_names_it(engine: Engine) -
     assert engine._sizing_conflict(engine._controllers["shop", "young"][0].config) == ""
 
 
-async def test_the_operators_own_deployments_are_nobodys_to_name(engine: Engine) -> None:
+async def test_a_scale_target_cannot_be_a_deployment_of_the_operator(engine: Engine) -> None:
     state = PoolState(desired=1, replicas=1, available=1, message="")
     engine.on_pool_state(("shop", "q"), state)
     engine.put_queue(raw_queue("p", "2026-01-01T00:00:00Z", "q-worker"))
@@ -111,7 +111,7 @@ async def test_the_operators_own_deployments_are_nobodys_to_name(engine: Engine)
     assert "created by the operator for a template" in conflict
 
 
-async def test_the_end_of_a_part_that_should_run_for_ever_is_an_error() -> None:
+async def test_a_background_part_that_ends_is_an_error() -> None:
     async def end() -> None:
         raise OSError("boom")
 

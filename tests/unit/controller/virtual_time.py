@@ -1,4 +1,4 @@
-"""An event loop whose clock goes on only when there is nothing left to do."""
+"""An event loop whose clock advances only when nothing is left to do."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: Time that goes by while everything that is due happens.
+#: Time that passes while everything due runs.
 INSTANT = 1e-6
 
 
 class _Selector(selectors.SelectSelector):
-    """Waits for nothing: passes the time instead."""
+    """Advances the clock instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,13 +22,13 @@ class _Selector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
-            raise RuntimeError("everybody waits for something that never comes")
+            raise RuntimeError("deadlock: every task waits, and no timer is set")
         self.now += max(timeout, 0.0)
         return []
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """See the module's docstring; ``start`` is where its clock begins."""
+    """An event loop with a virtual clock that begins at ``start``."""
 
     def __init__(self, start: float = 0.0) -> None:
         self._virtual = _Selector()
@@ -41,7 +41,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._virtual.now
 
     def do(self, what: Callable[[], T]) -> T:
-        """Call something within the loop, and let all that follows at once happen."""
+        """Call a function in the loop, and run everything that follows at once."""
 
         async def done() -> T:
             result = what()
@@ -51,7 +51,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.run_until_complete(done())
 
     def pass_time(self, seconds: float) -> None:
-        """Let time go by."""
+        """Advance the clock."""
         self.run_until_complete(asyncio.sleep(seconds))
 
     def timers(self) -> int:
@@ -59,7 +59,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return sum(not handle.cancelled() for handle in self._scheduled)  # type: ignore[attr-defined]
 
     def die(self) -> None:
-        """End everything that runs here, without another second."""
+        """Cancel everything that runs here, without another second."""
         tasks = asyncio.all_tasks(self)
         for task in tasks:
             task.cancel()

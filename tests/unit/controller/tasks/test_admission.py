@@ -74,7 +74,7 @@ def ask(
     return decide(asked, status, surroundings, dispatched=dispatched, now=now)
 
 
-def told(decision: AdmissionDecision) -> tuple[AdmissionStep, str, str]:
+def summary(decision: AdmissionDecision) -> tuple[AdmissionStep, str, str]:
     return decision.step, decision.status.phase.value, decision.status.reason
 
 
@@ -91,7 +91,7 @@ UNRESOLVED = (AdmissionStep.HOLD, "Blocked", "PayloadUnresolved")
 TOO_EARLY = (AdmissionStep.HOLD, "Scheduled", "StartAfter")
 BACKS_OFF = (AdmissionStep.HOLD, "Retrying", "Boom")
 
-#: All that can keep a Task, the first to be told first: (spec, surroundings, told when alone).
+#: Every obstacle, in the order of precedence: (spec, environment, summary when alone).
 OBSTACLES: tuple[tuple[dict[str, Any], dict[str, Any], tuple[AdmissionStep, str, str]], ...] = (
     ({"cancel": True}, {}, CANCELLED),
     ({"suspend": True}, {}, SUSPENDED),
@@ -104,18 +104,18 @@ OBSTACLES: tuple[tuple[dict[str, Any], dict[str, Any], tuple[AdmissionStep, str,
 
 
 @pytest.mark.parametrize("first", range(len(OBSTACLES)))
-def test_the_first_obstacle_is_told_whatever_comes_after(first: int) -> None:
+def test_decide_reports_the_first_obstacle_of_several(first: int) -> None:
     spec, around, expected = OBSTACLES[first]
-    assert told(ask(task(**spec), **around)) == expected
+    assert summary(ask(task(**spec), **around)) == expected
     for later_spec, later_around, _ in OBSTACLES[first + 1 :]:
         if "start_after" in later_spec and "deadline" in spec:
             continue  # the deadline counts from there, and has not come
         both = ask(task(**spec, **later_spec), **{**around, **later_around})
-        assert told(both) == expected
+        assert summary(both) == expected
 
 
-def test_nothing_in_the_way() -> None:
-    assert told(ask(task())) == GOES
+def test_a_task_without_obstacles_is_admitted() -> None:
+    assert summary(ask(task())) == GOES
     assert ask(task()).status is PENDING  # nothing to write
 
 
@@ -129,10 +129,10 @@ def test_nothing_in_the_way() -> None:
         (DependencyState(completed=NOW - 1), GOES),
     ],
 )
-def test_of_dependencies_the_worst_is_told(
+def test_decide_reports_the_worst_dependency(
     state: DependencyState, expected: tuple[AdmissionStep, str, str]
 ) -> None:
-    assert told(ask(task(depends_on=("b",)), dependencies=state)) == expected
+    assert summary(ask(task(depends_on=("b",)), dependencies=state)) == expected
 
 
 def test_messages_name_the_dependencies() -> None:
@@ -146,9 +146,9 @@ def test_messages_name_the_dependencies() -> None:
     assert "a -> b -> a" in ask(task(), dependencies=CYCLE).status.message
 
 
-def test_a_payload_that_is_being_read_is_waited_for_without_a_word() -> None:
+def test_a_task_is_held_without_a_reason_while_its_payload_is_read() -> None:
     decision = ask(task(), payload_error="")
-    assert told(decision) == (AdmissionStep.HOLD, "Pending", "")
+    assert summary(decision) == (AdmissionStep.HOLD, "Pending", "")
     assert decision.status is PENDING
 
 
@@ -158,21 +158,21 @@ def test_what_was_dispatched_before_waits_for_its_payload_alone(status: TaskStat
     after = NOW + 60  # any back-off is over
     late = replace(asked, spec=replace(asked.spec, start_after=after + 10))
     held = ask(late, status, now=after, dependencies=BROKEN, payload_error="gone")
-    assert told(held) == UNRESOLVED
+    assert summary(held) == UNRESOLVED
     assert ask(late, status, now=after, dependencies=CYCLE).step is AdmissionStep.GO
 
 
-def test_start_after_is_looked_at_again_when_it_has_come() -> None:
+def test_start_after_is_reconsidered_when_it_has_come() -> None:
     decision = ask(task(start_after=NOW + 10))
     assert decision.reconsider_at == decision.status.next_attempt_time == NOW + 10
     due = ask(task(start_after=NOW + 10), decision.status, now=NOW + 10)
-    assert told(due) == GOES
+    assert summary(due) == GOES
     assert due.status.next_attempt_time is None
 
 
 def test_a_retry_is_waited_for() -> None:
     decision = ask(task(), RETRYING)
-    assert told(decision) == BACKS_OFF
+    assert summary(decision) == BACKS_OFF
     assert decision.status is RETRYING
     assert decision.reconsider_at == NOW - 5 + 30
     assert ask(task(), RETRYING, now=NOW + 25).step is AdmissionStep.GO
@@ -182,12 +182,12 @@ def test_a_retry_is_waited_for_after_another_obstacle_too() -> None:
     blocked = ask(task(), RETRYING, queue=False).status
     assert (blocked.phase, blocked.reason) == (Phase.BLOCKED, "QueueNotFound")
     back = ask(task(), blocked)
-    assert told(back) == BACKS_OFF
+    assert summary(back) == BACKS_OFF
     assert (back.status.message, back.reconsider_at) == ("attempt 1 of 3: Boom: it broke", NOW + 25)
-    assert told(ask(task(), blocked, now=NOW + 26)) == GOES
+    assert summary(ask(task(), blocked, now=NOW + 26)) == GOES
 
 
-def test_an_obstacle_met_lately_is_told_until_it_is_tried_again() -> None:
+def test_a_passing_obstacle_stays_in_the_status_until_the_next_try() -> None:
     status = lifecycle.blocked(PENDING, reason="UnknownHandler", message="no handler 'h'")
     held = ask(task(), status, hold_until=NOW + 5)
     assert (held.step, held.status, held.reconsider_at) == (AdmissionStep.HOLD, status, NOW + 5)
@@ -196,7 +196,7 @@ def test_an_obstacle_met_lately_is_told_until_it_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize("status", [PENDING, RETRYING])
-def test_a_task_in_line_for_its_key_says_so_until_it_has_it(status: TaskState) -> None:
+def test_a_task_that_waits_for_its_key_says_so_until_it_has_it(status: TaskState) -> None:
     parked = lifecycle.blocked(status, reason="ConcurrencyLimit", message="spec.concurrencyKey")
     assert ask(task(concurrency_key="k"), parked, now=NOW + 60).status is parked
 
@@ -206,22 +206,22 @@ def test_a_task_in_line_for_its_key_says_so_until_it_has_it(status: TaskState) -
 def test_a_cancelled_task_ends_whatever_its_phase(
     dispatched: Dispatched, status: TaskState
 ) -> None:
-    assert told(ask(task(cancel=True), status, dispatched=dispatched)) == CANCELLED
+    assert summary(ask(task(cancel=True), status, dispatched=dispatched)) == CANCELLED
 
 
 @pytest.mark.parametrize(
     ("dispatched", "epoch"), [(Dispatched.NO, 0), (Dispatched.MAYBE, 1), (Dispatched.YES, 1)]
 )
-def test_suspending_takes_back_what_may_be_with_a_worker(
+def test_suspending_recalls_an_attempt_that_may_be_with_a_worker(
     dispatched: Dispatched, epoch: int
 ) -> None:
     decision = ask(task(suspend=True), RUNNING, dispatched=dispatched)
-    assert told(decision) == SUSPENDED
+    assert summary(decision) == SUSPENDED
     assert (decision.status.epoch, decision.status.attempts) == (epoch, 1)
     assert (decision.status.worker, decision.status.concurrency_key) == ("", "")
 
 
-def test_a_suspended_task_is_taken_back_once() -> None:
+def test_a_suspended_task_is_recalled_once() -> None:
     status = ask(task(suspend=True), RUNNING, dispatched=Dispatched.YES).status
     assert ask(task(suspend=True), status, dispatched=Dispatched.MAYBE).status == status
 
@@ -241,8 +241,8 @@ def test_a_dispatched_task_reacts_to_nothing_else() -> None:
 
 def test_a_published_task_without_its_queue_says_so_until_it_runs_or_the_queue_is_back() -> None:
     lost = ask(task(), PENDING, dispatched=Dispatched.YES, queue=False)
-    assert told(lost) == (AdmissionStep.GO, "Blocked", "QueueNotFound")
-    assert told(ask(task(), lost.status, dispatched=Dispatched.YES)) == GOES
+    assert summary(lost) == (AdmissionStep.GO, "Blocked", "QueueNotFound")
+    assert summary(ask(task(), lost.status, dispatched=Dispatched.YES)) == GOES
 
 
 # The deadline.
@@ -271,7 +271,7 @@ def test_the_deadline_counts_from_when_it_may_run(
         before = ask(asked, status, dispatched=dispatched, now=begins + 199, dependencies=state)
         assert (before.step, before.reconsider_at) == (AdmissionStep.GO, begins + 200)
         over = ask(asked, status, dispatched=dispatched, now=begins + 200, dependencies=state)
-        assert told(over) == OVERDUE
+        assert summary(over) == OVERDUE
         assert "200 s" in over.status.message
 
 
@@ -284,19 +284,19 @@ def test_no_deadline_runs_while_dependencies_are_waited_for(state: DependencySta
 
 def test_no_deadline_runs_while_suspended_and_a_resumed_task_has_all_its_time() -> None:
     held = ask(task(deadline=10, suspend=True), now=NOW + 1e6)
-    assert told(held) == SUSPENDED
+    assert summary(held) == SUSPENDED
     back = ask(task(deadline=10), held.status, now=NOW + 1e6)
-    assert told(back) == GOES
+    assert summary(back) == GOES
     assert (back.status.resumed_time, back.reconsider_at) == (NOW + 1e6, NOW + 1e6 + 10)
 
 
 def test_the_queues_deadline_holds_where_the_task_has_none() -> None:
     around = TaskEnvironment(policy=replace(POLICY, active_deadline_seconds=50))
     over = decide(task(), PENDING, around, dispatched=Dispatched.NO, now=NOW)
-    assert told(over) == OVERDUE
+    assert summary(over) == OVERDUE
 
 
-def test_the_earlier_of_deadline_and_retry_is_looked_at() -> None:
+def test_the_earlier_of_deadline_and_retry_is_reconsidered() -> None:
     assert ask(task(deadline=110), RETRYING).reconsider_at == NOW + 10
     assert ask(task(deadline=1000), RETRYING).reconsider_at == NOW + 25
 
@@ -372,7 +372,7 @@ surroundings = st.builds(
 
 
 @given(specs, statuses(), surroundings, st.sampled_from(Dispatched), times)
-def test_a_decision_stands_when_it_is_taken_again(
+def test_decide_is_idempotent(
     spec: TaskSpec, status: TaskState, around: TaskEnvironment, dispatched: Dispatched, now: float
 ) -> None:
     asked = replace(task(), spec=spec)

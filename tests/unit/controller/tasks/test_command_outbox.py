@@ -1,4 +1,4 @@
-"""Orders go out in order, and each is kept until the broker has it, but those to drain."""
+"""Commands are sent in order and kept until confirmed, except those to drain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.looptime
 
 
 class FakePublisher:
-    """Keeps orders; the test settles them."""
+    """Records commands; the test settles them."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[str, OnSettled]] = []
@@ -33,8 +33,8 @@ class FakePublisher:
         mandatory: bool = True,
     ) -> None:
         assert (exchange, key, mandatory) == ("", "taskqueue.control", True)
-        order = decode(body)
-        self.waiting.append((order.token or order.pod, on_settled))
+        command = decode(body)
+        self.waiting.append((command.token or command.pod, on_settled))
 
     @property
     def tokens(self) -> list[str]:
@@ -46,7 +46,7 @@ class FakePublisher:
             on_settled(verdict, "")
 
 
-def order(token: str) -> WorkerCommand:
+def cancel(token: str) -> WorkerCommand:
     return WorkerCommand(CommandKind.CANCEL, token=token, uid="uid")
 
 
@@ -54,81 +54,81 @@ def drain(pod: str) -> WorkerCommand:
     return WorkerCommand(CommandKind.DRAIN, pod=pod, namespace="shop")
 
 
-def opened(line: CommandOutbox) -> FakePublisher:
+def opened(outbox: CommandOutbox) -> FakePublisher:
     publisher = FakePublisher()
-    line.open(cast(Publisher, publisher))
+    outbox.open(cast(Publisher, publisher))
     return publisher
 
 
-async def test_orders_wait_for_the_broker_and_keep_their_order() -> None:
-    line = CommandOutbox()
+async def test_commands_wait_for_the_broker_and_keep_their_order() -> None:
+    outbox = CommandOutbox()
     for token in "abc":
-        line.send(order(token))
-    assert len(line) == 3
-    publisher = opened(line)
-    line.send(order("d"))
+        outbox.send(cancel(token))
+    assert len(outbox) == 3
+    publisher = opened(outbox)
+    outbox.send(cancel("d"))
     assert publisher.tokens == ["a", "b", "c", "d"]
-    assert len(line) == 0
+    assert len(outbox) == 0
     publisher.settle(Settled.CONFIRMED)
-    assert len(line) == 0
+    assert len(outbox) == 0
 
 
 @pytest.mark.parametrize("verdict", [Settled.UNKNOWN, Settled.RETURNED])
-async def test_an_order_the_broker_does_not_have_goes_out_with_the_next_connection(
+async def test_an_unconfirmed_command_is_sent_with_the_next_connection(
     verdict: Settled,
 ) -> None:
-    line = CommandOutbox()
-    first = opened(line)
-    line.send(order("a"))
+    outbox = CommandOutbox()
+    first = opened(outbox)
+    outbox.send(cancel("a"))
     first.settle(verdict)
-    assert (first.tokens, len(line)) == ([], 1)  # not again and again to the same
-    line.close()
-    second = opened(line)
+    assert (first.tokens, len(outbox)) == ([], 1)  # not again and again to the same
+    outbox.close()
+    second = opened(outbox)
     assert second.tokens == ["a"]
     second.settle(Settled.CONFIRMED)
-    assert len(line) == 0
+    assert len(outbox) == 0
 
 
-async def test_an_order_whose_connection_ends_after_the_next_was_opened_goes_out_at_once() -> None:
-    line = CommandOutbox()
-    first = opened(line)
-    line.send(order("a"))
-    second = opened(line)
+async def test_an_unconfirmed_command_is_sent_at_once_if_the_next_connection_is_open() -> None:
+    outbox = CommandOutbox()
+    first = opened(outbox)
+    outbox.send(cancel("a"))
+    second = opened(outbox)
     first.settle(Settled.UNKNOWN)
-    assert (second.tokens, len(line)) == (["a"], 0)
+    assert (second.tokens, len(outbox)) == (["a"], 0)
 
 
-async def test_of_too_many_the_oldest_are_forgotten() -> None:
-    line = CommandOutbox()
+async def test_the_oldest_commands_are_dropped_above_the_limit() -> None:
+    outbox = CommandOutbox()
     for number in range(10_001):
-        line.send(order(str(number)))
-    assert len(line) == 10_000
-    assert opened(line).tokens[0] == "1"
+        outbox.send(cancel(str(number)))
+    assert len(outbox) == 10_000
+    assert opened(outbox).tokens[0] == "1"
 
 
-async def test_an_order_to_drain_is_not_kept_while_there_is_no_broker() -> None:
-    line = CommandOutbox()
-    line.send(drain("early"))
-    line.send(order("a"))
-    publisher = opened(line)
-    line.send(drain("wanted"))
+async def test_a_drain_command_is_not_kept_while_there_is_no_broker() -> None:
+    outbox = CommandOutbox()
+    outbox.send(drain("early"))
+    outbox.send(cancel("a"))
+    publisher = opened(outbox)
+    outbox.send(drain("wanted"))
     assert publisher.tokens == ["a", "wanted"]
 
 
 @pytest.mark.parametrize("verdict", [Settled.UNKNOWN, Settled.RETURNED])
-async def test_an_order_to_drain_that_the_broker_does_not_have_is_not_sent_again(
+async def test_an_unconfirmed_drain_command_is_not_sent_again(
     verdict: Settled,
 ) -> None:
-    line = CommandOutbox()
-    first = opened(line)
-    line.send(drain("pod"))
+    outbox = CommandOutbox()
+    first = opened(outbox)
+    outbox.send(drain("pod"))
     first.settle(verdict)
-    line.close()
-    second = opened(line)
+    outbox.close()
+    second = opened(outbox)
     assert second.tokens == []
-    second_line = CommandOutbox()
-    old = opened(second_line)
-    second_line.send(drain("pod"))
-    new = opened(second_line)
+    second_outbox = CommandOutbox()
+    old = opened(second_outbox)
+    second_outbox.send(drain("pod"))
+    new = opened(second_outbox)
     old.settle(verdict)  # the next connection is there already
-    assert (new.tokens, len(second_line)) == ([], 0)
+    assert (new.tokens, len(second_outbox)) == ([], 0)

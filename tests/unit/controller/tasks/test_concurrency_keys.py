@@ -19,7 +19,7 @@ def test_a_holder_claims_again_without_a_second_place() -> None:
     assert slots.claim("k", "b", limit=1)
 
 
-def test_what_is_recorded_stands_above_the_limit_and_nobody_new_comes_in() -> None:
+def test_recorded_claims_stand_above_the_limit_and_block_new_holders() -> None:
     slots: KeySlots[str] = KeySlots()
     for holder in "abc":
         slots.assign("k", holder)
@@ -32,7 +32,7 @@ def test_what_is_recorded_stands_above_the_limit_and_nobody_new_comes_in() -> No
     assert slots.pop_next("k", limit=1) == "d"
 
 
-def test_the_line_goes_by_priority_then_age() -> None:
+def test_a_key_goes_to_waiters_by_priority_then_age() -> None:
     slots: KeySlots[str] = KeySlots()
     for name, priority, created in (("late", 0, 2.0), ("early", 0, 1.0), ("first", 5, 3.0)):
         slots.enqueue("k", name, priority=priority, created=created)
@@ -41,7 +41,7 @@ def test_the_line_goes_by_priority_then_age() -> None:
     assert [slots.pop_next("k", limit=1) for _ in range(3)] == ["first", "late", None]
 
 
-def test_who_has_it_not_can_neither_release_nor_leave() -> None:
+def test_release_and_stop_waiting_ignore_non_holders() -> None:
     slots: KeySlots[str] = KeySlots()
     slots.assign("k", "a")
     slots.release("k", "b")

@@ -36,7 +36,7 @@ def is_empty(graph: DependencyGraph) -> bool:
     return not any(vars(graph).values())
 
 
-def test_what_nothing_is_known_of_is_waited_for_and_sought() -> None:
+def test_an_unknown_dependency_is_waiting_and_to_be_read() -> None:
     graph = DependencyGraph()
     assert put(graph, "a", "b", "c") == {"a"}
     assert graph.state(key("a")) == DependencyState(waiting=("b", "c"))
@@ -57,7 +57,7 @@ def test_all_complete_is_as_late_as_the_last() -> None:
     assert graph.state(key("a")) == DependencyState(completed=9.0)
 
 
-def test_one_that_failed_is_told_with_how() -> None:
+def test_a_failed_dependency_has_its_reason() -> None:
     graph = DependencyGraph()
     put(graph, "a", "b", "c")
     graph.mark_finished(key("c"), FAILED)
@@ -119,7 +119,7 @@ def test_a_cycle_is_found_by_whoever_closes_it(order: str) -> None:
         assert set(cycle) == {"a", "b", "c"}
 
 
-def test_one_beside_a_cycle_is_not_in_it() -> None:
+def test_a_task_beside_a_cycle_is_not_in_it() -> None:
     graph = DependencyGraph()
     put(graph, "beside", "a")
     put(graph, "a", "b")
@@ -130,7 +130,7 @@ def test_one_beside_a_cycle_is_not_in_it() -> None:
 
 
 @pytest.mark.parametrize("how", ["edited", "deleted", "ended"])
-def test_a_cycle_that_is_broken_is_none_for_any_member(how: str) -> None:
+def test_a_broken_cycle_ends_for_all_members(how: str) -> None:
     graph = DependencyGraph()
     put(graph, "a", "b")
     put(graph, "b", "c")
@@ -159,7 +159,7 @@ names = st.sampled_from(NAMES)
 
 
 class Graph(RuleBasedStateMachine):
-    """Tasks come, change, end and go in any order; the model remembers who needs whom."""
+    """Tasks come, change, end and go in any order; the model remembers the dependencies."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class Graph(RuleBasedStateMachine):
         #: What was said last about a name: an Ending, "present" or "missing".
         self.said: dict[str, Ending | str] = {}
 
-    def told(self, name: str, what: Ending | str, changed: set[TaskKey]) -> None:
+    def apply(self, name: str, what: Ending | str, changed: set[TaskKey]) -> None:
         waiting = {key(one) for one, needs in self.needs.items() if name in needs}
         assert waiting <= changed, f"{sorted(waiting)} must hear of {name}"
         if waiting:
@@ -182,7 +182,7 @@ class Graph(RuleBasedStateMachine):
     @rule(name=names, needs=st.lists(names, max_size=3, unique=True))
     def put(self, name: str, needs: list[str]) -> None:
         needs = [need for need in needs if need != name]  # refused at admission
-        self.told(name, "present", self.graph.mark_unfinished(key(name)))
+        self.apply(name, "present", self.graph.mark_unfinished(key(name)))
         self.needs.pop(name, None)
         self.forget()
         changed = self.graph.set_dependencies(key(name), needs)
@@ -195,25 +195,25 @@ class Graph(RuleBasedStateMachine):
 
     @rule(name=names)
     def exists(self, name: str) -> None:
-        self.told(name, "present", self.graph.mark_unfinished(key(name)))
+        self.apply(name, "present", self.graph.mark_unfinished(key(name)))
 
     @rule(name=names)
     def is_absent(self, name: str) -> None:
         if name not in self.needs:  # one that is there is not looked up
-            self.told(name, "missing", self.graph.mark_missing(key(name)))
+            self.apply(name, "missing", self.graph.mark_missing(key(name)))
 
     @rule(name=names, complete=st.booleans(), at=st.sampled_from([1.0, 2.0]))
     def ends(self, name: str, complete: bool, at: float) -> None:
         ending = Ending(complete, "" if complete else "has Failed", at)
         self.needs.pop(name, None)
         self.forget()
-        self.told(name, ending, self.graph.mark_finished(key(name), ending))
+        self.apply(name, ending, self.graph.mark_finished(key(name), ending))
 
     @rule(name=names)
     def is_deleted(self, name: str) -> None:
         self.needs.pop(name, None)
         self.forget()
-        self.told(name, "missing", self.graph.mark_deleted(key(name)))
+        self.apply(name, "missing", self.graph.mark_deleted(key(name)))
 
     @precondition(lambda self: self.needs)
     @rule()
@@ -262,9 +262,9 @@ class Graph(RuleBasedStateMachine):
             assert self.graph.state(key(name)) is INDEPENDENT
 
     @invariant()
-    def cycles_are_told_exactly_when_there_are_any(self) -> None:
-        told = {name: self.graph.state(key(name)).cycle for name in self.needs}
-        for name, cycle in told.items():
+    def cycles_are_reported_exactly_when_there_are_any(self) -> None:
+        cycles = {name: self.graph.state(key(name)).cycle for name in self.needs}
+        for name, cycle in cycles.items():
             if cycle:
                 assert cycle[0] == cycle[-1]
                 assert name in cycle
@@ -272,8 +272,8 @@ class Graph(RuleBasedStateMachine):
                     assert need in self.needs.get(one, ()), f"{cycle} is no circle"
         for name in self.cyclic():
             tangle = {one for one in self.reachable(name) if name in self.reachable(one)}
-            # Of circles that share a Task one is told at a time: when it is broken, the next.
-            assert any(told[one] for one in tangle), f"nobody is told of a circle in {tangle}"
+            # Of cycles that share a Task one is reported at a time: when it is broken, the next.
+            assert any(cycles[one] for one in tangle), f"no cycle is reported in {tangle}"
 
 
 TestGraph = Graph.TestCase

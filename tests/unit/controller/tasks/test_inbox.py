@@ -12,7 +12,7 @@ from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, enco
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.timestamps import to_rfc3339
-from tests.unit.controller.fakes import EPOCH, TOKENS, Engine, raw_task, turn
+from tests.unit.controller.fakes import EPOCH, TOKENS, TaskHarness, raw_task, turn
 
 pytestmark = pytest.mark.looptime
 
@@ -25,42 +25,42 @@ FINISHED = {
 }
 
 
-async def test_an_end_is_told_after_its_write_and_its_outcome_let_go_after_that() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    tag = engine.event(entry, EventKind.SUCCEEDED)
+async def test_a_completion_is_published_after_the_write_and_before_the_acknowledgement() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    tag = harness.event(entry, EventKind.SUCCEEDED)
     await asyncio.sleep(5)
-    assert not engine.publisher.events
-    engine.writer.writes[0].succeed()
-    (event,) = engine.publisher.events
+    assert not harness.publisher.events
+    harness.writer.writes[0].succeed()
+    (event,) = harness.publisher.events
     assert (event["id"], event["type"]) == ("uid-t.1", "dev.taskqueue.task.succeeded.v1")
-    assert engine.recorded == ["t"]
-    assert not engine.channel.acked  # the event is not confirmed yet
+    assert harness.recorded == ["t"]
+    assert not harness.channel.acked  # the event is not confirmed yet
     await turn()
-    assert engine.channel.acked == [tag]
+    assert harness.channel.acked == [tag]
 
 
-async def test_a_failed_attempt_that_is_not_the_end_is_told_to_nobody() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.failed(entry)
+async def test_a_failed_attempt_that_is_retried_publishes_no_completion() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.failed(entry)
     await asyncio.sleep(3)
-    engine.writer.writes[0].succeed()
+    harness.writer.writes[0].succeed()
     await turn()
-    assert not engine.publisher.events
+    assert not harness.publisher.events
 
 
-async def test_the_end_of_a_task_no_longer_held_is_told_again() -> None:
+async def test_a_completion_is_published_again_for_a_task_no_longer_held() -> None:
     """Its former leader recorded it, and did not live to let the outcome go."""
-    engine = Engine()
-    engine.open()
-    engine.api.objects[task_path("shop", "t")] = raw_task("t", status=FINISHED)
-    tag = engine.message(encode(_outcome()))
-    assert not engine.channel.acked
+    harness = TaskHarness()
+    harness.open()
+    harness.api.objects[task_path("shop", "t")] = raw_task("t", status=FINISHED)
+    tag = harness.message(encode(_outcome()))
+    assert not harness.channel.acked
     await asyncio.sleep(0.01)
-    (event,) = engine.publisher.events
+    (event,) = harness.publisher.events
     assert (event["id"], event["data"]["result"]) == ("uid-t.1", {"a": 1})
-    assert engine.channel.acked == [tag]
+    assert harness.channel.acked == [tag]
 
 
 @pytest.mark.parametrize(
@@ -72,84 +72,86 @@ async def test_the_end_of_a_task_no_longer_held_is_told_again() -> None:
     ],
     ids=["deleted", "unfinished", "another of the name"],
 )
-async def test_an_outcome_that_tells_nothing_is_let_go(there: dict[str, Any] | None) -> None:
-    engine = Engine()
-    engine.open()
+async def test_an_outcome_without_a_finished_task_is_acknowledged(
+    there: dict[str, Any] | None,
+) -> None:
+    harness = TaskHarness()
+    harness.open()
     if there is not None:
-        engine.api.objects[task_path("shop", "t")] = there
-    tag = engine.message(encode(_outcome()))
+        harness.api.objects[task_path("shop", "t")] = there
+    tag = harness.message(encode(_outcome()))
     await asyncio.sleep(0.01)
-    assert engine.channel.acked == [tag]
-    assert not engine.publisher.events
+    assert harness.channel.acked == [tag]
+    assert not harness.publisher.events
 
 
 @pytest.mark.parametrize("kind", [EventKind.RELEASED, EventKind.STARTED])
-async def test_what_is_no_end_is_not_looked_up(kind: EventKind) -> None:
-    engine = Engine()
-    engine.open()
-    tag = engine.message(encode(_outcome(kind)))
+async def test_an_event_that_is_not_an_end_causes_no_read(kind: EventKind) -> None:
+    harness = TaskHarness()
+    harness.open()
+    tag = harness.message(encode(_outcome(kind)))
     await asyncio.sleep(0.01)
-    assert engine.channel.acked == [tag]
-    assert not engine.api.asked
+    assert harness.channel.acked == [tag]
+    assert not harness.api.asked
 
 
-async def test_a_dead_letter_of_an_attempt_that_is_over_is_let_go() -> None:
-    engine = Engine()
-    entry = engine.add("t")
-    engine.open()
+async def test_a_dead_letter_of_a_past_attempt_is_acknowledged() -> None:
+    harness = TaskHarness()
+    entry = harness.add("t")
+    harness.open()
     await turn()
-    message = engine.publisher.published[0].message
-    engine.failed(entry)
-    tag = engine.dead_letter(message, **{"x-last-death-reason": "delivery_limit"})
-    assert engine.channel.acked == [tag]
+    message = harness.publisher.published[0].message
+    harness.failed(entry)
+    tag = harness.dead_letter(message, **{"x-last-death-reason": "delivery_limit"})
+    assert harness.channel.acked == [tag]
     assert len(entry.status.history) == 1
 
 
 async def test_a_dead_letter_of_a_direct_message_is_for_people() -> None:
-    engine = Engine()
-    message = await _message(engine)
+    harness = TaskHarness()
+    message = await _message(harness)
     properties = message.properties()
     properties.headers = {}
-    tag = engine.message(message.body, exchange="taskqueue.dead", properties=properties)
-    assert engine.channel.acked == [tag]
-    assert not engine.given_up
+    tag = harness.message(message.body, exchange="taskqueue.dead", properties=properties)
+    assert harness.channel.acked == [tag]
+    assert not harness.given_up
 
 
 async def test_a_forged_dead_letter_is_dropped() -> None:
-    engine = Engine()
-    message = await _message(engine)
-    tag = engine.dead_letter(message, **{"tq-token": "k.00"})
-    assert engine.channel.acked == [tag]
-    assert engine.entries["uid-t"].stage is TaskStage.PUBLISHED
+    harness = TaskHarness()
+    message = await _message(harness)
+    tag = harness.dead_letter(message, **{"tq-token": "k.00"})
+    assert harness.channel.acked == [tag]
+    assert harness.entries["uid-t"].stage is TaskStage.PUBLISHED
 
 
 async def test_an_outcome_is_acknowledged_once_whatever_is_written_meanwhile() -> None:
-    engine = Engine(max_attempts=9)
-    entry = await engine.published()
-    tag = engine.failed(entry)
+    harness = TaskHarness(max_attempts=9)
+    entry = await harness.published()
+    tag = harness.failed(entry)
     await asyncio.sleep(2.1)
-    engine.add("t", suspend=True)
+    harness.add("t", suspend=True)
     await asyncio.sleep(2.1)
-    assert len(engine.writer.writes) == 2
-    for write in engine.writer.writes:
+    assert len(harness.writer.writes) == 2
+    for write in harness.writer.writes:
         write.succeed()
     await turn()
-    assert engine.channel.acked == [tag]
+    assert harness.channel.acked == [tag]
 
 
-async def test_a_handler_nobody_knows_lets_go_of_the_key_on_record_first() -> None:
-    engine = Engine()
-    entry = engine.add("t", concurrencyKey="k")
-    engine.open()
+async def test_an_unknown_handler_releases_the_key_on_record_first() -> None:
+    harness = TaskHarness()
+    entry = harness.add("t", concurrencyKey="k")
+    harness.open()
     await turn()
-    engine.writer.writes.pop().succeed()
-    engine.publisher.settle(Settled.CONFIRMED)
+    harness.writer.writes.pop().succeed()
+    harness.publisher.settle(Settled.CONFIRMED)
     error = EventError(type="UnknownHandler", message="no handler 'resize'")
-    tag = engine.event(entry, EventKind.FAILED, error=error)
-    assert not engine.channel.acked
+    tag = harness.event(entry, EventKind.FAILED, error=error)
+    assert not harness.channel.acked
     await asyncio.sleep(2.1)
-    engine.writer.writes.pop().succeed()
-    assert engine.channel.acked == [tag]
+    harness.writer.writes.pop().succeed()
+    assert harness.channel.acked == [tag]
 
 
 def _outcome(kind: EventKind = EventKind.SUCCEEDED) -> AttemptEvent:
@@ -168,8 +170,8 @@ def _outcome(kind: EventKind = EventKind.SUCCEEDED) -> AttemptEvent:
     )
 
 
-async def _message(engine: Engine) -> Any:
-    engine.add("t")
-    engine.open()
+async def _message(harness: TaskHarness) -> Any:
+    harness.add("t")
+    harness.open()
     await turn()
-    return engine.publisher.published[0].message
+    return harness.publisher.published[0].message

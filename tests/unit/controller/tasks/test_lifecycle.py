@@ -125,7 +125,7 @@ def test_the_history_keeps_the_last_ten_attempts() -> None:
 RUNNING = lifecycle.started(PENDING, attempt=1, now=90.0, worker="pod-1")
 
 
-def test_an_attempt_taken_back_keeps_its_number_and_its_word_is_worth_nothing() -> None:
+def test_a_recalled_attempt_keeps_its_number_and_its_outcome_is_stale() -> None:
     status = lifecycle.recalled(replace(RUNNING, concurrency_key="k"))
     assert (status.phase, status.worker, status.concurrency_key) == (Phase.PENDING, "", "")
     assert (status.attempts, status.current_attempt, status.epoch) == (1, 1, 1)
@@ -134,7 +134,7 @@ def test_an_attempt_taken_back_keeps_its_number_and_its_word_is_worth_nothing() 
     assert lifecycle.judge(status, attempt=1, epoch=1) is Verdict.COUNTS
 
 
-def test_a_released_attempt_is_pending_and_its_word_still_counts() -> None:
+def test_a_released_attempt_is_pending_and_its_outcome_still_counts() -> None:
     claimed = replace(RUNNING, concurrency_key="k")
     status = lifecycle.released(claimed)
     assert (status.phase, status.worker, status.epoch) == (Phase.PENDING, "", 0)
@@ -157,7 +157,7 @@ def test_a_claim_is_no_longer_blocked() -> None:
     assert (retrying.phase, retrying.reason) == (Phase.RETRYING, "ValueError")
 
 
-def test_a_silent_attempt_is_a_failed_one_whose_word_comes_too_late() -> None:
+def test_an_unreported_attempt_has_failed_and_its_outcome_is_stale() -> None:
     status = lifecycle.unreported(RUNNING, now=400.0, start=95.0, policy=POLICY, random=0.5)
     assert (status.phase, status.reason, status.epoch) == (Phase.RETRYING, "Timeout", 1)
     (entry,) = status.history
@@ -168,7 +168,7 @@ def test_a_silent_attempt_is_a_failed_one_whose_word_comes_too_late() -> None:
     assert lifecycle.judge(status, attempt=2, epoch=0) is Verdict.STALE
 
 
-def test_a_silent_last_attempt_ends_the_task() -> None:
+def test_an_unreported_last_attempt_ends_the_task() -> None:
     status = lifecycle.unreported(
         RUNNING, now=400.0, start=95.0, policy=Policy(max_attempts=1), random=0.5
     )

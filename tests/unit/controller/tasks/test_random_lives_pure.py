@@ -67,14 +67,14 @@ class Life(RuleBasedStateMachine):
         assert status.attempts >= before.attempts, "attempts went down"
         assert status.epoch >= before.epoch, "the epoch went down"
 
-    def look(self) -> AdmissionStep:
+    def reconcile(self) -> AdmissionStep:
         if self.status.phase.terminal:
             return AdmissionStep.END
         task = Task(
             namespace="shop", name="t", uid="u", generation=1, created=1000.0, spec=self.spec
         )
-        around = TaskEnvironment(policy=self.spec.overrides.over(POLICY))
-        decision = decide(task, self.status, around, dispatched=self.dispatched, now=self.now)
+        environment = TaskEnvironment(policy=self.spec.overrides.over(POLICY))
+        decision = decide(task, self.status, environment, dispatched=self.dispatched, now=self.now)
         raised = decision.status.epoch > self.status.epoch
         self.become(decision.status)
         if decision.step is not AdmissionStep.GO:
@@ -85,7 +85,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def dispatch(self) -> None:
-        if self.look() is not AdmissionStep.GO or self.dispatched is Dispatched.YES:
+        if self.reconcile() is not AdmissionStep.GO or self.dispatched is Dispatched.YES:
             return
         assert not self.spec.cancel, "a cancelled Task is given an attempt"
         assert not self.spec.suspend, "a suspended Task is given an attempt"
@@ -113,11 +113,11 @@ class Life(RuleBasedStateMachine):
         self.status = replace(self.written, running_since=None)
         self.counted = set(self.counted_in_written)
         self.dispatched = Dispatched.MAYBE
-        self.look()
+        self.reconcile()
 
     @precondition(lambda self: self.dispatched is Dispatched.YES)
     @rule()
-    def worker_falls_silent(self) -> None:
+    def attempt_is_unreported(self) -> None:
         before = self.status
         self.become(
             lifecycle.unreported(
@@ -135,7 +135,7 @@ class Life(RuleBasedStateMachine):
     @rule(suspend=st.booleans())
     def suspends_or_resumes(self, suspend: bool) -> None:
         self.spec = replace(self.spec, suspend=suspend)
-        self.look()
+        self.reconcile()
         if suspend and not self.status.phase.terminal:
             assert self.status.phase is Phase.SUSPENDED
 
@@ -144,13 +144,13 @@ class Life(RuleBasedStateMachine):
     def cancels(self, sure: int) -> None:
         if sure == 0:
             self.spec = replace(self.spec, cancel=True)
-            self.look()
+            self.reconcile()
             assert self.status.phase.terminal
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 25.0, 200.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        self.look()
+        self.reconcile()
 
     # What workers report: of any attempt ever ordered, once or again, early or late.
 
@@ -191,12 +191,12 @@ class Life(RuleBasedStateMachine):
         self.dispatched = Dispatched.NO
 
     @rule(attempt=st.integers(1, 12), less=st.integers(1, 3))
-    def tells_of_an_epoch_that_is_over(self, attempt: int, less: int) -> None:
+    def reports_a_past_epoch(self, attempt: int, less: int) -> None:
         old = self.status.epoch - less
         assert lifecycle.judge(self.status, attempt=attempt, epoch=old) is Verdict.STALE
 
     @rule(less=st.integers(1, 12))
-    def tells_of_an_attempt_that_is_over(self, less: int) -> None:
+    def reports_a_past_attempt(self, less: int) -> None:
         old = self.status.current_attempt - less
         epoch = self.status.epoch
         assert lifecycle.judge(self.status, attempt=old, epoch=epoch) is Verdict.STALE

@@ -50,13 +50,13 @@ def test_jitter_stays_within_its_fraction(initial: float, jitter: float, random:
     assert initial * (1 - jitter) - 1e-6 <= wait <= initial * (1 + jitter) + 1e-6
 
 
-def test_a_handlers_wish_replaces_the_back_off() -> None:
+def test_retry_after_replaces_the_backoff() -> None:
     wait = next_wait_seconds(RetryBackoff(), failed_attempts=1, asked_seconds=42.0, random=0.5)
     assert wait == 42.0
 
 
 @pytest.mark.parametrize("wish", [None, -1.0, math.inf, math.nan])
-def test_a_wish_that_makes_no_sense_is_passed_over(wish: float | None) -> None:
+def test_an_invalid_retry_after_is_ignored(wish: float | None) -> None:
     wait = next_wait_seconds(
         RetryBackoff(jitter=0), failed_attempts=1, asked_seconds=wish, random=0.5
     )

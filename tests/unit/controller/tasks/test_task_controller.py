@@ -14,7 +14,7 @@ from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.model.task import Phase
-from tests.unit.controller.fakes import KEY, Engine, raw_task, turn
+from tests.unit.controller.fakes import KEY, TaskHarness, raw_task, turn
 
 pytestmark = pytest.mark.looptime
 
@@ -24,215 +24,215 @@ PATH = task_path("shop", "t")
 # The feed.
 
 
-async def test_our_own_write_that_comes_back_changes_nothing() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.event(entry, EventKind.STARTED)
-    engine.tasks.on_upserted(raw_task("t", generation=entry.task.generation))
+async def test_an_update_by_our_own_write_changes_nothing() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.event(entry, EventKind.STARTED)
+    harness.tasks.on_upserted(raw_task("t", generation=entry.task.generation))
     assert entry.status.phase is Phase.RUNNING
 
 
-async def test_a_finished_task_is_not_taken() -> None:
-    engine = Engine()
-    engine.tasks.on_upserted(raw_task("t", status={"phase": "Failed", "observedGeneration": 1}))
-    assert not engine.entries
+async def test_a_finished_task_is_not_admitted() -> None:
+    harness = TaskHarness()
+    harness.tasks.on_upserted(raw_task("t", status={"phase": "Failed", "observedGeneration": 1}))
+    assert not harness.entries
 
 
-async def test_late_news_of_a_finished_task_is_not_a_new_one() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.event(entry, EventKind.SUCCEEDED)
-    engine.writer.writes[0].succeed()
-    engine.tasks.on_upserted(raw_task("t", generation=7))
-    assert not engine.entries
-    engine.tasks.on_deleted(("shop", "t"), "uid-t")
-    assert not engine.tasks._leaving
+async def test_an_outdated_update_of_a_finished_task_is_ignored() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.event(entry, EventKind.SUCCEEDED)
+    harness.writer.writes[0].succeed()
+    harness.tasks.on_upserted(raw_task("t", generation=7))
+    assert not harness.entries
+    harness.tasks.on_deleted(("shop", "t"), "uid-t")
+    assert not harness.tasks._leaving
 
 
-async def test_a_task_that_left_the_feed_and_is_still_there_is_held_on() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.api.objects[PATH] = raw_task("t")
-    await engine.delete(entry)
+async def test_a_task_that_left_the_informer_and_still_exists_is_kept() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.api.objects[PATH] = raw_task("t")
+    await harness.delete(entry)
     await asyncio.sleep(1)
-    assert engine.entries["uid-t"] is entry
+    assert harness.entries["uid-t"] is entry
     assert (entry.stage, entry.left_feed) == (TaskStage.PUBLISHED, False)
-    assert not engine.publisher.orders
+    assert not harness.publisher.commands
 
 
-async def test_a_task_finished_by_somebody_else_is_let_go() -> None:
-    engine = Engine()
-    entry = await engine.published()
+async def test_a_task_finished_by_another_writer_is_removed() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
     status = {"phase": "Failed", "reason": "Boom", "observedGeneration": 1}
-    engine.api.objects[PATH] = raw_task("t", status=status)
-    waits = engine.add("waits", dependsOn=["t"])
-    await engine.delete(entry)
+    harness.api.objects[PATH] = raw_task("t", status=status)
+    waits = harness.add("waits", dependsOn=["t"])
+    await harness.delete(entry)
     await asyncio.sleep(1)
-    assert list(engine.entries) == ["uid-waits"]
+    assert list(harness.entries) == ["uid-waits"]
     assert waits.status.reason == "DependencyFailed"
-    assert len(engine.publisher.orders) == 1
+    assert len(harness.publisher.commands) == 1
 
 
-async def test_an_api_server_that_is_away_is_asked_again_before_a_task_is_let_go() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    get = engine.api.get
+async def test_a_task_is_removed_only_after_a_successful_read() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    get = harness.api.get
 
     async def refuse(path: str, **params: str) -> dict[str, Any]:
         raise ApiError(503, "ServiceUnavailable", "try again")
 
-    engine.api.get = refuse  # type: ignore[method-assign]
-    await engine.delete(entry)
+    harness.api.get = refuse  # type: ignore[method-assign]
+    await harness.delete(entry)
     await asyncio.sleep(5)
-    assert engine.entries
-    engine.api.get = get  # type: ignore[method-assign]
+    assert harness.entries
+    harness.api.get = get  # type: ignore[method-assign]
     await asyncio.sleep(1.1)
-    assert not engine.entries
+    assert not harness.entries
 
 
 @pytest.mark.parametrize("stage", list(TaskStage))
 async def test_a_deleted_task_leaves_nothing_behind_whatever_its_stage(stage: TaskStage) -> None:
-    engine = Engine()
+    harness = TaskHarness()
     key = "k" if stage is TaskStage.CLAIMING else ""
-    entry = engine.add("t", suspend=stage is TaskStage.HELD, concurrencyKey=key)
+    entry = harness.add("t", suspend=stage is TaskStage.HELD, concurrencyKey=key)
     if stage not in (TaskStage.NEW, TaskStage.WAITING):
-        engine.open()
+        harness.open()
         await turn()
     if stage is TaskStage.FINISHED:
-        engine.publisher.settle(Settled.CONFIRMED)
-        engine.event(entry, EventKind.SUCCEEDED)
-        engine.writer.writes[-1].refuse(404)
+        harness.publisher.settle(Settled.CONFIRMED)
+        harness.event(entry, EventKind.SUCCEEDED)
+        harness.writer.writes[-1].refuse(404)
     elif stage is not TaskStage.NEW:
         assert entry.stage is stage
-    await engine.delete(entry)
+    await harness.delete(entry)
     await asyncio.sleep(10)
-    assert not engine.entries
-    engine.open()
+    assert not harness.entries
+    harness.open()
     await turn()
-    assert engine.dispatcher.empty
-    assert not any(vars(engine.dispatcher._keys).values())
+    assert harness.dispatcher.empty
+    assert not any(vars(harness.dispatcher._keys).values())
     assert (entry.reconcile_timer, entry.write_timer) == (None, None)
-    assert not engine.recorded
+    assert not harness.recorded
 
 
 # Priority.
 
 
 async def test_a_waiting_task_moves_with_its_priority() -> None:
-    engine = Engine(max_published=1)
-    engine.add("a")
-    engine.add("b")
-    engine.add("b", priority=5)
-    engine.open()
+    harness = TaskHarness(max_published=1)
+    harness.add("a")
+    harness.add("b")
+    harness.add("b", priority=5)
+    harness.open()
     await turn()
-    assert engine.publisher.names == ["b"]
+    assert harness.publisher.names == ["b"]
 
 
 async def test_a_published_task_stays_where_it_is() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.add("t", priority=5)
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.add("t", priority=5)
     await turn()
-    assert (entry.stage, engine.publisher.published) == (TaskStage.PUBLISHED, [])
+    assert (entry.stage, harness.publisher.published) == (TaskStage.PUBLISHED, [])
 
 
 # Statuses that are refused.
 
 
-async def test_a_claim_refused_even_in_short_is_written_again() -> None:
-    engine = Engine()
-    engine.add("t", concurrencyKey="k")
-    engine.open()
+async def test_a_truncated_claim_that_is_refused_is_written_again() -> None:
+    harness = TaskHarness()
+    harness.add("t", concurrencyKey="k")
+    harness.open()
     await turn()
-    engine.api.objects[PATH] = raw_task("t")
-    engine.writer.writes.pop().refuse(422)
-    engine.writer.writes.pop().refuse(422)
+    harness.api.objects[PATH] = raw_task("t")
+    harness.writer.writes.pop().refuse(422)
+    harness.writer.writes.pop().refuse(422)
     await asyncio.sleep(6)
-    engine.writer.writes.pop().succeed()
-    assert engine.publisher.names == ["t"]
+    harness.writer.writes.pop().succeed()
+    assert harness.publisher.names == ["t"]
 
 
-async def test_a_status_in_short_still_knows_which_attempt_comes_next() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.publisher.published.clear()
-    engine.failed(entry)
+async def test_a_truncated_status_keeps_the_attempt_number() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.publisher.published.clear()
+    harness.failed(entry)
     await asyncio.sleep(2.1)
-    engine.writer.writes.pop().refuse(422)
-    (one,) = engine.writer.writes.pop().status["history"]
+    harness.writer.writes.pop().refuse(422)
+    (one,) = harness.writer.writes.pop().status["history"]
     assert (one["attempt"], one["message"], one["worker"]) == (1, "", "")
     await asyncio.sleep(5)
-    assert engine.publisher.published.pop().message.attempt == 2
+    assert harness.publisher.published.pop().message.attempt == 2
 
 
 async def test_an_older_status_that_is_refused_does_not_undo_what_is_true_now() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.event(entry, EventKind.STARTED)
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.event(entry, EventKind.STARTED)
     await asyncio.sleep(3)
-    tag = engine.event(entry, EventKind.SUCCEEDED)
-    assert engine.writer.phases == ["Running", "Succeeded"]
-    engine.writer.writes[0].refuse(422)
+    tag = harness.event(entry, EventKind.SUCCEEDED)
+    assert harness.writer.phases == ["Running", "Succeeded"]
+    harness.writer.writes[0].refuse(422)
     assert entry.status.phase is Phase.SUCCEEDED
-    engine.writer.writes[1].succeed()
+    harness.writer.writes[1].succeed()
     await turn()
-    assert (engine.recorded, engine.channel.acked[-1]) == (["t"], tag)
+    assert (harness.recorded, harness.channel.acked[-1]) == (["t"], tag)
 
 
 async def test_a_status_that_changes_back_while_it_is_written_is_written_again() -> None:
-    engine = Engine()
-    engine.dispatcher.config = None
-    engine.add("t")
+    harness = TaskHarness()
+    harness.dispatcher.config = None
+    harness.add("t")
     await asyncio.sleep(2.1)
-    engine.dispatcher.config = engine.config
-    engine.tasks.on_queue_changed(KEY)
+    harness.dispatcher.config = harness.config
+    harness.tasks.on_queue_changed(KEY)
     await asyncio.sleep(10)
-    (blocked,) = engine.writer.writes
+    (blocked,) = harness.writer.writes
     blocked.succeed()
     await asyncio.sleep(2.1)
-    assert engine.writer.phases == ["Blocked", "Pending"]
+    assert harness.writer.phases == ["Blocked", "Pending"]
 
 
 # Payloads and queues.
 
 
 async def test_a_payload_at_the_limit_is_taken_and_one_byte_more_is_not() -> None:
-    engine = Engine()
+    harness = TaskHarness()
     room = PAYLOAD_LIMIT_BYTES - len('{"x":""}')
-    engine.add("fits", payload={"x": "x" * room})
-    engine.add("not", payload={"x": "x" * (room + 1)})
-    engine.open()
+    harness.add("fits", payload={"x": "x" * room})
+    harness.add("not", payload={"x": "x" * (room + 1)})
+    harness.open()
     await turn()
-    assert engine.publisher.names == ["fits"]
-    (write,) = engine.writer.writes
+    assert harness.publisher.names == ["fits"]
+    (write,) = harness.writer.writes
     assert write.status["reason"] == "Invalid"
     assert f"{PAYLOAD_LIMIT_BYTES + 1} bytes" in write.status["message"]
 
 
 @pytest.mark.parametrize("how", ["ended", "deleted"])
-async def test_nothing_is_kept_of_a_queue_that_is_gone_with_its_tasks(how: str) -> None:
-    engine = Engine()
-    entry = engine.add("t")
-    engine.dispatcher.config = None
-    engine.tasks.on_queue_changed(KEY)
-    assert KEY in engine.tasks._dispatchers
+async def test_nothing_is_kept_of_a_deleted_queue_without_tasks(how: str) -> None:
+    harness = TaskHarness()
+    entry = harness.add("t")
+    harness.dispatcher.config = None
+    harness.tasks.on_queue_changed(KEY)
+    assert KEY in harness.tasks._dispatchers
     if how == "ended":
-        engine.add("t", cancel=True)
-        engine.writer.writes[-1].succeed()
+        harness.add("t", cancel=True)
+        harness.writer.writes[-1].succeed()
     else:
-        await engine.delete(entry)
+        await harness.delete(entry)
         await asyncio.sleep(1)
-    assert KEY not in engine.tasks._dispatchers
+    assert KEY not in harness.tasks._dispatchers
 
 
 async def test_a_queue_that_comes_back_finds_its_tasks_in_order() -> None:
-    engine = Engine(max_published=1)
-    engine.dispatcher.config = None
-    engine.add("late", created=5.0)
-    engine.add("early", created=1.0)
+    harness = TaskHarness(max_published=1)
+    harness.dispatcher.config = None
+    harness.add("late", created=5.0)
+    harness.add("early", created=1.0)
     await asyncio.sleep(3)
-    engine.dispatcher.config = engine.config
-    engine.tasks.on_queue_changed(KEY)
-    engine.open()
+    harness.dispatcher.config = harness.config
+    harness.tasks.on_queue_changed(KEY)
+    harness.open()
     await turn()
-    assert engine.publisher.names == ["early"]
+    assert harness.publisher.names == ["early"]

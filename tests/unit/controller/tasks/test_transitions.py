@@ -9,364 +9,366 @@ from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.model.task import Phase, RetryBackoff
-from tests.unit.controller.fakes import KEY, TOKENS, Engine, raw_task, turn, until_time
+from tests.unit.controller.fakes import KEY, TOKENS, TaskHarness, raw_task, turn, until_time
 
 pytestmark = pytest.mark.looptime
 
 
 async def test_a_short_task_is_one_write_and_its_outcome_waits_for_it() -> None:
-    engine = Engine()
-    entry = await engine.published()
+    harness = TaskHarness()
+    entry = await harness.published()
     await asyncio.sleep(0.3)
-    tag = engine.event(entry, EventKind.SUCCEEDED)
+    tag = harness.event(entry, EventKind.SUCCEEDED)
     await asyncio.sleep(10)
-    (write,) = engine.writer.writes
+    (write,) = harness.writer.writes
     assert (write.status["phase"], write.urgent) == ("Succeeded", True)
     assert write.status["result"] == {"a": None}
-    assert not engine.channel.acked
-    assert not engine.recorded
+    assert not harness.channel.acked
+    assert not harness.recorded
     write.succeed()
     await turn()
-    assert engine.channel.acked == [tag]
-    assert engine.recorded == ["t"]
-    assert not engine.entries
-    assert engine.dispatcher.empty
+    assert harness.channel.acked == [tag]
+    assert harness.recorded == ["t"]
+    assert not harness.entries
+    assert harness.dispatcher.empty
 
 
 async def test_running_is_written_when_it_has_lasted_two_seconds() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    await asyncio.sleep(0.5)  # as a worker does: it tells of an attempt that runs this long
-    tag = engine.event(entry, EventKind.STARTED)
-    assert engine.channel.acked == [tag]  # no state hangs on it
+    harness = TaskHarness()
+    entry = await harness.published()
+    await asyncio.sleep(0.5)  # as a worker does: it reports an attempt that runs this long
+    tag = harness.event(entry, EventKind.STARTED)
+    assert harness.channel.acked == [tag]  # no state hangs on it
     await until_time(1.9)
-    assert not engine.writer.writes
+    assert not harness.writer.writes
     await until_time(2.0)
-    (write,) = engine.writer.writes
+    (write,) = harness.writer.writes
     assert (write.status["phase"], write.status["worker"]) == ("Running", "pod-1")
     assert not write.urgent
 
 
-async def test_what_was_running_a_second_ago_is_not_written() -> None:
-    engine = Engine()
-    entry = await engine.published()
+async def test_a_running_phase_that_has_ended_is_not_written() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
     await asyncio.sleep(0.5)
-    engine.event(entry, EventKind.STARTED)
+    harness.event(entry, EventKind.STARTED)
     await asyncio.sleep(1)
-    engine.event(entry, EventKind.SUCCEEDED)
+    harness.event(entry, EventKind.SUCCEEDED)
     await asyncio.sleep(10)
-    assert engine.writer.phases == ["Succeeded"]
+    assert harness.writer.phases == ["Succeeded"]
 
 
 async def test_a_wait_below_two_seconds_is_not_written() -> None:
-    engine = Engine(backoff=RetryBackoff(1.0, 1.0, 1.0, 0.0))
-    entry = await engine.published()
-    first = engine.failed(entry)
+    harness = TaskHarness(backoff=RetryBackoff(1.0, 1.0, 1.0, 0.0))
+    entry = await harness.published()
+    first = harness.failed(entry)
     await asyncio.sleep(1.1)
-    second = engine.event(entry, EventKind.SUCCEEDED, attempt=2)
+    second = harness.event(entry, EventKind.SUCCEEDED, attempt=2)
     await asyncio.sleep(10)
-    assert engine.writer.phases == ["Succeeded"]
-    assert not engine.channel.acked
-    engine.writer.writes[0].succeed()
+    assert harness.writer.phases == ["Succeeded"]
+    assert not harness.channel.acked
+    harness.writer.writes[0].succeed()
     await turn()
-    assert sorted(engine.channel.acked) == [first, second]
-    assert [one["attempt"] for one in engine.writer.writes[0].status["history"]] == [1, 2]
+    assert sorted(harness.channel.acked) == [first, second]
+    assert [one["attempt"] for one in harness.writer.writes[0].status["history"]] == [1, 2]
 
 
-async def test_retrying_is_written_after_two_seconds_and_then_its_outcome_is_let_go() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    tag = engine.failed(entry)
+async def test_retrying_is_written_after_two_seconds_and_then_its_outcome_acknowledged() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    tag = harness.failed(entry)
     assert entry.stage is TaskStage.HELD
     await asyncio.sleep(1.9)
-    assert not engine.writer.writes
+    assert not harness.writer.writes
     await asyncio.sleep(0.2)
-    (write,) = engine.writer.writes
+    (write,) = harness.writer.writes
     assert (write.status["phase"], write.status["reason"]) == ("Retrying", "Boom")
-    assert not engine.channel.acked
+    assert not harness.channel.acked
     write.succeed()
     await turn()
-    assert engine.channel.acked == [tag]
-    assert entry.task.uid in engine.entries
+    assert harness.channel.acked == [tag]
+    assert entry.task.uid in harness.entries
     await asyncio.sleep(5)
-    assert engine.publisher.published[-1].message.attempt == 2
+    assert harness.publisher.published[-1].message.attempt == 2
 
 
 async def test_the_last_failure_ends_it() -> None:
-    engine = Engine(max_attempts=1)
-    entry = await engine.published()
-    engine.failed(entry)
-    assert engine.writer.phases == ["Failed"]
-    assert engine.writer.writes[0].status["reason"] == "RetriesExhausted"
+    harness = TaskHarness(max_attempts=1)
+    entry = await harness.published()
+    harness.failed(entry)
+    assert harness.writer.phases == ["Failed"]
+    assert harness.writer.writes[0].status["reason"] == "RetriesExhausted"
     assert entry.stage is TaskStage.FINISHED
-    assert engine.dispatcher.empty
+    assert harness.dispatcher.empty
 
 
 async def test_a_repeated_outcome_waits_for_the_same_write() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    first = engine.event(entry, EventKind.SUCCEEDED)
-    again = engine.event(entry, EventKind.SUCCEEDED)
+    harness = TaskHarness()
+    entry = await harness.published()
+    first = harness.event(entry, EventKind.SUCCEEDED)
+    again = harness.event(entry, EventKind.SUCCEEDED)
     await asyncio.sleep(3)
-    assert engine.writer.phases == ["Succeeded"]
-    assert not engine.channel.acked
-    engine.writer.writes[0].succeed()
+    assert harness.writer.phases == ["Succeeded"]
+    assert not harness.channel.acked
+    harness.writer.writes[0].succeed()
     await turn()
-    assert sorted(engine.channel.acked) == [first, again]
+    assert sorted(harness.channel.acked) == [first, again]
 
 
 async def test_an_outcome_of_an_earlier_attempt_is_dropped() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.failed(entry)
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.failed(entry)
     await asyncio.sleep(2.1)
-    engine.writer.writes[0].succeed()
-    acked = len(engine.channel.acked)
-    late = engine.event(entry, EventKind.SUCCEEDED, attempt=1)
-    assert engine.channel.acked[acked:] == [late]
+    harness.writer.writes[0].succeed()
+    acked = len(harness.channel.acked)
+    late = harness.event(entry, EventKind.SUCCEEDED, attempt=1)
+    assert harness.channel.acked[acked:] == [late]
     assert entry.status.phase is Phase.RETRYING
 
 
 @pytest.mark.parametrize("token", ["", "k.0", "other.0", TOKENS.sign("uid-t", 2, 0)])
 async def test_a_forged_outcome_is_dropped(token: str) -> None:
-    engine = Engine()
-    entry = await engine.published()
-    tag = engine.event(entry, EventKind.SUCCEEDED, token=token)
+    harness = TaskHarness()
+    entry = await harness.published()
+    tag = harness.event(entry, EventKind.SUCCEEDED, token=token)
     await asyncio.sleep(3)
-    assert engine.channel.acked == [tag]
-    assert not engine.writer.writes
+    assert harness.channel.acked == [tag]
+    assert not harness.writer.writes
     assert entry.stage is TaskStage.PUBLISHED
 
 
 async def test_the_outcome_of_an_unknown_task_is_dropped() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    tag = engine.event(entry, EventKind.SUCCEEDED, uid="nobody")
+    harness = TaskHarness()
+    entry = await harness.published()
+    tag = harness.event(entry, EventKind.SUCCEEDED, uid="nobody")
     await turn()
-    assert engine.channel.acked == [tag]
-    assert not engine.given_up
-    assert not engine.publisher.events
+    assert harness.channel.acked == [tag]
+    assert not harness.given_up
+    assert not harness.publisher.events
 
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"type": "odd"}'])
-async def test_what_is_not_of_the_contract_is_given_up(body: bytes) -> None:
-    engine = Engine()
-    engine.message(body)
-    ((_, why),) = engine.given_up
+async def test_an_invalid_message_is_dead_lettered(body: bytes) -> None:
+    harness = TaskHarness()
+    harness.message(body)
+    ((_, why),) = harness.given_up
     assert "not a CloudEvent of the contract" in why
-    assert not engine.channel.acked  # once it is in the dead queue
+    assert not harness.channel.acked  # once it is in the dead queue
 
 
-async def test_what_a_worker_gave_back_goes_out_again_with_the_same_token() -> None:
-    engine = Engine()
-    entry = engine.add("t")
-    engine.open()
+async def test_a_released_attempt_is_published_again_with_the_same_token() -> None:
+    harness = TaskHarness()
+    entry = harness.add("t")
+    harness.open()
     await turn()
-    first = engine.publisher.published.pop().message
-    tag = engine.event(entry, EventKind.RELEASED)
-    assert engine.channel.acked == [tag]
+    first = harness.publisher.published.pop().message
+    tag = harness.event(entry, EventKind.RELEASED)
+    assert harness.channel.acked == [tag]
     await turn()
-    again = engine.publisher.published.pop().message
+    again = harness.publisher.published.pop().message
     assert (again.token, again.attempt) == (first.token, 1)
-    assert not engine.writer.writes
+    assert not harness.writer.writes
 
 
 @pytest.mark.parametrize(
     ("death", "reason"), [("delivery_limit", "WorkerLost"), ("rejected", "RetriesExhausted")]
 )
-async def test_a_message_the_broker_gave_up_is_a_failed_attempt(death: str, reason: str) -> None:
-    engine = Engine(max_attempts=1)
-    engine.add("t")
-    engine.open()
+async def test_a_message_dead_lettered_by_the_broker_is_a_failed_attempt(
+    death: str, reason: str
+) -> None:
+    harness = TaskHarness(max_attempts=1)
+    harness.add("t")
+    harness.open()
     await turn()
-    message: WorkMessage = engine.publisher.published[0].message
-    tag = engine.dead_letter(message, **{"x-last-death-reason": death})
-    (write,) = engine.writer.writes
+    message: WorkMessage = harness.publisher.published[0].message
+    tag = harness.dead_letter(message, **{"x-last-death-reason": death})
+    (write,) = harness.writer.writes
     assert (write.status["phase"], write.status["reason"]) == ("Failed", reason)
     write.succeed()
     await turn()
-    assert engine.channel.acked == [tag]
+    assert harness.channel.acked == [tag]
 
 
-async def test_a_message_a_worker_gave_up_is_a_failed_attempt_too() -> None:
-    engine = Engine(max_attempts=1)
-    engine.add("t")
-    engine.open()
+async def test_a_message_dead_lettered_by_a_worker_is_a_failed_attempt() -> None:
+    harness = TaskHarness(max_attempts=1)
+    harness.add("t")
+    harness.open()
     await turn()
-    message = engine.publisher.published[0].message
-    engine.dead_letter(message, **{"tq-error": "header tq-version is 2", "tq-version": 2})
-    (write,) = engine.writer.writes
+    message = harness.publisher.published[0].message
+    harness.dead_letter(message, **{"tq-error": "header tq-version is 2", "tq-version": 2})
+    (write,) = harness.writer.writes
     assert write.status["phase"] == "Failed"
     assert "header tq-version is 2" in write.status["message"]
 
 
 async def test_an_outcome_that_breaks_the_contract_but_has_the_token_fails_the_attempt() -> None:
-    engine = Engine(max_attempts=1)
-    entry = await engine.published()
-    tag = engine.event(entry, EventKind.SUCCEEDED, result=[1, 2])
-    (write,) = engine.writer.writes
+    harness = TaskHarness(max_attempts=1)
+    entry = await harness.published()
+    tag = harness.event(entry, EventKind.SUCCEEDED, result=[1, 2])
+    (write,) = harness.writer.writes
     assert write.status["phase"] == "Failed"
     assert "InvalidOutcome" in write.status["message"]
-    assert not engine.given_up
+    assert not harness.given_up
     write.succeed()
     await turn()
-    assert engine.channel.acked == [tag]
+    assert harness.channel.acked == [tag]
 
 
 async def test_a_result_above_the_limit_fails_for_good() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.event(entry, EventKind.SUCCEEDED, result={"text": "x" * 40_000})
-    (write,) = engine.writer.writes
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.event(entry, EventKind.SUCCEEDED, result={"text": "x" * 40_000})
+    (write,) = harness.writer.writes
     assert (write.status["phase"], write.status["reason"]) == ("Failed", "NonRetryable")
     assert "16384 bytes" in write.status["message"]
 
 
-async def test_a_handler_nobody_knows_is_waited_for_and_costs_no_attempt() -> None:
-    engine = Engine(max_attempts=1)
-    entry = await engine.published()
+async def test_an_unknown_handler_is_retried_and_costs_no_attempt() -> None:
+    harness = TaskHarness(max_attempts=1)
+    entry = await harness.published()
     error = EventError(type="UnknownHandler", message="no handler 'resize'; registered: none")
     for _ in range(3):
-        tag = engine.event(entry, EventKind.FAILED, error=error)
-        assert engine.channel.acked[-1] == tag
+        tag = harness.event(entry, EventKind.FAILED, error=error)
+        assert harness.channel.acked[-1] == tag
         assert entry.stage is TaskStage.HELD
         await asyncio.sleep(5.5)
-        for write in engine.writer.writes:
+        for write in harness.writer.writes:
             write.succeed()
-        assert engine.dispatcher.published == 1
-    assert engine.writer.phases == ["Blocked"]
-    assert engine.writer.writes[0].status["reason"] == "UnknownHandler"
-    assert "roll out workers" in engine.writer.writes[0].status["message"]
-    assert engine.publisher.published.pop().message.attempt == 1
+        assert harness.dispatcher.published == 1
+    assert harness.writer.phases == ["Blocked"]
+    assert harness.writer.writes[0].status["reason"] == "UnknownHandler"
+    assert "roll out workers" in harness.writer.writes[0].status["message"]
+    assert harness.publisher.published.pop().message.attempt == 1
 
 
-async def test_an_error_type_that_is_no_reason_is_told_in_the_status_alone() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.event(entry, EventKind.FAILED, error=EventError(type="_InactiveRpcError", message="x"))
+async def test_an_error_type_that_is_not_a_valid_reason_is_in_the_status_alone() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.event(entry, EventKind.FAILED, error=EventError(type="_InactiveRpcError", message="x"))
     await asyncio.sleep(3)
-    (write,) = engine.writer.writes
+    (write,) = harness.writer.writes
     assert write.status["reason"] == "_InactiveRpcError"
     assert [one["reason"] for one in write.status["conditions"]] == ["Retrying"]
 
 
-async def test_a_final_status_speaks_of_the_last_generation() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    tag = engine.event(entry, EventKind.SUCCEEDED)
-    engine.writer.writes[0].succeed(generation=2)
-    assert not engine.recorded
-    again = engine.writer.writes[1]
+async def test_a_final_status_has_the_last_generation() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    tag = harness.event(entry, EventKind.SUCCEEDED)
+    harness.writer.writes[0].succeed(generation=2)
+    assert not harness.recorded
+    again = harness.writer.writes[1]
     assert again.status["observedGeneration"] == 2
     again.succeed(generation=2)
     await turn()
-    assert engine.recorded == ["t"]
-    assert engine.channel.acked == [tag]
+    assert harness.recorded == ["t"]
+    assert harness.channel.acked == [tag]
 
 
-async def test_a_running_attempt_given_back_is_pending_again() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.event(entry, EventKind.STARTED)
+async def test_a_released_running_attempt_is_pending_again() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.event(entry, EventKind.STARTED)
     await asyncio.sleep(3)
-    engine.writer.writes[0].succeed()
-    engine.event(entry, EventKind.RELEASED)
+    harness.writer.writes[0].succeed()
+    harness.event(entry, EventKind.RELEASED)
     await asyncio.sleep(3)
-    assert engine.writer.phases == ["Running", "Pending"]
-    assert engine.writer.writes[1].status["worker"] == ""
+    assert harness.writer.phases == ["Running", "Pending"]
+    assert harness.writer.writes[1].status["worker"] == ""
 
 
 @pytest.mark.parametrize("status", [413, 422])
-async def test_a_refused_end_is_written_in_short(status: int) -> None:
-    engine = Engine()
-    entry = await engine.published()
-    tag = engine.event(entry, EventKind.SUCCEEDED)
-    engine.writer.writes[0].refuse(status, "it is too long")
-    assert not engine.channel.acked
-    short = engine.writer.writes[1]
+async def test_a_refused_end_is_truncated(status: int) -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    tag = harness.event(entry, EventKind.SUCCEEDED)
+    harness.writer.writes[0].refuse(status, "it is too long")
+    assert not harness.channel.acked
+    short = harness.writer.writes[1]
     assert short.status["phase"] == "Succeeded"
     assert "result" not in short.status
     assert "it is too long" in short.status["message"]
     short.succeed()
     await turn()
-    assert engine.channel.acked == [tag]
-    assert engine.recorded == ["t"]
+    assert harness.channel.acked == [tag]
+    assert harness.recorded == ["t"]
 
 
-async def test_an_end_that_is_refused_in_short_too_is_written_again_after_a_look() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    engine.api.objects[task_path("shop", "t")] = raw_task()
-    tag = engine.event(entry, EventKind.SUCCEEDED)
-    engine.writer.writes[0].refuse(422)
-    engine.writer.writes[1].refuse(422)
-    assert not engine.channel.acked
+async def test_a_truncated_end_that_is_refused_is_written_again_after_a_read() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.api.objects[task_path("shop", "t")] = raw_task()
+    tag = harness.event(entry, EventKind.SUCCEEDED)
+    harness.writer.writes[0].refuse(422)
+    harness.writer.writes[1].refuse(422)
+    assert not harness.channel.acked
     await asyncio.sleep(6)
-    engine.writer.writes[2].succeed()
+    harness.writer.writes[2].succeed()
     await turn()
-    assert engine.channel.acked == [tag]
-    assert engine.recorded == ["t"]
+    assert harness.channel.acked == [tag]
+    assert harness.recorded == ["t"]
 
 
-async def test_a_task_that_is_not_found_is_looked_for_before_it_is_forgotten() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    tag = engine.event(entry, EventKind.SUCCEEDED)
-    engine.writer.writes[0].refuse(404)
+async def test_a_task_that_is_not_found_is_read_before_it_is_removed() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    tag = harness.event(entry, EventKind.SUCCEEDED)
+    harness.writer.writes[0].refuse(404)
     await turn()
-    assert not engine.channel.acked
+    assert not harness.channel.acked
     await asyncio.sleep(6)
-    assert engine.channel.acked == [tag]
-    assert not engine.entries
-    assert not engine.recorded
-    assert engine.dispatcher.empty
+    assert harness.channel.acked == [tag]
+    assert not harness.entries
+    assert not harness.recorded
+    assert harness.dispatcher.empty
 
 
-async def test_a_status_on_the_way_that_is_refused_is_written_in_short() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    tag = engine.failed(entry)
+async def test_a_refused_unfinished_status_is_truncated() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    tag = harness.failed(entry)
     await asyncio.sleep(3)
-    engine.writer.writes[0].refuse(422, "it is too long")
-    short = engine.writer.writes[1]
+    harness.writer.writes[0].refuse(422, "it is too long")
+    short = harness.writer.writes[1]
     assert short.status["phase"] == "Retrying"
     (kept,) = short.status["history"]
     assert (kept["attempt"], kept["message"]) == (1, "")  # the next is attempt 2
     short.succeed()
     await turn()
-    assert engine.channel.acked == [tag]
+    assert harness.channel.acked == [tag]
 
 
 async def test_a_deleted_task_is_neither_run_nor_written_again() -> None:
-    engine = Engine()
-    entry = await engine.published()
-    tag = engine.failed(entry)
-    await engine.delete(entry)
-    assert engine.channel.acked == [tag]
+    harness = TaskHarness()
+    entry = await harness.published()
+    tag = harness.failed(entry)
+    await harness.delete(entry)
+    assert harness.channel.acked == [tag]
     await asyncio.sleep(30)
-    assert not engine.publisher.published
-    assert not engine.writer.writes
+    assert not harness.publisher.published
+    assert not harness.writer.writes
 
 
 async def test_a_task_that_waits_for_its_queue_says_so_once() -> None:
-    engine = Engine()
-    engine.dispatcher.config = None
-    engine.add("t")
+    harness = TaskHarness()
+    harness.dispatcher.config = None
+    harness.add("t")
     for _ in range(3):
-        engine.tasks.on_queue_changed(KEY)
+        harness.tasks.on_queue_changed(KEY)
         await asyncio.sleep(3)
-        for write in engine.writer.writes:
+        for write in harness.writer.writes:
             write.succeed()
-    assert engine.writer.phases == ["Blocked"]
-    assert engine.writer.writes[0].status["reason"] == "QueueNotFound"
+    assert harness.writer.phases == ["Blocked"]
+    assert harness.writer.writes[0].status["reason"] == "QueueNotFound"
 
 
-async def test_what_waited_for_a_moment_only_says_nothing() -> None:
-    engine = Engine()
-    engine.dispatcher.config = None
-    engine.add("t")
+async def test_a_short_wait_is_not_written() -> None:
+    harness = TaskHarness()
+    harness.dispatcher.config = None
+    harness.add("t")
     await asyncio.sleep(1)
-    engine.dispatcher.config = engine.config
-    engine.tasks.on_queue_changed(KEY)
+    harness.dispatcher.config = harness.config
+    harness.tasks.on_queue_changed(KEY)
     await asyncio.sleep(10)
-    assert not engine.writer.writes
+    assert not harness.writer.writes

@@ -1,4 +1,4 @@
-"""The janitor: what it deletes, when, and how it copes with refusals. Virtual time."""
+"""The TTL controller: what it deletes, when, and how it handles refusals, in virtual time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUEUE = ("shop", "q")
 
 
 class FakeApi:
-    """Takes deletes and lists; keeps when and of what."""
+    """Records deletes and lists with their times."""
 
     def __init__(self) -> None:
         self.deleted: list[tuple[str, float]] = []
@@ -85,14 +85,14 @@ def raw(name: str, *, ttl: int | None = None) -> dict[str, Any]:
     }
 
 
-class Stage:
-    """A janitor at work on an API server."""
+class Harness:
+    """A TTL controller on a fake API server."""
 
     def __init__(self) -> None:
         self.api = FakeApi()
         self.defaults: dict[tuple[str, str], int] = {}
         self.needed: set[str] = set()
-        self.janitor = TtlController(
+        self.controller = TtlController(
             cast(ApiClient, self.api),
             clock=now,
             random=lambda: 1.0,
@@ -101,7 +101,7 @@ class Stage:
         )
 
     def finished(self, name: str, *, ttl: int | None = None) -> None:
-        self.janitor.add("shop", name, f"uid-{name}", queue=QUEUE, completed=now(), ttl=ttl)
+        self.controller.add("shop", name, f"uid-{name}", queue=QUEUE, completed=now(), ttl=ttl)
 
     def found(self, name: str, *, ttl: int | None = None) -> FinishedTask:
         return FinishedTask(
@@ -115,12 +115,12 @@ class Stage:
 
 
 @asynccontextmanager
-async def at_work() -> AsyncIterator[Stage]:
-    stage = Stage()
-    running = asyncio.create_task(stage.janitor.run())
+async def at_work() -> AsyncIterator[Harness]:
+    harness = Harness()
+    running = asyncio.create_task(harness.controller.run())
     await turn()
     try:
-        yield stage
+        yield harness
         assert not running.done()
     finally:
         running.cancel()
@@ -128,224 +128,226 @@ async def at_work() -> AsyncIterator[Stage]:
             await running
 
 
-async def test_each_is_deleted_when_its_own_time_is_over() -> None:
-    async with at_work() as stage:
+async def test_tasks_are_deleted_when_their_own_ttl_is_over() -> None:
+    async with at_work() as harness:
         before = TTL_DELETIONS._value.get()
-        stage.finished("late", ttl=600)
-        stage.finished("soon", ttl=10)
-        stage.finished("at-once", ttl=0)
+        harness.finished("late", ttl=600)
+        harness.finished("soon", ttl=10)
+        harness.finished("at-once", ttl=0)
         await until_time(700)
-        assert stage.api.deleted == [("at-once", 0), ("soon", 10), ("late", 600)]
+        assert harness.api.deleted == [("at-once", 0), ("soon", 10), ("late", 600)]
         assert TTL_DELETIONS._value.get() == before + 3
-        assert len(stage.janitor) == 0
+        assert len(harness.controller) == 0
 
 
-async def test_what_has_no_time_to_live_is_not_even_held() -> None:
-    async with at_work() as stage:
-        stage.finished("a")
-        assert len(stage.janitor) == 0
+async def test_a_task_without_a_ttl_is_not_held() -> None:
+    async with at_work() as harness:
+        harness.finished("a")
+        assert len(harness.controller) == 0
         await until_time(100)
-        assert stage.api.tried == []
+        assert harness.api.tried == []
 
 
-async def test_the_queues_default_counts_where_a_task_says_nothing() -> None:
-    async with at_work() as stage:
-        stage.defaults[QUEUE] = 20
-        stage.finished("by-default")
-        stage.finished("own", ttl=5)
+async def test_the_queues_default_ttl_applies_to_a_task_without_its_own() -> None:
+    async with at_work() as harness:
+        harness.defaults[QUEUE] = 20
+        harness.finished("by-default")
+        harness.finished("own", ttl=5)
         await until_time(30)
-        assert stage.api.deleted == [("own", 5), ("by-default", 20)]
+        assert harness.api.deleted == [("own", 5), ("by-default", 20)]
 
 
-async def test_a_default_raised_meanwhile_is_obeyed() -> None:
-    async with at_work() as stage:
-        stage.defaults[QUEUE] = 20
-        stage.finished("a")
-        stage.defaults[QUEUE] = 50
+async def test_a_raised_default_applies_to_held_tasks() -> None:
+    async with at_work() as harness:
+        harness.defaults[QUEUE] = 20
+        harness.finished("a")
+        harness.defaults[QUEUE] = 50
         await until_time(60)
-        assert stage.api.deleted == [("a", 50)]
+        assert harness.api.deleted == [("a", 50)]
 
 
-async def test_a_default_withdrawn_meanwhile_is_obeyed() -> None:
-    async with at_work() as stage:
-        stage.defaults[QUEUE] = 20
-        stage.finished("a")
-        stage.finished("own", ttl=30)
-        del stage.defaults[QUEUE]
+async def test_a_removed_default_applies_to_held_tasks() -> None:
+    async with at_work() as harness:
+        harness.defaults[QUEUE] = 20
+        harness.finished("a")
+        harness.finished("own", ttl=30)
+        del harness.defaults[QUEUE]
         await until_time(60)
-        assert stage.api.deleted == [("own", 30)]
-        assert len(stage.janitor) == 0
+        assert harness.api.deleted == [("own", 30)]
+        assert len(harness.controller) == 0
 
 
-async def test_a_new_default_is_for_the_finished_too() -> None:
-    async with at_work() as stage:
-        stage.api.items = [raw("old"), raw("own", ttl=40)]
-        stage.defaults[QUEUE] = 30
-        stage.janitor.on_queue_changed(QUEUE)
+async def test_a_new_default_applies_to_finished_tasks() -> None:
+    async with at_work() as harness:
+        harness.api.items = [raw("old"), raw("own", ttl=40)]
+        harness.defaults[QUEUE] = 30
+        harness.controller.on_queue_changed(QUEUE)
         await until_time(60)
-        ((path, selector),) = stage.api.lists
+        ((path, selector),) = harness.api.lists
         assert path == "/apis/taskqueue.dev/v1alpha1/namespaces/shop/tasks"
         assert selector.startswith("spec.queue=q,status.phase!=")
         assert "status.phase!=Failed" not in selector
-        assert stage.api.deleted == [("old", 30), ("own", 40)]
+        assert harness.api.deleted == [("old", 30), ("own", 40)]
 
 
-async def test_a_lowered_default_is_for_those_held_too() -> None:
-    async with at_work() as stage:
-        stage.defaults[QUEUE] = 500
-        stage.janitor.add("shop", "old", "uid-old", queue=QUEUE, completed=now(), ttl=None)
-        stage.api.items = [raw("old")]
-        stage.defaults[QUEUE] = 30
-        stage.janitor.on_queue_changed(QUEUE)
+async def test_a_lowered_default_applies_to_held_tasks() -> None:
+    async with at_work() as harness:
+        harness.defaults[QUEUE] = 500
+        harness.controller.add("shop", "old", "uid-old", queue=QUEUE, completed=now(), ttl=None)
+        harness.api.items = [raw("old")]
+        harness.defaults[QUEUE] = 30
+        harness.controller.on_queue_changed(QUEUE)
         await until_time(600)
-        assert stage.api.tried == [("old", 30)]
+        assert harness.api.tried == [("old", 30)]
 
 
-async def test_no_default_asks_for_no_list() -> None:
-    async with at_work() as stage:
-        stage.janitor.on_queue_changed(QUEUE)
+async def test_a_queue_without_a_default_causes_no_list() -> None:
+    async with at_work() as harness:
+        harness.controller.on_queue_changed(QUEUE)
         await turn()
-        assert stage.api.lists == []
+        assert harness.api.lists == []
 
 
-async def test_what_is_found_by_listing_is_left_alone_at_first() -> None:
-    async with at_work() as stage:
-        stage.janitor.add_listed([stage.found("long-over", ttl=1), stage.found("for-ever")])
+async def test_listed_tasks_stay_for_the_grace_period() -> None:
+    async with at_work() as harness:
+        harness.controller.add_listed(
+            [harness.found("long-over", ttl=1), harness.found("for-ever")]
+        )
         await until_time(GRACE_SECONDS - 1)
-        assert stage.api.tried == []
+        assert harness.api.tried == []
         await until_time(GRACE_SECONDS)
-        assert stage.api.deleted == [("long-over", GRACE_SECONDS)]
+        assert harness.api.deleted == [("long-over", GRACE_SECONDS)]
 
 
-async def test_a_list_that_fails_is_asked_for_again() -> None:
-    async with at_work() as stage:
-        stage.api.items = [raw("old", ttl=1)]
-        stage.api.problems[""].extend(
+async def test_a_failed_list_is_repeated() -> None:
+    async with at_work() as harness:
+        harness.api.items = [raw("old", ttl=1)]
+        harness.api.problems[""].extend(
             [ApiError(500, "Internal", "no"), ApiError(429, "Busy", "no", retry_after=7)]
         )
-        stage.janitor.list_all()
+        harness.controller.list_all()
         await until_time(7.5)
-        assert len(stage.api.lists) == 2
+        assert len(harness.api.lists) == 2
         await until_time(60)
-        assert [path for path, _ in stage.api.lists] == ["/apis/taskqueue.dev/v1alpha1/tasks"] * 3
-        assert stage.api.names == ["old"]
+        assert [path for path, _ in harness.api.lists] == ["/apis/taskqueue.dev/v1alpha1/tasks"] * 3
+        assert harness.api.names == ["old"]
 
 
-async def test_what_is_told_twice_is_deleted_once() -> None:
-    async with at_work() as stage:
-        stage.finished("a", ttl=30)
-        stage.finished("a", ttl=30)
-        stage.janitor.add_listed([stage.found("a", ttl=1015)])
-        assert len(stage.janitor) == 1
+async def test_a_task_added_twice_is_deleted_once() -> None:
+    async with at_work() as harness:
+        harness.finished("a", ttl=30)
+        harness.finished("a", ttl=30)
+        harness.controller.add_listed([harness.found("a", ttl=1015)])
+        assert len(harness.controller) == 1
         await until_time(60)
-        assert stage.api.tried == [("a", 15)]
+        assert harness.api.tried == [("a", 15)]
 
 
-async def test_what_an_unfinished_task_needs_stays_until_it_does_not() -> None:
-    async with at_work() as stage:
-        stage.needed.add("a")
-        stage.finished("a", ttl=10)
-        stage.finished("b", ttl=10)
+async def test_a_task_stays_while_an_unfinished_one_depends_on_it() -> None:
+    async with at_work() as harness:
+        harness.needed.add("a")
+        harness.finished("a", ttl=10)
+        harness.finished("b", ttl=10)
         await until_time(10 + 3 * NEEDED_SECONDS + 1)
-        assert stage.api.names == ["b"]
-        stage.needed.clear()
+        assert harness.api.names == ["b"]
+        harness.needed.clear()
         await until_time(10 + 4 * NEEDED_SECONDS + 1)
-        assert stage.api.deleted[1:] == [("a", 10 + 4 * NEEDED_SECONDS)]
+        assert harness.api.deleted[1:] == [("a", 10 + 4 * NEEDED_SECONDS)]
 
 
 @pytest.mark.parametrize("status", [404, 409])
-async def test_gone_or_made_anew_is_fine(status: int) -> None:
-    async with at_work() as stage:
+async def test_a_task_already_deleted_or_replaced_needs_no_retry(status: int) -> None:
+    async with at_work() as harness:
         before = TTL_DELETIONS._value.get()
-        stage.api.problems["a"].append(ApiError(status, "", "no"))
-        stage.finished("a", ttl=1)
+        harness.api.problems["a"].append(ApiError(status, "", "no"))
+        harness.finished("a", ttl=1)
         await until_time(1000)
-        assert stage.api.tried == [("a", 1)]
+        assert harness.api.tried == [("a", 1)]
         assert TTL_DELETIONS._value.get() == before
 
 
 @pytest.mark.parametrize("status", [0, 403, 422, 500])
-async def test_a_delete_that_fails_is_tried_again_ever_more_slowly(status: int) -> None:
-    async with at_work() as stage:
-        stage.api.problems["a"].extend([ApiError(status, "", "no")] * 3)
-        stage.finished("a", ttl=1)
+async def test_a_failed_delete_is_retried_with_backoff(status: int) -> None:
+    async with at_work() as harness:
+        harness.api.problems["a"].extend([ApiError(status, "", "no")] * 3)
+        harness.finished("a", ttl=1)
         await until_time(100)
-        assert stage.api.tried == [("a", 1), ("a", 2), ("a", 4), ("a", 8)]
-        assert stage.api.names == ["a"]
+        assert harness.api.tried == [("a", 1), ("a", 2), ("a", 4), ("a", 8)]
+        assert harness.api.names == ["a"]
 
 
-async def test_those_that_fail_do_not_hold_up_the_others() -> None:
-    async with at_work() as stage:
+async def test_failed_deletes_do_not_delay_others() -> None:
+    async with at_work() as harness:
         for number in range(2 * DELETES_AT_ONCE):
             name = f"bad-{number}"
-            stage.api.problems[name].extend([ApiError(403, "Forbidden", "no")] * 100)
-            stage.finished(name, ttl=1)
+            harness.api.problems[name].extend([ApiError(403, "Forbidden", "no")] * 100)
+            harness.finished(name, ttl=1)
         for number in range(20):
-            stage.finished(f"good-{number}", ttl=2)
+            harness.finished(f"good-{number}", ttl=2)
         await until_time(10)
-        assert len(stage.api.names) == 20
+        assert len(harness.api.names) == 20
 
 
-async def test_one_success_ends_the_slowness_of_all() -> None:
-    async with at_work() as stage:
-        stage.api.problems["bad"].extend([ApiError(403, "Forbidden", "no")] * 100)
-        stage.finished("bad", ttl=1)
-        stage.finished("good", ttl=40)
-        stage.finished("next", ttl=65)
+async def test_a_successful_delete_resets_the_common_backoff() -> None:
+    async with at_work() as harness:
+        harness.api.problems["bad"].extend([ApiError(403, "Forbidden", "no")] * 100)
+        harness.finished("bad", ttl=1)
+        harness.finished("good", ttl=40)
+        harness.finished("next", ttl=65)
         await until_time(100)
-        assert [at for name, at in stage.api.tried if name == "bad"] == [1, 2, 4, 8, 16, 32, 64]
-        assert stage.api.deleted == [("good", 40), ("next", 65)]
+        assert [at for name, at in harness.api.tried if name == "bad"] == [1, 2, 4, 8, 16, 32, 64]
+        assert harness.api.deleted == [("good", 40), ("next", 65)]
 
 
 async def test_the_list_of_all_is_enough_for_every_queue() -> None:
-    async with at_work() as stage:
+    async with at_work() as harness:
         for number in range(3):
-            stage.defaults[("shop", f"q{number}")] = 5
-            stage.janitor.on_queue_changed(("shop", f"q{number}"))
-        stage.janitor.list_all()
+            harness.defaults[("shop", f"q{number}")] = 5
+            harness.controller.on_queue_changed(("shop", f"q{number}"))
+        harness.controller.list_all()
         await until_time(1)
-        assert [path for path, _ in stage.api.lists] == ["/apis/taskqueue.dev/v1alpha1/tasks"]
+        assert [path for path, _ in harness.api.lists] == ["/apis/taskqueue.dev/v1alpha1/tasks"]
 
 
-async def test_nothing_is_deleted_before_it_is_known_who_needs_whom() -> None:
-    stage = Stage()
+async def test_nothing_is_deleted_before_dependencies_are_known() -> None:
+    harness = Harness()
     synced = asyncio.Event()
-    running = asyncio.create_task(stage.janitor.run(after=synced))
-    stage.finished("needed", ttl=1)
-    stage.finished("other", ttl=1)
+    running = asyncio.create_task(harness.controller.run(after=synced))
+    harness.finished("needed", ttl=1)
+    harness.finished("other", ttl=1)
     await until_time(30)
-    stage.needed.add("needed")
+    harness.needed.add("needed")
     synced.set()
     await until_time(31)
-    assert stage.api.names == ["other"]
+    assert harness.api.names == ["other"]
     running.cancel()
 
 
-async def test_while_nothing_succeeds_little_is_asked() -> None:
-    async with at_work() as stage:
+async def test_deletes_slow_down_while_all_fail() -> None:
+    async with at_work() as harness:
         for number in range(200):
-            stage.api.problems[f"t{number}"].extend([ApiError(500, "", "no")] * 100)
-            stage.finished(f"t{number}", ttl=1)
+            harness.api.problems[f"t{number}"].extend([ApiError(500, "", "no")] * 100)
+            harness.finished(f"t{number}", ttl=1)
         await until_time(121)
-        assert len(stage.api.tried) < 150
+        assert len(harness.api.tried) < 150
 
 
-async def test_all_wait_as_long_as_the_server_asks() -> None:
-    async with at_work() as stage:
-        stage.api.problems["a"].append(ApiError(429, "Busy", "no", retry_after=30))
-        stage.finished("a", ttl=1)
-        stage.finished("b", ttl=2)
+async def test_all_deletes_respect_retry_after() -> None:
+    async with at_work() as harness:
+        harness.api.problems["a"].append(ApiError(429, "Busy", "no", retry_after=30))
+        harness.finished("a", ttl=1)
+        harness.finished("b", ttl=2)
         await until_time(40)
-        assert stage.api.tried == [("a", 1), ("b", 31), ("a", 31)]
+        assert harness.api.tried == [("a", 1), ("b", 31), ("a", 31)]
 
 
-async def test_few_deletes_are_under_way_at_once() -> None:
-    async with at_work() as stage:
-        stage.api.gate.clear()
+async def test_concurrent_deletes_are_limited() -> None:
+    async with at_work() as harness:
+        harness.api.gate.clear()
         for number in range(20):
-            stage.finished(f"t{number}", ttl=1)
+            harness.finished(f"t{number}", ttl=1)
         await until_time(2)
-        assert stage.api.under_way == DELETES_AT_ONCE
-        stage.api.gate.set()
+        assert harness.api.under_way == DELETES_AT_ONCE
+        harness.api.gate.set()
         await until_time(3)
-        assert (len(stage.api.names), stage.api.most) == (20, DELETES_AT_ONCE)
+        assert (len(harness.api.names), harness.api.most) == (20, DELETES_AT_ONCE)
