@@ -9,7 +9,6 @@ from typing import Any
 from taskqueue.kubernetes.client import ApiClient
 from taskqueue.kubernetes.task_codec import FINISHED, TASKS_PATH
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import Phase
 from taskqueue.timestamps import from_rfc3339
 
 #: Objects per page. A page is parsed in one turn of the loop, while outcomes wait.
@@ -22,7 +21,6 @@ class FinishedTask:
 
     uid: str
     queue: QueueKey
-    phase: Phase
     completed: float
     name: str = ""
     ttl: int | None = None
@@ -55,7 +53,6 @@ def _read(raw: Mapping[str, Any]) -> FinishedTask:
     return FinishedTask(
         uid=metadata["uid"],
         queue=(metadata["namespace"], raw["spec"]["queue"]),
-        phase=Phase(status["phase"]),
         completed=from_rfc3339(at),
         name=metadata["name"],
         ttl=raw["spec"].get("ttlSecondsAfterFinished"),

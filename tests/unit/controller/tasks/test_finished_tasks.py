@@ -5,14 +5,12 @@ from typing import Any, cast
 
 from taskqueue.controller.tasks.finished_tasks import FinishedTask, finished_tasks
 from taskqueue.kubernetes.client import ApiClient
-from taskqueue.model.task import Phase
 
 
 def task(uid: str) -> FinishedTask:
     return FinishedTask(
         uid=uid,
         queue=("ns", "q"),
-        phase=Phase.SUCCEEDED,
         completed=200.0,
         name=f"name-{uid}",
         ttl=7,

@@ -19,7 +19,6 @@ from taskqueue.controller.tasks.ttl import (
     TtlController,
 )
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import now, turn, until_time
 
 pytestmark = pytest.mark.looptime
@@ -107,7 +106,6 @@ class Harness:
         return FinishedTask(
             uid=f"uid-{name}",
             queue=QUEUE,
-            phase=Phase.SUCCEEDED,
             completed=now() - 1000,
             name=name,
             ttl=ttl,
