@@ -1,8 +1,8 @@
-"""For programs: submit Tasks and wait for them, or send messages straight to a queue.
+"""Clients for programs: submit Tasks and wait for them, or send direct messages to a queue.
 
-`TaskClient` and `AsyncTaskClient` speak to the Kubernetes API, `Producer` and `AsyncProducer` to
-RabbitMQ. Each is imported when it is first asked for: who only sends messages pays nothing for the
-Kubernetes client, and the other way round. See docs/guides/clients.md.
+`TaskClient` and `AsyncTaskClient` use the Kubernetes API, `Producer` and `AsyncProducer` use
+RabbitMQ. Each is imported on first access: a program that only sends messages does not load the
+Kubernetes client, and vice versa. See docs/guides/clients.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
     "WaitTimeout",
 ]
 
-_LATER = {
+_LAZY_IMPORTS = {
     "AsyncProducer": "taskqueue.direct.async_producer",
     "AsyncTaskClient": "taskqueue.client.async_tasks",
     "AsyncTaskHandle": "taskqueue.client.async_tasks",
@@ -60,7 +60,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    module = _LATER.get(name)
+    module = _LAZY_IMPORTS.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(module), name)

@@ -1,13 +1,12 @@
-"""How a program reaches the API server, and in whose namespace it is at home."""
+"""Finds the API server for a program, and the namespace it works in by default."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import yaml
 from kubernetes.aio import config as kubernetes_config
@@ -17,46 +16,23 @@ from taskqueue.kubernetes.client import ApiAccess, ApiClient, load_access
 
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
-#: What reading a kubeconfig raises that is not what it should be.
+#: Raised for a kubeconfig with malformed content.
 _MALFORMED = (TypeError, KeyError, ValueError)
-
-
-class ApiRequester(Protocol):
-    """What is needed of `taskqueue.kubernetes.client.ApiClient`; its errors are `ApiError`."""
-
-    async def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, str] | None = None,
-        body: Any = None,
-        content_type: str = "application/json",
-    ) -> dict[str, Any]:
-        """Send one request and return the parsed answer."""
-
-    def watch(
-        self, path: str, *, timeout_seconds: int, **params: str
-    ) -> AsyncIterator[dict[str, Any]]:
-        """Yield watch events until the server ends the watch."""
-
-    async def close(self) -> None:
-        """Close all connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiConnection:
-    """A way to the API server.
+    """Clients of the API server, with a default namespace.
 
     Attributes:
         requests: for requests.
-        watches: for watches: each holds a connection as long as it lasts, and must not keep
-            requests from theirs.
-        namespace: where the program is at home.
+        watches: for watches: each holds a connection as long as it lasts, which must not take one
+            from the requests.
+        namespace: of Tasks for which none is given.
     """
 
-    requests: ApiRequester
-    watches: ApiRequester
+    requests: ApiClient
+    watches: ApiClient
     namespace: str
 
     async def close(self) -> None:
@@ -68,18 +44,18 @@ class ApiConnection:
 Connect = Callable[[], Awaitable[ApiConnection]]
 
 
-def connecting(kubeconfig: str | None) -> Connect:
-    """Return what finds the API server: the pod's service account, else a kubeconfig."""
+def connector(kubeconfig: str | None) -> Connect:
+    """Return a function that connects by the pod's service account, or else by a kubeconfig."""
 
     async def connect() -> ApiConnection:
-        access, namespace = await _find(kubeconfig)
-        return over(access, namespace)
+        access, namespace = await _load_access(kubeconfig)
+        return open_connection(access, namespace)
 
     return connect
 
 
-def over(access: ApiAccess, namespace: str) -> ApiConnection:
-    """Return a way to the API server as someone."""
+def open_connection(access: ApiAccess, namespace: str) -> ApiConnection:
+    """Return a connection with these credentials."""
     return ApiConnection(
         requests=ApiClient(access),
         watches=ApiClient(access, max_connections=0),
@@ -87,21 +63,21 @@ def over(access: ApiAccess, namespace: str) -> ApiConnection:
     )
 
 
-async def _find(kubeconfig: str | None) -> tuple[ApiAccess, str]:
+async def _load_access(kubeconfig: str | None) -> tuple[ApiAccess, str]:
     in_cluster = kubeconfig is None and bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
     try:
         if kubeconfig is not None and not await asyncio.to_thread(Path(kubeconfig).exists):
-            raise FileNotFoundError(f"there is no file {kubeconfig}")
+            raise FileNotFoundError(f"file {kubeconfig} does not exist")
         access = await load_access(kubeconfig)
         if in_cluster:
             return access, await asyncio.to_thread(_own_namespace)
         _, current = kubernetes_config.list_kube_config_contexts(kubeconfig)  # type: ignore[no-untyped-call]
         return access, str(current["context"].get("namespace") or "default")
-    except (kubernetes_config.ConfigException, OSError, yaml.YAMLError, *_MALFORMED) as problem:
+    except (kubernetes_config.ConfigException, OSError, yaml.YAMLError, *_MALFORMED) as error:
         raise Unavailable(
-            f"no way to a Kubernetes API server is known ({problem}): run in a pod with a service "
-            "account, set KUBECONFIG, or give kubeconfig="
-        ) from problem
+            f"cannot find a Kubernetes API server ({error}): run in a pod with a service account, "
+            "set KUBECONFIG, or give kubeconfig="
+        ) from error
 
 
 def _own_namespace() -> str:

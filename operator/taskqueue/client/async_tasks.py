@@ -1,4 +1,4 @@
-"""Tasks for programs that run an event loop; `taskqueue.client.tasks` is the same without one."""
+"""The asyncio client for Tasks; `taskqueue.client.tasks` is the same for other programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Unpack
 
-from taskqueue.client.access import ApiConnection, Connect, connecting
+from taskqueue.client.access import ApiConnection, Connect, connector
 from taskqueue.client.errors import (
     TaskCancelled,
     TaskConflict,
@@ -16,35 +16,35 @@ from taskqueue.client.errors import (
     TaskGone,
     WaitTimeout,
 )
-from taskqueue.client.requests import ask, refusal
+from taskqueue.client.requests import client_error, request_with_retries
 from taskqueue.client.spec import TaskOptions, differences, manifest, task_spec
 from taskqueue.client.status import TaskResult, TaskStatus, result_of, status_of
-from taskqueue.client.task_watch import LastSeen, TaskRef, follow, task_path, tasks_path
+from taskqueue.client.task_watch import LastSeen, TaskRef, task_path, tasks_path, watch_task
 from taskqueue.kubernetes.client import MERGE_PATCH, ApiError
 
 #: Shown in metadata.managedFields of the Tasks it creates.
 _FIELD_MANAGER = "taskqueue-client"
 
-#: Tasks that `AsyncTaskClient.wait_all` watches at a time.
+#: Tasks that `AsyncTaskClient.wait_all` watches at the same time.
 _WATCHED_AT_ONCE = 8
 
-#: A name that is taken and free again while we look: somebody deletes it all the time.
+#: A name that exists for the create and not for the read: somebody keeps deleting the Task.
 _SUBMIT_ROUNDS = 5
 
 
 class AsyncTaskClient:
-    """Submits Tasks and follows them, over the Kubernetes API.
+    """Submits Tasks and waits for them, over the Kubernetes API.
 
-    In a pod it acts as the pod's service account, elsewhere as the current user of a kubeconfig.
-    It connects when it is first used; use it with ``async with``, or `close` it. Requests are asked
-    again through short outages: none of them does harm twice.
+    In a pod it uses the pod's service account, elsewhere the current context of a kubeconfig. It
+    connects on first use; use it with ``async with``, or call `close`. Requests are retried through
+    short outages; all of them are safe to repeat.
 
     Args:
         namespace: of Tasks for which none is given; default: the service account's, or that of the
             kubeconfig's current context.
-        kubeconfig: path of the file to use, instead of looking.
-        patience_seconds: how long a request is asked again while the API server is away.
-        connect: how to reach the API server, instead of all that.
+        kubeconfig: path of the file to use; default: $KUBECONFIG, then ``~/.kube/config``.
+        patience_seconds: how long a request is retried while the API server is unreachable.
+        connect: connects to the API server, instead of the above.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class AsyncTaskClient:
     ) -> None:
         self._namespace = namespace
         self._patience = patience_seconds
-        self._connect = connect or connecting(kubeconfig)
-        self._connected: ApiConnection | None = None
+        self._connect = connect or connector(kubeconfig)
+        self._connection: ApiConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._connecting = asyncio.Lock()
@@ -66,15 +66,15 @@ class AsyncTaskClient:
     async def __aenter__(self) -> AsyncTaskClient:
         return self
 
-    async def __aexit__(self, *problem: object) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     async def close(self) -> None:
-        """Close all connections; what is under way fails. Idempotent."""
+        """Close all connections; calls in progress fail. Idempotent."""
         self._closed = True
-        connected, self._connected = self._connected, None
-        if connected is not None:
-            await connected.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
     async def submit(
         self,
@@ -89,18 +89,18 @@ class AsyncTaskClient:
         annotations: Mapping[str, str] | None = None,
         **spec: Unpack[TaskOptions],
     ) -> AsyncTaskHandle:
-        """Create a Task, or find that it exists already.
+        """Create a Task, or return it if it exists.
 
-        A Task of the same name and spec is the same Task: submitting again is harmless, whatever
-        became of it. The TaskQueue need not exist yet: the Task then waits, Blocked with reason
+        A Task with the same name and spec is the same Task: submitting it again is safe, whatever
+        its status is. The TaskQueue need not exist yet: the Task is then Blocked with reason
         QueueNotFound.
 
         Args:
             queue: name of the TaskQueue.
             handler: name of the handler.
             payload: a dict, a pydantic model or a dataclass; None: an empty object.
-            name: of the Task; default: ``generate_name`` and a random end.
-            generate_name: what a generated name begins with; default: the queue's name and "-".
+            name: of the Task; default: ``generate_name`` and a random suffix.
+            generate_name: prefix of a generated name; default: the queue's name and "-".
             namespace: of the TaskQueue and the Task; default: the client's.
             labels: of the Task.
             annotations: of the Task.
@@ -109,93 +109,98 @@ class AsyncTaskClient:
                 ``attempt_timeout_seconds``, ``ttl_seconds_after_finished``.
 
         Raises:
-            TypeError: an unknown argument, or a payload that is no JSON object.
-            ValueError: a value that no Task can have.
-            TaskConflict: another Task has this name.
-            Refused: the API server refused it.
-            Unavailable: the API server could not be asked.
+            TypeError: an unknown argument, or a payload that is not a JSON object.
+            ValueError: an invalid value; the text names the field.
+            TaskConflict: another Task with this name exists.
+            Refused: the API server refused the request.
+            Unavailable: the API server did not answer.
         """
         wanted = task_spec(queue, handler, payload, spec)
         if name is None:
-            # Made here, not by the API server: a request whose answer was lost can be repeated.
+            # Generated here, not by the API server, so that a request can be repeated when its
+            # response was lost.
             name = f"{generate_name or f'{queue}-'}{uuid.uuid4().hex[:10]}"
-        connected = await self._open()
-        home = self._home(connected, namespace)
-        what = f"submit Task {home}/{name}"
+        connection = await self._open()
+        resolved = self._resolve_namespace(connection, namespace)
+        action = f"submit Task {resolved}/{name}"
         body = manifest(wanted, name, labels=labels, annotations=annotations)
         for _ in range(_SUBMIT_ROUNDS):
             try:
-                created = await ask(
-                    connected.requests,
+                created = await request_with_retries(
+                    connection.requests,
                     "POST",
-                    tasks_path(home),
+                    tasks_path(resolved),
                     patience_seconds=self._patience,
                     body=body,
                     params={"fieldManager": _FIELD_MANAGER},
                 )
-                return self._handle(connected, created)
-            except ApiError as problem:
-                if problem.reason != "AlreadyExists":
-                    raise refusal(problem, what) from problem
+                return self._handle(connection, created)
+            except ApiError as error:
+                if error.reason != "AlreadyExists":
+                    raise client_error(error, action) from error
             try:
-                there = await ask(
-                    connected.requests,
+                existing = await request_with_retries(
+                    connection.requests,
                     "GET",
-                    task_path(home, name),
+                    task_path(resolved, name),
                     patience_seconds=self._patience,
                 )
-            except ApiError as problem:
-                if problem.status == 404:
+            except ApiError as error:
+                if error.status == 404:
                     continue  # deleted meanwhile: the name is free
-                raise refusal(problem, what) from problem
-            fields = differences(wanted, there["spec"])
+                raise client_error(error, action) from error
+            fields = differences(wanted, existing["spec"])
             if fields:
                 raise TaskConflict(
-                    f"Task {home}/{name} exists, and differs in {', '.join(fields)}: give this one "
-                    "another name",
+                    f"Task {resolved}/{name} exists and differs in {', '.join(fields)}: give this "
+                    "one another name",
                     fields=fields,
                 )
-            return self._handle(connected, there)
-        raise TaskGone(f"cannot {what}: others create and delete Tasks of this name all the time")
+            return self._handle(connection, existing)
+        raise TaskGone(f"cannot {action}: others keep creating and deleting Tasks with this name")
 
     async def get(self, name: str, *, namespace: str | None = None) -> AsyncTaskHandle:
-        """Return a Task that exists.
+        """Return an existing Task.
 
         Raises:
             ValueError: no Task can have this name.
-            TaskGone: there is none of this name.
-            Refused: the API server refused.
-            Unavailable: the API server could not be asked.
+            TaskGone: no Task has this name.
+            Refused: the API server refused the request.
+            Unavailable: the API server did not answer.
         """
-        if not name or "/" in name:  # the API server would see another path, however it is quoted
+        if not name or "/" in name:  # the API server would read another path, even quoted
             raise ValueError(f"no Task can be called {name!r}")
-        connected = await self._open()
-        home = self._home(connected, namespace)
-        raw = await self._look(connected, home, name)
-        return self._handle(connected, raw)
+        connection = await self._open()
+        resolved = self._resolve_namespace(connection, namespace)
+        raw = await self._get_task(connection, resolved, name)
+        return self._handle(connection, raw)
 
     async def wait_all(
         self,
         tasks: Iterable[AsyncTaskHandle],
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> list[TaskResult]:
-        """Return how Tasks ended, in their order, once all have; no failure is raised.
+        """Wait for Tasks and return their results in the same order; failures are not raised.
 
-        Only a few are watched at a time: right for thousands.
+        It watches only a few at a time, so it may be used for thousands.
+
+        Args:
+            tasks: to wait for.
+            timeout: for all together, in seconds; None: no limit.
 
         Raises:
-            WaitTimeout: one has not ended; timeout is in seconds, for all together.
+            WaitTimeout: one has not ended in time.
             TaskGone: one was deleted.
-            Refused: the API server refused.
+            Refused: the API server refused the request.
         """
-        places = asyncio.Semaphore(_WATCHED_AT_ONCE)
+        slots = asyncio.Semaphore(_WATCHED_AT_ONCE)
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
 
         async def one(task: AsyncTaskHandle) -> TaskResult:
-            async with places:
+            async with slots:
                 left = None if deadline is None else max(deadline - loop.time(), 0)
-                return result_of(await task._end(left, told=timeout))
+                return result_of(await task._wait_for_end(left, timeout=timeout))
 
         waiting = [asyncio.ensure_future(one(task)) for task in tasks]
         try:
@@ -210,39 +215,41 @@ class AsyncTaskClient:
             if self._closed:
                 raise RuntimeError("this client is closed: make another")
             loop = asyncio.get_running_loop()
-            if self._connected is None:
-                self._connected, self._loop = await self._connect(), loop
+            if self._connection is None:
+                self._connection, self._loop = await self._connect(), loop
             elif self._loop is not loop:
                 raise RuntimeError("this client was used in another event loop: make one in each")
-            return self._connected
+            return self._connection
 
-    def _home(self, connected: ApiConnection, namespace: str | None) -> str:
-        return namespace or self._namespace or connected.namespace
+    def _resolve_namespace(self, connection: ApiConnection, namespace: str | None) -> str:
+        return namespace or self._namespace or connection.namespace
 
-    def _handle(self, connected: ApiConnection, raw: Mapping[str, Any]) -> AsyncTaskHandle:
+    def _handle(self, connection: ApiConnection, raw: Mapping[str, Any]) -> AsyncTaskHandle:
         metadata = raw["metadata"]
         task = TaskRef(metadata["namespace"], metadata["name"], metadata["uid"])
-        return AsyncTaskHandle(self, connected, task)
+        return AsyncTaskHandle(self, connection, task)
 
-    async def _look(self, connected: ApiConnection, namespace: str, name: str) -> dict[str, Any]:
+    async def _get_task(
+        self, connection: ApiConnection, namespace: str, name: str
+    ) -> dict[str, Any]:
         try:
-            return await ask(
-                connected.requests,
+            return await request_with_retries(
+                connection.requests,
                 "GET",
                 task_path(namespace, name),
                 patience_seconds=self._patience,
             )
-        except ApiError as problem:
-            if problem.status == 404:
+        except ApiError as error:
+            if error.status == 404:
                 raise TaskGone(f"Task {namespace}/{name} does not exist") from None
-            raise refusal(problem, f"look at Task {namespace}/{name}") from problem
+            raise client_error(error, f"get Task {namespace}/{name}") from error
 
-    async def _order_cancel(self, connected: ApiConnection, task: TaskRef) -> None:
-        # The uid makes the API server refuse the order for another Task of the same name.
+    async def _request_cancel(self, connection: ApiConnection, task: TaskRef) -> None:
+        # The uid is a precondition: the API server refuses the patch for another Task of this name.
         body = {"metadata": {"uid": task.uid}, "spec": {"cancel": True}}
         try:
-            await ask(
-                connected.requests,
+            await request_with_retries(
+                connection.requests,
                 "PATCH",
                 task.path,
                 patience_seconds=self._patience,
@@ -250,14 +257,14 @@ class AsyncTaskClient:
                 content_type=MERGE_PATCH,
                 params={"fieldManager": _FIELD_MANAGER},
             )
-        except ApiError as problem:
-            if problem.status not in (404, 409, 422):
-                raise refusal(problem, f"cancel {task}") from problem
-            there = await self._look(connected, task.namespace, task.name)
-            if there["metadata"]["uid"] != task.uid:
-                raise TaskGone(f"{task} was deleted, and another was made under its name") from None
-            if not status_of(there).finished:
-                raise refusal(problem, f"cancel {task}") from problem
+        except ApiError as error:
+            if error.status not in (404, 409, 422):
+                raise client_error(error, f"cancel {task}") from error
+            existing = await self._get_task(connection, task.namespace, task.name)
+            if existing["metadata"]["uid"] != task.uid:
+                raise _replaced(task) from None
+            if not status_of(existing).finished:
+                raise client_error(error, f"cancel {task}") from error
 
 
 class AsyncTaskHandle:
@@ -266,12 +273,12 @@ class AsyncTaskHandle:
     Attributes:
         namespace: of the Task.
         name: of the Task.
-        uid: tells it from others that bear the same name at other times.
+        uid: of the Task; Tasks of the same name at different times differ in it.
     """
 
-    def __init__(self, client: AsyncTaskClient, connected: ApiConnection, task: TaskRef) -> None:
+    def __init__(self, client: AsyncTaskClient, connection: ApiConnection, task: TaskRef) -> None:
         self._client = client
-        self._connected = connected
+        self._connection = connection
         self._task = task
         self.namespace = task.namespace
         self.name = task.name
@@ -281,32 +288,32 @@ class AsyncTaskHandle:
         return f"<{type(self).__name__} {self.namespace}/{self.name}>"
 
     async def status(self) -> TaskStatus:
-        """Return its status as it is now.
+        """Return its present status.
 
         Raises:
             TaskGone: it was deleted.
-            Refused: the API server refused.
-            Unavailable: the API server could not be asked.
+            Refused: the API server refused the request.
+            Unavailable: the API server did not answer.
         """
-        raw = await self._client._look(self._connected, self.namespace, self.name)
+        raw = await self._client._get_task(self._connection, self.namespace, self.name)
         if raw["metadata"]["uid"] != self.uid:
-            raise TaskGone(f"{self._task} was deleted, and another was made under its name")
+            raise _replaced(self._task)
         return status_of(raw)
 
     async def wait(self, timeout: float | None = None) -> TaskResult:  # noqa: ASYNC109
-        """Return its result once it has succeeded.
+        """Wait until it has succeeded and return its result.
 
         Args:
-            timeout: seconds; None: for ever, through outages of the API server.
+            timeout: in seconds; None: no limit, also while the API server is unreachable.
 
         Raises:
             TaskFailed: it has failed.
             TaskCancelled: it was cancelled.
             WaitTimeout: it has not ended in time.
             TaskGone: it was deleted.
-            Refused: the API server refused.
+            Refused: the API server refused the request.
         """
-        status = await self._end(timeout)
+        status = await self._wait_for_end(timeout)
         if status.phase == "Failed":
             raise TaskFailed(
                 f"{self._task} has failed after {status.attempts} attempts: {status}", status=status
@@ -316,42 +323,56 @@ class AsyncTaskHandle:
         return result_of(status)
 
     async def stream(self) -> AsyncGenerator[TaskStatus, None]:
-        """Yield its status now, then every change that is seen, its end the last.
+        """Yield its present status, then each change, the final status last.
 
-        What lasts less than some seconds may not be seen. Outages are waited out.
+        A status that lasts only a few seconds may be missing. Outages are retried without limit.
 
         Raises:
             TaskGone: it was deleted.
-            Refused: the API server refused.
+            Refused: the API server refused the request.
         """
-        async with aclosing(follow(self._task, self._connected, LastSeen())) as statuses:
+        async with aclosing(watch_task(self._task, self._connection, LastSeen())) as statuses:
             async for status in statuses:
                 yield status
 
     async def cancel(self) -> None:
-        """Cancel it; harmless when it has ended. It has ended when `wait` says so.
+        """Request its cancellation; no effect if it has ended. `wait` returns when it has ended.
 
         Raises:
             TaskGone: it was deleted.
-            Refused: the API server refused.
-            Unavailable: the API server could not be asked.
+            Refused: the API server refused the request.
+            Unavailable: the API server did not answer.
         """
-        await self._client._order_cancel(self._connected, self._task)
+        await self._client._request_cancel(self._connection, self._task)
 
-    async def _end(self, seconds: float | None, *, told: float | None = None) -> TaskStatus:
-        """Return the status it ended with; the caller's time may have begun earlier."""
+    async def _wait_for_end(
+        self,
+        seconds: float | None,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> TaskStatus:
+        """Return its final status.
+
+        Args:
+            seconds: how long to wait; None: no limit.
+            timeout: the caller's whole timeout, for the error; default: ``seconds``.
+        """
         seen = LastSeen()
         try:
             async with asyncio.timeout(seconds):
-                async with aclosing(follow(self._task, self._connected, seen)) as statuses:
+                async with aclosing(watch_task(self._task, self._connection, seen)) as statuses:
                     async for status in statuses:
                         if status.finished:
                             return status
-                raise AssertionError("it is followed until it has ended")
+                raise AssertionError("the watch ends with a final status only")
         except TimeoutError:
-            known = f"it is {seen.status}" if seen.status else "nothing is known of it"
-            trouble = f"; the API server cannot be asked: {seen.trouble}" if seen.trouble else ""
+            known = f"it is {seen.status}" if seen.status else "its status is unknown"
+            error = f"; the API server is unreachable: {seen.error}" if seen.error else ""
             raise WaitTimeout(
-                f"{self._task} has not ended within {told or seconds:g} s: {known}{trouble}",
+                f"{self._task} has not ended within {timeout or seconds:g} s: {known}{error}",
                 status=seen.status,
             ) from None
+
+
+def _replaced(task: TaskRef) -> TaskGone:
+    return TaskGone(f"{task} was deleted, and another was created under its name")

@@ -1,4 +1,4 @@
-"""What can go wrong for a program; every text says of what, why, and what to do."""
+"""Errors of the Task clients; each text says what failed, why, and what to do."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 class Unavailable(ClientError):
-    """The API server could not be asked, not even after trying again for a while."""
+    """The API server did not answer, even after retries."""
 
 
 class TaskConflict(ClientError):
-    """A Task of this name exists and is another one.
+    """Another Task with this name exists.
 
     Attributes:
-        fields: where the specs differ, named as arguments of ``submit``.
+        fields: the fields in which the specs differ, named as arguments of ``submit``.
     """
 
     def __init__(self, message: str, *, fields: tuple[str, ...]) -> None:
@@ -27,10 +27,10 @@ class TaskConflict(ClientError):
 
 
 class TaskGone(ClientError):
-    """The Task does not exist any more: deleted, or made anew under its name.
+    """The Task no longer exists: it was deleted, or created again under the same name.
 
     Attributes:
-        status: what was last seen of it; None: nothing.
+        status: its last known status; None: unknown.
     """
 
     def __init__(self, message: str, *, status: TaskStatus | None = None) -> None:
@@ -39,7 +39,7 @@ class TaskGone(ClientError):
 
 
 class TaskFailed(ClientError):
-    """The Task has failed for good.
+    """The Task has failed.
 
     Attributes:
         status: its last status.
@@ -63,10 +63,10 @@ class TaskCancelled(ClientError):
 
 
 class WaitTimeout(ClientError, TimeoutError):
-    """The Task has not ended in time. It goes on; wait again, or cancel it.
+    """The Task has not ended in time. It continues; wait again, or cancel it.
 
     Attributes:
-        status: what was last seen of it; None: nothing.
+        status: its last known status; None: unknown.
     """
 
     def __init__(self, message: str, *, status: TaskStatus | None) -> None:

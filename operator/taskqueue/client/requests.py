@@ -1,4 +1,4 @@
-"""Requests about Tasks, asked again through short outages, with errors for programs."""
+"""Sends requests about Tasks, retries them through short outages, and converts their errors."""
 
 from __future__ import annotations
 
@@ -6,41 +6,40 @@ import asyncio
 from typing import Any
 
 from taskqueue.backoff import Backoff
-from taskqueue.client.access import ApiRequester
 from taskqueue.client.errors import Unavailable
 from taskqueue.direct.errors import ClientError, Refused
-from taskqueue.kubernetes.client import ApiError
+from taskqueue.kubernetes.client import ApiClient, ApiError
 
-#: Answers after which the same request may succeed; 0: none came.
-_PASSING = (0, 408, 429, 500, 502, 503, 504)
-
-
-def passing(problem: ApiError) -> bool:
-    """Tell whether the same request may succeed later, whoever asks."""
-    return problem.status in _PASSING
+#: HTTP statuses after which the same request may succeed; 0: there was no response.
+_TRANSIENT = (0, 408, 429, 500, 502, 503, 504)
 
 
-def refusal(problem: ApiError, what: str) -> ClientError:
-    """Return the error for what the API server said, for ``what`` such as ``submit Task a/b``."""
-    if passing(problem):
-        return Unavailable(f"cannot {what}: {problem}")
+def is_transient(error: ApiError) -> bool:
+    """Return whether the same request may succeed later without any change."""
+    return error.status in _TRANSIENT
+
+
+def client_error(error: ApiError, action: str) -> ClientError:
+    """Return the error to raise to the program; ``action`` is such as ``submit Task a/b``."""
+    if is_transient(error):
+        return Unavailable(f"cannot {action}: {error}")
     advice = ""
-    if problem.status == 401:
-        advice = ": the credentials are not valid, or not any more"
-    elif problem.status == 403:
+    if error.status == 401:
+        advice = ": the credentials are not valid, or have expired"
+    elif error.status == 403:
         advice = (
             ": give the program's service account a role for tasks.taskqueue.dev "
             "(docs/guides/clients.md), and check the namespace"
         )
     return Refused(
-        f"cannot {what}: {problem.message or problem.reason}{advice}",
-        status=problem.status,
-        reason=problem.reason,
+        f"cannot {action}: {error.message or error.reason}{advice}",
+        status=error.status,
+        reason=error.reason,
     )
 
 
-async def ask(
-    api: ApiRequester,
+async def request_with_retries(
+    api: ApiClient,
     method: str,
     path: str,
     *,
@@ -48,10 +47,10 @@ async def ask(
     body: Any = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Send a request that may safely be repeated, again and again while the trouble may pass.
+    """Send a request that may safely be repeated; retry it while its errors are transient.
 
     Raises:
-        ApiError: refused, or there was trouble all the time.
+        ApiError: refused, or not successful within ``patience_seconds``.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + patience_seconds
@@ -59,8 +58,8 @@ async def ask(
     while True:
         try:
             return await api.request(method, path, body=body, **more)
-        except ApiError as problem:
-            wait = max(problem.retry_after or 0.0, backoff.next_delay())
-            if not passing(problem) or loop.time() + wait > deadline:
+        except ApiError as error:
+            wait = max(error.retry_after or 0.0, backoff.next_delay())
+            if not is_transient(error) or loop.time() + wait > deadline:
                 raise
         await asyncio.sleep(wait)

@@ -1,4 +1,4 @@
-"""From the arguments of ``submit`` to a Task object, and whether one that exists is the same."""
+"""Builds a Task object from the arguments of ``submit``, and compares it with an existing one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PayloadFrom(TypedDict):
 class TaskOptions(TypedDict, total=False):
     """The fields of a Task's spec, as docs/reference/api.md has them, in snake_case.
 
-    What is left out, or None, comes from the TaskQueue, or is the API's default.
+    A field that is omitted or None comes from the TaskQueue, or is the API's default.
     """
 
     payload_from: Sequence[PayloadFrom] | None
@@ -62,24 +62,24 @@ class TaskOptions(TypedDict, total=False):
     suspend: bool | None
 
 
-#: Orders to a Task rather than what it is: others may give them while a program submits again.
-_ORDERS = ("cancel", "suspend")
+#: Fields that control a Task and do not identify it: others may set them before a second submit.
+_CONTROL_FIELDS = ("cancel", "suspend")
 
 
 def task_spec(
     queue: str, handler: str, payload: Any, options: Mapping[str, Any]
 ) -> TaskResourceSpec:
-    """Check the arguments and put them together.
+    """Validate the arguments and return the spec.
 
     Raises:
-        TypeError: an argument has no such name; the payload is no JSON object.
-        ValueError: a value is not possible; the text names the field.
+        TypeError: an unknown argument, or a payload that is not a JSON object.
+        ValueError: an invalid value; the text names the field.
     """
     unknown = sorted(set(options) - set(TaskOptions.__annotations__))
     if unknown:
         raise TypeError(
-            f"submit() takes no {', '.join(unknown)}: the fields are those of a Task's spec in "
-            f"snake_case: {', '.join(TaskOptions.__annotations__)}"
+            f"submit() has no argument {', '.join(unknown)}: the fields are those of a Task's spec "
+            f"in snake_case: {', '.join(TaskOptions.__annotations__)}"
         )
     given = {name: value for name, value in options.items() if value is not None}
     start_after = given.get("start_after")
@@ -92,24 +92,24 @@ def task_spec(
         fields["payload"] = payload_object(payload)
     try:
         return TaskResourceSpec.model_validate(fields, extra="forbid")
-    except ValidationError as problem:
+    except ValidationError as error:
         found = "; ".join(
             f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
-            for one in problem.errors(include_url=False, include_context=False)
+            for one in error.errors(include_url=False, include_context=False)
         )
-        raise ValueError(f"submit() cannot make this Task: {found}") from problem
+        raise ValueError(f"submit() cannot create this Task: {found}") from error
 
 
 def payload_object(payload: Any) -> dict[str, Any]:
     """Return a dict, a pydantic model or a dataclass as a JSON object.
 
     Raises:
-        TypeError: it is none, or holds what JSON cannot say.
+        TypeError: it is not an object, or has a value that JSON cannot represent.
     """
     try:
         found = plain(payload)
-    except TypeError as problem:
-        raise TypeError(f"the payload cannot be JSON: {problem}") from problem
+    except TypeError as error:
+        raise TypeError(f"the payload cannot be JSON: {error}") from error
     if not isinstance(found, dict):
         raise TypeError(
             f"a payload is a JSON object, not {type(payload).__name__}: give a dict, a pydantic "
@@ -117,14 +117,14 @@ def payload_object(payload: Any) -> dict[str, Any]:
         )
     if (large := _too_large(found)) is not None:
         raise TypeError(
-            f"the payload holds the integer {large}, of which the API server would make a "
+            f"the payload has the integer {large}, which the API server would store as a "
             "floating-point number: give it as text"
         )
     return found
 
 
 def _too_large(value: Any) -> int | None:
-    """Return an integer that has more than 64 bits with its sign."""
+    """Return an integer that does not fit into 64 bits with its sign; None: there is none."""
     if isinstance(value, int):
         return None if value < 2**63 else value
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -153,15 +153,16 @@ def manifest(
 
 
 def differences(wanted: TaskResourceSpec, found: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return which fields of an existing Task's spec are not as wanted; none: the same Task.
+    """Return the fields in which an existing Task's spec differs; none: it is the same Task.
 
-    The API server has filled in defaults, and may write numbers another way (1.0 as 1).
+    The API server has set defaults, and may write numbers in another form (1.0 as 1).
     """
     there = TaskResourceSpec.model_validate(found)
     return tuple(
         name
         for name in TaskResourceSpec.model_fields
-        if name not in _ORDERS and not _same(getattr(wanted, name), getattr(there, name), name)
+        if name not in _CONTROL_FIELDS
+        and not _same(getattr(wanted, name), getattr(there, name), name)
     )
 
 

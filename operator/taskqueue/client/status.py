@@ -1,4 +1,4 @@
-"""A Task as a program sees it: read from what the API server gives, tolerant of what is new."""
+"""The status of a Task for programs, read from the object; unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FINISHED = ("Succeeded", "Failed", "Cancelled")
 
 @dataclass(frozen=True, slots=True)
 class TaskProgress:
-    """How far a running attempt is, as its handler says.
+    """The progress of a running attempt, as its handler reports it.
 
     Attributes:
-        percent: 0 to 100, or None.
+        percent: 0 to 100; None: not reported.
         message: for people.
     """
 
@@ -25,17 +25,17 @@ class TaskProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskStatus:
-    """How far a Task is; the fields are those of its status.
+    """The status of a Task; the fields are those of the object's status.
 
     Attributes:
         phase: Pending, Blocked, Scheduled, Suspended, Running, Retrying, Succeeded, Failed or
             Cancelled.
-        reason: why, one word for programs, such as QueueNotFound.
+        reason: why, for programs: one word, such as QueueNotFound.
         message: why, for people.
-        attempts: how many were begun.
-        worker: pod of the present or last attempt, or empty.
-        progress: of the running attempt, or None.
-        result: what the handler returned, or None.
+        attempts: number of attempts started.
+        worker: pod of the present or last attempt; "" for none.
+        progress: of the running attempt; None: not reported.
+        result: what the handler returned; None: nothing.
     """
 
     phase: str
@@ -48,11 +48,11 @@ class TaskStatus:
 
     @property
     def finished(self) -> bool:
-        """Whether it will never change again."""
+        """Whether the phase is final."""
         return self.phase in FINISHED
 
     def __str__(self) -> str:
-        """Return phase, reason and message, as far as there are any."""
+        """Return phase, reason and message, without those that are empty."""
         known = ": ".join(part for part in (self.reason, self.message) if part)
         return f"{self.phase}, {known}" if known else self.phase
 
@@ -88,7 +88,7 @@ def status_of(task: Mapping[str, Any]) -> TaskStatus:
 
 
 def result_of(status: TaskStatus) -> TaskResult:
-    """Return what there is to say of a Task's end."""
+    """Return the result of a Task that has ended with this status."""
     return TaskResult(
         phase=status.phase,
         result=status.result,

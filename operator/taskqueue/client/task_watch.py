@@ -1,19 +1,21 @@
-"""Follow one Task: every status it is seen in, until it has ended or is gone.
+"""Watches one Task and yields its statuses until it has ended.
 
-Contract of `follow`:
+Contract of `watch_task`:
 
-* The first status comes at once; afterwards only changes, in the order of the API server. What
-  lasted shortly may be left out.
-* It ends after a finished status. A Task that is deleted meanwhile is `TaskGone`, as is one made
-  anew under its name; one that was seen finished before it was deleted has ended.
-* A watch that breaks, ends, or whose place the API server has forgotten (410), is begun again after
-  a fresh look. An API server that is away is waited for without end: the caller has the clock.
-* A watch begins with what is there, not at the version of the look: that of a Task which has not
-  changed for minutes may be forgotten already. Such a beginning comes from a cache, which may be
-  behind the look: what is older is left out, and another Task of the name is looked for again
-  before it is believed. It says nothing of what is not there: after 5 s of that comes another look.
-* A refusal (403) at the first look, or at the first watch, is an error. Later it is trouble like
-  another for 30 s: an API server that has just started refuses until it knows the roles.
+* The first status comes at once, and then only changes, in the order of the API server. A status
+  that lasts only briefly may be missing.
+* It ends after a final status. A Task that is deleted before is `TaskGone`, as is one that is
+  created again under the same name. One that was seen in a final phase before its deletion has
+  ended.
+* A watch that breaks, ends or expires (410) is started again after a new read. An unreachable API
+  server is retried without limit: the caller sets the timeout.
+* A watch starts with the present state, not at the resource version of the read: that of a Task
+  which has not changed for minutes may have expired. The present state comes from a cache that may
+  be older than the read: older versions are skipped, and a different Task of the same name leads to
+  a new read first. The cache sends nothing for a Task it does not have: after 5 s without an event
+  there is a new read.
+* A refusal (403) of the first read or the first watch is an error. A later one is retried for 30 s:
+  an API server that has just started refuses requests until it knows the roles.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 from taskqueue.api.common import API_VERSION, TASK_PLURAL
 from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.client.access import ApiConnection
 from taskqueue.client.errors import TaskGone
-from taskqueue.client.requests import passing, refusal
+from taskqueue.client.requests import client_error, is_transient
 from taskqueue.client.status import TaskStatus, status_of
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.logs import EventLog
@@ -37,15 +39,15 @@ from taskqueue.logs import EventLog
 log = EventLog("taskqueue.client")
 
 _WATCH_SECONDS = 290
-#: A watch of a Task that exists begins with it, at once.
-_BEGINNING_SECONDS = 5.0
-#: How long an API server may refuse what it has allowed before.
+#: A watch of a Task that exists sends it at once.
+_FIRST_EVENT_SECONDS = 5.0
+#: How long an API server may refuse an action that it has allowed before.
 _REFUSAL_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRef:
-    """Which Task, and which of those that bear its name one after another."""
+    """Identifies one Task among those that had the same name at different times."""
 
     namespace: str
     name: str
@@ -66,65 +68,65 @@ def tasks_path(namespace: str) -> str:
 
 
 def task_path(namespace: str, name: str) -> str:
-    """Return the path of a Task, whatever its name; it has no slash."""
+    """Return the path of a Task; its name may have any character but a slash."""
     return f"{tasks_path(namespace)}/{quote(name, safe='')}"
 
 
 @dataclass(slots=True)
 class LastSeen:
-    """What a follower knows, for errors of whoever stops following.
+    """What a watch last saw, for the error of a caller that stops waiting.
 
     Attributes:
         status: the latest; None: none yet.
-        trouble: why the API server tells nothing now; empty: it does.
+        error: why the API server cannot be reached now; "" when it can.
     """
 
     status: TaskStatus | None = None
-    trouble: str = ""
+    error: str = ""
 
 
-async def follow(
-    task: TaskRef, connected: ApiConnection, seen: LastSeen
+async def watch_task(
+    task: TaskRef, connection: ApiConnection, seen: LastSeen
 ) -> AsyncGenerator[TaskStatus, None]:
-    """Yield statuses; see the module's contract.
+    """Yield the statuses of a Task; the module's docstring has the contract.
 
     Raises:
-        TaskGone: deleted, or made anew.
-        Refused: by the API server.
+        TaskGone: it was deleted, or created again.
+        Refused: the API server refused.
     """
-    follower = _TaskWatcher(task, connected, seen)
+    watcher = _TaskWatcher(task, connection, seen)
     while True:
         try:
-            shown = await follower.look()
-            if follower.changed(shown):
-                yield status_of(shown)
-            if status_of(shown).finished:
+            raw = await watcher.get()
+            if watcher.record_version(raw):
+                yield status_of(raw)
+            if status_of(raw).finished:
                 return
-            follower.backoff.succeeded()
-            async with aclosing(follower.watch(shown)) as versions:
+            watcher.backoff.succeeded()
+            async with aclosing(watcher.watch(raw)) as versions:
                 async for later in versions:
-                    if follower.changed(later):
-                        follower.settle()
+                    if watcher.record_version(later):
+                        watcher.on_recovered()
                         yield status_of(later)
                     if status_of(later).finished:
                         return
-            if follower.backoff.has_held():
-                follower.settle()
-        except ApiError as problem:
-            follower.judge(problem)
-        await follower.pause()
+            if watcher.backoff.has_held():
+                watcher.on_recovered()
+        except ApiError as error:
+            watcher.on_error(error)
+        await watcher.wait_before_retry()
 
 
 class _WatchExpired(Exception):
-    """The API server no longer knows the place a watch has come to."""
+    """The API server no longer has the resource version of the watch."""
 
 
 @dataclass(slots=True)
 class _TaskWatcher:
     task: TaskRef
-    connected: ApiConnection
+    connection: ApiConnection
     seen: LastSeen
-    #: What was allowed before, and since when it is not.
+    #: Actions that were allowed before, and since when they are refused.
     allowed: set[str] = field(default_factory=set)
     refused_since: dict[str, float] = field(default_factory=dict)
     retry_after: float = 0.0
@@ -133,109 +135,109 @@ class _TaskWatcher:
             held_seconds=HELD_SECONDS, clock=asyncio.get_running_loop().time
         )
     )
-    asking: str = ""
-    told: str = ""
+    action: str = ""
+    logged_error: str = ""
 
-    async def look(self) -> dict[str, Any]:
-        """Return the object as it is."""
-        self.asking = "look at"
+    async def get(self) -> dict[str, Any]:
+        """Read the object."""
+        self.action = "get"
         try:
-            shown = await self.connected.requests.request("GET", self.task.path)
-        except ApiError as problem:
-            if problem.status == 404:
-                raise self.gone("does not exist any more") from None
+            raw = await self.connection.requests.request("GET", self.task.path)
+        except ApiError as error:
+            if error.status == 404:
+                raise self.gone_error("no longer exists") from None
             raise
-        self._permitted()
-        if shown["metadata"]["uid"] != self.task.uid:
-            raise self.gone("was deleted, and another was made under its name")
-        return shown
+        self._on_success()
+        if raw["metadata"]["uid"] != self.task.uid:
+            raise self.gone_error("was deleted, and another was created under its name")
+        return raw
 
-    async def watch(self, looked: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the object's versions from the one that was looked at, until the watch ends."""
-        self.asking = "watch"
-        events = self.connected.watches.watch(
+    async def watch(self, known: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield versions of the object that are not older than ``known``, until the watch ends."""
+        self.action = "watch"
+        events = self.connection.watches.watch(
             tasks_path(self.task.namespace),
             timeout_seconds=_WATCH_SECONDS,
             fieldSelector=f"metadata.name={self.task.name}",
-            # With bookmarks it would be a streamed list, which not every etcd is good for.
+            # With bookmarks it would be a streamed list, which not every etcd supports.
             resourceVersion="0",
         )
         try:
-            # Events are closed when the caller goes: the connection is given back.
-            async with aclosing(cast(Any, events)), asyncio.timeout(_BEGINNING_SECONDS) as begin:
+            # Closed when the caller stops, so that the connection is released.
+            async with aclosing(events), asyncio.timeout(_FIRST_EVENT_SECONDS) as first_event:
                 async for event in events:
-                    raw = self._read(event)
-                    begin.reschedule(None)
-                    if _older(raw, looked):
+                    raw = self._object_of(event)
+                    first_event.reschedule(None)
+                    if _is_older(raw, known):
                         continue
                     if raw["metadata"]["uid"] != self.task.uid:
                         return
                     if event["type"] == "DELETED" and not status_of(raw).finished:
-                        raise self.gone("was deleted")
+                        raise self.gone_error("was deleted")
                     yield raw
         except (TimeoutError, _WatchExpired):
             return
 
-    def _read(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Return the object of an event."""
+    def _object_of(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Return the object of a watch event."""
         raw: dict[str, Any] = event["object"]
         if event["type"] == "ERROR":
             if raw.get("code") == 410:
                 raise _WatchExpired
             raise ApiError(int(raw.get("code", 0)), raw.get("reason", ""), raw.get("message", ""))
-        self._permitted()
+        self._on_success()
         return raw
 
-    def changed(self, shown: dict[str, Any]) -> bool:
-        """Take note of a version; tell whether its status is another than before."""
-        status = status_of(shown)
+    def record_version(self, raw: dict[str, Any]) -> bool:
+        """Record a version of the object; return whether its status has changed."""
+        status = status_of(raw)
         if status == self.seen.status:
             return False
         self.seen.status = status
         return True
 
-    def settle(self) -> None:
-        """Take note that all is well."""
+    def on_recovered(self) -> None:
+        """Reset the delays, and log the next error even if it is the same."""
         self.backoff.reset()
-        self.told = ""
+        self.logged_error = ""
 
-    def judge(self, problem: ApiError) -> None:
-        """Take note of trouble, or raise what will not pass."""
+    def on_error(self, error: ApiError) -> None:
+        """Record and log a transient error; raise any other."""
         loop = asyncio.get_running_loop()
-        if problem.status in (401, 403) and self.asking in self.allowed:
-            since = self.refused_since.setdefault(self.asking, loop.time())
+        if error.status in (401, 403) and self.action in self.allowed:
+            since = self.refused_since.setdefault(self.action, loop.time())
             if loop.time() - since > _REFUSAL_SECONDS:
-                raise refusal(problem, f"{self.asking} {self.task}") from problem
-        elif problem.status != 410 and not passing(problem):
-            raise refusal(problem, f"{self.asking} {self.task}") from problem
-        self.retry_after = problem.retry_after or 0.0
-        self.seen.trouble = str(problem)
-        if self.seen.trouble != self.told:
-            self.told = self.seen.trouble
+                raise client_error(error, f"{self.action} {self.task}") from error
+        elif error.status != 410 and not is_transient(error):
+            raise client_error(error, f"{self.action} {self.task}") from error
+        self.retry_after = error.retry_after or 0.0
+        self.seen.error = str(error)
+        if self.seen.error != self.logged_error:
+            self.logged_error = self.seen.error
             log.warning(
-                "task.unwatched",
+                "watch.interrupted",
                 namespace=self.task.namespace,
                 task=self.task.name,
-                problem=self.told,
+                error=self.logged_error,
             )
 
-    async def pause(self) -> None:
-        """Wait before the next look."""
+    async def wait_before_retry(self) -> None:
+        """Wait before the next read."""
         wait, self.retry_after = max(self.backoff.next_delay(), self.retry_after), 0.0
         await asyncio.sleep(wait)
 
-    def gone(self, what: str) -> TaskGone:
-        """Return the error for a Task that is not there."""
-        last = f"; it was last seen {self.seen.status}" if self.seen.status else ""
+    def gone_error(self, what: str) -> TaskGone:
+        """Return the error for a Task that no longer exists."""
+        last = f"; its last status was {self.seen.status}" if self.seen.status else ""
         return TaskGone(f"{self.task} {what}{last}", status=self.seen.status)
 
-    def _permitted(self) -> None:
-        self.allowed.add(self.asking)
-        self.refused_since.pop(self.asking, None)
-        self.seen.trouble = ""
+    def _on_success(self) -> None:
+        self.allowed.add(self.action)
+        self.refused_since.pop(self.action, None)
+        self.seen.error = ""
 
 
-def _older(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Tell whether a version of an object is before another one."""
+def _is_older(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether a version of an object is older than another."""
     versions = [each["metadata"]["resourceVersion"] for each in (one, other)]
     return all(map(str.isdigit, versions)) and int(versions[0]) < int(versions[1])

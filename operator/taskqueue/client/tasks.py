@@ -1,4 +1,4 @@
-"""Tasks for programs without an event loop: `taskqueue.client.async_tasks`, run in a thread."""
+"""The client for Tasks without asyncio: `taskqueue.client.async_tasks`, run in a thread."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from taskqueue.loop_thread import LoopThread
 
 
 class TaskClient:
-    """Submits Tasks and follows them, over the Kubernetes API; usable from any thread.
+    """Submits Tasks and waits for them, over the Kubernetes API; usable from any thread.
 
-    In a pod it acts as the pod's service account, elsewhere as the current user of a kubeconfig.
-    It connects when it is first used; use it with ``with``, or `close` it. It cannot be taken
-    through a fork: a worker's handlers make theirs in a function marked with ``@on_start``.
+    In a pod it uses the pod's service account, elsewhere the current context of a kubeconfig. It
+    connects on first use; use it with ``with``, or call `close`. It does not survive a fork: create
+    it for a worker's handlers in a function marked with ``@on_start``.
 
     Arguments are those of `taskqueue.client.AsyncTaskClient`.
     """
@@ -41,11 +41,11 @@ class TaskClient:
     def __enter__(self) -> TaskClient:
         return self
 
-    def __exit__(self, *problem: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Close all connections; what is under way in other threads fails. Idempotent."""
+        """Close all connections; calls in progress in other threads fail. Idempotent."""
         self._thread.finish(self._client.close())
 
     def submit(
@@ -61,18 +61,18 @@ class TaskClient:
         annotations: Mapping[str, str] | None = None,
         **spec: Unpack[TaskOptions],
     ) -> TaskHandle:
-        """Create a Task, or find that it exists already.
+        """Create a Task, or return it if it exists.
 
-        A Task of the same name and spec is the same Task: submitting again is harmless, whatever
-        became of it. The TaskQueue need not exist yet: the Task then waits, Blocked with reason
+        A Task with the same name and spec is the same Task: submitting it again is safe, whatever
+        its status is. The TaskQueue need not exist yet: the Task is then Blocked with reason
         QueueNotFound.
 
         Args:
             queue: name of the TaskQueue.
             handler: name of the handler.
             payload: a dict, a pydantic model or a dataclass; None: an empty object.
-            name: of the Task; default: ``generate_name`` and a random end.
-            generate_name: what a generated name begins with; default: the queue's name and "-".
+            name: of the Task; default: ``generate_name`` and a random suffix.
+            generate_name: prefix of a generated name; default: the queue's name and "-".
             namespace: of the TaskQueue and the Task; default: the client's.
             labels: of the Task.
             annotations: of the Task.
@@ -81,11 +81,11 @@ class TaskClient:
                 ``attempt_timeout_seconds``, ``ttl_seconds_after_finished``.
 
         Raises:
-            TypeError: an unknown argument, or a payload that is no JSON object.
-            ValueError: a value that no Task can have.
-            TaskConflict: another Task has this name.
-            Refused: the API server refused it.
-            Unavailable: the API server could not be asked.
+            TypeError: an unknown argument, or a payload that is not a JSON object.
+            ValueError: an invalid value; the text names the field.
+            TaskConflict: another Task with this name exists.
+            Refused: the API server refused the request.
+            Unavailable: the API server did not answer.
         """
         handle = self._thread.run(
             self._client.submit(
@@ -103,13 +103,13 @@ class TaskClient:
         return TaskHandle(self._thread, handle)
 
     def get(self, name: str, *, namespace: str | None = None) -> TaskHandle:
-        """Return a Task that exists.
+        """Return an existing Task.
 
         Raises:
             ValueError: no Task can have this name.
-            TaskGone: there is none of this name.
-            Refused: the API server refused.
-            Unavailable: the API server could not be asked.
+            TaskGone: no Task has this name.
+            Refused: the API server refused the request.
+            Unavailable: the API server did not answer.
         """
         return TaskHandle(
             self._thread, self._thread.run(self._client.get(name, namespace=namespace))
@@ -118,12 +118,16 @@ class TaskClient:
     def wait_all(
         self, tasks: Iterable[TaskHandle], timeout: float | None = None
     ) -> list[TaskResult]:
-        """Return how Tasks ended, in their order, once all have; no failure is raised.
+        """Wait for Tasks and return their results in the same order; failures are not raised.
+
+        Args:
+            tasks: to wait for.
+            timeout: for all together, in seconds; None: no limit.
 
         Raises:
-            WaitTimeout: one has not ended; timeout is in seconds, for all together.
+            WaitTimeout: one has not ended in time.
             TaskGone: one was deleted.
-            Refused: the API server refused.
+            Refused: the API server refused the request.
         """
         handles = [task._handle for task in tasks]
         return self._thread.run(self._client.wait_all(handles, timeout))
@@ -135,7 +139,7 @@ class TaskHandle:
     Attributes:
         namespace: of the Task.
         name: of the Task.
-        uid: tells it from others that bear the same name at other times.
+        uid: of the Task; Tasks of the same name at different times differ in it.
     """
 
     def __init__(self, thread: LoopThread, handle: AsyncTaskHandle) -> None:
@@ -149,47 +153,47 @@ class TaskHandle:
         return f"<{type(self).__name__} {self.namespace}/{self.name}>"
 
     def status(self) -> TaskStatus:
-        """Return its status as it is now.
+        """Return its present status.
 
         Raises:
             TaskGone: it was deleted.
-            Refused: the API server refused.
-            Unavailable: the API server could not be asked.
+            Refused: the API server refused the request.
+            Unavailable: the API server did not answer.
         """
         return self._thread.run(self._handle.status())
 
     def wait(self, timeout: float | None = None) -> TaskResult:
-        """Return its result once it has succeeded.
+        """Wait until it has succeeded and return its result.
 
         Args:
-            timeout: seconds; None: for ever, through outages of the API server.
+            timeout: in seconds; None: no limit, also while the API server is unreachable.
 
         Raises:
             TaskFailed: it has failed.
             TaskCancelled: it was cancelled.
             WaitTimeout: it has not ended in time.
             TaskGone: it was deleted.
-            Refused: the API server refused.
+            Refused: the API server refused the request.
         """
         return self._thread.run(self._handle.wait(timeout))
 
     def stream(self) -> Iterator[TaskStatus]:
-        """Yield its status now, then every change that is seen, its end the last.
+        """Yield its present status, then each change, the final status last.
 
-        What lasts less than some seconds may not be seen. Outages are waited out.
+        A status that lasts only a few seconds may be missing. Outages are retried without limit.
 
         Raises:
             TaskGone: it was deleted.
-            Refused: the API server refused.
+            Refused: the API server refused the request.
         """
         yield from self._thread.iterate(self._handle.stream())
 
     def cancel(self) -> None:
-        """Cancel it; harmless when it has ended. It has ended when `wait` says so.
+        """Request its cancellation; no effect if it has ended. `wait` returns when it has ended.
 
         Raises:
             TaskGone: it was deleted.
-            Refused: the API server refused.
-            Unavailable: the API server could not be asked.
+            Refused: the API server refused the request.
+            Unavailable: the API server did not answer.
         """
         self._thread.run(self._handle.cancel())

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from taskqueue.client import AsyncTaskClient
-from taskqueue.client.access import ApiConnection, over
+from taskqueue.client.access import ApiConnection, open_connection
 from taskqueue.kubernetes.client import load_access
 from tests.conftest import Cluster
 from tests.integration.amqp.conftest import (
@@ -22,8 +22,8 @@ __all__ = ["broker_endpoint", "connection", "parameters", "rabbitmq_vhost"]
 
 @pytest.fixture
 async def connected(cluster: Cluster, namespace: str) -> ApiConnection:
-    """A way to the API server that is at home in the test's namespace."""
-    return over(await load_access(str(cluster.kubeconfig)), namespace)
+    """A connection to the API server with the test's namespace."""
+    return open_connection(await load_access(str(cluster.kubeconfig)), namespace)
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-"""The real API server keeps the promises that tests/unit/client/fake_tasks.py makes for it."""
+"""The real API server gives the guarantees of tests/unit/client/fake_tasks.py."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,9 +23,9 @@ from taskqueue.client import (
     TaskGone,
     TaskResult,
 )
-from taskqueue.client.access import ApiConnection, ApiRequester, over
+from taskqueue.client.access import ApiConnection, open_connection
 from taskqueue.client.task_watch import tasks_path
-from taskqueue.kubernetes.client import MERGE_PATCH, ApiAccess, load_access
+from taskqueue.kubernetes.client import MERGE_PATCH, ApiAccess, ApiClient, load_access
 from tests.conftest import Cluster, Kubectl
 from tests.e2e.guides import blocks
 from tests.integration.amqp.relay import relay_to
@@ -36,11 +36,11 @@ PATIENCE = 30.0
 
 
 @pytest.fixture(autouse=True)
-def untroubled(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fail if a client only got through by asking again and again."""
+def no_retries(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail if a client succeeded only by retries."""
     yield
-    told = [vars(one)["fields"] for one in caplog.records if one.name == "taskqueue.client"]
-    assert not told or "break" in request.node.name, told
+    logged = [vars(one)["fields"] for one in caplog.records if one.name == "taskqueue.client"]
+    assert not logged or "break" in request.node.name, logged
 
 
 async def set_status(connected: ApiConnection, name: str, **status: Any) -> None:
@@ -135,7 +135,7 @@ async def test_a_deleted_task_and_its_successor(
         await handle.cancel()
     successor = await client.submit("q", "echo", name="a")
     for ask in (handle.wait, handle.status, handle.cancel):
-        with pytest.raises(TaskGone, match="another was made under its name"):
+        with pytest.raises(TaskGone, match="another was created under its name"):
             await ask()
     raw = await connected.requests.request("GET", path)
     assert raw["metadata"]["uid"] == successor.uid
@@ -158,18 +158,19 @@ async def test_a_task_that_ends_and_is_deleted_at_once_has_ended(
     assert as_ended(await waiting) == SUCCEEDED
 
 
-@dataclass
-class Forgetful:
-    """Watches whose first one asks for a place the server has long forgotten."""
+class ExpiredFirstWatch(ApiClient):
+    """A client whose first watch starts at an expired resource version."""
 
-    api: ApiRequester
-    asked: int = 0
+    def __init__(self, api: ApiClient) -> None:
+        # Not the base's: the connections are those of ``api``.
+        self.api = api
+        self.watches_opened = 0
 
     def watch(
         self, path: str, *, timeout_seconds: int, **params: str
-    ) -> AsyncIterator[dict[str, Any]]:
-        self.asked += 1
-        if self.asked == 1:
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        self.watches_opened += 1
+        if self.watches_opened == 1:
             params["resourceVersion"] = "1"
         return self.api.watch(path, timeout_seconds=timeout_seconds, **params)
 
@@ -180,17 +181,17 @@ class Forgetful:
         await self.api.close()
 
 
-async def test_a_place_the_server_has_forgotten(connected: ApiConnection) -> None:
-    forgetful = Forgetful(connected.watches)
+async def test_wait_recovers_from_an_expired_resource_version(connected: ApiConnection) -> None:
+    expiring = ExpiredFirstWatch(connected.watches)
 
     async def connect() -> ApiConnection:
-        return ApiConnection(connected.requests, forgetful, connected.namespace)
+        return ApiConnection(connected.requests, expiring, connected.namespace)
 
     async with AsyncTaskClient(connect=connect) as client:
         handle = await client.submit("q", "echo", name="a")
         waiting = asyncio.create_task(handle.wait(PATIENCE))
         async with asyncio.timeout(PATIENCE):
-            while forgetful.asked < 2:  # noqa: ASYNC110 - counted where nobody waits
+            while expiring.watches_opened < 2:  # noqa: ASYNC110 - counted where nobody waits
                 await asyncio.sleep(0.01)
         await succeed(connected, "a")
         assert as_ended(await waiting) == SUCCEEDED
@@ -209,7 +210,7 @@ async def test_connections_that_break_while_it_waits(
         configuration.host = f"https://{reached.host}:{reached.port}"
         assert access.ssl_context is not None
         access.ssl_context.check_hostname = False
-        through = over(ApiAccess(configuration, access.ssl_context), connected.namespace)
+        through = open_connection(ApiAccess(configuration, access.ssl_context), connected.namespace)
 
         async def connect() -> ApiConnection:
             return through
@@ -252,7 +253,7 @@ async def test_the_role_of_the_guide_is_enough_and_no_more(
     context = ssl.create_default_context(cafile=access.configuration.ssl_ca_cert)
 
     async def connect() -> ApiConnection:
-        return over(ApiAccess(configuration, context), namespace)
+        return open_connection(ApiAccess(configuration, context), namespace)
 
     async with AsyncTaskClient(connect=connect) as client:
         handle = await client.submit("q", "echo", name="a")

@@ -1,8 +1,8 @@
-"""An API server of Tasks in memory, with the promises the clients rely on.
+"""An API server of Tasks in memory, with the guarantees that the clients rely on.
 
-tests/integration/client asks the same of a real one: defaults filled in at creation, AlreadyExists,
-the uid as a precondition, a watch of one name which begins with what a cache has, 410 for a place
-that is forgotten, DELETED with the last state.
+tests/integration/client checks them on a real one: defaults set at creation, AlreadyExists, the uid
+as a precondition, a watch of one name that starts with the content of a cache, 410 for an expired
+resource version, DELETED with the last state.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import asyncio
 import copy
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from taskqueue.client.access import ApiConnection
-from taskqueue.kubernetes.client import ApiError
+from taskqueue.kubernetes.client import ApiClient, ApiError
 
 NAMESPACE = "shop"
 
@@ -26,10 +26,11 @@ _DEFAULTS = {"payload": {}, "payloadFrom": [], "priority": 0, "concurrencyKey": 
 }
 
 
-class FakeTasks:
-    """The server; tests change its Tasks and break it."""
+class FakeTasks(ApiClient):
+    """The server and a client of it; tests change its Tasks and break it."""
 
     def __init__(self) -> None:
+        # Not the base's: there is no connection.
         self.objects: dict[str, dict[str, Any]] = {}
         #: Errors for the next requests, watches included; None lets one pass.
         self.answers: deque[ApiError | None] = deque()
@@ -39,25 +40,25 @@ class FakeTasks:
         self.closed = 0
         #: Errors for the next watches only.
         self.watch_answers: deque[ApiError | None] = deque()
-        #: While set, a POST is done but its answer is lost, so often.
+        #: Number of POSTs that are executed but whose response is lost.
         self.answers_lost = 0
         self._version = 10
         self._uids = itertools.count(1)
         self._events: list[dict[str, Any]] = []
-        #: What watches begin with instead of what there is: their cache is behind.
+        #: What watches start with instead of the present state: their cache is stale.
         self.cached: dict[str, list[dict[str, Any]]] = {}
         self._changed = asyncio.Condition()
         self._breaks = 0
 
     def connected(self) -> ApiConnection:
-        """Return a way to it."""
+        """Return a connection to it."""
         return ApiConnection(requests=self, watches=self, namespace=NAMESPACE)
 
     async def connect(self) -> ApiConnection:
-        """Return a way to it, as the clients ask for one."""
+        """Return a connection to it, as the clients call it."""
         return self.connected()
 
-    # What tests do.
+    # Called by tests.
 
     async def set_status(self, name: str, phase: str, **more: Any) -> None:
         """Write a status, as the operator does."""
@@ -74,18 +75,18 @@ class FakeTasks:
         self._breaks += 1
         await self._wake()
 
-    async def tell(self, code: int) -> None:
-        """Send those who watch now an ERROR event."""
+    async def send_error(self, code: int) -> None:
+        """Send an ERROR event to the open watches."""
         status = {"code": code, "reason": "Expired", "message": "too old resource version"}
         self._events.append({"type": "ERROR", "object": status})
         await self._wake()
 
     async def until_watched(self) -> None:
-        """Wait until somebody watches."""
+        """Wait until a watch is open."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.watching > 0)
 
-    # What clients ask.
+    # Called by clients.
 
     async def request(
         self,
@@ -118,7 +119,7 @@ class FakeTasks:
 
     async def watch(
         self, path: str, *, timeout_seconds: int, **params: str
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         self.watches += 1
         answer = self.watch_answers.popleft() if self.watch_answers else None
         if answer is not None:

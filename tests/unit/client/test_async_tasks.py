@@ -50,7 +50,9 @@ async def handle(client: AsyncTaskClient) -> AsyncTaskHandle:
     return await client.submit("q", "echo", name="a")
 
 
-async def test_a_task_is_created_as_asked_for(server: FakeTasks, client: AsyncTaskClient) -> None:
+async def test_submit_creates_the_task_with_the_given_fields(
+    server: FakeTasks, client: AsyncTaskClient
+) -> None:
     handle = await client.submit(
         "q",
         "echo",
@@ -77,21 +79,21 @@ async def test_a_task_is_created_as_asked_for(server: FakeTasks, client: AsyncTa
     }
 
 
-async def test_the_namespace_is_the_nearest_one_given(server: FakeTasks) -> None:
+async def test_submit_prefers_its_own_namespace_to_the_clients(server: FakeTasks) -> None:
     async with AsyncTaskClient(connect=server.connect, namespace="mine") as client:
         assert (await client.submit("q", "echo")).namespace == "mine"
         assert (await client.submit("q", "echo", namespace="theirs")).namespace == "theirs"
     assert server.closed == 2
 
 
-async def test_names_are_made_and_differ(client: AsyncTaskClient) -> None:
+async def test_submit_generates_unique_names(client: AsyncTaskClient) -> None:
     one, other = [await client.submit("q", "echo") for _ in range(2)]
     assert one.name != other.name
     assert one.name.startswith("q-")
     assert (await client.submit("q", "echo", generate_name="job-")).name.startswith("job-")
 
 
-async def test_submitting_again_finds_the_same_task_whatever_became_of_it(
+async def test_submit_returns_the_existing_task_in_any_phase(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
 ) -> None:
     server.objects["a"]["spec"]["cancel"] = True
@@ -99,7 +101,7 @@ async def test_submitting_again_finds_the_same_task_whatever_became_of_it(
     assert (await client.submit("q", "echo", name="a")).uid == handle.uid
 
 
-async def test_another_task_of_the_name_is_a_conflict_that_names_the_fields(
+async def test_submit_of_another_spec_is_a_conflict_that_names_the_fields(
     client: AsyncTaskClient, handle: AsyncTaskHandle
 ) -> None:
     with pytest.raises(TaskConflict, match=r"Task shop/a exists.* payload, priority") as found:
@@ -107,7 +109,7 @@ async def test_another_task_of_the_name_is_a_conflict_that_names_the_fields(
     assert found.value.fields == ("payload", "priority")
 
 
-async def test_a_lost_answer_makes_no_second_task(
+async def test_submit_creates_one_task_when_the_response_is_lost(
     server: FakeTasks, client: AsyncTaskClient
 ) -> None:
     server.answers_lost = 1
@@ -115,7 +117,7 @@ async def test_a_lost_answer_makes_no_second_task(
     assert list(server.objects) == [handle.name]
 
 
-async def test_an_outage_is_waited_out_for_a_while(
+async def test_submit_retries_through_an_outage_until_its_patience_ends(
     server: FakeTasks, client: AsyncTaskClient
 ) -> None:
     server.answers.extend([AWAY, ApiError(503, "", "starting"), ApiError(429, "", "slow down")])
@@ -127,7 +129,7 @@ async def test_an_outage_is_waited_out_for_a_while(
     assert 3 < asyncio.get_running_loop().time() - begun <= 10
 
 
-async def test_a_refusal_is_told_at_once_in_the_servers_words(
+async def test_submit_raises_a_refusal_at_once_with_the_servers_message(
     server: FakeTasks, client: AsyncTaskClient
 ) -> None:
     server.answers.append(ApiError(422, "Invalid", "the Task depends on itself"))
@@ -139,7 +141,7 @@ async def test_a_refusal_is_told_at_once_in_the_servers_words(
         await client.submit("q", "echo", name="b")
 
 
-async def test_a_name_that_is_freed_meanwhile_is_taken(
+async def test_submit_creates_the_task_when_its_name_is_freed_meanwhile(
     server: FakeTasks, client: AsyncTaskClient
 ) -> None:
     server.answers.append(ApiError(409, "AlreadyExists", "exists"))
@@ -177,7 +179,7 @@ async def test_waiting_for_a_failure_and_for_a_cancelled_one(
     assert cancelled.value.status.phase == "Cancelled"
 
 
-async def test_waiting_in_vain_says_what_it_waits_for(
+async def test_wait_timeout_has_the_last_status(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
 ) -> None:
     await server.set_status("a", "Blocked", reason="QueueNotFound", message="create it")
@@ -192,11 +194,11 @@ async def test_waiting_in_vain_says_what_it_waits_for(
     assert isinstance(found.value, TimeoutError)
 
 
-async def test_waiting_in_an_outage_says_so(
+async def test_wait_timeout_in_an_outage_has_its_cause(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
 ) -> None:
     server.answers.extend([AWAY] * 100)
-    with pytest.raises(WaitTimeout, match=r"nothing is known of it; .*connection refused"):
+    with pytest.raises(WaitTimeout, match=r"its status is unknown; .*connection refused"):
         await handle.wait(30)
     assert len(server.requests) < 20, "the API server is hammered"
 
@@ -224,13 +226,13 @@ async def test_a_stream_shows_each_change_once_and_ends(
 
 
 @pytest.mark.parametrize("how", ["break", "error event", "refused"])
-async def test_a_watch_that_ends_is_begun_again(
+async def test_wait_starts_a_new_watch_when_one_ends(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle, how: str
 ) -> None:
     waiting = asyncio.create_task(handle.wait())
     await server.until_watched()
     if how == "error event":
-        await server.tell(410)
+        await server.send_error(410)
     elif how == "refused":
         server.watch_answers.extend([ApiError(410, "Expired", "too old"), AWAY])
         await server.break_watches()
@@ -242,7 +244,7 @@ async def test_a_watch_that_ends_is_begun_again(
     assert (await waiting).phase == "Succeeded"
 
 
-async def test_a_cache_that_is_behind_shows_nothing_twice_and_nothing_of_the_past(
+async def test_stream_skips_old_versions_of_a_stale_cache(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
 ) -> None:
     pending = copy.deepcopy(server.objects["a"])
@@ -263,20 +265,20 @@ async def _all(stream: AsyncIterator[Any]) -> list[Any]:
     return [status async for status in stream]
 
 
-async def test_a_watch_that_shows_nothing_is_not_believed(
+async def test_wait_reads_again_when_a_watch_sends_nothing(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
 ) -> None:
     server.cached["a"] = []
     waiting = asyncio.create_task(handle.wait())
     await server.until_watched()
-    del server.objects["a"]  # between the look and the watch
+    del server.objects["a"]  # between the read and the watch
     begun = asyncio.get_running_loop().time()
-    with pytest.raises(TaskGone, match="does not exist"):
+    with pytest.raises(TaskGone, match="no longer exists"):
         await waiting
     assert asyncio.get_running_loop().time() - begun < 10
 
 
-async def test_watches_that_end_at_once_are_not_begun_in_a_hurry(
+async def test_wait_backs_off_when_watches_end_at_once(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
 ) -> None:
     async def end_them() -> None:
@@ -292,22 +294,22 @@ async def test_watches_that_end_at_once_are_not_begun_in_a_hurry(
     assert server.watches < 20
 
 
-async def test_a_deleted_task_is_gone_and_its_last_state_told(
+async def test_wait_for_a_deleted_task_raises_with_its_last_status(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
 ) -> None:
     await server.set_status("a", "Running")
     waiting = asyncio.create_task(handle.wait())
     await server.until_watched()
     await server.delete("a")
-    with pytest.raises(TaskGone, match=r"shop/a was deleted; it was last seen Running") as found:
+    with pytest.raises(TaskGone, match=r"shop/a was deleted; its last status was Running") as found:
         await waiting
     assert found.value.status is not None
     for ask in (handle.wait, handle.status, handle.cancel, lambda: client.get("a")):
-        with pytest.raises(TaskGone, match="does not exist"):
+        with pytest.raises(TaskGone, match=r"does not exist|no longer exists"):
             await ask()
 
 
-async def test_a_task_made_anew_under_the_name_is_another_one(
+async def test_a_task_created_again_under_the_name_is_another_one(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
 ) -> None:
     waiting = asyncio.create_task(handle.wait())
@@ -315,10 +317,10 @@ async def test_a_task_made_anew_under_the_name_is_another_one(
     await server.break_watches()
     await server.delete("a")
     await client.submit("q", "echo", name="a")
-    with pytest.raises(TaskGone, match="another was made under its name"):
+    with pytest.raises(TaskGone, match="another was created under its name"):
         await waiting
     for ask in (handle.status, handle.cancel):
-        with pytest.raises(TaskGone, match="another was made under its name"):
+        with pytest.raises(TaskGone, match="another was created under its name"):
             await ask()
     assert not server.objects["a"]["spec"]["cancel"]
 
@@ -333,7 +335,7 @@ async def test_a_task_deleted_with_its_end_has_ended(
     assert (await waiting).result == {"a": 1}
 
 
-async def test_who_may_not_watch_is_told_at_once(
+async def test_wait_raises_a_refused_watch_at_once(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
 ) -> None:
     server.watch_answers.append(FORBIDDEN)
@@ -358,7 +360,7 @@ async def test_a_server_that_has_just_started_may_refuse_for_a_while(
         await waiting
 
 
-async def test_cancel_orders_it_and_is_harmless_at_the_end(
+async def test_cancel_sets_the_field_and_has_no_effect_after_the_end(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
 ) -> None:
     await handle.cancel()
@@ -408,7 +410,7 @@ async def test_a_stream_that_is_left_closes_its_watch(
 
 
 @pytest.mark.parametrize("name", ["a?watch=1", "a#b", "%61", "Ä"])
-async def test_a_name_is_a_name_whatever_is_in_it(
+async def test_names_are_quoted_in_paths(
     server: FakeTasks, client: AsyncTaskClient, name: str
 ) -> None:
     with pytest.raises(TaskGone):
@@ -421,7 +423,7 @@ async def test_a_name_is_a_name_whatever_is_in_it(
 
 
 @pytest.mark.parametrize("name", ["", "a/status", "../taskqueues/q"])
-async def test_a_name_that_is_a_path_is_a_mistake(
+async def test_get_refuses_a_name_with_a_slash(
     server: FakeTasks, client: AsyncTaskClient, name: str
 ) -> None:
     with pytest.raises(ValueError, match=f"no Task can be called '{name}'"):
@@ -440,13 +442,15 @@ def test_a_client_of_another_loop_says_so(server: FakeTasks) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "there is no file"), ("{}", "current-context"), ("a: [", "parsing"), ("", "")],
+    [(None, "does not exist"), ("{}", "current-context"), ("a: [", "parsing"), ("", "")],
 )
-async def test_a_kubeconfig_that_is_none(tmp_path: Path, content: str | None, words: str) -> None:
+async def test_malformed_kubeconfig_is_unavailable(
+    tmp_path: Path, content: str | None, words: str
+) -> None:
     if content is not None:
         (tmp_path / "config").write_text(content)
     async with AsyncTaskClient(kubeconfig=str(tmp_path / "config")) as client:
-        with pytest.raises(Unavailable, match="no way to a Kubernetes API server") as told:
+        with pytest.raises(Unavailable, match="cannot find a Kubernetes API server") as told:
             await client.get("a")
     assert words in str(told.value)
 
@@ -461,7 +465,7 @@ async def test_a_closed_client_says_so(server: FakeTasks) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"prioriti": 1}, TypeError, "no prioriti: .*priority"),
+        ({"prioriti": 1}, TypeError, "no argument prioriti: .*priority"),
         ({"priority": 5000}, ValueError, "priority: .*1000"),
         ({"retry": {"max_attemps": 3}}, ValueError, r"retry\.max_attemps"),
         ({"payload": [1]}, TypeError, "a JSON object, not list"),

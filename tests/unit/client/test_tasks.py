@@ -29,7 +29,7 @@ def client(server: FakeTasks) -> Iterator[TaskClient]:
     assert not [thread for thread in threading.enumerate() if thread.name == "TaskClient"]
 
 
-def test_submit_wait_and_look(server: FakeTasks, client: TaskClient) -> None:
+def test_submit_wait_and_status(server: FakeTasks, client: TaskClient) -> None:
     handle = client.submit("q", "echo", {"a": 1}, name="a")
     client._thread.run(server.set_status("a", "Succeeded", attempts=1, result={"a": 1}))
     assert handle.wait(5) == TaskResult(
