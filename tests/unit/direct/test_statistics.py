@@ -127,7 +127,7 @@ async def test_there_is_an_end_to_the_pages() -> None:
         None,
     ],
 )
-async def test_what_has_no_figures_is_unknown_and_not_zero(item: Any) -> None:
+async def test_queue_without_statistics_is_unknown_and_not_zero(item: Any) -> None:
     async def answer(request: web.BaseRequest) -> web.Response:
         return page(item, queue("taskqueue.shop.known"))
 
@@ -166,7 +166,7 @@ async def test_a_broker_that_has_just_started_is_not_asked_for_totals() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"items": 1, "page_count": 1}'])
-async def test_json_that_is_no_list_of_queues(text: str) -> None:
+async def test_json_without_a_list_of_queues_is_refused(text: str) -> None:
     async def answer(request: web.BaseRequest) -> web.Response:
         return web.Response(text=text, content_type="application/json")
 
@@ -203,7 +203,7 @@ async def test_a_redirect_is_not_followed_with_the_password() -> None:
     assert asked == ["/api/queues//"]
 
 
-async def test_a_web_page_is_no_answer() -> None:
+async def test_web_page_is_refused() -> None:
     async def answer(request: web.BaseRequest) -> web.Response:
         return web.Response(text="<html>log in</html>", content_type="text/html")
 

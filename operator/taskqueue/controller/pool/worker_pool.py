@@ -201,7 +201,7 @@ class WorkerPool:
                 queue=config.name,
                 before=before,
                 replicas=decision.replicas,
-                why=decision.explanation,
+                reason=decision.explanation,
                 load=asdict(decision.load),
                 pool=asdict(decision.pool),
             )

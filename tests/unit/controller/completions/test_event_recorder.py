@@ -1,4 +1,4 @@
-"""What is told as Kubernetes Events, how much of it, and that nothing ever waits for it."""
+"""Which Kubernetes Events are recorded, how many, and that nothing waits for them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def dropped(why: str) -> float:
     return value
 
 
-async def test_a_failed_and_a_cancelled_task_are_told() -> None:
+async def test_failed_and_cancelled_tasks_have_events() -> None:
     async with at_work() as case:
         case.ended("a")
         case.ended("b", Phase.CANCELLED, "Cancelled")
@@ -129,7 +129,7 @@ async def test_a_failed_and_a_cancelled_task_are_told() -> None:
         assert (event.regarding.uid, event.note) == ("uid-a", "why")
 
 
-async def test_success_is_not_told() -> None:
+async def test_succeeded_task_has_no_event() -> None:
     async with at_work() as case:
         case.ended("a", Phase.SUCCEEDED, "")
         await until_time(100)
@@ -177,7 +177,7 @@ async def test_many_reasons_are_named_in_part() -> None:
         assert "and 3 other reasons" in case.writer.created[-1][0].note
 
 
-async def test_lasting_trouble_is_told_once_and_so_is_its_end() -> None:
+async def test_lasting_trouble_and_its_end_have_one_event_each() -> None:
     async with at_work() as case:
         for second in range(30):
             case.queue(AWAY)
@@ -195,7 +195,7 @@ async def test_lasting_trouble_is_told_once_and_so_is_its_end() -> None:
         assert case.writer.repeated == []
 
 
-async def test_a_start_and_a_short_break_are_not_told() -> None:
+async def test_start_and_short_break_have_no_event() -> None:
     async with at_work() as case:
         case.queue(UNKNOWN)
         case.queue(AWAY)
@@ -229,7 +229,7 @@ async def test_not_to_know_is_neither_trouble_nor_its_end() -> None:
         assert len(case.writer.created) == 1
 
 
-async def test_trouble_that_changes_its_reason_is_told_again() -> None:
+async def test_trouble_with_another_reason_has_another_event() -> None:
     async with at_work() as case:
         case.queue(AWAY)
         await until_time(10)
@@ -283,7 +283,7 @@ async def test_what_happens_while_it_is_written_is_not_lost() -> None:
         assert [count for _, count, _ in case.writer.repeated] == [3]
 
 
-async def test_an_event_removed_for_its_age_is_made_anew() -> None:
+async def test_event_removed_for_its_age_is_created_again() -> None:
     async with at_work() as case:
         case.recorder.warn(KEY, "uid-q", reason="QueueLost", note="declared again")
         await until_time(20)
@@ -297,7 +297,7 @@ async def test_an_event_removed_for_its_age_is_made_anew() -> None:
         assert case.writer.repeated == [(second, 2, 40)]
 
 
-async def test_a_taskqueue_made_anew_has_events_of_its_own() -> None:
+async def test_recreated_taskqueue_has_events_of_its_own() -> None:
     async with at_work() as case:
         case.queue(AWAY)
         await until_time(10)
@@ -306,7 +306,7 @@ async def test_a_taskqueue_made_anew_has_events_of_its_own() -> None:
         assert [event.regarding.uid for event, _ in case.writer.created] == ["uid-q", "uid-new"]
 
 
-async def test_nothing_more_is_told_of_a_queue_that_is_gone() -> None:
+async def test_deleted_taskqueue_has_no_more_events() -> None:
     async with at_work() as case:
         case.queue(AWAY)
         case.recorder.remove_queue(KEY)
@@ -333,7 +333,7 @@ async def test_what_does_not_fit_is_dropped_and_counted() -> None:
         ]
 
 
-async def test_trouble_dropped_is_told_when_it_comes_again() -> None:
+async def test_dropped_event_is_written_when_its_trouble_returns() -> None:
     async with at_work(waiting_limit=0) as case:
         case.recorder.warn(KEY, "uid-q", reason="QueueLost", note="declared again")
         case.recorder._waiting_limit = 10
@@ -384,7 +384,7 @@ async def test_a_missing_permission_is_logged_once(caplog: pytest.LogCaptureFixt
         ApiError(403, "Forbidden", "unable to create new content: it is being terminated"),
     ],
 )
-async def test_a_namespace_on_its_way_out_is_no_news(
+async def test_namespace_being_deleted_is_not_logged(
     problem: ApiError, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with at_work() as case:

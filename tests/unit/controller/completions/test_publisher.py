@@ -1,4 +1,4 @@
-"""Ends are told until confirmed; what is only in memory is kept, within bounds."""
+"""Completion events are published until confirmed, and kept within bounds."""
 
 from __future__ import annotations
 
@@ -176,13 +176,13 @@ async def test_a_queue_that_never_opens_keeps_no_outcome_for_ever() -> None:
 
 async def test_each_waits_its_own_time_for_its_queue() -> None:
     case, publisher = Case(), FakePublisher()
-    case.end("told", None)
+    case.end("opened", None)
     case.open(publisher)
     publisher.settle()
     await asyncio.sleep(OPEN_SECONDS / 2)
     case.end("later", None)
     await asyncio.sleep(OPEN_SECONDS / 2 + 1)
-    assert case.published == ["told"]
+    assert case.published == ["opened"]
 
 
 async def test_many_kept_ends_leave_other_work_its_turn() -> None:

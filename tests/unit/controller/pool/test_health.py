@@ -58,7 +58,7 @@ def test_a_pool_that_fails_grows_no_further_and_says_why() -> None:
     assert health.next_check is None  # the pods' changes are seen
 
 
-def test_a_few_that_fail_are_told_of_but_hold_nothing_up() -> None:
+def test_few_failing_pods_are_reported_without_a_ceiling() -> None:
     health = Pool([pod("a"), pod("b"), pod("c", PULL)], wanted=9).look()
     assert (health.reason, health.ceiling) == ("ImagePullBackOff", None)
 
@@ -67,7 +67,7 @@ def test_half_that_fail_hold_it_up() -> None:
     assert Pool([pod("a"), pod("b", PULL)], wanted=9, replicas=4).look().ceiling == 4
 
 
-def test_the_most_frequent_reason_is_told() -> None:
+def test_most_frequent_reason_is_reported() -> None:
     pods = [pod("a", PULL), pod("b", CRASH), pod("c", CRASH)]
     health = Pool(pods, wanted=3).look()
     assert health.reason == "CrashLoopBackOff"
@@ -79,7 +79,7 @@ def waiting(name: str) -> Pod:
     return pod(name, NO_NODE, assigned=False, running_since=None, ready=False, phase="Pending")
 
 
-def test_pods_that_no_node_takes_are_told_of_and_hold_nothing_up() -> None:
+def test_unschedulable_pods_are_reported_without_a_ceiling() -> None:
     health = Pool([waiting("a"), waiting("b")], wanted=9).look()
     assert (health.reason, health.ceiling) == ("Unschedulable", None)
     assert health.message == (
@@ -106,7 +106,7 @@ def test_pods_that_no_node_takes_excuse_no_others() -> None:
         max_size=8,
     )
 )
-def test_until_it_is_to_be_looked_at_again_nothing_changes_by_itself(
+def test_health_does_not_change_by_itself_before_next_check(
     looks: list[tuple[list[str], str, float]],
 ) -> None:
     pool = Pool([], wanted=5)
@@ -138,7 +138,7 @@ def test_until_it_is_to_be_looked_at_again_nothing_changes_by_itself(
         health = pool.look(refused)
 
 
-def test_the_moment_to_look_again_is_late_enough() -> None:
+def test_next_check_is_late_enough() -> None:
     pool = Pool([pod("a", CRASH, restarts=1)], wanted=3)
     pool.now = 65527.9  # 10 s later fewer than 10 s have passed, in binary fractions
     pool.look()
@@ -172,7 +172,7 @@ def test_between_two_crashes_it_is_not_well() -> None:
     assert pool.look(after=0.1) == PoolHealth(memory=HealthMemory())
 
 
-def test_each_crash_counts_anew() -> None:
+def test_each_crash_restarts_the_recovery_time() -> None:
     pool = Pool([pod("a", CRASH, restarts=1)], wanted=3)
     for _ in range(5):
         pool.pods = [pod("a", CRASH, restarts=1)]
@@ -245,7 +245,7 @@ def test_a_size_that_the_ceiling_held_down_ends_no_refusal() -> None:
     assert pool.look(QUOTA, after=3).next_check == pool.now + 20
 
 
-def test_a_try_that_nobody_refuses_ends_it() -> None:
+def test_refusal_ends_with_a_try_that_succeeds() -> None:
     pool = Pool([pod("a")], wanted=5)
     pool.look(QUOTA)
     pool.wanted = 1
@@ -266,7 +266,7 @@ def test_a_refusal_of_another_kind_has_a_name_of_its_own() -> None:
     assert (health.reason, health.ceiling) == ("ReplicaFailure", 0)
 
 
-def test_failing_pods_are_told_of_before_a_refusal_only_when_they_are_many() -> None:
+def test_failing_pods_are_reported_before_a_refusal_only_when_many_fail() -> None:
     many = Pool([pod("a", PULL)], wanted=5, replicas=5).look(QUOTA)
     assert (many.reason, many.ceiling) == ("ImagePullBackOff", 1)
     few = Pool([pod("a", PULL), pod("b"), pod("c")], wanted=5, replicas=5).look(QUOTA)

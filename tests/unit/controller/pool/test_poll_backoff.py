@@ -20,7 +20,7 @@ def test_while_nothing_changes_the_pause_doubles() -> None:
     assert found == [0, 0.5, 1.5, 3.5, 7.5, 12.5, 17.5]
 
 
-def test_a_change_is_looked_at_soon_and_the_pause_begins_anew() -> None:
+def test_change_makes_a_poll_due_soon_and_resets_the_pause() -> None:
     backoff = PollBackoff()
     times(backoff, 0.0, 20)
     assert not backoff.pop_due("other", NOBODY, 17.6)
@@ -28,7 +28,7 @@ def test_a_change_is_looked_at_soon_and_the_pause_begins_anew() -> None:
     assert backoff.pop_due("other", NOBODY, 18.6)
 
 
-def test_a_worker_that_has_stopped_is_looked_at_at_once() -> None:
+def test_stopped_worker_makes_a_poll_due_at_once() -> None:
     backoff = PollBackoff()
     times(backoff, 0.0, 20)
     assert backoff.pop_due("same", frozenset({"a"}), 17.7)
@@ -36,7 +36,7 @@ def test_a_worker_that_has_stopped_is_looked_at_at_once() -> None:
     assert backoff.pop_due("same", frozenset({"a", "b"}), 17.8)
 
 
-def test_one_that_is_gone_is_no_reason_to_look() -> None:
+def test_removed_worker_makes_no_poll_due() -> None:
     backoff = PollBackoff()
     assert backoff.pop_due("same", frozenset({"a", "b"}), 0.0)
     assert not backoff.pop_due("same", frozenset({"a"}), 0.2)

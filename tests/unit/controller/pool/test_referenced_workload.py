@@ -62,7 +62,7 @@ class FakeClient:
         }
 
 
-class Stage:
+class Case:
     def __init__(self) -> None:
         self.client, self.now = FakeClient(), 0.0
         self.workload = ReferencedWorkload(cast(ApiClient, self.client), monotonic=lambda: self.now)
@@ -73,67 +73,67 @@ class Stage:
 
 
 @pytest.fixture
-def stage() -> Stage:
-    return Stage()
+def case() -> Case:
+    return Case()
 
 
-async def test_it_is_read_and_sized(stage: Stage) -> None:
-    await stage.read()
-    state = stage.workload.state
+async def test_it_is_read_and_sized(case: Case) -> None:
+    await case.read()
+    state = case.workload.state
     assert state is not None
     assert (state.desired, state.replicas, state.available) == (3, 3, 0)
-    assert stage.workload.selector(CONFIG) == "app=encoder"
-    assert await stage.workload.first_ordinal(CONFIG) == 2
-    await stage.workload.resize(CONFIG, 5)
-    assert stage.client.sizes == [5]
-    assert stage.workload.state is not None
-    assert stage.workload.state.desired == 5
+    assert case.workload.selector(CONFIG) == "app=encoder"
+    assert await case.workload.first_ordinal(CONFIG) == 2
+    await case.workload.resize(CONFIG, 5)
+    assert case.client.sizes == [5]
+    assert case.workload.state is not None
+    assert case.workload.state.desired == 5
 
 
-async def test_its_ready_pods_are_counted_by_others(stage: Stage) -> None:
-    await stage.read()
-    stage.workload.set_available(2)
-    await stage.read()
-    assert stage.workload.state is not None
-    assert stage.workload.state.available == 2
+async def test_its_ready_pods_are_counted_by_others(case: Case) -> None:
+    await case.read()
+    case.workload.set_available(2)
+    await case.read()
+    assert case.workload.state is not None
+    assert case.workload.state.available == 2
 
 
-async def test_it_is_not_read_at_each_wake(stage: Stage) -> None:
+async def test_scale_is_not_read_at_each_reconcile(case: Case) -> None:
     for _ in range(10):
-        await stage.workload.read(CONFIG, conflict="")
-    assert stage.client.asked.count(SCALE) == 1
+        await case.workload.read(CONFIG, conflict="")
+    assert case.client.asked.count(SCALE) == 1
 
 
-async def test_one_that_is_missing_is_told_and_taken_when_it_comes(stage: Stage) -> None:
-    stage.client.there = False
-    await stage.read()
-    assert stage.workload.state is None
-    assert stage.workload.refusal is not None
-    assert stage.workload.refusal.reason == "ScaleTargetNotFound"
-    assert "shop/encoders" in stage.workload.refusal.message
-    stage.client.there = True
-    await stage.read()
-    assert stage.workload.refusal is None
-    assert stage.workload.state is not None
+async def test_missing_workload_is_reported_and_used_when_it_appears(case: Case) -> None:
+    case.client.there = False
+    await case.read()
+    assert case.workload.state is None
+    assert case.workload.refusal is not None
+    assert case.workload.refusal.reason == "ScaleTargetNotFound"
+    assert "shop/encoders" in case.workload.refusal.message
+    case.client.there = True
+    await case.read()
+    assert case.workload.refusal is None
+    assert case.workload.state is not None
 
 
 @pytest.mark.parametrize("step", ["resize", "first_ordinal"])
-async def test_one_that_goes_meanwhile_has_no_state_any_more(stage: Stage, step: str) -> None:
-    await stage.read()
-    stage.client.there = False
+async def test_one_that_goes_meanwhile_has_no_state_any_more(case: Case, step: str) -> None:
+    await case.read()
+    case.client.there = False
     if step == "resize":
-        await stage.workload.resize(CONFIG, 1)
+        await case.workload.resize(CONFIG, 1)
     else:
-        assert await stage.workload.first_ordinal(CONFIG) is None
-    assert stage.workload.state is None
-    assert stage.workload.refusal is not None
+        assert await case.workload.first_ordinal(CONFIG) is None
+    assert case.workload.state is None
+    assert case.workload.refusal is not None
 
 
-async def test_another_reference_is_another_workload(stage: Stage) -> None:
-    await stage.read()
-    await stage.read(replace(CONFIG, scale_target=replace(REF, kind="Nothing")))
-    assert stage.workload.state is None
-    assert stage.workload.refusal is not None
-    assert stage.workload.refusal.reason == "ScaleTargetUnknown"
-    await stage.read(replace(CONFIG, scale_target=None))
-    assert stage.workload.refusal is None
+async def test_another_reference_is_another_workload(case: Case) -> None:
+    await case.read()
+    await case.read(replace(CONFIG, scale_target=replace(REF, kind="Nothing")))
+    assert case.workload.state is None
+    assert case.workload.refusal is not None
+    assert case.workload.refusal.reason == "ScaleTargetUnknown"
+    await case.read(replace(CONFIG, scale_target=None))
+    assert case.workload.refusal is None

@@ -325,7 +325,7 @@ async def test_pods_are_listed_less_and_less_often_while_nothing_changes(case: P
     assert 10 <= case.cluster.lists <= 60 / LONGEST_PAUSE_SECONDS + 5
 
 
-async def test_an_operator_that_may_not_look_after_pods_says_so_and_goes_on(case: PoolCase) -> None:
+async def test_forbidden_pods_are_reported_and_the_pool_is_still_sized(case: PoolCase) -> None:
     case.cluster.forbidden = True
     case.cluster.add_pods("a", "b")
     await case.reconcile(1, observations=observed({"a": READY, "b": READY}))
@@ -371,7 +371,9 @@ async def test_a_workload_of_somebody_else_is_left_alone(case: PoolCase) -> None
     assert case.cluster.sizes == []
 
 
-async def test_pods_of_a_workload_are_looked_at_also_when_it_is_settled(case: PoolCase) -> None:
+async def test_pods_of_a_referenced_workload_are_listed_even_when_it_is_settled(
+    case: PoolCase,
+) -> None:
     case.pool.on_deployment_state(None)
     case.cluster.scale = 2
     case.cluster.add_pods("a", "b")

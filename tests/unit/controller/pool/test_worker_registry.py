@@ -30,13 +30,13 @@ def stop(registry: WorkerRegistry, pod: str = "a", now: float = 0.0) -> bool:
     return beat(registry, pod, state=WorkerState.STOPPED, now=now)
 
 
-def test_nobody_is_there_at_first() -> None:
+def test_registry_is_empty_at_first() -> None:
     registry = WorkerRegistry()
     assert (len(registry), registry.workers, registry.slots, registry.busy) == (0, (), 0, 0)
     assert (registry.foreign, registry.views) == (0, {})
 
 
-def test_workers_join_and_are_told_by_name() -> None:
+def test_workers_register_and_are_listed_by_name() -> None:
     registry = WorkerRegistry()
     assert beat(registry, "b", slots=3)
     assert beat(registry, "a")
@@ -45,7 +45,7 @@ def test_workers_join_and_are_told_by_name() -> None:
     assert (len(registry), registry.slots) == (2, 5)
 
 
-def test_the_same_again_is_no_news() -> None:
+def test_same_heartbeat_is_not_a_change() -> None:
     registry = WorkerRegistry()
     beat(registry)
     assert not beat(registry, now=10.0)
@@ -138,7 +138,7 @@ def test_one_that_stopped_is_remembered_until_its_pod_says_something_else() -> N
     assert (len(registry), registry.slots) == (1, 2)
 
 
-def test_one_that_stopped_is_remembered_until_its_pod_is_gone() -> None:
+def test_stopped_worker_stays_registered_until_its_pod_is_deleted() -> None:
     registry = WorkerRegistry()
     for pod in ("a", "b"):
         stop(registry, pod)
@@ -159,7 +159,7 @@ def test_one_that_stopped_is_remembered_for_so_long_and_never_missed() -> None:
     assert registry.views == {}
 
 
-def test_silence_is_an_end_too_and_told_once() -> None:
+def test_silent_worker_is_lost_once() -> None:
     registry = WorkerRegistry()
     beat(registry, "silent", now=0.0)
     beat(registry, "alive", now=1.0)
@@ -169,7 +169,7 @@ def test_silence_is_an_end_too_and_told_once() -> None:
     assert [worker.pod for worker in registry.workers] == list(registry.views) == ["alive"]
 
 
-def test_each_heartbeat_begins_the_time_anew() -> None:
+def test_each_heartbeat_restarts_the_time() -> None:
     registry = WorkerRegistry()
     beat(registry)
     beat(registry, now=30.0)

@@ -202,7 +202,7 @@ def test_messages_given_back_over_a_lost_connection_count_once() -> None:
     assert read(meter, 103.0).backlog == 6
 
 
-def test_other_statistics_begin_anew() -> None:
+def test_other_statistics_start_over() -> None:
     meter = with_statistics()
     meter.set_statistics(QueueStats(0, 5), read_at=100.0)
     meter.expect_statistics(100.0)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.looptime
 PARAMETERS = BrokerParameters(host="rabbit", port=5672, username="u", password="p")
 
 
-async def test_an_error_nobody_thought_of_is_told_and_tried_again(
+async def test_unexpected_error_becomes_the_state_and_is_retried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     failures = [ZeroDivisionError("odd"), BrokerUnavailable("refused")]

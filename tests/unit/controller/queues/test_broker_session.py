@@ -126,7 +126,7 @@ class Case:
         data = {**SECRET["data"], key: base64.b64encode(uri.encode()).decode()}
         self.client.secret = {"data": data}
 
-    def told(self, ready: int, unacknowledged: int) -> None:
+    def set_statistics(self, ready: int, unacknowledged: int) -> None:
         """Have the statistics read just now."""
         figures = {work_queue(*CONFIG.key): QueueStats(ready, unacknowledged)}
         self.readers.only.reading = StatsReading(figures, self.now)
@@ -373,7 +373,7 @@ async def test_the_statistics_that_the_secret_names_are_read(broker: dict[str, A
     case.name_endpoint()
     await case.session.ensure_declared(CONFIG)
     await case.session.count_messages()
-    case.told(0, 4)
+    case.set_statistics(0, 4)
     assert case.session.estimate_backlog(waiting=0, published=1) == BacklogEstimate(
         backlog=4, ready=0, running=4
     )
@@ -388,7 +388,7 @@ async def test_the_most_published_since_the_last_estimate_are_no_messages_of_oth
     case = Case()
     case.name_endpoint()
     await case.session.ensure_declared(CONFIG)
-    case.told(3, 6)
+    case.set_statistics(3, 6)
     assert case.session.estimate_backlog(waiting=0, published=0, most_published=9).backlog == 0
 
 
@@ -397,7 +397,7 @@ async def test_messages_given_back_over_a_new_connection_count_once(broker: dict
     case.name_endpoint()
     await case.session.ensure_declared(CONFIG)
     await case.session.count_messages()
-    case.told(0, 4)
+    case.set_statistics(0, 4)
     assert case.session.estimate_backlog(waiting=0, published=0).backlog == 4
     case.now += 5
     case.link.state = up()
@@ -456,7 +456,7 @@ async def test_an_endpoint_named_later_is_read_over_the_same_connection(
     assert case.readers.readers == {}
 
 
-async def test_to_look_for_the_broker_only_reads_nothing(broker: dict[str, Any]) -> None:
+async def test_find_parameters_starts_no_reader(broker: dict[str, Any]) -> None:
     case = Case()
     case.name_endpoint()
     await case.session.find_parameters(CONFIG)

@@ -1,4 +1,4 @@
-"""What a TaskQueue says of itself, from what its parts say."""
+"""The conditions of a TaskQueue, from those of its parts."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def test_a_refused_deployment_stalls() -> None:
     assert found["Stalled"].message == "why"
 
 
-def test_dead_letters_are_told_with_the_command_that_lists_them() -> None:
+def test_dead_letters_condition_has_the_command_that_lists_them() -> None:
     found = parts(dead_letters=3)
     assert (found["DeadLetters"].status, found["DeadLetters"].reason) == (True, "Kept")
     assert found["DeadLetters"].message == (

@@ -24,7 +24,7 @@ QUEUES = ["taskqueue.shop.q", "taskqueue-dead.shop.q"]
 
 
 class FakeBroker:
-    """Keeps what is deleted; fails as told, once for each entry of ``failures``."""
+    """Keeps what is deleted; fails as the test sets, once for each entry of ``failures``."""
 
     def __init__(self) -> None:
         self.deleted: list[str] = []
@@ -202,7 +202,7 @@ async def test_no_request_is_made_for_a_queue_that_is_to_stay() -> None:
     await case.finalizer.sync_finalizer(case.config)
 
 
-async def test_an_object_made_anew_under_the_name_is_left_alone() -> None:
+async def test_finalizer_of_a_new_object_under_the_name_is_not_changed() -> None:
     api = FakeApi()
     api.metadata["uid"] = "another"
     case = Case(replace(CONFIG, finalized=False, deleting=False), api)

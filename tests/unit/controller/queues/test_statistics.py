@@ -181,7 +181,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def test_a_queue_takes_its_own_figures() -> None:
+async def test_queue_uses_its_own_statistics() -> None:
     case = Case({"q": QueueStats(1, 2), "other": QueueStats(5, 5)})
     statistics, meter = queue(case)
     statistics.set_endpoint(endpoint(), "", now())
