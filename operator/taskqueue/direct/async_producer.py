@@ -1,4 +1,4 @@
-"""Messages without a Task, for programs that run an event loop; see `taskqueue.direct.producer`."""
+"""The asyncio client for direct messages; `taskqueue.direct.producer` is the same without it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from taskqueue.direct.publish_batch import BatchMessage, PublishBatch
 from taskqueue.direct.reconnecting_publisher import ReconnectingPublisher
 from taskqueue.jsonable import models, plain
 
-#: What RabbitMQ takes by default; a larger message would cost its neighbours their channel.
+#: RabbitMQ's default limit: it closes the channel, with all its messages, over a larger one.
 _MAX_BYTES = 16 * 1024 * 1024
 
 
 class AsyncProducer:
     """Sends direct messages: work without a Task, run with the queue's defaults.
 
-    It connects when it is first used and again after every loss; use it with ``async with``, or
-    `close` it. Any number of calls may be under way at once.
+    It connects on first use and again after every loss; use it with ``async with``, or call
+    `close`. Any number of calls may run concurrently.
 
     Args:
         broker: an ``amqp://`` or ``amqps://`` URI, or the content of a connection Secret: ``uri``,
             or ``host``, ``username``, ``password`` and more (docs/reference/api.md).
-        name: shown by the broker in its list of connections.
-        patience_seconds: how long a call waits without any of its messages being confirmed.
+        name: of the connection, as the broker lists it.
+        patience_seconds: how long a call waits while none of its messages is confirmed.
 
     Raises:
-        BrokerConfigurationError: a ValueError; the text names the key.
+        BrokerConfigurationError: a ValueError whose text names the key.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class AsyncProducer:
     ) -> None:
         data = {"uri": broker} if isinstance(broker, str) else broker
         self._parameters = BrokerParameters.from_mapping(data)
-        self._line = ReconnectingPublisher(self._parameters, name=name)
+        self._publisher = ReconnectingPublisher(self._parameters, name=name)
         self._patience = patience_seconds
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -52,13 +52,13 @@ class AsyncProducer:
     async def __aenter__(self) -> AsyncProducer:
         return self
 
-    async def __aexit__(self, *problem: object) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Close the connection. Idempotent."""
         self._closed = True
-        await self._line.close()
+        await self._publisher.close()
 
     async def send(
         self,
@@ -69,17 +69,17 @@ class AsyncProducer:
         handler: str | None = None,
         correlation_id: str | None = None,
     ) -> None:
-        """Send one message; it is in the queue, on disk as the queue's type has it, on return.
+        """Send one message; on return it is in the queue, as durable as the queue's type is.
 
         Args:
             namespace: of the TaskQueue.
             queue: name of the TaskQueue.
             payload: a dict, a pydantic model or a dataclass; None: an empty object.
             handler: name of the handler; None: the workers' default handler.
-            correlation_id: repeated in the event that tells the message's end.
+            correlation_id: repeated in the completion event of the message.
 
         Raises:
-            TypeError: the payload is no JSON object.
+            TypeError: the payload is not a JSON object.
             ValueError: it is larger than 16 MiB, or a name cannot be sent.
             Unroutable: no TaskQueue has declared this queue.
             Refused: the broker does not allow it.
@@ -97,14 +97,14 @@ class AsyncProducer:
         handler: str | None = None,
         correlation_id: str | None = None,
     ) -> int:
-        """Send many messages to one queue, pipelined; return how many, once all are confirmed.
+        """Send many messages to one queue, pipelined; return their number when all are confirmed.
 
-        ``payloads`` is read as fast as messages are confirmed. After an error part of the messages
-        may be in the queue, in no particular order.
+        ``payloads`` is read as fast as messages are confirmed. After an error some of the messages
+        may be in the queue, in any order.
 
         Raises:
-            NotConfirmed: as for `send`; ``confirmed`` says how many are in the queue for certain.
-            TypeError: as for `send`, and so for the others.
+            NotConfirmed: as of `send`; ``confirmed`` is how many are in the queue for certain.
+            TypeError: as of `send`, and so the other errors.
         """
         messages = (BatchMessage(_encoded(each), handler, correlation_id) for each in payloads)
         return await self._deliver(namespace, queue, messages)
@@ -116,36 +116,36 @@ class AsyncProducer:
             raise RuntimeError("this producer was used in another event loop: make one in each")
         self._loop = loop
 
-        def postpone() -> None:
+        def extend_timeout() -> None:
             if not over:
                 scope.reschedule(loop.time() + self._patience)
 
-        flight = PublishBatch(
+        batch = PublishBatch(
             messages,
             key=routing_key(namespace, queue),
             queue=f"{namespace}/{queue}",
             address=self._parameters.address,
-            on_progress=postpone,
+            on_progress=extend_timeout,
         )
         over = True
         try:
             async with asyncio.timeout(self._patience) as scope:
                 over = False
                 try:
-                    while not flight.over:
+                    while not batch.is_done:
                         self._check_open()
-                        await flight.go(await self._line.publisher())
+                        await batch.publish(await self._publisher.publisher())
                 finally:
-                    over = True  # late confirms find the scope left
+                    over = True  # late confirms must not reschedule a scope that has ended
         except TimeoutError:
+            cause = self._publisher.last_error or batch.last_error or "it does not answer"
             raise NotConfirmed(
                 f"RabbitMQ at {self._parameters.address} has confirmed nothing for TaskQueue "
-                f"{namespace}/{queue} within {self._patience:g} s "
-                f"({self._line.trouble or flight.trouble or 'it does not answer'}): what was sent "
-                "may be in the queue or not; send it again if it may run twice",
-                confirmed=flight.confirmed,
+                f"{namespace}/{queue} within {self._patience:g} s ({cause}): the messages may "
+                "be in the queue or not; send them again if they may run twice",
+                confirmed=batch.confirmed,
             ) from None
-        return flight.confirmed
+        return batch.confirmed
 
     def _check_open(self) -> None:
         if self._closed:
@@ -155,9 +155,9 @@ class AsyncProducer:
 def _encoded(payload: Any) -> bytes:
     try:
         body = orjson.dumps({} if payload is None else payload, default=models)
-    except TypeError as problem:
-        plain(payload)  # says what is wrong with it in better words
-        raise TypeError(f"the payload cannot be JSON: {problem}") from problem
+    except TypeError as error:
+        plain(payload)  # raises a TypeError with a better text
+        raise TypeError(f"the payload cannot be JSON: {error}") from error
     if not body.startswith(b"{"):
         raise TypeError(
             f"a payload is a JSON object, not {type(payload).__name__}: give a dict, a pydantic "
@@ -166,6 +166,6 @@ def _encoded(payload: Any) -> bytes:
     if len(body) > _MAX_BYTES:
         raise ValueError(
             f"the payload is {len(body)} bytes of JSON, a message may have {_MAX_BYTES}: store it "
-            "elsewhere and send where it is"
+            "elsewhere and send a reference to it"
         )
     return body

@@ -1,21 +1,21 @@
-"""What can go wrong for a program that sends messages; every text says of what, why, what to do.
+"""Errors of producers; each text says what failed, why, and what to do.
 
-`ClientError` is the base of the Kubernetes client's errors too: programs catch one class.
+`ClientError` is also the base of the Task clients' errors, so that programs can catch one class.
 """
 
 from __future__ import annotations
 
 
 class ClientError(Exception):
-    """The base of all errors here."""
+    """The base of the errors of all clients."""
 
 
 class Refused(ClientError):
-    """The API server, or the broker, refused; asking again as before is of no use.
+    """The API server or the broker refused the request; repeating it will not help.
 
     Attributes:
-        status: HTTP status of the API server, or AMQP code of the broker.
-        reason: the API server's word for it, such as Forbidden or Invalid; empty from the broker.
+        status: HTTP status of the API server, or AMQP reply code of the broker.
+        reason: the API server's reason, such as Forbidden or Invalid; "" from the broker.
     """
 
     def __init__(self, message: str, *, status: int, reason: str = "") -> None:
@@ -25,14 +25,14 @@ class Refused(ClientError):
 
 
 class Unroutable(ClientError):
-    """No queue takes the message: it is nowhere."""
+    """No queue receives the message, which is dropped."""
 
 
 class NotConfirmed(ClientError):
     """The broker did not confirm in time: a message may be in its queue or not.
 
     Attributes:
-        confirmed: how many messages of the call are in the queue for certain.
+        confirmed: number of messages of the call that are in the queue for certain.
     """
 
     def __init__(self, message: str, *, confirmed: int) -> None:

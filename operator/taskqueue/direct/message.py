@@ -1,4 +1,4 @@
-"""Messages without a Task, as a producer publishes them: no token, the queue's own defaults."""
+"""Properties of direct messages: no token, so a worker applies the queue's defaults."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from taskqueue.contract.names import APP_ID, CONTENT_TYPE_JSON
 
 
 def direct_properties(*, handler: str | None, correlation_id: str | None) -> BasicProperties:
-    """Return the properties of one publish of a JSON object; every call makes a new message id.
+    """Return the properties for one publish of a JSON object, with a new message id.
 
     Args:
         handler: a worker's handler; None: its default handler.
-        correlation_id: repeated in the event that tells the message's end.
+        correlation_id: repeated in the completion event of the message.
     """
     return BasicProperties(
         content_type=CONTENT_TYPE_JSON,

@@ -1,4 +1,4 @@
-"""Messages without a Task: straight to a TaskQueue's queue, without the Kubernetes API."""
+"""The client for direct messages without asyncio: `AsyncProducer`, run in a thread."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from taskqueue.direct.async_producer import AsyncProducer
 from taskqueue.direct.errors import NotConfirmed
 from taskqueue.loop_thread import LoopThread
 
-#: Payloads that `Producer.send_many` takes before it waits: an iterator is the caller's code, and
-#: is not run in the connection's thread.
-_TAKEN = 2000
+#: Payloads that `Producer.send_many` hands over at a time: the iterator is the caller's code, which
+#: must not run in the connection's thread.
+_CHUNK = 2000
 
 
 class Producer:
     """Sends direct messages: work without a Task, run with the queue's defaults.
 
-    It connects when it is first used and again after every loss; use it with ``with``, or `close`
-    it. Any thread may use it. It cannot be taken through a fork: a worker's handlers make theirs in
-    a function marked with ``@on_start``.
+    It connects on first use and again after every loss; use it with ``with``, or call `close`. Any
+    thread may use it. It does not survive a fork: create it for a worker's handlers in a function
+    marked with ``@on_start``.
 
     Arguments and errors are those of `taskqueue.client.AsyncProducer`.
     """
@@ -38,7 +38,7 @@ class Producer:
     def __enter__(self) -> Producer:
         return self
 
-    def __exit__(self, *problem: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -54,17 +54,17 @@ class Producer:
         handler: str | None = None,
         correlation_id: str | None = None,
     ) -> None:
-        """Send one message; it is in the queue, on disk as the queue's type has it, on return.
+        """Send one message; on return it is in the queue, as durable as the queue's type is.
 
         Args:
             namespace: of the TaskQueue.
             queue: name of the TaskQueue.
             payload: a dict, a pydantic model or a dataclass; None: an empty object.
             handler: name of the handler; None: the workers' default handler.
-            correlation_id: repeated in the event that tells the message's end.
+            correlation_id: repeated in the completion event of the message.
 
         Raises:
-            TypeError: the payload is no JSON object.
+            TypeError: the payload is not a JSON object.
             ValueError: it is larger than 16 MiB, or a name cannot be sent.
             Unroutable: no TaskQueue has declared this queue.
             Refused: the broker does not allow it.
@@ -85,24 +85,24 @@ class Producer:
         handler: str | None = None,
         correlation_id: str | None = None,
     ) -> int:
-        """Send many messages to one queue, pipelined; return how many, once all are confirmed.
+        """Send many messages to one queue, pipelined; return their number when all are confirmed.
 
-        After an error part of the messages may be in the queue, in no particular order.
+        After an error some of the messages may be in the queue, in any order.
 
         Raises:
-            NotConfirmed: as for `send`; ``confirmed`` says how many are in the queue for certain.
-            TypeError: as for `send`, and so for the others.
+            NotConfirmed: as of `send`; ``confirmed`` is how many are in the queue for certain.
+            TypeError: as of `send`, and so the other errors.
         """
         confirmed = 0
-        waiting = iter(payloads)
-        while taken := list(islice(waiting, _TAKEN)):
+        remaining = iter(payloads)
+        while chunk := list(islice(remaining, _CHUNK)):
             try:
                 confirmed += self._thread.run(
                     self._producer.send_many(
-                        namespace, queue, taken, handler=handler, correlation_id=correlation_id
+                        namespace, queue, chunk, handler=handler, correlation_id=correlation_id
                     )
                 )
-            except NotConfirmed as problem:
-                problem.confirmed += confirmed
+            except NotConfirmed as error:
+                error.confirmed += confirmed
                 raise
         return confirmed

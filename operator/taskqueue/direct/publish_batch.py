@@ -1,7 +1,8 @@
-"""Messages of one call on their way to the broker: pipelined, published again until confirmed.
+"""Publishes the messages of one call, pipelined, and republishes them until they are confirmed.
 
-A message ends confirmed, or the call ends with an error. One that was refused by a full queue, or
-whose fate a lost connection hides, is published again: a queue may then have it twice.
+Every message is confirmed, or the call ends with an error. A message that a full queue refused, or
+that was not confirmed before the connection was lost, is published again: the queue may then have
+it twice.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from taskqueue.contract.names import WORK_EXCHANGE
 from taskqueue.direct.errors import ClientError, Refused, Unroutable
 from taskqueue.direct.message import direct_properties
 
-#: Published and not confirmed, of one call; more brings no more throughput.
+#: Unconfirmed messages of one call; more do not increase the throughput.
 WINDOW = 500
 
 
 @dataclass(frozen=True, slots=True)
 class BatchMessage:
-    """What is to be published."""
+    """One message to publish."""
 
     body: bytes
     handler: str | None
@@ -32,10 +33,10 @@ class BatchMessage:
 
 
 class PublishBatch:
-    """The messages of one call, all to one queue.
+    """Publishes the messages of one call to one queue.
 
     Args:
-        messages: taken as they can be published.
+        messages: consumed as they can be published.
         key: the routing key.
         queue: ``namespace/name`` of the TaskQueue, for errors.
         address: of the broker, for errors.
@@ -56,44 +57,46 @@ class PublishBatch:
         self._queue = queue
         self._address = address
         self._on_progress = on_progress
-        self._again: deque[BatchMessage] = deque()
+        self._to_republish: deque[BatchMessage] = deque()
         self._in_flight = 0
         self._exhausted = False
         self._error: ClientError | None = None
-        self._settling = asyncio.Event()
+        self._progress = asyncio.Event()
         self._backoff = Backoff()
         self.confirmed = 0
-        #: Why the last message that was not confirmed was not.
-        self.trouble = ""
+        #: Why the latest unconfirmed message was not confirmed.
+        self.last_error = ""
 
     @property
-    def over(self) -> bool:
+    def is_done(self) -> bool:
         """Whether everything is confirmed."""
-        return self._exhausted and not self._again and not self._in_flight
+        return self._exhausted and not self._to_republish and not self._in_flight
 
-    async def go(self, publisher: Publisher) -> None:
+    async def publish(self, publisher: Publisher) -> None:
         """Publish until everything is confirmed or the publisher is closed.
 
         Raises:
-            Unroutable: there is no such queue.
+            Unroutable: the queue does not exist.
             Refused: the broker does not allow it.
         """
-        while not self.over:
+        while not self.is_done:
             self._fill(publisher)
-            if self.over:
+            if self.is_done:
                 return
-            await self._settling.wait()
-            self._settling.clear()
+            await self._progress.wait()
+            self._progress.clear()
             if self._error is not None:
                 raise self._error
             if publisher.closed.done() and not self._in_flight:
                 return
-            if self._again and not publisher.closed.done():
+            if self._to_republish and not publisher.closed.done():
                 await asyncio.sleep(self._backoff.next_delay())  # the queue is full
 
     def _fill(self, publisher: Publisher) -> None:
         while self._in_flight < WINDOW:
-            message = self._again.popleft() if self._again else next(self._messages, None)
+            message = (
+                self._to_republish.popleft() if self._to_republish else next(self._messages, None)
+            )
             if message is None:
                 self._exhausted = True
                 return
@@ -102,26 +105,26 @@ class PublishBatch:
                 self._key,
                 message.body,
                 direct_properties(handler=message.handler, correlation_id=message.correlation_id),
-                partial(self._settled, message),
+                partial(self._on_settled, message),
             )
             self._in_flight += 1
 
-    def _settled(self, message: BatchMessage, verdict: Settled, text: str) -> None:
+    def _on_settled(self, message: BatchMessage, verdict: Settled, text: str) -> None:
         self._in_flight -= 1
         if verdict is Settled.CONFIRMED:
             self.confirmed += 1
             self._backoff.reset()
             self._on_progress()
         elif verdict is Settled.RETURNED:
-            self._error = self._unroutable()
+            self._error = self._unroutable_error()
         else:
-            self.trouble = text
-            self._error = self._error or self._final(text)
-            self._again.append(message)
-        self._settling.set()
+            self.last_error = text
+            self._error = self._error or self._final_error(text)
+            self._to_republish.append(message)
+        self._progress.set()
 
-    def _final(self, text: str) -> ClientError | None:
-        """Return the error for a channel the broker closed over what was published."""
+    def _final_error(self, text: str) -> ClientError | None:
+        """Return the error for a channel that the broker closed because of a publish; else None."""
         code = text.partition(" ")[0]
         if code == "404":
             return Unroutable(
@@ -143,7 +146,7 @@ class PublishBatch:
             )
         return None
 
-    def _unroutable(self) -> Unroutable:
+    def _unroutable_error(self) -> Unroutable:
         return Unroutable(
             f"no TaskQueue {self._queue} has declared its queue at RabbitMQ {self._address}: "
             "create the TaskQueue, or check namespace, name and that this is its broker and "

@@ -1,4 +1,4 @@
-"""A producer's connection to RabbitMQ: made when it is needed, and again after every loss."""
+"""A producer's connection to RabbitMQ, opened on first use and again after every loss."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = EventLog("taskqueue.client")
 
 
 class ReconnectingPublisher:
-    """One publisher for all senders of a producer.
+    """Opens and reopens the publisher that all calls of a producer share.
 
     Args:
         parameters: of the broker.
-        name: shown by the broker in its list of connections.
+        name: of the connection, as the broker lists it.
     """
 
     def __init__(self, parameters: BrokerParameters, *, name: str) -> None:
@@ -29,17 +29,17 @@ class ReconnectingPublisher:
         self._publisher: Publisher | None = None
         self._opening = asyncio.Lock()
         self._backoff = Backoff(held_seconds=HELD_SECONDS)
-        self._problem = ""
+        self._error = ""
 
     @property
-    def trouble(self) -> str:
-        """Why nothing is confirmed, as far as it is known here; empty: nothing is known."""
+    def last_error(self) -> str:
+        """Why nothing is confirmed; "" when it is unknown."""
         if self._connection is not None and self._connection.blocked is not None:
-            return f"the broker reads nothing, it has an alarm ({self._connection.blocked})"
-        return self._problem
+            return f"the broker blocks publishers because of an alarm ({self._connection.blocked})"
+        return self._error
 
     async def publisher(self) -> Publisher:
-        """Return an open publisher, however long it takes.
+        """Return an open publisher; retry without limit until there is one.
 
         Raises:
             BrokerConfigurationError: a certificate or key cannot be read.
@@ -47,30 +47,30 @@ class ReconnectingPublisher:
         async with self._opening:
             while self._publisher is None or self._publisher.closed.done():
                 if self._publisher is not None:
-                    self._problem = self._publisher.closed.result()
-                    await self._lost()
-                await self.close()  # one that was being opened when its sender gave up
+                    self._error = self._publisher.closed.result()
+                    await self._on_connection_lost()
+                await self.close()  # one that was being opened when its caller timed out
                 try:
                     self._connection = await connect(self._parameters, name=self._name)
                     self._publisher = await Publisher.open(self._connection)
-                except (BrokerUnavailable, ChannelRefused) as problem:
-                    if self._problem != str(problem):
-                        self._problem = str(problem)
-                        log.warning("producer.unconnected", problem=self._problem)
+                except (BrokerUnavailable, ChannelRefused) as error:
+                    if self._error != str(error):
+                        self._error = str(error)
+                        log.warning("producer.connect_failed", error=self._error)
                     await asyncio.sleep(self._backoff.next_delay())
                 else:
                     self._backoff.succeeded()
-                    self._problem = ""
+                    self._error = ""
             return self._publisher
 
     async def close(self) -> None:
-        """Close the connection; what is not confirmed by then is unknown."""
+        """Close the connection; unconfirmed messages may be in the queue or not."""
         connection, self._connection, self._publisher = self._connection, None, None
         if connection is not None:
             await connection.close()
 
-    async def _lost(self) -> None:
-        log.warning("producer.lost", problem=self._problem)
+    async def _on_connection_lost(self) -> None:
+        log.warning("producer.disconnected", error=self._error)
         await self.close()
         if self._backoff.has_held():
             self._backoff.reset()

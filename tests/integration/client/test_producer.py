@@ -54,27 +54,27 @@ async def ready(connection: Connection, queue: str) -> int:
     return count
 
 
-async def taken(connection: Connection, queue: str, count: int) -> list[Delivery]:
-    """Take so many messages from the queue."""
+async def consume(connection: Connection, queue: str, count: int) -> list[Delivery]:
+    """Consume ``count`` messages of the queue."""
     arrived: asyncio.Queue[Delivery] = asyncio.Queue()
     channel = await connection.channel()
 
-    def arrive(delivery: Delivery) -> None:
+    def on_delivery(delivery: Delivery) -> None:
         channel.ack(delivery.delivery_tag)  # a quorum queue hands out 2,000 at most without
         arrived.put_nowait(delivery)
 
-    await channel.consume(queue, arrive, lambda reason: None)
+    await channel.consume(queue, on_delivery, lambda reason: None)
     async with asyncio.timeout(PATIENCE):
         return [await arrived.get() for _ in range(count)]
 
 
-async def test_a_message_is_there_as_a_worker_reads_it(
+async def test_producer_sends_a_message_that_a_worker_can_parse(
     connection: Connection, producer: AsyncProducer, queue: str
 ) -> None:
     await producer.send("shop", "mails", {"to": "a"}, handler="mail", correlation_id="c")
     await producer.send("shop", "mails")
     assert await ready(connection, queue) == 2
-    one, other = await taken(connection, queue, 2)
+    one, other = await consume(connection, queue, 2)
     assert parse_work(one.properties, one.body) == DirectMessage(
         handler="mail", correlation_id="c", payload={"to": "a"}
     )
@@ -83,7 +83,7 @@ async def test_a_message_is_there_as_a_worker_reads_it(
     )
 
 
-async def test_a_queue_nobody_declared_and_then_somebody_does(
+async def test_producer_raises_until_the_queue_is_declared(
     connection: Connection, producer: AsyncProducer
 ) -> None:
     with pytest.raises(Unroutable, match=r"has no exchange taskqueue\.work"):
@@ -96,14 +96,14 @@ async def test_a_queue_nobody_declared_and_then_somebody_does(
     assert await ready(connection, work_queue("shop", "mails")) == 1
 
 
-async def test_thousands_arrive_once_each(
+async def test_producer_delivers_thousands_once_each(
     connection: Connection, producer: AsyncProducer, queue: str
 ) -> None:
     assert await producer.send_many("shop", "mails", ({"n": n} for n in range(5000))) == 5000
     assert await ready(connection, queue) == 5000
 
 
-async def test_a_connection_that_breaks_costs_no_message(
+async def test_producer_loses_no_message_when_the_connection_breaks(
     connection: Connection, parameters: BrokerParameters, queue: str
 ) -> None:
     async with (
@@ -120,12 +120,12 @@ async def test_a_connection_that_breaks_costs_no_message(
 
         assert await producer.send_many("shop", "mails", payloads()) == 2000
         await producer.send("shop", "mails", {"n": 2000})
-    arrived = await taken(connection, queue, await ready(connection, queue))
+    arrived = await consume(connection, queue, await ready(connection, queue))
     numbers = {parse_work(one.properties, one.body).payload["n"] for one in arrived}  # type: ignore[union-attr]
     assert numbers == set(range(-1, 2001))
 
 
-async def test_a_user_who_may_not_publish_is_told(
+async def test_producer_raises_without_write_permission(
     rabbitmq_vhost: VirtualHost, producer: AsyncProducer, queue: str
 ) -> None:
     user = rabbitmq_vhost.parameters.username
@@ -137,7 +137,7 @@ async def test_a_user_who_may_not_publish_is_told(
     assert found.value.status == 403
 
 
-async def test_a_full_queue_is_told(
+async def test_producer_names_a_full_queue(
     rabbitmq_vhost: VirtualHost, parameters: BrokerParameters, queue: str
 ) -> None:
     rabbitmq_vhost.management.request(
@@ -157,14 +157,14 @@ async def test_a_full_queue_is_told(
             await send_on()
 
 
-async def test_a_broker_that_is_not_there_is_named() -> None:
+async def test_producer_names_an_unreachable_broker() -> None:
     async with AsyncProducer("amqp://u:secret@127.0.0.1:1/", patience_seconds=1) as producer:
         with pytest.raises(NotConfirmed, match=r"127\.0\.0\.1:1/.*nothing listens there") as found:
             await producer.send("shop", "mails")
     assert "secret" not in str(found.value)
 
 
-async def test_a_program_without_a_loop(
+async def test_producer_without_an_event_loop(
     connection: Connection, parameters: BrokerParameters, queue: str
 ) -> None:
     def program() -> int:

@@ -1,4 +1,4 @@
-"""Messages on their way: pipelined, sent again when their fate is not known, errors that help."""
+"""The asyncio producer: pipelining, republishing of what was not confirmed, and its errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FULL = "the broker refused the message: its queue is full or failing"
 
 
 class FakePublisher:
-    """Settles as it is told; what it is told nothing about is confirmed."""
+    """Settles messages by its list of verdicts; without one it confirms."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -49,7 +49,7 @@ class FakePublisher:
             )
 
     def lose(self, reason: str) -> None:
-        """Lose the channel: nothing outstanding is known."""
+        """Lose the channel: what is outstanding settles as unknown."""
         self.closed.set_result(reason)
         for on_settled in list(self.outstanding):
             self._settle(on_settled, Settled.UNKNOWN, reason)
@@ -59,18 +59,18 @@ class FakePublisher:
         on_settled(verdict, text)
 
 
-class FakeLine:
-    """Gives one publisher after the other."""
+class FakeReconnectingPublisher:
+    """Returns one publisher after the other."""
 
     def __init__(self) -> None:
         self.publishers: list[FakePublisher] = []
-        self.trouble = ""
+        self.last_error = ""
         self.given = 0
 
     async def publisher(self) -> Publisher:
         alive = [one for one in self.publishers if not one.closed.done()]
         if not alive:
-            self.trouble = "nothing listens there"
+            self.last_error = "nothing listens there"
             await asyncio.Event().wait()
         self.given += 1
         return cast(Publisher, alive[0])
@@ -79,20 +79,22 @@ class FakeLine:
 
 
 @pytest.fixture
-def line() -> FakeLine:
-    return FakeLine()
+def connection() -> FakeReconnectingPublisher:
+    return FakeReconnectingPublisher()
 
 
 @pytest.fixture
-async def broker(line: FakeLine) -> FakePublisher:
-    line.publishers.append(FakePublisher())
-    return line.publishers[0]
+async def broker(connection: FakeReconnectingPublisher) -> FakePublisher:
+    connection.publishers.append(FakePublisher())
+    return connection.publishers[0]
 
 
 @pytest.fixture
-def producer(line: FakeLine, monkeypatch: pytest.MonkeyPatch) -> AsyncProducer:
+def producer(
+    connection: FakeReconnectingPublisher, monkeypatch: pytest.MonkeyPatch
+) -> AsyncProducer:
     producer = AsyncProducer("amqp://user:secret@broker/", patience_seconds=30)
-    monkeypatch.setattr(producer, "_line", cast(ReconnectingPublisher, line))
+    monkeypatch.setattr(producer, "_publisher", cast(ReconnectingPublisher, connection))
     return producer
 
 
@@ -105,7 +107,7 @@ class Order(pydantic.BaseModel):
     number: int
 
 
-async def test_a_message_is_what_the_contract_says(
+async def test_producer_sends_a_message_as_the_contract_says(
     broker: FakePublisher, producer: AsyncProducer
 ) -> None:
     await producer.send("shop", "mails", {"to": "a"}, handler="mail", correlation_id="c")
@@ -136,7 +138,7 @@ async def test_payloads_may_be_models_or_nothing(
         ({"text": "x" * 2**24}, ValueError, "16777216"),
     ],
 )
-async def test_what_cannot_be_sent_is_not(
+async def test_producer_refuses_an_invalid_payload_before_publishing(
     broker: FakePublisher,
     producer: AsyncProducer,
     payload: Any,
@@ -148,7 +150,7 @@ async def test_what_cannot_be_sent_is_not(
     assert not broker.bodies
 
 
-async def test_many_are_pipelined_within_bounds_and_each_is_sent_once(
+async def test_producer_pipelines_within_its_window(
     broker: FakePublisher, producer: AsyncProducer
 ) -> None:
     assert await producer.send_many("shop", "mails", ({"n": n} for n in range(3000))) == 3000
@@ -157,11 +159,13 @@ async def test_many_are_pipelined_within_bounds_and_each_is_sent_once(
     assert WINDOW / 2 < broker.most_outstanding <= WINDOW
 
 
-async def test_none_at_all(broker: FakePublisher, producer: AsyncProducer) -> None:
+async def test_producer_sends_no_message_of_an_empty_iterable(
+    broker: FakePublisher, producer: AsyncProducer
+) -> None:
     assert await producer.send_many("shop", "mails", []) == 0
 
 
-async def test_a_full_queue_is_tried_again_without_hurry(
+async def test_producer_backs_off_while_the_queue_is_full(
     broker: FakePublisher, producer: AsyncProducer
 ) -> None:
     broker.verdicts.extend([(Settled.UNKNOWN, FULL)] * 3)
@@ -171,7 +175,7 @@ async def test_a_full_queue_is_tried_again_without_hurry(
     assert asyncio.get_running_loop().time() - begun > 0.5
 
 
-async def test_a_queue_that_stays_full_is_told(
+async def test_producer_names_a_queue_that_stays_full(
     broker: FakePublisher, producer: AsyncProducer
 ) -> None:
     broker.verdicts.extend([None, *[(Settled.UNKNOWN, FULL)] * 1000])
@@ -181,19 +185,21 @@ async def test_a_queue_that_stays_full_is_told(
     assert len(broker.bodies) < 20
 
 
-async def test_a_lost_connection_costs_no_message(
-    line: FakeLine, broker: FakePublisher, producer: AsyncProducer
+async def test_producer_republishes_after_a_lost_connection(
+    connection: FakeReconnectingPublisher, broker: FakePublisher, producer: AsyncProducer
 ) -> None:
     broker.silent = True
     sending = asyncio.create_task(producer.send_many("shop", "mails", [{"n": n} for n in range(5)]))
     await asyncio.sleep(1)
-    line.publishers.append(FakePublisher())
+    connection.publishers.append(FakePublisher())
     broker.lose("the connection was lost: reset")
     assert await sending == 5
-    assert line.publishers[1].bodies == broker.bodies
+    assert connection.publishers[1].bodies == broker.bodies
 
 
-async def test_a_broker_that_is_away_is_named(line: FakeLine, producer: AsyncProducer) -> None:
+async def test_producer_names_a_broker_that_is_unreachable(
+    connection: FakeReconnectingPublisher, producer: AsyncProducer
+) -> None:
     begun = asyncio.get_running_loop().time()
     with pytest.raises(NotConfirmed, match=r"broker:5672/ .*\(nothing listens there\)") as found:
         await producer.send("shop", "mails")
@@ -201,7 +207,7 @@ async def test_a_broker_that_is_away_is_named(line: FakeLine, producer: AsyncPro
     assert asyncio.get_running_loop().time() - begun == 30
 
 
-async def test_patience_is_for_silence_not_for_the_whole(
+async def test_producer_times_out_on_silence_not_on_a_long_call(
     broker: FakePublisher, producer: AsyncProducer
 ) -> None:
     broker.silent = True
@@ -216,14 +222,16 @@ async def test_patience_is_for_silence_not_for_the_whole(
     await confirming
 
 
-async def test_a_late_confirm_harms_nobody(broker: FakePublisher, producer: AsyncProducer) -> None:
+async def test_producer_ignores_a_confirm_after_its_timeout(
+    broker: FakePublisher, producer: AsyncProducer
+) -> None:
     broker.silent = True
     with pytest.raises(NotConfirmed):
         await producer.send("shop", "mails")
     broker._settle(broker.outstanding[0], Settled.CONFIRMED, "")
 
 
-async def test_a_queue_nobody_declared_is_told_at_once(
+async def test_producer_raises_at_once_for_an_undeclared_queue(
     broker: FakePublisher, producer: AsyncProducer
 ) -> None:
     broker.verdicts.append((Settled.RETURNED, "312 NO_ROUTE: exchange taskqueue.work"))
@@ -241,7 +249,7 @@ async def test_a_queue_nobody_declared_is_told_at_once(
         ("406 PRECONDITION_FAILED - message size", Refused, "message size"),
     ],
 )
-async def test_what_the_broker_will_never_take_is_told_at_once(
+async def test_producer_raises_at_once_what_the_broker_never_accepts(
     broker: FakePublisher,
     producer: AsyncProducer,
     reason: str,
@@ -256,7 +264,7 @@ async def test_what_the_broker_will_never_take_is_told_at_once(
         await sending
 
 
-async def test_mistakes_in_the_middle_of_many_are_the_callers_error(
+async def test_producer_raises_for_an_invalid_payload_among_many(
     broker: FakePublisher, producer: AsyncProducer
 ) -> None:
     def payloads() -> Iterator[Any]:
@@ -267,20 +275,20 @@ async def test_mistakes_in_the_middle_of_many_are_the_callers_error(
         await producer.send_many("shop", "mails", payloads())
 
 
-def test_settings_are_checked_at_once() -> None:
+def test_producer_checks_its_settings_at_once() -> None:
     with pytest.raises(ValueError, match="amqp://"):
         AsyncProducer("http://broker/")
     with pytest.raises(ValueError, match="key password is missing"):
         AsyncProducer({"host": "broker", "username": "u"})
 
 
-async def test_a_closed_producer_says_so(producer: AsyncProducer) -> None:
+async def test_producer_raises_when_it_is_closed(producer: AsyncProducer) -> None:
     await producer.close()
     with pytest.raises(RuntimeError, match="closed"):
         await producer.send("shop", "mails")
 
 
-def test_a_producer_of_another_loop_says_so() -> None:
+def test_producer_raises_in_another_event_loop() -> None:
     producer = AsyncProducer("amqp://user:secret@127.0.0.1:1/", patience_seconds=0.01)
     with asyncio.Runner() as first, asyncio.Runner() as second:
         with pytest.raises(NotConfirmed):
