@@ -179,7 +179,7 @@ def _queue_patch(body: Body, parts: tuple[Condition, ...]) -> Body:
         workers=workers,
         scaling=scaling,
         refused=not workers.status,
-        dead_letters=0,
+        dead_letter_count=0,
         operator_namespace="taskqueue-system",
     )
     status = QueueStatus(observed_generation=config.generation, conditions=told, backlog=3)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict
 
 from taskqueue.controller.metrics import DESIRED_WORKERS
-from taskqueue.controller.pool import conditions
 from taskqueue.controller.pool.autoscaler import (
     Load,
     PoolObservation,
@@ -20,6 +19,8 @@ from taskqueue.controller.pool.autoscaler import (
     ScalingMemory,
     decide,
 )
+from taskqueue.controller.pool.conditions.scaling_active import scaling_active
+from taskqueue.controller.pool.conditions.workers_available import workers_available
 from taskqueue.controller.pool.drainer import Drainer, WorkerObservations
 from taskqueue.controller.pool.health import HealthMemory, PoolHealth, assess
 from taskqueue.controller.pool.own_deployment import OwnDeployment
@@ -165,7 +166,7 @@ class WorkerPool:
         """Return WorkersAvailable and ScalingActive."""
         workload = self._workload(config)
         refusal = None if workload is None else workload.refusal
-        available = conditions.workers_available(
+        available = workers_available(
             config,
             state=self.state(config),
             refusal=refusal,
@@ -173,7 +174,7 @@ class WorkerPool:
             explanation=self.explanation,
             health=self._health,
         )
-        return available, conditions.scaling_active(config, self.decision, refusal)
+        return available, scaling_active(config, self.decision, refusal)
 
     def _workload(self, config: QueueConfig) -> Workload | None:
         """Return what is scaled; None: the workers run elsewhere."""

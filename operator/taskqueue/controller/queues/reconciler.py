@@ -23,7 +23,8 @@ from taskqueue.controller.pool.worker_registry import WorkerRegistry
 from taskqueue.controller.queues.backlog import BacklogEstimate
 from taskqueue.controller.queues.broker_link import BrokerLink
 from taskqueue.controller.queues.broker_session import BrokerSession
-from taskqueue.controller.queues.conditions import ConditionTransitions, conditions
+from taskqueue.controller.queues.conditions import conditions
+from taskqueue.controller.queues.conditions.transitions import ConditionTransitions
 from taskqueue.controller.queues.finalizer import QueueFinalizer
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Throughput
@@ -388,20 +389,14 @@ class QueueReconciler:
         )
 
     def _conditions(self, config: QueueConfig) -> tuple[Condition, ...]:
-        broker = self._broker.condition
-        if config.deleting:
-            text = "the TaskQueue is being deleted"
-            if config.delete_queues:
-                text += ", and its queues at the broker with it"
-            broker = Condition(broker.type, False, "Deleting", text)
         workers, scaling = self.pool.conditions(config)
         return conditions(
             config,
-            broker=broker,
+            broker=self._broker.condition,
             workers=workers,
             scaling=scaling,
             refused=self.pool.is_refused(config),
-            dead_letters=self._broker.dead_letters if self._broker.declared else None,
+            dead_letter_count=self._broker.dead_letters if self._broker.declared else None,
             operator_namespace=self._operator_namespace,
         )
 

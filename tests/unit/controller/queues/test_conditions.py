@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from taskqueue.controller.queues.conditions import ConditionTransitions, conditions
+from taskqueue.controller.queues.conditions import conditions
+from taskqueue.controller.queues.conditions.transitions import ConditionTransitions
 from taskqueue.model.queue import Condition, QueueConfig, StopPolicy
 
 CONFIG = QueueConfig(
@@ -29,7 +30,7 @@ def parts(
         workers=workers,
         scaling=FOLLOWING,
         refused=refused,
-        dead_letters=dead_letters,
+        dead_letter_count=dead_letters,
         operator_namespace="system",
     )
     return {condition.type: condition for condition in found}
@@ -60,6 +61,13 @@ def test_a_broker_in_trouble_comes_before_everything(reason: str, kind: str) -> 
     found = parts(held, broker=Condition("BrokerConnected", False, reason, "why"), refused=True)
     assert (found["Ready"].status, found["Ready"].reason) == (False, reason)
     assert found.keys() & {"Reconciling", "Stalled"} == {kind}
+
+
+def test_broker_connected_says_deleting_while_the_taskqueue_is_deleted() -> None:
+    found = parts(replace(CONFIG, deleting=True, delete_queues=True))
+    assert (found["BrokerConnected"].status, found["Ready"].reason) == (False, "Deleting")
+    assert "its queues at the broker with it" in found["BrokerConnected"].message
+    assert "Reconciling" in found
 
 
 def test_a_refused_deployment_stalls() -> None:

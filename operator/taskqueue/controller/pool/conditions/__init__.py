@@ -1,0 +1,1 @@
+"""The conditions of a TaskQueue about its workers, one module each; pure."""

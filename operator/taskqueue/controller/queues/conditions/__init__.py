@@ -1,0 +1,38 @@
+"""The conditions of a TaskQueue, one module each; pure.
+
+WorkersAvailable and ScalingActive are in `taskqueue.controller.pool.conditions`.
+"""
+
+from __future__ import annotations
+
+from taskqueue.controller.queues.conditions.broker_connected import broker_connected
+from taskqueue.controller.queues.conditions.dead_letters import dead_letters
+from taskqueue.controller.queues.conditions.ready import ready
+from taskqueue.model.queue import Condition, QueueConfig
+
+
+def conditions(
+    config: QueueConfig,
+    *,
+    broker: Condition,
+    workers: Condition,
+    scaling: Condition,
+    refused: bool,
+    dead_letter_count: int | None,
+    operator_namespace: str,
+) -> tuple[Condition, ...]:
+    """Return all conditions: Ready first, then what it comes from.
+
+    Args:
+        config: what the TaskQueue asks for.
+        broker: BrokerConnected, of the broker session.
+        workers: WorkersAvailable.
+        scaling: ScalingActive.
+        refused: the API server rejects the workload.
+        dead_letter_count: messages in the dead queue, None: unknown.
+        operator_namespace: where the command that lists them runs.
+    """
+    broker = broker_connected(config, broker)
+    dead = dead_letters(config, dead_letter_count, operator_namespace)
+    own, *progress = ready(config, broker=broker, workers=workers, refused=refused)
+    return (own, broker, workers, scaling, dead, *progress)
