@@ -52,7 +52,9 @@ def assemble(
     Raises:
         StartError: an option is wrong, two handlers have one name, or a start hook failed.
     """
-    spawner = None if fork_server is None else ProcessSpawner(fork_server, config.by_exec, loop)
+    spawner = (
+        None if fork_server is None else ProcessSpawner(fork_server, config.launch_by_exec, loop)
+    )
     functions = _functions(settings, config, spawner, loop)
     by_name: dict[str, Executor] = {}
     rest: Executor | None = None
@@ -120,7 +122,7 @@ def _functions(
 
 def _run_start_hooks(functions: FunctionExecutor) -> None:
     try:
-        functions.start_hooks()
+        functions.run_start_hooks()
     except Exception as error:
         raise StartError(
             f"an @on_start hook failed: {type(error).__name__}: {error}; repair it"

@@ -43,9 +43,9 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
             modules=arguments.modules,
             log_format=settings.log_format or logs.LogFormat.default(sys.stderr),
             log_level=settings.log_level,
-            tell_memory=settings.child_max_mib > 0,
+            report_memory=settings.child_max_mib > 0,
         )
-        fork_server = config.by_fork() if _needs_processes(arguments, settings) else None
+        fork_server = config.launch_by_fork() if _needs_processes(arguments, settings) else None
         clean = _run(settings, arguments, config, fork_server)
     except (SettingsError, StartError) as error:
         print(f"taskqueue worker: {error}", file=sys.stderr)

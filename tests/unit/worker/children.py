@@ -48,9 +48,11 @@ class Nursery:
             modules=[MODULE],
             log_format=LogFormat.JSON,
             log_level="INFO",
-            tell_memory=settings.max_mib > 0,
+            report_memory=settings.max_mib > 0,
         )
-        self.spawner = ProcessSpawner(self.recipe.by_fork(registry), self.recipe.by_exec, self.loop)
+        self.spawner = ProcessSpawner(
+            self.recipe.launch_by_fork(registry), self.recipe.launch_by_exec, self.loop
+        )
         self.pool = ChildPool(self.spawner, self.loop, settings)
         self.executor = FunctionExecutor(registry, self.loop, self.pool)
         self.results: asyncio.Queue[AttemptResult] = asyncio.Queue()

@@ -275,7 +275,7 @@ async def test_a_start_hook_that_fails_fails_the_attempt(caplog: pytest.LogCaptu
         kind, message = await nursery.error()
     assert kind == "StartHookFailed"
     assert "ValueError" in message
-    assert "child.unusable" in caplog.messages
+    assert "child.start_failed" in caplog.messages
 
 
 def below(pid: int) -> list[str]:
@@ -297,10 +297,11 @@ async def test_two_hundred_attempts_leave_nothing_behind() -> None:
             else:
                 nursery.start().cancel()
                 await nursery.result()
-        assert len(os.listdir(f"/proc/{nursery.spawner.pid}/fd")) == server
         async with asyncio.timeout(PATIENCE):
             while len(nursery.pool.children) > 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
+        # The first count may have come before the server closed what it gave to the child.
+        assert len(os.listdir(f"/proc/{nursery.spawner.pid}/fd")) <= server
         assert len(os.listdir("/proc/self/fd")) == ours
         assert len(below(nursery.spawner.pid)) == 1
 
@@ -313,6 +314,6 @@ async def test_a_warm_child_is_ready_before_the_first_attempt(tmp_path: Path) ->
 
     registry.start_hooks.append(note)
     async with children(lambda payload: os.getpid(), registry=registry) as nursery:
-        nursery.executor.start_hooks()
+        nursery.executor.run_start_hooks()
         pid = await appears(tmp_path / "pid")
         assert await nursery.value() == int(pid)

@@ -244,7 +244,7 @@ async def test_more_memory_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> No
         assert kind == "MemoryLimit"
         assert "limit is 300 MiB" in message
         used = int(message.partition(" held ")[2].partition(" MiB")[0])
-        assert 300 < used < 600
+        assert 300 <= used < 600  # rounded
         assert (await nursery.run({"mib": 0})).error is None
 
 
@@ -329,7 +329,7 @@ async def test_an_attempt_waits_for_a_fork_server_that_cannot_be_started(
         while nursery.spawner.pid:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         assert await nursery.value() > 0
-    assert caplog.messages.count("forkserver.failed") == 2
+    assert caplog.messages.count("forkserver.start_failed") == 2
 
 
 async def test_closing_lets_the_cancelled_clean_up_and_kills_the_rest(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ class Shell:
     def __init__(self, line: str, **how: Any) -> None:
         loop = asyncio.get_running_loop()
         recipe = ForkServerConfig(modules=[], log_format=LogFormat.JSON, log_level="INFO")
-        self.spawner = ProcessSpawner(recipe.by_fork(HandlerRegistry()), recipe.by_exec, loop)
+        self.spawner = ProcessSpawner(
+            recipe.launch_by_fork(HandlerRegistry()), recipe.launch_by_exec, loop
+        )
         self.executor = CommandExecutor(
             [ProgramCommand.parse(f"f={line}")], self.spawner, loop, **how
         )

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from taskqueue.worker.executors import output
-from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe, together
+from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe, merge_lines
 from tests.unit.worker.children import PATIENCE
 
 ENDLESS = b"y\n" * 32_768
@@ -98,11 +98,11 @@ async def test_the_end_of_all_writers(heard: Heard) -> None:
 
 def test_lines_that_come_too_fast_are_told_together() -> None:
     few = [str(number) for number in range(400)]
-    assert together(few) == few
+    assert merge_lines(few) == few
     many = [str(number) for number in range(32_768)]
-    blocks = together(many)
+    blocks = merge_lines(many)
     assert "\n".join(blocks).split("\n") == many
     assert len(blocks) == 12
     assert max(map(len, blocks)) <= LINE_BYTES
     long = ["x" * LINE_BYTES] * 401
-    assert together(long) == long
+    assert merge_lines(long) == long

@@ -1,11 +1,11 @@
-"""Child processes for sync handlers: made on demand, kept warm, one attempt at a time in each.
+"""Runs sync handlers in child processes: made on demand, kept warm, one attempt at a time each.
 
 Invariants
-- An attempt's ``done`` is called when the child is free again; of an attempt that was cancelled,
-  or whose child died, when the child and its process group are gone.
-- A child whose attempt was cancelled is never used again: what an exception leaves behind in the
-  middle of anything is not known.
-- Whatever a child does to itself is one failed attempt, and nothing to the worker.
+- An attempt's ``done`` is called when the child is free again; for an attempt that was cancelled,
+  or whose child died, when the child and its process group have ended.
+- A child whose attempt was cancelled is never reused: the exception may have left anything
+  half-done.
+- Whatever a child does to itself fails one attempt, and does not affect the worker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors import child_protocol
 from taskqueue.worker.executors.exit_status import MemoryWatch
-from taskqueue.worker.executors.memory import KillWatch
+from taskqueue.worker.executors.memory import OomKills
 from taskqueue.worker.executors.pooled_child import ChildExecution, PooledChild
 from taskqueue.worker.executors.process_spawner import ProcessSpawner
 from taskqueue.worker.outcome import failure
@@ -28,14 +28,14 @@ from taskqueue.worker.sdk import Handler
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
-    """How children are treated.
+    """Says when children are killed or replaced.
 
     Attributes:
         kill_grace_seconds: between SIGTERM and SIGKILL.
         memory_mib: a child that holds more is killed; 0: no limit. A handler may have its own.
-        max_tasks: a child leaves after so many attempts; 0: never.
-        max_mib: a child that holds more after an attempt leaves; 0: never.
-        capture: what children write to stdout and stderr becomes lines of the log.
+        max_tasks: attempts after which a child is replaced; 0: never.
+        max_mib: a child that holds more after an attempt is replaced; 0: never.
+        capture: log what children write to stdout and stderr.
     """
 
     kill_grace_seconds: float = 5.0
@@ -46,12 +46,12 @@ class PoolSettings:
 
 
 class ChildPool:
-    """Children of one fork server; has as many as attempts were given to it at once.
+    """Runs attempts in children of one fork server, as many as attempts run at once.
 
     Args:
         spawner: makes processes.
         loop: everything here is called on it.
-        settings: see there.
+        settings: when children are killed or replaced.
     """
 
     def __init__(
@@ -60,18 +60,18 @@ class ChildPool:
         self.spawner = spawner
         self.loop = loop
         self.settings = settings
-        self.kills = KillWatch()
-        #: Free children; the last one is the warmest.
+        self.kills = OomKills()
+        #: Free children; the last one is reused first.
         self.idle: list[PooledChild] = []
-        #: All whose process may exist.
+        #: All children whose process may exist.
         self.children: set[PooledChild] = set()
-        #: When a child that was asked to end is killed.
+        #: When children that are to end are killed.
         self.deadlines: Deadlines[PooledChild] = Deadlines(loop, PooledChild.kill)
         self._memory = MemoryWatch(loop, lambda: self.children)
         self._none_left = asyncio.Event()
 
     def warm(self) -> None:
-        """Have a child ready before the first attempt comes."""
+        """Make a child before the first attempt arrives."""
         if not self.children:
             self.idle.append(PooledChild(self))
 
@@ -80,30 +80,31 @@ class ChildPool:
     ) -> Execution | None:
         """Run the attempt in a free child or a new one.
 
-        None: it has failed already, which ``done`` is told soon.
+        Returns:
+            None: it has failed already; ``done`` is called soon.
         """
         try:
             body = child_protocol.encode_attempt(handler.name, attempt)
             child = self.idle.pop() if self.idle else PooledChild(self)
-        except TypeError as problem:
-            reason = f"the payload cannot be passed to handler {handler.name!r}: {problem}"
+        except TypeError as error:
+            reason = f"the payload cannot be passed to handler {handler.name!r}: {error}"
             result = failure("InvalidPayload", reason, 0.0, retryable=False)
-        except OSError as problem:
-            result = failure("ChildDied", f"no process can be made for it: {problem}", 0.0)
+        except OSError as error:
+            result = failure("ChildDied", f"no process can be made for it: {error}", 0.0)
         else:
             limit = handler.memory_mib or self.settings.memory_mib
             execution = ChildExecution(child, attempt, done, self.loop.time(), limit)
             child.run(execution, body)
             if limit:
-                self._memory.begin()
+                self._memory.start()
             return execution
         self.loop.call_soon(done, result)
         return None
 
     async def close(self, seconds: float) -> None:
-        """Let children end in order for so long, then kill what is left.
+        """Let children end in order, and kill those that have not after ``seconds``.
 
-        ``done`` may stay uncalled.
+        ``done`` may not be called.
         """
         for child in list(self.children):
             child.dismiss()
@@ -117,8 +118,8 @@ class ChildPool:
         for child in list(self.children):
             child.abandon()
 
-    def gone(self, child: PooledChild) -> None:
-        """The child is not to be used any more."""
+    def remove_child(self, child: PooledChild) -> None:
+        """Stop using a child."""
         self.children.discard(child)
         if child in self.idle:
             self.idle.remove(child)

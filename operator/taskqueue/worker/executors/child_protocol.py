@@ -1,4 +1,4 @@
-"""What worker and child process say to each other: frames over a stream socket.
+"""The protocol between worker and child process: frames over a stream socket.
 
 A frame is its kind (one byte), the length of its body (four bytes, big-endian) and the body. Both
 ends come from one image, so there are no versions. Bodies are JSON, or a line of the log as it is
@@ -19,8 +19,8 @@ from taskqueue.worker.sdk import Progress
 
 #: From the worker: run this; `encode_attempt`.
 ATTEMPT = 1
-#: From the worker: the attempt that runs is to end. A SIGTERM follows; one without this frame is
-#: somebody else's, and nothing to the attempt.
+#: From the worker: the running attempt is to end. A SIGTERM follows; one without this frame is
+#: somebody else's, and the attempt goes on.
 CANCEL = 2
 #: From the child: the attempt has ended; `encode_outcome`.
 OUTCOME = 3
@@ -28,7 +28,7 @@ OUTCOME = 3
 PROGRESS = 4
 #: From the child: a line for the worker's log, formatted, without its end.
 LOG = 5
-#: From the child: a start hook failed, and this child leaves; the body is the traceback.
+#: From the child: a start hook failed, and the child ends; the body is the traceback.
 UNUSABLE = 6
 
 _HEADER = struct.Struct("!BI")
@@ -38,7 +38,7 @@ CHUNK_BYTES = 65_536
 
 
 class ChildTraceback(Exception):
-    """The text of a traceback that came from a child process; shown in the log as it is."""
+    """A traceback from a child process, as text for the log."""
 
     def __str__(self) -> str:
         return f"in a child process\n{self.args[0]}"
@@ -50,7 +50,7 @@ def frame(kind: int, body: bytes = b"") -> bytes:
 
 
 class FrameReader:
-    """Puts frames together from what a stream socket gives."""
+    """Splits what a stream socket gives into frames."""
 
     __slots__ = ("_rest",)
 
@@ -127,18 +127,18 @@ def encode_outcome(
         result: the encoded result of a success, None without one; or a failure.
         seconds: how long it ran.
         traceback: of the exception.
-        mib: what memory the child holds now, if that was asked for.
+        mib: memory the child holds now, in MiB; None: not reported.
     """
     if result is None or isinstance(result, bytes):
         fragment = None if result is None else orjson.Fragment(result)
         return orjson.dumps((seconds, mib, fragment))
     error = result.error or EventError(type="Error", message="")
-    told = (error.type, error.message, error.retryable, result.retry_after_seconds, traceback)
-    return orjson.dumps((seconds, mib, None, *told))
+    failed = (error.type, error.message, error.retryable, result.retry_after_seconds, traceback)
+    return orjson.dumps((seconds, mib, None, *failed))
 
 
 def decode_outcome(body: bytes) -> tuple[AttemptResult, float | None]:
-    """Return the result of the attempt, and what memory the child holds now."""
+    """Return the result of the attempt, and the memory the child holds now, in MiB, or None."""
     seconds, mib, result, *failed = orjson.loads(body)
     if not failed:
         return AttemptResult(seconds=seconds, result=result), mib
@@ -160,6 +160,6 @@ def encode_progress(progress: Progress) -> bytes:
 
 
 def decode_progress(body: bytes) -> Progress:
-    """Return what was told."""
+    """Return the progress of a PROGRESS body."""
     percent, message = orjson.loads(body)
     return Progress(percent, message)

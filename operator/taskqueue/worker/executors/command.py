@@ -1,13 +1,13 @@
 """Runs a program for each attempt of a handler: ``--command 'NAME=program argument…'``.
 
 The payload is JSON on standard input, or in a file whose path takes the place of ``{payload}`` in
-the arguments. What the program is to know of the attempt stands in TASKQUEUE_ variables. The result
-is the JSON object in the file TASKQUEUE_RESULT_FILE, else the last line of standard output that is
-one, else none. The exit code says how the attempt ended: 0 success, 64 and 65 (EX_USAGE,
-EX_DATAERR) a failure that no retry helps, anything else one that is retried.
+the arguments. TASKQUEUE_ variables describe the attempt. The result is the JSON object in the file
+TASKQUEUE_RESULT_FILE, else the last line of standard output that is one, else none. The exit code
+says how the attempt ended: 0 success, 64 and 65 (EX_USAGE, EX_DATAERR) a failure that is not
+retried, anything else a failure that is retried.
 
-The program leads a process group of its own: SIGTERM goes to it, SIGKILL to the group, and whatever
-is left of the group when it ends is killed.
+The program leads a process group of its own: SIGTERM goes to it, SIGKILL to the group, and what is
+left of the group when it ends is killed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from taskqueue.limits import RESULT_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
-from taskqueue.worker.executors.exit_status import MemoryWatch, how_it_ended, over_limit
+from taskqueue.worker.executors.exit_status import MemoryWatch, describe_exit, over_limit
 from taskqueue.worker.executors.function import NothingRan
-from taskqueue.worker.executors.memory import KillWatch
-from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe, together
+from taskqueue.worker.executors.memory import OomKills
+from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe, merge_lines
 from taskqueue.worker.executors.process_spawner import ProcessExit, ProcessSpawner, SpawnedProcess
 from taskqueue.worker.outcome import encodable, failure, succeeded, unknown_handler
 from taskqueue.worker.sdk import Progress
@@ -43,15 +43,15 @@ log = EventLog("taskqueue.worker")
 #: In an argument: the path of a file with the payload.
 PAYLOAD = "{payload}"
 
-#: Exit codes of sysexits that no retry helps.
+#: Exit codes of sysexits that are not retried.
 EX_USAGE = 64
 EX_DATAERR = 65
 
 #: A line of standard output that may be the result is kept up to this length.
 _LINE_BYTES = 1_048_576
 
-#: Of a result file no more than this is read: a result may have less.
-_RESULT_BYTES = 1_048_576
+#: Bytes of a result that are read: more than it may have, for an error that says so.
+_READ_BYTES = 1_048_576
 
 
 class CommandError(ValueError):
@@ -77,7 +77,7 @@ class ProgramCommand:
         if not separator or not name.strip():
             raise CommandError(f"--command {text!r} names no handler: {how}")
         try:
-            line.encode()  # it goes through JSON
+            line.encode()  # JSON carries it
             argv = shlex.split(line)
         except ValueError as problem:
             raise CommandError(f"--command {text!r}: {problem}: {how}") from None
@@ -92,10 +92,10 @@ class ProgramCommand:
 
 
 class CommandExecution:
-    """A program on its way.
+    """Runs a program for one attempt.
 
     Raises:
-        OSError: there is no place for its files, or there are too many open.
+        OSError: its files cannot be created.
     """
 
     killable = True
@@ -115,7 +115,7 @@ class CommandExecution:
         self._cancelled = False
         self._over_mib: float | None = None
         #: The last line of standard output that is a JSON object.
-        self._object = b""
+        self._last_object = b""
         self._last_error = ""
         self._process: SpawnedProcess | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="attempt-"))
@@ -128,12 +128,12 @@ class CommandExecution:
 
     @property
     def pid(self) -> int:
-        """Its process id; 0: it is not made yet, or about to end."""
+        """Its process id; 0: it does not exist yet, or is about to end."""
         return 0 if self._process is None or self._over_mib else self._process.pid
 
     @property
     def limit_mib(self) -> int:
-        """What memory it may hold; 0: any."""
+        """The most memory it may hold, in MiB; 0: no limit."""
         return self._executor.memory_mib
 
     def cancel(self) -> None:
@@ -141,7 +141,7 @@ class CommandExecution:
         if not self._cancelled and self._process is not None:
             self._cancelled = True
             self._process.terminate()
-            self._executor.expect_end(self)
+            self._executor.kill_after_grace(self)
 
     def kill(self) -> bool:
         """Kill the process group now."""
@@ -150,8 +150,8 @@ class CommandExecution:
             self._process.kill()
         return True
 
-    def exceeded(self, held_mib: float) -> None:
-        """Kill the process group: it holds more than it may."""
+    def on_limit_exceeded(self, held_mib: float) -> None:
+        """Kill the process group, which holds more memory than it may."""
         if self._process is not None:
             self._over_mib = held_mib
             self._process.kill()
@@ -163,8 +163,8 @@ class CommandExecution:
         stdin = os.open(os.devnull if by_file else payload, os.O_RDONLY | os.O_CLOEXEC)
         loop = self._executor.loop
         try:
-            self._pipes.append(OutputPipe(loop, self._wrote, line_bytes=_LINE_BYTES))
-            self._pipes.append(OutputPipe(loop, self._complained))
+            self._pipes.append(OutputPipe(loop, self._on_stdout, line_bytes=_LINE_BYTES))
+            self._pipes.append(OutputPipe(loop, self._on_stderr))
         except OSError:
             os.close(stdin)
             raise
@@ -172,7 +172,7 @@ class CommandExecution:
             [each.replace(PAYLOAD, str(payload)) for each in command.argv],
             self._environment(),
             [stdin, *(pipe.writing for pipe in self._pipes)],
-            self._ended,
+            self._on_exit,
         )
 
     def _environment(self) -> dict[str, str]:
@@ -193,29 +193,29 @@ class CommandExecution:
     def _result_file(self) -> Path:
         return self._folder / "result.json"
 
-    def _wrote(self, lines: list[str]) -> None:
+    def _on_stdout(self, lines: list[str]) -> None:
         for text in lines:
-            if text.lstrip().startswith("{") and isinstance(_parsed(text.encode()), dict):
-                self._object = text.encode()
+            if text.lstrip().startswith("{") and isinstance(_parse(text.encode()), dict):
+                self._last_object = text.encode()
         self._log("stdout", lines)
 
-    def _complained(self, lines: list[str]) -> None:
+    def _on_stderr(self, lines: list[str]) -> None:
         self._last_error = next(filter(None, map(str.strip, reversed(lines))), self._last_error)
         self._log("stderr", lines)
 
     def _log(self, stream: str, lines: list[str]) -> None:
-        for text in together(lines):
+        for text in merge_lines(lines):
             log.info(
                 "handler.output", text=text[:LINE_BYTES], stream=stream, **self._attempt.log_fields
             )
 
-    def _ended(self, ended: ProcessExit) -> None:
+    def _on_exit(self, status: ProcessExit) -> None:
         self._process = None
         for pipe in self._pipes:
             pipe.close()
-        result = self._verdict(ended)
+        result = self._exit_result(status)
         self._clean_up()
-        self._executor.ended(self)
+        self._executor.remove_execution(self)
         self._done(result)
 
     def _clean_up(self) -> None:
@@ -223,40 +223,40 @@ class CommandExecution:
             pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _verdict(self, ended: ProcessExit) -> AttemptResult:
+    def _exit_result(self, status: ProcessExit) -> AttemptResult:
         seconds = self._executor.loop.time() - self._began
-        if ended.lost:
+        if status.lost:
             return AttemptResult(seconds=seconds, lost="the fork server died, and its commands")
         if self._over_mib is not None:
             return over_limit(self._over_mib, self.limit_mib, seconds)
         if self._cancelled:
-            return failure("Cancelled", "it was told to end", seconds)
-        if ended.code < 0 or ended.problem:
-            how = how_it_ended(ended, self._executor.kills)
+            return failure("Cancelled", "it was cancelled", seconds)
+        if status.code < 0 or status.error:
+            how = describe_exit(status, self._executor.kills)
             return failure("ChildDied", f"the command {how}", seconds)
-        if ended.code:
-            told = f": {self._last_error}" if self._last_error else ""
+        if status.code:
+            detail = f": {self._last_error}" if self._last_error else ""
             return failure(
                 "ExitCode",
-                f"exit code {ended.code}{told}",
+                f"exit code {status.code}{detail}",
                 seconds,
-                retryable=ended.code not in (EX_USAGE, EX_DATAERR),
+                retryable=status.code not in (EX_USAGE, EX_DATAERR),
             )
         return self._success(seconds)
 
     def _success(self, seconds: float) -> AttemptResult:
         handler = self._attempt.handler or ""
         try:
-            text = _content(self._result_file) or self._object
-            value = _parsed(text)
+            text = _read_result(self._result_file) or self._last_object
+            value = _parse(text)
         except OSError:
-            text, value = b"?", None  # there is something, and nobody can read it
+            text, value = b"?", None  # it exists, and cannot be read
         if not text:
             return AttemptResult(seconds=seconds)
-        if len(text) > _RESULT_BYTES:
+        if len(text) > _READ_BYTES:
             return failure(
                 "ResultTooLarge",
-                f"the result has more than {_RESULT_BYTES} bytes, the limit is {RESULT_BYTES}: "
+                f"the result has more than {_READ_BYTES} bytes, the limit is {RESULT_BYTES}: "
                 "store it elsewhere and return where it is",
                 seconds,
                 retryable=False,
@@ -264,7 +264,7 @@ class CommandExecution:
         if not isinstance(value, dict):
             return failure(
                 "InvalidResult",
-                f"handler {handler!r} wrote to TASKQUEUE_RESULT_FILE what is no JSON object: write "
+                f"handler {handler!r} wrote to TASKQUEUE_RESULT_FILE, but not a JSON object: write "
                 '{"name": …}, or nothing',
                 seconds,
                 retryable=False,
@@ -273,7 +273,7 @@ class CommandExecution:
 
 
 class CommandExecutor:
-    """An `taskqueue.worker.executor.Executor` whose handlers are programs.
+    """Runs programs as handlers; a `taskqueue.worker.executor.Executor`.
 
     Args:
         commands: the handlers.
@@ -295,7 +295,7 @@ class CommandExecutor:
         self._commands = {command.name: command for command in commands}
         self.spawner = spawner
         self.loop = loop
-        self.kills = KillWatch()
+        self.kills = OomKills()
         self.memory_mib = memory_mib
         self._grace = kill_grace_seconds
         self._running: set[CommandExecution] = set()
@@ -311,36 +311,36 @@ class CommandExecutor:
             return NothingRan()
         try:
             execution = CommandExecution(self, command, attempt, done)
-        except TypeError as problem:
-            reason = f"the payload cannot be passed to handler {command.name!r}: {problem}"
+        except TypeError as error:
+            reason = f"the payload cannot be passed to handler {command.name!r}: {error}"
             result = failure("InvalidPayload", reason, 0.0, retryable=False)
-        except OSError as problem:
+        except OSError as error:
             reason = (
-                f"no place for the files of an attempt ({problem}): mount an emptyDir at "
+                f"the files of an attempt cannot be written ({error}): mount an emptyDir at "
                 f"{tempfile.gettempdir()}, or set TMPDIR"
             )
             result = failure("ChildDied", reason, 0.0)
         else:
             self._running.add(execution)
             if self.memory_mib:
-                self._memory.begin()
+                self._memory.start()
             return execution
         self.loop.call_soon(done, result)
         return NothingRan()
 
-    def expect_end(self, execution: CommandExecution) -> None:
-        """Kill it unless it ends within the grace."""
+    def kill_after_grace(self, execution: CommandExecution) -> None:
+        """Kill an execution unless it ends within the grace."""
         self._deadlines.set_first(execution, self.loop.time() + self._grace)
 
-    def ended(self, execution: CommandExecution) -> None:
-        """It is gone."""
+    def remove_execution(self, execution: CommandExecution) -> None:
+        """Stop tracking an execution that has ended."""
         self._running.discard(execution)
         self._deadlines.drop(execution)
         if not self._running:
             self._none_left.set()
 
     async def close(self, seconds: float = 0.0) -> None:
-        """Have what runs end within so many seconds; the spawner's end ends the rest."""
+        """Let what runs end within ``seconds``; the end of the spawner kills the rest."""
         for execution in list(self._running):
             execution.cancel()
         if self._running:
@@ -356,11 +356,11 @@ def _kill(execution: CommandExecution) -> None:
     execution.kill()
 
 
-def _content(path: Path) -> bytes:
-    """Return what a program left in a file, if any; of a huge one no more than says that it is.
+def _read_result(path: Path) -> bytes:
+    """Return the contents of a result file, b"" without one; of a huge one only the beginning.
 
     Raises:
-        OSError: it is no file, or cannot be read.
+        OSError: it is not a file, or cannot be read.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -368,13 +368,13 @@ def _content(path: Path) -> bytes:
         return b""
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError("not a file")  # a pipe would be waited for
-        return os.read(fd, _RESULT_BYTES + 1).strip()
+            raise OSError("not a file")  # reading a pipe would block
+        return os.read(fd, _READ_BYTES + 1).strip()
     finally:
         os.close(fd)
 
 
-def _parsed(text: bytes) -> Any:
+def _parse(text: bytes) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Async handlers, all on one loop in a thread of its own.
+"""Runs async handlers, all on one event loop in a thread of its own.
 
 User code that blocks its loop stops its neighbours there, never the loop that talks to the
 broker. ``cancel`` cancels the coroutine; one that swallows the cancellation holds its slot until
@@ -18,12 +18,12 @@ from taskqueue.worker.executors.threadsafe_calls import ThreadsafeCallQueue
 from taskqueue.worker.outcome import raised, succeeded
 from taskqueue.worker.sdk import Context, Handler, Progress, mark_cancelled
 
-#: How long the end of the process waits for cancelled coroutines to clean up.
+#: How long cancelled coroutines may clean up at the end of the process, in seconds.
 _CLOSE_SECONDS = 1.0
 
 
 class CoroutineExecution:
-    """An async handler on its way through the handlers' loop."""
+    """Runs an async handler on the handlers' loop."""
 
     killable = False
 
@@ -46,23 +46,23 @@ class CoroutineExecution:
 
     @property
     def progress(self) -> Progress | None:
-        """The latest progress told, or None."""
+        """The latest progress reported, or None."""
         return self.context.latest_progress
 
     def cancel(self) -> None:
         """Cancel the coroutine, from the runtime's loop."""
         mark_cancelled(self.context)
-        # Posted after `begin`, so the task is there when this runs.
+        # Posted after `create_task`, so the task exists when this runs.
         self._coroutines.inbound.post(CoroutineExecution._cancel_task, self)
 
     def kill(self) -> bool:
         """A coroutine that swallows its cancellation cannot be stopped."""
         return False
 
-    def begin(self) -> None:
-        """Make the task; runs on the handlers' loop."""
+    def create_task(self) -> None:
+        """Create the task; runs on the handlers' loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
-        self._task.add_done_callback(self._ended)
+        self._task.add_done_callback(self._on_task_done)
 
     def _cancel_task(self) -> None:
         if self._task is not None:
@@ -72,18 +72,18 @@ class CoroutineExecution:
         begun = time.perf_counter()
         try:
             value = await self.handler(self.payload, self.context)
-        except BaseException as problem:
-            return raised(problem, time.perf_counter() - begun)
+        except BaseException as error:
+            return raised(error, time.perf_counter() - begun)
         return succeeded(value, time.perf_counter() - begun, handler=self.handler.name)
 
-    def _ended(self, task: asyncio.Task[AttemptResult]) -> None:
+    def _on_task_done(self, task: asyncio.Task[AttemptResult]) -> None:
         # A task cancelled before its first step never entered `_run`.
         result = raised(asyncio.CancelledError(), 0.0) if task.cancelled() else task.result()
         self._coroutines.outbound.post(self.done, result)
 
 
 class CoroutineExecutor:
-    """The handlers' loop and its thread, made when the first async handler is started."""
+    """Runs the handlers' loop in a thread, from the first async handler on."""
 
     inbound: ThreadsafeCallQueue
 
@@ -101,7 +101,7 @@ class CoroutineExecutor:
                 target=self._serve, args=(self._loop,), name="async-handlers", daemon=True
             )
             self._thread.start()
-        self.inbound.post(CoroutineExecution.begin, execution)
+        self.inbound.post(CoroutineExecution.create_task, execution)
 
     def close(self) -> None:
         """Cancel what runs, give it a moment to clean up, and end the loop."""

@@ -1,4 +1,4 @@
-"""How a process ended, in words, and the watch over the memory of those that run."""
+"""Describes how a process ended, and watches the memory of those that run."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from taskqueue.worker.executor import AttemptResult
-from taskqueue.worker.executors.memory import KillWatch, resident_mib
+from taskqueue.worker.executors.memory import OomKills, resident_mib
 from taskqueue.worker.executors.process_spawner import ProcessExit
 from taskqueue.worker.outcome import failure
 
-#: How often the memory of processes with a limit is looked at, in seconds.
+#: How often the memory of processes with a limit is read, in seconds.
 MEMORY_SECONDS = 0.5
 
 
-def how_it_ended(ended: ProcessExit, kills: KillWatch) -> str:
-    """Return what goes after "the process"."""
-    if ended.problem:
-        return f"could not be made: {ended.problem}"
-    if ended.lost:
-        return "went with the fork server"
-    if ended.code >= 0:
-        return f"ended with exit code {ended.code}"
-    name = _signal_name(-ended.code)
-    if name == "SIGKILL" and kills.struck():
+def describe_exit(status: ProcessExit, kills: OomKills) -> str:
+    """Return how a process ended, as the predicate of a sentence about it."""
+    if status.error:
+        return f"could not be made: {status.error}"
+    if status.lost:
+        return "ended with the fork server"
+    if status.code >= 0:
+        return f"ended with exit code {status.code}"
+    name = _signal_name(-status.code)
+    if name == "SIGKILL" and kills.pop_new():
         limit = kills.limit_mib()
-        told = "" if limit is None else f" (limit {limit} MiB)"
-        return f"was ended by SIGKILL: probably out of memory{told}"
+        suffix = "" if limit is None else f" (limit {limit} MiB)"
+        return f"was ended by SIGKILL: probably out of memory{suffix}"
     return f"was ended by {name}"
 
 
@@ -43,26 +43,26 @@ def over_limit(held_mib: float, limit_mib: int, seconds: float) -> AttemptResult
 
 
 class MemoryLimitedProcess(Protocol):
-    """A process that may have a limit."""
+    """A process that may have a memory limit."""
 
     @property
     def pid(self) -> int:
-        """Its process id; 0: there is none now."""
+        """Its process id; 0: it has none now."""
 
     @property
     def limit_mib(self) -> int:
-        """What it may hold; 0: anything."""
+        """The most memory it may hold, in MiB; 0: no limit."""
 
-    def exceeded(self, held_mib: float) -> None:
-        """It holds more."""
+    def on_limit_exceeded(self, held_mib: float) -> None:
+        """Called when it holds more than its limit."""
 
 
 class MemoryWatch:
-    """Looks at processes every `MEMORY_SECONDS` while one of them has a limit.
+    """Checks the memory of processes every `MEMORY_SECONDS` while one of them has a limit.
 
     Args:
         loop: everything here is called on it.
-        processes: returns those there are.
+        processes: returns the processes to check.
     """
 
     def __init__(
@@ -74,26 +74,26 @@ class MemoryWatch:
         self._processes = processes
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> None:
-        """One with a limit is there."""
+    def start(self) -> None:
+        """Start checking; harmless when it has started."""
         if self._timer is None:
-            self._timer = self._loop.call_later(MEMORY_SECONDS, self._look)
+            self._timer = self._loop.call_later(MEMORY_SECONDS, self._check)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
-        limited = [each for each in self._processes() if each.limit_mib]
-        for each in limited:
-            held = resident_mib(each.pid) if each.pid else None
-            if held is not None and held > each.limit_mib:
-                each.exceeded(held)
+        limited = [process for process in self._processes() if process.limit_mib]
+        for process in limited:
+            held = resident_mib(process.pid) if process.pid else None
+            if held is not None and held > process.limit_mib:
+                process.on_limit_exceeded(held)
         if limited:
-            self.begin()
+            self.start()
 
 
 def _signal_name(number: int) -> str:

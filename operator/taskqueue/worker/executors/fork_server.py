@@ -1,8 +1,8 @@
-"""The fork server: has imported the user's modules and does nothing but fork others.
+"""The fork server: a process that has imported the user's modules and only forks others.
 
 The worker has threads and connections, and a process forked from it would inherit locks held by
 threads it does not have. This one has a single thread and runs no user code but imports. It makes
-processes on request, signals them, tells how they ended, and ends them all when the worker is gone.
+processes on request, signals them, reports how they ended, and ends them all when the worker ends.
 
 Requests and reports are JSON arrays, one in a packet, over a socket pair:
 
@@ -10,12 +10,12 @@ Requests and reports are JSON arrays, one in a packet, over a socket pair:
   environment]`` with (stdin, stdout, stderr): make a process. ``["made", id, pid]`` or
   ``["failed", id, why]`` comes back.
 * ``["signal", id, number]``: to the process; ``["kill", id]``: SIGKILL to its process group.
-* ``["ended", id, code]``: it and its process group are gone; a negative code is a signal's.
+* ``["ended", id, code]``: it and its process group have ended; a negative code is a signal's.
 
-Each process leads a process group of its own, in a session apart from the worker's: what a terminal
-or an init process sends to the worker's group does not reach it. It is killed by the kernel should
-this process die. This process is the subreaper of all below it: no orphan is left to the worker,
-and what left its process group ends with this process at the latest.
+Each process leads a process group of its own, in another session than the worker's: what a terminal
+or an init process sends to the worker's group does not reach it. The kernel kills it if this
+process dies. This process is the subreaper of all its descendants: the worker inherits no orphan,
+and what has left its process group ends with this process at the latest.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ from taskqueue.worker.sdk import HandlerRegistry
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
-#: Begins the names of the variables that tell a worker its broker.
-_BROKER = "TASKQUEUE_BROKER_"
+#: Prefix of the variables with the worker's broker.
+_BROKER_PREFIX = "TASKQUEUE_BROKER_"
 
 #: Largest request in bytes: a command's arguments and environment.
 PACKET_BYTES = 131_072
 
-#: How long the members of a killed process group may take to be gone, in seconds: longer only while
-#: the kernel itself holds them.
+#: How long the members of a killed process group may take to end, in seconds: longer only while the
+#: kernel itself holds them.
 _GROUP_SECONDS = 1.0
 
 _HANDLED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(slots=True)
-class _Ending:
-    """A process that has ended, and whose group is being waited for."""
+class _EndedProcess:
+    """A process that has ended while its group has not."""
 
     identity: int
     code: int
@@ -63,33 +63,33 @@ class _Ending:
 
 
 class ForkServer:
-    """Serves one worker until it is gone."""
+    """Forks processes for one worker, until that ends."""
 
     def __init__(
-        self, control: socket.socket, registry: HandlerRegistry, *, tell_memory: bool
+        self, control: socket.socket, registry: HandlerRegistry, *, report_memory: bool
     ) -> None:
         self._control = control
         self._registry = registry
-        self._tell_memory = tell_memory
+        self._report_memory = report_memory
         self._worker = os.getppid()
         self._identities: dict[int, int] = {}
         self._pids: dict[int, int] = {}
-        self._ending: dict[int, _Ending] = {}
+        self._ending: dict[int, _EndedProcess] = {}
         self._wake: tuple[int, int] = (-1, -1)
 
     def serve(self) -> NoReturn:
-        """Take requests until the worker closes the connection or dies."""
+        """Handle requests until the worker closes the connection or dies."""
         try:
             self._prepare()
             poll = select.poll()
             poll.register(self._control, select.POLLIN)
             poll.register(self._wake[0], select.POLLIN)
             while os.getppid() == self._worker:
-                # Only the groups of ended processes are looked at again and again.
+                # Only the groups of ended processes are polled.
                 poll.poll(10 if self._ending else None)
-                self._drain_wake()
+                self._drain_wakeups()
                 self._reap()
-                if not self._take_requests():
+                if not self._handle_requests():
                     break
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -106,7 +106,7 @@ class ForkServer:
         self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         for number in _HANDLED:
-            # None of them ends us: our end comes with the worker's.
+            # None of them ends us: we end when the worker does.
             signal.signal(number, lambda number, frame: None)
         self._control.setblocking(False)
         for stream in (sys.stdout, sys.stderr):
@@ -114,17 +114,17 @@ class ForkServer:
                 stream.flush()
                 # Lines of a handler belong to the attempt that wrote them.
                 stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        # What is here already is never garbage: collecting it would only copy its pages.
+        # The objects that exist now are never garbage: collecting would only copy their pages.
         gc.collect()
         gc.freeze()
 
-    def _drain_wake(self) -> None:
+    def _drain_wakeups(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake[0], 512):
                 pass
 
-    def _take_requests(self) -> bool:
-        """Answer what has come; False: the worker is gone."""
+    def _handle_requests(self) -> bool:
+        """Handle the requests that have arrived; False: the worker has ended."""
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(self._control, PACKET_BYTES, 3)
@@ -136,14 +136,14 @@ class ForkServer:
                 return False
             for fd in fds:
                 os.set_inheritable(fd, False)
-            self._answer(orjson.loads(data), fds)
+            self._handle_request(orjson.loads(data), fds)
 
-    def _answer(self, request: list[object], fds: list[int]) -> None:
+    def _handle_request(self, request: list[object], fds: list[int]) -> None:
         match request:
             case ["child", int(identity)]:
-                self._make(identity, fds, lambda: self._become_child(fds))
+                self._fork(identity, fds, lambda: self._become_child(fds))
             case ["command", int(identity), list(argv), dict(environment)]:
-                self._make(identity, fds, lambda: _become_command(argv, environment, fds))
+                self._fork(identity, fds, lambda: _become_command(argv, environment, fds))
             case ["signal", int(identity), int(number)]:
                 if identity in self._pids:
                     os.kill(self._pids[identity], number)
@@ -151,7 +151,7 @@ class ForkServer:
                 if identity in self._pids:
                     _kill_group(self._pids[identity])
 
-    def _make(self, identity: int, fds: list[int], become: Callable[[], NoReturn]) -> None:
+    def _fork(self, identity: int, fds: list[int], become: Callable[[], NoReturn]) -> None:
         # A signal between the fork and the child's own handlers would end it, or wake us.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         server = os.getpid()
@@ -162,7 +162,7 @@ class ForkServer:
             self._report(["failed", identity, problem.strerror or str(problem)])
         else:
             if pid == 0:
-                self._leave_server(server)
+                self._detach_from_server(server)
                 try:
                     become()
                 except BaseException:
@@ -171,15 +171,15 @@ class ForkServer:
                     os._exit(child.EXIT_UNUSABLE)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
             with contextlib.suppress(OSError):
-                os.setpgid(pid, pid)  # as the process itself does: whoever is first
+                os.setpgid(pid, pid)  # the process does it too; either may be first
             self._identities[pid] = identity
             self._pids[identity] = pid
             self._report(["made", identity, pid])
         for fd in fds:
             os.close(fd)
 
-    def _leave_server(self, server: int) -> None:
-        """In a process just forked: become independent of this one, but for its death."""
+    def _detach_from_server(self, server: int) -> None:
+        """In a process just forked: become independent of this one, except of its death."""
         os.setpgid(0, 0)
         die_with_parent(server, signal.SIGKILL)
         signal.set_wakeup_fd(-1)
@@ -197,12 +197,14 @@ class ForkServer:
             os.close(fd)
             sys.stdout, sys.stderr = _text(1), _text(2)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, set(_HANDLED) - {signal.SIGTERM})
-        child.serve(socket.socket(fileno=connection), self._registry, tell_memory=self._tell_memory)
+        child.serve(
+            socket.socket(fileno=connection), self._registry, report_memory=self._report_memory
+        )
 
     def _reap(self) -> None:
         while True:
             try:
-                # Not reaped yet: as long as it is a zombie nobody else can have its number.
+                # Not reaped yet: while it is a zombie no other process can get its number.
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 break
@@ -216,14 +218,16 @@ class ForkServer:
                 identity = self._identities.pop(pid)
                 del self._pids[identity]
                 until = time.monotonic() + _GROUP_SECONDS
-                self._ending[pid] = _Ending(identity, os.waitstatus_to_exitcode(status), until)
+                self._ending[pid] = _EndedProcess(
+                    identity, os.waitstatus_to_exitcode(status), until
+                )
         for pid, ending in list(self._ending.items()):
             if not _group_exists(pid) or time.monotonic() > ending.until:
                 del self._ending[pid]
                 self._report(["ended", ending.identity, ending.code])
 
     def _report(self, report: list[object]) -> None:
-        # The worker reads all the time; if it does not, it stands still, and we with it.
+        # The worker always reads; if it does not, it is stopped, and we wait with it.
         data = orjson.dumps(report)
         while True:
             try:
@@ -231,14 +235,14 @@ class ForkServer:
             except BlockingIOError:
                 select.select([], [self._control], [])
             except OSError:
-                return  # it is gone: seen when we read next
+                return  # it has ended: the next read says so
             else:
                 return
 
     def _kill_all(self) -> None:
         for pid in self._identities:
             _kill_group(pid)
-        # What has left its group becomes our child when its parents are gone: nothing outlives us.
+        # What has left its group becomes our child when its parents end: nothing outlives us.
         until = time.monotonic() + _GROUP_SECONDS
         while (left := _children()) and time.monotonic() < until:
             for pid in left:
@@ -264,8 +268,8 @@ def _become_command(argv: list[str], environment: dict[str, str], fds: list[int]
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
-    # The broker's password is the worker's, and none of a program's business.
-    own = {name: text for name, text in os.environ.items() if not name.startswith(_BROKER)}
+    # The broker's password is the worker's: a program must not have it.
+    own = {name: text for name, text in os.environ.items() if not name.startswith(_BROKER_PREFIX)}
     try:
         os.execvpe(argv[0], argv, {**own, **environment})  # noqa: S606 - that is its job
     except OSError as problem:
@@ -274,7 +278,7 @@ def _become_command(argv: list[str], environment: dict[str, str], fds: list[int]
 
 
 def _text(fd: int) -> TextIO:
-    """Return a stream whose lines are there as soon as they are written."""
+    """Return a stream that is flushed after every line."""
     return open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
@@ -294,7 +298,7 @@ def _group_exists(pid: int) -> bool:
 
 
 def _children() -> list[int]:
-    """Return our children, as far as there is a way to know."""
+    """Return our children, as far as ``/proc`` lists them."""
     found = []
     with contextlib.suppress(OSError):
         for name in filter(str.isdigit, os.listdir("/proc")):
@@ -305,7 +309,7 @@ def _children() -> list[int]:
 
 
 def _prctl(option: int, value: int) -> None:
-    import ctypes  # not in the worker, whose start somebody waits for
+    import ctypes  # not in the worker, whose start must be fast
 
-    # Where the kernel does not know it, the closed connection says the same, only later.
+    # Where the kernel does not know it, the closed connection has the same effect, later.
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

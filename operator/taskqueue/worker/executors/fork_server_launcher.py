@@ -1,4 +1,4 @@
-"""Starts fork servers: the first by a fork when the modules are imported, later ones anew.
+"""Starts fork servers: the first by a fork once the modules are imported, later ones by an exec.
 
 The first must be started before the worker has threads or connections. One that died cannot be
 replaced by a fork of a worker that has them by then: a new interpreter imports the modules again.
@@ -26,7 +26,7 @@ log = logs.EventLog("taskqueue.worker")
 
 @dataclass(frozen=True, slots=True)
 class ForkServerHandle:
-    """A fork server as the worker sees it: the connection to it, and its process id."""
+    """A started fork server: the connection to it, and its process id."""
 
     control: socket.socket
     pid: int
@@ -34,44 +34,44 @@ class ForkServerHandle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkServerConfig:
-    """What a fork server is started from.
+    """Starts a fork server for these modules.
 
     Attributes:
         modules: hold the handlers.
         log_format: of the worker.
         log_level: of the worker.
-        tell_memory: have children say with each outcome how much memory they hold.
+        report_memory: children report with each outcome how much memory they hold.
     """
 
     modules: Sequence[str]
     log_format: logs.LogFormat
     log_level: str
-    tell_memory: bool = False
+    report_memory: bool = False
 
-    def by_fork(self, handlers: HandlerRegistry = registry) -> ForkServerHandle:
-        """Fork this process, which has imported the modules and configured the log."""
-        threads = [each.name for each in threading.enumerate()[1:]]
+    def launch_by_fork(self, handlers: HandlerRegistry = registry) -> ForkServerHandle:
+        """Fork this process, which has imported the modules and configured logging."""
+        threads = [thread.name for thread in threading.enumerate()[1:]]
         if threads:
             log.warning(
-                "forkserver.threads",
+                "forkserver.threads_lost",
                 reason=f"importing the modules has started threads: {', '.join(threads)}",
-                todo="they are not in the processes handlers run in: start them in an @on_start "
+                hint="the processes that run handlers do not have them: start them in an @on_start "
                 "hook, or mark the handlers with @task(thread=True)",
             )
         ours, theirs = _pair()
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()  # or the child writes it again
+            stream.flush()  # or the child writes its buffer a second time
         pid = os.fork()
         if pid == 0:
             try:
                 ours.close()
-                ForkServer(theirs, handlers, tell_memory=self.tell_memory).serve()
+                ForkServer(theirs, handlers, report_memory=self.report_memory).serve()
             finally:
                 os._exit(1)
         theirs.close()
         return ForkServerHandle(ours, pid)
 
-    def by_exec(self) -> ForkServerHandle:
+    def launch_by_exec(self) -> ForkServerHandle:
         """Start a new interpreter, which imports the modules.
 
         Raises:
@@ -83,7 +83,7 @@ class ForkServerConfig:
                 "modules": list(self.modules),
                 "log_format": self.log_format.value,
                 "log_level": self.log_level,
-                "tell_memory": self.tell_memory,
+                "report_memory": self.report_memory,
             }
         ).decode()
         try:
@@ -102,18 +102,18 @@ class ForkServerConfig:
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    """Be a fork server that was started by `ForkServerConfig.by_exec`."""
+    """Run a fork server that was started by `ForkServerConfig.launch_by_exec`."""
     values = orjson.loads(arguments[1])
     logs.configure(logs.LogFormat(values["log_format"]), level=values["log_level"])
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
     if values["modules"]:
         load(values["modules"])
-    ForkServer(control, registry, tell_memory=values["tell_memory"]).serve()
+    ForkServer(control, registry, report_memory=values["report_memory"]).serve()
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
-    # Packets keep requests apart, and their file descriptors with them.
+    # Packets keep each request with its file descriptors.
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 

@@ -1,8 +1,8 @@
 """Runs the functions a module registered with ``@task``.
 
-Sync ones in child processes, or in threads where they or the worker's settings say so; async ones
-on a loop of their own. What a handler returns or raises is turned into the attempt's result where
-it ran, so the runtime's loop does no work of the user's.
+Sync ones run in child processes, or in threads where they or the worker's settings say so; async
+ones on a loop of their own. What a handler returns or raises becomes the attempt's result where it
+ran, so the runtime's loop does none of the user's work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = EventLog("taskqueue.worker")
 
 
 class FunctionExecutor:
-    """An `taskqueue.worker.executor.Executor` over a registry of handlers.
+    """Runs registered functions as handlers; a `taskqueue.worker.executor.Executor`.
 
     Args:
         registry: the handlers.
@@ -40,20 +40,20 @@ class FunctionExecutor:
         self._registry = registry
         self._loop = loop
         self._pool = pool
-        mailbox = ThreadsafeCallQueue(loop)
-        self._threads = ThreadExecutor(mailbox)
-        self._coroutines = CoroutineExecutor(mailbox)
-        #: The start hooks have been called in this process.
-        self._hooked = False
+        outbound = ThreadsafeCallQueue(loop)
+        self._threads = ThreadExecutor(outbound)
+        self._coroutines = CoroutineExecutor(outbound)
+        #: Whether the start hooks have run in this process.
+        self._hooks_ran = False
 
-    def start_hooks(self) -> None:
-        """Call the hooks this process needs, and have a child ready.
+    def run_start_hooks(self) -> None:
+        """Call the start hooks that this process needs, and make a first child.
 
         Raises:
             Exception: whatever a hook raised.
         """
-        if any(not self._in_child(each) for each in self._registry.values()):
-            self._hooked = True
+        if any(not self._in_child(handler) for handler in self._registry.values()):
+            self._hooks_ran = True
             for hook in self._registry.start_hooks:
                 hook()
         if self._pool is not None and any(map(self._in_child, self._registry.values())):
@@ -88,20 +88,20 @@ class FunctionExecutor:
         return thread
 
     async def close(self, seconds: float = 0.0) -> None:
-        """End children in order within so many seconds, cancel coroutines, let idle threads end.
+        """Let children end within ``seconds``, cancel coroutines, and let idle threads end.
 
-        A thread in a handler is left behind. What was started is stopped by the stop hooks.
+        A thread in a handler is left behind. The stop hooks run last.
         """
         if self._pool is not None:
             await self._pool.close(seconds)
         self._coroutines.close()
         self._threads.close()
-        if self._hooked:
+        if self._hooks_ran:
             for hook in reversed(self._registry.stop_hooks):
                 try:
                     hook()
-                except Exception as problem:
-                    log.error("hook.failed", exc_info=problem)
+                except Exception as error:
+                    log.error("hook.failed", exc_info=error)
 
     def _in_child(self, handler: Handler) -> bool:
         return self._pool is not None and not (handler.is_async or handler.thread)

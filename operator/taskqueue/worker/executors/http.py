@@ -1,13 +1,14 @@
 """Runs attempts by HTTP: ``--http 'NAME=http://127.0.0.1:8000/path'``, for a service in the pod.
 
-The payload is POSTed as JSON; Taskqueue- headers say what the service is to know of the attempt.
-An answer 2xx is success and its body, if it is a JSON object, the result. 408, 425, 429, 5xx and no
-answer at all are failures that are retried, after the time of a Retry-After if there is one; any
-other status is a failure that no retry helps. When an attempt is to end, its connection is closed
-and a DELETE with its uid and number sent to the same URL; a message without a uid has none, for it
-could mean another. Whether that ends the work is the service's affair.
+The payload is POSTed as JSON; Taskqueue- headers describe the attempt. An answer 2xx is success and
+its body, if it is a JSON object, the result. 408, 425, 429, 5xx and a missing answer are failures
+that are retried, after the time of a Retry-After if there is one; any other status is a failure
+that is not retried. To end an attempt, its connection is closed and a DELETE with its uid and
+number sent to the same URL; a message without a uid gets no DELETE, which could hit another. The
+service decides whether that ends the work.
 
-NAME ``*`` stands for every handler that is not served otherwise; its name is appended to the URL.
+NAME ``*`` stands for every handler without an executor of its own; its name is appended to the
+URL.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ _RETRYABLE = {408, 425, 429}
 #: How long making a connection may take, in seconds.
 _CONNECT_SECONDS = 10.0
 
-#: A connection that was idle this long is not used again: services close them after 2 s and more,
-#: and a request that meets the end of its connection would be a failed attempt.
+#: A connection that was idle this long is not reused: services close them after 2 s and more, and a
+#: request on a connection that is being closed would be a failed attempt.
 _IDLE_SECONDS = 1.0
 
 #: Bytes of an answer that are read: more than a result may have, for an error that says so.
 _ANSWER_BYTES = 16 * RESULT_BYTES
 
-#: Characters of an answer that stand in an error's message.
-_SHOWN = 200
+#: Characters of an answer in an error's message.
+_SHOWN_LENGTH = 200
 
 
 class HttpError(ValueError):
@@ -67,7 +68,7 @@ class HttpTarget:
 
         Args:
             text: the option's value.
-            anywhere: allow addresses outside of the pod.
+            anywhere: allow addresses outside the pod.
 
         Raises:
             HttpError: it is not that, or the address is not of this pod.
@@ -99,7 +100,7 @@ class HttpTarget:
 
 
 class HttpExecution:
-    """A request on its way."""
+    """Sends an attempt as an HTTP request and waits for the answer."""
 
     killable = True
     progress: Progress | None = None
@@ -121,7 +122,7 @@ class HttpExecution:
         self._cancelled = False
         self._killed = False
         self.task = executor.loop.create_task(self._run())
-        self.task.add_done_callback(self._ended)
+        self.task.add_done_callback(self._on_task_done)
 
     def cancel(self) -> None:
         """Close the connection and send the DELETE; it may take as long as the grace."""
@@ -130,7 +131,7 @@ class HttpExecution:
             self.task.cancel()
 
     def kill(self) -> bool:
-        """Wait for nothing any more."""
+        """Close the connection without a DELETE."""
         self._cancelled = self._killed = True
         self.task.cancel()
         return True
@@ -150,10 +151,10 @@ class HttpExecution:
                 self._url, data=self._body, headers=_headers(self._attempt), allow_redirects=False
             ) as answer:
                 text = await _read(answer)
-                return self._verdict(answer.status, answer.reason, answer.headers, text)
-        except (aiohttp.ClientError, OSError, TimeoutError) as problem:
-            why = f"no answer from {_shown(self._url)}: {_told(problem)}"
-            return failure("HttpUnreachable", why, self._seconds)
+                return self._answer_result(answer.status, answer.reason, answer.headers, text)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            message = f"no answer from {_redacted(self._url)}: {_describe(error)}"
+            return failure("HttpUnreachable", message, self._seconds)
 
     async def _delete(self) -> None:
         if not self._attempt.uid:
@@ -171,16 +172,16 @@ class HttpExecution:
             ):
                 pass
 
-    def _verdict(
+    def _answer_result(
         self, status: int, reason: str | None, headers: Mapping[str, str], text: bytes
     ) -> AttemptResult:
         if 200 <= status < 300:
             return self._success(text)
-        said = text.decode("utf-8", "replace").strip().partition("\n")[0][:_SHOWN]
-        words = f"{_shown(self._url)} answered {status} {reason or _phrase(status)}"
+        detail = text.decode("utf-8", "replace").strip().partition("\n")[0][:_SHOWN_LENGTH]
+        message = f"{_redacted(self._url)} answered {status} {reason or _phrase(status)}"
         return failure(
             "HttpStatus",
-            f"{words}: {said}" if said else words,
+            f"{message}: {detail}" if detail else message,
             self._seconds,
             retryable=status in _RETRYABLE or status >= 500,
             retry_after=_retry_after(headers.get("Retry-After")),
@@ -191,7 +192,7 @@ class HttpExecution:
             value = orjson.loads(text)
         except orjson.JSONDecodeError:
             if len(text) > _ANSWER_BYTES and text.lstrip().startswith(b"{"):
-                value = {"text": text.decode("utf-8", "replace")}  # told as too large
+                value = {"text": text.decode("utf-8", "replace")}  # fails as too large
             else:
                 value = None
         return succeeded(
@@ -200,10 +201,10 @@ class HttpExecution:
             handler=self._attempt.handler or "",
         )
 
-    def _ended(self, task: asyncio.Task[AttemptResult]) -> None:
-        self._executor.ended(self)
+    def _on_task_done(self, task: asyncio.Task[AttemptResult]) -> None:
+        self._executor.remove_execution(self)
         if task.cancelled():
-            result = failure("Cancelled", "the request was given up", self._seconds)
+            result = failure("Cancelled", "the request was cancelled", self._seconds)
         elif (problem := task.exception()) is not None:
             result = failure("HttpUnreachable", f"{type(problem).__name__}: {problem}", 0.0)
         else:
@@ -216,7 +217,7 @@ class HttpExecution:
 
 
 class HttpExecutor:
-    """An `taskqueue.worker.executor.Executor` whose handlers are URLs.
+    """Runs handlers by HTTP; a `taskqueue.worker.executor.Executor`.
 
     Args:
         targets: the handlers.
@@ -256,22 +257,22 @@ class HttpExecutor:
         return execution
 
     def session(self) -> aiohttp.ClientSession:
-        """Return the session, made when it is first needed."""
+        """Return the session, created on first use."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                # The attempt's own time-out is the runtime's.
+                # The runtime enforces the attempt's time limit.
                 timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS),
             )
         return self._session
 
-    def ended(self, execution: HttpExecution) -> None:
-        """It is over."""
+    def remove_execution(self, execution: HttpExecution) -> None:
+        """Stop tracking an execution that has ended."""
         self._running.discard(execution)
 
     async def close(self, seconds: float = 0.0) -> None:
-        """Have what runs end within so many seconds."""
+        """Cancel what runs, and wait for its end at most ``seconds``."""
         tasks = [execution.task for execution in self._running]
         for execution in list(self._running):
             execution.cancel()
@@ -298,26 +299,26 @@ def _headers(attempt: AttemptRequest) -> dict[str, str]:
 
 
 def _header(text: str) -> str:
-    """Return a header's value: a correlation id may be any text, a header may not."""
+    """Return text as a header's value: a correlation id may have any characters."""
     if text.isascii() and text.isprintable():
         return text
     return quote(text, safe="/:=+ ", errors="replace")
 
 
-def _shown(url: str) -> str:
-    """Return a URL without what may be secret in it: errors stand in the status of a Task."""
+def _redacted(url: str) -> str:
+    """Return a URL without what may be secret: a Task's status shows errors."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def _told(problem: Exception) -> str:
-    # The text of this one has the URL in it.
-    told = problem.message if isinstance(problem, aiohttp.ClientResponseError) else str(problem)
-    return told or type(problem).__name__
+def _describe(error: Exception) -> str:
+    # Its text would include the URL.
+    text = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    return text or type(error).__name__
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    """Return the body, or a little more of it than is wanted."""
+    """Return the body, or a little more than `_ANSWER_BYTES` of it."""
     text = b""
     async for chunk in answer.content.iter_any():
         text += chunk

@@ -1,7 +1,7 @@
-"""How much memory processes hold, and whether the kernel killed one for it. Best effort.
+"""Reads how much memory processes hold, and whether the kernel killed one for it. Best effort.
 
 What counts is the resident set: pages of the fork server a child has not written to are counted in
-each child too. Where there is no Linux ``/proc`` nothing is known and nothing is limited.
+each child too. Without a Linux ``/proc`` nothing is known and nothing is limited.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def resident_mib(pid: int) -> float | None:
 
 
 class OwnMemory:
-    """The resident set of this process, for asking often."""
+    """Reads the resident set of this process, cheaply enough to do it after every attempt."""
 
     def __init__(self) -> None:
         try:
@@ -38,15 +38,15 @@ class OwnMemory:
             return None
 
 
-class KillWatch:
-    """Tells whether the kernel's out-of-memory killer has struck in our cgroup since last asked."""
+class OomKills:
+    """Counts what the kernel's out-of-memory killer has killed in our cgroup."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
         self._kills = self._count()
 
-    def struck(self) -> bool:
-        """Whether it has."""
+    def pop_new(self) -> bool:
+        """Return whether it has killed something since the last call."""
         before, self._kills = self._kills, self._count()
         return self._kills > before
 

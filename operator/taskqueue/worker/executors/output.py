@@ -1,9 +1,8 @@
-"""What processes write to their standard output and error, line by line, on the worker's loop.
+"""Reads the standard output and error of processes line by line, on the worker's loop.
 
-However fast they write, the loop has other things to do: it reads some of each pipe in a turn,
-lines that come too fast are told together (`together`), and whoever writes faster still waits. A
-process that writes on when nobody hears it any more, such as one that left its process group, is
-not waited for.
+However fast they write, the loop has other work: it reads a bounded part of each pipe in a turn,
+merges lines that arrive too fast (`merge_lines`), and makes faster writers wait. It does not wait
+for a process that goes on writing after the attempt, such as one that left its process group.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ import os
 import termios
 from collections.abc import Callable, Iterable
 
-#: A longer line is told in pieces of this many bytes, unless another length is given.
+#: A longer line is split into pieces of this many bytes, unless another length is given.
 LINE_BYTES = 16_384
 
 #: Read in one turn of the loop.
 _TURN_BYTES = 16_384
 
-#: More lines than these at once are told together: a line of the log costs some 50 µs.
+#: More lines than these at once are merged: a line of the log costs some 50 µs.
 _LINES = 400
 
 
-def together(lines: list[str]) -> list[str]:
-    """Return what to log of lines that came at once: each by itself; of very many, blocks."""
+def merge_lines(lines: list[str]) -> list[str]:
+    """Return the lines to log, each by itself; very many are merged into blocks of lines."""
     if len(lines) <= _LINES:
         return lines
     blocks: list[list[str]] = []
@@ -42,12 +41,12 @@ def together(lines: list[str]) -> list[str]:
 
 
 class OutputPipe:
-    """The reading end of a pipe, and lines from it.
+    """Reads lines from a pipe that processes write to.
 
     Args:
-        loop: lines are told on it.
-        on_lines: called with the lines that came at once, without their ends and empty ones.
-        line_bytes: a longer line is told in pieces of this many bytes.
+        loop: ``on_lines`` is called on it.
+        on_lines: called with the lines read at once, without line ends and empty lines.
+        line_bytes: a longer line is split into pieces of this many bytes.
     """
 
     def __init__(
@@ -67,21 +66,21 @@ class OutputPipe:
         loop.add_reader(self._reading, self._readable)
 
     def drain(self) -> None:
-        """Tell at once what has been written so far."""
+        """Emit now what has been written so far."""
         if self._reading < 0:
             return
         fcntl.ioctl(self._reading, termios.FIONREAD, self._size)
-        # No more than that: more may come for ever.
+        # No more than that: the writer may never stop.
         left = self._size[0]
         while left > 0:
-            left -= self._take(min(left, _TURN_BYTES))
+            left -= self._read_lines(min(left, _TURN_BYTES))
 
     def close(self) -> None:
-        """Tell what has been written, a last line without an end too, and close."""
+        """Emit what has been written, with a last line that has no end, and close."""
         if self._reading < 0:
             return
         self.drain()
-        self._tell([bytes(self._rest)])
+        self._emit([bytes(self._rest)])
         self._rest.clear()
         self._loop.remove_reader(self._reading)
         os.close(self._reading)
@@ -89,12 +88,12 @@ class OutputPipe:
 
     def _readable(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            if not self._take(_TURN_BYTES):
-                # Every process that could write to it has ended. Whoever made us closes us.
+            if not self._read_lines(_TURN_BYTES):
+                # Every process that could write to it has ended. The owner closes this.
                 self._loop.remove_reader(self._reading)
 
-    def _take(self, size: int) -> int:
-        """Read at most so many bytes and tell the lines they end; return how many there were."""
+    def _read_lines(self, size: int) -> int:
+        """Read at most ``size`` bytes and emit the lines they end; return how many were read."""
         data = os.read(self._reading, size)
         first, *others = data.split(b"\n")
         lines = []
@@ -105,15 +104,15 @@ class OutputPipe:
         while len(self._rest) > self._line_bytes:
             lines.append(bytes(self._rest[: self._line_bytes]))
             del self._rest[: self._line_bytes]
-        self._tell(lines)
+        self._emit(lines)
         return len(data)
 
-    def _tell(self, lines: Iterable[bytes]) -> None:
+    def _emit(self, lines: Iterable[bytes]) -> None:
         size = self._line_bytes
         pieces = (
             line[begin : begin + size].decode("utf-8", "replace").rstrip("\r")
             for line in lines
             for begin in range(0, len(line), size)
         )
-        if told := [piece for piece in pieces if piece]:
-            self._on_lines(told)
+        if found := [piece for piece in pieces if piece]:
+            self._on_lines(found)

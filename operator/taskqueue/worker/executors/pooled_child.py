@@ -1,4 +1,4 @@
-"""One child process as its pool sees it, and the attempt in it."""
+"""The worker's side of one child process, and of the attempt in it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from taskqueue.logs import EventLog
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.executors import child_protocol
-from taskqueue.worker.executors.exit_status import how_it_ended, over_limit
-from taskqueue.worker.executors.output import OutputPipe, together
+from taskqueue.worker.executors.exit_status import describe_exit, over_limit
+from taskqueue.worker.executors.output import OutputPipe, merge_lines
 from taskqueue.worker.executors.process_spawner import ProcessExit
 from taskqueue.worker.outcome import failure
 from taskqueue.worker.sdk import Progress
@@ -28,7 +28,7 @@ _HUNG_UP_SECONDS = 1.0
 
 
 class ChildExecution:
-    """An attempt in a child."""
+    """An attempt that runs in a child process."""
 
     killable = True
 
@@ -51,7 +51,7 @@ class ChildExecution:
         self.cancelled = False
 
     def cancel(self) -> None:
-        """Have the handler raise Cancelled; the child is killed when the grace is over."""
+        """Raise Cancelled in the handler; the child is killed when the grace is over."""
         if not self.cancelled:
             self.cancelled = True
             if self._child.execution is self:
@@ -66,18 +66,19 @@ class ChildExecution:
 
 
 class PooledChild:
-    """One child process, from the moment it is asked for until it is gone.
+    """Runs attempts in one child process, from the request for it until it has ended.
 
     Attributes:
-        execution: what runs in it; None: it is free, or leaves.
+        execution: the attempt that runs in it; None: it is free, or ends.
     """
 
     __slots__ = (
+        "_cancelled_result",
         "_connection",
-        "_gone",
+        "_exited",
+        "_is_ending",
         "_killed",
         "_last",
-        "_leaving",
         "_output",
         "_over_mib",
         "_pool",
@@ -86,7 +87,6 @@ class PooledChild:
         "_served",
         "_unsent",
         "_unusable",
-        "_words",
         "execution",
     )
 
@@ -94,19 +94,19 @@ class PooledChild:
         self._pool = pool
         self._reader = child_protocol.FrameReader()
         self.execution: ChildExecution | None = None
-        #: The attempt that runs, or the last one: whose output it is.
+        #: The attempt that runs, or the last one: output belongs to it.
         self._last: AttemptRequest | None = None
-        self._leaving = False
-        self._gone = False
+        self._is_ending = False
+        self._exited = False
         self._killed = False
-        #: What memory it held when it was killed for that.
+        #: The memory it held when it was killed for exceeding its limit, in MiB.
         self._over_mib: float | None = None
-        #: Why it cannot run handlers.
+        #: Traceback of a failed start hook.
         self._unusable = ""
-        #: How its cancelled attempt ended, if it said so.
-        self._words: AttemptResult | None = None
+        #: The outcome of its cancelled attempt, if it sent one.
+        self._cancelled_result: AttemptResult | None = None
         self._served = 0
-        #: What the socket had no room for yet.
+        #: Bytes the socket had no room for yet.
         self._unsent = b""
         self._connection, theirs = socket.socketpair()
         self._connection.setblocking(False)
@@ -114,14 +114,14 @@ class PooledChild:
         fds = [theirs.detach()]
         self._output: OutputPipe | None = None
         if pool.settings.capture:
-            self._output = OutputPipe(pool.loop, self._wrote)
+            self._output = OutputPipe(pool.loop, self._on_output)
             fds.append(self._output.writing)
-        self._process = pool.spawner.child(fds, self._ended)
+        self._process = pool.spawner.child(fds, self._on_exit)
         pool.children.add(self)
 
     @property
     def pid(self) -> int:
-        """Its process id; 0: it is not made yet, or about to end."""
+        """Its process id; 0: it does not exist yet, or is about to end."""
         return 0 if self._killed else self._process.pid
 
     @property
@@ -129,17 +129,17 @@ class PooledChild:
         """The memory limit of the attempt that runs; 0: none."""
         return 0 if self.execution is None else self.execution.limit_mib
 
-    # What the pool and executions ask for.
+    # Requests of the pool and of executions.
 
     def run(self, execution: ChildExecution, body: bytes) -> None:
-        """Run an attempt; a child that is not there yet finds it when it comes."""
+        """Run an attempt; a child that does not exist yet reads it when it starts."""
         self.execution = execution
         self._last = execution.attempt
         self._served += 1
         self._send(child_protocol.frame(child_protocol.ATTEMPT, body))
 
     def cancel(self) -> None:
-        """Have its attempt end, and then itself."""
+        """End its attempt, and then the child."""
         self._send(child_protocol.frame(child_protocol.CANCEL))
         self._process.terminate()
         self._expect_end(self._pool.settings.kill_grace_seconds)
@@ -150,23 +150,23 @@ class PooledChild:
         self._process.kill()
 
     def dismiss(self) -> None:
-        """Have the child end when its attempt has."""
-        self._leaving = True
+        """Let the child end when its attempt has."""
+        self._is_ending = True
         if self.execution is None:
-            self._part()
+            self._close_writing()
 
     def abandon(self) -> None:
-        """Kill it and forget it; nothing is told."""
+        """Kill it and close its connection; ``done`` is not called."""
         self.kill()
         self.execution = None
         self._close()
 
-    def exceeded(self, held_mib: float) -> None:
-        """Kill the child: it holds more than its attempt may."""
+    def on_limit_exceeded(self, held_mib: float) -> None:
+        """Kill the child, which holds more memory than its attempt may."""
         self._over_mib = held_mib
         self.kill()
 
-    # What the child says.
+    # Frames from the child.
 
     def _readable(self) -> None:
         try:
@@ -176,17 +176,17 @@ class PooledChild:
         except OSError:
             data = b""
         for kind, body in self._reader.feed(data):
-            self._take(kind, body)
+            self._on_frame(kind, body)
         if not data:
-            # It has ended, as will be told soon; or it lives on, and nobody can speak to it.
+            # It has ended, as the fork server reports soon; or it lives on and cannot be reached.
             self._pool.loop.remove_reader(self._connection)
-            self._leave_idle()
+            self._remove_from_idle()
             self._expect_end(_HUNG_UP_SECONDS)
 
-    def _take(self, kind: int, body: bytes) -> None:
+    def _on_frame(self, kind: int, body: bytes) -> None:
         if kind == child_protocol.OUTCOME:
             if self.execution is not None:
-                self._outcome(self.execution, body)
+                self._on_outcome(self.execution, body)
         elif kind == child_protocol.PROGRESS:
             if self.execution is not None:
                 self.execution.progress = child_protocol.decode_progress(body)
@@ -195,97 +195,97 @@ class PooledChild:
         elif kind == child_protocol.UNUSABLE:
             self._unusable = body.decode("utf-8", "replace")
             log.error(
-                "child.unusable",
+                "child.start_failed",
                 reason="an @on_start hook failed",
                 exception=self._unusable,
                 pid=self._process.pid,
             )
 
-    def _outcome(self, execution: ChildExecution, body: bytes) -> None:
+    def _on_outcome(self, execution: ChildExecution, body: bytes) -> None:
         if self._output is not None:
             self._output.drain()
         result, mib = child_protocol.decode_outcome(body)
         if execution.cancelled:
-            # Its end is told when the process is gone: the handler may have left threads behind.
-            self._words = result
-            self._part()
+            # `done` is called when the process has ended: the handler may have left threads behind.
+            self._cancelled_result = result
+            self._close_writing()
             return
         self.execution = None
-        if self._gone:
-            pass  # these were its last words
-        elif self._leaving or self._worn(mib):
-            self._leaving = True
-            self._part()
+        if self._exited:
+            pass  # it sent this before it ended
+        elif self._is_ending or self._is_worn_out(mib):
+            self._is_ending = True
+            self._close_writing()
         else:
             self._pool.idle.append(self)
         execution.done(result)
 
-    def _worn(self, mib: float | None) -> bool:
+    def _is_worn_out(self, mib: float | None) -> bool:
         settings = self._pool.settings
         return (settings.max_tasks > 0 and self._served >= settings.max_tasks) or (
             settings.max_mib > 0 and mib is not None and mib > settings.max_mib
         )
 
-    def _wrote(self, lines: list[str]) -> None:
+    def _on_output(self, lines: list[str]) -> None:
         fields = {} if self._last is None else self._last.log_fields
-        for text in together(lines):
+        for text in merge_lines(lines):
             log.info("handler.output", text=text, pid=self._process.pid, **fields)
 
     # Its end.
 
-    def _ended(self, ended: ProcessExit) -> None:
-        """The process is gone, and its process group."""
-        self._gone = True
-        while self._left_something():
+    def _on_exit(self, status: ProcessExit) -> None:
+        """Finish its attempt: the process has ended, and its process group."""
+        self._exited = True
+        while self._read_remaining():
             pass
         self._close()
         execution, self.execution = self.execution, None
         if execution is not None:
-            execution.done(self._verdict(execution, ended))
-        elif not self._leaving and not self._unusable:
-            how = how_it_ended(ended, self._pool.kills)
+            execution.done(self._exit_result(execution, status))
+        elif not self._is_ending and not self._unusable:
+            how = describe_exit(status, self._pool.kills)
             log.warning("child.died", reason=f"it {how}", pid=self._process.pid)
 
-    def _left_something(self) -> bool:
-        """Take what a dead child has left in the connection; False: that was all."""
+    def _read_remaining(self) -> bool:
+        """Handle what a dead child has left in the connection; False: that was all."""
         try:
             data = self._connection.recv(child_protocol.CHUNK_BYTES)
         except OSError:  # nothing, or it is closed already
             return False
         for kind, body in self._reader.feed(data):
-            self._take(kind, body)
+            self._on_frame(kind, body)
         return bool(data)
 
-    def _verdict(self, execution: ChildExecution, ended: ProcessExit) -> AttemptResult:
+    def _exit_result(self, execution: ChildExecution, status: ProcessExit) -> AttemptResult:
         seconds = self._pool.loop.time() - execution.begun_at
-        if self._words is not None:
-            return self._words
-        if ended.lost:
+        if self._cancelled_result is not None:
+            return self._cancelled_result
+        if status.lost:
             return AttemptResult(seconds=seconds, lost="the fork server died, and its children")
         if self._over_mib is not None:
             return over_limit(self._over_mib, execution.limit_mib, seconds)
         if execution.cancelled:
-            return failure("Cancelled", "it was told to end and its process was killed", seconds)
+            return failure("Cancelled", "it was cancelled and its process was killed", seconds)
         if self._unusable:
             last = self._unusable.rstrip().rpartition("\n")[2]
             return failure("StartHookFailed", f"an @on_start hook failed: {last}", seconds)
         return failure(
-            "ChildDied", f"the child process {how_it_ended(ended, self._pool.kills)}", seconds
+            "ChildDied", f"the child process {describe_exit(status, self._pool.kills)}", seconds
         )
 
-    def _part(self) -> None:
-        """Close our direction: the child calls its stop hooks and ends."""
+    def _close_writing(self) -> None:
+        """Close our direction of the connection: the child calls its stop hooks and ends."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
-        self._leave_idle()
+        self._remove_from_idle()
         self._expect_end(self._pool.settings.kill_grace_seconds)
 
     def _expect_end(self, seconds: float) -> None:
-        """Have it killed unless it ends in time; of several times the first counts."""
-        if not self._gone:
+        """Kill it unless it ends in time; of several times the first counts."""
+        if not self._exited:
             self._pool.deadlines.set_first(self, self._pool.loop.time() + seconds)
 
-    def _leave_idle(self) -> None:
+    def _remove_from_idle(self) -> None:
         if self in self._pool.idle:
             self._pool.idle.remove(self)
 
@@ -296,7 +296,7 @@ class PooledChild:
             self._connection.close()
         if self._output is not None:
             self._output.close()
-        self._pool.gone(self)
+        self._pool.remove_child(self)
 
     # Sending.
 
@@ -309,7 +309,7 @@ class PooledChild:
         except BlockingIOError:
             sent = 0
         except OSError:
-            return  # it is gone: told by its end
+            return  # it has ended: the fork server reports that
         if sent < len(data):
             self._unsent = data[sent:]
             self._pool.loop.add_writer(self._connection, self._writable)
@@ -321,7 +321,7 @@ class PooledChild:
 
 
 def _write_line(line: bytes) -> None:
-    """Write a line a child has formatted to where our own log goes."""
+    """Write a line that a child has formatted to our own log."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler):
             with handler.lock or contextlib.nullcontext():

@@ -1,7 +1,7 @@
-"""The worker's side of the fork server: asks it for processes, and starts it anew when it dies.
+"""The worker's side of the fork server: requests processes, and replaces a server that died.
 
 Everything is called on the worker's loop and nothing blocks. Processes of a fork server that died
-are killed by the kernel; they are reported as lost, by no fault of what ran in them.
+are killed by the kernel; they are reported as lost, which is not the fault of what ran in them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from taskqueue.worker.executors.fork_server_launcher import ForkServerHandle
 
 log = EventLog("taskqueue.worker")
 
-#: What a dead fork server has left is looked at this often, and for this long, in seconds.
-_LOOK_SECONDS = 0.02
+#: How often, and for how long, the process groups of a dead fork server are checked, in seconds.
+_GROUP_CHECK_SECONDS = 0.02
 _GROUP_SECONDS = 1.0
 
 
@@ -35,53 +35,53 @@ class ProcessExit:
 
     Attributes:
         code: its exit code; negative: the number of the signal that ended it.
-        lost: it went with the fork server; the code says nothing.
-        problem: it could not be made, and why; the code says nothing.
+        lost: it ended with the fork server; the code means nothing.
+        error: why it could not be made; the code means nothing.
     """
 
     code: int = 0
     lost: bool = False
-    problem: str = ""
+    error: str = ""
 
 
 class SpawnedProcess:
-    """A process asked for; it may not be made yet.
+    """A process that was requested; it may not exist yet.
 
     Attributes:
         pid: 0 until it is made.
     """
 
-    __slots__ = ("_spawner", "identity", "on_ended", "pid")
+    __slots__ = ("_spawner", "identity", "on_exit", "pid")
 
     def __init__(
-        self, spawner: ProcessSpawner, identity: int, on_ended: Callable[[ProcessExit], None]
+        self, spawner: ProcessSpawner, identity: int, on_exit: Callable[[ProcessExit], None]
     ) -> None:
         self._spawner = spawner
         self.identity = identity
-        self.on_ended = on_ended
+        self.on_exit = on_exit
         self.pid = 0
 
     def terminate(self) -> None:
         """Send it SIGTERM; harmless when it has ended."""
-        self._spawner.ask(["signal", self.identity, int(signal.SIGTERM)])
+        self._spawner.send_request(["signal", self.identity, int(signal.SIGTERM)])
 
     def kill(self) -> None:
         """Send SIGKILL to it and its process group; harmless when it has ended."""
-        self._spawner.ask(["kill", self.identity])
+        self._spawner.send_request(["kill", self.identity])
 
 
 class ProcessSpawner:
-    """Keeps one fork server.
+    """Makes processes through a fork server, which it replaces when it dies.
 
     Args:
-        launched: the first one.
+        handle: the first fork server.
         relaunch: starts another; see `taskqueue.worker.executors.fork_server_launcher`.
         loop: everything here is called on it.
     """
 
     def __init__(
         self,
-        launched: ForkServerHandle,
+        handle: ForkServerHandle,
         relaunch: Callable[[], ForkServerHandle],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -93,45 +93,47 @@ class ProcessSpawner:
         self._last = 0
         #: Requests the socket had no room for, or that came while there was no fork server.
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
-        #: The present fork server has made a process.
-        self._fruitful = False
+        #: Whether the present fork server has made a process.
+        self._has_spawned = False
         self._backoff = Backoff()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self._attach(launched)
+        self._attach(handle)
 
     @property
     def pid(self) -> int:
         """The fork server's process id; 0 while there is none."""
         return self._pid
 
-    def child(self, fds: Sequence[int], on_ended: Callable[[ProcessExit], None]) -> SpawnedProcess:
-        """Have a process made for handlers.
+    def child(self, fds: Sequence[int], on_exit: Callable[[ProcessExit], None]) -> SpawnedProcess:
+        """Request a process for handlers.
 
         Args:
             fds: its connection, and where its output goes, if anywhere. They are closed here.
-            on_ended: called once, never from within.
+            on_exit: called once, never inside this call.
         """
-        return self._make(["child", self._next()], fds, on_ended)
+        return self._spawn(["child", self._next_identity()], fds, on_exit)
 
     def command(
         self,
         argv: Sequence[str],
         environment: Mapping[str, str],
         fds: Sequence[int],
-        on_ended: Callable[[ProcessExit], None],
+        on_exit: Callable[[ProcessExit], None],
     ) -> SpawnedProcess:
-        """Have a process made that runs a program.
+        """Request a process that runs a program.
 
         Args:
             argv: program and arguments.
-            environment: what it has besides the worker's own.
+            environment: variables it has besides the worker's own.
             fds: stdin, stdout, stderr. They are closed here.
-            on_ended: called once, never from within.
+            on_exit: called once, never inside this call.
         """
-        return self._make(["command", self._next(), list(argv), dict(environment)], fds, on_ended)
+        return self._spawn(
+            ["command", self._next_identity(), list(argv), dict(environment)], fds, on_exit
+        )
 
-    def ask(self, request: list[object], fds: Sequence[int] = ()) -> None:
+    def send_request(self, request: list[object], fds: Sequence[int] = ()) -> None:
         """Send a request; the file descriptors are closed when they are on their way."""
         self._waiting.append((orjson.dumps(request), list(fds)))
         self._send()
@@ -149,24 +151,24 @@ class ProcessSpawner:
 
     # Inside.
 
-    def _next(self) -> int:
+    def _next_identity(self) -> int:
         self._last += 1
         return self._last
 
-    def _make(
-        self, request: list[object], fds: Sequence[int], on_ended: Callable[[ProcessExit], None]
+    def _spawn(
+        self, request: list[object], fds: Sequence[int], on_exit: Callable[[ProcessExit], None]
     ) -> SpawnedProcess:
-        process = SpawnedProcess(self, self._last, on_ended)
+        process = SpawnedProcess(self, self._last, on_exit)
         self._processes[process.identity] = process
         if len(orjson.dumps(request)) > PACKET_BYTES:
             _close(fds)
             self._loop.call_soon(
-                self._ended,
+                self._on_ended,
                 process.identity,
-                ProcessExit(problem="its arguments and environment are too long"),
+                ProcessExit(error="its arguments and environment are too long"),
             )
         else:
-            self.ask(request, fds)
+            self.send_request(request, fds)
         return process
 
     def _send(self) -> None:
@@ -184,7 +186,7 @@ class ProcessSpawner:
                 self._loop.add_writer(control, self._writable)
                 return
             except OSError:
-                return  # it is gone: seen when we read
+                return  # it has died: the next read says so
             self._waiting.popleft()
             _close(fds)
 
@@ -193,9 +195,9 @@ class ProcessSpawner:
             self._loop.remove_writer(self._control)
         self._send()
 
-    def _attach(self, launched: ForkServerHandle) -> None:
-        self._control, self._pid = launched.control, launched.pid
-        self._fruitful = False
+    def _attach(self, handle: ForkServerHandle) -> None:
+        self._control, self._pid = handle.control, handle.pid
+        self._has_spawned = False
         self._control.setblocking(False)
         self._loop.add_reader(self._control, self._readable)
         self._send()
@@ -216,73 +218,73 @@ class ProcessSpawner:
             except OSError:
                 data = b""
             if not data:
-                self._died()
+                self._on_died()
                 return
-            self._reported(orjson.loads(data))
+            self._on_report(orjson.loads(data))
 
-    def _reported(self, report: list[object]) -> None:
+    def _on_report(self, report: list[object]) -> None:
         match report:
             case ["made", int(identity), int(pid)]:
-                if not self._fruitful:
-                    self._fruitful = True
+                if not self._has_spawned:
+                    self._has_spawned = True
                     self._backoff.reset()
                 if identity in self._processes:
                     self._processes[identity].pid = pid
             case ["ended", int(identity), int(code)]:
-                self._ended(identity, ProcessExit(code))
+                self._on_ended(identity, ProcessExit(code))
             case ["failed", int(identity), str(why)]:
-                self._ended(identity, ProcessExit(problem=why))
+                self._on_ended(identity, ProcessExit(error=why))
 
-    def _ended(self, identity: int, ended: ProcessExit) -> None:
+    def _on_ended(self, identity: int, status: ProcessExit) -> None:
         process = self._processes.pop(identity, None)
         if process is not None:
-            process.on_ended(ended)
+            process.on_exit(status)
 
-    def _died(self) -> None:
-        """Its connection is closed: it has died, and the kernel kills what it has made."""
+    def _on_died(self) -> None:
+        """Replace the fork server, which has closed its connection."""
         self._detach()
         pid, self._pid = self._pid, 0
-        # Requests that wait are for the next one, but for what the dead one had made.
-        asked = {orjson.loads(data)[1] for data, fds in self._waiting if fds}
-        lost = [each for each in self._processes if each not in asked]
+        # Waiting requests for new processes go to the next server; the dead one's processes do not.
+        requested = {orjson.loads(data)[1] for data, fds in self._waiting if fds}
+        lost = [identity for identity in self._processes if identity not in requested]
         log.error(
             "forkserver.died",
-            reason=_how(pid),
+            reason=_describe_server_exit(pid),
             lost=len(lost),
-            todo="another is started; the broker delivers again what ran in processes",
+            hint="another is started; the broker redelivers what ran in processes",
         )
         for identity in lost:
-            self._see_out(identity, self._processes[identity].pid, self._loop.time())
-        if self._fruitful:
-            self._again()
+            self._report_lost(identity, self._processes[identity].pid, self._loop.time())
+        if self._has_spawned:
+            self._relaunch_server()
         else:
-            self._again_later()
+            self._schedule_relaunch()
 
-    def _see_out(self, identity: int, pid: int, since: float) -> None:
-        """Report a process of a dead fork server once it and its group are gone."""
+    def _report_lost(self, identity: int, pid: int, since: float) -> None:
+        """Report a process of a dead fork server once it and its group have ended."""
         if pid and _kill_group(pid) and self._loop.time() < since + _GROUP_SECONDS:
-            self._loop.call_later(_LOOK_SECONDS, self._see_out, identity, pid, since)
+            self._loop.call_later(_GROUP_CHECK_SECONDS, self._report_lost, identity, pid, since)
         else:
-            self._loop.call_soon(self._ended, identity, ProcessExit(lost=True))
+            self._loop.call_soon(self._on_ended, identity, ProcessExit(lost=True))
 
-    def _again_later(self) -> None:
-        self._timer = self._loop.call_later(self._backoff.next_delay(), self._again)
+    def _schedule_relaunch(self) -> None:
+        self._timer = self._loop.call_later(self._backoff.next_delay(), self._relaunch_server)
 
-    def _again(self) -> None:
+    def _relaunch_server(self) -> None:
         self._timer = None
         if self._closed:
             return
         try:
             self._attach(self._relaunch())
-        except OSError as problem:
-            log.error("forkserver.failed", reason=str(problem), todo="it is tried again")
-            self._again_later()
+        except OSError as error:
+            log.error("forkserver.start_failed", error=str(error), hint="it is retried")
+            self._schedule_relaunch()
 
 
-def _how(pid: int) -> str:
-    """Reap the fork server, which is our own child, and say how it ended."""
+def _describe_server_exit(pid: int) -> str:
+    """Reap the fork server, which is our own child, and return how it ended."""
     try:
-        # Its sockets are closed a moment before it has ended: it is not waited for any longer.
+        # Its sockets close a moment before it has ended: this does not wait longer than that.
         _, status = os.waitpid(pid, 0)
     except ChildProcessError:
         return "its connection is closed"
@@ -293,7 +295,7 @@ def _how(pid: int) -> str:
 def _kill_group(pid: int) -> bool:
     """Kill what a process of a dead fork server has left; return whether something is left."""
     with contextlib.suppress(ChildProcessError):
-        # Process 1 inherits orphans; of these we know that they are ours.
+        # Process 1 inherits orphans; these are known to be ours.
         while os.waitpid(-pid, os.WNOHANG)[0]:
             pass
     try:

@@ -12,13 +12,13 @@ from taskqueue.worker.outcome import unknown_handler
 
 
 class ExecutorRouter:
-    """An `taskqueue.worker.executor.Executor` made of others.
+    """Hands each attempt to its handler's executor; a `taskqueue.worker.executor.Executor`.
 
     Args:
         loop: everything here is called on it.
-        by_name: who serves which handler.
-        rest: serves every other handler a message names, if anybody does.
-        default: the handler of messages that name none; None: of several, no one.
+        by_name: the executor of each handler.
+        rest: the executor of every other handler, or None.
+        default: the handler of messages that name none; None: the only one there is.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ExecutorRouter:
         self._default = default or alone
 
     def start(self, attempt: AttemptRequest, done: Callable[[AttemptResult], None]) -> Execution:
-        """Have the handler's executor run the attempt, or fail it when there is none."""
+        """Start the attempt with its handler's executor, or fail it when there is none."""
         if attempt.handler is None and self._default is not None:
             attempt = replace(attempt, handler=self._default)
         name = attempt.handler
@@ -47,9 +47,11 @@ class ExecutorRouter:
         return executor.start(attempt, done)
 
     async def close(self, seconds: float = 0.0) -> None:
-        """Close them all, at the same time."""
-        executors: Iterable[Executor] = {id(each): each for each in self._all()}.values()
-        await asyncio.gather(*(each.close(seconds) for each in executors))
+        """Close all executors concurrently."""
+        executors: Iterable[Executor] = {
+            id(executor): executor for executor in self._all()
+        }.values()
+        await asyncio.gather(*(executor.close(seconds) for executor in executors))
 
     def _all(self) -> list[Executor]:
         return [*self._by_name.values(), *([] if self._rest is None else [self._rest])]

@@ -1,4 +1,4 @@
-"""Sync handlers, each in a thread of its own while it runs.
+"""Runs sync handlers, each in a thread of its own.
 
 Threads are made on demand, up to as many as run at once, and kept. They are daemons: one that
 never returns cannot hold up the end of the process. A thread cannot be stopped from outside:
@@ -22,7 +22,7 @@ Done = Callable[[AttemptResult], None]
 
 
 class ThreadExecution:
-    """A sync handler on its way through a thread."""
+    """Runs a sync handler in a thread."""
 
     killable = False
 
@@ -38,11 +38,11 @@ class ThreadExecution:
 
     @property
     def progress(self) -> Progress | None:
-        """The latest progress told, or None."""
+        """The latest progress reported, or None."""
         return self.context.latest_progress
 
     def cancel(self) -> None:
-        """Tell the handler, if it looks."""
+        """Set ``ctx.cancelled``, which the handler may check."""
         mark_cancelled(self.context)
 
     def kill(self) -> bool:
@@ -50,20 +50,20 @@ class ThreadExecution:
         return False
 
     def run(self) -> AttemptResult:
-        """Call the handler and time it; nothing it raises gets out."""
+        """Call the handler and time it; return what it raises as a failure."""
         begun = time.perf_counter()
         try:
             value = self.handler(self.payload, self.context)
-        except BaseException as problem:
-            return raised(problem, time.perf_counter() - begun)
+        except BaseException as error:
+            return raised(error, time.perf_counter() - begun)
         return succeeded(value, time.perf_counter() - begun, handler=self.handler.name)
 
 
 class ThreadExecutor:
-    """A pool that never queues: it has a thread for every execution it was given."""
+    """Runs executions in threads, with a thread for each that runs at once."""
 
-    def __init__(self, mailbox: ThreadsafeCallQueue) -> None:
-        self._mailbox = mailbox
+    def __init__(self, outbound: ThreadsafeCallQueue) -> None:
+        self._outbound = outbound
         self._work: SimpleQueue[ThreadExecution | None] = SimpleQueue()
         self._threads = 0
         self._busy = 0
@@ -85,10 +85,10 @@ class ThreadExecutor:
 
     def _serve(self) -> None:
         while (execution := self._work.get()) is not None:
-            self._mailbox.post(self._ended, (execution, execution.run()))
+            self._outbound.post(self._on_ended, (execution, execution.run()))
             del execution  # an idle thread keeps no payload
 
-    def _ended(self, ended: tuple[ThreadExecution, AttemptResult]) -> None:
+    def _on_ended(self, ended: tuple[ThreadExecution, AttemptResult]) -> None:
         self._busy -= 1
         execution, result = ended
         execution.done(result)

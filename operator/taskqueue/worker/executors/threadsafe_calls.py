@@ -1,7 +1,7 @@
-"""From any thread to one loop, many calls for one wake-up.
+"""Calls from any thread to one event loop, many with one wake-up.
 
-``loop.call_soon_threadsafe`` costs a handle and a write to the loop's pipe for every call. A
-mailbox wakes the loop once for everything posted before it looks.
+``loop.call_soon_threadsafe`` costs a handle and a write to the loop's pipe for every call. This
+queue wakes the loop once for everything that is posted until the loop runs the calls.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Any
 
 
 class ThreadsafeCallQueue:
-    """Calls posted by other threads, run on ``loop`` in the order they came."""
+    """Runs calls that other threads post, on ``loop``, in the order they were posted."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._letters: deque[tuple[Callable[..., None], Any]] = deque()
+        self._calls: deque[tuple[Callable[..., None], Any]] = deque()
         self._woken = False
 
     def post(self, call: Callable[..., None], argument: Any) -> None:
         """Have ``call(argument)`` run on the loop soon; on a closed loop nothing happens."""
-        self._letters.append((call, argument))
+        self._calls.append((call, argument))
         if self._woken:
-            # `_read` clears the mark before it looks, so a letter put down while the mark is
-            # still set is always seen by the reading the mark stands for.
+            # `_run_calls` clears the flag before it reads the queue, so it always sees a call
+            # that was appended while the flag was still set.
             return
         self._woken = True
         try:
-            self._loop.call_soon_threadsafe(self._read)
+            self._loop.call_soon_threadsafe(self._run_calls)
         except RuntimeError:
-            self._letters.clear()
+            self._calls.clear()
 
-    def _read(self) -> None:
+    def _run_calls(self) -> None:
         self._woken = False
-        letters = self._letters
-        while letters:
-            call, argument = letters.popleft()
+        calls = self._calls
+        while calls:
+            call, argument = calls.popleft()
             call(argument)
