@@ -53,7 +53,7 @@ class Recorded:
     """Records what a handler reported while it ran.
 
     Attributes:
-        progress: every progress, in order; a Task shows the latest only.
+        progress: every progress report, oldest first; a Task shows the latest only.
     """
 
     progress: list[Progress] = field(default_factory=list)
@@ -168,11 +168,11 @@ def _result(value: Any) -> dict[str, Any] | None:
         return None
     try:
         result = plain(value)
-    except TypeError as problem:
+    except TypeError as error:
         raise Fail(
-            f"the handler returned {type(value).__name__}, not JSON ({problem})",
+            f"the handler returned {type(value).__name__}, not JSON ({error})",
             type="InvalidResult",
-        ) from problem
+        ) from error
     if not isinstance(result, dict):
         result = {"value": result}
     size = len(json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode())

@@ -155,7 +155,7 @@ async def test_killed(
         assert len(bench.gate.pids) == runs - 1
         await worker.kill()
     worker = await bench.worker()
-    await bench.gate.begun(runs)
+    await bench.gate.wait_until_started(runs)
     await assert_it_ended_once(bench, name)
     await assert_nothing_is_left(bench, worker)
     assert len(bench.gate.pids) == runs
@@ -228,11 +228,11 @@ def name_of(step: Callable[[], Hold]) -> str:
 async def test_killed_while_it_runs(bench: Bench, summary_lines: list[str]) -> None:
     worker = await bench.worker()
     await bench.task("while-it-runs")
-    await bench.gate.begun()
+    await bench.gate.wait_until_started()
     await worker.kill()
     await until_ended(bench.gate.pids[0])
     worker = await bench.worker()
-    await bench.gate.begun(2)
+    await bench.gate.wait_until_started(2)
     bench.gate.open()
     await assert_it_ended_once(bench, "while-it-runs")
     await assert_nothing_is_left(bench, worker)
@@ -243,11 +243,11 @@ async def test_killed_while_it_runs(bench: Bench, summary_lines: list[str]) -> N
 async def test_a_killed_child_is_a_failed_attempt(bench: Bench, summary_lines: list[str]) -> None:
     worker = await bench.worker()
     await bench.task("child", retry={"maxAttempts": 2})
-    await bench.gate.begun()
+    await bench.gate.wait_until_started()
     (child,) = bench.gate.pids
     assert child != worker.pid
     os.kill(child, signal.SIGKILL)
-    await bench.gate.begun(2)
+    await bench.gate.wait_until_started(2)
     bench.gate.open()
     status = await bench.finished("child")
     assert (status["phase"], status["attempts"]) == ("Succeeded", 2)

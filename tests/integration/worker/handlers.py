@@ -1,4 +1,4 @@
-"""Handlers of the worker under test. Each run leaves a line in a file the payload names."""
+"""Handlers of the worker under test. Each run writes a line to the file that the payload names."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Gate:
     def pids(self) -> list[int]:
         return [int(line) for line in self.runs.read_text().split()] if self.runs.exists() else []
 
-    async def begun(self, times: int = 1) -> None:
+    async def wait_until_started(self, times: int = 1) -> None:
         async with asyncio.timeout(PATIENCE):
             while len(self.pids) < times:  # noqa: ASYNC110 - another process writes the file
                 await asyncio.sleep(0.01)
@@ -185,7 +185,7 @@ class Harness:
 
     async def until_ready(self, count: int, queue: str = QUEUE) -> None:
         async with asyncio.timeout(PATIENCE):
-            while await self.ready(queue) != count:  # noqa: ASYNC110 - the broker tells when asked
+            while await self.ready(queue) != count:  # noqa: ASYNC110 - the broker has to be polled
                 await asyncio.sleep(0.02)
 
     async def close_connections(self) -> None:

@@ -1,4 +1,4 @@
-"""A real worker process, with its log at hand."""
+"""A real worker process and its log."""
 
 from __future__ import annotations
 

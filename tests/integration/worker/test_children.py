@@ -68,7 +68,7 @@ async def test_children_that_die_are_failed_attempts_and_the_worker_goes_on(
         assert words in event.error.message
     gate = harness.gate()
     token = await harness.publish("hold", gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     os.kill(gate.pids[0], signal.SIGKILL)
     event = await harness.outcome(token)
     assert error_of(event) == ("ChildDied", True)
@@ -88,7 +88,7 @@ async def test_a_time_out_stops_the_handler_and_frees_the_slot(
     await hard_worker(harness, TASKQUEUE_KILL_GRACE_SECONDS="0.5")
     gate = harness.gate()
     token = await harness.publish(handler, gate.payload, timeout_seconds=1)
-    await gate.begun()
+    await gate.wait_until_started()
     assert error_of(await harness.outcome(token)) == ("Timeout", True)
     second = await run(harness)
     assert second.kind is EventKind.SUCCEEDED, "the only slot is free again"
@@ -103,7 +103,7 @@ async def test_a_cancel_stops_the_handler(harness: Harness, handler: str) -> Non
     await hard_worker(harness, TASKQUEUE_KILL_GRACE_SECONDS="0.5")
     gate = harness.gate()
     token = await harness.publish(handler, gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     await harness.send_commands(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     assert (await harness.outcome(token)).kind is EventKind.CANCELLED
     assert (await run(harness)).kind is EventKind.SUCCEEDED
@@ -120,7 +120,7 @@ async def test_a_handler_that_holds_the_interpreter_does_not_cost_the_connection
     worker = await hard_worker(harness, slots=2)
     gate = harness.gate()
     token = await harness.publish("long_sum", gate.payload, timeout_seconds=8)
-    await gate.begun()
+    await gate.wait_until_started()
     assert (await run(harness)).kind is EventKind.SUCCEEDED
     assert error_of(await harness.outcome(token)) == ("Timeout", True)
     assert [line["event"] for line in worker.log].count("consumer.registered") == 1
@@ -137,32 +137,32 @@ async def test_a_keyed_handler_is_killed_in_time_and_the_worker_lives(
         keyed, plain = harness.gate("keyed"), harness.gate("plain")
         token = await harness.publish(handler, keyed.payload, fence=7)
         other = await harness.publish("hold", plain.payload)
-        await keyed.begun()
-        await plain.begun()
+        await keyed.wait_until_started()
+        await plain.wait_until_started()
         relay.cut()
         await worker.logged("task.ended_late")
-        await keyed.begun(2)
-        assert not alive(keyed.pids[0]), "gone before it began again"
+        await keyed.wait_until_started(2)
+        assert not alive(keyed.pids[0]), "ended before the next run started"
         plain.open()
         assert (await harness.outcome(other)).kind is EventKind.SUCCEEDED
         assert len(plain.pids) == 1
         await harness.send_commands(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
         assert (await harness.outcome(token)).kind is EventKind.CANCELLED
-        assert not alive(keyed.pids[1]), "told when it is gone"
+        assert not alive(keyed.pids[1]), "reported when it has ended"
 
 
 async def test_what_a_handler_has_started_dies_with_it(harness: Harness) -> None:
     worker = await hard_worker(harness)
     gate = harness.gate()
     token = await harness.publish("family", gate.payload)
-    await gate.begun(4)
+    await gate.wait_until_started(4)
     await harness.send_commands(WorkerCommand(CommandKind.CANCEL, token=token, uid="u"))
     await harness.outcome(token)
     for pid in set(gate.pids):
         await gone(pid)
     gate = harness.gate("again")
     await harness.publish("family", gate.payload)
-    await gate.begun(4)
+    await gate.wait_until_started(4)
     await worker.kill()
     for pid in set(gate.pids):
         await gone(pid)
@@ -173,11 +173,11 @@ async def test_a_fork_server_that_dies_is_replaced_and_no_task_is_lost(harness: 
     worker = await hard_worker(harness)
     gate = harness.gate()
     token = await harness.publish("hold", gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     os.kill(await fork_server(worker), signal.SIGKILL)
     await worker.logged("forkserver.died")
     await worker.logged("task.lost")
-    await gate.begun(2)
+    await gate.wait_until_started(2)
     assert not alive(gate.pids[0])
     gate.open()
     event = await harness.outcome(token)
@@ -192,7 +192,7 @@ async def test_a_signal_to_the_whole_group_lets_the_running_finish(
     worker = await hard_worker(harness)
     gate = harness.gate()
     token = await harness.publish("hold", gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     server = await fork_server(worker)
     os.killpg(worker.group, number)  # a terminal
     os.kill(server, number)  # and whoever signals all there is
@@ -212,7 +212,7 @@ async def test_at_the_end_of_the_grace_period_a_keyed_handler_is_stopped_and_rel
     worker = await hard_worker(harness, TASKQUEUE_GRACE_SECONDS="0.2")
     gate = harness.gate()
     token = await harness.publish(handler, gate.payload, fence=7)
-    await gate.begun()
+    await gate.wait_until_started()
     worker.terminate()
     assert (await harness.outcome(token)).kind is EventKind.RELEASED
     assert await worker.ended() == 0
@@ -224,7 +224,7 @@ async def test_the_end_of_the_worker_lets_handlers_clean_up(harness: Harness) ->
     worker = await hard_worker(harness, TASKQUEUE_GRACE_SECONDS="0.2")
     gate = harness.gate()
     token = await harness.publish("tidy", gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     worker.terminate()
     assert (await harness.outcome(token)).kind is EventKind.RELEASED
     assert await worker.ended() == 0

@@ -41,7 +41,7 @@ async def test_a_running_attempt_is_stopped(
 ) -> None:
     worker, gate = await harness.ready_worker(slots=1), harness.gate()
     token = await harness.publish(handler, gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     await harness.send_commands(WorkerCommand(kind, token=token, uid="u"))
     assert (await harness.outcome(token)).kind is answer
     assert (await harness.outcome(await harness.publish("noop"))).kind is EventKind.SUCCEEDED
@@ -88,7 +88,7 @@ async def test_after_a_reconnect_it_continues_where_it_was(harness: Harness) -> 
     await harness.send_commands(*past_commands(3))
     first = await harness.publish("async_hold", gate.payload)
     second = await harness.publish("async_hold", gate.payload)
-    await gate.begun(2)
+    await gate.wait_until_started(2)
     await harness.send_commands(cancel(first))
     assert (await harness.outcome(first)).kind is EventKind.CANCELLED
     await harness.close_connections()
@@ -97,7 +97,7 @@ async def test_after_a_reconnect_it_continues_where_it_was(harness: Harness) -> 
     again = await worker.logged("command_consumer.registered", times=2)
     assert again["commands"] <= 1, "what it has seen does not come again"
     third = await harness.publish("async_hold", gate.payload)
-    await gate.begun(3)
+    await gate.wait_until_started(3)
     await harness.send_commands(cancel(third))
     assert (await harness.outcome(third)).kind is EventKind.CANCELLED
 
@@ -136,7 +136,7 @@ async def test_a_stream_declared_again_is_read_from_its_beginning(harness: Harne
     worker, gate = await harness.ready_worker(), harness.gate()
     await harness.send_commands(*past_commands(50))
     token = await harness.publish("async_hold", gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     await harness.channel.delete_queue(CONTROL_STREAM)
     await worker.logged("command_consumer.lost")
     await harness.declare()
@@ -162,7 +162,7 @@ async def test_an_invalid_command_is_skipped(harness: Harness) -> None:
     await harness.publisher.publish_and_wait("", CONTROL_STREAM, b"dance!", harness.properties())
     assert "JSON" in (await worker.logged("command.invalid"))["reason"]
     token = await harness.publish("async_hold", gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     await harness.send_commands(cancel(token))
     assert (await harness.outcome(token)).kind is EventKind.CANCELLED
 
@@ -172,7 +172,7 @@ async def test_a_commanded_drain_lets_the_running_end_and_takes_nothing_more(
 ) -> None:
     worker, gate = await harness.ready_worker(slots=1, TASKQUEUE_GRACE_SECONDS="0"), harness.gate()
     token = await harness.publish("hold", gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     others = [("shop", "pod-2"), ("other", "pod-1")]
     await harness.send_commands(
         *(
@@ -220,8 +220,8 @@ async def test_a_draining_worker_still_obeys_and_a_signal_starts_its_grace(
     first, second = harness.gate("first"), harness.gate("second")
     cancelled = await harness.publish("async_hold", first.payload)
     released = await harness.publish("async_hold", second.payload)
-    await first.begun()
-    await second.begun()
+    await first.wait_until_started()
+    await second.wait_until_started()
     await harness.send_commands(drain())
     await worker.logged("worker.drain_started")
     await harness.send_commands(cancel(cancelled))

@@ -21,7 +21,7 @@ async def test_a_killed_worker_is_tried_again_until_the_limit_and_then_called_lo
     token = await harness.publish("hold", gate.payload, max_deliveries=2)
     for times in (1, 2):
         worker = await harness.start_worker()
-        await gate.begun(times)
+        await gate.wait_until_started(times)
         await worker.kill()
     await harness.start_worker()
     event = await harness.outcome(token)
@@ -39,7 +39,7 @@ async def test_sigterm_lets_the_running_end_and_gives_back_the_rest(harness: Har
     await worker.logged("prefetch.changed")
     await worker.logged("consumer.added", times=2)
     running = await harness.publish("hold", gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     ahead = [await harness.publish("noop") for _ in range(3)]
     await harness.until_ready(0)
     worker.terminate()
@@ -60,7 +60,7 @@ async def test_after_the_grace_period_the_running_is_released(
     gate = harness.gate()
     worker = await harness.ready_worker(TASKQUEUE_GRACE_SECONDS="0.2")
     token = await harness.publish(handler, gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     worker.terminate()
     assert (await harness.outcome(token)).kind is EventKind.RELEASED
     assert await worker.ended() == 0, "a handler that never returns does not hold it up"
@@ -71,7 +71,7 @@ async def test_a_second_signal_ends_it_at_once(harness: Harness) -> None:
     gate = harness.gate()
     worker = await harness.ready_worker()
     await harness.publish("hold", gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     worker.terminate()
     await worker.logged("worker.stop_started")
     worker.terminate()
@@ -90,7 +90,7 @@ async def test_a_closed_connection_is_made_anew_and_the_running_attempt_ends_onc
 ) -> None:
     worker, gate = await harness.ready_worker(slots=2), harness.gate()
     token = await harness.publish("hold", gate.payload)
-    await gate.begun()
+    await gate.wait_until_started()
     await harness.close_connections()
     await worker.logged("consumer.registered", times=2)
     await harness.until_ready(0)  # delivered again, to the worker that still runs it

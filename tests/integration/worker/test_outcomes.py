@@ -96,11 +96,11 @@ async def test_a_message_that_breaks_the_contract_is_kept_for_people(harness: Ha
         BasicProperties(headers={"tq-token": "k.1", "tq-version": 7, "mine": "kept"}, type="echo"),
         b"what?",
     )
-    letter = await harness.dead_letter()
-    assert letter.body == b"what?"
-    assert "tq-version is 7" in letter.properties.headers["tq-error"]
-    assert letter.properties.headers["mine"] == "kept"
-    assert letter.exchange == "taskqueue.dead"
+    message = await harness.dead_letter()
+    assert message.body == b"what?"
+    assert "tq-version is 7" in message.properties.headers["tq-error"]
+    assert message.properties.headers["mine"] == "kept"
+    assert message.exchange == "taskqueue.dead"
     await harness.until_ready(0, QUEUE)
 
 
@@ -110,7 +110,7 @@ async def test_a_direct_message_is_run_and_gone(harness: Harness) -> None:
     body = f'{{"runs": "{gate.runs}"}}'.encode()
     await harness.send(BasicProperties(type="echo"), body)
     await harness.send(BasicProperties(), body)  # the default handler
-    await gate.begun(2)
+    await gate.wait_until_started(2)
     await harness.until_ready(0, QUEUE)
     assert await harness.ready(DEAD_QUEUE) == 0
 
@@ -136,12 +136,12 @@ async def test_a_failing_direct_message_is_tried_thrice_and_kept_for_people(
         BasicProperties(type="broken", correlation_id="order-7"),
         f'{{"runs": "{gate.runs}"}}'.encode(),
     )
-    letter = await harness.dead_letter()
+    message = await harness.dead_letter()
     assert len(gate.pids) == 3
     ends = [event for event in harness.events if event.correlation_id == "order-7"]
     assert [(event.kind, event.attempt) for event in ends] == [(EventKind.FAILED, 3)]
-    assert letter.properties.headers["tq-error"] == "ValueError: the picture has no pixels"
-    assert letter.properties.correlation_id == "order-7"
+    assert message.properties.headers["tq-error"] == "ValueError: the picture has no pixels"
+    assert message.properties.correlation_id == "order-7"
     await harness.until_ready(0, QUEUE)
 
 

@@ -1,4 +1,4 @@
-"""Stand-ins for the broker's channel and publisher and for an executor, run by the test."""
+"""Fakes of the broker's channel, its publisher and an executor, controlled by the test."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Published:
 
 
 class FakePublisher:
-    """Keeps what is published until the test settles it."""
+    """Keeps what is published until the test confirms or returns it."""
 
     def __init__(self) -> None:
         self.published: list[Published] = []

@@ -30,10 +30,10 @@ class FakeStream:
     messages: dict[int, bytes] = field(default_factory=dict)
     last_chunk: int = 0
     refusal: ChannelRefused | None = None
-    begun_at: list[int | str] = field(default_factory=list)
+    started_at: list[int | str] = field(default_factory=list)
     channels: list[FakeChannel] = field(default_factory=list)
 
-    on_begin: Callable[[], None] = lambda: None
+    on_start: Callable[[], None] = lambda: None
     #: No consumer but one of the last chunk is sent anything from this offset on.
     stalls_at: int | None = None
     #: Of those that have one.
@@ -63,7 +63,7 @@ class FakeChannel:
     def __init__(self, stream: FakeStream) -> None:
         self._stream = stream
         self._next: int | None = None
-        self._take: Callable[[Delivery], None] = lambda delivery: None
+        self._on_delivery: Callable[[Delivery], None] = lambda delivery: None
         self._tag = 0
         self._unacknowledged = 0
         self._prefetch = 0
@@ -91,11 +91,11 @@ class FakeChannel:
             raise self._stream.refusal
         begin = arguments["x-stream-offset"]
         if begin != "last":
-            self._stream.begun_at.append(begin)
-            self._stream.on_begin()
+            self._stream.started_at.append(begin)
+            self._stream.on_start()
         numbers = {"last": self._stream.last_chunk, "first": 0}
         self._next = numbers.get(begin, begin)
-        self._take, self.on_cancel = on_delivery, on_cancel
+        self._on_delivery, self.on_cancel = on_delivery, on_cancel
         asyncio.get_running_loop().call_soon(self.send)
         return "tag"
 
@@ -113,7 +113,7 @@ class FakeChannel:
             if not left:
                 return
             offset = min(left)
-            if self._stream.stalls_at == offset and len(self._stream.begun_at) > 0:
+            if self._stream.stalls_at == offset and len(self._stream.started_at) > 0:
                 return
             self._next = offset + 1
             self._tag += 1
@@ -122,7 +122,7 @@ class FakeChannel:
                 headers={"x-stream-offset": offset},
                 message_id=self._stream.message_ids.get(offset),
             )
-            self._take(
+            self._on_delivery(
                 Delivery(
                     cast(Channel, self),
                     self._tag,
@@ -251,7 +251,7 @@ async def test_consumer_continues_after_the_last_command_after_a_loss() -> None:
     await harness.lose()
     stream.add(7, "new")  # offsets have gaps
     await harness.connect()
-    assert harness.stream.begun_at == ["first", 3, 3]
+    assert harness.stream.started_at == ["first", 3, 3]
     assert harness.caught_up[-1][3:] == ["new"]
     await harness.end()
 
@@ -266,7 +266,7 @@ async def test_a_stream_that_ends_before_the_last_command_seen_is_read_from_its_
     harness.stream.messages = filled(count).messages
     harness.stream.last_chunk = max(count - 1, 0)
     await harness.connect()
-    assert harness.stream.begun_at == ["first", "first"]
+    assert harness.stream.started_at == ["first", "first"]
     assert len(harness.tokens) == 5 + count
     await harness.end()
 
@@ -276,7 +276,7 @@ async def test_a_stream_deleted_under_it_is_read_from_its_beginning() -> None:
     await harness.connect()
     harness.stream.channels[-1].on_cancel("the queue was deleted")
     await asyncio.sleep(1)
-    assert harness.stream.begun_at == ["first", "first"]
+    assert harness.stream.started_at == ["first", "first"]
     await harness.end()
 
 
@@ -347,7 +347,7 @@ async def test_a_command_to_drain_counts_once_all_the_past_is_on_caught_upn(chun
 async def test_a_drain_that_comes_while_the_past_is_read_counts() -> None:
     stream = FakeStream()
     stream.drain(4)
-    stream.on_begin = lambda: stream.drain(5, new_chunk=False)  # its end is known by then
+    stream.on_start = lambda: stream.drain(5, new_chunk=False)  # its end is known by then
     harness = CommandHarness(stream)
     await harness.connect()
     assert (harness.drains, len(harness.caught_up)) == (1, 1)
@@ -358,7 +358,7 @@ async def test_a_stream_whose_end_is_cut_off_before_it_is_read_is_consumed_again
     stream = FakeStream()
     for offset in range(5):
         stream.add(offset, f"k.{offset}")
-    stream.on_begin = stream.messages.clear
+    stream.on_start = stream.messages.clear
     harness = CommandHarness(stream)
     await harness.connect()
     assert not harness.caught_up
@@ -380,7 +380,7 @@ async def test_a_stream_that_is_read_slowly_is_not_consumed_again() -> None:
         await asyncio.sleep(8)
         stream.stalls_at = offset
         stream.channels[-1].send()
-    assert (len(harness.tokens), stream.begun_at) == (5, ["first"])
+    assert (len(harness.tokens), stream.started_at) == (5, ["first"])
     await harness.end()
 
 
@@ -421,7 +421,7 @@ async def test_a_past_drain_that_is_read_again_does_not_count_either(identified:
     await harness.connect()
     stream.channels[-1].on_cancel("a node of the broker was stopped")
     await asyncio.sleep(1)
-    assert stream.begun_at == ["first", "first"]
+    assert stream.started_at == ["first", "first"]
     assert harness.drains == 0
     await harness.end()
 

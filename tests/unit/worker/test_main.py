@@ -1,4 +1,4 @@
-"""What keeps a worker from starting, and what is said about it."""
+"""What keeps a worker from starting, and its error texts."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_a_missing_module(folder: Path) -> None:
 
 def test_a_module_that_misses_another_is_not_called_missing_itself(folder: Path) -> None:
     (folder / "broken.py").write_text("import nowhere\n")
-    with pytest.raises(StartError, match=r"'broken' fails when it is imported.*nowhere") as told:
+    with pytest.raises(StartError, match=r"'broken' fails when it is imported.*nowhere") as raised:
         load(["broken"])
-    assert "line 1" in str(told.value)
+    assert "line 1" in str(raised.value)
 
 
 def test_a_module_that_raises(folder: Path) -> None:

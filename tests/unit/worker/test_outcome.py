@@ -1,4 +1,4 @@
-"""What a handler returns or raises, and what the Task is told."""
+"""From what a handler returns or raises to the result of the attempt."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def test_a_result_at_the_limit_passes_and_one_byte_more_fails_naming_it() -> Non
 
 
 def test_an_exception_is_a_failure_that_is_tried_again() -> None:
-    problem = KeyError("size")
-    outcome = raised(problem, 1.5)
+    error = KeyError("size")
+    outcome = raised(error, 1.5)
     assert outcome.error == EventError(type="KeyError", message="'size'", retryable=True)
-    assert (outcome.seconds, outcome.exception) == (1.5, problem)
+    assert (outcome.seconds, outcome.exception) == (1.5, error)
 
 
 def test_fail_is_final_and_has_a_type_of_its_own() -> None:
@@ -86,7 +86,7 @@ def test_a_long_message_is_cut() -> None:
     assert len(error.message) == MAX_MESSAGE_LENGTH
 
 
-def test_an_exception_that_cannot_be_put_in_words() -> None:
+def test_an_exception_whose_text_fails() -> None:
     class Broken(Exception):
         def __str__(self) -> str:
             raise RuntimeError

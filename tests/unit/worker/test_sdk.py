@@ -142,7 +142,7 @@ async def nothing(payload: dict[str, Any]) -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("function", "options", "problem"),
+    ("function", "options", "error"),
     [
         (plain, {"memory_mib": 0}, "give MiB"),
         (plain, {"memory_mib": 64, "thread": True}, "child process"),
@@ -151,9 +151,9 @@ async def nothing(payload: dict[str, Any]) -> None: ...
     ],
 )
 def test_contradictions_are_refused(
-    registry: HandlerRegistry, function: Callable[..., Any], options: dict[str, Any], problem: str
+    registry: HandlerRegistry, function: Callable[..., Any], options: dict[str, Any], error: str
 ) -> None:
-    with pytest.raises(ValueError, match=problem):
+    with pytest.raises(ValueError, match=error):
         task("f", **options)(function)
     assert not registry
 

@@ -204,12 +204,12 @@ def test_the_guide_shows_what_a_task_would_be_told() -> None:
     handlers, _ = blocks("testing-handlers.md", "python")
     names: dict[str, Any] = {}
     exec(compile(handlers.text, handlers.place, "exec", dont_inherit=True), names)  # noqa: S102
-    told: list[Any] = []
+    results: list[Any] = []
     for block in blocks("testing-handlers.md", "yaml"):
         payload = yaml.safe_load(block.text)["spec"]["payload"]
         try:
-            told.append(run(names["send_invoice"], payload))
+            results.append(run(names["send_invoice"], payload))
         except InvalidPayload as invalid:
-            told.append(str(invalid))
+            results.append(str(invalid))
     (shown,) = blocks("testing-handlers.md", "")
-    assert told == [{"total": 3, "due": "2026-03-01"}, " ".join(shown.text.split())]
+    assert results == [{"total": 3, "due": "2026-03-01"}, " ".join(shown.text.split())]

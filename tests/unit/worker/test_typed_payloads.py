@@ -202,7 +202,7 @@ def test_the_task_is_told_and_not_tried_again() -> None:
     assert "to: Field required" in error.message
 
 
-def test_the_words_are_bounded_whatever_comes() -> None:
+def test_the_error_text_is_bounded() -> None:
     @dataclass
     class Wide:
         limits: dict[str, int]

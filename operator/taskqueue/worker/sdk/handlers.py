@@ -146,10 +146,10 @@ def checked_hook(hook: H, where: str) -> H:
         raise TypeError(f"{where}: {name} is async, and no loop runs yet: give a plain function")
     try:
         inspect.signature(hook).bind()
-    except TypeError as problem:
+    except TypeError as error:
         raise TypeError(
             f"{where}: {name} is called without arguments, but takes {inspect.signature(hook)}"
-        ) from problem
+        ) from error
     return hook
 
 

@@ -81,12 +81,12 @@ class PayloadParser:
         if isinstance(annotation, str):
             try:
                 annotation = _resolved(annotation, self._function)
-            except Exception as problem:
+            except Exception as error:
                 raise TypeError(
                     f"handler {self._name!r}: the annotation {annotation!r} of its payload cannot "
-                    f"be resolved ({problem}): import it at run time, not under TYPE_CHECKING, "
+                    f"be resolved ({error}): import it at run time, not under TYPE_CHECKING, "
                     "define it at the top of a module, or leave the annotation out"
-                ) from problem
+                ) from error
         if not _is_typed(annotation):
             return lambda payload: payload
         import pydantic
@@ -95,25 +95,23 @@ class PayloadParser:
         try:
             adapter = pydantic.TypeAdapter(annotation)
             adapter.rebuild(raise_errors=True)
-        except pydantic.errors.PydanticUserError as problem:
+        except pydantic.errors.PydanticUserError as error:
             raise TypeError(
                 f"handler {self._name!r}: its payload cannot be checked as "
-                f"{_shown(annotation)}: {problem.message}"
-            ) from problem
+                f"{_shown(annotation)}: {error.message}"
+            ) from error
 
         def validate(payload: dict[str, Any]) -> Any:
             try:
                 return adapter.validate_json(pydantic_core.to_json(payload))
-            except pydantic.ValidationError as problem:
-                errors = problem.errors(
-                    include_url=False, include_context=False, include_input=False
-                )
+            except pydantic.ValidationError as error:
+                errors = error.errors(include_url=False, include_context=False, include_input=False)
                 found = [(".".join(map(str, one["loc"])), one["msg"]) for one in errors]
-            except ValueError as problem:
+            except ValueError as error:
                 # Text that is not valid Unicode, or objects nested deeper than pydantic allows.
-                found = [("", str(problem))]
+                found = [("", str(error))]
             raise InvalidPayload(
-                f"the payload is not what handler {self._name!r} takes: {_in_words(found)}",
+                f"the payload is not what handler {self._name!r} takes: {_error_text(found)}",
                 fields=[place for place, _ in found[:_FIELDS_NAMED]],
             )
 
@@ -151,7 +149,7 @@ def _is_typed(annotation: Any) -> bool:
     )
 
 
-def _in_words(found: Sequence[tuple[str, str]]) -> str:
+def _error_text(found: Sequence[tuple[str, str]]) -> str:
     named = [
         f"{_short(place)}: {_short(text)}" if place else _short(text)
         for place, text in found[:_FIELDS_NAMED]
