@@ -1,4 +1,4 @@
-"""What the tests of the resources' schemas share: where they are served, and manifests.
+"""Shared by the tests of the resources' schemas: the API group they use, and manifests.
 
 The schemas are served under a group of the tests' own. The operator of the cluster does not know
 it, so that nobody but the test writes a status.
@@ -59,7 +59,7 @@ def served(definition: Definition, group: str) -> Body:
     crd = custom_resource_definition(definition)
     crd["metadata"]["name"] = f"{definition.plural}.{group}"
     crd["spec"]["group"] = group
-    # Other people's `kubectl get tqt` must go on meaning one kind.
+    # `kubectl get tqt` must stay unambiguous for others on the cluster.
     del crd["spec"]["names"]["shortNames"], crd["spec"]["names"]["categories"]
     return crd
 

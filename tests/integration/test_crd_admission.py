@@ -100,7 +100,7 @@ def test_defaults_fill_in_beside_what_is_given(api: Api) -> None:
     assert created["scaleDown"] == {"stabilizationWindowSeconds": 30, "maxReplicasPerStep": 2}
 
 
-def test_null_is_no_step_and_no_fallback(api: Api) -> None:
+def test_null_means_no_step_and_no_fallback(api: Api) -> None:
     scaling = {"scaleUp": None, "fallback": None, "scaleDown": {"maxReplicasPerStep": None}}
     created = api.create(queue(scaling=scaling))["spec"]["scaling"]
     assert not {"scaleUp", "fallback"} & set(created)
@@ -125,7 +125,7 @@ def test_a_minimal_task_gets_priority_and_a_pending_status_and_inherits_the_rest
     assert created["status"] == {"phase": "Pending", "observedGeneration": -1}
 
 
-def test_what_a_task_gives_is_kept_without_defaults_beside_it(api: Api) -> None:
+def test_task_fields_are_kept_without_defaults_beside_them(api: Api) -> None:
     spec = {
         "payload": {"url": "https://example.org", "sizes": [1, {"w": 2.5}], "deep": {"n": None}},
         "payloadFrom": [{"configMapKeyRef": {"name": "sizes", "key": "all.json"}}],
@@ -144,12 +144,12 @@ def test_what_a_task_gives_is_kept_without_defaults_beside_it(api: Api) -> None:
     assert created["spec"] == {"queue": "thumbnails", "handler": "resize", **spec}
 
 
-def test_a_status_given_at_creation_is_not_believed(api: Api) -> None:
+def test_status_given_at_creation_is_ignored(api: Api) -> None:
     created = api.create(task() | {"status": {"phase": "Succeeded"}})
     assert created["status"] == {"phase": "Pending", "observedGeneration": -1}
 
 
-def test_null_is_the_default(api: Api) -> None:
+def test_null_gets_the_default(api: Api) -> None:
     fields = ("dependsOn", "startAfter", "suspend", "cancel", "concurrencyKey", "payloadFrom")
     body = task()
     body["spec"] |= dict.fromkeys(fields)

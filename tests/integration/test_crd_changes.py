@@ -63,12 +63,12 @@ OTHER_SOURCE = {"configMapKeyRef": {"name": "b", "key": "b.json"}}
     ],
     ids=lambda change: "-".join([*change.patch, *change.before]),
 )
-def test_what_may_not_change(api: Api, change: Change) -> None:
+def test_forbidden_change_is_refused(api: Api, change: Change) -> None:
     api.create(task(**change.before))
     assert_refused(api.patch(f"{TASKS}/t", {"spec": change.patch}), change.says)
 
 
-def test_what_may_change_before_the_end(api: Api) -> None:
+def test_allowed_change_before_the_end(api: Api) -> None:
     api.create(task(**PAYLOAD))
     changes: list[Body] = [
         {"priority": 7, "retry": {"maxAttempts": 9}, "attemptTimeoutSeconds": 5},
@@ -86,7 +86,7 @@ def test_what_may_change_before_the_end(api: Api) -> None:
         assert {key: spec[key] for key in change} == change
 
 
-def test_what_may_be_taken_away_before_the_end(api: Api) -> None:
+def test_fields_may_be_removed_before_the_end(api: Api) -> None:
     given = {"dependsOn": ["a"], "startAfter": "2026-01-02T03:04:05Z", "concurrencyKey": "k"}
     api.create(task(**given, suspend=True))
     done = api.patch(f"{TASKS}/t", {"spec": dict.fromkeys([*given, "suspend"])})

@@ -1,4 +1,4 @@
-"""The guards of a Task's status and of its end: who is late is refused, whichever way it writes."""
+"""The guards of a Task's status and of its end: every kind of late write is refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_refused_status(api: Api, before: Body, status: Body | None, says: str) 
 
 
 @pytest.mark.parametrize("phase", TERMINAL_PHASES)
-def test_who_writes_a_finished_status_late_is_refused(api: Api, phase: str) -> None:
+def test_late_write_of_a_finished_status_is_refused(api: Api, phase: str) -> None:
     """By merge patch, JSON patch, whole object and server-side apply."""
     api.create(task())
     uid = api.json("get", f"{TASKS}/t")["metadata"]["uid"]
@@ -105,7 +105,7 @@ def test_who_writes_a_finished_status_late_is_refused(api: Api, phase: str) -> N
     assert api.json("get", f"{TASKS}/t")["status"] == end
 
 
-def test_a_life_in_status_is_accepted(api: Api) -> None:
+def test_normal_sequence_of_statuses_is_accepted(api: Api) -> None:
     api.create(task())
     condition = {"status": "True", "reason": "Done", "lastTransitionTime": FINISHED}
     attempt = {"attempt": 1, "outcome": "Failed", "finishTime": STARTED, "reason": "ValueError"}
@@ -122,7 +122,7 @@ def test_a_life_in_status_is_accepted(api: Api) -> None:
     assert api.json("get", f"{TASKS}/t")["status"]["result"] == {"any": [{"thing": 1}]}
 
 
-def test_kubectl_wait_believes_a_condition_of_the_newest_generation_only(api: Api) -> None:
+def test_kubectl_wait_needs_a_condition_of_the_newest_generation(api: Api) -> None:
     api.create(task())
     complete = {"type": "Complete", "status": "True", "reason": "Done"}
     status = SUCCEEDED | {"conditions": [complete | {"lastTransitionTime": FINISHED}]}

@@ -1,4 +1,4 @@
-"""What people see of TaskQueues and Tasks: columns, selections, scale, explanations."""
+"""The views of TaskQueues and Tasks: columns, field selectors, scale, kubectl explain."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_kubectl_explains_every_field(api: Api) -> None:
 
 
 def explain(api: Api, path: str) -> str:
-    """Return kubectl's words on a field; the API server publishes a new CRD's within seconds."""
+    """Return kubectl's description of a field; a new CRD is published within seconds."""
     deadline = time.monotonic() + 30
     args = ("explain", path, f"--api-version={TEST_GROUP}/v1alpha1")
     while (done := api.run(*args)).returncode != 0 and time.monotonic() < deadline:

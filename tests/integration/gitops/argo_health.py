@@ -18,7 +18,7 @@ _NOT_IN_ARGO_CD = ("string", "io", "math", "debug", "coroutine", "python")
 
 
 def script(kind: str) -> str:
-    """Return the health check of a kind of ours, as it lies in the ConfigMap."""
+    """Return the health check of a kind from the ConfigMap."""
     data = yaml.safe_load(CONFIG_MAP.read_text(encoding="utf-8"))["data"]
     text: str = data[f"resource.customizations.health.taskqueue.dev_{kind}"]
     return text
@@ -35,8 +35,8 @@ def health(obj: dict[str, Any]) -> tuple[str, str]:
     for library in _NOT_IN_ARGO_CD:
         lua.globals()[library] = None
     lua.globals().obj = _table(lua, obj)
-    told = lua.execute(script(obj["kind"]))
-    status, message = told["status"], told["message"]
+    result = lua.execute(script(obj["kind"]))
+    status, message = result["status"], result["message"]
     assert status in STATUSES, status
     assert isinstance(message, str), message
     return status, message

@@ -1,4 +1,4 @@
-"""Tasks and TaskQueues in every state, and what GitOps tools make of them."""
+"""Tasks and TaskQueues in every state, for the checks of GitOps tools."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def kstatus() -> Path:
 
 @pytest.fixture(scope="package")
 def seen(kubectl: Kubectl, schemas: None) -> Seen:
-    """Every state by its name, as the API server tells it."""
+    """The object of every state by its name, as the API server returns it."""
     return put_into_states(kubectl, STATES)

@@ -36,7 +36,7 @@ def build(compiler: str) -> Path:
                 [compiler, "build", *_FLAGS, "-o", str(unfinished), "."],
                 cwd=_MODULE,
                 env={"CGO_ENABLED": "0"},
-                hint="look at the lines above; `go env` and a full disk are the usual suspects",
+                hint="see the output above; `go env` and a full disk are the usual suspects",
             )
             unfinished.replace(program)
     return program

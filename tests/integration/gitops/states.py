@@ -173,7 +173,7 @@ def _write(api: Api, state: State, body: Body) -> None:
 def _queue_patch(body: Body, parts: tuple[Condition, ...]) -> Body:
     config = read_queue(body)
     broker, workers, scaling = parts
-    told = conditions(
+    listed = conditions(
         config,
         broker=broker,
         workers=workers,
@@ -182,8 +182,8 @@ def _queue_patch(body: Body, parts: tuple[Condition, ...]) -> Body:
         dead_letter_count=0,
         operator_namespace="taskqueue-system",
     )
-    status = QueueStatus(observed_generation=config.generation, conditions=told, backlog=3)
-    return queue_status_patch(config.key, status, {one.type: NOW for one in told})
+    status = QueueStatus(observed_generation=config.generation, conditions=listed, backlog=3)
+    return queue_status_patch(config.key, status, {one.type: NOW for one in listed})
 
 
 def _list(items: Iterable[Body]) -> Body:

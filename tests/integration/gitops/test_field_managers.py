@@ -77,7 +77,7 @@ def assert_only_status_is_the_operators(body: Body) -> None:
 
 
 def noted(queue: Body) -> bool:
-    """Tell whether the operator has noted which spec of a TaskQueue it handled: its last write."""
+    """Whether the operator has recorded the spec of a TaskQueue it handled: its last write."""
     annotations = queue["metadata"].get("annotations", {})
     return "taskqueue.dev/last-handled-configuration" in annotations
 
@@ -158,14 +158,14 @@ def scaled_by_others(name: str, **workers: int) -> Body:
     return manifest("TaskQueue", name, spec)
 
 
-def test_who_scales_is_not_undone(harness: Harness) -> None:
+def test_flux_keeps_a_size_set_by_others(harness: Harness) -> None:
     apply(harness, scaled_by_others("scaled"))
     scale(harness, "scaled", 3)
     apply(harness, scaled_by_others("scaled"))
     assert read(harness, "TaskQueue", "scaled")["spec"]["workers"]["replicas"] == 3
 
 
-def test_argo_cd_can_tell_who_scaled(harness: Harness) -> None:
+def test_argo_cd_ignores_a_size_set_by_others(harness: Harness) -> None:
     """By managedFieldsManagers, which manifests/argocd sets, also with a size in Git."""
     apply(harness, scaled_by_others("sized", replicas=1))
     scale(harness, "sized", 3)

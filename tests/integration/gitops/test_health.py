@@ -1,4 +1,4 @@
-"""What Flux (by kstatus) and Argo CD (by its Lua) see in every state is what the guide says."""
+"""The health of every state for Flux (by kstatus) and Argo CD (by its Lua) is as in the guide."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_the_states_cover_every_phase(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.name)
-def test_argo_cd_sees(seen: Seen, state: State) -> None:
+def test_argo_cd_health_of_a_state(seen: Seen, state: State) -> None:
     status, message = argo_health.health(seen[state.name])
     assert status == state.argo, message
 
 
-def test_argo_cd_tells_why(seen: Seen) -> None:
+def test_argo_cd_health_has_a_message(seen: Seen) -> None:
     def said(name: str) -> str:
         return argo_health.health(seen[name])[1]
 
@@ -45,13 +45,13 @@ def test_argo_cd_tells_why(seen: Seen) -> None:
 
 
 @pytest.mark.timeout(900)  # the program may have to be built first
-def test_kstatus_sees(kstatus: Path, seen: Seen) -> None:
+def test_kstatus_of_every_state(kstatus: Path, seen: Seen) -> None:
     judged = kstatus_program.judge(kstatus, [seen[state.name] for state in STATES])
-    told = {state.name: one for state, one in zip(STATES, judged, strict=True)}
-    assert told == {state.name: state.kstatus for state in STATES}
+    found = {state.name: one for state, one in zip(STATES, judged, strict=True)}
+    assert found == {state.name: state.kstatus for state in STATES}
 
 
-def test_the_guide_says_the_same(seen: Seen) -> None:
+def test_guide_lists_the_same_states(seen: Seen) -> None:
     """The rows of the guide's tables are the states above: phase or reason, kstatus, Argo CD."""
     rows = {
         tuple(cell.strip() for cell in line.strip("|").split("|"))

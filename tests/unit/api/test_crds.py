@@ -1,4 +1,4 @@
-"""The generated CRDs: the files are up to date, the schemas are what the API server takes."""
+"""The generated CRDs: the files are up to date, and the API server accepts the schemas."""
 
 from __future__ import annotations
 

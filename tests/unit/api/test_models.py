@@ -1,4 +1,4 @@
-"""The models parse what the API server gives, tolerantly, with the defaults of the schema."""
+"""The models parse objects of the API server, ignore unknown fields, and have its defaults."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_task_as_it_is_created() -> None:
     assert task.status.observed_generation == -1
 
 
-def test_what_a_task_inherits_is_none_until_it_says_so() -> None:
+def test_inherited_fields_of_a_task_are_none_by_default() -> None:
     spec = TaskResource.model_validate(task_body()).spec
     assert (spec.retry, spec.attempt_timeout_seconds, spec.max_deliveries) == (None, None, None)
     assert (spec.active_deadline_seconds, spec.ttl_seconds_after_finished) == (None, None)
@@ -68,7 +68,7 @@ def test_what_a_task_inherits_is_none_until_it_says_so() -> None:
     assert own.max_deliveries == 1
 
 
-def test_what_keeps_a_task_waiting() -> None:
+def test_task_fields_that_delay_it() -> None:
     spec = TaskResource.model_validate(
         task_body(
             payloadFrom=[{"configMapKeyRef": {"name": "sizes", "key": "all.json"}}],
@@ -84,7 +84,7 @@ def test_what_keeps_a_task_waiting() -> None:
     assert spec.start_after == datetime(2026, 1, 2, 2, 4, 5, tzinfo=UTC)
 
 
-def test_what_a_task_holds_and_how_far_it_is() -> None:
+def test_task_status_with_key_and_progress() -> None:
     body = task_body()
     assert TaskResource.model_validate(body).status.progress is None
     body["status"] |= {"concurrencyKey": "customer-1", "progress": {"percent": 40}}
@@ -144,7 +144,7 @@ def test_a_finished_task() -> None:
     assert status.completion_time == datetime(2026, 1, 2, 3, 4, 6, 250_000, tzinfo=UTC)
 
 
-def test_what_a_newer_api_adds_is_ignored() -> None:
+def test_fields_of_a_newer_api_are_ignored() -> None:
     body = task_body(invented="k", retry={"later": 1})
     body["status"]["invented"] = {"percent": 3}
     task = TaskResource.model_validate(body)
@@ -196,7 +196,7 @@ def test_a_queue_keeps_its_pod_template_whole() -> None:
     assert queue.spec.workers.concurrency == 4
 
 
-def test_workers_a_queue_only_sizes() -> None:
+def test_queue_with_a_scale_target() -> None:
     ref = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "resizers"}
     workers = TaskQueueResource.model_validate(
         queue_body(workers={"scaleTargetRef": ref})
@@ -223,10 +223,10 @@ def test_how_a_queue_is_scaled() -> None:
     assert scaling.scale_down.stabilization_window_seconds == 30
 
 
-def test_what_a_queue_does_not_know_is_none_not_zero() -> None:
+def test_unknown_counts_of_a_queue_are_none() -> None:
     status = TaskQueueResource.model_validate(queue_body()).status
-    figures = (status.backlog, status.pending, status.ready, status.running)
-    assert figures == (None, None, None, None)
+    counts = (status.backlog, status.pending, status.ready, status.running)
+    assert counts == (None, None, None, None)
     assert (status.totals.succeeded, status.observed_generation) == (0, -1)
     measured = (status.dead_letters, status.throughput_per_minute, status.mean_run_seconds)
     assert measured == (None, None, None)

@@ -450,9 +450,9 @@ async def test_malformed_kubeconfig_is_unavailable(
     if content is not None:
         (tmp_path / "config").write_text(content)
     async with AsyncTaskClient(kubeconfig=str(tmp_path / "config")) as client:
-        with pytest.raises(Unavailable, match="cannot find a Kubernetes API server") as told:
+        with pytest.raises(Unavailable, match="cannot find a Kubernetes API server") as raised:
             await client.get("a")
-    assert words in str(told.value)
+    assert words in str(raised.value)
 
 
 async def test_a_closed_client_says_so(server: FakeTasks) -> None:

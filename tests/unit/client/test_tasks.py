@@ -85,7 +85,7 @@ def test_a_client_that_was_never_used_has_nothing_to_close(server: FakeTasks) ->
         client.get("a")
 
 
-def test_a_client_taken_through_a_fork_says_what_to_do(
+def test_client_used_after_a_fork_raises(
     server: FakeTasks, client: TaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.submit("q", "echo", name="a")
@@ -128,7 +128,7 @@ def test_an_interrupted_caller_cancels_what_it_waited_for(
     thread.finish(begun())
 
 
-def test_a_stream_may_be_left_to_the_garbage_collector_in_any_thread(
+def test_stream_may_be_garbage_collected_in_any_thread(
     server: FakeTasks, client: TaskClient
 ) -> None:
     client.submit("q", "echo", name="a")
@@ -168,7 +168,7 @@ async def forever(first: Callable[[], Awaitable[None]]) -> None:
     await asyncio.Event().wait()
 
 
-def test_what_runs_in_the_loop_cannot_wait_for_it(client: TaskClient) -> None:
+def test_client_refuses_calls_from_its_own_loop(client: TaskClient) -> None:
     async def inner() -> None:
         client.get("a")
 
@@ -176,9 +176,7 @@ def test_what_runs_in_the_loop_cannot_wait_for_it(client: TaskClient) -> None:
         client._thread.run(inner())
 
 
-def test_a_stream_closed_while_another_call_is_handed_over_harms_nobody(
-    server: FakeTasks, client: TaskClient
-) -> None:
+def test_stream_closed_during_another_call(server: FakeTasks, client: TaskClient) -> None:
     handle = client.submit("q", "echo", name="a")
     stream = handle.stream()
     next(stream)
@@ -193,7 +191,7 @@ def test_a_stream_closed_while_another_call_is_handed_over_harms_nobody(
     assert done.wait(5)
 
 
-def test_a_child_forked_in_the_midst_of_a_call_is_told_what_to_do(
+def test_client_in_a_child_forked_during_a_call_raises(
     client: TaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, over = threading.Event(), threading.Event()
@@ -217,23 +215,23 @@ def test_a_child_forked_in_the_midst_of_a_call_is_told_what_to_do(
     holder.join()
 
 
-def test_closing_ends_what_other_threads_wait_for(server: FakeTasks) -> None:
+def test_close_ends_calls_of_other_threads(server: FakeTasks) -> None:
     client = TaskClient(connect=server.connect)
     handle = client.submit("q", "echo", name="a")
-    told: list[str] = []
+    errors: list[str] = []
 
     def wait() -> None:
         try:
             handle.wait()
         except RuntimeError as problem:
-            told.append(str(problem))
+            errors.append(str(problem))
 
     waiting = threading.Thread(target=wait)
     waiting.start()
     client._thread.run(server.until_watched())
     client.close()
     waiting.join(5)
-    assert told == ["this TaskClient was closed meanwhile"]
+    assert errors == ["this TaskClient was closed meanwhile"]
 
 
 def test_a_program_that_leaves_a_stream_open_ends() -> None:
@@ -267,7 +265,7 @@ def test_each_client_imports_what_it_needs_only(name: str, unneeded: list[str]) 
     assert done.stdout.strip() == "[]"
 
 
-def test_everything_promised_is_there() -> None:
+def test_every_exported_name_can_be_imported() -> None:
     import taskqueue.client
 
     for name in taskqueue.client.__all__:

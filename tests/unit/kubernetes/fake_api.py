@@ -1,7 +1,7 @@
-"""An API server of a few lines, spoken to over real HTTP by the real client.
+"""A minimal API server, used over real HTTP by the real client.
 
-It keeps the promises the feed and the status writer rely on: pages, a watch from a resource
-version, 410 for one that is forgotten, and whatever answer a test asks for on a PATCH.
+It gives the guarantees that the informer and the status updater rely on: pages, a watch from a
+resource version, 410 for an expired one, and any response to a PATCH that a test asks for.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ def make(name: str, uid: str | None = None, version: str = "1", **more: Any) -> 
 
 @dataclass
 class FakeApi:
-    """The server's state; tests change it and look at it."""
+    """The server's state, which tests change and read."""
 
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
     version: int = 10
     forgotten_below: int = 0
     lists: int = 0
     patches: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    #: Answers to the next PATCHes: a status, or (status, headers); 200 when empty.
+    #: Responses to the next PATCHes, as (status, headers); 200 when empty.
     answers: deque[tuple[int, dict[str, str]]] = field(default_factory=deque)
-    #: What is put in place of an object's spec on the wire, by name: JSON no parser here takes.
+    #: Sent instead of an object's spec, by name: JSON that the parser refuses.
     raw: dict[str, bytes] = field(default_factory=dict)
-    #: Held back until set, so that a test can look at what is under way.
+    #: PATCHes wait until it is set, so that a test can see those in flight.
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     under_way: int = 0
     most_under_way: int = 0
@@ -55,7 +55,7 @@ class FakeApi:
     _breaks: int = 0
 
     async def emit(self, kind: str, obj: dict[str, Any]) -> None:
-        """Change an object and tell the watchers."""
+        """Change an object and send an event to the watches."""
         self.version += 1
         obj["metadata"]["resourceVersion"] = str(self.version)
         if kind == "DELETED":
@@ -154,7 +154,7 @@ async def serve(api: FakeApi, *, max_connections: int = 8) -> AsyncIterator[ApiC
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until something holds; the test's own time limit ends a wait in vain."""
+    """Wait until a condition holds, at most 10 s."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110  (conditions of any kind, not events)
             await asyncio.sleep(0.005)

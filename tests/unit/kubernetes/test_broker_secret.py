@@ -1,4 +1,4 @@
-"""Which Secret tells where a TaskQueue's broker is, and why there may be none."""
+"""Finding the connection Secret of a TaskQueue, and the errors when it cannot be used."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -57,7 +57,7 @@ async def read(objects: Mapping[str, Any], queue: QueueConfig = BY_CLUSTER) -> A
     return await read_broker_secret(cast(ApiClient, FakeApi(objects)), queue)
 
 
-async def test_a_named_secret() -> None:
+async def test_read_broker_secret_by_name() -> None:
     path = "/api/v1/namespaces/shop/secrets/rabbit"
     found = await read({path: SECRET}, config(connection_secret="rabbit"))
     assert (found.namespace, found.name) == ("shop", "rabbit")
@@ -67,13 +67,13 @@ async def test_a_named_secret() -> None:
 
 
 @pytest.mark.parametrize("allowed", ["shop", "a, shop ,b", "*", "x,*"])
-async def test_the_secret_that_a_cluster_is_bound_to(allowed: str) -> None:
+async def test_read_broker_secret_of_a_cluster_by_its_binding(allowed: str) -> None:
     found = await read({CLUSTER: cluster(allowed), BOUND: SECRET})
     assert (found.namespace, found.name) == ("broker", "rabbit-default-user")
     assert found.data["host"] == "rabbit"
 
 
-async def test_a_cluster_of_the_same_namespace_need_not_allow_it() -> None:
+async def test_cluster_of_the_same_namespace_needs_no_annotation() -> None:
     queue = config(namespace="broker", rabbitmq_cluster=ClusterRef("broker", "rabbit"))
     assert await read({CLUSTER: cluster(None), BOUND: SECRET}, queue)
 
@@ -94,15 +94,17 @@ TROUBLES: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("reason", "objects", "says"), TROUBLES)
-async def test_what_is_missing_is_named(reason: str, objects: dict[str, Any], says: str) -> None:
-    with pytest.raises(NoBrokerSecret, match="broker/rabbit") as told:
+async def test_read_broker_secret_names_what_is_missing(
+    reason: str, objects: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(NoBrokerSecret, match="broker/rabbit") as raised:
         await read(objects)
-    assert told.value.reason == reason
-    assert says in str(told.value)
+    assert raised.value.reason == reason
+    assert says in str(raised.value)
 
 
 @pytest.mark.parametrize("path", [CLUSTER, BOUND])
-async def test_an_api_server_that_cannot_be_asked_says_nothing_about_the_secret(path: str) -> None:
+async def test_read_broker_secret_raises_api_errors_as_they_are(path: str) -> None:
     away = ApiError(503, "ServiceUnavailable", "no")
     with pytest.raises(ApiError):
         await read({CLUSTER: cluster(), BOUND: SECRET, path: away})

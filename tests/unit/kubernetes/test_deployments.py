@@ -27,7 +27,7 @@ def environment(deployment: dict[str, Any], container: int = 0) -> dict[str, Any
     return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in entries}
 
 
-def test_the_users_template_is_kept_and_completed() -> None:
+def test_render_keeps_the_users_template_and_adds_to_it() -> None:
     deployment = render(config(), replicas=3, secret="rabbit")
     assert deployment["metadata"]["name"] == "mails-worker"
     assert deployment["spec"]["replicas"] == 3
@@ -40,7 +40,7 @@ def test_the_users_template_is_kept_and_completed() -> None:
     assert (owner["kind"], owner["name"], owner["uid"]) == ("TaskQueue", "mails", "u-1")
 
 
-def test_the_worker_learns_its_queue_and_finds_the_broker_in_the_secret() -> None:
+def test_render_sets_the_queue_and_refers_to_the_secret() -> None:
     policy = Policy(attempt_timeout_seconds=7, max_deliveries=2)
     known = environment(render(config(concurrency=4, policy=policy), replicas=1, secret="rabbit"))
     assert known["TASKQUEUE_NAMESPACE"] == "shop"
@@ -55,11 +55,11 @@ def test_the_worker_learns_its_queue_and_finds_the_broker_in_the_secret() -> Non
     assert known["MINE"] == "1"
 
 
-def test_without_a_concurrency_the_worker_decides() -> None:
+def test_render_sets_no_concurrency_unless_it_is_given() -> None:
     assert "TASKQUEUE_CONCURRENCY" not in environment(render(config(), replicas=1, secret="rabbit"))
 
 
-def test_a_variable_of_the_users_own_wins() -> None:
+def test_render_keeps_the_users_own_variables() -> None:
     own = {**CONTAINER, "env": [{"name": "POD_NAME", "value": "mine"}]}
     deployment = render(
         config(template={"spec": {"containers": [own]}}), replicas=1, secret="rabbit"
@@ -71,23 +71,21 @@ def test_a_variable_of_the_users_own_wins() -> None:
     assert len(names) == len(set(names))
 
 
-def test_the_named_container_gets_the_environment() -> None:
+def test_render_adds_the_environment_to_the_named_container() -> None:
     template = {"spec": {"containers": [{"name": "sidecar"}, CONTAINER]}}
     deployment = render(config(template=template, container="main"), replicas=1, secret="rabbit")
     assert "TASKQUEUE_QUEUE" in environment(deployment, 1)
     assert "env" not in deployment["spec"]["template"]["spec"]["containers"][0]
 
 
-def test_the_grace_of_the_worker_is_a_little_shorter_than_the_pods() -> None:
+def test_worker_grace_is_shorter_than_the_pods() -> None:
     template = {"spec": {"containers": [CONTAINER], "terminationGracePeriodSeconds": 100}}
     known = environment(render(config(template=template), replicas=1, secret="rabbit"))
     assert known["TASKQUEUE_GRACE_SECONDS"] == "95"
 
 
 @pytest.mark.parametrize(("time_out", "grace"), [(300, 330), (10, 60), (86_400, 86_430)])
-def test_the_grace_follows_the_longest_attempt_unless_the_template_says(
-    time_out: int, grace: int
-) -> None:
+def test_grace_period_follows_the_attempt_timeout_unless_set(time_out: int, grace: int) -> None:
     queue = config(policy=Policy(attempt_timeout_seconds=time_out))
     deployment = render(queue, replicas=1, secret="rabbit")
     pod = deployment["spec"]["template"]["spec"]
@@ -95,7 +93,7 @@ def test_the_grace_follows_the_longest_attempt_unless_the_template_says(
     assert environment(deployment)["TASKQUEUE_GRACE_SECONDS"] == str(grace - 5)
 
 
-def test_the_users_template_itself_is_not_touched() -> None:
+def test_render_does_not_modify_its_input() -> None:
     queue = config()
     before = repr(queue.template)
     render(queue, replicas=1, secret="rabbit")
@@ -125,14 +123,14 @@ def test_the_users_template_itself_is_not_touched() -> None:
         ({"container": "other"}, r"'other' is none of the template's containers \['main'\]"),
     ],
 )
-def test_a_template_that_cannot_be_used_is_refused_with_words(
+def test_render_refuses_an_invalid_template_and_says_why(
     more: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidTemplate, match=message):
         render(config(**more), replicas=1, secret="rabbit")
 
 
-def test_the_state_of_a_pool_is_read() -> None:
+def test_read_pool() -> None:
     raw = {
         "metadata": {"generation": 3},
         "spec": {"replicas": 5},
@@ -149,7 +147,7 @@ def test_the_state_of_a_pool_is_read() -> None:
     assert read_pool(raw) == PoolState(desired=5, replicas=4, available=2, message="quota")
 
 
-def test_a_deployment_without_a_status_is_read_too() -> None:
+def test_read_pool_without_a_status() -> None:
     state = read_pool({"metadata": {"generation": 1}, "spec": {}})
     assert (state.desired, state.available) == (1, 0)
 
@@ -157,7 +155,7 @@ def test_a_deployment_without_a_status_is_read_too() -> None:
 CLUSTER = {"connection_secret": "", "rabbitmq_cluster": ClusterRef("broker", "rabbit")}
 
 
-def test_pods_refer_to_the_secret_that_was_found() -> None:
+def test_render_refers_to_the_given_secret() -> None:
     known = environment(render(config(**CLUSTER), replicas=1, secret="rabbit-default-user"))
     reference = known["TASKQUEUE_BROKER_HOST"]["secretKeyRef"]
     assert (reference["name"], reference["key"]) == ("rabbit-default-user", "host")
@@ -175,7 +173,7 @@ def test_pods_cannot_use_a_secret_of_another_namespace() -> None:
         {"envFrom": [{"secretRef": {"name": "mine"}}]},
     ],
 )
-def test_pods_may_bring_an_address_of_their_own(own: dict[str, Any]) -> None:
+def test_render_accepts_a_template_with_its_own_broker_address(own: dict[str, Any]) -> None:
     template = {"spec": {"containers": [{"name": "main", **own}]}}
     deployment = render(config(template=template, **CLUSTER), replicas=1, secret=None)
     assert "TASKQUEUE_BROKER_PASSWORD" not in environment(deployment)

@@ -1,4 +1,4 @@
-"""Events as the API server takes them, and what becomes of its answers."""
+"""Events within the limits of the API server, and its responses."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def body(notice: EventSpec = NOTICE, *, instance: str = "operator-0") -> dict[st
     return event_body(notice, at=AT, instance=instance)
 
 
-def test_an_event_has_all_the_api_server_asks_for() -> None:
+def test_event_body_has_every_required_field() -> None:
     assert body() == {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -77,12 +77,12 @@ def test_an_event_has_all_the_api_server_asks_for() -> None:
     }
 
 
-def test_an_object_whose_uid_is_not_known_is_named_all_the_same() -> None:
+def test_event_body_omits_an_unknown_uid() -> None:
     assert "uid" not in body(replace(NOTICE, regarding=replace(TASK, uid="")))["regarding"]
 
 
 @pytest.mark.parametrize("note", ["é" * NOTE_BYTES, "a" + "漢" * NOTE_BYTES])
-def test_a_long_note_is_cut_by_its_bytes(note: str) -> None:
+def test_event_note_is_truncated_by_bytes(note: str) -> None:
     cut = body(replace(NOTICE, note=note))["note"]
     assert NOTE_BYTES - 4 < len(cut.encode()) <= NOTE_BYTES
     assert cut.endswith("…")
@@ -91,13 +91,13 @@ def test_a_long_note_is_cut_by_its_bytes(note: str) -> None:
     assert body(replace(NOTICE, note=whole))["note"] == whole
 
 
-def test_reason_and_instance_fit() -> None:
+def test_event_reason_and_instance_keep_their_limits() -> None:
     assert body(replace(NOTICE, reason="shop.Broken!"))["reason"] == "Unknown"
     assert len(body(replace(NOTICE, reason="R" * 500))["reason"]) == 128
     assert len(body(instance="i" * 500)["reportingInstance"]) == 128
 
 
-def test_names_are_unique_and_follow_the_objects_within_the_limit() -> None:
+def test_event_names_are_unique_and_within_the_limit() -> None:
     assert event_name(TASK) != event_name(TASK)
     assert event_name(TASK).startswith("resize-1.")
     long = event_name(replace(TASK, name="a" * 235 + "." + "b" * 17))
@@ -105,7 +105,7 @@ def test_names_are_unique_and_follow_the_objects_within_the_limit() -> None:
     assert ".." not in long
 
 
-async def test_an_event_is_created_in_the_objects_namespace() -> None:
+async def test_create_uses_the_namespace_of_the_object() -> None:
     client = FakeClient()
     await writer(client).create(replace(NOTICE, type=NORMAL), at=AT)
     ((method, path, sent),) = client.sent
@@ -113,16 +113,16 @@ async def test_an_event_is_created_in_the_objects_namespace() -> None:
     assert sent["type"] == "Normal"
 
 
-async def test_one_of_its_name_is_taken_for_it() -> None:
+async def test_create_accepts_an_existing_event_of_the_name() -> None:
     await writer(FakeClient(ApiError(409, "AlreadyExists", "there"))).create(NOTICE, at=AT)
 
 
-async def test_any_other_refusal_is_raised() -> None:
+async def test_create_raises_any_other_refusal() -> None:
     with pytest.raises(ApiError, match="no"):
         await writer(FakeClient(ApiError(403, "Forbidden", "no"))).create(NOTICE, at=AT)
 
 
-async def test_a_repetition_changes_the_series_alone() -> None:
+async def test_repeat_patches_the_series_only() -> None:
     client = FakeClient()
     await writer(client).repeat(NOTICE, count=7, at=AT)
     assert client.sent == [

@@ -40,14 +40,14 @@ async def feeding(api: FakeApi) -> AsyncIterator[tuple[Informer, Listener]]:
                 await task
 
 
-async def test_a_list_of_several_pages_arrives_whole_before_synced() -> None:
+async def test_informer_delivers_all_pages_before_it_is_synced() -> None:
     api = FakeApi(objects={f"o{n}": make(f"o{n}") for n in range(1234)})
     async with feeding(api) as (_, listener):
         assert len(listener.held) == 1234
         assert api.lists == 13
 
 
-async def test_changes_arrive_in_order() -> None:
+async def test_informer_delivers_changes_in_order() -> None:
     api = FakeApi()
     async with feeding(api) as (_, listener):
         await api.emit("ADDED", make("a"))
@@ -63,7 +63,7 @@ async def test_changes_arrive_in_order() -> None:
         ]
 
 
-async def test_after_a_break_it_goes_on_where_it_was_without_listing() -> None:
+async def test_informer_resumes_the_watch_without_a_list() -> None:
     api = FakeApi(objects={"a": make("a")})
     async with feeding(api) as (_, listener):
         await api.emit("ADDED", make("b"))
@@ -75,7 +75,7 @@ async def test_after_a_break_it_goes_on_where_it_was_without_listing() -> None:
         assert len(listener.events) == 3
 
 
-async def test_when_its_place_is_forgotten_it_lists_and_tells_what_is_gone() -> None:
+async def test_informer_lists_again_when_its_version_has_expired() -> None:
     api = FakeApi(objects={"a": make("a"), "b": make("b")})
     async with feeding(api) as (_, listener):
         # While the feed is away: b goes, c comes, and the history is compacted.
@@ -88,7 +88,7 @@ async def test_when_its_place_is_forgotten_it_lists_and_tells_what_is_gone() -> 
         assert ("deleted", "b", "uid-b") in listener.events
 
 
-async def test_a_name_used_again_while_away_is_gone_first() -> None:
+async def test_informer_deletes_before_it_adds_a_reused_name() -> None:
     api = FakeApi(objects={"a": make("a", "one")})
     async with feeding(api) as (_, listener):
         api.objects = {"a": make("a", "two")}
@@ -99,7 +99,7 @@ async def test_a_name_used_again_while_away_is_gone_first() -> None:
         assert listener.events[-2:] == [("deleted", "a", "one"), ("upserted", "a", "two")]
 
 
-async def test_a_bookmark_moves_the_place_and_tells_nobody() -> None:
+async def test_informer_advances_with_bookmarks() -> None:
     api = FakeApi()
     async with feeding(api) as (feed, listener):
         await api.emit("BOOKMARK", make("none"))
@@ -107,14 +107,14 @@ async def test_a_bookmark_moves_the_place_and_tells_nobody() -> None:
         assert listener.events == []
 
 
-async def test_an_object_larger_than_any_buffer_arrives() -> None:
+async def test_informer_reads_objects_larger_than_the_buffer() -> None:
     api = FakeApi()
     async with feeding(api) as (_, listener):
         await api.emit("ADDED", make("big", spec={"payload": "x" * 1_400_000}))
         await eventually(lambda: "big" in listener.held)
 
 
-async def test_an_object_nobody_can_parse_is_left_out_of_a_list() -> None:
+async def test_informer_skips_an_unreadable_object_in_a_list() -> None:
     # orjson goes 1,024 levels deep, an API server ten times that.
     api = FakeApi(objects={f"o{n}": make(f"o{n}") for n in range(9)})
     api.objects["o4x"] = make("o4x", spec={})
@@ -125,7 +125,7 @@ async def test_an_object_nobody_can_parse_is_left_out_of_a_list() -> None:
         await eventually(lambda: "later" in listener.held)
 
 
-async def test_an_object_nobody_can_parse_is_left_out_of_a_watch() -> None:
+async def test_informer_skips_an_unreadable_object_in_a_watch() -> None:
     api = FakeApi()
     async with feeding(api) as (_, listener):
         api.raw["deep"] = b"[" * 1100 + b"]" * 1100

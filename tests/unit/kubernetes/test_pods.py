@@ -31,7 +31,7 @@ def running(at: str = CREATED) -> dict[str, Any]:
     return {"running": {"startedAt": at}}
 
 
-def test_a_pod_that_runs() -> None:
+def test_read_running_pod() -> None:
     owners = [{"uid": "other"}, {"uid": "rs-1", "controller": True}]
     pod = read_pod(
         raw(
@@ -53,31 +53,31 @@ def test_a_pod_that_runs() -> None:
     assert pod.trouble is None
 
 
-def test_a_pod_of_which_nothing_is_known_yet() -> None:
+def test_read_pod_without_a_status() -> None:
     pod = read_pod({"metadata": {"name": "w", "uid": "u"}})
     assert (pod.phase, pod.ready, pod.assigned, pod.started) == ("Pending", False, False, False)
     assert (pod.cost, pod.owner, pod.ordinal, pod.trouble) == (0, "", None, None)
     assert pod.active
 
 
-def test_a_pod_that_leaves_or_is_over_does_not_count() -> None:
+def test_terminating_and_finished_pods_do_not_count() -> None:
     assert not read_pod(raw(metadata={"deletionTimestamp": CREATED})).active
     assert not read_pod(raw(phase="Succeeded")).active
     assert not read_pod(raw(phase="Failed")).active
 
 
 @pytest.mark.parametrize("text", ["+1", "007", "-0", "1.5", "", " 1", "1_0", "2147483648"])
-def test_a_cost_that_kubernetes_does_not_take_is_none(text: str) -> None:
+def test_invalid_deletion_costs_are_zero(text: str) -> None:
     assert read_pod(raw(metadata={"annotations": {COST_ANNOTATION: text}})).cost == 0
 
 
-def test_the_least_cost_is_one() -> None:
+def test_lowest_deletion_cost_is_valid() -> None:
     pod = read_pod(raw(metadata={"annotations": {COST_ANNOTATION: "-2147483648"}}))
     assert pod.cost == -(2**31)
 
 
 @pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])
-def test_a_pod_that_starts_has_no_trouble(reason: str) -> None:
+def test_starting_pod_has_no_trouble(reason: str) -> None:
     assert read_pod(raw(phase="Pending", containers=[container(waiting(reason))])).trouble is None
 
 
@@ -85,13 +85,13 @@ def test_a_pod_that_starts_has_no_trouble(reason: str) -> None:
     "reason",
     ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"],
 )
-def test_a_container_that_cannot_start_says_why(reason: str) -> None:
+def test_trouble_of_a_container_that_cannot_start(reason: str) -> None:
     pod = read_pod(raw(containers=[container(waiting(reason, "no such\n image"))]))
     assert pod.trouble == Trouble(reason, "container worker: no such image")
     assert not pod.started
 
 
-def test_a_crash_loop_says_how_it_ended() -> None:
+def test_trouble_of_a_crash_loop_has_its_exit() -> None:
     ended = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
     state = waiting("CrashLoopBackOff", "back-off 5m0s restarting failed container")
     crashing = container(state, restarts=4, lastState=ended)
@@ -104,7 +104,7 @@ def test_a_crash_loop_says_how_it_ended() -> None:
     )
 
 
-def test_a_container_that_has_just_ended_in_error_is_in_trouble() -> None:
+def test_trouble_of_a_container_that_has_just_failed() -> None:
     ended = container({"terminated": {"exitCode": 1, "reason": "Error"}})
     assert read_pod(raw(containers=[ended])).trouble == Trouble(
         "Error", "container worker ended with code 1"
@@ -113,7 +113,7 @@ def test_a_container_that_has_just_ended_in_error_is_in_trouble() -> None:
     assert read_pod(raw(containers=[done])).trouble is None
 
 
-def test_an_init_container_is_told_of_first() -> None:
+def test_trouble_of_an_init_container_comes_first() -> None:
     init = {"name": "prepare", "state": waiting("ErrImagePull", "denied"), "restartCount": 0}
     pod = read_pod(
         raw(
@@ -125,13 +125,13 @@ def test_an_init_container_is_told_of_first() -> None:
     assert pod.trouble == Trouble("ErrImagePull", "init container prepare: denied")
 
 
-def test_an_init_container_that_runs_is_no_worker_that_runs() -> None:
+def test_running_init_container_is_not_a_running_worker() -> None:
     init = {"name": "prepare", "state": running(), "restartCount": 0}
     pod = read_pod(raw(phase="Pending", initContainerStatuses=[init], containers=[]))
     assert not pod.started
 
 
-def test_a_pod_no_node_takes() -> None:
+def test_trouble_of_an_unschedulable_pod() -> None:
     refused = {
         "type": "PodScheduled",
         "status": "False",
@@ -145,7 +145,7 @@ def test_a_pod_no_node_takes() -> None:
     assert read.trouble == Trouble("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")
 
 
-def test_long_messages_are_cut() -> None:
+def test_long_messages_are_truncated() -> None:
     trouble = read_pod(raw(containers=[container(waiting("ErrImagePull", "x" * 5000))])).trouble
     assert trouble is not None
     assert len(trouble.message) < 400

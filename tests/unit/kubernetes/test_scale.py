@@ -61,7 +61,7 @@ async def find(client: FakeClient, kind: str = "Deployment", **more: str) -> Sca
     return await ScaleTarget.find(cast(ApiClient, client), "shop", ref(kind, **more))
 
 
-async def test_it_is_found_read_and_resized(client: FakeClient) -> None:
+async def test_target_is_found_read_and_resized(client: FakeClient) -> None:
     path = "/apis/apps/v1/namespaces/shop/deployments/mails/scale"
     client.answers[path] = SCALE
     target = await find(client)
@@ -77,7 +77,7 @@ async def test_it_is_found_read_and_resized(client: FakeClient) -> None:
     ]
 
 
-async def test_the_core_group_is_elsewhere(client: FakeClient) -> None:
+async def test_target_in_the_core_group(client: FakeClient) -> None:
     client.answers["/api/v1"] = {
         "resources": [
             {"name": "replicationcontrollers", "kind": "ReplicationController", "namespaced": True},
@@ -89,22 +89,22 @@ async def test_the_core_group_is_elsewhere(client: FakeClient) -> None:
     assert (await target.read()).replicas == 3
 
 
-async def test_what_has_no_size_has_none(client: FakeClient) -> None:
+async def test_scale_without_replicas_is_zero(client: FakeClient) -> None:
     path = "/apis/apps/v1/namespaces/shop/deployments/mails/scale"
     client.answers[path] = {"spec": {}, "status": {"selector": "app=mails"}}
     assert await (await find(client)).read() == Scale(replicas=0, current=0, selector="app=mails")
 
 
-async def test_what_does_not_tell_its_pods_is_not_scaled(client: FakeClient) -> None:
+async def test_scale_without_a_selector_is_unusable(client: FakeClient) -> None:
     path = "/apis/apps/v1/namespaces/shop/deployments/mails/scale"
     client.answers[path] = {"spec": {"replicas": 3}, "status": {"replicas": 3}}
     target = await find(client)
-    with pytest.raises(TargetUnusable, match="shop/mails has no selector") as told:
+    with pytest.raises(TargetUnusable, match="shop/mails has no selector") as raised:
         await target.read()
-    assert told.value.reason == "ScaleTargetUnusable"
+    assert raised.value.reason == "ScaleTargetUnusable"
 
 
-async def test_a_stateful_sets_ordinals_are_looked_up(client: FakeClient) -> None:
+async def test_first_ordinal_of_a_stateful_set(client: FakeClient) -> None:
     path = "/apis/apps/v1/namespaces/shop/statefulsets/mails"
     target = await find(client, "StatefulSet")
     assert target.ordered
@@ -124,38 +124,38 @@ async def test_a_stateful_sets_ordinals_are_looked_up(client: FakeClient) -> Non
         ("Fleet", "apps/v1", "ScaleTargetUnusable", "is not namespaced"),
     ],
 )
-async def test_a_kind_that_cannot_be_scaled_says_so(
+async def test_kind_without_scale_is_unusable(
     client: FakeClient, kind: str, api_version: str, reason: str, text: str
 ) -> None:
-    with pytest.raises(TargetUnusable, match=text) as told:
+    with pytest.raises(TargetUnusable, match=text) as raised:
         await find(client, kind, api_version=api_version)
-    assert told.value.reason == reason
-    assert "spec.workers.scaleTargetRef of TaskQueues in shop" in told.value.message
+    assert raised.value.reason == reason
+    assert "spec.workers.scaleTargetRef of TaskQueues in shop" in raised.value.message
 
 
-async def test_an_object_that_is_not_there_says_so(client: FakeClient) -> None:
+async def test_missing_object_is_unusable(client: FakeClient) -> None:
     target = await find(client)
-    with pytest.raises(TargetUnusable, match="Deployment shop/mails does not exist") as told:
+    with pytest.raises(TargetUnusable, match="Deployment shop/mails does not exist") as raised:
         await target.read()
-    assert told.value.reason == "ScaleTargetNotFound"
+    assert raised.value.reason == "ScaleTargetNotFound"
 
 
-async def test_a_right_that_lacks_is_named(client: FakeClient) -> None:
+async def test_forbidden_request_names_the_missing_rule(client: FakeClient) -> None:
     target = await find(client, "StatefulSet")
     path = "/apis/apps/v1/namespaces/shop/statefulsets/mails"
     client.answers[path] = client.answers[f"{path}/scale"] = ApiError(403, "Forbidden", "no")
-    with pytest.raises(TargetUnusable) as told:
+    with pytest.raises(TargetUnusable) as raised:
         await target.resize(1)
-    assert told.value.reason == "ScaleTargetForbidden"
-    assert "may not patch statefulsets/scale of StatefulSet shop/mails" in told.value.message
+    assert raised.value.reason == "ScaleTargetForbidden"
+    assert "may not patch statefulsets/scale of StatefulSet shop/mails" in raised.value.message
     rule = '{apiGroups: ["apps"], resources: [statefulsets/scale], verbs: [get, patch]}'
-    assert rule in told.value.message
-    with pytest.raises(TargetUnusable) as told:
+    assert rule in raised.value.message
+    with pytest.raises(TargetUnusable) as raised:
         await target.first_ordinal()
-    assert '{apiGroups: ["apps"], resources: [statefulsets], verbs: [get]}' in told.value.message
+    assert '{apiGroups: ["apps"], resources: [statefulsets], verbs: [get]}' in raised.value.message
 
 
-async def test_a_size_that_is_refused_says_why(client: FakeClient) -> None:
+async def test_refused_size_says_why(client: FakeClient) -> None:
     target = await find(client)
     client.answers["/apis/apps/v1/namespaces/shop/deployments/mails/scale"] = ApiError(
         422, "Invalid", "spec.replicas: at most 3"
@@ -164,7 +164,7 @@ async def test_a_size_that_is_refused_says_why(client: FakeClient) -> None:
         await target.resize(9)
 
 
-async def test_an_api_server_that_is_away_is_no_fault_of_the_target(client: FakeClient) -> None:
+async def test_unreachable_api_server_raises_api_error(client: FakeClient) -> None:
     target = await find(client)
     away = ApiError(503, "ServiceUnavailable", "later")
     client.answers["/apis/apps/v1/namespaces/shop/deployments/mails/scale"] = away

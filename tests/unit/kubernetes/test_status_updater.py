@@ -13,11 +13,11 @@ class Case:
     def __init__(self, api: FakeApi, writer: StatusUpdater) -> None:
         self.api = api
         self.writer = writer
-        self.fates: dict[str, list[WriteResult]] = {}
+        self.results: dict[str, list[WriteResult]] = {}
 
     def put(self, name: str, value: int, *, urgent: bool = False) -> None:
-        fates = self.fates.setdefault(f"{name}={value}", [])
-        self.writer.put(f"/{name}", orjson.dumps({"value": value}), fates.append, urgent=urgent)
+        results = self.results.setdefault(f"{name}={value}", [])
+        self.writer.put(f"/{name}", orjson.dumps({"value": value}), results.append, urgent=urgent)
 
     def written(self) -> list[tuple[str, int]]:
         return [(path.strip("/"), body["value"]) for path, body in self.api.patches]
@@ -40,26 +40,26 @@ async def writing(*, concurrency: int = 2, open_gate: bool = False) -> AsyncIter
                 await task
 
 
-async def test_a_status_is_written_and_its_fate_told_once() -> None:
+async def test_status_is_written_and_its_callback_called_once() -> None:
     async with writing(open_gate=True) as case:
         case.put("a", 1)
-        await eventually(lambda: case.fates["a=1"] == [Written()])
+        await eventually(lambda: case.results["a=1"] == [Written()])
         assert case.written() == [("a", 1)]
         assert len(case.writer) == 0
 
 
-async def test_only_the_latest_is_written_and_all_are_told() -> None:
+async def test_only_the_latest_status_is_written_and_all_callbacks_called() -> None:
     async with writing() as case:
         case.put("a", 1)
         await eventually(lambda: case.api.under_way == 1)
         for value in (2, 3, 4):
             case.put("a", value)
         case.api.gate.set()
-        await eventually(lambda: all(case.fates[f"a={n}"] == [Written()] for n in (1, 2, 3, 4)))
+        await eventually(lambda: all(case.results[f"a={n}"] == [Written()] for n in (1, 2, 3, 4)))
         assert case.written() == [("a", 1), ("a", 4)]
 
 
-async def test_one_object_is_never_written_twice_at_once() -> None:
+async def test_writes_of_one_object_never_overlap() -> None:
     async with writing(concurrency=4) as case:
         case.put("a", 1)
         await eventually(lambda: case.api.under_way == 1)
@@ -67,11 +67,11 @@ async def test_one_object_is_never_written_twice_at_once() -> None:
         await asyncio.sleep(0.05)
         assert case.api.most_under_way == 1
         case.api.gate.set()
-        await eventually(lambda: case.fates["a=2"] == [Written()])
+        await eventually(lambda: case.results["a=2"] == [Written()])
         assert case.api.most_under_way == 1
 
 
-async def test_many_are_written_at_once_but_no_more_than_allowed() -> None:
+async def test_writes_run_concurrently_up_to_the_limit() -> None:
     async with writing(concurrency=3) as case:
         for number in range(10):
             case.put(f"o{number}", 1)
@@ -80,7 +80,7 @@ async def test_many_are_written_at_once_but_no_more_than_allowed() -> None:
         assert case.api.most_under_way == 3
 
 
-async def test_what_ends_something_goes_first() -> None:
+async def test_urgent_statuses_go_first() -> None:
     async with writing(concurrency=1) as case:
         case.put("first", 1)
         await eventually(lambda: case.api.under_way == 1)
@@ -93,7 +93,7 @@ async def test_what_ends_something_goes_first() -> None:
         assert case.written() == [("first", 1), ("done", 1), ("raised", 2), ("slow", 1)]
 
 
-async def test_what_ends_something_does_not_keep_the_others_waiting_for_ever() -> None:
+async def test_urgent_statuses_do_not_starve_the_others() -> None:
     async with writing(concurrency=1) as case:
         case.put("first", 1)
         await eventually(lambda: case.api.under_way == 1)
@@ -107,27 +107,27 @@ async def test_what_ends_something_does_not_keep_the_others_waiting_for_ever() -
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
-async def test_what_the_server_will_never_take_is_handed_back(status: int) -> None:
+async def test_permanent_refusal_ends_as_write_refused(status: int) -> None:
     async with writing(open_gate=True) as case:
         case.api.answers.append((status, {}))
         case.put("a", 1)
-        await eventually(lambda: case.fates["a=1"] == [WriteRefused(status, "as asked")])
+        await eventually(lambda: case.results["a=1"] == [WriteRefused(status, "as asked")])
         assert len(case.api.patches) == 1
 
 
 @pytest.mark.parametrize("status", [401, 403, 409, 429, 500, 503, 504])
-async def test_what_may_succeed_later_is_tried_again_with_the_latest(status: int) -> None:
+async def test_transient_error_is_retried_with_the_latest_status(status: int) -> None:
     async with writing() as case:
         case.api.answers.append((status, {}))
         case.put("a", 1)
         await eventually(lambda: case.api.under_way == 1)
         case.put("a", 2)
         case.api.gate.set()
-        await eventually(lambda: case.fates["a=1"] == case.fates["a=2"] == [Written()])
+        await eventually(lambda: case.results["a=1"] == case.results["a=2"] == [Written()])
         assert case.written() == [("a", 1), ("a", 2)]
 
 
-async def test_after_429_everybody_waits_as_long_as_asked() -> None:
+async def test_429_pauses_all_writes_as_long_as_asked() -> None:
     async with writing(concurrency=2) as case:
         case.api.answers.append((429, {"Retry-After": "1"}))
         case.put("a", 1)
@@ -137,10 +137,10 @@ async def test_after_429_everybody_waits_as_long_as_asked() -> None:
         case.put("b", 1)
         await asyncio.sleep(0.5)
         assert len(case.api.patches) == 1
-        await eventually(lambda: case.fates["a=1"] == case.fates["b=1"] == [Written()])
+        await eventually(lambda: case.results["a=1"] == case.results["b=1"] == [Written()])
 
 
-async def test_drain_returns_when_nothing_is_left() -> None:
+async def test_drain_returns_when_everything_is_written() -> None:
     async with writing(open_gate=True) as case:
         for number in range(50):
             case.put(f"o{number}", 1)
@@ -148,7 +148,7 @@ async def test_drain_returns_when_nothing_is_left() -> None:
         assert len(case.api.patches) == 50
 
 
-async def test_a_callback_that_fails_ends_no_writing() -> None:
+async def test_failing_callback_does_not_stop_the_updater() -> None:
     async with writing(open_gate=True) as case:
 
         def fail(_: WriteResult) -> None:
@@ -156,6 +156,6 @@ async def test_a_callback_that_fails_ends_no_writing() -> None:
 
         case.writer.put("/bad", b"{}", fail)
         case.put("good", 1)
-        await eventually(lambda: case.fates["good=1"] == [Written()])
+        await eventually(lambda: case.results["good=1"] == [Written()])
         case.put("later", 1)
-        await eventually(lambda: case.fates["later=1"] == [Written()])
+        await eventually(lambda: case.results["later=1"] == [Written()])

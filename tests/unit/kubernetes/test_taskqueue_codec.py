@@ -1,4 +1,4 @@
-"""TaskQueues on their way between the API server's JSON and the domain."""
+"""Conversion of TaskQueues between the API server's JSON and the model."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def raw(**spec: Any) -> dict[str, Any]:
     }
 
 
-def test_what_a_plain_queue_asks_for() -> None:
+def test_read_queue_with_defaults() -> None:
     config = read_queue(raw())
     assert (config.connection_secret, config.rabbitmq_cluster) == ("rabbit", None)
     assert config.stop_policy is StopPolicy.NONE
@@ -38,7 +38,7 @@ def test_what_a_plain_queue_asks_for() -> None:
     assert config.scaling == ScalingPolicy()  # the schema's defaults are the domain's
 
 
-def test_everything_else_that_can_be_asked_for() -> None:
+def test_read_queue_with_every_field() -> None:
     config = read_queue(
         raw(
             deletionPolicy="Delete",
@@ -55,7 +55,7 @@ def test_everything_else_that_can_be_asked_for() -> None:
     assert (config.policy.active_deadline_seconds, config.policy.ttl_seconds) == (60, 0)
 
 
-def test_everything_that_can_be_asked_for_of_the_size() -> None:
+def test_read_queue_with_every_scaling_field() -> None:
     config = read_queue(
         raw(
             scaling={
@@ -84,12 +84,12 @@ def test_everything_that_can_be_asked_for_of_the_size() -> None:
     )
 
 
-def test_a_target_of_backlog() -> None:
+def test_read_queue_with_a_backlog_target() -> None:
     config = read_queue(raw(scaling={"target": {"type": "Backlog", "tasksPerReplica": 7}}))
     assert config.scaling.target == BacklogTarget(7)
 
 
-def test_workers_that_are_only_sized() -> None:
+def test_read_queue_with_a_scale_target() -> None:
     ref = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "resizers"}
     config = read_queue(raw(workers={"scaleTargetRef": ref}))
     assert config.scale_target == ScaleTargetRef(
@@ -99,14 +99,14 @@ def test_workers_that_are_only_sized() -> None:
 
 
 @pytest.mark.parametrize(("namespace", "found"), [("broker", "broker"), (None, "shop")])
-def test_a_rabbitmq_cluster(namespace: str | None, found: str) -> None:
+def test_read_queue_with_a_rabbitmq_cluster(namespace: str | None, found: str) -> None:
     reference = {"name": "rabbit", **({"namespace": namespace} if namespace else {})}
     config = read_queue(raw(broker={"rabbitmqClusterReference": reference}))
     assert config.connection_secret == ""
     assert config.rabbitmq_cluster == ClusterRef(found, "rabbit")
 
 
-def test_the_end_of_an_object_is_seen() -> None:
+def test_read_queue_that_is_being_deleted() -> None:
     body = raw()
     body["metadata"] |= {
         "finalizers": ["other", QUEUES_FINALIZER],
@@ -117,7 +117,7 @@ def test_the_end_of_an_object_is_seen() -> None:
     assert config.deleting
 
 
-def test_what_is_not_known_is_taken_out_of_the_status() -> None:
+def test_status_patch_removes_unknown_fields() -> None:
     patch = queue_status_patch(("shop", "q"), QueueStatus(observed_generation=3), {})["status"]
     for name in ("deadLetters", "throughputPerMinute", "meanRunSeconds", "backlog"):
         assert patch[name] is None
@@ -129,7 +129,7 @@ def test_what_is_not_known_is_taken_out_of_the_status() -> None:
     assert (patch["throughputPerMinute"], patch["meanRunSeconds"]) == (840, 0.8)
 
 
-def test_no_text_is_longer_than_the_api_server_takes() -> None:
+def test_status_patch_truncates_texts() -> None:
     wordy = Condition("Ready", False, "Why", "x" * 10_000)
     status = QueueStatus(observed_generation=1, conditions=(wordy,), scaling="y" * 10_000)
     patch = queue_status_patch(("shop", "q"), status, {"Ready": 0.0})
