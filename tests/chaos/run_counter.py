@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 
 import requests
@@ -23,8 +23,12 @@ class RunCounter:
         self._harness = harness
         self._queue = queue
         self._lock = threading.Lock()
-        self._begun: Counter[str] = Counter()
+        #: By uid, the log events of runs that started; each has an id of its own.
+        self._begun: dict[str, set[str]] = defaultdict(set)
+        #: Containers whose log is being read, or was read to its end.
         self._known: set[str] = set()
+        #: Those of them of which at least a line was read.
+        self._followed: set[str] = set()
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=self._watch, daemon=True)]
         self._threads[0].start()
@@ -33,12 +37,19 @@ class RunCounter:
     def runs(self) -> Counter[str]:
         """How often each Task's handler started, by uid."""
         with self._lock:
-            return Counter(self._begun)
+            return Counter({uid: len(runs) for uid, runs in self._begun.items()})
 
-    @property
-    def containers(self) -> int:
-        """How many containers there have been."""
-        return len(self._known)
+    def wait_followed(self, at_least: int = 1) -> None:
+        """Return once so many containers run and the logs of all that run are being read.
+
+        Wait for it before a kill: what a container logs is lost with it if nobody reads yet.
+        """
+
+        def followed() -> bool:
+            running = set(self._running())
+            return len(running) >= at_least and running <= self._followed
+
+        self._harness.until(followed, what=f"following all workers, {at_least} at least")
 
     def close(self) -> None:
         """Stop watching for containers."""
@@ -51,24 +62,32 @@ class RunCounter:
             time.sleep(_POLL_SECONDS)
 
     def _find(self) -> None:
+        for container, pod in self._running().items():
+            if container not in self._known:
+                self._known.add(container)
+                follow = threading.Thread(target=self._follow, args=(container, pod), daemon=True)
+                self._threads.append(follow)
+                follow.start()
+
+    def _running(self) -> dict[str, str]:
+        """Return the names of pods by the ids of their running containers."""
         harness = self._harness
         selector = f"taskqueue.dev/queue={self._queue}"
-        for pod in harness.api.get(harness.core("pods"), labelSelector=selector)["items"]:
-            for one in pod["status"].get("containerStatuses", ()):
-                container = one.get("containerID", "")
-                if "running" in one["state"] and container not in self._known:
-                    self._known.add(container)
-                    follow = threading.Thread(
-                        target=self._follow, args=(pod["metadata"]["name"],), daemon=True
-                    )
-                    self._threads.append(follow)
-                    follow.start()
+        return {
+            one["containerID"]: pod["metadata"]["name"]
+            for pod in harness.api.get(harness.core("pods"), labelSelector=selector)["items"]
+            for one in pod["status"].get("containerStatuses", ())
+            if "running" in one["state"]
+        }
 
-    def _follow(self, pod: str) -> None:
-        with suppress(Refused, requests.RequestException):
-            for line in self._harness.api.lines(
-                self._harness.core("pods", pod, "log"), follow="true"
-            ):
+    def _follow(self, container: str, pod: str) -> None:
+        path = self._harness.core("pods", pod, "log")
+        try:
+            for line in self._harness.api.lines(path, follow="true"):
+                self._followed.add(container)
                 if line.startswith("{") and '"run.began' in line:
+                    event = json.loads(line)
                     with self._lock:
-                        self._begun[json.loads(line)["uid"]] += 1
+                        self._begun[event["uid"]].add(event["event"])
+        except (Refused, requests.RequestException):
+            self._known.discard(container)  # if it still runs, it is read again from its start

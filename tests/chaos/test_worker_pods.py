@@ -68,7 +68,7 @@ def queue(harness: Harness) -> None:
 @pytest.fixture
 def run_counter(harness: Harness) -> Iterator[RunCounter]:
     run_counter = RunCounter(harness)
-    harness.until(lambda: run_counter.containers == WORKERS, what="run_counter the workers")
+    run_counter.wait_followed(WORKERS)
     yield run_counter
     run_counter.close()
 
@@ -203,6 +203,7 @@ def test_killed_workers_and_pods(
     killed = 0
     for number, kill in enumerate((kill_worker, kill_pod, kill_all), start=1):
         wait_finished(harness, names, 20 * number)
+        run_counter.wait_followed()
         killed += kill(harness)
     assert_no_attempt_failed(harness, names)
     repeats = repeated(harness, run_counter, names)

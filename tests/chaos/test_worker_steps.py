@@ -193,6 +193,8 @@ async def kill_pod(bench: Bench, ours: str, step: Callable[[], Hold], runs: int)
         uid = await asyncio.to_thread(submit, harness, name)
         async with asyncio.timeout(PATIENCE):
             await relay.held.wait()
+        seen = f"{runs - 1} runs of {name} before the kill"
+        await asyncio.to_thread(harness.until, lambda: run_counter.runs[uid] >= runs - 1, what=seen)
         (pod,) = harness.pods(name)
         await asyncio.to_thread(harness.kill, pod["metadata"]["name"])
         relay.cut()

@@ -29,7 +29,7 @@ TROUBLES = [
     Trouble(
         "missing",
         "SecretNotFound",
-        "(spec.broker.connectionSecret) does not exist: create it with key uri, or host",
+        "(spec.broker.connectionSecret) does not exist: create it with the key uri, or with host",
         secret=None,
     ),
     Trouble("no-host", "SecretInvalid", "host", {"host": None}),

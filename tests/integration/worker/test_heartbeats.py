@@ -112,6 +112,7 @@ async def test_one_that_waits_for_its_queue_does_not(empty_harness: Harness) -> 
 async def test_a_draining_worker_reports_what_it_runs_with_progress(harness: Harness) -> None:
     register, gate = await Register.of(harness), harness.gate()
     worker = await harness.ready_worker()
+    await register.state(WorkerState.READY)
     token = await harness.publish("report_progress", gate.payload)
     await gate.wait_until_started()
     worker.terminate()
