@@ -27,6 +27,7 @@ from devcluster.deploy import deploy
 from devcluster.paths import DEFAULT_NAME, KUBECONFIG, locked
 from tests.parallel import (
     pytest_collection_modifyitems,
+    pytest_itemcollected,
     pytest_runtest_protocol,
     pytest_xdist_make_scheduler,
     runs_in_parallel,
@@ -34,6 +35,7 @@ from tests.parallel import (
 
 __all__ = [
     "pytest_collection_modifyitems",
+    "pytest_itemcollected",
     "pytest_runtest_protocol",
     "pytest_xdist_make_scheduler",
 ]

@@ -28,7 +28,24 @@ TESTS = Path(__file__).parent
 _RESOURCES = ("cluster", "operator")
 
 #: Files whose tests take long, longest first: started early, they are not what the end waits for.
-_LONG_FILES: tuple[str, ...] = ()
+_LONG_FILES = (
+    "chaos/test_worker_pods.py",
+    "e2e/test_pool_trouble.py",
+    "chaos/test_worker_steps.py",
+    "e2e/test_lifecycle_cases.py",
+    "e2e/test_dead_letters.py",
+    "e2e/test_client.py",
+    "e2e/test_signal.py",
+    "e2e/test_deletion.py",
+    "e2e/test_guides.py",
+    "e2e/test_scaling.py",
+    "e2e/test_go_worker.py",
+    "e2e/test_shrinking.py",
+    "integration/amqp/test_statistics.py",
+    "conformance/test_conformance.py",
+    "integration/worker/test_children.py",
+    "integration/gitops/test_health.py",
+)
 
 #: The first test that needs the cluster may have to wait until Kubernetes is built.
 _BUILD_SECONDS = 3600
@@ -102,28 +119,33 @@ def _rank(item: pytest.Item) -> tuple[int, int]:
 
 def _parallel_rank(item: pytest.Item) -> tuple[int, int]:
     """Order for several: exclusive tests run beside those that do not mind them."""
-    needs = needs_of(item)
-    exclusive = _exclusive(item)
-    if exclusive == "cluster":
-        phase = 3
-    elif exclusive == "operator":
-        phase = 1
-    else:
-        phase = 0 if "operator" in needs else 2 if needs else 4
     path = str(item.path.relative_to(TESTS))
-    return phase, _LONG_FILES.index(path) if path in _LONG_FILES else len(_LONG_FILES)
+    is_long = path in _LONG_FILES
+    needs = needs_of(item)
+    match _exclusive(item):
+        case "cluster":
+            phase = 4
+        case "operator":
+            phase = 2
+        case _ if "operator" in needs:
+            phase = 0
+        case _ if needs:
+            phase = 1 if is_long else 3
+        case _:
+            phase = 5
+    return phase, _LONG_FILES.index(path) if is_long else len(_LONG_FILES)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Group tests that exclude others: pytest-xdist appends the group to their ids."""
+    if resource := _exclusive(item):
+        item.add_marker(pytest.mark.xdist_group(f"exclusive-{resource}"))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Bring tests into their order; those that exclude others form groups of their own."""
-    if not hasattr(config, "workerinput"):
-        items.sort(key=_rank)
-        return
-    items.sort(key=_parallel_rank)
-    for item in items:
-        if resource := _exclusive(item):
-            item.add_marker(pytest.mark.xdist_group(f"exclusive-{resource}"))
+    """Bring tests into their order."""
+    items.sort(key=_parallel_rank if hasattr(config, "workerinput") else _rank)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
