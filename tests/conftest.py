@@ -32,21 +32,11 @@ from tests.parallel import (
     pytest_xdist_make_scheduler,
     runs_in_parallel,
 )
-from tests.summary import (
-    pytest_deselected,
-    pytest_runtest_logreport,
-    pytest_terminal_summary,
-    pytest_testnodedown,
-)
 
 __all__ = [
     "pytest_collection_modifyitems",
-    "pytest_deselected",
     "pytest_itemcollected",
-    "pytest_runtest_logreport",
     "pytest_runtest_protocol",
-    "pytest_terminal_summary",
-    "pytest_testnodedown",
     "pytest_xdist_make_scheduler",
 ]
 
@@ -102,6 +92,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="own",
         help="own: the development cluster (default); current: the cluster of KUBECONFIG",
     )
+
+
+#: The name of a test's property that is printed at the end of the run.
+SUMMARY_LINE = "summary"
+
+_summary: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what a test has for the summary; it comes with the report of whichever worker ran it."""
+    if report.when == "teardown":
+        _summary.extend(
+            f"{report.nodeid.rpartition('::')[2]}: {line}"
+            for name, line in report.user_properties
+            if name == SUMMARY_LINE
+        )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what losses cost."""
+    if _summary:
+        terminalreporter.section("what losses cost")
+        for line in _summary:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

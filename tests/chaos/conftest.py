@@ -3,9 +3,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.load import Load
+from tests.conftest import SUMMARY_LINE
 from tests.e2e.fixtures import api, harness, pytest_runtest_makereport
 from tests.e2e.harness import Harness
-from tests.summary import SUMMARY_LINE
 
 __all__ = ["api", "harness", "pytest_runtest_makereport"]
 

@@ -20,7 +20,7 @@ from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import CommandKind, WorkerCommand, order_message
+from taskqueue.contract.command import WorkerCommand, order_message
 from taskqueue.contract.names import (
     DEAD_EXCHANGE,
     INBOX_QUEUE,
@@ -30,6 +30,7 @@ from taskqueue.contract.names import (
 )
 from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
+from taskqueue.model.command import CommandKind
 from tests.conformance.heartbeats import HeartbeatLog
 from tests.conformance.inbox import Inbox
 from tests.integration.amqp.endpoint import Endpoint, Management

@@ -16,11 +16,12 @@ from typing import Any
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.parameters import BrokerParameters
-from taskqueue.contract.command import CommandKind, WorkerCommand
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.names import work_queue
 from taskqueue.contract.outcome import AttemptEvent, EventKind
 from taskqueue.contract.work import WorkMessage
+from taskqueue.model.command import CommandKind
 from taskqueue.model.worker import WorkerState
 from tests.conformance.broker_env import NAMESPACE, POLL_SECONDS, BrokerEnv
 from tests.conformance.points import Ledger, Point, Violation, expect

@@ -7,24 +7,13 @@ worker reads all of them and keeps to those that concern it; a repeated order is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import orjson
 
 from taskqueue.contract.names import CONTENT_TYPE_JSON, CONTROL_STREAM, ContractError
 from taskqueue.contract.outgoing import OutgoingMessage
-
-
-class CommandKind(StrEnum):
-    """What is ordered."""
-
-    #: Stop the attempt of this token, or do not begin it: the answer is task.cancelled.
-    CANCEL = "cancel"
-    #: The same, but the attempt is to be published again: the answer is task.released.
-    RELEASE = "release"
-    #: Take no more work, finish what runs, and leave.
-    DRAIN = "drain"
+from taskqueue.model.command import CommandKind
 
 
 @dataclass(frozen=True, slots=True)

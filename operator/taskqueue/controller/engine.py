@@ -81,9 +81,9 @@ class Engine:
         self._background: set[asyncio.Task[None]] = set()
         self.tasks = TaskController(
             client=self._client,
-            writer=self._writer,
+            updater=self._writer,
             tokens=tokens,
-            owner=self,
+            listener=self,
             uid_of=lambda key: self._tasks_feed.uid_of(key),
             synced=lambda: self._tasks_feed.synced.is_set(),
             leads=leads,
@@ -309,24 +309,24 @@ class Engine:
         if controller is not None:
             controller.on_heartbeat(beat)
 
-    def on_task_ended(self, entry: TrackedTask) -> None:
+    def on_task_ended(self, tracked: TrackedTask) -> None:
         """Count a Task, and record an Event if it failed or was cancelled."""
-        task, status = entry.task, entry.status
+        task, status = tracked.task, tracked.status
         self._events.on_task_ended(task, status)
-        controller = self._controller(entry.queue_key)
+        controller = self._controller(tracked.queue_key)
         if controller is not None:
             last = status.history[-1] if status.history else None
             seconds = None if last is None else last.finish_time - last.start_time
             controller.on_task_ended(status.phase, seconds)
 
-    def on_completion_published(self, entry: TrackedTask) -> None:
+    def on_completion_published(self, tracked: TrackedTask) -> None:
         """Delete a Task when its time to live is over."""
-        task, status = entry.task, entry.status
+        task, status = tracked.task, tracked.status
         self._ttl.add(
             task.namespace,
             task.name,
             task.uid,
-            queue=entry.queue_key,
+            queue=tracked.queue_key,
             completed=status.completion_time or time.time(),
             ttl=task.spec.overrides.ttl_seconds,
         )

@@ -9,10 +9,10 @@ from typing import Any
 
 import orjson
 
-from taskqueue.contract.command import CommandKind
 from taskqueue.contract.names import ContractError
 from taskqueue.contract.outcome import AttemptEvent, EventKind, encode
 from taskqueue.contract.work import DirectMessage, WorkMessage
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import failure
 from taskqueue.worker.outcome_cache import CachedOutcome

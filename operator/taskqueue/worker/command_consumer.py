@@ -24,9 +24,10 @@ from typing import Any
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, Delivery
 from taskqueue.amqp.connection import Connection
 from taskqueue.backoff import HELD_SECONDS, Backoff
-from taskqueue.contract.command import CommandKind, WorkerCommand, decode
+from taskqueue.contract.command import WorkerCommand, decode
 from taskqueue.contract.names import CONTROL_STREAM, ContractError
 from taskqueue.logs import EventLog
+from taskqueue.model.command import CommandKind
 
 log = EventLog("taskqueue.worker")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from taskqueue.contract.command import CommandKind
 from taskqueue.limits import COMMAND_RETENTION_DAYS
+from taskqueue.model.command import CommandKind
 
 #: The stream holds fewer commands of usual size than this.
 TOKENS = 150_000

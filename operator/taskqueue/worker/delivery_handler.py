@@ -11,11 +11,11 @@ from __future__ import annotations
 from functools import partial
 
 from taskqueue.amqp.channel import Delivery
-from taskqueue.contract.command import CommandKind
 from taskqueue.contract.names import ContractError
 from taskqueue.contract.outgoing import outcome_message
 from taskqueue.contract.work import DirectMessage, WorkMessage, deliveries_so_far, parse_work
 from taskqueue.logs import EventLog
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.acknowledger import Acknowledger
 from taskqueue.worker.attempt_events import payload_of, stopped_event, work_attempt
 from taskqueue.worker.command_log import CommandLog

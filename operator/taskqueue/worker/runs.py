@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskqueue.amqp.channel import Delivery
-from taskqueue.contract.command import CommandKind
 from taskqueue.contract.heartbeat import RunningAttempt
 from taskqueue.contract.outcome import EventKind
 from taskqueue.contract.outgoing import OutgoingMessage, dead_letter, outcome_message
 from taskqueue.contract.work import WorkMessage
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.acknowledger import Acknowledger
 from taskqueue.worker.attempt_events import direct_event, event_of, kind_of, stopped_event
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution

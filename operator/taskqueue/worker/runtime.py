@@ -19,9 +19,10 @@ from functools import partial
 
 from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection
-from taskqueue.contract.command import CommandKind, WorkerCommand
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import RunningAttempt
 from taskqueue.logs import EventLog
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.acknowledger import Acknowledger
 from taskqueue.worker.attempt_events import timed_out, worker_lost
 from taskqueue.worker.command_log import CommandLog

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import uuid
 
-from taskqueue.contract.command import CommandKind, WorkerCommand
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.outcome import EventKind
+from taskqueue.model.command import CommandKind
 from taskqueue.model.worker import WorkerState
 from tests.conformance.broker_env import NAMESPACE
 from tests.conformance.points import expect

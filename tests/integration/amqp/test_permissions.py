@@ -15,7 +15,7 @@ from taskqueue.amqp.channel import ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import CommandKind, WorkerCommand, decode, order_message
+from taskqueue.contract.command import WorkerCommand, decode, order_message
 from taskqueue.contract.names import (
     CONTROL_STREAM,
     DEAD_EXCHANGE,
@@ -25,6 +25,7 @@ from taskqueue.contract.names import (
     work_queue,
 )
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
+from taskqueue.model.command import CommandKind
 from tests.integration.amqp.endpoint import VirtualHost
 from tests.integration.amqp.messages import Collector, fill, properties
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from taskqueue.amqp.parameters import BrokerParameters
-from taskqueue.contract.command import CommandKind, WorkerCommand
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.outcome import AttemptEvent, EventKind
+from taskqueue.model.command import CommandKind
 from tests.integration.amqp.relay import relay_to
 from tests.integration.worker.harness import Gate, Harness
 from tests.integration.worker.process import PATIENCE, WorkerProcess

@@ -6,9 +6,10 @@ import uuid
 
 import pytest
 
-from taskqueue.contract.command import CommandKind, WorkerCommand
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.names import CONTROL_ARGUMENTS, CONTROL_STREAM
 from taskqueue.contract.outcome import EventKind
+from taskqueue.model.command import CommandKind
 from tests.integration.worker.harness import Harness
 
 pytestmark = pytest.mark.broker

@@ -13,10 +13,11 @@ from pika.spec import BasicProperties
 from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.connection import connect
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import CommandKind, WorkerCommand
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat, decode, encode
 from taskqueue.contract.names import HEARTBEATS_EXCHANGE, HEARTBEATS_QUEUE
 from taskqueue.contract.outcome import EventKind
+from taskqueue.model.command import CommandKind
 from taskqueue.model.worker import WorkerState
 from taskqueue.worker.cpus import available_cpus
 from tests.integration.worker.harness import Harness

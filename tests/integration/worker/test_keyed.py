@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from taskqueue.amqp.parameters import BrokerParameters
-from taskqueue.contract.command import CommandKind, WorkerCommand
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.outcome import EventKind
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.keyed_guard import EXIT_CODE
 from tests.integration.amqp.relay import Relay, relay_to
 from tests.integration.worker.harness import Harness

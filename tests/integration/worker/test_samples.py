@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from taskqueue.contract.command import CommandKind, WorkerCommand
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.outcome import EventKind
+from taskqueue.model.command import CommandKind
 from tests.integration.worker.harness import Harness
 from tests.integration.worker.process import PATIENCE, ROOT
 

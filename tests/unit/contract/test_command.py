@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue.contract.command import CommandKind, WorkerCommand, decode, encode, order_message
+from taskqueue.contract.command import WorkerCommand, decode, encode, order_message
 from taskqueue.contract.names import ContractError
+from taskqueue.model.command import CommandKind
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 

@@ -161,6 +161,29 @@ class FakeApi:
         return self.objects[path]
 
 
+class _States(dict[str, TrackedTask]):
+    """The states by uid, as the runner keeps them; remembers the last one of each Task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest: dict[str, TrackedTask] = {}
+
+    def __setitem__(self, uid: str, tracked: TrackedTask) -> None:
+        super().__setitem__(uid, tracked)
+        self.latest[uid] = tracked
+
+
+class _Latest:
+    """Shows the latest state of one Task, also once it is tracked no more."""
+
+    def __init__(self, states: _States, uid: str) -> None:
+        self._states = states
+        self._uid = uid
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._states.latest[self._uid], name)
+
+
 class TaskHarness:
     """The parts that serve Tasks, wired as in the operator, of one TaskQueue ``shop/q``.
 
@@ -196,9 +219,9 @@ class TaskHarness:
         )
         self.tasks = TaskController(
             client=cast(ApiClient, self.api),
-            writer=cast(StatusUpdater, self.writer),
+            updater=cast(StatusUpdater, self.writer),
             tokens=TOKENS,
-            owner=self,
+            listener=self,
             uid_of=self._shown.get,
             synced=lambda: self.synced,
             leads=lambda: self.leads,
@@ -206,6 +229,8 @@ class TaskHarness:
             spawn=self._spawn,
             clock=now,
         )
+        self.states = _States()
+        self.tasks._runner.tasks = self.states
         self.dispatcher.config = self.config
 
     @property
@@ -214,7 +239,7 @@ class TaskHarness:
 
     @property
     def entries(self) -> Mapping[str, TrackedTask]:
-        return self.tasks.held
+        return self.tasks.tasks
 
     def open(self) -> None:
         self.dispatcher.open(cast(Publisher, self.publisher))
@@ -260,7 +285,14 @@ class TaskHarness:
             metadata["generation"] = held.task.generation + 1
         self._shown[metadata["namespace"], metadata["name"]] = metadata["uid"]
         self.tasks.on_upserted(raw)
-        return self.entries[metadata["uid"]]
+        return self.latest(metadata["uid"])
+
+    def latest(self, uid: str) -> TrackedTask:
+        """Return what shows the latest state of a Task."""
+        return cast(TrackedTask, _Latest(self.states, uid))
+
+    def token(self, entry: TrackedTask) -> str:
+        return TOKENS.sign(entry.uid, entry.status.current_attempt, entry.status.epoch)
 
     async def delete(self, entry: TrackedTask) -> None:
         """Delete a Task as the informer would report it."""
@@ -288,6 +320,7 @@ class TaskHarness:
         error: EventError | None = None,
         uid: str | None = None,
         result: Any = MISSING,
+        worker: str = "pod-1",
     ) -> int:
         """Deliver an attempt event of a worker; return its delivery tag."""
         uid = uid or entry.task.uid
@@ -303,7 +336,7 @@ class TaskHarness:
             token=TOKENS.sign(uid, attempt, epoch) if token is None else token,
             attempt=attempt,
             epoch=epoch,
-            worker="pod-1",
+            worker=worker,
             seconds=0.1,
             result=outcome,
             error=error,

@@ -155,9 +155,11 @@ class Invariants:
             for one in self._model.harness.entries.values()
             if one.stage is not TaskStage.FINISHED
         ]
-        dispatched = list(self._model.harness.dispatcher.entries())
-        assert len(dispatched) == len(set(dispatched)), "a Task is in two places"
-        assert set(dispatched) == set(unfinished), "a Task is nowhere"
+        placed = list(self._model.harness.dispatcher.placed())
+        assert len(placed) == len(set(placed)), "a Task is in two places"
+        going = {one.uid for one in unfinished if one.stage is not TaskStage.HELD}
+        assert set(placed) == going, "a Task is nowhere"
+        assert set(self._model.harness.dispatcher.uids) == {one.uid for one in unfinished}
         for entry in unfinished:
             self._check_entry(entry)
 
@@ -166,7 +168,7 @@ class Invariants:
         assert entry.task.uid not in self._cancelled, f"{who} is cancelled, and goes on"
         raw = self._model.tasks.get(entry.task.name)
         there = raw is not None and raw["metadata"]["uid"] == entry.task.uid
-        to_be_written = entry.write_timer is not None or entry.task.name in self._model.unwritten
+        to_be_written = entry.write_scheduled or entry.task.name in self._model.unwritten
         if raw is not None and there and not to_be_written and not entry.status_truncated:
             assert entry.status == entry.written, f"{who}: what is true is not going to be written"
             if not self._model.behind:
@@ -185,11 +187,14 @@ class Invariants:
         environment = TaskEnvironment(
             policy=dispatcher.policy(entry) if dispatcher.config is not None else None,
             dependencies=self._model.harness.tasks.dependencies.state_of(entry.task),
-            payload_error=entry.payload_error,
-            hold_until=entry.hold_until,
+            payload_error=self._model.harness.tasks.payloads.error(entry.uid),
+            now=EPOCH + self._model.loop.time() - 0.001,  # its timer is about to fire
         )
-        just_before = EPOCH + self._model.loop.time() - 0.001  # its timer is about to fire
         decision = decide(
-            entry.task, entry.status, environment, dispatched=entry.dispatched, now=just_before
+            entry.task,
+            entry.status,
+            environment,
+            dispatched=entry.dispatched,
+            hold_until=entry.hold_until,
         )
         return decision.step

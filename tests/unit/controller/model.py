@@ -328,11 +328,12 @@ class Model:
         if dispatcher.publisher is None:
             return
         now = EPOCH + self.loop.time()
-        for entry in dispatcher._published:
-            if entry.delivered_at and now - entry.delivered_at > TIMEOUT + REPORT_GRACE_SECONDS:
+        for uid, since in dispatcher._published._published.items():
+            if since and now - since > TIMEOUT + REPORT_GRACE_SECONDS:
+                token = self.harness.token(self.harness.entries[uid])
                 for message in self.messages:
                     # Its worker would have stopped it and reported that.
-                    message.answered |= message.content.token == dispatcher.token(entry)
+                    message.answered |= message.content.token == token
         self.loop.do(lambda: dispatcher.on_ready_count(ready, reporting=reporting))
 
     @property

@@ -8,8 +8,7 @@ import pytest
 from kubernetes.aio.client import Configuration
 
 from taskqueue.controller.engine import Engine, _never_ends
-from taskqueue.controller.tasks.task_controller import PAYLOAD_LIMIT_BYTES
-from taskqueue.controller.tasks.tracked_task import TaskStage
+from taskqueue.controller.tasks.transition import PAYLOAD_LIMIT_BYTES
 from taskqueue.kubernetes.client import ApiAccess
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.model.task import Phase
@@ -28,31 +27,9 @@ async def engine() -> AsyncIterator[Engine]:
         await client.close()
 
 
-async def test_engine_ignores_an_outdated_update_of_a_finished_task(engine: Engine) -> None:
-    engine.tasks.on_upserted(raw_task())
-    entry = engine.tasks._entries.pop("uid-t")  # as the transitions does when the end is written
-    engine.tasks._on_recorded(entry)
-    engine.tasks.on_upserted(raw_task(generation=2))
-    assert not engine.tasks._entries
-    engine.tasks.on_deleted(("shop", "t"), "uid-t")
-    assert not engine.tasks._leaving
-
-
-async def test_engine_does_not_wait_for_a_deletion_it_has_seen(
-    engine: Engine,
-) -> None:
-    engine.tasks.on_upserted(raw_task())
-    entry = engine.tasks._entries["uid-t"]
-    entry.stage = TaskStage.FINISHED
-    engine.tasks.on_deleted(("shop", "t"), "uid-t")
-    del engine.tasks._entries["uid-t"]
-    engine.tasks._on_recorded(entry)
-    assert not engine.tasks._leaving
-
-
 async def test_a_task_without_its_queue_is_blocked(engine: Engine) -> None:
     engine.tasks.on_upserted(raw_task())
-    status = engine.tasks._entries["uid-t"].status
+    status = engine.tasks.tasks["uid-t"].status
     assert (status.phase, status.reason) == (Phase.BLOCKED, "QueueNotFound")
 
 
@@ -61,12 +38,12 @@ async def test_an_unreadable_task_does_not_stop_the_others(engine: Engine) -> No
     del broken["spec"]["handler"]
     engine.tasks.on_upserted(broken)
     engine.tasks.on_upserted(raw_task("good"))
-    assert list(engine.tasks._entries) == ["uid-good"]
+    assert list(engine.tasks.tasks) == ["uid-good"]
 
 
 async def test_a_payload_above_the_limit_is_refused_and_not_held(engine: Engine) -> None:
     engine.tasks.on_upserted(raw_task(payload={"text": "x" * PAYLOAD_LIMIT_BYTES}))
-    entry = engine.tasks._entries["uid-t"]
+    entry = engine.tasks.tasks["uid-t"]
     assert (entry.status.phase, entry.status.reason) == (Phase.FAILED, "Invalid")
     assert len(entry.task.spec.payload) < 10
 

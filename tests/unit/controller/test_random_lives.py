@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from taskqueue.amqp.publisher import Settled
-from taskqueue.contract.command import CommandKind
 from taskqueue.contract.outcome import EventError, EventKind
+from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import StopPolicy
 from taskqueue.model.task import Policy
 from taskqueue.timestamps import to_rfc3339
@@ -376,7 +376,7 @@ class Life(RuleBasedStateMachine):
         model, harness = self.model, self.model.harness
         assert not harness.entries, f"still held: {sorted(harness.entries)}"
         assert not [one for one in model.inbox if not one.acknowledged], "an outcome is left"
-        assert harness.dispatcher.empty, vars(harness.dispatcher)
+        assert harness.dispatcher.is_empty, vars(harness.dispatcher)
         assert not any(vars(harness.dispatcher._keys).values()), "a key is left"
         assert not any(vars(harness.tasks.dependencies._graph).values()), "a dependency is left"
         assert not harness.tasks._leaving

@@ -8,9 +8,10 @@ from typing import Any, cast
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import Channel
-from taskqueue.contract.command import CommandKind, WorkerCommand
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.outcome import EventKind
 from taskqueue.contract.work import WorkMessage
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 from taskqueue.worker.runtime import Runtime
 from tests.unit.worker.fakes import FakeChannel, FakeExecutor, FakePublisher, settings

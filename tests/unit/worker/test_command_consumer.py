@@ -14,8 +14,9 @@ from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, Delivery
 from taskqueue.amqp.connection import Connection
-from taskqueue.contract.command import CommandKind, WorkerCommand, encode
+from taskqueue.contract.command import WorkerCommand, encode
 from taskqueue.contract.names import CONTROL_STREAM
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.command_consumer import CommandConsumer
 
 pytestmark = pytest.mark.looptime

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskqueue.contract.command import CommandKind
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.command_log import AGE_SECONDS, CommandLog
 
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from taskqueue.amqp.publisher import Settled
-from taskqueue.contract.command import CommandKind
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.runtime import STUCK_SECONDS
 from tests.unit.worker.fakes import turn, work
 from tests.unit.worker.harness import RuntimeHarness

@@ -8,8 +8,8 @@ from typing import cast
 import pytest
 
 from taskqueue.amqp.connection import Connection
-from taskqueue.contract.command import CommandKind
 from taskqueue.contract.work import WorkMessage
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.keyed_guard import (
     LOST_SECONDS,
     REDELIVERY_INTERVALS,

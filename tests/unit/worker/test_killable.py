@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from taskqueue.contract.command import CommandKind
 from taskqueue.contract.outcome import EventKind
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.keyed_guard import (
     KILLED_SECONDS,

@@ -58,13 +58,19 @@ class TaskEnvironment:
         policy: its own settings over its queue's; None: there is no such TaskQueue.
         dependencies: the state of its dependencies.
         payload_error: why its payload cannot be put together; "": it is being read; None: it can.
-        hold_until: it is held until then for a passing obstacle, such as an unknown handler.
+        now: seconds since the epoch.
+        random: a number in [0, 1) for the jitter of a back-off.
+        can_publish: the queue is declared at its broker, and not held back.
+        leads: this process certainly leads.
     """
 
     policy: Policy | None
     dependencies: DependencyState = INDEPENDENT
     payload_error: str | None = None
-    hold_until: float = 0.0
+    now: float = 0.0
+    random: float = 0.0
+    can_publish: bool = False
+    leads: bool = True
 
 
 def decide(
@@ -73,7 +79,7 @@ def decide(
     environment: TaskEnvironment,
     *,
     dispatched: Dispatched,
-    now: float,
+    hold_until: float = 0.0,
 ) -> AdmissionDecision:
     """Return what to do with a Task.
 
@@ -82,8 +88,9 @@ def decide(
         status: what is true of it, not terminal.
         environment: see `TaskEnvironment`.
         dispatched: whether an attempt of it is in the broker or with a worker.
-        now: seconds since the epoch.
+        hold_until: it is held until then for a passing obstacle, such as an unknown handler.
     """
+    now = environment.now
     spec = task.spec
     if spec.cancel:
         return AdmissionDecision(AdmissionStep.END, lifecycle.cancelled(status, now=now))
@@ -101,7 +108,7 @@ def decide(
         if environment.policy is None and status.phase is not Phase.RUNNING:
             return AdmissionDecision(AdmissionStep.GO, _without_queue(task, status), deadline)
         return AdmissionDecision(AdmissionStep.GO, _free(status), deadline)
-    decision = _before_dispatch(task, status, environment, now)
+    decision = _before_dispatch(task, status, environment, hold_until)
     if deadline is None or decision.step is AdmissionStep.END:
         return decision
     first = deadline if decision.reconsider_at is None else min(deadline, decision.reconsider_at)
@@ -109,8 +116,9 @@ def decide(
 
 
 def _before_dispatch(
-    task: Task, status: TaskState, environment: TaskEnvironment, now: float
+    task: Task, status: TaskState, environment: TaskEnvironment, hold_until: float
 ) -> AdmissionDecision:
+    now = environment.now
     if environment.policy is None:
         return AdmissionDecision(AdmissionStep.HOLD, _without_queue(task, status))
     fresh = not _was_dispatched(status)
@@ -131,8 +139,8 @@ def _before_dispatch(
         if status.phase is not Phase.RETRYING:
             status = lifecycle.waits_for_retry(status, environment.policy)
         return AdmissionDecision(AdmissionStep.HOLD, status, retry)
-    if now < environment.hold_until:
-        return AdmissionDecision(AdmissionStep.HOLD, status, environment.hold_until)
+    if now < hold_until:
+        return AdmissionDecision(AdmissionStep.HOLD, status, hold_until)
     return AdmissionDecision(AdmissionStep.GO, _free(status))
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import deque
 
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import CommandKind, WorkerCommand, order_message
+from taskqueue.contract.command import WorkerCommand, order_message
+from taskqueue.model.command import CommandKind
 
 #: Commands kept while the broker is away; above this, the oldest are dropped.
 _KEPT = 10_000

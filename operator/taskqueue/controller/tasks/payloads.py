@@ -1,7 +1,7 @@
 """Merges payloads from ConfigMaps, before a Task is dispatched for the first time.
 
-A ConfigMap that is missing or invalid keeps the Task waiting, and is read again every few seconds:
-it may be created later, or fixed.
+A ConfigMap that is missing or wrong keeps the Task waiting, and is read again every few seconds:
+it may come later, or be corrected.
 """
 
 from __future__ import annotations
@@ -12,64 +12,84 @@ from typing import Any
 
 import orjson
 
-from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.task import PayloadSource, Task
 
-#: How often a missing or invalid ConfigMap is read again.
+#: How often a ConfigMap that is missing or wrong is read again.
 RETRY_SECONDS = 5.0
-#: Concurrent reads of ConfigMaps.
+#: ConfigMaps read at once.
 _READS_AT_ONCE = 4
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class _Unresolved(Exception):
-    """A source yields no object; the text has which, why, and what to do."""
+    """A source that gives no object; the text says which, why, and what to do."""
 
 
 class Payloads:
-    """Resolves spec.payloadFrom.
+    """Keeps the merged payloads of Tasks with spec.payloadFrom, by uid.
 
     Args:
         client: for the API server.
-        spawn: runs the reads of one Task's payload in the background.
-        on_change: called with a Task whose payload or payload error has changed.
+        spawn: runs the reading of one Task's payload beside everything else.
+        on_resolved: called with a uid and the size of the merged payload in bytes, or with None
+            when its error has changed.
     """
 
     def __init__(
-        self, client: ApiClient, *, spawn: Spawn, on_change: Callable[[TrackedTask], None]
+        self,
+        client: ApiClient,
+        *,
+        spawn: Spawn,
+        on_resolved: Callable[[str, int | None], None],
     ) -> None:
         self._client = client
         self._spawn = spawn
-        self._on_change = on_change
+        self._on_resolved = on_resolved
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
+        self._merged: dict[str, bytes] = {}
+        self._errors: dict[str, str] = {}
 
-    def resolve(self, entry: TrackedTask) -> None:
-        """Start to resolve the payload of a new Task, if it has sources."""
-        if entry.task.spec.payload_from:
-            entry.payload_error = ""
-            self._spawn(self._resolve(entry), f"payload of {entry.task.path}")
+    def body(self, task: Task) -> bytes:
+        """Return the payload to publish, a JSON object in UTF-8."""
+        return self._merged.get(task.uid, task.spec.payload)
 
-    async def _resolve(self, entry: TrackedTask) -> None:
-        while entry.stage is not TaskStage.FINISHED:
+    def error(self, uid: str) -> str | None:
+        """Return why a payload cannot be merged; "": it is being read; None: there is none."""
+        return self._errors.get(uid)
+
+    def resolve(self, task: Task) -> None:
+        """Have the payload of a new Task merged."""
+        self._errors[task.uid] = ""
+        self._spawn(self._resolve(task), f"payload of {task.path}")
+
+    def discard(self, uid: str) -> None:
+        """Keep nothing of a Task that is not dispatched any more."""
+        self._merged.pop(uid, None)
+        self._errors.pop(uid, None)
+
+    async def _resolve(self, task: Task) -> None:
+        while task.uid in self._errors:
             try:
-                entry.payload = await self._merged(entry.task)
-                error = None
+                merged = await self._merge(task)
             except _Unresolved as unresolved:
                 error = str(unresolved)
-            if error != entry.payload_error:
-                entry.payload_error = error
-                self._on_change(entry)
-            if error is None:
+                if self._errors.get(task.uid, error) != error:
+                    self._errors[task.uid] = error
+                    self._on_resolved(task.uid, None)
+            else:
+                if self._errors.pop(task.uid, None) is not None:
+                    self._merged[task.uid] = merged
+                    self._on_resolved(task.uid, len(merged))
                 return
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _merged(self, task: Task) -> bytes:
+    async def _merge(self, task: Task) -> bytes:
         """Return the sources' objects merged in order, and the Task's own payload on top.
 
         Raises:
-            _Unresolved: a source yields no object.
+            _Unresolved: a source gives no object.
         """
         merged: dict[str, Any] = {}
         for place, source in enumerate(task.spec.payload_from):

@@ -1,101 +1,109 @@
-"""The unfinished Tasks the operator holds.
+"""The state of one unfinished Task: a frozen value that can be printed, without a closure.
 
-A `TrackedTask` lives from the moment the informer shows a Task until its final status is in the API
-server, or the Task is deleted. There may be 100,000 of them: no attribute without need.
+A `TrackedTask` lives from the moment the informer shows a Task until its final status is in the
+API server, or the Task is deleted. `taskqueue.controller.tasks.machine.step` alone makes the next
+one. There may be 100,000 of them: no attribute without need, and no payload beyond the spec's.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Protocol
 
-from taskqueue.amqp.channel import Delivery
-from taskqueue.amqp.publisher import Publisher
 from taskqueue.controller.tasks.admission import Dispatched
+from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import Task, TaskState
+from taskqueue.model.task import Phase, Task, TaskState
+
+#: Stands for a message of the inbox that is acknowledged later; opaque here.
+Receipt = object
 
 
 class TaskStage(Enum):
     """Where an unfinished Task is, as far as dispatching goes."""
 
-    #: Not yet admitted.
+    #: Not admitted yet.
     NEW = auto()
-    #: Not to be dispatched for now; its status has the reason.
+    #: Not to be dispatched for now; its status says why.
     HELD = auto()
-    #: In its queue's dispatch queue, or its concurrency key's, until there is room to publish it.
+    #: In the dispatch queue, or queued for its concurrency key.
     WAITING = auto()
-    #: Its claim of a concurrency key is being written, which must precede the publish.
+    #: Its concurrency key is being recorded, which comes before it is published.
     CLAIMING = auto()
-    #: In the broker, or on the way there; waits for an outcome.
+    #: In the broker, or on the way there; an outcome is awaited.
     PUBLISHED = auto()
-    #: Has its final status, which is being written.
+    #: Has its final status, which is being written, or is deleted.
     FINISHED = auto()
 
 
-class OutcomeSource(Protocol):
-    """The broker connection a message came from."""
+@dataclass(frozen=True, slots=True)
+class OwedCommand:
+    """A command to send once a status of at least ``after_epoch`` is in the API server.
 
-    @property
-    def publisher(self) -> Publisher | None:
-        """To publish there; None while it cannot be."""
+    Attributes:
+        after_epoch: the raised epoch that makes the attempt's outcome stale.
+        kind: CANCEL or RELEASE.
+        attempt: the attempt to stop, with its ``epoch``: they make its token.
+        epoch: see ``attempt``.
+    """
 
-    def dead_letter_delivery(self, delivery: Delivery, reason: str) -> None:
-        """Move a message to the dead exchange, and acknowledge it when it is there."""
+    after_epoch: int
+    kind: CommandKind
+    attempt: int
+    epoch: int
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedTask:
-    """One unfinished Task and what the operator knows of it.
+    """One unfinished Task.
 
     Attributes:
         task: the object as last seen.
         status: what is true now.
         written: what the API server has.
         stage: see `TaskStage`.
-        outcomes: deliveries to acknowledge when a write that contains them has succeeded.
-        source: the broker the last of them came from.
-        reconcile_timer: reconciles it again when time alone changes the decision.
-        write_timer: timer of the next write of an unfinished status.
-        after_write: (epoch, what to do once a status of at least this epoch is in the API server).
-        payload: merged with what spec.payloadFrom names; None: spec.payload is all there is.
-        payload_error: see `taskqueue.controller.tasks.admission.TaskEnvironment`.
-        hold_until: likewise.
+        receipts: outcomes to acknowledge when a write that contains them has succeeded.
+        source: the broker that the last counted report came from; opaque here.
+        owed: commands that wait for a write.
+        reconcile_at: when time alone may change what is due, in seconds since the epoch.
+        write_scheduled: whether a timer will write the unfinished status.
+        hold_until: an obstacle its status names is met until then, such as a handler nobody has.
         key: the concurrency key it holds or waits for; "" for none.
-        fence: the number its handler is given with the key.
-        confirmed: the broker has confirmed the message.
-        maybe_published: it holds its key, and may or may not have been published. A second copy
-            could run beside the first under the same key, so it waits for an outcome instead.
-        delivered_at: since when the attempt is known to be with a worker.
-        stray_copy_possible: there may be a message with its present token that this process does
-            not track: from a former leader, or a publish that was neither confirmed nor returned.
+        fence: the number its handler gets with the key.
+        maybe_published: it holds its key and was perhaps never published. A second copy beside the
+            first would be two of the key at once, so the first is waited for.
+        stray_copy_possible: a message of its present token may exist that this process knows
+            nothing of: published by a former leader, or the broker did not say what became of it.
         status_truncated: a status was refused once and is being written in short.
-        left_feed: the informer has reported it as deleted.
+        has_left_informer: the informer has shown it leaving.
     """
 
     task: Task
     status: TaskState
     written: TaskState
     stage: TaskStage = TaskStage.NEW
-    outcomes: list[Delivery] = field(default_factory=list)
-    source: OutcomeSource | None = None
-    reconcile_timer: asyncio.TimerHandle | None = None
-    write_timer: asyncio.TimerHandle | None = None
-    after_write: tuple[tuple[int, Callable[[], None]], ...] = ()
-    payload: bytes | None = None
-    payload_error: str | None = None
+    receipts: tuple[Receipt, ...] = field(default=(), repr=False)
+    source: object = field(default=None, repr=False)
+    owed: tuple[OwedCommand, ...] = ()
+    reconcile_at: float | None = None
+    write_scheduled: bool = False
     hold_until: float = 0.0
     key: str = ""
     fence: int = 0
-    confirmed: bool = False
     maybe_published: bool = False
-    delivered_at: float | None = None
     stray_copy_possible: bool = False
     status_truncated: bool = False
-    left_feed: bool = False
+    has_left_informer: bool = False
+
+    @property
+    def uid(self) -> str:
+        """The Task's identity."""
+        return self.task.uid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a worker is known to run the present attempt."""
+        return self.status.phase is Phase.RUNNING
 
     @property
     def dispatched(self) -> Dispatched:
@@ -108,21 +116,3 @@ class TrackedTask:
     def queue_key(self) -> QueueKey:
         """(namespace, name) of the Task's TaskQueue."""
         return (self.task.namespace, self.task.spec.queue)
-
-    def stop_timers(self) -> None:
-        """Cancel both timers."""
-        for timer in (self.reconcile_timer, self.write_timer):
-            if timer is not None:
-                timer.cancel()
-        self.reconcile_timer = self.write_timer = None
-
-    def acknowledge(self) -> None:
-        """Acknowledge the outcomes that are now recorded, or need not be."""
-        for delivery in self.outcomes:
-            delivery.channel.ack(delivery.delivery_tag)
-        self.outcomes.clear()
-
-
-def log_fields(task: Task, **more: Any) -> dict[str, Any]:
-    """Return the fields that every log line about a Task has."""
-    return {"namespace": task.namespace, "task": task.name, "uid": task.uid, **more}

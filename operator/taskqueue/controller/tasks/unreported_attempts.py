@@ -1,70 +1,96 @@
 """Finds the attempts that no worker will report any more.
 
-The broker's queue delivers in order, so all but the last ``ready`` published are with a worker.
-Messages of other publishers raise that count, which only delays the finding. While workers cannot
-report, no attempt is late: afterwards each gets its whole time again.
+The broker's queue hands out in order, so all but the last ``ready`` published are with a worker.
+Messages of others make the count larger, and us more patient. While nobody could report, nobody is
+late: then everybody gets the whole time again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
 
-from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.limits import REPORT_GRACE_SECONDS
-from taskqueue.model.task import Policy
 
 
 class UnreportedAttempts:
-    """Watches the published attempts of a queue for those that outlive their timeout.
+    """Watches the attempts of one queue that are published, in the order of publishing.
 
     Args:
-        published: the Tasks in the broker or with a worker, in the order of publishing.
-        policy: a Task's present policy.
+        timeout_of: the attempt timeout of a Task now, in seconds.
         clock: wall time in seconds.
-        on_unreported: called with a Task, and the time since when a worker has had its attempt.
+        on_unreported: called with a uid, and since when a worker has had its attempt.
     """
 
     def __init__(
         self,
-        published: Collection[TrackedTask],
         *,
-        policy: Callable[[TrackedTask], Policy],
+        timeout_of: Callable[[str], float],
         clock: Callable[[], float],
-        on_unreported: Callable[[TrackedTask, float], None],
+        on_unreported: Callable[[str, float], None],
     ) -> None:
-        self._published = published
-        self._policy = policy
+        self._timeout_of = timeout_of
         self._clock = clock
         self._on_unreported = on_unreported
+        #: Since when a worker has had it, by uid; None: as far as known none has.
+        self._published: dict[str, float | None] = {}
+        self._confirmed: set[str] = set()
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._published
+
+    def __len__(self) -> int:
+        return len(self._published)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the uids in the order of publishing."""
+        return iter(self._published)
+
+    def add(self, uid: str) -> None:
+        """Watch an attempt that is being published."""
+        self._published[uid] = None
+        self._confirmed.discard(uid)
+
+    def discard(self, uid: str) -> bool:
+        """Watch an attempt no more; tell whether it was watched."""
+        self._confirmed.discard(uid)
+        if uid not in self._published:
+            return False
+        del self._published[uid]
+        return True
+
+    def mark_confirmed(self, uid: str) -> None:
+        """Take note that the broker has the attempt's message."""
+        self._confirmed.add(uid)
+
+    def mark_delivered(self, uid: str, since: float) -> None:
+        """Take note that a worker has had the attempt since then."""
+        if uid in self._published:
+            self._published[uid] = since
 
     def on_ready_count(self, ready: int, *, reporting: bool) -> None:
-        """Find unreported attempts, given the broker's count of messages no worker has.
+        """Take the broker's count of messages no worker has; call out what is overdue.
 
         Args:
             ready: the count.
-            reporting: whether the broker accepts what workers report.
+            reporting: whether the broker takes what workers report.
         """
         if not reporting:
             self.restart_timeouts()
             return
         now = self._clock()
         delivered = len(self._published) - ready
-        unreported = []
-        for place, entry in enumerate(self._published):
+        overdue = []
+        for place, (uid, since) in enumerate(self._published.items()):
             if place >= delivered:
-                entry.delivered_at = None  # it may have come back
-                continue
-            if entry.delivered_at is None:
-                if entry.confirmed:
-                    entry.delivered_at = now
-                continue
-            limit = self._policy(entry).attempt_timeout_seconds + REPORT_GRACE_SECONDS
-            if now - entry.delivered_at > limit:
-                unreported.append((entry, entry.delivered_at))
-        for entry, since in unreported:
-            self._on_unreported(entry, since)
+                self._published[uid] = None  # it may have come back
+            elif since is None:
+                if uid in self._confirmed:
+                    self._published[uid] = now
+            elif now - since > self._timeout_of(uid) + REPORT_GRACE_SECONDS:
+                overdue.append((uid, since))
+        for uid, since in overdue:
+            self._on_unreported(uid, since)
 
     def restart_timeouts(self) -> None:
-        """Give every attempt its whole time again: workers could not report for a while."""
-        for entry in self._published:
-            entry.delivered_at = None
+        """Give everybody the whole time again: nobody could report for a while."""
+        self._published = dict.fromkeys(self._published)

@@ -67,11 +67,12 @@ def ask(
     dispatched: Dispatched = Dispatched.NO,
     now: float = NOW,
     queue: bool = True,
+    hold_until: float = 0.0,
     **around: Any,
 ) -> AdmissionDecision:
     policy = asked.spec.overrides.over(POLICY) if queue else None
-    surroundings = TaskEnvironment(policy=policy, **around)
-    return decide(asked, status, surroundings, dispatched=dispatched, now=now)
+    environment = TaskEnvironment(policy=policy, now=now, **around)
+    return decide(asked, status, environment, dispatched=dispatched, hold_until=hold_until)
 
 
 def summary(decision: AdmissionDecision) -> tuple[AdmissionStep, str, str]:
@@ -291,8 +292,8 @@ def test_no_deadline_runs_while_suspended_and_a_resumed_task_has_all_its_time() 
 
 
 def test_the_queues_deadline_holds_where_the_task_has_none() -> None:
-    around = TaskEnvironment(policy=replace(POLICY, active_deadline_seconds=50))
-    over = decide(task(), PENDING, around, dispatched=Dispatched.NO, now=NOW)
+    around = TaskEnvironment(policy=replace(POLICY, active_deadline_seconds=50), now=NOW)
+    over = decide(task(), PENDING, around, dispatched=Dispatched.NO)
     assert summary(over) == OVERDUE
 
 
@@ -362,50 +363,50 @@ def statuses(draw: st.DrawFn) -> TaskState:
     return replace(status, resumed_time=draw(maybe_times))
 
 
-surroundings = st.builds(
+environments = st.builds(
     TaskEnvironment,
     policy=st.none() | st.just(POLICY),
     dependencies=states,
     payload_error=st.sampled_from([None, "", "missing"]),
-    hold_until=times,
+    now=times,
 )
 
 
-@given(specs, statuses(), surroundings, st.sampled_from(Dispatched), times)
+@given(specs, statuses(), environments, st.sampled_from(Dispatched), times)
 def test_decide_is_idempotent(
-    spec: TaskSpec, status: TaskState, around: TaskEnvironment, dispatched: Dispatched, now: float
+    spec: TaskSpec, status: TaskState, around: TaskEnvironment, dispatched: Dispatched, until: float
 ) -> None:
     asked = replace(task(), spec=spec)
-    first = decide(asked, status, around, dispatched=dispatched, now=now)
+    first = decide(asked, status, around, dispatched=dispatched, hold_until=until)
     assert first.status.phase.terminal == (first.step is AdmissionStep.END)
     if first.step is AdmissionStep.END:
         return  # never asked again
     if first.step is AdmissionStep.HOLD:
         dispatched = Dispatched.NO
-    again = decide(asked, first.status, around, dispatched=dispatched, now=now)
+    again = decide(asked, first.status, around, dispatched=dispatched, hold_until=until)
     assert again == first
 
 
 @given(
     specs,
     statuses(),
-    st.lists(st.tuples(surroundings, st.sampled_from(Dispatched), times), max_size=6),
+    st.lists(st.tuples(environments, st.sampled_from(Dispatched), times), max_size=6),
 )
 def test_a_task_ends_once_and_never_goes_back(
     spec: TaskSpec, status: TaskState, looks: list[tuple[TaskEnvironment, Dispatched, float]]
 ) -> None:
     asked = replace(task(), spec=spec)
-    for around, dispatched, now in looks:
+    for around, dispatched, until in looks:
         before = status
-        decision = decide(asked, status, around, dispatched=dispatched, now=now)
+        decision = decide(asked, status, around, dispatched=dispatched, hold_until=until)
         status = decision.status
         assert before.epoch <= status.epoch <= before.epoch + 1
         assert status.attempts == before.attempts
         if decision.step is AdmissionStep.END:
-            assert status.completion_time == now
+            assert status.completion_time == around.now
             assert (status.next_attempt_time, status.concurrency_key) == (None, "")
             assert len(status.history) - len(before.history) in (0, 1)
             return
         assert status.history == before.history
         assert not (decision.step is AdmissionStep.GO and (spec.suspend or spec.cancel))
-        assert decision.reconsider_at is None or decision.reconsider_at > now
+        assert decision.reconsider_at is None or decision.reconsider_at > around.now

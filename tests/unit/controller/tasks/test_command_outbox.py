@@ -9,8 +9,9 @@ import pytest
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.publisher import OnSettled, Publisher, Settled
-from taskqueue.contract.command import CommandKind, WorkerCommand, decode
+from taskqueue.contract.command import WorkerCommand, decode
 from taskqueue.controller.tasks.command_outbox import CommandOutbox
+from taskqueue.model.command import CommandKind
 
 pytestmark = pytest.mark.looptime
 

@@ -62,7 +62,7 @@ async def test_the_window_is_never_exceeded(max_published: int, slots: int, wind
     assert not harness.publisher.published  # a confirm makes no room, an outcome does
     done = [entry for entry in entries if entry.stage is TaskStage.PUBLISHED][:3]
     for entry in done:
-        harness.dispatcher.withdraw(entry, finished=True)
+        harness.event(entry, EventKind.SUCCEEDED)
     await asyncio.sleep(1)
     assert len(harness.publisher.published) == 3
     assert harness.dispatcher.published == window
@@ -75,10 +75,9 @@ async def test_what_finished_lately_widens_the_window() -> None:
         harness.add(f"t{number}")
     for turns in range(10):
         await turn()
-        for entry in [
-            one for one in harness.dispatcher.entries() if one.stage is TaskStage.PUBLISHED
-        ]:
-            harness.dispatcher.withdraw(entry, finished=True)
+        published = [one for one in harness.entries.values() if one.stage is TaskStage.PUBLISHED]
+        for entry in published:
+            harness.event(entry, EventKind.SUCCEEDED)
         for number in range(200):
             harness.add(f"more-{turns}-{number}")
     await turn()
@@ -103,7 +102,7 @@ async def test_priority_then_age_then_arrival() -> None:
         (name,) = harness.publisher.names
         order.append(name)
         harness.publisher.settle(Settled.CONFIRMED)
-        harness.dispatcher.withdraw(harness.entries[f"uid-{name}"], finished=True)
+        harness.event(harness.entries[f"uid-{name}"], EventKind.SUCCEEDED)
     assert order == ["first", "second", "third", "fourth", "fifth", "sixth"]
 
 
@@ -145,12 +144,11 @@ async def test_a_finished_task_is_not_published_again_after_an_unknown_settlemen
     harness.open()
     entry = harness.add("a")
     await turn()
-    harness.dispatcher.withdraw(entry, finished=True)
-    entry.stage = TaskStage.FINISHED
+    harness.event(entry, EventKind.SUCCEEDED)
     harness.publisher.settle(Settled.UNKNOWN, "connection lost")
     await asyncio.sleep(1)
     assert not harness.publisher.published
-    assert harness.dispatcher.empty
+    assert harness.dispatcher.is_empty
 
 
 async def test_a_broker_that_lost_its_queue_gets_all_of_it_again() -> None:
@@ -190,7 +188,7 @@ async def test_a_deleted_task_that_waited_for_its_retry_never_comes_back() -> No
     await harness.delete(entry)
     await asyncio.sleep(10)
     assert not harness.publisher.published
-    assert harness.dispatcher.empty
+    assert harness.dispatcher.is_empty
 
 
 def test_the_finish_rate_covers_five_seconds() -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from taskqueue.contract.command import CommandKind, WorkerCommand
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat, RunningAttempt, encode
 from taskqueue.contract.names import HEARTBEATS_EXCHANGE
 from taskqueue.contract.outcome import EventError, EventKind
 from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.limits import WORKER_LOST_SECONDS
+from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueConfig, StopPolicy
 from taskqueue.model.worker import WorkerState
 from tests.unit.controller.fakes import TOKENS, TaskHarness, turn, until_time
@@ -128,7 +129,7 @@ async def test_progress_goes_with_the_worker_too(again: str, kept: bool) -> None
     entry = await running(harness)
     deliver(harness, attempt(entry, 40))
     # After a reconnect, or because the broker has delivered it to another.
-    harness.tasks._transitions.on_started(entry, attempt=1, worker=again)
+    harness.event(entry, EventKind.STARTED, worker=again)
     assert (entry.status.progress is not None) == kept
 
 

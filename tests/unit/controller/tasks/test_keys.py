@@ -234,7 +234,7 @@ async def test_the_key_of_a_suspended_attempt_is_held_too() -> None:
     assert harness.writer.writes[-1].status.get("concurrencyKey") is None
     harness.writer.writes[-1].succeed()
     await turn()
-    assert second in harness.dispatcher._keys
+    assert second.uid in harness.dispatcher._keys
     harness.event(first, EventKind.RELEASED)
     await turn()
     assert second.stage is TaskStage.CLAIMING

@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from taskqueue.controller.tasks.payloads import RETRY_SECONDS
-from taskqueue.controller.tasks.task_controller import PAYLOAD_LIMIT_BYTES
 from taskqueue.controller.tasks.tracked_task import TaskStage
+from taskqueue.controller.tasks.transition import PAYLOAD_LIMIT_BYTES
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import TaskHarness, turn
@@ -140,7 +140,7 @@ async def test_a_merged_payload_above_the_limit_fails_the_task() -> None:
     assert (write.status["phase"], write.status["reason"]) == ("Failed", "Invalid")
     assert "merged with what spec.payloadFrom names" in write.status["message"]
     assert str(PAYLOAD_LIMIT_BYTES) in write.status["message"]
-    assert entry.payload is None  # not to be held
+    assert harness.tasks.payloads.body(entry.task) == b"{}"  # not kept
     assert not harness.publisher.published
 
 

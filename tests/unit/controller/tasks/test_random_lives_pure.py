@@ -73,8 +73,8 @@ class Life(RuleBasedStateMachine):
         task = Task(
             namespace="shop", name="t", uid="u", generation=1, created=1000.0, spec=self.spec
         )
-        environment = TaskEnvironment(policy=self.spec.overrides.over(POLICY))
-        decision = decide(task, self.status, environment, dispatched=self.dispatched, now=self.now)
+        environment = TaskEnvironment(policy=self.spec.overrides.over(POLICY), now=self.now)
+        decision = decide(task, self.status, environment, dispatched=self.dispatched)
         raised = decision.status.epoch > self.status.epoch
         self.become(decision.status)
         if decision.step is not AdmissionStep.GO:

@@ -9,8 +9,8 @@ import pytest
 
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
-from taskqueue.controller.tasks.task_controller import PAYLOAD_LIMIT_BYTES
 from taskqueue.controller.tasks.tracked_task import TaskStage
+from taskqueue.controller.tasks.transition import PAYLOAD_LIMIT_BYTES
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.model.task import Phase
@@ -55,8 +55,8 @@ async def test_a_task_that_left_the_informer_and_still_exists_is_kept() -> None:
     harness.api.objects[PATH] = raw_task("t")
     await harness.delete(entry)
     await asyncio.sleep(1)
-    assert harness.entries["uid-t"] is entry
-    assert (entry.stage, entry.left_feed) == (TaskStage.PUBLISHED, False)
+    assert "uid-t" in harness.entries
+    assert (entry.stage, entry.has_left_informer) == (TaskStage.PUBLISHED, False)
     assert not harness.publisher.commands
 
 
@@ -109,9 +109,9 @@ async def test_a_deleted_task_leaves_nothing_behind_whatever_its_stage(stage: Ta
     assert not harness.entries
     harness.open()
     await turn()
-    assert harness.dispatcher.empty
+    assert harness.dispatcher.is_empty
     assert not any(vars(harness.dispatcher._keys).values())
-    assert (entry.reconcile_timer, entry.write_timer) == (None, None)
+    assert (entry.reconcile_at, entry.write_scheduled) == (None, False)
     assert not harness.recorded
 
 
@@ -236,3 +236,24 @@ async def test_a_queue_that_comes_back_finds_its_tasks_in_order() -> None:
     harness.open()
     await turn()
     assert harness.publisher.names == ["early"]
+
+
+async def test_late_news_of_a_finished_task_is_not_taken_for_a_new_one() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.event(entry, EventKind.SUCCEEDED)
+    harness.writer.writes[-1].succeed()
+    harness.tasks.on_upserted(raw_task("t", generation=2))
+    assert not harness.entries
+    harness.tasks.on_deleted(("shop", "t"), "uid-t")
+    assert not harness.tasks._leaving
+
+
+async def test_a_task_that_left_the_informer_before_its_end_was_written_is_not_awaited() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.event(entry, EventKind.SUCCEEDED)
+    harness.tasks.on_deleted(("shop", "t"), "uid-t")
+    harness.writer.writes[-1].succeed()
+    assert not harness.entries
+    assert not harness.tasks._leaving

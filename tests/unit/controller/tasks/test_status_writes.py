@@ -30,7 +30,7 @@ async def test_a_short_task_is_one_write_and_its_outcome_waits_for_it() -> None:
     assert harness.channel.acked == [tag]
     assert harness.recorded == ["t"]
     assert not harness.entries
-    assert harness.dispatcher.empty
+    assert harness.dispatcher.is_empty
 
 
 async def test_running_is_written_when_it_has_lasted_two_seconds() -> None:
@@ -99,7 +99,7 @@ async def test_the_last_failure_ends_it() -> None:
     assert harness.writer.phases == ["Failed"]
     assert harness.writer.writes[0].status["reason"] == "RetriesExhausted"
     assert entry.stage is TaskStage.FINISHED
-    assert harness.dispatcher.empty
+    assert harness.dispatcher.is_empty
 
 
 async def test_a_repeated_outcome_waits_for_the_same_write() -> None:
@@ -321,7 +321,7 @@ async def test_a_task_that_is_not_found_is_read_before_it_is_removed() -> None:
     assert harness.channel.acked == [tag]
     assert not harness.entries
     assert not harness.recorded
-    assert harness.dispatcher.empty
+    assert harness.dispatcher.is_empty
 
 
 async def test_a_refused_unfinished_status_is_truncated() -> None:

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from taskqueue.amqp.publisher import Settled
-from taskqueue.contract.command import CommandKind
 from taskqueue.contract.outcome import EventKind
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
+from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Phase
 from taskqueue.timestamps import to_rfc3339
 from tests.unit.controller.fakes import EPOCH, KEY, TOKENS, TaskHarness, turn
@@ -109,11 +109,11 @@ async def test_commands_wait_for_the_broker() -> None:
     harness.dispatcher.close()
     harness.add("t", cancel=True)
     assert not harness.publisher.commands
-    assert not harness.dispatcher.empty
+    assert not harness.dispatcher.is_empty
     harness.open()
     await turn()
     assert commands(harness) == [("cancel", token())]
-    assert harness.dispatcher.empty
+    assert harness.dispatcher.is_empty
 
 
 async def test_deleting_a_task_sends_a_cancel_command() -> None:
@@ -275,7 +275,7 @@ async def test_a_finished_task_leaves_no_timer() -> None:
     harness = TaskHarness()
     entry = await harness.published(activeDeadlineSeconds=30)
     harness.event(entry, EventKind.SUCCEEDED)
-    assert (entry.reconcile_timer, entry.write_timer) == (None, None)
+    assert (entry.reconcile_at, entry.write_scheduled) == (None, False)
 
 
 # Queues.

@@ -1,0 +1,236 @@
+"""What may happen to a tracked Task: the inputs of `taskqueue.controller.tasks.machine.step`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
+from taskqueue.controller.tasks.tracked_task import Receipt
+from taskqueue.model.task import ProgressState, Task, TaskState
+
+
+class Timer(Enum):
+    """What a Task may have to be woken for."""
+
+    #: Time alone may have changed what is due.
+    RECONCILE = auto()
+    #: An unfinished status has lasted long enough to be worth a write.
+    WRITE = auto()
+
+
+class Confirmation(Enum):
+    """What the broker said of a publish."""
+
+    CONFIRMED = auto()
+    #: No queue is bound to the key: the message is nowhere.
+    RETURNED = auto()
+    #: It may be there or not.
+    UNKNOWN = auto()
+
+
+class ReadPurpose(Enum):
+    """Why a Task's object was read."""
+
+    #: The informer showed an unfinished Task leaving.
+    LEFT_INFORMER = auto()
+    #: The API server refused its status.
+    STATUS_REJECTED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The informer shows the Task for the first time."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpecChanged:
+    """The informer shows another generation of the Task."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentChanged:
+    """Its TaskQueue, its dependencies or its payload may stand otherwise now."""
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadResolved:
+    """Its payload was merged, or cannot be; ``size`` in bytes, None: it cannot."""
+
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnCame:
+    """The dispatch queue has room for it; ``key_granted``: it has its concurrency key."""
+
+    key_granted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PublishSettled:
+    """The broker has answered, or can no more answer, the publish of an attempt."""
+
+    attempt: int
+    epoch: int
+    confirmation: Confirmation
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesLost:
+    """The broker has lost the queue with the Task's message in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedAttempt:
+    """Which attempt a genuine report is about, and the message it came with.
+
+    Attributes:
+        attempt: 1-based, with its ``epoch``.
+        epoch: see ``attempt``.
+        token: of the attempt.
+        receipt: to acknowledge the message.
+        source: the broker it came from.
+    """
+
+    attempt: int
+    epoch: int
+    token: str
+    receipt: Receipt = field(repr=False)
+    source: object = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReport:
+    """A genuine report about an attempt: its token is proven."""
+
+    about: ReportedAttempt
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted(AttemptReport):
+    """A worker runs the attempt, for half a second by now."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReleased(AttemptReport):
+    """A worker gave the attempt back unfinished: publish it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStopped(AttemptReport):
+    """A worker stopped the attempt, by a command nobody knows any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerUnknown(AttemptReport):
+    """No worker that took the attempt knows its handler."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSucceeded(AttemptReport):
+    """The attempt succeeded."""
+
+    end: AttemptEnd
+    result: dict[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed(AttemptReport):
+    """The attempt failed, or was lost."""
+
+    end: AttemptEnd
+    failure: AttemptFailure
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatSeen:
+    """A worker says that it runs the present attempt."""
+
+    worker: str
+    progress: ProgressState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptUnreported:
+    """A worker has had the attempt ``since`` then, and its time is up without an outcome."""
+
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class StatusWritten:
+    """A status is in the API server.
+
+    Attributes:
+        status: the one that was to be written.
+        receipts: of the outcomes it contains.
+        generation: of the object; 0: not known.
+        version: of the object, a number that grows with every write; 0: not known.
+    """
+
+    status: TaskState
+    receipts: tuple[Receipt, ...] = field(repr=False)
+    generation: int = 0
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRejected:
+    """The API server will never take a status; ``code`` is its HTTP answer."""
+
+    status: TaskState
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionConfirmed:
+    """The event about its end is with the broker, or was given up for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer that was set has come."""
+
+    timer: Timer
+
+
+@dataclass(frozen=True, slots=True)
+class LeftInformer:
+    """The informer shows the Task no more: it is finished or deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRead:
+    """The object was read: ``found`` is its status, None: the Task is deleted."""
+
+    purpose: ReadPurpose
+    found: TaskState | None
+
+
+Event = (
+    Seen
+    | SpecChanged
+    | EnvironmentChanged
+    | PayloadResolved
+    | TurnCame
+    | PublishSettled
+    | MessagesLost
+    | AttemptReport
+    | HeartbeatSeen
+    | AttemptUnreported
+    | StatusWritten
+    | StatusRejected
+    | CompletionConfirmed
+    | TimerFired
+    | LeftInformer
+    | ObjectRead
+)

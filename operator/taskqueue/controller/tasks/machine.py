@@ -1,0 +1,408 @@
+"""The life of one Task in the operator: ``step(state, event, environment) -> (state, effects)``.
+
+Pure: no clock, no chance, no I/O of its own; what to do is data (`effects`), and the runner does
+it. What must hold whatever comes:
+
+* A final status is written at once. Any other is written when it is two seconds old and still
+  true, so that a short Task costs one write in all.
+* An outcome is acknowledged only after a write that contains it has succeeded and, if it is the
+  end, after the event about it is confirmed.
+* A recall is written, with its raised epoch, before a command about it is sent: a leader that did
+  not know of the epoch would publish the same token again, which no worker runs any more.
+* A Task with a concurrency key is published only after a write says that it holds the key, and by
+  a process that led when the write was done. It is never published beside itself.
+* A status the API server refuses for good is written in short; if even that is refused the object
+  is read: no outcome is lost over it.
+
+Where a Task is changes only as `transition.STAGES` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from taskqueue.controller.tasks import effects, events, lifecycle
+from taskqueue.controller.tasks.admission import TaskEnvironment
+from taskqueue.controller.tasks.lifecycle import Verdict
+from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
+from taskqueue.controller.tasks.transition import STARTED_AFTER_SECONDS, Draft
+from taskqueue.limits import STATUS_MESSAGE_LENGTH
+from taskqueue.model.command import CommandKind
+from taskqueue.model.task import TaskState
+
+#: How long until a Task whose handler no worker knew is tried again.
+HANDLER_SECONDS = 5.0
+#: How long until an attempt that a worker stopped by itself is published again.
+STOPPED_SECONDS = 1.0
+#: How long until a Task whose status was refused for good is read.
+REJECTED_PAUSE_SECONDS = 5.0
+#: A Task's reason while no worker knows its handler.
+UNKNOWN_HANDLER = "UnknownHandler"
+
+
+class Transition(NamedTuple):
+    """The next state of a Task, and what is to be done, in order."""
+
+    tracked: TrackedTask
+    effects: tuple[effects.Effect, ...]
+
+
+def step(tracked: TrackedTask, event: events.Event, environment: TaskEnvironment) -> Transition:
+    """Return what follows from an event.
+
+    Args:
+        tracked: the state of the Task.
+        event: what happened.
+        environment: what is known around the Task at this moment.
+    """
+    draft = Draft(tracked, environment)
+    if isinstance(event, events.AttemptReport) and not is_awaited(
+        tracked, event.about.attempt, event.about.epoch
+    ):
+        _on_stale_report(draft, event)
+    else:
+        _REACTIONS[type(event)](draft, event)
+    return Transition(draft.tracked, tuple(draft.effects))
+
+
+def _counts(tracked: TrackedTask, about: events.ReportedAttempt) -> bool:
+    return is_awaited(tracked, about.attempt, about.epoch)
+
+
+def is_awaited(tracked: TrackedTask, attempt: int, epoch: int) -> bool:
+    """Return whether the Task waits for the outcome of this attempt."""
+    verdict = lifecycle.judge(tracked.status, attempt=attempt, epoch=epoch)
+    return verdict is Verdict.COUNTS and tracked.stage is not TaskStage.FINISHED
+
+
+def _on_seen(draft: Draft, event: events.Seen) -> None:
+    key = draft.tracked.status.concurrency_key
+    if key:
+        # Published by a former leader, as far as anybody knows.
+        draft.update(key=key, maybe_published=True)
+        draft.move(TaskStage.PUBLISHED)
+        draft.do(effects.AdoptKey(key), effects.MarkConfirmed())
+    spec = draft.tracked.task.spec
+    if draft.end_too_large(len(spec.payload)):
+        return
+    draft.do(effects.TrackDependencies())
+    if spec.payload_from:
+        draft.do(effects.ResolvePayload())
+    draft.do(effects.Reconcile())
+
+
+def _on_spec_changed(draft: Draft, event: events.SpecChanged) -> None:
+    before, spec = draft.tracked.task.spec, event.task.spec
+    draft.update(task=event.task)
+    if spec.depends_on != before.depends_on:
+        draft.do(effects.TrackDependencies())
+    moved = (spec.priority, spec.concurrency_key) != (before.priority, before.concurrency_key)
+    if draft.tracked.stage is TaskStage.WAITING and moved:
+        draft.enqueue()
+    draft.do(effects.Reconcile())
+
+
+def _on_environment_changed(draft: Draft, event: events.EnvironmentChanged) -> None:
+    draft.reconcile()
+
+
+def _on_payload_resolved(draft: Draft, event: events.PayloadResolved) -> None:
+    if event.size is None or not draft.end_too_large(event.size):
+        draft.reconcile()
+
+
+def _on_turn_came(draft: Draft, event: events.TurnCame) -> None:
+    key = draft.tracked.task.spec.concurrency_key
+    if draft.tracked.status.concurrency_key:
+        draft.publish_claimed()
+    elif not key:
+        draft.publish()
+    elif event.key_granted:
+        draft.update(key=key, status=lifecycle.claimed(draft.tracked.status, key=key))
+        draft.move(TaskStage.CLAIMING)
+        draft.write(urgent=True)
+    else:
+        draft.update(key=key)
+        draft.change(
+            lifecycle.blocked(
+                draft.tracked.status,
+                reason="ConcurrencyLimit",
+                message=f"spec.concurrencyKey: as many Tasks of key {key} are dispatched as "
+                "the TaskQueue's spec.concurrencyLimits.perKey allows",
+            )
+        )
+
+
+def _on_publish_settled(draft: Draft, event: events.PublishSettled) -> None:
+    present = (draft.tracked.status.current_attempt, draft.tracked.status.epoch)
+    if draft.tracked.stage is not TaskStage.PUBLISHED or present != (event.attempt, event.epoch):
+        return  # its outcome was faster than the broker's word about the publish
+    if event.confirmation is events.Confirmation.CONFIRMED:
+        draft.do(effects.MarkConfirmed())
+        return
+    verdict = event.confirmation.name.lower()
+    fields = {"attempt": event.attempt, "verdict": verdict, "error": event.text}
+    draft.do(effects.Log("warning", "dispatch.not_published", fields), effects.PauseDispatch())
+    if draft.tracked.key and event.confirmation is events.Confirmation.UNKNOWN:
+        draft.update(maybe_published=True)
+        draft.do(effects.MarkConfirmed())
+        return
+    draft.enqueue()
+    draft.update(stray_copy_possible=event.confirmation is events.Confirmation.UNKNOWN)
+    if event.confirmation is events.Confirmation.RETURNED:
+        draft.do(effects.ReportMissingQueue())
+
+
+def _on_messages_lost(draft: Draft, event: events.MessagesLost) -> None:
+    if draft.tracked.key:
+        draft.update(maybe_published=True)  # a worker may still run it
+    else:
+        draft.enqueue()
+
+
+def _on_started(draft: Draft, event: events.AttemptStarted) -> None:
+    draft.count_on(event)
+    draft.do(effects.Acknowledge((event.about.receipt,)))
+    draft.start(event.about.attempt, event.worker, ago=STARTED_AFTER_SECONDS)
+
+
+def _on_released(draft: Draft, event: events.AttemptReleased) -> None:
+    """Publish the attempt again; its token stays good.
+
+    Not so with a concurrency key: this report may come twice, and the second must not have the
+    Task run beside itdraft. It is claimed again, so that its fencing number grows.
+    """
+    draft.count_on(event)
+    draft.acknowledge_unfinished(event.about.receipt)
+    release = lifecycle.recalled if draft.tracked.key else lifecycle.released
+    draft.change(release(draft.tracked.status))
+    draft.enqueue()
+    draft.reconcile()
+
+
+def _on_stopped(draft: Draft, event: events.AttemptStopped) -> None:
+    """Publish the attempt again, by another token: workers remember the command by the token.
+
+    Not at once: the worker may be one that stops whatever it gets.
+    """
+    draft.count_on(event)
+    draft.update(hold_until=draft.environment.now + STOPPED_SECONDS)
+    draft.acknowledge_unfinished(event.about.receipt)
+    draft.go_on(lifecycle.recalled(draft.tracked.status))
+
+
+def _on_handler_unknown(draft: Draft, event: events.HandlerUnknown) -> None:
+    """Try again later, uncounted: workers that know the handler may be on their way."""
+    draft.count_on(event)
+    draft.update(hold_until=draft.environment.now + HANDLER_SECONDS)
+    draft.acknowledge_unfinished(event.about.receipt)
+    draft.go_on(
+        lifecycle.blocked(
+            lifecycle.unclaimed(lifecycle.released(draft.tracked.status)),
+            reason=UNKNOWN_HANDLER,
+            message=f"spec.handler: {event.message}: roll out workers that know it, and the "
+            "Task continues, or create a Task with another handler",
+        )
+    )
+
+
+def _on_succeeded(draft: Draft, event: events.AttemptSucceeded) -> None:
+    draft.count_on(event)
+    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+    draft.finish(lifecycle.succeeded(draft.tracked.status, event.end, result=event.result))
+
+
+def _on_failed(draft: Draft, event: events.AttemptFailed) -> None:
+    draft.count_on(event)
+    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+    status = lifecycle.failed(
+        draft.tracked.status,
+        event.end,
+        event.failure,
+        policy=draft.policy,
+        random=draft.environment.random,
+    )
+    if status.phase.terminal:
+        draft.finish(status)
+    else:
+        draft.go_on(status)
+
+
+def _on_stale_report(draft: Draft, event: events.AttemptReport) -> None:
+    """Drop a report about an attempt nobody waits for; a worker that begins one must stop."""
+    receipt = event.about.receipt
+    if isinstance(event, events.AttemptStarted):
+        draft.do(
+            effects.StopStray(event.about.token, event.about.source),
+            effects.Acknowledge((receipt,), dropped="stale"),
+        )
+    elif draft.tracked.receipts:
+        # Perhaps the very outcome that awaits its write, delivered again by the broker.
+        draft.update(receipts=(*draft.tracked.receipts, receipt))
+        draft.do(effects.CountDropped("stale"))
+    else:
+        draft.do(effects.Acknowledge((receipt,), dropped="stale"))
+
+
+def _on_heartbeat(draft: Draft, event: events.HeartbeatSeen) -> None:
+    tracked = draft.tracked
+    # Its start may have been reported to a leader that did not live to write it.
+    if not tracked.is_running and tracked.stage is TaskStage.PUBLISHED:
+        draft.start(tracked.status.current_attempt, event.worker, ago=0.0)  # at least
+    if event.progress is not None:
+        draft.change(lifecycle.progressed(draft.tracked.status, event.progress))
+
+
+def _on_unreported(draft: Draft, event: events.AttemptUnreported) -> None:
+    tracked, policy = draft.tracked, draft.policy
+    draft.do(effects.Log("warning", "attempt.unreported", {"worker": tracked.status.worker}))
+    if tracked.maybe_published and not tracked.is_running:
+        # Perhaps nobody ever had it: that is not a failed attempt. No worker begins it now.
+        draft.owe(CommandKind.RELEASE)
+        draft.go_on(lifecycle.recalled(tracked.status))
+        draft.write(urgent=True)
+        return
+    status = lifecycle.unreported(
+        tracked.status,
+        now=draft.environment.now,
+        start=event.since,
+        policy=policy,
+        random=draft.environment.random,
+    )
+    if status.phase.terminal:
+        draft.end(status)
+        return
+    draft.owe(CommandKind.CANCEL)
+    draft.hold_key()
+    draft.go_on(status)
+    draft.write(urgent=True)
+
+
+def _on_status_written(draft: Draft, event: events.StatusWritten) -> None:
+    draft.update(written=event.status)
+    draft.send_owed(written=event.status)
+    if event.status.phase.terminal:
+        _on_end_written(draft, event)
+        return
+    done = tuple(one for one in draft.tracked.receipts if one in event.receipts)
+    if done:
+        left = tuple(one for one in draft.tracked.receipts if one not in event.receipts)
+        draft.update(receipts=left)
+        draft.do(effects.Acknowledge(done))
+    if draft.tracked.stage is not TaskStage.FINISHED:
+        draft.change(draft.tracked.status)  # it may have changed back while this was written
+    key = draft.tracked.key
+    if draft.tracked.stage is TaskStage.CLAIMING and event.status.concurrency_key == key:
+        draft.update(fence=event.version)
+        if draft.environment.can_publish:
+            draft.publish_claimed()
+        else:
+            draft.enqueue()
+
+
+def _on_end_written(draft: Draft, event: events.StatusWritten) -> None:
+    task = draft.tracked.task
+    if event.generation > task.generation:
+        # The spec was changed just before: a final status must name the last generation, or
+        # `kubectl wait` does not believe it.
+        draft.update(task=replace(task, generation=event.generation))
+        draft.write(urgent=True)
+        return
+    reported = bool(draft.tracked.receipts)
+    draft.cancel_timers()
+    draft.do(effects.PublishCompletion(reported), effects.RecordEnd())
+    if not reported:
+        draft.do(effects.StartTtl())
+
+
+def _on_completion_confirmed(draft: Draft, event: events.CompletionConfirmed) -> None:
+    if draft.tracked.receipts:
+        draft.do(effects.Acknowledge(draft.tracked.receipts), effects.StartTtl())
+        draft.update(receipts=())
+
+
+def _on_status_rejected(draft: Draft, event: events.StatusRejected) -> None:
+    tracked = draft.tracked
+    fields = {"error": event.message}
+    if event.code == 404 or tracked.status_truncated:
+        draft.do(
+            effects.Log("error", "status.refused", fields),
+            effects.ReadObject(events.ReadPurpose.STATUS_REJECTED, REJECTED_PAUSE_SECONDS),
+        )
+        return
+    if event.status is not tracked.status:
+        if tracked.stage is not TaskStage.FINISHED:
+            draft.change(tracked.status)
+        return  # what is true now is written by itself
+    draft.do(effects.Log("warning", "status.truncated", fields))
+    draft.update(status_truncated=True, status=_truncated(event.status, event.message))
+    draft.write(urgent=event.status.phase.terminal)
+
+
+def _on_timer(draft: Draft, event: events.TimerFired) -> None:
+    if event.timer is events.Timer.RECONCILE:
+        draft.update(reconcile_at=None)
+        draft.reconcile()
+        return
+    draft.update(write_scheduled=False)
+    tracked = draft.tracked
+    if tracked.stage is TaskStage.FINISHED:
+        return
+    if tracked.status != tracked.written or tracked.receipts:
+        draft.write(urgent=False)
+
+
+def _on_left_informer(draft: Draft, event: events.LeftInformer) -> None:
+    draft.update(has_left_informer=True)
+    if draft.tracked.stage is not TaskStage.FINISHED:
+        draft.do(effects.ReadObject(events.ReadPurpose.LEFT_INFORMER, 0.0))
+
+
+def _on_object_read(draft: Draft, event: events.ObjectRead) -> None:
+    if event.found is None or event.found.phase.terminal:
+        draft.forget(event.found)
+    elif event.purpose is events.ReadPurpose.LEFT_INFORMER:
+        draft.update(has_left_informer=False)
+    else:
+        draft.write(urgent=True)
+
+
+def _truncated(status: TaskState, why: str) -> TaskState:
+    """Return a status the API server may take when it refused the full one."""
+    return replace(
+        status,
+        result=None,
+        # The last attempt stays: the next one's number follows from it.
+        history=tuple(replace(one, worker="", message="") for one in status.history[-1:]),
+        worker="",
+        message=f"recorded in short, because the API server refused the full status: {why}"[
+            :STATUS_MESSAGE_LENGTH
+        ],
+    )
+
+
+_REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
+    events.Seen: _on_seen,
+    events.SpecChanged: _on_spec_changed,
+    events.EnvironmentChanged: _on_environment_changed,
+    events.PayloadResolved: _on_payload_resolved,
+    events.TurnCame: _on_turn_came,
+    events.PublishSettled: _on_publish_settled,
+    events.MessagesLost: _on_messages_lost,
+    events.AttemptStarted: _on_started,
+    events.AttemptReleased: _on_released,
+    events.AttemptStopped: _on_stopped,
+    events.HandlerUnknown: _on_handler_unknown,
+    events.AttemptSucceeded: _on_succeeded,
+    events.AttemptFailed: _on_failed,
+    events.HeartbeatSeen: _on_heartbeat,
+    events.AttemptUnreported: _on_unreported,
+    events.StatusWritten: _on_status_written,
+    events.StatusRejected: _on_status_rejected,
+    events.CompletionConfirmed: _on_completion_confirmed,
+    events.TimerFired: _on_timer,
+    events.LeftInformer: _on_left_informer,
+    events.ObjectRead: _on_object_read,
+}

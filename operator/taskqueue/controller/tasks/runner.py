@@ -1,0 +1,366 @@
+"""Executes what the machine decides about each Task, and hands it what comes of it as events.
+
+The runner decides nothing. Events that come while one is handled are handled after it, in order:
+all effects of a step are done before the next step begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any, Protocol, cast
+
+from taskqueue.amqp.channel import Delivery
+from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.contract.command import WorkerCommand, order_message
+from taskqueue.contract.work import WorkMessage
+from taskqueue.controller.completions.publisher import CompletionPublisher
+from taskqueue.controller.metrics import OUTCOMES_DROPPED, STATUS_WRITES, TASKS_FINISHED
+from taskqueue.controller.tasks import effects, events
+from taskqueue.controller.tasks.admission import TaskEnvironment
+from taskqueue.controller.tasks.dependencies import Dependencies
+from taskqueue.controller.tasks.dispatcher import Dispatcher
+from taskqueue.controller.tasks.machine import step
+from taskqueue.controller.tasks.payloads import Payloads
+from taskqueue.controller.tasks.tracked_task import TrackedTask
+from taskqueue.kubernetes.status_updater import StatusUpdater, WriteRefused, WriteResult
+from taskqueue.kubernetes.task_codec import status_patch, status_path
+from taskqueue.logs import EventLog
+from taskqueue.model.command import CommandKind
+from taskqueue.model.queue import QueueKey
+from taskqueue.model.task import Task
+from taskqueue.model.token import TokenKeys
+from taskqueue.timestamps import Clock
+
+log = EventLog(__name__)
+
+
+class MessageSource(Protocol):
+    """The broker a message came from: a link, or a test's."""
+
+    @property
+    def publisher(self) -> Publisher | None:
+        """To publish there; None while it cannot be."""
+
+    def dead_letter_delivery(self, delivery: Delivery, reason: str) -> None:
+        """Move a message to the dead exchange, and acknowledge it when it is there."""
+
+
+class TaskRunner:
+    """Holds the states of all unfinished Tasks, and runs the machine on them.
+
+    Args:
+        dispatcher_of: the dispatcher of a queue, made if there is none.
+        dependencies: what is known of the Tasks they depend on.
+        payloads: merges payloads.
+        updater: writes statuses.
+        completions: publishes the events about ends.
+        tokens: sign what is published.
+        leads: whether this process certainly still leads.
+        clock: wall time in seconds.
+        random: for the jitter of back-offs.
+        on_end: called when a final status is in the API server and the Task is tracked no more.
+        on_forgotten: called with a Task that is tracked no more for another reason.
+        on_announced: called when nothing more waits for the object of a finished Task.
+        read_object: reads an object after so many seconds and sends `events.ObjectRead`.
+    """
+
+    def __init__(
+        self,
+        *,
+        dispatcher_of: Callable[[QueueKey], Dispatcher],
+        dependencies: Dependencies,
+        payloads: Payloads,
+        updater: StatusUpdater,
+        completions: CompletionPublisher,
+        tokens: TokenKeys,
+        leads: Callable[[], bool],
+        clock: Clock,
+        random: Random,
+        on_end: Callable[[TrackedTask], None],
+        on_forgotten: Callable[[TrackedTask, effects.Forget], None],
+        on_announced: Callable[[TrackedTask], None],
+        read_object: Callable[[TrackedTask, effects.ReadObject], None],
+    ) -> None:
+        #: The unfinished Tasks by uid. Only the runner changes it.
+        self.tasks: dict[str, TrackedTask] = {}
+        self._dispatcher_of = dispatcher_of
+        self._dependencies = dependencies
+        self._payloads = payloads
+        self._updater = updater
+        self._completions = completions
+        self._tokens = tokens
+        self._leads = leads
+        self._clock = clock
+        self._random = random
+        self._on_end = on_end
+        self._on_forgotten = on_forgotten
+        self._on_announced = on_announced
+        self._read_object = read_object
+        self._timers: dict[tuple[str, events.Timer], asyncio.TimerHandle] = {}
+        self._events: deque[tuple[str, events.Event]] = deque()
+        self._is_running = False
+
+    def track(self, tracked: TrackedTask) -> None:
+        """Take a Task that the informer shows for the first time."""
+        self.tasks[tracked.uid] = tracked
+        self._dispatcher_of(tracked.queue_key).uids[tracked.uid] = None
+        self.send(tracked.uid, events.Seen())
+
+    def send(self, uid: str, event: events.Event) -> None:
+        """Have the machine react to an event; of a Task that is not tracked it means nothing."""
+        self._events.append((uid, event))
+        if self._is_running:
+            return
+        self._is_running = True
+        try:
+            while self._events:
+                uid, event = self._events.popleft()
+                tracked = self.tasks.get(uid)
+                if tracked is not None:
+                    self._step(tracked, event)
+        finally:
+            self._is_running = False
+
+    def token(self, tracked: TrackedTask) -> str:
+        """Return the token of a Task's present attempt."""
+        status = tracked.status
+        return self._tokens.sign(tracked.uid, status.current_attempt, status.epoch)
+
+    def stop_stray(self, uid: str, token: str, source: MessageSource) -> None:
+        """Command a worker to stop an attempt nobody waits for; a lost command costs a run."""
+        if source.publisher is not None:
+            message = order_message(WorkerCommand(CommandKind.CANCEL, token=token, uid=uid))
+            source.publisher.publish(
+                message.exchange, message.key, message.body, message.properties(), _ignore
+            )
+
+    def write_scheduled(self) -> None:
+        """Write what waits to be worth a write: this process ends, and knows it alone."""
+        for uid, timer in list(self._timers):
+            if timer is events.Timer.WRITE:
+                self._timers.pop((uid, timer)).cancel()
+                self.send(uid, events.TimerFired(timer))
+
+    def _step(self, tracked: TrackedTask, event: events.Event) -> None:
+        after, todo = step(tracked, event, self._environment(tracked))
+        if after is not tracked:
+            self.tasks[tracked.uid] = after
+        for effect in todo:
+            _EXECUTORS[type(effect)](self, after, effect)
+
+    def _environment(self, tracked: TrackedTask) -> TaskEnvironment:
+        dispatcher = self._dispatcher_of(tracked.queue_key)
+        return TaskEnvironment(
+            policy=dispatcher.policy(tracked) if dispatcher.config is not None else None,
+            dependencies=self._dependencies.state_of(tracked.task),
+            payload_error=self._payloads.error(tracked.uid),
+            now=self._clock(),
+            random=self._random.random(),
+            can_publish=dispatcher.can_publish,
+            leads=self._leads(),
+        )
+
+    # Dispatching.
+
+    def _enqueue(self, tracked: TrackedTask, _: effects.Enqueue) -> None:
+        self._dispatcher_of(tracked.queue_key).enqueue(tracked.uid)
+
+    def _hold(self, tracked: TrackedTask, _: effects.Hold) -> None:
+        self._dispatcher_of(tracked.queue_key).hold(tracked.uid)
+
+    def _withdraw(self, tracked: TrackedTask, effect: effects.Withdraw) -> None:
+        self._dispatcher_of(tracked.queue_key).withdraw(tracked.uid, finished=effect.finished)
+        self._payloads.discard(tracked.uid)
+
+    def _adopt_key(self, tracked: TrackedTask, effect: effects.AdoptKey) -> None:
+        self._dispatcher_of(tracked.queue_key).adopt_key(tracked.uid, effect.key)
+
+    def _release_key(self, tracked: TrackedTask, effect: effects.ReleaseKey) -> None:
+        self._dispatcher_of(tracked.queue_key).release_key(tracked.uid, effect.key)
+
+    def _hold_key(self, tracked: TrackedTask, effect: effects.HoldKey) -> None:
+        token = self._tokens.sign(tracked.uid, effect.attempt, effect.epoch)
+        self._dispatcher_of(tracked.queue_key).hold_key(effect.key, token, effect.seconds)
+
+    def _publish(self, tracked: TrackedTask, effect: effects.Publish) -> None:
+        task, dispatcher = tracked.task, self._dispatcher_of(tracked.queue_key)
+        policy = dispatcher.policy(tracked)
+        dispatcher.publish(
+            WorkMessage(
+                namespace=task.namespace,
+                queue=task.spec.queue,
+                task=task.name,
+                uid=task.uid,
+                handler=task.spec.handler,
+                attempt=effect.attempt,
+                max_attempts=policy.max_attempts,
+                epoch=effect.epoch,
+                token=self._tokens.sign(task.uid, effect.attempt, effect.epoch),
+                max_deliveries=policy.max_deliveries,
+                timeout_seconds=policy.attempt_timeout_seconds,
+                body=self._payloads.body(task),
+                fence=effect.fence,
+            )
+        )
+
+    def _mark_confirmed(self, tracked: TrackedTask, _: effects.MarkConfirmed) -> None:
+        self._dispatcher_of(tracked.queue_key).mark_confirmed(tracked.uid)
+
+    def _mark_delivered(self, tracked: TrackedTask, effect: effects.MarkDelivered) -> None:
+        self._dispatcher_of(tracked.queue_key).mark_delivered(tracked.uid, effect.since)
+
+    def _pause_dispatch(self, tracked: TrackedTask, _: effects.PauseDispatch) -> None:
+        self._dispatcher_of(tracked.queue_key).pause()
+
+    def _report_missing_queue(self, tracked: TrackedTask, _: effects.ReportMissingQueue) -> None:
+        self._dispatcher_of(tracked.queue_key).on_missing()
+
+    def _send_command(self, tracked: TrackedTask, effect: effects.SendCommand) -> None:
+        token = self._tokens.sign(tracked.uid, effect.attempt, effect.epoch)
+        self._dispatcher_of(tracked.queue_key).send_command(effect.kind, token, tracked.uid)
+
+    def _stop_stray(self, tracked: TrackedTask, effect: effects.StopStray) -> None:
+        self.stop_stray(tracked.uid, effect.token, effect.source)
+
+    # What is recorded and acknowledged.
+
+    def _write_status(self, tracked: TrackedTask, effect: effects.WriteStatus) -> None:
+        uid, status, receipts = tracked.uid, effect.status, effect.receipts
+
+        def on_result(result: WriteResult) -> None:
+            if isinstance(result, WriteRefused):
+                self.send(uid, events.StatusRejected(status, result.status, result.message))
+                return
+            STATUS_WRITES.inc()
+            self.send(
+                uid, events.StatusWritten(status, receipts, result.generation, result.version)
+            )
+
+        patch = status_patch(tracked.task, status, now=self._clock())
+        self._updater.put(status_path(tracked.task), patch, on_result, urgent=effect.urgent)
+
+    def _acknowledge(self, _: TrackedTask, effect: effects.Acknowledge) -> None:
+        for receipt in effect.receipts:
+            acknowledge(cast(Delivery, receipt))
+            if effect.dropped:
+                OUTCOMES_DROPPED.labels(effect.dropped).inc()
+
+    def _count_dropped(self, _: TrackedTask, effect: effects.CountDropped) -> None:
+        OUTCOMES_DROPPED.labels(effect.reason).inc()
+
+    def _publish_completion(self, tracked: TrackedTask, effect: effects.PublishCompletion) -> None:
+        self._completions.publish_task(
+            tracked.task,
+            tracked.status,
+            reported=effect.reported,
+            publisher=self._publisher_of(tracked),
+            on_published=lambda: self._on_completion_confirmed(tracked),
+        )
+
+    def _on_completion_confirmed(self, tracked: TrackedTask) -> None:
+        event = events.CompletionConfirmed()
+        after, todo = step(tracked, event, self._environment(tracked))
+        for effect in todo:
+            _EXECUTORS[type(effect)](self, after, effect)
+
+    def _publisher_of(self, tracked: TrackedTask) -> Publisher | None:
+        """Return what reaches the queue's broker, or the one its last report came from."""
+        own = self._dispatcher_of(tracked.queue_key).publisher
+        source: Any = tracked.source
+        return source.publisher if own is None and source is not None else own
+
+    def _record_end(self, tracked: TrackedTask, _: effects.RecordEnd) -> None:
+        del self.tasks[tracked.uid]
+        TASKS_FINISHED.labels(*tracked.queue_key, tracked.status.phase.value).inc()
+        self._on_end(tracked)
+
+    def _start_ttl(self, tracked: TrackedTask, _: effects.StartTtl) -> None:
+        self._on_announced(tracked)
+
+    def _forget(self, tracked: TrackedTask, effect: effects.Forget) -> None:
+        del self.tasks[tracked.uid]
+        self._on_forgotten(tracked, effect)
+
+    # Timers, reads, logs.
+
+    def _set_timer(self, tracked: TrackedTask, effect: effects.SetTimer) -> None:
+        name = (tracked.uid, effect.timer)
+        before = self._timers.pop(name, None)
+        if before is not None:
+            before.cancel()
+        if effect.seconds is not None:
+            loop = asyncio.get_running_loop()
+            self._timers[name] = loop.call_later(effect.seconds, self._on_timer, name)
+
+    def _on_timer(self, name: tuple[str, events.Timer]) -> None:
+        del self._timers[name]
+        self.send(name[0], events.TimerFired(name[1]))
+
+    def _cancel_timers(self, tracked: TrackedTask, _: effects.CancelTimers) -> None:
+        for timer in events.Timer:
+            handle = self._timers.pop((tracked.uid, timer), None)
+            if handle is not None:
+                handle.cancel()
+
+    def _track_dependencies(self, tracked: TrackedTask, _: effects.TrackDependencies) -> None:
+        self._dependencies.update(tracked.task)
+
+    def _resolve_payload(self, tracked: TrackedTask, _: effects.ResolvePayload) -> None:
+        self._payloads.resolve(tracked.task)
+
+    def _reconcile(self, tracked: TrackedTask, _: effects.Reconcile) -> None:
+        self.send(tracked.uid, events.EnvironmentChanged())
+
+    def _read(self, tracked: TrackedTask, effect: effects.ReadObject) -> None:
+        self._read_object(tracked, effect)
+
+    def _log(self, tracked: TrackedTask, effect: effects.Log) -> None:
+        getattr(log, effect.level)(effect.event, **log_fields(tracked.task, **effect.fields))
+
+
+def acknowledge(delivery: Delivery) -> None:
+    """Acknowledge a message of the inbox."""
+    delivery.channel.ack(delivery.delivery_tag)
+
+
+def log_fields(task: Task, **more: Any) -> dict[str, Any]:
+    """Return the fields that every log line about a Task has."""
+    return {"namespace": task.namespace, "task": task.name, "uid": task.uid, **more}
+
+
+def _ignore(verdict: Settled, text: str) -> None:
+    """Take no notice of what became of a publish."""
+
+
+_EXECUTORS: Mapping[type, Callable[[TaskRunner, TrackedTask, Any], None]] = {
+    effects.Enqueue: TaskRunner._enqueue,
+    effects.Hold: TaskRunner._hold,
+    effects.Withdraw: TaskRunner._withdraw,
+    effects.AdoptKey: TaskRunner._adopt_key,
+    effects.ReleaseKey: TaskRunner._release_key,
+    effects.HoldKey: TaskRunner._hold_key,
+    effects.Publish: TaskRunner._publish,
+    effects.MarkConfirmed: TaskRunner._mark_confirmed,
+    effects.MarkDelivered: TaskRunner._mark_delivered,
+    effects.PauseDispatch: TaskRunner._pause_dispatch,
+    effects.ReportMissingQueue: TaskRunner._report_missing_queue,
+    effects.SendCommand: TaskRunner._send_command,
+    effects.StopStray: TaskRunner._stop_stray,
+    effects.WriteStatus: TaskRunner._write_status,
+    effects.Acknowledge: TaskRunner._acknowledge,
+    effects.CountDropped: TaskRunner._count_dropped,
+    effects.PublishCompletion: TaskRunner._publish_completion,
+    effects.RecordEnd: TaskRunner._record_end,
+    effects.StartTtl: TaskRunner._start_ttl,
+    effects.SetTimer: TaskRunner._set_timer,
+    effects.CancelTimers: TaskRunner._cancel_timers,
+    effects.TrackDependencies: TaskRunner._track_dependencies,
+    effects.ResolvePayload: TaskRunner._resolve_payload,
+    effects.Reconcile: TaskRunner._reconcile,
+    effects.ReadObject: TaskRunner._read,
+    effects.Forget: TaskRunner._forget,
+    effects.Log: TaskRunner._log,
+}

@@ -1,0 +1,323 @@
+"""The building blocks of a Task's transitions: what `machine` does with a state, in which order.
+
+Pure, as the machine is. A `Draft` holds the state in the making and the effects so far; it lives
+for one step. Where a Task is (`TaskStage`) changes only as `STAGES` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from taskqueue.controller.tasks import effects, events, lifecycle
+from taskqueue.controller.tasks.admission import (
+    AdmissionStep,
+    Dispatched,
+    TaskEnvironment,
+    decide,
+)
+from taskqueue.controller.tasks.tracked_task import OwedCommand, Receipt, TaskStage, TrackedTask
+from taskqueue.limits import REPORT_GRACE_SECONDS
+from taskqueue.model.command import CommandKind
+from taskqueue.model.task import Policy, TaskState
+
+#: How long an unfinished status must hold before it is worth a write.
+SETTLE_SECONDS = 2.0
+#: A worker reports `task.started` when an attempt has run this long.
+STARTED_AFTER_SECONDS = 0.5
+#: Largest payload taken, in bytes of JSON.
+PAYLOAD_LIMIT_BYTES = 200 * 1024
+
+#: Every stage and those that may follow it.
+STAGES: Mapping[TaskStage, frozenset[TaskStage]] = {
+    TaskStage.NEW: frozenset(
+        {TaskStage.HELD, TaskStage.WAITING, TaskStage.PUBLISHED, TaskStage.FINISHED}
+    ),
+    TaskStage.HELD: frozenset({TaskStage.WAITING, TaskStage.FINISHED}),
+    TaskStage.WAITING: frozenset(
+        {TaskStage.HELD, TaskStage.CLAIMING, TaskStage.PUBLISHED, TaskStage.FINISHED}
+    ),
+    TaskStage.CLAIMING: frozenset(
+        {TaskStage.HELD, TaskStage.WAITING, TaskStage.PUBLISHED, TaskStage.FINISHED}
+    ),
+    TaskStage.PUBLISHED: frozenset({TaskStage.HELD, TaskStage.WAITING, TaskStage.FINISHED}),
+    TaskStage.FINISHED: frozenset(),
+}
+
+#: Where a Task is on its way to a worker, or with one.
+_GOING = (TaskStage.WAITING, TaskStage.CLAIMING, TaskStage.PUBLISHED)
+
+
+class Draft:
+    """One transition being worked out; it never leaves its step."""
+
+    __slots__ = ("effects", "environment", "tracked")
+
+    def __init__(self, tracked: TrackedTask, environment: TaskEnvironment) -> None:
+        self.tracked = tracked
+        self.environment = environment
+        self.effects: list[effects.Effect] = []
+
+    @property
+    def policy(self) -> Policy:
+        """What holds for the Task now; the defaults while its TaskQueue is missing."""
+        if self.environment.policy is not None:
+            return self.environment.policy
+        return self.tracked.task.spec.overrides.over(Policy())
+
+    def reconcile(self) -> None:
+        """Do what is due by what is true now; see `admission.decide`."""
+        tracked = self.tracked
+        if tracked.stage is TaskStage.FINISHED:
+            return
+        decision = decide(
+            tracked.task,
+            tracked.status,
+            self.environment,
+            dispatched=tracked.dispatched,
+            hold_until=tracked.hold_until,
+        )
+        self.remind(decision.reconsider_at)
+        if decision.step is AdmissionStep.END:
+            self.end(decision.status)
+        elif decision.status.epoch > tracked.status.epoch:
+            self.recall(decision.status)
+        elif decision.step is AdmissionStep.HOLD:
+            status = decision.status
+            if tracked.stage is TaskStage.CLAIMING:
+                status = lifecycle.unclaimed(status)  # nothing of it was published yet
+            self.change(status)
+            self.hold()
+        else:
+            if decision.status is not tracked.status:
+                self.change(decision.status)
+            if tracked.stage not in _GOING:
+                self.enqueue()
+
+    def remind(self, at: float | None) -> None:
+        """Be woken at a time, if time alone may change what is due."""
+        if at != self.tracked.reconcile_at:
+            self.update(reconcile_at=at)
+            seconds = None if at is None else max(at - self.environment.now, 0.0)
+            self.do(effects.SetTimer(events.Timer.RECONCILE, seconds))
+
+    def start(self, attempt: int, worker: str, *, ago: float) -> None:
+        """Take note that an attempt runs, and has for ``ago`` seconds."""
+        begun = self.environment.now - ago
+        self.do(effects.MarkDelivered(begun))
+        status = self.tracked.status
+        if attempt >= status.current_attempt:
+            self.change(
+                lifecycle.started(status, attempt=attempt, now=begun, worker=worker),
+                settle_seconds=SETTLE_SECONDS - STARTED_AFTER_SECONDS,
+            )
+
+    def count_on(self, event: events.AttemptReport) -> None:
+        """Take note of the broker that a report which counts came from."""
+        if event.about.source is not self.tracked.source:
+            self.update(source=event.about.source)
+
+    def acknowledge_unfinished(self, receipt: Receipt) -> None:
+        """Acknowledge what changes nothing but, perhaps, who holds a concurrency key.
+
+        Then it must come again if this process ends before the key is given back on record.
+        """
+        if self.tracked.key:
+            self.update(receipts=(*self.tracked.receipts, receipt))
+        else:
+            self.do(effects.Acknowledge((receipt,)))
+
+    def change(self, status: TaskState, *, settle_seconds: float = SETTLE_SECONDS) -> None:
+        """Give the Task another unfinished status, to be written if it lasts."""
+        tracked = self.tracked
+        schedule = not tracked.write_scheduled and status != tracked.written
+        if schedule:
+            self.update(status=status, write_scheduled=True)
+            self.do(effects.SetTimer(events.Timer.WRITE, settle_seconds))
+        elif status is not tracked.status:
+            self.update(status=status)
+
+    def go_on(self, status: TaskState) -> None:
+        """The attempt is over, the Task is not."""
+        self.change(status)
+        self.hold()
+        self.reconcile()
+
+    def end(self, status: TaskState) -> None:
+        """End the Task without a worker's word, and stop what may still run."""
+        if self.tracked.stage is not TaskStage.FINISHED:
+            self.stop_worker()
+            self.finish(status)
+
+    def finish(self, status: TaskState) -> None:
+        """Give the Task its final status, to be written at once."""
+        self.cancel_timers()
+        self.update(status=status)
+        self.leave()
+        if self.tracked.key:
+            self.release_key()
+        self.do(effects.Withdraw(finished=True))
+        self.move(TaskStage.FINISHED)
+        self.write(urgent=True)
+
+    def forget(self, found: TaskState | None) -> None:
+        """Track a Task no more that is deleted, or finished by somebody else's hand."""
+        event = "task.deleted" if found is None else "task.finished_elsewhere"
+        self.do(effects.Log("info", event, {"stage": self.tracked.stage.name}))
+        self.stop_worker()
+        self.cancel_timers()
+        self.leave()
+        if self.tracked.key:
+            self.release_key()
+        self.do(effects.Withdraw(finished=False))
+        self.send_owed(written=None)
+        if self.tracked.receipts:
+            self.do(effects.Acknowledge(self.tracked.receipts))
+        self.update(receipts=())
+        self.move(TaskStage.FINISHED)
+        self.do(effects.Forget(found))
+
+    def end_too_large(self, size: int) -> bool:
+        """End a Task with a payload above the limit; tell whether it is."""
+        if size <= PAYLOAD_LIMIT_BYTES:
+            return False
+        task = self.tracked.task
+        merged = ", merged with what spec.payloadFrom names," if task.spec.payload_from else ""
+        # The payload is not kept.
+        self.update(task=replace(task, spec=replace(task.spec, payload=b"{}")))
+        self.end(
+            lifecycle.refused(
+                self.tracked.status,
+                now=self.environment.now,
+                reason="Invalid",
+                message=f"spec.payload{merged} has {size} bytes, the limit is "
+                f"{PAYLOAD_LIMIT_BYTES}: keep the data elsewhere, put a reference to it into the "
+                "payload, and create the Task again",
+            )
+        )
+        return True
+
+    def recall(self, status: TaskState) -> None:
+        """Recall a dispatched attempt: the raised epoch is written first, then commanded."""
+        self.owe(CommandKind.RELEASE)
+        self.hold_key()
+        self.update(status=status)
+        self.hold()
+        self.write(urgent=True)
+
+    # Dispatching.
+
+    def enqueue(self) -> None:
+        """Let the Task wait for its turn to be published."""
+        self.leave()
+        self.move(TaskStage.WAITING)
+        self.do(effects.Enqueue())
+
+    def hold(self) -> None:
+        """Keep the Task from being dispatched."""
+        self.leave()
+        self.move(TaskStage.HELD)
+        self.do(effects.Hold())
+
+    def leave(self) -> None:
+        """Leave the present place in dispatching; a key that is not on record goes too."""
+        tracked = self.tracked
+        if tracked.maybe_published:
+            self.update(maybe_published=False)
+        if tracked.key and tracked.status.concurrency_key != tracked.key:
+            self.release_key()
+
+    def release_key(self) -> None:
+        """Give the concurrency key up, held or waited for."""
+        self.do(effects.ReleaseKey(self.tracked.key))
+        self.update(key="")
+
+    def publish_claimed(self) -> None:
+        """Publish, if nobody else can have led before the claim was recorded."""
+        if self.environment.leads:
+            self.publish()
+        else:
+            # Whoever leads now has read the claim, and publishes; or this process still does,
+            # and only its renewal is slow.
+            self.do(effects.PauseDispatch())
+            self.enqueue()
+
+    def publish(self) -> None:
+        """Publish the present attempt."""
+        status = self.tracked.status
+        self.update(maybe_published=False, stray_copy_possible=False)
+        self.move(TaskStage.PUBLISHED)
+        fence = self.tracked.fence if status.concurrency_key else None
+        self.do(effects.Publish(status.current_attempt, status.epoch, fence))
+
+    def hold_key(self) -> None:
+        """Keep the key of a published attempt that is being stopped until its worker answers.
+
+        At the latest until the attempt would have timed out: then nothing of it can run any more.
+        """
+        tracked = self.tracked
+        if tracked.key:
+            status = tracked.status
+            seconds = self.policy.attempt_timeout_seconds
+            self.do(
+                effects.HoldKey(
+                    tracked.key,
+                    status.current_attempt,
+                    status.epoch,
+                    seconds + REPORT_GRACE_SECONDS,
+                )
+            )
+
+    # Commands, writes, timers.
+
+    def stop_worker(self) -> None:
+        """Command the worker that may have the present attempt to stop it."""
+        if self.tracked.dispatched is not Dispatched.NO:
+            status = self.tracked.status
+            self.hold_key()
+            self.do(effects.SendCommand(CommandKind.CANCEL, status.current_attempt, status.epoch))
+
+    def owe(self, kind: CommandKind) -> None:
+        """Command the present attempt as soon as a higher epoch is in the API server."""
+        status = self.tracked.status
+        owed = OwedCommand(status.epoch + 1, kind, status.current_attempt, status.epoch)
+        self.update(owed=(*self.tracked.owed, owed))
+
+    def send_owed(self, written: TaskState | None) -> None:
+        """Send what waited for a write; all of it when nothing will be written any more."""
+        owed = self.tracked.owed
+        if not owed:
+            return
+        everything = written is None or written.phase.terminal
+        epoch = 0 if written is None else written.epoch
+        due = tuple(one for one in owed if everything or one.after_epoch <= epoch)
+        self.update(owed=tuple(one for one in owed if one not in due))
+        for one in due:
+            self.do(effects.SendCommand(one.kind, one.attempt, one.epoch))
+
+    def write(self, *, urgent: bool) -> None:
+        """Write the present status, with the outcomes it contains."""
+        tracked = self.tracked
+        self.do(effects.WriteStatus(tracked.status, tracked.receipts, urgent))
+
+    def cancel_timers(self) -> None:
+        """Be woken by no timer any more."""
+        self.update(reconcile_at=None, write_scheduled=False)
+        self.do(effects.CancelTimers())
+
+    def move(self, stage: TaskStage) -> None:
+        """Go to another stage, as `STAGES` allows."""
+        present = self.tracked.stage
+        if stage is not present:
+            if stage not in STAGES[present]:
+                raise AssertionError(f"{self.tracked.task.path} goes from {present} to {stage}")
+            self.update(stage=stage)
+
+    def update(self, **changes: Any) -> None:
+        """Change the state."""
+        self.tracked = replace(self.tracked, **changes)
+
+    def do(self, *effects: effects.Effect) -> None:
+        """Have effects executed, after those before."""
+        self.effects += effects
