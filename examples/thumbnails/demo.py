@@ -7,6 +7,7 @@ what happens until the pool is back at zero, and ends with status 0 only if ever
 must: the good ones Succeeded at the first attempt, the broken one Failed after all of its own.
 """
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -15,9 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
 
-import typer
 import yaml
 from rich.console import Console
 
@@ -178,18 +177,27 @@ def build_worker_image() -> None:
     build_image(IMAGE, HERE / "Containerfile", context)
 
 
-def main(
-    timeout: Annotated[
-        float, typer.Option(help="Seconds that the Tasks get, from apply to the pool at zero.")
-    ] = 90.0,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Lines instead of a live panel, as without a terminal.")
-    ] = False,
-) -> None:
+def main() -> int:
     """Make thumbnails of photographs in the development cluster, and show it."""
-    console = Console(force_terminal=False if plain else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.thumbnails.demo",
+        description="Make thumbnails of photographs in the development cluster, and show it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=90.0,
+        metavar="SECONDS",
+        help="time that the Tasks get, from apply to the pool at zero (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--plain", action="store_true", help="lines instead of a live panel, as without a terminal"
+    )
+    options = parser.parse_args()
+    console = Console(force_terminal=False if options.plain else None)
     try:
-        code = _run(console, timeout=timeout)
+        code = _run(console, timeout=options.timeout)
     except (DemoError, DevclusterError, WatchEnded, photographs.MissingPhotographs) as error:
         print(f"\nERROR: {error}", file=sys.stderr)
         code = 1
@@ -201,7 +209,7 @@ def main(
         code = 130
     if code == 1:
         _print_where_to_look()
-    raise typer.Exit(code)
+    return code
 
 
 def _run(console: Console, *, timeout: float) -> int:
@@ -282,4 +290,4 @@ def _shown(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

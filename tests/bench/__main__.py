@@ -6,6 +6,7 @@ is no figure.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import signal
 import sys
@@ -13,13 +14,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
-import typer
 import uvloop
 
 from devcluster.commands import DevclusterError
 from devcluster.paths import KUBECONFIG
+from taskqueue.cli.arguments import CommandParsers, Run, add_command, add_group, at_least
 from taskqueue.kubernetes.client import ApiError
 from tests.bench import coldstart as cold
 from tests.bench import latency as single
@@ -32,101 +32,172 @@ from tests.bench.floor import remove
 from tests.bench.machine import facts
 from tests.bench.report import Outcome, Report
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-
-Kubeconfig = Annotated[
-    Path | None,
-    typer.Option(
-        help="Measure the cluster of this kubeconfig as it is. Default: the development cluster, "
-        "brought up and deployed to from this checkout first."
-    ),
-]
-Quick = Annotated[bool, typer.Option("--quick", help="So little that it only shows that it works.")]
-
 _CLIENTS = 32
 
 
-@app.command()
-def throughput(
-    tasks: Annotated[int, typer.Option(min=1, help="Tasks of a round.")] = 2000,
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
-    workers: Annotated[int, typer.Option(min=1, help="Worker pods.")] = 2,
-    concurrency: Annotated[int, typer.Option(min=1, help="Tasks a worker runs at once.")] = 8,
-    clients: Annotated[int, typer.Option(min=1, help="Creates under way at once.")] = _CLIENTS,
-    jobs: Annotated[int, typer.Option(min=1, help="Completions of a round's Job.")] = 30,
-    kubeconfig: Kubeconfig = None,
-    quick: Quick = False,
-) -> None:
-    """Measure Tasks a second, from the first create to the last end."""
-    settings = many.Settings(
-        tasks=tasks,
-        job_completions=jobs,
-        rounds=rounds,
-        workers=workers,
-        concurrency=concurrency,
-        clients=clients,
+def main() -> int:
+    """Run the benchmark that the command line names; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    if quick:
-        settings = replace(settings, tasks=min(tasks, 200), job_completions=4, rounds=1)
-    _bench(kubeconfig, lambda target, report: many.run(target, settings, report), clients=clients)
+    benchmarks = add_group(parser)
+    _add_throughput(benchmarks)
+    _add_latency(benchmarks)
+    _add_coldstart(benchmarks)
+    _add_worker(benchmarks)
+    _add_scaling(benchmarks)
+    options = parser.parse_args()
+    code: int = options.run(options)
+    return code
 
 
-@app.command()
-def latency(
-    tasks: Annotated[int, typer.Option(min=1, help="Tasks, one after the other.")] = 200,
-    jobs: Annotated[int, typer.Option(min=1, help="Jobs, one after the other.")] = 8,
-    concurrency: Annotated[int, typer.Option(min=1, help="Tasks the worker runs at once.")] = 8,
-    kubeconfig: Kubeconfig = None,
-    quick: Quick = False,
+def _add(benchmarks: CommandParsers, name: str, run: Run, *, help: str) -> argparse.ArgumentParser:
+    parser = add_command(benchmarks, name, run, help=help)
+    parser.add_argument(
+        "--kubeconfig",
+        type=Path,
+        metavar="FILE",
+        help="measure the cluster of this kubeconfig as it is (default: the development cluster, "
+        "brought up and deployed to from this checkout first)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="so short that it only shows that it works"
+    )
+    return parser
+
+
+def _add_number(
+    parser: argparse.ArgumentParser, name: str, default: int | None, help: str, *, minimum: int = 1
 ) -> None:
-    """Measure one Task at a time on a warm worker, from create to Complete."""
-    settings = single.Settings(tasks=tasks, jobs=jobs, concurrency=concurrency)
-    if quick:
-        settings = replace(settings, tasks=min(tasks, 20), jobs=1)
-    _bench(kubeconfig, lambda target, report: single.run(target, settings, report))
+    shown = "" if default is None else f" (default: {default})"
+    parser.add_argument(
+        name, type=at_least(minimum), default=default, metavar="N", help=f"{help}{shown}"
+    )
 
 
-@app.command()
-def coldstart(
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
-    kubeconfig: Kubeconfig = None,
-    quick: Quick = False,
-) -> None:
-    """Measure one Task for a queue at zero workers, from create to Complete."""
-    settings = cold.Settings(rounds=1 if quick else rounds)
-    _bench(kubeconfig, lambda target, report: cold.run(target, settings, report))
+def _add_throughput(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "throughput",
+        _throughput,
+        help="Measure Tasks a second, from the first create to the last end.",
+    )
+    _add_number(parser, "--tasks", 2000, "Tasks of a round")
+    _add_number(parser, "--rounds", 3, "rounds")
+    _add_number(parser, "--workers", 2, "worker pods")
+    _add_number(parser, "--concurrency", 8, "Tasks a worker runs at once")
+    _add_number(parser, "--clients", _CLIENTS, "creates in flight at once")
+    _add_number(parser, "--jobs", 30, "completions of a round's Job")
 
 
-@app.command()
-def worker(
-    messages: Annotated[int, typer.Option(min=1000, help="Messages of a round.")] = 15_000,
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
-    slots: Annotated[
-        int | None, typer.Option(min=1, help="What each of our workers runs at once.")
-    ] = None,
-    everywhere: Annotated[
-        bool, typer.Option(help="Our handlers in threads and on the loop as well.")
-    ] = True,
-    kubeconfig: Kubeconfig = None,
-    quick: Quick = False,
-) -> None:
-    """Measure messages a second of two worker processes, without the operator."""
-    settings = alone.Settings(messages=messages, rounds=rounds, slots=slots, everywhere=everywhere)
-    if quick:
-        settings = replace(settings, messages=min(messages, 2000), rounds=1)
-    _bench(kubeconfig, lambda target, report: alone.run(target, settings, report), stage=_bare)
+def _throughput(options: argparse.Namespace) -> int:
+    settings = many.Settings(
+        tasks=options.tasks,
+        job_completions=options.jobs,
+        rounds=options.rounds,
+        workers=options.workers,
+        concurrency=options.concurrency,
+        clients=options.clients,
+    )
+    if options.quick:
+        settings = replace(settings, tasks=min(options.tasks, 200), job_completions=4, rounds=1)
+    return _bench(
+        options.kubeconfig,
+        lambda target, report: many.run(target, settings, report),
+        clients=options.clients,
+    )
 
 
-@app.command()
-def scaling(
-    rounds: Annotated[int, typer.Option(min=1, help="Of one Task from zero.")] = 5,
-    drains: Annotated[int, typer.Option(min=1, help="Of 200 Tasks from zero.")] = 3,
-    kubeconfig: Kubeconfig = None,
-    quick: Quick = False,
-) -> None:
-    """Measure the pool from zero, through 200 Tasks, and shrinking under long ones: 8 minutes."""
-    settings = pool.QUICK if quick else pool.Settings(rounds=rounds, drains=drains)
-    _bench(kubeconfig, lambda target, report: pool.run(target, settings, report))
+def _add_latency(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "latency",
+        _latency,
+        help="Measure one Task at a time on a warm worker, from create to Complete.",
+    )
+    _add_number(parser, "--tasks", 200, "Tasks, one after the other")
+    _add_number(parser, "--jobs", 8, "Jobs, one after the other")
+    _add_number(parser, "--concurrency", 8, "Tasks the worker runs at once")
+
+
+def _latency(options: argparse.Namespace) -> int:
+    settings = single.Settings(
+        tasks=options.tasks, jobs=options.jobs, concurrency=options.concurrency
+    )
+    if options.quick:
+        settings = replace(settings, tasks=min(options.tasks, 20), jobs=1)
+    return _bench(options.kubeconfig, lambda target, report: single.run(target, settings, report))
+
+
+def _add_coldstart(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "coldstart",
+        _coldstart,
+        help="Measure one Task for a queue at zero workers, from create to Complete.",
+    )
+    _add_number(parser, "--rounds", 5, "rounds")
+
+
+def _coldstart(options: argparse.Namespace) -> int:
+    settings = cold.Settings(rounds=1 if options.quick else options.rounds)
+    return _bench(options.kubeconfig, lambda target, report: cold.run(target, settings, report))
+
+
+def _add_worker(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "worker",
+        _worker,
+        help="Measure messages a second of two worker processes, without the operator.",
+    )
+    _add_number(parser, "--messages", 15_000, "messages of a round", minimum=1000)
+    _add_number(parser, "--rounds", 5, "rounds")
+    _add_number(parser, "--slots", None, "what each of our workers runs at once")
+    parser.add_argument(
+        "--everywhere",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also our handlers in threads and on the loop (the default)",
+    )
+
+
+def _worker(options: argparse.Namespace) -> int:
+    settings = alone.Settings(
+        messages=options.messages,
+        rounds=options.rounds,
+        slots=options.slots,
+        everywhere=options.everywhere,
+    )
+    if options.quick:
+        settings = replace(settings, messages=min(options.messages, 2000), rounds=1)
+    return _bench(
+        options.kubeconfig,
+        lambda target, report: alone.run(target, settings, report),
+        stage=_bare,
+    )
+
+
+def _add_scaling(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "scaling",
+        _scaling,
+        help="Measure the pool from zero, through 200 Tasks, and shrinking under long ones: 8 "
+        "minutes.",
+    )
+    _add_number(parser, "--rounds", 5, "rounds of one Task from zero")
+    _add_number(parser, "--drains", 3, "rounds of 200 Tasks from zero")
+
+
+def _scaling(options: argparse.Namespace) -> int:
+    settings = (
+        pool.QUICK if options.quick else pool.Settings(rounds=options.rounds, drains=options.drains)
+    )
+    return _bench(options.kubeconfig, lambda target, report: pool.run(target, settings, report))
 
 
 @asynccontextmanager
@@ -149,7 +220,7 @@ def _bench(
     *,
     clients: int = _CLIENTS,
     stage: Callable[[Cluster], AbstractAsyncContextManager[None]] = _operated,
-) -> None:
+) -> int:
     report = Report()
     try:
         path = kubeconfig or _development_cluster()
@@ -159,11 +230,12 @@ def _bench(
             outcome = runner.run(_measure(path, run, report, clients, stage))
     except (BenchError, ApiError, DevclusterError) as error:
         print(f"no result: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("no figure: stopped", file=sys.stderr)
-        raise typer.Exit(1) from None
+        return 1
     report.end(outcome)
+    return 0
 
 
 async def _measure(
@@ -194,4 +266,4 @@ def _development_cluster() -> Path:
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(main())

@@ -5,18 +5,16 @@ The last line of the output is one JSON object, in the form of ``python -m tests
 
 from __future__ import annotations
 
-from typing import Annotated
+import argparse
+from collections.abc import Iterable, Sequence
 
-import typer
-
+from taskqueue.cli.arguments import at_least
 from tests.bench.report import Outcome, Report
 from tests.simulation import compare
 from tests.simulation.cluster import Conditions
 from tests.simulation.loads import ALL
 from tests.simulation.summary import Summary
 from tests.simulation.systems import ALWAYS, KEDA_FASTEST, KEDA_RANGE, OUR_RANGE, OURS
-
-app = typer.Typer(add_completion=False)
 
 _COLUMNS = ["", "wait p50 s", "wait p99 s", "pod-s", "oscillations", "busy / removed", "killed"]
 
@@ -33,28 +31,67 @@ def _row(name: str, summary: Summary) -> tuple[object, ...]:
     )
 
 
-@app.command(help=__doc__)
-def simulate(
-    load: Annotated[list[str] | None, typer.Option(help="Only this load; repeatable.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each load.")] = 3,
-    start_seconds: Annotated[
-        float, typer.Option(min=0, help="From a pod's creation until it consumes, in seconds.")
-    ] = 0.7,
-    slots: Annotated[int, typer.Option(min=1, help="Messages a worker runs at once.")] = 1,
-) -> None:
-    """Compare ours and KEDA in virtual time."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Compare ours and KEDA in virtual time, as the command line asks."""
+    makes = [make.__name__ for make in ALL]
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation",
+        description="Compare our scaling with KEDA's in virtual time.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--load",
+        action="append",
+        choices=makes,
+        metavar="LOAD",
+        help="only this load; repeatable (default: all)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=at_least(1),
+        default=3,
+        metavar="N",
+        help="runs of each load (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--start-seconds",
+        type=_seconds,
+        default=0.7,
+        metavar="SECONDS",
+        help="from a pod's creation until it consumes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--slots",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="messages a worker runs at once (default: %(default)s)",
+    )
+    options = parser.parse_args(words)
+    simulate(
+        options.load or makes,
+        seeds=options.seeds,
+        start_seconds=options.start_seconds,
+        slots=options.slots,
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is negative")
+    return seconds
+
+
+def simulate(loads: Iterable[str], *, seeds: int, start_seconds: float, slots: int) -> None:
+    """Run the loads of these names and print the comparison."""
     makes = {make.__name__: make for make in ALL}
-    unknown = set(load or ()) - makes.keys()
-    if unknown:
-        raise typer.BadParameter(
-            f"no load {', '.join(sorted(unknown))}; the loads are {', '.join(makes)}"
-        )
     conditions = Conditions(start_seconds=start_seconds, slots=slots)
     report = Report()
     numbers: dict[str, float] = {}
     ratios: dict[str, float] = {}
     everything: dict[str, dict[str, dict[str, float]]] = {}
-    for name in load or makes:
+    for name in loads:
         found = compare.run(
             (ALWAYS, *OUR_RANGE, *KEDA_RANGE), makes[name], conditions, seeds=range(1, seeds + 1)
         )
@@ -99,4 +136,4 @@ def simulate(
 
 
 if __name__ == "__main__":
-    app()
+    main()

@@ -37,11 +37,17 @@ def add_command(
     return parser
 
 
-def positive_integer(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers of at least ``minimum``, which is not negative."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number of at least {minimum}"
+            )
+        return int(text)
+
+    return parse
 
 
 def existing_file(text: str) -> Path:

@@ -16,8 +16,8 @@ from taskqueue.cli.arguments import (
     Run,
     add_command,
     add_group,
+    at_least,
     existing_file,
-    positive_integer,
     queue_name,
 )
 
@@ -46,7 +46,7 @@ def _add_list(group: CommandParsers) -> None:
     )
     parser.add_argument(
         "--limit",
-        type=positive_integer,
+        type=at_least(1),
         default=50,
         metavar="N",
         help="show at most N (default: %(default)s)",
@@ -81,7 +81,7 @@ def _add_redrive(group: CommandParsers) -> None:
     )
     parser.add_argument(
         "--limit",
-        type=positive_integer,
+        type=at_least(1),
         default=1000,
         metavar="N",
         help="redrive at most N (default: %(default)s)",

