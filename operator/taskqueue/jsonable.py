@@ -1,7 +1,7 @@
-"""What Python values are as JSON: models and dataclasses are objects, times are ISO 8601 text.
+"""Converts Python values to JSON values: models and dataclasses to objects, times to ISO 8601.
 
-`plain` is for where only the standard library may be imported, or an error has to come before
-anything is sent; the worker encodes with orjson and `models` to the same effect, faster.
+Use `plain` where only the standard library may be imported, or where an error must come before
+anything is sent; the worker encodes with orjson and `models`, faster and with the same result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def plain(value: Any) -> Any:
     """Return a copy made of dicts, lists, strings, numbers, booleans and None.
 
     Raises:
-        TypeError: JSON cannot say it; the text names the type at fault.
+        TypeError: JSON has no such value; the text names the type at fault.
     """
     return _plain(value, _DEPTH)
 
@@ -31,9 +31,9 @@ def models(value: Any) -> Any:
     """Return a pydantic model as plain values; a ``default`` for orjson.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a model.
     """
-    pydantic = sys.modules.get("pydantic")  # absent: nobody can have made a model
+    pydantic = sys.modules.get("pydantic")  # not imported: there can be no model
     if pydantic is not None and isinstance(value, pydantic.BaseModel):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} is not JSON")
@@ -77,6 +77,6 @@ def _plain(value: Any, depth: int) -> Any:
 def _text(value: str) -> str:
     try:
         value.encode()
-    except UnicodeEncodeError as problem:
-        raise TypeError(f"a string is no Unicode text: {problem.reason}") from problem
+    except UnicodeEncodeError as error:
+        raise TypeError(f"a string is not Unicode text: {error.reason}") from error
     return value

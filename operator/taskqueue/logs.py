@@ -1,7 +1,7 @@
 """Structured logs for operator and worker: an event's name first, everything else in fields.
 
 ``EventLog`` is what the code calls: ``log.info("task.failed", namespace="shop", task="a")``.
-``configure`` decides once, at the entry point, how lines look: one JSON object a line in the
+``configure`` sets the format once, at the entry point: one JSON object a line in the
 cluster, ``name key=value`` on a terminal. Standard library only, so that a worker starts fast.
 Payloads, results and secrets never go into a field.
 """
@@ -19,12 +19,12 @@ from typing import Any, TextIO
 #: Attribute of a `logging.LogRecord` that holds the fields of an event.
 FIELDS = "fields"
 
-#: Libraries whose routine messages say nothing about tasks.
+#: Libraries whose routine messages are not about tasks.
 _QUIET = {"pika": logging.CRITICAL, "asyncio": logging.WARNING, "kopf": logging.WARNING}
 
 
 class LogFormat(StrEnum):
-    """How a line looks."""
+    """The format of log lines."""
 
     JSON = "json"
     TEXT = "text"
@@ -45,7 +45,7 @@ class EventLog:
 
     @property
     def verbose(self) -> bool:
-        """Whether `debug` writes anything; to be asked where gathering the fields costs."""
+        """Whether `debug` writes anything; check it where the fields are costly."""
         return self._logger.isEnabledFor(logging.DEBUG)
 
     def debug(self, event: str, /, **fields: Any) -> None:
@@ -54,7 +54,7 @@ class EventLog:
             self._logger.debug(event, extra={FIELDS: fields})
 
     def info(self, event: str, /, **fields: Any) -> None:
-        """Log what an operator of the system reads along."""
+        """Log what an operator of the system wants to see."""
         self._logger.info(event, extra={FIELDS: fields})
 
     def warning(self, event: str, /, exc_info: BaseException | None = None, **fields: Any) -> None:

@@ -1,4 +1,4 @@
-"""Times: seconds since the epoch inside, RFC 3339 in UTC where others read them."""
+"""Converts times between seconds since the epoch and RFC 3339 in UTC."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Literal
 
-#: Gives the present time in seconds; wall time unless said otherwise.
+#: Returns the present time in seconds; wall time unless stated otherwise.
 Clock = Callable[[], float]
 
 Precision = Literal["seconds", "milliseconds", "microseconds"]
@@ -15,7 +15,7 @@ Precision = Literal["seconds", "milliseconds", "microseconds"]
 
 @lru_cache(maxsize=512)  # the same few times appear several times in one status
 def to_rfc3339(seconds: float, precision: Precision = "milliseconds") -> str:
-    """Return a time as RFC 3339 in UTC, with exactly as many digits as the precision has.
+    """Return a time as RFC 3339 in UTC, with exactly the digits of the precision.
 
     Args:
         seconds: since the epoch.

@@ -20,7 +20,7 @@ from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import WorkerCommand, order_message
+from taskqueue.contract.command import WorkerCommand, command_message
 from taskqueue.contract.names import (
     DEAD_EXCHANGE,
     INBOX_QUEUE,
@@ -104,11 +104,11 @@ class BrokerEnv:
 
     async def send_commands(self, *commands: WorkerCommand) -> None:
         """Publish commands, and wait until the stream has them."""
-        await asyncio.gather(*(self._publish(order_message(command)) for command in commands))
+        await asyncio.gather(*(self._publish(command_message(command)) for command in commands))
 
     async def send_raw_command(self, body: bytes) -> None:
         """Publish any body to the command stream."""
-        command = order_message(WorkerCommand(CommandKind.CANCEL, token="k"))
+        command = command_message(WorkerCommand(CommandKind.CANCEL, token="k"))
         await self._publish(dataclasses.replace(command, body=body))
 
     async def _publish(self, message: OutgoingMessage) -> None:

@@ -1,18 +1,17 @@
 """pika's protocol engine on an asyncio transport, of either asyncio or uvloop.
 
 pika offers its adapters a small set of methods to override (`_adapter_…`) and three to call (stream
-connected, data available, stream terminated). This one takes them instead of
-`AsyncioConnection`, because of what asyncio itself then does: name resolution and TLS with one
-timeout for all of it, cancellation that closes the socket, large reads, and no traceback in the
-log for a broker that is merely away.
+connected, data available, stream terminated). This adapter replaces `AsyncioConnection`, so that
+asyncio itself does the rest: name resolution and TLS with one timeout for all of it, cancellation
+that closes the socket, large reads, and no traceback in the log for an unreachable broker.
 
 What differs from pika's own adapters:
 
 * Frames written in one turn of the loop leave in one write at the start of the next.
 * Deliveries, publishes, acknowledgements and confirms do not go through pika's objects: see
   `taskqueue.amqp.frames`.
-* A broker that has been silent for two heartbeat intervals is given up (pika: up to 2 x (interval
-  + 5 s)), and how long it has been silent can be asked at any time.
+* A connection is closed after two heartbeat intervals of silence (pika: up to 2 x (interval +
+  5 s)), and `silent_seconds` can be read at any time.
 * A delivery that arrives while its consumer is being cancelled is handed to the consumer. pika
   rejects it, and a quorum queue counts that as a failed delivery.
 
@@ -32,18 +31,19 @@ from pika.spec import BasicProperties, Confirm
 
 from taskqueue.amqp import frames
 
-#: Frames are written at once when this many bytes wait, to keep the broker busy during long turns.
+#: Frames are written at once when this many bytes are queued, to keep the broker busy during long
+#: turns.
 _JOIN_LIMIT_BYTES = 128 * 1024
 
-#: What an AMQP 0-9-1 broker may begin with: a method frame, or the name of the protocol it wants.
+#: The first byte an AMQP 0-9-1 broker may send: of a method frame, or of the protocol it wants.
 _FIRST_BYTES = b"\x01A"
 
-#: Addresses of publishes kept encoded; a process has a few for each TaskQueue it publishes for.
-_KEPT_ADDRESSES = 1000
+#: Encoded publish frames that are cached; a process needs a few for each TaskQueue.
+_CACHED_ADDRESSES = 1000
 
 
 class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
-    """One AMQP connection; `protocol` is what the caller hands to `loop.create_connection`."""
+    """One AMQP connection; the caller passes `protocol` to `loop.create_connection`."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
         self._transport: asyncio.Transport | None = None
         self._chunks: list[bytes] = []
         self._chunk_bytes = 0
-        self._heard = False
-        #: The beginning of a frame whose rest has not come yet.
-        self._begun = b""
+        self._has_received = False
+        #: The beginning of a frame whose rest has not arrived yet.
+        self._partial_frame = b""
         self._last_received = loop.time()
         self._silence_timer: asyncio.TimerHandle | None = None
         self.protocol = _StreamProtocol(self)
@@ -78,31 +78,31 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
         return self._loop.time() - self._last_received
 
     def abort(self, error: Exception) -> None:
-        """Close the socket at once; the callbacks get ``error``. No effect once it is gone."""
+        """Close the socket at once; the callbacks get ``error``. No effect once it is closed."""
         if self._transport is not None:
             self._terminate_stream(error)
 
-    # What asyncio tells us.
+    # Called by the asyncio protocol.
 
-    def stream_made(self, transport: asyncio.Transport) -> None:
+    def on_connected(self, transport: asyncio.Transport) -> None:
         """Start the AMQP handshake on a fresh transport."""
         self._transport = transport
         self._on_stream_connected()
 
-    def stream_received(self, data: bytes) -> None:
+    def on_data(self, data: bytes) -> None:
         """Feed what the socket gave to pika."""
         self._last_received = self._loop.time()
-        if not self._heard:
-            self._heard = True
+        if not self._has_received:
+            self._has_received = True
             if data[0] not in _FIRST_BYTES:
-                # pika would wait for the rest of what it takes for a frame.
-                self.abort(exceptions.IncompatibleProtocolError(f"it said {data[:20]!r}"))
+                # pika would wait for the rest of a frame that never comes.
+                self.abort(exceptions.IncompatibleProtocolError(f"it sent {data[:20]!r}"))
                 return
             if data[0] == _FIRST_BYTES[1]:
                 self._on_data_available(data)
                 return
-        if self._begun:
-            data = self._begun + data
+        if self._partial_frame:
+            data = self._partial_frame + data
         at, end = 0, len(data)
         while end - at >= frames.FRAME.size:
             kind, number, size = frames.FRAME.unpack_from(data, at)
@@ -114,7 +114,7 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
             if (
                 channel is not None
                 and data[tail] == frames.END
-                and channel.take(kind, data, payload, tail)
+                and channel.feed(kind, data, payload, tail)
             ):
                 self.bytes_received += tail + 1 - at
                 self.frames_received += 1
@@ -123,10 +123,10 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
             if self._transport is None or self._transport.is_closing():
                 return
             at = tail + 1
-        self._begun = data[at:]
+        self._partial_frame = data[at:]
 
-    def stream_lost(self, error: Exception | None) -> None:
-        """Tell pika that the transport is gone; an earlier error of its own explains it better."""
+    def on_lost(self, error: Exception | None) -> None:
+        """Tell pika that the transport has closed; an error of its own explains it better."""
         self._transport = None
         self._chunks.clear()
         if self._silence_timer is not None:
@@ -139,7 +139,7 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
             self._on_stream_terminated(exceptions.StreamLostError(f"{error}"))
 
     def emit(self, data: bytes, frame_count: int) -> None:
-        """Send frames, as pika would."""
+        """Send encoded frames, and count them as pika does."""
         self.bytes_sent += len(data)
         self.frames_sent += frame_count
         self._adapter_emit_data(data)
@@ -149,7 +149,7 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
         """Bytes of a body that fit in one frame."""
         return int(self._body_max_length)
 
-    # What pika asks of an adapter.
+    # Overrides of pika's adapter methods.
 
     def _adapter_connect_stream(self) -> None:
         raise NotImplementedError("the caller connects, through loop.create_connection")
@@ -194,7 +194,7 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
     def _watch_silence(self, limit: float) -> None:
         silent = self.silent_seconds
         if silent >= limit:
-            self.abort(exceptions.AMQPHeartbeatTimeout(f"nothing heard from it for {silent:.0f} s"))
+            self.abort(exceptions.AMQPHeartbeatTimeout(f"it has sent nothing for {silent:.0f} s"))
         else:
             # Never a busy loop: the remainder may be a rounding error.
             delay = max(limit - silent, 0.05)
@@ -205,16 +205,16 @@ class _DeliveringChannel(pika.channel.Channel):  # type: ignore[misc]
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._on_confirm: Callable[[int, bool, bool], None] | None = None
-        #: The message that is coming: what was said in front of it, its properties, the parts of
-        #: its body so far, and how many bytes of it have not come.
+        #: The message that is arriving: its Basic.Deliver, its properties, the parts of its body so
+        #: far, and how many bytes of it are missing.
         self._deliver: frames.Deliver | None = None
         self._missing = 0
         self._properties: BasicProperties | None = None
         self._parts: list[bytes] = []
         self._addresses: dict[tuple[str, str, bool], bytes] = {}
 
-    def take(self, kind: int, data: bytes, at: int, end: int) -> bool:
-        """Take a frame's payload; False: it is not of a delivery and not a confirm."""
+    def feed(self, kind: int, data: bytes, at: int, end: int) -> bool:
+        """Handle a frame's payload; False: it belongs to neither a delivery nor a confirm."""
         if kind == frames.METHOD:
             method = data[at : at + 4]
             if method == frames.DELIVER:
@@ -265,15 +265,15 @@ class _DeliveringChannel(pika.channel.Channel):  # type: ignore[misc]
             super().basic_publish(exchange, routing_key, body, properties, mandatory)
             return
         self._raise_if_not_open()
-        place = (exchange, routing_key, mandatory)
-        address = self._addresses.get(place)
+        key = (exchange, routing_key, mandatory)
+        address = self._addresses.get(key)
         if address is None:
             address = frames.publish_frame(
                 self.channel_number, exchange, routing_key, mandatory=mandatory
             )
-            if len(self._addresses) >= _KEPT_ADDRESSES:
+            if len(self._addresses) >= _CACHED_ADDRESSES:
                 self._addresses.clear()
-            self._addresses[place] = address
+            self._addresses[key] = address
         content = frames.content_frames(self.channel_number, properties, body)
         self.connection.emit(address + content, 3 if body else 2)
 
@@ -288,13 +288,13 @@ class _StreamProtocol(asyncio.Protocol):
         self._connection = connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._connection.stream_made(transport)  # type: ignore[arg-type]  # a stream's is both
+        self._connection.on_connected(transport)  # type: ignore[arg-type]  # a stream's is both
 
     def data_received(self, data: bytes) -> None:
-        self._connection.stream_received(data)
+        self._connection.on_data(data)
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.stream_lost(exc)
+        self._connection.on_lost(exc)

@@ -1,8 +1,8 @@
-"""One AMQP channel with awaitable replies.
+"""An AMQP channel with awaitable replies.
 
 The broker answers a mistake (no such queue, other arguments, no permission) by closing the channel;
-whoever waits for a reply then gets `ChannelRefused`, and `closed` is done. A channel never comes
-back: open another. Deliveries, acknowledgements and publishes are plain calls, so that many
+whoever waits for a reply then gets `ChannelRefused`, and `closed` is done. A channel cannot be
+reopened: open another. Deliveries, acknowledgements and publishes are plain calls, so that many
 thousand a second cost neither a task nor a Future each.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from pika import exceptions
 from pika.spec import BasicProperties
 
-#: What it is called when a property or header has a wrong type, or is too long or too large.
+#: What pika raises for a property or header that has a wrong type, or is too long or too large.
 _NOT_ENCODABLE = (
     exceptions.AMQPError,
     AssertionError,
@@ -27,7 +27,7 @@ _NOT_ENCODABLE = (
     struct.error,
 )
 
-#: How long a polite close may take before the caller goes on without it.
+#: How long a close handshake may take, in seconds; then the caller goes on without it.
 CLOSE_SECONDS = 3.0
 
 
@@ -51,7 +51,7 @@ class ChannelRefused(Exception):
 
 @dataclass(slots=True, frozen=True)
 class Delivery:
-    """One message from a queue; to be acknowledged on the channel it came from."""
+    """One message from a queue; acknowledge it on the channel it came from."""
 
     channel: Channel
     delivery_tag: int
@@ -66,8 +66,8 @@ class Channel:
     """A channel of a `Connection`; made by `Connection.channel`.
 
     Attributes:
-        closed: done, with the broker's code and text, when the channel is gone; the code is 0 when
-            this side closed it or the connection was lost. Wait with `asyncio.wait` or
+        closed: done, with the broker's code and text, when the channel has closed; code 0: this
+            side closed it or the connection was lost. Wait with `asyncio.wait` or
             `asyncio.shield`: a task that is cancelled while it awaits a Future cancels the Future.
     """
 
@@ -127,7 +127,7 @@ class Channel:
         return int(frame.method.message_count)
 
     async def bind_queue(self, queue: str, exchange: str, key: str) -> None:
-        """Bind; doing it again changes nothing. Raises as `declare_queue`."""
+        """Bind a queue; idempotent. Raises as `declare_queue`."""
         await self._call(lambda done: self._channel.queue_bind(queue, exchange, key, callback=done))
 
     async def unbind_queue(self, queue: str, exchange: str, key: str) -> None:
@@ -189,9 +189,9 @@ class Channel:
                         body,
                     )
                 )
-            except Exception as problem:
+            except Exception as error:
                 # It must not reach pika, which would drop the connection with all its consumers.
-                self._report(f"on_delivery of queue {queue} failed", problem)
+                self._report(f"on_delivery of queue {queue} failed", error)
 
         def start(done: Callable[[Any], None]) -> None:
             tag = self._channel.basic_consume(
@@ -200,7 +200,7 @@ class Channel:
                 arguments=dict(arguments) if arguments else None,
                 callback=done,
             )
-            # Now, not after the reply: the broker's cancel may follow it in the same read.
+            # Before the reply: the broker's cancel may follow the reply in the same read.
             self._consumers[tag] = (queue, on_cancel)
 
         frame = await self._call(start)
@@ -209,14 +209,14 @@ class Channel:
     async def cancel(self, consumer_tag: str) -> None:
         """Stop a consumer. Deliveries that were on their way still reach ``on_delivery``.
 
-        Returns when the broker has confirmed; at once for a consumer that is already gone.
+        Returns when the broker has confirmed; at once for a consumer that has already ended.
         """
         if self._consumers.pop(consumer_tag, None) is None or not self.is_open:
             return
         try:
             await self._call(lambda done: self._channel.basic_cancel(consumer_tag, callback=done))
         except (BrokerUnavailable, ChannelRefused):
-            return  # the consumer went with its channel
+            return  # the consumer ended with its channel
 
     def ack(self, delivery_tag: int, *, multiple: bool = False) -> None:
         """Acknowledge one delivery, or all up to it; dropped on a closed channel."""
@@ -224,16 +224,16 @@ class Channel:
             self._channel.basic_ack(delivery_tag, multiple)
 
     def nack(self, delivery_tag: int, *, requeue: bool) -> None:
-        """Give a delivery back, or let it be dead-lettered; dropped on a closed channel."""
+        """Requeue a delivery, or have it dead-lettered; dropped on a closed channel."""
         if self._channel.is_open:
             self._channel.basic_nack(delivery_tag, False, requeue)
 
     def reject(self, delivery_tag: int, *, requeue: bool) -> None:
-        """Give a delivery back as failed, or dead-letter it; dropped on a closed channel."""
+        """Requeue a delivery as failed, or dead-letter it; dropped on a closed channel."""
         if self._channel.is_open:
             self._channel.basic_reject(delivery_tag, requeue)
 
-    # Publishing; `taskqueue.amqp.publisher` is the door for all that must arrive.
+    # Publishing; use `taskqueue.amqp.publisher` for all that must arrive.
 
     def publish(
         self,
@@ -253,11 +253,11 @@ class Channel:
             return
         try:
             self._channel.basic_publish(exchange, key, body, properties, mandatory)
-        except _NOT_ENCODABLE as problem:
+        except _NOT_ENCODABLE as error:
             raise ValueError(
                 f"a message for exchange {exchange}, key {key}, cannot be encoded "
-                f"(floats are not possible in headers): {problem!r}"
-            ) from problem
+                f"(headers cannot have floats): {error!r}"
+            ) from error
 
     async def select_confirms(
         self,
@@ -283,7 +283,7 @@ class Channel:
         await self._call(lambda done: self._channel.select_confirms(on_confirm, done))
 
     async def close(self) -> None:
-        """Close politely; after 3 s without an answer the channel is left to the connection."""
+        """Close with a handshake; after 3 s without an answer the connection's close ends it."""
         if self._channel.is_open:
             self._channel.close()
         if not self.closed.done() and not self._channel.is_closed:
@@ -302,12 +302,12 @@ class Channel:
         try:
             send(done)
             return await reply
-        except exceptions.AMQPError as problem:
-            raise self._gone() from problem
+        except exceptions.AMQPError as error:
+            raise self._closed_error() from error
         finally:
             self._replies.discard(reply)
 
-    def _gone(self) -> Exception:
+    def _closed_error(self) -> Exception:
         code, text = 0, "the channel is closed"
         if self.closed.done() and not self.closed.cancelled():
             code, text = self.closed.result()
@@ -327,7 +327,7 @@ class Channel:
         self._consumers.clear()
         for reply in self._replies:
             if not reply.done():
-                reply.set_exception(self._gone())
+                reply.set_exception(self._closed_error())
 
     def _on_cancel(self, frame: Any) -> None:
         entry = self._consumers.pop(frame.method.consumer_tag, None)
@@ -336,15 +336,15 @@ class Channel:
         queue, on_cancel = entry
         try:
             on_cancel(f"the broker ended the consumer of queue {queue}: the queue was deleted")
-        except Exception as problem:
-            self._report(f"on_cancel of queue {queue} failed", problem)
+        except Exception as error:
+            self._report(f"on_cancel of queue {queue} failed", error)
 
-    def _report(self, message: str, problem: Exception) -> None:
-        self._loop.call_exception_handler({"message": message, "exception": problem})
+    def _report(self, message: str, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": message, "exception": error})
 
 
 def explain_close(reason: BaseException) -> str:
-    """Put in words why an open connection ended."""
+    """Return why an open connection ended, for people."""
     if isinstance(reason, exceptions.ConnectionClosedByClient):
         return "the connection was closed by this process"
     if isinstance(reason, exceptions.ConnectionClosedByBroker):

@@ -1,9 +1,9 @@
-"""A connection to RabbitMQ: made once, used until `closed` is done, then made anew by the owner.
+"""A connection to RabbitMQ: opened once, used until `closed` is done, then replaced by its owner.
 
-Reconnecting is not done here: the operator's engine and the worker's runtime each own one loop
-(connect, work until `Connection.closed`, back off, again; see `taskqueue.backoff`). A memory
-or disk alarm of the broker does not end a connection: publishes wait, `Connection.blocked` says so.
-The broker is given up after two silent heartbeat intervals.
+It does not reconnect: its owners do, in a loop (connect, work until `Connection.closed`, wait; see
+`taskqueue.backoff`). A memory or disk alarm of the broker does not end a connection: publishes
+wait, and `Connection.blocked` says so. The connection is closed after two heartbeat intervals of
+silence.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ async def connect(
     """Connect and authenticate.
 
     Args:
-        parameters: where and who.
+        parameters: address and credentials.
         name: shown by the broker in its list of connections.
-        heartbeat_seconds: the broker is given up after twice this without a sign of it.
-        timeout_seconds: for all of it: name resolution, TCP, TLS, AMQP.
+        heartbeat_seconds: the connection is closed after twice this without data of the broker.
+        timeout_seconds: for name resolution, TCP, TLS and AMQP together.
 
     Raises:
         BrokerUnavailable: with what failed and what to do about it.
-        BrokerConfigurationError: a certificate or key cannot be read, the host is no name.
+        BrokerConfigurationError: a certificate or key cannot be read, or the host is not a name.
     """
     _quieten_pika()
     context = tls_context(parameters) if parameters.tls else None
@@ -75,15 +75,15 @@ async def connect(
             f"within {timeout_seconds:g} s: check host and port, network policies and the broker's "
             "health"
         ) from None
-    except UnicodeError as problem:
+    except UnicodeError as error:
         raise BrokerConfigurationError(
-            f"key host (or the host of uri) is no host name: {parameters.host!r}: {problem}"
-        ) from problem
-    except (OSError, exceptions.AMQPError) as problem:
+            f"key host (or the host of uri) is not a host name: {parameters.host!r}: {error}"
+        ) from error
+    except (OSError, exceptions.AMQPError) as error:
         raise BrokerUnavailable(
             f"cannot connect to RabbitMQ at {parameters.address} as user "
-            f"{parameters.username!r}: {_explain_failure(problem)}"
-        ) from problem
+            f"{parameters.username!r}: {_explain_failure(error)}"
+        ) from error
     return connection
 
 
@@ -91,7 +91,7 @@ class Connection:
     """An open connection; made by `connect`.
 
     Attributes:
-        closed: done, with the reason, when the connection is gone, whoever closed it; never raises.
+        closed: done, with the reason, when the connection has closed, on either side; never raises.
             Wait with `asyncio.wait` or `asyncio.shield`: a task that is cancelled while it awaits a
             Future cancels the Future.
         blocked: the broker's reason (an alarm) while it does not read what this side publishes.
@@ -127,8 +127,8 @@ class Connection:
             ),
             loop,
             on_open=self._on_open,
-            on_open_error=self._on_gone,
-            on_close=self._on_gone,
+            on_open_error=self._on_closed,
+            on_close=self._on_closed,
         )
         self._stream.add_on_connection_blocked_callback(self._on_blocked)
         self._stream.add_on_connection_unblocked_callback(self._on_unblocked)
@@ -146,8 +146,8 @@ class Connection:
     def silent_seconds(self) -> float:
         """How long ago the broker was last heard; below half a heartbeat interval when all is well.
 
-        Work that must not run twice is stopped by this figure, before the broker redelivers it:
-        at the earliest two heartbeat intervals after it last heard this side.
+        Work that must not run twice is stopped by this number, before the broker redelivers it: at
+        the earliest two heartbeat intervals after the broker last heard this side.
         """
         return self._stream.silent_seconds
 
@@ -171,10 +171,10 @@ class Connection:
 
         try:
             raw = self._stream.channel(on_open_callback=on_open)
-        except exceptions.AMQPError as problem:
+        except exceptions.AMQPError as error:
             raise BrokerUnavailable(
-                f"RabbitMQ at {self.parameters.address}: {self._reason(problem)}"
-            ) from problem
+                f"RabbitMQ at {self.parameters.address}: {self._reason(error)}"
+            ) from error
         channel = Channel(raw, self.parameters.address, loop)
         either: list[asyncio.Future[Any]] = [opened, channel.closed]
         try:
@@ -190,7 +190,7 @@ class Connection:
         return channel
 
     async def close(self) -> None:
-        """Close politely, after 3 s without an answer (as in an alarm) by force. Idempotent."""
+        """Close with a handshake; after 3 s without an answer (an alarm) by force. Idempotent."""
         if self._stream.is_open:
             self._stream.close()
         try:
@@ -213,22 +213,22 @@ class Connection:
             )
             await self._opened
         except BaseException:
-            # Cancelled or out of time: the socket must not outlive this call, and nobody is left
-            # to take the error that follows.
+            # Cancelled or timed out: the socket must not outlive this call, and nobody handles the
+            # error that follows.
             self._opened.cancel()
             self._stream.abort(exceptions.ConnectionOpenAborted("given up while connecting"))
             raise
 
-    def _reason(self, problem: BaseException) -> str:
+    def _reason(self, error: BaseException) -> str:
         if self.closed.done() and not self.closed.cancelled():
             return self.closed.result()
-        return f"the connection cannot be used: {problem}"
+        return f"the connection cannot be used: {error}"
 
     def _on_open(self, _: Any) -> None:
         if not self._opened.done():
             self._opened.set_result(None)
 
-    def _on_gone(self, _: Any, reason: BaseException) -> None:
+    def _on_closed(self, _: Any, reason: BaseException) -> None:
         if not self._opened.done():
             self._opened.set_exception(reason)
         if not self.closed.done():
@@ -241,57 +241,59 @@ class Connection:
         self.blocked = None
 
 
-def _explain_failure(problem: BaseException) -> str:
-    match problem:
+def _explain_failure(error: BaseException) -> str:
+    match error:
         case exceptions.ProbableAuthenticationError():
-            return f"the broker refused the login: check username and password ({_words(problem)})"
+            return (
+                f"the broker refused the login: check username and password ({_pika_text(error)})"
+            )
         case exceptions.ProbableAccessDeniedError():
             return (
                 "the virtual host does not exist or the user may not use it: check vhost and the "
-                f"user's permissions ({_words(problem)})"
+                f"user's permissions ({_pika_text(error)})"
             )
         case exceptions.IncompatibleProtocolError():
             return (
                 "what listens there does not speak AMQP 0-9-1, or wants TLS or a client "
-                f"certificate: check port (5672, with TLS 5671) and tls.crt ({_words(problem)})"
+                f"certificate: check port (5672, with TLS 5671) and tls.crt ({_pika_text(error)})"
             )
         case exceptions.AMQPError():
-            return explain_close(problem)
+            return explain_close(error)
         case socket.gaierror():
-            return f"the host name cannot be resolved: check host ({problem.strerror})"
+            return f"the host name cannot be resolved: check host ({error.strerror})"
         case ssl.SSLCertVerificationError():
             return (
                 "the broker's certificate is not trusted: put its authority into ca.crt and use "
-                f"a host name the certificate has ({problem.verify_message})"
+                f"a host name the certificate has ({error.verify_message})"
             )
         case ssl.SSLError():
-            return f"TLS failed: check that the port speaks TLS ({problem.reason or problem})"
+            return f"TLS failed: check that the port speaks TLS ({error.reason or error})"
         case ConnectionRefusedError():
             return "nothing listens there: check host and port, and whether the broker runs"
         case _:
-            return f"the network connection failed: check host, port and routes ({problem})"
+            return f"the network connection failed: check host, port and routes ({error})"
 
 
-def _words(problem: exceptions.AMQPError) -> str:
-    # pika wraps the representation of what came first.
-    words = str(problem.args[0] if problem.args else problem)
+def _pika_text(error: exceptions.AMQPError) -> str:
+    # pika wraps the representation of the original error.
+    words = str(error.args[0] if error.args else error)
     return words.removeprefix("ConnectionClosedByBroker: ").removeprefix("StreamLostError: ")
 
 
 def tls_context(parameters: BrokerParameters) -> ssl.SSLContext:
-    """Return what verifies the broker's certificate, and shows ours if there is one.
+    """Return the TLS context that verifies the broker's certificate, with our own if there is one.
 
     Raises:
         BrokerConfigurationError: a certificate or the key cannot be used.
     """
     try:
         context = ssl.create_default_context(cadata=parameters.ca_certificate)
-    except ssl.SSLError as problem:
+    except ssl.SSLError as error:
         raise BrokerConfigurationError(
-            f"key ca.crt is not a PEM certificate ({problem.reason or problem})"
+            f"key ca.crt is not a PEM certificate ({error.reason or error})"
         ) from None
     if parameters.client_certificate and parameters.client_key:
-        # The ssl module reads a client's key from files only: a private folder, gone at once.
+        # The ssl module reads a client's key from files only: a private folder, deleted at once.
         with tempfile.TemporaryDirectory() as folder:
             certificate, key = Path(folder, "tls.crt"), Path(folder, "tls.key")
             certificate.write_text(parameters.client_certificate)
@@ -299,10 +301,10 @@ def tls_context(parameters: BrokerParameters) -> ssl.SSLContext:
             key.write_text(parameters.client_key)
             try:
                 context.load_cert_chain(certificate, key)
-            except ssl.SSLError as problem:
+            except ssl.SSLError as error:
                 raise BrokerConfigurationError(
                     "keys tls.crt and tls.key are not a PEM certificate and its key "
-                    f"({problem.reason or problem})"
+                    f"({error.reason or error})"
                 ) from None
     return context
 

@@ -1,8 +1,8 @@
-"""The frames of deliveries, publishes and confirms, between bytes and the few things they say.
+"""Encodes and decodes the frames of deliveries, publishes and confirms.
 
 pika makes some twenty objects of every message. Nearly all frames of a busy connection are of these
-kinds, so they are read and written here; every other frame is pika's. What is written is, byte for
-byte, what pika would write, and what is read is equal to what pika would read. Errors are pika's.
+kinds, so this module reads and writes them; pika handles every other frame. What it writes is, byte
+for byte, what pika would write, and what it reads equals what pika would read. Errors are pika's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pika.spec import BasicProperties
 from taskqueue.limits import SHORT_STRING_BYTES
 
 METHOD, HEADER, BODY = 1, 2, 3
-#: In front of a frame's payload; behind it comes one byte, `END`.
+#: Before a frame's payload; one byte follows the payload, `END`.
 FRAME = struct.Struct(">BHI")
 END = 0xCE
 
@@ -43,12 +43,12 @@ _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE = 1 << 15, 1 << 14, 1
 _PRIORITY, _CORRELATION_ID, _REPLY_TO, _EXPIRATION = 1 << 11, 1 << 10, 1 << 9, 1 << 8
 _MESSAGE_ID, _TIMESTAMP, _TYPE, _USER_ID = 1 << 7, 1 << 6, 1 << 5, 1 << 4
 _APP_ID = 1 << 3
-#: There is more than this module knows: pika reads it.
+#: Properties that only pika reads.
 _UNCOMMON = 1 << 2 | 1 << 1 | 1
 
 
 class Deliver(NamedTuple):
-    """What the broker says in front of a delivered message."""
+    """The fields of a Basic.Deliver, which precedes a delivered message."""
 
     consumer_tag: str
     delivery_tag: int

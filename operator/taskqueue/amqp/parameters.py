@@ -1,4 +1,4 @@
-"""Where the broker is and who we are there: the content of a Secret as a frozen dataclass.
+"""The broker's address and credentials: the content of a Secret as a frozen dataclass.
 
 A Secret has either ``uri`` or the single keys ``host``, ``port``, ``username``, ``password`` and
 ``vhost``, and for TLS ``ca.crt``, ``tls.crt`` and ``tls.key`` (PEM texts). Anything wrong with it
@@ -74,14 +74,14 @@ class BrokerParameters:
             raise BrokerConfigurationError(
                 f"key {missing} is missing: a client certificate needs both tls.crt and tls.key"
             )
-        place = _from_uri(data) if data.get("uri") else _from_keys(data)
+        address = _from_uri(data) if data.get("uri") else _from_keys(data)
         return cls(
-            host=place.host,
-            port=place.port,
-            username=place.username,
-            password=place.password,
-            virtual_host=place.virtual_host,
-            tls=place.tls,
+            host=address.host,
+            port=address.port,
+            username=address.username,
+            password=address.password,
+            virtual_host=address.virtual_host,
+            tls=address.tls,
             ca_certificate=data.get("ca.crt") or None,
             client_certificate=certificate,
             client_key=key,
@@ -158,7 +158,7 @@ class StatisticsEndpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
+class _Address:
     host: str
     port: int
     username: str
@@ -167,7 +167,7 @@ class _Place:
     tls: bool
 
 
-def _from_uri(data: Mapping[str, str]) -> _Place:
+def _from_uri(data: Mapping[str, str]) -> _Address:
     uri = data["uri"].strip()
     try:
         parts = urlsplit(uri)
@@ -186,7 +186,7 @@ def _from_uri(data: Mapping[str, str]) -> _Place:
     if not parts.hostname:
         raise BrokerConfigurationError("key uri names no host: write amqp://user:password@host")
     tls = parts.scheme == "amqps"
-    return _Place(
+    return _Address(
         host=parts.hostname,
         port=port or (TLS_PORT if tls else PLAIN_PORT),
         username=_credential(parts, data, "username"),
@@ -206,7 +206,7 @@ def _credential(parts: SplitResult, data: Mapping[str, str], key: str) -> str:
     return value
 
 
-def _from_keys(data: Mapping[str, str]) -> _Place:
+def _from_keys(data: Mapping[str, str]) -> _Address:
     for key in ("host", "username", "password"):
         if not data.get(key):
             raise BrokerConfigurationError(
@@ -216,7 +216,7 @@ def _from_keys(data: Mapping[str, str]) -> _Place:
     port = _port(data)
     if secured is None:
         secured = port == TLS_PORT or bool(data.get("ca.crt") or data.get("tls.crt"))
-    return _Place(
+    return _Address(
         host=data["host"],
         port=port or (TLS_PORT if secured else PLAIN_PORT),
         username=data["username"],

@@ -1,4 +1,4 @@
-"""The properties of an AMQP message, as pika has them: for code that knows messages, not pika."""
+"""The properties of an AMQP message, for code that must not import pika."""
 
 from __future__ import annotations
 

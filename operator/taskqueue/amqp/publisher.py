@@ -1,8 +1,8 @@
-"""Publishing that knows what arrived: pipelined confirms on a channel of its own.
+"""Publishes with pipelined confirms, on a channel of its own.
 
 A `Publisher` lives as long as its channel and does not reconnect: once `closed` is done, open
 another on a new connection and publish again whatever was settled as unknown, with the same token.
-The number of unanswered publishes is the caller's to bound, by `outstanding`.
+The caller bounds the number of unconfirmed publishes, by `outstanding`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import Channel
-from taskqueue.amqp.confirms import OnSettled, Outstanding, Settled
+from taskqueue.amqp.confirms import OnSettled, Settled, UnconfirmedPublishes
 from taskqueue.amqp.connection import Connection
 
 __all__ = ["OnSettled", "Publisher", "Settled"]
@@ -31,7 +31,7 @@ class Publisher:
     def __init__(self, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
         self._channel = channel
         self._loop = loop
-        self._outstanding = Outstanding(self._on_callback_error)
+        self._outstanding = UnconfirmedPublishes(self._on_callback_error)
         self.closed: asyncio.Future[str] = loop.create_future()
         channel.closed.add_done_callback(self._on_closed)
 
@@ -44,13 +44,13 @@ class Publisher:
         """
         publisher = cls(await connection.channel(), asyncio.get_running_loop())
         await publisher._channel.select_confirms(
-            publisher._on_confirm, publisher._outstanding.returned
+            publisher._on_confirm, publisher._outstanding.on_return
         )
         return publisher
 
     @property
     def outstanding(self) -> int:
-        """How many publishes are not settled yet."""
+        """The number of publishes that are not settled yet."""
         return len(self._outstanding)
 
     def publish(
@@ -67,7 +67,7 @@ class Publisher:
 
         It gets the verdict and the broker's text (empty when confirmed). It may publish. What it
         raises goes to the loop's exception handler. Without ``mandatory`` a message no queue is
-        bound for is confirmed and gone: right for events that nobody has to read.
+        bound for is confirmed and dropped: right for events that nobody has to read.
 
         Raises:
             ValueError: the message cannot be encoded, or has no message id (returns are matched by
@@ -104,7 +104,7 @@ class Publisher:
         self._abandon("the publisher was closed by this process")
 
     def _on_confirm(self, tag: int, multiple: bool, acked: bool) -> None:
-        self._outstanding.confirm(tag, multiple=multiple, acked=acked)
+        self._outstanding.on_confirm(tag, multiple=multiple, acked=acked)
 
     def _on_closed(self, closed: asyncio.Future[tuple[int, str]]) -> None:
         code, text = (0, "the channel is closed") if closed.cancelled() else closed.result()
@@ -115,9 +115,9 @@ class Publisher:
             self.closed.set_result(reason)
         self._outstanding.abandon(reason)
 
-    def _on_callback_error(self, problem: Exception) -> None:
+    def _on_callback_error(self, error: Exception) -> None:
         self._loop.call_exception_handler(
-            {"message": "on_settled of a publish failed", "exception": problem}
+            {"message": "on_settled of a publish failed", "exception": error}
         )
 
     def _why_closed(self) -> str:

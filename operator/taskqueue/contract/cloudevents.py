@@ -21,7 +21,7 @@ CONTENT_TYPE = "application/cloudevents+json"
 _TYPE_PREFIX = "dev.taskqueue."
 _TYPE_SUFFIX = ".v1"
 
-#: Ids count up behind a word of this process's own: random ones cost a system call each.
+#: Ids count up after a prefix of this process: random ones cost a system call each.
 _PROCESS = uuid.uuid4().hex
 _numbers = itertools.count(1)
 

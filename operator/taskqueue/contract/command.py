@@ -1,7 +1,8 @@
-"""Orders: what the operator tells all workers, through the stream `CONTROL_STREAM`, in JSON.
+"""Commands of the operator to all workers, through the stream `CONTROL_STREAM`, in JSON.
 
-An order about an attempt names its token, so an old order never touches a later attempt. Every
-worker reads all of them and keeps to those that concern it; a repeated order is harmless.
+On the wire a command is called an order. A command about an attempt names its token, so an old one
+never affects a later attempt. Every worker reads all commands and follows those that concern it; a
+repeated command is harmless.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from taskqueue.model.command import CommandKind
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """One order.
+    """One command to workers.
 
     Attributes:
-        kind: what is ordered.
+        kind: what to do.
         token: of the attempt, for CANCEL and RELEASE.
         uid: of its Task, for logs.
         pod: name of the worker's pod, for DRAIN.
@@ -35,23 +36,26 @@ class WorkerCommand:
     namespace: str = ""
 
 
-def encode(order: WorkerCommand) -> bytes:
-    """Return the order as JSON."""
-    if order.kind is CommandKind.DRAIN:
-        return orjson.dumps({"order": order.kind, "pod": order.pod, "namespace": order.namespace})
-    return orjson.dumps({"order": order.kind, "token": order.token, "uid": order.uid})
+def encode(command: WorkerCommand) -> bytes:
+    """Return the command as JSON."""
+    fields: dict[str, str] = {"order": command.kind}
+    if command.kind is CommandKind.DRAIN:
+        fields |= {"pod": command.pod, "namespace": command.namespace}
+    else:
+        fields |= {"token": command.token, "uid": command.uid}
+    return orjson.dumps(fields)
 
 
 def decode(body: bytes) -> WorkerCommand:
-    """Read an order from the wire.
+    """Read a command from the wire.
 
     Raises:
-        ContractError: not JSON, no order of this version, or a field is missing or of a wrong type.
+        ContractError: not JSON, not an order of this version, or a field is missing or wrong.
     """
     try:
         data = orjson.loads(body)
-    except ValueError as problem:
-        raise ContractError(f"an order must be JSON: {problem}") from None
+    except ValueError as error:
+        raise ContractError(f"an order must be JSON: {error}") from None
     if not isinstance(data, dict):
         raise ContractError(f"an order must be a JSON object, not {type(data).__name__}")
     try:
@@ -65,15 +69,15 @@ def decode(body: bytes) -> WorkerCommand:
     return WorkerCommand(kind, token=_text(data, "token"), uid=str(data.get("uid", "")))
 
 
-def order_message(order: WorkerCommand) -> OutgoingMessage:
-    """Return the order addressed to all workers, through the default exchange."""
+def command_message(command: WorkerCommand) -> OutgoingMessage:
+    """Return the command addressed to all workers, through the default exchange."""
     return OutgoingMessage(
-        exchange="", key=CONTROL_STREAM, body=encode(order), content_type=CONTENT_TYPE_JSON
+        exchange="", key=CONTROL_STREAM, body=encode(command), content_type=CONTENT_TYPE_JSON
     )
 
 
 def _text(data: dict[str, Any], name: str) -> str:
     value = data.get(name)
     if not isinstance(value, str) or not value:
-        raise ContractError(f"order field {name} must be a text that is not empty: {value!r}")
+        raise ContractError(f"order field {name} must be a non-empty string, it is {value!r}")
     return value

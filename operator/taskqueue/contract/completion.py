@@ -1,8 +1,8 @@
-"""What became of Tasks and direct messages, for anybody: CloudEvents on `EVENTS_EXCHANGE`.
+"""Completion events of Tasks and direct messages: CloudEvents on `EVENTS_EXCHANGE`, for anybody.
 
 The operator makes one for each final status it has recorded and one for each outcome of a direct
-message. An event may be published more than once, always with the same id: it depends on nothing
-but the status (or the message) it tells of, so that whoever listens can drop repeats.
+message. An event may be published more than once, always with the same id, which depends on the
+status (or the message) alone, so that listeners can drop repeats.
 
 Nothing here does I/O. An event is made for every Task that ends: it refers to the status' result,
 and copies nothing before `encode`.
@@ -22,7 +22,7 @@ from taskqueue.limits import SHORT_STRING_BYTES
 from taskqueue.model.task import Phase, Task, TaskState
 from taskqueue.timestamps import to_rfc3339
 
-#: Final phases by the event that tells of them; both are words of the contract.
+#: The kind of event for each final phase.
 _OUTCOMES: Mapping[Phase, EventKind] = {
     Phase.SUCCEEDED: EventKind.SUCCEEDED,
     Phase.FAILED: EventKind.FAILED,
@@ -33,16 +33,16 @@ _DIRECT: Mapping[EventKind, Phase] = {
     EventKind.SUCCEEDED: Phase.SUCCEEDED,
     EventKind.FAILED: Phase.FAILED,
 }
-#: Reasons that sum up: the error itself is in the last attempt.
+#: Reasons that only summarize: the error itself is in the last attempt.
 _SUMMARIES = frozenset({"RetriesExhausted", "NonRetryable"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionEvent:
-    """One CloudEvent.
+    """The completion of a Task or of a direct message.
 
     Attributes:
-        id: the same whenever the same end is told.
+        id: the same whenever the same completion is published.
         kind: SUCCEEDED, FAILED or CANCELLED.
         namespace: of the TaskQueue.
         queue: name of the TaskQueue.
@@ -89,8 +89,8 @@ class CompletionEvent:
         )
 
 
-def task_event(task: Task, status: TaskState) -> CompletionEvent:
-    """Return the event that tells of a Task's final status.
+def task_completion(task: Task, status: TaskState) -> CompletionEvent:
+    """Return the completion event of a Task's final status.
 
     Raises:
         ValueError: the status is not final.
@@ -99,7 +99,7 @@ def task_event(task: Task, status: TaskState) -> CompletionEvent:
     if kind is None or status.completion_time is None:
         raise ValueError(
             f"{task.path} is {status.phase}, completed at {status.completion_time}: "
-            "only a final status is told"
+            "only a final status has a completion event"
         )
     completed = to_rfc3339(status.completion_time)
     data: dict[str, Any] = {
@@ -129,8 +129,8 @@ def task_event(task: Task, status: TaskState) -> CompletionEvent:
     )
 
 
-def direct_event(event: AttemptEvent, *, arrived_with: str, now: float) -> CompletionEvent:
-    """Return the event that tells of a direct message's outcome, under the id the worker gave it.
+def direct_completion(event: AttemptEvent, *, arrived_with: str, now: float) -> CompletionEvent:
+    """Return the completion event of a direct message's outcome, with the id the worker gave it.
 
     Args:
         event: what the worker reported.
@@ -144,7 +144,7 @@ def direct_event(event: AttemptEvent, *, arrived_with: str, now: float) -> Compl
     phase = _DIRECT.get(event.kind)
     if phase is None or not event.is_direct:
         raise ContractError(
-            f"an event {event.kind.value} is no outcome of a direct message: those are "
+            f"an event {event.kind.value} is not an outcome of a direct message: those are "
             "task.succeeded and task.failed without a token"
         )
     if event.routing_key != arrived_with:
@@ -153,7 +153,7 @@ def direct_event(event: AttemptEvent, *, arrived_with: str, now: float) -> Compl
             f"{arrived_with}: they must be the same"
         )
     if not event.id:
-        raise ContractError("event field id is missing: listeners tell repeats by it")
+        raise ContractError("event field id is missing: listeners recognize repeats by it")
     correlation_id = event.correlation_id
     if len(correlation_id.encode()) > SHORT_STRING_BYTES:
         raise ContractError(

@@ -1,7 +1,7 @@
-"""Heartbeats: what a worker says of itself every few seconds, as CloudEvents 1.0 in JSON.
+"""Heartbeats of workers, every few seconds, as CloudEvents.
 
-They register a worker while it lives, tell how far its attempts are, and nothing hangs on a single
-one: they are published without confirm, and thrown away when nobody reads them in time.
+They register a worker while it lives, and report the progress of its attempts. None of them has to
+arrive: they are published without confirms, and expire when nobody reads them in time.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from taskqueue.limits import HANDLER_NAME_LENGTH, OBJECT_NAME_LENGTH, PROGRESS_M
 from taskqueue.model.worker import WorkerState as WorkerState
 
 _TYPE = cloudevents.event_type("worker.heartbeat")
-#: Handlers and running attempts taken from one heartbeat, at most.
+#: Handlers and running attempts read from one heartbeat, at most.
 LIST_LIMIT = 2000
-#: Most CPUs and slots taken: they are reckoned with, and written to a status.
+#: Most CPUs and slots accepted: they are computed with, and written to a status.
 CAPACITY_LIMIT = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class RunningAttempt:
-    """An attempt of a Task that a worker runs; percent is 0 to 100 or None: nothing was said."""
+    """An attempt of a Task that a worker runs; percent is 0 to 100, or None: not reported."""
 
     uid: str
     token: str
@@ -40,14 +40,14 @@ class Heartbeat:
     Attributes:
         namespace: of the TaskQueue.
         queue: name of the TaskQueue.
-        pod: what events call this worker.
+        pod: name of the worker in its events.
         node: of the pod; "" when it is not known.
         cpus: that the worker may use; 0 when it is not known.
         slots: attempts it runs at once.
         handlers: names it has code for.
         running: attempts of Tasks it runs.
         state: what it is doing.
-        busy: attempts and direct messages it runs; None: it does not tell of direct messages.
+        busy: attempts and direct messages it runs; None: it does not count direct messages.
     """
 
     namespace: str
@@ -92,7 +92,7 @@ def decode(body: bytes) -> Heartbeat:
     """Read a heartbeat from the wire.
 
     Raises:
-        ContractError: not JSON, no heartbeat, or a field is missing or of a wrong type.
+        ContractError: not JSON, not a heartbeat, or a field is missing or of a wrong type.
     """
     event = CloudEvent.decode(body)
     if event.type != _TYPE:
@@ -114,14 +114,14 @@ def decode(body: bytes) -> Heartbeat:
         )
     except ContractError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as problem:
-        raise ContractError(f"not a heartbeat of the contract: {problem!r}") from problem
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ContractError(f"not a heartbeat of the contract: {error!r}") from error
 
 
 def _encode_running(attempt: RunningAttempt) -> dict[str, Any]:
     fields: dict[str, Any] = {"uid": attempt.uid, "token": attempt.token}
     if attempt.percent is not None or attempt.message:
-        # A handler's words: whatever they are, the heartbeat must not fail over them.
+        # A handler's text: whatever it is, the heartbeat must not fail over it.
         message = str(attempt.message)[:PROGRESS_MESSAGE_LENGTH].encode("utf-8", "replace").decode()
         fields["progress"] = {"percent": attempt.percent, "message": message}
     return fields

@@ -26,18 +26,18 @@ DEAD_EXCHANGE = "taskqueue.dead"
 OUTCOMES_EXCHANGE = "taskqueue.outcomes"
 
 
-#: What the operator has recorded, for whoever binds a queue of their own.
+#: Completion events, for anybody who binds a queue.
 EVENTS_EXCHANGE = "taskqueue.events"
 
 
-#: What workers say of themselves, every few seconds; nobody waits for it.
+#: Heartbeats of workers.
 HEARTBEATS_EXCHANGE = "taskqueue.heartbeats"
 
 
 HEARTBEATS_QUEUE = "taskqueue-operator.heartbeats"
 
 
-#: Old ones are worth nothing, and must never pile up.
+#: Old heartbeats are useless, and must not pile up.
 HEARTBEATS_ARGUMENTS: Mapping[str, Any] = {
     "x-queue-type": "classic",
     "x-message-ttl": round(3 * HEARTBEAT_SECONDS * 1000),
@@ -50,8 +50,8 @@ HEARTBEATS_ARGUMENTS: Mapping[str, Any] = {
 INBOX_QUEUE = "taskqueue-operator.inbox"
 
 
-#: Orders to all workers (`taskqueue.contract.command`): a stream, so that a late worker reads the
-#: past ones too. Published through the default exchange with this name as the key.
+#: Commands to all workers (`taskqueue.contract.command`): a stream, so that a new worker reads past
+#: ones too. They are published through the default exchange with this name as the key.
 CONTROL_STREAM = "taskqueue.control"
 
 
@@ -65,11 +65,11 @@ APP_ID = "taskqueue"
 CONTENT_TYPE_JSON = "application/json"
 
 
-#: Header of a dead-lettered message that says why it was given up.
+#: Header of a dead-lettered message with the reason.
 ERROR_HEADER = "tq-error"
 
 
-#: Header of a message the operator gave up: where it had been published. Only what was once a work
+#: Header of a message the operator dead-lettered: the exchange it was published to. Only a work
 #: message can be published to the work exchange again.
 EXCHANGE_HEADER = "tq-exchange"
 
@@ -109,7 +109,7 @@ def work_queue(namespace: str, queue: str) -> str:
 
 
 def dead_queue(namespace: str, queue: str) -> str:
-    """Return the name of the queue that keeps given-up messages for people."""
+    """Return the name of the queue that keeps dead letters for people."""
     return f"taskqueue-dead.{namespace}.{queue}"
 
 

@@ -1,7 +1,7 @@
-"""Events: what a worker tells the operator about an attempt, as CloudEvents 1.0 in JSON.
+"""Events of attempts, from workers to the operator, as CloudEvents.
 
-`AttemptEvent` is the one shape for all of them; `encode` and `decode` are the wire format. Workers
-report durations, never times of day: only the operator's clock is trusted.
+All of them are an `AttemptEvent`; `encode` and `decode` are the wire format. Workers report
+durations, never times of day: only the operator's clock is trusted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from taskqueue.contract.names import ContractError, routing_key
 from taskqueue.contract.work import AttemptClaim
 from taskqueue.limits import OBJECT_NAME_LENGTH, STATUS_REASON_LENGTH
 
-#: Longest duration taken, in seconds.
+#: Longest duration accepted, in seconds.
 LONGEST_SECONDS = 1e7
 
 
@@ -69,10 +69,10 @@ class AttemptEvent:
         seconds: how long it ran, where it ended.
         result: JSON object returned by the handler, on success.
         error: on failure.
-        retry_after_seconds: the handler's own wish for the next attempt.
+        retry_after_seconds: how long the handler wants to wait before the next attempt.
         correlation_id: a direct message's own, where it has one.
-        id: the CloudEvent's. Empty: `encode` makes one that no other event has. An end of a direct
-            message has that message's id, so that ends told twice can be known for one.
+        id: the CloudEvent's. Empty: `encode` makes a unique one. The outcome of a direct message
+            has that message's id, so that listeners recognize repeats.
     """
 
     kind: EventKind
@@ -93,7 +93,7 @@ class AttemptEvent:
 
     @property
     def is_direct(self) -> bool:
-        """Whether it is about a direct message: there is no Task and no attempt to look up."""
+        """Whether it is about a direct message, which has no Task and no attempt."""
         return not self.token
 
     @property
@@ -173,12 +173,12 @@ def decode(body: bytes) -> AttemptEvent:
         )
     except ContractError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ContractError(f"not an event of the contract: {problem!r}") from problem
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ContractError(f"not an event of the contract: {error!r}") from error
 
 
 def claimed_attempt(body: bytes) -> AttemptClaim | None:
-    """Read which attempt an event is about, even where it breaks the contract otherwise."""
+    """Return the attempt an event claims to be about, even where it breaks the contract."""
     try:
         data = orjson.loads(body)["data"]
         return AttemptClaim(
@@ -192,7 +192,7 @@ def claimed_attempt(body: bytes) -> AttemptClaim | None:
 
 
 def _duration(value: Any) -> float | None:
-    """A worker's measure, within reason: it is reckoned with, and written as a time."""
+    """Return a worker's duration within bounds: it is added to a time."""
     seconds = _number(value)
     if seconds is None or not math.isfinite(seconds):
         return None

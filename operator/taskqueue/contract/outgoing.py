@@ -1,7 +1,7 @@
-"""What a worker publishes: outcomes to the operator, and messages it gives up on.
+"""Messages to publish until they are confirmed: outcomes, dead letters and others.
 
 An `OutgoingMessage` can be published any number of times; every publish makes properties with a new
-message id, by which a returned message is told from its neighbours.
+message id, by which a returned message is identified.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from taskqueue.contract.names import (
     routing_key,
 )
 
-#: Message ids count up behind a word of this process's own: random ones cost a system call each.
+#: Message ids count up after a prefix of this process: random ones cost a system call each.
 _PROCESS = uuid.uuid4().hex
 _numbers = itertools.count(1)
 
@@ -69,7 +69,7 @@ def outcome_message(key: str, body: bytes) -> OutgoingMessage:
 def dead_letter(
     properties: BasicProperties, body: bytes, *, namespace: str, queue: str, reason: str
 ) -> OutgoingMessage:
-    """Return a delivery as it goes to the queue of given-up messages, with the reason in a header.
+    """Return a delivery as a message for the dead queue, with the reason in a header.
 
     The publisher's headers stay; the broker's own (``x-…``) do not, nor what would make the copy
     expire, be refused (user id) or be answered.
@@ -89,7 +89,7 @@ def dead_letter(
 
 
 def without_broker_headers(properties: BasicProperties) -> dict[str, Any]:
-    """Return the headers a publisher gave, as they can be published again."""
+    """Return the headers that the publisher set, in a form that can be published again."""
     return {
         name: _encodable(value)
         for name, value in (properties.headers or {}).items()
@@ -98,7 +98,7 @@ def without_broker_headers(properties: BasicProperties) -> dict[str, Any]:
 
 
 def _encodable(value: Any) -> Any:
-    """Return a header value the client library can write: it reads floats but has none to send."""
+    """Return a header value that pika can encode: it decodes floats but does not encode them."""
     if isinstance(value, dict):
         return {str(name): _encodable(inner) for name, inner in value.items()}
     if isinstance(value, list):

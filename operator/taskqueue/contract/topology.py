@@ -1,8 +1,8 @@
 """Declares what the operator owns at the broker; nobody else declares.
 
-It looks passively first, creates what is missing, and then checks what was there against the
+It declares passively first, creates what is missing, and then checks what existed against the
 arguments of the contract, which changes nothing: RabbitMQ answers 406 to other arguments, and that
-becomes `TopologyConflict`. Declaring the same again is free, so all of it may run at any time.
+becomes `TopologyConflict`. Declaring is idempotent, so all of it may run at any time.
 
 Order matters: a dead letter without a route is stuck in its queue, and 32 of them stop all
 dead-lettering of that queue. So the dead exchange, dead queue and bindings come before the work
@@ -86,7 +86,7 @@ async def declare_task_queue(connection: Connection, namespace: str, queue: str)
 
     Returns:
         Whether the work queue was missing and has been created: then nothing that was published to
-        it before is there any more.
+        it before exists any more.
 
     Raises:
         TopologyConflict: one of them exists with other arguments.
@@ -120,7 +120,7 @@ async def ready_messages(channel: Channel, queue: str) -> int | None:
 
 
 def _is_missing(refusal: ChannelRefused) -> bool:
-    # By its words: the broker says 404 as well of a queue that is only out of service.
+    # By its text: the broker answers 404 for a queue without a leader, too.
     return refusal.text.startswith(("NOT_FOUND - no queue ", "NOT_FOUND - no exchange "))
 
 

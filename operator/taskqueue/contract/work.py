@@ -1,9 +1,8 @@
-"""The message contract, version 1: names, arguments and headers every side relies on.
+"""Work messages: one attempt of a Task, or a direct message, on its way to a worker.
 
-Operator, workers and producers of any language meet here. Nothing in this module does I/O; it
-turns the contract's words (see docs/reference/message-contract.md) into names and dataclasses
-and back. A message that does not follow the contract raises `ContractError`, which names the
-header or property at fault.
+This module converts them between AMQP properties and dataclasses, as
+docs/reference/message-contract.md defines them, without any I/O. A message that breaks the contract
+raises `ContractError`, which names the header or property at fault.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class WorkMessage:
         uid: metadata.uid of the Task; the message's correlation id.
         handler: the name a worker registered; the message's type.
         attempt: 1-based.
-        max_attempts: how many attempts the Task has in all.
+        max_attempts: the number of attempts the Task has in all.
         epoch: see `taskqueue.model.token`.
         token: what every event about this attempt must repeat.
         max_deliveries: at this many deliveries without an outcome the attempt counts as lost.
@@ -153,7 +152,7 @@ def parse_work(properties: BasicProperties, body: bytes) -> WorkMessage | Direct
 
 @dataclass(frozen=True, slots=True)
 class AttemptClaim:
-    """What a message says it is about; only its token can prove it."""
+    """The attempt that a message claims to be about; only its token can prove it."""
 
     uid: str
     token: str
@@ -162,7 +161,7 @@ class AttemptClaim:
 
 
 def claimed_attempt(properties: BasicProperties) -> AttemptClaim | None:
-    """Read which attempt a work message is about, even where it breaks the contract otherwise."""
+    """Return the attempt a work message claims to be, even where it breaks the contract."""
     headers: Mapping[str, Any] = properties.headers or {}
     try:
         return AttemptClaim(
@@ -176,7 +175,7 @@ def claimed_attempt(properties: BasicProperties) -> AttemptClaim | None:
 
 
 def deliveries_so_far(properties: BasicProperties, *, redelivered: bool) -> int:
-    """Return how often the broker has had this message returned to it.
+    """Return how often this message was returned to the broker.
 
     The count is the broker's own header, believed only on a redelivery: a publisher's header of
     the same name is passed through untouched.

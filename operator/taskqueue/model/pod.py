@@ -1,4 +1,4 @@
-"""A pod of a worker pool, as far as scaling must know it.
+"""A pod of a worker pool, with the fields that scaling needs.
 
 Times are seconds since the epoch, by the clocks of the API server and of the node, rounded down to
 whole seconds as Kubernetes does.
@@ -33,17 +33,17 @@ class Pod:
 
     Attributes:
         name: unique in its namespace at a time; a StatefulSet uses names again.
-        uid: unique for ever.
+        uid: unique in the cluster's life.
         owner: uid of what controls it, such as a ReplicaSet; "": nothing does.
         phase: Pending, Running, Succeeded, Failed or Unknown.
         ready: its condition Ready is true.
         assigned: it has a node.
         running_since: when the container that last began, of those that run now, began; None: no
             container runs.
-        leaving: it is being deleted.
+        leaving: it has a deletionTimestamp.
         cost: its pod-deletion-cost.
         created: when it was made.
-        restarts: the most that a container of it was started again.
+        restarts: the highest restart count of its containers.
         trouble: why it does not run, None when it does or just starts.
     """
 
@@ -67,7 +67,7 @@ class Pod:
 
     @property
     def active(self) -> bool:
-        """Whether it counts for the size of its pool: neither over nor on its way out."""
+        """Whether it counts for the size of its pool: neither finished nor being deleted."""
         return not self.leaving and self.phase not in _OVER
 
     @property

@@ -1,4 +1,4 @@
-"""A TaskQueue as the operator thinks of it."""
+"""A TaskQueue inside the operator: frozen values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QueueKey = tuple[str, str]
 
 
 class StopPolicy(StrEnum):
-    """What a TaskQueue is held back from; the value of spec.stopPolicy."""
+    """What a TaskQueue does not do while it is stopped; the value of spec.stopPolicy."""
 
     NONE = "None"
     HOLD = "Hold"
@@ -63,10 +63,10 @@ class QueueConfig:
         connection_secret: name of the Secret with the broker's address, in the TaskQueue's
             namespace; "" when ``rabbitmq_cluster`` says where the broker is.
         rabbitmq_cluster: the RabbitmqCluster whose Secret is used instead.
-        stop_policy: what is held back.
-        delete_queues: whether the broker's queues go with the TaskQueue.
+        stop_policy: whether Tasks are published and the pool is drained.
+        delete_queues: whether the broker's queues are deleted with the TaskQueue.
         finalized: whether the object has our finalizer, as last seen.
-        deleting: the object is on its way out; that is never undone.
+        deleting: the object has a deletionTimestamp; that is never undone.
         per_key: how many Tasks of one concurrency key are dispatched at once.
         max_published: upper bound of the dispatch window.
         policy: what its Tasks inherit.

@@ -1,4 +1,4 @@
-"""What the broker's statistics say of one of its queues."""
+"""Statistics of one of the broker's queues."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """What the broker's statistics say of a queue."""
+    """The number of messages in a queue, by the broker's statistics."""
 
     ready: int
     unacknowledged: int

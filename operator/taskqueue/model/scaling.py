@@ -1,6 +1,6 @@
-"""What a pool's size is worked out from: a number of workers for a backlog, and the formula.
+"""Computes a pool's size from its backlog: a number of workers, and the formula.
 
-The formula is one line for people; with the figures it shows anyone can work out the number again.
+The formula is one line for people; from its numbers anyone can compute the result again.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class BacklogTarget:
-    """So much backlog one worker is meant to have, at least 1."""
+    """Sizes the pool by the backlog of one worker, at least 1."""
 
     tasks_per_replica: int = 5
 
-    def wish(
+    def replicas_for(
         self, backlog: int, *, kind: str, slots: int, mean_run_seconds: float | None
     ) -> tuple[int, str]:
         """Return the number of workers, and its formula; slots and run time do not matter."""
@@ -25,17 +25,17 @@ class BacklogTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainTimeTarget:
-    """The backlog is meant to be gone in so many seconds, more than 0.
+    """Sizes the pool so that the backlog is worked off within a time.
 
     Attributes:
-        seconds: the time meant.
+        seconds: the time, more than 0.
         tasks_per_replica: backlog of one worker until a run time is measured, at least 1.
     """
 
     seconds: float
     tasks_per_replica: int = 5
 
-    def wish(
+    def replicas_for(
         self, backlog: int, *, kind: str, slots: int, mean_run_seconds: float | None
     ) -> tuple[int, str]:
         """Return the number of workers, and its formula.
@@ -47,11 +47,11 @@ class DrainTimeTarget:
             mean_run_seconds: how long attempts ran lately; None: not measured.
         """
         if mean_run_seconds is None:
-            size, formula = BacklogTarget(self.tasks_per_replica).wish(
+            size, formula = BacklogTarget(self.tasks_per_replica).replicas_for(
                 backlog, kind=kind, slots=slots, mean_run_seconds=None
             )
             return size, f"{formula}, until a run time is measured"
-        mean = float(f"{mean_run_seconds:.3g}")  # what is said is what is reckoned with
+        mean = float(f"{mean_run_seconds:.3g}")  # the formula shows the number it is computed with
         per_worker = f"{slots} slot{'s' if slots != 1 else ''} x {self.seconds:g} s"
         formula = f"ceil({backlog} {kind} x {mean:g} s / ({per_worker}))"
         # Rounded first: 100 x 1.1 / 11 is a little more than 10.
@@ -75,11 +75,11 @@ class ScalingPolicy:
         up_step: the most workers that start at a time; None: any number.
         down_step: the most workers that are drained at a time; None: any number.
         stabilization_seconds: the pool shrinks to the largest size wanted within this time.
-        idle_seconds_before_zero: how long the backlog must be empty before the last worker goes.
+        idle_seconds_before_zero: how long the backlog must be empty before the pool is.
         fallback_replicas: the size, at least 1, once the backlog has been unknown for
             ``stabilization_seconds``; None: the last size is held on.
         paused_replicas: the size while scaling is paused, None when it is not.
-        draining: nothing new is published, and the pool is to go as what is published ends.
+        draining: nothing new is published, and the pool shrinks as what is published ends.
     """
 
     min_replicas: int = 0

@@ -1,6 +1,6 @@
-"""A Task as the operator thinks of it: frozen values, no I/O, times as seconds since the epoch.
+"""A Task inside the operator: frozen values, no I/O, times as seconds since the epoch.
 
-The custom resource's pydantic models are turned into these at the edges. Field names follow the
+The codecs convert the custom resource's pydantic models into these. Field names follow the
 resource; a time is None where the resource has no value.
 """
 
@@ -23,7 +23,7 @@ from taskqueue.limits import (
 
 
 class Phase(StrEnum):
-    """Where a Task is in its life; the value of status.phase."""
+    """The phase of a Task; the value of status.phase."""
 
     PENDING = "Pending"
     BLOCKED = "Blocked"
@@ -71,8 +71,8 @@ class Policy:
         non_retryable: error types that end the Task at once.
         attempt_timeout_seconds: how long one attempt may run.
         max_deliveries: how many workers one attempt may lose before it counts as failed.
-        active_deadline_seconds: how long the Task may take in all; None: for ever.
-        ttl_seconds: how long it is kept once finished; None: for ever.
+        active_deadline_seconds: how long the Task may take in all; None: no limit.
+        ttl_seconds: how long it is kept once finished; None: until it is deleted.
     """
 
     max_attempts: int = DEFAULT_ATTEMPTS
@@ -86,7 +86,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyOverrides:
-    """What a Task says for itself; None where its queue decides."""
+    """The policy fields that a Task sets itself; None where its queue decides."""
 
     max_attempts: int | None = None
     initial_seconds: float | None = None
@@ -141,7 +141,7 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True)
 class ProgressState:
-    """How far a running attempt says it is: 0 to 100 or None, and a line for people."""
+    """The progress a running attempt reports: 0 to 100 or None, and a line for people."""
 
     percent: int | None = None
     message: str = ""
@@ -151,7 +151,7 @@ class ProgressState:
 class TaskState:
     """What is, or will be, in a Task's status.
 
-    Attributes, as far as the resource does not tell them:
+    Attributes, as far as the resource's fields do not explain them:
         concurrency_key: held while an attempt is dispatched; "" otherwise.
         resumed_time: when the last suspension ended; the condition Suspended keeps it.
         running_since: when the attempt that runs began; not written, so unknown after a restart.
@@ -204,7 +204,7 @@ class TaskSpec:
         concurrency_key: Tasks of one key are dispatched a few at a time; "" for none.
         depends_on: names of the Tasks that must be Complete first.
         start_after: not dispatched before.
-        suspend: not dispatched while True, and taken back.
+        suspend: not dispatched while True, and recalled if it was.
         cancel: ended at once.
         overrides: the Task's own retry and time settings.
     """

@@ -1,8 +1,8 @@
-"""Tokens: what proves that an outcome belongs to an attempt the operator ordered.
+"""Tokens: they prove that an outcome belongs to an attempt that the operator published.
 
 A token is ``<key id>.<HMAC-SHA256 of uid, attempt and epoch>``. It is the same for every publish
 of one attempt, can be checked by a leader that did not publish it, and cannot be made by anyone
-without the key. Raising a Task's epoch makes every token given out before worthless.
+without the key. Raising a Task's epoch invalidates every token issued before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class TokenKeys:
-    """The signing key in use and the older ones still accepted.
+    """Signs tokens with the current key, and verifies them with it and older ones.
 
     Attributes:
         current: id of the key that signs new tokens.

@@ -1,4 +1,4 @@
-"""A worker as operator and worker speak of it: what it is and what it is doing."""
+"""A worker, as its heartbeats describe it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ class WorkerState(StrEnum):
     """What a worker is doing."""
 
     READY = "ready"
-    #: It takes nothing more and finishes what it has.
+    #: It takes no more work and finishes what it has.
     DRAINING = "draining"
-    #: It has nothing in hand, and all is told; its process may go at any time.
+    #: It runs nothing and has reported everything; its process may end at any time.
     STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """A registered machine.
+    """A worker that has registered.
 
     Attributes:
         pod: its name.
         node: the node it runs on; "" when it is not known.
-        cpus: that it may use.
+        cpus: CPUs it may use.
         slots: attempts it runs at once.
         handlers: names it has code for.
     """

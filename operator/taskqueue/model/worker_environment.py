@@ -1,4 +1,4 @@
-"""How the operator tells its workers where the broker is: known to both sides, so kept here."""
+"""The environment variables by which the operator gives its workers the broker's address."""
 
 from __future__ import annotations
 

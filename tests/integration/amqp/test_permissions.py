@@ -15,7 +15,7 @@ from taskqueue.amqp.channel import ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import WorkerCommand, decode, order_message
+from taskqueue.contract.command import WorkerCommand, command_message, decode
 from taskqueue.contract.names import (
     CONTROL_STREAM,
     DEAD_EXCHANGE,
@@ -85,7 +85,7 @@ async def test_a_worker_can_do_its_work(connection: Connection, worker: BrokerPa
 @pytest.mark.usefixtures("declared")
 async def test_a_worker_reads_orders(connection: Connection, worker: BrokerParameters) -> None:
     order = WorkerCommand(CommandKind.CANCEL, token="k.1", uid="u")
-    message = order_message(order)
+    message = command_message(order)
     publisher = await Publisher.open(connection)
     told = await publisher.publish_and_wait(
         message.exchange, message.key, message.body, message.properties()

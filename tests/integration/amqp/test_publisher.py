@@ -10,7 +10,7 @@ import uvloop
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import BrokerUnavailable
-from taskqueue.amqp.confirms import Outstanding
+from taskqueue.amqp.confirms import UnconfirmedPublishes
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
@@ -46,13 +46,13 @@ async def test_pipelined_confirms_one_by_one_and_multiple(
     connection: Connection, publisher: Publisher, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     confirms: list[bool] = []
-    original = Outstanding.confirm
+    original = UnconfirmedPublishes.on_confirm
 
-    def spy(self: Outstanding, tag: int, *, multiple: bool, acked: bool) -> None:
+    def spy(self: UnconfirmedPublishes, tag: int, *, multiple: bool, acked: bool) -> None:
         confirms.append(multiple)
         original(self, tag, multiple=multiple, acked=acked)
 
-    monkeypatch.setattr(Outstanding, "confirm", spy)
+    monkeypatch.setattr(UnconfirmedPublishes, "on_confirm", spy)
     verdicts = Verdicts(expected=3000)
     for number in range(3000):
         verdicts.publish(publisher, number, "", queue)
@@ -165,7 +165,7 @@ async def test_a_message_that_cannot_be_sent_is_raised_and_spends_no_tag(
     def never(verdict: Settled, text: str) -> None:
         raise AssertionError("settled")
 
-    with pytest.raises(ValueError, match="floats are not possible"):
+    with pytest.raises(ValueError, match="headers cannot have floats"):
         publisher.publish(
             "", queue, b"", BasicProperties(message_id="a", headers={"share": 0.5}), never
         )

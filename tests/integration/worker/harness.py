@@ -17,7 +17,7 @@ from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.cloudevents import CONTENT_TYPE
-from taskqueue.contract.command import WorkerCommand, order_message
+from taskqueue.contract.command import WorkerCommand, command_message
 from taskqueue.contract.names import INBOX_QUEUE, WORK_EXCHANGE, work_queue
 from taskqueue.contract.outcome import AttemptEvent, EventKind, decode
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
@@ -149,7 +149,7 @@ class Harness:
                 done.set()
 
         for command in commands:
-            message = order_message(command)
+            message = command_message(command)
             self.publisher.publish(
                 message.exchange, message.key, message.body, message.properties(), settled
             )

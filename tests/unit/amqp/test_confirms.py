@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue.amqp.confirms import OnSettled, Outstanding, Settled
+from taskqueue.amqp.confirms import OnSettled, Settled, UnconfirmedPublishes
 
 
 @dataclass
@@ -17,8 +17,8 @@ class Record:
     told: dict[int, list[tuple[Settled, str]]] = field(default_factory=dict)
     errors: list[Exception] = field(default_factory=list)
 
-    def outstanding(self) -> Outstanding:
-        return Outstanding(self.errors.append)
+    def outstanding(self) -> UnconfirmedPublishes:
+        return UnconfirmedPublishes(self.errors.append)
 
     def callback(self, tag: int) -> OnSettled:
         self.told[tag] = []
@@ -69,7 +69,7 @@ def test_each_publish_is_settled_once_and_as_the_broker_said(
             case Return(tag):
                 if tag in open_tags:
                     returned.add(tag)
-                    outstanding.returned(f"m{tag}", "no route")
+                    outstanding.on_return(f"m{tag}", "no route")
             case Confirm(tag, multiple, acked):
                 everything = multiple and tag == 0
                 for each in list(open_tags):
@@ -77,7 +77,7 @@ def test_each_publish_is_settled_once_and_as_the_broker_said(
                         open_tags.remove(each)
                         verdict = Settled.CONFIRMED if acked else Settled.UNKNOWN
                         expected[each] = Settled.RETURNED if each in returned else verdict
-                outstanding.confirm(tag, multiple=multiple, acked=acked)
+                outstanding.on_confirm(tag, multiple=multiple, acked=acked)
         assert len(outstanding) == len(open_tags)
     outstanding.abandon("gone")
     expected.update(dict.fromkeys(open_tags, Settled.UNKNOWN))
@@ -93,9 +93,9 @@ def test_the_text_says_why() -> None:
     outstanding = record.outstanding()
     for tag in (1, 2, 3, 4):
         outstanding.add(f"m{tag}", record.callback(tag))
-    outstanding.returned("m2", "312 NO_ROUTE")
-    outstanding.confirm(2, multiple=True, acked=True)
-    outstanding.confirm(3, multiple=False, acked=False)
+    outstanding.on_return("m2", "312 NO_ROUTE")
+    outstanding.on_confirm(2, multiple=True, acked=True)
+    outstanding.on_confirm(3, multiple=False, acked=False)
     outstanding.abandon("connection lost")
     assert record.told[1] == [(Settled.CONFIRMED, "")]
     assert record.told[2] == [(Settled.RETURNED, "312 NO_ROUTE")]
@@ -116,7 +116,7 @@ def test_a_callback_that_raises_does_not_hold_up_the_others() -> None:
     outstanding.add("m2", record.callback(2))
     outstanding.add("m3", fail)
     outstanding.add("m4", record.callback(4))
-    outstanding.confirm(2, multiple=True, acked=True)
+    outstanding.on_confirm(2, multiple=True, acked=True)
     outstanding.abandon("gone")
     assert record.told == {2: [(Settled.CONFIRMED, "")], 4: [(Settled.UNKNOWN, "gone")]}
     assert record.errors == [problem, problem]
@@ -131,7 +131,7 @@ def test_a_callback_may_publish_again() -> None:
 
     outstanding.add("m1", again)
     outstanding.add("m2", record.callback(2))
-    outstanding.confirm(0, multiple=True, acked=True)
+    outstanding.on_confirm(0, multiple=True, acked=True)
     assert record.told == {2: [(Settled.CONFIRMED, "")], 3: []}
-    outstanding.confirm(3, multiple=True, acked=True)
+    outstanding.on_confirm(3, multiple=True, acked=True)
     assert record.told[3] == [(Settled.CONFIRMED, "")]

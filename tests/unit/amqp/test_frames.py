@@ -168,7 +168,7 @@ class Broker(asyncio.Transport):
 
     def answer(self, channel: int, method: Any) -> None:
         said = frame.Method(channel, method).marshal()
-        asyncio.get_running_loop().call_soon(self.connection.stream_received, said)
+        asyncio.get_running_loop().call_soon(self.connection.on_data, said)
 
 
 async def opened() -> tuple[Broker, OurChannel]:
@@ -176,7 +176,7 @@ async def opened() -> tuple[Broker, OurChannel]:
     parameters = BrokerParameters(host="h", port=1, username="u", password="p")
     connection = OurConnection(parameters, "test", 10, loop)
     broker = Broker(connection._stream)
-    connection._stream.stream_made(broker)
+    connection._stream.on_connected(broker)
     await connection._opened
     return broker, await connection.channel()
 
@@ -201,7 +201,7 @@ async def test_messages_come_in_whatever_pieces_they_come(piece: int) -> None:
             said += frame.Body(1, body[begin : begin + 4088]).marshal()
         said += frame.Heartbeat().marshal()
     for begin in range(0, len(said), piece):
-        broker.connection.stream_received(said[begin : begin + piece])
+        broker.connection.on_data(said[begin : begin + piece])
     assert seen == [(number, f"t{number}", body) for number, body in enumerate(bodies, 1)]
 
 
@@ -216,7 +216,7 @@ async def test_a_returned_message_and_its_confirm_come_in_their_order() -> None:
     back += pikas(1, BasicProperties(message_id="m"), b"body")
     back += frame.Method(1, Basic.Ack(1, True)).marshal()
     back += frame.Method(1, Basic.Nack(2, False)).marshal()
-    broker.connection.stream_received(back)
+    broker.connection.on_data(back)
     assert seen == [("m", "312 NO_ROUTE: exchange e, key k"), (1, True, True), (2, False, False)]
 
 
@@ -261,4 +261,4 @@ async def test_a_body_longer_than_announced_ends_the_connection() -> None:
     said = frame.Method(1, Basic.Deliver(tag, 1, False, "e", "k")).marshal()
     said += frame.Header(1, 2, BasicProperties()).marshal() + frame.Body(1, b"abc").marshal()
     with pytest.raises(exceptions.BodyTooLongError):
-        broker.connection.stream_received(said)
+        broker.connection.on_data(said)

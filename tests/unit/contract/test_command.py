@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue.contract.command import WorkerCommand, decode, encode, order_message
+from taskqueue.contract.command import WorkerCommand, command_message, decode, encode
 from taskqueue.contract.names import ContractError
 from taskqueue.model.command import CommandKind
 
@@ -42,7 +42,7 @@ def test_the_words_on_the_wire_are_those_of_the_contract() -> None:
 
 
 def test_it_is_published_to_the_stream_through_the_default_exchange() -> None:
-    message = order_message(WorkerCommand(CommandKind.RELEASE, token="k.1"))
+    message = command_message(WorkerCommand(CommandKind.RELEASE, token="k.1"))
     assert (message.exchange, message.key) == ("", "taskqueue.control")
     assert message.properties().content_type == "application/json"
     assert message.properties().delivery_mode == 2

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from taskqueue.contract.completion import CompletionEvent, direct_event, task_event
+from taskqueue.contract.completion import CompletionEvent, direct_completion, task_completion
 from taskqueue.contract.names import ContractError
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind
 from taskqueue.model.task import AttemptRecord, Phase, Task, TaskSpec, TaskState
@@ -65,16 +65,16 @@ def wire(event: CompletionEvent) -> dict[str, Any]:
 
 
 def told(status: TaskState) -> dict[str, Any]:
-    data: dict[str, Any] = wire(task_event(TASK, status))["data"]
+    data: dict[str, Any] = wire(task_completion(TASK, status))["data"]
     return data
 
 
 def direct(event: AttemptEvent = DIRECT) -> CompletionEvent:
-    return direct_event(event, arrived_with=event.routing_key, now=NOW)
+    return direct_completion(event, arrived_with=event.routing_key, now=NOW)
 
 
 def test_a_success_is_told_with_its_result() -> None:
-    assert wire(task_event(TASK, SUCCEEDED)) == {
+    assert wire(task_completion(TASK, SUCCEEDED)) == {
         "specversion": "1.0",
         "id": "0b1c.2",
         "type": "dev.taskqueue.task.succeeded.v1",
@@ -98,7 +98,7 @@ def test_a_success_is_told_with_its_result() -> None:
 
 
 def test_the_message_goes_to_the_events_exchange_under_the_queues_key() -> None:
-    message = task_event(TASK, SUCCEEDED).message()
+    message = task_completion(TASK, SUCCEEDED).message()
     assert (message.exchange, message.key) == ("taskqueue.events", "shop.images.task.succeeded")
     first, second = message.properties(), message.properties()
     assert first.message_id != second.message_id
@@ -112,13 +112,13 @@ def test_the_message_goes_to_the_events_exchange_under_the_queues_key() -> None:
     [(Phase.SUCCEEDED, "succeeded"), (Phase.FAILED, "failed"), (Phase.CANCELLED, "cancelled")],
 )
 def test_the_final_phase_names_the_event(phase: Phase, event: str) -> None:
-    told = task_event(TASK, replace(SUCCEEDED, phase=phase))
+    told = task_completion(TASK, replace(SUCCEEDED, phase=phase))
     assert told.routing_key == f"shop.images.task.{event}"
     assert wire(told)["type"] == f"dev.taskqueue.task.{event}.v1"
 
 
 def test_the_same_end_makes_the_same_event() -> None:
-    assert task_event(TASK, FAILED).encode() == task_event(TASK, FAILED).encode()
+    assert task_completion(TASK, FAILED).encode() == task_completion(TASK, FAILED).encode()
 
 
 def test_a_failure_names_the_last_attempts_error() -> None:
@@ -150,7 +150,7 @@ def test_a_cancelled_task_has_no_error() -> None:
 )
 def test_what_is_not_final_is_not_told(status: TaskState) -> None:
     with pytest.raises(ValueError, match="shop/resize-1"):
-        task_event(TASK, status)
+        task_completion(TASK, status)
 
 
 def test_a_direct_messages_outcome_carries_its_correlation_id() -> None:
@@ -193,12 +193,12 @@ def test_an_outcome_without_an_id_is_refused() -> None:
 
 def test_nobody_speaks_for_another_queue() -> None:
     with pytest.raises(ContractError, match="must be the same"):
-        direct_event(DIRECT, arrived_with="shop.other.task.succeeded", now=NOW)
+        direct_completion(DIRECT, arrived_with="shop.other.task.succeeded", now=NOW)
 
 
 @pytest.mark.parametrize("changed", [{"token": "k.1"}, {"kind": EventKind.RELEASED}])
 def test_only_a_direct_messages_end_is_told(changed: dict[str, Any]) -> None:
-    with pytest.raises(ContractError, match="no outcome of a direct message"):
+    with pytest.raises(ContractError, match="not an outcome of a direct message"):
         direct(replace(DIRECT, **changed))
 
 

@@ -134,7 +134,7 @@ async def test_payloads_may_be_models_or_nothing(
     [
         ([1], TypeError, "a JSON object, not list"),
         ({"raw": b""}, TypeError, "bytes"),
-        ({"text": "\ud800"}, TypeError, "no Unicode text"),
+        ({"text": "\ud800"}, TypeError, "not Unicode text"),
         ({"text": "x" * 2**24}, ValueError, "16777216"),
     ],
 )

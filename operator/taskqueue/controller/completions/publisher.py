@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.completion import CompletionEvent, task_event
+from taskqueue.contract.completion import CompletionEvent, task_completion
 from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.controller.metrics import COMPLETIONS_DROPPED, COMPLETIONS_PUBLISHED
 from taskqueue.logs import EventLog
@@ -92,7 +92,7 @@ class CompletionPublisher:
     ) -> None:
         """Publish the event of a written final status; arguments as of `publish_event`."""
         self.publish_event(
-            task_event(task, status),
+            task_completion(task, status),
             reported=reported,
             publisher=publisher,
             on_published=on_published,

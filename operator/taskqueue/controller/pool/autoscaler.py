@@ -166,7 +166,7 @@ def _wanted(policy: ScalingPolicy, load: Load, backlog: int) -> _Size:
     kind = "backlog"
     if policy.draining:
         backlog, kind = _counted(policy, load), "published"
-    size, formula = policy.target.wish(
+    size, formula = policy.target.replicas_for(
         backlog, kind=kind, slots=load.slots, mean_run_seconds=load.mean_run_seconds
     )
     limited = _within_limits(policy, size)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import WorkerCommand, order_message
+from taskqueue.contract.command import WorkerCommand, command_message
 from taskqueue.model.command import CommandKind
 
 #: Commands kept while the broker is away; above this, the oldest are dropped.
@@ -47,7 +47,7 @@ class CommandOutbox:
         if publisher is None:
             self._keep(command)
             return
-        message = order_message(command)
+        message = command_message(command)
 
         def on_settled(verdict: Settled, _: str) -> None:
             if verdict is Settled.CONFIRMED:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.contract import heartbeat, outcome, work
-from taskqueue.contract.completion import direct_event
+from taskqueue.contract.completion import direct_completion
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.names import (
     DEAD_EXCHANGE,
@@ -195,7 +195,7 @@ class Inbox:
     ) -> None:
         """Pass the end of a direct message on to whoever listens."""
         self._completions.publish_event(
-            direct_event(report, arrived_with=delivery.routing_key, now=self._clock()),
+            direct_completion(report, arrived_with=delivery.routing_key, now=self._clock()),
             reported=True,
             publisher=source.publisher,
             on_published=lambda: acknowledge(delivery),

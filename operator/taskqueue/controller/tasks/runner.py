@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import WorkerCommand, order_message
+from taskqueue.contract.command import WorkerCommand, command_message
 from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.metrics import OUTCOMES_DROPPED, STATUS_WRITES, TASKS_FINISHED
@@ -132,7 +132,7 @@ class TaskRunner:
     def stop_stray(self, uid: str, token: str, source: MessageSource) -> None:
         """Command a worker to stop an attempt nobody waits for; a lost command costs a run."""
         if source.publisher is not None:
-            message = order_message(WorkerCommand(CommandKind.CANCEL, token=token, uid=uid))
+            message = command_message(WorkerCommand(CommandKind.CANCEL, token=token, uid=uid))
             source.publisher.publish(
                 message.exchange, message.key, message.body, message.properties(), _ignore
             )
