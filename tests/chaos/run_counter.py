@@ -25,7 +25,7 @@ class RunCounter:
         self._lock = threading.Lock()
         #: By uid, the log events of runs that started; each has an id of its own.
         self._begun: dict[str, set[str]] = defaultdict(set)
-        #: Containers whose log is being read, or was read to its end.
+        #: Containers whose log is being read.
         self._known: set[str] = set()
         #: Those of them of which at least a line was read.
         self._followed: set[str] = set()
@@ -82,12 +82,12 @@ class RunCounter:
 
     def _follow(self, container: str, pod: str) -> None:
         path = self._harness.core("pods", pod, "log")
-        try:
+        with suppress(Refused, requests.RequestException):
             for line in self._harness.api.lines(path, follow="true"):
                 self._followed.add(container)
                 if line.startswith("{") and '"run.began' in line:
                     event = json.loads(line)
                     with self._lock:
                         self._begun[event["uid"]].add(event["event"])
-        except (Refused, requests.RequestException):
-            self._known.discard(container)  # if it still runs, it is read again from its start
+        # The kubelet may end a log early: if the container still runs, it is read again.
+        self._known.discard(container)

@@ -91,6 +91,8 @@ class Harness:
         self.kubectl = kubectl
         self.rabbitmq = rabbitmq
         self.namespace = f"e2e-{uuid.uuid4().hex[:8]}"
+        #: The metadata of each TaskQueue as last written here: the watch may be behind.
+        self._written_queues: dict[str, Body] = {}
         #: When the operator was killed, in seconds since the epoch.
         self.operator_kills: list[float] = []
         api.request(
@@ -148,11 +150,14 @@ class Harness:
             "metadata": {"name": name},
             "spec": merged(_SPEC, changes),
         }
-        self.api.request("POST", self.path("taskqueues"), body)
+        created = self.api.request("POST", self.path("taskqueues"), body)
+        self._written_queues[name] = created["metadata"]
 
     def change_queue(self, name: str = "q", **changes: Any) -> Body:
         """Merge changes into a TaskQueue's spec."""
-        return self.api.patch(self.path("taskqueues", name), {"spec": changes})
+        changed = self.api.patch(self.path("taskqueues", name), {"spec": changes})
+        self._written_queues[name] = changed["metadata"]
+        return changed
 
     def task(self, name: str, handler: str = "echo", *, queue: str = "q", **spec: Any) -> str:
         """Create a Task; return its name."""
@@ -206,11 +211,16 @@ class Harness:
         self, until: Callable[[Body], bool], name: str = "q", *, what: str, seconds: float = 60
     ) -> Body:
         """Return a TaskQueue's status, written for its newest spec, of which ``until`` holds."""
+        written = self._written_queues.get(name, {})
 
         def holds(queue: Body) -> bool:
-            status = queue.get("status") or {}
-            current = status.get("observedGeneration") == queue["metadata"]["generation"]
-            return current and until(status)
+            metadata, status = queue["metadata"], queue.get("status") or {}
+            newest = (
+                metadata["uid"] == written.get("uid", metadata["uid"])
+                and metadata["generation"] >= written.get("generation", 0)
+                and metadata["generation"] == status.get("observedGeneration")
+            )
+            return newest and until(status)
 
         status: Body = self.queues.wait(name, holds, what=what, seconds=seconds)["status"]
         return status

@@ -75,6 +75,12 @@ def pods(harness: Harness, name: str) -> set[str]:
     return names_of(pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"])
 
 
+def ready_replicas(harness: Harness, name: str) -> int:
+    """Return how many pods of a Deployment are ready."""
+    deployment = harness.api.get(workloads(harness, "Deployment", name))
+    return int(deployment["status"].get("readyReplicas", 0))
+
+
 def pods_are(harness: Harness, name: str, expected: set[str]) -> None:
     harness.until(lambda: pods(harness, name) == expected, what=f"the pods are {sorted(expected)}")
 
@@ -91,10 +97,12 @@ def test_a_deployment_grows_from_zero_and_shrinks_around_the_busy(
         what="at two workers",
     )
     assert conditions(status)["ScalingActive"]["reason"] == "Following"
+    # Of a pod that is ready and one that is not yet, a Deployment always removes the latter.
+    harness.until(lambda: ready_replicas(harness, "mine") == 2, what="both ready")
     gates.open("early")
     harness.all_finished(early)
     pods_are(harness, "mine", {stays})
-    assert pod_removals.was_removed(ends)
+    harness.until(lambda: pod_removals.was_removed(ends), what=f"{ends} removed")
     gates.open("late")
     harness.all_finished(late)
     pods_are(harness, "mine", set())
