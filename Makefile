@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Most tests wait for something, so more of them than cores run at a time.
 WORKERS := 6
 # Each of them imports all tests: with bytecode kept, in a third of the time.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=30
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --durations=30
 
 # Rebuilt when the files it depends on change.
 READY := $(VENV)/.ready

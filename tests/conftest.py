@@ -27,7 +27,6 @@ from devcluster.deploy import deploy
 from devcluster.paths import DEFAULT_NAME, KUBECONFIG, locked
 from tests.parallel import (
     pytest_collection_modifyitems,
-    pytest_itemcollected,
     pytest_runtest_protocol,
     pytest_xdist_make_scheduler,
     runs_in_parallel,
@@ -35,7 +34,6 @@ from tests.parallel import (
 
 __all__ = [
     "pytest_collection_modifyitems",
-    "pytest_itemcollected",
     "pytest_runtest_protocol",
     "pytest_xdist_make_scheduler",
 ]

@@ -2,9 +2,9 @@
 
 Work is handed out by file: the tests of a file share a namespace, and most of their time is
 waiting. A test that needs the cluster holds it *shared*, and the operator too when it uses the
-harness. A test marked ``exclusive("operator")`` waits until no other test uses the operator, and
-``exclusive("cluster")`` until no other test needs the cluster at all. The locks are files, so two
-runs on one cluster respect each other as well. Without xdist nothing waits for anything.
+harness. `EXCLUSIVE` names the files whose tests need the operator, or the whole cluster, for
+themselves. The locks are files, so two runs on one cluster respect each other as well. Without
+xdist nothing waits for anything.
 """
 
 from __future__ import annotations
@@ -26,6 +26,22 @@ TESTS = Path(__file__).parent
 
 #: In this order they are locked; whoever holds the operator holds the cluster, too.
 _RESOURCES = ("cluster", "operator")
+
+#: Files whose tests disturb others: they kill or replace the operator, or RabbitMQ, or count what
+#: the API server does for all namespaces.
+EXCLUSIVE = {
+    "operator": (
+        "e2e/test_lifecycle_cases_operator_loss.py",
+        "e2e/test_notifications_operator_loss.py",
+        "e2e/test_operator_loss.py",
+        "chaos/test_operator_absence.py",
+        "chaos/test_operator_loss.py",
+    ),
+    "cluster": (
+        "integration/operator/test_api_writes.py",
+        "e2e/test_broker_restart.py",
+    ),
+}
 
 #: Files whose tests take long, longest first: started early, they are not what the end waits for.
 _LONG_FILES = (
@@ -86,9 +102,9 @@ _LOCKS = Locks(cache() / "tests" / DEFAULT_NAME)
 
 
 def needs_of(item: pytest.Item) -> _Needs:
-    """Return what a test needs of the cluster, by the fixtures it uses and by its mark."""
+    """Return what a test needs of the cluster, by its file and the fixtures it uses."""
     fixtures: list[str] = getattr(item, "fixturenames", [])
-    exclusive = _exclusive(item)
+    exclusive = _exclusive(_file(item))
     if exclusive == "cluster":
         return {"cluster": fcntl.LOCK_EX}
     if exclusive == "operator":
@@ -100,29 +116,29 @@ def needs_of(item: pytest.Item) -> _Needs:
     return {}
 
 
-def _exclusive(item: pytest.Item) -> str:
-    mark = item.get_closest_marker("exclusive")
-    if mark is None:
-        return ""
-    (resource,) = mark.args
-    assert resource in _RESOURCES, f"{item.nodeid}: exclusive({resource!r}) is not one of them"
-    return str(resource)
+def _file(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).as_posix()
+
+
+def _exclusive(file: str) -> str:
+    """Return what the tests of a file need for themselves; "": nothing."""
+    return next((resource for resource, files in EXCLUSIVE.items() if file in files), "")
 
 
 def _rank(item: pytest.Item) -> tuple[int, int]:
     """Order for one process: what needs less comes first, what disturbs others last."""
     parts = ("unit", "integration", "conformance", "e2e", "chaos")
     part = item.path.relative_to(TESTS).parts[0]
-    exclusive = ("", "operator", "cluster").index(_exclusive(item))
+    exclusive = ("", *EXCLUSIVE).index(_exclusive(_file(item)))
     return exclusive, parts.index(part) if part in parts else len(parts)
 
 
 def _parallel_rank(item: pytest.Item) -> tuple[int, int]:
     """Order for several: exclusive tests run beside those that do not mind them."""
-    path = str(item.path.relative_to(TESTS))
-    is_long = path in _LONG_FILES
+    file = _file(item)
+    is_long = file in _LONG_FILES
     needs = needs_of(item)
-    match _exclusive(item):
+    match _exclusive(file):
         case "cluster":
             phase = 4
         case "operator":
@@ -133,13 +149,7 @@ def _parallel_rank(item: pytest.Item) -> tuple[int, int]:
             phase = 1 if is_long else 3
         case _:
             phase = 5
-    return phase, _LONG_FILES.index(path) if is_long else len(_LONG_FILES)
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Group tests that exclude others: pytest-xdist appends the group to their ids."""
-    if resource := _exclusive(item):
-        item.add_marker(pytest.mark.xdist_group(f"exclusive-{resource}"))
+    return phase, _LONG_FILES.index(file) if is_long else len(_LONG_FILES)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -172,14 +182,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-        """A file is a unit of work, and so is each group of exclusive tests."""
+        """A file is a unit of work, and so are all files that need the same for themselves."""
 
         def _split_scope(self, nodeid: str) -> str:
-            _, _, group = nodeid.rpartition("@")
-            return group if group.startswith("exclusive-") else nodeid.partition("::")[0]
+            file = nodeid.partition("::")[0]
+            return _exclusive(file.removeprefix(f"{TESTS.name}/")) or file
 
     config.option.loadscopereorder = False
     return ByFile(config, log)
+
+
+def assert_exclusive(resource: str) -> None:
+    """Fail unless the file of the running test has this for itself: see `EXCLUSIVE`."""
+    file = os.environ["PYTEST_CURRENT_TEST"].partition("::")[0].removeprefix(f"{TESTS.name}/")
+    assert _exclusive(file) == resource, f"add {file} to EXCLUSIVE[{resource!r}] in {__file__}"
 
 
 def runs_in_parallel() -> bool:

@@ -9,11 +9,7 @@ import pytest
 from tests.chaos.load import WINDOW, Load
 from tests.e2e.harness import OPERATOR_NAMESPACE, Harness
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.exclusive("operator"),
-    pytest.mark.timeout(400),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 _DEPLOYMENT = ("-n", OPERATOR_NAMESPACE, "deployment/taskqueue-operator")
 

@@ -11,11 +11,7 @@ import pytest
 from tests.chaos.load import WINDOW, Load
 from tests.e2e.harness import Harness
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.exclusive("operator"),
-    pytest.mark.timeout(400),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
 def test_three_losses_in_every_phase(

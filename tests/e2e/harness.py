@@ -20,6 +20,7 @@ import requests
 from tests.e2e.api import TASKQUEUE_API, Api, Body, Refused
 from tests.e2e.hard_kill import HardKiller
 from tests.e2e.observations import Observations
+from tests.parallel import assert_exclusive
 
 if TYPE_CHECKING:
     from tests.conftest import Kubectl, RabbitMQ
@@ -350,6 +351,7 @@ class Harness:
 
     def kill_operator(self) -> None:
         """End the operator at once; another has to wait until its Lease has run out."""
+        assert_exclusive("operator")
         self.operator_kills.append(time.time())
         for pod in self.operator_pods():
             self.kill(pod["metadata"]["name"], namespace=OPERATOR_NAMESPACE)

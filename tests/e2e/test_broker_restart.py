@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.api import Refused
 from tests.e2e.harness import Harness
 
-pytestmark = [pytest.mark.cluster, pytest.mark.broker, pytest.mark.exclusive("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 
 BROKER = "/api/v1/namespaces/rabbitmq/pods/rabbitmq-0"
 RUNNING, WAITING, RETRYING = 2, 12, 3

@@ -119,20 +119,3 @@ def test_a_killed_one_is_missed(harness: Harness) -> None:
     harness.until(
         lambda: pods_told(harness) == names(harness.pods()), what="with the one that replaces it"
     )
-
-
-@pytest.mark.exclusive("operator")
-def test_what_was_deleted_while_there_was_no_operator_is_stopped(harness: Harness) -> None:
-    harness.task("forsaken", "watch", payload={"seconds": 600})
-    assert harness.phase("forsaken", "Running")["worker"] == names(harness.pods())[0]
-    harness.kill_operator()
-    harness.delete_task("forsaken")
-    harness.tasks.wait_deleted("forsaken")
-    harness.until(
-        lambda: [run.ended is not None for run in harness.runs()][-1:] == [True],
-        what="stopped",
-        seconds=90,
-    )
-    (run,) = harness.runs()
-    assert run.ended is not None
-    assert (run.ended - run.began).total_seconds() < 600

@@ -6,7 +6,7 @@ from tests.e2e.case_runner import CaseRunner
 from tests.e2e.lifecycle_case import LifecycleCase
 from tests.e2e.lifecycle_cases import operator_loss
 
-pytestmark = [pytest.mark.cluster, pytest.mark.exclusive("operator")]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.mark.parametrize("case", operator_loss.CASES, ids=lambda case: case.title)

@@ -25,9 +25,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "subscriber"
 
-#: More than are finished by the time the operator is dead.
-STREAM = 120
-
 
 class Subscriber:
     """The sample as a process; its lines, as they come."""
@@ -279,18 +276,6 @@ def test_an_end_is_told_again_when_its_outcome_comes_again(
         for queue in (copies, late):
             with suppress(requests.HTTPError):
                 harness.broker_api("DELETE", f"queues/%2F/{queue}")
-
-
-@pytest.mark.exclusive("operator")
-def test_nothing_is_lost_when_the_operator_is_killed(
-    harness: Harness, subscriber: Subscriber
-) -> None:
-    names = harness.batch("stream", STREAM, "nap", payload={"seconds": 0.1})
-    harness.finished(names[STREAM // 4])
-    harness.kill_operator()
-    harness.all_finished(names, seconds=120)
-    for name in names:
-        assert "Succeeded" in subscriber.line(name)
 
 
 def test_it_runs_in_the_cluster(harness: Harness, rabbitmq: RabbitMQ) -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.e2e.harness import OPERATOR_NAMESPACE, Harness
+from tests.e2e.harness import OPERATOR_NAMESPACE, Harness, Run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.exclusive("operator")]
+pytestmark = pytest.mark.cluster
 
 WAITING, RUNNING, RETRYING = 30, 2, 6
 
@@ -58,3 +58,26 @@ def test_the_operator_is_rolled(harness: Harness) -> None:
     harness.kubectl.ok("rollout", "status", *deployment, "--timeout=60s")
     total = counted + len(names)
     harness.queue_status(lambda it: it["totals"]["succeeded"] >= total, what=f"a total of {total}")
+
+
+def test_the_next_operator_stops_and_deletes_what_the_former_would_have(harness: Harness) -> None:
+    harness.finished(harness.task("left", ttlSecondsAfterFinished=5))
+    harness.finished(harness.task("left-for-long", ttlSecondsAfterFinished=3600))
+    harness.task("forsaken", "watch", payload={"seconds": 600})
+    harness.phase("forsaken", "Running")
+    uid = harness.tasks.versions("forsaken")[-1]["metadata"]["uid"]
+    harness.kill_operator()
+    harness.delete_task("forsaken")
+    harness.tasks.wait_deleted("forsaken")
+
+    def runs() -> list[Run]:
+        return [run for run in harness.runs() if run.uid == uid]
+
+    harness.until(lambda: bool(runs()) and runs()[-1].ended is not None, what="stopped", seconds=90)
+    (run,) = runs()
+    assert run.ended is not None
+    assert (run.ended - run.began).total_seconds() < 600
+    harness.tasks.wait_deleted("left", seconds=90)
+    kept = {one["metadata"]["name"] for one in harness.api.get(harness.path("tasks"))["items"]}
+    assert "left-for-long" in kept
+    assert "left" not in kept

@@ -74,15 +74,6 @@ def test_what_an_unfinished_task_depends_on_stays(harness: Harness) -> None:
     harness.tasks.wait_deleted("needed")
 
 
-@pytest.mark.exclusive("operator")
-def test_another_operator_knows_whom_the_former_would_have_deleted(harness: Harness) -> None:
-    harness.finished(harness.task("left", ttlSecondsAfterFinished=5))
-    harness.finished(harness.task("left-for-long", ttlSecondsAfterFinished=LONG))
-    harness.kill_operator()
-    harness.tasks.wait_deleted("left", seconds=90)
-    assert "left-for-long" in names(harness)
-
-
 def names(harness: Harness) -> set[str]:
     """Return the names of all Tasks there are."""
     return {one["metadata"]["name"] for one in harness.api.get(harness.path("tasks"))["items"]}

@@ -8,7 +8,7 @@ from tests.e2e.api import TASKQUEUE_API, Api
 from tests.e2e.harness import Harness
 from tests.e2e.observations import Observations
 
-pytestmark = [pytest.mark.cluster, pytest.mark.exclusive("cluster")]
+pytestmark = pytest.mark.cluster
 
 TASKS = 50
 WRITES = ("APPLY", "PATCH", "PUT")
