@@ -101,6 +101,8 @@ class PolicyOverrides:
 
     def over(self, defaults: Policy) -> Policy:
         """Return the queue's defaults with this Task's own leaf fields on top."""
+        if self is NO_OVERRIDES:
+            return defaults
         base = defaults.backoff
         return Policy(
             max_attempts=_first(self.max_attempts, defaults.max_attempts),

@@ -7,7 +7,7 @@ one. There may be 100,000 of them: no attribute without need, and no payload bey
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 
 from taskqueue.controller.tasks.admission import Dispatched
@@ -116,3 +116,14 @@ class TrackedTask:
     def queue_key(self) -> QueueKey:
         """(namespace, name) of the Task's TaskQueue."""
         return (self.task.namespace, self.task.spec.queue)
+
+
+_FIELDS = tuple(one.name for one in fields(TrackedTask))
+
+
+def copy_of(tracked: TrackedTask) -> TrackedTask:
+    """Return a copy; half the time of `dataclasses.replace`."""
+    copy: TrackedTask = object.__new__(TrackedTask)
+    for name in _FIELDS:
+        object.__setattr__(copy, name, getattr(tracked, name))
+    return copy

@@ -17,7 +17,13 @@ from taskqueue.controller.tasks.admission import (
     TaskEnvironment,
     decide,
 )
-from taskqueue.controller.tasks.tracked_task import OwedCommand, Receipt, TaskStage, TrackedTask
+from taskqueue.controller.tasks.tracked_task import (
+    OwedCommand,
+    Receipt,
+    TaskStage,
+    TrackedTask,
+    copy_of,
+)
 from taskqueue.limits import REPORT_GRACE_SECONDS
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Policy, TaskState
@@ -50,12 +56,18 @@ _GOING = (TaskStage.WAITING, TaskStage.CLAIMING, TaskStage.PUBLISHED)
 
 
 class Draft:
-    """One transition being worked out; it never leaves its step."""
+    """One transition being worked out; it never leaves its step.
 
-    __slots__ = ("effects", "environment", "tracked")
+    The state is copied at the first change, and the copy, which nobody else has, is changed in
+    place: a copy for each change is what a step would spend most of its time on. So a state read
+    before a change may show it.
+    """
+
+    __slots__ = ("_is_copied", "effects", "environment", "tracked")
 
     def __init__(self, tracked: TrackedTask, environment: TaskEnvironment) -> None:
         self.tracked = tracked
+        self._is_copied = False
         self.environment = environment
         self.effects: list[effects.Effect] = []
 
@@ -316,7 +328,11 @@ class Draft:
 
     def update(self, **changes: Any) -> None:
         """Change the state."""
-        self.tracked = replace(self.tracked, **changes)
+        if not self._is_copied:
+            self.tracked = copy_of(self.tracked)
+            self._is_copied = True
+        for name, value in changes.items():
+            object.__setattr__(self.tracked, name, value)
 
     def do(self, *effects: effects.Effect) -> None:
         """Have effects executed, after those before."""
