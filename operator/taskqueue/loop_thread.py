@@ -1,8 +1,8 @@
-"""A thread with an event loop, for the sync clients: they are the async ones, run there.
+"""A thread with an event loop, in which the sync clients run the async ones.
 
-Whoever waits for the loop must not be the loop's own thread, and not a program at its end, when
-that thread stands still already. Both happen to what a garbage collector or the interpreter's end
-closes: it is then closed without waiting.
+A caller that waits for the loop must not be the loop's own thread, nor run at the end of the
+program, when that thread has stopped already. Both happen to what the garbage collector or the
+interpreter's end closes: that is closed without waiting.
 """
 
 from __future__ import annotations
