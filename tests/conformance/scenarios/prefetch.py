@@ -44,7 +44,7 @@ async def long_after_short(scenario: Scenario) -> None:
     trace = scenario.trace()
     # One by one: some are on their way when the worker learns that they are long.
     tokens = [await scenario.publish("sleep", trace, payload={"seconds": 60}) for _ in range(8)]
-    async with scenario.check("after short runs it leaves long ones to others"):
+    async with scenario.check("after short runs it leaves long ones to others", seconds=60):
         await trace.until(begun=_SLOTS)
         # By now the worker knows that they are long; it may have requeued some instead.
         inbox = scenario.broker_env.inbox
