@@ -22,6 +22,7 @@ from taskqueue.controller.metrics import remove_queue_metrics
 from taskqueue.controller.queues.broker_links import BrokerLinks
 from taskqueue.controller.queues.reconciler import QueueReconciler, Totals
 from taskqueue.controller.queues.statistics import StatisticsReaders
+from taskqueue.controller.tasks.dispatcher import do_nothing
 from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.controller.tasks.ttl import TtlController
@@ -79,13 +80,14 @@ class Engine:
         self._controllers: dict[QueueKey, tuple[QueueReconciler, asyncio.Task[None]]] = {}
         self._pool_states: dict[QueueKey, PoolState] = {}
         self._background: set[asyncio.Task[None]] = set()
+        synced = asyncio.Event()
         self.tasks = TaskController(
             client=self._client,
             updater=self._writer,
             tokens=tokens,
             listener=self,
             uid_of=lambda key: self._tasks_feed.uid_of(key),
-            synced=lambda: self._tasks_feed.synced.is_set(),
+            synced=synced.is_set,
             leads=leads,
             random=random,
             spawn=self._spawn,
@@ -96,6 +98,7 @@ class Engine:
             self.tasks,
             selectors={"fieldSelector": UNFINISHED},
             random=random,
+            synced=synced,
         )
         self._deployments = Informer(
             self._feed_client,
@@ -114,7 +117,7 @@ class Engine:
         )
         self._events = EventRecorder(EventWriter(self._client, instance=instance), clock=time.time)
         self._links = BrokerLinks(
-            feed_synced=self._tasks_feed.synced,
+            feed_synced=synced,
             random=random,
             on_message=self.tasks.on_delivery,
             spawn=self._spawn,
@@ -185,6 +188,8 @@ class Engine:
             operator_namespace=self._namespace,
             sizing_conflict=self._sizing_conflict,
         )
+        dispatcher.on_backlog = controller.request_reconcile
+        dispatcher.on_missing = controller.on_queue_missing
         task = self._spawn(
             self._run_reconciler(controller), f"TaskQueue {config.namespace}/{config.name}"
         )
@@ -207,6 +212,7 @@ class Engine:
         dispatcher = self.tasks.dispatcher(key)
         dispatcher.close()
         dispatcher.config = None
+        dispatcher.on_backlog = dispatcher.on_missing = do_nothing
         remove_queue_metrics(key)
         self._events.remove_queue(key)
         self.tasks.on_queue_changed(key)
@@ -290,18 +296,6 @@ class Engine:
             controller.request_reconcile()
 
     # Events of the Tasks.
-
-    def on_backlog_changed(self, key: QueueKey) -> None:
-        """Reconcile the TaskQueue soon."""
-        controller = self._controller(key)
-        if controller is not None:
-            controller.request_reconcile()
-
-    def on_queue_missing(self, key: QueueKey) -> None:
-        """Declare the broker's queue again."""
-        controller = self._controller(key)
-        if controller is not None:
-            controller.on_queue_missing()
 
     def on_heartbeat(self, beat: Heartbeat) -> None:
         """Register a worker's heartbeat."""

@@ -255,6 +255,12 @@ def parse(raw: bytes, request: str) -> dict[str, Any]:
     return parsed
 
 
+def version_of(metadata: Mapping[str, Any]) -> int:
+    """Return an object's resourceVersion: a growing number in Kubernetes's API server; else 0."""
+    version = str(metadata.get("resourceVersion", ""))
+    return int(version) if version.isdecimal() else 0
+
+
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     """Split a stream into lines of up to `_MAX_LINE_BYTES`; aiohttp's own limit is 128 KiB."""
     rest = b""

@@ -67,6 +67,7 @@ class Informer:
         handler: receives the changes.
         selectors: labelSelector and fieldSelector.
         random: for delays.
+        synced: set once the first list is complete; default: one of its own.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Informer:
         *,
         selectors: Mapping[str, str] | None = None,
         random: Random | None = None,
+        synced: asyncio.Event | None = None,
     ) -> None:
         self._client = client
         self._path = path
@@ -85,7 +87,7 @@ class Informer:
         self._random = random or Random()  # noqa: S311  (delays, not secrets)
         self._uids: dict[Key, str] = {}
         self._version = ""
-        self.synced = asyncio.Event()
+        self.synced = synced or asyncio.Event()
 
     def uid_of(self, key: Key) -> str | None:
         """Return the uid of the object with this key, as last seen; None: there is none."""

@@ -15,12 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from taskqueue.backoff import Backoff
-from taskqueue.kubernetes.client import JSON_PATCH, ApiClient, ApiError
+from taskqueue.kubernetes.client import JSON_PATCH, ApiClient, ApiError, version_of
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -65,12 +64,6 @@ class _PendingStatus:
     waiting: bool = False
     writing: bool = False
     callbacks: list[OnResult] = field(default_factory=list)
-
-
-def version_of(metadata: Mapping[str, Any]) -> int:
-    """Return an object's resourceVersion: a growing number in Kubernetes's API server; else 0."""
-    version = str(metadata.get("resourceVersion", ""))
-    return int(version) if version.isdecimal() else 0
 
 
 class StatusUpdater:
@@ -155,7 +148,7 @@ class StatusUpdater:
 
     async def _write(self, pending: _PendingStatus) -> None:
         pending.writing = True
-        backoff = Backoff(first_seconds=_FIRST_PAUSE)
+        backoff: Backoff | None = None  # made at the first failure: most writes have none
         while True:
             # Read at each try: a newer status may have come during the delay.
             body, callbacks = pending.body, pending.callbacks
@@ -173,6 +166,7 @@ class StatusUpdater:
                     break
                 pending.callbacks = callbacks + pending.callbacks
                 log.warning("status.write_failed", path=pending.path, error=str(error))
+                backoff = backoff or Backoff(first_seconds=_FIRST_PAUSE)
                 pause = error.retry_after or backoff.next_delay()
                 await self._pause(pause, all_writers=error.status == 429)
         pending.writing = False

@@ -31,7 +31,7 @@ from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.status_updater import OnResult, StatusUpdater, WriteRefused, Written
-from taskqueue.model.queue import QueueConfig, QueueKey
+from taskqueue.model.queue import QueueConfig
 from taskqueue.model.task import Policy, RetryBackoff
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import to_rfc3339
@@ -232,6 +232,7 @@ class TaskHarness:
         self.states = _States()
         self.tasks._runner.tasks = self.states
         self.dispatcher.config = self.config
+        self.dispatcher.on_missing = self._on_queue_missing
 
     @property
     def dispatcher(self) -> Dispatcher:
@@ -246,10 +247,7 @@ class TaskHarness:
 
     # The engine's part.
 
-    def on_backlog_changed(self, key: QueueKey) -> None:
-        """Ignored: there is no pool."""
-
-    def on_queue_missing(self, key: QueueKey) -> None:
+    def _on_queue_missing(self) -> None:
         self.missing += 1
 
     def on_heartbeat(self, beat: Heartbeat) -> None:

@@ -110,8 +110,8 @@ class BrokerLink:
     ) -> None:
         self.parameters = parameters
         self.state: State = LinkDown("Connecting", f"connecting to {parameters.address}")
-        #: Called with each message of the inbox; set it before `run`.
-        self.on_message: Callable[[Delivery], None] = lambda delivery: None
+        #: Called with each message of the inbox, and this link; set it before `run`.
+        self.on_message: Callable[[Delivery, BrokerLink], None] = lambda delivery, link: None
         self._feed_synced = feed_synced
         self._random = random
         self._subscribers: set[Callable[[], None]] = set()
@@ -296,7 +296,7 @@ class BrokerLink:
             delivery.channel.ack(delivery.delivery_tag)
             self._markers.on_marker_read(delivery.properties.correlation_id)
             return
-        self.on_message(delivery)
+        self.on_message(delivery, self)
 
     def _set_state(self, state: State) -> None:
         if state == self.state:

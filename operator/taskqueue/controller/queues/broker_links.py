@@ -45,7 +45,7 @@ class BrokerLinks:
                 markers=self._markers,
                 random=self._random,
             )
-            link.on_message = lambda delivery: self._on_message(delivery, link)
+            link.on_message = self._on_message
             self._links[parameters] = (
                 link,
                 self._spawn(link.run(), f"broker {parameters.address}"),

@@ -63,8 +63,6 @@ class Dispatcher:
         send: hands an event to a Task.
         clock: wall time in seconds.
         on_open: called when publishing begins.
-        on_backlog: called when there may be more to do for the workers.
-        on_missing: called when the broker has no queue to route to.
     """
 
     def __init__(
@@ -75,21 +73,21 @@ class Dispatcher:
         send: Callable[[str, Event], None],
         clock: Clock,
         on_open: Callable[[QueueKey, Publisher], None],
-        on_backlog: Callable[[], None],
-        on_missing: Callable[[], None],
     ) -> None:
         self.key = key
         #: Tasks all workers together can run at once, as far as known.
         self.slots = 0
         #: The uids of the queue's Tasks that are not finished.
         self.uids: dict[str, None] = {}
-        self.on_missing = on_missing
+        #: Called when there may be more to do for the workers. Set by whoever serves the TaskQueue.
+        self.on_backlog: Callable[[], None] = do_nothing
+        #: Called when the broker has no queue to route to. Set as `on_backlog`.
+        self.on_missing: Callable[[], None] = do_nothing
         self._config: QueueConfig | None = None
         self._tasks = tasks
         self._send = send
         self._clock = clock
         self._on_open = on_open
-        self._on_backlog = on_backlog
         self._queue: DispatchQueue[str] = DispatchQueue()
         #: Holders are uids, and tokens of attempts that were recalled and may still run.
         self._keys: KeySlots[str] = KeySlots()
@@ -299,7 +297,7 @@ class Dispatcher:
         task = self._tasks[uid].task
         self._queue.add(uid, priority=task.spec.priority, created=task.created)
         self._plan_pump()
-        self._on_backlog()
+        self.on_backlog()
 
     def _add_published(self, uid: str) -> None:
         self._published.add(uid)
@@ -357,3 +355,7 @@ class Dispatcher:
                 spec.concurrency_key, uid, priority=spec.priority, created=tracked.task.created
             )
             self._send(uid, TurnCame(key_granted=False))
+
+
+def do_nothing() -> None:
+    """Stand for a callback while there is no TaskQueue."""

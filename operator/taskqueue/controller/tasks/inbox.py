@@ -105,8 +105,7 @@ class Inbox:
             self._on_invalid(delivery, source, error)
 
     def _on_report(self, delivery: Delivery, report: AttemptEvent, source: MessageSource) -> None:
-        claim = AttemptClaim(report.uid, report.token, report.attempt, report.epoch)
-        if not self._is_genuine(claim):
+        if not self._is_genuine(report):
             log.warning(
                 "outcome.forged", namespace=report.namespace, task=report.task, uid=report.uid
             )
@@ -273,7 +272,7 @@ class Inbox:
         if dispatcher is not None:
             dispatcher.end_key_hold(token)
 
-    def _is_genuine(self, claim: AttemptClaim) -> bool:
+    def _is_genuine(self, claim: AttemptClaim | AttemptEvent) -> bool:
         return self._tokens.verify(claim.token, claim.uid, claim.attempt, claim.epoch)
 
 

@@ -24,9 +24,9 @@ from taskqueue.controller.tasks.inbox import Inbox
 from taskqueue.controller.tasks.payloads import Payloads
 from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge
 from taskqueue.controller.tasks.tracked_task import TrackedTask
-from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.client import ApiClient, ApiError, version_of
 from taskqueue.kubernetes.informer import Key, identity
-from taskqueue.kubernetes.status_updater import StatusUpdater, version_of
+from taskqueue.kubernetes.status_updater import StatusUpdater
 from taskqueue.kubernetes.task_codec import read_task, task_path
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
@@ -44,12 +44,6 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 class TaskListener(Protocol):
     """Who serves the TaskQueues of these Tasks."""
-
-    def on_backlog_changed(self, key: QueueKey) -> None:
-        """There may be more to do for a queue's workers."""
-
-    def on_queue_missing(self, key: QueueKey) -> None:
-        """The broker has no queue to route to."""
 
     def on_heartbeat(self, heartbeat: Heartbeat) -> None:
         """A worker lives, or says that it stops."""
@@ -262,8 +256,6 @@ class TaskController:
                 send=self._runner.send,
                 clock=self._clock,
                 on_open=self.completions.publish_kept,
-                on_backlog=lambda: self._listener.on_backlog_changed(key),
-                on_missing=lambda: self._listener.on_queue_missing(key),
             )
         return dispatcher
 
