@@ -59,7 +59,7 @@ OTHER_SOURCE = {"configMapKeyRef": {"name": "b", "key": "b.json"}}
         Change({"cancel": None}, "cancel cannot be undone: create a new Task", CANCELLED),
         Change({"dependsOn": ["a", "t"]}, "remove its own name from spec.dependsOn"),
         Change({"dependsOn": ["a", "a"]}, 'spec.dependsOn[1]: Duplicate value: "a"'),
-        Change({"startAfter": "0206-01-02T03:04:05Z"}, "correct it, or leave startAfter out"),
+        Change({"startAfter": "0206-01-02T03:04:05Z"}, "correct it, or omit it"),
     ],
     ids=lambda change: "-".join([*change.patch, *change.before]),
 )
