@@ -6,8 +6,8 @@ Contract:
   `TASK_EVENTS_PER_MINUTE` Tasks of a queue that fail or are cancelled within a minute get an Event
   each; one Event on the TaskQueue sums up the others of that minute.
 * A queue's condition that is False for `SETTLE_SECONDS` is trouble: one Warning a reason. Trouble
-  that comes back raises the count of the same Event, at most every `SERIES_SECONDS`. When the
-  condition has been True as long, one Normal Event reports the end.
+  that comes back raises the count of the same Event. When the condition has been True as long,
+  one Normal Event reports the end. So an Event is repeated after twice that time at the earliest.
 * Events are best effort. No call here waits or raises; what cannot be written in time is dropped
   and counted; statuses and metrics have it all the same.
 """
@@ -41,8 +41,6 @@ TASK_EVENTS_PER_MINUTE = 10
 MINUTE_SECONDS = 60.0
 #: A condition must last this long, so that a start or a short break causes no Event.
 SETTLE_SECONDS = 5.0
-#: Shortest time between two writes of the same Event.
-SERIES_SECONDS = 10.0
 #: Events waiting to be written, at most.
 WAITING_LIMIT = 1000
 #: Attempts to write one, and the first pause between them.
@@ -68,8 +66,7 @@ class _Series:
     at: float
     count: int = 1
     created: bool = False
-    planned: bool = True
-    written: float = 0.0
+    queued: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -155,11 +152,6 @@ class EventRecorder:
                 SETTLE_SECONDS, self._on_condition_settled, key, queue, watch
             )
 
-    def warn(self, key: QueueKey, uid: str, *, reason: str, note: str) -> None:
-        """Record a Warning about a TaskQueue that no condition shows."""
-        queue = self._queue_state(key, uid)
-        self._record_condition(key, queue, "", Condition("", False, reason, note), WARNING)
-
     def remove_queue(self, key: QueueKey) -> None:
         """Stop watching a deleted TaskQueue; Events that wait are still written."""
         queue = self._queues.pop(key, None)
@@ -194,26 +186,19 @@ class EventRecorder:
         if condition.status is None:
             return  # neither trouble nor its end
         watch.reported = None if condition.status else condition.reason
-        self._record_condition(
-            key, queue, condition.type, condition, NORMAL if condition.status else WARNING
-        )
-
-    def _record_condition(
-        self, key: QueueKey, queue: _Queue, kind: str, condition: Condition, type_: str
-    ) -> None:
-        series = queue.series.get((kind, type_, condition.reason))
+        type_ = NORMAL if condition.status else WARNING
+        series = queue.series.get((condition.type, type_, condition.reason))
         if series is not None:
-            self._count_again(series)
+            self._count_repeat(series)
             return
         regarding = _task_queue(key, queue.uid)
-        note = condition.message or f"{kind} is {condition.reason}"
-        queue.series[kind, type_, condition.reason] = self._start_series(
+        queue.series[condition.type, type_, condition.reason] = self._start_series(
             EventSpec(
                 regarding=regarding,
                 type=type_,
                 reason=condition.reason,
                 action="Reconcile",
-                note=note,
+                note=condition.message or f"{condition.type} is {condition.reason}",
                 name=event_name(regarding),
             )
         )
@@ -248,21 +233,15 @@ class EventRecorder:
         self._enqueue(series)
         return series
 
-    def _count_again(self, series: _Series) -> None:
+    def _count_repeat(self, series: _Series) -> None:
         series.count += 1
         series.at = self._clock()
-        if not series.planned:
-            self._plan(series)
-
-    def _plan(self, series: _Series) -> None:
-        series.planned = True
-        loop = asyncio.get_running_loop()
-        wait = max(series.written + SERIES_SECONDS - loop.time(), 0.0)
-        loop.call_later(wait, self._enqueue, series)
+        if not series.queued:
+            self._enqueue(series)
 
     def _enqueue(self, series: _Series) -> None:
-        if len(self._waiting) >= self._waiting_limit:
-            series.planned = False
+        series.queued = len(self._waiting) < self._waiting_limit
+        if not series.queued:
             EVENTS_DROPPED.labels("full").inc()
             return
         self._waiting.append(series)
@@ -272,9 +251,9 @@ class EventRecorder:
         try:
             written = await self._write_with_retries(series)
         finally:
-            series.planned = False
+            series.queued = False
         if written is not None and series.count > written:
-            self._plan(series)  # it happened again meanwhile
+            self._enqueue(series)  # repeated meanwhile
 
     async def _write_with_retries(self, series: _Series) -> int | None:
         """Write an Event, and return the count it has now; None: dropped."""
@@ -289,7 +268,6 @@ class EventRecorder:
                 self._on_rejected(problem)
                 return None
             self._forbidden_logged = False
-            series.written = asyncio.get_running_loop().time()
             return written
         return None
 

@@ -11,7 +11,6 @@ from typing import cast
 import pytest
 
 from taskqueue.controller.completions.event_recorder import (
-    SERIES_SECONDS,
     SETTLE_SECONDS,
     TASK_EVENTS_PER_MINUTE,
     TRIES,
@@ -95,6 +94,11 @@ class Case:
 
     def queue(self, condition: Condition, uid: str = "uid-q") -> None:
         self.recorder.on_condition(KEY, uid, condition)
+
+    async def hold(self, condition: Condition) -> None:
+        """Show a condition for long enough to be reported."""
+        self.queue(condition)
+        await asyncio.sleep(SETTLE_SECONDS + 1)
 
 
 @asynccontextmanager
@@ -257,44 +261,31 @@ async def test_trouble_that_comes_back_raises_the_count_of_its_event() -> None:
         ]
 
 
-async def test_what_happens_often_is_written_seldom_and_not_lost() -> None:
-    async with at_work() as case:
-        for second in range(25):
-            case.recorder.warn(KEY, "uid-q", reason="QueueLost", note="declared again")
-            await until_time(second + 1)
-        await until_time(60)
-        assert len(case.writer.created) == 1
-        assert [(count, at) for _, count, at in case.writer.repeated] == [
-            (10, SERIES_SECONDS),
-            (20, 2 * SERIES_SECONDS),
-            (25, 3 * SERIES_SECONDS),
-        ]
-
-
-async def test_what_happens_while_it_is_written_is_not_lost() -> None:
+async def test_repeats_during_a_write_are_written_with_the_next_one() -> None:
     async with at_work() as case:
         case.writer.gate.clear()
-        for _ in range(3):
-            case.recorder.warn(KEY, "uid-q", reason="QueueLost", note="declared again")
-            await turn()
+        for condition in (AWAY, WELL, AWAY, WELL, AWAY):
+            await case.hold(condition)
         case.writer.gate.set()
         await until_time(60)
-        assert len(case.writer.created) == 1
-        assert [count for _, count, _ in case.writer.repeated] == [3]
+        (warning, _), (normal, _) = case.writer.created
+        assert [(name, count) for name, count, _ in case.writer.repeated] == [
+            (warning.name, 3),
+            (normal.name, 2),
+        ]
 
 
 async def test_event_removed_for_its_age_is_created_again() -> None:
     async with at_work() as case:
-        case.recorder.warn(KEY, "uid-q", reason="QueueLost", note="declared again")
-        await until_time(20)
+        await case.hold(AWAY)
+        await case.hold(WELL)
         case.writer.problems.append(ApiError(404, "NotFound", "gone"))
-        case.recorder.warn(KEY, "uid-q", reason="QueueLost", note="declared again")
-        await until_time(40)
-        first, second = (event.name for event, _ in case.writer.created)
+        await case.hold(AWAY)
+        first, _, second = (event.name for event, _ in case.writer.created)
         assert first != second
-        case.recorder.warn(KEY, "uid-q", reason="QueueLost", note="declared again")
-        await until_time(60)
-        assert case.writer.repeated == [(second, 2, 40)]
+        await case.hold(WELL)
+        await case.hold(AWAY)
+        assert [(name, count) for name, count, _ in case.writer.repeated][-1] == (second, 2)
 
 
 async def test_recreated_taskqueue_has_events_of_its_own() -> None:
@@ -335,11 +326,11 @@ async def test_what_does_not_fit_is_dropped_and_counted() -> None:
 
 async def test_dropped_event_is_written_when_its_trouble_returns() -> None:
     async with at_work(waiting_limit=0) as case:
-        case.recorder.warn(KEY, "uid-q", reason="QueueLost", note="declared again")
+        await case.hold(AWAY)
+        await case.hold(WELL)
         case.recorder._waiting_limit = 10
-        case.recorder.warn(KEY, "uid-q", reason="QueueLost", note="declared again")
-        await until_time(30)
-        assert len(case.writer.created) == 1
+        await case.hold(AWAY)
+        assert [reason for _, reason, _ in case.writer.events] == ["BrokerUnavailable"]
 
 
 async def test_what_may_succeed_later_is_tried_a_few_times() -> None:
@@ -394,12 +385,9 @@ async def test_namespace_being_deleted_is_not_logged(
         assert (case.writer.tries, caplog.records) == (1, [])
 
 
-async def test_not_even_a_bug_ends_the_telling() -> None:
+async def test_recorder_keeps_writing_after_a_bug_in_one_write() -> None:
     async with at_work() as case:
         case.writer.problems.append(RuntimeError("a bug"))
-        for _ in range(2):
-            case.recorder.warn(KEY, "uid-q", reason="QueueLost", note="declared again")
-            await until_time(30)
-        case.ended("a")
-        await turn()
-        assert [name for _, _, name in case.writer.events] == ["TaskQueue/q", "Task/a"]
+        for condition in (AWAY, WELL, AWAY):
+            await case.hold(condition)
+        assert [reason for _, reason, _ in case.writer.events] == ["Ready", "BrokerUnavailable"]
