@@ -138,11 +138,6 @@ class Connection:
         return f"<Connection {self.parameters.address} {state}>"
 
     @property
-    def is_open(self) -> bool:
-        """Whether channels can be opened."""
-        return bool(self._stream.is_open)
-
-    @property
     def silent_seconds(self) -> float:
         """How long ago the broker was last heard; below half a heartbeat interval when all is well.
 

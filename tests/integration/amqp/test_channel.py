@@ -192,7 +192,7 @@ async def test_nothing_is_raised_on_a_closed_channel(
     channel.publish("", queue, b"", first.properties)
     await channel.cancel(tag)
     assert channel.closed.result() == (0, "the channel was closed by this process")
-    assert connection.is_open
+    assert not connection.closed.done()
     back = await count_after_return(connection, queue, 2)
     assert {delivery.redelivered for delivery in back} == {True}
 
@@ -204,7 +204,7 @@ async def test_a_stale_acknowledgement_costs_its_channel_only(
     await asyncio.wait({channel.closed}, timeout=PATIENCE)
     code, text = channel.closed.result()
     assert (code, "unknown delivery tag 4711" in text) == (406, True)
-    assert connection.is_open
+    assert not connection.closed.done()
 
 
 async def test_an_exception_in_a_callback_is_reported_and_nothing_else_stops(
@@ -247,4 +247,4 @@ async def test_cancelled_openings_leave_no_channel_behind(connection: Connection
         channel = await connection.channel()
         assert await channel.declare_queue("q") == 0
         await channel.close()
-    assert connection.is_open
+    assert not connection.closed.done()

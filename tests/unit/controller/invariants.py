@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -9,6 +10,7 @@ import orjson
 from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.admission import AdmissionStep, TaskEnvironment, decide
+from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.lifecycle import Verdict
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.limits import HISTORY_LENGTH, REPORT_GRACE_SECONDS
@@ -155,7 +157,7 @@ class Invariants:
             for one in self._model.harness.entries.values()
             if one.stage is not TaskStage.FINISHED
         ]
-        placed = list(self._model.harness.dispatcher.placed())
+        placed = list(_places(self._model.harness.dispatcher))
         assert len(placed) == len(set(placed)), "a Task is in two places"
         going = {one.uid for one in unfinished if one.stage is not TaskStage.HELD}
         assert set(placed) == going, "a Task is nowhere"
@@ -198,3 +200,12 @@ class Invariants:
             hold_until=entry.hold_until,
         )
         return decision.step
+
+
+def _places(dispatcher: Dispatcher) -> Iterator[str]:
+    """Yield every uid that is queued, waits for its key, claims it or is published."""
+    yield from dispatcher._queue._alive
+    for queue in dispatcher._keys._queues.values():
+        yield from queue._alive
+    yield from dispatcher._claiming
+    yield from dispatcher._published

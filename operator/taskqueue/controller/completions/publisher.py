@@ -76,11 +76,6 @@ class CompletionPublisher:
         self._idle.set()
         self._next_log = 0.0
 
-    @property
-    def kept(self) -> int:
-        """Number of events that no worker reported and that wait for their broker."""
-        return self._kept
-
     def publish_task(
         self,
         task: Task,

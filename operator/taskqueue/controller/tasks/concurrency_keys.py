@@ -7,7 +7,7 @@ until enough have released it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 from taskqueue.controller.tasks.dispatch_queue import DispatchQueue
@@ -24,16 +24,6 @@ class KeySlots(Generic[H]):
     def __init__(self) -> None:
         self._holders: dict[str, set[H]] = {}
         self._queues: dict[str, DispatchQueue[H]] = {}
-
-    def __iter__(self) -> Iterator[H]:
-        """Yield every holder that waits for a key, in no order."""
-        for queue in self._queues.values():
-            yield from queue
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for a key."""
-        return sum(len(queue) for queue in self._queues.values())
 
     @property
     def keys_waited_for(self) -> tuple[str, ...]:

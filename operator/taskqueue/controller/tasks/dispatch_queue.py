@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -63,13 +63,6 @@ class DispatchQueue(Generic[K]):
 
     def __len__(self) -> int:
         return len(self._alive)
-
-    def __contains__(self, key: K) -> bool:
-        return key in self._alive
-
-    def __iter__(self) -> Iterator[K]:
-        """Yield the waiting keys in no order."""
-        return iter(self._alive)
 
     def add(self, key: K, *, priority: int, created: float) -> None:
         """Put a key in its place; one already waiting is moved."""

@@ -15,7 +15,7 @@ decided by `taskqueue.controller.tasks.machine`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.command import WorkerCommand
@@ -147,13 +147,6 @@ class Dispatcher:
     def is_empty(self) -> bool:
         """Whether no Task of the queue is tracked, nor anything kept of one."""
         return not (self.uids or self._key_holds or self._commands)
-
-    def placed(self) -> Iterator[str]:
-        """Yield every uid that is queued, waits for its key, claims it or is published."""
-        yield from self._queue
-        yield from self._keys
-        yield from self._claiming
-        yield from self._published
 
     def policy(self, tracked: TrackedTask) -> Policy:
         """Return what holds for a Task now: its own fields over the queue's."""

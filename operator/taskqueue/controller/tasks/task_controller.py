@@ -43,7 +43,7 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class TaskListener(Protocol):
-    """Who serves the TaskQueues of these Tasks."""
+    """Serves the TaskQueues of these Tasks: the engine, which stands above this package."""
 
     def on_heartbeat(self, heartbeat: Heartbeat) -> None:
         """A worker lives, or says that it stops."""
@@ -125,7 +125,7 @@ class TaskController:
             on_late=self._on_late,
             on_heartbeat=listener.on_heartbeat,
         )
-        TASKS_HELD.set_function(lambda: len(self._runner.tasks))
+        TASKS_HELD.set_function(lambda: len(self.tasks))
 
     @property
     def tasks(self) -> Mapping[str, TrackedTask]:

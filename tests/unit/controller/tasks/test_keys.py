@@ -234,7 +234,7 @@ async def test_the_key_of_a_suspended_attempt_is_held_too() -> None:
     assert harness.writer.writes[-1].status.get("concurrencyKey") is None
     harness.writer.writes[-1].succeed()
     await turn()
-    assert second.uid in harness.dispatcher._keys
+    assert harness.dispatcher._keys.keys_waited_for == ("k",)
     harness.event(first, EventKind.RELEASED)
     await turn()
     assert second.stage is TaskStage.CLAIMING
