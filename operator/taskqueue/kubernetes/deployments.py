@@ -15,8 +15,8 @@ from typing import Any
 from taskqueue.api.common import GROUP, TASKQUEUE_KIND, VERSION
 from taskqueue.kubernetes.client import MERGE_PATCH, ApiClient
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
+from taskqueue.model.broker_environment import BROKER_VARIABLES
 from taskqueue.model.queue import QueueConfig, QueueKey
-from taskqueue.model.worker_environment import BROKER_VARIABLES
 
 FIELD_MANAGER = "taskqueue-operator"
 MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}

@@ -20,7 +20,7 @@ from typing import Any
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
 from taskqueue.limits import DEFAULT_ATTEMPT_SECONDS, DEFAULT_DELIVERIES, DRAINED_SECONDS
 from taskqueue.logs import LogFormat
-from taskqueue.model.worker_environment import BROKER_VARIABLES
+from taskqueue.model.broker_environment import BROKER_VARIABLES
 from taskqueue.worker.cpus import available_cpus
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")

@@ -26,7 +26,7 @@ from taskqueue.controller.queues.backlog import BacklogEstimate, BacklogMeter
 from taskqueue.controller.queues.statistics import QueueStatistics, StatisticsReaders
 from taskqueue.controller.tasks.published_peak import PublishedPeak
 from taskqueue.direct import statistics
-from taskqueue.direct.statistics import StatisticsClient, StatisticsUnreadable
+from taskqueue.direct.management_api import StatisticsClient, StatisticsUnreadable
 from taskqueue.model.queue_stats import QueueStats
 from tests.conftest import Kubectl, wait_for_port
 from tests.integration.amqp.own_broker import OwnBroker, own_broker, uri

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskqueue.logs import LogFormat
-from taskqueue.model.worker_environment import BROKER_VARIABLES
+from taskqueue.model.broker_environment import BROKER_VARIABLES
 from taskqueue.worker import settings as module
 from taskqueue.worker.settings import (
     HandlerExecutor,

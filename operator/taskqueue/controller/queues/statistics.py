@@ -14,7 +14,7 @@ from typing import Any
 
 from taskqueue.amqp.parameters import StatisticsEndpoint
 from taskqueue.controller.queues.backlog import BacklogMeter
-from taskqueue.direct.statistics import StatisticsClient, StatisticsUnreadable
+from taskqueue.direct.management_api import StatisticsClient, StatisticsUnreadable
 from taskqueue.logs import EventLog
 from taskqueue.model.queue_stats import QueueStats
 

@@ -16,7 +16,7 @@ from taskqueue.controller.queues.statistics import (
     StatisticsReader,
     StatisticsReaders,
 )
-from taskqueue.direct.statistics import StatisticsClient, StatisticsUnreadable
+from taskqueue.direct.management_api import StatisticsClient, StatisticsUnreadable
 from taskqueue.model.queue_stats import QueueStats
 
 pytestmark = pytest.mark.looptime

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskqueue.controller.pool.autoscaler import ScalingDecision
-from taskqueue.controller.pool.conditions.elsewhere import workers_elsewhere
+from taskqueue.controller.pool.conditions.workers_elsewhere import workers_elsewhere
 from taskqueue.controller.pool.workload import WorkloadRefusal
 from taskqueue.model.queue import Condition, QueueConfig
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskqueue.controller.pool.conditions.elsewhere import workers_elsewhere
+from taskqueue.controller.pool.conditions.workers_elsewhere import workers_elsewhere
 from taskqueue.controller.pool.health import PoolHealth
 from taskqueue.controller.pool.workload import WorkloadRefusal
 from taskqueue.kubernetes.deployments import PoolState

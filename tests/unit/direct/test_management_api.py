@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 
 from taskqueue.amqp.parameters import MANAGEMENT_URI, BrokerParameters, StatisticsEndpoint
-from taskqueue.direct import statistics
-from taskqueue.direct.statistics import StatisticsClient, StatisticsUnreadable
+from taskqueue.direct import management_api
+from taskqueue.direct.management_api import StatisticsClient, StatisticsUnreadable
 from taskqueue.model.queue_stats import QueueStats
 
 BROKER = BrokerParameters(host="rabbit", port=5672, username="u", password="s3cret")
@@ -217,11 +217,11 @@ async def test_an_answer_without_end_is_given_up() -> None:
         while True:
             await response.write(b" " * 2**18)
 
-    assert f"more than {statistics.MAX_BYTES} bytes" in await unreadable(answer)
+    assert f"more than {management_api.MAX_BYTES} bytes" in await unreadable(answer)
 
 
 async def test_an_endpoint_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(management_api, "READ_SECONDS", 0.2)
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
