@@ -126,7 +126,7 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
         self._partial_frame = data[at:]
 
     def on_lost(self, error: Exception | None) -> None:
-        """Tell pika that the transport has closed; an error of its own explains it better."""
+        """Report the closed transport to pika; an error of pika's own explains it better."""
         self._transport = None
         self._chunks.clear()
         if self._silence_timer is not None:

@@ -60,7 +60,7 @@ class UnconfirmedPublishes:
         if not multiple:
             entry = self._entries.pop(tag, None)
             if entry is not None:
-                self._settle(entry, acked)
+                self._settle_entry(entry, acked)
             return
         last = min(tag, self._last) if tag else self._last
         first, self._oldest = self._oldest, max(self._oldest, last + 1)
@@ -68,7 +68,7 @@ class UnconfirmedPublishes:
         for one in range(first, last + 1):
             entry = self._entries.pop(one, None)
             if entry is not None:
-                self._settle(entry, acked)
+                self._settle_entry(entry, acked)
 
     def abandon(self, reason: str) -> None:
         """Settle everything as unknown: no more confirms will arrive."""
@@ -76,7 +76,7 @@ class UnconfirmedPublishes:
         for _, on_settled in entries.values():
             self._call(on_settled, Settled.UNKNOWN, reason)
 
-    def _settle(self, entry: tuple[str, OnSettled], acked: bool) -> None:
+    def _settle_entry(self, entry: tuple[str, OnSettled], acked: bool) -> None:
         message_id, on_settled = entry
         reason = self._returned.pop(message_id, None) if self._returned else None
         if reason is not None:

@@ -202,7 +202,7 @@ class Engine:
     def remove_queue(self, key: QueueKey, uid: str) -> None:
         """Remove a deleted TaskQueue; its Tasks wait until it is created again.
 
-        A new one of that name may be known before the former's deletion: the uid tells them apart.
+        A new one of that name may be known before the former's deletion: their uids differ.
         """
         running = self._controllers.get(key)
         if running is None or running[0].config.uid != uid:
@@ -297,11 +297,11 @@ class Engine:
 
     # Events of the Tasks.
 
-    def on_heartbeat(self, beat: Heartbeat) -> None:
+    def on_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Register a worker's heartbeat."""
-        controller = self._controller((beat.namespace, beat.queue))
+        controller = self._controller((heartbeat.namespace, heartbeat.queue))
         if controller is not None:
-            controller.on_heartbeat(beat)
+            controller.on_heartbeat(heartbeat)
 
     def on_task_ended(self, tracked: TrackedTask) -> None:
         """Count a Task, and record an Event if it failed or was cancelled."""

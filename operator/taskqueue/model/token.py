@@ -37,7 +37,7 @@ class TokenKeys:
         return f"{self.current}.{self._digest(self.keys[self.current], uid, attempt, epoch)}"
 
     def verify(self, token: str, uid: str, attempt: int, epoch: int) -> bool:
-        """Tell whether ``token`` was made for this attempt with a key we know."""
+        """Return whether ``token`` was made for this attempt with a key we know."""
         key_id, _, digest = token.partition(".")
         key = self.keys.get(key_id)
         if key is None:

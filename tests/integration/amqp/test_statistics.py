@@ -306,7 +306,7 @@ async def test_tasks_that_come_and_go_fast_are_no_direct_messages_and_one_that_r
             meter.set_ready(ready, published=most, now=now())
             trouble = statistics.update_meter()
             return meter.update_estimate(
-                waiting=0, published=flow.published, workers_foreign=0, now=now(), problem=trouble
+                waiting=0, published=flow.published, workers_foreign=0, now=now(), error=trouble
             )
 
         async def readings(number: int) -> AsyncIterator[BacklogEstimate]:

@@ -30,7 +30,7 @@ class Load:
     Attributes:
         backlog: waiting and running tasks; None: unknown.
         pending: the part of the backlog that is not published.
-        problem: why the backlog is unknown or, when it is a number, only a lower bound; "": it is
+        error: why the backlog is unknown or, when it is a number, only a lower bound; "": it is
             exact.
         busy: workers that the running messages may keep busy.
         slots: attempts one worker runs at once, at least 1.
@@ -39,7 +39,7 @@ class Load:
 
     backlog: int | None
     pending: int = 0
-    problem: str = ""
+    error: str = ""
     busy: int = 0
     slots: int = 1
     mean_run_seconds: float | None = None
@@ -135,7 +135,7 @@ def decide(
             since = now if memory.unknown_since is None else memory.unknown_since
             kept, inactive = ScalingMemory(unknown_since=since), "BacklogUnknown"
             size = _without_backlog(policy, load, pool, unknown_seconds=now - since)
-        elif load.problem:
+        elif load.error:
             inactive = "StatisticsUnknown"
             size = _at_least(_wanted(policy, load, load.backlog), policy, load, pool)
         else:
@@ -187,7 +187,7 @@ def _without_backlog(
     policy: ScalingPolicy, load: Load, pool: PoolObservation, *, unknown_seconds: float
 ) -> _Size:
     """Hold the size, or use the fallback once the backlog has been unknown for long."""
-    why = "the backlog is unknown" + _because(load.problem)
+    why = "the backlog is unknown" + _because(load.error)
     wish, name = pool.size, ""
     # A drained pool must not grow to its fallback.
     fallback = None if policy.draining else policy.fallback_replicas
@@ -201,7 +201,7 @@ def _without_backlog(
 
 def _at_least(wish: _Size, policy: ScalingPolicy, load: Load, pool: PoolObservation) -> _Size:
     """Do not shrink by a backlog that is only a lower bound."""
-    doubt = "the backlog may be larger" + _because(load.problem)
+    doubt = "the backlog may be larger" + _because(load.error)
     held = min(pool.size, policy.max_replicas)
     if wish.replicas >= held:
         return _Size(wish.replicas, f"{wish.why}, {doubt}")

@@ -14,7 +14,7 @@ different ages are never subtracted directly: an own Task that was published or 
 would appear as a foreign message. So the statistics are compared with the largest number of own
 Tasks that were published at any time since the earliest moment they can describe.
 
-Configured statistics that are missing for `STATISTICS_SECONDS` are a problem: the estimate is then
+Configured statistics that are missing for `STATISTICS_SECONDS` are an error: the estimate is then
 a lower bound, by which a pool grows but does not shrink. A new connection within that time extends
 it once, because zeros right after a connection do not count.
 """
@@ -45,13 +45,13 @@ class BacklogEstimate:
         backlog: waiting in the operator, ready and unacknowledged; None: unknown.
         ready: at the broker, with no worker; None: unknown.
         running: at the broker, with a worker; None: unknown.
-        problem: why the backlog is unknown or only a lower bound; "": neither.
+        error: why the backlog is unknown or only a lower bound; "": neither.
     """
 
     backlog: int | None
     ready: int | None
     running: int | None
-    problem: str = ""
+    error: str = ""
 
 
 class BacklogMeter:
@@ -138,7 +138,7 @@ class BacklogMeter:
         return now - last > STATISTICS_SECONDS
 
     def update_estimate(
-        self, *, waiting: int, published: int, workers_foreign: int, now: float, problem: str
+        self, *, waiting: int, published: int, workers_foreign: int, now: float, error: str
     ) -> BacklogEstimate:
         """Record the present numbers, and return the estimate.
 
@@ -147,7 +147,7 @@ class BacklogMeter:
             published: own Tasks in the broker or with a worker.
             workers_foreign: messages other than Tasks that workers hold.
             now: the time.
-            problem: the text for missing statistics.
+            error: the text for missing statistics.
         """
         self.observe_published(published, now)
         missing = self.has_lost_statistics(now)
@@ -162,7 +162,7 @@ class BacklogMeter:
             backlog=waiting + published + foreign,
             ready=ready,
             running=None if ready is None else max(published + foreign - ready, 0),
-            problem=problem if missing else "",
+            error=error if missing else "",
         )
 
     def _most_published(self, since: float) -> int:

@@ -194,19 +194,19 @@ class BrokerSession:
             most_published: the most Tasks published at once since the last call.
         """
         if not self.declared:
-            why = f"{self.condition.reason}: {self.condition.message}".rstrip(": ")
+            reason = f"{self.condition.reason}: {self.condition.message}".rstrip(": ")
             return BacklogEstimate(
-                backlog=None, ready=None, running=None, problem=f"the broker is not ready: {why}"
+                backlog=None, ready=None, running=None, error=f"the broker is not ready: {reason}"
             )
         now = self._now()
         self._meter.observe_published(max(published, most_published), now)
-        doubt = self._statistics.update_meter()
+        error = self._statistics.update_meter()
         return self._meter.update_estimate(
             waiting=waiting,
             published=published,
             workers_foreign=workers_foreign,
             now=now,
-            problem=doubt,
+            error=error,
         )
 
     async def close(self) -> None:

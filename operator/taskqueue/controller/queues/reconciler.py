@@ -163,20 +163,20 @@ class QueueReconciler:
         self.totals.add(phase)
         self._throughput.on_task_ended(self._now(), seconds)
 
-    def on_heartbeat(self, beat: Heartbeat) -> None:
+    def on_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Register a worker's heartbeat."""
         worker = Worker(
-            pod=beat.pod,
-            node=beat.node,
-            cpus=beat.cpus,
-            slots=beat.slots,
-            handlers=beat.handlers,
+            pod=heartbeat.pod,
+            node=heartbeat.node,
+            cpus=heartbeat.cpus,
+            slots=heartbeat.slots,
+            handlers=heartbeat.handlers,
         )
         changed = self.registry.on_heartbeat(
             worker,
-            running=len(beat.running),
-            busy=len(beat.running) if beat.busy is None else beat.busy,
-            state=beat.state,
+            running=len(heartbeat.running),
+            busy=len(heartbeat.running) if heartbeat.busy is None else heartbeat.busy,
+            state=heartbeat.state,
             now=self._now(),
         )
         if changed:
@@ -285,7 +285,7 @@ class QueueReconciler:
             Load(
                 backlog=estimate.backlog,
                 pending=self._dispatcher.waiting,
-                problem=estimate.problem,
+                error=estimate.error,
                 busy=self._busy(config, estimate),
                 slots=self._slots(config),
                 mean_run_seconds=self._throughput.read(self._now()).mean_run_seconds,
@@ -302,7 +302,7 @@ class QueueReconciler:
     def _unused_seconds(self, estimate: BacklogEstimate) -> float:
         """Return for how many seconds the broker had no message, as far as known."""
         now, pending = self._now(), self._dispatcher.waiting
-        if estimate.backlog is None or estimate.problem or estimate.backlog > pending:
+        if estimate.backlog is None or estimate.error or estimate.backlog > pending:
             self._unused_since = None
         elif self._unused_since is None:
             self._unused_since = now

@@ -43,13 +43,13 @@ class StatisticsReader:
 
     Attributes:
         reading: the last one; None: none yet.
-        problem: why the last read failed; "": it did not.
+        error: why the last read failed; "": it did not.
     """
 
     def __init__(self, endpoint: StatisticsEndpoint, client: StatisticsClient) -> None:
         self.endpoint = endpoint
         self.reading: StatsReading | None = None
-        self.problem = ""
+        self.error = ""
         self._client = client
 
     async def run(self) -> None:
@@ -72,15 +72,15 @@ class StatisticsReader:
             log.error("statistics.reader_failed", exc_info=problem, endpoint=self.endpoint.url)
             self._on_failure(f"the broker's statistics at {self.endpoint.url}: {problem!r}")
         else:
-            if self.problem:
+            if self.error:
                 log.info("statistics.recovered", endpoint=self.endpoint.url)
-            self.problem = ""
+            self.error = ""
             self.reading = StatsReading(stats, began)
 
-    def _on_failure(self, problem: str) -> None:
-        if not self.problem:
-            log.warning("statistics.read_failed", endpoint=self.endpoint.url, error=problem)
-        self.problem = problem
+    def _on_failure(self, error: str) -> None:
+        if not self.error:
+            log.warning("statistics.read_failed", endpoint=self.endpoint.url, error=error)
+        self.error = error
 
 
 class StatisticsReaders:
@@ -175,7 +175,7 @@ class QueueStatistics:
             stats = reading.stats.get(self._queue)
             if stats is not None:
                 self._meter.set_statistics(stats, read_at=reading.at)
-        return self._reader.problem or (
+        return self._reader.error or (
             f"the broker's statistics at {self._reader.endpoint.url} do not include queue "
             f"{self._queue}: normal for some seconds after the broker has started; if it lasts, "
             "check that the broker keeps statistics (management_agent.disable_metrics_collector) "

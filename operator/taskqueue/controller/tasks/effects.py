@@ -147,7 +147,7 @@ class StartTtl:
 
 @dataclass(frozen=True, slots=True)
 class SetTimer:
-    """Send `TimerFired` in so many seconds; None: not at all."""
+    """Send `TimerFired` after these seconds; None: cancel the timer."""
 
     timer: Timer
     seconds: float | None
@@ -175,7 +175,7 @@ class Reconcile:
 
 @dataclass(frozen=True, slots=True)
 class ReadObject:
-    """Read the object after so many seconds; send `ObjectRead`."""
+    """Read the object after these seconds; send `ObjectRead`."""
 
     purpose: ReadPurpose
     after_seconds: float

@@ -67,10 +67,6 @@ def step(tracked: TrackedTask, event: events.Event, environment: TaskEnvironment
     return Transition(draft.tracked, tuple(draft.effects))
 
 
-def _counts(tracked: TrackedTask, about: events.ReportedAttempt) -> bool:
-    return is_awaited(tracked, about.attempt, about.epoch)
-
-
 def is_awaited(tracked: TrackedTask, attempt: int, epoch: int) -> bool:
     """Return whether the Task waits for the outcome of this attempt."""
     verdict = lifecycle.judge(tracked.status, attempt=attempt, epoch=epoch)
@@ -362,7 +358,7 @@ def _on_left_informer(draft: Draft, event: events.LeftInformer) -> None:
 
 def _on_object_read(draft: Draft, event: events.ObjectRead) -> None:
     if event.found is None or event.found.phase.terminal:
-        draft.forget(event.found)
+        draft.drop_task(event.found)
     elif event.purpose is events.ReadPurpose.LEFT_INFORMER:
         draft.update(has_left_informer=False)
     else:

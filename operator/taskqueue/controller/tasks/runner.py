@@ -38,7 +38,7 @@ log = EventLog(__name__)
 
 
 class MessageSource(Protocol):
-    """The broker a message came from: a link, or a test's."""
+    """The broker a message came from: a `BrokerLink`, whose package stands above this one."""
 
     @property
     def publisher(self) -> Publisher | None:
@@ -64,7 +64,7 @@ class TaskRunner:
         on_end: called when a final status is in the API server and the Task is tracked no more.
         on_forgotten: called with a Task that is tracked no more for another reason.
         on_announced: called when nothing more waits for the object of a finished Task.
-        read_object: reads an object after so many seconds and sends `events.ObjectRead`.
+        read_object: reads an object after a number of seconds and sends `events.ObjectRead`.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class TaskRunner:
     def _start_ttl(self, tracked: TrackedTask, _: effects.StartTtl) -> None:
         self._on_announced(tracked)
 
-    def _forget(self, tracked: TrackedTask, effect: effects.Forget) -> None:
+    def _drop_task(self, tracked: TrackedTask, effect: effects.Forget) -> None:
         del self.tasks[tracked.uid]
         self._on_forgotten(tracked, effect)
 
@@ -361,6 +361,6 @@ _EXECUTORS: Mapping[type, Callable[[TaskRunner, TrackedTask, Any], None]] = {
     effects.ResolvePayload: TaskRunner._resolve_payload,
     effects.Reconcile: TaskRunner._reconcile,
     effects.ReadObject: TaskRunner._read,
-    effects.Forget: TaskRunner._forget,
+    effects.Forget: TaskRunner._drop_task,
     effects.Log: TaskRunner._log,
 }

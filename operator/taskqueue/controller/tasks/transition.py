@@ -166,20 +166,20 @@ class Draft:
         """Give the Task its final status, to be written at once."""
         self.cancel_timers()
         self.update(status=status)
-        self.leave()
+        self.leave_dispatch()
         if self.tracked.key:
             self.release_key()
         self.do(effects.Withdraw(finished=True))
         self.move(TaskStage.FINISHED)
         self.write(urgent=True)
 
-    def forget(self, found: TaskState | None) -> None:
+    def drop_task(self, found: TaskState | None) -> None:
         """Track a Task no more that is deleted, or finished by somebody else's hand."""
         event = "task.deleted" if found is None else "task.finished_elsewhere"
         self.do(effects.Log("info", event, {"stage": self.tracked.stage.name}))
         self.stop_worker()
         self.cancel_timers()
-        self.leave()
+        self.leave_dispatch()
         if self.tracked.key:
             self.release_key()
         self.do(effects.Withdraw(finished=False))
@@ -191,7 +191,7 @@ class Draft:
         self.do(effects.Forget(found))
 
     def end_too_large(self, size: int) -> bool:
-        """End a Task with a payload above the limit; tell whether it is."""
+        """End the Task if its payload is above the limit; return whether it is."""
         if size <= PAYLOAD_LIMIT_BYTES:
             return False
         task = self.tracked.task
@@ -222,17 +222,17 @@ class Draft:
 
     def enqueue(self) -> None:
         """Let the Task wait for its turn to be published."""
-        self.leave()
+        self.leave_dispatch()
         self.move(TaskStage.WAITING)
         self.do(effects.Enqueue())
 
     def hold(self) -> None:
         """Keep the Task from being dispatched."""
-        self.leave()
+        self.leave_dispatch()
         self.move(TaskStage.HELD)
         self.do(effects.Hold())
 
-    def leave(self) -> None:
+    def leave_dispatch(self) -> None:
         """Leave the present place in dispatching; a key that is not on record goes too."""
         tracked = self.tracked
         if tracked.maybe_published:

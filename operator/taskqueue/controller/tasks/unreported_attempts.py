@@ -35,9 +35,6 @@ class UnreportedAttempts:
         self._published: dict[str, float | None] = {}
         self._confirmed: set[str] = set()
 
-    def __contains__(self, uid: str) -> bool:
-        return uid in self._published
-
     def __len__(self) -> int:
         return len(self._published)
 
@@ -51,7 +48,7 @@ class UnreportedAttempts:
         self._confirmed.discard(uid)
 
     def discard(self, uid: str) -> bool:
-        """Watch an attempt no more; tell whether it was watched."""
+        """Stop watching an attempt; return whether it was watched."""
         self._confirmed.discard(uid)
         if uid not in self._published:
             return False

@@ -289,7 +289,7 @@ def test_an_unknown_backlog_holds_the_size() -> None:
     line = Line()
     line.step(50)
     assert line.steps(None, 500) == 10
-    decision = line.step(None, problem="the broker is\n not connected")
+    decision = line.step(None, error="the broker is\n not connected")
     assert decision.explanation == "10 held: the backlog is unknown: the broker is not connected"
     assert (decision.active, decision.inactive_reason) == (False, "BacklogUnknown")
 
@@ -301,7 +301,7 @@ def test_an_unknown_backlog_does_not_set_the_limits_aside() -> None:
     assert line.step(None, busy=8).explanation == "5 = maxReplicas, the backlog is unknown"
 
 
-@pytest.mark.parametrize("seen", [{"backlog": None}, {"backlog": 0, "problem": UNREADABLE}])
+@pytest.mark.parametrize("seen", [{"backlog": None}, {"backlog": 0, "error": UNREADABLE}])
 def test_after_a_time_of_not_knowing_shrinking_starts_anew(seen: dict[str, Any]) -> None:
     line = Line()
     line.step(50)
@@ -344,19 +344,19 @@ def test_the_fallback_keeps_to_the_other_rules(
 
 def test_a_lower_bound_makes_it_grow_but_not_shrink() -> None:
     line = Line()
-    decision = line.step(25, problem=UNREADABLE)
+    decision = line.step(25, error=UNREADABLE)
     assert decision.explanation == (
         "5 = ceil(25 backlog / 5 per replica), the backlog may be larger: " + UNREADABLE
     )
     assert (decision.active, decision.inactive_reason) == (False, "StatisticsUnknown")
-    assert line.steps(0, 500, problem=UNREADABLE) == 5
-    assert line.step(0, problem=UNREADABLE).explanation == (
+    assert line.steps(0, 500, error=UNREADABLE) == 5
+    assert line.step(0, error=UNREADABLE).explanation == (
         "5 held over 0 = ceil(0 backlog / 5 per replica), the backlog may be larger: " + UNREADABLE
     )
 
 
 def test_a_long_reason_is_cut() -> None:
-    said = Line(size=4).step(None, problem="x" * 5000).explanation
+    said = Line(size=4).step(None, error="x" * 5000).explanation
     assert len(said) < 400
     assert said.endswith("x…")
 

@@ -46,7 +46,7 @@ def loads(draw: st.DrawFn) -> Load:
     return Load(
         backlog=None if seen == "unknown" else backlog,
         pending=draw(st.integers(0, backlog)),
-        problem="" if seen == "exact" else "unreadable\nfor a while",
+        error="" if seen == "exact" else "unreadable\nfor a while",
         busy=draw(SIZES),
         slots=draw(st.integers(1, 3)),
         mean_run_seconds=draw(st.none() | st.floats(0, 200)),
@@ -104,7 +104,7 @@ class Line:
         return decision
 
     def _record(self, load: Load) -> None:
-        if load.backlog is None or load.problem:
+        if load.backlog is None or load.error:
             self.past, self.last_backlog = [], None
             return
         if not self.past:
@@ -122,7 +122,7 @@ def counted(policy: ScalingPolicy, load: Load) -> int:
 def wanted(policy: ScalingPolicy, load: Load) -> int:
     """Return the size a load asks for: what a pool that has never been would get."""
     unlimited = replace(policy, up_step=None)
-    exact = replace(load, problem="")
+    exact = replace(load, error="")
     return decide(
         unlimited, ScalingMemory(), exact, PoolObservation(size=0, replicas=0), now=0.0
     ).replicas
@@ -151,7 +151,7 @@ def test_what_is_not_known_shrinks_nothing(
     for moment in moments:
         before = line.size
         decision = line.step(moment)
-        if moment.load.backlog is not None and not moment.load.problem:
+        if moment.load.backlog is not None and not moment.load.error:
             assert decision.active
             continue
         assert not decision.active
@@ -292,7 +292,7 @@ def test_a_steady_load_is_met_and_stays_met(
     line = Line(policy, size)
     for moment in moments:
         line.step(moment)
-    steady = Moment(replace(load, busy=0, problem=""), 40.0, 0, 0, None)
+    steady = Moment(replace(load, busy=0, error=""), 40.0, 0, 0, None)
     for _ in range(20):
         line.step(steady)
     sizes = {line.step(steady).replicas for _ in range(20)}

@@ -18,7 +18,7 @@ def read(
     meter: BacklogMeter, now: float, *, waiting: int = 0, published: int = 0, foreign: int = 0
 ) -> BacklogEstimate:
     return meter.update_estimate(
-        waiting=waiting, published=published, workers_foreign=foreign, now=now, problem=MISSING
+        waiting=waiting, published=published, workers_foreign=foreign, now=now, error=MISSING
     )
 
 
@@ -123,13 +123,13 @@ def test_a_number_published_counts_until_it_ended_however_smaller_ones_vary() ->
 
 def test_nothing_is_asked_of_statistics_that_are_not_wanted() -> None:
     meter = BacklogMeter()
-    assert read(meter, 1e6).problem == ""
+    assert read(meter, 1e6).error == ""
 
 
 def test_statistics_that_never_came_are_a_problem_after_a_while() -> None:
     meter = with_statistics(since=100.0)
-    assert read(meter, 100.0 + STATISTICS_SECONDS).problem == ""
-    assert read(meter, 100.1 + STATISTICS_SECONDS).problem == MISSING
+    assert read(meter, 100.0 + STATISTICS_SECONDS).error == ""
+    assert read(meter, 100.1 + STATISTICS_SECONDS).error == MISSING
 
 
 def test_statistics_cut_off_hold_for_a_while_and_are_then_a_problem_with_a_lower_bound() -> None:
@@ -139,13 +139,13 @@ def test_statistics_cut_off_hold_for_a_while_and_are_then_a_problem_with_a_lower
     meter.set_ready(4, published=0, now=100.0)
     assert read(meter, 100.0 + STATISTICS_SECONDS) == BacklogEstimate(backlog=9, ready=4, running=5)
     later = read(meter, 100.1 + STATISTICS_SECONDS, foreign=2)
-    assert later == BacklogEstimate(backlog=6, ready=4, running=2, problem=MISSING)
+    assert later == BacklogEstimate(backlog=6, ready=4, running=2, error=MISSING)
 
 
 def test_statistics_that_come_back_end_the_problem() -> None:
     meter = with_statistics()
     meter.set_statistics(QueueStats(0, 5), read_at=100.0)
-    assert read(meter, 200.0).problem == MISSING
+    assert read(meter, 200.0).error == MISSING
     meter.set_statistics(QueueStats(0, 4), read_at=201.0)
     assert read(meter, 201.0) == BacklogEstimate(backlog=4, ready=None, running=None)
 
@@ -164,7 +164,7 @@ def test_zero_just_after_a_connection_does_not_end_the_wait_for_statistics() -> 
     meter = with_statistics()
     meter.on_connected(100.0)
     meter.set_statistics(QueueStats(0, 0), read_at=109.0)
-    assert read(meter, 109.0).problem == MISSING
+    assert read(meter, 109.0).error == MISSING
 
 
 def test_zeros_that_are_not_believed_yet_are_no_missing_statistics() -> None:
@@ -173,8 +173,8 @@ def test_zeros_that_are_not_believed_yet_are_no_missing_statistics() -> None:
     meter.on_connected(105.0)
     for at in (106.0, 111.0):
         meter.set_statistics(QueueStats(0, 0), read_at=at)
-    assert read(meter, 105.0 + STATISTICS_SECONDS).problem == ""
-    assert read(meter, 105.1 + STATISTICS_SECONDS).problem == MISSING
+    assert read(meter, 105.0 + STATISTICS_SECONDS).error == ""
+    assert read(meter, 105.1 + STATISTICS_SECONDS).error == MISSING
 
 
 def test_a_connection_after_a_connection_does_not_make_old_statistics_last() -> None:
@@ -182,9 +182,7 @@ def test_a_connection_after_a_connection_does_not_make_old_statistics_last() -> 
     meter.set_statistics(QueueStats(0, 5), read_at=100.0)
     for at in range(105, 140, 5):
         meter.on_connected(float(at))
-    assert read(meter, 140.0) == BacklogEstimate(
-        backlog=0, ready=None, running=None, problem=MISSING
-    )
+    assert read(meter, 140.0) == BacklogEstimate(backlog=0, ready=None, running=None, error=MISSING)
 
 
 def test_more_than_zero_just_after_a_connection_is_believed() -> None:
@@ -208,7 +206,7 @@ def test_other_statistics_start_over() -> None:
     meter.expect_statistics(100.0)
     assert read(meter, 101.0).backlog == 0
     meter.expect_statistics(None)
-    assert read(meter, 1000.0).problem == ""
+    assert read(meter, 1000.0).error == ""
 
 
 def test_the_most_published_is_of_the_time_since_it_was_last_asked() -> None:
@@ -238,7 +236,7 @@ def test_a_message_taken_since_it_was_counted_counts_once() -> None:
 
     def backlog(workers: int, now: float) -> int | None:
         return meter.update_estimate(
-            waiting=0, published=0, workers_foreign=workers, now=now, problem=""
+            waiting=0, published=0, workers_foreign=workers, now=now, error=""
         ).backlog
 
     meter.set_ready(1, published=0, now=0.0)

@@ -124,7 +124,7 @@ class Model:
             published=self.published,
             workers_foreign=workers_foreign,
             now=self.now,
-            problem="cannot be read",
+            error="cannot be read",
         )
 
     def _observe(self) -> None:

@@ -304,8 +304,8 @@ async def test_the_estimate_of_an_unavailable_broker_is_unknown_and_says_why(
     await case.session.ensure_declared(CONFIG)
     estimate = case.session.estimate_backlog(waiting=3, published=2, workers_foreign=1)
     assert (estimate.backlog, estimate.ready, estimate.running) == (None, None, None)
-    assert "SecretNotFound" in estimate.problem
-    assert "shop/rabbit" in estimate.problem
+    assert "SecretNotFound" in estimate.error
+    assert "shop/rabbit" in estimate.error
 
 
 async def test_a_connection_lost_makes_the_estimate_unknown_until_the_queue_is_declared_again(
@@ -317,7 +317,7 @@ async def test_a_connection_lost_makes_the_estimate_unknown_until_the_queue_is_d
     case.link.state = LinkDown("BrokerUnavailable", "gone")
     await case.session.ensure_declared(CONFIG)
     estimate = case.session.estimate_backlog(waiting=0, published=0)
-    assert (estimate.backlog, estimate.problem) == (
+    assert (estimate.backlog, estimate.error) == (
         None,
         "the broker is not ready: BrokerUnavailable: gone",
     )
@@ -379,7 +379,7 @@ async def test_the_statistics_that_the_secret_names_are_read(broker: dict[str, A
     )
     case.now += 60
     estimate = case.session.estimate_backlog(waiting=0, published=1, workers_foreign=2)
-    assert (estimate.backlog, estimate.problem != "") == (3, True)
+    assert (estimate.backlog, estimate.error != "") == (3, True)
 
 
 async def test_the_most_published_since_the_last_estimate_are_no_messages_of_others(
@@ -417,7 +417,7 @@ async def test_a_wrong_endpoint_stops_no_connection_and_is_a_problem(
     case.now += 20
     estimate = case.session.estimate_backlog(waiting=1, published=0)
     assert estimate.backlog == 1
-    assert estimate.problem.startswith(
+    assert estimate.error.startswith(
         "Secret shop/rabbit (spec.broker.connectionSecret): key managementUri must begin with"
     )
 
@@ -429,13 +429,13 @@ async def test_a_prometheus_endpoint_is_a_problem_that_names_the_key_to_use(
     case.name_endpoint("http://one:15692", key="prometheusUri")
     await case.session.ensure_declared(CONFIG)
     assert case.session.declared
-    assert case.session.estimate_backlog(waiting=1, published=0).problem == ""
+    assert case.session.estimate_backlog(waiting=1, published=0).error == ""
     case.now += 20
     assert case.session.estimate_backlog(waiting=1, published=0) == BacklogEstimate(
         backlog=1,
         ready=None,
         running=None,
-        problem="Secret shop/rabbit (spec.broker.connectionSecret): key prometheusUri is no longer "
+        error="Secret shop/rabbit (spec.broker.connectionSecret): key prometheusUri is no longer "
         "read: use managementUri",
     )
 

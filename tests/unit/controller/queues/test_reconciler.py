@@ -59,7 +59,7 @@ class FakeSession:
         self.ready: int | None = 0
         self.dead_letters: int | None = 0
         self.secret = self.parameters = None
-        self.problem = ""
+        self.error = ""
         self.steps: list[str] = []
         self.estimates = 0
 
@@ -75,11 +75,11 @@ class FakeSession:
     ) -> BacklogEstimate:
         self.estimates += 1
         if not self.declared or self.ready is None:
-            return BacklogEstimate(backlog=None, ready=None, running=None, problem="no broker")
+            return BacklogEstimate(backlog=None, ready=None, running=None, error="no broker")
         backlog = waiting + max(published, self.ready) + workers_foreign
         running = max(published - self.ready, 0) + workers_foreign
         return BacklogEstimate(
-            backlog=backlog, ready=self.ready, running=running, problem=self.problem
+            backlog=backlog, ready=self.ready, running=running, error=self.error
         )
 
     async def close(self) -> None:

@@ -153,10 +153,10 @@ async def test_a_failure_keeps_the_last_reading_and_is_logged_once(
     client.answer = problem
     await asyncio.sleep(3 * POLL_SECONDS)
     assert reader.reading is began
-    assert "why" in reader.problem
+    assert "why" in reader.error
     client.answer = {}
     await asyncio.sleep(POLL_SECONDS)
-    assert (reader.problem, reader.reading.stats if reader.reading else None) == ("", {})
+    assert (reader.error, reader.reading.stats if reader.reading else None) == ("", {})
     events = [record.message for record in caplog.records]
     assert [events.count(f"statistics.{one}") for one in ("read_failed", "recovered")] == [1, 1]
     task.cancel()
@@ -170,11 +170,9 @@ def queue(case: Case, name: str = "q") -> tuple[QueueStatistics, BacklogMeter]:
     return QueueStatistics(name, readers=case.readers, meter=meter), meter
 
 
-def backlog(meter: BacklogMeter, now: float, problem: str = "") -> tuple[int | None, str]:
-    signal = meter.update_estimate(
-        waiting=0, published=0, workers_foreign=0, now=now, problem=problem
-    )
-    return signal.backlog, signal.problem
+def backlog(meter: BacklogMeter, now: float, error: str = "") -> tuple[int | None, str]:
+    signal = meter.update_estimate(waiting=0, published=0, workers_foreign=0, now=now, error=error)
+    return signal.backlog, signal.error
 
 
 def now() -> float:
@@ -200,7 +198,7 @@ async def test_a_reading_is_taken_once() -> None:
     statistics.update_meter()
     meter.observe_published(5, now())
     statistics.update_meter()
-    signal = meter.update_estimate(waiting=0, published=5, workers_foreign=0, now=now(), problem="")
+    signal = meter.update_estimate(waiting=0, published=5, workers_foreign=0, now=now(), error="")
     assert signal.backlog == 10
     await case.stop()
 

@@ -403,8 +403,8 @@ async def test_a_queue_is_unused_while_nothing_of_it_is_at_the_broker() -> None:
     case.dispatcher.published = 0
     assert unused() == 0.0
     await asyncio.sleep(10)
-    session.problem = "no statistics"
+    session.error = "no statistics"
     assert unused() == 0.0
-    session.problem, session.declared = "", False
+    session.error, session.declared = "", False
     await asyncio.sleep(10)
     assert unused() == 0.0
