@@ -20,8 +20,9 @@ from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.controller.completions.event_recorder import EventRecorder
 from taskqueue.controller.metrics import remove_queue_metrics
 from taskqueue.controller.queues.broker_links import BrokerLinks
-from taskqueue.controller.queues.reconciler import QueueReconciler, Totals
+from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.queues.statistics import StatisticsReaders
+from taskqueue.controller.queues.throughput import Totals
 from taskqueue.controller.tasks.dispatcher import do_nothing
 from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask

@@ -24,24 +24,19 @@ ready and then come before the drained ones. Its grace period protects its work.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass
 
+from taskqueue.controller.pool.pool_members import PodOrder, PoolMember, WorkerKnowledge
 from taskqueue.controller.pool.worker_registry import WorkerView
-from taskqueue.limits import WORKER_LOST_SECONDS
-from taskqueue.model.pod import PENDING, RUNNING, UNKNOWN, Pod
-from taskqueue.model.worker import WorkerState
+from taskqueue.model.pod import Pod
 
 #: Costs below any that a user is likely to set. Two levels, because the controller chooses freely
 #: among equals: a picked worker that is still busy must not equal one that may be removed.
 GOES_NEXT = -(2**31)
 PICKED = GOES_NEXT + 1
 
-_PHASES = {PENDING: 0, UNKNOWN: 1, RUNNING: 2}
-
-#: After this long unused, no worker has a message of the queue: the broker's statistics may be 10 s
-#: old when they are read, and are read at least every 15 s.
-UNUSED_SECONDS = 25.0
+_DONE = frozenset({PodOrder.EMPTY, PodOrder.DRAINED})
+_TO_COMMAND = frozenset({PodOrder.IDLE_BY_SILENCE, PodOrder.AT_WORK})
 
 #: Names shown in a message; more are counted.
 _NAMED = 3
@@ -102,7 +97,7 @@ def plan(
         ordered: the pods are a StatefulSet's: the highest ordinals go.
         first_ordinal: its spec.ordinals.start.
     """
-    know = _WorkerKnowledge(workers, unused=unused, listened=listened, now=now, wall=wall)
+    know = WorkerKnowledge(workers, unused=unused, listened=listened, now=now, wall=wall)
     members = know.members([pod for pod in pods if pod.active and pod.owner])
     if ordered:
         members = [one for one in members if one.pod.ordinal is not None]
@@ -112,7 +107,7 @@ def plan(
     picked = {one.pod.uid for one in picks}
     kept = [one for one in members if one.pod.uid not in picked]
     # A drained container that has ended is started again by the kubelet, and comes back fresh.
-    drained = [one for one in kept if one.standing is _PodOrder.DRAINED and one.pod.started]
+    drained = [one for one in kept if one.standing is PodOrder.DRAINED and one.pod.started]
     recycle = drained[0 if ordered else _given_up(members, replicas) :]
     marks = () if ordered else tuple(_marks(picks, kept, recycle, settled=len(members) <= replicas))
     if target >= replicas:
@@ -136,99 +131,7 @@ def plan(
     )
 
 
-class _PodOrder(IntEnum):
-    """What a pod has to do with work, in the order in which pods are picked for removal."""
-
-    EMPTY = 0  # no container runs
-    DRAINED = 1
-    DRAINING = 2
-    IDLE_BY_SILENCE = 3  # silent for long enough to have no work
-    AT_WORK = 4  # takes work, busy or not
-    UNCLEAR = 5  # runs and reports nothing: it may have work, and no command reaches it
-
-
-_REMOVABLE = frozenset({_PodOrder.EMPTY, _PodOrder.DRAINED, _PodOrder.IDLE_BY_SILENCE})
-_DONE = frozenset({_PodOrder.EMPTY, _PodOrder.DRAINED})
-_TO_COMMAND = frozenset({_PodOrder.IDLE_BY_SILENCE, _PodOrder.AT_WORK})
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    pod: Pod
-    standing: _PodOrder
-    busy: int
-
-    @property
-    def removable(self) -> bool:
-        return self.standing in _REMOVABLE
-
-    @property
-    def ordinal(self) -> int:
-        return -1 if self.pod.ordinal is None else self.pod.ordinal
-
-    @property
-    def rank(self) -> tuple[bool, int, bool]:
-        """What the controller compares before the cost."""
-        return self.pod.assigned, _PHASES.get(self.pod.phase, 0), self.pod.ready
-
-
-@dataclass(frozen=True, slots=True)
-class _WorkerKnowledge:
-    workers: Mapping[str, WorkerView]
-    unused: float = field(kw_only=True)
-    listened: float = field(kw_only=True)
-    now: float = field(kw_only=True)
-    wall: float = field(kw_only=True)
-
-    def members(self, pods: Sequence[Pod]) -> list[_Member]:
-        views = {pod.uid: self._view(pod) for pod in pods}
-        others_are_heard = any(view is not None for view in views.values())
-        return [
-            _Member(
-                pod,
-                self._standing(pod, view, others_are_heard),
-                0 if view is None else view.busy,
-            )
-            for pod in pods
-            for view in [views[pod.uid]]
-        ]
-
-    def _view(self, pod: Pod) -> WorkerView | None:
-        view = self.workers.get(pod.name)
-        return None if view is None or self._of_a_former_process(view, pod) else view
-
-    def _standing(self, pod: Pod, view: WorkerView | None, others_are_heard: bool) -> _PodOrder:
-        if view is None:
-            if not pod.started:
-                return _PodOrder.EMPTY
-            silent = min(self.listened, self._age(pod))
-            # A message that is with some worker may be with this one.
-            idle = self.unused >= UNUSED_SECONDS or (others_are_heard and not pod.ready)
-            if idle and silent >= WORKER_LOST_SECONDS:
-                return _PodOrder.IDLE_BY_SILENCE
-            return _PodOrder.UNCLEAR
-        if view.state is WorkerState.STOPPED:
-            return _PodOrder.DRAINED
-        if view.state is WorkerState.DRAINING:
-            return _PodOrder.DRAINING
-        return _PodOrder.AT_WORK
-
-    def _age(self, pod: Pod) -> float:
-        """Seconds since its container started; a start in the future means another clock."""
-        age = self.wall - (pod.running_since or 0.0)
-        return age if age >= 0 else float("inf")
-
-    def _of_a_former_process(self, view: WorkerView, pod: Pod) -> bool:
-        """Return whether a container has started since: its process takes work, drained or not."""
-        if not pod.started:
-            return False
-        # The start time is rounded down by up to a second. A report that a worker has stopped must
-        # certainly be of this process; any other report only says that the pod is not silent.
-        margin = 1.0 if view.state is WorkerState.STOPPED else 0.0
-        return self._age(pod) < self.now - view.seen + margin
-
-
-def _surplus(members: Sequence[_Member], replicas: int, target: int) -> int:
+def _surplus(members: Sequence[PoolMember], replicas: int, target: int) -> int:
     """Return how many to pick: no more are drained than replicas are to be removed."""
     if target >= replicas:
         return 0
@@ -238,7 +141,7 @@ def _surplus(members: Sequence[_Member], replicas: int, target: int) -> int:
     return min(len(members), replicas) - target + min(done, _given_up(members, replicas))
 
 
-def _given_up(members: Sequence[_Member], replicas: int) -> int:
+def _given_up(members: Sequence[PoolMember], replicas: int) -> int:
     """Return how many pods the controller has yet to remove after a former plan.
 
     With one controller those are all pods beyond the replicas. With several, as in a rollout, that
@@ -247,18 +150,18 @@ def _given_up(members: Sequence[_Member], replicas: int) -> int:
     return max(len(members) - replicas, 0) if _controllers(members) == 1 else 0
 
 
-def _controllers(members: Sequence[_Member]) -> int:
+def _controllers(members: Sequence[PoolMember]) -> int:
     return len({one.pod.owner for one in members})
 
 
-def _pick(members: Sequence[_Member], count: int) -> list[_Member]:
+def _pick(members: Sequence[PoolMember], count: int) -> list[PoolMember]:
     """Choose which pods to remove, of those that can be drained.
 
     Pods that the controller would remove first in any case come before idle ones: a pod that is not
     ready precedes all others, and while it works none of them can be removed. A pod that was picked
     before is picked again: it may have the command already, and not have answered yet.
     """
-    able = [one for one in members if one.standing is not _PodOrder.UNCLEAR]
+    able = [one for one in members if one.standing is not PodOrder.UNCLEAR]
     able.sort(
         key=lambda one: (
             one.standing,
@@ -273,7 +176,7 @@ def _pick(members: Sequence[_Member], count: int) -> list[_Member]:
 
 
 def _by_order(
-    members: Sequence[_Member], marks: Iterable[DeletionCostMark], replicas: int, target: int
+    members: Sequence[PoolMember], marks: Iterable[DeletionCostMark], replicas: int, target: int
 ) -> int:
     """Return the least size for which all pods that may be removed are removable."""
     sure = _surely_removable(members, marks)
@@ -284,7 +187,7 @@ def _by_order(
     return min(max(there - sure, target), replicas)
 
 
-def _surely_removable(members: Sequence[_Member], marks: Iterable[DeletionCostMark]) -> int:
+def _surely_removable(members: Sequence[PoolMember], marks: Iterable[DeletionCostMark]) -> int:
     """Return how many pods may be removed, whichever the controller chooses.
 
     The controller may have seen the marks of this plan or not: each counts in the worse way.
@@ -293,11 +196,11 @@ def _surely_removable(members: Sequence[_Member], marks: Iterable[DeletionCostMa
     """
     written = {mark.pod.uid: mark.cost or 0 for mark in marks}
 
-    def worst(one: _Member) -> int:
+    def worst(one: PoolMember) -> int:
         costs = one.pod.cost, written.get(one.pod.uid, one.pod.cost)
         return max(costs) if one.removable else min(costs)
 
-    owners: dict[str, list[_Member]] = {}
+    owners: dict[str, list[PoolMember]] = {}
     for one in members:
         owners.setdefault(one.pod.owner, []).append(one)
     sure = len(members)
@@ -309,7 +212,9 @@ def _surely_removable(members: Sequence[_Member], marks: Iterable[DeletionCostMa
     return sure
 
 
-def _by_ordinal(members: Sequence[_Member], replicas: int, target: int, first_ordinal: int) -> int:
+def _by_ordinal(
+    members: Sequence[PoolMember], replicas: int, target: int, first_ordinal: int
+) -> int:
     """Return the least size for which all removed pods are removable.
 
     A StatefulSet that removes pods one by one stops at a pod that is not ready while another one is
@@ -330,9 +235,9 @@ def _by_ordinal(members: Sequence[_Member], replicas: int, target: int, first_or
 
 
 def _marks(
-    picks: Sequence[_Member],
-    kept: Sequence[_Member],
-    recycle: Sequence[_Member],
+    picks: Sequence[PoolMember],
+    kept: Sequence[PoolMember],
+    recycle: Sequence[PoolMember],
     *,
     settled: bool,
 ) -> Iterable[DeletionCostMark]:
@@ -350,7 +255,7 @@ def _marks(
             # others are removable, it must not be their equal. One that already is stays so, but
             # not beside an empty pod: that may start before the controller chooses.
             early = (settled and not beside) or (
-                one.pod.cost == GOES_NEXT and _PodOrder.EMPTY not in beside
+                one.pod.cost == GOES_NEXT and PodOrder.EMPTY not in beside
             )
             goes = one.removable or (one.busy == 0 and early)
             cost = GOES_NEXT if goes else PICKED
@@ -362,8 +267,8 @@ def _marks(
 
 
 def _waiting_for(
-    picks: Sequence[_Member],
-    kept: Sequence[_Member],
+    picks: Sequence[PoolMember],
+    kept: Sequence[PoolMember],
     *,
     surplus: int,
     extra: int,
@@ -373,7 +278,7 @@ def _waiting_for(
         return ""
     # Of the pods that are not picked, only those before the picked ones are in the way.
     ahead = [one for one in kept if not one.pod.ready or len(picks) < surplus]
-    unclear = [one for one in (*picks, *ahead) if one.standing is _PodOrder.UNCLEAR]
+    unclear = [one for one in (*picks, *ahead) if one.standing is PodOrder.UNCLEAR]
     staying = [one for one in picks if not one.removable and one not in unclear]
     waits = [
         f"{_names(who)} {what}"
@@ -382,7 +287,7 @@ def _waiting_for(
             ([one for one in staying if not one.busy], "to stop"),
             (unclear, "to say whether work is left (a container runs, and no heartbeat comes)"),
             (
-                [one for one in ahead if one.standing is _PodOrder.AT_WORK and not one.pod.ready],
+                [one for one in ahead if one.standing is PodOrder.AT_WORK and not one.pod.ready],
                 "to be ready again (it works, and would be removed first)",
             ),
         )
@@ -397,7 +302,7 @@ def _waiting_for(
     )
 
 
-def _names(members: Sequence[_Member]) -> str:
+def _names(members: Sequence[PoolMember]) -> str:
     shown = ", ".join(sorted(one.pod.name for one in members)[:_NAMED])
     more = len(members) - _NAMED
     return f"{shown} and {more} more" if more > 0 else shown

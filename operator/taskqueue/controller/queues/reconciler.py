@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from taskqueue.amqp.parameters import BrokerParameters
@@ -27,7 +26,7 @@ from taskqueue.controller.queues.conditions import conditions
 from taskqueue.controller.queues.conditions.transitions import ConditionTransitions
 from taskqueue.controller.queues.finalizer import QueueFinalizer
 from taskqueue.controller.queues.statistics import StatisticsReaders
-from taskqueue.controller.queues.throughput import Throughput
+from taskqueue.controller.queues.throughput import Throughput, Totals
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.taskqueue_codec import queue_path, queue_status_patch
@@ -45,24 +44,6 @@ _TICK_SECONDS = 1.0
 _SPACING_SECONDS = 0.02
 #: Slots assumed for a worker that decides by its CPUs: rather too wide a window than idle workers.
 _GENEROUS_CONCURRENCY = 32
-
-
-@dataclass(slots=True)
-class Totals:
-    """Finished Tasks of a queue, by final phase."""
-
-    succeeded: int = 0
-    failed: int = 0
-    cancelled: int = 0
-
-    def of(self, phase: Phase) -> int:
-        """Return how many ended in this phase."""
-        value: int = getattr(self, phase.value.lower())
-        return value
-
-    def add(self, phase: Phase, number: int = 1) -> None:
-        """Count Tasks that ended in this phase."""
-        setattr(self, phase.value.lower(), self.of(phase) + number)
 
 
 class QueueReconciler:
@@ -160,7 +141,7 @@ class QueueReconciler:
 
         The totals survive a change of the leader; the throughput is of this process only.
         """
-        self.totals.add(phase)
+        self.totals.count(phase)
         self._throughput.on_task_ended(self._now(), seconds)
 
     def on_heartbeat(self, heartbeat: Heartbeat) -> None:

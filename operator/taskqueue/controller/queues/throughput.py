@@ -1,4 +1,4 @@
-"""How fast a queue's Tasks end, and how long their attempts take: a pure meter.
+"""How many of a queue's Tasks have ended, how fast, and how long attempts take: pure meters.
 
 A reading holds for a few seconds: the minute after the last Task then costs a dozen changes of the
 status, not sixty, and an idle queue none.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from taskqueue.model.task import Phase
+
 _MINUTE = 60.0
 #: How long a reading holds.
 _HOLD_SECONDS = 5.0
@@ -16,6 +18,20 @@ _HOLD_SECONDS = 5.0
 _RECENT_ATTEMPTS = 50
 #: Significant digits of the mean.
 _DIGITS = 3
+
+
+@dataclass(slots=True)
+class Totals:
+    """Finished Tasks of a queue, by final phase."""
+
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    def count(self, phase: Phase) -> None:
+        """Count a Task that ended in this phase."""
+        name = phase.value.lower()
+        setattr(self, name, getattr(self, name) + 1)
 
 
 @dataclass(frozen=True, slots=True)

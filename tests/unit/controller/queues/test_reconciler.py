@@ -7,8 +7,9 @@ from typing import Any, cast
 import pytest
 
 from taskqueue.controller.queues.backlog import BacklogEstimate
-from taskqueue.controller.queues.reconciler import QueueReconciler, Totals
+from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.queues.statistics import StatisticsReaders
+from taskqueue.controller.queues.throughput import Totals
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.queue import Condition, QueueConfig, StopPolicy
@@ -78,9 +79,7 @@ class FakeSession:
             return BacklogEstimate(backlog=None, ready=None, running=None, error="no broker")
         backlog = waiting + max(published, self.ready) + workers_foreign
         running = max(published - self.ready, 0) + workers_foreign
-        return BacklogEstimate(
-            backlog=backlog, ready=self.ready, running=running, error=self.error
-        )
+        return BacklogEstimate(backlog=backlog, ready=self.ready, running=running, error=self.error)
 
     async def close(self) -> None:
         self.steps.append("close")
