@@ -60,7 +60,15 @@ _LONG_FILES = (
     "integration/amqp/test_statistics.py",
     "conformance/test_conformance.py",
     "integration/worker/test_children.py",
+    "e2e/test_devcluster.py",
+    "integration/amqp/test_dead_queue.py",
     "integration/gitops/test_health.py",
+    "unit/simulation/test_goals.py",
+    "unit/simulation/test_operator.py",
+    "unit/controller/test_random_lives.py",
+    "unit/worker/test_child_executor_ends.py",
+    "unit/controller/pool/test_autoscaler_properties.py",
+    "unit/controller/pool/test_drain_plan_model.py",
 )
 
 #: The first test that needs the cluster may have to wait until Kubernetes is built.
