@@ -25,7 +25,7 @@ from taskqueue.contract.topology import (
 from taskqueue.controller.queues.backlog import BacklogEstimate, BacklogMeter
 from taskqueue.controller.queues.statistics import QueueStatistics, StatisticsReaders
 from taskqueue.controller.tasks.published_peak import PublishedPeak
-from taskqueue.direct import statistics
+from taskqueue.direct import management_api
 from taskqueue.direct.management_api import StatisticsClient, StatisticsUnreadable
 from taskqueue.model.queue_stats import QueueStats
 from tests.conftest import Kubectl, wait_for_port
@@ -223,7 +223,7 @@ async def test_an_endpoint_cut_off_and_back(
             await client.read()
             relay.freeze()
             with monkeypatch.context() as hurried:
-                hurried.setattr(statistics, "READ_SECONDS", 0.5)
+                hurried.setattr(management_api, "READ_SECONDS", 0.5)
                 with pytest.raises(StatisticsUnreadable, match=r"no answer within 0\.5 s"):
                     await client.read()
             relay.cut()
@@ -304,9 +304,9 @@ async def test_tasks_that_come_and_go_fast_are_no_direct_messages_and_one_that_r
             assert ready is not None
             most = max(before, flow.published, flow.peak.pop(now()))
             meter.set_ready(ready, published=most, now=now())
-            trouble = statistics.update_meter()
+            error = statistics.update_meter()
             return meter.update_estimate(
-                waiting=0, published=flow.published, workers_foreign=0, now=now(), error=trouble
+                waiting=0, published=flow.published, workers_foreign=0, now=now(), error=error
             )
 
         async def readings(number: int) -> AsyncIterator[BacklogEstimate]:
