@@ -57,7 +57,7 @@ class Dependencies:
 
     def state_of(self, task: Task) -> DependencyState:
         """Return the state of a Task's dependencies."""
-        return self._graph.state(_key(task))
+        return self._graph.state(_key(task)) if task.spec.depends_on else INDEPENDENT
 
     def is_needed(self, key: TaskKey) -> bool:
         """Return whether an unfinished Task depends on this one."""
