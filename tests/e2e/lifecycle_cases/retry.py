@@ -161,6 +161,7 @@ RETRY = (
                 "flaky",
                 {"failures": 2},
                 retry={"maxAttempts": 3, "nonRetryable": [], "backoff": {"factor": 1.2}},
+                activeDeadlineSeconds=60,
             )
         },
         when=(reaches(retrying("ConnectionError", f"attempt 1 of 3: {_AWAY} 1")), due_after(2.5)),
