@@ -120,7 +120,7 @@ class Engine:
         self._links = BrokerLinks(
             feed_synced=synced,
             random=random,
-            on_message=self.tasks.on_delivery,
+            on_message=self.tasks.inbox.on_delivery,
             spawn=self._spawn,
         )
         self._readers = StatisticsReaders(spawn=self._spawn)

@@ -24,7 +24,7 @@ from taskqueue.contract.topology import (
 )
 from taskqueue.controller.queues.backlog import BacklogEstimate, BacklogMeter
 from taskqueue.controller.queues.statistics import QueueStatistics, StatisticsReaders
-from taskqueue.controller.tasks.published_peak import PublishedPeak
+from taskqueue.controller.tasks.published_attempts import PublishedPeak
 from taskqueue.direct import management_api
 from taskqueue.direct.management_api import StatisticsClient, StatisticsUnreadable
 from taskqueue.model.queue_stats import QueueStats

@@ -363,7 +363,7 @@ class TaskHarness:
             properties=properties or BasicProperties(),
             body=body,
         )
-        self.tasks.on_delivery(delivery, _Source(self))
+        self.tasks.inbox.on_delivery(delivery, _Source(self))
         return tag
 
     def dead_letter(self, message: WorkMessage, **headers: Any) -> int:

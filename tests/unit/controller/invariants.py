@@ -9,10 +9,10 @@ import orjson
 
 from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.tasks import lifecycle
-from taskqueue.controller.tasks.admission import AdmissionStep, TaskEnvironment, decide
+from taskqueue.controller.tasks.admission import AdmissionStep, decide
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.lifecycle import Verdict
-from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
+from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TaskStage, TrackedTask
 from taskqueue.limits import HISTORY_LENGTH, REPORT_GRACE_SECONDS
 from taskqueue.model.queue import StopPolicy
 from taskqueue.model.task import Phase

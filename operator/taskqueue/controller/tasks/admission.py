@@ -15,7 +15,8 @@ from enum import Enum, auto
 
 from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
-from taskqueue.model.task import Phase, Policy, Task, TaskState
+from taskqueue.controller.tasks.tracked_task import Dispatched, TaskEnvironment
+from taskqueue.model.task import Phase, Task, TaskState
 
 #: Names shown in a message; the others are counted.
 _NAMES_SHOWN = 5
@@ -32,15 +33,6 @@ class AdmissionStep(Enum):
     GO = auto()
 
 
-class Dispatched(Enum):
-    """Whether a worker may have the Task's present attempt."""
-
-    NO = auto()
-    #: A former leader, or a lost connection, may have brought it to the broker.
-    MAYBE = auto()
-    YES = auto()
-
-
 @dataclass(frozen=True, slots=True)
 class AdmissionDecision:
     """A step, its status, and when time alone may change the decision (seconds since the epoch)."""
@@ -48,29 +40,6 @@ class AdmissionDecision:
     step: AdmissionStep
     status: TaskState
     reconsider_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskEnvironment:
-    """Everything beside a Task and its status that its decision depends on.
-
-    Attributes:
-        policy: its own settings over its queue's; None: there is no such TaskQueue.
-        dependencies: the state of its dependencies.
-        payload_error: why its payload cannot be put together; "": it is being read; None: it can.
-        now: seconds since the epoch.
-        random: a number in [0, 1) for the jitter of a back-off.
-        can_publish: the queue is declared at its broker, and not held back.
-        leads: this process certainly leads.
-    """
-
-    policy: Policy | None
-    dependencies: DependencyState = INDEPENDENT
-    payload_error: str | None = None
-    now: float = 0.0
-    random: float = 0.0
-    can_publish: bool = False
-    leads: bool = True
 
 
 def decide(

@@ -34,9 +34,8 @@ from taskqueue.controller.tasks.events import (
     TurnCame,
 )
 from taskqueue.controller.tasks.key_holds import KeyHolds
-from taskqueue.controller.tasks.published_peak import PublishedPeak
+from taskqueue.controller.tasks.published_attempts import PublishedAttempts
 from taskqueue.controller.tasks.tracked_task import TrackedTask
-from taskqueue.controller.tasks.unreported_attempts import UnreportedAttempts
 from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.task import Policy
@@ -93,12 +92,11 @@ class Dispatcher:
         self._keys: KeySlots[str] = KeySlots()
         self._key_holds = KeyHolds(self._on_hold_ended)
         self._claiming: set[str] = set()
-        self._published = UnreportedAttempts(
+        self._published = PublishedAttempts(
             timeout_of=lambda uid: self.policy(self._tasks[uid]).attempt_timeout_seconds,
             clock=clock,
             on_unreported=lambda uid, since: send(uid, AttemptUnreported(since)),
         )
-        self._peak = PublishedPeak()
         self._rate = FinishRate()
         self._commands = CommandOutbox()
         self._publisher: Publisher | None = None
@@ -130,7 +128,7 @@ class Dispatcher:
 
     def pop_most_published(self) -> int:
         """Return the most messages of Tasks that were at the broker since this was last asked."""
-        return self._peak.pop(self._clock())
+        return self._published.pop_most()
 
     @property
     def publisher(self) -> Publisher | None:
@@ -181,7 +179,7 @@ class Dispatcher:
         return before - len(self._published)
 
     def on_ready_count(self, ready: int, *, reporting: bool) -> None:
-        """Take the broker's count of messages no worker has; see `UnreportedAttempts`.
+        """Take the broker's count of messages no worker has; see `PublishedAttempts`.
 
         Args:
             ready: the count.
@@ -231,7 +229,7 @@ class Dispatcher:
             raise RuntimeError(f"nothing can be published to {self.key[0]}/{self.key[1]}")
         uid, attempt, epoch = message.uid, message.attempt, message.epoch
         self._claiming.discard(uid)
-        self._add_published(uid)
+        self._published.add(uid)
         self._published_counter.inc()
         self._publisher.publish(
             WORK_EXCHANGE,
@@ -256,7 +254,7 @@ class Dispatcher:
     def adopt_key(self, uid: str, key: str) -> None:
         """Take a Task that holds its key, and is published, by what a former leader recorded."""
         self._keys.assign(key, uid)
-        self._add_published(uid)
+        self._published.add(uid)
 
     def release_key(self, uid: str, key: str) -> None:
         """Take a key from a Task that holds it or waits for it."""
@@ -271,7 +269,8 @@ class Dispatcher:
 
     def end_key_hold(self, token: str) -> None:
         """Take note that no worker has this attempt any more."""
-        self._key_holds.end(token)
+        if self._key_holds:
+            self._key_holds.end(token)
 
     def _on_hold_ended(self, key: str, token: str) -> None:
         self._keys.release(key, token)
@@ -292,15 +291,10 @@ class Dispatcher:
         self._plan_pump()
         self.on_backlog()
 
-    def _add_published(self, uid: str) -> None:
-        self._published.add(uid)
-        self._peak.add(self._clock())
-
     def _remove(self, uid: str) -> None:
         self._queue.discard(uid)
         self._claiming.discard(uid)
-        if self._published.discard(uid):
-            self._peak.remove(self._clock())
+        self._published.discard(uid)
 
     def _plan_pump(self, wait: float = 0.0) -> None:
         if self._pump_planned or self._publisher is None or not self._queue:

@@ -24,9 +24,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from taskqueue.controller.tasks import effects, events, lifecycle
-from taskqueue.controller.tasks.admission import TaskEnvironment
 from taskqueue.controller.tasks.lifecycle import Verdict
-from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
+from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TaskStage, TrackedTask
 from taskqueue.controller.tasks.transition import STARTED_AFTER_SECONDS, Draft
 from taskqueue.limits import STATUS_MESSAGE_LENGTH
 from taskqueue.model.command import CommandKind
@@ -168,7 +167,7 @@ def _on_released(draft: Draft, event: events.AttemptReleased) -> None:
     """Publish the attempt again; its token stays good.
 
     Not so with a concurrency key: this report may come twice, and the second must not have the
-    Task run beside itdraft. It is claimed again, so that its fencing number grows.
+    Task run beside itself. It is claimed again, so that its fencing number grows.
     """
     draft.count_on(event)
     draft.acknowledge_unfinished(event.about.receipt)

@@ -19,12 +19,12 @@ from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.metrics import OUTCOMES_DROPPED, STATUS_WRITES, TASKS_FINISHED
 from taskqueue.controller.tasks import effects, events
-from taskqueue.controller.tasks.admission import TaskEnvironment
 from taskqueue.controller.tasks.dependencies import Dependencies
+from taskqueue.controller.tasks.dependency_graph import INDEPENDENT
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.machine import step
 from taskqueue.controller.tasks.payloads import Payloads
-from taskqueue.controller.tasks.tracked_task import TrackedTask
+from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TrackedTask
 from taskqueue.kubernetes.status_updater import StatusUpdater, WriteRefused, WriteResult
 from taskqueue.kubernetes.task_codec import status_patch, status_path
 from taskqueue.logs import EventLog
@@ -152,15 +152,17 @@ class TaskRunner:
             _EXECUTORS[type(effect)](self, after, effect)
 
     def _environment(self, tracked: TrackedTask) -> TaskEnvironment:
-        dispatcher = self._dispatcher_of(tracked.queue_key)
+        """Return what is known around a Task; what its spec does not ask for is not looked up."""
+        task, dispatcher = tracked.task, self._dispatcher_of(tracked.queue_key)
+        spec = task.spec
         return TaskEnvironment(
             policy=dispatcher.policy(tracked) if dispatcher.config is not None else None,
-            dependencies=self._dependencies.state_of(tracked.task),
-            payload_error=self._payloads.error(tracked.uid),
+            dependencies=self._dependencies.state_of(task) if spec.depends_on else INDEPENDENT,
+            payload_error=self._payloads.error(task.uid) if spec.payload_from else None,
             now=self._clock(),
             random=self._random.random(),
             can_publish=dispatcher.can_publish,
-            leads=self._leads(),
+            leads=not tracked.status.concurrency_key or self._leads(),
         )
 
     # Dispatching.
@@ -173,7 +175,8 @@ class TaskRunner:
 
     def _withdraw(self, tracked: TrackedTask, effect: effects.Withdraw) -> None:
         self._dispatcher_of(tracked.queue_key).withdraw(tracked.uid, finished=effect.finished)
-        self._payloads.discard(tracked.uid)
+        if tracked.task.spec.payload_from:
+            self._payloads.discard(tracked.uid)
 
     def _adopt_key(self, tracked: TrackedTask, effect: effects.AdoptKey) -> None:
         self._dispatcher_of(tracked.queue_key).adopt_key(tracked.uid, effect.key)
@@ -201,7 +204,7 @@ class TaskRunner:
                 token=self._tokens.sign(task.uid, effect.attempt, effect.epoch),
                 max_deliveries=policy.max_deliveries,
                 timeout_seconds=policy.attempt_timeout_seconds,
-                body=self._payloads.body(task),
+                body=self._payloads.body(task) if task.spec.payload_from else task.spec.payload,
                 fence=effect.fence,
             )
         )

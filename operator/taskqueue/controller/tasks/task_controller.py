@@ -116,7 +116,7 @@ class TaskController:
             on_announced=listener.on_completion_published,
             read_object=self._read_later,
         )
-        self._inbox = Inbox(
+        self.inbox = Inbox(
             runner=self._runner,
             dispatcher_of=self._dispatchers.get,
             completions=self.completions,
@@ -131,10 +131,6 @@ class TaskController:
     def tasks(self) -> Mapping[str, TrackedTask]:
         """The unfinished Tasks by uid."""
         return self._runner.tasks
-
-    def on_delivery(self, delivery: Delivery, source: MessageSource) -> None:
-        """Read a message from the inbox of a broker."""
-        self._inbox.on_delivery(delivery, source)
 
     def close(self) -> None:
         """Publish nothing more, and have everything written that is known."""

@@ -1,4 +1,4 @@
-"""The state of one unfinished Task: a frozen value that can be printed, without a closure.
+"""The state of one unfinished Task, and what is known around it: frozen values, no closure.
 
 A `TrackedTask` lives from the moment the informer shows a Task until its final status is in the
 API server, or the Task is deleted. `taskqueue.controller.tasks.machine.step` alone makes the next
@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 
-from taskqueue.controller.tasks.admission import Dispatched
+from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
 from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import Phase, Task, TaskState
+from taskqueue.model.task import Phase, Policy, Task, TaskState
 
 #: Stands for a message of the inbox that is acknowledged later; opaque here.
 Receipt = object
@@ -34,6 +34,38 @@ class TaskStage(Enum):
     PUBLISHED = auto()
     #: Has its final status, which is being written, or is deleted.
     FINISHED = auto()
+
+
+class Dispatched(Enum):
+    """Whether a worker may have the Task's present attempt."""
+
+    NO = auto()
+    #: A former leader, or a lost connection, may have brought it to the broker.
+    MAYBE = auto()
+    YES = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEnvironment:
+    """Everything beside a Task and its status that its decision depends on.
+
+    Attributes:
+        policy: its own settings over its queue's; None: there is no such TaskQueue.
+        dependencies: the state of its dependencies.
+        payload_error: why its payload cannot be put together; "": it is being read; None: it can.
+        now: seconds since the epoch.
+        random: a number in [0, 1) for the jitter of a back-off.
+        can_publish: the queue is declared at its broker, and not held back.
+        leads: this process certainly leads.
+    """
+
+    policy: Policy | None
+    dependencies: DependencyState = INDEPENDENT
+    payload_error: str | None = None
+    now: float = 0.0
+    random: float = 0.0
+    can_publish: bool = False
+    leads: bool = True
 
 
 @dataclass(frozen=True, slots=True)

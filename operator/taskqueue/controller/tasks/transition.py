@@ -11,15 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from taskqueue.controller.tasks import effects, events, lifecycle
-from taskqueue.controller.tasks.admission import (
-    AdmissionStep,
-    Dispatched,
-    TaskEnvironment,
-    decide,
-)
+from taskqueue.controller.tasks.admission import AdmissionStep, decide
 from taskqueue.controller.tasks.tracked_task import (
+    Dispatched,
     OwedCommand,
     Receipt,
+    TaskEnvironment,
     TaskStage,
     TrackedTask,
     copy_of,

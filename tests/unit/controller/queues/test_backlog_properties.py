@@ -13,7 +13,7 @@ from taskqueue.controller.queues.backlog import (
     BacklogEstimate,
     BacklogMeter,
 )
-from taskqueue.controller.tasks.published_peak import LATE_SECONDS, PublishedPeak
+from taskqueue.controller.tasks.published_attempts import LATE_SECONDS, PublishedPeak
 from taskqueue.model.queue_stats import QueueStats
 
 

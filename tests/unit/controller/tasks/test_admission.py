@@ -10,15 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskqueue.controller.tasks import lifecycle
-from taskqueue.controller.tasks.admission import (
-    AdmissionDecision,
-    AdmissionStep,
-    Dispatched,
-    TaskEnvironment,
-    decide,
-)
+from taskqueue.controller.tasks.admission import AdmissionDecision, AdmissionStep, decide
 from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
+from taskqueue.controller.tasks.tracked_task import Dispatched, TaskEnvironment
 from taskqueue.model.task import (
     PENDING,
     Phase,

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from taskqueue.controller.tasks import lifecycle
-from taskqueue.controller.tasks.admission import AdmissionStep, Dispatched, TaskEnvironment, decide
+from taskqueue.controller.tasks.admission import AdmissionStep, decide
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure, Verdict
+from taskqueue.controller.tasks.tracked_task import Dispatched, TaskEnvironment
 from taskqueue.limits import HISTORY_LENGTH
 from taskqueue.model.task import (
     PENDING,

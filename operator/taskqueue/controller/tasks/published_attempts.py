@@ -1,19 +1,25 @@
-"""Finds the attempts that no worker will report any more.
+"""The attempts of one queue that are in the broker or with a worker.
 
-The broker's queue hands out in order, so all but the last ``ready`` published are with a worker.
-Messages of others make the count larger, and us more patient. While nobody could report, nobody is
-late: then everybody gets the whole time again.
+How many there were at most, and which of them no worker will report any more. The broker's queue
+hands out in order, so all but the last ``ready`` published are with a worker. Messages of others
+make the count larger, and us more patient. While nobody could report, nobody is late: then
+everybody gets the whole time again.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from taskqueue.limits import REPORT_GRACE_SECONDS
 
+#: How long a Task that has ended may still be among the broker's messages: its worker acknowledges
+#: at about the time the operator handles the outcome, and the statistics are sampled.
+LATE_SECONDS = 1.0
 
-class UnreportedAttempts:
-    """Watches the attempts of one queue that are published, in the order of publishing.
+
+class PublishedAttempts:
+    """Keeps the published attempts in the order of publishing, and watches that each is reported.
 
     Args:
         timeout_of: the attempt timeout of a Task now, in seconds.
@@ -34,6 +40,7 @@ class UnreportedAttempts:
         #: Since when a worker has had it, by uid; None: as far as known none has.
         self._published: dict[str, float | None] = {}
         self._confirmed: set[str] = set()
+        self._peak = PublishedPeak()
 
     def __len__(self) -> int:
         return len(self._published)
@@ -46,14 +53,18 @@ class UnreportedAttempts:
         """Watch an attempt that is being published."""
         self._published[uid] = None
         self._confirmed.discard(uid)
+        self._peak.add(self._clock())
 
-    def discard(self, uid: str) -> bool:
-        """Stop watching an attempt; return whether it was watched."""
+    def discard(self, uid: str) -> None:
+        """Stop watching an attempt; harmless if it is not published."""
         self._confirmed.discard(uid)
-        if uid not in self._published:
-            return False
-        del self._published[uid]
-        return True
+        if uid in self._published:
+            del self._published[uid]
+            self._peak.remove(self._clock())
+
+    def pop_most(self) -> int:
+        """Return the most messages there were at the broker since this was last called."""
+        return self._peak.pop(self._clock())
 
     def mark_confirmed(self, uid: str) -> None:
         """Take note that the broker has the attempt's message."""
@@ -91,3 +102,36 @@ class UnreportedAttempts:
     def restart_timeouts(self) -> None:
         """Give everybody the whole time again: nobody could report for a while."""
         self._published = dict.fromkeys(self._published)
+
+
+class PublishedPeak:
+    """Tracks the most messages of own Tasks that can have been at the broker at once.
+
+    A Task counts for `LATE_SECONDS` after it stops being published.
+    """
+
+    def __init__(self) -> None:
+        self._published = 0
+        self._removed: deque[float] = deque()
+        self._most = 0
+
+    def add(self, now: float) -> None:
+        """Count a Task that is published now."""
+        self._published += 1
+        self._most = max(self._most, self._present(now))
+
+    def remove(self, now: float) -> None:
+        """Count a Task that is no longer published."""
+        self._published -= 1
+        self._removed.append(now)
+
+    def pop(self, now: float) -> int:
+        """Return the peak since the last call, and start over from the present count."""
+        present = self._present(now)
+        most, self._most = max(self._most, present), present
+        return most
+
+    def _present(self, now: float) -> int:
+        while self._removed and self._removed[0] < now - LATE_SECONDS:
+            self._removed.popleft()
+        return self._published + len(self._removed)
