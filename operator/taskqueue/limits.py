@@ -22,7 +22,10 @@ STATUS_REASON_LENGTH = 253
 #: AMQP's short strings end here, in bytes of UTF-8.
 SHORT_STRING_BYTES = 255
 
-# What a status holds.
+# What a Task brings and what its status holds.
+
+#: Of a payload merged with what spec.payloadFrom names, as JSON.
+PAYLOAD_BYTES = 200 * 1024
 
 #: Of a message in a status: etcd is not a log store.
 STATUS_MESSAGE_LENGTH = 1024

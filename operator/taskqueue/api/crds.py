@@ -34,6 +34,7 @@ from taskqueue.api.common import (
     VERSION,
     Resource,
 )
+from taskqueue.api.printer_columns import TASK_COLUMNS, TASKQUEUE_COLUMNS, Column
 from taskqueue.api.task import TaskResource
 from taskqueue.api.taskqueue import TaskQueueResource
 
@@ -71,16 +72,6 @@ class UnsupportedSchemaError(ValueError):
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of ``kubectl get``; a wide one only of ``kubectl get -o wide``."""
-
-    name: str
-    path: str
-    type: str = "string"
-    wide: bool = False
-
-
-@dataclass(frozen=True)
 class Definition:
     """The content of a CustomResourceDefinition besides the schema of its model."""
 
@@ -98,26 +89,13 @@ class Definition:
         return f"{self.plural}.{GROUP}"
 
 
-_AGE = Column("Age", ".metadata.creationTimestamp", "date")
-
 DEFINITIONS = (
     Definition(
         model=TaskQueueResource,
         kind=TASKQUEUE_KIND,
         plural=TASKQUEUE_PLURAL,
         short_name="tq",
-        columns=(
-            Column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
-            Column("Backlog", ".status.backlog", "integer"),
-            Column("Running", ".status.running", "integer"),
-            Column("Workers", ".status.replicas", "integer"),
-            Column("Desired", ".status.desiredReplicas", "integer"),
-            Column("Succeeded", ".status.totals.succeeded", "integer"),
-            Column("Failed", ".status.totals.failed", "integer"),
-            _AGE,
-            Column("Scaling", ".status.scaling", wide=True),
-            Column("Message", '.status.conditions[?(@.type=="Ready")].message', wide=True),
-        ),
+        columns=TASKQUEUE_COLUMNS,
         scale={
             "specReplicasPath": ".spec.workers.replicas",
             "statusReplicasPath": ".status.replicas",
@@ -129,18 +107,7 @@ DEFINITIONS = (
         kind=TASK_KIND,
         plural=TASK_PLURAL,
         short_name="tqt",
-        columns=(
-            Column("Queue", ".spec.queue"),
-            Column("Handler", ".spec.handler"),
-            Column("Phase", ".status.phase"),
-            Column("Attempts", ".status.attempts", "integer"),
-            Column("Reason", ".status.reason"),
-            # A column cannot show how long a Task took: it is a path to one field.
-            Column("Finished", ".status.completionTime", "date"),
-            _AGE,
-            Column("Worker", ".status.worker", wide=True),
-            Column("Message", ".status.message", wide=True),
-        ),
+        columns=TASK_COLUMNS,
         selectable_fields=(".status.phase", ".spec.queue"),
     ),
 )

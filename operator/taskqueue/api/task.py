@@ -47,7 +47,7 @@ from taskqueue.api.task_status import (
     TERMINAL_PHASES_IN_CEL,
     TaskResourceStatus,
 )
-from taskqueue.limits import HANDLER_NAME_LENGTH, OBJECT_NAME_LENGTH
+from taskqueue.limits import HANDLER_NAME_LENGTH, OBJECT_NAME_LENGTH, PAYLOAD_BYTES
 
 PAYLOAD_SOURCES_MAX_ITEMS = 16
 DEPENDENCIES_MAX_ITEMS = 64
@@ -207,7 +207,8 @@ class TaskResourceSpec(ApiModel):
         description=(
             "Keys of ConfigMaps, at most 16, each with a JSON object as text. They are read once, "
             "before the first attempt, and merged in order by their top-level fields; later ones "
-            "override earlier ones, and payload overrides all. The result may have up to 200 KiB. "
+            "override earlier ones, and payload overrides all. The result may have up to "
+            f"{PAYLOAD_BYTES // 1024} KiB. "
             "The Task is Blocked while one is missing or is not a JSON object. The list is "
             "immutable, the ConfigMaps are not. Empty when absent. Put Secrets into the workers' "
             "pod template, never into a payload."

@@ -8,9 +8,9 @@ import pytest
 from kubernetes.aio.client import Configuration
 
 from taskqueue.controller.engine import Engine, _never_ends
-from taskqueue.controller.tasks.transition import PAYLOAD_LIMIT_BYTES
 from taskqueue.kubernetes.client import ApiAccess
 from taskqueue.kubernetes.deployments import PoolState
+from taskqueue.limits import PAYLOAD_BYTES
 from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import TOKENS, raw_task
 
@@ -42,7 +42,7 @@ async def test_an_unreadable_task_does_not_stop_the_others(engine: Engine) -> No
 
 
 async def test_a_payload_above_the_limit_is_refused_and_not_held(engine: Engine) -> None:
-    engine.tasks.on_upserted(raw_task(payload={"text": "x" * PAYLOAD_LIMIT_BYTES}))
+    engine.tasks.on_upserted(raw_task(payload={"text": "x" * PAYLOAD_BYTES}))
     entry = engine.tasks.tasks["uid-t"]
     assert (entry.status.phase, entry.status.reason) == (Phase.FAILED, "Invalid")
     assert len(entry.task.spec.payload) < 10

@@ -21,7 +21,7 @@ from taskqueue.controller.tasks.tracked_task import (
     TrackedTask,
     copy_of,
 )
-from taskqueue.limits import REPORT_GRACE_SECONDS
+from taskqueue.limits import PAYLOAD_BYTES, REPORT_GRACE_SECONDS
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Policy, TaskState
 
@@ -29,8 +29,6 @@ from taskqueue.model.task import Policy, TaskState
 SETTLE_SECONDS = 2.0
 #: A worker reports `task.started` when an attempt has run this long.
 STARTED_AFTER_SECONDS = 0.5
-#: Largest payload taken, in bytes of JSON.
-PAYLOAD_LIMIT_BYTES = 200 * 1024
 
 #: Every stage and those that may follow it.
 STAGES: Mapping[TaskStage, frozenset[TaskStage]] = {
@@ -189,7 +187,7 @@ class Draft:
 
     def end_too_large(self, size: int) -> bool:
         """End the Task if its payload is above the limit; return whether it is."""
-        if size <= PAYLOAD_LIMIT_BYTES:
+        if size <= PAYLOAD_BYTES:
             return False
         task = self.tracked.task
         merged = ", merged with what spec.payloadFrom names," if task.spec.payload_from else ""
@@ -201,7 +199,7 @@ class Draft:
                 now=self.environment.now,
                 reason="Invalid",
                 message=f"spec.payload{merged} has {size} bytes, the limit is "
-                f"{PAYLOAD_LIMIT_BYTES}: keep the data elsewhere, put a reference to it into the "
+                f"{PAYLOAD_BYTES}: keep the data elsewhere, put a reference to it into the "
                 "payload, and create the Task again",
             )
         )

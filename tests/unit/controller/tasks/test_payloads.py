@@ -10,8 +10,8 @@ import pytest
 
 from taskqueue.controller.tasks.payloads import RETRY_SECONDS
 from taskqueue.controller.tasks.tracked_task import TaskStage
-from taskqueue.controller.tasks.transition import PAYLOAD_LIMIT_BYTES
 from taskqueue.kubernetes.client import ApiError
+from taskqueue.limits import PAYLOAD_BYTES
 from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import TaskHarness, turn
 
@@ -132,14 +132,14 @@ async def refusing(path: str, **params: str) -> dict[str, Any]:
 
 
 async def test_a_merged_payload_above_the_limit_fails_the_task() -> None:
-    half = orjson.dumps({"x": "x" * (PAYLOAD_LIMIT_BYTES // 2)}).decode()
+    half = orjson.dumps({"x": "x" * (PAYLOAD_BYTES // 2)}).decode()
     harness = await opened(one={"k": half}, two={"k": half.replace('"x"', '"y"', 1)})
     entry = harness.add("t", payloadFrom=sources("one/k", "two/k"))
     await asyncio.sleep(0.1)
     (write,) = harness.writer.writes
     assert (write.status["phase"], write.status["reason"]) == ("Failed", "Invalid")
     assert "merged with what spec.payloadFrom names" in write.status["message"]
-    assert str(PAYLOAD_LIMIT_BYTES) in write.status["message"]
+    assert str(PAYLOAD_BYTES) in write.status["message"]
     assert harness.tasks.payloads.body(entry.task) == b"{}"  # not kept
     assert not harness.publisher.published
 

@@ -10,9 +10,9 @@ import pytest
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
 from taskqueue.controller.tasks.tracked_task import TaskStage
-from taskqueue.controller.tasks.transition import PAYLOAD_LIMIT_BYTES
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.task_codec import task_path
+from taskqueue.limits import PAYLOAD_BYTES
 from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import KEY, TaskHarness, raw_task, turn
 
@@ -198,7 +198,7 @@ async def test_a_status_that_changes_back_while_it_is_written_is_written_again()
 
 async def test_a_payload_at_the_limit_is_taken_and_one_byte_more_is_not() -> None:
     harness = TaskHarness()
-    room = PAYLOAD_LIMIT_BYTES - len('{"x":""}')
+    room = PAYLOAD_BYTES - len('{"x":""}')
     harness.add("fits", payload={"x": "x" * room})
     harness.add("not", payload={"x": "x" * (room + 1)})
     harness.open()
@@ -206,7 +206,7 @@ async def test_a_payload_at_the_limit_is_taken_and_one_byte_more_is_not() -> Non
     assert harness.publisher.names == ["fits"]
     (write,) = harness.writer.writes
     assert write.status["reason"] == "Invalid"
-    assert f"{PAYLOAD_LIMIT_BYTES + 1} bytes" in write.status["message"]
+    assert f"{PAYLOAD_BYTES + 1} bytes" in write.status["message"]
 
 
 @pytest.mark.parametrize("how", ["ended", "deleted"])
