@@ -13,9 +13,9 @@ import pytest
 from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused
 from taskqueue.amqp.connection import connect
 from taskqueue.amqp.parameters import BrokerParameters
+from tests.faults.relay import listener, relay_to
 from tests.integration.amqp.endpoint import VirtualHost
 from tests.integration.amqp.messages import PATIENCE
-from tests.integration.amqp.relay import listener, relay_to
 
 pytestmark = pytest.mark.broker
 

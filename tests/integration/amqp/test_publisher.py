@@ -14,8 +14,8 @@ from taskqueue.amqp.confirms import UnconfirmedPublishes
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
+from tests.faults.relay import relay_to
 from tests.integration.amqp.messages import PATIENCE, Collector, Verdicts, properties
-from tests.integration.amqp.relay import relay_to
 
 pytestmark = pytest.mark.broker
 

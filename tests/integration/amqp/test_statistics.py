@@ -29,8 +29,8 @@ from taskqueue.direct import management_api
 from taskqueue.direct.management_api import StatisticsClient, StatisticsUnreadable
 from taskqueue.model.queue_stats import QueueStats
 from tests.conftest import Kubectl, wait_for_port
+from tests.faults.relay import relay_to
 from tests.integration.amqp.own_broker import OwnBroker, own_broker, uri
-from tests.integration.amqp.relay import relay_to
 from tests.integration.amqp.test_tls import Certificate, make_certificate, server_context
 
 pytestmark = [pytest.mark.broker, pytest.mark.cluster]
@@ -221,13 +221,11 @@ async def test_an_endpoint_cut_off_and_back(
         endpoint = endpoint_of(rabbit, broker, managementUri=address)
         async with reading(endpoint) as client:
             await client.read()
-            relay.freeze()
-            with monkeypatch.context() as hurried:
+            with monkeypatch.context() as hurried, relay.black_hole():
                 hurried.setattr(management_api, "READ_SECONDS", 0.5)
                 with pytest.raises(StatisticsUnreadable, match=r"no answer within 0\.5 s"):
                     await client.read()
-            relay.cut()
-            relay._flowing.set()
+                relay.cut()
             await client.read()
     assert "nothing listens there" in await unreadable(endpoint)
 

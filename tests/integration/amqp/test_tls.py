@@ -13,7 +13,7 @@ import pytest
 from taskqueue.amqp.channel import BrokerUnavailable
 from taskqueue.amqp.connection import connect
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
-from tests.integration.amqp.relay import relay_to
+from tests.faults.relay import relay_to
 
 pytestmark = pytest.mark.broker
 

@@ -14,8 +14,8 @@ from taskqueue.client import AsyncProducer, NotConfirmed, Producer, Refused, Unr
 from taskqueue.contract.names import work_queue
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
 from taskqueue.contract.work import DirectMessage, parse_work
+from tests.faults.relay import relay_to
 from tests.integration.amqp.endpoint import VirtualHost
-from tests.integration.amqp.relay import relay_to
 
 pytestmark = pytest.mark.broker
 

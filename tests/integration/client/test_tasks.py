@@ -28,7 +28,7 @@ from taskqueue.client.task_watch import tasks_path
 from taskqueue.kubernetes.client import MERGE_PATCH, ApiAccess, ApiClient, load_access
 from tests.conftest import Cluster, Kubectl
 from tests.e2e.guides import blocks
-from tests.integration.amqp.relay import relay_to
+from tests.faults.relay import relay_to
 
 pytestmark = pytest.mark.cluster
 

@@ -15,7 +15,7 @@ from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.outcome import AttemptEvent, EventKind
 from taskqueue.model.command import CommandKind
-from tests.integration.amqp.relay import relay_to
+from tests.faults.relay import relay_to
 from tests.integration.worker.harness import Gate, Harness
 from tests.integration.worker.process import PATIENCE, WorkerProcess
 from tests.unit.worker.children import alive, gone

@@ -11,7 +11,7 @@ from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.outcome import EventKind
 from taskqueue.model.command import CommandKind
 from taskqueue.worker.keyed_guard import EXIT_CODE
-from tests.integration.amqp.relay import Relay, relay_to
+from tests.faults.relay import Relay, relay_to
 from tests.integration.worker.harness import Harness
 
 pytestmark = pytest.mark.broker
