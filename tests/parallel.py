@@ -36,6 +36,7 @@ EXCLUSIVE = {
         "e2e/test_operator_loss.py",
         "chaos/test_operator_absence.py",
         "chaos/test_operator_loss.py",
+        "faults/test_operator.py",
     ),
     "cluster": (
         "integration/operator/test_api_writes.py",

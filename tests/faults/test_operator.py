@@ -1,0 +1,76 @@
+"""Faults of the operator in the cluster: its watches, and its clock."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.conftest import Cluster, Kubectl
+from tests.faults.api_faults import ErrorEvent
+from tests.faults.api_proxy import open_api_proxy
+from tests.faults.clock import PodClock, pod_addition
+from tests.faults.relay import address_towards
+from tests.parallel import assert_exclusive
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+NAMESPACE = "taskqueue-system"
+OPERATOR = "taskqueue-operator"
+TASKS = r"^/apis/taskqueue\.dev/v1alpha1/tasks$"
+TASKQUEUES = r"^/apis/taskqueue\.dev/v1alpha1/taskqueues$"
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"not within 60 s: {what}"
+        time.sleep(0.1)
+
+
+def operator_pod(kubectl: Kubectl) -> str:
+    listed = json.loads(kubectl.ok("get", "pods", "-n", NAMESPACE, "-o", "json"))
+    (name,) = [
+        pod["metadata"]["name"]
+        for pod in listed["items"]
+        if "deletionTimestamp" not in pod["metadata"]
+    ]
+    return str(name)
+
+
+def test_operator_lists_tasks_again_when_its_watch_has_expired(
+    cluster: Cluster, kubectl: Kubectl, node_address: str
+) -> None:
+    assert_exclusive("operator")
+    address = address_towards(node_address)
+    with (
+        open_api_proxy(cluster.kubeconfig, address=address, port=443, tls=True) as proxy,
+        proxy.pod_addition().in_deployment(kubectl, NAMESPACE, OPERATOR),
+    ):
+        # kopf's watch as well as our own.
+        until(lambda: proxy.count(path=TASKQUEUES, is_watch=True) == 1, "TaskQueues are watched")
+        until(lambda: proxy.count(path=TASKS, is_watch=True) == 1, "Tasks are watched")
+        lists = proxy.count(path=TASKS, page=1)
+        assert proxy.disturb_watches(ErrorEvent(410), path=TASKS) == 1
+        until(lambda: proxy.count(path=TASKS, is_watch=True) == 2, "Tasks are watched again")
+        assert proxy.count(path=TASKS, page=1) == lists + 1
+
+
+def test_operator_stays_leader_while_its_clock_steps(kubectl: Kubectl) -> None:
+    assert_exclusive("operator")
+    with pod_addition().in_deployment(kubectl, NAMESPACE, OPERATOR):
+        pod = operator_pod(kubectl)
+        path = "{.spec.holderIdentity} {.spec.renewTime}"
+
+        def lease() -> list[str]:
+            got = ("get", "lease", OPERATOR, "-n", NAMESPACE, "-o", f"jsonpath={path}")
+            return kubectl.ok(*got).split()
+
+        until(lambda: lease()[0].startswith(pod), "the new pod leads")
+        with PodClock(kubectl, NAMESPACE, pod).stepped(86_400):
+            tomorrow = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 86_400))
+            # It has written the time of its own clock, and still leads.
+            until(lambda: lease()[1].startswith(tomorrow), "the operator's clock stepped")
+            assert lease()[0].startswith(pod)
