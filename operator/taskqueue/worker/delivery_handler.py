@@ -1,6 +1,6 @@
 """From a delivery to a run, or to an answer without one.
 
-A delivery is not run when its token is already here (it is added to that run), has ended lately
+A delivery is not run when its token is already here (it belongs to that run), has ended lately
 (the outcome is published again), was named by a command (it is answered as stopped), or breaks the
 contract (it is dead-lettered). Each answer is published until confirmed, and only then is the
 delivery acknowledged.
@@ -8,6 +8,7 @@ delivery acknowledged.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from taskqueue.amqp.channel import Delivery
@@ -21,7 +22,8 @@ from taskqueue.worker.attempt_events import payload_of, stopped_event, work_atte
 from taskqueue.worker.command_log import CommandLog
 from taskqueue.worker.executor import AttemptRequest
 from taskqueue.worker.outcome_cache import CachedOutcome
-from taskqueue.worker.runs import DirectRun, Run, RunServices, TaskRun
+from taskqueue.worker.run_reporter import RunReporter
+from taskqueue.worker.runs import DirectRun, TaskRun
 from taskqueue.worker.settings import WorkerSettings
 
 log = EventLog("taskqueue.worker")
@@ -32,50 +34,55 @@ class DeliveryHandler:
 
     Args:
         settings: of the worker.
-        services: the runs here and the outcomes of ended ones.
+        reporter: publishes answers, and knows the outcomes of ended runs.
         commands: the commands seen so far.
+        by_token: the ids of runs whose token must not run a second time.
     """
 
     def __init__(
-        self, settings: WorkerSettings, services: RunServices, commands: CommandLog
+        self,
+        settings: WorkerSettings,
+        reporter: RunReporter,
+        commands: CommandLog,
+        by_token: Mapping[str, int],
     ) -> None:
         self._settings = settings
-        self._services = services
+        self._reporter = reporter
         self._commands = commands
+        self._by_token = by_token
+        self._direct_task = f"{settings.namespace}/{settings.queue}"
 
-    def handle(self, acknowledger: Acknowledger, delivery: Delivery) -> Run | None:
-        """Return what is to be run, or None when the delivery is answered or added to a run."""
+    def handle(
+        self, acknowledger: Acknowledger, delivery: Delivery
+    ) -> TaskRun | DirectRun | int | None:
+        """Return what is to be run, or the id of the run it belongs to, or None: it is answered."""
         acknowledger.received(delivery.delivery_tag)
         try:
             message = parse_work(delivery.properties, delivery.body)
             if isinstance(message, DirectMessage):
-                run: Run = self._direct_run(delivery, message)
-            elif self._answer_known(acknowledger, delivery, message):
+                return self._direct_run(delivery, message)
+            run_id = self._by_token.get(message.token)
+            if run_id is not None:
+                return run_id
+            if self._answer_known(acknowledger, delivery, message):
                 return None
-            else:
-                run = self._task_run(delivery, message)
+            return self._task_run(delivery, message)
         except ContractError as error:
             self._dead_letter(acknowledger, delivery, str(error))
             return None
-        run.add_delivery(acknowledger, delivery)
-        return run
 
     def _answer_known(
         self, acknowledger: Acknowledger, delivery: Delivery, message: WorkMessage
     ) -> bool:
-        """Answer a delivery whose token is here, ended lately or was named by a command."""
+        """Answer a delivery whose token ended lately or was named by a command."""
         token = message.token
-        run = self._services.by_token.get(token)
-        if run is not None:
-            run.add_delivery(acknowledger, delivery)
-            return True
-        outcome = self._services.outcome_cache.get(token)
+        outcome = self._reporter.cache.get(token)
         if outcome is not None:
             self._answer("outcome.repeated", acknowledger, delivery, message, outcome)
             return True
         command = self._commands.get(token)
         if command is not None:
-            outcome = stopped_event(message, command, worker=self._services.worker, seconds=0.0)
+            outcome = stopped_event(message, command, worker=self._settings.pod, seconds=0.0)
             event = "task.cancelled" if command is CommandKind.CANCEL else "task.released"
             self._answer(event, acknowledger, delivery, message, outcome)
             return True
@@ -97,29 +104,44 @@ class DeliveryHandler:
             attempt=message.attempt,
             reason="not run: its message came after the end of it",
         )
-        self._services.outbox.publish(
+        self._reporter.outbox.publish(
             outcome_message(outcome.key, outcome.body),
             partial(acknowledger.confirm, delivery.delivery_tag),
         )
 
-    def _task_run(self, delivery: Delivery, message: WorkMessage) -> Run:
-        deliveries = deliveries_so_far(delivery.properties, redelivered=delivery.redelivered)
-        attempt = work_attempt(message, payload_of(message))
-        return TaskRun(self._services, message, attempt, delivery, deliveries)
+    def _task_run(self, delivery: Delivery, message: WorkMessage) -> TaskRun:
+        return TaskRun(
+            message.token,
+            message.fence is not None,
+            deliveries_so_far(delivery.properties, redelivered=delivery.redelivered),
+            message.max_deliveries,
+            message.timeout_seconds,
+            work_attempt(message, payload_of(message)),
+            message,
+        )
 
-    def _direct_run(self, delivery: Delivery, message: DirectMessage) -> Run:
+    def _direct_run(self, delivery: Delivery, message: DirectMessage) -> DirectRun:
+        settings = self._settings
         deliveries = deliveries_so_far(delivery.properties, redelivered=delivery.redelivered)
         attempt = AttemptRequest(
             handler=message.handler,
             payload=message.payload,
-            task=f"{self._settings.namespace}/{self._settings.queue}",
+            task=self._direct_task,
             uid=message.correlation_id or "",
-            queue=self._settings.queue,
-            attempt=min(deliveries + 1, self._settings.direct_max_deliveries),
-            max_attempts=self._settings.direct_max_deliveries,
-            timeout_seconds=self._settings.direct_timeout_seconds,
+            queue=settings.queue,
+            attempt=min(deliveries + 1, settings.direct_max_deliveries),
+            max_attempts=settings.direct_max_deliveries,
+            timeout_seconds=settings.direct_timeout_seconds,
         )
-        return DirectRun(self._services, attempt, delivery, deliveries)
+        return DirectRun(
+            "",
+            False,
+            deliveries,
+            settings.direct_max_deliveries,
+            attempt.timeout_seconds,
+            attempt,
+            delivery,
+        )
 
     def _dead_letter(self, acknowledger: Acknowledger, delivery: Delivery, reason: str) -> None:
         log.warning(
@@ -129,7 +151,6 @@ class DeliveryHandler:
             reason=reason,
             hint="it is in the dead-letter queue, with the reason in its tq-error header",
         )
-        self._services.outbox.publish(
-            self._services.dead_letter(delivery, reason),
-            partial(acknowledger.confirm, delivery.delivery_tag),
+        self._reporter.publish_dead_letter(
+            delivery, reason, partial(acknowledger.confirm, delivery.delivery_tag)
         )

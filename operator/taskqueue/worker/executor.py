@@ -9,14 +9,15 @@ waiting, so an executor that cannot stop an attempt keeps only the slot, not the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY
 from typing import Any, Protocol
 
 from taskqueue.contract.outcome import EventError
+from taskqueue.worker.record import record
 from taskqueue.worker.sdk import Progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AttemptRequest:
     """What an executor needs to run one attempt.
 
@@ -32,6 +33,7 @@ class AttemptRequest:
         fence: of a Task with a concurrencyKey, else None.
     """
 
+    _: KW_ONLY
     handler: str | None
     payload: dict[str, Any]
     task: str
@@ -56,7 +58,7 @@ class AttemptRequest:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AttemptResult:
     """How an attempt ended.
 
@@ -70,6 +72,7 @@ class AttemptResult:
             fields mean nothing then. The delivery is requeued, as if the worker had been lost.
     """
 
+    _: KW_ONLY
     seconds: float
     result: dict[str, Any] | None = None
     error: EventError | None = None

@@ -8,10 +8,11 @@ cache saves work, the token gives the guarantee.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+
+from taskqueue.worker.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CachedOutcome:
     """An encoded event: its routing key on the outcomes exchange, and its body."""
 

@@ -1,58 +1,43 @@
 """From deliveries to attempts to outcomes: the worker's state, on one loop, without any waiting.
 
-Invariants
-- A delivery is acknowledged only after the broker has confirmed the report about it.
-- A token runs at most once at a time here, and not again while its outcome is cached. A second
-  delivery of it is added to the first run and acknowledged with it.
-- A slot is taken from the start of an execution until the executor reports its end, even when the
-  outcome (a time-out, a release) was published before.
-- The end of a run is decided once: a later result is logged and dropped.
-- The end of a keyed run is published, and its attempt started again here, only when its execution
-  has ended: see `taskqueue.worker.keyed_guard`.
+`taskqueue.worker.run_machine` decides what becomes of a run. This module gives it what happens as
+events, and executes the effects that follow. It owns the slots, the queue for them, the prefetch
+and the drain.
+
+Invariant: a token runs at most once at a time here, and not again while its outcome is cached. A
+second delivery of it is added to the first run and acknowledged with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from functools import partial
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection
 from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import RunningAttempt
 from taskqueue.logs import EventLog
-from taskqueue.model.command import CommandKind
+from taskqueue.worker import run_effects as effects
+from taskqueue.worker import run_events as events
 from taskqueue.worker.acknowledger import Acknowledger
-from taskqueue.worker.attempt_events import timed_out, worker_lost
 from taskqueue.worker.command_log import CommandLog
-from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.delivery_handler import DeliveryHandler
-from taskqueue.worker.executor import AttemptResult, Executor
-from taskqueue.worker.keyed_guard import (
-    LOST_SECONDS,
-    TIMED_OUT_SECONDS,
-    KeyedGuard,
-    abort_process,
-)
+from taskqueue.worker.executor import AttemptResult, Execution, Executor
+from taskqueue.worker.keyed_guard import KeyedGuard, abort_process
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 from taskqueue.worker.prefetch import PrefetchRule
+from taskqueue.worker.run_machine import Transition, admit, step
 from taskqueue.worker.run_queue import RunQueue
-from taskqueue.worker.runs import Run, RunServices, TaskRun
+from taskqueue.worker.run_reporter import RunReporter
+from taskqueue.worker.run_state import Ending, Receipt, Run, Running, RunState
+from taskqueue.worker.runs import AttemptRun, TaskRun
 from taskqueue.worker.settings import WorkerSettings
+from taskqueue.worker.slots import Slots
 
 log = EventLog("taskqueue.worker")
-
-#: The start of an attempt is published (task.started) when it has run this long, in seconds.
-STARTED_SECONDS = 0.5
-
-#: A cancelled attempt that has not ended after this long is called stuck, in seconds.
-STUCK_SECONDS = 1.0
-
-#: Errors that say all there is in their message: no traceback in the log.
-_PLAIN_ERRORS = frozenset({"Retry", "Fail", "Timeout", "UnknownHandler", "WorkerLost"})
-
-_STOPPED = {CommandKind.CANCEL: "task.cancelled", CommandKind.RELEASE: "task.released"}
 
 
 class Runtime:
@@ -81,63 +66,101 @@ class Runtime:
         on_busy_changed: Callable[[], None],
         abort: Callable[..., None] = abort_process,
     ) -> None:
-        self._settings = settings
-        self._executor = executor
+        self._slots = Slots(
+            executor,
+            loop,
+            settings.slots,
+            on_busy_changed=on_busy_changed,
+            on_ended=self._on_execution_ended,
+            on_attempt_due=self._on_attempt_due,
+            on_end_due=self._on_end_due,
+        )
+        self._executions = self._slots.executions
         self._loop = loop
         self._on_change = on_change
-        self._on_busy_changed = on_busy_changed
-        self._services = RunServices(
-            namespace=settings.namespace,
-            queue=settings.queue,
-            worker=settings.pod,
-            direct_max_deliveries=settings.direct_max_deliveries,
-            outbox=outbox,
-        )
+        self._abort_process = abort
+        #: The state of each run, by an id of its own, until nothing is left to do for it.
+        self._states: dict[int, RunState] = {}
+        self._run_ids = itertools.count(1)
+        #: Runs whose token must not run a second time.
+        self._by_token: dict[str, int] = {}
+        self._run_queue = RunQueue()
+        self._reporter = RunReporter(settings, outbox, on_confirmed=self._send)
         self._commands = CommandLog()
-        self._delivery_handler = DeliveryHandler(settings, self._services, self._commands)
-        self._guard = KeyedGuard(loop, on_silence=self._on_silence, abort=abort)
+        self._delivery_handler = DeliveryHandler(
+            settings, self._reporter, self._commands, self._by_token
+        )
+        self._guard = KeyedGuard(loop, on_silence=self._on_silence)
         self._prefetch_rule = PrefetchRule(settings.slots)
         self._prefetch = settings.slots
         #: Whether the last change of the prefetch lowered it.
         self._prefetch_lowered = False
         self._acknowledger: Acknowledger | None = None
-        self._run_queue = RunQueue()
-        #: Everything that holds a slot.
-        self._running: set[Run] = set()
-        self._deadlines: Deadlines[Run] = Deadlines(loop, self._on_deadline)
         self._draining = False
-        self._idle = asyncio.Event()
+        self._executors: Mapping[type, Callable[[int, Any, Any], None]] = {
+            effects.Enqueue: self._enqueue,
+            effects.Dequeue: self._dequeue,
+            effects.StartExecution: self._slots.start,
+            effects.CancelExecution: self._slots.cancel,
+            effects.KillExecution: self._slots.kill,
+            effects.SetTimer: self._slots.set_timer,
+            effects.DropTimer: self._slots.drop_timer,
+            effects.FreeToken: self._free_token,
+            effects.AdmitNext: self._admit_next,
+            effects.RecordResult: self._record_result,
+            effects.CountLongRun: self._count_long_run,
+            effects.CountRedelivery: self._count_redelivery,
+            effects.Abort: self._abort,
+            effects.ReportStarted: self._reporter.report_started,
+            effects.PublishOutcome: self._reporter.publish_outcome,
+            effects.DeadLetter: self._reporter.dead_letter,
+            effects.Acknowledge: self._reporter.acknowledge,
+            effects.Requeue: self._reporter.requeue,
+            effects.Reject: self._reporter.reject,
+            effects.LogEnd: self._reporter.log_end,
+            effects.Log: self._reporter.log,
+        }
+        #: Set after every event of a run while the worker drains.
+        self._progressed = asyncio.Event()
 
     # For the health check, heartbeats and the drain.
 
     @property
     def busy(self) -> int:
         """Slots taken."""
-        return len(self._running)
+        return len(self._executions)
 
     @property
     def stuck(self) -> int:
         """Slots taken by attempts whose end is decided but which nothing can stop."""
-        return sum(run.end_decided and not run.killable for run in self._running)
+        return sum(
+            isinstance(self._states[run_id], Ending) and not execution.killable
+            for run_id, execution in self._executions.items()
+        )
 
     @property
     def running(self) -> tuple[RunningAttempt, ...]:
         """The attempts of Tasks that run here, with their progress."""
         return tuple(
-            run.running_attempt
-            for run in self._running
-            if isinstance(run, TaskRun) and not run.end_decided
+            _running_attempt(state.run, execution)
+            for run_id, execution in self._executions.items()
+            if isinstance(state := self._states[run_id], Running) and state.run.token
         )
 
     @property
     def undecided(self) -> int:
         """How many attempts and direct messages run whose end is not decided."""
-        return sum(not run.end_decided for run in self._running)
+        return sum(isinstance(self._states[run_id], Running) for run_id in self._executions)
 
     @property
     def prefetch(self) -> int:
         """How many unacknowledged deliveries there may be at most."""
         return self._prefetch
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many deliveries of the channel are not acknowledged."""
+        return 0 if self._acknowledger is None else self._acknowledger.unacknowledged
 
     # Called by the consumer.
 
@@ -155,23 +178,21 @@ class Runtime:
         Keyed runs are disowned instead: they are asked to end, and nothing is published of them.
         """
         self._acknowledger = None
-        for run in self._run_queue.pop_all():
-            run.free_token()
-        self._disown_keyed(
-            "its connection to the broker was lost", self._loop.time() + LOST_SECONDS
-        )
-
-    @property
-    def unacknowledged(self) -> int:
-        """How many deliveries of the channel are not acknowledged."""
-        return 0 if self._acknowledger is None else self._acknowledger.unacknowledged
+        self._send_all(events.ConnectionLost(self._loop.time()))
 
     def on_delivery(self, delivery: Delivery) -> None:
         """Run the delivery, or answer it without running it."""
-        if self._acknowledger is not None:
-            run = self._delivery_handler.handle(self._acknowledger, delivery)
-            if run is not None:
-                self._accept(run)
+        acknowledger = self._acknowledger
+        if acknowledger is None:
+            return
+        found = self._delivery_handler.handle(acknowledger, delivery)
+        if found is None:
+            return
+        receipt = (acknowledger, delivery.delivery_tag)
+        if isinstance(found, int):
+            self._send(found, events.DeliveredAgain(receipt))
+        else:
+            self._receive(found, receipt)
 
     # Called by the command consumer and the outcome publisher.
 
@@ -180,244 +201,129 @@ class Runtime:
 
         A command to drain is not about an attempt: see `taskqueue.worker.command_consumer`.
         """
-        self._commands.add(command.token, command.kind, self._loop.time())
-        run = self._services.by_token.get(command.token)
-        if run is not None and not run.end_decided:
-            self._stop_run(run, command.kind)
+        now = self._loop.time()
+        self._commands.add(command.token, command.kind, now)
+        run_id = self._by_token.get(command.token)
+        if run_id is not None:
+            self._send(run_id, events.CommandReceived(command.kind, now))
 
     def on_publisher_ready(self) -> None:
         """Publish again what has started and still runs: the old publisher may have lost it."""
-        for run in self._running:
-            if run.start_reported and not run.end_decided:
-                run.report_started()
+        self._send_executed(events.PublisherReady())
 
     # The end of the worker.
 
     def begin_drain(self) -> None:
         """Accept nothing more, and release what has not started."""
         self._draining = True
-        for run in self._run_queue.pop_all():
-            self._release(run)
-        self._check_idle()
+        self._send_queued(events.DrainBegun())
 
     async def wait_until_idle(self) -> None:
-        """Wait until the end of every running attempt is decided; for a drain."""
-        await self._idle.wait()
+        """Wait until the end of every running attempt is decided; in a drain."""
+        await self._wait_until(lambda: self._draining and not self.undecided)
 
     def release_running(self) -> None:
         """Release what still runs after the grace period, and ask it to end."""
-        for run in self._running:
-            if not run.end_decided:
-                log.info("task.released", **run.log_fields)
-                self._ask_to_end(run, run.report_released)
-        self._deadlines.close()
+        self._send_executed(events.GraceEnded(self._loop.time()))
+        self._slots.close_attempt_timers()
 
     def kill_running(self) -> None:
         """Kill every execution that can be killed."""
-        for run in self._running:
-            if run.execution is not None:
-                run.execution.kill()
+        for execution in self._executions.values():
+            execution.kill()
 
     async def wait_until_keyed_ended(self) -> None:
-        """Wait until every keyed execution that was asked to end has ended."""
-        await self._guard.wait_until_all_ended()
+        """Wait until every keyed execution that was asked to end has ended; in a drain."""
+        await self._wait_until(lambda: not self._has_keyed_ending())
 
     def abort_if_keyed_runs(self) -> None:
         """End the process if a keyed execution still runs; called before the connections close.
 
         The broker redelivers it once they are closed, and a thread may outlive them for a moment.
         """
-        for run in self._running:
-            if run.keyed:
-                self._guard.abort_for(run)
+        self._send_executed(events.ConnectionsClosing())
 
-    # Runs.
+    def _has_keyed_ending(self) -> bool:
+        states = (self._states[run_id] for run_id in self._executions)
+        return any(isinstance(state, Ending) and state.end_by is not None for state in states)
 
-    def _accept(self, run: Run) -> None:
-        if isinstance(run, TaskRun) and run.keyed and (ending := self._ending_run(run)) is not None:
-            ending.next_run = run
-        elif self._draining:
-            self._release(run)
-        elif run.deliveries >= run.max_deliveries:
-            self._report_end(run, worker_lost(run.deliveries))
+    async def _wait_until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            self._progressed.clear()
+            await self._progressed.wait()
+
+    # Events.
+
+    def _receive(self, run: AttemptRun, receipt: Receipt) -> None:
+        run_id = next(self._run_ids)
+        ending_id = self._ending_id(run.token) if run.keyed else None
+        if run.token:
+            self._by_token[run.token] = run_id
+        blocked, slot_free = ending_id is not None, len(self._executions) < self._slots.count
+        receipts, now = (receipt,), self._loop.time()
+        first = admit(run, receipts, now, slot_free, self._draining, blocked=blocked)
+        self._apply(run_id, run, first)
+        if ending_id is not None:
+            self._send(ending_id, events.NextDelivered(run_id))
+        self._limit_prefetched()
+
+    def _send(self, run_id: int, event: events.Event) -> None:
+        """Step a run, if there is something left to do for it, and execute what follows."""
+        state = self._states.get(run_id)
+        if state is not None:
+            self._apply(run_id, state.run, step(state, event))
+
+    def _apply(self, run_id: int, run: Run, transition: Transition) -> None:
+        after, todo = transition
+        if after is not None:
+            self._states[run_id] = after
         else:
-            self._run_queue.put(run)
-            if run.deliveries:
-                self._prefetch_rule.on_redelivery(self._loop.time())
-                self._update_prefetch()
-            self._fill_slots()
-            if (
-                self._prefetch_lowered
-                and len(self._running) + len(self._run_queue) > self._prefetch
-            ):
-                self._release_prefetched()  # it was on its way while the prefetch was lowered
+            self._states.pop(run_id, None)
+            self._free_token(run_id, run, None)
+        for effect in todo:
+            self._executors[type(effect)](run_id, run, effect)
+        if self._draining:
+            self._progressed.set()
 
-    def _ending_run(self, run: Run) -> Run | None:
+    def _send_all(self, event: events.Event) -> None:
+        self._send_queued(event)
+        for run_id in tuple(self._states):
+            self._send(run_id, event)
+
+    def _send_queued(self, event: events.Event) -> None:
+        for run_id in self._run_queue.run_ids:
+            self._send(run_id, event)
+
+    def _send_executed(self, event: events.Event) -> None:
+        for run_id in tuple(self._executions):
+            self._send(run_id, event)
+
+    def _ending_id(self, token: str) -> int | None:
         """Return the earlier run of this attempt, if its execution has not ended yet."""
-        return next((each for each in self._running if each.token == run.token), None)
+        states = self._states
+        return next((each for each in self._executions if states[each].run.token == token), None)
 
     def _fill_slots(self) -> None:
-        while len(self._running) < self._settings.slots:
-            run = self._run_queue.pop()
-            if run is None:
+        while len(self._executions) < self._slots.count:
+            run_id = self._run_queue.pop()
+            if run_id is None:
                 return
-            self._start_run(run)
+            self._send(run_id, events.SlotFree(self._loop.time()))
 
-    def _start_run(self, run: Run) -> None:
-        run.started_at = self._loop.time()
-        self._running.add(run)
-        if len(self._running) == 1:
-            self._on_busy_changed()
-        self._deadlines.set(run, run.started_at + min(STARTED_SECONDS, run.attempt.timeout_seconds))
-        run.execution = self._executor.start(run.attempt, partial(self._on_execution_ended, run))
-
-    def _on_execution_ended(self, run: Run, result: AttemptResult) -> None:
-        self._running.discard(run)
-        self._deadlines.drop(run)
-        if result.lost and not run.end_decided:
-            log.warning("task.lost", reason=result.lost, **run.log_fields)
-            self._requeue(run)
-        elif run.end_decided:
-            log.info("task.ended_late", seconds=round(result.seconds, 3), **run.log_fields)
-            self._finish_decided(run)
-        else:
-            self._prefetch_rule.on_run_ended(result.seconds)
-            self._report_end(run, result)
-        run.execution = None
+    def _on_execution_ended(self, run_id: int, result: AttemptResult) -> None:
+        self._send(run_id, events.ExecutionEnded(result))
         self._update_prefetch()
         self._fill_slots()
-        if not self._running:
-            self._on_busy_changed()
-        self._check_idle()
 
-    def _finish_decided(self, run: Run) -> None:
-        """Do what waited for the execution of a run whose end was decided before."""
-        self._guard.on_execution_ended(run)
-        if run.on_execution_end is not None:
-            run.on_execution_end()
-        next_run, run.next_run = run.next_run, None
-        if next_run is None:
-            return
-        command = self._commands.get(next_run.token)
-        if command is None:
-            self._accept(next_run)
-        else:
-            self._stop_queued(next_run, command)
+    def _on_attempt_due(self, run_id: int, killable: bool) -> None:
+        self._send(run_id, events.AttemptDue(self._loop.time(), killable))
 
-    def _on_deadline(self, run: Run) -> None:
-        """Report the start of the run, time it out, or log that it is stuck."""
-        if run.end_decided:
-            if run.killable:
-                return
-            log.warning(
-                "task.stuck",
-                reason="it was asked to end and does not return: its slot is taken until it does",
-                **run.log_fields,
-            )
-        elif not run.start_reported and run.attempt.timeout_seconds > STARTED_SECONDS:
-            run.start_reported = True
-            run.report_started()
-            self._deadlines.set(run, run.started_at + run.attempt.timeout_seconds)
-            self._prefetch_rule.on_long_run(STARTED_SECONDS)
-            self._update_prefetch()
-        else:
-            result = timed_out(run.attempt.timeout_seconds)
-            self._log_end(run, result)
-            self._ask_to_end(run, partial(run.report_result, result), grace=TIMED_OUT_SECONDS)
+    def _on_end_due(self, run_id: int, killable: bool) -> None:
+        left = self._guard.seconds_left
+        self._send(run_id, events.EndDue(self._loop.time(), killable, left))
 
-    def _ask_to_end(self, run: Run, report: Callable[[], None], *, grace: float = 0.0) -> None:
-        """Decide the end of a run whose execution continues, and report it as soon as allowed.
-
-        The end of a keyed run is reported when its execution has ended, which must be before its
-        time-out plus ``grace`` seconds.
-        """
-        now = self._loop.time()
-        run.end_decided = True
-        if run.execution is not None:
-            run.execution.cancel()
-        if run.keyed:
-            run.on_execution_end = report
-            time_out = run.started_at + run.attempt.timeout_seconds
-            self._guard.expect_end(run, max(time_out + grace, now + LOST_SECONDS))
-        else:
-            report()
-        self._deadlines.set(run, now + STUCK_SECONDS)
-        self._check_idle()
-
-    def _stop_run(self, run: TaskRun, command: CommandKind) -> None:
-        """Stop the run that a command names."""
-        if run in self._running:
-            log.info(_STOPPED[command], reason="commanded", **run.log_fields)
-            seconds = self._loop.time() - run.started_at
-            self._ask_to_end(run, partial(run.report_stopped, command, seconds))
-        elif self._run_queue.pop_all(lambda each: each is run):
-            self._stop_queued(run, command)
-        # Else it is a next_run, answered later: the execution before it has not ended.
-
-    def _stop_queued(self, run: TaskRun, command: CommandKind) -> None:
-        run.end_decided = True
-        log.info(_STOPPED[command], reason="commanded", **run.log_fields)
-        run.report_stopped(command, 0.0)
-
-    def _on_silence(self) -> None:
-        self._disown_keyed("the broker is silent", None)
-
-    def _disown_keyed(self, reason: str, until: float | None) -> None:
-        """Stop keyed runs without a report: the broker may give them to another worker.
-
-        Args:
-            reason: for the log.
-            until: when their executions must have ended; see `KeyedGuard.expect_end`.
-        """
-        for run in self._run_queue.pop_all(lambda run: run.keyed):
-            self._requeue(run)
-        for run in self._running:
-            if run.next_run is not None:
-                self._requeue(run.next_run)
-                run.next_run = None
-            if run.keyed and not run.disowned:
-                log.warning("task.disowned", reason=reason, **run.log_fields)
-                run.disowned = run.end_decided = True
-                run.free_token()
-                run.on_execution_end = run.requeue
-                self._deadlines.drop(run)
-                if run.execution is not None:
-                    run.execution.cancel()
-            if run.keyed:
-                self._guard.expect_end(run, until)
-        self._check_idle()
-
-    def _requeue(self, run: Run) -> None:
-        """Let the broker redeliver it, to any worker."""
-        run.end_decided = True
-        run.free_token()
-        run.requeue()
-
-    def _report_end(self, run: Run, result: AttemptResult) -> None:
-        run.end_decided = True
-        self._log_end(run, result)
-        run.report_result(result)
-
-    def _log_end(self, run: Run, result: AttemptResult) -> None:
-        error = result.error
-        if error is None:
-            if log.verbose:
-                log.debug("task.succeeded", seconds=result.seconds, **run.log_fields)
-        else:
-            log.warning(
-                "task.failed",
-                exc_info=None if error.type in _PLAIN_ERRORS else result.exception,
-                type=error.type,
-                message=error.message,
-                retryable=error.retryable,
-                seconds=round(result.seconds, 3),
-                **run.log_fields,
-            )
-
-    def _release(self, run: Run) -> None:
-        run.end_decided = True
-        log.info("task.released", **run.log_fields)
-        run.report_released()
+    def _on_silence(self, seconds_left: float) -> None:
+        self._send_all(events.BrokerSilent(self._loop.time(), seconds_left))
 
     def _update_prefetch(self) -> None:
         prefetch = self._prefetch_rule.update(self._loop.time())
@@ -426,20 +332,58 @@ class Runtime:
             self._prefetch, self._prefetch_lowered = prefetch, lowered
             log.debug("prefetch.changed", prefetch=prefetch)
             if lowered:
-                self._release_prefetched()
+                self._send_queued(events.PrefetchLowered())
             self._on_change()
 
-    def _release_prefetched(self) -> None:
-        """Release what was prefetched, for other workers to run.
+    def _limit_prefetched(self) -> None:
+        """Release what was on its way while the prefetch was lowered."""
+        if self._prefetch_lowered:
+            held = len(self._executions) + len(self._run_queue)
+            if held > self._prefetch:
+                self._send_queued(events.PrefetchLowered())
 
-        Only Tasks never delivered before: a release resets the deliveries the broker counted, and
-        it would cost a direct message one.
-        """
-        for run in self._run_queue.pop_all(
-            lambda run: isinstance(run, TaskRun) and not run.deliveries
-        ):
-            self._release(run)
+    # Effects.
 
-    def _check_idle(self) -> None:
-        if self._draining and all(run.end_decided for run in self._running):
-            self._idle.set()
+    def _enqueue(self, run_id: int, run: AttemptRun, _: effects.Enqueue) -> None:
+        self._run_queue.put(run_id, redelivered=run.deliveries > 0)
+
+    def _dequeue(self, run_id: int, run: AttemptRun, _: effects.Dequeue) -> None:
+        self._run_queue.remove(run_id, redelivered=run.deliveries > 0)
+
+    def _free_token(self, run_id: int, run: Run, _: effects.FreeToken | None) -> None:
+        if run.token and self._by_token.get(run.token) == run_id:
+            del self._by_token[run.token]
+
+    def _admit_next(self, _: int, run: AttemptRun, effect: effects.AdmitNext) -> None:
+        receipts, now = self._states[effect.next_id].receipts, self._loop.time()
+        command = self._commands.get(run.token)
+        self._apply(effect.next_id, run, admit(run, receipts, now, False, self._draining, command))
+        self._fill_slots()
+        self._limit_prefetched()
+
+    def _record_result(self, _: int, run: AttemptRun, effect: effects.RecordResult) -> None:
+        self._prefetch_rule.on_run_ended(effect.result.seconds)
+        self._reporter.log_result(run, effect.result)
+
+    def _count_long_run(self, _: int, __: AttemptRun, effect: effects.CountLongRun) -> None:
+        self._prefetch_rule.on_long_run(effect.seconds)
+        self._update_prefetch()
+
+    def _count_redelivery(self, _: int, __: AttemptRun, ___: effects.CountRedelivery) -> None:
+        self._prefetch_rule.on_redelivery(self._loop.time())
+        self._update_prefetch()
+
+    def _abort(self, _: int, run: AttemptRun, __: effects.Abort) -> None:
+        self._abort_process(
+            "a keyed attempt was asked to end and runs on, and another of its key may start now",
+            **run.log_fields,
+        )
+
+
+def _running_attempt(run: Run, execution: Execution) -> RunningAttempt:
+    """Return the attempt as a heartbeat reports it."""
+    uid, progress = cast(TaskRun, run).message.uid, execution.progress
+    if progress is None:
+        return RunningAttempt(uid, run.token)
+    percent = None if progress.percent is None else int(progress.percent)
+    return RunningAttempt(uid, run.token, percent, progress.message)

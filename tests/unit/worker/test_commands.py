@@ -8,7 +8,7 @@ import pytest
 
 from taskqueue.amqp.publisher import Settled
 from taskqueue.model.command import CommandKind
-from taskqueue.worker.runtime import STUCK_SECONDS
+from taskqueue.worker.run_machine import STUCK_SECONDS
 from tests.unit.worker.fakes import turn, work
 from tests.unit.worker.harness import RuntimeHarness
 

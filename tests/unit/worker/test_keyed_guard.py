@@ -10,12 +10,8 @@ import pytest
 from taskqueue.amqp.connection import Connection
 from taskqueue.contract.work import WorkMessage
 from taskqueue.model.command import CommandKind
-from taskqueue.worker.keyed_guard import (
-    LOST_SECONDS,
-    REDELIVERY_INTERVALS,
-    STOP_INTERVALS,
-    TIMED_OUT_SECONDS,
-)
+from taskqueue.worker.keyed_guard import REDELIVERY_INTERVALS, STOP_INTERVALS
+from taskqueue.worker.run_machine import LOST_SECONDS, TIMED_OUT_SECONDS
 from tests.unit.worker.fakes import turn, work
 from tests.unit.worker.harness import RuntimeHarness
 

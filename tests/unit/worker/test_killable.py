@@ -10,13 +10,13 @@ import pytest
 from taskqueue.contract.outcome import EventKind
 from taskqueue.model.command import CommandKind
 from taskqueue.worker.executor import AttemptResult
-from taskqueue.worker.keyed_guard import (
+from taskqueue.worker.keyed_guard import REDELIVERY_INTERVALS
+from taskqueue.worker.run_machine import (
     KILLED_SECONDS,
     LOST_SECONDS,
-    REDELIVERY_INTERVALS,
+    STUCK_SECONDS,
     TIMED_OUT_SECONDS,
 )
-from taskqueue.worker.runtime import STUCK_SECONDS
 from tests.unit.worker.fakes import FakeExecution, turn, work
 from tests.unit.worker.harness import RuntimeHarness, direct
 from tests.unit.worker.test_keyed_guard import HEARTBEAT, connect

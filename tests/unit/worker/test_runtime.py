@@ -11,7 +11,7 @@ from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
 from taskqueue.worker.outcome import raised
 from taskqueue.worker.prefetch import AHEAD, ENOUGH_RUNS
-from taskqueue.worker.runtime import STARTED_SECONDS
+from taskqueue.worker.run_machine import STARTED_SECONDS
 from taskqueue.worker.sdk import Fail
 from tests.unit.worker.fakes import payload, turn, work
 from tests.unit.worker.harness import RuntimeHarness, direct
