@@ -10,7 +10,7 @@ import itertools
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY
 from typing import Any
 
 from taskqueue.amqp.properties import BasicProperties
@@ -22,6 +22,7 @@ from taskqueue.contract.names import (
     OUTCOMES_EXCHANGE,
     routing_key,
 )
+from taskqueue.records import record
 
 #: Message ids count up after a prefix of this process: random ones cost a system call each.
 _PROCESS = uuid.uuid4().hex
@@ -31,10 +32,11 @@ _numbers = itertools.count(1)
 _MAX_REASON_LENGTH = 2000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class OutgoingMessage:
     """One message to publish until it is confirmed; what is not persistent need not arrive."""
 
+    _: KW_ONLY
     exchange: str
     key: str
     body: bytes

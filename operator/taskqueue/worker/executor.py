@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY
 from typing import Any, Protocol
 
 from taskqueue.contract.outcome import EventError
-from taskqueue.worker.record import record
+from taskqueue.records import record
 from taskqueue.worker.sdk import Progress
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from taskqueue.worker.record import record
+from taskqueue.records import record
 
 
 @record

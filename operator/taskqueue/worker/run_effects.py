@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any, Literal
 
-from taskqueue.worker.record import record
+from taskqueue.records import record
 from taskqueue.worker.run_state import Receipt, Report, Result
 
 

@@ -6,7 +6,7 @@ Times are of the loop's clock.
 from __future__ import annotations
 
 from taskqueue.model.command import CommandKind
-from taskqueue.worker.record import record
+from taskqueue.records import record
 from taskqueue.worker.run_state import Receipt, Result
 
 

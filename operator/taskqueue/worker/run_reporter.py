@@ -86,6 +86,8 @@ class RunReporter:
                 worker=worker,
                 message_id=run.delivery.properties.message_id or "",
             )
+        elif isinstance(report, AttemptResult):
+            outcome = event_of(run.message, kind_of(report), worker=worker, result=report)
         elif isinstance(report, Stopped):
             outcome = stopped_event(
                 run.message, report.command, worker=worker, seconds=report.seconds

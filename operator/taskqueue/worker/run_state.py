@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, field
 from typing import Any, Protocol
 
 from taskqueue.model.command import CommandKind
-from taskqueue.worker.record import record
+from taskqueue.records import record
 
 #: Stands for a delivery that is not acknowledged yet; opaque here.
 Receipt = Any

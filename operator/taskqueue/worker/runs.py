@@ -10,8 +10,8 @@ from typing import Any
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.contract.work import WorkMessage
+from taskqueue.records import record
 from taskqueue.worker.executor import AttemptRequest
-from taskqueue.worker.record import record
 from taskqueue.worker.run_state import Run
 
 

@@ -265,7 +265,8 @@ class Runtime:
         self._apply(run_id, run, first)
         if ending_id is not None:
             self._send(ending_id, events.NextDelivered(run_id))
-        self._limit_prefetched()
+        if self._prefetch_lowered:
+            self._limit_prefetched()
 
     def _send(self, run_id: int, event: events.Event) -> None:
         """Step a run, if there is something left to do for it, and execute what follows."""
@@ -279,7 +280,8 @@ class Runtime:
             self._states[run_id] = after
         else:
             self._states.pop(run_id, None)
-            self._free_token(run_id, run, None)
+            if run.token:
+                self._free_token(run_id, run, None)
         for effect in todo:
             self._executors[type(effect)](run_id, run, effect)
         if self._draining:
@@ -337,10 +339,9 @@ class Runtime:
 
     def _limit_prefetched(self) -> None:
         """Release what was on its way while the prefetch was lowered."""
-        if self._prefetch_lowered:
-            held = len(self._executions) + len(self._run_queue)
-            if held > self._prefetch:
-                self._send_queued(events.PrefetchLowered())
+        held = len(self._executions) + len(self._run_queue)
+        if self._prefetch_lowered and held > self._prefetch:
+            self._send_queued(events.PrefetchLowered())
 
     # Effects.
 
@@ -351,7 +352,7 @@ class Runtime:
         self._run_queue.remove(run_id, redelivered=run.deliveries > 0)
 
     def _free_token(self, run_id: int, run: Run, _: effects.FreeToken | None) -> None:
-        if run.token and self._by_token.get(run.token) == run_id:
+        if self._by_token.get(run.token) == run_id:
             del self._by_token[run.token]
 
     def _admit_next(self, _: int, run: AttemptRun, effect: effects.AdmitNext) -> None:

@@ -13,6 +13,6 @@ def record(cls: type[T]) -> type[T]:
     """Make a class a dataclass with slots, which mypy keeps anybody from changing.
 
     Python itself does not: a frozen dataclass takes several times as long to make, and a worker
-    makes a dozen records for each message. See docs/decisions/0019-runs-are-values.md.
+    makes a dozen such values for each message. See docs/decisions/0019-runs-are-values.md.
     """
     return dataclass(slots=True)(cls)
