@@ -27,6 +27,7 @@ from taskqueue.contract.names import (
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
 from taskqueue.contract.work import WorkMessage, parse_work
 from taskqueue.controller.tasks.dispatcher import Dispatcher
+from taskqueue.controller.tasks.lifecycle import PHASES
 from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError
@@ -162,13 +163,19 @@ class FakeApi:
 
 
 class _States(dict[str, TrackedTask]):
-    """The states by uid, as the runner keeps them; remembers the last one of each Task."""
+    """The states by uid, as the runner keeps them; remembers the last one of each Task.
+
+    Phases follow each other only as `PHASES` says.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.latest: dict[str, TrackedTask] = {}
 
     def __setitem__(self, uid: str, tracked: TrackedTask) -> None:
+        if uid in self:
+            before, phase = self[uid].status.phase, tracked.status.phase
+            assert phase is before or phase in PHASES[before], f"{before} is followed by {phase}"
         super().__setitem__(uid, tracked)
         self.latest[uid] = tracked
 

@@ -9,12 +9,31 @@ Invariants, held by property tests:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from taskqueue.controller.tasks.retry import next_wait_seconds
 from taskqueue.limits import HISTORY_LENGTH, STATUS_MESSAGE_LENGTH
 from taskqueue.model.task import AttemptRecord, Phase, Policy, ProgressState, TaskState
+
+_FINAL = frozenset(phase for phase in Phase if phase.terminal)
+
+#: Every phase and those that may follow it; docs/concepts.md draws it. A worker's report may come
+#: late, so an attempt may run or end in a Task that waits for something else by then.
+PHASES: Mapping[Phase, frozenset[Phase]] = {
+    Phase.PENDING: _FINAL
+    | {Phase.BLOCKED, Phase.SCHEDULED, Phase.SUSPENDED, Phase.RUNNING, Phase.RETRYING},
+    Phase.BLOCKED: _FINAL
+    | {Phase.PENDING, Phase.SCHEDULED, Phase.SUSPENDED, Phase.RUNNING, Phase.RETRYING},
+    Phase.SCHEDULED: _FINAL
+    | {Phase.PENDING, Phase.BLOCKED, Phase.SUSPENDED, Phase.RUNNING, Phase.RETRYING},
+    Phase.SUSPENDED: _FINAL
+    | {Phase.PENDING, Phase.BLOCKED, Phase.SCHEDULED, Phase.RUNNING, Phase.RETRYING},
+    Phase.RUNNING: _FINAL | {Phase.PENDING, Phase.BLOCKED, Phase.SUSPENDED, Phase.RETRYING},
+    Phase.RETRYING: _FINAL | {Phase.BLOCKED, Phase.SUSPENDED, Phase.RUNNING},
+    **{phase: frozenset() for phase in _FINAL},
+}
 
 
 class Verdict(Enum):

@@ -1,0 +1,441 @@
+"""What the machine promises about one Task, checked at every step; no part of the operator runs.
+
+`TaskRecord` keeps the effects of the machine, and what it cannot know, as plain values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from taskqueue.controller.tasks import effects, events, machine
+from taskqueue.controller.tasks.admission import AdmissionStep, decide
+from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
+from taskqueue.controller.tasks.events import ReadPurpose, Timer
+from taskqueue.controller.tasks.lifecycle import PHASES
+from taskqueue.controller.tasks.tracked_task import (
+    Dispatched,
+    TaskEnvironment,
+    TaskStage,
+    TrackedTask,
+)
+from taskqueue.controller.tasks.transition import STAGES
+from taskqueue.limits import REPORT_GRACE_SECONDS
+from taskqueue.model.command import CommandKind
+from taskqueue.model.task import (
+    PENDING,
+    Policy,
+    RetryBackoff,
+    TaskSpec,
+    TaskState,
+)
+
+START = 1000.0
+TIMEOUT = 20
+POLICY = Policy(
+    max_attempts=3, backoff=RetryBackoff(2.0, 1.5, 20.0, 0.0), attempt_timeout_seconds=TIMEOUT
+)
+KEY = "k"
+SHORT = "recorded in short"
+_NO_CLOSURE = re.compile(r"<function|<bound|<lambda|<built-in| at 0x")
+
+#: What a worker reports of an attempt that is over for it.
+ENDS = ("succeeded", "failed", "failed for good", "released", "stopped", "unknown handler")
+OUTCOMES = ("succeeded", "failed", "failed for good")
+
+#: The stage that an effect of the dispatcher goes with.
+_STAGE_OF = {
+    effects.Enqueue: TaskStage.WAITING,
+    effects.Hold: TaskStage.HELD,
+    effects.Publish: TaskStage.PUBLISHED,
+    effects.AdoptKey: TaskStage.PUBLISHED,
+    effects.Withdraw: TaskStage.FINISHED,
+}
+
+
+@dataclass
+class Copy:
+    """A message of an attempt that was published."""
+
+    attempt: int
+    epoch: int
+    keyed: bool
+    is_settled: bool = False
+    #: Whether a worker may run it, now or later.
+    is_live: bool = True
+    reported: str = ""
+
+    @property
+    def token(self) -> tuple[int, int]:
+        return self.attempt, self.epoch
+
+
+@dataclass
+class Report:
+    """A message of the inbox."""
+
+    token: tuple[int, int]
+    kind: str
+    counts: bool
+    keyed: bool
+    #: The unacknowledged report that this one repeats.
+    original: int | None = None
+
+
+@dataclass
+class TaskRecord:
+    """One Task and what surrounds it.
+
+    Attributes:
+        tracked: its state.
+        on_record: the status in the API server.
+        is_tracked: until its end is in the API server, or it is forgotten.
+    """
+
+    tracked: TrackedTask
+    now: float = START
+    policy: Policy | None = POLICY
+    dependencies: DependencyState = INDEPENDENT
+    payload_error: str | None = None
+    can_publish: bool = True
+    leads: bool = True
+    is_tracked: bool = True
+
+    on_record: TaskState = PENDING
+    generation: int = 1
+    version: int = 100
+    is_deleted: bool = False
+    puts: list[effects.WriteStatus] = field(default_factory=list)
+    in_flight: list[effects.WriteStatus] = field(default_factory=list)
+    reads: list[tuple[float, ReadPurpose]] = field(default_factory=list)
+    unseen: list[events.Event] = field(default_factory=list)
+
+    timers: dict[Timer, float] = field(default_factory=dict)
+    is_queued: bool = False
+    waits_for_key: bool = False
+    has_key: bool = False
+    another_has_key: bool = False
+    fence_of_another: int = 0
+    holds: dict[tuple[int, int], float] = field(default_factory=dict)
+    copies: list[Copy] = field(default_factory=list)
+    confirmed_at: float | None = None
+
+    inbox: dict[int, Report] = field(default_factory=dict)
+    acknowledged: set[int] = field(default_factory=set)
+    #: Receipts in a status that was written, with that status.
+    recorded: dict[int, TaskState] = field(default_factory=dict)
+    #: What the machine knows of the API server: claim, its version, highest epoch.
+    claim: str = ""
+    claim_version: int = 0
+    epoch_on_record: int = 0
+    ended_tokens: set[tuple[int, int]] = field(default_factory=set)
+    not_before: float = 0.0
+    paused_until: float = 0.0
+    #: Of what was published last with the key, and whether the broker returned that.
+    fence: int = 0
+    is_returned: bool = False
+    final: TaskState | None = None
+    announcing: TrackedTask | None = None
+    is_announced: bool = False
+    ends: int = 0
+    ttl_started: int = 0
+    commands: list[effects.SendCommand] = field(default_factory=list)
+    _events: deque[events.Event] = field(default_factory=deque)
+
+    @property
+    def stage(self) -> TaskStage:
+        return self.tracked.stage
+
+    @property
+    def spec(self) -> TaskSpec:
+        return self.tracked.task.spec
+
+    @property
+    def environment(self) -> TaskEnvironment:
+        return TaskEnvironment(
+            policy=None if self.policy is None else self.spec.overrides.over(self.policy),
+            dependencies=self.dependencies,
+            payload_error=self.payload_error,
+            now=self.now,
+            random=0.5,
+            can_publish=self.can_publish and self.policy is not None,
+            leads=self.leads,
+        )
+
+    # Steps.
+
+    def send(self, *more: events.Event) -> None:
+        """Have the machine react, as the runner does: also to what comes of it, in order."""
+        self._events.extend(more)
+        while self._events:
+            event = self._events.popleft()
+            if self.is_tracked:
+                self._step(event)
+
+    def _step(self, event: events.Event) -> None:
+        if isinstance(event, events.StatusWritten):
+            self._on_written(event)
+        before = self.tracked
+        after, todo = machine.step(before, event, self.environment)
+        self._check_states(before, after, event)
+        self._check_stages(before, after, todo)
+        self.tracked = after
+        for effect in todo:
+            self._execute(effect, before, event)
+        if isinstance(event, events.StatusRejected):
+            self._check_rejection(before, event, todo)
+        sent = {(one.attempt, one.epoch) for one in todo if isinstance(one, effects.SendCommand)}
+        for owed in set(before.owed) - set(after.owed):
+            assert (owed.attempt, owed.epoch) in sent, "a command that was owed is never sent"
+
+    def _on_written(self, event: events.StatusWritten) -> None:
+        for receipt in event.receipts:
+            assert isinstance(receipt, int)
+            self.recorded.setdefault(receipt, event.status)
+        self.epoch_on_record = max(self.epoch_on_record, event.status.epoch)
+        if event.status.concurrency_key != self.claim:
+            self.claim, self.claim_version = event.status.concurrency_key, event.version
+
+    def _check_states(self, before: TrackedTask, after: TrackedTask, event: events.Event) -> None:
+        old, new = before.status, after.status
+        assert new.attempts >= old.attempts, "attempts went down"
+        assert new.epoch >= old.epoch, "the epoch went down"
+        assert new.phase is old.phase or new.phase in PHASES[old.phase], (
+            f"{old.phase} is followed by {new.phase} at {event}"
+        )
+        if old.phase.terminal and new != old:
+            assert isinstance(event, events.StatusRejected), "a final status changed"
+            assert new.message.startswith(SHORT)
+            assert (new.phase, new.completion_time) == (old.phase, old.completion_time)
+        if isinstance(event, events.AttemptReport):
+            report = self.inbox[event.about.receipt]  # type: ignore[index]
+            if not report.counts:
+                unchanged = replace(after, receipts=before.receipts)
+                assert unchanged == before, "a stale report changed something"
+            elif report.kind in OUTCOMES:
+                assert (new.phase, new.attempts) != (old.phase, old.attempts) or (
+                    new.history != old.history
+                ), "an outcome that counts changed nothing"
+        elif before.stage is TaskStage.PUBLISHED and after.stage is TaskStage.HELD:
+            assert new.epoch > old.epoch, "an attempt was recalled, and its token stays good"
+        assert not _NO_CLOSURE.search(repr(after)), "a state cannot be printed"
+
+    def _check_stages(
+        self, before: TrackedTask, after: TrackedTask, todo: tuple[effects.Effect, ...]
+    ) -> None:
+        """Check that the stage moves as `STAGES` says, and the dispatcher with it."""
+        stage = before.stage
+        path = [_STAGE_OF[type(one)] for one in todo if type(one) in _STAGE_OF]
+        if after.stage is TaskStage.CLAIMING:
+            path.append(TaskStage.CLAIMING)
+        for following in path:
+            assert following is stage or following in STAGES[stage], f"{stage} to {following}"
+            stage = following
+        assert stage is after.stage, f"the dispatcher has it {stage.name}, not {after.stage.name}"
+
+    def _check_rejection(
+        self, before: TrackedTask, event: events.StatusRejected, todo: tuple[effects.Effect, ...]
+    ) -> None:
+        is_short = [
+            one.status.message.startswith(SHORT)
+            for one in todo
+            if isinstance(one, effects.WriteStatus)
+        ]
+        assert all(is_short), "a refused status is written again in full"
+        reads = any(isinstance(one, effects.ReadObject) for one in todo)
+        if event.status is before.status:
+            assert is_short or reads, "a status was refused, and nothing follows"
+
+    # Effects.
+
+    def _execute(self, effect: effects.Effect, before: TrackedTask, event: events.Event) -> None:
+        match effect:
+            case effects.Enqueue():
+                self.is_queued, self.confirmed_at, self.waits_for_key = True, None, False
+            case effects.Hold() | effects.Withdraw():
+                self.is_queued, self.confirmed_at = False, None
+            case effects.AdoptKey():
+                self.has_key = True
+            case effects.ReleaseKey():
+                self._release_key()
+            case effects.HoldKey():
+                self.holds[effect.attempt, effect.epoch] = self.now + effect.seconds
+                assert effect.seconds >= TIMEOUT + REPORT_GRACE_SECONDS
+            case effects.Publish():
+                self._publish(effect, before)
+            case effects.MarkConfirmed():
+                self.confirmed_at = self.now
+            case effects.MarkDelivered() if self.stage is TaskStage.PUBLISHED:
+                self.confirmed_at = effect.since
+            case effects.WriteStatus():
+                self._write(effect)
+            case effects.SendCommand():
+                self._command(effect, before, event)
+            case effects.Acknowledge():
+                for receipt in effect.receipts:
+                    assert isinstance(receipt, int)
+                    self._acknowledge(receipt, effect, event)
+            case effects.PublishCompletion():
+                self._announce(effect, event)
+            case effects.RecordEnd():
+                assert self.on_record == self.tracked.status, "an end that is not on record"
+                assert self.tracked.task.generation == self.generation, "an old generation ended"
+                self._stop_tracking()
+            case effects.Forget():
+                assert isinstance(event, events.ObjectRead)
+                self._stop_tracking()
+            case effects.StartTtl():
+                self.ttl_started += 1
+            case effects.SetTimer(timer, None):
+                self.timers.pop(timer, None)
+            case effects.SetTimer(timer, seconds) if seconds is not None:
+                self.timers[timer] = self.now + seconds
+            case effects.CancelTimers():
+                self.timers.clear()
+            case effects.Reconcile():
+                self._events.append(events.EnvironmentChanged())
+            case effects.ReadObject():
+                self.reads.append((self.now + effect.after_seconds, effect.purpose))
+
+    def _release_key(self) -> None:
+        for copy in self.copies:
+            if copy.keyed and copy.is_live:
+                assert copy.token in self.holds, "a key is released while its attempt may run"
+        self.has_key = self.waits_for_key = False
+
+    def _publish(self, effect: effects.Publish, before: TrackedTask) -> None:
+        spec, token = self.spec, (effect.attempt, effect.epoch)
+        assert before.stage is not TaskStage.PUBLISHED, "it is published already"
+        assert self.environment.can_publish, "published while the queue is held or not declared"
+        assert not spec.suspend, "published though suspended"
+        assert not spec.cancel, "published though cancelled"
+        assert self.now >= self.not_before, "published before its time"
+        assert self.now >= self.paused_until, "published at once after a passing obstacle"
+        assert self.now >= (spec.start_after or 0.0), "published before startAfter"
+        assert self.payload_error is None, "published without its payload"
+        assert token not in self.ended_tokens, "an attempt that has ended is published"
+        if not self.copies and self.tracked.status.attempts == 0:
+            assert not self.dependencies.waiting, "published before its dependencies"
+        claimed = self.tracked.status.concurrency_key
+        assert bool(claimed) == (effect.fence is not None)
+        assert claimed or not spec.concurrency_key, "published without its key"
+        if claimed:
+            self._check_claim(effect, claimed)
+        self.copies.append(Copy(*token, keyed=bool(claimed)))
+        self.is_queued, self.confirmed_at = False, None
+
+    def _check_claim(self, effect: effects.Publish, claimed: str) -> None:
+        assert self.claim == claimed, "published before its claim is on record"
+        assert self.leads, "published with a claim by a process that may not lead"
+        assert self.has_key
+        assert not any(copy.keyed and copy.is_live for copy in self.copies), "beside itself"
+        assert effect.fence is not None
+        if self.is_returned:
+            assert effect.fence == self.fence, "nobody had the key meanwhile"
+        else:
+            assert effect.fence >= self.claim_version, "not the number of its claim"
+            assert effect.fence > self.fence, "a fencing number is used again"
+        self.fence, self.is_returned = effect.fence, False
+
+    def _write(self, effect: effects.WriteStatus) -> None:
+        status = effect.status
+        assert status is self.tracked.status, "something else than the present status is written"
+        assert effect.urgent or not status.phase.terminal, "an end that is not urgent"
+        newest = status.history[-1].attempt if status.history else 0
+        for receipt in effect.receipts:
+            assert isinstance(receipt, int)
+            report = self.inbox[receipt]
+            if report.counts and report.kind in OUTCOMES:
+                assert newest >= report.token[0], "a write does not contain its outcome"
+        self.puts.append(effect)
+
+    def _command(
+        self, effect: effects.SendCommand, before: TrackedTask, event: events.Event
+    ) -> None:
+        self.commands.append(effect)
+        if self.epoch_on_record > effect.epoch:
+            return
+        assert self.stage is TaskStage.FINISHED, "a command before the raised epoch is on record"
+        ends_now = before.stage is not TaskStage.FINISHED
+        present = (before.status.current_attempt, before.status.epoch)
+        assert isinstance(event, events.StatusWritten | events.ObjectRead) or (
+            ends_now
+            and effect.kind is CommandKind.CANCEL
+            and (effect.attempt, effect.epoch) == present
+        ), "a command about an attempt that goes on"
+
+    def _acknowledge(self, receipt: int, effect: effects.Acknowledge, event: events.Event) -> None:
+        report = self.inbox[receipt]
+        assert receipt not in self.acknowledged, "acknowledged twice"
+        self.acknowledged.add(receipt)
+        if isinstance(event, events.ObjectRead):
+            return  # nothing will be written any more
+        if report.counts and (report.kind in OUTCOMES or (report.keyed and report.kind in ENDS)):
+            assert receipt in self.recorded, f"{report} is acknowledged before its write"
+            if self.recorded[receipt].phase.terminal:
+                assert self.is_announced, "an end is acknowledged before its event is confirmed"
+        if report.original is not None:
+            assert report.original in (*self.acknowledged, *effect.receipts), (
+                "the repetition of an outcome is acknowledged before the outcome's write"
+            )
+
+    def _announce(self, effect: effects.PublishCompletion, event: events.Event) -> None:
+        assert isinstance(event, events.StatusWritten)
+        assert event.status.phase.terminal, "an end is announced that is not on record"
+        assert self.announcing is None, "an end is announced twice"
+        assert effect.reported == bool(self.tracked.receipts)
+        self.announcing = self.tracked
+
+    def _stop_tracking(self) -> None:
+        self.is_tracked = False
+        self.ends += 1
+
+    # What holds when nothing happens.
+
+    @property
+    def _is_being_read(self) -> bool:
+        return bool(self.reads)
+
+    @property
+    def _is_being_written(self) -> bool:
+        tracked = self.tracked
+        if tracked.stage is not TaskStage.FINISHED and tracked.status == tracked.written:
+            return True
+        return tracked.write_scheduled or bool(self.puts or self.in_flight)
+
+    def check(self) -> None:
+        """Check a state at rest."""
+        tracked = self.tracked
+        if not self.is_tracked:
+            assert not self.timers, "a timer is left"
+            assert not self.has_key, "a key is left"
+            assert not self.waits_for_key, "it waits for its key without end"
+            assert not tracked.owed, "a command was never sent"
+            return
+        assert self._is_being_written or self._is_being_read, "what is true is never written"
+        assert (Timer.WRITE in self.timers) == tracked.write_scheduled
+        assert (Timer.RECONCILE in self.timers) == (tracked.reconcile_at is not None)
+        if tracked.reconcile_at is not None:
+            assert self.timers[Timer.RECONCILE] == tracked.reconcile_at
+        assert (self.has_key or self.waits_for_key) == bool(tracked.key), "who has the key?"
+        placed = self.is_queued or self.waits_for_key
+        assert placed == (self.stage is TaskStage.WAITING), "it waits for no turn"
+        if self.stage is TaskStage.FINISHED:
+            assert tracked.status.phase.terminal or self._is_being_read
+            return
+        assert not tracked.status.phase.terminal
+        assert not self.spec.cancel, "it is cancelled, and goes on"
+        assert not self.spec.suspend or self.stage is TaskStage.HELD, "it is suspended, and goes on"
+        if self.stage is TaskStage.HELD:
+            on_record = ("", tracked.status.concurrency_key)
+            assert tracked.key in on_record, "it is held, and keeps a key from others"
+            decision = decide(
+                tracked.task,
+                tracked.status,
+                self.environment,
+                dispatched=Dispatched.NO,
+                hold_until=tracked.hold_until,
+            )
+            assert decision.step is AdmissionStep.HOLD, "it is held, and nothing holds it"
+            assert decision.reconsider_at == tracked.reconcile_at, "it will not be woken in time"

@@ -1,0 +1,265 @@
+"""The machine keeps its promises over random lives, and in single lives step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from enum import Enum
+from typing import Any
+
+import pytest
+
+from taskqueue.controller.tasks import effects, events
+from taskqueue.controller.tasks.events import Confirmation, Timer
+from taskqueue.controller.tasks.lifecycle import PHASES
+from taskqueue.controller.tasks.machine import step
+from taskqueue.controller.tasks.tracked_task import TaskStage
+from taskqueue.controller.tasks.transition import STAGES
+from taskqueue.model.command import CommandKind
+from taskqueue.model.task import Phase
+from tests.unit.controller.tasks.task_life import KEYED, LIVES, PLAIN, Life, life_settings
+from tests.unit.controller.tasks.task_model import TaskModel
+from tests.unit.controller.tasks.task_record import START
+
+TestLife = Life.TestCase
+TestLife.settings = life_settings(LIVES)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+class TestManyNewLives(Life.TestCase):  # type: ignore[misc, valid-type]
+    """Other lives at each run."""
+
+    settings = life_settings(10_000, new=True)
+
+
+def seen(model: TaskModel) -> TaskModel:
+    model.send(events.Seen())
+    return model
+
+
+def published(model: TaskModel) -> TaskModel:
+    """Return a Task whose attempt the broker has."""
+    seen(model).give_turn()
+    write(model)
+    model.settle(model.copies[-1], Confirmation.CONFIRMED, arrived=True)
+    return model
+
+
+def write(model: TaskModel, code: int = 200) -> None:
+    model.begin_write()
+    model.end_write(code)
+
+
+def test_success_is_acknowledged_after_its_write_and_its_completion_event() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "succeeded")
+    assert not model.acknowledged
+    write(model)
+    assert not model.acknowledged
+    model.confirm_completion()
+    assert model.acknowledged == {0}
+    assert model.ttl_started == 1
+
+
+def test_failed_attempt_is_acknowledged_after_the_write_of_its_retry() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "failed")
+    assert (model.tracked.status.phase, model.puts) == (Phase.RETRYING, [])
+    model.pass_time(2.1)
+    assert not model.acknowledged
+    write(model)
+    assert model.acknowledged == {0}
+
+
+def test_end_without_an_outcome_waits_for_no_confirm() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.edit(cancel=True)
+    write(model)
+    assert model.tracked.status.phase is Phase.CANCELLED
+    assert (model.ttl_started, model.is_announced) == (1, False)
+
+
+def test_recall_is_commanded_after_the_write_of_its_epoch() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.edit(suspend=True)
+    assert not model.commands
+    write(model)
+    assert model.commands == [effects.SendCommand(CommandKind.RELEASE, attempt=1, epoch=0)]
+    assert model.on_record.epoch == 1
+
+
+def test_claim_is_published_with_the_version_of_its_write() -> None:
+    model = seen(TaskModel.of(KEYED))
+    model.give_turn()
+    assert (model.stage, model.copies) == (TaskStage.CLAIMING, [])
+    write(model)
+    assert model.stage is TaskStage.PUBLISHED
+    assert model.fence == model.version
+
+
+def test_claim_written_by_a_process_that_may_not_lead_is_not_published() -> None:
+    model = seen(TaskModel.of(KEYED))
+    model.give_turn()
+    model.leads = False
+    write(model)
+    assert (model.stage, model.copies) == (TaskStage.WAITING, [])
+
+
+def test_claim_of_a_former_leader_counts_as_published() -> None:
+    model = published(TaskModel.of(KEYED))
+    status = model.on_record
+    adopted = seen(TaskModel.of(KEYED, status))
+    assert adopted.stage is TaskStage.PUBLISHED
+    assert not adopted.copies
+    assert adopted.has_key
+
+
+def test_unclear_publish_with_a_key_is_not_repeated() -> None:
+    model = seen(TaskModel.of(KEYED))
+    model.give_turn()
+    write(model)
+    model.settle(model.copies[0], Confirmation.UNKNOWN, arrived=True)
+    assert model.stage is TaskStage.PUBLISHED
+    assert len(model.copies) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="the token of such an attempt stays good, also with a key")
+def test_repeated_report_of_an_unknown_handler_does_not_end_the_next_attempt_with_a_key() -> None:
+    model = published(TaskModel.of(KEYED))
+    model.report(model.copies[0], "unknown handler")
+    model.pass_time(6.0)
+    model.give_turn()
+    write(model)
+    assert model.stage is TaskStage.PUBLISHED
+    model.report(model.copies[0], "unknown handler")
+    assert model.stage is TaskStage.PUBLISHED
+
+
+def test_refused_status_is_written_in_short_and_then_read() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "succeeded")
+    write(model, 422)
+    assert model.puts[0].status.message.startswith("recorded in short")
+    assert model.puts[0].receipts == (0,)
+    write(model, 422)
+    assert model.reads
+    assert not model.acknowledged
+    model.pass_time(6.0)
+    model.end_reads()
+    write(model)
+    model.confirm_completion()
+    assert model.acknowledged == {0}
+
+
+def test_outcomes_of_a_deleted_task_are_acknowledged() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "succeeded")
+    model.is_deleted = True
+    write(model)
+    model.pass_time(6.0)
+    model.end_reads()
+    assert model.acknowledged == {0}
+    assert not model.is_tracked
+
+
+def test_end_written_with_an_old_generation_is_written_again() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "succeeded")
+    model.edit(priority=7, lags=True)
+    write(model)
+    assert model.is_tracked
+    write(model)
+    assert not model.is_tracked
+    assert model.tracked.task.generation == 2
+
+
+def test_retry_is_not_published_before_its_time() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "failed", retry_after=7.0)
+    model.pass_time(6.9)
+    assert (model.stage, model.copies[1:]) == (TaskStage.HELD, [])
+    model.pass_time(0.2)
+    assert model.stage is TaskStage.WAITING
+
+
+def test_task_waits_until_start_after() -> None:
+    model = seen(TaskModel.of(replace(PLAIN, start_after=START + 3)))
+    assert (model.stage, model.timers[Timer.RECONCILE]) == (TaskStage.HELD, START + 3)
+    model.pass_time(3.0)
+    assert model.stage is TaskStage.WAITING
+
+
+def test_unfinished_status_is_written_when_it_has_lasted() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "started")
+    model.pass_time(1.4)
+    assert not model.puts
+    model.pass_time(0.2)
+    assert [one.status.phase for one in model.puts] == [Phase.RUNNING]
+
+
+def test_short_task_costs_one_write() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "started")
+    model.pass_time(1.0)
+    model.report(model.copies[0], "succeeded")
+    assert [one.status.phase for one in model.puts] == [Phase.SUCCEEDED]
+
+
+def test_stale_report_changes_nothing_and_is_acknowledged_at_once() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.edit(suspend=True)
+    before = model.tracked
+    model.report(model.copies[0], "succeeded")
+    assert model.tracked is before
+    assert model.acknowledged == {0}
+
+
+def test_step_needs_no_hash_of_a_receipt_or_a_source() -> None:
+    """They are opaque: only their identity, or equality, counts."""
+    model = published(TaskModel.of(PLAIN))
+    about = events.ReportedAttempt(attempt=1, epoch=0, token="t", receipt=[1], source={})
+    end = model._event(model.copies[0], "succeeded", 0, None)
+    assert isinstance(end, events.AttemptSucceeded)
+    after, todo = step(model.tracked, replace(end, about=about), model.environment)
+    (put,) = (one for one in todo if isinstance(one, effects.WriteStatus))
+    written = events.StatusWritten(put.status, put.receipts, generation=1)
+    after, _ = step(after, written, model.environment)
+    _, todo = step(after, events.CompletionConfirmed(), model.environment)
+    assert todo[0] == effects.Acknowledge(([1],))
+
+
+def parts(value: Any) -> Iterator[Any]:
+    """Yield a value and all it consists of."""
+    yield value
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from parts(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for one in (*value, *value.values()):
+            yield from parts(one)
+    elif isinstance(value, tuple | frozenset):
+        for one in value:
+            yield from parts(one)
+
+
+def test_state_consists_of_plain_values_without_a_closure() -> None:
+    model = published(TaskModel.of(KEYED))
+    model.report(model.copies[0], "failed")
+    model.report(model.copies[0], "failed")
+    plain = (str, bytes, int, float, type(None), Enum, tuple, frozenset, dict)
+    for value in parts(model.tracked):
+        assert isinstance(value, plain) or dataclasses.is_dataclass(value), repr(value)
+    assert "shop" in repr(model.tracked)
+
+
+@pytest.mark.parametrize("final", [phase for phase in Phase if phase.terminal])
+def test_nothing_follows_a_final_phase(final: Phase) -> None:
+    assert not PHASES[final]
+
+
+def test_every_phase_and_every_stage_is_in_its_table() -> None:
+    assert set(PHASES) == set(Phase)
+    assert set(STAGES) == set(TaskStage)
