@@ -1,0 +1,310 @@
+"""The random lives of `test_machine` find every one of these mistakes in the machine.
+
+A mutant is a replacement in the text of a module. The text is compiled in memory, and the functions
+of the real module get its code while the lives are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+
+import pytest
+from hypothesis.stateful import run_state_machine_as_test
+
+from taskqueue.controller.tasks import admission, lifecycle, machine, transition
+from tests.unit.controller.tasks.task_life import Life, life_settings
+
+#: How many lives a mistake may survive at most.
+LIVES = 600
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake: ``after`` instead of ``before``, which the module has once.
+
+    Lives that find a ``rare`` one take some seconds.
+    """
+
+    name: str
+    module: ModuleType
+    before: str
+    after: str
+    rare: bool = False
+
+
+MUTANTS = [
+    Mutant(
+        "a success is acknowledged before the write",
+        machine,
+        """    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+    draft.finish(lifecycle.succeeded(""",
+        """    draft.do(effects.Acknowledge((event.about.receipt,)))
+    draft.finish(lifecycle.succeeded(""",
+    ),
+    Mutant(
+        "a failure is acknowledged before the write",
+        machine,
+        """    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+    status = lifecycle.failed(""",
+        """    draft.do(effects.Acknowledge((event.about.receipt,)))
+    status = lifecycle.failed(""",
+    ),
+    Mutant(
+        "an end is acknowledged before its completion event is confirmed",
+        machine,
+        "    draft.do(effects.PublishCompletion(reported), effects.RecordEnd())",
+        """    draft.do(effects.Acknowledge(draft.tracked.receipts))
+    draft.update(receipts=())
+    draft.do(effects.PublishCompletion(False), effects.RecordEnd())""",
+    ),
+    Mutant(
+        "the completion event is skipped",
+        machine,
+        "    draft.do(effects.PublishCompletion(reported), effects.RecordEnd())",
+        "    draft.do(effects.RecordEnd())",
+    ),
+    Mutant(
+        "receipts are dropped at a write",
+        machine,
+        "        draft.do(effects.Acknowledge(done))\n",
+        "",
+    ),
+    Mutant(
+        "the repetition of an outcome is acknowledged before the outcome's write",
+        machine,
+        "    elif draft.tracked.receipts:\n",
+        "    elif False:\n",
+    ),
+    Mutant(
+        "a recall does not raise the epoch",
+        lifecycle,
+        'replace(released(status), epoch=status.epoch + 1, concurrency_key="")',
+        'replace(released(status), concurrency_key="")',
+    ),
+    Mutant(
+        "a recall is commanded before it is written",
+        transition,
+        """        self.owe(CommandKind.RELEASE)
+        self.hold_key()
+        self.update(status=status)""",
+        """        present = self.tracked.status
+        self.do(
+            effects.SendCommand(CommandKind.RELEASE, present.current_attempt, present.epoch)
+        )
+        self.hold_key()
+        self.update(status=status)""",
+    ),
+    Mutant(
+        "a command that was owed is lost",
+        transition,
+        """        for one in due:
+            self.do(effects.SendCommand(one.kind, one.attempt, one.epoch))""",
+        "        del due",
+    ),
+    Mutant(
+        "a Task with a key is published before its claim is written",
+        machine,
+        """        draft.move(TaskStage.CLAIMING)
+        draft.write(urgent=True)""",
+        "        draft.publish()",
+    ),
+    Mutant(
+        "a Task with a key is published by a process that may not lead",
+        transition,
+        "        if self.environment.leads:",
+        "        if True:",
+    ),
+    Mutant(
+        "a Task with a key is published beside itself after an unclear publish",
+        machine,
+        "    if draft.tracked.key and event.confirmation is events.Confirmation.UNKNOWN:",
+        "    if False:",
+    ),
+    Mutant(
+        "a released attempt with a key keeps its token",
+        machine,
+        "lifecycle.recalled if draft.tracked.key else lifecycle.released",
+        "lifecycle.released",
+        rare=True,
+    ),
+    Mutant(
+        "the number of a claim is not taken for its fence",
+        machine,
+        "        draft.update(fence=event.version)\n",
+        "",
+    ),
+    Mutant(
+        "the key of a recalled attempt is given away at once",
+        transition,
+        """        self.owe(CommandKind.RELEASE)
+        self.hold_key()
+        self.update(status=status)""",
+        """        self.owe(CommandKind.RELEASE)
+        self.update(status=status)""",
+        rare=True,
+    ),
+    Mutant(
+        "the key of a deleted Task is never released",
+        transition,
+        """            self.release_key()
+        self.do(effects.Withdraw(finished=False))""",
+        """            pass
+        self.do(effects.Withdraw(finished=False))""",
+    ),
+    Mutant(
+        "a key that is not on record stays with a Task that leaves",
+        transition,
+        "        if tracked.key and tracked.status.concurrency_key != tracked.key:",
+        "        if False:",
+    ),
+    Mutant(
+        "the wait before a retry is cut short",
+        admission,
+        "    if retry is not None and now < retry:",
+        "    if retry is not None and now < retry - 1.0:",
+    ),
+    Mutant(
+        "a retry has no time",
+        lifecycle,
+        "        next_attempt_time=ended.now + wait,",
+        "        next_attempt_time=ended.now,",
+    ),
+    Mutant(
+        "startAfter is ignored",
+        admission,
+        "    if fresh and start is not None and now < start:",
+        "    if False:",
+    ),
+    Mutant(
+        "a suspended Task is not recalled",
+        admission,
+        "    if spec.suspend:\n",
+        "    if spec.suspend and dispatched is Dispatched.NO:\n",
+    ),
+    Mutant(
+        "a claimed Task is published to a queue that is held",
+        machine,
+        "        if draft.environment.can_publish:",
+        "        if True:",
+    ),
+    Mutant(
+        "a report of an earlier epoch counts",
+        lifecycle,
+        "status.phase.terminal or epoch < status.epoch or",
+        "status.phase.terminal or",
+    ),
+    Mutant(
+        "a report of an earlier attempt counts",
+        lifecycle,
+        " or attempt < status.current_attempt:",
+        ":",
+    ),
+    Mutant(
+        "a finished Task is reconciled",
+        transition,
+        """        if tracked.stage is TaskStage.FINISHED:
+            return
+        decision""",
+        "        decision",
+        rare=True,
+    ),
+    Mutant(
+        "a final status is given another message",
+        machine,
+        "    draft.update(written=event.status)\n",
+        """    draft.update(written=event.status)
+    if event.status is not draft.tracked.status and draft.tracked.status.phase.terminal:
+        draft.update(status=replace(draft.tracked.status, message="written after another"))
+""",
+    ),
+    Mutant(
+        "an end names an old generation",
+        machine,
+        "    if event.generation > task.generation:",
+        "    if False:",
+    ),
+    Mutant(
+        "a timer is not set again",
+        transition,
+        "        if at != self.tracked.reconcile_at:",
+        "        if at is not None and self.tracked.reconcile_at is None:",
+    ),
+    Mutant(
+        "a timer that fired counts as set",
+        machine,
+        "    draft.update(write_scheduled=False)\n",
+        "",
+    ),
+    Mutant(
+        "what changed back while it was written is never written",
+        machine,
+        "        draft.change(draft.tracked.status)  # it may have changed back",
+        "        pass  # it may have changed back",
+    ),
+    Mutant(
+        "a refused status is dropped",
+        machine,
+        "    draft.write(urgent=event.status.phase.terminal)\n",
+        "",
+    ),
+]
+
+
+def codes(code: CodeType) -> Iterator[tuple[str, CodeType]]:
+    """Yield the code of every function in a module's, by qualified name."""
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield one.co_qualname, one
+            yield from codes(one)
+
+
+def functions(module: ModuleType) -> Iterator[FunctionType]:
+    """Yield the functions and methods that a module defines."""
+    for one in vars(module).values():
+        members = vars(one).values() if isinstance(one, type) else (one,)
+        for member in members:
+            function = member.fget if isinstance(member, property) else member
+            if isinstance(function, FunctionType) and function.__module__ == module.__name__:
+                yield function
+
+
+@contextmanager
+def applied(mutant: Mutant) -> Iterator[None]:
+    """Give the module's functions the mutant's code for a while."""
+    assert mutant.module.__file__ is not None
+    source = Path(mutant.module.__file__).read_text()
+    assert source.count(mutant.before) == 1, f"{source.count(mutant.before)} times in the module"
+    text = source.replace(mutant.before, mutant.after)
+    compiled = dict(codes(compile(text, f"<{mutant.name}>", "exec", dont_inherit=True)))
+    original = {one: one.__code__ for one in functions(mutant.module)}
+    try:
+        for one in original:
+            if one.__qualname__ in compiled:
+                one.__code__ = compiled[one.__qualname__]
+        yield
+    finally:
+        for one, code in original.items():
+            one.__code__ = code
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(
+            one, id=one.name.replace(" ", "-"), marks=[pytest.mark.long] if one.rare else []
+        )
+        for one in MUTANTS
+    ],
+)
+def test_lives_find_a_mutant(mutant: Mutant) -> None:
+    with applied(mutant), pytest.raises(AssertionError):
+        run_state_machine_as_test(Life, settings=life_settings(LIVES, shrinks=False))
+
+
+@pytest.mark.long
+def test_lives_find_nothing_in_the_machine_as_it_is() -> None:
+    run_state_machine_as_test(Life, settings=life_settings(LIVES))
