@@ -68,13 +68,21 @@ class Kubectl:
         self, *arguments: str, input: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(self._cluster.kubectl), f"--kubeconfig={self._cluster.kubeconfig}", *arguments],
+            self.command(*arguments),
             input=input,
             capture_output=True,
             text=True,
             check=False,
             timeout=120,
         )
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command line for these arguments, to be run in another way."""
+        return [
+            str(self._cluster.kubectl),
+            f"--kubeconfig={self._cluster.kubeconfig}",
+            *arguments,
+        ]
 
     def ok(self, *arguments: str, input: str | None = None) -> str:
         """Run and return the output; the test fails with kubectl's words when it fails."""

@@ -27,8 +27,8 @@ TESTS = Path(__file__).parent
 #: In this order they are locked; whoever holds the operator holds the cluster, too.
 _RESOURCES = ("cluster", "operator")
 
-#: Files whose tests disturb others: they kill or replace the operator, or RabbitMQ, or count what
-#: the API server does for all namespaces.
+#: Files whose tests disturb others: they kill or replace the operator, RabbitMQ or programs of the
+#: node, or count what the API server does for all namespaces.
 EXCLUSIVE = {
     "operator": (
         "e2e/test_lifecycle_cases_operator_loss.py",
@@ -41,6 +41,7 @@ EXCLUSIVE = {
     "cluster": (
         "integration/operator/test_api_writes.py",
         "e2e/test_broker_restart.py",
+        "faults/test_processes.py",
     ),
 }
 
@@ -136,7 +137,7 @@ def _exclusive(file: str) -> str:
 
 def _rank(item: pytest.Item) -> tuple[int, int]:
     """Order for one process: what needs less comes first, what disturbs others last."""
-    parts = ("unit", "integration", "conformance", "e2e", "chaos")
+    parts = ("unit", "integration", "conformance", "faults", "e2e", "chaos")
     part = item.path.relative_to(TESTS).parts[0]
     exclusive = ("", *EXCLUSIVE).index(_exclusive(_file(item)))
     return exclusive, parts.index(part) if part in parts else len(parts)

@@ -40,7 +40,7 @@ class Load:
             workers={"concurrency": SLOTS},
         )
         self.harness.available(WORKERS)
-        self.harness.hard_killer.prepare()
+        self.harness.processes.prepare()
 
     def start(self, *, short: int, long: int) -> None:
         """Create everything; most of it waits in the operator, behind a full window."""

@@ -1,5 +1,6 @@
 """Workers go on while there is no operator: what they report then counts, once there is one."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,8 +18,9 @@ _DEPLOYMENT = ("-n", OPERATOR_NAMESPACE, "deployment/taskqueue-operator")
 @contextmanager
 def no_operator(harness: Harness) -> Iterator[None]:
     """Kill the operator, and start none until the end of the block."""
+    harness.operator_kills.append(time.time())
     for pod in harness.operator_pods():
-        harness.hard_killer.kill(pod["metadata"]["name"])
+        harness.kill_processes(pod["metadata"]["name"], namespace=OPERATOR_NAMESPACE)
     harness.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=0")
     harness.until(lambda: not harness.operator_pods(), what="without an operator")
     try:

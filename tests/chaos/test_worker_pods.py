@@ -62,7 +62,7 @@ def queue(harness: Harness) -> None:
         workers={"concurrency": SLOTS, "template": template},
     )
     harness.queue("hasty", workers=None)
-    harness.hard_killer.prepare()
+    harness.processes.prepare()
     harness.available(WORKERS)
     harness.ready("hasty")
 
@@ -261,7 +261,7 @@ def test_killed_workers_and_pods(
 
 def kill_worker(harness: Harness) -> int:
     """Kill the processes of one pod, and leave the pod."""
-    harness.hard_killer.kill(running(harness)[0])
+    harness.kill_processes(running(harness)[0])
     return 1
 
 
@@ -275,7 +275,7 @@ def kill_all(harness: Harness) -> int:
     """Kill the processes of every worker there is."""
     pods = running(harness)
     for pod in pods:
-        harness.hard_killer.kill(pod)
+        harness.kill_processes(pod)
     return len(pods)
 
 

@@ -35,7 +35,8 @@ class Api:
         context = _named(config["contexts"], current)["context"]
         cluster = _named(config["clusters"], context["cluster"])["cluster"]
         user = _named(config["users"], context["user"])["user"]
-        self._server = cluster["server"].rstrip("/")
+        #: Its URL, without a slash at the end.
+        self.server: str = cluster["server"].rstrip("/")
         self._files = tempfile.TemporaryDirectory()
         self._ca = self._file("ca", cluster["certificate-authority-data"])
         self._certificate = (
@@ -60,7 +61,7 @@ class Api:
         """
         answer = self._session().request(
             method,
-            self._server + path,
+            self.server + path,
             params=query,
             data=None if body is None else json.dumps(body),
             headers={"Content-Type": content_type},
@@ -77,7 +78,7 @@ class Api:
 
     def text(self, path: str) -> str:
         """GET what is not JSON."""
-        answer = self._session().get(self._server + path, timeout=30)
+        answer = self._session().get(self.server + path, timeout=30)
         if answer.status_code >= 400:
             raise Refused(answer.status_code, answer.text)
         return answer.text
@@ -85,7 +86,7 @@ class Api:
     def lines(self, path: str, **query: str) -> Iterator[str]:
         """Yield the lines of a text as they come, until the server ends it."""
         with self._session().get(
-            self._server + path, params=query, stream=True, timeout=(10, 660)
+            self.server + path, params=query, stream=True, timeout=(10, 660)
         ) as answer:
             if answer.status_code >= 400:
                 raise Refused(answer.status_code, answer.text)
@@ -103,7 +104,7 @@ class Api:
             Refused: with the API server's words.
         """
         with self._session().get(
-            self._server + path,
+            self.server + path,
             params={"watch": "1", "resourceVersion": version, "timeoutSeconds": "600"},
             stream=True,
             timeout=(10, 660),

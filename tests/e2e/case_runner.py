@@ -221,7 +221,7 @@ class CaseRunner:
             if SHARED_QUEUES[name].changes["workers"].get("template", ...) is not None:
                 count = SHARED_QUEUES[name].changes["scaling"]["minReplicas"]
                 self._harness.available(count, name)
-        self._harness.hard_killer.prepare()
+        self._harness.processes.prepare()
         others = [self._submit(case) for case in self._cases if not case.runs_last]
         for case in self._cases:
             if case.runs_last:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from tests.e2e.api import TASKQUEUE_API, Api, Body, Refused
-from tests.e2e.hard_kill import HardKiller
 from tests.e2e.observations import Observations
+from tests.faults.processes import Processes, whole_pod
 from tests.parallel import assert_exclusive
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Harness:
             "/api/v1/namespaces",
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}},
         )
-        self.hard_killer = HardKiller(api, kubectl, self.namespace)
+        self.processes = Processes(api, kubectl, self.namespace)
         self.tasks = Observations(api, self.path("tasks"))
         self.queues = Observations(api, self.path("taskqueues"))
         modules = {"handlers.py": HANDLERS.read_text(), "rolled_out.py": _ROLLED_OUT}
@@ -288,10 +288,14 @@ class Harness:
 
         self.until(there, what=f"{count} workers available", seconds=seconds)
 
-    def kill(self, pod: str, *, namespace: str | None = None) -> None:
+    def kill_processes(self, name: str, *, namespace: str | None = None) -> None:
+        """Kill every process of a pod; its containers start again."""
+        self.processes.kill(whole_pod(namespace or self.namespace, name))
+
+    def kill(self, name: str, *, namespace: str | None = None) -> None:
         """End a pod at once, as a node that dies does; another takes its place."""
-        self.hard_killer.kill(pod)
-        path = f"/api/v1/namespaces/{namespace or self.namespace}/pods/{pod}"
+        self.kill_processes(name, namespace=namespace)
+        path = f"/api/v1/namespaces/{namespace or self.namespace}/pods/{name}"
         options = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
         self.api.request("DELETE", path, options)
 

@@ -1,7 +1,8 @@
 """Records every version of a namespace's objects with a watch in the background.
 
 A test waits for the version it expects. Afterwards it can check what happened on the way: how often
-an object was written, and whether a finished Task ever changed.
+an object was written, and whether a finished Task ever changed. Only while the API server starts
+again may versions be missed: a watch cannot go on from where it was, and begins with a list.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from contextlib import suppress
 import requests
 
 from tests.e2e.api import Api, Body, Refused
+
+#: The code of a watch that asks for versions which the API server does not have any more.
+_EXPIRED = 410
 
 #: Between two watches.
 _PAUSE_SECONDS = 0.1
@@ -95,8 +99,26 @@ class Observations:
                 for event in self._api.watch(self._path, self._version):
                     if self._closed:
                         return
+                    if event["type"] == "ERROR":
+                        assert event["object"]["code"] == _EXPIRED, event
+                        self._record_list()
+                        break
                     self._record(event["type"], event["object"])
             time.sleep(_PAUSE_SECONDS)
+
+    def _record_list(self) -> None:
+        """Record what has changed, as a list shows it, and watch from there."""
+        listed = self._api.get(self._path)
+        present = {one["metadata"]["name"]: one for one in listed["items"]}
+        with self._changed:
+            seen = {name: versions[-1] for name, versions in self._versions.items() if versions}
+        for name, last in seen.items():
+            if name not in present:
+                self._record("DELETED", last)
+        for name, version in present.items():
+            if name not in seen or seen[name]["metadata"] != version["metadata"]:
+                self._record("MODIFIED", version)
+        self._version = listed["metadata"]["resourceVersion"]
 
     def _record(self, kind: str, version: Body) -> None:
         assert kind in ("ADDED", "MODIFIED", "DELETED"), version

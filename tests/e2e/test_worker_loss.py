@@ -14,7 +14,7 @@ def queues(harness: Harness, gates: Gates) -> None:
     harness.queue(
         "fragile", scaling={"minReplicas": 3, "maxReplicas": 3}, workers={"concurrency": 1}
     )
-    harness.hard_killer.prepare()
+    harness.processes.prepare()
 
 
 def test_another_worker_runs_what_a_killed_one_had(harness: Harness, gates: Gates) -> None:
