@@ -50,6 +50,7 @@ _LONG_FILES = (
     "chaos/test_worker_pods.py",
     "e2e/test_pool_trouble.py",
     "chaos/test_worker_steps.py",
+    "faults/test_broker.py",
     "e2e/test_lifecycle_cases.py",
     "e2e/test_dead_letters.py",
     "e2e/test_client.py",
