@@ -64,7 +64,7 @@ def wire(event: CompletionEvent) -> dict[str, Any]:
     return body
 
 
-def told(status: TaskState) -> dict[str, Any]:
+def published(status: TaskState) -> dict[str, Any]:
     data: dict[str, Any] = wire(task_completion(TASK, status))["data"]
     return data
 
@@ -122,7 +122,7 @@ def test_the_same_end_makes_the_same_event() -> None:
 
 
 def test_a_failure_names_the_last_attempts_error() -> None:
-    data = told(FAILED)
+    data = published(FAILED)
     assert data["error"] == {"type": "Boom", "message": "it broke"}
     assert (data["reason"], data["message"]) == (FAILED.reason, FAILED.message)
     assert "result" not in data
@@ -131,17 +131,17 @@ def test_a_failure_names_the_last_attempts_error() -> None:
 
 @pytest.mark.parametrize("reason", ["DeadlineExceeded", "DependencyFailed", "Invalid"])
 def test_an_end_that_is_no_attempts_own_is_the_error_itself(reason: str) -> None:
-    data = told(replace(FAILED, reason=reason, message="why"))
+    data = published(replace(FAILED, reason=reason, message="why"))
     assert data["error"] == {"type": reason, "message": "why"}
 
 
 def test_a_failure_recorded_in_short_has_an_error_still() -> None:
-    data = told(replace(FAILED, history=(), message="recorded in short"))
+    data = published(replace(FAILED, history=(), message="recorded in short"))
     assert data["error"] == {"type": "RetriesExhausted", "message": "recorded in short"}
 
 
 def test_a_cancelled_task_has_no_error() -> None:
-    assert "error" not in told(replace(FAILED, phase=Phase.CANCELLED, reason="Cancelled"))
+    assert "error" not in published(replace(FAILED, phase=Phase.CANCELLED, reason="Cancelled"))
 
 
 @pytest.mark.parametrize(

@@ -65,21 +65,21 @@ BEAT = Heartbeat(
 )
 
 
-def told(**changes: Any) -> bytes:
+def encoded(**changes: Any) -> bytes:
     """Return `BEAT` as it is on the wire, with fields of its data changed."""
     envelope = orjson.loads(encode(BEAT))
     envelope["data"] |= changes
     return orjson.dumps(envelope)
 
 
-def told_without(field: str) -> bytes:
+def encoded_without(field: str) -> bytes:
     envelope = orjson.loads(encode(BEAT))
     del envelope["data"][field]
     return orjson.dumps(envelope)
 
 
 def running(**changes: Any) -> bytes:
-    return told(running=[{"uid": "u", "token": "k.1", **changes}])
+    return encoded(running=[{"uid": "u", "token": "k.1", **changes}])
 
 
 @given(BEATS)
@@ -142,7 +142,7 @@ def test_no_handlers_words_keep_a_heartbeat_from_leaving(message: Any, wire: str
 
 def test_a_worker_in_another_language_may_leave_out_what_it_does_not_know() -> None:
     for field in ("node", "cpus", "handlers", "running", "busy"):
-        assert decode(told_without(field)) == decode(told(**{field: None}))
+        assert decode(encoded_without(field)) == decode(encoded(**{field: None}))
     envelope = orjson.loads(encode(BEAT))
     envelope["data"] = {"pod": "go-1", "slots": 2, "state": "draining"}
     beat = decode(orjson.dumps(envelope))
@@ -153,7 +153,7 @@ def test_a_worker_in_another_language_may_leave_out_what_it_does_not_know() -> N
 @pytest.mark.parametrize("field", ["pod", "slots", "state"])
 def test_what_must_be_there_is_named(field: str) -> None:
     with pytest.raises(ContractError, match=f"not a heartbeat .*{field}"):
-        decode(told_without(field))
+        decode(encoded_without(field))
 
 
 @pytest.mark.parametrize(
@@ -162,18 +162,18 @@ def test_what_must_be_there_is_named(field: str) -> None:
         (b"", "not a CloudEvent"),
         (b"[]", "not a CloudEvent"),
         (encode(BEAT).replace(b"worker.heartbeat", b"task.succeeded"), "event type must be"),
-        (told(pod=""), "pod must be a string"),
-        (told(pod=7), "pod must be a string"),
-        (told(pod="p" * (OBJECT_NAME_LENGTH + 1)), "pod must be a string"),
-        (told(state="asleep"), "asleep"),
-        (told(slots="4"), "slots must be a number"),
-        (told(slots=True), "slots must be a number"),
-        (told(busy="one"), "busy must be a number"),
-        (told(busy=False), "busy must be a number"),
-        (told(cpus="nan"), "cpus must be a number"),
-        (told(handlers="resize"), "handlers must be a list"),
-        (told(running={}), "running must be a list"),
-        (told(running=["uid-1"]), "not a heartbeat"),
+        (encoded(pod=""), "pod must be a string"),
+        (encoded(pod=7), "pod must be a string"),
+        (encoded(pod="p" * (OBJECT_NAME_LENGTH + 1)), "pod must be a string"),
+        (encoded(state="asleep"), "asleep"),
+        (encoded(slots="4"), "slots must be a number"),
+        (encoded(slots=True), "slots must be a number"),
+        (encoded(busy="one"), "busy must be a number"),
+        (encoded(busy=False), "busy must be a number"),
+        (encoded(cpus="nan"), "cpus must be a number"),
+        (encoded(handlers="resize"), "handlers must be a list"),
+        (encoded(running={}), "running must be a list"),
+        (encoded(running=["uid-1"]), "not a heartbeat"),
         (running(uid=None), "uid must be a string"),
         (running(token="t" * (OBJECT_NAME_LENGTH + 1)), "token must be a string"),
         (running(progress="half"), "not a heartbeat"),
@@ -186,19 +186,19 @@ def test_what_is_none_is_refused(body: bytes, match: str) -> None:
 
 
 def test_figures_are_taken_within_reason() -> None:
-    assert decode(told(slots=-1, cpus=-0.5)).slots == 0
-    assert decode(told(slots=10**18)).slots == CAPACITY_LIMIT
-    assert decode(told(cpus=1e300)).cpus == CAPACITY_LIMIT
-    assert decode(told(slots=2.0)).slots == 2
-    assert decode(told(busy=-1)).busy == 0
-    assert decode(told(busy=10**18)).busy == CAPACITY_LIMIT
+    assert decode(encoded(slots=-1, cpus=-0.5)).slots == 0
+    assert decode(encoded(slots=10**18)).slots == CAPACITY_LIMIT
+    assert decode(encoded(cpus=1e300)).cpus == CAPACITY_LIMIT
+    assert decode(encoded(slots=2.0)).slots == 2
+    assert decode(encoded(busy=-1)).busy == 0
+    assert decode(encoded(busy=10**18)).busy == CAPACITY_LIMIT
     for said, taken in ((-5, 0), (101, 100), (39.9, 39)):
         assert decode(running(progress={"percent": said})).running[0].percent == taken
 
 
 def test_texts_and_lists_are_cut() -> None:
     beat = decode(
-        told(
+        encoded(
             node="n" * 300,
             handlers=["h" * 300] * (LIST_LIMIT + 1),
             running=[{"uid": "u", "token": "k.1"}] * (LIST_LIMIT + 1),
@@ -213,7 +213,7 @@ def test_texts_and_lists_are_cut() -> None:
 @given(st.sampled_from(sorted(orjson.loads(encode(BEAT))["data"])), JSON)
 def test_no_field_raises_anything_else(field: str, value: Any) -> None:
     with suppress(ContractError):
-        decode(told(**{field: value}))
+        decode(encoded(**{field: value}))
 
 
 @given(st.sampled_from(["uid", "token", "progress"]), JSON)
