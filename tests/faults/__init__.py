@@ -1,8 +1,7 @@
 """Tools that break things on purpose: one API for all suites.
 
 A fault that lasts is a context manager: it begins on entry and is undone on exit, however the body
-ends.
-Each tool has one short test in this folder that shows its effect, and
+ends. Each tool has one short test in this folder that shows its effect, and
 docs/development/testing.md (section *Faults*) has examples.
 
 In a process, without a cluster:
@@ -19,7 +18,10 @@ In the cluster:
   processes on this machine.
 * `pods.PodAddition`: what a pod needs for a tool (`ApiProxy.pod_addition`, `clock.pod_addition`),
   for a pod's manifest or, with a rollout, for a Deployment.
-* `processes`: kills and stops processes of the node by role.
-* `broker`: alarms, deletions and a cluster of three nodes.
-* `watcher`: records what happens, independently of the operator's code.
+* `processes.Processes`: kills and stops processes by role: `operator`, `rabbitmq`, `worker`,
+  `whole_pod`, and programs of the node such as `KUBELET`.
+* `broker.BrokerFaults`: alarms, deletions, closed connections, a stopped node;
+  `broker_cluster.three_nodes`: a RabbitMQ of three.
+* `watcher.watching`: records what happens, by code of its own; `Watcher.verdict` finds what was
+  lost, ended twice or published twice.
 """
