@@ -4,18 +4,26 @@ What may be repeated is what was dispatched and not recorded: at most a window a
 summary of the test run shows how much.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
 
 from tests.chaos.load import WINDOW, Load
 from tests.e2e.harness import Harness
+from tests.faults.watcher import Watcher, watching
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
+@pytest.fixture
+def watcher(harness: Harness) -> Iterator[Watcher]:
+    with watching(harness.api, harness.rabbitmq, harness.namespace) as watcher:
+        yield watcher
+
+
 def test_three_losses_in_every_phase(
-    harness: Harness, load: Load, summary_lines: list[str]
+    harness: Harness, load: Load, watcher: Watcher, summary_lines: list[str]
 ) -> None:
     load.start(short=100, long=120)
     losses: list[tuple[set[str], datetime]] = []
@@ -23,7 +31,8 @@ def test_three_losses_in_every_phase(
         # From the second on: in the midst of what the former left.
         load.wait_finished(len(load.finished()) + 20)
         losses.append((load.finished(), datetime.now(UTC)))
-        harness.kill_operator()
+        with watcher.disturbance("the operator is killed"):
+            harness.kill_operator()
         if len(losses) == 1:
             load.release()
     load.assert_nothing_was_lost()
@@ -35,3 +44,4 @@ def test_three_losses_in_every_phase(
     assert sum(repeated.values()) <= len(losses) * WINDOW
     load.assert_not_run_after(*losses[0])
     load.assert_keys_were_kept()
+    watcher.verdict().assert_clean()
