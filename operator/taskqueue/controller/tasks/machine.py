@@ -189,13 +189,17 @@ def _on_stopped(draft: Draft, event: events.AttemptStopped) -> None:
 
 
 def _on_handler_unknown(draft: Draft, event: events.HandlerUnknown) -> None:
-    """Try again later, uncounted: workers that know the handler may be on their way."""
+    """Try again later, uncounted: workers that know the handler may be on their way.
+
+    With a concurrency key by another token, as in `_on_released`: this report may come twice.
+    """
     draft.count_on(event)
+    release = lifecycle.recalled if draft.tracked.key else lifecycle.released
     draft.update(hold_until=draft.environment.now + HANDLER_SECONDS)
     draft.acknowledge_unfinished(event.about.receipt)
     draft.go_on(
         lifecycle.blocked(
-            lifecycle.unclaimed(lifecycle.released(draft.tracked.status)),
+            release(draft.tracked.status),
             reason=UNKNOWN_HANDLER,
             message=f"spec.handler: {event.message}: roll out workers that know it, and the "
             "Task continues, or create a Task with another handler",

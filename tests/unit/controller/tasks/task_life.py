@@ -203,7 +203,7 @@ class Life(RuleBasedStateMachine):
             return  # it never arrived, or was given up
         if copy.keyed and copy.reported:
             # The same report again: nothing of it runs any more.
-            if kind == "started" or copy.reported == "unknown handler":
+            if kind == "started":
                 return
             kind = copy.reported
         self.model.report(copy, kind, retry_after=retry_after)

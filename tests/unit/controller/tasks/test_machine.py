@@ -125,7 +125,6 @@ def test_unclear_publish_with_a_key_is_not_repeated() -> None:
     assert len(model.copies) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the token of such an attempt stays good, also with a key")
 def test_repeated_report_of_an_unknown_handler_does_not_end_the_next_attempt_with_a_key() -> None:
     model = published(TaskModel.of(KEYED))
     model.report(model.copies[0], "unknown handler")
