@@ -198,7 +198,7 @@ async def test_informer_recovers_from_a_watch_that_breaks(
         assert proxy.disturb_watches(fault) == 1
         await api[0].emit("ADDED", make("after"))
         await eventually(lambda: "after" in listener.held)
-    assert proxy.count(is_watch=True) == 2
+        await eventually(lambda: proxy.count(is_watch=True) == 2)
     assert proxy.count(page=1) == lists
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -182,7 +183,7 @@ with PodNetwork(kubectl, {pods.namespace!r}).cut("server"):
     time.sleep(60)
 """
     cluster = pods.kubectl._cluster
-    command = ["python3", "-c", program, str(cluster.kubeconfig), str(cluster.kubectl)]
+    command = [sys.executable, "-c", program, str(cluster.kubeconfig), str(cluster.kubectl)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "cut\n"

@@ -326,10 +326,9 @@ def _on_status_rejected(draft: Draft, event: events.StatusRejected) -> None:
     tracked = draft.tracked
     fields = {"error": event.message}
     if event.code == 404 or tracked.status_truncated:
-        draft.do(
-            effects.Log("error", "status.refused", fields),
-            effects.ReadObject(events.ReadPurpose.STATUS_REJECTED, REJECTED_PAUSE_SECONDS),
-        )
+        if event.code != 404:  # else it was deleted in the meantime
+            draft.do(effects.Log("error", "status.refused", fields))
+        draft.do(effects.ReadObject(events.ReadPurpose.STATUS_REJECTED, REJECTED_PAUSE_SECONDS))
         return
     if event.status is not tracked.status:
         if tracked.stage is not TaskStage.FINISHED:
