@@ -39,6 +39,10 @@ HISTORY_LENGTH = 10
 #: Of a result in a status, as JSON. Larger ones belong in a store of their own.
 RESULT_BYTES = 16 * 1024
 
+#: Workers that a TaskQueue's status lists, and handlers of each.
+STATUS_WORKERS = 20
+STATUS_HANDLERS = 50
+
 # Attempts.
 
 #: Longest time limit of an attempt, in seconds.

@@ -30,8 +30,8 @@ from taskqueue.api.common import (
     TtlSecondsAfterFinished,
     validations,
 )
+from taskqueue.api.taskqueue_pool import Scaling, Workers
 from taskqueue.api.taskqueue_status import TaskQueueResourceStatus
-from taskqueue.api.taskqueue_workers import Scaling, Workers
 from taskqueue.limits import (
     DEFAULT_ATTEMPT_SECONDS,
     DEFAULT_ATTEMPTS,

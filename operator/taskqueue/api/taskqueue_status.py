@@ -18,7 +18,12 @@ from taskqueue.api.common import (
     ApiModel,
     ResourceCondition,
 )
-from taskqueue.limits import HANDLER_NAME_LENGTH, OBJECT_NAME_LENGTH
+from taskqueue.limits import (
+    HANDLER_NAME_LENGTH,
+    OBJECT_NAME_LENGTH,
+    STATUS_HANDLERS,
+    STATUS_WORKERS,
+)
 
 Count = Annotated[int, Field(ge=0)]
 Measure = Annotated[float, Field(ge=0)]
@@ -33,8 +38,6 @@ class FinishedTotals(ApiModel):
 
 
 #: Workers that a status lists, and handlers of each.
-MAX_WORKERS = 20
-MAX_HANDLERS = 50
 
 
 class RegisteredWorker(ApiModel):
@@ -50,8 +53,8 @@ class RegisteredWorker(ApiModel):
     slots: Count = Field(0, description="Number of attempts it runs at a time.")
     handlers: tuple[Annotated[str, Field(max_length=HANDLER_NAME_LENGTH)], ...] = Field(
         (),
-        max_length=MAX_HANDLERS,
-        description=f"Handlers it has registered, the first {MAX_HANDLERS}.",
+        max_length=STATUS_HANDLERS,
+        description=f"Handlers it has registered, the first {STATUS_HANDLERS}.",
         json_schema_extra=ATOMIC_LIST,
     )
 
@@ -132,10 +135,10 @@ class TaskQueueResourceStatus(ApiModel):
     )
     workers: tuple[RegisteredWorker, ...] = Field(
         (),
-        max_length=MAX_WORKERS,
+        max_length=STATUS_WORKERS,
         description=(
-            f"The live workers that have registered, the first {MAX_WORKERS} by name. Written when "
-            "one joins or leaves."
+            f"The live workers that have registered, the first {STATUS_WORKERS} by name. Written "
+            "when one joins or leaves."
         ),
         json_schema_extra=ATOMIC_LIST,
     )

@@ -7,9 +7,8 @@ from typing import Any
 
 from taskqueue.api.common import GROUP, MESSAGE_MAX_LENGTH, VERSION
 from taskqueue.api.taskqueue import TaskQueueResource
-from taskqueue.api.taskqueue_status import MAX_HANDLERS, MAX_WORKERS
-from taskqueue.api.taskqueue_workers import Scaling, ScalingTarget, Workers
-from taskqueue.limits import STATUS_MESSAGE_LENGTH
+from taskqueue.api.taskqueue_pool import Scaling, ScalingTarget, Workers
+from taskqueue.limits import STATUS_HANDLERS, STATUS_MESSAGE_LENGTH, STATUS_WORKERS
 from taskqueue.model.queue import (
     ClusterRef,
     Condition,
@@ -119,7 +118,7 @@ def queue_status_patch(
             "deadLetters": status.dead_letters,
             "throughputPerMinute": status.throughput_per_minute,
             "meanRunSeconds": status.mean_run_seconds,
-            "workers": [_worker(worker) for worker in status.workers[:MAX_WORKERS]],
+            "workers": [_worker(worker) for worker in status.workers[:STATUS_WORKERS]],
             "lastScaleTime": (
                 None if status.last_scale_time is None else to_rfc3339(status.last_scale_time)
             ),
@@ -162,7 +161,7 @@ def _worker(worker: Worker) -> dict[str, Any]:
         "node": worker.node,
         "cpus": worker.cpus,
         "slots": worker.slots,
-        "handlers": list(worker.handlers[:MAX_HANDLERS]),
+        "handlers": list(worker.handlers[:STATUS_HANDLERS]),
     }
 
 

@@ -30,7 +30,12 @@ from taskqueue.limits import RESULT_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
-from taskqueue.worker.executors.exit_status import MemoryWatch, describe_exit, over_limit
+from taskqueue.worker.executors.exit_status import (
+    MemoryWatch,
+    describe_exit,
+    is_retryable,
+    over_limit,
+)
 from taskqueue.worker.executors.function import NothingRan
 from taskqueue.worker.executors.memory import OomKills
 from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe, merge_lines
@@ -43,9 +48,6 @@ log = EventLog("taskqueue.worker")
 #: In an argument: the path of a file with the payload.
 PAYLOAD = "{payload}"
 
-#: Exit codes of sysexits that are not retried.
-EX_USAGE = 64
-EX_DATAERR = 65
 
 #: A line of standard output that may be the result is kept up to this length.
 _LINE_BYTES = 1_048_576
@@ -240,7 +242,7 @@ class CommandExecution:
                 "ExitCode",
                 f"exit code {status.code}{detail}",
                 seconds,
-                retryable=status.code not in (EX_USAGE, EX_DATAERR),
+                retryable=is_retryable(status.code),
             )
         return self._success(seconds)
 

@@ -12,6 +12,10 @@ from taskqueue.worker.executors.memory import OomKills, resident_mib
 from taskqueue.worker.executors.process_spawner import ProcessExit
 from taskqueue.worker.outcome import failure
 
+#: Exit codes of a program, as sysexits.h has them, after which no other attempt is made.
+EX_USAGE = 64
+EX_DATAERR = 65
+
 #: How often the memory of processes with a limit is read, in seconds.
 MEMORY_SECONDS = 0.5
 
@@ -30,6 +34,11 @@ def describe_exit(status: ProcessExit, kills: OomKills) -> str:
         suffix = "" if limit is None else f" (limit {limit} MiB)"
         return f"was ended by SIGKILL: probably out of memory{suffix}"
     return f"was ended by {name}"
+
+
+def is_retryable(code: int) -> bool:
+    """Return whether another attempt may help after a program that ended with this exit code."""
+    return code not in (EX_USAGE, EX_DATAERR)
 
 
 def over_limit(held_mib: float, limit_mib: int, seconds: float) -> AttemptResult:
