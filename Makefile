@@ -76,7 +76,7 @@ constraints: ## Pin the newest versions that pyproject.toml allows
 cluster-up: $(READY) ## Start the development cluster, images included
 	$(BIN)/python -m devcluster up
 
-cluster-down: $(READY) ## Delete the development cluster and everything it left on this machine
+cluster-down: $(READY) ## Delete the development cluster; builds stay in ~/.cache/taskqueue-devcluster
 	$(BIN)/python -m devcluster down
 
 deploy: $(READY) ## Start the cluster with RabbitMQ and the operator of this checkout

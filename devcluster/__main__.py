@@ -1,7 +1,7 @@
 """`python -m devcluster`: the commands behind the Makefile.
 
 up            start the cluster unless it runs, build the images and load them
-down          delete the cluster and everything it left on this machine
+down          delete the cluster; builds stay in the cache
 images        build the images, and load them if the cluster runs
 deploy        start the cluster, with RabbitMQ and the operator of this checkout
 kubectl-path  print the path of the kubectl that fits the cluster
