@@ -39,7 +39,7 @@ def test_a_class_named_with_its_file_is_there(path: str, names: str) -> None:
     assert set(re.findall(r"\w+", names)) - {"or"} <= set(classes), path
 
 
-def test_every_room_has_a_row() -> None:
-    rooms = [one.name for one in PACKAGE.iterdir() if one.is_dir() and one.name[0] != "_"]
-    missing = [room for room in rooms if f"`{room}/`" not in TEXT]
+def test_every_package_has_a_row() -> None:
+    packages = [one.name for one in PACKAGE.iterdir() if one.is_dir() and one.name[0] != "_"]
+    missing = [package for package in packages if f"`{package}/`" not in TEXT]
     assert not missing
