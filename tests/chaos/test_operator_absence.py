@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.chaos.load import WINDOW, Load
-from tests.e2e.harness import OPERATOR_NAMESPACE, Harness
+from tests.e2e.harness import OPERATOR_NAMESPACE, OPERATOR_PODS, Harness
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -22,7 +22,16 @@ def no_operator(harness: Harness) -> Iterator[None]:
     for pod in harness.operator_pods():
         harness.kill_processes(pod["metadata"]["name"], namespace=OPERATOR_NAMESPACE)
     harness.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=0")
-    harness.until(lambda: not harness.operator_pods(), what="without an operator")
+    # Also of the pods that are being deleted: kubelet may have restarted the killed container.
+    harness.kubectl.ok(
+        "wait",
+        "-n",
+        OPERATOR_NAMESPACE,
+        "--for=delete",
+        "pod",
+        f"-l={OPERATOR_PODS}",
+        "--timeout=90s",
+    )
     try:
         yield
     finally:

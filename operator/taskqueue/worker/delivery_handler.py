@@ -8,7 +8,7 @@ delivery acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from taskqueue.amqp.channel import Delivery
@@ -37,6 +37,7 @@ class DeliveryHandler:
         reporter: publishes answers, and knows the outcomes of ended runs.
         commands: the commands seen so far.
         by_token: the ids of runs whose token must not run a second time.
+        is_executed: whether an earlier run of a token, disowned by now, is still executed.
     """
 
     def __init__(
@@ -45,11 +46,14 @@ class DeliveryHandler:
         reporter: RunReporter,
         commands: CommandLog,
         by_token: Mapping[str, int],
+        *,
+        is_executed: Callable[[str], bool],
     ) -> None:
         self._settings = settings
         self._reporter = reporter
         self._commands = commands
         self._by_token = by_token
+        self._is_executed = is_executed
         self._direct_task = f"{settings.namespace}/{settings.queue}"
 
     def handle(
@@ -81,7 +85,8 @@ class DeliveryHandler:
             self._answer("outcome.repeated", acknowledger, delivery, message, outcome)
             return True
         command = self._commands.get(token)
-        if command is not None:
+        # Not while an execution of it has not ended: the answer frees the concurrency key.
+        if command is not None and not self._is_executed(token):
             outcome = stopped_event(message, command, worker=self._settings.pod, seconds=0.0)
             event = "task.cancelled" if command is CommandKind.CANCEL else "task.released"
             self._answer(event, acknowledger, delivery, message, outcome)

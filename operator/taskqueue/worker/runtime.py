@@ -88,7 +88,11 @@ class Runtime:
         self._reporter = RunReporter(settings, outbox, on_confirmed=self._send)
         self._commands = CommandLog()
         self._delivery_handler = DeliveryHandler(
-            settings, self._reporter, self._commands, self._by_token
+            settings,
+            self._reporter,
+            self._commands,
+            self._by_token,
+            is_executed=lambda token: self._ending_id(token) is not None,
         )
         self._guard = KeyedGuard(loop, on_silence=self._on_silence)
         self._prefetch_rule = PrefetchRule(settings.slots)
@@ -355,8 +359,9 @@ class Runtime:
         if self._by_token.get(run.token) == run_id:
             del self._by_token[run.token]
 
-    def _admit_next(self, _: int, run: AttemptRun, effect: effects.AdmitNext) -> None:
-        receipts, now = self._states[effect.next_id].receipts, self._loop.time()
+    def _admit_next(self, _: int, __: AttemptRun, effect: effects.AdmitNext) -> None:
+        blocked = self._states[effect.next_id]
+        run, receipts, now = blocked.run, blocked.receipts, self._loop.time()
         command = self._commands.get(run.token)
         self._apply(effect.next_id, run, admit(run, receipts, now, False, self._draining, command))
         self._fill_slots()

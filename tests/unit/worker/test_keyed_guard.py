@@ -291,3 +291,31 @@ async def test_at_the_end_of_the_grace_period_it_is_released_when_it_has_ended()
     assert harness.reported == [("task.released", "a")]
     harness.runtime.abort_if_keyed_runs()
     assert len(harness.aborts) == 1
+
+
+async def test_a_command_does_not_answer_for_an_execution_that_has_not_ended() -> None:
+    harness = RuntimeHarness(slots=3)
+    connect(harness)
+    harness.deliver(keyed())
+    harness.runtime.on_channel_lost()  # disowns it
+    harness.open_channel()
+    harness.command(CommandKind.CANCEL, "a")
+    harness.deliver(keyed(), deliveries=1)
+    assert not harness.reported  # the answer would free the concurrency key
+    harness.executor.started[0].succeed()
+    await turn()
+    assert len(harness.executor.started) == 1
+    assert len(harness.reported) == 1
+
+
+async def test_a_blocked_run_counts_its_own_deliveries() -> None:
+    harness = RuntimeHarness(slots=3)
+    connect(harness)
+    harness.deliver(keyed())
+    harness.runtime.on_channel_lost()
+    harness.open_channel()
+    harness.deliver(keyed(), deliveries=3)  # as many as it may have
+    harness.executor.started[0].succeed()
+    await turn()
+    assert len(harness.executor.started) == 1
+    assert len(harness.reported) == 1

@@ -74,8 +74,7 @@ class Dispatcher:
         on_open: Callable[[QueueKey, Publisher], None],
     ) -> None:
         self.key = key
-        #: Tasks all workers together can run at once, as far as known.
-        self.slots = 0
+        self._slots = 0
         #: The uids of the queue's Tasks that are not finished.
         self.uids: dict[str, None] = {}
         #: Called when there may be more to do for the workers. Set by whoever serves the TaskQueue.
@@ -103,6 +102,17 @@ class Dispatcher:
         self._pump_planned = False
         self._paused_until = 0.0
         self._published_counter = PUBLISHED.labels(*key)
+
+    @property
+    def slots(self) -> int:
+        """Tasks all workers together can run at once, as far as known."""
+        return self._slots
+
+    @slots.setter
+    def slots(self, slots: int) -> None:
+        grown, self._slots = slots > self._slots, slots
+        if grown:
+            self._plan_pump()  # the window may be larger now
 
     @property
     def config(self) -> QueueConfig | None:
@@ -314,7 +324,7 @@ class Dispatcher:
         now = self._clock()
         window = window_size(
             max_published=config.max_published,
-            slots=self.slots,
+            slots=self._slots,
             finished_in_5_seconds=self._rate.recent(now),
         )
         for _ in range(_BATCH):

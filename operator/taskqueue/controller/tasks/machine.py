@@ -233,10 +233,9 @@ def _on_stale_report(draft: Draft, event: events.AttemptReport) -> None:
     """Drop a report about an attempt nobody waits for; a worker that begins one must stop."""
     receipt = event.about.receipt
     if isinstance(event, events.AttemptStarted):
-        draft.do(
-            effects.StopStray(event.about.token, event.about.source),
-            effects.Acknowledge((receipt,), dropped="stale"),
-        )
+        if not draft.tracked.owed:  # else the command follows when the raised epoch is on record
+            draft.do(effects.StopStray(event.about.token, event.about.source))
+        draft.do(effects.Acknowledge((receipt,), dropped="stale"))
     elif draft.tracked.receipts:
         # Perhaps the very outcome that awaits its write, delivered again by the broker.
         draft.update(receipts=(*draft.tracked.receipts, receipt))
@@ -280,7 +279,7 @@ def _on_unreported(draft: Draft, event: events.AttemptUnreported) -> None:
 
 
 def _on_status_written(draft: Draft, event: events.StatusWritten) -> None:
-    draft.update(written=event.status)
+    draft.update(written=event.status, status_truncated=False)
     draft.send_owed(written=event.status)
     if event.status.phase.terminal:
         _on_end_written(draft, event)

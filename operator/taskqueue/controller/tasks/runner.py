@@ -123,6 +123,12 @@ class TaskRunner:
                     self._step(tracked, event)
         finally:
             self._is_running = False
+            if self._events:  # a step has failed: the events of other Tasks do not wait for more
+                asyncio.get_running_loop().call_soon(self._send_rest)
+
+    def _send_rest(self) -> None:
+        if self._events and not self._is_running:
+            self.send(*self._events.popleft())
 
     def token(self, tracked: TrackedTask) -> str:
         """Return the token of a Task's present attempt."""
@@ -264,8 +270,9 @@ class TaskRunner:
         )
 
     def _on_completion_confirmed(self, tracked: TrackedTask) -> None:
-        event = events.CompletionConfirmed()
-        after, todo = step(tracked, event, self._environment(tracked))
+        # Nothing is known around a Task that is tracked no more, and nothing need be.
+        event, nothing = events.CompletionConfirmed(), TaskEnvironment(policy=None)
+        after, todo = step(tracked, event, nothing)
         for effect in todo:
             _EXECUTORS[type(effect)](self, after, effect)
 

@@ -215,8 +215,8 @@ MUTANTS = [
     Mutant(
         "a final status is given another message",
         machine,
-        "    draft.update(written=event.status)\n",
-        """    draft.update(written=event.status)
+        "    draft.update(written=event.status, status_truncated=False)\n",
+        """    draft.update(written=event.status, status_truncated=False)
     if event.status is not draft.tracked.status and draft.tracked.status.phase.terminal:
         draft.update(status=replace(draft.tracked.status, message="written after another"))
 """,
