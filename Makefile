@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Most tests wait for something, so more of them than cores run at a time.
-WORKERS := 6
+WORKERS := 4
 # Each of them imports all tests: with bytecode kept, in a third of the time.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --durations=30
 
