@@ -13,8 +13,7 @@ from typing import Any
 import orjson
 
 from taskqueue.contract.outcome import EventError
-from taskqueue.jsonable import models
-from taskqueue.limits import RESULT_BYTES
+from taskqueue.results.encoding import ResultError, encode_result
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.sdk import Fail, Retry
 
@@ -44,31 +43,10 @@ def encoded_result(
         seconds: how long it ran.
         handler: its name, for the message of a failure.
     """
-    if value is None:
-        return None
     try:
-        encoded = orjson.dumps(value, default=models)
-    except TypeError as error:
-        who = f"handler {handler!r}" if handler else "the handler"
-        return failure(
-            "InvalidResult",
-            f"{who} returned {type(value).__name__}, not JSON ({error}): "
-            "return a dict, a pydantic model, a dataclass, a list, a string, a number, a boolean "
-            "or None",
-            seconds,
-            retryable=False,
-        )
-    if not encoded.startswith(b"{"):
-        encoded = b'{"value":' + encoded + b"}"
-    if len(encoded) > RESULT_BYTES:
-        return failure(
-            "ResultTooLarge",
-            f"the result is {len(encoded)} bytes of JSON, the limit is {RESULT_BYTES}: "
-            "store it elsewhere and return where it is",
-            seconds,
-            retryable=False,
-        )
-    return encoded
+        return encode_result(value, handler=handler)
+    except ResultError as error:
+        return failure(error.type, str(error), seconds, retryable=False)
 
 
 def raised(exception: BaseException, seconds: float) -> AttemptResult:
