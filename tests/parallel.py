@@ -45,6 +45,9 @@ EXCLUSIVE = {
     ),
 }
 
+#: Files whose tests wait for the operator without a harness.
+_NEED_OPERATOR = ("integration/client/test_tasks.py",)
+
 #: Files whose tests take long, longest first: started early, they are not what the end waits for.
 _LONG_FILES = (
     "chaos/test_worker_pods.py",
@@ -120,7 +123,7 @@ def needs_of(item: pytest.Item) -> _Needs:
         return {"cluster": fcntl.LOCK_EX}
     if exclusive == "operator":
         return {"cluster": fcntl.LOCK_SH, "operator": fcntl.LOCK_EX}
-    if "harness" in fixtures:
+    if "harness" in fixtures or _file(item) in _NEED_OPERATOR:
         return {"cluster": fcntl.LOCK_SH, "operator": fcntl.LOCK_SH}
     if {"cluster", "kubectl", "rabbitmq", "broker_endpoint"}.intersection(fixtures):
         return {"cluster": fcntl.LOCK_SH}
