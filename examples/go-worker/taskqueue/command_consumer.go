@@ -110,41 +110,60 @@ func (c *commandConsumer) closeReason(closed chan *amqp.Error) error {
 }
 
 // lastOffset returns the offset of the last command, -1 for none. "last" begins with the last chunk,
-// which may have more than the prefetch, so it reads on from there until nothing more comes.
+// which may have more than the prefetch, so it reads on from there until nothing more comes. Of a
+// chunk that the broker has not committed yet nothing is sent: only "first" shows that a stream is
+// empty.
 func (c *commandConsumer) lastOffset(channel *amqp.Channel) (int64, error) {
 	if err := channel.Qos(commandPrefetch, 0, false); err != nil {
 		return 0, err
 	}
-	var begin any = "last"
 	last := int64(-1)
-	for {
-		deliveries, err := c.subscribe(channel, begin)
-		if err != nil {
+	for last < 0 {
+		var err error
+		if last, err = c.read(channel, "last"); err != nil {
 			return 0, err
 		}
-		// The broker sends what it has within two round trips.
-		for range 2 {
-			if _, err := channel.QueueDeclarePassive(controlStream, true, false, false, false, nil); err != nil {
-				return 0, fmt.Errorf("stream %s: %w", controlStream, err)
-			}
+		if last >= 0 {
+			break
 		}
-		// The library delivers all that came before the cancel, then closes.
-		if err := channel.Cancel("commands", false); err != nil {
-			return 0, err
+		if first, err := c.read(channel, "first"); err != nil || first < 0 {
+			return first, err
 		}
-		before := last
-		var newest *amqp.Delivery
-		for delivery := range deliveries {
-			last, newest = offset(&delivery), &delivery
-		}
-		if newest != nil {
-			_ = newest.Ack(true)
-		}
-		if last == before {
-			return last, nil
-		}
-		begin = last + 1
 	}
+	for {
+		next, err := c.read(channel, last+1)
+		if err != nil || next < 0 {
+			return last, err
+		}
+		last = next
+	}
+}
+
+// read returns the highest offset of what the broker sends at once from an offset on, -1 for nothing.
+func (c *commandConsumer) read(channel *amqp.Channel, begin any) (int64, error) {
+	deliveries, err := c.subscribe(channel, begin)
+	if err != nil {
+		return 0, err
+	}
+	// The broker sends what it has within two round trips.
+	for range 2 {
+		if _, err := channel.QueueDeclarePassive(controlStream, true, false, false, false, nil); err != nil {
+			return 0, fmt.Errorf("stream %s: %w", controlStream, err)
+		}
+	}
+	// The library delivers all that came before the cancel, then closes.
+	if err := channel.Cancel("commands", false); err != nil {
+		return 0, err
+	}
+	highest := int64(-1)
+	var newest *amqp.Delivery
+	for delivery := range deliveries {
+		highest, newest = offset(&delivery), &delivery
+	}
+	if newest != nil {
+		_ = newest.Ack(true)
+	}
+	return highest, nil
 }
 
 func (c *commandConsumer) subscribe(channel *amqp.Channel, begin any) (<-chan amqp.Delivery, error) {

@@ -119,7 +119,7 @@ class CommandConsumer:
 
         try:
             await channel.set_prefetch(PREFETCH)
-            end = await _find_end(channel)
+            end = await find_end(channel)
             on_found()
             if self._last_offset is not None and (end is None or end < self._last_offset):
                 self._last_offset = None
@@ -242,21 +242,33 @@ class _Reader:
         self._tag = 0
 
 
-async def _find_end(channel: Channel) -> int | None:
+async def find_end(channel: Channel) -> int | None:
     """Return the offset of the last message of the stream, or None: it is empty.
 
-    ``last`` starts with the stream's last chunk, which may hold many messages. What the broker
-    sends for an acknowledgement it sends before it answers the next request: when nothing came
-    within a round trip, the chunk is read.
+    ``last`` starts with the stream's last chunk, and is sent nothing at all when that chunk is so
+    new that the broker has not committed it: only ``first`` shows that a stream is empty.
+    """
+    while True:
+        end = await _read(channel, "last")
+        if end is not None or await _read(channel, "first", to_the_end=False) is None:
+            return end
+
+
+async def _read(channel: Channel, start: str, *, to_the_end: bool = True) -> int | None:
+    """Return the highest offset that is sent from ``start``, or None: nothing is.
+
+    A chunk may hold many messages. What the broker sends for an acknowledgement it sends before it
+    answers the next request: when nothing came within a round trip, the chunk is read.
     """
     end: int | None = None
 
     def on_delivery(delivery: Delivery) -> None:
         nonlocal end
         end = _offset(delivery)
-        channel.ack(delivery.delivery_tag)
+        if to_the_end:
+            channel.ack(delivery.delivery_tag)
 
-    arguments = {"x-stream-offset": "last"}
+    arguments = {"x-stream-offset": start}
     tag = await channel.consume(
         CONTROL_STREAM, on_delivery, lambda reason: None, arguments=arguments
     )

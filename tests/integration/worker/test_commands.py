@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import pytest
@@ -10,6 +11,7 @@ from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.names import CONTROL_ARGUMENTS, CONTROL_STREAM
 from taskqueue.contract.outcome import EventKind
 from taskqueue.model.command import CommandKind
+from taskqueue.worker.command_consumer import PREFETCH, find_end
 from tests.integration.worker.harness import Harness
 
 pytestmark = pytest.mark.broker
@@ -82,6 +84,26 @@ async def test_ten_thousand_past_commands_are_known_before_the_first_work(harnes
     assert events.index("command_consumer.registered") < events.index("consumer.registered")
     assert (await worker.logged("command_consumer.registered"))["commands"] == 10_000
     assert gate.pids == []
+
+
+async def test_the_end_of_a_stream_is_found_while_commands_keep_coming(harness: Harness) -> None:
+    await harness.send_commands(*past_commands(5))
+    finished = asyncio.Event()
+
+    async def keep_sending() -> None:
+        while not finished.is_set():
+            await harness.send_commands(*past_commands(1))
+
+    sender = asyncio.create_task(keep_sending())
+    try:
+        for _ in range(100):
+            channel = await harness.connection.channel()
+            await channel.set_prefetch(PREFETCH)
+            assert await find_end(channel) is not None, "it is not empty"
+            await channel.close()
+    finally:
+        finished.set()
+        await sender
 
 
 async def test_after_a_reconnect_it_continues_where_it_was(harness: Harness) -> None:

@@ -37,6 +37,8 @@ class FakeStream:
     on_start: Callable[[], None] = lambda: None
     #: No consumer but one of the last chunk is sent anything from this offset on.
     stalls_at: int | None = None
+    #: So many consumers of the last chunk are sent nothing: it is not committed yet.
+    uncommitted: int = 0
     #: Of those that have one.
     message_ids: dict[int, str] = field(default_factory=dict)
 
@@ -96,12 +98,17 @@ class FakeChannel:
             self._stream.on_start()
         numbers = {"last": self._stream.last_chunk, "first": 0}
         self._next = numbers.get(begin, begin)
+        if begin == "last" and self._stream.uncommitted:
+            self._stream.uncommitted -= 1
+            self._next = None
         self._on_delivery, self.on_cancel = on_delivery, on_cancel
         asyncio.get_running_loop().call_soon(self.send)
-        return "tag"
+        return str(begin)
 
     async def cancel(self, tag: str) -> None:
         self._next = None
+        if tag == "first":
+            self._stream.started_at.pop()  # it only looked
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         self._unacknowledged -= self._unacknowledged if multiple else 1
@@ -216,7 +223,7 @@ def filled(count: int) -> FakeStream:
     return stream
 
 
-async def test_an_empty_stream_is_on_caught_upn_at_once() -> None:
+async def test_an_empty_stream_is_caught_up_with_at_once() -> None:
     harness = CommandHarness(FakeStream())
     await harness.connect()
     assert harness.caught_up == [[]]
@@ -229,6 +236,21 @@ async def test_all_past_commands_are_handled_before_it_has_caught_up() -> None:
     harness = CommandHarness(filled(2_000))
     await harness.connect()
     assert [len(tokens) for tokens in harness.caught_up] == [2_000]
+    await harness.end()
+
+
+@pytest.mark.parametrize("uncommitted", [1, 3])
+async def test_a_stream_whose_last_chunk_is_not_committed_is_not_taken_for_empty(
+    uncommitted: int,
+) -> None:
+    stream = filled(3)
+    stream.drain(3)
+    stream.uncommitted = uncommitted
+    harness = CommandHarness(stream)
+    await harness.connect()
+    assert harness.caught_up == [["k.0", "k.1", "k.2"]]
+    assert harness.drains == 0, "that command was for another process"
+    assert stream.started_at == ["first"]
     await harness.end()
 
 
