@@ -35,15 +35,28 @@ class Acknowledger:
         #: Unacknowledged tags in the order they came (a dict for its order), True when confirmed.
         self._tags: dict[int, bool] = {}
         self._flushing = False
+        #: Tags up to this one came to consumers that have been cancelled.
+        self._cancelled_tag = 0
+        self._last_tag = 0
 
     @property
     def unacknowledged(self) -> int:
         """Deliveries that are not acknowledged yet, confirmed ones to be flushed included."""
         return len(self._tags)
 
+    @property
+    def left_over(self) -> int:
+        """Those of them that came to consumers which have been cancelled since."""
+        return sum(tag <= self._cancelled_tag for tag in self._tags)
+
     def received(self, tag: int) -> None:
         """Add a delivery."""
         self._tags[tag] = False
+        self._last_tag = tag
+
+    def on_consumers_cancelled(self) -> None:
+        """Note that all consumers of the channel have been cancelled."""
+        self._cancelled_tag = self._last_tag
 
     def confirm(self, tag: int) -> None:
         """Acknowledge soon, with the others confirmed in this turn of the loop."""

@@ -39,9 +39,10 @@ class Consumer:
         commands: reads the control stream on the same connection.
 
     Attributes:
-        registered: whether the consumer is registered with the broker now.
+        registered: whether work is consumed. Also while no consumer is needed, because as much as
+            is wanted is unacknowledged.
         changed_at: when ``registered`` last changed, on the loop's clock.
-        prefetch: the one in effect, or asked for before there is a consumer.
+        prefetch: of all present consumers together.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Consumer:
         self._caught_up = False
         self._consuming = False
         self._wanted_prefetch = prefetch
-        self.prefetch = prefetch
+        self.prefetch = 0
         self.registered = False
         #: Set once it has been registered for the first time.
         self.ready = asyncio.Event()
@@ -80,8 +81,9 @@ class Consumer:
 
         A prefetch set on a live consumer has no effect. For a higher one another consumer is
         registered beside it, for the difference: a cancel costs each message on its way a
-        delivery. For a lower one all are cancelled, and one is registered when no more deliveries
-        than that are unacknowledged.
+        delivery. For a lower one all are cancelled. What they leave unacknowledged does not count
+        for the prefetch of those that follow: these are registered one after another, as it is
+        acknowledged, so that there are never more deliveries than wanted.
         """
         if count != self._wanted_prefetch:
             self._wanted_prefetch = count
@@ -182,34 +184,26 @@ class Consumer:
             if ended is not None:
                 return ended
             tags: list[str] = []
+            self.prefetch = 0
             while not self._stopping:
-                present = self.prefetch if tags else 0
-                self.prefetch = self._wanted_prefetch
-                await channel.set_prefetch(self.prefetch - present)
-                tags.append(
-                    await channel.consume(self._queue, self._runtime.on_delivery, on_cancel)
-                )
-                log.debug("consumer.added", queue=self._queue, prefetch=self.prefetch)
-                self._set_registered(True)
-                ended = await self._watch(
-                    channel,
-                    cancelled,
-                    lambda: self._stopping or self._wanted_prefetch != self.prefetch,
-                )
-                if ended is None and not self._stopping and self._wanted_prefetch > self.prefetch:
-                    continue
-                self._set_registered(False)
+                room = self._room
+                if room > self.prefetch:
+                    await channel.set_prefetch(room - self.prefetch)
+                    self.prefetch = room
+                    tags.append(
+                        await channel.consume(self._queue, self._runtime.on_delivery, on_cancel)
+                    )
+                    log.debug("consumer.added", queue=self._queue, prefetch=self.prefetch)
+                    self._set_registered(True)
+                ended = await self._watch(channel, cancelled, self._is_due)
                 if ended is not None:
                     return ended
-                while tags:
-                    await channel.cancel(tags.pop())
-                ended = await self._watch(
-                    channel,
-                    cancelled,
-                    lambda: self._stopping or self._runtime.unacknowledged <= self._wanted_prefetch,
-                )
-                if ended is not None:
-                    return ended
+                if self._stopping or self._wanted_prefetch < self.prefetch:
+                    while tags:
+                        await channel.cancel(tags.pop())
+                    self._runtime.on_consumers_cancelled()
+                    self.prefetch = 0
+            self._set_registered(False)
             self._stopped.set()
             # The channel stays open, for acknowledgements.
             return await self._watch(channel, cancelled, lambda: False) or ""
@@ -217,6 +211,15 @@ class Consumer:
             self._set_registered(False)
             self._runtime.on_channel_lost()
             await channel.close()
+
+    @property
+    def _room(self) -> int:
+        """How much consumers may prefetch, beside what cancelled ones have left."""
+        return self._wanted_prefetch - self._runtime.left_over
+
+    def _is_due(self) -> bool:
+        """Whether consumers are to be added or cancelled."""
+        return self._stopping or self._wanted_prefetch < self.prefetch or self._room > self.prefetch
 
     async def _watch(
         self,

@@ -166,6 +166,11 @@ class Runtime:
         """How many deliveries of the channel are not acknowledged."""
         return 0 if self._acknowledger is None else self._acknowledger.unacknowledged
 
+    @property
+    def left_over(self) -> int:
+        """How many of them came to consumers that have been cancelled since."""
+        return 0 if self._acknowledger is None else self._acknowledger.left_over
+
     # Called by the consumer.
 
     def on_connected(self, connection: Connection) -> None:
@@ -175,6 +180,11 @@ class Runtime:
     def on_channel_opened(self, channel: Channel) -> None:
         """Acknowledge the following deliveries on this channel."""
         self._acknowledger = Acknowledger(channel, self._loop, on_acknowledged=self._on_change)
+
+    def on_consumers_cancelled(self) -> None:
+        """Note that all consumers of the channel have been cancelled."""
+        if self._acknowledger is not None:
+            self._acknowledger.on_consumers_cancelled()
 
     def on_channel_lost(self) -> None:
         """Drop what has not started; what runs continues, and its outcome is published.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from pika.spec import Basic
 
 from taskqueue.contract.outcome import EventKind
@@ -44,13 +46,18 @@ async def long_after_short(scenario: Scenario) -> None:
     trace = scenario.trace()
     # One by one: some are on their way when the worker learns that they are long.
     tokens = [await scenario.publish("sleep", trace, payload={"seconds": 60}) for _ in range(8)]
+    inbox = scenario.broker_env.inbox
     async with scenario.check("after short runs it leaves long ones to others", seconds=60):
         await trace.until(begun=_SLOTS)
         # By now the worker knows that they are long; it may have requeued some instead.
-        inbox = scenario.broker_env.inbox
         await inbox.until(
             lambda: sum(bool(inbox.events(token, EventKind.STARTED)) for token in tokens) >= _SLOTS
         )
         await scenario.proxy.until(lambda: scenario.proxy.unsettled <= _SLOTS)
         begun = len(trace.begun)
         expect(begun == _SLOTS, f"with {_SLOTS} slots, {begun} run")
+    async with scenario.check("and it takes no more while they run"):
+        await asyncio.sleep(1)  # the worker may be cancelling its consumers just now
+        late = await scenario.publish("echo")
+        await asyncio.sleep(1)
+        expect(not inbox.events(late), "it took a message without a free slot and released it")

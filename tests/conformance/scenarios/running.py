@@ -29,7 +29,7 @@ async def busy(scenario: Scenario) -> None:
         await scenario.proxy.until(lambda: all(link.frames > sent for link, sent in before.items()))
         expect(not burning.ended, "nothing was sent until the handler had ended")
         expect(not any(link.closed for link in before), "a connection was lost")
-    async with scenario.check("and it ends as it should"):
+    async with scenario.check("and it ends as it should", seconds=60):
         await scenario.ends_with(burn, EventKind.SUCCEEDED)
         await scenario.wait_settled()
 

@@ -40,6 +40,19 @@ async def test_what_lies_beyond_a_running_one_is_acknowledged_alone() -> None:
     assert channel.settled == [("ack", 1, False), ("ack", 3, False), ("ack", 4, False)]
 
 
+async def test_what_cancelled_consumers_have_left_is_known() -> None:
+    acknowledger, _ = make(4)
+    assert acknowledger.left_over == 0
+    acknowledger.on_consumers_cancelled()
+    acknowledger.received(5)
+    assert acknowledger.left_over == 4
+    acknowledger.requeue(2)
+    for tag in (1, 5):
+        acknowledger.confirm(tag)
+    await turn()
+    assert acknowledger.left_over == 2
+
+
 async def test_what_was_given_back_is_not_acknowledged_later() -> None:
     acknowledger, channel = make(3)
     acknowledger.requeue(1)

@@ -100,6 +100,7 @@ class FakeRuntime:
     """Counts calls; the test sets how many deliveries are unacknowledged."""
 
     unacknowledged: int = 0
+    left_over: int = 0
     connections: int = 0
     opened: int = 0
     lost: int = 0
@@ -111,6 +112,9 @@ class FakeRuntime:
         self.opened += 1
 
     def on_delivery(self, delivery: Delivery) -> None: ...
+
+    def on_consumers_cancelled(self) -> None:
+        self.left_over = self.unacknowledged
 
     def on_channel_lost(self) -> None:
         self.lost += 1
@@ -230,7 +234,7 @@ async def test_a_raised_prefetch_is_one_more_consumer_for_the_difference(
     await harness.end()
 
 
-async def test_a_lowered_prefetch_waits_until_enough_is_acknowledged(
+async def test_a_lowered_prefetch_counts_what_cancelled_consumers_have_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     harness = ConsumerHarness(broker := FakeBroker(), monkeypatch)
@@ -238,17 +242,21 @@ async def test_a_lowered_prefetch_waits_until_enough_is_acknowledged(
     await asyncio.sleep(1)
     broker.notes.clear()
     harness.runtime.unacknowledged = 40
+    harness.consumer.want_prefetch(4)
+    await asyncio.sleep(10)
+    assert broker.notes == ["cancel tag-1"]
+    for left_over, added in [(5, []), (4, []), (3, [1]), (3, []), (1, [2]), (0, [1]), (0, [])]:
+        broker.notes.clear()
+        harness.runtime.left_over = left_over
+        harness.consumer.notify()
+        await asyncio.sleep(10)
+        assert broker.notes == [note for one in added for note in (f"qos {one}", "consume")]
+        assert harness.consumer.registered, "it is as alive as it can be"
+    broker.notes.clear()
+    harness.runtime.unacknowledged = 4
     harness.consumer.want_prefetch(2)
     await asyncio.sleep(10)
-    assert broker.notes == ["cancel tag-1"]
-    harness.runtime.unacknowledged = 3
-    harness.consumer.notify()
-    await asyncio.sleep(10)
-    assert broker.notes == ["cancel tag-1"]
-    harness.runtime.unacknowledged = 2
-    harness.consumer.notify()
-    await asyncio.sleep(0.001)
-    assert broker.notes == ["cancel tag-1", "qos 2", "consume"]
+    assert broker.notes == ["cancel tag-4", "cancel tag-3", "cancel tag-2"]
     await harness.end()
 
 
