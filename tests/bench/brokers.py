@@ -21,6 +21,7 @@ from taskqueue.amqp.channel import BrokerUnavailable, Channel
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.contract.command import FIRST_COMMAND, command_message
 from taskqueue.contract.names import WORK_EXCHANGE, routing_key
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
 from taskqueue.kubernetes.client import ApiClient
@@ -121,7 +122,10 @@ async def bench_broker(client: ApiClient) -> AsyncIterator[Broker]:
         connection = await connect(parameters, name="bench")
         await declare_operator_topology(connection)
         await declare_task_queue(connection, bench.NAMESPACE, bench.QUEUE)
-        yield Broker(parameters, await connection.channel(), await Publisher.open(connection))
+        publisher = await Publisher.open(connection)
+        first = command_message(FIRST_COMMAND)
+        await publisher.publish_and_wait(first.exchange, first.key, first.body, first.properties())
+        yield Broker(parameters, await connection.channel(), publisher)
     except BrokerUnavailable as problem:
         raise BenchError(str(problem)) from problem
     finally:

@@ -20,7 +20,7 @@ from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import WorkerCommand, command_message
+from taskqueue.contract.command import FIRST_COMMAND, WorkerCommand, command_message
 from taskqueue.contract.names import (
     DEAD_EXCHANGE,
     INBOX_QUEUE,
@@ -57,6 +57,7 @@ class BrokerEnv:
     async def open(self) -> None:
         """Declare the operator's topology, read the inbox, and listen to heartbeats."""
         await declare_operator_topology(self.connection)
+        await self.send_commands(FIRST_COMMAND)
         await self.inbox.open(self.connection)
         await self.heartbeats.open(self.connection)
 

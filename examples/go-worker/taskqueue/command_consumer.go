@@ -15,6 +15,13 @@ import (
 // low prefetch costs a round trip for each few commands.
 const commandPrefetch = 500
 
+// emptyAfter is how long a stream without a command sends nothing; restAfter likewise, for what may
+// follow after a full prefetch.
+const (
+	emptyAfter = 5 * time.Second
+	restAfter  = time.Second
+)
+
 // commandConsumer reads the operator's commands, over all connections of a worker (7).
 type commandConsumer struct {
 	dispatcher *dispatcher
@@ -110,60 +117,60 @@ func (c *commandConsumer) closeReason(closed chan *amqp.Error) error {
 }
 
 // lastOffset returns the offset of the last command, -1 for none. "last" begins with the last chunk,
-// which may have more than the prefetch, so it reads on from there until nothing more comes. Of a
-// chunk that the broker has not committed yet nothing is sent: only "first" shows that a stream is
-// empty.
+// which may have more than the prefetch, so it reads on from there until nothing more comes. The
+// operator leaves no stream empty, so that a silence means one only when it is long: of a chunk that
+// the broker has not committed yet it sends nothing.
 func (c *commandConsumer) lastOffset(channel *amqp.Channel) (int64, error) {
 	if err := channel.Qos(commandPrefetch, 0, false); err != nil {
 		return 0, err
 	}
-	last := int64(-1)
-	for last < 0 {
-		var err error
-		if last, err = c.read(channel, "last"); err != nil {
-			return 0, err
-		}
-		if last >= 0 {
-			break
-		}
-		if first, err := c.read(channel, "first"); err != nil || first < 0 {
-			return first, err
+	last, count, err := c.read(channel, "last", emptyAfter)
+	for err == nil && count >= commandPrefetch {
+		var next int64
+		if next, count, err = c.read(channel, last+1, restAfter); count > 0 {
+			last = next
 		}
 	}
-	for {
-		next, err := c.read(channel, last+1)
-		if err != nil || next < 0 {
-			return last, err
-		}
-		last = next
-	}
+	return last, err
 }
 
-// read returns the highest offset of what the broker sends at once from an offset on, -1 for nothing.
-func (c *commandConsumer) read(channel *amqp.Channel, begin any) (int64, error) {
+// read returns the highest offset of what the broker sends from an offset on, -1 for nothing, and how
+// many messages that are. It waits for the first of them at most as long as the patience.
+func (c *commandConsumer) read(channel *amqp.Channel, begin any, patience time.Duration) (int64, int, error) {
 	deliveries, err := c.subscribe(channel, begin)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	// The broker sends what it has within two round trips.
+	last, count := int64(-1), 0
+	var newest *amqp.Delivery
+	take := func(delivery *amqp.Delivery) {
+		last, newest = offset(delivery), delivery
+		count++
+	}
+	select {
+	case delivery, open := <-deliveries:
+		if open {
+			take(&delivery)
+		}
+	case <-time.After(patience):
+	}
+	// The broker sends what it has within two round trips after the first.
 	for range 2 {
 		if _, err := channel.QueueDeclarePassive(controlStream, true, false, false, false, nil); err != nil {
-			return 0, fmt.Errorf("stream %s: %w", controlStream, err)
+			return 0, 0, fmt.Errorf("stream %s: %w", controlStream, err)
 		}
 	}
 	// The library delivers all that came before the cancel, then closes.
 	if err := channel.Cancel("commands", false); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	highest := int64(-1)
-	var newest *amqp.Delivery
 	for delivery := range deliveries {
-		highest, newest = offset(&delivery), &delivery
+		take(&delivery)
 	}
 	if newest != nil {
 		_ = newest.Ack(true)
 	}
-	return highest, nil
+	return last, count, nil
 }
 
 func (c *commandConsumer) subscribe(channel *amqp.Channel, begin any) (<-chan amqp.Delivery, error) {

@@ -36,6 +36,11 @@ class WorkerCommand:
     namespace: str = ""
 
 
+#: About no attempt. The operator sends it when it connects, so that the stream is never empty: that
+#: a stream *is* empty a worker could conclude only from a silence.
+FIRST_COMMAND = WorkerCommand(CommandKind.CANCEL, token="none", uid="none")  # noqa: S106
+
+
 def encode(command: WorkerCommand) -> bytes:
     """Return the command as JSON."""
     fields: dict[str, str] = {"order": command.kind}

@@ -34,6 +34,10 @@ log = EventLog("taskqueue.worker")
 #: A stream is sent in chunks: with a much lower prefetch, each few messages take a round trip.
 PREFETCH = 500
 
+#: A stream that sends nothing for this long is empty. The operator leaves none empty: see
+#: `taskqueue.contract.command.FIRST_COMMAND`.
+EMPTY_SECONDS = 5.0
+
 #: Round trips without a delivery after which the stream's last chunk counts as read.
 _QUIET_ROUNDS = 2
 
@@ -245,33 +249,27 @@ class _Reader:
 async def find_end(channel: Channel) -> int | None:
     """Return the offset of the last message of the stream, or None: it is empty.
 
-    ``last`` starts with the stream's last chunk, and is sent nothing at all when that chunk is so
-    new that the broker has not committed it: only ``first`` shows that a stream is empty.
-    """
-    while True:
-        end = await _read(channel, "last")
-        if end is not None or await _read(channel, "first", to_the_end=False) is None:
-            return end
-
-
-async def _read(channel: Channel, start: str, *, to_the_end: bool = True) -> int | None:
-    """Return the highest offset that is sent from ``start``, or None: nothing is.
-
-    A chunk may hold many messages. What the broker sends for an acknowledgement it sends before it
-    answers the next request: when nothing came within a round trip, the chunk is read.
+    ``last`` starts with the stream's last chunk, which may hold many messages. The first delivery
+    has no time limit of the protocol's: the broker sends nothing of a chunk it has not committed.
+    After it, what the broker sends for an acknowledgement it sends before it answers the next
+    request: when nothing came within a round trip, the chunk is read.
     """
     end: int | None = None
+    first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_delivery(delivery: Delivery) -> None:
         nonlocal end
         end = _offset(delivery)
-        if to_the_end:
-            channel.ack(delivery.delivery_tag)
+        channel.ack(delivery.delivery_tag)
+        if not first.done():
+            first.set_result(None)
 
-    arguments = {"x-stream-offset": start}
+    arguments = {"x-stream-offset": "last"}
     tag = await channel.consume(
         CONTROL_STREAM, on_delivery, lambda reason: None, arguments=arguments
     )
+    waited_for: set[asyncio.Future[Any]] = {first, channel.closed}
+    await asyncio.wait(waited_for, timeout=EMPTY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     quiet = 0
     while quiet < _QUIET_ROUNDS:
         before = end

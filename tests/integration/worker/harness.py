@@ -17,7 +17,7 @@ from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.cloudevents import CONTENT_TYPE
-from taskqueue.contract.command import WorkerCommand, command_message
+from taskqueue.contract.command import FIRST_COMMAND, WorkerCommand, command_message
 from taskqueue.contract.names import INBOX_QUEUE, WORK_EXCHANGE, work_queue
 from taskqueue.contract.outcome import AttemptEvent, EventKind, decode
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
@@ -73,6 +73,7 @@ class Harness:
     async def declare(self) -> None:
         await declare_operator_topology(self.connection)
         await declare_task_queue(self.connection, "shop", "q")
+        await self.send_commands(FIRST_COMMAND)
 
     async def read_inbox(self) -> None:
         channel = await self.connection.channel()

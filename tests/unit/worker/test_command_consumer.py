@@ -17,7 +17,7 @@ from taskqueue.amqp.connection import Connection
 from taskqueue.contract.command import WorkerCommand, encode
 from taskqueue.contract.names import CONTROL_STREAM
 from taskqueue.model.command import CommandKind
-from taskqueue.worker.command_consumer import CommandConsumer
+from taskqueue.worker.command_consumer import EMPTY_SECONDS, CommandConsumer
 
 pytestmark = pytest.mark.looptime
 
@@ -37,8 +37,8 @@ class FakeStream:
     on_start: Callable[[], None] = lambda: None
     #: No consumer but one of the last chunk is sent anything from this offset on.
     stalls_at: int | None = None
-    #: So many consumers of the last chunk are sent nothing: it is not committed yet.
-    uncommitted: int = 0
+    #: How long a consumer of the last chunk is sent nothing, as long as it is not committed.
+    uncommitted_seconds: float = 0.0
     #: Of those that have one.
     message_ids: dict[int, str] = field(default_factory=dict)
 
@@ -98,17 +98,13 @@ class FakeChannel:
             self._stream.on_start()
         numbers = {"last": self._stream.last_chunk, "first": 0}
         self._next = numbers.get(begin, begin)
-        if begin == "last" and self._stream.uncommitted:
-            self._stream.uncommitted -= 1
-            self._next = None
         self._on_delivery, self.on_cancel = on_delivery, on_cancel
-        asyncio.get_running_loop().call_soon(self.send)
-        return str(begin)
+        delay = self._stream.uncommitted_seconds if begin == "last" else 0.0
+        asyncio.get_running_loop().call_later(delay, self.send)
+        return "tag"
 
     async def cancel(self, tag: str) -> None:
         self._next = None
-        if tag == "first":
-            self._stream.started_at.pop()  # it only looked
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         self._unacknowledged -= self._unacknowledged if multiple else 1
@@ -184,7 +180,7 @@ class CommandHarness:
             on_drain=self._drain,
         )
 
-    async def connect(self, seconds: float = 1) -> None:
+    async def connect(self, seconds: float = EMPTY_SECONDS + 1) -> None:
         self.connection = FakeConnection(self.stream)
         self.task = asyncio.create_task(
             self.consumer.follow(cast(Connection, self.connection), self._on_caught_up)
@@ -223,9 +219,11 @@ def filled(count: int) -> FakeStream:
     return stream
 
 
-async def test_an_empty_stream_is_caught_up_with_at_once() -> None:
+async def test_an_empty_stream_is_caught_up_with_after_a_silence() -> None:
     harness = CommandHarness(FakeStream())
-    await harness.connect()
+    await harness.connect(EMPTY_SECONDS - 1)
+    assert harness.caught_up == []
+    await asyncio.sleep(2)
     assert harness.caught_up == [[]]
     harness.stream.add(0, "a")
     assert harness.tokens == ["a"]
@@ -239,15 +237,12 @@ async def test_all_past_commands_are_handled_before_it_has_caught_up() -> None:
     await harness.end()
 
 
-@pytest.mark.parametrize("uncommitted", [1, 3])
-async def test_a_stream_whose_last_chunk_is_not_committed_is_not_taken_for_empty(
-    uncommitted: int,
-) -> None:
+async def test_a_stream_whose_last_chunk_is_not_committed_is_not_taken_for_empty() -> None:
     stream = filled(3)
     stream.drain(3)
-    stream.uncommitted = uncommitted
+    stream.uncommitted_seconds = 3
     harness = CommandHarness(stream)
-    await harness.connect()
+    await harness.connect(4)
     assert harness.caught_up == [["k.0", "k.1", "k.2"]]
     assert harness.drains == 0, "that command was for another process"
     assert stream.started_at == ["first"]
@@ -383,7 +378,7 @@ async def test_a_stream_whose_end_is_cut_off_before_it_is_read_is_consumed_again
         stream.add(offset, f"k.{offset}")
     stream.on_start = stream.messages.clear
     harness = CommandHarness(stream)
-    await harness.connect()
+    await harness.connect(1)
     assert not harness.caught_up
     await asyncio.sleep(15)
     assert (harness.tokens, len(harness.caught_up)) == ([], 1)
@@ -398,7 +393,7 @@ async def test_a_stream_that_is_read_slowly_is_not_consumed_again() -> None:
         stream.add(offset, f"k.{offset}")
     stream.stalls_at = 0
     harness = CommandHarness(stream)
-    await harness.connect()
+    await harness.connect(1)
     for offset in range(1, 6):
         await asyncio.sleep(8)
         stream.stalls_at = offset

@@ -26,6 +26,7 @@ from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.backoff import HELD_SECONDS, Backoff
+from taskqueue.contract.command import FIRST_COMMAND, command_message
 from taskqueue.contract.names import (
     EXCHANGE_HEADER,
     HEARTBEATS_QUEUE,
@@ -213,6 +214,8 @@ class BrokerLink:
     ) -> None:
         await declare_operator_topology(consuming)
         self._publisher = publisher = await Publisher.open(publishing)
+        first = command_message(FIRST_COMMAND)
+        publisher.publish(first.exchange, first.key, first.body, first.properties(), _ignore)
         channel = await consuming.channel()
         await channel.set_prefetch(INBOX_PREFETCH)
         cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -311,3 +314,7 @@ class BrokerLink:
             )
         for callback in tuple(self._subscribers):
             callback()
+
+
+def _ignore(verdict: Settled, text: str) -> None:
+    """Take no notice of what became of a publish."""
