@@ -15,6 +15,9 @@ from tests.e2e.harness import Harness
 
 _POLL_SECONDS = 0.2
 
+#: A log that sends nothing for so many seconds is asked for again.
+_SILENCE = 10.0
+
 
 class RunCounter:
     """Reads the logs of all containers of a TaskQueue's workers, from their start."""
@@ -82,12 +85,15 @@ class RunCounter:
 
     def _follow(self, container: str, pod: str) -> None:
         path = self._harness.core("pods", pod, "log")
-        with suppress(Refused, requests.RequestException):
-            for line in self._harness.api.lines(path, follow="true"):
-                self._followed.add(container)
-                if line.startswith("{") and '"run.began' in line:
-                    event = json.loads(line)
-                    with self._lock:
-                        self._begun[event["uid"]].add(event["event"])
-        # The kubelet may end a log early: if the container still runs, it is read again.
-        self._known.discard(container)
+        try:
+            with suppress(Refused, requests.RequestException):
+                for line in self._harness.api.lines(path, silence=_SILENCE, follow="true"):
+                    self._followed.add(container)
+                    if line.startswith("{") and '"run.began' in line and line.endswith("}"):
+                        event = json.loads(line)
+                        with self._lock:
+                            self._begun[event["uid"]].add(event["event"])
+        finally:
+            # The kubelet may end a log early, or send nothing more of it: if the container still
+            # runs, it is read again.
+            self._known.discard(container)

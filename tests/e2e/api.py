@@ -83,10 +83,10 @@ class Api:
             raise Refused(answer.status_code, answer.text)
         return answer.text
 
-    def lines(self, path: str, **query: str) -> Iterator[str]:
-        """Yield the lines of a text as they come, until the server ends it."""
+    def lines(self, path: str, *, silence: float = 660, **query: str) -> Iterator[str]:
+        """Yield the lines of a text as they come, until the server ends it or is silent so long."""
         with self._session().get(
-            self.server + path, params=query, stream=True, timeout=(10, 660)
+            self.server + path, params=query, stream=True, timeout=(10, silence)
         ) as answer:
             if answer.status_code >= 400:
                 raise Refused(answer.status_code, answer.text)

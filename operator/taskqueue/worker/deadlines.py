@@ -50,10 +50,13 @@ class Deadlines(Generic[K]):
     def _on_timer(self) -> None:
         self._timer = None
         now = self._loop.time()
-        reached = [key for key, when in self._due.items() if when <= now]
-        for key in reached:
-            del self._due[key]
-        if self._due:
-            self._timer = self._loop.call_at(min(self._due.values()), self._on_timer)
-        for key in reached:
-            self._on_due(key)
+        try:
+            for key in [key for key, when in self._due.items() if when <= now]:
+                if self._due.get(key, now + 1) <= now:  # else it was dropped or moved meanwhile
+                    del self._due[key]
+                    self._on_due(key)
+        finally:  # what raises takes away no other deadline
+            if self._timer is not None:
+                self._timer.cancel()
+            first = min(self._due.values(), default=None)
+            self._timer = None if first is None else self._loop.call_at(first, self._on_timer)

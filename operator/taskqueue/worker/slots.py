@@ -14,8 +14,23 @@ from typing import Any
 from taskqueue.worker import run_effects as effects
 from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.executor import AttemptResult, Execution, Executor
+from taskqueue.worker.outcome import failure
 from taskqueue.worker.run_effects import Timer
 from taskqueue.worker.runs import AttemptRun
+
+
+class _Unstarted:
+    """Stands for an execution that could not be started, until that is reported."""
+
+    progress = None
+    killable = False
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+    def kill(self) -> bool:
+        """Do nothing."""
+        return False
 
 
 class Slots:
@@ -48,6 +63,7 @@ class Slots:
         on_end_due: Callable[[int, bool], None],
     ) -> None:
         self._executor = executor
+        self._loop = loop
         self._on_busy_changed = on_busy_changed
         self._on_ended = on_ended
         self._on_attempt_due = on_attempt_due
@@ -61,9 +77,16 @@ class Slots:
         self.count = count
 
     def start(self, run_id: int, run: AttemptRun, effect: effects.StartExecution) -> None:
-        """Start an execution."""
+        """Start an execution; one that cannot be started has failed."""
+        done = partial(self._free, run_id)
+        try:
+            execution = self._executor.start(run.attempt, done)
+        except Exception as error:  # no more threads or processes, for one
+            execution = _Unstarted()
+            result = failure("ChildDied", f"it cannot be started: {error}", 0.0, exception=error)
+            self._loop.call_soon(done, result)
         self._attempt_timers.set(run_id, effect.timer_at)
-        self.executions[run_id] = self._executor.start(run.attempt, partial(self._free, run_id))
+        self.executions[run_id] = execution
         if len(self.executions) == 1:
             self._on_busy_changed()
 

@@ -58,6 +58,27 @@ async def test_a_call_may_set_the_next() -> None:
     assert seen.calls == [("a", 0.5), ("a", 1.0), ("a", 1.5)]
 
 
+async def test_a_call_that_raises_or_sets_another_takes_away_no_deadline() -> None:
+    seen = Seen()
+    errors: list[object] = []
+    seen.loop.set_exception_handler(lambda loop, context: errors.append(context["exception"]))
+
+    def note(key: str) -> None:
+        seen.note(key)
+        if key == "raises":
+            raise RuntimeError(key)
+        if key == "sets":
+            deadlines.set("late", seen.start + 9)
+
+    deadlines: Deadlines[str] = Deadlines(seen.loop, note)
+    for key, seconds in (("raises", 1.0), ("beside", 1.0), ("sets", 2.0), ("next", 3.0)):
+        deadlines.set(key, seen.start + seconds)
+    await asyncio.sleep(10)
+    expected = [("raises", 1.0), ("beside", 1.0), ("sets", 2.0), ("next", 3.0), ("late", 9.0)]
+    assert seen.calls == expected
+    assert len(errors) == 1
+
+
 async def test_nothing_is_called_after_close() -> None:
     seen = Seen()
     seen.set("a", 1.0)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
+from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import raised
 from taskqueue.worker.prefetch import AHEAD, ENOUGH_RUNS
 from taskqueue.worker.run_machine import STARTED_SECONDS
 from taskqueue.worker.sdk import Fail
-from tests.unit.worker.fakes import payload, turn, work
+from tests.unit.worker.fakes import FakeExecution, payload, turn, work
 from tests.unit.worker.harness import RuntimeHarness, direct
 
 pytestmark = pytest.mark.looptime
@@ -371,3 +373,24 @@ async def test_no_payload_reaches_the_log(caplog: pytest.LogCaptureFixture) -> N
     assert caplog.records
     assert all("4111" not in str(vars(record)) for record in caplog.records)
     assert payload(harness.publisher.published[0])["data"]["error"]["message"] == "bad"
+
+
+async def test_an_attempt_that_cannot_be_started_has_failed_and_takes_nothing_from_others() -> None:
+    harness = RuntimeHarness(slots=2)
+    harness.deliver(work("k.1", timeout_seconds=30))
+    start = harness.executor.start
+
+    def refuse(attempt: AttemptRequest, done: Callable[[AttemptResult], None]) -> FakeExecution:
+        raise RuntimeError("can't start new thread")
+
+    harness.executor.start = refuse  # type: ignore[method-assign]
+    harness.deliver(work("k.2"))
+    harness.executor.start = start  # type: ignore[method-assign]
+    await turn()
+    (outcome,) = harness.publisher.published
+    assert outcome.event.kind is EventKind.FAILED
+    assert outcome.event.error is not None
+    assert outcome.event.error.message == "it cannot be started: can't start new thread"
+    assert harness.runtime.busy == 1
+    await asyncio.sleep(31)
+    assert harness.events[1:] == [EventKind.STARTED, EventKind.FAILED]

@@ -284,15 +284,20 @@ def _on_status_written(draft: Draft, event: events.StatusWritten) -> None:
     if event.status.phase.terminal:
         _on_end_written(draft, event)
         return
-    done = tuple(one for one in draft.tracked.receipts if one in event.receipts)
+    # A report that came again while its outcome was written is in what was written, too.
+    whole = event.status == draft.tracked.status
+    done = tuple(one for one in draft.tracked.receipts if whole or one in event.receipts)
     if done:
-        left = tuple(one for one in draft.tracked.receipts if one not in event.receipts)
+        left = tuple(one for one in draft.tracked.receipts if one not in done)
         draft.update(receipts=left)
         draft.do(effects.Acknowledge(done))
     if draft.tracked.stage is not TaskStage.FINISHED:
         draft.change(draft.tracked.status)  # it may have changed back while this was written
     key = draft.tracked.key
     if draft.tracked.stage is TaskStage.CLAIMING and event.status.concurrency_key == key:
+        if event.status is not draft.tracked.status:
+            draft.write(urgent=True)  # a later one may have replaced it, without the claim
+            return
         draft.update(fence=event.version)
         if draft.environment.can_publish:
             draft.publish_claimed()

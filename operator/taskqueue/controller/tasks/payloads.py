@@ -94,7 +94,12 @@ class Payloads:
         merged: dict[str, Any] = {}
         for place, source in enumerate(task.spec.payload_from):
             merged |= await self._object(task.namespace, source, f"spec.payloadFrom[{place}]")
-        return orjson.dumps(merged | orjson.loads(task.spec.payload))
+        try:
+            return orjson.dumps(merged | orjson.loads(task.spec.payload))
+        except TypeError:
+            raise _Unresolved(
+                "spec.payloadFrom: the merged payload is nested too deeply: flatten it"
+            ) from None
 
     async def _object(self, namespace: str, source: PayloadSource, where: str) -> dict[str, Any]:
         name = f"ConfigMap {namespace}/{source.config_map}"

@@ -1,7 +1,8 @@
 """Executes what the machine decides about each Task, and hands it what comes of it as events.
 
 The runner decides nothing. Events that come while one is handled are handled after it, in order:
-all effects of a step are done before the next step begins.
+all effects of a step are done before the next step begins. What raises is logged, and nothing else
+waits for it: neither the other effects of the step nor other Tasks.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
+
+#: How the API server would answer to what cannot even be sent to it.
+_UNPROCESSABLE = 422
 
 
 class MessageSource(Protocol):
@@ -123,12 +127,6 @@ class TaskRunner:
                     self._step(tracked, event)
         finally:
             self._is_running = False
-            if self._events:  # a step has failed: the events of other Tasks do not wait for more
-                asyncio.get_running_loop().call_soon(self._send_rest)
-
-    def _send_rest(self) -> None:
-        if self._events and not self._is_running:
-            self.send(*self._events.popleft())
 
     def token(self, tracked: TrackedTask) -> str:
         """Return the token of a Task's present attempt."""
@@ -151,11 +149,23 @@ class TaskRunner:
                 self.send(uid, events.TimerFired(timer))
 
     def _step(self, tracked: TrackedTask, event: events.Event) -> None:
-        after, todo = step(tracked, event, self._environment(tracked))
+        try:
+            after, todo = step(tracked, event, self._environment(tracked))
+        except Exception as error:
+            fields = log_fields(tracked.task, reaction=type(event).__name__)
+            log.error("task.step_failed", exc_info=error, **fields)
+            return
         if after is not tracked:
             self.tasks[tracked.uid] = after
+        self._execute(after, todo)
+
+    def _execute(self, tracked: TrackedTask, todo: tuple[effects.Effect, ...]) -> None:
         for effect in todo:
-            _EXECUTORS[type(effect)](self, after, effect)
+            try:
+                _EXECUTORS[type(effect)](self, tracked, effect)
+            except Exception as error:
+                fields = log_fields(tracked.task, effect=type(effect).__name__)
+                log.error("task.effect_failed", exc_info=error, **fields)
 
     def _environment(self, tracked: TrackedTask) -> TaskEnvironment:
         """Return what is known around a Task; what its spec does not ask for is not looked up."""
@@ -248,7 +258,12 @@ class TaskRunner:
                 uid, events.StatusWritten(status, receipts, result.generation, result.version)
             )
 
-        patch = status_patch(tracked.task, status, now=self._clock())
+        try:
+            patch = status_patch(tracked.task, status, now=self._clock())
+        except (TypeError, ValueError, OverflowError) as error:  # nested too deeply, for one
+            reason = f"it cannot be written as JSON: {error}"
+            on_result(WriteRefused(_UNPROCESSABLE, reason))
+            return
         self._updater.put(status_path(tracked.task), patch, on_result, urgent=effect.urgent)
 
     def _acknowledge(self, _: TrackedTask, effect: effects.Acknowledge) -> None:
@@ -272,9 +287,7 @@ class TaskRunner:
     def _on_completion_confirmed(self, tracked: TrackedTask) -> None:
         # Nothing is known around a Task that is tracked no more, and nothing need be.
         event, nothing = events.CompletionConfirmed(), TaskEnvironment(policy=None)
-        after, todo = step(tracked, event, nothing)
-        for effect in todo:
-            _EXECUTORS[type(effect)](self, after, effect)
+        self._execute(*step(tracked, event, nothing))
 
     def _publisher_of(self, tracked: TrackedTask) -> Publisher | None:
         """Return what reaches the queue's broker, or the one its last report came from."""

@@ -50,6 +50,10 @@ STAGES: Mapping[TaskStage, frozenset[TaskStage]] = {
 _GOING = (TaskStage.WAITING, TaskStage.CLAIMING, TaskStage.PUBLISHED)
 
 
+#: Where a Task may have its concurrency key on record, though nothing of it is published.
+_UNPUBLISHED = (TaskStage.WAITING, TaskStage.CLAIMING)
+
+
 class Draft:
     """One transition being worked out; it never leaves its step.
 
@@ -92,8 +96,8 @@ class Draft:
             self.recall(decision.status)
         elif decision.step is AdmissionStep.HOLD:
             status = decision.status
-            if tracked.stage is TaskStage.CLAIMING:
-                status = lifecycle.unclaimed(status)  # nothing of it was published yet
+            if tracked.stage in _UNPUBLISHED and tracked.dispatched is Dispatched.NO:
+                status = lifecycle.unclaimed(status)  # nobody can have it
             self.change(status)
             self.hold()
         else:
@@ -138,6 +142,8 @@ class Draft:
     def change(self, status: TaskState, *, settle_seconds: float = SETTLE_SECONDS) -> None:
         """Give the Task another unfinished status, to be written if it lasts."""
         tracked = self.tracked
+        if tracked.stray_copy_possible and status.epoch > tracked.status.epoch:
+            self.update(stray_copy_possible=False)
         schedule = not tracked.write_scheduled and status != tracked.written
         if schedule:
             self.update(status=status, write_scheduled=True)
@@ -209,7 +215,7 @@ class Draft:
         """Recall a dispatched attempt: the raised epoch is written first, then commanded."""
         self.owe(CommandKind.RELEASE)
         self.hold_key()
-        self.update(status=status)
+        self.update(status=status, stray_copy_possible=False)
         self.hold()
         self.write(urgent=True)
 

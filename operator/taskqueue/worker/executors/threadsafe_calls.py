@@ -36,6 +36,11 @@ class ThreadsafeCallQueue:
     def _run_calls(self) -> None:
         self._woken = False
         calls = self._calls
-        while calls:
-            call, argument = calls.popleft()
-            call(argument)
+        try:
+            while calls:
+                call, argument = calls.popleft()
+                call(argument)
+        finally:
+            if calls and not self._woken:  # one has raised; the others are not lost with it
+                self._woken = True
+                self._loop.call_soon(self._run_calls)

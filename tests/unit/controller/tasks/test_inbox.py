@@ -175,3 +175,29 @@ async def _message(harness: TaskHarness) -> Any:
     harness.open()
     await turn()
     return harness.publisher.published[0].message
+
+
+async def test_an_end_announced_again_starts_its_time_to_live() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.api.objects[task_path("shop", "t")] = raw_task("t", status=FINISHED)
+    harness.event(entry, EventKind.SUCCEEDED)
+    harness.writer.writes[-1].succeed()
+    await turn()
+    harness.completed.clear()  # as if the broker was lost before it confirmed that
+    tag = harness.event(entry, EventKind.SUCCEEDED)
+    await asyncio.sleep(1)
+    assert tag in harness.channel.acked
+    assert harness.completed == ["t"]
+
+
+async def test_an_outcome_that_comes_again_while_it_is_written_is_acknowledged_with_it() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    first = harness.failed(entry)
+    await asyncio.sleep(3)
+    (write,) = harness.writer.writes
+    second = harness.failed(entry)
+    assert not harness.channel.acked
+    write.succeed()
+    assert sorted(harness.channel.acked) == [first, second]

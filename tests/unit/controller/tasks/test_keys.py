@@ -279,3 +279,37 @@ async def test_an_unreported_claim_of_a_former_leader_is_recalled_uncounted() ->
         write.succeed()
     await turn()
     assert harness.publisher.published[0].message.epoch == 1
+
+
+async def test_a_claim_that_another_status_replaced_is_written_before_it_is_published() -> None:
+    harness = TaskHarness()
+    await keyed(harness)
+    claim = harness.writer.writes.pop()  # waits for a writer
+    harness.add("t", concurrencyKey="k", suspend=True)
+    await asyncio.sleep(3)
+    suspended = harness.writer.writes.pop()  # replaces it, and is being written
+    assert "concurrencyKey" not in suspended.status
+    harness.add("t", concurrencyKey="k", suspend=False)
+    await turn()
+    for write in (claim, suspended):  # both are told of the one write, which has no claim
+        write.succeed()
+    await turn()
+    assert not harness.publisher.published
+    again = harness.writer.writes.pop()
+    assert again.status["concurrencyKey"] == "k"
+    again.succeed(version=7)
+    assert harness.publisher.published[0].message.fence == 7
+
+
+async def test_a_suspended_task_gives_its_key_to_others_while_the_broker_is_away() -> None:
+    harness = TaskHarness()
+    entry = await keyed(harness)
+    harness.dispatcher.close()
+    harness.writer.writes.pop().succeed()
+    assert (entry.stage, entry.status.concurrency_key) == (TaskStage.WAITING, "k")
+    other = harness.add("other", concurrencyKey="k")
+    harness.add("t", concurrencyKey="k", suspend=True)
+    harness.open()
+    await turn()
+    assert (entry.stage, entry.status.concurrency_key) == (TaskStage.HELD, "")
+    assert other.stage is TaskStage.CLAIMING

@@ -90,13 +90,13 @@ MUTANTS = [
         transition,
         """        self.owe(CommandKind.RELEASE)
         self.hold_key()
-        self.update(status=status)""",
+        self.update(status=status, stray_copy_possible=False)""",
         """        present = self.tracked.status
         self.do(
             effects.SendCommand(CommandKind.RELEASE, present.current_attempt, present.epoch)
         )
         self.hold_key()
-        self.update(status=status)""",
+        self.update(status=status, stray_copy_possible=False)""",
     ),
     Mutant(
         "a command that was owed is lost",
@@ -142,9 +142,9 @@ MUTANTS = [
         transition,
         """        self.owe(CommandKind.RELEASE)
         self.hold_key()
-        self.update(status=status)""",
+        self.update(status=status, stray_copy_possible=False)""",
         """        self.owe(CommandKind.RELEASE)
-        self.update(status=status)""",
+        self.update(status=status, stray_copy_possible=False)""",
         rare=True,
     ),
     Mutant(

@@ -177,3 +177,14 @@ async def test_a_new_leader_reads_again_before_it_publishes_what_ran_before() ->
     await asyncio.sleep(RETRY_SECONDS)
     (publish,) = harness.publisher.published
     assert orjson.loads(publish.message.body) == {"n": 1}
+
+
+async def test_a_payload_that_is_nested_too_deeply_says_so() -> None:
+    harness = await opened(deep={"k": '{"a":' * 300 + "1" + "}" * 300})
+    entry = harness.add("t", payloadFrom=sources("deep/k"))
+    await asyncio.sleep(1)
+    assert entry.status.reason == "PayloadUnresolved"
+    assert "nested too deeply: flatten it" in entry.status.message
+    harness.api.objects[PATH + "deep"] = {"data": {"k": "{}"}}
+    await asyncio.sleep(RETRY_SECONDS)
+    assert harness.publisher.names == ["t"]

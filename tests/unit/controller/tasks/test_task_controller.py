@@ -9,6 +9,7 @@ import pytest
 
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
+from taskqueue.controller.tasks import task_controller
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.task_codec import task_path
@@ -73,20 +74,21 @@ async def test_a_task_finished_by_another_writer_is_removed() -> None:
     assert len(harness.publisher.commands) == 1
 
 
-async def test_a_task_is_removed_only_after_a_successful_read() -> None:
+@pytest.mark.parametrize("status", [503, 403, 410])
+async def test_a_task_is_removed_only_after_a_successful_read(status: int) -> None:
     harness = TaskHarness()
     entry = await harness.published()
     get = harness.api.get
 
     async def refuse(path: str, **params: str) -> dict[str, Any]:
-        raise ApiError(503, "ServiceUnavailable", "try again")
+        raise ApiError(status, "No", "try again")
 
     harness.api.get = refuse  # type: ignore[method-assign]
     await harness.delete(entry)
     await asyncio.sleep(5)
     assert harness.entries
     harness.api.get = get  # type: ignore[method-assign]
-    await asyncio.sleep(1.1)
+    await asyncio.sleep(20)
     assert not harness.entries
 
 
@@ -257,3 +259,69 @@ async def test_a_task_that_left_the_informer_before_its_end_was_written_is_not_a
     harness.writer.writes[-1].succeed()
     assert not harness.entries
     assert not harness.tasks._leaving
+
+
+async def test_a_queue_with_many_tasks_is_reconciled_in_turns_the_first_in_line_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(task_controller, "_TASKS_A_TURN", 10)
+    harness = TaskHarness()
+    harness.dispatcher.config = None
+    for number in range(35):
+        harness.add(f"t-{number}", priority=number)
+    harness.dispatcher.config = harness.config
+    harness.tasks.on_queue_changed(KEY)
+    waiting = [harness.dispatcher.waiting]
+    while waiting[-1] < 35:
+        await asyncio.sleep(0)
+        waiting.append(harness.dispatcher.waiting)
+    assert waiting == [10, 20, 30, 35]
+    harness.open()
+    await turn()
+    assert harness.publisher.names[:2] == ["t-34", "t-33"]
+
+
+# What raises.
+
+
+async def test_a_status_that_cannot_be_encoded_is_written_in_short() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    deep = b'{"a":' * 300 + b"null" + b"}" * 300
+    message = harness.message
+    harness.message = lambda body: message(  # type: ignore[method-assign, misc, assignment]
+        body.replace(b'{"a":null}', deep)
+    )
+    tag = harness.event(entry, EventKind.SUCCEEDED)
+    (write,) = harness.writer.writes
+    assert (write.status["phase"], write.status.get("result")) == ("Succeeded", None)
+    assert "cannot be written as JSON" in write.status["message"]
+    write.succeed()
+    await turn()
+    assert harness.channel.acked == [tag]
+
+
+async def test_an_effect_that_raises_keeps_no_other_from_being_executed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    harness = TaskHarness()
+    first, second = harness.add("a"), harness.add("b")
+    for waits in ("c", "d"):
+        harness.add(waits, dependsOn=["a"])
+    harness.open()
+    await turn()
+    harness.publisher.settle(Settled.CONFIRMED)
+    tag = harness.event(first, EventKind.SUCCEEDED)
+    put = harness.writer.put
+    harness.writer.put = _raise  # type: ignore[method-assign]
+    harness.event(second, EventKind.SUCCEEDED)
+    harness.writer.put = put  # type: ignore[method-assign]
+    assert [record.getMessage() for record in caplog.records] == ["task.effect_failed"]
+    harness.writer.writes[0].succeed()
+    await turn()
+    assert harness.channel.acked == [tag]
+    assert sorted(harness.publisher.names) == ["c", "d"]
+
+
+def _raise(*_: Any, **__: Any) -> None:
+    raise RuntimeError("a bug")
