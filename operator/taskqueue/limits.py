@@ -22,6 +22,10 @@ STATUS_REASON_LENGTH = 253
 #: AMQP's short strings end here, in bytes of UTF-8.
 SHORT_STRING_BYTES = 255
 
+#: Of all headers of a message that is published again: with its other properties they must fit one
+#: frame, of 128 KiB by default.
+HEADERS_BYTES = 100 * 1024
+
 # What a Task brings and what its status holds.
 
 #: Of a payload merged with what spec.payloadFrom names, as JSON.

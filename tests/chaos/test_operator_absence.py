@@ -9,6 +9,7 @@ import pytest
 
 from tests.chaos.load import WINDOW, Load
 from tests.e2e.harness import OPERATOR_NAMESPACE, OPERATOR_PODS, Harness
+from tests.faults.processes import whole_pod
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -19,10 +20,13 @@ _DEPLOYMENT = ("-n", OPERATOR_NAMESPACE, "deployment/taskqueue-operator")
 def no_operator(harness: Harness) -> Iterator[None]:
     """Kill the operator, and start none until the end of the block."""
     harness.operator_kills.append(time.time())
-    for pod in harness.operator_pods():
-        harness.kill_processes(pod["metadata"]["name"], namespace=OPERATOR_NAMESPACE)
-    harness.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=0")
-    # Also of the pods that are being deleted: kubelet may have restarted the killed container.
+    (pod,) = harness.operator_pods()
+    name = pod["metadata"]["name"]
+    # Stopped first: killed before its pod is being deleted, it would be started again at once.
+    with harness.processes.stopped(whole_pod(OPERATOR_NAMESPACE, name)) as processes:
+        harness.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=0")
+        harness.until(lambda: _is_leaving(harness, name), what="deleting the operator's pod")
+        harness.processes.kill(processes)
     harness.kubectl.ok(
         "wait",
         "-n",
@@ -36,6 +40,11 @@ def no_operator(harness: Harness) -> Iterator[None]:
         yield
     finally:
         harness.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=1")
+
+
+def _is_leaving(harness: Harness, name: str) -> bool:
+    pod = harness.api.get(f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{name}")
+    return "deletionTimestamp" in pod["metadata"]
 
 
 def test_outcomes_that_come_while_there_is_no_operator(

@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
+from taskqueue.amqp.connection import connect
+from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.contract.names import OUTCOMES_EXCHANGE, WORK_EXCHANGE
 from tests.e2e.api import Body
 from tests.e2e.harness import OPERATOR_NAMESPACE, Harness, conditions, true_conditions
+from tests.faults.raw_messages import UNREADABLE, publish_raw
+from tests.integration.amqp.endpoint import Rabbitmq
 
 pytestmark = [pytest.mark.cluster, pytest.mark.broker]
 
@@ -128,3 +133,30 @@ def test_a_dead_queue_that_is_deleted_is_made_again(harness: Harness) -> None:
     harness.ready()
     publish(harness, "taskqueue.dead", "{}", headers={"tq-error": "why"})
     counted(harness, 1)
+
+
+async def test_messages_nobody_can_read_are_kept_and_stop_nobody(
+    harness: Harness, rabbitmq: Rabbitmq
+) -> None:
+    command(harness, "purge", f"{harness.namespace}/q", "--yes")
+    counted(harness, 0)
+    parameters = BrokerParameters(
+        host=rabbitmq.host,
+        port=rabbitmq.port,
+        username=rabbitmq.username,
+        password=rabbitmq.password,
+    )
+    connection = await connect(parameters, name="unreadable")
+    channel = await connection.channel()
+    key, bodies = f"{harness.namespace}.q", set()
+    for number, entries in enumerate(UNREADABLE.values()):
+        for exchange, suffix in ((WORK_EXCHANGE, ""), (OUTCOMES_EXCHANGE, ".task.succeeded")):
+            body = f"{exchange} {number}"
+            bodies.add(body)
+            publish_raw(channel, exchange, key + suffix, entries, body.encode())
+    await connection.close()
+    harness.task("after", "echo")
+    harness.finished("after")
+    status = counted(harness, len(bodies))
+    assert {one["payload"] for one in letters(harness)} == bodies
+    assert {"Ready", "BrokerConnected"} <= true_conditions(status)

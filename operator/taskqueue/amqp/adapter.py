@@ -229,7 +229,9 @@ class _DeliveringChannel(pika.channel.Channel):  # type: ignore[misc]
         if deliver is None:
             return False
         if kind == frames.HEADER:
-            self._missing, self._properties = frames.read_header(data, at, end)
+            self._missing, self._properties, problem = frames.read_header(data, at, end)
+            if problem:
+                self._deliver = deliver = deliver._replace(problem=problem)
         elif kind == frames.BODY:
             self._missing -= end - at
             self._parts.append(data[at:end])
@@ -261,7 +263,9 @@ class _DeliveringChannel(pika.channel.Channel):  # type: ignore[misc]
         properties: BasicProperties,
         mandatory: bool = False,
     ) -> None:
-        if len(body) > self.connection.largest_body:
+        largest = self.connection.largest_body
+        if len(body) > largest:
+            self._check_fits(frames.content_frames(self.channel_number, properties, b""), 0)
             super().basic_publish(exchange, routing_key, body, properties, mandatory)
             return
         self._raise_if_not_open()
@@ -275,7 +279,17 @@ class _DeliveringChannel(pika.channel.Channel):  # type: ignore[misc]
                 self._addresses.clear()
             self._addresses[key] = address
         content = frames.content_frames(self.channel_number, properties, body)
+        self._check_fits(content, len(body))
         self.connection.emit(address + content, 3 if body else 2)
+
+    def _check_fits(self, content: bytes, body_bytes: int) -> None:
+        """Refuse properties that the broker would close the connection over."""
+        rest = body_bytes + frames.FRAME.size + 1 if body_bytes else 0
+        size, largest = len(content) - rest - frames.FRAME.size - 1, self.connection.largest_body
+        if size > largest:
+            raise exceptions.AMQPError(
+                f"its properties and headers have {size} bytes, a frame takes {largest}"
+            )
 
     def basic_ack(self, delivery_tag: int = 0, multiple: bool = False) -> None:
         self._raise_if_not_open()

@@ -51,7 +51,12 @@ class ChannelRefused(Exception):
 
 @dataclass(slots=True, frozen=True)
 class Delivery:
-    """One message from a queue; acknowledge it on the channel it came from."""
+    """One message from a queue; acknowledge it on the channel it came from.
+
+    Attributes:
+        problem: why its routing key or properties cannot be read: the latter are empty then. ""
+            for a message as it should be.
+    """
 
     channel: Channel
     delivery_tag: int
@@ -60,6 +65,7 @@ class Delivery:
     routing_key: str
     properties: BasicProperties
     body: bytes
+    problem: str = ""
 
 
 class Channel:
@@ -187,6 +193,7 @@ class Channel:
                         method.routing_key,
                         properties,
                         body,
+                        method.problem,
                     )
                 )
             except Exception as error:

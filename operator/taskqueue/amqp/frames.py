@@ -3,6 +3,10 @@
 pika makes some twenty objects of every message. Nearly all frames of a busy connection are of these
 kinds, so this module reads and writes them; pika handles every other frame. What it writes is, byte
 for byte, what pika would write, and what it reads equals what pika would read. Errors are pika's.
+
+One thing differs: properties that cannot be read are no error. Nobody could ever acknowledge such a
+message, and the broker would deliver it again to each new connection. It arrives with empty
+properties and a *problem*, which says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -48,23 +52,31 @@ _UNCOMMON = 1 << 2 | 1 << 1 | 1
 
 
 class Deliver(NamedTuple):
-    """The fields of a Basic.Deliver, which precedes a delivered message."""
+    """The fields of a Basic.Deliver, which precedes a delivered message, and its problem."""
 
     consumer_tag: str
     delivery_tag: int
     redelivered: bool
     exchange: str
     routing_key: str
+    problem: str = ""
 
 
 def read_deliver(data: bytes, at: int) -> Deliver:
     """Read the payload of a Basic.Deliver that begins at ``at``."""
     consumer_tag, at = _read_string(data, at + 4)
     delivery_tag, redelivered = _TAG.unpack_from(data, at)
-    exchange, at = _read_string(data, at + 9)
-    return Deliver(
-        consumer_tag, delivery_tag, redelivered & 1 == 1, exchange, _read_string(data, at)[0]
-    )
+    is_again = redelivered & 1 == 1
+    begin = at + 9
+    try:
+        exchange, at = _read_string(data, begin)
+        key, _ = _read_string(data, at)
+    except UnicodeDecodeError:
+        exchange, at = _read_any_string(data, begin)
+        key, _ = _read_any_string(data, at)
+        problem = "its exchange or routing key is not UTF-8"
+        return Deliver(consumer_tag, delivery_tag, is_again, exchange, key, problem)
+    return Deliver(consumer_tag, delivery_tag, is_again, exchange, key)
 
 
 def read_confirm(data: bytes, at: int) -> tuple[int, bool]:
@@ -73,13 +85,30 @@ def read_confirm(data: bytes, at: int) -> tuple[int, bool]:
     return tag, bits & 1 == 1
 
 
-def read_header(data: bytes, at: int, end: int) -> tuple[int, BasicProperties]:
-    """Read the payload of a content header: the length of the body, and the properties."""
+def read_header(data: bytes, at: int, end: int) -> tuple[int, BasicProperties, str]:
+    """Read the payload of a content header.
+
+    Returns:
+        The length of the body, the properties, and why they cannot be read: "" if they can.
+    """
     _, _, length, flags = _CONTENT.unpack_from(data, at)
+    try:
+        if flags & _UNCOMMON:
+            properties = BasicProperties().decode(data[at + 12 : end])
+            if any(isinstance(value, bytes) for value in vars(properties).values()):
+                raise ValueError("a property is not UTF-8")
+            _check_texts(properties.headers)
+        else:
+            properties, read_to = _read_properties(data, at + 14, flags)
+            if read_to != end:
+                raise ValueError(f"they end {read_to - end:+} bytes from the end of their frame")
+    except Exception as error:  # a date that does not exist, tables nested too deeply, anything
+        return length, BasicProperties(), f"its properties cannot be read: {error!r}"
+    return length, properties, ""
+
+
+def _read_properties(data: bytes, at: int, flags: int) -> tuple[BasicProperties, int]:
     properties = BasicProperties()
-    if flags & _UNCOMMON:
-        return length, properties.decode(data[at + 12 : end])
-    at += 14
     if flags & _CONTENT_TYPE:
         properties.content_type, at = _read_string(data, at)
     if flags & _CONTENT_ENCODING:
@@ -109,7 +138,7 @@ def read_header(data: bytes, at: int, end: int) -> tuple[int, BasicProperties]:
         properties.user_id, at = _read_string(data, at)
     if flags & _APP_ID:
         properties.app_id, at = _read_string(data, at)
-    return length, properties
+    return properties, at
 
 
 def ack_frame(channel: int, tag: int, *, multiple: bool) -> bytes:
@@ -184,14 +213,32 @@ def content_frames(channel: int, properties: BasicProperties, body: bytes) -> by
 
 
 def _read_string(data: bytes, at: int) -> tuple[str, int]:
-    """Read a short string; one that is not UTF-8 stays bytes."""
+    """Read a short string.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8, as the protocol demands; pika returns bytes.
+    """
     begin = at + 1
     end = begin + data[at]
-    text = data[begin:end]
-    try:
-        return text.decode(), end
-    except UnicodeDecodeError:
-        return text, end  # type: ignore[return-value]  # as pika has it
+    return data[begin:end].decode(), end
+
+
+def _read_any_string(data: bytes, at: int) -> tuple[str, int]:
+    """Read a short string for people."""
+    end = at + 1 + data[at]
+    return data[at + 1 : end].decode(errors="replace"), end
+
+
+def _check_texts(values: Any) -> None:
+    """Raise for a short string that pika has left as bytes: a property, or a header's name."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            if isinstance(name, bytes):
+                raise ValueError(f"header name {name!r} is not UTF-8")
+            _check_texts(value)
+    elif isinstance(values, list):
+        for value in values:
+            _check_texts(value)
 
 
 def _read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
@@ -220,6 +267,7 @@ def _read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
             at += 9
         else:
             read: tuple[dict[str, Any], int] = pika_data.decode_table(data, begin)
+            _check_texts(read[0])
             return read
     return table, at
 

@@ -67,6 +67,8 @@ CONTENT_TYPE_JSON = "application/json"
 
 #: Header of a dead-lettered message with the reason.
 ERROR_HEADER = "tq-error"
+#: Names the headers that were left out of a copy, because they cannot be published again.
+CUT_HEADER = "tq-cut"
 
 
 #: Header of a message the operator dead-lettered: the exchange it was published to. Only a work

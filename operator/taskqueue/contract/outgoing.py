@@ -13,15 +13,17 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from typing import Any
 
-from taskqueue.amqp.properties import BasicProperties
+from taskqueue.amqp.properties import BasicProperties, encoded_bytes
 from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.names import (
     APP_ID,
+    CUT_HEADER,
     DEAD_EXCHANGE,
     ERROR_HEADER,
     OUTCOMES_EXCHANGE,
     routing_key,
 )
+from taskqueue.limits import HEADERS_BYTES
 from taskqueue.records import record
 
 #: Message ids count up after a prefix of this process: random ones cost a system call each.
@@ -77,7 +79,7 @@ def dead_letter(
     expire, be refused (user id) or be answered.
     """
     headers = without_broker_headers(properties)
-    headers[ERROR_HEADER] = reason[:_MAX_REASON_LENGTH]
+    headers[ERROR_HEADER] = reason[:_MAX_REASON_LENGTH].encode(errors="replace").decode()
     return OutgoingMessage(
         exchange=DEAD_EXCHANGE,
         key=routing_key(namespace, queue),
@@ -91,18 +93,49 @@ def dead_letter(
 
 
 def without_broker_headers(properties: BasicProperties) -> dict[str, Any]:
-    """Return the headers that the publisher set, in a form that can be published again."""
-    return {
-        name: _encodable(value)
-        for name, value in (properties.headers or {}).items()
-        if not name.startswith("x-")
-    }
+    """Return the headers that the publisher set, in a form that can be published again.
+
+    What cannot be is left out, and so are the largest headers if all together would not fit a
+    frame. `CUT_HEADER` names what was left out.
+    """
+    headers: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
+    cut: list[str] = []
+    for name, value in (properties.headers or {}).items():
+        if name.startswith("x-"):
+            continue
+        copy = _encodable(value)
+        size = encoded_bytes(name, copy)
+        if size is None:
+            cut.append(name)
+        else:
+            headers[name], sizes[name] = copy, size
+    excess = sum(sizes.values()) - HEADERS_BYTES
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        if excess <= 0:
+            break
+        excess -= sizes[name]
+        del headers[name]
+        cut.append(name)
+    if cut:
+        headers[CUT_HEADER] = ", ".join(cut)[:_MAX_REASON_LENGTH]
+    return headers
 
 
 def _encodable(value: Any) -> Any:
-    """Return a header value that pika can encode: it decodes floats but does not encode them."""
+    """Return a header value that pika can encode: it decodes floats but does not encode them.
+
+    One that is nested too deeply for Python becomes None.
+    """
+    try:
+        return _encodable_inside(value)
+    except RecursionError:
+        return None
+
+
+def _encodable_inside(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(name): _encodable(inner) for name, inner in value.items()}
+        return {str(name): _encodable_inside(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_encodable(inner) for inner in value]
+        return [_encodable_inside(inner) for inner in value]
     return str(value) if isinstance(value, float) else value

@@ -135,7 +135,9 @@ async def read_dead_letters(connection: Connection, namespace: str, queue: str) 
         total = await _read_window(
             channel,
             dead_queue(namespace, queue),
-            lambda delivery: messages.append(describe(delivery.properties, delivery.body)),
+            lambda delivery: messages.append(
+                describe(delivery.properties, delivery.body, problem=delivery.problem)
+            ),
         )
     finally:
         await channel.close()
@@ -201,8 +203,14 @@ async def purge(connection: Connection, namespace: str, queue: str) -> int:
         await channel.close()
 
 
-def describe(properties: BasicProperties, body: bytes) -> DeadLetter:
-    """Describe a message of a dead queue; anybody may have published it, so nothing is trusted."""
+def describe(properties: BasicProperties, body: bytes, *, problem: str = "") -> DeadLetter:
+    """Describe a message of a dead queue; anybody may have published it, so nothing is trusted.
+
+    Args:
+        properties: of the message.
+        body: of the message.
+        problem: why its properties cannot be read.
+    """
     headers: Mapping[str, Any] = properties.headers or {}
     kind = _kind(properties, headers)
     task = ""
@@ -215,7 +223,7 @@ def describe(properties: BasicProperties, body: bytes) -> DeadLetter:
         handler=properties.type or "",
         task=task,
         correlation_id=properties.correlation_id or "",
-        reason=_reason(headers),
+        reason=problem or _reason(headers),
         size=len(body),
         body_start=body[:SHOWN_BYTES],
     )
@@ -244,6 +252,9 @@ class _Redrive:
         properties = delivery.properties
         kind = _kind(properties, properties.headers or {})
         self.seen_ids.add(properties.message_id or "")
+        if delivery.problem:
+            self._result.refused.append(f"{delivery.problem}: it stays in the dead queue")
+            return
         if self._ids is not None and (properties.message_id or "") not in self._ids:
             self._result.not_chosen += 1
         elif kind is DeadLetterKind.TASK:
@@ -358,6 +369,9 @@ async def _read_window(channel: Channel, queue: str, on_message: Callable[[Deliv
     return total
 
 
+_YEAR_10000 = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
+
 def _kind(properties: BasicProperties, headers: Mapping[str, Any]) -> DeadLetterKind:
     if "tq-token" in headers:
         return DeadLetterKind.TASK
@@ -374,7 +388,8 @@ def _died(properties: BasicProperties, headers: Mapping[str, Any]) -> float | No
     stamp = properties.timestamp
     if isinstance(stamp, datetime):
         return stamp.replace(tzinfo=UTC).timestamp()
-    return float(stamp) if isinstance(stamp, int) else None
+    # Some publishers write milliseconds there: no time that anybody could show.
+    return float(stamp) if isinstance(stamp, int) and stamp < _YEAR_10000 else None
 
 
 def _reason(headers: Mapping[str, Any]) -> str:

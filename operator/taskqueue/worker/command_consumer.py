@@ -219,6 +219,9 @@ class _Reader:
             self._loop.call_soon(self._acknowledge)
         self._tag = delivery.delivery_tag
         self.read_count += 1
+        if delivery.problem:  # its offset is among what cannot be read
+            log.warning("command.invalid", reason=delivery.problem)
+            return
         offset = _offset(delivery)
         self._consumer.on_message(offset, delivery.properties.message_id, delivery.body)
         if offset >= self._end and not self._caught_up.done():
@@ -259,8 +262,10 @@ async def find_end(channel: Channel) -> int | None:
 
     def on_delivery(delivery: Delivery) -> None:
         nonlocal end
-        end = _offset(delivery)
         channel.ack(delivery.delivery_tag)
+        if delivery.problem:
+            return
+        end = _offset(delivery)
         if not first.done():
             first.set_result(None)
 

@@ -62,6 +62,8 @@ class DeliveryHandler:
         """Return what is to be run, or the id of the run it belongs to, or None: it is answered."""
         acknowledger.received(delivery.delivery_tag)
         try:
+            if delivery.problem:
+                raise ContractError(delivery.problem)
             message = parse_work(delivery.properties, delivery.body)
             if isinstance(message, DirectMessage):
                 return self._direct_run(delivery, message)
@@ -73,7 +75,10 @@ class DeliveryHandler:
             return self._task_run(delivery, message)
         except ContractError as error:
             self._dead_letter(acknowledger, delivery, str(error))
-            return None
+        except Exception as error:  # the last resort: no message may keep a slot for good
+            log.error("message.intake_failed", exc_info=error, queue=self._settings.queue)
+            self._dead_letter(acknowledger, delivery, f"the worker failed on it: {error!r}")
+        return None
 
     def _answer_known(
         self, acknowledger: Acknowledger, delivery: Delivery, message: WorkMessage

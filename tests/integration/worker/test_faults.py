@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from taskqueue.contract.names import INBOX_QUEUE
+from taskqueue.contract.names import CUT_HEADER, ERROR_HEADER, INBOX_QUEUE, WORK_EXCHANGE
 from taskqueue.contract.outcome import EventKind
+from tests.faults.raw_messages import UNREADABLE, publish_raw
 from tests.integration.worker.harness import Harness
 from tests.integration.worker.process import PATIENCE, WorkerProcess
 
@@ -200,3 +201,32 @@ async def test_a_module_that_is_not_there_ends_it_with_one(harness: Harness) -> 
     )
     assert await worker.ended() == 1
     assert "there is no module 'nowhere'" in worker.log[0]["text"]
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_a_message_nobody_can_read_is_parked_and_holds_up_nothing(
+    harness: Harness, name: str
+) -> None:
+    worker, gate = await harness.ready_worker(slots=2), harness.gate()
+    running = await harness.publish("hold", gate.payload)
+    await gate.wait_until_started()
+    publish_raw(harness.channel, WORK_EXCHANGE, "shop.q", UNREADABLE[name], b"any body")
+    letter = await harness.dead_letter()
+    assert letter.body == b"any body"
+    assert "cannot be read" in (letter.properties.headers or {})[ERROR_HEADER]
+    assert (await harness.outcome(await harness.publish("noop"))).kind is EventKind.SUCCEEDED
+    gate.open()
+    assert (await harness.outcome(running)).kind is EventKind.SUCCEEDED
+    await harness.until_ready(0)
+    assert [line["event"] for line in worker.log].count("consumer.registered") == 1
+
+
+async def test_headers_too_large_to_be_published_again_are_cut(harness: Harness) -> None:
+    await harness.ready_worker()
+    large = b"\x01aS" + (130_000).to_bytes(4, "big") + b"x" * 130_000
+    token = b"\x08tq-tokenS\x00\x00\x00\x01k"  # it claims to be the operator's, and is not
+    publish_raw(harness.channel, WORK_EXCHANGE, "shop.q", large + token, b"no JSON")
+    letter = await harness.dead_letter()
+    assert letter.body == b"no JSON"
+    assert (letter.properties.headers or {})[CUT_HEADER] == "a"
+    assert (await harness.outcome(await harness.publish("noop"))).kind is EventKind.SUCCEEDED

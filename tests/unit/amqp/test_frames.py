@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pika import exceptions, frame
 from pika.compat import long
@@ -75,13 +75,79 @@ def test_properties_are_read_as_pika_reads_them(properties: BasicProperties, len
     theirs = frame.decode_frame(header)[1]
     assert isinstance(theirs, frame.Header)
     found = frames.read_header(header, 7, len(header) - 1)
-    assert found == (length, theirs.properties)
+    assert found == (length, theirs.properties, "")
 
 
-def test_properties_that_are_not_utf8_stay_bytes() -> None:
-    properties = BasicProperties(type=b"caf\xe9", headers={"key": b"x"})
-    header = frame.Header(1, 0, properties).marshal()
-    assert frames.read_header(header, 7, len(header) - 1)[1].type == b"caf\xe9"
+def header_frame(flags: int, rest: bytes, length: int = 5) -> bytes:
+    payload = struct.pack(">HHQH", 60, 0, length, flags) + rest
+    return frames.FRAME.pack(2, 1, len(payload)) + payload + b"\xce"
+
+
+def table(*entries: bytes) -> bytes:
+    """Return a header frame whose headers are these entries: name and value."""
+    inner = b"".join(entries)
+    return header_frame(1 << 13, struct.pack(">I", len(inner)) + inner)
+
+
+def nested(depth: int) -> bytes:
+    inner = b""
+    for _ in range(depth):
+        inner = b"\x01aF" + struct.pack(">I", len(inner)) + inner
+    return inner
+
+
+UNREADABLE = {
+    "a date in milliseconds": table(b"\x01aT" + struct.pack(">Q", 1_764_000_000_000)),
+    "the last date of 64 bits": table(b"\x01aT" + b"\xff" * 8),
+    "a date inside an array": table(b"\x01aA\x00\x00\x00\x09T" + b"\xff" * 8),
+    "tables 500 deep": table(nested(500)),
+    "a type nobody knows": table(b"\x01a?"),
+    "a value that is missing": table(b"\x01a"),
+    "a name longer than the table": table(b"\xffa"),
+    "a text longer than the frame": table(b"\x01aS\xff\xff\xff\xff")[:-1],
+    "a header name that is not UTF-8": table(b"\x01\xe9I\x00\x00\x00\x01"),
+    "the same beside what pika reads": table(b"\x01\xe9V", b"\x01bV"),
+    "the same inside a table": table(b"\x01aF\x00\x00\x00\x03\x01\xe9V"),
+    "a type that is not UTF-8": header_frame(1 << 5, b"\x04caf\xe9"),
+    "a message id that is not UTF-8": header_frame(1 << 7, b"\x01\xff"),
+    "the same with a property that pika reads": header_frame(1 << 5 | 1 << 2, b"\x01\xe9\x01c"),
+    "a property that is missing": header_frame(1 << 15, b""),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_properties_that_cannot_be_read_are_a_problem_not_an_error(name: str) -> None:
+    header = UNREADABLE[name]
+    length, properties, problem = frames.read_header(header, 7, len(header) - 1)
+    assert (length, properties) == (5, BasicProperties())
+    assert problem.startswith("its properties cannot be read: ")
+
+
+@given(header=st.builds(header_frame, st.integers(0, 2**16 - 1), st.binary(max_size=200)))
+@settings(max_examples=1000)
+def test_no_content_header_raises(header: bytes) -> None:
+    length, properties, problem = frames.read_header(header, 7, len(header) - 1)
+    assert length == 5
+    assert not problem or properties == BasicProperties()
+
+
+@given(properties=PROPERTIES, data=st.data())
+@settings(max_examples=1000)
+def test_no_content_header_with_a_few_wrong_bytes_raises(
+    properties: BasicProperties, data: st.DataObject
+) -> None:
+    header = bytearray(frame.Header(1, 5, properties).marshal())
+    for _ in range(data.draw(st.integers(1, 4))):
+        header[data.draw(st.integers(19, len(header) - 1))] = data.draw(st.integers(0, 255))
+    length, _, _ = frames.read_header(bytes(header), 7, len(header) - 1)
+    assert length == 5
+
+
+def test_a_routing_key_that_is_not_utf8_is_a_problem() -> None:
+    written = frame.Method(3, Basic.Deliver("c", 1, False, "e", b"caf\xe9")).marshal()
+    deliver = frames.read_deliver(written, 7)
+    assert deliver[:5] == ("c", 1, False, "e", "caf\ufffd")
+    assert deliver.problem == "its exchange or routing key is not UTF-8"
 
 
 def test_a_number_of_64_bits_is_written_as_one_again() -> None:
@@ -93,7 +159,7 @@ def test_a_number_of_64_bits_is_written_as_one_again() -> None:
 
 def test_a_property_nobody_uses_is_read_too() -> None:
     header = frame.Header(1, 5, BasicProperties(type="t", cluster_id="c")).marshal()
-    length, properties = frames.read_header(header, 7, len(header) - 1)
+    length, properties, _ = frames.read_header(header, 7, len(header) - 1)
     assert (length, properties.type, properties.cluster_id) == (5, "t", "c")
 
 
@@ -103,7 +169,7 @@ def test_a_deliver_is_read_as_pika_reads_it(
 ) -> None:
     consumer, exchange, key = words
     written = frame.Method(3, Basic.Deliver(consumer, tag, redelivered, exchange, key)).marshal()
-    assert frames.read_deliver(written, 7) == (consumer, tag, redelivered, exchange, key)
+    assert frames.read_deliver(written, 7) == (consumer, tag, redelivered, exchange, key, "")
 
 
 @pytest.mark.parametrize("multiple", [False, True])
@@ -242,6 +308,7 @@ async def test_a_body_is_cut_into_frames_the_broker_takes(size: int) -> None:
         BasicProperties(timestamp=-1),
         BasicProperties(headers={"h": 0.5}),
         BasicProperties(type="\ud800"),
+        BasicProperties(headers={"h": "x" * 5000}),
     ],
 )
 async def test_what_cannot_be_encoded_is_told_and_leaves_nothing(
@@ -253,6 +320,34 @@ async def test_what_cannot_be_encoded_is_told_and_leaves_nothing(
         channel.publish("e", "k", b"", properties)
     await asyncio.sleep(0)
     assert broker.heard == b""
+
+
+async def test_headers_that_do_not_fit_a_frame_are_refused_with_a_large_body_too() -> None:
+    broker, channel = await opened()
+    broker.heard = b""
+    with pytest.raises(ValueError, match=r"have 5\d\d\d bytes, a frame takes 4088"):
+        channel.publish("e", "k", b"x" * 9000, BasicProperties(headers={"h": "x" * 5000}))
+    await asyncio.sleep(0)
+    assert broker.heard == b""
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_a_message_that_cannot_be_read_arrives_with_its_problem_and_others_follow(
+    name: str,
+) -> None:
+    broker, channel = await opened()
+    seen: list[tuple[str, bytes]] = []
+    tag = await channel.consume(
+        "q", lambda delivery: seen.append((delivery.problem[:14], delivery.body)), lambda _: None
+    )
+    header = UNREADABLE[name]
+    size = struct.pack(">I", len(header) - 8)
+    said = frame.Method(1, Basic.Deliver(tag, 1, False, "e", "k")).marshal()
+    said += header[:3] + size + header[7:-1] + b"\xce" + frame.Body(1, b"wrong").marshal()
+    said += frame.Method(1, Basic.Deliver(tag, 2, False, "e", "k")).marshal()
+    said += pikas(1, BasicProperties(type="t"), b"right")
+    broker.connection.on_data(said)
+    assert seen == [("its properties", b"wrong"), ("", b"right")]
 
 
 async def test_a_body_longer_than_announced_ends_the_connection() -> None:

@@ -359,6 +359,7 @@ class TaskHarness:
         exchange: str = OUTCOMES_EXCHANGE,
         routing_key: str = "shop.q.task.succeeded",
         properties: BasicProperties | None = None,
+        problem: str = "",
     ) -> int:
         tag = next(self._tags)
         delivery = Delivery(
@@ -369,6 +370,7 @@ class TaskHarness:
             routing_key=routing_key,
             properties=properties or BasicProperties(),
             body=body,
+            problem=problem,
         )
         self.tasks.inbox.on_delivery(delivery, _Source(self))
         return tag

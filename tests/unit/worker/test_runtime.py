@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from taskqueue.amqp.properties import BasicProperties
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
+from taskqueue.contract.work import WorkMessage
+from taskqueue.worker import delivery_handler
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import raised
 from taskqueue.worker.prefetch import AHEAD, ENOUGH_RUNS
@@ -394,3 +398,25 @@ async def test_an_attempt_that_cannot_be_started_has_failed_and_takes_nothing_fr
     assert harness.runtime.busy == 1
     await asyncio.sleep(31)
     assert harness.events[1:] == [EventKind.STARTED, EventKind.FAILED]
+
+
+@pytest.mark.parametrize("problem", ["its properties cannot be read: odd", ""])
+async def test_a_message_the_worker_cannot_take_is_dead_lettered_and_keeps_no_slot(
+    monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    def fail(properties: BasicProperties, body: bytes) -> WorkMessage:
+        raise ZeroDivisionError("odd")
+
+    harness = RuntimeHarness()
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery_handler, "parse_work", fail)
+        delivery = harness.channel.deliver(direct(), b"body")
+        harness.runtime.on_delivery(replace(delivery, problem=problem))
+    (message,) = harness.publisher.settle()
+    assert (message.exchange, message.body) == ("taskqueue.dead", b"body")
+    reason = (message.properties.headers or {})["tq-error"]
+    assert reason == (problem or "the worker failed on it: ZeroDivisionError('odd')")
+    await turn()
+    assert harness.channel.settled == [("ack", 1, False)]
+    harness.deliver(work())
+    assert len(harness.executor.started) == 1

@@ -299,7 +299,11 @@ class BrokerLink:
             delivery.channel.ack(delivery.delivery_tag)
             self._markers.on_marker_read(delivery.properties.correlation_id)
             return
-        self.on_message(delivery, self)
+        try:
+            self.on_message(delivery, self)
+        except Exception as error:  # the last resort: no message may hold up those behind it
+            log.error("message.intake_failed", exc_info=error, exchange=delivery.exchange)
+            self.dead_letter_delivery(delivery, f"the operator failed on it: {error!r}")
 
     def _set_state(self, state: State) -> None:
         if state == self.state:

@@ -90,9 +90,18 @@ class Inbox:
     def on_delivery(self, delivery: Delivery, source: MessageSource) -> None:
         """Read a message: a report, a dead letter, or a heartbeat."""
         if delivery.exchange == HEARTBEATS_EXCHANGE:
-            self._on_heartbeat_message(delivery, source)
+            acknowledge(delivery)
+            try:
+                self._on_heartbeat_message(delivery, source)
+            except Exception as error:
+                log.error("heartbeat.failed", exc_info=error, key=delivery.routing_key)
             return
         try:
+            if delivery.problem:
+                if delivery.exchange == DEAD_EXCHANGE:
+                    _drop("invalid", delivery)  # the dead queue has it, too
+                    return
+                raise ContractError(delivery.problem)
             if delivery.exchange == DEAD_EXCHANGE:
                 self._on_dead_letter(delivery, source)
                 return
@@ -167,7 +176,6 @@ class Inbox:
 
     def _on_heartbeat_message(self, delivery: Delivery, source: MessageSource) -> None:
         """Read what a worker says of itself and of the attempts it runs."""
-        acknowledge(delivery)
         try:
             said = heartbeat.decode(delivery.body)
         except ContractError as error:

@@ -9,6 +9,7 @@ import pytest
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, Delivery
 from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.amqp.properties import BasicProperties
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.controller.queues import broker_link
 from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers, LinkDown
@@ -95,3 +96,37 @@ async def test_a_marker_of_another_process_counts_for_nothing() -> None:
     publisher = SwallowingPublisher(make_link(InboxMarkers()), lost=0)
     with pytest.raises(TimeoutError):
         await catch_up(make_link(InboxMarkers()), publisher)
+
+
+class RecordingPublisher:
+    """Confirms everything at once, and keeps it."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, str, bytes, Any]] = []
+
+    def publish(
+        self, exchange: str, key: str, body: bytes, properties: Any, on_settled: Any
+    ) -> None:
+        self.published.append((exchange, key, body, properties))
+        on_settled(Settled.CONFIRMED, "")
+
+
+async def test_a_message_on_which_the_intake_fails_is_parked_and_acknowledged() -> None:
+    link, channel, publisher = make_link(InboxMarkers()), FakeChannel(), RecordingPublisher()
+    link._publisher = cast(Publisher, publisher)
+
+    def fail(delivery: Delivery, source: BrokerLink) -> None:
+        raise ZeroDivisionError("odd")
+
+    link.on_message = fail
+    key = "shop.q.task.succeeded"
+    link._on_delivery(
+        Delivery(
+            cast(Channel, channel), 7, False, "taskqueue.outcomes", key, BasicProperties(), b"body"
+        )
+    )
+    ((exchange, dead_key, body, properties),) = publisher.published
+    assert (exchange, dead_key, body) == ("taskqueue.dead", "shop.q", b"body")
+    reason = "the operator failed on it: ZeroDivisionError('odd')"
+    assert properties.headers == {"tq-error": reason, "tq-exchange": "taskqueue.outcomes"}
+    assert channel.acked == [7]

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from taskqueue.amqp.publisher import Settled
+from taskqueue.contract.names import DEAD_EXCHANGE, HEARTBEATS_EXCHANGE, OUTCOMES_EXCHANGE
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
+from taskqueue.model.task import Phase
 from taskqueue.timestamps import to_rfc3339
 from tests.unit.controller.fakes import EPOCH, TOKENS, TaskHarness, raw_task, turn
 
@@ -201,3 +203,26 @@ async def test_an_outcome_that_comes_again_while_it_is_written_is_acknowledged_w
     assert not harness.channel.acked
     write.succeed()
     assert sorted(harness.channel.acked) == [first, second]
+
+
+@pytest.mark.parametrize("exchange", [OUTCOMES_EXCHANGE, HEARTBEATS_EXCHANGE, DEAD_EXCHANGE])
+async def test_a_message_that_cannot_be_read_is_parked_or_acknowledged(exchange: str) -> None:
+    harness = TaskHarness()
+    tag = harness.message(b"body", exchange=exchange, problem="its properties cannot be read")
+    if exchange == OUTCOMES_EXCHANGE:
+        ((delivery, reason),) = harness.given_up
+        assert (delivery.body, reason) == (b"body", "its properties cannot be read")
+    else:  # the dead queue has it too, and nobody needs a heartbeat of old
+        assert harness.channel.acked == [tag]
+
+
+async def test_an_outcome_whose_header_cannot_be_read_ends_its_attempt() -> None:
+    harness = TaskHarness(max_attempts=1)
+    entry = await harness.published()
+    message = harness.message
+    harness.message = lambda body: message(  # type: ignore[method-assign, misc, assignment]
+        body, problem="its properties cannot be read"
+    )
+    harness.event(entry, EventKind.SUCCEEDED)
+    assert entry.status.phase is Phase.FAILED
+    assert "its properties cannot be read" in entry.status.message
