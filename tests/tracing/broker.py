@@ -47,6 +47,7 @@ class Broker:
             redelivered=False,
             exchange=OUTCOMES_EXCHANGE,
             routing_key=routing_key,
+            problem="",
         )
         on_message(channel, method, properties, body)
         return tag
