@@ -293,11 +293,17 @@ class Harness:
         self.processes.kill(whole_pod(namespace or self.namespace, name))
 
     def kill(self, name: str, *, namespace: str | None = None) -> None:
-        """End a pod at once, as a node that dies does; another takes its place."""
-        self.kill_processes(name, namespace=namespace)
-        path = f"/api/v1/namespaces/{namespace or self.namespace}/pods/{name}"
+        """End a pod at once, as a node that dies does; another takes its place.
+
+        Stopped first: a container killed before its pod is deleted would start again for a moment,
+        and what it did, and its log, would be lost with it.
+        """
+        namespace = namespace or self.namespace
         options = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
-        self.api.request("DELETE", path, options)
+        with self.processes.stopped(whole_pod(namespace, name)) as processes:
+            self.api.request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{name}", options)
+            with suppress(AssertionError):  # kubelet was faster
+                self.processes.kill(processes)
 
     def worker_log(self, queue: str = "q") -> str:
         """Return what the workers of a TaskQueue have logged."""

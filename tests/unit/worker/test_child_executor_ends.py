@@ -301,6 +301,9 @@ async def test_a_dead_fork_server_is_replaced_and_what_ran_is_lost(
     async with children(hold) as nursery:
         nursery.start({"begun": str(tmp_path / "begun")})
         pid = int(await appears(tmp_path / "begun"))
+        async with asyncio.timeout(PATIENCE):  # what it runs may be faster than the server's word
+            while pid not in {one.pid for one in nursery.spawner._processes.values()}:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
         first = nursery.spawner.pid
         os.kill(first, signal.SIGKILL)
         result = await nursery.result()
