@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BROKER_URI = "TASKQUEUE_BROKER_URI"
+#: Bytes of each payload that ``list --verbose`` shows.
+_PAYLOAD_BYTES = 200
 
 
 def add_commands(commands: CommandParsers) -> None:
@@ -120,7 +122,10 @@ def _list(options: argparse.Namespace) -> int:
     from taskqueue.direct.dead_letters import read_dead_letters
 
     target = _target(options)
-    page = _run(target, lambda connection: read_dead_letters(connection, *target.key))
+    page = _run(
+        target,
+        lambda connection: read_dead_letters(connection, *target.key, body_bytes=_PAYLOAD_BYTES),
+    )
     if options.output == "json":
         print(as_json(page, limit=options.limit, verbose=options.verbose))
     else:

@@ -40,8 +40,6 @@ from taskqueue.contract.topology import ready_messages
 #: Messages read in one pass. Every pass reads the same number: passes of different lengths would
 #: change the order.
 WINDOW = 1000
-#: Bytes of a body that are kept to be shown.
-SHOWN_BYTES = 200
 #: When no message comes for this long, another consumer holds the rest.
 _IDLE_SECONDS = 2.0
 #: A broker that confirms nothing for this long blocks its publishers.
@@ -76,7 +74,7 @@ class DeadLetter:
         correlation_id: "" for none.
         reason: why it was dead-lettered; "" when unknown.
         size: of the body, in bytes.
-        body_start: the first `SHOWN_BYTES` of the body.
+        body_start: as much of the body as was asked for.
     """
 
     id: str
@@ -121,8 +119,16 @@ class RedriveResult:
     not_read: int = 0
 
 
-async def read_dead_letters(connection: Connection, namespace: str, queue: str) -> DeadLetterPage:
+async def read_dead_letters(
+    connection: Connection, namespace: str, queue: str, *, body_bytes: int = 0
+) -> DeadLetterPage:
     """Read the messages and leave them in the dead queue.
+
+    Args:
+        connection: to the broker.
+        namespace: of the TaskQueue.
+        queue: its name.
+        body_bytes: of each body, at most this many are kept.
 
     Raises:
         NoDeadQueue: the TaskQueue has no dead queue at this broker.
@@ -136,7 +142,12 @@ async def read_dead_letters(connection: Connection, namespace: str, queue: str) 
             channel,
             dead_queue(namespace, queue),
             lambda delivery: messages.append(
-                describe(delivery.properties, delivery.body, problem=delivery.problem)
+                describe(
+                    delivery.properties,
+                    delivery.body,
+                    problem=delivery.problem,
+                    body_bytes=body_bytes,
+                )
             ),
         )
     finally:
@@ -203,13 +214,16 @@ async def purge(connection: Connection, namespace: str, queue: str) -> int:
         await channel.close()
 
 
-def describe(properties: BasicProperties, body: bytes, *, problem: str = "") -> DeadLetter:
+def describe(
+    properties: BasicProperties, body: bytes, *, problem: str = "", body_bytes: int = 0
+) -> DeadLetter:
     """Describe a message of a dead queue; anybody may have published it, so nothing is trusted.
 
     Args:
         properties: of the message.
         body: of the message.
         problem: why its properties cannot be read.
+        body_bytes: at most this many of the body are kept.
     """
     headers: Mapping[str, Any] = properties.headers or {}
     kind = _kind(properties, headers)
@@ -225,7 +239,7 @@ def describe(properties: BasicProperties, body: bytes, *, problem: str = "") -> 
         correlation_id=properties.correlation_id or "",
         reason=problem or _reason(headers),
         size=len(body),
-        body_start=body[:SHOWN_BYTES],
+        body_start=body[:body_bytes],
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from taskqueue.contract.outcome import EventError
-from taskqueue.results.encoding import ResultError, encode_result
+from taskqueue.results.inline import ResultError, encode_result
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.sdk import Fail, Retry
 

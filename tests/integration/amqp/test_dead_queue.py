@@ -79,7 +79,7 @@ class Bench:
 
     async def bodies(self) -> list[str]:
         """Return the dead letters as they stand."""
-        found = await read_dead_letters(self.connection, *QUEUE)
+        found = await read_dead_letters(self.connection, *QUEUE, body_bytes=100)
         await self.ready(DEAD, found.total)
         return [message.body_start.decode() for message in found.messages]
 
@@ -96,7 +96,7 @@ async def test_letters_are_told_apart_and_stay_in_their_order(bench: Bench) -> N
     await bench.letter("two", headers=TASK, type="resize", correlation_id="uid")
     await bench.letter("three", content_type="application/cloudevents+json")
     await bench.letter("four", headers={"tq-exchange": "taskqueue.outcomes"})
-    found = await read_dead_letters(bench.connection, *QUEUE)
+    found = await read_dead_letters(bench.connection, *QUEUE, body_bytes=100)
     assert found.total == 4
     one, two, three, four = found.messages
     assert (one.id, one.kind, one.handler) == (first, DeadLetterKind.DIRECT, "resize")
@@ -116,7 +116,7 @@ async def test_what_the_broker_gave_up_says_when_and_why(bench: Bench, channel: 
     (delivery,) = await worker.wait(1)
     channel.reject(delivery.delivery_tag, requeue=False)
     await bench.ready(DEAD, 1)
-    (letter,) = (await read_dead_letters(bench.connection, *QUEUE)).messages
+    (letter,) = (await read_dead_letters(bench.connection, *QUEUE, body_bytes=100)).messages
     assert letter.reason == f"rejected by the broker, queue {WORK}"
     assert letter.died is not None
     assert letter.id == ""
@@ -212,7 +212,8 @@ async def test_letters_that_somebody_else_holds_are_no_reason_to_wait_for_ever(
     await other.start(channel, DEAD)
     await other.wait(1)
     assert [
-        one.body_start for one in (await read_dead_letters(bench.connection, *QUEUE)).messages
+        one.body_start
+        for one in (await read_dead_letters(bench.connection, *QUEUE, body_bytes=100)).messages
     ] == [b"two"]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from taskqueue.limits import RESULT_BYTES
-from taskqueue.results.encoding import ResultError, ResultTooLargeError, encode_result
+from taskqueue.results.inline import ResultError, ResultTooLargeError, encode_result
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""A result as it is kept: JSON within the limit of a Task's status.
+"""A result that is kept inline, in the status of its Task: an object within the limit of a status.
 
-Stores for results that are too large for a status belong beside this module; there is none yet.
+Which Python values are JSON is decided in `taskqueue.jsonable`. Stores for results that are too
+large for a status belong beside this module; there is none yet.
 """
 
 from __future__ import annotations
