@@ -5,6 +5,7 @@ Pure: no loop, no connection.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -69,7 +70,7 @@ def event_of(
         error=None if result is None else result.error,
         retry_after_seconds=None if result is None else result.retry_after_seconds,
     )
-    return CachedOutcome(event.routing_key, encode(event))
+    return _encoded(event)
 
 
 def stopped_event(
@@ -107,7 +108,25 @@ def direct_event(
         correlation_id=attempt.uid,
         id=message_id,
     )
-    return CachedOutcome(event.routing_key, encode(event))
+    return _encoded(event)
+
+
+def _encoded(event: AttemptEvent) -> CachedOutcome:
+    """Return the encoded event, or in place of one that cannot be encoded, a failed attempt.
+
+    Without an outcome the attempt would hold its delivery, and with it a slot, for ever.
+    """
+    try:
+        body = encode(event)
+    except (TypeError, ValueError, RecursionError) as error:
+        result = failure(
+            "InvalidResult", f"its outcome cannot be encoded: {error}", 0.0, retryable=False
+        )
+        event = replace(
+            event, kind=EventKind.FAILED, result=None, error=result.error, retry_after_seconds=None
+        )
+        body = encode(event)
+    return CachedOutcome(event.routing_key, body)
 
 
 def kind_of(result: AttemptResult) -> EventKind:

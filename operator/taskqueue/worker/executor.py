@@ -67,7 +67,7 @@ class AttemptResult:
         result: the JSON object it returned, or None; meaningless with an error.
         error: why it failed; None: it succeeded.
         retry_after_seconds: the handler's wish for the next attempt.
-        exception: the exception itself where there is one, for the worker's own log.
+        exception: holds the traceback of the handler's exception, for the worker's own log.
         lost: why it is not known how the attempt ended, through no fault of its own; the other
             fields mean nothing then. The delivery is requeued, as if the worker had been lost.
     """

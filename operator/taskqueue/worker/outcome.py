@@ -3,22 +3,54 @@
 Rules: a dict, a pydantic model or a dataclass is the result, None is no result, any other JSON
 value is wrapped as ``{"value": …}``. A value that is not JSON, or is too large for a Task's status,
 is a failure that is not retried. Any exception is a failure that is retried, unless it is `Fail`.
+
+What a handler returns or raises is its own code: texts that raise, classes that lie about their
+name, values of any type. So this is the one place that reads them, in the thread or process the
+handler ran in. `raised`, `succeeded` and `encoded_result` never raise, and what they return can be
+published: plain strings of bounded length, finite numbers, JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import contextlib
+import math
+import os
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import orjson
 
 from taskqueue.contract.outcome import EventError
+from taskqueue.limits import LONGEST_RETRY_SECONDS, STATUS_REASON_LENGTH
 from taskqueue.results.inline import ResultError, encode_result
 from taskqueue.worker.executor import AttemptResult
-from taskqueue.worker.sdk import Fail, Retry
+from taskqueue.worker.sdk import Cancelled, Fail, Retry
 
 #: Characters of an error message that reach the Task's history.
 MAX_MESSAGE_LENGTH = 1000
+
+#: Characters of a traceback that reach the worker's log.
+_TRACEBACK_LENGTH = 16_384
+
+#: Exception groups within each other that are opened.
+_GROUP_DEPTH = 20
+
+#: Frames of a traceback in this folder are not the handler's.
+_OUR_FOLDER = os.path.dirname(__file__) + os.sep
+
+T = TypeVar("T")
+
+
+class HandlerTraceback(Exception):
+    """The traceback of a handler's exception, as text for the log.
+
+    The exception itself would keep the handler's frames alive, and run its code on the worker's
+    loop.
+    """
+
+    def __str__(self) -> str:
+        return f"of a handler\n{self.args[0]}"
 
 
 def succeeded(value: Any, seconds: float, *, handler: str = "") -> AttemptResult:
@@ -46,22 +78,59 @@ def encoded_result(
     try:
         return encode_result(value, handler=handler)
     except ResultError as error:
-        return failure(error.type, str(error), seconds, retryable=False)
+        kind, reason = error.type, str(error)
+    except BaseException as error:
+        kind = "InvalidResult"
+        reason = (
+            f"handler {handler!r} returned {_class_name(value)}, which fails when it is encoded: "
+            f"{_class_name(error)}: {_text(error)}"
+        )
+    if hasattr(type(value), "__await__"):
+        reason = (
+            f"handler {handler!r} returned {_class_name(value)}, which nobody awaits: "
+            "define the handler with async def"
+        )
+        with contextlib.suppress(BaseException):
+            value.close()  # or Python warns that it was never awaited
+    return failure(kind, reason, seconds, retryable=False)
 
 
 def raised(exception: BaseException, seconds: float) -> AttemptResult:
-    """Return the result of a handler that raised."""
-    if isinstance(exception, Fail):
-        return failure(
-            exception.type, str(exception), seconds, retryable=False, exception=exception
-        )
+    """Return the result of a handler that raised.
+
+    An exception group with a single exception in it stands for that exception.
+    """
+    exception = _given(lambda: _single(exception), exception)
+    kind = type(exception)
+    given: Any = exception
+    if issubclass(kind, Fail):
+        name = _given(lambda: given.type, "Fail")
+        return failure(name, _text(exception), seconds, retryable=False)
+    if issubclass(kind, Retry):
+        after = _given(lambda: given.after, None)
+        return failure(_class_name(exception), _text(exception), seconds, retry_after=after)
     return failure(
-        type(exception).__name__,
-        _message(exception),
+        _class_name(exception),
+        _text(exception),
         seconds,
-        exception=exception,
-        retry_after=exception.after if isinstance(exception, Retry) else None,
+        traceback=None if issubclass(kind, Cancelled) else describe_traceback(exception),
     )
+
+
+def describe_traceback(exception: BaseException) -> str:
+    """Return the traceback of a handler's or hook's exception, without our own frames at its top.
+
+    Never raises.
+    """
+    try:
+        begin = exception.__traceback__
+        while begin and begin.tb_next and _is_ours(begin.tb_frame.f_code.co_filename):
+            begin = begin.tb_next
+        lines = traceback.format_exception(type(exception), exception, begin)
+        text = encodable("".join(lines).rstrip())
+    except BaseException as error:
+        return f"{_class_name(exception)} (its traceback cannot be read: {_class_name(error)})"
+    return text if len(text) <= _TRACEBACK_LENGTH else "…" + text[-_TRACEBACK_LENGTH:]
 
 
 def unknown_handler(name: str | None, registered: Iterable[str]) -> AttemptResult:
@@ -79,32 +148,89 @@ def unknown_handler(name: str | None, registered: Iterable[str]) -> AttemptResul
 
 
 def failure(
-    kind: str,
+    kind: object,
     message: str,
     seconds: float,
     *,
     retryable: bool = True,
-    retry_after: float | None = None,
-    exception: BaseException | None = None,
+    retry_after: object = None,
+    traceback: str | None = None,
 ) -> AttemptResult:
-    """Return a failed result; the message is cut to `MAX_MESSAGE_LENGTH` characters."""
-    if len(message) > MAX_MESSAGE_LENGTH:
-        message = message[: MAX_MESSAGE_LENGTH - 1] + "…"
+    """Return a failed result that can be published, whatever the arguments are.
+
+    Args:
+        kind: type of the error; cut to `STATUS_REASON_LENGTH`, ``Error`` if it is no text.
+        message: for people; cut to `MAX_MESSAGE_LENGTH` characters.
+        seconds: how long it ran.
+        retryable: another attempt may help.
+        retry_after: seconds until that; what is no number counts as None, what is above
+            `LONGEST_RETRY_SECONDS` as that.
+        traceback: for the worker's log.
+    """
+    name = encodable(kind, STATUS_REASON_LENGTH) if isinstance(kind, str) else ""
     return AttemptResult(
         seconds=seconds,
-        error=EventError(type=encodable(kind), message=encodable(message), retryable=retryable),
-        retry_after_seconds=retry_after,
-        exception=exception,
+        error=EventError(
+            type=name or "Error",
+            message=encodable(message, MAX_MESSAGE_LENGTH),
+            retryable=retryable,
+        ),
+        retry_after_seconds=_given(lambda: _wait(retry_after), None),
+        exception=None if traceback is None else HandlerTraceback(traceback),
     )
 
 
-def _message(exception: BaseException) -> str:
+def encodable(text: str, length: int | None = None) -> str:
+    """Return a plain `str` without lone surrogates, which UTF-8 cannot encode.
+
+    Args:
+        text: a string of any class.
+        length: characters; a longer one is cut, and ends with an ellipsis.
+    """
+    if length is not None and str.__len__(text) > length:
+        text = str.__getitem__(text, slice(length - 1)) + "…"
+    return str.encode(text, "utf-8", "replace").decode("utf-8")
+
+
+def _given(what: Callable[[], T], otherwise: T) -> T:
+    """Return what a handler's object gives when it is read, or a default when that fails."""
+    try:
+        return what()
+    except BaseException:
+        return otherwise
+
+
+def _single(exception: BaseException) -> BaseException:
+    """Return the exception that a group of one stands for."""
+    for _ in range(_GROUP_DEPTH):
+        if not issubclass(type(exception), BaseExceptionGroup):
+            break
+        inner: tuple[BaseException, ...] = exception.exceptions  # type: ignore[attr-defined]
+        if len(inner) != 1:
+            break
+        exception = inner[0]
+    return exception
+
+
+def _text(exception: BaseException) -> str:
     try:
         return str(exception)
-    except Exception as error:
-        return f"(the exception's own text failed: {type(error).__name__})"
+    except BaseException as error:
+        return f"(the exception's own text failed: {_class_name(error)})"
 
 
-def encodable(text: str) -> str:
-    """Return the text without lone surrogates, which UTF-8 cannot encode."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _class_name(value: object) -> str:
+    """Return the name of a value's class; a metaclass may give another, or raise."""
+    name: str = type.__dict__["__name__"].__get__(type(value))
+    return name
+
+
+def _wait(seconds: Any) -> float | None:
+    if seconds is None:
+        return None
+    wait = float(seconds)
+    return None if math.isnan(wait) or wait < 0 else min(wait, float(LONGEST_RETRY_SECONDS))
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(_OUR_FOLDER)

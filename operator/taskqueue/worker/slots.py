@@ -83,7 +83,7 @@ class Slots:
             execution = self._executor.start(run.attempt, done)
         except Exception as error:  # no more threads or processes, for one
             execution = _Unstarted()
-            result = failure("ChildDied", f"it cannot be started: {error}", 0.0, exception=error)
+            result = failure("ChildDied", f"it cannot be started: {error}", 0.0)
             self._loop.call_soon(done, result)
         self._attempt_timers.set(run_id, effect.timer_at)
         self.executions[run_id] = execution

@@ -21,6 +21,7 @@ from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig
 from taskqueue.worker.executors.process_spawner import ProcessSpawner
 from taskqueue.worker.sdk import HandlerRegistry
 from tests.unit.worker.children import PATIENCE, alive, appears, attempt, gone
+from tests.unit.worker.hostile_ends import BODIES, assert_published
 
 SAMPLE = Path(__file__).parents[3] / "examples/executors/command/count-words.sh"
 
@@ -345,3 +346,13 @@ async def test_the_sample_is_cancelled(folder: Path, caplog: pytest.LogCaptureFi
         execution.cancel()
         assert (await made.error())[0] == "Cancelled"
     assert "cleaned up" in said()
+
+
+async def test_whatever_a_program_writes_is_an_outcome(tmp_path: Path) -> None:
+    line = 'cat "$1/$TASKQUEUE_UID"; cat "$1/$TASKQUEUE_UID" >"$TASKQUEUE_RESULT_FILE"; exit "$2"'
+    for name, body in BODIES.items():
+        (tmp_path / name).write_bytes(body)
+    for code in ("0", "3"):
+        async with shell(shlex.join(["sh", "-c", line, "sh", str(tmp_path), code])) as made:
+            for name in BODIES:
+                assert_published(await made.run(uid=name))

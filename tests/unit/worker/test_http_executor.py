@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from taskqueue.limits import LONGEST_RETRY_SECONDS
 from taskqueue.worker.executor import AttemptResult, Execution
 from taskqueue.worker.executors.http import HttpError, HttpExecutor, HttpTarget
 from tests.unit.worker.children import PATIENCE, attempt
+from tests.unit.worker.hostile_ends import BODIES, assert_published
 
 SAMPLE = Path(__file__).parents[3] / "examples/executors/http/service.py"
 
@@ -338,3 +340,16 @@ async def test_the_sample(sample: tuple[Caller, asyncio.StreamReader]) -> None:
     later.cancel()
     assert await asyncio.wait_for(output.readline(), PATIENCE) == b"stopped\n"
     assert (await caller.result()).error is not None
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("status", [200, 400, 503])
+async def test_whatever_a_service_answers_is_an_outcome(name: str, status: int) -> None:
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(status=status, body=BODIES[name], headers={"Retry-After": "9" * 400})
+
+    async with service(handle) as caller:
+        result = await caller.run()
+    assert_published(result)
+    assert (result.error is None) or status != 200 or not result.error.retryable
+    assert result.retry_after_seconds == (None if status == 200 else LONGEST_RETRY_SECONDS)

@@ -29,23 +29,18 @@ from typing import Any, NoReturn
 from taskqueue import logs
 from taskqueue.worker.executors import child_protocol
 from taskqueue.worker.executors.memory import OwnMemory
-from taskqueue.worker.outcome import encodable, encoded_result, raised
+from taskqueue.worker.outcome import describe_traceback, encoded_result, raised
 from taskqueue.worker.sdk import (
     Cancelled,
     Context,
-    Fail,
     HandlerRegistry,
     Progress,
-    Retry,
     mark_cancelled,
 )
 
 #: Exit codes of a child, besides 0: its start hook failed; it cannot reach its worker.
 EXIT_UNUSABLE = 70
 EXIT_CUT_OFF = 74
-
-#: Characters of a traceback that reach the worker's log.
-_TRACEBACK_LENGTH = 16_384
 
 
 def serve(connection: socket.socket, registry: HandlerRegistry, *, report_memory: bool) -> NoReturn:
@@ -105,7 +100,9 @@ class Child:
             for hook in self._registry.start_hooks:
                 hook()
         except BaseException as error:
-            self.send(child_protocol.frame(child_protocol.UNUSABLE, _traceback(error).encode()))
+            self.send(
+                child_protocol.frame(child_protocol.UNUSABLE, describe_traceback(error).encode())
+            )
             return EXIT_UNUSABLE
         while (attempt := self._next_attempt()) is not None:
             self.send(child_protocol.frame(child_protocol.OUTCOME, self._run_attempt(attempt)))
@@ -169,12 +166,7 @@ class Child:
                 os._exit(1)
             seconds = time.perf_counter() - begun
             return child_protocol.encode_outcome(
-                raised(error, seconds),
-                seconds,
-                traceback=None
-                if isinstance(error, (Cancelled, Fail, Retry))
-                else _traceback(error),
-                mib=self._memory_mib(),
+                raised(error, seconds), seconds, mib=self._memory_mib()
             )
         if self._forked:
             os._exit(0)  # a process that the handler forked has returned from it
@@ -291,15 +283,5 @@ class _WorkerLogHandler(logging.Handler):
         except Exception:
             self.handleError(record)
             return
+        line = line[: child_protocol.LOG_LINE_BYTES]
         self._child.send(child_protocol.frame(child_protocol.LOG, line))
-
-
-def _traceback(error: BaseException) -> str:
-    """Return the traceback without our own frames at its top."""
-    begin = error.__traceback__
-    here = __file__
-    while begin is not None and begin.tb_frame.f_code.co_filename == here and begin.tb_next:
-        begin = begin.tb_next
-    text = "".join(traceback.format_exception(type(error), error, begin))
-    text = encodable(text.rstrip())
-    return text if len(text) <= _TRACEBACK_LENGTH else "…" + text[-_TRACEBACK_LENGTH:]

@@ -14,7 +14,7 @@ import orjson
 
 from taskqueue.contract.outcome import EventError
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
-from taskqueue.worker.outcome import encodable
+from taskqueue.worker.outcome import encodable, failure
 from taskqueue.worker.sdk import Progress
 
 #: From the worker: run this; `encode_attempt`.
@@ -36,12 +36,15 @@ _HEADER = struct.Struct("!BI")
 #: How much is read at once.
 CHUNK_BYTES = 65_536
 
+#: Of a log line; what is longer is cut.
+LOG_LINE_BYTES = 262_144
 
-class ChildTraceback(Exception):
-    """A traceback from a child process, as text for the log."""
+#: Of a frame from a child: more than any of them needs.
+CHILD_FRAME_BYTES = 1_048_576
 
-    def __str__(self) -> str:
-        return f"in a child process\n{self.args[0]}"
+
+class ProtocolError(ValueError):
+    """What the other end sent is not this protocol: something else has written to the socket."""
 
 
 def frame(kind: int, body: bytes = b"") -> bytes:
@@ -50,15 +53,24 @@ def frame(kind: int, body: bytes = b"") -> bytes:
 
 
 class FrameReader:
-    """Splits what a stream socket gives into frames."""
+    """Splits what a stream socket gives into frames.
 
-    __slots__ = ("_rest",)
+    Args:
+        limit: bytes that the body of a frame may have; None: any number.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_limit", "_rest")
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
         self._rest = b""
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """Return the frames that are complete with this data, in order."""
+        """Return the frames that are complete with this data, in order.
+
+        Raises:
+            ProtocolError: a frame is longer than the limit.
+        """
         if self._rest:
             data = self._rest + data
         size = len(data)
@@ -66,6 +78,8 @@ class FrameReader:
         begin = 0
         while size - begin >= _HEADER.size:
             kind, length = _HEADER.unpack_from(data, begin)
+            if self._limit is not None and length > self._limit:
+                raise ProtocolError(f"a frame of {length} bytes, the limit is {self._limit}")
             end = begin + _HEADER.size + length
             if end > size:
                 break
@@ -118,7 +132,6 @@ def encode_outcome(
     result: AttemptResult | bytes | None,
     seconds: float,
     *,
-    traceback: str | None = None,
     mib: float | None = None,
 ) -> bytes:
     """Return the body of OUTCOME.
@@ -126,32 +139,41 @@ def encode_outcome(
     Args:
         result: the encoded result of a success, None without one; or a failure.
         seconds: how long it ran.
-        traceback: of the exception.
         mib: memory the child holds now, in MiB; None: not reported.
     """
     if result is None or isinstance(result, bytes):
         fragment = None if result is None else orjson.Fragment(result)
         return orjson.dumps((seconds, mib, fragment))
     error = result.error or EventError(type="Error", message="")
+    traceback = None if result.exception is None else result.exception.args[0]
     failed = (error.type, error.message, error.retryable, result.retry_after_seconds, traceback)
     return orjson.dumps((seconds, mib, None, *failed))
 
 
 def decode_outcome(body: bytes) -> tuple[AttemptResult, float | None]:
-    """Return the result of the attempt, and the memory the child holds now, in MiB, or None."""
-    seconds, mib, result, *failed = orjson.loads(body)
-    if not failed:
-        return AttemptResult(seconds=seconds, result=result), mib
-    kind, message, retryable, retry_after, traceback = failed
-    return (
-        AttemptResult(
-            seconds=seconds,
-            error=EventError(type=kind, message=message, retryable=retryable),
-            retry_after_seconds=retry_after,
-            exception=None if traceback is None else ChildTraceback(traceback),
-        ),
-        mib,
-    )
+    """Return the result of the attempt, and the memory the child holds now, in MiB, or None.
+
+    Raises:
+        ProtocolError: it is not an outcome.
+    """
+    try:
+        seconds, mib, result, *failed = orjson.loads(body)
+        if not failed:
+            return AttemptResult(seconds=_float(seconds), result=_dict(result)), mib
+        kind, message, retryable, retry_after, traceback = failed
+        return (
+            failure(
+                kind,
+                str(message),
+                _float(seconds),
+                retryable=bool(retryable),
+                retry_after=retry_after,
+                traceback=None if traceback is None else str(traceback),
+            ),
+            None if mib is None else _float(mib),
+        )
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"not an outcome: {error}") from None
 
 
 def encode_progress(progress: Progress) -> bytes:
@@ -160,6 +182,25 @@ def encode_progress(progress: Progress) -> bytes:
 
 
 def decode_progress(body: bytes) -> Progress:
-    """Return the progress of a PROGRESS body."""
-    percent, message = orjson.loads(body)
-    return Progress(percent, message)
+    """Return the progress of a PROGRESS body.
+
+    Raises:
+        ProtocolError: it is not progress.
+    """
+    try:
+        percent, message = orjson.loads(body)
+        return Progress(None if percent is None else _float(percent), str(message))
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"not progress: {error}") from None
+
+
+def _float(value: Any) -> float:
+    if not isinstance(value, float | int):
+        raise TypeError(f"{type(value).__name__} is not a number")
+    return float(value)
+
+
+def _dict(value: Any) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} is not an object")
+    return value

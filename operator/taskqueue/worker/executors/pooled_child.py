@@ -79,6 +79,7 @@ class PooledChild:
         "_is_ending",
         "_killed",
         "_last",
+        "_nonsense",
         "_output",
         "_over_mib",
         "_pool",
@@ -92,7 +93,7 @@ class PooledChild:
 
     def __init__(self, pool: ChildPool) -> None:
         self._pool = pool
-        self._reader = child_protocol.FrameReader()
+        self._reader = child_protocol.FrameReader(child_protocol.CHILD_FRAME_BYTES)
         self.execution: ChildExecution | None = None
         #: The attempt that runs, or the last one: output belongs to it.
         self._last: AttemptRequest | None = None
@@ -101,6 +102,8 @@ class PooledChild:
         self._killed = False
         #: The memory it held when it was killed for exceeding its limit, in MiB.
         self._over_mib: float | None = None
+        #: What it sent that is no frame of ours: nothing more is read from it.
+        self._nonsense = ""
         #: Traceback of a failed start hook.
         self._unusable = ""
         #: The outcome of its cancelled attempt, if it sent one.
@@ -175,13 +178,24 @@ class PooledChild:
             return
         except OSError:
             data = b""
-        for kind, body in self._reader.feed(data):
-            self._on_frame(kind, body)
+        self._on_data(data)
         if not data:
             # It has ended, as the fork server reports soon; or it lives on and cannot be reached.
             self._pool.loop.remove_reader(self._connection)
             self._remove_from_idle()
             self._expect_end(_HUNG_UP_SECONDS)
+
+    def _on_data(self, data: bytes) -> None:
+        """Handle frames; a child that sends anything else is killed, and its attempt fails."""
+        if self._nonsense:
+            return
+        try:
+            for kind, body in self._reader.feed(data):
+                self._on_frame(kind, body)
+        except child_protocol.ProtocolError as error:
+            self._nonsense = str(error)
+            self._remove_from_idle()
+            self.kill()
 
     def _on_frame(self, kind: int, body: bytes) -> None:
         if kind == child_protocol.OUTCOME:
@@ -252,8 +266,7 @@ class PooledChild:
             data = self._connection.recv(child_protocol.CHUNK_BYTES)
         except OSError:  # nothing, or it is closed already
             return False
-        for kind, body in self._reader.feed(data):
-            self._on_frame(kind, body)
+        self._on_data(data)
         return bool(data)
 
     def _exit_result(self, execution: ChildExecution, status: ProcessExit) -> AttemptResult:
@@ -264,6 +277,12 @@ class PooledChild:
             return AttemptResult(seconds=seconds, lost="the fork server died, and its children")
         if self._over_mib is not None:
             return over_limit(self._over_mib, execution.limit_mib, seconds)
+        if self._nonsense:
+            reason = (
+                f"something in the child process wrote to its connection ({self._nonsense}), and "
+                "it was killed: leave file descriptors alone that the handler has not opened"
+            )
+            return failure("ChildDied", reason, seconds)
         if execution.cancelled:
             return failure("Cancelled", "it was cancelled and its process was killed", seconds)
         if self._unusable:

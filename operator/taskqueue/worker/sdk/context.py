@@ -7,6 +7,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from taskqueue.worker.sdk.arguments import number, text
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -71,11 +73,14 @@ class Context:
         """Report progress; the latest call counts, earlier ones may never be seen.
 
         Raises:
+            TypeError: percent is no number, or the message no text.
             ValueError: percent is outside 0 to 100.
         """
-        if percent is not None and not 0 <= percent <= 100:
-            raise ValueError(f"progress({percent}): percent goes from 0 to 100")
-        self._latest = Progress(percent, message)
+        if percent is not None:
+            percent = number(percent, "progress(percent)")
+            if not 0 <= percent <= 100:
+                raise ValueError(f"progress({percent}): percent goes from 0 to 100")
+        self._latest = Progress(percent, text(message, "progress(message=...)"))
         self.logger.debug("task.progress %s %s", percent, message)
 
     @property

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import SupportsFloat, SupportsIndex
+
+from taskqueue.worker.sdk.arguments import number, text
 
 
 class Retry(Exception):
@@ -10,19 +13,28 @@ class Retry(Exception):
 
     Args:
         message: for people; it becomes the attempt's message in the Task's history.
-        after: seconds until the next attempt; None: the Task's own back-off.
+        after: seconds until the next attempt, any number; None: the Task's own back-off.
 
     Raises:
-        ValueError: ``after`` is negative.
+        TypeError: ``after`` is no number.
+        ValueError: ``after`` is negative, or no finite number.
     """
 
+    #: Also of a subclass that does not call `__init__`.
+    after: float | None = None
+
     def __init__(
-        self, message: str = "the handler asked for a retry", *, after: float | None = None
+        self,
+        message: object = "the handler asked for a retry",
+        *,
+        after: SupportsFloat | SupportsIndex | None = None,
     ) -> None:
-        if after is not None and not 0 <= after < float("inf"):
-            raise ValueError(f"Retry(after={after}): give seconds, 0 or more")
         super().__init__(message)
-        self.after = after
+        if after is not None:
+            seconds = number(after, "Retry(after=...)")
+            if not 0 <= seconds < float("inf"):
+                raise ValueError(f"Retry(after={after}): give seconds, 0 or more")
+            self.after = seconds
 
 
 class Fail(Exception):
@@ -31,11 +43,21 @@ class Fail(Exception):
     Args:
         message: for people.
         type: a CamelCase word for programs; it becomes the error's type.
+
+    Raises:
+        TypeError: ``type`` is no text.
+        ValueError: ``type`` is empty.
     """
 
-    def __init__(self, message: str = "the handler gave up", *, type: str = "Fail") -> None:
+    #: Also of a subclass that does not call `__init__`.
+    type: str = "Fail"
+
+    def __init__(self, message: object = "the handler gave up", *, type: str = "Fail") -> None:
         super().__init__(message)
-        self.type = type
+        given = text(type, "Fail(type=...)")
+        if not given:
+            raise ValueError('Fail(type=""): give a CamelCase word, such as "NotFound"')
+        self.type = given
 
 
 class Cancelled(BaseException):
