@@ -1,6 +1,7 @@
-"""The numbers that more than one room knows, each written once.
+"""Limits and times that more than one room knows, and limits of what others send or read.
 
-A number that only one module relies on stays in that module. Lengths are in characters.
+Each is written once. A number that only one module relies on, and nobody outside meets, stays in
+that module. Defaults of fields are in `taskqueue.defaults`. Lengths are in characters.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ PAYLOAD_BYTES = 200 * 1024
 #: Of a message in a status: etcd is not a log store.
 STATUS_MESSAGE_LENGTH = 1024
 
+#: Of the reason that a message in a dead queue carries.
+DEAD_REASON_LENGTH = 2000
+
 #: Of the message of a progress report.
 PROGRESS_MESSAGE_LENGTH = 1024
 
@@ -61,18 +65,6 @@ DELIVERY_LIMIT = 20
 #: How long after its time limit an attempt's outcome may come, in seconds; then the attempt is
 #: lost.
 REPORT_GRACE_SECONDS = 10.0
-
-#: Defaults of a TaskQueue's ``taskDefaults``, and of direct messages.
-DEFAULT_ATTEMPTS = 3
-DEFAULT_ATTEMPT_SECONDS = 300
-DEFAULT_DELIVERIES = 3
-DEFAULT_FIRST_RETRY_SECONDS = 1
-DEFAULT_RETRY_FACTOR = 2
-DEFAULT_LONGEST_RETRY_SECONDS = 300
-DEFAULT_RETRY_JITTER = 0.1
-
-#: Default of a TaskQueue's ``dispatch.maxPublished``.
-DEFAULT_MAX_PUBLISHED = 1000
 
 # Workers.
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
+from taskqueue.defaults import DEFAULT_ATTEMPT_SECONDS, DEFAULT_ATTEMPTS
 from taskqueue.jsonable import plain
-from taskqueue.limits import DEFAULT_ATTEMPT_SECONDS, DEFAULT_ATTEMPTS, RESULT_BYTES
+from taskqueue.limits import RESULT_BYTES
 from taskqueue.worker.sdk import Context, Fail, Handler, HandlerRegistry, Progress
 
 __all__ = ["About", "Recorded", "run", "run_async"]

@@ -32,7 +32,7 @@ from taskqueue.api.common import (
 )
 from taskqueue.api.taskqueue_pool import Scaling, Workers
 from taskqueue.api.taskqueue_status import TaskQueueResourceStatus
-from taskqueue.limits import (
+from taskqueue.defaults import (
     DEFAULT_ATTEMPT_SECONDS,
     DEFAULT_ATTEMPTS,
     DEFAULT_DELIVERIES,
@@ -41,9 +41,8 @@ from taskqueue.limits import (
     DEFAULT_MAX_PUBLISHED,
     DEFAULT_RETRY_FACTOR,
     DEFAULT_RETRY_JITTER,
-    LABEL_LENGTH,
-    OBJECT_NAME_LENGTH,
 )
+from taskqueue.limits import LABEL_LENGTH, OBJECT_NAME_LENGTH
 
 DeletionPolicy = Literal["Retain", "Delete"]
 StopPolicy = Literal["None", "Hold", "HoldAndDrain"]

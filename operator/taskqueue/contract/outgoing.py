@@ -23,15 +23,12 @@ from taskqueue.contract.names import (
     OUTCOMES_EXCHANGE,
     routing_key,
 )
-from taskqueue.limits import HEADERS_BYTES
+from taskqueue.limits import DEAD_REASON_LENGTH, HEADERS_BYTES
 from taskqueue.records import record
 
 #: Message ids count up after a prefix of this process: random ones cost a system call each.
 _PROCESS = uuid.uuid4().hex
 _numbers = itertools.count(1)
-
-#: A reason is a header, and all headers must fit one frame.
-_MAX_REASON_LENGTH = 2000
 
 
 @record
@@ -79,7 +76,7 @@ def dead_letter(
     expire, be refused (user id) or be answered.
     """
     headers = without_broker_headers(properties)
-    headers[ERROR_HEADER] = reason[:_MAX_REASON_LENGTH].encode(errors="replace").decode()
+    headers[ERROR_HEADER] = reason[:DEAD_REASON_LENGTH].encode(errors="replace").decode()
     return OutgoingMessage(
         exchange=DEAD_EXCHANGE,
         key=routing_key(namespace, queue),
@@ -118,7 +115,7 @@ def without_broker_headers(properties: BasicProperties) -> dict[str, Any]:
         del headers[name]
         cut.append(name)
     if cut:
-        headers[CUT_HEADER] = ", ".join(cut)[:_MAX_REASON_LENGTH]
+        headers[CUT_HEADER] = ", ".join(cut)[:DEAD_REASON_LENGTH]
     return headers
 
 

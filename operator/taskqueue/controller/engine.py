@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from taskqueue.backoff import Backoff
 from taskqueue.contract.heartbeat import Heartbeat
-from taskqueue.controller.completions.event_recorder import EventRecorder
+from taskqueue.controller.completions.kubernetes_events import EventRecorder
 from taskqueue.controller.metrics import remove_queue_metrics
 from taskqueue.controller.queues.broker_links import BrokerLinks
 from taskqueue.controller.queues.reconciler import QueueReconciler
@@ -30,7 +30,7 @@ from taskqueue.controller.tasks.ttl import TtlController
 from taskqueue.kubernetes import deployments
 from taskqueue.kubernetes.client import UNREADABLE, ApiAccess, ApiClient, ApiError
 from taskqueue.kubernetes.deployments import PoolState
-from taskqueue.kubernetes.events import EventWriter
+from taskqueue.kubernetes.event_api import EventWriter
 from taskqueue.kubernetes.informer import Informer, Key
 from taskqueue.kubernetes.status_updater import CONCURRENCY, StatusUpdater
 from taskqueue.kubernetes.task_codec import TASKS_PATH, UNFINISHED
@@ -189,8 +189,6 @@ class Engine:
             operator_namespace=self._namespace,
             sizing_conflict=self._sizing_conflict,
         )
-        dispatcher.on_backlog = controller.request_reconcile
-        dispatcher.on_missing = controller.on_queue_missing
         task = self._spawn(
             self._run_reconciler(controller), f"TaskQueue {config.namespace}/{config.name}"
         )

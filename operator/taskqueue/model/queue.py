@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from taskqueue.limits import DEFAULT_MAX_PUBLISHED
+from taskqueue.defaults import DEFAULT_MAX_PUBLISHED
 from taskqueue.model.scaling import ScalingPolicy
 from taskqueue.model.task import Policy
 from taskqueue.model.worker import Worker

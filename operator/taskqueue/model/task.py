@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from taskqueue.limits import (
+from taskqueue.defaults import (
     DEFAULT_ATTEMPT_SECONDS,
     DEFAULT_ATTEMPTS,
     DEFAULT_DELIVERIES,

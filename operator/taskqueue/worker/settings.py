@@ -18,7 +18,8 @@ from enum import StrEnum
 from typing import Any
 
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
-from taskqueue.limits import DEFAULT_ATTEMPT_SECONDS, DEFAULT_DELIVERIES, DRAINED_SECONDS
+from taskqueue.defaults import DEFAULT_ATTEMPT_SECONDS, DEFAULT_DELIVERIES
+from taskqueue.limits import DRAINED_SECONDS
 from taskqueue.logs import LogFormat
 from taskqueue.model.broker_environment import BROKER_VARIABLES
 from taskqueue.worker.cpus import available_cpus

@@ -204,8 +204,8 @@ class Invariants:
 
 def _places(dispatcher: Dispatcher) -> Iterator[str]:
     """Yield every uid that is queued, waits for its key, claims it or is published."""
-    yield from dispatcher._queue._alive
+    yield from dispatcher._queue.places
     for queue in dispatcher._keys._queues.values():
-        yield from queue._alive
+        yield from queue.places
     yield from dispatcher._claiming
     yield from dispatcher._published

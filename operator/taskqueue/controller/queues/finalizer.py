@@ -26,7 +26,7 @@ from taskqueue.backoff import Backoff
 from taskqueue.contract.names import dead_queue, work_queue
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.kubernetes.events import WARNING, EventSpec, EventWriter, Regarding, event_name
+from taskqueue.kubernetes.event_api import WARNING, EventSpec, EventWriter, Regarding, event_name
 from taskqueue.kubernetes.finalizers import set_queues_finalizer
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueConfig, QueueKey

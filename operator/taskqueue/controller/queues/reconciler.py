@@ -99,6 +99,8 @@ class QueueReconciler:
         self._clock = clock
         self._operator_namespace = operator_namespace
         self._wake = asyncio.Event()
+        dispatcher.on_backlog = self._wake.set
+        dispatcher.on_missing = self.on_queue_missing
         self._broker = BrokerSession(
             config.key,
             dispatcher=dispatcher,

@@ -61,13 +61,14 @@ class Dependencies:
 
     def is_needed(self, key: TaskKey) -> bool:
         """Return whether an unfinished Task depends on this one."""
-        return self._graph.is_needed(key)
+        return key in self._graph.dependents
 
     def update(self, task: Task) -> None:
         """Update the graph from an unfinished Task that is new or changed."""
         key = _key(task)
-        self._notify(self._graph.mark_unfinished(key), but=key)
-        if task.spec.depends_on or self._graph.state(key) is not INDEPENDENT:
+        if key in self._graph.dependents:
+            self._notify(self._graph.mark_unfinished(key), but=key)
+        if task.spec.depends_on or key in self._graph.needs:
             changed = self._graph.set_dependencies(key, task.spec.depends_on)
             for name in task.spec.depends_on:
                 need = (task.namespace, name)

@@ -60,8 +60,10 @@ class DependencyGraph:
     """The graph of dependencies. Its methods return the Tasks whose state may have changed."""
 
     def __init__(self) -> None:
-        self._needs: dict[TaskKey, tuple[TaskKey, ...]] = {}
-        self._dependents: dict[TaskKey, set[TaskKey]] = {}
+        #: The dependencies of each Task that has some. Changed only here, as is the next.
+        self.needs: dict[TaskKey, tuple[TaskKey, ...]] = {}
+        #: The Tasks that depend on a Task, if any do.
+        self.dependents: dict[TaskKey, set[TaskKey]] = {}
         self._endings: dict[TaskKey, Ending] = {}
         #: Unfinished Tasks that others wait for.
         self._present: set[TaskKey] = set()
@@ -75,9 +77,9 @@ class DependencyGraph:
         changed = {key} | self._unlink(key)
         needs = tuple((key[0], name) for name in depends_on)
         if needs:
-            self._needs[key] = needs
+            self.needs[key] = needs
         for need in needs:
-            self._dependents.setdefault(need, set()).add(key)
+            self.dependents.setdefault(need, set()).add(key)
         return changed | self._mark_cycle(key)
 
     def mark_unfinished(self, key: TaskKey) -> set[TaskKey]:
@@ -98,7 +100,7 @@ class DependencyGraph:
 
     def unknown(self) -> Iterator[TaskKey]:
         """Yield the dependencies nothing is known of."""
-        for key in self._dependents:
+        for key in self.dependents:
             if key not in self._endings and key not in self._present and key not in self._missing:
                 yield key
 
@@ -110,13 +112,9 @@ class DependencyGraph:
         """Yield the dependencies that are not finished, as far as known."""
         yield from self._present
 
-    def is_needed(self, key: TaskKey) -> bool:
-        """Return whether an unfinished Task depends on this one."""
-        return key in self._dependents
-
     def state(self, key: TaskKey) -> DependencyState:
         """Return the state of a Task's dependencies."""
-        needs = self._needs.get(key)
+        needs = self.needs.get(key)
         if needs is None:
             return INDEPENDENT
         missing: list[str] = []
@@ -147,7 +145,7 @@ class DependencyGraph:
         missing: bool = False,
         ending: Ending | None = None,
     ) -> set[TaskKey]:
-        dependents = self._dependents.get(key)
+        dependents = self.dependents.get(key)
         if dependents is None:
             return set()
         (self._present.add if present else self._present.discard)(key)
@@ -171,11 +169,11 @@ class DependencyGraph:
                         del self._cycles[member]
                     others.add(member)
         self._doubtful |= others
-        for need in self._needs.pop(key, ()):
-            dependents = self._dependents[need]
+        for need in self.needs.pop(key, ()):
+            dependents = self.dependents[need]
             dependents.discard(key)
             if not dependents:
-                del self._dependents[need]
+                del self.dependents[need]
                 self._endings.pop(need, None)
                 self._present.discard(need)
                 self._missing.discard(need)
@@ -201,13 +199,13 @@ class DependencyGraph:
 
     def _find_cycle(self, start: TaskKey) -> tuple[TaskKey, ...]:
         """Return the Tasks of a cycle through ``start``, in order, or nothing."""
-        if start not in self._dependents:
+        if start not in self.dependents:
             return ()  # nothing depends on it: the usual case, without a walk
         came_from: dict[TaskKey, TaskKey] = {}
         stack = [start]
         while stack:
             here = stack.pop()
-            for need in self._needs.get(here, ()):
+            for need in self.needs.get(here, ()):
                 if need == start:
                     path = [here]
                     while path[-1] != start:

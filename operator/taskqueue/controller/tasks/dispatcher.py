@@ -24,7 +24,7 @@ from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.metrics import PUBLISHED
 from taskqueue.controller.tasks.command_outbox import CommandOutbox
 from taskqueue.controller.tasks.concurrency_keys import KeySlots
-from taskqueue.controller.tasks.dispatch_queue import DispatchQueue, FinishRate, window_size
+from taskqueue.controller.tasks.dispatch_queue import DispatchQueue
 from taskqueue.controller.tasks.events import (
     AttemptUnreported,
     Confirmation,
@@ -33,8 +33,11 @@ from taskqueue.controller.tasks.events import (
     PublishSettled,
     TurnCame,
 )
-from taskqueue.controller.tasks.key_holds import KeyHolds
-from taskqueue.controller.tasks.published_attempts import PublishedAttempts
+from taskqueue.controller.tasks.published_attempts import (
+    FinishRate,
+    PublishedAttempts,
+    window_size,
+)
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueConfig, QueueKey
@@ -82,6 +85,8 @@ class Dispatcher:
         #: Called when the broker has no queue to route to. Set as `on_backlog`.
         self.on_missing: Callable[[], None] = do_nothing
         self._config: QueueConfig | None = None
+        self._is_held_back = True
+        self._routing_key = routing_key(*key)
         self._tasks = tasks
         self._send = send
         self._clock = clock
@@ -89,7 +94,9 @@ class Dispatcher:
         self._queue: DispatchQueue[str] = DispatchQueue()
         #: Holders are uids, and tokens of attempts that were recalled and may still run.
         self._keys: KeySlots[str] = KeySlots()
-        self._key_holds = KeyHolds(self._on_hold_ended)
+        #: Keys held for recalled attempts until their worker has answered, or for a limited
+        #: time: key and timer by token.
+        self._key_holds: dict[str, tuple[str, asyncio.TimerHandle]] = {}
         self._claiming: set[str] = set()
         self._published = PublishedAttempts(
             timeout_of=lambda uid: self.policy(self._tasks[uid]).attempt_timeout_seconds,
@@ -122,6 +129,7 @@ class Dispatcher:
     @config.setter
     def config(self, config: QueueConfig | None) -> None:
         self._config = config
+        self._is_held_back = config is None or config.stop_policy.holds
         for key in self._keys.keys_waited_for:
             self._enqueue_waiters(key)
         self._plan_pump()
@@ -148,8 +156,7 @@ class Dispatcher:
     @property
     def can_publish(self) -> bool:
         """Whether the queue is declared at its broker, and not held back."""
-        config = self._config
-        return self._publisher is not None and config is not None and not config.stop_policy.holds
+        return self._publisher is not None and not self._is_held_back
 
     @property
     def is_empty(self) -> bool:
@@ -243,7 +250,7 @@ class Dispatcher:
         self._published_counter.inc()
         self._publisher.publish(
             WORK_EXCHANGE,
-            routing_key(*self.key),
+            self._routing_key,
             message.body,
             message.properties(),
             lambda settled, text: self._send(
@@ -275,16 +282,17 @@ class Dispatcher:
     def hold_key(self, key: str, token: str, seconds: float) -> None:
         """Keep a key for an attempt that is being stopped, until it is answered or this long."""
         self._keys.assign(key, token)
-        self._key_holds.add(token, key, seconds)
+        timer = asyncio.get_running_loop().call_later(seconds, self.end_key_hold, token)
+        self._key_holds[token] = (key, timer)
 
     def end_key_hold(self, token: str) -> None:
         """Take note that no worker has this attempt any more."""
-        if self._key_holds:
-            self._key_holds.end(token)
-
-    def _on_hold_ended(self, key: str, token: str) -> None:
-        self._keys.release(key, token)
-        self._enqueue_waiters(key)
+        hold = self._key_holds.pop(token, None)
+        if hold is not None:
+            key, timer = hold
+            timer.cancel()
+            self._keys.release(key, token)
+            self._enqueue_waiters(key)
 
     def _enqueue_waiters(self, key: str) -> None:
         """Queue those that wait for a key, as many as may have it."""
@@ -302,12 +310,12 @@ class Dispatcher:
         self.on_backlog()
 
     def _remove(self, uid: str) -> None:
-        self._queue.discard(uid)
-        self._claiming.discard(uid)
-        self._published.discard(uid)
+        if not self._published.discard(uid):
+            self._claiming.discard(uid)
+            self._queue.discard(uid)
 
     def _plan_pump(self, wait: float = 0.0) -> None:
-        if self._pump_planned or self._publisher is None or not self._queue:
+        if self._pump_planned or self._publisher is None or not self._queue.places:
             return
         self._pump_planned = True
         loop = asyncio.get_running_loop()

@@ -85,7 +85,10 @@ def _on_seen(draft: Draft, event: events.Seen) -> None:
     draft.do(effects.TrackDependencies())
     if spec.payload_from:
         draft.do(effects.ResolvePayload())
-    draft.do(effects.Reconcile())
+    if spec.depends_on or spec.payload_from:
+        draft.do(effects.Reconcile())  # by what these effects find out
+    else:
+        draft.reconcile()
 
 
 def _on_spec_changed(draft: Draft, event: events.SpecChanged) -> None:

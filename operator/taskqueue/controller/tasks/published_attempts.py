@@ -1,9 +1,9 @@
 """The attempts of one queue that are in the broker or with a worker.
 
-How many there were at most, and which of them no worker will report any more. The broker's queue
-hands out in order, so all but the last ``ready`` published are with a worker. Messages of others
-make the count larger, and us more patient. While nobody could report, nobody is late: then
-everybody gets the whole time again.
+How many there may be, how many there were at most, and which of them no worker will report any
+more. The broker's queue hands out in order, so all but the last ``ready`` published are with a
+worker. Messages of others make the count larger, and us more patient. While nobody could report,
+nobody is late: then everybody gets the whole time again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,42 @@ from taskqueue.limits import REPORT_GRACE_SECONDS
 #: How long a Task that has ended may still be among the broker's messages: its worker acknowledges
 #: at about the time the operator handles the outcome, and the statistics are sampled.
 LATE_SECONDS = 1.0
+
+#: The smallest window: enough to keep any pool busy for a round trip.
+MIN_WINDOW = 64
+
+#: The period over which the finish rate is counted.
+_RATE_WINDOW_SECONDS = 5
+
+
+def window_size(*, max_published: int, slots: int, finished_in_5_seconds: int) -> int:
+    """Return how many unfinished Tasks of a queue may be in RabbitMQ at once.
+
+    Enough to keep the workers busy, few enough that priority, pausing and cancelling act on
+    nearly everything that waits, and that a crash of the operator can repeat little.
+    """
+    return min(max_published, max(MIN_WINDOW, 2 * slots, finished_in_5_seconds))
+
+
+class FinishRate:
+    """Counts the Tasks finished in the last five seconds, by whole seconds."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[tuple[int, int]] = deque()
+
+    def add(self, now: float) -> None:
+        """Count a Task that finished now."""
+        second = int(now)
+        if self._seconds and self._seconds[-1][0] == second:
+            self._seconds[-1] = (second, self._seconds[-1][1] + 1)
+        else:
+            self._seconds.append((second, 1))
+
+    def recent(self, now: float) -> int:
+        """Return the count of the last five seconds."""
+        while self._seconds and self._seconds[0][0] < now - _RATE_WINDOW_SECONDS:
+            self._seconds.popleft()
+        return sum(count for _, count in self._seconds)
 
 
 class PublishedAttempts:
@@ -55,12 +91,14 @@ class PublishedAttempts:
         self._confirmed.discard(uid)
         self._peak.add(self._clock())
 
-    def discard(self, uid: str) -> None:
-        """Stop watching an attempt; harmless if it is not published."""
+    def discard(self, uid: str) -> bool:
+        """Stop watching an attempt; return whether it was published."""
+        if uid not in self._published:
+            return False
+        del self._published[uid]
         self._confirmed.discard(uid)
-        if uid in self._published:
-            del self._published[uid]
-            self._peak.remove(self._clock())
+        self._peak.remove(self._clock())
+        return True
 
     def pop_most(self) -> int:
         """Return the most messages there were at the broker since this was last called."""

@@ -56,7 +56,7 @@ class TaskRunner:
     """Holds the states of all unfinished Tasks, and runs the machine on them.
 
     Args:
-        dispatcher_of: the dispatcher of a queue, made if there is none.
+        dispatchers: of the queues; that of any queue is there when it is asked for.
         dependencies: what is known of the Tasks they depend on.
         payloads: merges payloads.
         updater: writes statuses.
@@ -74,7 +74,7 @@ class TaskRunner:
     def __init__(
         self,
         *,
-        dispatcher_of: Callable[[QueueKey], Dispatcher],
+        dispatchers: Mapping[QueueKey, Dispatcher],
         dependencies: Dependencies,
         payloads: Payloads,
         updater: StatusUpdater,
@@ -90,7 +90,7 @@ class TaskRunner:
     ) -> None:
         #: The unfinished Tasks by uid. Only the runner changes it.
         self.tasks: dict[str, TrackedTask] = {}
-        self._dispatcher_of = dispatcher_of
+        self._dispatchers = dispatchers
         self._dependencies = dependencies
         self._payloads = payloads
         self._updater = updater
@@ -110,7 +110,7 @@ class TaskRunner:
     def track(self, tracked: TrackedTask) -> None:
         """Take a Task that the informer shows for the first time."""
         self.tasks[tracked.uid] = tracked
-        self._dispatcher_of(tracked.queue_key).uids[tracked.uid] = None
+        self._dispatchers[tracked.queue_key].uids[tracked.uid] = None
         self.send(tracked.uid, events.Seen())
 
     def send(self, uid: str, event: events.Event) -> None:
@@ -169,7 +169,7 @@ class TaskRunner:
 
     def _environment(self, tracked: TrackedTask) -> TaskEnvironment:
         """Return what is known around a Task; what its spec does not ask for is not looked up."""
-        task, dispatcher = tracked.task, self._dispatcher_of(tracked.queue_key)
+        task, dispatcher = tracked.task, self._dispatchers[tracked.queue_key]
         spec = task.spec
         return TaskEnvironment(
             policy=dispatcher.policy(tracked) if dispatcher.config is not None else None,
@@ -184,28 +184,28 @@ class TaskRunner:
     # Dispatching.
 
     def _enqueue(self, tracked: TrackedTask, _: effects.Enqueue) -> None:
-        self._dispatcher_of(tracked.queue_key).enqueue(tracked.uid)
+        self._dispatchers[tracked.queue_key].enqueue(tracked.uid)
 
     def _hold(self, tracked: TrackedTask, _: effects.Hold) -> None:
-        self._dispatcher_of(tracked.queue_key).hold(tracked.uid)
+        self._dispatchers[tracked.queue_key].hold(tracked.uid)
 
     def _withdraw(self, tracked: TrackedTask, effect: effects.Withdraw) -> None:
-        self._dispatcher_of(tracked.queue_key).withdraw(tracked.uid, finished=effect.finished)
+        self._dispatchers[tracked.queue_key].withdraw(tracked.uid, finished=effect.finished)
         if tracked.task.spec.payload_from:
             self._payloads.discard(tracked.uid)
 
     def _adopt_key(self, tracked: TrackedTask, effect: effects.AdoptKey) -> None:
-        self._dispatcher_of(tracked.queue_key).adopt_key(tracked.uid, effect.key)
+        self._dispatchers[tracked.queue_key].adopt_key(tracked.uid, effect.key)
 
     def _release_key(self, tracked: TrackedTask, effect: effects.ReleaseKey) -> None:
-        self._dispatcher_of(tracked.queue_key).release_key(tracked.uid, effect.key)
+        self._dispatchers[tracked.queue_key].release_key(tracked.uid, effect.key)
 
     def _hold_key(self, tracked: TrackedTask, effect: effects.HoldKey) -> None:
         token = self._tokens.sign(tracked.uid, effect.attempt, effect.epoch)
-        self._dispatcher_of(tracked.queue_key).hold_key(effect.key, token, effect.seconds)
+        self._dispatchers[tracked.queue_key].hold_key(effect.key, token, effect.seconds)
 
     def _publish(self, tracked: TrackedTask, effect: effects.Publish) -> None:
-        task, dispatcher = tracked.task, self._dispatcher_of(tracked.queue_key)
+        task, dispatcher = tracked.task, self._dispatchers[tracked.queue_key]
         policy = dispatcher.policy(tracked)
         dispatcher.publish(
             WorkMessage(
@@ -226,20 +226,20 @@ class TaskRunner:
         )
 
     def _mark_confirmed(self, tracked: TrackedTask, _: effects.MarkConfirmed) -> None:
-        self._dispatcher_of(tracked.queue_key).mark_confirmed(tracked.uid)
+        self._dispatchers[tracked.queue_key].mark_confirmed(tracked.uid)
 
     def _mark_delivered(self, tracked: TrackedTask, effect: effects.MarkDelivered) -> None:
-        self._dispatcher_of(tracked.queue_key).mark_delivered(tracked.uid, effect.since)
+        self._dispatchers[tracked.queue_key].mark_delivered(tracked.uid, effect.since)
 
     def _pause_dispatch(self, tracked: TrackedTask, _: effects.PauseDispatch) -> None:
-        self._dispatcher_of(tracked.queue_key).pause()
+        self._dispatchers[tracked.queue_key].pause()
 
     def _report_missing_queue(self, tracked: TrackedTask, _: effects.ReportMissingQueue) -> None:
-        self._dispatcher_of(tracked.queue_key).on_missing()
+        self._dispatchers[tracked.queue_key].on_missing()
 
     def _send_command(self, tracked: TrackedTask, effect: effects.SendCommand) -> None:
         token = self._tokens.sign(tracked.uid, effect.attempt, effect.epoch)
-        self._dispatcher_of(tracked.queue_key).send_command(effect.kind, token, tracked.uid)
+        self._dispatchers[tracked.queue_key].send_command(effect.kind, token, tracked.uid)
 
     def _stop_stray(self, tracked: TrackedTask, effect: effects.StopStray) -> None:
         self.stop_stray(tracked.uid, effect.token, effect.source)
@@ -291,7 +291,7 @@ class TaskRunner:
 
     def _publisher_of(self, tracked: TrackedTask) -> Publisher | None:
         """Return what reaches the queue's broker, or the one its last report came from."""
-        own = self._dispatcher_of(tracked.queue_key).publisher
+        own = self._dispatchers[tracked.queue_key].publisher
         source: Any = tracked.source
         return source.publisher if own is None and source is not None else own
 

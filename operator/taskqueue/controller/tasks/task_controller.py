@@ -100,7 +100,7 @@ class TaskController:
         self._synced = synced
         self._spawn = spawn
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
-        self._dispatchers: dict[QueueKey, Dispatcher] = {}
+        self._dispatchers = _Dispatchers(self._make_dispatcher)
         #: Finished Tasks the informer has yet to show leaving: what it shows of them is late.
         self._leaving: set[str] = set()
         self.completions = CompletionPublisher()
@@ -109,7 +109,7 @@ class TaskController:
         )
         self.payloads = Payloads(client, spawn=spawn, on_resolved=self._on_payload_resolved)
         self._runner = TaskRunner(
-            dispatcher_of=self.dispatcher,
+            dispatchers=self._dispatchers,
             dependencies=self.dependencies,
             payloads=self.payloads,
             updater=updater,
@@ -264,16 +264,16 @@ class TaskController:
 
     def dispatcher(self, key: QueueKey) -> Dispatcher:
         """Return the dispatcher of a queue, which need not exist."""
-        dispatcher = self._dispatchers.get(key)
-        if dispatcher is None:
-            dispatcher = self._dispatchers[key] = Dispatcher(
-                key,
-                tasks=self._runner.tasks,
-                send=self._runner.send,
-                clock=self._clock,
-                on_open=self.completions.publish_kept,
-            )
-        return dispatcher
+        return self._dispatchers[key]
+
+    def _make_dispatcher(self, key: QueueKey) -> Dispatcher:
+        return Dispatcher(
+            key,
+            tasks=self._runner.tasks,
+            send=self._runner.send,
+            clock=self._clock,
+            on_open=self.completions.publish_kept,
+        )
 
     def on_queue_changed(self, key: QueueKey) -> None:
         """Reconcile the Tasks of a TaskQueue that is new, changed, or gone."""
@@ -320,3 +320,14 @@ class TaskController:
 
     def _on_payload_resolved(self, uid: str, size: int | None) -> None:
         self._runner.send(uid, events.PayloadResolved(size))
+
+
+class _Dispatchers(dict[QueueKey, Dispatcher]):
+    """The dispatchers of all queues; that of a queue is made when it is first asked for."""
+
+    def __init__(self, make: Callable[[QueueKey], Dispatcher]) -> None:
+        self._make = make
+
+    def __missing__(self, key: QueueKey) -> Dispatcher:
+        dispatcher = self[key] = self._make(key)
+        return dispatcher

@@ -88,8 +88,8 @@ def test_a_diamond_opens_from_its_top_to_its_bottom() -> None:
     assert graph.state(key("bottom")) == DependencyState(waiting=("right",))
     assert graph.mark_finished(key("right"), COMPLETE) == {key("bottom")}
     assert graph.state(key("bottom")).completed == 5.0
-    assert not graph.is_needed(key("top"))
-    assert graph.is_needed(key("left"))
+    assert key("top") not in graph.dependents
+    assert key("left") in graph.dependents
     graph.mark_finished(key("bottom"), COMPLETE)
     assert is_empty(graph)
 
@@ -239,7 +239,7 @@ class Graph(RuleBasedStateMachine):
     def who_needs_whom(self) -> None:
         for name in NAMES:
             needed = any(name in needs for needs in self.needs.values())
-            assert self.graph.is_needed(key(name)) == needed
+            assert (key(name) in self.graph.dependents) == needed
         unknown = {need for needs in self.needs.values() for need in needs} - set(self.said)
         assert set(self.graph.unknown()) == {key(name) for name in unknown}
         for what, asked in (("missing", self.graph.missing), ("present", self.graph.present)):

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue.controller.tasks.dispatch_queue import MIN_WINDOW, DispatchQueue, window_size
+from taskqueue.controller.tasks.dispatch_queue import DispatchQueue
 
 members = st.lists(st.tuples(st.integers(-1000, 1000), st.floats(0, 1e9)), min_size=1, max_size=50)
 
@@ -44,13 +44,6 @@ def test_a_key_added_again_comes_up_once_in_its_new_place() -> None:
     line.add(2, priority=0, created=2)
     line.add(1, priority=-5, created=1)
     assert drain(line) == [2, 1]
-
-
-def test_the_window_is_at_least_the_minimum_and_at_most_max_published() -> None:
-    assert window_size(max_published=1000, slots=0, finished_in_5_seconds=0) == MIN_WINDOW
-    assert window_size(max_published=10, slots=50, finished_in_5_seconds=99) == 10
-    assert window_size(max_published=1000, slots=50, finished_in_5_seconds=0) == 100
-    assert window_size(max_published=1000, slots=5, finished_in_5_seconds=700) == 700
 
 
 def test_discarded_keys_are_not_held_on_to() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
-from taskqueue.controller.tasks.dispatch_queue import MIN_WINDOW, FinishRate
+from taskqueue.controller.tasks.published_attempts import MIN_WINDOW, FinishRate
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.model.task import RetryBackoff
 from tests.unit.controller.fakes import TaskHarness, turn

@@ -8,6 +8,7 @@ import pytest
 
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
+from taskqueue.controller.tasks.published_attempts import MIN_WINDOW, window_size
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Phase
@@ -102,3 +103,10 @@ async def test_timeouts_restart_after_workers_could_not_report(how: str) -> None
     harness.dispatcher.on_ready_count(0, reporting=True)
     assert not await is_failed_after(harness, 29)
     assert await is_failed_after(harness, 2)
+
+
+def test_the_window_is_at_least_the_minimum_and_at_most_max_published() -> None:
+    assert window_size(max_published=1000, slots=0, finished_in_5_seconds=0) == MIN_WINDOW
+    assert window_size(max_published=10, slots=50, finished_in_5_seconds=99) == 10
+    assert window_size(max_published=1000, slots=50, finished_in_5_seconds=0) == 100
+    assert window_size(max_published=1000, slots=5, finished_in_5_seconds=700) == 700

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.kubernetes.events import (
+from taskqueue.kubernetes.event_api import (
     NORMAL,
     NOTE_BYTES,
     WARNING,

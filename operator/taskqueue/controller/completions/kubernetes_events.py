@@ -22,7 +22,7 @@ from taskqueue.api.common import GROUP
 from taskqueue.backoff import Backoff
 from taskqueue.controller.metrics import EVENTS_DROPPED
 from taskqueue.kubernetes.client import ApiError
-from taskqueue.kubernetes.events import (
+from taskqueue.kubernetes.event_api import (
     NORMAL,
     WARNING,
     EventSpec,

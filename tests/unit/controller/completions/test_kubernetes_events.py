@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from taskqueue.controller.completions.event_recorder import (
+from taskqueue.controller.completions.kubernetes_events import (
     SETTLE_SECONDS,
     TASK_EVENTS_PER_MINUTE,
     TRIES,
@@ -18,7 +18,7 @@ from taskqueue.controller.completions.event_recorder import (
 )
 from taskqueue.controller.metrics import EVENTS_DROPPED
 from taskqueue.kubernetes.client import ApiError
-from taskqueue.kubernetes.events import EventSpec, EventWriter
+from taskqueue.kubernetes.event_api import EventSpec, EventWriter
 from taskqueue.model.queue import Condition
 from taskqueue.model.task import Phase, Task, TaskSpec, TaskState
 from tests.unit.controller.fakes import now, turn, until_time

@@ -1,0 +1,18 @@
+"""What holds where a resource or a setting says nothing, each default written once.
+
+A default that only one module knows stays in that module.
+"""
+
+from __future__ import annotations
+
+#: Defaults of a TaskQueue's ``taskDefaults``, and of direct messages.
+DEFAULT_ATTEMPTS = 3
+DEFAULT_ATTEMPT_SECONDS = 300
+DEFAULT_DELIVERIES = 3
+DEFAULT_FIRST_RETRY_SECONDS = 1
+DEFAULT_RETRY_FACTOR = 2
+DEFAULT_LONGEST_RETRY_SECONDS = 300
+DEFAULT_RETRY_JITTER = 0.1
+
+#: Default of a TaskQueue's ``dispatch.maxPublished``.
+DEFAULT_MAX_PUBLISHED = 1000
