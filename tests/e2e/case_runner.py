@@ -17,15 +17,13 @@ from pika import BlockingConnection, ConnectionParameters, PlainCredentials
 
 from tests.conftest import RabbitMQ
 from tests.e2e.api import Body
-from tests.e2e.harness import Harness, Run, true_conditions
+from tests.e2e.harness import PATIENCE_SECONDS, Harness, Run, true_conditions
 from tests.e2e.lifecycle_case import SHARED_QUEUES, ExpectedStatus, FromNow, LifecycleCase, Queue
 
 #: Cases that run at once. More would wait for the two cores, not for each other.
 _AT_ONCE = 32
 #: The longest prefix, in characters: a TaskQueue's name has a limit.
 _NAME_LENGTH = 50
-#: How long a case waits for anything it expects.
-PATIENCE_SECONDS = 60.0
 
 
 class RunningCase:

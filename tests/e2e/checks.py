@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from tests.e2e.api import Body
-from tests.e2e.case_runner import PATIENCE_SECONDS, RunningCase
-from tests.e2e.harness import Run, conditions
+from tests.e2e.case_runner import RunningCase
+from tests.e2e.harness import PATIENCE_SECONDS, Run, conditions
 from tests.e2e.lifecycle_case import Step
 
 

@@ -25,6 +25,8 @@ from tests.parallel import assert_exclusive
 if TYPE_CHECKING:
     from tests.conftest import Kubectl, RabbitMQ
 
+#: How long a test waits for anything it expects; a machine may be busy with other work.
+PATIENCE_SECONDS = 120.0
 HANDLERS = Path(__file__).with_name("handlers.py")
 FINISHED = ("Succeeded", "Failed", "Cancelled")
 OPERATOR_NAMESPACE = "taskqueue-system"
@@ -188,16 +190,18 @@ class Harness:
 
     # What a test waits for.
 
-    def finished(self, name: str, *, seconds: float = 60) -> Body:
+    def finished(self, name: str, *, seconds: float = PATIENCE_SECONDS) -> Body:
         """Return the status of a Task once it has ended."""
         return self.phase(name, *FINISHED, seconds=seconds)
 
-    def all_finished(self, names: Iterable[str], *, seconds: float = 60) -> list[Body]:
+    def all_finished(
+        self, names: Iterable[str], *, seconds: float = PATIENCE_SECONDS
+    ) -> list[Body]:
         """Return the statuses of Tasks once all have ended."""
         deadline = time.monotonic() + seconds
         return [self.finished(name, seconds=max(deadline - time.monotonic(), 0)) for name in names]
 
-    def phase(self, name: str, *phases: str, seconds: float = 60) -> Body:
+    def phase(self, name: str, *phases: str, seconds: float = PATIENCE_SECONDS) -> Body:
         """Return the status of a Task once it is in one of these phases."""
         seen = self.tasks.wait(
             name,
@@ -258,11 +262,13 @@ class Harness:
         ]
         return message
 
-    def ready(self, name: str = "q", *, seconds: float = 60) -> None:
+    def ready(self, name: str = "q", *, seconds: float = PATIENCE_SECONDS) -> None:
         """Return when a TaskQueue takes Tasks."""
         self.condition("Ready", "True", "Ready", name, seconds=seconds)
 
-    def until(self, holds: Callable[[], bool], *, what: str, seconds: float = 60) -> None:
+    def until(
+        self, holds: Callable[[], bool], *, what: str, seconds: float = PATIENCE_SECONDS
+    ) -> None:
         """Wait for something that no watch tells."""
         deadline = time.monotonic() + seconds
         while not holds():
@@ -276,7 +282,7 @@ class Harness:
         found = self.api.get(self.core("pods"), labelSelector=f"taskqueue.dev/queue={queue}")
         return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
 
-    def available(self, count: int, queue: str = "q", *, seconds: float = 60) -> None:
+    def available(self, count: int, queue: str = "q", *, seconds: float = PATIENCE_SECONDS) -> None:
         """Return when this many workers of a TaskQueue are available, no more and no fewer."""
 
         def there() -> bool:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import Body, Refused
-from tests.e2e.case_runner import PATIENCE_SECONDS, RunningCase
-from tests.e2e.harness import TEMPLATE
+from tests.e2e.case_runner import RunningCase
+from tests.e2e.harness import PATIENCE_SECONDS, TEMPLATE
 from tests.e2e.lifecycle_case import ExpectedStatus, Step
 
 

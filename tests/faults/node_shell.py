@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 #: Seconds within which a change is made or undone.
-_PATIENCE_S = 20
+_PATIENCE_S = 60
 
 
 class NodeShell:

@@ -12,7 +12,7 @@ from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.publisher import Publisher, Settled
 
 #: Longer than anything takes here; tests wait for events, never for time.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def properties() -> BasicProperties:

@@ -19,7 +19,7 @@ from tests.integration.amqp.endpoint import VirtualHost
 
 pytestmark = pytest.mark.broker
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def secret(parameters: BrokerParameters) -> dict[str, str]:

@@ -32,7 +32,7 @@ from tests.faults.relay import relay_to
 
 pytestmark = pytest.mark.cluster
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from taskqueue.amqp.parameters import BrokerParameters
 ROOT = Path(__file__).parents[3]
 
 #: Longer than anything takes here; tests wait for events, never for time.
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 HANDLERS = "tests.integration.worker.handlers"

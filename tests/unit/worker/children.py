@@ -17,7 +17,7 @@ from taskqueue.worker.executors.function import FunctionExecutor
 from taskqueue.worker.executors.process_spawner import ProcessSpawner
 from taskqueue.worker.sdk import HandlerRegistry
 
-PATIENCE = 20
+PATIENCE = 60
 
 #: What a fork server that is started anew imports.
 MODULE = "tests.unit.worker.child_handlers"

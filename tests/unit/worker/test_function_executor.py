@@ -16,7 +16,7 @@ from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.function import FunctionExecutor
 from taskqueue.worker.sdk import HandlerRegistry
 
-PATIENCE = 10
+PATIENCE = 60
 
 
 def attempt(handler: str | None = "f", payload: dict[str, Any] | None = None) -> AttemptRequest:
