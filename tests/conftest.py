@@ -117,9 +117,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what losses cost."""
+    """Print what tests have measured."""
     if _summary:
-        terminalreporter.section("what losses cost")
+        terminalreporter.section("measured")
         for line in _summary:
             terminalreporter.line(line)
 

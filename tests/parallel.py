@@ -65,6 +65,7 @@ _LONG_FILES = (
     "e2e/test_shrinking.py",
     "integration/amqp/test_statistics.py",
     "conformance/test_conformance.py",
+    "fuzz/test_coverage.py",
     "integration/worker/test_children.py",
     "e2e/test_devcluster.py",
     "integration/amqp/test_dead_queue.py",
@@ -141,7 +142,7 @@ def _exclusive(file: str) -> str:
 
 def _rank(item: pytest.Item) -> tuple[int, int]:
     """Order for one process: what needs less comes first, what disturbs others last."""
-    parts = ("unit", "integration", "conformance", "faults", "e2e", "chaos")
+    parts = ("unit", "fuzz", "integration", "conformance", "faults", "e2e", "chaos")
     part = item.path.relative_to(TESTS).parts[0]
     exclusive = ("", *EXCLUSIVE).index(_exclusive(_file(item)))
     return exclusive, parts.index(part) if part in parts else len(parts)

@@ -90,8 +90,17 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
         self._on_stream_connected()
 
     def on_data(self, data: bytes) -> None:
-        """Feed what the socket gave to pika."""
+        """Read what the socket gave; bytes that are not frames close the connection."""
         self._last_received = self._loop.time()
+        try:
+            self._read_frames(data)
+        except exceptions.AMQPConnectionError as error:
+            self.abort(error)
+        except Exception as error:  # of pika or of `frames`, over what no broker sends
+            why = f"what the broker sent cannot be read: {error!r}"
+            self.abort(exceptions.StreamLostError(why))
+
+    def _read_frames(self, data: bytes) -> None:
         if not self._has_received:
             self._has_received = True
             if data[0] not in _FIRST_BYTES:
@@ -109,6 +118,8 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
             payload = at + frames.FRAME.size
             tail = payload + size
             if tail >= end:
+                if size > frames.LARGEST_PAYLOAD:
+                    raise ValueError(f"a frame of {size} bytes")
                 break
             channel = self._channels.get(number)
             if (

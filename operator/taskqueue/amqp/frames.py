@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pika import data as pika_data
 from pika import exceptions
 from pika.compat import long
-from pika.spec import BasicProperties
+from pika.spec import FRAME_MAX_SIZE, BasicProperties
 
 from taskqueue.limits import SHORT_STRING_BYTES
 
@@ -25,6 +25,8 @@ METHOD, HEADER, BODY = 1, 2, 3
 #: Before a frame's payload; one byte follows the payload, `END`.
 FRAME = struct.Struct(">BHI")
 END = 0xCE
+#: Of a frame's payload, in bytes: pika agrees to no larger frames.
+LARGEST_PAYLOAD = FRAME_MAX_SIZE - FRAME.size - 1
 
 #: The first bytes of a method's payload: class and method.
 DELIVER = b"\x00\x3c\x00\x3c"
@@ -47,8 +49,10 @@ _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE = 1 << 15, 1 << 14, 1
 _PRIORITY, _CORRELATION_ID, _REPLY_TO, _EXPIRATION = 1 << 11, 1 << 10, 1 << 9, 1 << 8
 _MESSAGE_ID, _TIMESTAMP, _TYPE, _USER_ID = 1 << 7, 1 << 6, 1 << 5, 1 << 4
 _APP_ID = 1 << 3
-#: Properties that only pika reads.
-_UNCOMMON = 1 << 2 | 1 << 1 | 1
+#: A property that only pika reads.
+_CLUSTER_ID = 1 << 2
+#: What AMQP 0-9-1 has no properties for. pika would read as many flags as there are.
+_UNKNOWN = 1 << 1 | 1
 
 
 class Deliver(NamedTuple):
@@ -93,7 +97,9 @@ def read_header(data: bytes, at: int, end: int) -> tuple[int, BasicProperties, s
     """
     _, _, length, flags = _CONTENT.unpack_from(data, at)
     try:
-        if flags & _UNCOMMON:
+        if flags & _UNKNOWN:
+            raise ValueError(f"nobody knows the properties of flags {flags:#06x}")
+        if flags & _CLUSTER_ID:
             properties = BasicProperties().decode(data[at + 12 : end])
             if any(isinstance(value, bytes) for value in vars(properties).values()):
                 raise ValueError("a property is not UTF-8")
@@ -224,9 +230,9 @@ def _read_string(data: bytes, at: int) -> tuple[str, int]:
 
 
 def _read_any_string(data: bytes, at: int) -> tuple[str, int]:
-    """Read a short string for people."""
+    """Read a short string for people; not longer than it was, so that it can be written again."""
     end = at + 1 + data[at]
-    return data[at + 1 : end].decode(errors="replace"), end
+    return data[at + 1 : end].decode(errors="replace").replace("\ufffd", "?"), end
 
 
 def _check_texts(values: Any) -> None:

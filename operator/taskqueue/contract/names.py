@@ -14,6 +14,7 @@ from taskqueue.limits import (
     DELIVERY_LIMIT,
     HEARTBEAT_SECONDS,
     LONGEST_ATTEMPT_SECONDS,
+    SHORT_STRING_BYTES,
 )
 
 #: Exchanges, all durable topic exchanges: topic permissions have no effect on other kinds.
@@ -94,6 +95,10 @@ CONTROL_ARGUMENTS: Mapping[str, Any] = {
     "x-max-length-bytes": 20_000_000,
     "x-stream-max-segment-size-bytes": 500_000,
 }
+
+
+#: Of a namespace and a queue in a routing key, in bytes: what follows them must fit, too.
+QUEUE_KEY_BYTES = SHORT_STRING_BYTES - len(".worker.heartbeat")
 
 
 class ContractError(ValueError):

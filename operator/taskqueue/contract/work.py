@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from taskqueue.amqp.properties import BasicProperties
-from taskqueue.contract.names import APP_ID, CONTENT_TYPE_JSON, ContractError
+from taskqueue.contract.names import (
+    APP_ID,
+    CONTENT_TYPE_JSON,
+    QUEUE_KEY_BYTES,
+    ContractError,
+    routing_key,
+)
 
 T = TypeVar("T")
 
@@ -131,10 +137,17 @@ def parse_work(properties: BasicProperties, body: bytes) -> WorkMessage | Direct
         )
     if not properties.correlation_id:
         raise ContractError("property correlation_id (the Task's uid) is missing")
+    namespace, queue = _header(headers, "tq-namespace", str), _header(headers, "tq-queue", str)
+    key_bytes = len(routing_key(namespace, queue).encode())
+    if key_bytes > QUEUE_KEY_BYTES:
+        raise ContractError(
+            f"headers tq-namespace and tq-queue make a routing key of {key_bytes} bytes, the "
+            f"limit is {QUEUE_KEY_BYTES}"
+        )
     trace = {name: str(headers[name]) for name in ("traceparent", "tracestate") if name in headers}
     return WorkMessage(
-        namespace=_header(headers, "tq-namespace", str),
-        queue=_header(headers, "tq-queue", str),
+        namespace=namespace,
+        queue=queue,
         task=_header(headers, "tq-task", str),
         uid=properties.correlation_id,
         handler=properties.type or "",

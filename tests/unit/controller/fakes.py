@@ -141,6 +141,7 @@ class FakeChannel:
 
     def __init__(self) -> None:
         self.acked: list[int] = []
+        self.is_open = True
 
     def ack(self, delivery_tag: int, *, multiple: bool = False) -> None:
         assert not multiple

@@ -35,6 +35,7 @@ from taskqueue.contract.names import (
 )
 from taskqueue.contract.outgoing import OutgoingMessage, dead_letter
 from taskqueue.contract.topology import TopologyConflict, declare_operator_topology
+from taskqueue.limits import SHORT_STRING_BYTES
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -45,6 +46,8 @@ _MARKER_TYPE = "marker"
 _MARKER_KEY = "taskqueue-operator.marker"
 #: Another marker is published after this long without one.
 _MARKER_SECONDS = 2.0
+#: A message that the broker refused to park is published again after this long.
+_PARK_AGAIN_SECONDS = 5.0
 #: A broker that does not confirm within this time blocks its publishers.
 _CONFIRM_SECONDS = 10.0
 
@@ -171,7 +174,9 @@ class BrokerLink:
 
     def dead_letter_delivery(self, delivery: Delivery, reason: str) -> None:
         """Publish a message of the inbox to the dead exchange, then acknowledge it."""
-        namespace, _, rest = delivery.routing_key.partition(".")
+        # Whatever the key is, the copy's fits: a publish that raises would lose a slot.
+        key = delivery.routing_key.encode()[: SHORT_STRING_BYTES - 1].decode(errors="ignore")
+        namespace, _, rest = key.partition(".")
         message = dead_letter(
             delivery.properties,
             delivery.body,
@@ -187,11 +192,17 @@ class BrokerLink:
             if verdict is not Settled.UNKNOWN:
                 # Also when it was returned, as no dead queue has this name: the inbox has a copy.
                 delivery.channel.ack(delivery.delivery_tag)
+            elif delivery.channel.is_open:  # refused: a queue is full, or has no leader just now
+                asyncio.get_running_loop().call_later(_PARK_AGAIN_SECONDS, publish)
 
-        if self._publisher is not None:
-            self._publisher.publish(
-                message.exchange, message.key, message.body, message.properties(), settled
-            )
+        def publish() -> None:
+            # With the publisher the channel is lost, and the message comes again.
+            if self._publisher is not None:
+                self._publisher.publish(
+                    message.exchange, message.key, message.body, message.properties(), settled
+                )
+
+        publish()
 
     async def _connect_and_serve(self, on_up: Callable[[], None]) -> None:
         address = self.parameters.address

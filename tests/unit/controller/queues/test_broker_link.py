@@ -130,3 +130,27 @@ async def test_a_message_on_which_the_intake_fails_is_parked_and_acknowledged() 
     reason = "the operator failed on it: ZeroDivisionError('odd')"
     assert properties.headers == {"tq-error": reason, "tq-exchange": "taskqueue.outcomes"}
     assert channel.acked == [7]
+
+
+class RefusingPublisher(RecordingPublisher):
+    """Refuses the first publish, as a broker does whose queue has no leader just now."""
+
+    def publish(
+        self, exchange: str, key: str, body: bytes, properties: Any, on_settled: Any
+    ) -> None:
+        self.published.append((exchange, key, body, properties))
+        on_settled(Settled.UNKNOWN if len(self.published) == 1 else Settled.CONFIRMED, "")
+
+
+async def test_a_message_that_the_broker_refuses_to_park_is_parked_later() -> None:
+    link, channel, publisher = make_link(InboxMarkers()), FakeChannel(), RefusingPublisher()
+    link._publisher = cast(Publisher, publisher)
+    key, properties = "shop.q.task.succeeded", BasicProperties()
+    delivery = Delivery(
+        cast(Channel, channel), 7, False, "taskqueue.outcomes", key, properties, b"body"
+    )
+    link.dead_letter_delivery(delivery, "it is bad")
+    assert channel.acked == []
+    await asyncio.sleep(6)
+    assert channel.acked == [7]
+    assert [body for _, _, body, _ in publisher.published] == [b"body", b"body"]

@@ -1,0 +1,104 @@
+"""Every field of every document and every header, replaced by each odd value and removed.
+
+A document is read, or refused with `ContractError`; nothing else comes of it. The same messages as
+they should be go through the intakes whole.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from taskqueue.amqp import frames
+from taskqueue.contract import command, heartbeat, outcome
+from taskqueue.contract.names import ContractError
+from taskqueue.contract.work import WorkMessage, claimed_attempt, deliveries_so_far, parse_work
+from taskqueue.worker.attempt_events import payload_of
+from tests.fuzz import field_tables as tables
+from tests.fuzz import test_operator_intake as operator
+from tests.fuzz import test_worker_intake as worker
+from tests.fuzz.json_documents import Raw, written
+
+ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1.5, 2**63, -(2**63), 2**64, "", "1", "x" * 300, [], [[]], {}),
+    *(Raw(b"NaN"), Raw(b"1e400"), Raw(b'"\\ud800"'), Raw(b"[" * 1100 + b"]" * 1100)),
+    *(["a"] * 300, {"percent": "high"}, {"percent": 1e300}, {"type": 5}, [{"uid": 5}], "..", "/"),
+)
+GONE: Any = object()
+
+HEADER_VALUES = (
+    *(b"V", b"t\x01", b"I\x00\x00\x00\x01", b"l" + b"\xff" * 8, b"T" + b"\x00" * 8),
+    *(b"d" + struct.pack(">d", 0.5), b"S\x00\x00\x00\x00", b"S\x00\x00\x00\x02\xff\xff"),
+    *(b"S" + struct.pack(">I", 300) + b"x" * 300, b"A\x00\x00\x00\x00", b"F\x00\x00\x00\x00"),
+)
+
+
+def variants(document: Any) -> Iterator[Any]:
+    """Return a document with one thing after another replaced or gone."""
+    yield document
+    yield from ODD
+    if isinstance(document, dict):
+        for key, inner in document.items():
+            yield {name: one for name, one in document.items() if name != key}
+            for variant in variants(inner):
+                yield {**document, key: variant}
+    elif isinstance(document, list):
+        for at, inner in enumerate(document):
+            for variant in variants(inner):
+                yield [*document[:at], variant, *document[at + 1 :]]
+
+
+DECODERS: list[tuple[Callable[[bytes], object], Any]] = [
+    *((outcome.decode, document) for document in operator.EVENTS),
+    (heartbeat.decode, operator.HEARTBEAT),
+    *((command.decode, document) for document in worker.COMMANDS),
+]
+
+
+@pytest.mark.parametrize(("decode", "document"), DECODERS)
+def test_a_document_is_read_or_refused(decode: Callable[[bytes], object], document: Any) -> None:
+    for variant in variants(document):
+        body = written(variant)
+        with suppress(ContractError):
+            decode(body)
+        outcome.claimed_attempt(body)
+
+
+@pytest.mark.parametrize(
+    "name", [*worker.HEADERS, b"tq-fence", b"x-delivery-count", b"traceparent"]
+)
+def test_a_header_is_read_or_refused(name: bytes) -> None:
+    for value in (*HEADER_VALUES, GONE):
+        headers = {**worker.HEADERS, name: value}
+        if value is GONE:
+            del headers[name]
+        table = tables.table(list(headers.items()))
+        for texts in ({}, {"correlation_id": b"uid-t"}):
+            values = {tables.SHORT_STRINGS[key]: tables.short(text) for key, text in texts.items()}
+            encoded = tables.encoded_properties({**values, tables.HEADERS: table})
+            header = struct.pack(">HHQ", 60, 0, 0) + encoded
+            _, properties, problem = frames.read_header(header, 0, len(header))
+            assert not problem
+            for body in (b"{}", b"[]", b"{", b"[" * 1100):
+                with suppress(ContractError):
+                    message = parse_work(properties, body)
+                    if isinstance(message, WorkMessage):
+                        payload_of(message)
+            claimed_attempt(properties)
+            deliveries_so_far(properties, redelivered=True)
+
+
+def test_messages_as_they_should_be_pass_the_operators_intake() -> None:
+    sent = [*map(operator.outcome_of, operator.EVENTS), operator.heartbeat_of(operator.HEARTBEAT)]
+    operator.every_message_is_acknowledged(sent, lambda data: [data])
+
+
+def test_messages_as_they_should_be_pass_a_workers_intake_and_may_come_twice() -> None:
+    message = worker.work_of("k.1")
+    body = written({"order": "cancel", "token": "k.1", "uid": "uid-t"})
+    worker.every_message_ends([message, message], [], lambda data: [data])
+    worker.every_message_ends([message, message], [(body, [], b"k")], lambda data: [data])

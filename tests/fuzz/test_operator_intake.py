@@ -1,0 +1,306 @@
+"""Whatever reaches the operator's queues: each message is acknowledged, the bad ones are parked.
+
+The operator's link, channel, publisher, inbox and machine are real; so are the bytes between them
+and the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any
+from unittest import mock
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pika import spec as amqp
+
+from taskqueue.amqp.channel import Delivery
+from taskqueue.contract import heartbeat, outcome
+from taskqueue.contract.completion import direct_completion
+from taskqueue.contract.names import (
+    DEAD_EXCHANGE,
+    HEARTBEATS_EXCHANGE,
+    HEARTBEATS_QUEUE,
+    INBOX_QUEUE,
+    OUTCOMES_EXCHANGE,
+    ContractError,
+)
+from taskqueue.controller.queues import broker_link
+from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers, LinkUp
+from taskqueue.model.task import Phase
+from taskqueue.model.worker import WorkerState
+from tests.fuzz import field_tables as tables
+from tests.fuzz.cases import CUTS, FEW, MANY, PARAMETERS
+from tests.fuzz.json_documents import bodies
+from tests.fuzz.wire_broker import FRAME_MAX, Cut, RawMessage, WireBroker
+from tests.unit.controller.fakes import TOKENS, TaskHarness
+from tests.unit.controller.virtual_time import VirtualLoop
+
+#: Tasks with an attempt at work; the last one gets a good outcome after everything else.
+TASKS = ("a", "b", "last")
+
+
+def _event(task: str, kind: outcome.EventKind, **changes: Any) -> dict[str, Any]:
+    uid = f"uid-{task}"
+    values: dict[str, Any] = {
+        "kind": kind,
+        "namespace": "shop",
+        "queue": "q",
+        "task": task,
+        "uid": uid,
+        "token": TOKENS.sign(uid, 1, 0),
+        "attempt": 1,
+        "epoch": 0,
+        "worker": "pod-1",
+        "seconds": 0.25,
+        "id": "event-1",
+    }
+    encoded = outcome.encode(outcome.AttemptEvent(**{**values, **changes}))
+    document: dict[str, Any] = orjson.loads(encoded)
+    return document
+
+
+_ERROR = outcome.EventError(type="ValueError", message="no")
+_UNKNOWN = outcome.EventError(type="UnknownHandler", message="no such handler")
+EVENTS = [
+    _event("a", outcome.EventKind.SUCCEEDED, result={"a": [1, {"b": "c"}]}),
+    _event("a", outcome.EventKind.SUCCEEDED, result={"text": "x" * 40_000}),
+    _event("a", outcome.EventKind.FAILED, error=_UNKNOWN),
+    _event("a", outcome.EventKind.FAILED),
+    _event("a", outcome.EventKind.STARTED),
+    _event("b", outcome.EventKind.FAILED, error=_ERROR, retry_after_seconds=2.5),
+    _event("b", outcome.EventKind.RELEASED),
+    _event("b", outcome.EventKind.CANCELLED),
+    _event("nobody", outcome.EventKind.SUCCEEDED, result={}),
+    _event("nobody", outcome.EventKind.STARTED),
+    _event("nobody", outcome.EventKind.RELEASED),
+    _event("b", outcome.EventKind.SUCCEEDED, token="k.forged"),
+    _event("q", outcome.EventKind.SUCCEEDED, uid="", token="", correlation_id="order-7"),
+]
+HEARTBEAT: dict[str, Any] = orjson.loads(
+    heartbeat.encode(
+        heartbeat.Heartbeat(
+            namespace="shop",
+            queue="q",
+            pod="pod-1",
+            node="node-1",
+            cpus=2.0,
+            slots=4,
+            handlers=("resize",),
+            running=(
+                heartbeat.RunningAttempt("uid-a", TOKENS.sign("uid-a", 1, 0), 50, "half"),
+                heartbeat.RunningAttempt("uid-b", TOKENS.sign("uid-b", 1, 0)),
+                heartbeat.RunningAttempt("uid-nobody", "k.1"),
+            ),
+            state=WorkerState.READY,
+            busy=1,
+        )
+    )
+)
+HEARTBEAT["id"] = "beat-1"
+
+
+def outcome_of(document: dict[str, Any]) -> tuple[str, RawMessage]:
+    """Return an event as a worker sends it."""
+    key = "shop.q." + document["type"].removeprefix("dev.taskqueue.").removesuffix(".v1")
+    body = orjson.dumps(document)
+    return INBOX_QUEUE, RawMessage(OUTCOMES_EXCHANGE.encode(), key.encode(), b"\x00\x00", body)
+
+
+def heartbeat_of(document: dict[str, Any]) -> tuple[str, RawMessage]:
+    """Return a heartbeat as a worker sends it."""
+    body, key = orjson.dumps(document), b"shop.q.worker.heartbeat"
+    return HEARTBEATS_QUEUE, RawMessage(HEARTBEATS_EXCHANGE.encode(), key, b"\x00\x00", body)
+
+
+_PROPERTIES = (tables.GOOD_PROPERTIES | tables.BAD_PROPERTIES).map(
+    lambda properties: properties[: FRAME_MAX - 20]
+)
+_KEYS = st.one_of(
+    st.just(b"shop.q.task.succeeded"),
+    st.just(b"shop.q"),
+    st.sampled_from([b"k" * 255, b"." * 255, b"\xff" * 255, b"", b"k" * 254 + b"."]),
+    st.binary(max_size=255),
+    st.text(max_size=20).map(str.encode),
+)
+
+
+def _dead_properties(draw: st.DrawFn) -> bytes:
+    """Return the properties of a work message of Task a, with some of its headers changed."""
+    uid, attempt = draw(st.sampled_from([("uid-a", 1), ("uid-a", 2), ("uid-nobody", 1)]))
+    token = TOKENS.sign(uid, attempt, 0)
+    headers = {
+        b"tq-token": tables.long_string(b"S", token.encode()),
+        b"tq-attempt": b"I\x00\x00\x00" + bytes((attempt,)),
+        b"tq-epoch": b"I\x00\x00\x00\x00",
+        b"x-last-death-reason": tables.long_string(b"S", b"delivery_limit"),
+    }
+    for name in draw(st.lists(st.sampled_from([*headers, b"tq-error"]), max_size=2)):
+        headers[name] = draw(tables.GOOD_VALUES | tables.BAD_VALUES)
+    values = {
+        tables.HEADERS: tables.table(list(headers.items())),
+        tables.SHORT_STRINGS["correlation_id"]: tables.short(uid.encode()),
+    }
+    return tables.encoded_properties(values)[: FRAME_MAX - 20]
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> tuple[str, RawMessage]:
+    """Return a queue of the operator's, and what reaches it."""
+    match draw(st.sampled_from(["outcome"] * 3 + ["heartbeat", "dead"])):
+        case "outcome":
+            body = draw(bodies(draw(st.sampled_from(EVENTS))))
+            properties = draw(st.sampled_from([b"\x00\x00"] * 3) | _PROPERTIES)
+            message = RawMessage(OUTCOMES_EXCHANGE.encode(), draw(_KEYS), properties, body)
+        case "dead":
+            properties = _dead_properties(draw) if draw(st.booleans()) else draw(_PROPERTIES)
+            message = RawMessage(DEAD_EXCHANGE.encode(), b"shop.q", properties, b"{}")
+        case _:
+            key = draw(st.just(b"shop.q.worker.heartbeat") | _KEYS)
+            body = draw(bodies(HEARTBEAT))
+            properties = draw(st.just(b"\x00\x00") | _PROPERTIES)
+            message = RawMessage(HEARTBEATS_EXCHANGE.encode(), key, properties, body)
+            return HEARTBEATS_QUEUE, message
+    return INBOX_QUEUE, message
+
+
+@dataclass(frozen=True)
+class Read:
+    """A message as the intake got it, and why it is bad; "": it is not."""
+
+    message: Delivery
+    bad: str
+
+
+class Operator:
+    """A link of the operator's to a broker, three Tasks with an attempt at work, and what came."""
+
+    def __init__(self) -> None:
+        logging.disable()
+        self.loop = VirtualLoop()
+        self.broker = WireBroker(on_published=self._route)
+        self.read: list[Read] = []
+        self.loop.run_until_complete(self._start())
+
+    async def _start(self) -> None:
+        self.harness = TaskHarness(max_attempts=2)
+        self.link = BrokerLink(
+            PARAMETERS, feed_synced=asyncio.Event(), markers=InboxMarkers(), random=Random(0)
+        )
+        self.link.on_message = self._on_message
+        self.link._feed_synced.set()
+        self._connects = mock.patch.object(broker_link, "connect", self.broker.connect)
+        self._connects.start()
+        is_up = asyncio.Event()
+        self.link.subscribe(is_up.set)
+        self._running = asyncio.create_task(self.link.run())
+        await is_up.wait()
+        for name in TASKS:
+            await self.harness.published(name)
+        self.broker.published.clear()
+        self.broker.settled.clear()
+
+    def close(self) -> None:
+        self._connects.stop()
+        self.loop.die()
+        logging.disable(logging.NOTSET)
+
+    def _route(self, message: RawMessage) -> None:
+        """Pass on what the inbox is bound for."""
+        if message.exchange in (OUTCOMES_EXCHANGE.encode(), DEAD_EXCHANGE.encode()):
+            self.loop.call_soon(self.broker.deliver, INBOX_QUEUE, message)
+
+    def _on_message(self, delivery: Delivery, link: BrokerLink) -> None:
+        self.read.append(Read(delivery, _badness(delivery)))
+        self.harness.tasks.inbox.on_delivery(delivery, link)
+
+    def settle(self) -> None:
+        """Let everything happen that follows: writes succeed, pauses end."""
+        for _ in range(4):
+            while self.harness.writer.writes:
+                self.loop.do(self.harness.writer.writes.pop(0).succeed)
+            self.loop.pass_time(5)
+
+
+def _badness(delivery: Delivery) -> str:
+    if delivery.exchange != OUTCOMES_EXCHANGE:
+        return ""
+    if delivery.problem:
+        return delivery.problem
+    try:
+        report = outcome.decode(delivery.body)
+        if report.is_direct:
+            direct_completion(report, arrived_with=delivery.routing_key, now=0.0)
+    except ContractError as error:
+        return str(error)
+    return ""
+
+
+def reasons(message: RawMessage) -> str:
+    properties = amqp.BasicProperties()
+    properties.decode(message.properties)
+    return str((properties.headers or {}).get("tq-error", ""))
+
+
+def every_message_is_acknowledged(sent: list[tuple[str, RawMessage]], cut: Cut) -> None:
+    operator = Operator()
+    try:
+        operator.broker.cut = cut
+        for queue, message in sent:
+            operator.loop.do(partial(operator.broker.deliver, queue, message))
+        operator.settle()
+        good = _event("last", outcome.EventKind.SUCCEEDED, result={"n": 1})
+        operator.loop.do(partial(operator.broker.deliver, *outcome_of(good)))
+        operator.settle()
+        _check(operator)
+    finally:
+        operator.close()
+
+
+def _check(operator: Operator) -> None:
+    assert not operator.loop.problems
+    assert not operator.harness.problems
+    assert isinstance(operator.link.state, LinkUp), "the link was lost"
+    assert operator.broker.unacknowledged == [], "the inbox has lost a slot"
+    assert {each.verb for each in operator.broker.settled} == {"ack"}
+    assert operator.harness.states.latest["uid-last"].status.phase is Phase.SUCCEEDED
+    parked = [each for each in operator.broker.published if each.exchange == b"taskqueue.dead"]
+    assert all(reasons(each) for each in parked), "parked without a reason"
+    bad = Counter(each.message.body for each in operator.read if each.bad)
+    failed = sum(
+        each.reason == "InvalidOutcome"
+        for tracked in operator.harness.states.latest.values()
+        for each in tracked.status.history
+    )
+    copies = Counter(each.body for each in parked)
+    # One that provably is about an attempt which is awaited fails that attempt instead.
+    assert not copies - bad, "parked twice, or without need"
+    assert (bad - copies).total() == failed, "bad, and only acknowledged"
+
+
+SENT = st.lists(messages(), min_size=1, max_size=4)
+
+
+@FEW
+@given(sent=SENT, cut=CUTS)
+def test_every_message_is_acknowledged_and_bad_ones_are_parked(
+    sent: list[tuple[str, RawMessage]], cut: Cut
+) -> None:
+    every_message_is_acknowledged(sent, cut)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@MANY
+@given(sent=SENT, cut=CUTS)
+def test_every_message_is_acknowledged_of_many_new_ones(
+    sent: list[tuple[str, RawMessage]], cut: Cut
+) -> None:
+    every_message_is_acknowledged(sent, cut)
