@@ -21,6 +21,7 @@ from devcluster.commands import DevclusterError
 from devcluster.paths import KUBECONFIG
 from taskqueue.cli.arguments import CommandParsers, Run, add_command, add_group, at_least
 from taskqueue.kubernetes.client import ApiError
+from tests.bench import codec as wire
 from tests.bench import coldstart as cold
 from tests.bench import latency as single
 from tests.bench import scaling as pool
@@ -49,6 +50,7 @@ def main() -> int:
     _add_coldstart(benchmarks)
     _add_worker(benchmarks)
     _add_scaling(benchmarks)
+    _add_codec(benchmarks)
     options = parser.parse_args()
     code: int = options.run(options)
     return code
@@ -177,6 +179,28 @@ def _worker(options: argparse.Namespace) -> int:
     return _bench(
         options.kubeconfig,
         lambda target, report: alone.run(target, settings, report),
+        stage=_bare,
+    )
+
+
+def _add_codec(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "codec",
+        _codec,
+        help="Measure CPU time a message of our AMQP transport and of pika's.",
+    )
+    _add_number(parser, "--messages", 4000, "messages of a round")
+    _add_number(parser, "--rounds", 15, "rounds")
+
+
+def _codec(options: argparse.Namespace) -> int:
+    settings = wire.Settings(messages=options.messages, rounds=options.rounds)
+    if options.quick:
+        settings = wire.Settings(messages=min(options.messages, 500), rounds=2)
+    return _bench(
+        options.kubeconfig,
+        lambda target, report: wire.run(target, settings, report),
         stage=_bare,
     )
 

@@ -124,6 +124,14 @@ def test_properties_that_cannot_be_read_are_a_problem_not_an_error(name: str) ->
     assert problem.startswith("its properties cannot be read: ")
 
 
+def test_a_date_in_milliseconds_is_an_exception_of_pikas_decoder() -> None:
+    """Why this decoder exists beside pika's: docs/decisions, own AMQP transport."""
+    header = UNREADABLE["a date in milliseconds"]
+    whole = header[:3] + struct.pack(">I", len(header) - 8) + header[7:]
+    with pytest.raises(ValueError, match="year 57868 is out of range"):
+        frame.decode_frame(whole)
+
+
 @given(header=st.builds(header_frame, st.integers(0, 2**16 - 1), st.binary(max_size=200)))
 @settings(max_examples=1000)
 def test_no_content_header_raises(header: bytes) -> None:
