@@ -59,6 +59,10 @@ LONGEST_ATTEMPT_SECONDS = 86_400
 #: Longest wait between two attempts, in seconds.
 LONGEST_RETRY_SECONDS = 86_400
 
+#: How often a Task may be snoozed, and how long at a time, in seconds.
+SNOOZES = 1000
+LONGEST_SNOOZE_SECONDS = 30 * 86_400
+
 #: Deliveries of one message, the broker's ``x-delivery-limit``: after them it gives the message up.
 DELIVERY_LIMIT = 20
 

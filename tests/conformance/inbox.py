@@ -16,7 +16,7 @@ from taskqueue.contract.names import INBOX_QUEUE, OUTCOMES_EXCHANGE, ContractErr
 from taskqueue.contract.outcome import AttemptEvent, EventKind, decode
 
 #: Outcomes that end an attempt.
-ENDS = frozenset({EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED, EventKind.RELEASED})
+ENDS = frozenset(EventKind) - {EventKind.STARTED}
 
 #: Longest result, in bytes of JSON.
 _RESULT_LIMIT = 16 * 1024

@@ -18,6 +18,7 @@ const (
 	failed    eventKind = "task.failed"
 	cancelled eventKind = "task.cancelled"
 	released  eventKind = "task.released"
+	snoozed   eventKind = "task.snoozed"
 )
 
 // resultLimit is the longest accepted result, in bytes of JSON.
@@ -57,23 +58,31 @@ type cloudEvent struct {
 	Data            eventData `json:"data"`
 }
 
-// ending is how an attempt ended: error is nil for success.
+// ending is how an attempt ended: error is nil for success, and snooze for all but an attempt that is
+// to be called again after that time.
 type ending struct {
 	result     json.RawMessage
 	error      *eventError
 	retryAfter time.Duration
+	snooze     *time.Duration
 	took       time.Duration
 }
 
 func (e ending) kind() eventKind {
-	if e.error != nil {
+	switch {
+	case e.error != nil:
 		return failed
+	case e.snooze != nil:
+		return snoozed
 	}
 	return succeeded
 }
 
 func (e ending) fill(data *eventData) {
 	seconds := e.took.Seconds()
+	if e.snooze != nil {
+		seconds = e.snooze.Seconds()
+	}
 	data.Seconds, data.Result, data.Error = &seconds, e.result, e.error
 	if e.retryAfter > 0 {
 		after := e.retryAfter.Seconds()

@@ -54,6 +54,20 @@ func Retry(message string, after time.Duration) error {
 	return &failure{kind: "Retry", message: message, retryable: true, retryAfter: after}
 }
 
+// longestSnooze is the longest time accepted by Snooze.
+const longestSnooze = 30 * 24 * time.Hour
+
+// snooze is an error that is no failure.
+type snooze struct{ after time.Duration }
+
+func (s *snooze) Error() string { return "the handler asked to be called again in " + s.after.String() }
+
+// Snooze is returned by a handler to be called again after a time, up to 30 days. It costs no attempt.
+// A direct message cannot be snoozed: it fails.
+func Snooze(after time.Duration) error {
+	return &snooze{after: min(max(after, 0), longestSnooze)}
+}
+
 // call runs a handler to its end, whatever that is.
 func call(ctx context.Context, handler Handler, payload json.RawMessage) (end ending) {
 	began := time.Now()
@@ -64,6 +78,10 @@ func call(ctx context.Context, handler Handler, payload json.RawMessage) (end en
 		end.took = time.Since(began)
 	}()
 	result, err := handler(ctx, payload)
+	var put *snooze
+	if errors.As(err, &put) {
+		return ending{snooze: &put.after}
+	}
 	if err != nil {
 		return ending{error: describe(err), retryAfter: wishedPause(err)}
 	}

@@ -144,6 +144,10 @@ func (r *run) report(kind eventKind, end *ending) {
 // reportEnd reports a result: for a Task by an event; for a direct message by an event and by what
 // happens to the message.
 func (r *run) reportEnd(end ending) {
+	if end.snooze != nil && r.direct() {
+		text := "a direct message cannot be snoozed, because no Task keeps it: create a Task instead"
+		end = ending{error: newError("NotSnoozed", text, false), took: end.took}
+	}
 	switch {
 	case !r.direct():
 		r.publishOutcome(taskEvent(r.message, end.kind(), r.dispatcher.settings.Pod, &end))

@@ -122,9 +122,10 @@ class TaskResourceStatus(ApiModel):
         "Pending",
         description=(
             "State of the Task. Pending: nothing is written yet. Blocked: waits for what reason "
-            "names. Scheduled: waits for startAfter. Suspended: by spec.suspend. Running: a worker "
-            "runs it. Retrying: waits for nextAttemptTime. Succeeded, Failed and Cancelled are "
-            "final. A state that lasts less than 2 seconds is not written. "
+            "names. Scheduled: waits for startAfter, or for the time its handler asked for. "
+            "Suspended: by spec.suspend. Running: a worker runs it. Retrying: waits for "
+            "nextAttemptTime. Succeeded, Failed and Cancelled are final. A state that lasts less "
+            "than 2 seconds is not written. "
             "Selectable: kubectl get tqt --field-selector status.phase=Failed."
         ),
     )
@@ -134,9 +135,9 @@ class TaskResourceStatus(ApiModel):
         description=(
             "Why the Task is in this phase, for programs: one CamelCase word. Blocked: "
             "QueueNotFound, UnknownHandler, DependencyNotFound, WaitingForDependencies, "
-            "PayloadUnresolved or ConcurrencyLimit. Scheduled: StartAfter. Retrying: the type of "
-            "the error. Failed: RetriesExhausted, NonRetryable, WorkerLost, DeadlineExceeded, "
-            "DependencyFailed or Invalid. Suspended and Cancelled: the same word."
+            "PayloadUnresolved or ConcurrencyLimit. Scheduled: StartAfter or Snoozed. Retrying: "
+            "the type of the error. Failed: RetriesExhausted, NonRetryable, WorkerLost, "
+            "DeadlineExceeded, DependencyFailed or Invalid. Suspended and Cancelled: the same word."
         ),
     )
     message: str = Field(
@@ -184,6 +185,11 @@ class TaskResourceStatus(ApiModel):
             "The concurrency key that the Task holds while an attempt is dispatched. Absent while "
             "it holds none."
         ),
+    )
+    snoozes: int = Field(
+        0,
+        ge=0,
+        description="How often the handler asked to be called later, at most 1000 times.",
     )
     progress: ProgressReport | None = Field(
         None,

@@ -31,6 +31,7 @@ class EventKind(StrEnum):
     FAILED = "task.failed"
     CANCELLED = "task.cancelled"
     RELEASED = "task.released"
+    SNOOZED = "task.snoozed"
 
 
 #: CloudEvents types, made once: an f-string for each event costs more.
@@ -66,7 +67,7 @@ class AttemptEvent:
         attempt: repeated from the work message; a direct message's deliveries.
         epoch: repeated from the work message; 0 for a direct message.
         worker: the pod (or host) that ran it.
-        seconds: how long it ran, where it ended.
+        seconds: how long it ran, where it ended; how long to wait, where it was snoozed.
         result: JSON object returned by the handler, on success.
         error: on failure.
         retry_after_seconds: how long the handler wants to wait before the next attempt.

@@ -96,6 +96,8 @@ def status_patch(task: domain.Task, status: domain.TaskState, *, now: float) -> 
         body["progress"] = _progress(status.progress)
     if status.concurrency_key:
         body["concurrencyKey"] = status.concurrency_key
+    if status.snoozes:
+        body["snoozes"] = status.snoozes
     return orjson.dumps(
         [
             {"op": "test", "path": "/metadata/uid", "value": task.uid},
@@ -229,6 +231,7 @@ def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskState:
         ),
         worker=status.worker,
         concurrency_key=status.concurrency_key,
+        snoozes=status.snoozes,
         resumed_time=_resumed_time(status),
         result=status.result,
     )

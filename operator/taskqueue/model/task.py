@@ -155,6 +155,7 @@ class TaskState:
 
     Attributes, as far as the resource's fields do not explain them:
         concurrency_key: held while an attempt is dispatched; "" otherwise.
+        snoozes: how often its handler asked to be called later.
         resumed_time: when the last suspension ended; the condition Suspended keeps it.
         running_since: when the attempt that runs began; not written, so unknown after a restart.
     """
@@ -171,6 +172,7 @@ class TaskState:
     worker: str = ""
     progress: ProgressState | None = None
     concurrency_key: str = ""
+    snoozes: int = 0
     resumed_time: float | None = None
     running_since: float | None = field(default=None, compare=False)
     result: Mapping[str, Any] | None = None
@@ -179,6 +181,14 @@ class TaskState:
     def current_attempt(self) -> int:
         """The attempt whose outcome is awaited: one after the last finished one, 1-based."""
         return self.history[-1].attempt + 1 if self.history else 1
+
+    @property
+    def is_snoozed(self) -> bool:
+        """Whether the time of its next attempt, if it has one, is that of an attempt begun before.
+
+        A retry has not begun, and what waits for startAfter has not either.
+        """
+        return self.attempts >= self.current_attempt
 
 
 #: Shared by all Tasks whose status was never written.

@@ -55,6 +55,9 @@ def event_of(
     message: WorkMessage, kind: EventKind, *, worker: str, result: AttemptResult | None = None
 ) -> CachedOutcome:
     """Return an encoded event about the attempt."""
+    seconds = None if result is None else round(result.seconds, 6)
+    if result is not None and result.snooze_seconds is not None:
+        seconds = result.snooze_seconds
     event = AttemptEvent(
         kind=kind,
         namespace=message.namespace,
@@ -65,7 +68,7 @@ def event_of(
         attempt=message.attempt,
         epoch=message.epoch,
         worker=worker,
-        seconds=None if result is None else round(result.seconds, 6),
+        seconds=seconds,
         result=None if result is None else result.result,
         error=None if result is None else result.error,
         retry_after_seconds=None if result is None else result.retry_after_seconds,
@@ -131,6 +134,8 @@ def _encoded(event: AttemptEvent) -> CachedOutcome:
 
 def kind_of(result: AttemptResult) -> EventKind:
     """Return the kind of event that reports this result."""
+    if result.snooze_seconds is not None:
+        return EventKind.SNOOZED
     return EventKind.SUCCEEDED if result.error is None else EventKind.FAILED
 
 

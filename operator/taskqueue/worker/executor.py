@@ -67,6 +67,7 @@ class AttemptResult:
         result: the JSON object it returned, or None; meaningless with an error.
         error: why it failed; None: it succeeded.
         retry_after_seconds: the handler's wish for the next attempt.
+        snooze_seconds: it did not end: the handler is to be called again after this long.
         exception: holds the traceback of the handler's exception, for the worker's own log.
         lost: why it is not known how the attempt ended, through no fault of its own; the other
             fields mean nothing then. The delivery is requeued, as if the worker had been lost.
@@ -77,6 +78,7 @@ class AttemptResult:
     result: dict[str, Any] | None = None
     error: EventError | None = None
     retry_after_seconds: float | None = None
+    snooze_seconds: float | None = None
     exception: BaseException | None = None
     lost: str = ""
 

@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 import orjson
 
 from taskqueue.contract.outcome import EventError
-from taskqueue.limits import LONGEST_RETRY_SECONDS, STATUS_REASON_LENGTH
+from taskqueue.limits import LONGEST_RETRY_SECONDS, LONGEST_SNOOZE_SECONDS, STATUS_REASON_LENGTH
 from taskqueue.results.inline import ResultError, encode_result
 from taskqueue.worker.executor import AttemptResult
-from taskqueue.worker.sdk import Cancelled, Fail, Retry
+from taskqueue.worker.sdk import Cancelled, Fail, Retry, Snooze
 
 #: Characters of an error message that reach the Task's history.
 MAX_MESSAGE_LENGTH = 1000
@@ -109,11 +109,29 @@ def raised(exception: BaseException, seconds: float) -> AttemptResult:
     if issubclass(kind, Retry):
         after = _given(lambda: given.after, None)
         return failure(_class_name(exception), _text(exception), seconds, retry_after=after)
+    if issubclass(kind, Snooze):
+        return snoozed(_given(lambda: given.seconds, 0.0), seconds)
     return failure(
         _class_name(exception),
         _text(exception),
         seconds,
         traceback=None if issubclass(kind, Cancelled) else describe_traceback(exception),
+    )
+
+
+def snoozed(wait: object, seconds: float) -> AttemptResult:
+    """Return the result of a handler that asked to be called again after ``wait`` seconds."""
+    wanted = _given(lambda: _wait(wait, LONGEST_SNOOZE_SECONDS), None)
+    return AttemptResult(seconds=seconds, snooze_seconds=wanted or 0.0)
+
+
+def not_snoozed(result: AttemptResult) -> AttemptResult:
+    """Return the result of a direct message's handler that asked to be called again."""
+    return failure(
+        "NotSnoozed",
+        "a direct message cannot be snoozed, because no Task keeps it: create a Task instead",
+        result.seconds,
+        retryable=False,
     )
 
 
@@ -175,7 +193,7 @@ def failure(
             message=encodable(message, MAX_MESSAGE_LENGTH),
             retryable=retryable,
         ),
-        retry_after_seconds=_given(lambda: _wait(retry_after), None),
+        retry_after_seconds=_given(lambda: _wait(retry_after, LONGEST_RETRY_SECONDS), None),
         exception=None if traceback is None else HandlerTraceback(traceback),
     )
 
@@ -225,11 +243,11 @@ def _class_name(value: object) -> str:
     return name
 
 
-def _wait(seconds: Any) -> float | None:
+def _wait(seconds: Any, longest: int) -> float | None:
     if seconds is None:
         return None
     wait = float(seconds)
-    return None if math.isnan(wait) or wait < 0 else min(wait, float(LONGEST_RETRY_SECONDS))
+    return None if math.isnan(wait) or wait < 0 else min(wait, float(longest))
 
 
 def _is_ours(filename: str) -> bool:

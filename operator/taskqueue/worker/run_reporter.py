@@ -145,8 +145,11 @@ class RunReporter:
         self.log_result(run, effect.report)
 
     def log_result(self, run: AttemptRun, report: Report) -> None:
-        """Log a success or a failure."""
+        """Log a success, a failure or a snooze."""
         result = _result_of(report)
+        if result.snooze_seconds is not None:
+            log.info("task.snoozed", seconds=result.snooze_seconds, **run.log_fields)
+            return
         error = result.error
         if error is not None:
             log.warning(

@@ -27,6 +27,7 @@ from taskqueue.worker.command_log import CommandLog
 from taskqueue.worker.delivery_handler import DeliveryHandler
 from taskqueue.worker.executor import AttemptResult, Execution, Executor
 from taskqueue.worker.keyed_guard import KeyedGuard, abort_process
+from taskqueue.worker.outcome import not_snoozed
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 from taskqueue.worker.prefetch import PrefetchRule
 from taskqueue.worker.run_machine import Transition, admit, step
@@ -327,6 +328,8 @@ class Runtime:
             self._send(run_id, events.SlotFree(self._loop.time()))
 
     def _on_execution_ended(self, run_id: int, result: AttemptResult) -> None:
+        if result.snooze_seconds is not None and not self._states[run_id].run.token:
+            result = not_snoozed(result)
         self._send(run_id, events.ExecutionEnded(result))
         self._update_prefetch()
         self._fill_slots()

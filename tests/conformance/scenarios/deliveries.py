@@ -43,6 +43,19 @@ async def counted_and_remembered(scenario: Scenario) -> None:
         event = await scenario.ends_with(await scenario.publish("fail-for-good"), EventKind.FAILED)
         expect(event.error and not event.error.retryable, "it is reported as retryable")
 
+    async with scenario.check("a snooze is reported with its seconds, then acknowledged"):
+        trace = scenario.trace("snooze")
+        token = await scenario.publish("snooze", trace, payload={"seconds": 90})
+        event = await scenario.ends_with(token, EventKind.SNOOZED)
+        expect(event.seconds == 90, f"seconds is {event.seconds}")
+        await scenario.wait_settled()
+    async with scenario.check("its token that comes again is answered likewise, without a run"):
+        await scenario.publish("snooze", trace, payload={"seconds": 90}, token=token)
+        event = await scenario.end(token, number=2)
+        expect(event.kind is EventKind.SNOOZED, f"the outcome is {event.kind.value}")
+        expect(len(trace.begun) == 1, f"it ran {len(trace.begun)} times")
+        await scenario.wait_settled()
+
     async with scenario.check("an unknown handler is reported as UnknownHandler"):
         token = await scenario.publish("no-such-handler")
         await scenario.ends_with(token, EventKind.FAILED, "UnknownHandler")

@@ -86,3 +86,9 @@ def fail(payload: Payload) -> None:
 def fail_for_good(payload: Payload) -> None:
     with _traced(payload):
         raise Fail("broken for good, as asked")
+
+
+@task
+def snooze(payload: Payload, ctx: Context) -> None:
+    with _traced(payload):
+        ctx.snooze(payload["seconds"])

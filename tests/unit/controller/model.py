@@ -43,7 +43,9 @@ from tests.unit.controller.virtual_time import VirtualLoop
 
 CONFIG_MAP = "/api/v1/namespaces/shop/configmaps/c"
 _FINAL = frozenset(phase.value for phase in Phase if phase.terminal)
-_ENDS = (EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED, EventKind.RELEASED)
+_ENDS = frozenset(EventKind) - {EventKind.STARTED}
+#: How long an attempt ran, or for how long its handler asked to be left alone.
+SECONDS = 3.0
 
 
 @dataclass(eq=False)
@@ -399,7 +401,7 @@ class Model:
             attempt=content.attempt,
             epoch=content.epoch,
             worker="pod-1",
-            seconds=0.1,
+            seconds=SECONDS,
             result={"by": "pod-1"} if kind is EventKind.SUCCEEDED else None,
             error=error,
         )

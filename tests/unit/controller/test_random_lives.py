@@ -229,6 +229,7 @@ class Life(RuleBasedStateMachine):
                 EventKind.FAILED,
                 EventKind.RELEASED,
                 EventKind.CANCELLED,
+                EventKind.SNOOZED,
             ]
         ),
         error=st.sampled_from(["Boom", "Boom", "Final", "UnknownHandler"]),

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import pydantic
 
-from taskqueue import Cancelled, Fail, Retry
+from taskqueue import Cancelled, Fail, Retry, Snooze
 from taskqueue.contract.outcome import EventKind, decode
 from taskqueue.limits import LONGEST_RETRY_SECONDS, STATUS_REASON_LENGTH
 from taskqueue.worker.attempt_events import event_of, kind_of
@@ -91,6 +91,11 @@ class BareFail(Fail):
         """Does not call the base class."""
 
 
+class BareSnooze(Snooze):
+    def __init__(self) -> None:
+        pass
+
+
 class BareRetry(Retry):
     def __init__(self) -> None:
         """Does not call the base class."""
@@ -124,7 +129,7 @@ class Unpicklable(Exception):
         raise TypeError("cannot be pickled")
 
 
-def changed(error: Exception, **attributes: Any) -> Exception:
+def changed(error: BaseException, **attributes: Any) -> BaseException:
     for name, value in attributes.items():
         setattr(error, name, value)
     return error
@@ -207,6 +212,11 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "retry-later-huge": lambda: changed(Retry(), after=10**400),
     "retry-bare": BareRetry,
     "retry-after-fails": lambda: RetryAfterFails(after=3),
+    "snooze": lambda: Snooze(Decimal("2.5")),
+    "snooze-later-nan": lambda: changed(Snooze(1), seconds=float("nan")),
+    "snooze-later-text": lambda: changed(Snooze(1), seconds="soon"),
+    "snooze-later-huge": lambda: changed(Snooze(1), seconds=10**400),
+    "snooze-bare": BareSnooze,
     "fail-later-number": lambda: changed(Fail("bad"), type=404),
     "fail-later-empty": lambda: changed(Fail("bad"), type=""),
     "fail-long-type": lambda: Fail("bad", type="X" * 100_000),
@@ -288,7 +298,7 @@ def assert_published(result: AttemptResult) -> None:
     """Encode the outcome as the worker does, and read it as the operator does."""
     assert not result.lost
     event = decode(event_of(work(), kind_of(result), worker="w", result=result).body)
-    assert event.kind in {EventKind.SUCCEEDED, EventKind.FAILED}
+    assert event.kind in {EventKind.SUCCEEDED, EventKind.FAILED, EventKind.SNOOZED}
     if event.error is not None:
         assert 0 < len(event.error.type) <= STATUS_REASON_LENGTH
         assert len(event.error.message) <= MAX_MESSAGE_LENGTH

@@ -10,7 +10,7 @@ from pika.spec import BasicProperties
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
 from taskqueue.worker.outcome import raised
-from taskqueue.worker.sdk import Fail
+from taskqueue.worker.sdk import Fail, Snooze
 from tests.unit.worker.fakes import turn
 from tests.unit.worker.harness import RuntimeHarness, direct
 
@@ -95,3 +95,17 @@ async def test_one_that_lost_its_workers_is_dead_lettered_unrun() -> None:
     assert (published.event.error.type, published.event.attempt) == ("WorkerLost", 3)
     (message,) = harness.publisher.settle()
     assert message.properties.headers["tq-error"].startswith("WorkerLost: ")
+
+
+async def test_one_that_is_snoozed_fails_for_good() -> None:
+    harness = RuntimeHarness(direct_max_deliveries=3)
+    harness.deliver(direct())
+    harness.executor.started[0].done(raised(Snooze(60), 0.1))
+    (published,) = harness.publisher.settle()
+    assert published.event.kind is EventKind.FAILED
+    assert published.event.error is not None
+    assert published.event.error.type == "NotSnoozed"
+    (message,) = harness.publisher.settle()
+    assert message.exchange == "taskqueue.dead"
+    await turn()
+    assert harness.channel.settled == [("ack", 1, False)]

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue import Context, Fail, Retry
+from taskqueue import Context, Fail, Retry, Snooze
+from taskqueue.limits import LONGEST_SNOOZE_SECONDS
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors.function import FunctionExecutor
 from taskqueue.worker.outcome import raised, succeeded
@@ -38,6 +39,11 @@ ENCODED = {
 def assert_ended_as(name: str, result: AttemptResult) -> None:
     assert_published(result)
     if name in ENCODED:
+        return
+    if name.startswith("raises:snooze"):
+        assert result.error is None
+        assert result.snooze_seconds is not None
+        assert 0 <= result.snooze_seconds <= LONGEST_SNOOZE_SECONDS
         return
     assert result.error is not None
     assert result.error.retryable == (name not in FINAL), result.error
@@ -177,6 +183,18 @@ def test_what_is_no_number_is_refused_where_it_is_raised(after: Any) -> None:
 def test_a_number_that_is_no_time_is_refused_where_it_is_raised(after: Any) -> None:
     with pytest.raises(ValueError, match="Retry"):
         Retry(after=after)
+
+
+@pytest.mark.parametrize("seconds", [-1, 2592001, float("nan"), float("inf"), 10**400])
+def test_a_snooze_that_is_no_time_is_refused_where_it_is_raised(seconds: Any) -> None:
+    with pytest.raises(ValueError, match="Snooze"):
+        Snooze(seconds)
+
+
+@pytest.mark.parametrize("seconds", ["5", None, [5], 1j])
+def test_a_snooze_that_is_no_number_is_refused_where_it_is_raised(seconds: Any) -> None:
+    with pytest.raises(TypeError, match=r"Snooze\(seconds\): give a number .*not "):
+        Snooze(seconds)
 
 
 @pytest.mark.parametrize("kind", [404, None, ValueError, b"Bad", ["Bad"]])

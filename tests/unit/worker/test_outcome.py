@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskqueue import Fail, Retry
+from taskqueue import Fail, Retry, Snooze
 from taskqueue.contract.outcome import EventError
 from taskqueue.limits import RESULT_BYTES
 from taskqueue.worker.outcome import MAX_MESSAGE_LENGTH, raised, succeeded, unknown_handler
@@ -75,6 +75,11 @@ def test_retry_carries_its_wish() -> None:
     outcome = raised(Retry("rate limited", after=2.5), 0)
     assert outcome.error == EventError(type="Retry", message="rate limited", retryable=True)
     assert outcome.retry_after_seconds == 2.5
+
+
+def test_a_snooze_is_no_failure() -> None:
+    outcome = raised(Snooze(90), 0.5)
+    assert (outcome.snooze_seconds, outcome.error, outcome.seconds) == (90, None, 0.5)
 
 
 def test_even_the_end_of_the_interpreter_is_a_failed_attempt() -> None:

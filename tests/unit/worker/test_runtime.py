@@ -18,7 +18,7 @@ from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import raised
 from taskqueue.worker.prefetch import AHEAD, ENOUGH_RUNS
 from taskqueue.worker.run_machine import STARTED_SECONDS
-from taskqueue.worker.sdk import Fail
+from taskqueue.worker.sdk import Fail, Snooze
 from tests.unit.worker.fakes import FakeExecution, payload, turn, work
 from tests.unit.worker.harness import RuntimeHarness, direct
 
@@ -67,6 +67,21 @@ async def test_a_failure_carries_type_message_and_whether_to_retry() -> None:
     assert published.event.kind is EventKind.FAILED
     assert published.event.error is not None
     assert (published.event.error.type, published.event.error.retryable) == ("NotFound", False)
+
+
+async def test_a_snooze_carries_its_seconds_and_is_answered_when_its_token_comes_again() -> None:
+    harness = RuntimeHarness()
+    harness.deliver(work("k.1"))
+    harness.executor.started[0].done(raised(Snooze(90), 0.1))
+    (published,) = harness.publisher.settle()
+    assert published.key == "shop.q.task.snoozed"
+    assert (published.event.kind, published.event.seconds) == (EventKind.SNOOZED, 90)
+    await turn()
+    assert harness.channel.settled == [("ack", 1, False)]
+    harness.deliver(work("k.1"))
+    (again,) = harness.publisher.settle()
+    assert again.body == published.body
+    assert len(harness.executor.started) == 1
 
 
 async def test_an_unconfirmed_outcome_keeps_the_delivery_until_it_is_confirmed() -> None:

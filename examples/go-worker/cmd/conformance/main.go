@@ -37,6 +37,7 @@ func main() {
 		"burn":          burn,
 		"fail":          fail,
 		"fail-for-good": failForGood,
+		"snooze":        snooze,
 	} {
 		worker.Handle(name, traced(handler))
 	}
@@ -79,6 +80,10 @@ func fail(context.Context, json.RawMessage) (any, error) {
 
 func failForGood(context.Context, json.RawMessage) (any, error) {
 	return nil, taskqueue.Fail("Broken", "broken for good, as asked")
+}
+
+func snooze(_ context.Context, payload json.RawMessage) (any, error) {
+	return nil, taskqueue.Snooze(seconds(read(payload).Seconds))
 }
 
 // traced records the beginning and the end of each run in the file that the payload names.

@@ -5,7 +5,8 @@ alone, so a new leader decides as the former one did. A dispatched Task reacts o
 suspend and its deadline; the other conditions matter before.
 
 The first that applies, in this order: cancelled; suspended; over its deadline; without its
-TaskQueue; dependencies; payload; startAfter; the wait before a retry; the last passing obstacle.
+TaskQueue; dependencies; payload; startAfter; the wait before the next attempt; the last passing
+obstacle.
 """
 
 from __future__ import annotations
@@ -103,11 +104,10 @@ def _before_dispatch(
     start = task.spec.start_after
     if fresh and start is not None and now < start:
         return AdmissionDecision(AdmissionStep.HOLD, lifecycle.scheduled(status, at=start), start)
-    retry = status.next_attempt_time if status.history else None
-    if retry is not None and now < retry:
-        if status.phase is not Phase.RETRYING:
-            status = lifecycle.waits_for_retry(status, environment.policy)
-        return AdmissionDecision(AdmissionStep.HOLD, status, retry)
+    due = status.next_attempt_time if status.attempts else None
+    if due is not None and now < due:
+        waits = lifecycle.waits_for_attempt(status, environment.policy)
+        return AdmissionDecision(AdmissionStep.HOLD, waits, due)
     if now < hold_until:
         return AdmissionDecision(AdmissionStep.HOLD, status, hold_until)
     return AdmissionDecision(AdmissionStep.GO, _free(status))

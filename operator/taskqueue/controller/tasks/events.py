@@ -128,6 +128,14 @@ class AttemptStopped(AttemptReport):
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptSnoozed(AttemptReport):
+    """The handler asked to be called again after some seconds; no attempt is spent."""
+
+    end: AttemptEnd
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class HandlerUnknown(AttemptReport):
     """No worker that took the attempt knows its handler."""
 

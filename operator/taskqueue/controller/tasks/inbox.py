@@ -32,7 +32,7 @@ from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.machine import UNKNOWN_HANDLER, is_awaited
 from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge, log_fields
-from taskqueue.limits import RESULT_BYTES
+from taskqueue.limits import LONGEST_SNOOZE_SECONDS, RESULT_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
 from taskqueue.model.task import ProgressState
@@ -159,6 +159,9 @@ class Inbox:
             seconds=report.seconds or 0.0,
             worker=report.worker,
         )
+        if report.kind is EventKind.SNOOZED:
+            seconds = min(report.seconds or 0.0, LONGEST_SNOOZE_SECONDS)
+            return events.AttemptSnoozed(about, end, seconds)
         if report.kind is EventKind.SUCCEEDED:
             if len(delivery.body) > RESULT_BYTES + _ENVELOPE_BYTES:
                 return events.AttemptFailed(about, end, _TOO_LARGE)

@@ -30,8 +30,9 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
     | {Phase.PENDING, Phase.BLOCKED, Phase.SUSPENDED, Phase.RUNNING, Phase.RETRYING},
     Phase.SUSPENDED: _FINAL
     | {Phase.PENDING, Phase.BLOCKED, Phase.SCHEDULED, Phase.RUNNING, Phase.RETRYING},
-    Phase.RUNNING: _FINAL | {Phase.PENDING, Phase.BLOCKED, Phase.SUSPENDED, Phase.RETRYING},
-    Phase.RETRYING: _FINAL | {Phase.BLOCKED, Phase.SUSPENDED, Phase.RUNNING},
+    Phase.RUNNING: _FINAL
+    | {Phase.PENDING, Phase.BLOCKED, Phase.SCHEDULED, Phase.SUSPENDED, Phase.RETRYING},
+    Phase.RETRYING: _FINAL | {Phase.BLOCKED, Phase.SCHEDULED, Phase.SUSPENDED, Phase.RUNNING},
     **{phase: frozenset() for phase in _FINAL},
 }
 
@@ -175,6 +176,26 @@ def recalled(status: TaskState) -> TaskState:
     return replace(released(status), epoch=status.epoch + 1, concurrency_key="")
 
 
+def snoozed(status: TaskState, ended: AttemptEnd, *, seconds: float) -> TaskState:
+    """Return the status of a Task whose handler asked to be called after some seconds.
+
+    The attempt's number is used again; the raised epoch makes a repetition of the report stale.
+    """
+    return _waits_for_snooze(
+        replace(
+            status,
+            attempts=max(status.attempts, ended.attempt),
+            epoch=max(status.epoch, ended.epoch) + 1,
+            snoozes=status.snoozes + 1,
+            start_time=ended.now if status.start_time is None else status.start_time,
+            next_attempt_time=ended.now + seconds,
+            worker="",
+            progress=None,
+            concurrency_key="",
+        )
+    )
+
+
 def unreported(
     status: TaskState, *, now: float, start: float, policy: Policy, random: float
 ) -> TaskState:
@@ -263,16 +284,32 @@ def resumed(status: TaskState, *, now: float) -> TaskState:
 
 
 def unblocked(status: TaskState) -> TaskState:
-    """Return the status of a Task that is no longer blocked; the time of a retry stays."""
-    due = status.next_attempt_time if status.history else None
+    """Return the status of a Task that is no longer blocked; the time of a next attempt stays."""
+    due = status.next_attempt_time if status.attempts else None
     return replace(status, phase=Phase.PENDING, reason="", message="", next_attempt_time=due)
 
 
-def waits_for_retry(status: TaskState, policy: Policy) -> TaskState:
-    """Return the status of a Task that now waits for its retry, after another obstacle."""
+def waits_for_attempt(status: TaskState, policy: Policy) -> TaskState:
+    """Return the status of a Task that waits for the time of its next attempt.
+
+    Itself, if it says so already: another obstacle may have come between.
+    """
+    if status.is_snoozed:
+        return status if status.phase is Phase.SCHEDULED else _waits_for_snooze(status)
+    if status.phase is Phase.RETRYING:
+        return status
     last = status.history[-1]
     description = _describe_failure(last.attempt, policy, last.reason, last.message)
     return replace(status, phase=Phase.RETRYING, reason=last.reason, message=_clip(description))
+
+
+def _waits_for_snooze(status: TaskState) -> TaskState:
+    return replace(
+        status,
+        phase=Phase.SCHEDULED,
+        reason="Snoozed",
+        message="the handler asked to be called again at nextAttemptTime",
+    )
 
 
 def _recorded(

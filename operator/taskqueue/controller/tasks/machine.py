@@ -24,10 +24,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from taskqueue.controller.tasks import effects, events, lifecycle
-from taskqueue.controller.tasks.lifecycle import Verdict
+from taskqueue.controller.tasks.lifecycle import AttemptFailure, Verdict
 from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TaskStage, TrackedTask
 from taskqueue.controller.tasks.transition import STARTED_AFTER_SECONDS, Draft
-from taskqueue.limits import STATUS_MESSAGE_LENGTH
+from taskqueue.limits import SNOOZES, STATUS_MESSAGE_LENGTH
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import TaskState
 
@@ -39,6 +39,13 @@ STOPPED_SECONDS = 1.0
 REJECTED_PAUSE_SECONDS = 5.0
 #: A Task's reason while no worker knows its handler.
 UNKNOWN_HANDLER = "UnknownHandler"
+
+_SNOOZED_TOO_OFTEN = AttemptFailure(
+    type="SnoozeLimit",
+    message=f"the handler snoozed for the {SNOOZES + 1}st time, the limit is {SNOOZES}: have it "
+    "fail or end, and create another Task for what is left",
+    retryable=False,
+)
 
 
 class Transition(NamedTuple):
@@ -189,6 +196,16 @@ def _on_stopped(draft: Draft, event: events.AttemptStopped) -> None:
     draft.update(hold_until=draft.environment.now + STOPPED_SECONDS)
     draft.acknowledge_unfinished(event.about.receipt)
     draft.go_on(lifecycle.recalled(draft.tracked.status))
+
+
+def _on_snoozed(draft: Draft, event: events.AttemptSnoozed) -> None:
+    """Publish the attempt again later, uncounted, by another token: this report may come twice."""
+    if draft.tracked.status.snoozes >= SNOOZES:
+        _on_failed(draft, events.AttemptFailed(event.about, event.end, _SNOOZED_TOO_OFTEN))
+        return
+    draft.count_on(event)
+    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+    draft.go_on(lifecycle.snoozed(draft.tracked.status, event.end, seconds=event.seconds))
 
 
 def _on_handler_unknown(draft: Draft, event: events.HandlerUnknown) -> None:
@@ -399,6 +416,7 @@ _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
     events.AttemptStarted: _on_started,
     events.AttemptReleased: _on_released,
     events.AttemptStopped: _on_stopped,
+    events.AttemptSnoozed: _on_snoozed,
     events.HandlerUnknown: _on_handler_unknown,
     events.AttemptSucceeded: _on_succeeded,
     events.AttemptFailed: _on_failed,

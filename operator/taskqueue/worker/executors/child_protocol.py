@@ -14,7 +14,7 @@ import orjson
 
 from taskqueue.contract.outcome import EventError
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
-from taskqueue.worker.outcome import encodable, failure
+from taskqueue.worker.outcome import encodable, failure, snoozed
 from taskqueue.worker.sdk import Progress
 
 #: From the worker: run this; `encode_attempt`.
@@ -137,13 +137,15 @@ def encode_outcome(
     """Return the body of OUTCOME.
 
     Args:
-        result: the encoded result of a success, None without one; or a failure.
+        result: the encoded result of a success, None without one; or a failure or a snooze.
         seconds: how long it ran.
         mib: memory the child holds now, in MiB; None: not reported.
     """
     if result is None or isinstance(result, bytes):
         fragment = None if result is None else orjson.Fragment(result)
         return orjson.dumps((seconds, mib, fragment))
+    if result.snooze_seconds is not None:
+        return orjson.dumps((seconds, mib, None, result.snooze_seconds))
     error = result.error or EventError(type="Error", message="")
     traceback = None if result.exception is None else result.exception.args[0]
     failed = (error.type, error.message, error.retryable, result.retry_after_seconds, traceback)
@@ -160,6 +162,8 @@ def decode_outcome(body: bytes) -> tuple[AttemptResult, float | None]:
         seconds, mib, result, *failed = orjson.loads(body)
         if not failed:
             return AttemptResult(seconds=_float(seconds), result=_dict(result)), mib
+        if len(failed) == 1:
+            return snoozed(failed[0], _float(seconds)), mib
         kind, message, retryable, retry_after, traceback = failed
         return (
             failure(

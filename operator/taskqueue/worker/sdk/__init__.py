@@ -9,7 +9,7 @@ pydantic is imported once a handler annotates its payload with a model (`payload
 
 from taskqueue.worker.sdk.context import Context, Progress, mark_cancelled
 from taskqueue.worker.sdk.decorators import on_start, on_stop, registry, task
-from taskqueue.worker.sdk.failures import Cancelled, Fail, InvalidPayload, Retry
+from taskqueue.worker.sdk.failures import Cancelled, Fail, InvalidPayload, Retry, Snooze
 from taskqueue.worker.sdk.handlers import Handler, HandlerRegistry, Hook
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "InvalidPayload",
     "Progress",
     "Retry",
+    "Snooze",
     "mark_cancelled",
     "on_start",
     "on_stop",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, SupportsFloat, SupportsIndex
 
 from taskqueue.worker.sdk.arguments import number, text
+from taskqueue.worker.sdk.failures import Snooze
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,19 @@ class Context:
                 raise ValueError(f"progress({percent}): percent goes from 0 to 100")
         self._latest = Progress(percent, text(message, "progress(message=...)"))
         self.logger.debug("task.progress %s %s", percent, message)
+
+    def snooze(self, seconds: SupportsFloat | SupportsIndex) -> NoReturn:
+        """End this attempt, and have the handler called again after some seconds, up to 30 days.
+
+        It costs no attempt, and may be done 1,000 times. The Task's deadline still counts. A direct
+        message cannot be snoozed: it fails.
+
+        Raises:
+            Snooze: always; let it pass.
+            TypeError: ``seconds`` is no number.
+            ValueError: ``seconds`` is negative, or more than 30 days.
+        """
+        raise Snooze(seconds)
 
     @property
     def latest_progress(self) -> Progress | None:

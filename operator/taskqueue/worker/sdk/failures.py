@@ -1,10 +1,11 @@
-"""Exceptions for handlers: how an attempt failed, and that it was cancelled."""
+"""Exceptions for handlers: how an attempt failed, is put off, or was cancelled."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import SupportsFloat, SupportsIndex
 
+from taskqueue.limits import LONGEST_SNOOZE_SECONDS
 from taskqueue.worker.sdk.arguments import number, text
 
 
@@ -58,6 +59,31 @@ class Fail(Exception):
         if not given:
             raise ValueError('Fail(type=""): give a CamelCase word, such as "NotFound"')
         self.type = given
+
+
+class Snooze(BaseException):
+    """Raised by a handler: call me again later. It costs no attempt; `Context.snooze` raises it.
+
+    The Task is Scheduled until then, with its worker free for others. It is not an `Exception`, so
+    ``except Exception`` does not catch it.
+
+    Args:
+        seconds: until then, any number up to 30 days.
+
+    Raises:
+        TypeError: ``seconds`` is no number.
+        ValueError: ``seconds`` is negative, or more than 30 days.
+    """
+
+    #: Also of a subclass that does not call `__init__`.
+    seconds: float = 0.0
+
+    def __init__(self, seconds: SupportsFloat | SupportsIndex) -> None:
+        wait = number(seconds, "Snooze(seconds)")
+        if not 0 <= wait <= LONGEST_SNOOZE_SECONDS:
+            raise ValueError(f"Snooze({seconds}): give seconds, 0 to {LONGEST_SNOOZE_SECONDS}")
+        super().__init__(f"the handler asked to be called again in {wait:g} s")
+        self.seconds = wait
 
 
 class Cancelled(BaseException):

@@ -18,6 +18,7 @@ from taskqueue.controller.tasks import events
 from taskqueue.controller.tasks.dependency_graph import DependencyState
 from taskqueue.controller.tasks.events import Confirmation
 from taskqueue.controller.tasks.tracked_task import TaskStage
+from taskqueue.limits import SNOOZES
 from taskqueue.model import task as model
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import AttemptRecord, PolicyOverrides, TaskSpec, TaskState
@@ -32,6 +33,14 @@ _FAILED_ONCE = TaskState(
     reason="Boom",
     attempts=1,
     history=(AttemptRecord(1, "Failed", START - 2, START - 1, reason="Boom"),),
+    next_attempt_time=START + 4,
+)
+_SNOOZED = TaskState(
+    phase=model.Phase.SCHEDULED,
+    reason="Snoozed",
+    attempts=1,
+    epoch=1,
+    snoozes=SNOOZES,
     next_attempt_time=START + 4,
 )
 _RUNNING = TaskState(phase=model.Phase.RUNNING, attempts=1, epoch=1, worker="pod-0")
@@ -56,6 +65,7 @@ STARTS: dict[str, Callable[[], TaskModel]] = {
         KEYED, TaskState(concurrency_key=KEY)
     ),
     "retrying": lambda: TaskModel.of(PLAIN, _FAILED_ONCE),
+    "snoozed": lambda: TaskModel.of(PLAIN, _SNOOZED),
     "running": lambda: TaskModel.of(PLAIN, _RUNNING, copies=[Copy(1, 1, False, is_settled=True)]),
 }
 

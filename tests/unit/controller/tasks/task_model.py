@@ -10,11 +10,12 @@ from dataclasses import replace
 from taskqueue.controller.tasks import events, lifecycle, machine
 from taskqueue.controller.tasks.events import Confirmation
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
-from taskqueue.limits import REPORT_GRACE_SECONDS
+from taskqueue.limits import REPORT_GRACE_SECONDS, SNOOZES
 from taskqueue.model.task import PENDING, ProgressState, Task, TaskSpec, TaskState
 from tests.unit.controller.tasks.task_record import (
     ENDS,
-    OUTCOMES,
+    RECORDED,
+    SNOOZE_SECONDS,
     START,
     TIMEOUT,
     Copy,
@@ -100,7 +101,7 @@ class TaskModel(TaskRecord):
                 for old, one in self.inbox.items()
                 if one.token == token
                 and one.counts
-                and one.kind in OUTCOMES
+                and one.kind in RECORDED
                 and old not in self.acknowledged
                 and kind != "started"
             ),
@@ -118,12 +119,14 @@ class TaskModel(TaskRecord):
         self.send(self._event(copy, kind, receipt, retry_after))
 
     def _on_report_counts(self, copy: Copy, kind: str, retry_after: float | None) -> None:
-        if kind in (*OUTCOMES, "stopped"):
+        if kind in (*RECORDED, "stopped"):
             self.ended_tokens.add(copy.token)
         if kind == "failed":
             backoff = min(2.0 * 1.5 ** (copy.attempt - 1), 20.0)
             wait = backoff if retry_after is None else retry_after
             self.not_before = max(self.not_before, self.now + wait)
+        elif kind == "snoozed" and self.tracked.status.snoozes < SNOOZES:
+            self.not_before = max(self.not_before, self.now + SNOOZE_SECONDS)
         elif kind == "stopped":
             self.paused_until = self.now + machine.STOPPED_SECONDS
         elif kind == "unknown handler":
@@ -145,6 +148,8 @@ class TaskModel(TaskRecord):
                 return events.AttemptReleased(about)
             case "stopped":
                 return events.AttemptStopped(about)
+            case "snoozed":
+                return events.AttemptSnoozed(about, end, SNOOZE_SECONDS)
             case "unknown handler":
                 return events.HandlerUnknown(about, "nobody knows it")
             case "succeeded":

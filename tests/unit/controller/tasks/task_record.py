@@ -21,7 +21,7 @@ from taskqueue.controller.tasks.tracked_task import (
     TrackedTask,
 )
 from taskqueue.controller.tasks.transition import STAGES
-from taskqueue.limits import REPORT_GRACE_SECONDS
+from taskqueue.limits import REPORT_GRACE_SECONDS, SNOOZES
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import (
     PENDING,
@@ -37,12 +37,24 @@ POLICY = Policy(
     max_attempts=3, backoff=RetryBackoff(2.0, 1.5, 20.0, 0.0), attempt_timeout_seconds=TIMEOUT
 )
 KEY = "k"
+#: For how long a handler asks to be left alone.
+SNOOZE_SECONDS = 5.0
 SHORT = "recorded in short"
 _NO_CLOSURE = re.compile(r"<function|<bound|<lambda|<built-in| at 0x")
 
 #: What a worker reports of an attempt that is over for it.
-ENDS = ("succeeded", "failed", "failed for good", "released", "stopped", "unknown handler")
+ENDS = (
+    "succeeded",
+    "failed",
+    "failed for good",
+    "released",
+    "stopped",
+    "unknown handler",
+    "snoozed",
+)
 OUTCOMES = ("succeeded", "failed", "failed for good")
+#: Of these, what is acknowledged only when a write that contains it has succeeded.
+RECORDED = (*OUTCOMES, "snoozed")
 
 #: The stage that an effect of the dispatcher goes with.
 _STAGE_OF = {
@@ -208,6 +220,8 @@ class TaskRecord:
             assert isinstance(event, events.StatusRejected), "a final status changed"
             assert new.message.startswith(SHORT)
             assert (new.phase, new.completion_time) == (old.phase, old.completion_time)
+        assert new.snoozes - old.snoozes in (0, 1)
+        assert new.snoozes <= SNOOZES, "snoozed more often than allowed"
         if isinstance(event, events.AttemptReport):
             report = self.inbox[event.about.receipt]  # type: ignore[index]
             if not report.counts:
@@ -302,7 +316,8 @@ class TaskRecord:
         for copy in self.copies:
             if copy.keyed and copy.is_live:
                 assert copy.token in self.holds, "a key is released while its attempt may run"
-        self.has_key = self.waits_for_key = False
+        # Claimed once more, it gets another number: somebody may have had the key meanwhile.
+        self.has_key = self.waits_for_key = self.is_returned = False
 
     def _publish(self, effect: effects.Publish, before: TrackedTask) -> None:
         spec, token = self.spec, (effect.attempt, effect.epoch)
@@ -348,6 +363,9 @@ class TaskRecord:
             report = self.inbox[receipt]
             if report.counts and report.kind in OUTCOMES:
                 assert newest >= report.token[0], "a write does not contain its outcome"
+            if report.counts and report.kind == "snoozed":
+                done = newest >= report.token[0] or status.epoch > report.token[1]
+                assert done, "a write does not contain its snooze"
         self.puts.append(effect)
 
     def _command(
@@ -371,7 +389,7 @@ class TaskRecord:
         self.acknowledged.add(receipt)
         if isinstance(event, events.ObjectRead):
             return  # nothing will be written any more
-        if report.counts and (report.kind in OUTCOMES or (report.keyed and report.kind in ENDS)):
+        if report.counts and (report.kind in RECORDED or (report.keyed and report.kind in ENDS)):
             assert receipt in self.recorded, f"{report} is acknowledged before its write"
             if self.recorded[receipt].phase.terminal:
                 assert self.is_announced, "an end is acknowledged before its event is confirmed"

@@ -225,9 +225,34 @@ def test_a_retry_is_waited_for_after_a_suspension_that_was_shorter() -> None:
     assert (held.phase, held.reason, held.next_attempt_time) == ("Suspended", "Suspended", 101.0)
     back = lifecycle.resumed(held, now=100.5)
     assert (back.phase, back.resumed_time, back.next_attempt_time) == ("Pending", 100.5, 101.0)
-    retry = lifecycle.waits_for_retry(back, POLICY)
+    retry = lifecycle.waits_for_attempt(back, POLICY)
     assert (retry.phase, retry.reason) == ("Retrying", "ValueError")
     assert retry.message == "attempt 1 of 3: ValueError: boom"
+    assert lifecycle.waits_for_attempt(retry, POLICY) is retry
+
+
+@pytest.mark.parametrize("before", [PENDING, RUNNING, fail(PENDING, 1)])
+def test_a_snooze_is_waited_for_under_the_same_number_after_a_suspension_too(
+    before: TaskState,
+) -> None:
+    ended = AttemptEnd(attempt=before.current_attempt, epoch=before.epoch, now=100.0, worker="w")
+    snoozed = lifecycle.snoozed(before, ended, seconds=60.0)
+    assert (snoozed.phase, snoozed.reason, snoozed.snoozes) == (Phase.SCHEDULED, "Snoozed", 1)
+    assert (snoozed.next_attempt_time, snoozed.epoch) == (160.0, before.epoch + 1)
+    assert (snoozed.current_attempt, snoozed.history) == (before.current_attempt, before.history)
+    assert snoozed.attempts == before.current_attempt
+    assert (snoozed.worker, snoozed.concurrency_key) == ("", "")
+    back = lifecycle.resumed(lifecycle.suspended(snoozed), now=110.0)
+    again = lifecycle.waits_for_attempt(back, POLICY)
+    assert replace(again, resumed_time=None) == snoozed
+    assert lifecycle.waits_for_attempt(again, POLICY) is again
+
+
+def test_a_report_of_an_attempt_that_was_snoozed_is_stale() -> None:
+    ended = AttemptEnd(attempt=1, epoch=4, now=100.0, worker="w")
+    snoozed = lifecycle.snoozed(PENDING, ended, seconds=60.0)
+    assert lifecycle.judge(snoozed, attempt=1, epoch=4) is Verdict.STALE
+    assert lifecycle.judge(snoozed, attempt=1, epoch=5) is Verdict.COUNTS
 
 
 def test_the_end_of_the_last_suspension_is_remembered_until_the_next() -> None:

@@ -16,8 +16,9 @@ from taskqueue.controller.tasks.lifecycle import PHASES
 from taskqueue.controller.tasks.machine import step
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.controller.tasks.transition import STAGES
+from taskqueue.limits import SNOOZES
 from taskqueue.model.command import CommandKind
-from taskqueue.model.task import Phase
+from taskqueue.model.task import Phase, PolicyOverrides, TaskState
 from tests.unit.controller.tasks.task_life import KEYED, LIVES, PLAIN, Life, life_settings
 from tests.unit.controller.tasks.task_model import TaskModel
 from tests.unit.controller.tasks.task_record import START
@@ -71,6 +72,41 @@ def test_failed_attempt_is_acknowledged_after_the_write_of_its_retry() -> None:
     assert not model.acknowledged
     write(model)
     assert model.acknowledged == {0}
+
+
+def test_snooze_waits_until_its_time_and_is_acknowledged_after_its_write() -> None:
+    model = published(TaskModel.of(KEYED))
+    model.report(model.copies[0], "snoozed")
+    status = model.tracked.status
+    assert (status.phase, status.reason, model.stage) == (
+        Phase.SCHEDULED,
+        "Snoozed",
+        TaskStage.HELD,
+    )
+    model.pass_time(2.1)
+    assert not model.acknowledged
+    write(model)
+    assert model.acknowledged == {0}
+    model.pass_time(2.8)
+    assert model.stage is TaskStage.HELD
+    model.pass_time(0.2)
+    assert (model.stage, model.tracked.status.current_attempt) == (TaskStage.WAITING, 1)
+
+
+def test_snooze_does_not_hold_up_the_deadline() -> None:
+    deadline = PolicyOverrides(active_deadline_seconds=4)
+    model = published(TaskModel.of(replace(PLAIN, overrides=deadline)))
+    model.report(model.copies[0], "snoozed")
+    model.pass_time(4.1)
+    assert model.tracked.status.reason == "DeadlineExceeded"
+
+
+def test_snooze_above_the_limit_fails_the_task() -> None:
+    model = published(TaskModel.of(PLAIN, TaskState(attempts=1, snoozes=SNOOZES)))
+    model.report(model.copies[0], "snoozed")
+    status = model.tracked.status
+    assert (status.phase, status.reason) == (Phase.FAILED, "NonRetryable")
+    assert status.history[-1].reason == "SnoozeLimit"
 
 
 def test_end_without_an_outcome_waits_for_no_confirm() -> None:

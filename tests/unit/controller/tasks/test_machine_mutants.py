@@ -80,6 +80,38 @@ MUTANTS = [
         "    elif False:\n",
     ),
     Mutant(
+        "a snooze is acknowledged before the write",
+        machine,
+        """    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+    draft.go_on(lifecycle.snoozed(""",
+        """    draft.do(effects.Acknowledge((event.about.receipt,)))
+    draft.go_on(lifecycle.snoozed(""",
+    ),
+    Mutant(
+        "a snooze does not raise the epoch",
+        lifecycle,
+        "            epoch=max(status.epoch, ended.epoch) + 1,\n            snoozes",
+        "            snoozes",
+    ),
+    Mutant(
+        "a snooze is cut short",
+        lifecycle,
+        "            next_attempt_time=ended.now + seconds,",
+        "            next_attempt_time=ended.now + seconds - 1.0,",
+    ),
+    Mutant(
+        "a snooze ends with a suspension",
+        lifecycle,
+        "    due = status.next_attempt_time if status.attempts else None",
+        "    due = status.next_attempt_time if status.history else None",
+    ),
+    Mutant(
+        "a Task may be snoozed without end",
+        machine,
+        "    if draft.tracked.status.snoozes >= SNOOZES:",
+        "    if False:",
+    ),
+    Mutant(
         "a recall does not raise the epoch",
         lifecycle,
         'replace(released(status), epoch=status.epoch + 1, concurrency_key="")',

@@ -59,6 +59,8 @@ class Life(RuleBasedStateMachine):
         #: Outcomes that changed the status; those in what is written need no repetition.
         self.counted: set[Token] = set()
         self.counted_in_written: set[Token] = set()
+        #: Not dispatched before: its handler asked for that.
+        self.snoozed_until = 0.0
 
     # What the operator does.
 
@@ -96,6 +98,7 @@ class Life(RuleBasedStateMachine):
         assert self.written.concurrency_key == "k"
         token = Token(self.status.current_attempt, self.status.epoch)
         assert token.attempt <= POLICY.max_attempts
+        assert self.now >= self.snoozed_until, "a snoozed Task is given an attempt"
         assert token not in self.counted, "an attempt that has ended is given out again"
         if token not in self.tokens:
             self.tokens.append(token)
@@ -113,6 +116,10 @@ class Life(RuleBasedStateMachine):
     def restart(self) -> None:
         self.status = replace(self.written, running_since=None)
         self.counted = set(self.counted_in_written)
+        # A snooze that was not written is not acknowledged either, and is reported again.
+        self.snoozed_until = 0.0
+        if self.status.is_snoozed and self.status.next_attempt_time is not None:
+            self.snoozed_until = self.status.next_attempt_time
         self.dispatched = Dispatched.MAYBE
         self.reconcile()
 
@@ -156,7 +163,7 @@ class Life(RuleBasedStateMachine):
     # What workers report: of any attempt ever ordered, once or again, early or late.
 
     @precondition(lambda self: self.tokens)
-    @rule(which=st.integers(0, 50), latest=st.booleans(), kind=st.sampled_from("SFfsrc"))
+    @rule(which=st.integers(0, 50), latest=st.booleans(), kind=st.sampled_from("SFfsrcz"))
     def reports(self, which: int, latest: bool, kind: str) -> None:
         token = self.tokens[-1] if latest else self.tokens[which % len(self.tokens)]
         verdict = lifecycle.judge(self.status, attempt=token.attempt, epoch=token.epoch)
@@ -188,6 +195,11 @@ class Life(RuleBasedStateMachine):
                 return
             case "c":
                 self.become(lifecycle.recalled(self.status))
+            case "z":
+                before = self.status
+                self.become(lifecycle.snoozed(before, ended, seconds=10.0))
+                assert self.status.current_attempt == before.current_attempt
+                self.snoozed_until = self.now + 10.0
         self.counted.add(token)
         self.dispatched = Dispatched.NO
 
