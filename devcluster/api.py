@@ -55,9 +55,23 @@ class ApiServer:
             if error.code != 409:
                 raise
 
-    def _request(self, path: str, body: bytes | None = None) -> bytes:
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self._server + path, body, headers)  # noqa: S310
+    def patch(self, path: str, content: dict[str, Any]) -> None:
+        """Change an object by a JSON merge patch.
+
+        Raises:
+            OSError: as for `get`.
+        """
+        self._request(path, json.dumps(content).encode(), "PATCH", "application/merge-patch+json")
+
+    def _request(
+        self,
+        path: str,
+        body: bytes | None = None,
+        method: str | None = None,
+        content_type: str = "application/json",
+    ) -> bytes:
+        headers = {"Content-Type": content_type}
+        request = urllib.request.Request(self._server + path, body, headers, method=method)  # noqa: S310
         with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
             content: bytes = answer.read()
             return content

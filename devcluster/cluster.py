@@ -14,13 +14,23 @@ from pathlib import Path
 
 from pytest_kind import KindCluster
 
-from devcluster import base_images, images, packages, prerequisites, programs, wheels
+from devcluster import (
+    base_images,
+    images,
+    kind_config,
+    packages,
+    placement,
+    prerequisites,
+    programs,
+    wheels,
+)
 from devcluster.builders import docker_answers
-from devcluster.commands import run, succeeds
+from devcluster.commands import CommandError, run
+from devcluster.layout import node_name
 from devcluster.paths import DEFAULT_NAME, KIND_CONFIG, KUBECONFIG, cache, locked
 from devcluster.progress import Steps
 
-#: How long to wait for the API server of an existing cluster, in seconds.
+#: How long to wait for the API server and the nodes of an existing cluster, in seconds.
 _ANSWER_S = 20.0
 
 
@@ -97,7 +107,7 @@ def open_cluster(
     steps: Steps | None = None,
     with_images: bool = True,
 ) -> KindCluster:
-    """Return a cluster that works; create it if it does not exist.
+    """Return a cluster that works, with the nodes of kind-config.yaml; create it if there is none.
 
     `kubeconfig` (`cluster.kubeconfig_path`) is then complete and current.
 
@@ -124,7 +134,8 @@ def open_cluster(
             name, kubeconfig, kind_path=chosen.kind, kubectl_path=chosen.kubectl.resolve()
         )
         cluster.create(config_file=KIND_CONFIG)
-    progress.say(f"cluster '{name}' is ready; kubeconfig: {kubeconfig}")
+        names = placement.arrange(_kubectl(chosen, kubeconfig))
+    progress.say(f"cluster '{name}' is ready: {', '.join(names)}; kubeconfig: {kubeconfig}")
     return cluster
 
 
@@ -161,15 +172,28 @@ def delete_cluster(name: str = DEFAULT_NAME, kubeconfig: Path = KUBECONFIG) -> N
 
 
 def _revive(chosen: Engine, name: str, kubeconfig: Path, steps: Steps) -> None:
-    """Check a listed cluster, and delete it if its API server does not answer."""
+    """Check a listed cluster, and delete it if it is not whole."""
     run([chosen.kind, "export", "kubeconfig", f"--name={name}", f"--kubeconfig={kubeconfig}"])
-    question = [chosen.kubectl, f"--kubeconfig={kubeconfig}", "--request-timeout=5s"]
     deadline = time.monotonic() + _ANSWER_S
-    while not succeeds([*map(str, question), "get", "--raw", "/readyz"]):
+    while trouble := _trouble(chosen, name, kubeconfig):
         if time.monotonic() > deadline:
-            steps.say(
-                f"cluster '{name}' exists, but its API server does not answer: creating it again"
-            )
+            steps.say(f"cluster '{name}' exists, but {trouble}: creating it again")
             delete_cluster(name, kubeconfig)
             return
         time.sleep(0.5)
+
+
+def _trouble(chosen: Engine, name: str, kubeconfig: Path) -> str | None:
+    """Return what is wrong with a listed cluster, as a clause, or None."""
+    workers = kind_config.parse(KIND_CONFIG.read_text()).workers
+    expected = {node_name(name, index) for index in range(workers + 1)}
+    try:
+        found = placement.nodes(_kubectl(chosen, kubeconfig))
+    except CommandError:
+        return "its API server does not answer"
+    missing = expected - {one["metadata"]["name"] for one in found if placement.is_ready(one)}
+    return f"it has no Ready node {', '.join(sorted(missing))}" if missing else None
+
+
+def _kubectl(chosen: Engine, kubeconfig: Path) -> placement.Kubectl:
+    return [chosen.kubectl, f"--kubeconfig={kubeconfig}", "--request-timeout=5s"]

@@ -1,9 +1,9 @@
 """Keeps the state of the native clusters on this machine.
 
-A cluster is a process (the init of its namespaces, see `node_init`) and a folder of state. Only the
-process counts: a cluster whose init has ended does not exist, whatever its folder says. It
+A cluster is a process (the init of its control plane, see `node_init`) and a folder of state. Only
+the process counts: a cluster whose init has ended does not exist, whatever its folder says. It
 is identified by process id, start time and boot, so that neither a reused process id nor a
-reboot can make a dead cluster look alive.
+reboot can make a dead cluster look alive. The same holds for each of its workers.
 """
 
 import json
@@ -13,23 +13,23 @@ from pathlib import Path
 
 from devcluster import subnets
 from devcluster.commands import DevclusterError
+from devcluster.layout import ClusterLayout, NodeLayout, role
 from devcluster.paths import STATE
+from devcluster.subnets import MAX_WORKERS
 
 
 @dataclass(frozen=True)
 class Record:
-    """The stored facts about a started node."""
+    """The stored facts about a started node: its cluster, and its init.
+
+    Checkouts of other versions read it too.
+    """
 
     name: str
     link_number: int
     pid: int
     started: int
     boot: str
-
-    @property
-    def link(self) -> subnets.Link:
-        """The node's link to this machine."""
-        return subnets.Link(self.link_number)
 
     @property
     def alive(self) -> bool:
@@ -56,10 +56,11 @@ def folder(name: str) -> Path:
     return STATE / check_name(name)
 
 
-def write(name: str, link: subnets.Link, pid: int) -> Record:
+def write(node: NodeLayout, pid: int) -> Record:
     """Store the record of a node that has just started."""
-    record = Record(name, link.number, pid, start_time(pid) or 0, _boot())
-    (folder(name) / "record.json").write_text(json.dumps(asdict(record)))
+    cluster = node.cluster
+    record = Record(cluster.name, cluster.number, pid, start_time(pid) or 0, _boot())
+    (node.state / "record.json").write_text(json.dumps(asdict(record)))
     return record
 
 
@@ -68,34 +69,60 @@ def mark_complete(name: str) -> None:
     (folder(name) / "complete").touch()
 
 
-def find(name: str) -> Record | None:
+def find(node: NodeLayout) -> Record | None:
     """Return the record of a node that is alive, or None."""
     try:
-        content = json.loads((folder(name) / "record.json").read_text())
+        content = json.loads((node.state / "record.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
     record = Record(**content)
     return record if record.alive else None
 
 
-def find_complete(name: str) -> Record | None:
-    """Return the record of a cluster that runs and was created completely, or None."""
-    return find(name) if (folder(name) / "complete").exists() else None
+def get_record(node: NodeLayout) -> Record:
+    """Return the record of a node that is alive.
+
+    Raises:
+        DevclusterError: it is not.
+    """
+    record = find(node)
+    if record is None:
+        raise DevclusterError(
+            f"Node '{node.name}' does not run.\n"
+            "What to do: `make cluster-down`, then `make cluster-up`."
+        )
+    return record
 
 
-def get(name: str) -> Record:
-    """Return the record of a cluster.
+def find_layout(name: str) -> ClusterLayout | None:
+    """Return the layout of a cluster whose folder is there, or None: it may be dead."""
+    state = folder(name)
+    number = reserved_number(state)
+    if number is None:
+        return None
+    workers = sum((state / role(index)).is_dir() for index in range(1, MAX_WORKERS + 1))
+    return ClusterLayout(name, number, state, workers)
+
+
+def find_complete(name: str) -> ClusterLayout | None:
+    """Return the layout of a cluster that runs and was created completely, or None."""
+    layout = find_layout(name) if (folder(name) / "complete").exists() else None
+    return layout if layout and find(layout.control_plane) else None
+
+
+def get(name: str) -> ClusterLayout:
+    """Return the layout of a cluster.
 
     Raises:
         DevclusterError: no cluster of this name runs.
     """
-    record = find_complete(name)
-    if record is None:
+    layout = find_complete(name)
+    if layout is None:
         raise DevclusterError(
             f"There is no running cluster named '{name}'.\n"
             "What to do: `make cluster-up`, or `kind create cluster --name <name>`."
         )
-    return record
+    return layout
 
 
 def folders() -> list[Path]:
@@ -110,22 +137,22 @@ def names() -> list[str]:
     return [path.name for path in folders() if find_complete(path.name)]
 
 
-def reserve_link(name: str) -> subnets.Link:
-    """Choose a link for a new cluster and write it into its (new) folder.
+def reserve_number(name: str) -> int:
+    """Choose the number of a new cluster and write it into its (new) folder.
 
     The caller must hold the lock of all clusters, so that two choices differ.
     """
-    in_use = [link.number for link in map(reserved_link, folders()) if link]
-    link = subnets.allocate(in_use, subnets.used_on_this_machine())
+    in_use = [number for number in map(reserved_number, folders()) if number is not None]
+    number = subnets.allocate(in_use, subnets.used_on_this_machine())
     folder(name).mkdir(parents=True)
-    (folder(name) / "link").write_text(str(link.number))
-    return link
+    (folder(name) / "link").write_text(str(number))
+    return number
 
 
-def reserved_link(state: Path) -> subnets.Link | None:
-    """Return the link that a cluster's folder says it has."""
+def reserved_number(state: Path) -> int | None:
+    """Return the number that a cluster's folder says it has."""
     try:
-        return subnets.Link(int((state / "link").read_text()))
+        return int((state / "link").read_text())
     except (FileNotFoundError, ValueError):
         return None
 

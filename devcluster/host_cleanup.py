@@ -1,6 +1,6 @@
 """Creates and removes what a node has outside its namespaces.
 
-That is a cgroup in each hierarchy, the host's end of the link (the kernel removes it with the other
+That is a cgroup in each hierarchy, the outer end of the link (the kernel removes it with the other
 end), and the empty folders on which the node's private ones are mounted.
 """
 

@@ -16,7 +16,7 @@ from devcluster import (
     cluster_state,
     kind_config,
     kubeconfig,
-    node,
+    native_cluster,
     node_images,
     prerequisites,
     programs,
@@ -132,14 +132,14 @@ def _get_clusters(options: argparse.Namespace) -> None:
 
 
 def _get_kubeconfig(options: argparse.Namespace) -> None:
-    content = node.admin_kubeconfig(options.name or DEFAULT_CLUSTER)
+    content = native_cluster.admin_kubeconfig(options.name or DEFAULT_CLUSTER)
     print(kubeconfig.to_yaml(content), end="")
 
 
 def _export_kubeconfig(options: argparse.Namespace) -> None:
     name = options.name or DEFAULT_CLUSTER
     target = options.kubeconfig or kubeconfig.default_path()
-    kubeconfig.add(target, node.admin_kubeconfig(name), programs.kubectl())
+    kubeconfig.add(target, native_cluster.admin_kubeconfig(name), programs.kubectl())
 
 
 def _create_cluster(options: argparse.Namespace) -> None:
@@ -156,8 +156,9 @@ def _create_cluster(options: argparse.Namespace) -> None:
     prerequisites.prepare_node(steps)
 
     def create() -> None:
-        node.create(
+        native_cluster.create(
             name,
+            workers=config.workers,
             binaries=programs.folder(),
             pause_archive=base_images.pause_archive(),
             feature_gates=config.feature_gates,
@@ -173,7 +174,7 @@ def _create_cluster(options: argparse.Namespace) -> None:
 def _delete_cluster(options: argparse.Namespace) -> None:
     name = options.name or DEFAULT_CLUSTER
     print(f'Deleting cluster "{name}" ...', file=sys.stderr)
-    node.delete(name)
+    native_cluster.delete(name)
     target = options.kubeconfig or kubeconfig.default_path()
     kubeconfig.remove(target, name, programs.kubectl())
 

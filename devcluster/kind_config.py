@@ -1,8 +1,8 @@
-"""Reading ``kind-config.yaml``: the part of kind's configuration that one native node can honour.
+"""Reading ``kind-config.yaml``: the part of kind's configuration that native nodes can honour.
 
-Known are ``kind``, ``apiVersion``, ``name``, ``nodes`` (one, ``role: control-plane``) and
-``featureGates``. Anything else is refused by name: a setting that real kind would obey and this
-one silently ignored would make the two clusters differ where nobody looks.
+Known are ``kind``, ``apiVersion``, ``name``, ``nodes`` (one of ``role: control-plane``, any number
+of ``role: worker``) and ``featureGates``. Anything else is refused by name: a setting that real
+kind would obey and this one silently ignored would make the two clusters differ where nobody looks.
 
 The command must run under any Python without packages, so the YAML is read here: block
 mappings, block lists, plain and quoted scalars, comments. Other YAML is refused as well.
@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from devcluster.commands import DevclusterError
+from devcluster.layout import CONTROL_PLANE
+from devcluster.subnets import MAX_WORKERS
 
 _API_VERSION = "kind.x-k8s.io/v1alpha4"
 _KNOWN = {"kind", "apiVersion", "name", "nodes", "featureGates"}
@@ -26,6 +28,7 @@ class KindConfig:
     """What a configuration asks of a cluster."""
 
     name: str | None = None
+    workers: int = 0
     feature_gates: Mapping[str, bool] = field(default_factory=dict)
 
 
@@ -42,33 +45,46 @@ def parse(text: str) -> KindConfig:
         )
     for key in sorted(document.keys() - _KNOWN):
         raise DevclusterError(
-            f"kind config: the field `{key}` is not supported by devcluster's native node.\n"
+            f"kind config: the field `{key}` is not supported by devcluster's native nodes.\n"
             f"What to do: remove it (known are {', '.join(sorted(_KNOWN))}), or use kind with a "
             "Docker engine."
         )
-    _check_nodes(document.get("nodes", []))
+    workers = _count_workers(document.get("nodes", []))
     name = document.get("name")
     if name is not None and not isinstance(name, str):
         raise DevclusterError("kind config: `name` is not a string.")
-    return KindConfig(name=name, feature_gates=_feature_gates(document.get("featureGates", {})))
+    gates = _feature_gates(document.get("featureGates", {}))
+    return KindConfig(name=name, workers=workers, feature_gates=gates)
 
 
-def _check_nodes(nodes: Value) -> None:
+def _count_workers(nodes: Value) -> int:
     if not isinstance(nodes, list):
         raise DevclusterError("kind config: `nodes` is not a list.")
-    if len(nodes) > 1:
+    roles = [_role(node) for node in nodes] or [CONTROL_PLANE]
+    workers = roles.count("worker")
+    if roles.count(CONTROL_PLANE) != 1 or workers > MAX_WORKERS:
         raise DevclusterError(
-            f"kind config: {len(nodes)} nodes; devcluster's native cluster has exactly one.\n"
-            "What to do: leave one node of `role: control-plane`, or use kind with a Docker engine."
+            f"kind config: `nodes` has {roles.count(CONTROL_PLANE)} of `role: control-plane` and "
+            f"{workers} of `role: worker`; devcluster's native cluster has exactly one and 0 to "
+            f"{MAX_WORKERS}.\nWhat to do: change the list, or use kind with a Docker engine."
         )
-    for node in nodes:
-        if not isinstance(node, dict) or node.get("role", "control-plane") != "control-plane":
-            raise DevclusterError("kind config: the only node must be of `role: control-plane`.")
-        for key in sorted(node.keys() - {"role"}):
-            raise DevclusterError(
-                f"kind config: the field `nodes[].{key}` is not supported by devcluster's native "
-                "node.\nWhat to do: remove it, or use kind with a Docker engine."
-            )
+    return workers
+
+
+def _role(node: Value) -> str:
+    if not isinstance(node, dict):
+        raise DevclusterError("kind config: an entry of `nodes` is not a mapping.")
+    for key in sorted(node.keys() - {"role"}):
+        raise DevclusterError(
+            f"kind config: the field `nodes[].{key}` is not supported by devcluster's native "
+            "nodes.\nWhat to do: remove it, or use kind with a Docker engine."
+        )
+    role = node.get("role", CONTROL_PLANE)
+    if role not in (CONTROL_PLANE, "worker"):
+        raise DevclusterError(
+            f"kind config: there is no `role: {role}`; known are `control-plane` and `worker`."
+        )
+    return str(role)
 
 
 def _feature_gates(gates: Value) -> dict[str, bool]:

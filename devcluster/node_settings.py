@@ -1,33 +1,24 @@
 """The settings of a node: the files and command lines of its programs, as pure functions.
 
-`Layout` fixes where things are and which addresses hold; `files` renders the configuration files,
-`programs` the command lines, `mounts` what the node sees in place of the host's folders. Nothing
-here touches the machine.
+`files` renders the configuration files, the command lines among them. Nothing here touches the
+machine. What only the control plane runs is in `control_plane_settings`.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from devcluster.certificates import Identity
-from devcluster.subnets import Link
-
-#: The service network, the API server's address in it, and the cluster DNS.
-SERVICE_NETWORK = "10.96.0.0/16"
-API_SERVICE_ADDRESS = "10.96.0.1"
-DNS_ADDRESS = "10.96.0.10"
-
-#: The pods' network. Each node has a network namespace of its own, so all use the same.
-POD_NETWORK = "10.244.0.0/16"
-
-API_PORT = 6443
+from devcluster.layout import NodeLayout, Software
+from devcluster.subnets import DNS_ADDRESS, POD_NETWORK
 
 #: Where the programs of a node and its init are looked for.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 PAUSE_IMAGE = "devcluster.internal/pause:1"
+
+#: The label and the taint of a control plane, as kubeadm has them.
+CONTROL_PLANE_KEY = "node-role.kubernetes.io/control-plane"
 
 #: Folders that programs want at fixed places: the node gets its own there.
 PRIVATE_FOLDERS = (
@@ -49,201 +40,84 @@ SHIELDED_SYSCTLS = (
     "/proc/sys/kernel/keys/root_maxbytes",
 )
 
-
-@dataclass(frozen=True)
-class Layout:
-    """One cluster's fixed points."""
-
-    name: str
-    link: Link
-    state: Path
-    binaries: Path
-    cni_plugins: str = "/usr/lib/cni"
-    feature_gates: Mapping[str, bool] = field(default_factory=dict)
-
-    @property
-    def node_name(self) -> str:
-        """The Node's name, as kind calls it."""
-        return f"{self.name}-control-plane"
-
-    @property
-    def server(self) -> str:
-        """The API server's URL, from the host and from the node."""
-        return f"https://{self.link.node_address}:{API_PORT}"
-
-    @property
-    def cgroup(self) -> str:
-        """The cgroup below which all pods of the cluster are."""
-        return f"/taskqueue-devcluster-{self.name}"
-
-    @property
-    def pki(self) -> Path:
-        """The folder of keys and certificates."""
-        return self.state / "pki"
-
-    @property
-    def config(self) -> Path:
-        """The folder of configuration files."""
-        return self.state / "config"
-
-    @property
-    def logs(self) -> Path:
-        """The folder of the programs' logs."""
-        return self.state / "logs"
-
-    @property
-    def objects_created(self) -> Path:
-        """A file that says that the objects which CoreDNS needs are in the cluster."""
-        return self.state / "objects-created"
-
-    @property
-    def data(self) -> Path:
-        """The folder of the programs' data."""
-        return self.state / "data"
+#: A program as `node_init` starts it: ``name``, what it starts ``after``, and ``command``.
+Program = dict[str, Any]
 
 
-def identities(layout: Layout) -> list[Identity]:
-    """Return everyone who needs a certificate."""
-    node = layout.link.node_address
-    services = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-    services.append("kubernetes.default.svc.cluster.local")
-    api_addresses = ["127.0.0.1", node, API_SERVICE_ADDRESS, "localhost", *services]
+def program(name: str, after: str, command: str, *arguments: str) -> Program:
+    """Return a program; for ``after`` see `node_init.ready`."""
+    return {"name": name, "after": after, "command": [command, *arguments]}
+
+
+def identities(node: NodeLayout) -> list[Identity]:
+    """Return the node's own certificates: its kubelet's as a server and as a client."""
+    addresses = [node.link.node_address, node.name]
     return [
-        Identity("apiserver", "kube-apiserver", addresses=api_addresses),
-        Identity("kubelet-server", layout.node_name, addresses=[node, layout.node_name]),
-        Identity("apiserver-to-kubelet", "kube-apiserver-kubelet-client", "system:masters"),
-        Identity("admin", "kubernetes-admin", "system:masters"),
-        Identity("kubelet", f"system:node:{layout.node_name}", "system:nodes"),
-        Identity("controller-manager", "system:kube-controller-manager"),
-        Identity("scheduler", "system:kube-scheduler"),
-        Identity("proxy", "system:kube-proxy"),
-        Identity("coredns", "system:coredns"),
+        Identity(f"{node.kubelet_identity}-server", node.name, addresses=addresses),
+        Identity(node.kubelet_identity, f"system:node:{node.name}", "system:nodes"),
     ]
 
 
-#: Identities whose program reads a kubeconfig from the node's configuration folder.
-KUBECONFIG_USERS = ("admin", "kubelet", "controller-manager", "scheduler", "proxy", "coredns")
+def kubeconfig_users(node: NodeLayout) -> dict[str, str]:
+    """Return the kubeconfigs that the node's programs read, each with whose certificate it has."""
+    return {"kubelet": node.kubelet_identity, "proxy": "proxy"}
 
 
-def files(layout: Layout) -> dict[str, str]:
-    """Return the configuration files by their path below the configuration folder."""
+def files(
+    node: NodeLayout, software: Software, own_programs: Sequence[Program] = ()
+) -> dict[str, str]:
+    """Return the configuration files by their path below the configuration folder.
+
+    Args:
+        node: whose files.
+        software: what it runs.
+        own_programs: what it runs beyond the programs of every node.
+    """
+    programs = [*own_programs, *_programs(node, software)]
     return {
-        "containerd.toml": _containerd(layout),
-        "cni/10-devcluster.conflist": json.dumps(_cni(), indent=2),
-        "kubelet.json": json.dumps(_kubelet(layout), indent=2),
-        "proxy.json": json.dumps(_proxy(layout), indent=2),
-        "Corefile": _corefile(layout),
-        "resolv.conf": f"nameserver {layout.link.node_address}\n",
-        "node.json": json.dumps(_node(layout), indent=2),
+        "containerd.toml": _containerd(node, software),
+        "cni/10-devcluster.conflist": json.dumps(_cni(node), indent=2),
+        "kubelet.json": json.dumps(_kubelet(node, software), indent=2),
+        "proxy.json": json.dumps(_proxy(node, software), indent=2),
+        "resolv.conf": f"nameserver {node.cluster.control_plane.link.node_address}\n",
+        "node.json": json.dumps(_node(node, programs), indent=2),
     }
 
 
-def _node(layout: Layout) -> dict[str, Any]:
+def _node(node: NodeLayout, programs: list[Program]) -> dict[str, Any]:
     """What `node_init` does: see there."""
-    data = layout.data
     return {
         "tmpfs": ["/run"],
-        "binds": [[str(data / folder[1:]), folder] for folder in PRIVATE_FOLDERS],
+        "binds": [[str(node.data / folder[1:]), folder] for folder in PRIVATE_FOLDERS],
         "shielded": list(SHIELDED_SYSCTLS),
         "sysctls": {"net/ipv4/ip_forward": "1"},
-        "logs": str(layout.logs),
-        "authority": str(layout.pki / "ca.crt"),
-        "programs": _programs(layout),
+        "logs": str(node.logs),
+        "authority": str(node.cluster.pki / "ca.crt"),
+        "programs": programs,
     }
 
 
-def _programs(layout: Layout) -> list[dict[str, Any]]:
-    def program(name: str, after: str, command: str, *arguments: str) -> dict[str, Any]:
-        return {"name": name, "after": after, "command": [command, *arguments]}
-
-    def built(name: str, after: str, *arguments: str) -> dict[str, Any]:
-        return program(name, after, str(layout.binaries / name), *arguments)
-
-    config, pki, node = layout.config, layout.pki, layout.link.node_address
-    gates = ",".join(f"{gate}={str(on).lower()}" for gate, on in layout.feature_gates.items())
-    gate_flags = [f"--feature-gates={gates}"] if gates else []
-    # Ready, not merely listening: only then are the roles of the programs below in place.
-    api = f"{layout.server}/readyz"
+def _programs(node: NodeLayout, software: Software) -> list[Program]:
+    config = node.config
+    # Ready, not merely listening: only then is the role of kube-proxy in place.
+    api = f"{node.cluster.server}/readyz"
     return [
-        program("etcd", "", "etcd", *_etcd()),
         program("containerd", "", "containerd", f"--config={config}/containerd.toml"),
-        built("kube-apiserver", "tcp:127.0.0.1:2379", *_api_server(layout), *gate_flags),
-        built(
-            "kube-controller-manager",
-            api,
-            f"--kubeconfig={config}/controller-manager.kubeconfig",
-            f"--root-ca-file={pki}/ca.crt",
-            f"--service-account-private-key-file={pki}/service-accounts.key",
-            f"--cluster-signing-cert-file={pki}/ca.crt",
-            f"--cluster-signing-key-file={pki}/ca.key",
-            "--use-service-account-credentials=true",
-            # Its own start is held up by the default of 20 requests a second.
-            "--kube-api-qps=200",
-            "--kube-api-burst=400",
-            "--leader-elect=false",
-            "--profiling=false",
-            *gate_flags,
-        ),
-        built(
-            "kube-scheduler",
-            api,
-            f"--kubeconfig={config}/scheduler.kubeconfig",
-            "--leader-elect=false",
-            "--profiling=false",
-            *gate_flags,
-        ),
-        built(
+        program(
             "kubelet",
-            "unix:/run/containerd/containerd.sock",
+            # A worker's would find no API server yet, and then try ever more rarely.
+            "unix:/run/containerd/containerd.sock" if node.is_control_plane else api,
+            software.program("kubelet"),
             f"--config={config}/kubelet.json",
             f"--kubeconfig={config}/kubelet.kubeconfig",
-            f"--hostname-override={layout.node_name}",
-            f"--node-ip={node}",
+            f"--hostname-override={node.name}",
+            f"--node-ip={node.link.node_address}",
         ),
-        built("kube-proxy", api, f"--config={config}/proxy.json"),
-        built("coredns", f"file:{layout.objects_created}", "-conf", f"{config}/Corefile"),
+        program("kube-proxy", api, software.program("kube-proxy"), f"--config={config}/proxy.json"),
     ]
 
 
-def _api_server(layout: Layout) -> list[str]:
-    pki = layout.pki
-    return [
-        f"--advertise-address={layout.link.node_address}",
-        f"--secure-port={API_PORT}",
-        "--etcd-servers=http://127.0.0.1:2379",
-        f"--service-cluster-ip-range={SERVICE_NETWORK}",
-        "--authorization-mode=Node,RBAC",
-        "--enable-admission-plugins=NodeRestriction",
-        "--allow-privileged=true",
-        "--profiling=false",
-        f"--client-ca-file={pki}/ca.crt",
-        f"--tls-cert-file={pki}/apiserver.crt",
-        f"--tls-private-key-file={pki}/apiserver.key",
-        "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-        f"--service-account-key-file={pki}/service-accounts.key",
-        f"--service-account-signing-key-file={pki}/service-accounts.key",
-        f"--kubelet-certificate-authority={pki}/ca.crt",
-        f"--kubelet-client-certificate={pki}/apiserver-to-kubelet.crt",
-        f"--kubelet-client-key={pki}/apiserver-to-kubelet.key",
-        # The node's name resolves nowhere; without this `kubectl logs` looks it up.
-        "--kubelet-preferred-address-types=InternalIP",
-    ]
-
-
-def _etcd() -> list[str]:
-    # A throw-away cluster: nothing must survive the machine, so no write waits for the disk.
-    # etcd 3.4 has no flag for that (3.5 has), so its data is in the node's tmpfs.
-    return [
-        "--data-dir=/run/etcd",
-        "--listen-client-urls=http://127.0.0.1:2379",
-        "--advertise-client-urls=http://127.0.0.1:2379",
-        "--listen-peer-urls=http://127.0.0.1:2380",
-        "--quota-backend-bytes=4294967296",
-        "--snapshot-count=10000",
-    ]
-
-
-def _containerd(layout: Layout) -> str:
+def _containerd(node: NodeLayout, software: Software) -> str:
     cri = 'plugins."io.containerd.grpc.v1.cri"'
     unused = ", ".join(f'"io.containerd.snapshotter.v1.{s}"' for s in ("aufs", "btrfs", "zfs"))
     return f"""version = 2
@@ -255,8 +129,8 @@ sandbox_image = "{PAUSE_IMAGE}"
 # Without CAP_SYS_RESOURCE the kernel refuses the lower scores that sandboxes would get.
 restrict_oom_score_adj = true
 [{cri}.cni]
-bin_dir = "{layout.cni_plugins}"
-conf_dir = "{layout.config}/cni"
+bin_dir = "{software.cni_plugins}"
+conf_dir = "{node.config}/cni"
 [{cri}.containerd]
 snapshotter = "overlayfs"
 default_runtime_name = "runc"
@@ -267,10 +141,22 @@ SystemdCgroup = false
 """
 
 
-def _cni() -> dict[str, Any]:
+def _cni(node: NodeLayout) -> dict[str, Any]:
     # Point to point, not a bridge: every packet between pods is routed, so that the node's
     # iptables rules see it whether or not the kernel shows them bridged traffic.
-    ranges = [[{"subnet": POD_NETWORK}]]
+    own = node.link.pod_network
+    # The subnet is that of all pods, because the plugin hides the address of a pod from whatever is
+    # outside of it. The range is the node's.
+    ranges = [
+        [
+            {
+                "subnet": POD_NETWORK,
+                "rangeStart": str(own[2]),
+                "rangeEnd": str(own[-2]),
+                "gateway": str(own[1]),
+            }
+        ]
+    ]
     ipam = {
         "type": "host-local",
         "dataDir": "/run/cni-addresses",
@@ -287,114 +173,53 @@ def _cni() -> dict[str, Any]:
     }
 
 
-def _kubelet(layout: Layout) -> dict[str, Any]:
+def _kubelet(node: NodeLayout, software: Software) -> dict[str, Any]:
+    cluster = node.cluster
+    certificate = f"{cluster.pki}/{node.kubelet_identity}-server"
+    # As kind does it: where there are workers, pods do not go to the control plane unasked.
+    tainted = node.is_control_plane and cluster.workers > 0
+    taints = [{"key": CONTROL_PLANE_KEY, "effect": "NoSchedule"}] if tainted else []
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "authentication": {
             "anonymous": {"enabled": False},
             "webhook": {"enabled": True},
-            "x509": {"clientCAFile": f"{layout.pki}/ca.crt"},
+            "x509": {"clientCAFile": f"{cluster.pki}/ca.crt"},
         },
         "authorization": {"mode": "Webhook"},
-        "tlsCertFile": f"{layout.pki}/kubelet-server.crt",
-        "tlsPrivateKeyFile": f"{layout.pki}/kubelet-server.key",
+        "tlsCertFile": f"{certificate}.crt",
+        "tlsPrivateKeyFile": f"{certificate}.key",
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": layout.cgroup,
+        "cgroupRoot": node.cgroup,
         "failCgroupV1": False,
         "failSwapOn": False,
         "oomScoreAdj": 0,
         "clusterDNS": [DNS_ADDRESS],
         "clusterDomain": "cluster.local",
-        "resolvConf": f"{layout.config}/resolv.conf",
+        "resolvConf": f"{node.config}/resolv.conf",
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
         "maxPods": 110,
+        "registerWithTaints": taints,
         # The disk is the developer's: nothing is evicted or collected for its sake.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%"},
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
-        "featureGates": dict(layout.feature_gates),
+        "featureGates": dict(software.feature_gates),
     }
 
 
-def _proxy(layout: Layout) -> dict[str, Any]:
+def _proxy(node: NodeLayout, software: Software) -> dict[str, Any]:
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "iptables",
         "clusterCIDR": POD_NETWORK,
-        "hostnameOverride": layout.node_name,
-        "clientConnection": {"kubeconfig": f"{layout.config}/proxy.kubeconfig"},
+        "hostnameOverride": node.name,
+        "clientConnection": {"kubeconfig": f"{node.config}/proxy.kubeconfig"},
         "oomScoreAdj": 0,
         # The connection table's size belongs to the host; zero leaves it alone.
         "conntrack": {"maxPerCore": 0, "min": 0},
         "iptables": {"minSyncPeriod": "100ms"},
-        "featureGates": dict(layout.feature_gates),
+        "featureGates": dict(software.feature_gates),
     }
-
-
-def _corefile(layout: Layout) -> str:
-    # Names outside the cluster do not exist: a pod that asks for one hears so at once.
-    return f"""(common) {{
-    bind {layout.link.node_address}
-    errors
-}}
-cluster.local in-addr.arpa ip6.arpa {{
-    import common
-    cache 5
-    kubernetes cluster.local in-addr.arpa ip6.arpa {{
-        kubeconfig {layout.config}/coredns.kubeconfig
-        pods insecure
-        ttl 5
-    }}
-}}
-. {{
-    import common
-    template ANY ANY . {{
-        rcode NXDOMAIN
-    }}
-}}
-"""
-
-
-def objects(layout: Layout) -> list[tuple[str, dict[str, Any]]]:
-    """Return the objects of the cluster itself, each after the collection it belongs in.
-
-    They are the DNS Service, which CoreDNS answers from the node, and CoreDNS's role.
-    """
-    rbac = "rbac.authorization.k8s.io"
-    dns = {"name": "kube-dns", "namespace": "kube-system"}
-    role = {"name": "system:coredns"}
-    ports = [
-        {"name": "dns", "port": 53, "protocol": "UDP"},
-        {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
-    ]
-    watched = {"": ["services", "pods", "namespaces"], "discovery.k8s.io": ["endpointslices"]}
-    service = {
-        "metadata": dns | {"labels": {"k8s-app": "kube-dns"}},
-        "spec": {"clusterIP": DNS_ADDRESS, "ports": ports},
-    }
-    addresses = {
-        "metadata": dns | {"labels": {"kubernetes.io/service-name": "kube-dns"}},
-        "addressType": "IPv4",
-        "endpoints": [{"addresses": [layout.link.node_address], "conditions": {"ready": True}}],
-        "ports": ports,
-    }
-    cluster_role = {
-        "metadata": role,
-        "rules": [
-            {"apiGroups": [group], "resources": resources, "verbs": ["list", "watch"]}
-            for group, resources in watched.items()
-        ],
-    }
-    binding = {
-        "metadata": role,
-        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", **role},
-        "subjects": [{"apiGroup": rbac, "kind": "User", **role}],
-    }
-    return [
-        (f"/apis/{rbac}/v1/clusterroles", cluster_role),
-        (f"/apis/{rbac}/v1/clusterrolebindings", binding),
-        ("/api/v1/namespaces/kube-system/services", service),
-        ("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", addresses),
-    ]

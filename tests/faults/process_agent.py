@@ -46,6 +46,7 @@ def _describe(pid: str) -> dict[str, object] | None:
         command = _read(pid, "cmdline").decode(errors="replace").split("\0")[:-1]
         environ = _read(pid, "environ").decode(errors="replace").split("\0")
         cgroup = _read(pid, "cgroup").decode()
+        namespace = os.readlink(f"/proc/{pid}/ns/pid")
     except OSError:
         return None  # it has ended meanwhile
     if not command or state == "Z":
@@ -58,6 +59,7 @@ def _describe(pid: str) -> dict[str, object] | None:
         "command": command,
         "variables": {name: variables[name] for name in _VARIABLES if name in variables},
         "pod_uid": uid[1].replace("_", "-") if uid else "",
+        "is_outermost": namespace == os.readlink("/proc/self/ns/pid"),
     }
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 import requests
 
+from devcluster.placement import is_ready
 from tests.e2e.harness import OPERATOR_NAMESPACE, Harness
 from tests.faults.processes import (
     API_SERVER,
+    CONTROL_PLANE_ROLES,
     NODE_ROLES,
     SCHEDULER,
     Processes,
@@ -28,7 +30,7 @@ def processes(harness: Harness) -> Iterator[Processes]:
     if not harness.processes.is_native:
         pytest.skip("the programs of the node can be reached in a native node only")
     yield harness.processes
-    harness.until(lambda: _is_ready(harness), what="the node ready again", seconds=120)
+    harness.until(lambda: _is_ready(harness), what="all nodes ready again", seconds=120)
     for namespace, name in (
         (OPERATOR_NAMESPACE, "deployment/taskqueue-operator"),
         ("rabbitmq", "statefulset/rabbitmq"),
@@ -45,11 +47,9 @@ def worker_role(harness: Harness) -> Role:
 
 def _is_ready(harness: Harness) -> bool:
     try:
-        (node,) = harness.api.get("/api/v1/nodes")["items"]
+        return all(map(is_ready, harness.api.get("/api/v1/nodes")["items"]))
     except requests.RequestException:
         return False
-    ready = {"type": "Ready", "status": "True"}
-    return any(ready.items() <= one.items() for one in node["status"]["conditions"])
 
 
 def test_a_stopped_worker_finishes_its_task_once_it_goes_on(
@@ -87,18 +87,35 @@ def test_a_killed_server_in_a_pod_is_started_again(harness: Harness, role: Role)
     assert harness.processes.wait(role, other_than=killed)
 
 
-@pytest.mark.parametrize("role", NODE_ROLES, ids=lambda role: role.name)
-def test_a_killed_program_of_the_node_is_started_again(processes: Processes, role: Role) -> None:
+@pytest.mark.parametrize("role", CONTROL_PLANE_ROLES, ids=lambda role: role.name)
+def test_a_killed_program_of_the_control_plane_is_started_again(
+    processes: Processes, role: Role
+) -> None:
     (killed,) = processes.kill(role)
     (started,) = processes.wait(role, other_than=[killed])
     assert started.started > killed.started
+
+
+@pytest.mark.parametrize("role", NODE_ROLES, ids=lambda role: role.name)
+def test_a_killed_program_of_one_node_is_started_again(
+    harness: Harness, processes: Processes, role: Role
+) -> None:
+    names = {one["metadata"]["name"] for one in harness.api.get("/api/v1/nodes")["items"]}
+    assert {one.node for one in processes.find(role)} == names
+    for name in names:
+        others = [one for one in processes.find(role) if one.node != name]
+        (killed,) = processes.kill(role.on(name))
+        (started,) = processes.wait(role.on(name), other_than=[killed])
+        assert killed.node == started.node == name
+        assert started.started > killed.started
+        assert [one for one in processes.find(role) if one.node != name] == others
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_a_stopped_api_server_answers_once_it_goes_on(
     harness: Harness, processes: Processes
 ) -> None:
-    harness.until(lambda: _is_ready(harness), what="the node ready")
+    harness.until(lambda: _is_ready(harness), what="all nodes ready")
     url = f"{harness.api.server}/readyz"
     with processes.stopped(API_SERVER), pytest.raises(requests.Timeout):
         requests.get(url, verify=False, timeout=1)  # noqa: S501  # what is asked is no secret

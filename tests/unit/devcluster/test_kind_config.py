@@ -6,6 +6,7 @@ import yaml
 from devcluster.commands import DevclusterError
 from devcluster.kind_config import parse
 from devcluster.paths import KIND_CONFIG
+from devcluster.subnets import MAX_WORKERS
 
 HEAD = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n"
 
@@ -18,9 +19,10 @@ def refusal(text: str) -> str:
 
 def test_the_projects_own_file_is_understood() -> None:
     config = parse(KIND_CONFIG.read_text())
-    assert config.feature_gates == (
-        yaml.safe_load(KIND_CONFIG.read_text()).get("featureGates") or {}
-    )
+    document = yaml.safe_load(KIND_CONFIG.read_text())
+    assert config.feature_gates == (document.get("featureGates") or {})
+    roles = [node["role"] for node in document["nodes"]]
+    assert config.workers == roles.count("worker") == len(roles) - 1
 
 
 def test_name_and_feature_gates_are_read() -> None:
@@ -42,14 +44,33 @@ def test_name_and_feature_gates_are_read() -> None:
 
 
 def test_nothing_but_the_head_is_one_node() -> None:
-    assert parse("# a comment\n---\n" + HEAD).feature_gates == {}
+    config = parse("# a comment\n---\n" + HEAD)
+    assert (config.workers, config.feature_gates) == (0, {})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers"),
+    [
+        ("- role: control-plane\n", 0),
+        ("- role: worker\n- role: control-plane\n", 1),
+        ("- role: control-plane\n" + 3 * "- role: worker\n", 3),
+        ("- role: control-plane\n" + MAX_WORKERS * "- role: worker\n", MAX_WORKERS),
+    ],
+)
+def test_workers_are_counted_wherever_they_stand(nodes: str, workers: int) -> None:
+    assert parse(HEAD + "nodes:\n" + nodes).workers == workers
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("nodes:\n- role: control-plane\n- role: worker\n", "2 nodes"),
-        ("nodes:\n- role: worker\n", "role: control-plane"),
+        ("nodes:\n- role: control-plane\n- role: control-plane\n", "2 of `role: control-plane`"),
+        ("nodes:\n- role: worker\n", "0 of `role: control-plane`"),
+        ("nodes:\n- role: control-plane\n" + 64 * "- role: worker\n", "64 of `role: worker`"),
+        ("nodes:\n- role: control-plane\n- role: etcd\n", "no `role: etcd`"),
+        ("nodes:\n- role: control-plane\n- worker\n", "not a mapping"),
+        ("nodes: none\n", "not a list"),
+        ("nodes:\n- role: control-plane\n- role: worker\n  labels: x\n", "nodes[].labels"),
         ("nodes:\n- role: control-plane\n  image: x\n", "nodes[].image"),
         ("networking:\n  ipFamily: ipv6\n", "`networking`"),
         ("featureGates:\n  One: maybe\n", "featureGates.One"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,10 +16,12 @@ import pytest
 
 from tests.faults import processes
 from tests.faults.processes import (
+    CONTROL_PLANE_ROLES,
     ETCD,
     KUBELET,
     NODE_ROLES,
     Process,
+    Role,
     operator,
     rabbitmq,
     worker,
@@ -27,12 +31,13 @@ AGENT = Path(processes.__file__).with_name("process_agent.py")
 
 
 def process(*command: str, **variables: str) -> Process:
-    return Process(7, 70, command, variables, "")
+    return Process("a-node", 7, 70, command, variables, "", True)
 
 
 def test_a_program_of_the_node_has_one_role() -> None:
     started = process("/programs/kubelet", "--config=etcd")
-    assert [role for role in NODE_ROLES if role.matches(started)] == [KUBELET]
+    roles = [*NODE_ROLES, *CONTROL_PLANE_ROLES]
+    assert [role for role in roles if role.matches(started)] == [KUBELET]
     assert ETCD.matches(process("etcd", "--data-dir=/run/etcd"))
 
 
@@ -48,6 +53,14 @@ def test_a_worker_is_one_of_its_queue() -> None:
     assert worker("shop", "thumbnails").matches(theirs)
     assert not worker("shop", "mails").matches(theirs)
     assert not worker("other", "thumbnails").matches(theirs)
+
+
+@pytest.mark.parametrize("role", [KUBELET, operator()], ids=lambda role: role.name)
+def test_a_role_on_one_node_says_so_and_is_the_same_otherwise(role: Role) -> None:
+    there = role.on("a-worker")
+    assert there.name == f"{role.name} on a-worker"
+    assert (there.node, role.node) == ("a-worker", None)
+    assert (there.matches, there.namespace) == (role.matches, role.namespace)
 
 
 @pytest.fixture
@@ -79,6 +92,22 @@ def address_of(child: subprocess.Popen[bytes]) -> str:
 def test_the_agent_signals_a_process_that_it_listed(victim: subprocess.Popen[bytes]) -> None:
     assert ask("signal", "SIGKILL", address_of(victim)) == [victim.pid]
     assert victim.wait(10) == -9
+
+
+def test_the_agent_tells_its_own_pid_namespace_from_those_within() -> None:
+    enter = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    with subprocess.Popen([*enter, "sleep", "60.25"]) as outer:
+        try:
+            wait_until(lambda: len(sleeps := sleeping()) == 1 and not sleeps[0]["is_outermost"])
+            (own,) = [one for one in ask("list") if one["pid"] == outer.pid]
+            assert own["is_outermost"]
+        finally:
+            for one in sleeping():
+                os.kill(one["pid"], signal.SIGKILL)
+
+
+def sleeping() -> list[Any]:
+    return [one for one in ask("list") if one["command"] == ["sleep", "60.25"]]
 
 
 def test_the_agent_leaves_a_process_alone_that_started_at_another_time(
