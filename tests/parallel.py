@@ -50,6 +50,7 @@ _NEED_OPERATOR = ("integration/client/test_tasks.py",)
 
 #: Files whose tests take long, longest first: started early, they are not what the end waits for.
 _LONG_FILES = (
+    "chaos/test_spare_node.py",
     "chaos/test_worker_pods.py",
     "e2e/test_pool_trouble.py",
     "chaos/test_worker_steps.py",
