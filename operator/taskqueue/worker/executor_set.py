@@ -16,7 +16,7 @@ from taskqueue.worker.executors.process_spawner import ProcessSpawner
 from taskqueue.worker.executors.router import ExecutorRouter
 from taskqueue.worker.loading import StartError
 from taskqueue.worker.sdk import registry
-from taskqueue.worker.settings import HandlerExecutor, WorkerSettings
+from taskqueue.worker.settings import HandlerExecutor, Leftovers, WorkerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,7 @@ def _functions(
                 memory_mib=settings.child_memory_mib,
                 max_tasks=settings.child_max_tasks,
                 max_mib=settings.child_max_mib,
+                keep_leftovers=settings.child_leftovers is Leftovers.KEEP,
                 capture=config.log_format is LogFormat.JSON,
             ),
         )

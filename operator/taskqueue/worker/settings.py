@@ -46,6 +46,13 @@ class HandlerExecutor(StrEnum):
         return cls.PROCESS if sys.platform == "linux" else cls.THREAD
 
 
+class Leftovers(StrEnum):
+    """What becomes of a child in which an attempt has left threads or open files."""
+
+    REPLACE = "replace"
+    KEEP = "keep"
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """Declares one environment variable.
@@ -115,6 +122,13 @@ def _executor(text: str) -> HandlerExecutor:
     if executor is HandlerExecutor.PROCESS and sys.platform != "linux":
         raise ValueError("that needs Linux, give thread")
     return executor
+
+
+def _leftovers(text: str) -> Leftovers:
+    try:
+        return Leftovers(text.lower())
+    except ValueError:
+        raise ValueError("give replace or keep") from None
 
 
 def _log_format(text: str) -> LogFormat:
@@ -232,6 +246,17 @@ class WorkerSettings:
                 _integer(),
                 default="never",
                 unit="MiB",
+            )
+        ),
+    )
+    child_leftovers: Leftovers = field(
+        default=Leftovers.REPLACE,
+        metadata=_from(
+            Variable(
+                "TASKQUEUE_CHILD_LEFTOVERS",
+                "a child process in which an attempt has left threads or open files: `replace` or "
+                "`keep`",
+                _leftovers,
             )
         ),
     )

@@ -159,19 +159,24 @@ async def test_output_without_end_ends_with_the_program(folder: Path) -> None:
     assert (result.error, result.result) == (None, None)
 
 
-async def test_what_left_its_group_ends_with_the_worker(folder: Path) -> None:
-    daemon = "import os, time; open('{0}/' + str(os.getpid()), 'w'); os.fork(); time.sleep(1000)"
-    (folder / "pids").mkdir()
-    line = shlex.join([sys.executable, "-c", daemon.format(folder / "pids")])
+async def test_what_left_its_group_ends_with_its_program_and_no_other(folder: Path) -> None:
+    daemon = "import os, sys, time; print(os.getpid(), flush=True); os.fork(); time.sleep(1000)"
+    line = shlex.join([sys.executable, "-c", daemon])
     # It is an orphan, in a session of its own, with a child of its own.
-    script = f"setsid {line} & until ls {folder / 'pids'}/*; do sleep 0.05; done"
+    script = f"(setsid {line} >{folder}/pid-$TASKQUEUE_UID &); "
+    script += f"until test -e {folder}/$TASKQUEUE_UID; do sleep 0.01; done"
     async with shell(f"sh -c {shlex.quote(script)}") as made:
-        assert (await made.run()).error is None
-        (pid,) = map(int, os.listdir(folder / "pids"))
-        group = os.getpgid(pid)
-        os.killpg(group, 0)
-    with pytest.raises(ProcessLookupError):
-        os.killpg(group, 0)
+        made.start(uid="first")
+        first = int(await appears(folder / "pid-first"))
+        made.start(uid="second")
+        second = int(await appears(folder / "pid-second"))
+        (folder / "second").touch()
+        assert (await asyncio.wait_for(made.results.get(), PATIENCE)).error is None
+        assert not alive(second)
+        assert alive(first)
+        (folder / "first").touch()
+        assert (await asyncio.wait_for(made.results.get(), PATIENCE)).error is None
+        assert not alive(first)
 
 
 async def test_the_payload_in_a_file(folder: Path) -> None:

@@ -8,6 +8,9 @@ A cancel is a frame and then a SIGTERM. The signal makes the handler raise `Canc
 bytecode, so that its ``finally`` blocks run. A SIGTERM without that frame is not the worker's (such
 as one to every process of a container, whose running attempts may finish) and has no effect.
 An exception must not come in the middle of a frame: while one is sent, the signal waits.
+
+What an attempt does to this process is undone before its outcome is sent, or the outcome says why
+that is not possible, and the worker replaces this process; see `process_state`.
 """
 
 from __future__ import annotations
@@ -27,12 +30,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from taskqueue import logs
+from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors import child_protocol
 from taskqueue.worker.executors.memory import OwnMemory
+from taskqueue.worker.executors.process_state import ProcessState, stop_timers
 from taskqueue.worker.outcome import describe_traceback, encoded_result, raised
 from taskqueue.worker.sdk import (
     Cancelled,
     Context,
+    Handler,
     HandlerRegistry,
     Progress,
     mark_cancelled,
@@ -104,8 +110,11 @@ class Child:
                 child_protocol.frame(child_protocol.UNUSABLE, describe_traceback(error).encode())
             )
             return EXIT_UNUSABLE
+        state = ProcessState()
         while (attempt := self._next_attempt()) is not None:
-            self.send(child_protocol.frame(child_protocol.OUTCOME, self._run_attempt(attempt)))
+            self.send(
+                child_protocol.frame(child_protocol.OUTCOME, self._run_attempt(attempt, state))
+            )
         try:
             for hook in reversed(self._registry.stop_hooks):
                 hook()
@@ -141,13 +150,27 @@ class Child:
         context = self._context
         if context is None:
             return {}
-        return {"task": context.task, "uid": context.uid, "attempt": context.attempt}
+        return _log_fields(context)
 
-    def _run_attempt(self, body: bytes) -> bytes:
-        """Run an attempt and return the body of its outcome."""
-        name, payload, fields = child_protocol.decode_attempt(body)
-        handler = self._registry[name]
-        context = _ChildContext(self, fields)
+    def _run_attempt(self, body: bytes, state: ProcessState) -> bytes:
+        """Run an attempt, undo what it did to this process, and return the body of its outcome."""
+        name, payload, about = child_protocol.decode_attempt(body)
+        context = _ChildContext(self, about)
+        result, seconds = self._call(self._registry[name], payload, context)
+        if self._forked:
+            os._exit(1 if isinstance(result, AttemptResult) else 0)  # a process the handler forked
+        leftover = state.restore(handler=name, **_log_fields(context))
+        return child_protocol.encode_outcome(
+            result, seconds, mib=self._memory_mib(), leftover=leftover
+        )
+
+    def _call(
+        self, handler: Handler, payload: dict[str, Any], context: _ChildContext
+    ) -> tuple[AttemptResult | bytes | None, float]:
+        """Call the handler; return its encoded result or its failure, and how long it ran.
+
+        Nothing of an exception is kept: its frames would hold what the handler had opened.
+        """
         begun = time.perf_counter()
         try:
             try:
@@ -157,20 +180,19 @@ class Child:
             finally:
                 self._context = None
             seconds = time.perf_counter() - begun
-            result = encoded_result(value, seconds, handler=name)
+            result = encoded_result(value, seconds, handler=handler.name)
+            del value
+            stop_timers()
         except BaseException as error:
             # A second time: the cancel may have arrived just before the first.
             self._context = None
+            with contextlib.suppress(BaseException):
+                stop_timers()
             if self._forked:
                 traceback.print_exc()
-                os._exit(1)
             seconds = time.perf_counter() - begun
-            return child_protocol.encode_outcome(
-                raised(error, seconds), seconds, mib=self._memory_mib()
-            )
-        if self._forked:
-            os._exit(0)  # a process that the handler forked has returned from it
-        return child_protocol.encode_outcome(result, seconds, mib=self._memory_mib())
+            return raised(error, seconds), seconds
+        return result, seconds
 
     def _memory_mib(self) -> float | None:
         return None if self._memory is None else self._memory.mib()
@@ -285,3 +307,7 @@ class _WorkerLogHandler(logging.Handler):
             return
         line = line[: child_protocol.LOG_LINE_BYTES]
         self._child.send(child_protocol.frame(child_protocol.LOG, line))
+
+
+def _log_fields(context: Context) -> dict[str, Any]:
+    return {"task": context.task, "uid": context.uid, "attempt": context.attempt}

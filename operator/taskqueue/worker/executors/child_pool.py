@@ -35,6 +35,7 @@ class PoolSettings:
         memory_mib: a child that holds more is killed; 0: no limit. A handler may have its own.
         max_tasks: attempts after which a child is replaced; 0: never.
         max_mib: a child that holds more after an attempt is replaced; 0: never.
+        keep_leftovers: a child in which an attempt has left threads or open files is not replaced.
         capture: log what children write to stdout and stderr.
     """
 
@@ -42,6 +43,7 @@ class PoolSettings:
     memory_mib: int = 0
     max_tasks: int = 0
     max_mib: int = 0
+    keep_leftovers: bool = False
     capture: bool = False
 
 

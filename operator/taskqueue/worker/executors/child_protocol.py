@@ -8,7 +8,7 @@ to be written.
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -45,6 +45,20 @@ CHILD_FRAME_BYTES = 1_048_576
 
 class ProtocolError(ValueError):
     """What the other end sent is not this protocol: something else has written to the socket."""
+
+
+class ChildOutcome(NamedTuple):
+    """The end of an attempt in a child.
+
+    Attributes:
+        result: of the attempt.
+        mib: memory the child holds now, in MiB; None: not reported.
+        leftover: why the child must not run another attempt; "": it may.
+    """
+
+    result: AttemptResult
+    mib: float | None
+    leftover: str
 
 
 def frame(kind: int, body: bytes = b"") -> bytes:
@@ -133,6 +147,7 @@ def encode_outcome(
     seconds: float,
     *,
     mib: float | None = None,
+    leftover: str = "",
 ) -> bytes:
     """Return the body of OUTCOME.
 
@@ -140,42 +155,42 @@ def encode_outcome(
         result: the encoded result of a success, None without one; or a failure or a snooze.
         seconds: how long it ran.
         mib: memory the child holds now, in MiB; None: not reported.
+        leftover: why the child must not run another attempt.
     """
     if result is None or isinstance(result, bytes):
         fragment = None if result is None else orjson.Fragment(result)
-        return orjson.dumps((seconds, mib, fragment))
+        return orjson.dumps((seconds, mib, encodable(leftover), fragment))
     if result.snooze_seconds is not None:
-        return orjson.dumps((seconds, mib, None, result.snooze_seconds))
+        return orjson.dumps((seconds, mib, encodable(leftover), None, result.snooze_seconds))
     error = result.error or EventError(type="Error", message="")
     traceback = None if result.exception is None else result.exception.args[0]
     failed = (error.type, error.message, error.retryable, result.retry_after_seconds, traceback)
-    return orjson.dumps((seconds, mib, None, *failed))
+    return orjson.dumps((seconds, mib, encodable(leftover), None, *failed))
 
 
-def decode_outcome(body: bytes) -> tuple[AttemptResult, float | None]:
-    """Return the result of the attempt, and the memory the child holds now, in MiB, or None.
+def decode_outcome(body: bytes) -> ChildOutcome:
+    """Return what an OUTCOME body says.
 
     Raises:
         ProtocolError: it is not an outcome.
     """
     try:
-        seconds, mib, result, *failed = orjson.loads(body)
-        if not failed:
-            return AttemptResult(seconds=_float(seconds), result=_dict(result)), mib
+        seconds, mib, leftover, result, *failed = orjson.loads(body)
         if len(failed) == 1:
-            return snoozed(failed[0], _float(seconds)), mib
-        kind, message, retryable, retry_after, traceback = failed
-        return (
-            failure(
+            ended = snoozed(failed[0], _float(seconds))
+        elif failed:
+            kind, message, retryable, retry_after, traceback = failed
+            ended = failure(
                 kind,
                 str(message),
                 _float(seconds),
                 retryable=bool(retryable),
                 retry_after=retry_after,
                 traceback=None if traceback is None else str(traceback),
-            ),
-            None if mib is None else _float(mib),
-        )
+            )
+        else:
+            ended = AttemptResult(seconds=_float(seconds), result=_dict(result))
+        return ChildOutcome(ended, None if mib is None else _float(mib), str(leftover))
     except (ValueError, TypeError) as error:
         raise ProtocolError(f"not an outcome: {error}") from None
 

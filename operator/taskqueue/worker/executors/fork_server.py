@@ -10,12 +10,13 @@ Requests and reports are JSON arrays, one in a packet, over a socket pair:
   environment]`` with (stdin, stdout, stderr): make a process. ``["made", id, pid]`` or
   ``["failed", id, why]`` comes back.
 * ``["signal", id, number]``: to the process; ``["kill", id]``: SIGKILL to its process group.
-* ``["ended", id, code]``: it and its process group have ended; a negative code is a signal's.
+* ``["ended", id, code]``: it and what it has started have ended; a negative code is a signal's.
 
 Each process leads a process group of its own, in another session than the worker's: what a terminal
 or an init process sends to the worker's group does not reach it. The kernel kills it if this
-process dies. This process is the subreaper of all its descendants: the worker inherits no orphan,
-and what has left its process group ends with this process at the latest.
+process dies. Each is the subreaper of what it starts, and this process of them all: what a process
+leaves behind, in whichever group or session, comes to us when it ends, and is killed. The worker
+inherits no orphan.
 """
 
 from __future__ import annotations
@@ -30,15 +31,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 import orjson
 
-from taskqueue.worker.executors import child
+from taskqueue.worker.executors import child, descendants
+from taskqueue.worker.executors.process_state import text_stream
 from taskqueue.worker.sdk import HandlerRegistry
-
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 
 #: Prefix of the variables with the worker's broker.
 _BROKER_PREFIX = "TASKQUEUE_BROKER_"
@@ -76,6 +75,8 @@ class ForkServer:
         self._pids: dict[int, int] = {}
         self._ending: dict[int, _EndedProcess] = {}
         self._wake: tuple[int, int] = (-1, -1)
+        #: Processes that importing the modules has started.
+        self._inherited: set[int] = set()
 
     def serve(self) -> NoReturn:
         """Handle requests until the worker closes the connection or dies."""
@@ -100,7 +101,8 @@ class ForkServer:
     def _prepare(self) -> None:
         os.setsid()
         die_with_parent(self._worker, signal.SIGTERM)
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        descendants.become_subreaper()
+        self._inherited = descendants.children()
         with open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), 0)
         self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -182,6 +184,7 @@ class ForkServer:
         """In a process just forked: become independent of this one, except of its death."""
         os.setpgid(0, 0)
         die_with_parent(server, signal.SIGKILL)
+        descendants.become_subreaper()
         signal.set_wakeup_fd(-1)
         for number in _HANDLED:
             signal.signal(number, signal.SIG_DFL)
@@ -195,7 +198,7 @@ class ForkServer:
             os.dup2(fd, 1)
             os.dup2(fd, 2)
             os.close(fd)
-            sys.stdout, sys.stderr = _text(1), _text(2)
+            sys.stdout, sys.stderr = text_stream(1), text_stream(2)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, set(_HANDLED) - {signal.SIGTERM})
         child.serve(
             socket.socket(fileno=connection), self._registry, report_memory=self._report_memory
@@ -221,10 +224,25 @@ class ForkServer:
                 self._ending[pid] = _EndedProcess(
                     identity, os.waitstatus_to_exitcode(status), until
                 )
+        if not self._ending:
+            return
+        left = self._kill_orphans()
         for pid, ending in list(self._ending.items()):
-            if not _group_exists(pid) or time.monotonic() > ending.until:
+            if not (left or _group_exists(pid)) or time.monotonic() > ending.until:
                 del self._ending[pid]
                 self._report(["ended", ending.identity, ending.code])
+
+    def _kill_orphans(self) -> bool:
+        """Kill what processes that ended have left to us; return whether there was anything.
+
+        While they run they are subreapers themselves: what they have started is not ours before.
+        """
+        known = self._inherited.union(self._identities)
+        orphans = descendants.children() - known
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(orphans)
 
     def _report(self, report: list[object]) -> None:
         # The worker always reads; if it does not, it is stopped, and we wait with it.
@@ -242,21 +260,13 @@ class ForkServer:
     def _kill_all(self) -> None:
         for pid in self._identities:
             _kill_group(pid)
-        # What has left its group becomes our child when its parents end: nothing outlives us.
-        until = time.monotonic() + _GROUP_SECONDS
-        while (left := _children()) and time.monotonic() < until:
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-            time.sleep(0.005)
+        # What has left its group is left to us when its parents end: nothing outlives us.
+        descendants.end_children((), _GROUP_SECONDS)
 
 
 def die_with_parent(parent: int, number: int) -> None:
     """Have the kernel send us a signal when our parent dies; end now if it has died already."""
-    _prctl(_PR_SET_PDEATHSIG, number)
+    descendants.signal_at_death_of_parent(number)
     if os.getppid() != parent:
         os._exit(child.EXIT_CUT_OFF)
 
@@ -277,11 +287,6 @@ def _become_command(argv: list[str], environment: dict[str, str], fds: list[int]
         os._exit(127 if isinstance(problem, FileNotFoundError) else 126)
 
 
-def _text(fd: int) -> TextIO:
-    """Return a stream that is flushed after every line."""
-    return open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-
-
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
@@ -295,21 +300,3 @@ def _group_exists(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _children() -> list[int]:
-    """Return our children, as far as ``/proc`` lists them."""
-    found = []
-    with contextlib.suppress(OSError):
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
-                if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
-                    found.append(int(name))
-    return found
-
-
-def _prctl(option: int, value: int) -> None:
-    import ctypes  # not in the worker, whose start must be fast
-
-    # Where the kernel does not know it, the closed connection has the same effect, later.
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

@@ -73,7 +73,6 @@ class PooledChild:
     """
 
     __slots__ = (
-        "_cancelled_result",
         "_connection",
         "_exited",
         "_is_ending",
@@ -85,6 +84,7 @@ class PooledChild:
         "_pool",
         "_process",
         "_reader",
+        "_result_at_exit",
         "_served",
         "_unsent",
         "_unusable",
@@ -106,8 +106,8 @@ class PooledChild:
         self._nonsense = ""
         #: Traceback of a failed start hook.
         self._unusable = ""
-        #: The outcome of its cancelled attempt, if it sent one.
-        self._cancelled_result: AttemptResult | None = None
+        #: The outcome of its attempt, to be reported when this process has ended.
+        self._result_at_exit: AttemptResult | None = None
         self._served = 0
         #: Bytes the socket had no room for yet.
         self._unsent = b""
@@ -218,21 +218,32 @@ class PooledChild:
     def _on_outcome(self, execution: ChildExecution, body: bytes) -> None:
         if self._output is not None:
             self._output.drain()
-        result, mib = child_protocol.decode_outcome(body)
-        if execution.cancelled:
-            # `done` is called when the process has ended: the handler may have left threads behind.
-            self._cancelled_result = result
+        outcome = child_protocol.decode_outcome(body)
+        leftover = "" if self._pool.settings.keep_leftovers else outcome.leftover
+        if leftover and not execution.cancelled:
+            log.warning(
+                "child.replaced",
+                reason=leftover,
+                hint="the next attempt must not meet it: end it in the handler, or start or open "
+                "it in an @on_start hook",
+                pid=self._process.pid,
+                **execution.attempt.log_fields,
+            )
+        if leftover or execution.cancelled:
+            # `done` is called when the process has ended: what was left behind runs until then.
+            self._result_at_exit = outcome.result
+            self._is_ending = True
             self._close_writing()
             return
         self.execution = None
         if self._exited:
             pass  # it sent this before it ended
-        elif self._is_ending or self._is_worn_out(mib):
+        elif self._is_ending or self._is_worn_out(outcome.mib):
             self._is_ending = True
             self._close_writing()
         else:
             self._pool.idle.append(self)
-        execution.done(result)
+        execution.done(outcome.result)
 
     def _is_worn_out(self, mib: float | None) -> bool:
         settings = self._pool.settings
@@ -271,8 +282,8 @@ class PooledChild:
 
     def _exit_result(self, execution: ChildExecution, status: ProcessExit) -> AttemptResult:
         seconds = self._pool.loop.time() - execution.begun_at
-        if self._cancelled_result is not None:
-            return self._cancelled_result
+        if self._result_at_exit is not None:
+            return self._result_at_exit
         if status.lost:
             return AttemptResult(seconds=seconds, lost="the fork server died, and its children")
         if self._over_mib is not None:
