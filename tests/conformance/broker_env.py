@@ -97,10 +97,12 @@ class BrokerEnv:
         """Close all connections of a user from the broker's side."""
         await asyncio.to_thread(self.management.request, "DELETE", "connections", "username", user)
 
-    async def send(self, queue: str, properties: BasicProperties, body: bytes) -> None:
+    async def send(
+        self, queue: str, properties: BasicProperties, body: bytes, *, exchange: str = WORK_EXCHANGE
+    ) -> None:
         """Publish anything as work."""
         key = f"{NAMESPACE}.{queue}"
-        verdict = await self.publisher.publish_and_wait(WORK_EXCHANGE, key, body, properties)
+        verdict = await self.publisher.publish_and_wait(exchange, key, body, properties)
         assert verdict[0] is Settled.CONFIRMED, verdict
 
     async def send_commands(self, *commands: WorkerCommand) -> None:

@@ -18,7 +18,7 @@ from pika.spec import BasicProperties
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat
-from taskqueue.contract.names import work_queue
+from taskqueue.contract.names import DIRECT_EXCHANGE, work_queue
 from taskqueue.contract.outcome import AttemptEvent, EventKind
 from taskqueue.contract.work import WorkMessage
 from taskqueue.model.command import CommandKind
@@ -248,6 +248,8 @@ class Scenario:
         payload: Mapping[str, Any] | None = None,
         *,
         body: bytes | None = None,
+        headers: Mapping[str, Any] | None = None,
+        exchange: str = DIRECT_EXCHANGE,
     ) -> str:
         """Publish a direct message and return its correlation id."""
         correlation_id = uuid.uuid4().hex
@@ -256,9 +258,10 @@ class Scenario:
             correlation_id=correlation_id,
             message_id=f"m-{correlation_id}",
             delivery_mode=2,
+            headers=None if headers is None else dict(headers),
         )
         sent = _body(trace, payload) if body is None else body
-        await self.broker_env.send(self.name, properties, sent)
+        await self.broker_env.send(self.name, properties, sent, exchange=exchange)
         return correlation_id
 
     async def send_command(self, kind: str, *tokens: str) -> None:

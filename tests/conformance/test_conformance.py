@@ -36,6 +36,10 @@ BROKEN = {
         Point.COMMANDS,
         "an old command to drain does not apply to another process",
     ),
+    "believes_headers": (
+        Point.MESSAGES,
+        "what comes by taskqueue.direct has no Task, whatever its headers say",
+    ),
     "acknowledges_early": (
         Point.OUTCOMES,
         "nothing is acknowledged while its outcome is not confirmed",

@@ -68,7 +68,7 @@ def test_a_queue_without_dead_letters_says_so(harness: Harness) -> None:
 
 
 def test_a_given_up_message_is_counted_and_listed_as_the_condition_tells(harness: Harness) -> None:
-    publish(harness, "taskqueue.work", '{"page": 7}', type="give_up", correlation_id="c-1")
+    publish(harness, "taskqueue.direct", '{"page": 7}', type="give_up", correlation_id="c-1")
     status = counted(harness, 1)
     condition = conditions(status)["DeadLetters"]
     assert (condition["status"], condition["reason"]) == ("True", "Kept")

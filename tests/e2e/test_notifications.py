@@ -196,7 +196,7 @@ def test_a_direct_messages_end_is_told_to_who_asked(
 ) -> None:
     asked = uuid.uuid4().hex
     key = f"{harness.namespace}.q"
-    publish(harness, "taskqueue.work", key, {"a": 1}, type="echo", correlation_id=asked)
+    publish(harness, "taskqueue.direct", key, {"a": 1}, type="echo", correlation_id=asked)
     told = until_line(harness, subscriber, lambda line: asked in line)
     assert f" {harness.namespace}/q (direct message, correlation id {asked}) Succeeded" in told
     assert told.endswith('{"a": 1}')
@@ -205,7 +205,7 @@ def test_a_direct_messages_end_is_told_to_who_asked(
 def test_a_direct_messages_failure_is_told_too(harness: Harness, subscriber: Subscriber) -> None:
     asked = uuid.uuid4().hex
     key = f"{harness.namespace}.q"
-    publish(harness, "taskqueue.work", key, {}, type="give_up", correlation_id=asked)
+    publish(harness, "taskqueue.direct", key, {}, type="give_up", correlation_id=asked)
     told = until_line(harness, subscriber, lambda line: asked in line)
     assert told.endswith("NotFound: there is no such page")
 

@@ -83,7 +83,12 @@ def every_message_arrives(sent: list[RawMessage], cut: Cut) -> None:
 
 def _can_be_parked(delivery: Delivery) -> None:
     copy = dead_letter(
-        delivery.properties, delivery.body, namespace="shop", queue="q", reason="it is bad"
+        delivery.properties,
+        delivery.body,
+        exchange=delivery.exchange,
+        namespace="shop",
+        queue="q",
+        reason="it is bad",
     )
     written = frames.content_frames(1, copy.properties(), b"")
     assert len(written) < FRAME_MAX

@@ -15,7 +15,7 @@ import pytest
 
 from taskqueue.amqp import frames
 from taskqueue.contract import command, heartbeat, outcome
-from taskqueue.contract.names import ContractError
+from taskqueue.contract.names import WORK_EXCHANGE, ContractError
 from taskqueue.contract.work import WorkMessage, claimed_attempt, deliveries_so_far, parse_work
 from taskqueue.worker.attempt_events import payload_of
 from tests.fuzz import field_tables as tables
@@ -85,7 +85,7 @@ def test_a_header_is_read_or_refused(name: bytes) -> None:
             assert not problem
             for body in (b"{}", b"[]", b"{", b"[" * 1100):
                 with suppress(ContractError):
-                    message = parse_work(properties, body)
+                    message = parse_work(properties, body, exchange=WORK_EXCHANGE)
                     if isinstance(message, WorkMessage):
                         payload_of(message)
             claimed_attempt(properties)

@@ -202,7 +202,9 @@ def _badness(delivery: Delivery) -> tuple[bool, str]:
         return True, ""
     token = ""
     try:
-        message = parse_work(delivery.properties, delivery.body)
+        message = parse_work(
+            delivery.properties, delivery.body, exchange=delivery.exchange
+        )
         if isinstance(message, WorkMessage):
             token = message.token
             payload_of(message)

@@ -26,6 +26,7 @@ import yaml
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.publisher import Publisher
+from taskqueue.contract.names import WORK_EXCHANGE
 from taskqueue.contract.outcome import AttemptEvent, EventKind, encode
 from taskqueue.contract.work import WorkMessage, parse_work
 from taskqueue.controller.engine import Engine
@@ -140,7 +141,7 @@ async def _follow(
         before_line=lambda: recorder.start(TO_PUBLISH, until=Publisher.publish.__code__),
     )
     properties, body = await broker.work.get()
-    message = parse_work(properties, body)
+    message = parse_work(properties, body, exchange=WORK_EXCHANGE)
     if not isinstance(message, WorkMessage):
         raise TypeError(f"not the Task's message: {message}")
     await _until(lambda: not recorder.is_recording)

@@ -12,7 +12,8 @@ import (
 
 // Names of the contract.
 const (
-	WorkExchange     = "taskqueue.work"
+	workExchange     = "taskqueue.work"
+	directExchange   = "taskqueue.direct"
 	deadExchange     = "taskqueue.dead"
 	outcomesExchange = "taskqueue.outcomes"
 	controlStream    = "taskqueue.control"
@@ -50,11 +51,29 @@ type message struct {
 
 func (m *message) direct() bool { return m.token == "" }
 
+// DirectExchange returns the exchange for direct messages. Older operators declare none of its own for
+// them, and take them by the exchange for work.
+func DirectExchange(connection *amqp.Connection) (string, error) {
+	channel, err := connection.Channel()
+	if err != nil {
+		return "", err
+	}
+	err = channel.ExchangeDeclarePassive(directExchange, amqp.ExchangeTopic, true, false, false, false, nil)
+	if refusal, ok := err.(*amqp.Error); ok && refusal.Code == amqp.NotFound {
+		return workExchange, nil // the broker has closed the channel
+	}
+	if err != nil {
+		return "", err
+	}
+	return directExchange, channel.Close()
+}
+
 // parse reads a delivery of the work queue. An error says what in it breaks the contract; only a
-// message with a token can.
+// message with a token can. What comes by the exchange for direct messages is one, whatever its
+// headers say.
 func parse(d *amqp.Delivery) (*message, error) {
 	m := &message{handler: d.Type, correlationID: d.CorrelationId}
-	if d.Headers["tq-token"] == nil {
+	if d.Headers["tq-token"] == nil || d.Exchange == directExchange {
 		m.payload = directPayload(d.Body)
 		return m, nil
 	}
@@ -170,7 +189,7 @@ func asInteger(value any) (int64, bool) {
 }
 
 // deadLetter returns the delivery as it goes to the dead-letter queue, without the broker's own
-// headers.
+// headers, and with the exchange it came by.
 func deadLetter(d *amqp.Delivery, key, reason string) outgoing {
 	table := amqp.Table{}
 	for name, value := range d.Headers {
@@ -182,6 +201,7 @@ func deadLetter(d *amqp.Delivery, key, reason string) outgoing {
 		reason = strings.ToValidUTF8(reason[:reasonLimit], "")
 	}
 	table["tq-error"] = reason
+	table["tq-exchange"] = d.Exchange
 	return outgoing{
 		exchange: deadExchange,
 		key:      key,

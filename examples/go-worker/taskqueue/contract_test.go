@@ -37,6 +37,20 @@ func TestIntegersOfAnyWidthAreTaken(t *testing.T) {
 	}
 }
 
+func TestWhatComesByTheDirectExchangeIsDirectWhateverItsHeadersSay(t *testing.T) {
+	d := taskDelivery()
+	d.Exchange = directExchange
+	d.Headers["tq-fence"] = int64(1) << 62
+	m, err := parse(d)
+	if err != nil || !m.direct() || m.fence != nil || m.token != "" {
+		t.Errorf("read as %+v, error %v", m, err)
+	}
+	letter := deadLetter(d, "shop.q", "no")
+	if found := letter.publishing.Headers["tq-exchange"]; found != directExchange {
+		t.Errorf("its dead letter names the exchange %v", found)
+	}
+}
+
 func TestAFenceOfZeroIsAFence(t *testing.T) {
 	d := taskDelivery()
 	d.Headers["tq-fence"] = int64(0)

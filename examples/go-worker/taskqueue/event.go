@@ -40,6 +40,7 @@ type eventData struct {
 	Attempt           int64           `json:"attempt"`
 	Epoch             int64           `json:"epoch"`
 	CorrelationID     *string         `json:"correlationId,omitempty"`
+	Exchange          string          `json:"exchange,omitempty"`
 	Worker            string          `json:"worker"`
 	Seconds           *float64        `json:"seconds,omitempty"`
 	Result            json.RawMessage `json:"result,omitempty"`
@@ -102,7 +103,7 @@ func taskEvent(m *message, kind eventKind, worker string, end *ending) outgoing 
 // directEvent is the end of a direct message. Its id is the message's own, so that a
 // subscriber recognises an end that is reported twice.
 func directEvent(s *Settings, d *amqp.Delivery, deliveries int64, end ending) outgoing {
-	data := eventData{Attempt: deliveries, CorrelationID: &d.CorrelationId}
+	data := eventData{Attempt: deliveries, CorrelationID: &d.CorrelationId, Exchange: d.Exchange}
 	end.fill(&data)
 	id := d.MessageId
 	if id == "" {

@@ -136,6 +136,12 @@ class Channel:
         """Bind a queue; idempotent. Raises as `declare_queue`."""
         await self._call(lambda done: self._channel.queue_bind(queue, exchange, key, callback=done))
 
+    async def bind_exchange(self, destination: str, source: str, key: str) -> None:
+        """Pass on to an exchange what reaches another; idempotent. Raises as `declare_queue`."""
+        await self._call(
+            lambda done: self._channel.exchange_bind(destination, source, key, callback=done)
+        )
+
     async def unbind_queue(self, queue: str, exchange: str, key: str) -> None:
         """Remove a binding. Raises as `declare_queue`."""
         await self._call(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from taskqueue.contract.names import WORK_EXCHANGE, routing_key
+from taskqueue.contract.names import routing_key
 from taskqueue.direct.dead_letters import DeadLetter, DeadLetterKind, DeadLetterPage, RedriveResult
 from taskqueue.model.queue import QueueKey
 from taskqueue.timestamps import to_rfc3339
@@ -54,7 +54,7 @@ def print_table(
 
 def redrive_report(key: QueueKey, result: RedriveResult) -> list[str]:
     """Return lines that say how many messages were redriven, and why others were not."""
-    lines = [f"{_count(result.redriven)} redriven to {WORK_EXCHANGE}, key {routing_key(*key)}."]
+    lines = [f"{_count(result.redriven)} redriven to {result.exchange}, key {routing_key(*key)}."]
     if result.kept_tasks:
         lines.append(
             f"{_count(result.kept_tasks)} of Tasks kept: a Task continues or ends by its own retry "

@@ -18,7 +18,13 @@ from taskqueue.limits import (
 )
 
 #: Exchanges, all durable topic exchanges: topic permissions have no effect on other kinds.
+#: Attempts of Tasks, published by the operator.
 WORK_EXCHANGE = "taskqueue.work"
+
+
+#: Direct messages: anybody may be permitted to publish here, and nothing that comes by it is taken
+#: for an attempt of a Task.
+DIRECT_EXCHANGE = "taskqueue.direct"
 
 
 DEAD_EXCHANGE = "taskqueue.dead"
@@ -72,8 +78,7 @@ ERROR_HEADER = "tq-error"
 CUT_HEADER = "tq-cut"
 
 
-#: Header of a message the operator dead-lettered: the exchange it was published to. Only a work
-#: message can be published to the work exchange again.
+#: Header of a message that a worker or the operator dead-lettered: the exchange it came by.
 EXCHANGE_HEADER = "tq-exchange"
 
 

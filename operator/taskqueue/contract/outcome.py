@@ -72,6 +72,7 @@ class AttemptEvent:
         error: on failure.
         retry_after_seconds: how long the handler wants to wait before the next attempt.
         correlation_id: a direct message's own, where it has one.
+        exchange: that a direct message was published to; "" from workers that do not say.
         id: the CloudEvent's. Empty: `encode` makes a unique one. The outcome of a direct message
             has that message's id, so that listeners recognize repeats.
     """
@@ -90,6 +91,7 @@ class AttemptEvent:
     error: EventError | None = None
     retry_after_seconds: float | None = None
     correlation_id: str = ""
+    exchange: str = ""
     id: str = ""
 
     @property
@@ -114,6 +116,8 @@ def encode(event: AttemptEvent) -> bytes:
     }
     if event.is_direct:
         data["correlationId"] = event.correlation_id
+        if event.exchange:
+            data["exchange"] = event.exchange
     if event.seconds is not None:
         data["seconds"] = event.seconds
     if event.result is not None:
@@ -170,6 +174,7 @@ def decode(body: bytes) -> AttemptEvent:
             ),
             retry_after_seconds=_number(data.get("retryAfterSeconds")),
             correlation_id=str(data.get("correlationId", "")),
+            exchange=str(data.get("exchange", "")),
             id=event.id,
         )
     except ContractError:

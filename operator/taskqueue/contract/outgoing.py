@@ -20,6 +20,7 @@ from taskqueue.contract.names import (
     CUT_HEADER,
     DEAD_EXCHANGE,
     ERROR_HEADER,
+    EXCHANGE_HEADER,
     OUTCOMES_EXCHANGE,
     routing_key,
 )
@@ -68,14 +69,22 @@ def outcome_message(key: str, body: bytes) -> OutgoingMessage:
 
 
 def dead_letter(
-    properties: BasicProperties, body: bytes, *, namespace: str, queue: str, reason: str
+    properties: BasicProperties,
+    body: bytes,
+    *,
+    exchange: str,
+    namespace: str,
+    queue: str,
+    reason: str,
 ) -> OutgoingMessage:
     """Return a delivery as a message for the dead queue, with the reason in a header.
 
-    The publisher's headers stay; the broker's own (``x-…``) do not, nor what would make the copy
-    expire, be refused (user id) or be answered.
+    Another header names the exchange it was published to: what a direct message claims counts as
+    little in the dead queue as before. The publisher's headers stay; the broker's own (``x-…``) do
+    not, nor what would make the copy expire, be refused (user id) or be answered.
     """
     headers = without_broker_headers(properties)
+    headers[EXCHANGE_HEADER] = exchange
     headers[ERROR_HEADER] = reason[:DEAD_REASON_LENGTH].encode(errors="replace").decode()
     return OutgoingMessage(
         exchange=DEAD_EXCHANGE,

@@ -21,6 +21,7 @@ from taskqueue.contract.names import (
     CONTROL_STREAM,
     DEAD_EXCHANGE,
     DEAD_QUEUE_ARGUMENTS,
+    DIRECT_EXCHANGE,
     EVENTS_EXCHANGE,
     HEARTBEATS_ARGUMENTS,
     HEARTBEATS_EXCHANGE,
@@ -39,6 +40,7 @@ _PRECONDITION_FAILED = 406
 
 _EXCHANGES = (
     WORK_EXCHANGE,
+    DIRECT_EXCHANGE,
     DEAD_EXCHANGE,
     OUTCOMES_EXCHANGE,
     HEARTBEATS_EXCHANGE,
@@ -74,6 +76,7 @@ async def declare_operator_topology(connection: Connection) -> None:
     """
     for exchange in _EXCHANGES:
         await _ensure_exchange(connection, exchange)
+    await _bind_direct_exchange(connection)
     await _ensure_queue(connection, INBOX_QUEUE, INBOX_ARGUMENTS)
     await _bind(connection, INBOX_QUEUE, {OUTCOMES_EXCHANGE: _ALL_KEYS, DEAD_EXCHANGE: _ALL_KEYS})
     await _ensure_queue(connection, HEARTBEATS_QUEUE, HEARTBEATS_ARGUMENTS)
@@ -100,6 +103,27 @@ async def declare_task_queue(connection: Connection, namespace: str, queue: str)
     created = await _ensure_queue(connection, work, work_queue_arguments(namespace, queue))
     await _bind(connection, work, {WORK_EXCHANGE: key})
     return created
+
+
+async def find_direct_exchange(connection: Connection) -> str:
+    """Return the exchange for direct messages: that of work where no operator has declared its own.
+
+    Older operators declare none, and take direct messages by the exchange for work.
+
+    Raises:
+        ChannelRefused: the broker refuses the question.
+        BrokerUnavailable: the connection is lost.
+    """
+    channel = await connection.channel()
+    try:
+        await channel.declare_exchange(DIRECT_EXCHANGE, passive=True)
+    except ChannelRefused as refusal:
+        if _is_missing(refusal):
+            return WORK_EXCHANGE
+        raise
+    finally:
+        await channel.close()
+    return DIRECT_EXCHANGE
 
 
 async def ready_messages(channel: Channel, queue: str) -> int | None:
@@ -157,6 +181,16 @@ async def _ensure_queue(connection: Connection, name: str, arguments: Mapping[st
     finally:
         await channel.close()
     return created
+
+
+async def _bind_direct_exchange(connection: Connection) -> None:
+    # One binding, and no queue can have the one exchange without the other. A message keeps the
+    # name of the exchange it was published to.
+    channel = await connection.channel()
+    try:
+        await channel.bind_exchange(WORK_EXCHANGE, DIRECT_EXCHANGE, _ALL_KEYS)
+    finally:
+        await channel.close()
 
 
 async def _bind(connection: Connection, queue: str, keys: Mapping[str, str]) -> None:

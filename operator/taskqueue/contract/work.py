@@ -18,6 +18,8 @@ from taskqueue.amqp.properties import BasicProperties
 from taskqueue.contract.names import (
     APP_ID,
     CONTENT_TYPE_JSON,
+    DIRECT_EXCHANGE,
+    EXCHANGE_HEADER,
     QUEUE_KEY_BYTES,
     ContractError,
     routing_key,
@@ -102,7 +104,7 @@ class WorkMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectMessage:
-    """A message anybody published to a work queue, without a token.
+    """A message that anybody may have published: by the exchange for it, or without a token.
 
     Attributes:
         handler: the message's type, or None: the worker's default handler.
@@ -115,15 +117,23 @@ class DirectMessage:
     payload: dict[str, Any]
 
 
-def parse_work(properties: BasicProperties, body: bytes) -> WorkMessage | DirectMessage:
+def parse_work(
+    properties: BasicProperties, body: bytes, *, exchange: str
+) -> WorkMessage | DirectMessage:
     """Read a delivery from a work queue.
+
+    Args:
+        properties: of the message.
+        body: of the message.
+        exchange: the one it was published to. By that for direct messages nothing else comes,
+            whatever the headers say.
 
     Raises:
         ContractError: the message has a token, so it claims to be ours, and breaks the contract.
     """
     headers: Mapping[str, Any] = properties.headers or {}
     token = headers.get("tq-token")
-    if token is None:
+    if token is None or exchange == DIRECT_EXCHANGE:
         return DirectMessage(
             handler=properties.type or None,
             correlation_id=properties.correlation_id,
@@ -173,9 +183,26 @@ class AttemptClaim:
     epoch: int
 
 
+def published_to(headers: Mapping[str, Any]) -> str:
+    """Return the exchange that a dead letter was published to when it was alive; "": not known.
+
+    The broker's record of a death it caused counts before the header of whoever else moved the
+    message: that may have been there before.
+    """
+    deaths = headers.get("x-death")
+    if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping):
+        return str(deaths[0].get("exchange", ""))
+    return str(headers.get(EXCHANGE_HEADER, ""))
+
+
 def claimed_attempt(properties: BasicProperties) -> AttemptClaim | None:
-    """Return the attempt a work message claims to be, even where it breaks the contract."""
+    """Return the attempt a dead letter claims to have been, even where it breaks the contract.
+
+    A direct message can claim none.
+    """
     headers: Mapping[str, Any] = properties.headers or {}
+    if published_to(headers) == DIRECT_EXCHANGE:
+        return None
     try:
         return AttemptClaim(
             uid=properties.correlation_id or "",

@@ -296,6 +296,17 @@ class Engine:
 
     # Events of the Tasks.
 
+    def uses_broker(self, key: QueueKey, broker: object) -> bool:
+        """Return whether a TaskQueue uses this broker."""
+        controller = self._controller(key)
+        return controller is not None and controller.uses_broker(broker)
+
+    def on_direct_end(self, key: QueueKey, exchange: str) -> None:
+        """Note by which exchange direct messages come."""
+        controller = self._controller(key)
+        if controller is not None:
+            controller.on_direct_end(exchange)
+
     def on_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Register a worker's heartbeat."""
         controller = self._controller((heartbeat.namespace, heartbeat.queue))

@@ -134,7 +134,8 @@ class AsyncProducer:
                 try:
                     while not batch.is_done:
                         self._check_open()
-                        await batch.publish(await self._publisher.publisher())
+                        publisher = await self._publisher.publisher()
+                        await batch.publish(publisher, self._publisher.exchange)
                 finally:
                     over = True  # late confirms must not reschedule a scope that has ended
         except TimeoutError:

@@ -27,15 +27,16 @@ from taskqueue.amqp.properties import BasicProperties
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.names import (
+    DIRECT_EXCHANGE,
     ERROR_HEADER,
     EXCHANGE_HEADER,
     OUTCOMES_EXCHANGE,
-    WORK_EXCHANGE,
     dead_queue,
     routing_key,
 )
 from taskqueue.contract.outgoing import OutgoingMessage, without_broker_headers
-from taskqueue.contract.topology import ready_messages
+from taskqueue.contract.topology import find_direct_exchange, ready_messages
+from taskqueue.contract.work import published_to
 
 #: Messages read in one pass. Every pass reads the same number: passes of different lengths would
 #: change the order.
@@ -101,6 +102,7 @@ class RedriveResult:
     """The result of one redrive: how many messages were redriven, and why others were not.
 
     Attributes:
+        exchange: where they were published.
         redriven: moved to the work queue.
         kept_tasks: kept because they are attempts of Tasks.
         kept_outcomes: kept because they are outcomes, not work.
@@ -110,6 +112,7 @@ class RedriveResult:
         not_read: messages behind the window.
     """
 
+    exchange: str
     redriven: int = 0
     kept_tasks: int = 0
     kept_outcomes: int = 0
@@ -163,7 +166,7 @@ async def redrive(
     ids: frozenset[str] | None = None,
     limit: int = WINDOW,
 ) -> RedriveResult:
-    """Publish direct messages to the work queue again, oldest first.
+    """Publish direct messages to the exchange for them again, oldest first.
 
     Args:
         connection: to the broker.
@@ -176,8 +179,9 @@ async def redrive(
     """
     publisher = await Publisher.open(connection)
     channel = await connection.channel()
-    result = RedriveResult()
-    run = _Redrive(publisher, routing_key(namespace, queue), ids, limit, result)
+    result = RedriveResult(exchange=await find_direct_exchange(connection))
+    target = (result.exchange, routing_key(namespace, queue))
+    run = _Redrive(publisher, target, ids, limit, result)
     try:
         total = await _read_window(channel, dead_queue(namespace, queue), run.on_message)
         await run.wait_for_confirms()
@@ -249,14 +253,14 @@ class _Redrive:
     def __init__(
         self,
         publisher: Publisher,
-        key: str,
+        target: tuple[str, str],
         ids: Container[str] | None,
         limit: int,
         result: RedriveResult,
     ) -> None:
         self.seen_ids: set[str] = set()
         self._publisher = publisher
-        self._key = key
+        self._exchange, self._key = target
         self._ids = ids
         self._left = limit
         self._result = result
@@ -284,9 +288,10 @@ class _Redrive:
     def _publish(self, delivery: Delivery) -> None:
         properties = delivery.properties
         headers = without_broker_headers(properties)
-        headers.pop(ERROR_HEADER, None)
+        for name in (ERROR_HEADER, EXCHANGE_HEADER):
+            headers.pop(name, None)
         copy = OutgoingMessage(
-            exchange=WORK_EXCHANGE,
+            exchange=self._exchange,
             key=self._key,
             body=delivery.body,
             content_type=properties.content_type,
@@ -387,9 +392,12 @@ _YEAR_10000 = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
 def _kind(properties: BasicProperties, headers: Mapping[str, Any]) -> DeadLetterKind:
+    came_by = published_to(headers)
+    if came_by == DIRECT_EXCHANGE:
+        return DeadLetterKind.DIRECT
     if "tq-token" in headers:
         return DeadLetterKind.TASK
-    if properties.content_type == CONTENT_TYPE or headers.get(EXCHANGE_HEADER) == OUTCOMES_EXCHANGE:
+    if properties.content_type == CONTENT_TYPE or came_by == OUTCOMES_EXCHANGE:
         return DeadLetterKind.OUTCOME
     return DeadLetterKind.DIRECT
 

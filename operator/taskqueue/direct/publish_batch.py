@@ -15,7 +15,7 @@ from functools import partial
 
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.backoff import Backoff
-from taskqueue.contract.names import WORK_EXCHANGE
+from taskqueue.contract.names import DIRECT_EXCHANGE
 from taskqueue.direct.errors import ClientError, Refused, Unroutable
 from taskqueue.direct.message import direct_properties
 
@@ -72,15 +72,15 @@ class PublishBatch:
         """Whether everything is confirmed."""
         return self._exhausted and not self._to_republish and not self._in_flight
 
-    async def publish(self, publisher: Publisher) -> None:
-        """Publish until everything is confirmed or the publisher is closed.
+    async def publish(self, publisher: Publisher, exchange: str) -> None:
+        """Publish to an exchange until everything is confirmed or the publisher is closed.
 
         Raises:
             Unroutable: the queue does not exist.
             Refused: the broker does not allow it.
         """
         while not self.is_done:
-            self._fill(publisher)
+            self._fill(publisher, exchange)
             if self.is_done:
                 return
             await self._progress.wait()
@@ -92,7 +92,7 @@ class PublishBatch:
             if self._to_republish and not publisher.closed.done():
                 await asyncio.sleep(self._backoff.next_delay())  # the queue is full
 
-    def _fill(self, publisher: Publisher) -> None:
+    def _fill(self, publisher: Publisher, exchange: str) -> None:
         while self._in_flight < WINDOW:
             message = (
                 self._to_republish.popleft() if self._to_republish else next(self._messages, None)
@@ -101,7 +101,7 @@ class PublishBatch:
                 self._exhausted = True
                 return
             publisher.publish(
-                WORK_EXCHANGE,
+                exchange,
                 self._key,
                 message.body,
                 direct_properties(handler=message.handler, correlation_id=message.correlation_id),
@@ -128,13 +128,13 @@ class PublishBatch:
         code = text.partition(" ")[0]
         if code == "404":
             return Unroutable(
-                f"RabbitMQ at {self._address} has no exchange {WORK_EXCHANGE}: no operator has "
+                f"RabbitMQ at {self._address} has no exchange {DIRECT_EXCHANGE}: no operator has "
                 f"declared anything there: create TaskQueue {self._queue}, and check that its "
                 "broker and virtual host are these"
             )
         if code in ("403", "406"):
             advice = (
-                f": give the user write permission on the exchange {WORK_EXCHANGE}, and topic "
+                f": give the user write permission on the exchange {DIRECT_EXCHANGE}, and topic "
                 f"write permission on {self._key}"
                 if code == "403"
                 else ""

@@ -9,6 +9,8 @@ from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher
 from taskqueue.backoff import HELD_SECONDS, Backoff
+from taskqueue.contract.names import DIRECT_EXCHANGE
+from taskqueue.contract.topology import find_direct_exchange
 from taskqueue.logs import EventLog
 
 log = EventLog("taskqueue.client")
@@ -30,6 +32,8 @@ class ReconnectingPublisher:
         self._opening = asyncio.Lock()
         self._backoff = Backoff(held_seconds=HELD_SECONDS)
         self._error = ""
+        #: Where direct messages go, at the broker of the open publisher.
+        self.exchange = DIRECT_EXCHANGE
 
     @property
     def last_error(self) -> str:
@@ -52,6 +56,7 @@ class ReconnectingPublisher:
                 await self.close()  # one that was being opened when its caller timed out
                 try:
                     self._connection = await connect(self._parameters, name=self._name)
+                    self.exchange = await find_direct_exchange(self._connection)
                     self._publisher = await Publisher.open(self._connection)
                 except (BrokerUnavailable, ChannelRefused) as error:
                     if self._error != str(error):

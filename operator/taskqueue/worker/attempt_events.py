@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from taskqueue.amqp.channel import Delivery
 from taskqueue.contract.names import ContractError
 from taskqueue.contract.outcome import AttemptEvent, EventKind, encode
 from taskqueue.contract.work import DirectMessage, WorkMessage
@@ -92,7 +93,7 @@ def direct_event(
     *,
     namespace: str,
     worker: str,
-    message_id: str,
+    delivery: Delivery,
 ) -> CachedOutcome:
     """Return the encoded end of a direct message; it has the message's id, if any."""
     event = AttemptEvent(
@@ -109,7 +110,8 @@ def direct_event(
         result=result.result,
         error=result.error,
         correlation_id=attempt.uid,
-        id=message_id,
+        exchange=delivery.exchange,
+        id=delivery.properties.message_id or "",
     )
     return _encoded(event)
 

@@ -64,7 +64,7 @@ class DeliveryHandler:
         try:
             if delivery.problem:
                 raise ContractError(delivery.problem)
-            message = parse_work(delivery.properties, delivery.body)
+            message = parse_work(delivery.properties, delivery.body, exchange=delivery.exchange)
             if isinstance(message, DirectMessage):
                 return self._direct_run(delivery, message)
             run_id = self._by_token.get(message.token)

@@ -84,7 +84,7 @@ class RunReporter:
                 _result_of(report),
                 namespace=self._namespace,
                 worker=worker,
-                message_id=run.delivery.properties.message_id or "",
+                delivery=run.delivery,
             )
         elif isinstance(report, AttemptResult):
             outcome = event_of(run.message, kind_of(report), worker=worker, result=report)
@@ -119,6 +119,7 @@ class RunReporter:
         message = dead_letter(
             delivery.properties,
             delivery.body,
+            exchange=delivery.exchange,
             namespace=self._namespace,
             queue=self._queue,
             reason=reason,

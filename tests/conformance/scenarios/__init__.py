@@ -70,5 +70,6 @@ SCENARIOS = (
     ScenarioEntry("finished", Point.DELIVERIES, deliveries.counted_and_remembered),
     ScenarioEntry("connections", Point.CONNECTIONS, connections.two),
     ScenarioEntry("direct", Point.MESSAGES, messages.direct),
+    ScenarioEntry("forged", Point.MESSAGES, messages.forged),
     ScenarioEntry("malformed", Point.MESSAGES, messages.malformed),
 )

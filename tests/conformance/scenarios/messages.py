@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from taskqueue.contract.names import DIRECT_EXCHANGE, WORK_EXCHANGE
 from taskqueue.contract.outcome import EventKind
 from tests.conformance.broker_env import NAMESPACE
 from tests.conformance.points import expect
@@ -48,6 +50,53 @@ async def direct(scenario: Scenario) -> None:
         await scenario.wait_settled()
 
 
+async def forged(scenario: Scenario) -> None:
+    await scenario.ready()
+    token = "k1.forged"
+    headers = {
+        "tq-version": 1,
+        "tq-namespace": NAMESPACE,
+        "tq-queue": scenario.name,
+        "tq-task": "victim",
+        "tq-attempt": 1,
+        "tq-max-attempts": 1,
+        "tq-epoch": 0,
+        "tq-token": token,
+        "tq-max-deliveries": 1,
+        "tq-timeout-seconds": 60,
+        "tq-fence": 2**62,
+    }
+    events = scenario.broker_env.inbox.events
+    async with scenario.check(
+        "what comes by taskqueue.direct has no Task, whatever its headers say"
+    ):
+        correlation_id = await scenario.publish_direct("echo", payload={"a": 1}, headers=headers)
+        event = await scenario.ends_with(correlation_id, EventKind.SUCCEEDED)
+        expect((event.uid, event.token) == ("", ""), f"its end is of {event.uid}, {event.token}")
+        expect(not events(token), "its end has the token")
+    async with scenario.check("and what breaks the contract for Tasks there runs"):
+        broken = {**headers, "tq-version": 2, "tq-attempt": "many"}
+        await scenario.ends_with(
+            await scenario.publish_direct("echo", payload={"a": 1}, headers=broken),
+            EventKind.SUCCEEDED,
+        )
+    async with scenario.check("its dead letter names the exchange it came by"):
+        trace = scenario.trace("fail-for-good")
+        await scenario.ends_with(
+            await scenario.publish_direct("fail-for-good", trace, headers=headers),
+            EventKind.FAILED,
+        )
+        found = (await _expect_dead_letter(scenario, "broken")).get("tq-exchange")
+        expect(found == DIRECT_EXCHANGE, f"tq-exchange is {found!r}")
+    async with scenario.check("without a token it may also come by taskqueue.work"):
+        await scenario.ends_with(
+            await scenario.publish_direct("echo", payload={"a": 1}, exchange=WORK_EXCHANGE),
+            EventKind.SUCCEEDED,
+        )
+    async with scenario.check("nothing is left in the queue"):
+        await scenario.wait_settled()
+
+
 async def malformed(scenario: Scenario) -> None:
     await scenario.ready()
     broken: dict[str, dict[str, Any]] = {
@@ -69,9 +118,10 @@ async def malformed(scenario: Scenario) -> None:
         expect(set(scenario.proxy.settled) == {"ack"}, f"settled by {set(scenario.proxy.settled)}")
 
 
-async def _expect_dead_letter(scenario: Scenario, reason_part: str) -> None:
+async def _expect_dead_letter(scenario: Scenario, reason_part: str) -> Mapping[str, Any]:
     delivery = await scenario.broker_env.dead_letter(scenario.name)
     headers = delivery.properties.headers or {}
     reason = headers.get("tq-error")
     expect(isinstance(reason, str) and reason_part in reason, f"tq-error is {reason!r}")
     expect("x-delivery-count" not in headers, "it keeps the broker's x-delivery-count")
+    return headers

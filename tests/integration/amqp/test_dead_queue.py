@@ -138,7 +138,7 @@ async def test_direct_messages_are_redriven_as_they_once_were(
     worker = Collector()
     await worker.start(channel, WORK)
     (copy,) = await worker.wait(1)
-    assert (copy.exchange, copy.routing_key) == ("taskqueue.work", KEY)
+    assert (copy.exchange, copy.routing_key) == ("taskqueue.direct", KEY)
     assert copy.body == b'{"a": 1}'
     properties = copy.properties
     assert properties.headers == {"tenant": "t", "traceparent": "00-1"}
@@ -178,7 +178,7 @@ async def test_a_letter_without_a_work_queue_stays(bench: Bench, channel: Channe
     await channel.delete_queue(WORK)
     told = await redrive(bench.connection, *QUEUE)
     assert told.redriven == 0
-    assert "taskqueue.work" in told.refused[0]
+    assert "taskqueue.direct" in told.refused[0]
     await bench.ready(DEAD, 1)
 
 
@@ -287,7 +287,7 @@ async def test_the_command_lists_redrives_and_purges(bench: Bench, shell: Shell)
 
     redriven = await shell("redrive", "shop/images")
     assert redriven.exit_code == 0, redriven.output
-    assert "1 message redriven to taskqueue.work, key shop.images." in redriven.output
+    assert "1 message redriven to taskqueue.direct, key shop.images." in redriven.output
     assert "1 message of Tasks kept" in redriven.output
     await bench.ready(WORK, 1)
     await bench.ready(DEAD, 1)

@@ -1,4 +1,4 @@
-"""A worker's broker user: it can do its work, and nothing to anybody else's.
+"""The broker users of a worker and of a producer: what they need, and nothing else.
 
 The patterns are those of docs/reference/message-contract.md.
 """
@@ -15,10 +15,12 @@ from taskqueue.amqp.channel import ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.client import AsyncProducer
 from taskqueue.contract.command import WorkerCommand, command_message, decode
 from taskqueue.contract.names import (
     CONTROL_STREAM,
     DEAD_EXCHANGE,
+    DIRECT_EXCHANGE,
     EVENTS_EXCHANGE,
     OUTCOMES_EXCHANGE,
     WORK_EXCHANGE,
@@ -53,6 +55,18 @@ def worker(rabbitmq_vhost: VirtualHost) -> Iterator[BrokerParameters]:
     ):
         body = {"exchange": exchange, "write": pattern, "read": "^$"}
         management.request("PUT", "topic-permissions", vhost, user, body=body)
+    yield replace(rabbitmq_vhost.parameters, username=user, password="pw")
+    management.request("DELETE", "users", user)
+
+
+@pytest.fixture
+def producer(rabbitmq_vhost: VirtualHost) -> Iterator[BrokerParameters]:
+    management, vhost = rabbitmq_vhost.management, rabbitmq_vhost.name
+    user = f"producer-{vhost}"
+    management.request("PUT", "users", user, body={"password": "pw", "tags": ""})
+    management.permit(vhost, user, configure="^$", write=r"^taskqueue\.direct$", read="^$")
+    body = {"exchange": DIRECT_EXCHANGE, "write": r"^shop\.images$", "read": "^$"}
+    management.request("PUT", "topic-permissions", vhost, user, body=body)
     yield replace(rabbitmq_vhost.parameters, username=user, password="pw")
     management.request("DELETE", "users", user)
 
@@ -115,6 +129,7 @@ async def test_a_worker_reads_orders(connection: Connection, worker: BrokerParam
         (OUTCOMES_EXCHANGE, "shop.mail.task.succeeded"),
         (DEAD_EXCHANGE, "shop.mail"),
         (WORK_EXCHANGE, "shop.images"),
+        (DIRECT_EXCHANGE, "shop.images"),
         ("", WORK),
         ("", CONTROL_STREAM),
         (EVENTS_EXCHANGE, OUTCOME_KEY),
@@ -123,6 +138,7 @@ async def test_a_worker_reads_orders(connection: Connection, worker: BrokerParam
         "another queue's outcome",
         "another queue's dead letter",
         "work",
+        "a direct message",
         "any queue by name",
         "an order",
         "what the operator tells",
@@ -131,13 +147,7 @@ async def test_a_worker_reads_orders(connection: Connection, worker: BrokerParam
 async def test_a_worker_publishes_nothing_else(
     worker: BrokerParameters, exchange: str, key: str
 ) -> None:
-    own = await connect(worker, name="worker")
-    publisher = await Publisher.open(own)
-    verdict, text = await publisher.publish_and_wait(exchange, key, b"{}", properties())
-    assert verdict is Settled.UNKNOWN
-    assert text.startswith("403 ACCESS_REFUSED")
-    await asyncio.wait({publisher.closed}, timeout=20)
-    await own.close()
+    await expect_refused(worker, exchange, key)
 
 
 @pytest.mark.usefixtures("declared")
@@ -147,4 +157,52 @@ async def test_a_worker_neither_declares_nor_reads_other_queues(worker: BrokerPa
         await Collector().start(await own.channel(), work_queue("shop", "mail"))
     with pytest.raises(ChannelRefused, match="403 ACCESS_REFUSED"):
         await (await own.channel()).declare_queue("taskqueue.shop.mine")
+    await own.close()
+
+
+@pytest.mark.usefixtures("declared")
+async def test_a_producer_sends_direct_messages(
+    connection: Connection, producer: BrokerParameters
+) -> None:
+    async with AsyncProducer(
+        {
+            "host": producer.host,
+            "port": str(producer.port),
+            "username": producer.username,
+            "password": producer.password,
+            "vhost": producer.virtual_host,
+        }
+    ) as client:
+        await client.send("shop", "images", {"width": 64})
+    collector = Collector()
+    channel = await connection.channel()
+    await collector.start(channel, WORK)
+    (delivery,) = await collector.wait(1)
+    assert (delivery.exchange, delivery.routing_key) == (DIRECT_EXCHANGE, "shop.images")
+
+
+@pytest.mark.usefixtures("declared")
+@pytest.mark.parametrize(
+    ("exchange", "key"),
+    [
+        (DIRECT_EXCHANGE, "shop.mail"),
+        (WORK_EXCHANGE, "shop.images"),
+        (OUTCOMES_EXCHANGE, OUTCOME_KEY),
+        ("", WORK),
+    ],
+    ids=["to another queue", "as the operator", "an outcome", "to any queue by name"],
+)
+async def test_a_producer_publishes_nothing_else(
+    producer: BrokerParameters, exchange: str, key: str
+) -> None:
+    await expect_refused(producer, exchange, key)
+
+
+async def expect_refused(user: BrokerParameters, exchange: str, key: str) -> None:
+    own = await connect(user, name="refused")
+    publisher = await Publisher.open(own)
+    verdict, text = await publisher.publish_and_wait(exchange, key, b"{}", properties())
+    assert verdict is Settled.UNKNOWN
+    assert text.startswith("403 ACCESS_REFUSED")
+    await asyncio.wait({publisher.closed}, timeout=20)
     await own.close()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import Channel, ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
@@ -15,6 +16,7 @@ from taskqueue.contract.names import (
     CONTROL_ARGUMENTS,
     CONTROL_STREAM,
     DEAD_EXCHANGE,
+    DIRECT_EXCHANGE,
     EVENTS_EXCHANGE,
     INBOX_QUEUE,
     OUTCOMES_EXCHANGE,
@@ -27,10 +29,12 @@ from taskqueue.contract.topology import (
     TopologyConflict,
     declare_operator_topology,
     declare_task_queue,
+    find_direct_exchange,
     ready_messages,
 )
+from taskqueue.contract.work import claimed_attempt, published_to
 from tests.integration.amqp.endpoint import VirtualHost
-from tests.integration.amqp.messages import fill, properties
+from tests.integration.amqp.messages import Collector, fill, properties
 
 pytestmark = pytest.mark.broker
 
@@ -57,6 +61,7 @@ async def test_declaring_again_changes_nothing(connection: Connection) -> None:
     ("exchange", "key", "queues"),
     [
         (WORK_EXCHANGE, KEY, [WORK]),
+        (DIRECT_EXCHANGE, KEY, [WORK]),
         (DEAD_EXCHANGE, KEY, [DEAD, INBOX_QUEUE]),
         (OUTCOMES_EXCHANGE, f"{KEY}.task.succeeded", [INBOX_QUEUE]),
     ],
@@ -73,12 +78,73 @@ async def test_each_key_reaches_its_queues(
         assert await count(connection, queue) == (1 if queue in queues else 0)
 
 
-async def test_another_queue_of_the_namespace_is_not_reached(connection: Connection) -> None:
+@pytest.mark.parametrize("exchange", [WORK_EXCHANGE, DIRECT_EXCHANGE])
+async def test_another_queue_of_the_namespace_is_not_reached(
+    connection: Connection, exchange: str
+) -> None:
     await declare_operator_topology(connection)
     await declare_task_queue(connection, "shop", "images")
     publisher = await Publisher.open(connection)
-    verdict, _ = await publisher.publish_and_wait(WORK_EXCHANGE, "shop.mail", b"", properties())
+    verdict, _ = await publisher.publish_and_wait(exchange, "shop.mail", b"", properties())
     assert verdict is Settled.RETURNED
+
+
+async def test_a_message_names_the_exchange_it_was_published_to_at_each_delivery(
+    connection: Connection, channel: Channel
+) -> None:
+    await declare_operator_topology(connection)
+    await declare_task_queue(connection, "shop", "images")
+    publisher = await Publisher.open(connection)
+    for exchange in (WORK_EXCHANGE, DIRECT_EXCHANGE):
+        told = await publisher.publish_and_wait(exchange, KEY, b"", properties())
+        assert told == (Settled.CONFIRMED, "")
+    collector = Collector()
+    await collector.start(channel, WORK)
+    for _ in range(2):
+        deliveries = list(await collector.wait(2))
+        assert {one.exchange for one in deliveries} == {WORK_EXCHANGE, DIRECT_EXCHANGE}
+        collector.deliveries.clear()
+        for delivery in deliveries:
+            channel.reject(delivery.delivery_tag, requeue=True)
+
+
+async def test_the_brokers_record_of_a_death_replaces_what_the_publisher_wrote_there(
+    connection: Connection, channel: Channel
+) -> None:
+    await declare_operator_topology(connection)
+    await declare_task_queue(connection, "shop", "images")
+    forged = BasicProperties(
+        message_id="m",
+        correlation_id="u",
+        headers={
+            "tq-token": "k.1",
+            "tq-attempt": 1,
+            "tq-epoch": 0,
+            "tq-exchange": WORK_EXCHANGE,
+            "x-death": [{"exchange": WORK_EXCHANGE, "queue": WORK, "reason": "rejected"}],
+        },
+    )
+    publisher = await Publisher.open(connection)
+    told = await publisher.publish_and_wait(DIRECT_EXCHANGE, KEY, b"", forged)
+    assert told == (Settled.CONFIRMED, "")
+    worker, reader = Collector(), Collector()
+    await worker.start(channel, WORK)
+    (delivery,) = await worker.wait(1)
+    channel.reject(delivery.delivery_tag, requeue=False)
+    await reader.start(channel, DEAD)
+    (letter,) = await reader.wait(1)
+    assert published_to(letter.properties.headers or {}) == DIRECT_EXCHANGE
+    assert claimed_attempt(letter.properties) is None
+
+
+async def test_producers_find_the_exchange_of_an_older_operator(
+    connection: Connection, channel: Channel
+) -> None:
+    assert await find_direct_exchange(connection) == WORK_EXCHANGE
+    await channel.declare_exchange(WORK_EXCHANGE)
+    assert await find_direct_exchange(connection) == WORK_EXCHANGE
+    await declare_operator_topology(connection)
+    assert await find_direct_exchange(connection) == DIRECT_EXCHANGE
 
 
 async def test_a_deleted_work_queue_is_declared_again_and_its_dead_stay(
@@ -120,7 +186,7 @@ async def test_a_queue_with_other_arguments_is_named_and_left_alone(
 
 
 @pytest.mark.parametrize(
-    "exchange", [WORK_EXCHANGE, DEAD_EXCHANGE, OUTCOMES_EXCHANGE, EVENTS_EXCHANGE]
+    "exchange", [WORK_EXCHANGE, DIRECT_EXCHANGE, DEAD_EXCHANGE, OUTCOMES_EXCHANGE, EVENTS_EXCHANGE]
 )
 async def test_an_exchange_of_another_kind_is_named(
     connection: Connection, channel: Channel, exchange: str

@@ -181,6 +181,7 @@ def _queue_patch(body: Body, parts: tuple[Condition, ...]) -> Body:
         refused=not workers.status,
         dead_letter_count=0,
         operator_namespace="taskqueue-system",
+        misplaced_seconds=None,
     )
     status = QueueStatus(observed_generation=config.generation, conditions=listed, backlog=3)
     return queue_status_patch(config.key, status, {one.type: NOW for one in listed})

@@ -91,7 +91,7 @@ def test_equals_are_run_in_the_order_of_their_coming(harness: Harness) -> None:
 def test_a_direct_message_is_run(harness: Harness) -> None:
     key = f"{harness.namespace}.q"
     for number, body in enumerate(('{"a": 1}', "no JSON at all")):
-        assert publish(harness, "taskqueue.work", key, body, correlation_id=f"direct-{number}")
+        assert publish(harness, "taskqueue.direct", key, body, correlation_id=f"direct-{number}")
     harness.until(
         lambda: all(f"direct-{number}" in harness.worker_log() for number in range(2)),
         what="both run",
@@ -99,11 +99,28 @@ def test_a_direct_message_is_run(harness: Harness) -> None:
     harness.queue_status(lambda status: status.get("backlog") == 0, what="empty")
 
 
+def test_a_direct_message_by_the_work_exchange_is_run_and_its_producer_called_outdated(
+    harness: Harness,
+) -> None:
+    def outdated(status: dict[str, Any]) -> dict[str, Any]:
+        listed = status.get("conditions") or ()
+        return next((one for one in listed if one["type"] == "ProducersOutdated"), {})
+
+    harness.queue_status(lambda status: outdated(status).get("status") == "False", what="none")
+    key = f"{harness.namespace}.q"
+    assert publish(harness, "taskqueue.work", key, "{}", correlation_id="old-producer")
+    harness.until(lambda: "old-producer" in harness.worker_log(), what="run")
+    harness.queue_status(
+        lambda status: key in outdated(status).get("message", ""),
+        what="the condition names the key",
+    )
+
+
 def test_a_direct_message_brings_workers_from_zero(harness: Harness) -> None:
     harness.queue("idle", scaling={"maxReplicas": 1})
     harness.ready("idle")
     assert publish(
-        harness, "taskqueue.work", f"{harness.namespace}.idle", "{}", correlation_id="woken"
+        harness, "taskqueue.direct", f"{harness.namespace}.idle", "{}", correlation_id="woken"
     )
     harness.available(1, "idle")
     harness.until(lambda: "woken" in harness.worker_log("idle"), what="run")

@@ -108,10 +108,14 @@ def test_json_has_every_field() -> None:
 
 def test_redrive_report_says_what_was_kept_and_why() -> None:
     result = RedriveResult(
-        redriven=2, kept_tasks=1, refused=["312 NO_ROUTE"] * 4, not_found=("m\x1b",)
+        exchange="taskqueue.direct",
+        redriven=2,
+        kept_tasks=1,
+        refused=["312 NO_ROUTE"] * 4,
+        not_found=("m\x1b",),
     )
     lines = redrive_report(("shop", "q"), result)
-    assert lines[0] == "2 messages redriven to taskqueue.work, key shop.q."
+    assert lines[0] == "2 messages redriven to taskqueue.direct, key shop.q."
     assert "create the Task again" in lines[1]
     assert lines[2:] == [
         "not redriven, kept: 312 NO_ROUTE",

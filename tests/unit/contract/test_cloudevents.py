@@ -68,12 +68,13 @@ ERROR = EventError(type="ValueError", message="no such photo", retryable=False)
                 seconds=2.0,
                 result={},
                 correlation_id="order-9",
+                exchange="taskqueue.direct",
                 id="message-1",
             ),
             (HEAD % "task.succeeded").replace("ID", "message-1")
             + '"subject":"shop/thumbnails","taskqueue":"thumbnails",'
             '"datacontenttype":"application/json","data":{"uid":"","token":"","attempt":1,'
-            '"epoch":0,"worker":"thumbnails-7f-x2","correlationId":"order-9","seconds":2.0,'
+            '"epoch":0,"worker":"thumbnails-7f-x2","correlationId":"order-9","exchange":"taskqueue.direct","seconds":2.0,'
             '"result":{}}}',
         ),
     ],

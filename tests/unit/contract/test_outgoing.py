@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pika.spec import BasicProperties
 
 from taskqueue.amqp import frames
-from taskqueue.contract.names import CUT_HEADER, ERROR_HEADER
+from taskqueue.contract.names import CUT_HEADER, DIRECT_EXCHANGE, ERROR_HEADER
 from taskqueue.contract.outgoing import OutgoingMessage, dead_letter
 from taskqueue.limits import HEADERS_BYTES
 
@@ -37,7 +37,14 @@ VALUES = st.recursive(
 
 def copy_of(headers: dict[str, Any], reason: str = "why") -> OutgoingMessage:
     properties = BasicProperties(type="resize", headers=headers)
-    return dead_letter(properties, b"body", namespace="shop", queue="q", reason=reason)
+    return dead_letter(
+        properties,
+        b"body",
+        exchange=DIRECT_EXCHANGE,
+        namespace="shop",
+        queue="q",
+        reason=reason,
+    )
 
 
 def frame_bytes(message: OutgoingMessage) -> int:

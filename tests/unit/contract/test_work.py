@@ -13,16 +13,27 @@ from pika.spec import BasicProperties
 
 from taskqueue.contract.names import (
     DEAD_EXCHANGE,
+    DIRECT_EXCHANGE,
+    EXCHANGE_HEADER,
+    WORK_EXCHANGE,
     ContractError,
     dead_queue,
     routing_key,
     work_queue,
     work_queue_arguments,
 )
-from taskqueue.contract.work import DirectMessage, WorkMessage, deliveries_so_far, parse_work
+from taskqueue.contract.work import (
+    AttemptClaim,
+    DirectMessage,
+    WorkMessage,
+    claimed_attempt,
+    deliveries_so_far,
+    parse_work,
+)
 
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
+HEADER_VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=20)
 COUNTS = st.integers(min_value=0, max_value=2**31 - 1)
 
 MESSAGES = st.builds(
@@ -82,7 +93,10 @@ def example() -> WorkMessage:
 
 @given(MESSAGES)
 def test_a_work_message_is_read_as_it_was_written(message: WorkMessage) -> None:
-    assert parse_work(over_the_wire(message.properties()), message.body) == message
+    assert (
+        parse_work(over_the_wire(message.properties()), message.body, exchange=WORK_EXCHANGE)
+        == message
+    )
 
 
 def test_every_publish_has_a_message_id_of_its_own() -> None:
@@ -107,7 +121,7 @@ def test_a_missing_or_wrong_header_is_named(name: str, value: Any) -> None:
     properties = example().properties()
     properties.headers[name] = value
     with pytest.raises(ContractError, match=f"header {name} "):
-        parse_work(properties, b"{}")
+        parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
 
 
 @pytest.mark.parametrize("value", [b"\xff", 7, ["a"]])
@@ -115,7 +129,7 @@ def test_a_token_that_is_no_text_is_named(value: Any) -> None:
     properties = example().properties()
     properties.headers["tq-token"] = value
     with pytest.raises(ContractError, match="header tq-token "):
-        parse_work(properties, b"{}")
+        parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
 
 
 def test_a_fence_is_a_header_only_where_there_is_one() -> None:
@@ -128,21 +142,21 @@ def test_a_fence_that_is_no_number_is_named(value: Any) -> None:
     properties = example().properties()
     properties.headers["tq-fence"] = value
     with pytest.raises(ContractError, match="header tq-fence "):
-        parse_work(properties, b"{}")
+        parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
 
 
 def test_another_version_says_what_to_do() -> None:
     properties = example().properties()
     properties.headers["tq-version"] = 2
     with pytest.raises(ContractError, match="tq-version is 2, this worker speaks 1"):
-        parse_work(properties, b"{}")
+        parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
 
 
 def test_a_missing_uid_is_named() -> None:
     properties = example().properties()
     properties.correlation_id = None
     with pytest.raises(ContractError, match="correlation_id"):
-        parse_work(properties, b"{}")
+        parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
 
 
 @pytest.mark.parametrize(
@@ -159,21 +173,55 @@ def test_a_missing_uid_is_named() -> None:
 )
 def test_a_message_without_a_token_is_anybodys(body: bytes, payload: dict[str, Any]) -> None:
     properties = BasicProperties(type="greet", correlation_id="c1")
-    assert parse_work(properties, body) == DirectMessage(
+    assert parse_work(properties, body, exchange=WORK_EXCHANGE) == DirectMessage(
         handler="greet", correlation_id="c1", payload=payload
     )
 
 
 def test_a_direct_message_needs_no_properties_at_all() -> None:
-    assert parse_work(BasicProperties(), b"hello") == DirectMessage(
+    assert parse_work(BasicProperties(), b"hello", exchange=WORK_EXCHANGE) == DirectMessage(
         handler=None, correlation_id=None, payload={"text": "hello"}
     )
+
+
+@given(MESSAGES, st.dictionaries(st.text(max_size=20), HEADER_VALUES, max_size=4))
+def test_what_comes_by_the_exchange_for_direct_messages_is_direct_whatever_its_headers_say(
+    message: WorkMessage, headers: dict[str, Any]
+) -> None:
+    properties = message.properties()
+    properties.headers = {**(properties.headers or {}), **headers}
+    parsed = parse_work(properties, message.body, exchange=DIRECT_EXCHANGE)
+    assert isinstance(parsed, DirectMessage)
+    assert parsed.handler == (message.handler or None)
+
+
+@pytest.mark.parametrize(
+    ("headers", "claims"),
+    [
+        ({}, True),
+        ({EXCHANGE_HEADER: WORK_EXCHANGE}, True),
+        ({EXCHANGE_HEADER: DIRECT_EXCHANGE}, False),
+        ({"x-death": [{"exchange": DIRECT_EXCHANGE}]}, False),
+        ({"x-death": [{"exchange": DIRECT_EXCHANGE}], EXCHANGE_HEADER: WORK_EXCHANGE}, False),
+        ({"x-death": [{"exchange": WORK_EXCHANGE}], EXCHANGE_HEADER: DIRECT_EXCHANGE}, True),
+        ({"x-death": ["odd"], EXCHANGE_HEADER: DIRECT_EXCHANGE}, False),
+    ],
+)
+def test_a_dead_letter_claims_an_attempt_unless_it_was_a_direct_message(
+    headers: dict[str, Any], claims: bool
+) -> None:
+    properties = BasicProperties(
+        correlation_id="u",
+        headers={"tq-token": "k.1", "tq-attempt": 1, "tq-epoch": 0, **headers},
+    )
+    claim = AttemptClaim(uid="u", token="k.1", attempt=1, epoch=0)
+    assert claimed_attempt(properties) == (claim if claims else None)
 
 
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.text(), st.lists).map(json.dumps))
 def test_any_direct_body_becomes_an_object(body: bytes | str) -> None:
     raw = body if isinstance(body, bytes) else body.encode()
-    message = parse_work(BasicProperties(), raw)
+    message = parse_work(BasicProperties(), raw, exchange=WORK_EXCHANGE)
     assert isinstance(message, DirectMessage)
     assert isinstance(message.payload, dict)
 

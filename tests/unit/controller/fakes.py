@@ -32,7 +32,7 @@ from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.status_updater import OnResult, StatusUpdater, WriteRefused, Written
-from taskqueue.model.queue import QueueConfig
+from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.task import Policy, RetryBackoff
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import to_rfc3339
@@ -78,7 +78,7 @@ class FakePublisher:
         mandatory: bool = True,
     ) -> None:
         if exchange == WORK_EXCHANGE:
-            message = parse_work(properties, body)
+            message = parse_work(properties, body, exchange=WORK_EXCHANGE)
             assert isinstance(message, WorkMessage)
             assert key == "shop.q"
             self.published.append(Publish(message, on_settled))
@@ -207,6 +207,9 @@ class TaskHarness:
         self.recorded: list[str] = []
         self.completed: list[str] = []
         self.heartbeats: list[Heartbeat] = []
+        self.direct_ends: list[tuple[QueueKey, str]] = []
+        #: The one that the TaskQueue uses.
+        self.broker = object()
         self.missing = 0
         #: Exceptions of background work.
         self.problems: list[BaseException] = []
@@ -257,6 +260,12 @@ class TaskHarness:
 
     def _on_queue_missing(self) -> None:
         self.missing += 1
+
+    def uses_broker(self, key: QueueKey, broker: object) -> bool:
+        return broker is self.broker
+
+    def on_direct_end(self, key: QueueKey, exchange: str) -> None:
+        self.direct_ends.append((key, exchange))
 
     def on_heartbeat(self, beat: Heartbeat) -> None:
         self.heartbeats.append(beat)
@@ -361,6 +370,7 @@ class TaskHarness:
         routing_key: str = "shop.q.task.succeeded",
         properties: BasicProperties | None = None,
         problem: str = "",
+        broker: object | None = None,
     ) -> int:
         tag = next(self._tags)
         delivery = Delivery(
@@ -373,7 +383,7 @@ class TaskHarness:
             body=body,
             problem=problem,
         )
-        self.tasks.inbox.on_delivery(delivery, _Source(self))
+        self.tasks.inbox.on_delivery(delivery, _Source(self, broker or self.broker))
         return tag
 
     def dead_letter(self, message: WorkMessage, **headers: Any) -> int:
@@ -388,6 +398,8 @@ class _Source:
     """The broker connection the test's messages come from."""
 
     harness: TaskHarness
+
+    broker: object
 
     @property
     def publisher(self) -> Publisher | None:

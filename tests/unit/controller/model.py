@@ -96,7 +96,7 @@ class WatchedPublisher(FakePublisher):
         if self.closed.done():
             asyncio.get_running_loop().call_soon(on_settled, Settled.UNKNOWN, "closed")
         elif exchange == WORK_EXCHANGE:
-            message = parse_work(properties, body)
+            message = parse_work(properties, body, exchange=WORK_EXCHANGE)
             assert isinstance(message, WorkMessage)
             self._model.published(message, on_settled)
         else:

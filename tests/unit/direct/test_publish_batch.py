@@ -66,6 +66,7 @@ class FakeReconnectingPublisher:
         self.publishers: list[FakePublisher] = []
         self.last_error = ""
         self.given = 0
+        self.exchange = "taskqueue.direct"
 
     async def publisher(self) -> Publisher:
         alive = [one for one in self.publishers if not one.closed.done()]
@@ -112,7 +113,7 @@ async def test_producer_sends_a_message_as_the_contract_says(
 ) -> None:
     await producer.send("shop", "mails", {"to": "a"}, handler="mail", correlation_id="c")
     assert broker.bodies == [b'{"to":"a"}']
-    assert broker.keys == {("taskqueue.work", "shop.mails")}
+    assert broker.keys == {("taskqueue.direct", "shop.mails")}
     (sent,) = broker.properties
     assert (sent.type, sent.correlation_id, sent.delivery_mode) == ("mail", "c", 2)
     assert sent.content_type == "application/json"
@@ -234,7 +235,7 @@ async def test_producer_ignores_a_confirm_after_its_timeout(
 async def test_producer_raises_at_once_for_an_undeclared_queue(
     broker: FakePublisher, producer: AsyncProducer
 ) -> None:
-    broker.verdicts.append((Settled.RETURNED, "312 NO_ROUTE: exchange taskqueue.work"))
+    broker.verdicts.append((Settled.RETURNED, "312 NO_ROUTE: exchange taskqueue.direct"))
     with pytest.raises(
         Unroutable, match=r"no TaskQueue shop/mails has declared .* broker:5672/: create the TaskQ"
     ):
@@ -244,7 +245,7 @@ async def test_producer_raises_at_once_for_an_undeclared_queue(
 @pytest.mark.parametrize(
     ("reason", "error", "words"),
     [
-        ("404 NOT_FOUND - no exchange 'taskqueue.work'", Unroutable, "no operator has declared"),
+        ("404 NOT_FOUND - no exchange 'taskqueue.direct'", Unroutable, "no operator has declared"),
         ("403 ACCESS_REFUSED - write access", Refused, r"topic write permission on shop\.mails"),
         ("406 PRECONDITION_FAILED - message size", Refused, "message size"),
     ],

@@ -66,7 +66,12 @@ class FakeChannel:
         self.settled.append(("reject", delivery_tag, requeue))
 
     def deliver(
-        self, message: WorkMessage | BasicProperties, body: bytes = b"{}", *, deliveries: int = 0
+        self,
+        message: WorkMessage | BasicProperties,
+        body: bytes = b"{}",
+        *,
+        deliveries: int = 0,
+        exchange: str = "taskqueue.work",
     ) -> Delivery:
         if isinstance(message, WorkMessage):
             properties, body = message.properties(), message.body
@@ -79,7 +84,7 @@ class FakeChannel:
             channel=cast(Channel, self),
             delivery_tag=self._tag,
             redelivered=deliveries > 0,
-            exchange="taskqueue.work",
+            exchange=exchange,
             routing_key="shop.q",
             properties=properties,
             body=body,

@@ -52,9 +52,9 @@ class RuntimeHarness:
         return self.channel
 
     def deliver(
-        self, message: WorkMessage | BasicProperties, body: bytes = b"{}", *, deliveries: int = 0
+        self, message: WorkMessage | BasicProperties, body: bytes = b"{}", **changes: Any
     ) -> None:
-        self.runtime.on_delivery(self.channel.deliver(message, body, deliveries=deliveries))
+        self.runtime.on_delivery(self.channel.deliver(message, body, **changes))
 
     @property
     def events(self) -> list[EventKind]:

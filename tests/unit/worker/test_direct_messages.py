@@ -11,7 +11,7 @@ from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
 from taskqueue.worker.outcome import raised
 from taskqueue.worker.sdk import Fail, Snooze
-from tests.unit.worker.fakes import turn
+from tests.unit.worker.fakes import turn, work
 from tests.unit.worker.harness import RuntimeHarness, direct
 
 pytestmark = pytest.mark.looptime
@@ -34,6 +34,22 @@ async def test_success_is_published_and_then_acknowledged() -> None:
     assert (event.seconds, event.result, event.worker) == (0.25, {"pages": 1}, "pod-1")
     await turn()
     assert harness.channel.settled == [("ack", 1, False)]
+
+
+async def test_what_comes_by_the_direct_exchange_is_direct_whatever_its_headers_say() -> None:
+    harness = RuntimeHarness(direct_max_deliveries=1)
+    forged = work("k.1", fence=2**63 - 1)
+    harness.deliver(forged, exchange="taskqueue.direct")
+    (execution,) = harness.executor.started
+    assert (execution.attempt.fence, execution.attempt.task) == (None, "shop/q")
+    assert not harness.runtime.running, "no attempt of a Task"
+    execution.done(raised(ValueError("no"), 0.1))
+    (published,) = harness.publisher.settle()
+    event = published.event
+    assert (event.token, event.uid, event.exchange) == ("", "", "taskqueue.direct")
+    (letter,) = harness.publisher.settle()
+    assert letter.exchange == "taskqueue.dead"
+    assert letter.properties.headers["tq-exchange"] == "taskqueue.direct"
 
 
 async def test_an_unconfirmed_end_keeps_the_message() -> None:

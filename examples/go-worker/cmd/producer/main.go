@@ -49,6 +49,10 @@ func produce(key, handler string, bodies []string) error {
 		return err
 	}
 	defer connection.Close()
+	exchange, err := taskqueue.DirectExchange(connection)
+	if err != nil {
+		return err
+	}
 	channel, err := connection.Channel()
 	if err != nil {
 		return err
@@ -58,7 +62,7 @@ func produce(key, handler string, bodies []string) error {
 	}
 	returns := channel.NotifyReturn(make(chan amqp.Return, 1))
 	for _, body := range bodies {
-		id, err := publish(channel, returns, key, handler, body)
+		id, err := publish(channel, returns, exchange, key, handler, body)
 		if err != nil {
 			return err
 		}
@@ -69,12 +73,12 @@ func produce(key, handler string, bodies []string) error {
 
 // publish returns the correlation id once the queue has stored the message.
 func publish(
-	channel *amqp.Channel, returns chan amqp.Return, key, handler, body string,
+	channel *amqp.Channel, returns chan amqp.Return, exchange, key, handler, body string,
 ) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	id := newID()
-	confirm, err := channel.PublishWithDeferredConfirmWithContext(ctx, taskqueue.WorkExchange, key,
+	confirm, err := channel.PublishWithDeferredConfirmWithContext(ctx, exchange, key,
 		true, // mandatory: return it if there is no queue
 		false,
 		amqp.Publishing{

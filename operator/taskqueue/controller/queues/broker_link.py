@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -28,7 +28,6 @@ from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.contract.command import FIRST_COMMAND, command_message
 from taskqueue.contract.names import (
-    EXCHANGE_HEADER,
     HEARTBEATS_QUEUE,
     INBOX_QUEUE,
     OUTCOMES_EXCHANGE,
@@ -72,21 +71,27 @@ State = LinkDown | LinkUp
 
 
 class InboxMarkers:
-    """The markers this process waits for, shared by its links: any of them may read one."""
+    """The markers this process waits for, shared by its links: any of them may read one.
+
+    Which link reads a marker also proves which links have the same broker and virtual host: nobody
+    else knows the marker. A broker's name would prove nothing, as it chooses that itself.
+    """
 
     def __init__(self) -> None:
-        self._awaited: dict[str, asyncio.Event] = {}
+        self._awaited: dict[str, tuple[BrokerLink, asyncio.Event]] = {}
 
-    def create(self) -> tuple[str, asyncio.Event]:
-        """Return a new marker's id, and what is set once it is read."""
+    def create(self, owner: BrokerLink) -> tuple[str, asyncio.Event]:
+        """Return the id of a new marker of a link, and what is set once it is read."""
         marker, seen = uuid.uuid4().hex, asyncio.Event()
-        self._awaited[marker] = seen
+        self._awaited[marker] = owner, seen
         return marker, seen
 
-    def on_marker_read(self, marker: str | None) -> None:
-        """Handle a marker from an inbox; one of another process is ignored."""
-        seen = self._awaited.get(marker or "")
-        if seen is not None:
+    def on_marker_read(self, marker: str | None, reader: BrokerLink) -> None:
+        """Handle a marker from a link's inbox; one of another process is ignored."""
+        awaited = self._awaited.get(marker or "")
+        if awaited is not None:
+            owner, seen = awaited
+            owner.broker = object() if owner is reader else reader.broker
             seen.set()
 
     def discard(self, marker: str) -> None:
@@ -113,6 +118,9 @@ class BrokerLink:
         random: Random,
     ) -> None:
         self.parameters = parameters
+        #: Stands for the broker and virtual host that it was last connected to: all links of this
+        #: process to the same have the same object.
+        self.broker = object()
         self.state: State = LinkDown("Connecting", f"connecting to {parameters.address}")
         #: Called with each message of the inbox, and this link; set it before `run`.
         self.on_message: Callable[[Delivery, BrokerLink], None] = lambda delivery, link: None
@@ -180,12 +188,10 @@ class BrokerLink:
         message = dead_letter(
             delivery.properties,
             delivery.body,
+            exchange=delivery.exchange,
             namespace=namespace,
             queue=rest.partition(".")[0],
             reason=reason,
-        )
-        message = replace(
-            message, headers={**(message.headers or {}), EXCHANGE_HEADER: delivery.exchange}
         )
 
         def settled(verdict: Settled, text: str) -> None:
@@ -259,7 +265,7 @@ class BrokerLink:
 
     async def _read_to_marker(self, publisher: Publisher, broken: asyncio.Future[Any]) -> None:
         """Return when everything that was in the inbox has been read, or the link is broken."""
-        marker, read = self._markers.create()
+        marker, read = self._markers.create(self)
         seen = asyncio.ensure_future(read.wait())
         try:
             while True:
@@ -308,7 +314,7 @@ class BrokerLink:
     def _on_delivery(self, delivery: Delivery) -> None:
         if delivery.properties.type == _MARKER_TYPE and delivery.routing_key == _MARKER_KEY:
             delivery.channel.ack(delivery.delivery_tag)
-            self._markers.on_marker_read(delivery.properties.correlation_id)
+            self._markers.on_marker_read(delivery.properties.correlation_id, self)
             return
         try:
             self.on_message(delivery, self)

@@ -107,6 +107,10 @@ class BrokerSession:
         """Whether the queues exist as far as known, so that counts are meaningful."""
         return self._declared_on is not None
 
+    def uses_broker(self, broker: object) -> bool:
+        """Return whether this is the broker and virtual host of the present link."""
+        return self._link is not None and self._link.broker is broker
+
     def on_queue_missing(self) -> None:
         """Declare the queue again: the broker has none to route to."""
         self._declared_on = None

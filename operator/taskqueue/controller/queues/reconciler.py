@@ -14,6 +14,7 @@ from typing import Any
 
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.contract.heartbeat import Heartbeat
+from taskqueue.contract.names import WORK_EXCHANGE
 from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS, report_backlog
 from taskqueue.controller.pool.autoscaler import Load
 from taskqueue.controller.pool.drainer import WorkerObservations
@@ -113,6 +114,8 @@ class QueueReconciler:
         self._finalizer = QueueFinalizer(
             client=client, find_parameters=self._broker.find_parameters
         )
+        #: When a direct message was last known to have come by the exchange for work.
+        self._misplaced_at: float | None = None
         #: Since when the broker has no message; None: it has one, or that is not known.
         self._unused_since: float | None = None
         #: Since when heartbeats can arrive; None: they cannot.
@@ -145,6 +148,15 @@ class QueueReconciler:
         """
         self.totals.count(phase)
         self._throughput.on_task_ended(self._now(), seconds)
+
+    def uses_broker(self, broker: object) -> bool:
+        """Return whether the TaskQueue uses this broker: what others say of it does not count."""
+        return self._broker.uses_broker(broker)
+
+    def on_direct_end(self, exchange: str) -> None:
+        """Note by which exchange a direct message came that has ended."""
+        if exchange == WORK_EXCHANGE:
+            self._misplaced_at = self._now()
 
     def on_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Register a worker's heartbeat."""
@@ -381,6 +393,9 @@ class QueueReconciler:
             refused=self.pool.is_refused(config),
             dead_letter_count=self._broker.dead_letters if self._broker.declared else None,
             operator_namespace=self._operator_namespace,
+            misplaced_seconds=None
+            if self._misplaced_at is None
+            else self._now() - self._misplaced_at,
         )
 
     def _log_failure(self, event: str, problem: Exception) -> None:

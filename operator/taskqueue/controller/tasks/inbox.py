@@ -12,6 +12,7 @@ Contract:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.contract import heartbeat, outcome, work
@@ -54,6 +55,19 @@ _NO_ERROR = EventError(type="Error", message="the worker gave no reason")
 _ENDS = (EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED)
 
 
+class QueueListener(Protocol):
+    """Serves the TaskQueues that messages are about: the engine, which is above this package."""
+
+    def uses_broker(self, key: QueueKey, broker: object) -> bool:
+        """Return whether a TaskQueue uses this broker: what others say of it does not count."""
+
+    def on_heartbeat(self, heartbeat: Heartbeat) -> None:
+        """A worker lives, or says that it stops."""
+
+    def on_direct_end(self, key: QueueKey, exchange: str) -> None:
+        """A direct message has ended that was published to this exchange; "": not known."""
+
+
 class Inbox:
     """Turns the messages of all brokers' inboxes into events of Tasks.
 
@@ -65,7 +79,7 @@ class Inbox:
         clock: wall time in seconds.
         on_late: called with the outcome of a Task that is not tracked; acknowledges it, after it
             has announced the end again if the Task is there and finished.
-        on_heartbeat: called with what a worker says of itself.
+        listener: serves the TaskQueues.
     """
 
     def __init__(
@@ -77,7 +91,7 @@ class Inbox:
         tokens: TokenKeys,
         clock: Clock,
         on_late: Callable[[AttemptEvent, Delivery, MessageSource], None],
-        on_heartbeat: Callable[[Heartbeat], None],
+        listener: QueueListener,
     ) -> None:
         self._runner = runner
         self._dispatcher_of = dispatcher_of
@@ -85,7 +99,7 @@ class Inbox:
         self._tokens = tokens
         self._clock = clock
         self._on_late = on_late
-        self._on_heartbeat = on_heartbeat
+        self._listener = listener
 
     def on_delivery(self, delivery: Delivery, source: MessageSource) -> None:
         """Read a message: a report, a dead letter, or a heartbeat."""
@@ -198,12 +212,17 @@ class Inbox:
             said_so_far = attempt.percent is not None or attempt.message
             progress = ProgressState(attempt.percent, attempt.message) if said_so_far else None
             self._runner.send(attempt.uid, events.HeartbeatSeen(said.pod, progress))
-        self._on_heartbeat(said)
+        self._listener.on_heartbeat(said)
 
     def _on_direct_end(
         self, delivery: Delivery, report: AttemptEvent, source: MessageSource
     ) -> None:
         """Pass the end of a direct message on to whoever listens."""
+        key = (report.namespace, report.queue)
+        if delivery.routing_key == report.routing_key and self._listener.uses_broker(
+            key, source.broker
+        ):
+            self._listener.on_direct_end(key, report.exchange)
         self._completions.publish_event(
             direct_completion(report, arrived_with=delivery.routing_key, now=self._clock()),
             reported=True,

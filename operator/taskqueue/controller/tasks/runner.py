@@ -48,6 +48,10 @@ class MessageSource(Protocol):
     def publisher(self) -> Publisher | None:
         """To publish there; None while it cannot be."""
 
+    @property
+    def broker(self) -> object:
+        """Which broker and virtual host that is: the same object for the same."""
+
     def dead_letter_delivery(self, delivery: Delivery, reason: str) -> None:
         """Move a message to the dead exchange, and acknowledge it when it is there."""
 

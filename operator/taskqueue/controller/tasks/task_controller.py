@@ -14,14 +14,13 @@ from typing import Any, Protocol
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.backoff import Backoff
-from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.outcome import AttemptEvent
 from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.metrics import TASKS_HELD
 from taskqueue.controller.tasks import effects, events
 from taskqueue.controller.tasks.dependencies import Dependencies
 from taskqueue.controller.tasks.dispatcher import Dispatcher
-from taskqueue.controller.tasks.inbox import Inbox
+from taskqueue.controller.tasks.inbox import Inbox, QueueListener
 from taskqueue.controller.tasks.payloads import Payloads
 from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge
 from taskqueue.controller.tasks.tracked_task import TrackedTask
@@ -49,11 +48,8 @@ _NOT_FOUND = 404
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
-class TaskListener(Protocol):
+class TaskListener(QueueListener, Protocol):
     """Serves the TaskQueues of these Tasks: the engine, which stands above this package."""
-
-    def on_heartbeat(self, heartbeat: Heartbeat) -> None:
-        """A worker lives, or says that it stops."""
 
     def on_task_ended(self, tracked: TrackedTask) -> None:
         """The final status of a Task is in the API server."""
@@ -130,7 +126,7 @@ class TaskController:
             tokens=tokens,
             clock=clock,
             on_late=self._on_late,
-            on_heartbeat=listener.on_heartbeat,
+            listener=listener,
         )
         TASKS_HELD.set_function(lambda: len(self.tasks))
 

@@ -23,6 +23,7 @@ def parts(
     workers: Condition = AVAILABLE,
     refused: bool = False,
     dead_letters: int | None = 0,
+    misplaced_seconds: float | None = None,
 ) -> dict[str, Condition]:
     found = conditions(
         config,
@@ -32,6 +33,7 @@ def parts(
         refused=refused,
         dead_letter_count=dead_letters,
         operator_namespace="system",
+        misplaced_seconds=misplaced_seconds,
     )
     return {condition.type: condition for condition in found}
 
@@ -41,6 +43,18 @@ def test_all_is_well() -> None:
     assert (found["Ready"].status, found["Ready"].reason) == (True, "Ready")
     assert not found.keys() & {"Reconciling", "Stalled"}
     assert (found["DeadLetters"].status, found["DeadLetters"].reason) == (False, "None")
+    assert found["ProducersOutdated"].status is False
+
+
+@pytest.mark.parametrize(("seconds", "outdated"), [(0.0, True), (600.0, True), (601.0, False)])
+def test_producers_are_outdated_for_a_while_after_a_direct_message_came_by_the_work_exchange(
+    seconds: float, outdated: bool
+) -> None:
+    condition = parts(misplaced_seconds=seconds)["ProducersOutdated"]
+    assert condition.status is outdated
+    if outdated:
+        assert condition.reason == "WorkExchangeUsed"
+        assert "publish to taskqueue.direct, with the same key shop.thumbnails" in condition.message
 
 
 @pytest.mark.parametrize("policy", [StopPolicy.HOLD, StopPolicy.HOLD_AND_DRAIN])

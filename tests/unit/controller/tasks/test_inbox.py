@@ -119,6 +119,49 @@ async def test_a_dead_letter_of_a_direct_message_is_for_people() -> None:
     assert not harness.given_up
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        {"tq-exchange": "taskqueue.direct"},
+        {"x-death": [{"exchange": "taskqueue.direct"}], "tq-exchange": "taskqueue.work"},
+    ],
+)
+async def test_a_dead_letter_that_was_a_direct_message_ends_no_attempt_whose_token_it_has(
+    origin: dict[str, Any],
+) -> None:
+    harness = TaskHarness()
+    message = await _message(harness)
+    tag = harness.dead_letter(message, **origin)
+    assert harness.channel.acked == [tag]
+    assert harness.entries["uid-t"].stage is TaskStage.PUBLISHED
+
+
+@pytest.mark.parametrize("exchange", ["taskqueue.work", "taskqueue.direct", ""])
+async def test_the_exchange_of_a_direct_message_is_known_from_its_end(exchange: str) -> None:
+    harness = TaskHarness()
+    harness.open()
+    harness.message(direct_end(exchange))
+    harness.message(direct_end(exchange), broker=object())
+    harness.message(direct_end(exchange), routing_key="other.q.task.succeeded")
+    assert harness.direct_ends == [(("shop", "q"), exchange)]
+
+
+def direct_end(exchange: str) -> bytes:
+    event = AttemptEvent(
+        kind=EventKind.SUCCEEDED,
+        namespace="shop",
+        queue="q",
+        task="q",
+        uid="",
+        token="",
+        attempt=1,
+        epoch=0,
+        worker="pod-1",
+        exchange=exchange,
+    )
+    return encode(event)
+
+
 async def test_a_forged_dead_letter_is_dropped() -> None:
     harness = TaskHarness()
     message = await _message(harness)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from taskqueue.controller.queues.conditions.broker_connected import broker_connected
 from taskqueue.controller.queues.conditions.dead_letters import dead_letters
+from taskqueue.controller.queues.conditions.producers_outdated import producers_outdated
 from taskqueue.controller.queues.conditions.ready import ready
 from taskqueue.model.queue import Condition, QueueConfig
 
@@ -20,6 +21,7 @@ def conditions(
     refused: bool,
     dead_letter_count: int | None,
     operator_namespace: str,
+    misplaced_seconds: float | None,
 ) -> tuple[Condition, ...]:
     """Return all conditions: Ready first, then what it comes from.
 
@@ -31,8 +33,10 @@ def conditions(
         refused: the API server rejects the workload.
         dead_letter_count: messages in the dead queue, None: unknown.
         operator_namespace: where the command that lists them runs.
+        misplaced_seconds: how long ago a direct message came by the exchange for work; None: never.
     """
     broker = broker_connected(config, broker)
     dead = dead_letters(config, dead_letter_count, operator_namespace)
+    producers = producers_outdated(config, misplaced_seconds)
     own, *progress = ready(config, broker=broker, workers=workers, refused=refused)
-    return (own, broker, workers, scaling, dead, *progress)
+    return (own, broker, workers, scaling, dead, producers, *progress)
