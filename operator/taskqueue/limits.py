@@ -27,6 +27,9 @@ SHORT_STRING_BYTES = 255
 #: frame, of 128 KiB by default.
 HEADERS_BYTES = 100 * 1024
 
+#: Of a heartbeat.
+HEARTBEAT_BYTES = 256 * 1024
+
 # What a Task brings and what its status holds.
 
 #: Of a payload merged with what spec.payloadFrom names, as JSON.
@@ -51,6 +54,9 @@ RESULT_BYTES = 16 * 1024
 STATUS_WORKERS = 20
 STATUS_HANDLERS = 50
 
+#: Characters of the names of these handlers, together: the operator keeps them of each worker.
+STATUS_HANDLERS_LENGTH = 2048
+
 # Attempts.
 
 #: Longest time limit of an attempt, in seconds.
@@ -74,6 +80,10 @@ REPORT_GRACE_SECONDS = 10.0
 
 #: From one heartbeat of a worker to the next, in seconds.
 HEARTBEAT_SECONDS = 10.0
+
+#: Workers of one TaskQueue that the operator remembers, as many as a pool may have. Anybody who may
+#: publish heartbeats can invent others.
+REGISTERED_WORKERS = 10_000
 
 #: A worker that is silent for this long is lost, in seconds: three heartbeats are missing.
 WORKER_LOST_SECONDS = 35.0

@@ -12,10 +12,11 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from pika.spec import BasicProperties
 
 from taskqueue.amqp import frames
 from taskqueue.contract import command, heartbeat, outcome
-from taskqueue.contract.names import WORK_EXCHANGE, ContractError
+from taskqueue.contract.names import DIRECT_EXCHANGE, WORK_EXCHANGE, ContractError
 from taskqueue.contract.work import WorkMessage, claimed_attempt, deliveries_so_far, parse_work
 from taskqueue.worker.attempt_events import payload_of
 from tests.fuzz import field_tables as tables
@@ -90,6 +91,20 @@ def test_a_header_is_read_or_refused(name: bytes) -> None:
                         payload_of(message)
             claimed_attempt(properties)
             deliveries_so_far(properties, redelivered=True)
+
+
+@pytest.mark.parametrize(
+    "deaths",
+    [None, "odd", [], ["odd"], [{}], [{"exchange": 7}], [{"exchange": DIRECT_EXCHANGE}]],
+)
+@pytest.mark.parametrize("origin", [None, 7, WORK_EXCHANGE, DIRECT_EXCHANGE])
+def test_a_dead_letter_may_say_anything_of_where_it_came_from(deaths: Any, origin: Any) -> None:
+    headers = {"tq-token": "k.1", "tq-attempt": 1, "tq-epoch": 0}
+    headers |= {"x-death": deaths, "tq-exchange": origin}
+    claim = claimed_attempt(BasicProperties(headers=headers))
+    by_death = deaths == [{"exchange": DIRECT_EXCHANGE}]
+    judged_by_death = isinstance(deaths, list) and deaths and isinstance(deaths[0], dict)
+    assert (claim is None) == (by_death or (not judged_by_death and origin == DIRECT_EXCHANGE))
 
 
 def test_messages_as_they_should_be_pass_the_operators_intake() -> None:

@@ -97,6 +97,9 @@ HEARTBEAT: dict[str, Any] = orjson.loads(
             running=(
                 heartbeat.RunningAttempt("uid-a", TOKENS.sign("uid-a", 1, 0), 50, "half"),
                 heartbeat.RunningAttempt("uid-b", TOKENS.sign("uid-b", 1, 0)),
+                heartbeat.RunningAttempt("uid-b", TOKENS.sign("uid-b", 1, 0), attempt=1, epoch=0),
+                heartbeat.RunningAttempt("uid-b", TOKENS.sign("uid-b", 2, 0), attempt=2, epoch=0),
+                heartbeat.RunningAttempt("uid-b", "k.forged", attempt=1, epoch=0),
                 heartbeat.RunningAttempt("uid-nobody", "k.1"),
             ),
             state=WorkerState.READY,
@@ -202,6 +205,7 @@ class Operator:
         self.link.subscribe(is_up.set)
         self._running = asyncio.create_task(self.link.run())
         await is_up.wait()
+        self.harness.broker = self.link.broker
         for name in TASKS:
             await self.harness.published(name)
         self.broker.published.clear()

@@ -202,9 +202,7 @@ def _badness(delivery: Delivery) -> tuple[bool, str]:
         return True, ""
     token = ""
     try:
-        message = parse_work(
-            delivery.properties, delivery.body, exchange=delivery.exchange
-        )
+        message = parse_work(delivery.properties, delivery.body, exchange=delivery.exchange)
         if isinstance(message, WorkMessage):
             token = message.token
             payload_of(message)

@@ -109,7 +109,7 @@ class Operator:
             last = self._heartbeats.get(pod.name)
             if last is not None and self._timeline.now - last.at >= _HEARTBEAT_SECONDS:
                 self._send_heartbeat(pod)
-        self._registry.remove_stopped(set(self._cluster.pods))
+        self._registry.on_pods_listed(set(self._cluster.pods))
         self._registry.pop_lost(self._timeline.now)
         self._reconcile()
 

@@ -67,6 +67,8 @@ type reportedProgress struct {
 type runningAttempt struct {
 	UID      string            `json:"uid"`
 	Token    string            `json:"token"`
+	Attempt  int64             `json:"attempt"`
+	Epoch    int64             `json:"epoch"`
 	Progress *reportedProgress `json:"progress,omitempty"`
 }
 
@@ -230,7 +232,9 @@ func (d *dispatcher) heartbeat() *heartbeatData {
 	}
 	for r := range d.running {
 		if !r.direct() && !r.settled {
-			data.Running = append(data.Running, runningAttempt{r.correlationID, r.token, r.progress.latest()})
+			data.Running = append(data.Running, runningAttempt{
+				r.correlationID, r.token, r.attempt, r.epoch, r.progress.latest(),
+			})
 		}
 	}
 	return data

@@ -10,10 +10,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from taskqueue.contract import cloudevents
 from taskqueue.contract.cloudevents import CloudEvent
 from taskqueue.contract.names import ContractError, routing_key
-from taskqueue.limits import HANDLER_NAME_LENGTH, OBJECT_NAME_LENGTH, PROGRESS_MESSAGE_LENGTH
+from taskqueue.limits import (
+    HANDLER_NAME_LENGTH,
+    HEARTBEAT_BYTES,
+    OBJECT_NAME_LENGTH,
+    PROGRESS_MESSAGE_LENGTH,
+)
 from taskqueue.model.worker import WorkerState as WorkerState
 
 _TYPE = cloudevents.event_type("worker.heartbeat")
@@ -21,16 +28,30 @@ _TYPE = cloudevents.event_type("worker.heartbeat")
 LIST_LIMIT = 2000
 #: Most CPUs and slots accepted: they are computed with, and written to a status.
 CAPACITY_LIMIT = 100_000
+#: What handlers and running attempts may take of `HEARTBEAT_BYTES`.
+_HANDLERS_BYTES = HEARTBEAT_BYTES // 4
+_RUNNING_BYTES = HEARTBEAT_BYTES * 5 // 8
 
 
 @dataclass(frozen=True, slots=True)
 class RunningAttempt:
-    """An attempt of a Task that a worker runs; percent is 0 to 100, or None: not reported."""
+    """An attempt of a Task that a worker runs.
+
+    Attributes:
+        uid: of the Task.
+        token: of the attempt.
+        percent: of its progress, 0 to 100; None: not reported.
+        message: of its progress; "" when not reported.
+        attempt: its number; None: from a worker that does not say.
+        epoch: likewise.
+    """
 
     uid: str
     token: str
     percent: int | None = None
     message: str = ""
+    attempt: int | None = None
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +89,15 @@ class Heartbeat:
 
 
 def encode(heartbeat: Heartbeat) -> bytes:
-    """Return the heartbeat as a structured CloudEvent."""
+    """Return the heartbeat as a structured CloudEvent.
+
+    Lists that are too long for `HEARTBEAT_BYTES` are cut, and marked so.
+    """
+    handlers, handlers_cut = _fitting(list(heartbeat.handlers), _HANDLERS_BYTES)
+    running, running_cut = _fitting(
+        [_encode_running(attempt) for attempt in heartbeat.running], _RUNNING_BYTES
+    )
+    marks = {"handlersCut": handlers_cut, "runningCut": running_cut}
     busy = {} if heartbeat.busy is None else {"busy": heartbeat.busy}
     return cloudevents.encode(
         type=_TYPE,
@@ -80,10 +109,11 @@ def encode(heartbeat: Heartbeat) -> bytes:
             "node": heartbeat.node,
             "cpus": heartbeat.cpus,
             "slots": heartbeat.slots,
-            "handlers": heartbeat.handlers,
-            "running": [_encode_running(attempt) for attempt in heartbeat.running],
+            "handlers": handlers,
+            "running": running,
             "state": heartbeat.state,
             **busy,
+            **{name: True for name, is_cut in marks.items() if is_cut},
         },
     )
 
@@ -118,8 +148,21 @@ def decode(body: bytes) -> Heartbeat:
         raise ContractError(f"not a heartbeat of the contract: {error!r}") from error
 
 
+def _fitting(entries: list[Any], limit: int) -> tuple[list[Any], bool]:
+    """Return the first entries that have no more bytes of JSON than that, and whether it cut."""
+    kept = entries[:LIST_LIMIT]
+    size = 0
+    for number, entry in enumerate(kept):
+        size += len(orjson.dumps(entry)) + 1
+        if size > limit:
+            return kept[:number], True
+    return kept, len(kept) < len(entries)
+
+
 def _encode_running(attempt: RunningAttempt) -> dict[str, Any]:
     fields: dict[str, Any] = {"uid": attempt.uid, "token": attempt.token}
+    if attempt.attempt is not None and attempt.epoch is not None:
+        fields |= {"attempt": attempt.attempt, "epoch": attempt.epoch}
     if attempt.percent is not None or attempt.message:
         # A handler's text: whatever it is, the heartbeat must not fail over it.
         message = str(attempt.message)[:PROGRESS_MESSAGE_LENGTH].encode("utf-8", "replace").decode()
@@ -135,7 +178,16 @@ def _decode_running(fields: Any) -> RunningAttempt:
         token=_name(fields, "token"),
         percent=None if percent is None else min(max(int(percent), 0), 100),
         message=str(progress.get("message") or "")[:PROGRESS_MESSAGE_LENGTH],
+        attempt=_number(fields, "attempt"),
+        epoch=_number(fields, "epoch"),
     )
+
+
+def _number(fields: Any, field: str) -> int | None:
+    number = fields.get(field)
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+        raise ContractError(f"heartbeat field running[].{field} must be an integer")
+    return number
 
 
 def _name(fields: Any, field: str) -> str:

@@ -307,11 +307,11 @@ class Engine:
         if controller is not None:
             controller.on_direct_end(exchange)
 
-    def on_heartbeat(self, heartbeat: Heartbeat) -> None:
+    def on_heartbeat(self, heartbeat: Heartbeat, *, proven: bool) -> None:
         """Register a worker's heartbeat."""
         controller = self._controller((heartbeat.namespace, heartbeat.queue))
         if controller is not None:
-            controller.on_heartbeat(heartbeat)
+            controller.on_heartbeat(heartbeat, proven=proven)
 
     def on_task_ended(self, tracked: TrackedTask) -> None:
         """Count a Task, and record an Event if it failed or was cancelled."""

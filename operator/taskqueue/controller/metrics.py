@@ -59,6 +59,13 @@ COMPLETIONS_DROPPED = Counter(
     "such queue), unpublishable.",
     ("why",),
 )
+HEARTBEATS_DROPPED = Counter(
+    "taskqueue_heartbeats_dropped_total",
+    "Heartbeats, or attempts listed in one, that were ignored, by why: foreign (the TaskQueue uses "
+    "another broker, or is not served here), forged (of another queue, or with a token that is "
+    "none of the attempt's), invalid (against the message contract).",
+    ("why",),
+)
 TTL_DELETIONS = Counter(
     "taskqueue_ttl_deletions_total", "Finished Tasks deleted after their time to live."
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from taskqueue.amqp.channel import Channel, Delivery
@@ -401,8 +402,9 @@ class Runtime:
 
 def _running_attempt(run: Run, execution: Execution) -> RunningAttempt:
     """Return the attempt as a heartbeat reports it."""
-    uid, progress = cast(TaskRun, run).message.uid, execution.progress
+    message, progress = cast(TaskRun, run).message, execution.progress
+    named = RunningAttempt(message.uid, message.token, attempt=message.attempt, epoch=message.epoch)
     if progress is None:
-        return RunningAttempt(uid, run.token)
+        return named
     percent = None if progress.percent is None else int(progress.percent)
-    return RunningAttempt(uid, run.token, percent, progress.message)
+    return replace(named, percent=percent, message=progress.message)

@@ -24,11 +24,14 @@ async def turns(scenario: Scenario) -> None:
         await direct.until(ended=1)
         idle = len(heartbeats.matching(scenario.name, _idle))
         await heartbeats.wait(scenario.name, _idle, number=idle + 1)
-    async with scenario.check("an attempt of a Task is reported with its token as well"):
-        token = await scenario.publish("sleep", task, payload={"seconds": 6})
+    async with scenario.check("an attempt of a Task is reported with token, number and epoch"):
+        token = await scenario.publish("sleep", task, payload={"seconds": 6}, attempt=2, epoch=7)
         await task.until(begun=1)
         busy = await heartbeats.wait(scenario.name, lambda heartbeat: len(heartbeat.running) == 1)
-        expect(busy.running[0].token == token, f"the reported token is {busy.running[0].token}")
+        (attempt,) = busy.running
+        expect(attempt.token == token, f"the reported token is {attempt.token}")
+        found = (attempt.attempt, attempt.epoch)
+        expect(found == (2, 7), f"the reported attempt and epoch are {found}")
         expect(busy.busy == 1, f"busy is {busy.busy}")
     async with scenario.check("at SIGTERM it reports draining, and finally stopped"):
         worker.terminate()

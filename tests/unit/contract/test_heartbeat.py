@@ -21,7 +21,12 @@ from taskqueue.contract.heartbeat import (
     encode,
 )
 from taskqueue.contract.names import ContractError
-from taskqueue.limits import OBJECT_NAME_LENGTH, PROGRESS_MESSAGE_LENGTH
+from taskqueue.limits import (
+    HANDLER_NAME_LENGTH,
+    HEARTBEAT_BYTES,
+    OBJECT_NAME_LENGTH,
+    PROGRESS_MESSAGE_LENGTH,
+)
 from taskqueue.model.worker import WorkerState
 
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
@@ -31,13 +36,16 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=6,
 )
+_PROGRESS = {"percent": st.none() | st.integers(0, 100), "message": TEXT}
+#: With the attempt's number and epoch, and from a worker that does not say them.
 RUNNING = st.builds(
     RunningAttempt,
     uid=NAMES,
     token=NAMES,
-    percent=st.none() | st.integers(0, 100),
-    message=TEXT,
-)
+    attempt=st.integers(1, 2**31),
+    epoch=st.integers(0, 2**31),
+    **_PROGRESS,
+) | st.builds(RunningAttempt, uid=NAMES, token=NAMES, **_PROGRESS)
 BEATS = st.builds(
     Heartbeat,
     namespace=NAMES,
@@ -59,7 +67,10 @@ BEAT = Heartbeat(
     cpus=3.5,
     slots=4,
     handlers=("fetch", "resize"),
-    running=(RunningAttempt("uid-1", "k.1", 40, "resizing"), RunningAttempt("uid-2", "k.2")),
+    running=(
+        RunningAttempt("uid-1", "k.1", 40, "resizing", attempt=2, epoch=1),
+        RunningAttempt("uid-2", "k.2"),
+    ),
     state=WorkerState.READY,
     busy=3,
 )
@@ -107,6 +118,8 @@ def test_the_wire_format() -> None:
                 {
                     "uid": "uid-1",
                     "token": "k.1",
+                    "attempt": 2,
+                    "epoch": 1,
                     "progress": {"percent": 40, "message": "resizing"},
                 },
                 {"uid": "uid-2", "token": "k.2"},
@@ -135,6 +148,21 @@ def test_no_handlers_words_keep_a_heartbeat_from_leaving(message: Any, wire: str
     attempt = RunningAttempt("u", "k.1", 1, message)
     (read,) = decode(encode(replace(BEAT, running=(attempt,)))).running
     assert (read.percent, read.message) == (1, wire)
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "\x00"], ids=["ASCII", "UTF-8", "escaped"])
+def test_lists_are_cut_and_marked_so_that_a_heartbeat_has_256_kib_at_most(letter: str) -> None:
+    name = letter * HANDLER_NAME_LENGTH
+    attempt = RunningAttempt("u" * 253, "k" * 253, 40, letter * PROGRESS_MESSAGE_LENGTH)
+    beat = replace(BEAT, handlers=(name,) * 5000, running=(attempt,) * 5000)
+    body = encode(beat)
+    assert len(body) <= HEARTBEAT_BYTES
+    data = orjson.loads(body)["data"]
+    assert (data["handlersCut"], data["runningCut"]) == (True, True)
+    assert decode(body).handlers == beat.handlers[: len(data["handlers"])]
+    assert len(data["running"]) > 20
+    whole = orjson.loads(encode(BEAT))["data"]
+    assert not whole.keys() & {"handlersCut", "runningCut"}
 
 
 # What others send.

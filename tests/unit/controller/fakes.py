@@ -207,6 +207,7 @@ class TaskHarness:
         self.recorded: list[str] = []
         self.completed: list[str] = []
         self.heartbeats: list[Heartbeat] = []
+        self.proven: list[bool] = []
         self.direct_ends: list[tuple[QueueKey, str]] = []
         #: The one that the TaskQueue uses.
         self.broker = object()
@@ -267,8 +268,9 @@ class TaskHarness:
     def on_direct_end(self, key: QueueKey, exchange: str) -> None:
         self.direct_ends.append((key, exchange))
 
-    def on_heartbeat(self, beat: Heartbeat) -> None:
-        self.heartbeats.append(beat)
+    def on_heartbeat(self, heartbeat: Heartbeat, *, proven: bool) -> None:
+        self.proven.append(proven)
+        self.heartbeats.append(heartbeat)
 
     def on_task_ended(self, entry: TrackedTask) -> None:
         self.recorded.append(entry.task.name)

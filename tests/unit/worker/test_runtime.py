@@ -419,7 +419,7 @@ async def test_an_attempt_that_cannot_be_started_has_failed_and_takes_nothing_fr
 async def test_a_message_the_worker_cannot_take_is_dead_lettered_and_keeps_no_slot(
     monkeypatch: pytest.MonkeyPatch, problem: str
 ) -> None:
-    def fail(properties: BasicProperties, body: bytes) -> WorkMessage:
+    def fail(properties: BasicProperties, body: bytes, *, exchange: str) -> WorkMessage:
         raise ZeroDivisionError("odd")
 
     harness = RuntimeHarness()

@@ -129,8 +129,8 @@ async def test_heartbeats_report_running_attempts_with_progress_until_they_end(
     await asyncio.sleep(10)
     said = [(one.heartbeat.state, one.heartbeat.running, one.heartbeat.busy) for one in broker.sent]
     assert said == [
-        ("ready", (RunningAttempt("uid-k.1", "k.1"),), 2),
-        ("draining", (RunningAttempt("uid-k.1", "k.1", 39, "resizing"),), 2),
+        ("ready", (RunningAttempt("uid-k.1", "k.1", attempt=1, epoch=0),), 2),
+        ("draining", (RunningAttempt("uid-k.1", "k.1", 39, "resizing", attempt=1, epoch=0),), 2),
         ("draining", (), 1),
     ]
     await harness.cancel()

@@ -3,6 +3,11 @@
 A worker that has stopped is not live: it is not counted and offers no slots. It stays registered
 because its process waits, drained, for its pod to be removed, and the drain plan must know that. It
 stays until the pod reports something else, is deleted, or has been silent for long enough.
+
+No more than `REGISTERED_WORKERS` are remembered, since anybody who may publish heartbeats of the
+queue can invent workers. The one that has been silent for the longest is forgotten first, but of
+the workers that are known to exist only when there are no others: they have a pod, or have reported
+an attempt with its token.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from taskqueue.limits import DRAINED_SECONDS, WORKER_LOST_SECONDS
+from taskqueue.limits import DRAINED_SECONDS, REGISTERED_WORKERS, WORKER_LOST_SECONDS
 from taskqueue.model.worker import Worker, WorkerState
 
 #: A stopped worker that is silent for this long is removed: by then its process has ended by
@@ -29,6 +34,7 @@ class WorkerView:
         running: attempts of Tasks it runs.
         state: whether it takes work.
         seen: when it reported this, in seconds on the registry's clock.
+        proven: whether it has reported an attempt with the token that belongs to it.
     """
 
     pod: str
@@ -37,6 +43,7 @@ class WorkerView:
     running: int
     state: WorkerState
     seen: float
+    proven: bool = False
 
 
 class WorkerRegistry:
@@ -44,8 +51,10 @@ class WorkerRegistry:
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
-        #: Of the live and the stopped ones.
+        #: Of the live and the stopped ones; who reported last is last.
         self._views: dict[str, WorkerView] = {}
+        #: As they were last listed.
+        self._pods: frozenset[str] = frozenset()
         self._slots_each = 1
 
     def __len__(self) -> int:
@@ -86,7 +95,14 @@ class WorkerRegistry:
         return (self._views[pod] for pod in self._workers)
 
     def on_heartbeat(
-        self, worker: Worker, *, running: int, busy: int, state: WorkerState, now: float
+        self,
+        worker: Worker,
+        *,
+        running: int,
+        busy: int,
+        state: WorkerState,
+        now: float,
+        proven: bool = False,
     ) -> bool:
         """Register a heartbeat; return whether the worker is new or has changed.
 
@@ -96,16 +112,25 @@ class WorkerRegistry:
             busy: attempts and direct messages it runs.
             state: whether it takes work.
             now: seconds on any clock.
+            proven: whether it has reported an attempt with the token that belongs to it.
         """
-        before = self._views.get(worker.pod)
+        before = self._views.pop(worker.pod, None)
         described = self._workers.get(worker.pod)
         if state is WorkerState.STOPPED:
             self._workers.pop(worker.pod, None)
         else:
             self._workers[worker.pod] = worker
         self._views[worker.pod] = WorkerView(
-            pod=worker.pod, slots=worker.slots, busy=busy, running=running, state=state, seen=now
+            pod=worker.pod,
+            slots=worker.slots,
+            busy=busy,
+            running=running,
+            state=state,
+            seen=now,
+            proven=proven or (before is not None and before.proven),
         )
+        if len(self._views) > REGISTERED_WORKERS:
+            self._forget_one()
         if self._workers:
             slots = sum(one.slots for one in self._workers.values())
             self._slots_each = max(slots // len(self._workers), 1)
@@ -115,13 +140,22 @@ class WorkerRegistry:
             or self._workers.get(worker.pod) != described
         )
 
-    def remove_stopped(self, pods: Collection[str]) -> None:
+    def on_pods_listed(self, pods: Collection[str]) -> None:
         """Remove the stopped workers whose pod is not among ``pods``.
 
         The others stay: a worker may run outside of any pod.
         """
+        self._pods = frozenset(pods)
         for pod in self._views.keys() - self._workers.keys() - set(pods):
             del self._views[pod]
+
+    def _forget_one(self) -> None:
+        unproven = (
+            pod for pod, one in self._views.items() if not one.proven and pod not in self._pods
+        )
+        pod = next(unproven, None) or next(iter(self._views))
+        del self._views[pod]
+        self._workers.pop(pod, None)
 
     def pop_lost(self, now: float) -> tuple[str, ...]:
         """Remove the workers that were silent for `WORKER_LOST_SECONDS`; return their names.

@@ -8,6 +8,7 @@ TaskQueue.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ from taskqueue.controller.queues.throughput import Throughput, Totals
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.taskqueue_codec import queue_path, queue_status_patch
+from taskqueue.limits import STATUS_HANDLERS, STATUS_HANDLERS_LENGTH
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import Condition, QueueConfig, QueueStatus
 from taskqueue.model.task import Phase
@@ -88,7 +90,7 @@ class QueueReconciler:
             client,
             clock=clock,
             send_drain=dispatcher.send_drain,
-            on_pods=self.registry.remove_stopped,
+            on_pods=self.registry.on_pods_listed,
             sizing_conflict=sizing_conflict,
             monotonic=self._now,
         )
@@ -158,14 +160,14 @@ class QueueReconciler:
         if exchange == WORK_EXCHANGE:
             self._misplaced_at = self._now()
 
-    def on_heartbeat(self, heartbeat: Heartbeat) -> None:
-        """Register a worker's heartbeat."""
+    def on_heartbeat(self, heartbeat: Heartbeat, *, proven: bool = False) -> None:
+        """Register a worker's heartbeat; ``proven``: it has got a message of the operator's."""
         worker = Worker(
             pod=heartbeat.pod,
             node=heartbeat.node,
             cpus=heartbeat.cpus,
             slots=heartbeat.slots,
-            handlers=heartbeat.handlers,
+            handlers=_shown(heartbeat.handlers),
         )
         changed = self.registry.on_heartbeat(
             worker,
@@ -173,6 +175,7 @@ class QueueReconciler:
             busy=len(heartbeat.running) if heartbeat.busy is None else heartbeat.busy,
             state=heartbeat.state,
             now=self._now(),
+            proven=proven,
         )
         if changed:
             self.request_reconcile()
@@ -410,3 +413,9 @@ class QueueReconciler:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _shown(handlers: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the handlers that a status lists; nobody needs the others."""
+    sizes = itertools.accumulate(map(len, handlers[:STATUS_HANDLERS]))
+    return handlers[: sum(size <= STATUS_HANDLERS_LENGTH for size in sizes)]

@@ -17,7 +17,7 @@ from typing import Protocol
 from taskqueue.amqp.channel import Delivery
 from taskqueue.contract import heartbeat, outcome, work
 from taskqueue.contract.completion import direct_completion
-from taskqueue.contract.heartbeat import Heartbeat
+from taskqueue.contract.heartbeat import Heartbeat, RunningAttempt
 from taskqueue.contract.names import (
     DEAD_EXCHANGE,
     ERROR_HEADER,
@@ -27,7 +27,7 @@ from taskqueue.contract.names import (
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, decode
 from taskqueue.contract.work import AttemptClaim
 from taskqueue.controller.completions.publisher import CompletionPublisher
-from taskqueue.controller.metrics import OUTCOMES_DROPPED
+from taskqueue.controller.metrics import HEARTBEATS_DROPPED, OUTCOMES_DROPPED
 from taskqueue.controller.tasks import events
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
@@ -61,8 +61,8 @@ class QueueListener(Protocol):
     def uses_broker(self, key: QueueKey, broker: object) -> bool:
         """Return whether a TaskQueue uses this broker: what others say of it does not count."""
 
-    def on_heartbeat(self, heartbeat: Heartbeat) -> None:
-        """A worker lives, or says that it stops."""
+    def on_heartbeat(self, heartbeat: Heartbeat, *, proven: bool) -> None:
+        """A worker lives, or says that it stops; ``proven``: it has a message of the operator's."""
 
     def on_direct_end(self, key: QueueKey, exchange: str) -> None:
         """A direct message has ended that was published to this exchange; "": not known."""
@@ -197,22 +197,50 @@ class Inbox:
             said = heartbeat.decode(delivery.body)
         except ContractError as error:
             log.warning("heartbeat.invalid", error=str(error))
+            HEARTBEATS_DROPPED.labels("invalid").inc()
             return
         if delivery.routing_key != said.routing_key:
             log.warning("heartbeat.forged", claimed=said.routing_key, key=delivery.routing_key)
+            HEARTBEATS_DROPPED.labels("forged").inc()
             return
-        for attempt in said.running:
-            tracked = self._runner.tasks.get(attempt.uid)
-            if tracked is None or self._runner.token(tracked) != attempt.token:
-                # Nobody waits for it (any more): its Task was deleted, ended or recalled. If that
-                # is yet to be written, the command follows by itself.
-                if tracked is None or not tracked.owed:
-                    self._runner.stop_stray(attempt.uid, attempt.token, source)
-                continue
-            said_so_far = attempt.percent is not None or attempt.message
-            progress = ProgressState(attempt.percent, attempt.message) if said_so_far else None
-            self._runner.send(attempt.uid, events.HeartbeatSeen(said.pod, progress))
-        self._listener.on_heartbeat(said)
+        key = (said.namespace, said.queue)
+        if not self._listener.uses_broker(key, source.broker):
+            HEARTBEATS_DROPPED.labels("foreign").inc()
+            return
+        proven = [self._on_running(key, said.pod, attempt, source) for attempt in said.running]
+        self._listener.on_heartbeat(said, proven=any(proven))
+
+    def _on_running(
+        self, key: QueueKey, pod: str, attempt: RunningAttempt, source: MessageSource
+    ) -> bool:
+        """Handle what a worker says of an attempt; return whether it proves to be a worker.
+
+        Only the operator, and whoever has got the attempt's message from it, know its token.
+        """
+        tracked = self._runner.tasks.get(attempt.uid)
+        if tracked is not None and tracked.queue_key != key:
+            HEARTBEATS_DROPPED.labels("foreign").inc()
+            return False
+        genuine = self._is_named_genuinely(attempt)
+        if genuine is False:
+            HEARTBEATS_DROPPED.labels("forged").inc()
+            return False
+        if tracked is None or not self._runner.is_present(tracked, attempt):
+            # Nobody waits for it (any more): its Task was deleted, ended or recalled. If that is
+            # yet to be written, the command follows by itself.
+            if tracked is None or not tracked.owed:
+                self._runner.stop_stray(attempt.uid, attempt.token, source)
+            return bool(genuine)
+        said_so_far = attempt.percent is not None or attempt.message
+        progress = ProgressState(attempt.percent, attempt.message) if said_so_far else None
+        self._runner.send(attempt.uid, events.HeartbeatSeen(pod, progress))
+        return True
+
+    def _is_named_genuinely(self, attempt: RunningAttempt) -> bool | None:
+        """Return whether the token belongs to the attempt; None: an older worker, not known."""
+        if attempt.attempt is None or attempt.epoch is None:
+            return None
+        return self._tokens.verify(attempt.token, attempt.uid, attempt.attempt, attempt.epoch)
 
     def _on_direct_end(
         self, delivery: Delivery, report: AttemptEvent, source: MessageSource

@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.command import WorkerCommand, command_message
+from taskqueue.contract.heartbeat import RunningAttempt
 from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.metrics import OUTCOMES_DROPPED, STATUS_WRITES, TASKS_FINISHED
@@ -136,6 +137,14 @@ class TaskRunner:
         """Return the token of a Task's present attempt."""
         status = tracked.status
         return self._tokens.sign(tracked.uid, status.current_attempt, status.epoch)
+
+    def is_present(self, tracked: TrackedTask, attempt: RunningAttempt) -> bool:
+        """Return whether a worker's attempt, if it is genuine, is a Task's present one."""
+        status = tracked.status
+        if attempt.attempt is None or attempt.epoch is None:
+            return attempt.token == self.token(tracked)
+        # Not by the token: it may be signed with another key than the current one.
+        return (attempt.attempt, attempt.epoch) == (status.current_attempt, status.epoch)
 
     def stop_stray(self, uid: str, token: str, source: MessageSource) -> None:
         """Command a worker to stop an attempt nobody waits for; a lost command costs a run."""

@@ -298,7 +298,7 @@ class Pool:
             for pod in self.pods.values()
         ]
         self._listed = {pod.uid for pod in listed}
-        self.registry.remove_stopped([pod.name for pod in listed])
+        self.registry.on_pods_listed([pod.name for pod in listed])
         shrink = plan(
             listed,
             self.registry.views,

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from taskqueue.controller.pool import worker_registry
 from taskqueue.controller.pool.worker_registry import STOPPED_SECONDS, WorkerRegistry, WorkerView
 from taskqueue.limits import WORKER_LOST_SECONDS
 from taskqueue.model.worker import Worker, WorkerState
@@ -18,11 +19,17 @@ def beat(
     busy: int | None = None,
     state: WorkerState = WorkerState.READY,
     now: float = 0.0,
+    proven: bool = False,
     **changes: Any,
 ) -> bool:
     worker = replace(WORKER, pod=pod, **changes)
     return registry.on_heartbeat(
-        worker, running=running, busy=running if busy is None else busy, state=state, now=now
+        worker,
+        running=running,
+        busy=running if busy is None else busy,
+        state=state,
+        now=now,
+        proven=proven,
     )
 
 
@@ -143,7 +150,7 @@ def test_stopped_worker_stays_registered_until_its_pod_is_deleted() -> None:
     for pod in ("a", "b"):
         stop(registry, pod)
     beat(registry, "runs outside of any pod")
-    registry.remove_stopped(["b", "another"])
+    registry.on_pods_listed(["b", "another"])
     assert set(registry.views) == {"b", "runs outside of any pod"}
     assert len(registry) == 1
 
@@ -197,3 +204,31 @@ def test_slots_of_one_are_those_of_the_living_and_remembered() -> None:
     for pod in "abcd":
         beat(registry, pod, slots=8, state=WorkerState.STOPPED)
     assert (registry.slots, registry.slots_each) == (0, 8)
+
+
+def test_invented_workers_displace_each_other_and_no_real_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_registry, "REGISTERED_WORKERS", 10)
+    registry = WorkerRegistry()
+    registry.on_pods_listed(["of-a-pod", "stopped"])
+    beat(registry, "of-a-pod", now=0.0)
+    beat(registry, "stopped", now=0.0, state=WorkerState.STOPPED)
+    beat(registry, "with-a-token", now=0.0, proven=True, running=1)
+    beat(registry, "with-a-token", now=1.0)
+    for number in range(1000):
+        beat(registry, f"invented-{number}", now=1.0)
+        assert len(registry.views) <= 10
+    assert {"of-a-pod", "stopped", "with-a-token"} < registry.views.keys()
+    assert list(registry.views)[3:] == [f"invented-{number}" for number in range(993, 1000)]
+    assert len(registry) == 9
+
+
+def test_of_real_workers_alone_the_one_longest_silent_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_registry, "REGISTERED_WORKERS", 2)
+    registry = WorkerRegistry()
+    for pod, now in (("a", 0.0), ("b", 1.0), ("a", 2.0), ("c", 3.0)):
+        beat(registry, pod, now=now, proven=True)
+    assert list(registry.views) == ["a", "c"]

@@ -12,11 +12,12 @@ from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat, RunningAttempt, encode
 from taskqueue.contract.names import HEARTBEATS_EXCHANGE
 from taskqueue.contract.outcome import EventError, EventKind
-from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS
+from taskqueue.controller.metrics import HEARTBEATS_DROPPED, WORKER_SLOTS, WORKERS
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.limits import WORKER_LOST_SECONDS
 from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueConfig, StopPolicy
+from taskqueue.model.token import TokenKeys
 from taskqueue.model.worker import WorkerState
 from tests.unit.controller.fakes import TOKENS, TaskHarness, turn, until_time
 from tests.unit.controller.queues.test_reconciler import CONFIG, Case
@@ -37,12 +38,18 @@ HEARTBEAT = Heartbeat(
 
 
 def deliver(
-    harness: TaskHarness, *running: RunningAttempt, routing_key: str | None = None, **changes: Any
+    harness: TaskHarness,
+    *running: RunningAttempt,
+    routing_key: str | None = None,
+    broker: object | None = None,
+    **changes: Any,
 ) -> int:
     """Deliver a heartbeat; return its delivery tag."""
     sent = replace(HEARTBEAT, running=running, **changes)
     key = routing_key or sent.routing_key
-    return harness.message(encode(sent), exchange=HEARTBEATS_EXCHANGE, routing_key=key)
+    return harness.message(
+        encode(sent), exchange=HEARTBEATS_EXCHANGE, routing_key=key, broker=broker
+    )
 
 
 def attempt(entry: TrackedTask, percent: int | None = None, message: str = "") -> RunningAttempt:
@@ -219,7 +226,89 @@ async def test_only_attempts_nobody_waits_for_are_stopped() -> None:
     assert [command.uid for command in harness.publisher.commands] == ["uid-unknown"]
 
 
+# Attempts that are named in full.
+
+
+def named(entry: TrackedTask, attempt: int = 1, epoch: int = 0, **changes: Any) -> RunningAttempt:
+    """Return an attempt of a Task with its number, its epoch and the token of both."""
+    token = TOKENS.sign(entry.task.uid, attempt, epoch)
+    return replace(
+        RunningAttempt(entry.task.uid, token, 40, "", attempt=attempt, epoch=epoch), **changes
+    )
+
+
+async def test_progress_counts_whichever_key_has_signed_the_token() -> None:
+    harness = TaskHarness()
+    entry = await running(harness)
+    old = TokenKeys(current="k0", keys={"k0": b"old"})
+    rotated = TokenKeys(current="k", keys={**TOKENS.keys, **old.keys})
+    harness.tasks.inbox._tokens = rotated
+    deliver(harness, named(entry, token=old.sign(entry.task.uid, 1, 0)))
+    await until_time(10)
+    assert harness.writer.writes[-1].status["progress"]["percent"] == 40
+    assert harness.publisher.commands == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"attempt": 2}, {"epoch": 1}, {"token": "k.guessed"}, {"uid": "uid-another"}],
+)
+async def test_an_attempt_with_a_token_of_another_is_neither_believed_nor_stopped(
+    changes: dict[str, Any],
+) -> None:
+    harness = TaskHarness()
+    entry = await running(harness)
+    dropped = HEARTBEATS_DROPPED.labels("forged")._value.get()
+    deliver(harness, replace(named(entry), **changes))
+    await until_time(10)
+    assert (harness.writer.writes, harness.publisher.commands) == ([], [])
+    assert HEARTBEATS_DROPPED.labels("forged")._value.get() == dropped + 1
+    assert harness.proven == [False]
+
+
+@pytest.mark.parametrize(("attempt", "epoch"), [(2, 0), (1, 1)])
+async def test_another_attempt_of_the_task_is_stopped(attempt: int, epoch: int) -> None:
+    harness = TaskHarness()
+    entry = await running(harness)
+    stray = named(entry, attempt, epoch)
+    deliver(harness, stray)
+    assert [command.token for command in harness.publisher.commands] == [stray.token]
+
+
+async def test_a_worker_is_proven_by_an_attempt_with_its_token() -> None:
+    harness = TaskHarness()
+    entry = await running(harness)
+    deliver(harness)
+    deliver(harness, named(entry))
+    deliver(harness, attempt(entry))
+    deliver(harness, RunningAttempt("uid-unknown", "k.unknown"))
+    assert harness.proven == [False, True, True, False]
+
+
 # Whom it comes from.
+
+
+@pytest.mark.parametrize("state", WorkerState)
+async def test_a_heartbeat_by_another_broker_than_the_queues_is_ignored_and_counted(
+    state: WorkerState,
+) -> None:
+    harness = TaskHarness()
+    entry = await running(harness)
+    dropped = HEARTBEATS_DROPPED.labels("foreign")._value.get()
+    listed = (named(entry), RunningAttempt("uid-unknown", "k.unknown"))
+    tag = deliver(harness, *listed, broker=object(), state=state, busy=100_000)
+    await until_time(10)
+    assert (harness.heartbeats, harness.publisher.commands, harness.writer.writes) == ([], [], [])
+    assert harness.channel.acked == [tag]
+    assert HEARTBEATS_DROPPED.labels("foreign")._value.get() == dropped + 1
+
+
+async def test_a_worker_says_nothing_of_an_attempt_of_another_queue() -> None:
+    harness = TaskHarness()
+    entry = await running(harness)
+    deliver(harness, named(entry), queue="another")
+    await until_time(10)
+    assert (harness.publisher.commands, harness.writer.writes) == ([], [])
 
 
 async def test_heartbeats_are_passed_on_to_the_registry() -> None:
