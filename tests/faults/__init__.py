@@ -19,7 +19,7 @@ In the cluster:
 * `pods.PodAddition`: what a pod needs for a tool (`ApiProxy.pod_addition`, `clock.pod_addition`),
   for a pod's manifest or, with a rollout, for a Deployment.
 * `processes.Processes`: kills and stops processes by role: `operator`, `rabbitmq`, `worker`,
-  `whole_pod`, and programs of the node such as `KUBELET`.
+  `whole_pod`, and programs of a node such as `KUBELET`; takes the power from a worker node.
 * `broker.BrokerFaults`: alarms, deletions, closed connections, a stopped node;
   `broker_cluster.three_nodes`: a RabbitMQ of three.
 * `watcher.watching`: records what happens, by code of its own; `Watcher.verdict` finds what was

@@ -12,6 +12,7 @@ from tests.e2e.harness import OPERATOR_NAMESPACE, Harness
 from tests.faults.processes import (
     API_SERVER,
     CONTROL_PLANE_ROLES,
+    KUBELET,
     NODE_ROLES,
     SCHEDULER,
     Processes,
@@ -109,6 +110,18 @@ def test_a_killed_program_of_one_node_is_started_again(
         assert killed.node == started.node == name
         assert started.started > killed.started
         assert [one for one in processes.find(role) if one.node != name] == others
+
+
+def test_a_node_without_power_runs_nothing_until_it_has_it_again(processes: Processes) -> None:
+    before = processes.find(KUBELET)
+    control_plane, worker, *_ = sorted(one.node for one in before)
+    with processes.node_down(worker):
+        with pytest.raises(AssertionError, match=f"node '{worker}' has ended"):
+            processes.find(KUBELET.on(worker))
+        (running,) = processes.find(KUBELET.on(control_plane))
+        assert running in before
+    (started,) = processes.wait(KUBELET.on(worker))
+    assert started not in before
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
