@@ -59,27 +59,32 @@ def build_image(
         return True
 
 
-def build_operator() -> bool:
-    """Build the operator's image from this checkout; return whether it was needed."""
+def build_operator(tag: str = OPERATOR, checkout: Path = CHECKOUT) -> bool:
+    """Build the operator's image; return whether it was needed.
+
+    Args:
+        tag: its name.
+        checkout: the sources; versions of what they need are those of this checkout.
+    """
     base = builder().base(base_images.PYTHON)
     context = cache() / "contexts"
     context.mkdir(parents=True, exist_ok=True)
-    downloaded = wheels.download(wheels.runtime_requirements())
+    downloaded = wheels.download(wheels.runtime_requirements(checkout))
     with tempfile.TemporaryDirectory(dir=context) as scratch:
         # Hard links: the wheels lie in the same cache.
         shutil.copytree(downloaded, Path(scratch, "wheels"), copy_function=os.link)
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(
-            CHECKOUT / "operator" / "taskqueue", Path(scratch, "taskqueue"), ignore=ignored
+            checkout / "operator" / "taskqueue", Path(scratch, "taskqueue"), ignore=ignored
         )
-        containerfile = CHECKOUT / "operator" / "Containerfile"
-        arguments = {"BASE_IMAGE": base, "VERSION": project_version()}
-        return build_image(OPERATOR, containerfile, Path(scratch), arguments)
+        containerfile = checkout / "operator" / "Containerfile"
+        arguments = {"BASE_IMAGE": base, "VERSION": project_version(checkout)}
+        return build_image(tag, containerfile, Path(scratch), arguments)
 
 
-def project_version() -> str:
-    """Return `taskqueue.__version__` of this checkout, without importing anything of it."""
-    text = (CHECKOUT / "operator" / "taskqueue" / "__init__.py").read_text()
+def project_version(checkout: Path = CHECKOUT) -> str:
+    """Return `taskqueue.__version__` of a checkout, without importing anything of it."""
+    text = (checkout / "operator" / "taskqueue" / "__init__.py").read_text()
     found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if found is None:
         raise DevclusterError('operator/taskqueue/__init__.py has no line `__version__ = "…"`.')

@@ -27,9 +27,9 @@ CONSTRAINTS = CHECKOUT / "constraints.txt"
 _GLIBC = ("2_41", "2_34", "2_28", "2_17")
 
 
-def runtime_requirements() -> list[str]:
-    """Return what the operator needs at run time, as pyproject.toml has it."""
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+def runtime_requirements(checkout: Path = CHECKOUT) -> list[str]:
+    """Return what the operator needs at run time, as a checkout's pyproject.toml has it."""
+    project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
     requirements: list[str] = project["dependencies"]
     return requirements
 

@@ -20,11 +20,21 @@ UNREADABLE = {
 def publish_raw(channel: Channel, exchange: str, key: str, entries: bytes, body: bytes) -> None:
     """Publish a message whose headers are these encoded entries."""
     table = struct.pack(">I", len(entries)) + entries
-    header = struct.pack(">HHQH", _BASIC, 0, len(body), _HEADERS) + table
+    publish_raw_properties(channel, exchange, key, struct.pack(">H", _HEADERS) + table, body)
+
+
+def publish_raw_properties(
+    channel: Channel, exchange: str, key: str | bytes, properties: bytes, body: bytes
+) -> None:
+    """Publish a message with these properties, encoded: flags and values."""
+    header = struct.pack(">HHQ", _BASIC, 0, len(body)) + properties
     inner = channel._channel
-    number = inner.channel_number
+    number, largest = inner.channel_number, inner.connection.largest_body
+    parts = [(frames.HEADER, header)]
+    parts += [(frames.BODY, body[at : at + largest]) for at in range(0, len(body), largest)]
     content = b"".join(
         frames.FRAME.pack(kind, number, len(payload)) + payload + bytes((frames.END,))
-        for kind, payload in ((frames.HEADER, header), (frames.BODY, body))
+        for kind, payload in parts
     )
-    inner.connection.emit(frames.publish_frame(number, exchange, key, mandatory=False) + content, 3)
+    publish = frames.publish_frame(number, exchange, key, mandatory=False)  # type: ignore[arg-type]
+    inner.connection.emit(publish + content, len(parts) + 1)
