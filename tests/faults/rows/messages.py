@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import struct
 
-from taskqueue.contract.names import HEARTBEATS_EXCHANGE, INBOX_QUEUE, OUTCOMES_EXCHANGE
+from taskqueue.contract.names import (
+    HEARTBEATS_EXCHANGE,
+    HEARTBEATS_QUEUE,
+    INBOX_QUEUE,
+    OUTCOMES_EXCHANGE,
+)
 from tests.faults.rows import row
 from tests.faults.rows.site import PATIENCE, Site
 from tests.fuzz import field_tables as tables
@@ -162,18 +167,28 @@ def _heartbeats(site: Site) -> str:
     site.queue()
     before = site.restarts()
     handlers = ",".join(f'"{number:0253}"' for number in range(2000))
-    bodies = [
-        (
-            f'{{"specversion":"1.0","id":"{number}","type":"dev.taskqueue.worker.heartbeat.v1",'
-            f'"source":"/workers/p","subject":"{site.namespace}/q","taskqueue":"q","data":{{'
-            f'"pod":"pod-{number}","node":"n","cpus":1,"slots":1,"state":"ready","running":[],'
-            f'"handlers":[{handlers}]}}}}'
-        ).encode()
-        for number in range(1500)
-    ]
-    key = f"{site.key}.worker.heartbeat"
-    site.publish_many(HEARTBEATS_EXCHANGE, key, b"\x00\x00", bodies)
+    for first in range(0, 1500, _HEARTBEATS_AT_ONCE):
+        bodies = [
+            _heartbeat(site.namespace, f"pod-{number}", handlers)
+            for number in range(first, first + _HEARTBEATS_AT_ONCE)
+        ]
+        key = f"{site.key}.worker.heartbeat"
+        site.publish_many(HEARTBEATS_EXCHANGE, key, b"\x00\x00", bodies)
+        site.wait_drained(HEARTBEATS_QUEUE)
     seen = site.works()
     restarts = site.restarts() - before
     assert not restarts, f"the operator's container was killed {restarts} times"
     return f"{seen}; no restart"
+
+
+#: 50 MB: the broker must hold them until the operator has read them.
+_HEARTBEATS_AT_ONCE = 100
+
+
+def _heartbeat(namespace: str, pod: str, handlers: str) -> bytes:
+    return (
+        f'{{"specversion":"1.0","id":"{pod}","type":"dev.taskqueue.worker.heartbeat.v1",'
+        f'"source":"/workers/{pod}","subject":"{namespace}/q","taskqueue":"q","data":{{'
+        f'"pod":"{pod}","node":"n","cpus":1,"slots":1,"state":"ready","running":[],'
+        f'"handlers":[{handlers}]}}}}'
+    ).encode()

@@ -90,6 +90,15 @@ class Site:
         """Publish several messages that differ by their body."""
         asyncio.run(self._publish(exchange, key, properties, bodies))
 
+    def wait_drained(self, queue: str) -> None:
+        """Wait until a queue has nothing ready: a broker short of memory blocks its publishers."""
+
+        def drained() -> bool:
+            found = self.harness.broker_api("GET", f"queues/{self.vhost}/{queue}")
+            return int(found.get("messages_ready", -1)) == 0
+
+        assert holds_within(PATIENCE, drained), f"nobody reads {queue}"
+
     async def _publish(
         self, exchange: str, key: str | bytes, properties: bytes, bodies: list[bytes]
     ) -> None:
