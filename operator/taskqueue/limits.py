@@ -50,6 +50,9 @@ HISTORY_LENGTH = 10
 #: Of a result in a status, as JSON. Larger ones belong in a store of their own.
 RESULT_BYTES = 16 * 1024
 
+#: Of what a handler saves for its next start, as JSON: in a status, and in a header.
+CHECKPOINT_BYTES = 16 * 1024
+
 #: Workers that a TaskQueue's status lists, and handlers of each.
 STATUS_WORKERS = 20
 STATUS_HANDLERS = 50

@@ -18,6 +18,7 @@ from taskqueue.defaults import DEFAULT_ATTEMPT_SECONDS, DEFAULT_ATTEMPTS
 from taskqueue.jsonable import plain
 from taskqueue.limits import RESULT_BYTES
 from taskqueue.worker.sdk import Context, Fail, Handler, HandlerRegistry, Progress
+from taskqueue.worker.sdk.checkpoints import decode_checkpoint, encode_checkpoint
 
 __all__ = ["About", "Recorded", "run", "run_async"]
 
@@ -26,7 +27,7 @@ class About(TypedDict, total=False):
     """Values for the handler's `Context`, by its own names; what is left out has a default.
 
     The first of 3 attempts of Task ``test/task`` in queue ``test``, which may take 300 s, without
-    a fence.
+    a fence, and without a checkpoint.
     """
 
     task: str
@@ -36,6 +37,7 @@ class About(TypedDict, total=False):
     max_attempts: int
     timeout_seconds: float
     fence: int | None
+    last_checkpoint: Any
 
 
 _DEFAULTS: About = {
@@ -46,6 +48,7 @@ _DEFAULTS: About = {
     "max_attempts": DEFAULT_ATTEMPTS,
     "timeout_seconds": DEFAULT_ATTEMPT_SECONDS,
     "fence": None,
+    "last_checkpoint": None,
 }
 
 
@@ -55,9 +58,11 @@ class Recorded:
 
     Attributes:
         progress: every progress report, oldest first; a Task shows the latest only.
+        checkpoints: every value saved with ``ctx.checkpoint``, oldest first.
     """
 
     progress: list[Progress] = field(default_factory=list)
+    checkpoints: list[Any] = field(default_factory=list)
 
 
 def run(
@@ -77,7 +82,7 @@ def run(
         cancelled: the value of ``ctx.cancelled``, or a function that is called for it each time.
         recorded: records what the handler reports.
         about: values of the context: ``attempt=3``, ``max_attempts``, ``timeout_seconds``,
-            ``fence``, ``uid``, ``task``, ``queue``.
+            ``fence``, ``uid``, ``task``, ``queue``, ``last_checkpoint``.
 
     Raises:
         TypeError: the payload is not a JSON object, the function cannot be a handler, or its
@@ -132,8 +137,13 @@ class _Context(Context):
     def __init__(
         self, cancelled: bool | Callable[[], bool], recorded: Recorded, about: About
     ) -> None:
-        given: About = {**_DEFAULTS, **about}
-        super().__init__(**given)
+        given: dict[str, Any] = {**_DEFAULTS, **about}
+        last = given.pop("last_checkpoint")
+        super().__init__(
+            **given,
+            checkpoint=None if last is None else encode_checkpoint(last),
+            save=lambda encoded: recorded.checkpoints.append(decode_checkpoint(encoded)),
+        )
         self._is_cancelled = cancelled
         self._recorded = recorded
 

@@ -16,7 +16,7 @@ from taskqueue.contract.names import INBOX_QUEUE, OUTCOMES_EXCHANGE, ContractErr
 from taskqueue.contract.outcome import AttemptEvent, EventKind, decode
 
 #: Outcomes that end an attempt.
-ENDS = frozenset(EventKind) - {EventKind.STARTED}
+ENDS = frozenset(EventKind) - {EventKind.STARTED, EventKind.CHECKPOINT}
 
 #: Longest result, in bytes of JSON.
 _RESULT_LIMIT = 16 * 1024
@@ -103,11 +103,13 @@ def _problems(delivery: Delivery, envelope: dict[str, Any], event: AttemptEvent)
         "data.worker must be a non-empty string": isinstance(data.get("worker"), str)
         and data["worker"],
         "data.seconds must be a number, with every end but task.released": (
-            seconds is None and event.kind in (EventKind.STARTED, EventKind.RELEASED)
+            seconds is None and (event.kind not in ENDS or event.kind is EventKind.RELEASED)
         )
         or (isinstance(seconds, int | float) and not isinstance(seconds, bool)),
         "data.result goes with success only": result is None or event.kind is EventKind.SUCCEEDED,
         "data.result must be short": len(json.dumps(result)) <= _RESULT_LIMIT,
+        "data.checkpoint goes with task.checkpoint, and only there": (event.checkpoint is not None)
+        == (event.kind is EventKind.CHECKPOINT),
         "data.error goes with every failure, and only there": (error is not None)
         == (event.kind is EventKind.FAILED),
         "data.error must have type and message": error is None

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class Point(StrEnum):
-    """The nine duties of a worker; H is heartbeats, M is messages that are not attempts."""
+    """The nine duties of a worker; H: heartbeats, M: no attempts of Tasks, C: checkpoints."""
 
     PREFETCH = "1"
     DELIVERIES = "2"
@@ -24,6 +24,7 @@ class Point(StrEnum):
     CONNECTIONS = "9"
     HEARTBEATS = "H"
     MESSAGES = "M"
+    CHECKPOINTS = "C"
 
 
 TITLES = {
@@ -37,6 +38,7 @@ TITLES = {
     Point.RECONNECTING: "recovers from whatever ended its consumer",
     Point.CONNECTIONS: "consumes and publishes on two connections",
     Point.HEARTBEATS: "reports how much it runs, and when that changes",
+    Point.CHECKPOINTS: "reports checkpoints, and gives back what needs its last one",
     Point.MESSAGES: "accepts direct messages, and dead-letters malformed ones",
 }
 

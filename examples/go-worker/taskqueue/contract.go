@@ -47,6 +47,10 @@ type message struct {
 	maxDeliveries  int64
 	timeoutSeconds int64
 	fence          *int64
+	// checkpointed says whether the operator had a checkpoint; nil: it is an older one, which keeps
+	// none and knows no snooze.
+	checkpointed *bool
+	checkpoint   json.RawMessage
 }
 
 func (m *message) direct() bool { return m.token == "" }
@@ -89,6 +93,15 @@ func parse(d *amqp.Delivery) (*message, error) {
 	if _, keyed := d.Headers["tq-fence"]; keyed {
 		fence := h.integer("tq-fence")
 		m.fence = &fence
+	}
+	if known, there := d.Headers["tq-checkpointed"].(bool); there {
+		m.checkpointed = &known
+	}
+	if _, saved := d.Headers["tq-checkpoint"]; saved {
+		m.checkpoint = json.RawMessage(h.text("tq-checkpoint"))
+		if h.err == nil && !isObject(m.checkpoint) {
+			h.refuse("tq-checkpoint", "a JSON object")
+		}
 	}
 	switch {
 	case h.err != nil:

@@ -184,6 +184,10 @@ func (d *dispatcher) admit(r *run) {
 		text := "delivered the maximum number of times, and no worker reported its end"
 		r.settled = true
 		r.reportEnd(ending{error: newError("WorkerLost", text, true)})
+	case r.deliveries > 0 && r.checkpointed != nil && *r.checkpointed:
+		d.log.Info("task.released", r.fields("reason", "delivered again: it needs its last checkpoint")...)
+		r.settled = true
+		r.reportReleased()
 	default:
 		d.waiting = append(d.waiting, r)
 	}
@@ -227,7 +231,11 @@ func (d *dispatcher) onHandlerReturned(r *run, end ending) {
 		if end.error != nil {
 			d.log.Warn("task.failed", r.fields("type", end.error.Type, "message", end.error.Message)...)
 		}
-		r.reportEnd(end)
+		if end.released {
+			r.reportReleased()
+		} else {
+			r.reportEnd(end)
+		}
 	} else if r.onReturned != nil {
 		r.onReturned()
 	}

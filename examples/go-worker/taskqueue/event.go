@@ -18,6 +18,7 @@ const (
 	failed    eventKind = "task.failed"
 	cancelled eventKind = "task.cancelled"
 	released  eventKind = "task.released"
+	saved     eventKind = "task.checkpoint"
 	snoozed   eventKind = "task.snoozed"
 )
 
@@ -46,6 +47,8 @@ type eventData struct {
 	Result            json.RawMessage `json:"result,omitempty"`
 	Error             *eventError     `json:"error,omitempty"`
 	RetryAfterSeconds *float64        `json:"retryAfterSeconds,omitempty"`
+	Checkpoint        json.RawMessage `json:"checkpoint,omitempty"`
+	Deliveries        int64           `json:"deliveries,omitempty"`
 }
 
 type cloudEvent struct {
@@ -59,13 +62,14 @@ type cloudEvent struct {
 	Data            eventData `json:"data"`
 }
 
-// ending is how an attempt ended: error is nil for success, and snooze for all but an attempt that is
-// to be called again after that time.
+// ending is how an attempt ended: error is nil for success. It did not end if it is released, because
+// its message has not its last checkpoint, or if it is to be called again after a snooze.
 type ending struct {
 	result     json.RawMessage
 	error      *eventError
 	retryAfter time.Duration
 	snooze     *time.Duration
+	released   bool
 	took       time.Duration
 }
 
@@ -98,6 +102,21 @@ func taskEvent(m *message, kind eventKind, worker string, end *ending) outgoing 
 		end.fill(&data)
 	}
 	return encode(kind, m.namespace, m.queue, m.task, newID(), worker, data)
+}
+
+// checkpointEvent is an event about what the handler of an attempt saved.
+func checkpointEvent(m *message, worker string, checkpoint json.RawMessage) outgoing {
+	data := eventData{UID: m.correlationID, Token: m.token, Attempt: m.attempt, Epoch: m.epoch}
+	data.Checkpoint = checkpoint
+	return encode(saved, m.namespace, m.queue, m.task, newID(), worker, data)
+}
+
+// releasedEvent is an event about an attempt that is given back; deliveries of it came before.
+func releasedEvent(m *message, worker string, took time.Duration, deliveries int64) outgoing {
+	seconds := took.Seconds()
+	data := eventData{UID: m.correlationID, Token: m.token, Attempt: m.attempt, Epoch: m.epoch}
+	data.Seconds, data.Deliveries = &seconds, deliveries
+	return encode(released, m.namespace, m.queue, m.task, newID(), worker, data)
 }
 
 // directEvent is the end of a direct message. Its id is the message's own, so that a

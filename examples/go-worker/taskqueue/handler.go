@@ -82,6 +82,9 @@ func call(ctx context.Context, handler Handler, payload json.RawMessage) (end en
 	if errors.As(err, &put) {
 		return ending{snooze: &put.after}
 	}
+	if errors.Is(err, ErrCheckpointNeeded) {
+		return ending{released: true}
+	}
 	if err != nil {
 		return ending{error: describe(err), retryAfter: wishedPause(err)}
 	}

@@ -29,6 +29,10 @@ type run struct {
 	stop      context.CancelFunc
 	timers    []*time.Timer
 
+	// saving: a checkpoint is not confirmed yet, and the latest after it waits.
+	saving            bool
+	waitingCheckpoint json.RawMessage
+
 	// settled: its end is decided, whatever comes later does not count.
 	settled bool
 	// disowned: the broker may deliver it to another worker, so nothing is reported.
@@ -88,6 +92,7 @@ func (r *run) start() {
 	r.startedAt = time.Now()
 	r.progress = &progress{}
 	ctx := context.WithValue(context.Background(), attemptKey{}, r.info())
+	ctx = context.WithValue(ctx, checkpointsKey{}, r.checkpoints())
 	ctx, stop := context.WithCancel(context.WithValue(ctx, progressKey{}, r.progress))
 	r.stop = stop
 	if r.timeout() > startedAfter {
@@ -107,6 +112,18 @@ func (r *run) start() {
 		}
 		r.dispatcher.post(func() { r.dispatcher.onHandlerReturned(r, end) })
 	}()
+}
+
+// checkpoints are those of its handler.
+func (r *run) checkpoints() *checkpoints {
+	c := &checkpoints{last: r.checkpoint, known: true}
+	if !r.direct() && r.checkpointed != nil {
+		c.known = r.deliveries == 0
+		c.save = func(checkpoint json.RawMessage) {
+			r.dispatcher.post(func() { r.saveCheckpoint(checkpoint) })
+		}
+	}
+	return c
 }
 
 // after calls an act on the dispatcher's goroutine unless the run is settled by then.
@@ -147,6 +164,9 @@ func (r *run) reportEnd(end ending) {
 	if end.snooze != nil && r.direct() {
 		text := "a direct message cannot be snoozed, because no Task keeps it: create a Task instead"
 		end = ending{error: newError("NotSnoozed", text, false), took: end.took}
+	} else if end.snooze != nil && r.checkpointed == nil {
+		text := "the operator is older than this worker and knows no snooze: update it"
+		end = ending{error: newError("Snooze", text, true), retryAfter: *end.snooze, took: end.took}
 	}
 	switch {
 	case !r.direct():
@@ -189,15 +209,17 @@ func (r *run) reportReleased() {
 		r.requeue()
 		return
 	}
-	end := ending{}
+	r.flushCheckpoint()
+	took := time.Duration(0)
 	if !r.startedAt.IsZero() {
-		end.took = time.Since(r.startedAt)
+		took = time.Since(r.startedAt)
 	}
-	r.dispatcher.report(taskEvent(r.message, released, r.dispatcher.settings.Pod, &end), r.acknowledge)
+	r.dispatcher.report(releasedEvent(r.message, r.dispatcher.settings.Pod, took, r.deliveries), r.acknowledge)
 }
 
 // publishOutcome publishes the outcome of the token, and then acknowledges (6).
 func (r *run) publishOutcome(outcome outgoing) {
+	r.flushCheckpoint()
 	r.dispatcher.finished.add(r.token, outcome)
 	r.dispatcher.report(outcome, func() {
 		r.releaseToken()

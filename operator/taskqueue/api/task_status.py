@@ -197,6 +197,14 @@ class TaskResourceStatus(ApiModel):
             "Progress of the running attempt, as its handler reports it. Absent until then."
         ),
     )
+    checkpoint: dict[str, Any] | None = Field(
+        None,
+        description=(
+            "What the handler saved last with ctx.checkpoint, for its next start: a JSON object of "
+            "at most 16 KiB. Written at most every 10 seconds, and with each end of an attempt. "
+            "Absent when it saved nothing."
+        ),
+    )
     result: dict[str, Any] | None = Field(
         None,
         description=(

@@ -30,12 +30,17 @@ class EventKind(StrEnum):
     SUCCEEDED = "task.succeeded"
     FAILED = "task.failed"
     CANCELLED = "task.cancelled"
+    CHECKPOINT = "task.checkpoint"
     RELEASED = "task.released"
     SNOOZED = "task.snoozed"
 
 
 #: CloudEvents types, made once: an f-string for each event costs more.
 EVENT_TYPES = {kind: cloudevents.event_type(kind.value) for kind in EventKind}
+
+
+#: Types of events about an attempt that has not ended.
+_GOES_ON = (EVENT_TYPES[EventKind.STARTED], EVENT_TYPES[EventKind.CHECKPOINT])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +76,8 @@ class AttemptEvent:
         result: JSON object returned by the handler, on success.
         error: on failure.
         retry_after_seconds: how long the handler wants to wait before the next attempt.
+        checkpoint: JSON object that the handler saved.
+        deliveries: of an attempt given back: how often it had been delivered before.
         correlation_id: a direct message's own, where it has one.
         exchange: that a direct message was published to; "" from workers that do not say.
         id: the CloudEvent's. Empty: `encode` makes a unique one. The outcome of a direct message
@@ -90,6 +97,8 @@ class AttemptEvent:
     result: dict[str, Any] | None = None
     error: EventError | None = None
     retry_after_seconds: float | None = None
+    checkpoint: dict[str, Any] | None = None
+    deliveries: int = 0
     correlation_id: str = ""
     exchange: str = ""
     id: str = ""
@@ -130,6 +139,10 @@ def encode(event: AttemptEvent) -> bytes:
         }
     if event.retry_after_seconds is not None:
         data["retryAfterSeconds"] = event.retry_after_seconds
+    if event.checkpoint is not None:
+        data["checkpoint"] = event.checkpoint
+    if event.deliveries:
+        data["deliveries"] = event.deliveries
     return cloudevents.encode(
         id=event.id,
         type=EVENT_TYPES[event.kind],
@@ -153,6 +166,9 @@ def decode(body: bytes) -> AttemptEvent:
         result = data.get("result")
         if result is not None and not isinstance(result, dict):
             raise ContractError("event field data.result must be a JSON object")
+        checkpoint = data.get("checkpoint")
+        if checkpoint is not None and not isinstance(checkpoint, dict):
+            raise ContractError("event field data.checkpoint must be a JSON object")
         return AttemptEvent(
             kind=EventKind(event.kind),
             namespace=event.namespace,
@@ -173,6 +189,8 @@ def decode(body: bytes) -> AttemptEvent:
                 retryable=bool(error.get("retryable", True)),
             ),
             retry_after_seconds=_number(data.get("retryAfterSeconds")),
+            checkpoint=checkpoint,
+            deliveries=int(data.get("deliveries", 0)),
             correlation_id=str(data.get("correlationId", "")),
             exchange=str(data.get("exchange", "")),
             id=event.id,
@@ -184,16 +202,19 @@ def decode(body: bytes) -> AttemptEvent:
 
 
 def claimed_attempt(body: bytes) -> AttemptClaim | None:
-    """Return the attempt an event claims to be about, even where it breaks the contract."""
+    """Return the attempt whose end an event claims to be, even where it breaks the contract."""
     try:
-        data = orjson.loads(body)["data"]
+        envelope = orjson.loads(body)
+        if envelope.get("type") in _GOES_ON:
+            return None
+        data = envelope["data"]
         return AttemptClaim(
             uid=str(data["uid"]),
             token=str(data["token"]),
             attempt=int(data["attempt"]),
             epoch=int(data["epoch"]),
         )
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError):
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError):
         return None
 
 

@@ -31,6 +31,11 @@ T = TypeVar("T")
 CONTRACT_VERSION = 1
 
 
+#: Header that says whether the operator has a checkpoint of the Task.
+CHECKPOINTED_HEADER = "tq-checkpointed"
+#: Header with the last checkpoint, as JSON.
+CHECKPOINT_HEADER = "tq-checkpoint"
+
 #: Header of a Task with a concurrencyKey: a number that grows with every dispatch of the key.
 FENCE_HEADER = "tq-fence"
 
@@ -55,6 +60,9 @@ class WorkMessage:
         body: the payload, a JSON object in UTF-8.
         trace: W3C trace context headers (traceparent, tracestate), passed through.
         fence: of a Task with a concurrencyKey, else None: grows with every dispatch of the key.
+        checkpoint: what a handler of the Task saved last, a JSON object in UTF-8, or None.
+        checkpointed: whether a handler has saved something by now; None: the operator is an older
+            one, which keeps no checkpoint and knows no snooze.
     """
 
     namespace: str
@@ -71,6 +79,8 @@ class WorkMessage:
     body: bytes
     trace: Mapping[str, str] | None = None
     fence: int | None = None
+    checkpoint: bytes | None = None
+    checkpointed: bool | None = False
 
     def properties(self) -> BasicProperties:
         """Return the AMQP properties of one publish; every call makes a new message id."""
@@ -88,6 +98,10 @@ class WorkMessage:
         }
         if self.fence is not None:
             headers[FENCE_HEADER] = self.fence
+        if self.checkpointed is not None:
+            headers[CHECKPOINTED_HEADER] = self.checkpointed
+        if self.checkpoint is not None:
+            headers[CHECKPOINT_HEADER] = self.checkpoint.decode()
         if self.trace:
             headers.update(self.trace)
         return BasicProperties(
@@ -170,6 +184,10 @@ def parse_work(
         body=body,
         trace=trace or None,
         fence=_header(headers, FENCE_HEADER, int) if FENCE_HEADER in headers else None,
+        checkpoint=_header(headers, CHECKPOINT_HEADER, str).encode()
+        if CHECKPOINT_HEADER in headers
+        else None,
+        checkpointed=bool(headers[CHECKPOINTED_HEADER]) if CHECKPOINTED_HEADER in headers else None,
     )
 
 

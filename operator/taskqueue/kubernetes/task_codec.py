@@ -98,6 +98,8 @@ def status_patch(task: domain.Task, status: domain.TaskState, *, now: float) -> 
         body["concurrencyKey"] = status.concurrency_key
     if status.snoozes:
         body["snoozes"] = status.snoozes
+    if status.checkpoint is not None:
+        body["checkpoint"] = orjson.Fragment(status.checkpoint)
     return orjson.dumps(
         [
             {"op": "test", "path": "/metadata/uid", "value": task.uid},
@@ -232,6 +234,7 @@ def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskState:
         worker=status.worker,
         concurrency_key=status.concurrency_key,
         snoozes=status.snoozes,
+        checkpoint=None if status.checkpoint is None else orjson.dumps(status.checkpoint),
         resumed_time=_resumed_time(status),
         result=status.result,
     )

@@ -156,6 +156,7 @@ class TaskState:
     Attributes, as far as the resource's fields do not explain them:
         concurrency_key: held while an attempt is dispatched; "" otherwise.
         snoozes: how often its handler asked to be called later.
+        checkpoint: what its handler saved last, a JSON object in UTF-8, at most 16 KiB.
         resumed_time: when the last suspension ended; the condition Suspended keeps it.
         running_since: when the attempt that runs began; not written, so unknown after a restart.
     """
@@ -175,6 +176,7 @@ class TaskState:
     snoozes: int = 0
     resumed_time: float | None = None
     running_since: float | None = field(default=None, compare=False)
+    checkpoint: bytes | None = None
     result: Mapping[str, Any] | None = None
 
     @property

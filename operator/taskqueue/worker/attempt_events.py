@@ -5,6 +5,7 @@ Pure: no loop, no connection.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -37,8 +38,21 @@ def payload_of(message: WorkMessage | DirectMessage) -> dict[str, Any]:
     return payload
 
 
-def work_attempt(message: WorkMessage, payload: dict[str, Any]) -> AttemptRequest:
-    """Return the attempt a work message asks for."""
+def work_attempt(
+    message: WorkMessage,
+    payload: dict[str, Any],
+    *,
+    redelivered: bool = False,
+    on_checkpoint: Callable[[bytes], None] | None = None,
+) -> AttemptRequest:
+    """Return the attempt a work message asks for.
+
+    Raises:
+        ContractError: its checkpoint is not a JSON object.
+    """
+    if message.checkpoint is not None and not _is_object(message.checkpoint):
+        raise ContractError("header tq-checkpoint must be a JSON object")
+    kept = message.checkpointed is not None
     return AttemptRequest(
         handler=message.handler,
         payload=payload,
@@ -49,11 +63,20 @@ def work_attempt(message: WorkMessage, payload: dict[str, Any]) -> AttemptReques
         max_attempts=message.max_attempts,
         timeout_seconds=message.timeout_seconds,
         fence=message.fence,
+        checkpoint=message.checkpoint,
+        checkpoint_known=not (kept and redelivered),
+        on_checkpoint=on_checkpoint if kept else None,
     )
 
 
 def event_of(
-    message: WorkMessage, kind: EventKind, *, worker: str, result: AttemptResult | None = None
+    message: WorkMessage,
+    kind: EventKind,
+    *,
+    worker: str,
+    result: AttemptResult | None = None,
+    checkpoint: dict[str, Any] | None = None,
+    deliveries: int = 0,
 ) -> CachedOutcome:
     """Return an encoded event about the attempt."""
     seconds = None if result is None else round(result.seconds, 6)
@@ -73,6 +96,8 @@ def event_of(
         result=None if result is None else result.result,
         error=None if result is None else result.error,
         retry_after_seconds=None if result is None else result.retry_after_seconds,
+        checkpoint=checkpoint,
+        deliveries=deliveries,
     )
     return _encoded(event)
 
@@ -132,6 +157,13 @@ def _encoded(event: AttemptEvent) -> CachedOutcome:
         )
         body = encode(event)
     return CachedOutcome(event.routing_key, body)
+
+
+def _is_object(text: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(text), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def kind_of(result: AttemptResult) -> EventKind:

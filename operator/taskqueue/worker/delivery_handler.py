@@ -120,14 +120,22 @@ class DeliveryHandler:
         )
 
     def _task_run(self, delivery: Delivery, message: WorkMessage) -> TaskRun:
+        deliveries = deliveries_so_far(delivery.properties, redelivered=delivery.redelivered)
+        attempt = work_attempt(
+            message,
+            payload_of(message),
+            redelivered=deliveries > 0,
+            on_checkpoint=partial(self._reporter.save_checkpoint, message),
+        )
         return TaskRun(
             message.token,
             message.fence is not None,
-            deliveries_so_far(delivery.properties, redelivered=delivery.redelivered),
+            deliveries,
             message.max_deliveries,
             message.timeout_seconds,
-            work_attempt(message, payload_of(message)),
+            attempt,
             message,
+            checkpointed=bool(message.checkpointed),
         )
 
     def _direct_run(self, delivery: Delivery, message: DirectMessage) -> DirectRun:

@@ -9,7 +9,7 @@ waiting, so an executor that cannot stop an attempt keeps only the slot, not the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY
+from dataclasses import KW_ONLY, field
 from typing import Any, Protocol
 
 from taskqueue.contract.outcome import EventError
@@ -31,6 +31,10 @@ class AttemptRequest:
         max_attempts: number of the last attempt.
         timeout_seconds: after this long the runtime asks for a cancel.
         fence: of a Task with a concurrencyKey, else None.
+        checkpoint: what the handler saved before, as JSON, or None.
+        checkpoint_known: False: a later one may exist, and only the operator knows.
+        on_checkpoint: called on the runtime's loop with each checkpoint that the handler saves, as
+            JSON; None: nobody keeps it.
     """
 
     _: KW_ONLY
@@ -43,6 +47,9 @@ class AttemptRequest:
     max_attempts: int
     timeout_seconds: float
     fence: int | None = None
+    checkpoint: bytes | None = field(default=None, repr=False)
+    checkpoint_known: bool = True
+    on_checkpoint: Callable[[bytes], None] | None = field(default=None, repr=False)
 
     @property
     def log_fields(self) -> dict[str, Any]:
@@ -67,6 +74,7 @@ class AttemptResult:
         result: the JSON object it returned, or None; meaningless with an error.
         error: why it failed; None: it succeeded.
         retry_after_seconds: the handler's wish for the next attempt.
+        released: it did not end: the handler needs a checkpoint that its message has not.
         snooze_seconds: it did not end: the handler is to be called again after this long.
         exception: holds the traceback of the handler's exception, for the worker's own log.
         lost: why it is not known how the attempt ended, through no fault of its own; the other
@@ -78,6 +86,7 @@ class AttemptResult:
     result: dict[str, Any] | None = None
     error: EventError | None = None
     retry_after_seconds: float | None = None
+    released: bool = False
     snooze_seconds: float | None = None
     exception: BaseException | None = None
     lost: str = ""

@@ -25,7 +25,7 @@ from taskqueue.contract.outcome import EventError
 from taskqueue.limits import LONGEST_RETRY_SECONDS, LONGEST_SNOOZE_SECONDS, STATUS_REASON_LENGTH
 from taskqueue.results.inline import ResultError, encode_result
 from taskqueue.worker.executor import AttemptResult
-from taskqueue.worker.sdk import Cancelled, Fail, Retry, Snooze
+from taskqueue.worker.sdk import Cancelled, CheckpointNeeded, Fail, Retry, Snooze
 
 #: Characters of an error message that reach the Task's history.
 MAX_MESSAGE_LENGTH = 1000
@@ -109,6 +109,8 @@ def raised(exception: BaseException, seconds: float) -> AttemptResult:
     if issubclass(kind, Retry):
         after = _given(lambda: given.after, None)
         return failure(_class_name(exception), _text(exception), seconds, retry_after=after)
+    if issubclass(kind, CheckpointNeeded):
+        return AttemptResult(seconds=seconds, released=True)
     if issubclass(kind, Snooze):
         return snoozed(_given(lambda: given.seconds, 0.0), seconds)
     return failure(
@@ -125,8 +127,19 @@ def snoozed(wait: object, seconds: float) -> AttemptResult:
     return AttemptResult(seconds=seconds, snooze_seconds=wanted or 0.0)
 
 
-def not_snoozed(result: AttemptResult) -> AttemptResult:
-    """Return the result of a direct message's handler that asked to be called again."""
+def not_snoozed(result: AttemptResult, *, direct: bool) -> AttemptResult:
+    """Return the result of a handler that asked to be called again, where nobody does.
+
+    A direct message has failed for good. A Task of an operator that knows no snooze has failed, and
+    is retried after that time.
+    """
+    if not direct:
+        return failure(
+            "Snooze",
+            "the operator is older than this worker and knows no snooze: update it",
+            result.seconds,
+            retry_after=result.snooze_seconds,
+        )
     return failure(
         "NotSnoozed",
         "a direct message cannot be snoozed, because no Task keeps it: create a Task instead",

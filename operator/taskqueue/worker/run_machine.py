@@ -4,6 +4,7 @@ Pure: no clock, no I/O; what to do is data (`run_effects`), and the runtime does
 whatever comes:
 
 * A delivery is acknowledged only after the broker has confirmed the report about it.
+* A redelivered attempt that has a checkpoint is given back: the operator knows the last one.
 * The end of a run is decided once: a later result is logged and dropped.
 * A direct message is acknowledged, rejected for another try, or dead-lettered; its end is published
   before it leaves the queue. A failure that is tried again is not an end.
@@ -67,6 +68,9 @@ Transition = tuple[RunState | None, tuple[Effect, ...]]
 
 _ENQUEUE: tuple[Effect, ...] = (effects.Enqueue(),)
 _RELEASED = effects.Log("info", "task.released", {})
+_CHECKPOINT_NEEDED = effects.Log(
+    "info", "task.released", {"reason": "delivered again: it needs its last checkpoint"}
+)
 
 
 def admit(
@@ -100,6 +104,8 @@ def admit(
         if run.deliveries >= run.max_deliveries:
             lost = WorkerLost(run.deliveries)
             return _end(run, receipts, lost, effects.LogEnd(lost))
+        if run.checkpointed:
+            return _end(run, receipts, Released(), _CHECKPOINT_NEEDED)
         if slot_free:
             after, start = _start(run, receipts, now)
             return after, (effects.CountRedelivery(), *start)
@@ -139,6 +145,8 @@ def _on_execution_ended(state: RunState, event: events.ExecutionEnded) -> Transi
     if result.lost:
         lost = effects.Log("warning", "task.lost", {"reason": result.lost})
         return None, (lost, effects.Requeue(state.receipts))
+    if result.released:
+        return _end(state.run, state.receipts, Released(), _CHECKPOINT_NEEDED)
     run, receipts, recorded = state.run, state.receipts, effects.RecordResult(result)
     if result.error is not None:
         return _end(run, receipts, result, recorded)

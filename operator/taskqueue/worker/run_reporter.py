@@ -13,6 +13,7 @@ from functools import partial
 from taskqueue.amqp.channel import Delivery
 from taskqueue.contract.outcome import EventKind
 from taskqueue.contract.outgoing import dead_letter, outcome_message
+from taskqueue.contract.work import WorkMessage
 from taskqueue.logs import EventLog
 from taskqueue.worker import run_effects as effects
 from taskqueue.worker.attempt_events import (
@@ -23,6 +24,7 @@ from taskqueue.worker.attempt_events import (
     timed_out,
     worker_lost,
 )
+from taskqueue.worker.checkpoint_publisher import CheckpointPublisher
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.outcome_cache import OutcomeCache
 from taskqueue.worker.outcome_outbox import OnConfirmed, OutcomeOutbox
@@ -64,6 +66,7 @@ class RunReporter:
         self._queue = settings.queue
         self._worker = settings.pod
         self._on_confirmed = on_confirmed
+        self._checkpoints = CheckpointPublisher(outbox, worker=settings.pod)
         self.outbox = outbox
         self.cache = OutcomeCache()
 
@@ -93,16 +96,24 @@ class RunReporter:
                 run.message, report.command, worker=worker, seconds=report.seconds
             )
         elif isinstance(report, Released):
-            outcome = event_of(run.message, EventKind.RELEASED, worker=worker)
+            outcome = event_of(
+                run.message, EventKind.RELEASED, worker=worker, deliveries=run.deliveries
+            )
         else:
             result = _result_of(report)
             outcome = event_of(run.message, kind_of(result), worker=worker, result=result)
+        if run.token:
+            self._checkpoints.flush(run.token)
         if run.token and not isinstance(report, Released):
             self.cache.add(run.token, outcome)
         self.outbox.publish(
             outcome_message(outcome.key, outcome.body),
             partial(self._on_confirmed, run_id, _OUTCOME_CONFIRMED),
         )
+
+    def save_checkpoint(self, message: WorkMessage, checkpoint: bytes) -> None:
+        """Publish what the handler of an attempt has saved."""
+        self._checkpoints.publish(message, checkpoint)
 
     def dead_letter(self, run_id: int, run: DirectRun, effect: effects.DeadLetter) -> None:
         """Publish the message as a dead letter until confirmed."""

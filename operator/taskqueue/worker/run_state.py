@@ -36,6 +36,10 @@ class Result(Protocol):
         """Why it failed; None: it succeeded."""
 
     @property
+    def released(self) -> bool:
+        """Whether it was given back, because its message is too old."""
+
+    @property
     def lost(self) -> str:
         """Why it is not known how it ended; "" if it is."""
 
@@ -81,6 +85,7 @@ class Run:
         deliveries: how often the broker had delivered it before.
         max_deliveries: delivered this often before, it is not run.
         timeout_seconds: how long it may run.
+        checkpointed: the operator had a checkpoint of it, and may have a later one by now.
     """
 
     token: str
@@ -88,6 +93,8 @@ class Run:
     deliveries: int
     max_deliveries: int
     timeout_seconds: float
+    _: KW_ONLY
+    checkpointed: bool = False
 
 
 @record

@@ -329,8 +329,10 @@ class Runtime:
             self._send(run_id, events.SlotFree(self._loop.time()))
 
     def _on_execution_ended(self, run_id: int, result: AttemptResult) -> None:
-        if result.snooze_seconds is not None and not self._states[run_id].run.token:
-            result = not_snoozed(result)
+        if result.snooze_seconds is not None:
+            run = self._states[run_id].run
+            if not isinstance(run, TaskRun) or run.message.checkpointed is None:
+                result = not_snoozed(result, direct=not run.token)
         self._send(run_id, events.ExecutionEnded(result))
         self._update_prefetch()
         self._fill_slots()

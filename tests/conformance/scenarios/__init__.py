@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tests.conformance.points import Point
 from tests.conformance.scenario import Scenario
 from tests.conformance.scenarios import (
+    checkpoints,
     commands,
     connections,
     cut_off,
@@ -68,6 +69,7 @@ SCENARIOS = (
         "early", Point.RECONNECTING, reconnecting.too_early, own_broker_env=True, declared=False
     ),
     ScenarioEntry("finished", Point.DELIVERIES, deliveries.counted_and_remembered),
+    ScenarioEntry("checkpoints", Point.CHECKPOINTS, checkpoints.saved_and_given_back),
     ScenarioEntry("connections", Point.CONNECTIONS, connections.two),
     ScenarioEntry("direct", Point.MESSAGES, messages.direct),
     ScenarioEntry("forged", Point.MESSAGES, messages.forged),

@@ -92,3 +92,14 @@ def fail_for_good(payload: Payload) -> None:
 def snooze(payload: Payload, ctx: Context) -> None:
     with _traced(payload):
         ctx.snooze(payload["seconds"])
+
+
+@task
+def steps(payload: Payload, ctx: Context) -> dict[str, int]:
+    """Save the number of each step when it is done; return the number of the first."""
+    with _traced(payload):
+        first = (ctx.last_checkpoint or {"step": 0})["step"] + 1
+        for step in range(first, payload["steps"] + 1):
+            time.sleep(payload.get("seconds", 0))
+            ctx.checkpoint({"step": step})
+        return {"first": first}

@@ -46,6 +46,8 @@ EVENTS = st.builds(
     result=st.none() | st.dictionaries(TEXT, JSON, max_size=4),
     error=st.none() | st.builds(EventError, type=TEXT, message=TEXT, retryable=st.booleans()),
     retry_after_seconds=st.none() | SECONDS,
+    checkpoint=st.none() | st.dictionaries(TEXT, JSON, max_size=4),
+    deliveries=st.integers(0, 20),
     id=TEXT.filter(bool),
 )
 

@@ -106,7 +106,8 @@ def test_every_publish_has_a_message_id_of_its_own() -> None:
 
 def test_the_headers_are_those_of_the_contract() -> None:
     properties = over_the_wire(example().properties())
-    assert {name: type(value) for name, value in properties.headers.items()} == HEADERS
+    found = {name: type(value) for name, value in properties.headers.items()}
+    assert found == {**HEADERS, "tq-checkpointed": bool}
     assert properties.content_type == "application/json"
     assert properties.type == "resize"
     assert properties.correlation_id == "0b1c"
@@ -143,6 +144,21 @@ def test_a_fence_that_is_no_number_is_named(value: Any) -> None:
     properties.headers["tq-fence"] = value
     with pytest.raises(ContractError, match="header tq-fence "):
         parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
+
+
+def test_checkpoint_headers_are_there_as_far_as_the_operator_knows_them() -> None:
+    saved = replace(example(), checkpoint=b'{"step":1}', checkpointed=True)
+    headers = saved.properties().headers
+    assert (headers["tq-checkpointed"], headers["tq-checkpoint"]) == (True, '{"step":1}')
+    assert (
+        parse_work(over_the_wire(saved.properties()), saved.body, exchange=WORK_EXCHANGE) == saved
+    )
+    assert "tq-checkpoint" not in example().properties().headers
+    older = replace(example(), checkpointed=None)
+    assert "tq-checkpointed" not in older.properties().headers
+    assert (
+        parse_work(over_the_wire(older.properties()), older.body, exchange=WORK_EXCHANGE) == older
+    )
 
 
 def test_another_version_says_what_to_do() -> None:

@@ -338,6 +338,8 @@ class TaskHarness:
         uid: str | None = None,
         result: Any = MISSING,
         worker: str = "pod-1",
+        checkpoint: dict[str, Any] | None = None,
+        deliveries: int = 0,
     ) -> int:
         """Deliver an attempt event of a worker; return its delivery tag."""
         uid = uid or entry.task.uid
@@ -354,6 +356,8 @@ class TaskHarness:
             attempt=attempt,
             epoch=epoch,
             worker=worker,
+            checkpoint=checkpoint,
+            deliveries=deliveries,
             seconds=0.1,
             result=outcome,
             error=error,

@@ -124,6 +124,8 @@ class Invariants:
         if not before and uid not in self._begun:
             missing = set(entry.task.spec.depends_on) - self._complete
             assert not missing, f"{who} is published before {missing}"
+        if uid not in self._model.refused:
+            assert content.checkpoint == self._model.saved.get(uid), f"{who}: old checkpoint"
         body = orjson.loads(content.body)
         assert bool(entry.task.spec.payload_from) == ("from" in body), f"{who} has payload {body}"
         raw = self._model.tasks.get(content.task)
@@ -170,7 +172,7 @@ class Invariants:
         assert entry.task.uid not in self._cancelled, f"{who} is cancelled, and goes on"
         raw = self._model.tasks.get(entry.task.name)
         there = raw is not None and raw["metadata"]["uid"] == entry.task.uid
-        to_be_written = entry.write_scheduled or entry.task.name in self._model.unwritten
+        to_be_written = entry.write_at is not None or entry.task.name in self._model.unwritten
         if raw is not None and there and not to_be_written and not entry.status_truncated:
             assert entry.status == entry.written, f"{who}: what is true is not going to be written"
             if not self._model.behind:

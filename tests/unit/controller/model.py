@@ -22,7 +22,7 @@ from taskqueue.contract.names import (
     OUTCOMES_EXCHANGE,
     WORK_EXCHANGE,
 )
-from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
+from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, decode, encode
 from taskqueue.contract.work import WorkMessage, parse_work
 from taskqueue.kubernetes.status_updater import WriteRefused, Written
 from taskqueue.kubernetes.task_codec import task_path
@@ -43,7 +43,7 @@ from tests.unit.controller.virtual_time import VirtualLoop
 
 CONFIG_MAP = "/api/v1/namespaces/shop/configmaps/c"
 _FINAL = frozenset(phase.value for phase in Phase if phase.terminal)
-_ENDS = frozenset(EventKind) - {EventKind.STARTED}
+_ENDS = frozenset(EventKind) - {EventKind.STARTED, EventKind.CHECKPOINT}
 #: How long an attempt ran, or for how long its handler asked to be left alone.
 SECONDS = 3.0
 
@@ -140,6 +140,9 @@ class Model:
         self.messages: list[Message] = []
         self.inbox: list[IncomingMessage] = []
         self.events: set[str] = set()
+        #: By uid: the checkpoint that was delivered last and counted, and whose may be lost.
+        self.saved: dict[str, bytes] = {}
+        self.refused: set[str] = set()
         self._absent_queue = self.queue
         self._feed: list[tuple[str, dict[str, Any]]] = []
         self._versions = 1000
@@ -261,6 +264,8 @@ class Model:
         for one in writes:
             self.harness.writer.writes.remove(one)
         refuse = refuse and self.is_unfinished(name)  # what it took once it takes again
+        if refuse:
+            self.refused.add(writes[-1].uid)  # then its status is recorded in short
         fate: Written | WriteRefused = (
             WriteRefused(422, "too long") if refuse else self._write(writes[-1])
         )
@@ -362,11 +367,21 @@ class Model:
             self.harness.open()
 
     def _deliver(self, incoming: IncomingMessage) -> None:
+        self._note_checkpoint(incoming)
         incoming.tags[self.harness.channel] = self.harness.message(
             incoming.body,
             exchange=incoming.exchange,
             properties=incoming.properties,
         )
+
+    def _note_checkpoint(self, incoming: IncomingMessage) -> None:
+        if incoming.exchange != OUTCOMES_EXCHANGE or b"task.checkpoint" not in incoming.body:
+            return
+        event = decode(incoming.body)
+        sources = (one for one in self.messages if one.content.token == event.token)
+        message = next(sources, None)
+        if message is not None and self.invariants._counts(message):
+            self.saved[event.uid] = orjson.dumps(event.checkpoint)
 
     def take_acknowledgements(self) -> None:
         acked = self.harness.channel.acked
@@ -404,6 +419,7 @@ class Model:
             seconds=SECONDS,
             result={"by": "pod-1"} if kind is EventKind.SUCCEEDED else None,
             error=error,
+            checkpoint={"n": len(self.inbox)} if kind is EventKind.CHECKPOINT else None,
         )
         if not token:
             message.arrived = True

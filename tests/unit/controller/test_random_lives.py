@@ -230,6 +230,8 @@ class Life(RuleBasedStateMachine):
                 EventKind.RELEASED,
                 EventKind.CANCELLED,
                 EventKind.SNOOZED,
+                EventKind.CHECKPOINT,
+                EventKind.CHECKPOINT,
             ]
         ),
         error=st.sampled_from(["Boom", "Boom", "Final", "UnknownHandler"]),

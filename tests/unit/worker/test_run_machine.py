@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -45,6 +45,7 @@ class Error:
 class Result:
     seconds: float = 0.1
     error: Error | None = None
+    released: bool = False
     lost: str = ""
 
 
@@ -280,6 +281,29 @@ def test_a_lowered_prefetch_releases_only_tasks_never_delivered_before() -> None
     for kept in (Queued(DIRECT, ("a",)), Queued(run(deliveries=1), ("a",))):
         assert step(kept, lowered) == (kept, ())
     assert effects.Dequeue() in step(Queued(run(), ("a",)), lowered)[1]
+
+
+def test_a_redelivered_attempt_with_a_checkpoint_is_given_back_unless_it_was_lost_too_often() -> (
+    None
+):
+    once = replace(run(deliveries=1), checkpointed=True)
+    after, todo = admit(once, ("a",), 0.0, slot_free=True, draining=False)
+    assert isinstance(after, Ended)
+    assert after.awaited == Released()
+    assert effects.PublishOutcome(Released()) in todo
+    fresh = replace(once, deliveries=0)
+    assert isinstance(admit(fresh, ("a",), 0.0, slot_free=True, draining=False)[0], Running)
+    last = replace(once, deliveries=once.max_deliveries)
+    after, _ = admit(last, ("a",), 0.0, slot_free=True, draining=False)
+    assert isinstance(after, Ended)
+    assert isinstance(after.awaited, WorkerLost)
+
+
+def test_an_execution_that_needs_its_checkpoint_is_given_back() -> None:
+    state = Running(run(deliveries=1), ("a",), 0.0)
+    after, todo = step(state, events.ExecutionEnded(Result(released=True)))
+    assert isinstance(after, Ended)
+    assert todo[-1] == effects.PublishOutcome(Released())
 
 
 def test_a_failed_direct_message_is_rejected_until_its_last_delivery() -> None:

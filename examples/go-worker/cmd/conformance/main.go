@@ -18,6 +18,7 @@ import (
 
 // wanted is the payload of every handler.
 type wanted struct {
+	Steps   int     `json:"steps"`
 	Trace   string  `json:"trace"`
 	Seconds float64 `json:"seconds"`
 	Linger  float64 `json:"linger"`
@@ -38,6 +39,7 @@ func main() {
 		"fail":          fail,
 		"fail-for-good": failForGood,
 		"snooze":        snooze,
+		"steps":         steps,
 	} {
 		worker.Handle(name, traced(handler))
 	}
@@ -84,6 +86,30 @@ func failForGood(context.Context, json.RawMessage) (any, error) {
 
 func snooze(_ context.Context, payload json.RawMessage) (any, error) {
 	return nil, taskqueue.Snooze(seconds(read(payload).Seconds))
+}
+
+// steps saves the number of each step when it is done, and returns the number of the first.
+func steps(ctx context.Context, payload json.RawMessage) (any, error) {
+	last, err := taskqueue.LastCheckpoint(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var done struct {
+		Step int `json:"step"`
+	}
+	if last != nil {
+		if err := json.Unmarshal(last, &done); err != nil {
+			return nil, err
+		}
+	}
+	w := read(payload)
+	for step := done.Step + 1; step <= w.Steps; step++ {
+		time.Sleep(seconds(w.Seconds))
+		if err := taskqueue.Checkpoint(ctx, map[string]int{"step": step}); err != nil {
+			return nil, err
+		}
+	}
+	return map[string]int{"first": done.Step + 1}, nil
 }
 
 // traced records the beginning and the end of each run in the file that the payload names.

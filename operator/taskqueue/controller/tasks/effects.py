@@ -58,11 +58,15 @@ class HoldKey:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Publish the present attempt; ``fence`` only with a concurrency key."""
+    """Publish the present attempt; ``fence`` only with a concurrency key.
+
+    ``deliveries`` of it are spent, by messages that came before this one.
+    """
 
     attempt: int
     epoch: int
     fence: int | None
+    deliveries: int = 0
 
 
 @dataclass(frozen=True, slots=True)

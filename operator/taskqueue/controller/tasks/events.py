@@ -119,7 +119,19 @@ class AttemptStarted(AttemptReport):
 
 @dataclass(frozen=True, slots=True)
 class AttemptReleased(AttemptReport):
-    """A worker gave the attempt back unfinished: publish it again."""
+    """A worker gave the attempt back unfinished: publish it again.
+
+    ``deliveries``: how often the broker had delivered its message before.
+    """
+
+    deliveries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved(AttemptReport):
+    """The handler saved a JSON object for its next start."""
+
+    checkpoint: bytes
 
 
 @dataclass(frozen=True, slots=True)

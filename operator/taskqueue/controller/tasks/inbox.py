@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import orjson
+
 from taskqueue.amqp.channel import Delivery
 from taskqueue.contract import heartbeat, outcome, work
 from taskqueue.contract.completion import direct_completion
@@ -33,7 +35,7 @@ from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.machine import UNKNOWN_HANDLER, is_awaited
 from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge, log_fields
-from taskqueue.limits import LONGEST_SNOOZE_SECONDS, RESULT_BYTES
+from taskqueue.limits import CHECKPOINT_BYTES, LONGEST_SNOOZE_SECONDS, RESULT_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
 from taskqueue.model.task import ProgressState
@@ -52,6 +54,8 @@ _TOO_LARGE = AttemptFailure(
     retryable=False,
 )
 _NO_ERROR = EventError(type="Error", message="the worker gave no reason")
+#: The worker still has the attempt.
+_GOES_ON = (EventKind.STARTED, EventKind.CHECKPOINT)
 _ENDS = (EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED)
 
 
@@ -134,7 +138,7 @@ class Inbox:
             )
             _drop("forged", delivery)
             return
-        if report.kind is not EventKind.STARTED:
+        if report.kind not in _GOES_ON:
             # Whatever it says: no worker has this attempt any more.
             self._end_key_hold((report.namespace, report.queue), report.token)
         if report.uid in self._runner.tasks:
@@ -162,8 +166,10 @@ class Inbox:
         match report.kind:
             case EventKind.STARTED:
                 return events.AttemptStarted(about, report.worker)
+            case EventKind.CHECKPOINT:
+                return events.CheckpointSaved(about, _checkpoint(report))
             case EventKind.RELEASED:
-                return events.AttemptReleased(about)
+                return events.AttemptReleased(about, max(report.deliveries, 0))
             case EventKind.CANCELLED:
                 return events.AttemptStopped(about)
         end = AttemptEnd(
@@ -332,6 +338,17 @@ class Inbox:
 
     def _is_genuine(self, claim: AttemptClaim | AttemptEvent) -> bool:
         return self._tokens.verify(claim.token, claim.uid, claim.attempt, claim.epoch)
+
+
+def _checkpoint(report: AttemptEvent) -> bytes:
+    if report.checkpoint is None:
+        raise ContractError("event field data.checkpoint is missing")
+    encoded = orjson.dumps(report.checkpoint)
+    if len(encoded) > CHECKPOINT_BYTES:
+        raise ContractError(
+            f"event field data.checkpoint has {len(encoded)} bytes, the limit is {CHECKPOINT_BYTES}"
+        )
+    return encoded
 
 
 def _drop(reason: str, delivery: Delivery) -> None:

@@ -176,6 +176,11 @@ def recalled(status: TaskState) -> TaskState:
     return replace(released(status), epoch=status.epoch + 1, concurrency_key="")
 
 
+def checkpointed(status: TaskState, checkpoint: bytes) -> TaskState:
+    """Return the status of a Task whose handler saved something for its next start."""
+    return replace(status, checkpoint=checkpoint)
+
+
 def snoozed(status: TaskState, ended: AttemptEnd, *, seconds: float) -> TaskState:
     """Return the status of a Task whose handler asked to be called after some seconds.
 

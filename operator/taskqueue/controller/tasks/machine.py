@@ -11,6 +11,8 @@ it. What must hold whatever comes:
   not know of the epoch would publish the same token again, which no worker runs any more.
 * A Task with a concurrency key is published only after a write says that it holds the key, and by
   a process that led when the write was done. It is never published beside itself.
+* A checkpoint is acknowledged when a write that contains it has succeeded, or a later checkpoint or
+  the end of the Task has replaced it. What is published carries the last one.
 * A status the API server refuses for good is written in short; if even that is refused the object
   is read: no outcome is lost over it.
 
@@ -24,9 +26,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from taskqueue.controller.tasks import effects, events, lifecycle
-from taskqueue.controller.tasks.lifecycle import AttemptFailure, Verdict
+from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure, Verdict
 from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TaskStage, TrackedTask
-from taskqueue.controller.tasks.transition import STARTED_AFTER_SECONDS, Draft
+from taskqueue.controller.tasks.transition import (
+    CHECKPOINT_SECONDS,
+    STARTED_AFTER_SECONDS,
+    Draft,
+)
 from taskqueue.limits import SNOOZES, STATUS_MESSAGE_LENGTH
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import TaskState
@@ -40,6 +46,11 @@ REJECTED_PAUSE_SECONDS = 5.0
 #: A Task's reason while no worker knows its handler.
 UNKNOWN_HANDLER = "UnknownHandler"
 
+_LOST_TOO_OFTEN = AttemptFailure(
+    type="WorkerLost",
+    message="the attempt reached its maxDeliveries without saving a checkpoint in between: each "
+    "time its worker was killed, ran out of memory or was cut off from the broker",
+)
 _SNOOZED_TOO_OFTEN = AttemptFailure(
     type="SnoozeLimit",
     message=f"the handler snoozed for the {SNOOZES + 1}st time, the limit is {SNOOZES}: have it "
@@ -178,13 +189,38 @@ def _on_released(draft: Draft, event: events.AttemptReleased) -> None:
 
     Not so with a concurrency key: this report may come twice, and the second must not have the
     Task run beside itself. It is claimed again, so that its fencing number grows.
+
+    A redelivered attempt may be given back for its checkpoint, which the old message has not. Its
+    lost deliveries are counted here then, or a Task that kills its workers would do so for ever.
     """
+    spent = draft.tracked.deliveries + event.deliveries
+    if event.deliveries and spent >= draft.policy.max_deliveries:
+        end = AttemptEnd(
+            attempt=event.about.attempt, epoch=event.about.epoch, now=draft.environment.now
+        )
+        _on_failed(draft, events.AttemptFailed(event.about, end, _LOST_TOO_OFTEN))
+        return
     draft.count_on(event)
+    draft.update(deliveries=spent)
     draft.acknowledge_unfinished(event.about.receipt)
     release = lifecycle.recalled if draft.tracked.key else lifecycle.released
     draft.change(release(draft.tracked.status))
     draft.enqueue()
     draft.reconcile()
+
+
+def _on_checkpoint_saved(draft: Draft, event: events.CheckpointSaved) -> None:
+    """Keep what the handler saved; it is progress, so what was lost before counts no more."""
+    draft.count_on(event)
+    draft.drop_checkpoint_receipt()
+    receipt = event.about.receipt
+    draft.update(
+        receipts=(*draft.tracked.receipts, receipt), checkpoint_receipt=receipt, deliveries=0
+    )
+    draft.change(
+        lifecycle.checkpointed(draft.tracked.status, event.checkpoint),
+        settle_seconds=CHECKPOINT_SECONDS,
+    )
 
 
 def _on_stopped(draft: Draft, event: events.AttemptStopped) -> None:
@@ -204,7 +240,7 @@ def _on_snoozed(draft: Draft, event: events.AttemptSnoozed) -> None:
         _on_failed(draft, events.AttemptFailed(event.about, event.end, _SNOOZED_TOO_OFTEN))
         return
     draft.count_on(event)
-    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt), deliveries=0)
     draft.go_on(lifecycle.snoozed(draft.tracked.status, event.end, seconds=event.seconds))
 
 
@@ -235,7 +271,7 @@ def _on_succeeded(draft: Draft, event: events.AttemptSucceeded) -> None:
 
 def _on_failed(draft: Draft, event: events.AttemptFailed) -> None:
     draft.count_on(event)
-    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt), deliveries=0)
     status = lifecycle.failed(
         draft.tracked.status,
         event.end,
@@ -294,6 +330,7 @@ def _on_unreported(draft: Draft, event: events.AttemptUnreported) -> None:
         return
     draft.owe(CommandKind.CANCEL)
     draft.hold_key()
+    draft.update(deliveries=0)
     draft.go_on(status)
     draft.write(urgent=True)
 
@@ -310,6 +347,8 @@ def _on_status_written(draft: Draft, event: events.StatusWritten) -> None:
     if done:
         left = tuple(one for one in draft.tracked.receipts if one not in done)
         draft.update(receipts=left)
+        if not any(one is draft.tracked.checkpoint_receipt for one in left):
+            draft.update(checkpoint_receipt=None)
         draft.do(effects.Acknowledge(done))
     if draft.tracked.stage is not TaskStage.FINISHED:
         draft.change(draft.tracked.status)  # it may have changed back while this was written
@@ -368,7 +407,7 @@ def _on_timer(draft: Draft, event: events.TimerFired) -> None:
         draft.update(reconcile_at=None)
         draft.reconcile()
         return
-    draft.update(write_scheduled=False)
+    draft.update(write_at=None)
     tracked = draft.tracked
     if tracked.stage is TaskStage.FINISHED:
         return
@@ -396,6 +435,7 @@ def _truncated(status: TaskState, why: str) -> TaskState:
     return replace(
         status,
         result=None,
+        checkpoint=None,
         # The last attempt stays: the next one's number follows from it.
         history=tuple(replace(one, worker="", message="") for one in status.history[-1:]),
         worker="",
@@ -415,6 +455,7 @@ _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
     events.MessagesLost: _on_messages_lost,
     events.AttemptStarted: _on_started,
     events.AttemptReleased: _on_released,
+    events.CheckpointSaved: _on_checkpoint_saved,
     events.AttemptStopped: _on_stopped,
     events.AttemptSnoozed: _on_snoozed,
     events.HandlerUnknown: _on_handler_unknown,

@@ -231,10 +231,12 @@ class TaskRunner:
                 max_attempts=policy.max_attempts,
                 epoch=effect.epoch,
                 token=self._tokens.sign(task.uid, effect.attempt, effect.epoch),
-                max_deliveries=policy.max_deliveries,
+                max_deliveries=max(policy.max_deliveries - effect.deliveries, 1),
                 timeout_seconds=policy.attempt_timeout_seconds,
                 body=self._payloads.body(task) if task.spec.payload_from else task.spec.payload,
                 fence=effect.fence,
+                checkpoint=tracked.status.checkpoint,
+                checkpointed=tracked.status.checkpoint is not None,
             )
         )
 

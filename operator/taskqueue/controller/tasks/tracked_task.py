@@ -95,10 +95,12 @@ class TrackedTask:
         written: what the API server has.
         stage: see `TaskStage`.
         receipts: outcomes to acknowledge when a write that contains them has succeeded.
+        checkpoint_receipt: of these, the last checkpoint; an earlier one is not waited for.
+        deliveries: how many of the present attempt were lost without progress in between.
         source: the broker that the last counted report came from; opaque here.
         owed: commands that wait for a write.
         reconcile_at: when time alone may change what is due, in seconds since the epoch.
-        write_scheduled: whether a timer will write the unfinished status.
+        write_at: when a timer will write the unfinished status, in seconds since the epoch.
         hold_until: an obstacle its status names is met until then, such as a handler nobody has.
         key: the concurrency key it holds or waits for; "" for none.
         fence: the number its handler gets with the key.
@@ -115,10 +117,12 @@ class TrackedTask:
     written: TaskState
     stage: TaskStage = TaskStage.NEW
     receipts: tuple[Receipt, ...] = field(default=(), repr=False)
+    checkpoint_receipt: Receipt | None = field(default=None, repr=False)
+    deliveries: int = 0
     source: object = field(default=None, repr=False)
     owed: tuple[OwedCommand, ...] = ()
     reconcile_at: float | None = None
-    write_scheduled: bool = False
+    write_at: float | None = None
     hold_until: float = 0.0
     key: str = ""
     fence: int = 0

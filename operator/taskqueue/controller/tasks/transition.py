@@ -27,6 +27,8 @@ from taskqueue.model.task import Policy, TaskState
 
 #: How long an unfinished status must hold before it is worth a write.
 SETTLE_SECONDS = 2.0
+#: How often a status is written at most because of checkpoints alone.
+CHECKPOINT_SECONDS = 10.0
 #: A worker reports `task.started` when an attempt has run this long.
 STARTED_AFTER_SECONDS = 0.5
 
@@ -96,8 +98,9 @@ class Draft:
             self.recall(decision.status)
         elif decision.step is AdmissionStep.HOLD:
             status = decision.status
-            if tracked.stage in _UNPUBLISHED and tracked.dispatched is Dispatched.NO:
-                status = lifecycle.unclaimed(status)  # nobody can have it
+            unknown = tracked.dispatched is Dispatched.NO or not tracked.written.concurrency_key
+            if tracked.stage in _UNPUBLISHED and unknown:
+                status = lifecycle.unclaimed(status)  # nobody can have it by this claim
             self.change(status)
             self.hold()
         else:
@@ -139,14 +142,23 @@ class Draft:
         else:
             self.do(effects.Acknowledge((receipt,)))
 
+    def drop_checkpoint_receipt(self) -> None:
+        """Acknowledge the last checkpoint: a later one, or the end of the Task, replaces it."""
+        receipt = self.tracked.checkpoint_receipt
+        if receipt is not None:
+            left = tuple(one for one in self.tracked.receipts if one is not receipt)
+            self.update(receipts=left, checkpoint_receipt=None)
+            self.do(effects.Acknowledge((receipt,)))
+
     def change(self, status: TaskState, *, settle_seconds: float = SETTLE_SECONDS) -> None:
         """Give the Task another unfinished status, to be written if it lasts."""
         tracked = self.tracked
         if tracked.stray_copy_possible and status.epoch > tracked.status.epoch:
             self.update(stray_copy_possible=False)
-        schedule = not tracked.write_scheduled and status != tracked.written
-        if schedule:
-            self.update(status=status, write_scheduled=True)
+        at = self.environment.now + settle_seconds
+        due = tracked.write_at is None or at < tracked.write_at
+        if due and status != tracked.written:
+            self.update(status=status, write_at=at)
             self.do(effects.SetTimer(events.Timer.WRITE, settle_seconds))
         elif status is not tracked.status:
             self.update(status=status)
@@ -167,6 +179,7 @@ class Draft:
         """Give the Task its final status, to be written at once."""
         self.cancel_timers()
         self.update(status=status)
+        self.drop_checkpoint_receipt()
         self.leave_dispatch()
         if self.tracked.key:
             self.release_key()
@@ -262,7 +275,9 @@ class Draft:
         self.update(maybe_published=False, stray_copy_possible=False)
         self.move(TaskStage.PUBLISHED)
         fence = self.tracked.fence if status.concurrency_key else None
-        self.do(effects.Publish(status.current_attempt, status.epoch, fence))
+        self.do(
+            effects.Publish(status.current_attempt, status.epoch, fence, self.tracked.deliveries)
+        )
 
     def hold_key(self) -> None:
         """Keep the key of a published attempt that is being stopped until its worker answers.
@@ -316,7 +331,7 @@ class Draft:
 
     def cancel_timers(self) -> None:
         """Be woken by no timer any more."""
-        self.update(reconcile_at=None, write_scheduled=False)
+        self.update(reconcile_at=None, write_at=None)
         self.do(effects.CancelTimers())
 
     def move(self, stage: TaskStage) -> None:

@@ -279,8 +279,11 @@ class _ChildContext(Context):
     __slots__ = ("_child",)
 
     def __init__(self, child: Child, fields: dict[str, Any]) -> None:
-        super().__init__(**fields)
+        super().__init__(**fields, save=self._send_checkpoint)
         self._child = child
+
+    def _send_checkpoint(self, encoded: bytes) -> None:
+        self._child.send(child_protocol.frame(child_protocol.CHECKPOINT, encoded))
 
     def progress(self, percent: float | None = None, message: str = "") -> None:
         super().progress(percent, message)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from taskqueue.contract.outcome import EventError
+from taskqueue.limits import CHECKPOINT_BYTES
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import encodable, failure, snoozed
 from taskqueue.worker.sdk import Progress
@@ -30,6 +31,9 @@ PROGRESS = 4
 LOG = 5
 #: From the child: a start hook failed, and the child ends; the body is the traceback.
 UNUSABLE = 6
+
+#: From the child: a checkpoint, as `taskqueue.worker.sdk.checkpoints` encodes it.
+CHECKPOINT = 7
 
 _HEADER = struct.Struct("!BI")
 
@@ -120,13 +124,18 @@ def encode_attempt(handler: str, attempt: AttemptRequest) -> bytes:
             attempt.max_attempts,
             attempt.timeout_seconds,
             attempt.fence,
+            None if attempt.checkpoint is None else attempt.checkpoint.decode(),
+            attempt.checkpoint_known,
         )
     )
 
 
 def decode_attempt(body: bytes) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Return handler, payload, and the arguments of a `taskqueue.worker.sdk.Context`."""
-    handler, payload, task, uid, queue, attempt, max_attempts, timeout, fence = orjson.loads(body)
+    handler, payload, task, uid, queue, attempt, max_attempts, timeout, fence, *saved = (
+        orjson.loads(body)
+    )
+    checkpoint, checkpoint_known = saved
     return (
         handler,
         payload,
@@ -138,6 +147,8 @@ def decode_attempt(body: bytes) -> tuple[str, dict[str, Any], dict[str, Any]]:
             "max_attempts": max_attempts,
             "timeout_seconds": timeout,
             "fence": fence,
+            "checkpoint": None if checkpoint is None else checkpoint.encode(),
+            "checkpoint_known": checkpoint_known,
         },
     )
 
@@ -152,7 +163,7 @@ def encode_outcome(
     """Return the body of OUTCOME.
 
     Args:
-        result: the encoded result of a success, None without one; or a failure or a snooze.
+        result: the encoded result of a success, None without one; or what else it ended as.
         seconds: how long it ran.
         mib: memory the child holds now, in MiB; None: not reported.
         leftover: why the child must not run another attempt.
@@ -160,7 +171,7 @@ def encode_outcome(
     if result is None or isinstance(result, bytes):
         fragment = None if result is None else orjson.Fragment(result)
         return orjson.dumps((seconds, mib, encodable(leftover), fragment))
-    if result.snooze_seconds is not None:
+    if result.snooze_seconds is not None or result.released:
         return orjson.dumps((seconds, mib, encodable(leftover), None, result.snooze_seconds))
     error = result.error or EventError(type="Error", message="")
     traceback = None if result.exception is None else result.exception.args[0]
@@ -176,7 +187,9 @@ def decode_outcome(body: bytes) -> ChildOutcome:
     """
     try:
         seconds, mib, leftover, result, *failed = orjson.loads(body)
-        if len(failed) == 1:
+        if failed == [None]:
+            ended = AttemptResult(seconds=_float(seconds), released=True)
+        elif len(failed) == 1:
             ended = snoozed(failed[0], _float(seconds))
         elif failed:
             kind, message, retryable, retry_after, traceback = failed
@@ -211,6 +224,20 @@ def decode_progress(body: bytes) -> Progress:
         return Progress(None if percent is None else _float(percent), str(message))
     except (ValueError, TypeError) as error:
         raise ProtocolError(f"not progress: {error}") from None
+
+
+def decode_checkpoint(body: bytes) -> bytes:
+    """Return the checkpoint of a CHECKPOINT body.
+
+    Raises:
+        ProtocolError: it is no checkpoint.
+    """
+    try:
+        if len(body) <= CHECKPOINT_BYTES and isinstance(orjson.loads(body), dict):
+            return body
+    except ValueError:
+        pass
+    raise ProtocolError(f"not a checkpoint: {len(body)} bytes")
 
 
 def _float(value: Any) -> float:

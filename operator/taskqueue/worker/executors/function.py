@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from taskqueue.logs import EventLog
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
@@ -40,9 +41,9 @@ class FunctionExecutor:
         self._registry = registry
         self._loop = loop
         self._pool = pool
-        outbound = ThreadsafeCallQueue(loop)
-        self._threads = ThreadExecutor(outbound)
-        self._coroutines = CoroutineExecutor(outbound)
+        self._outbound = ThreadsafeCallQueue(loop)
+        self._threads = ThreadExecutor(self._outbound)
+        self._coroutines = CoroutineExecutor(self._outbound)
         #: Whether the start hooks have run in this process.
         self._hooks_ran = False
 
@@ -68,6 +69,7 @@ class FunctionExecutor:
             return NothingRan()
         if self._pool is not None and self._in_child(handler):
             return self._pool.start(handler, attempt, done) or NothingRan()
+        save = attempt.on_checkpoint
         context = Context(
             task=attempt.task,
             uid=attempt.uid,
@@ -76,6 +78,10 @@ class FunctionExecutor:
             max_attempts=attempt.max_attempts,
             timeout_seconds=attempt.timeout_seconds,
             fence=attempt.fence,
+            checkpoint=attempt.checkpoint,
+            checkpoint_known=attempt.checkpoint_known,
+            # In the order of its calls, and before the end: by the queue that brings the end.
+            save=None if save is None else partial(self._outbound.post, save),
         )
         if handler.is_async:
             coroutine = CoroutineExecution(

@@ -204,6 +204,10 @@ class PooledChild:
         elif kind == child_protocol.PROGRESS:
             if self.execution is not None:
                 self.execution.progress = child_protocol.decode_progress(body)
+        elif kind == child_protocol.CHECKPOINT:
+            checkpoint = child_protocol.decode_checkpoint(body)
+            if self.execution is not None and self.execution.attempt.on_checkpoint is not None:
+                self.execution.attempt.on_checkpoint(checkpoint)
         elif kind == child_protocol.LOG:
             _write_line(body)
         elif kind == child_protocol.UNUSABLE:

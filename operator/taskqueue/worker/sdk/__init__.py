@@ -7,6 +7,7 @@ the standard library is imported here, so a user's tests and a worker's start st
 pydantic is imported once a handler annotates its payload with a model (`payloads`).
 """
 
+from taskqueue.worker.sdk.checkpoints import CheckpointNeeded
 from taskqueue.worker.sdk.context import Context, Progress, mark_cancelled
 from taskqueue.worker.sdk.decorators import on_start, on_stop, registry, task
 from taskqueue.worker.sdk.failures import Cancelled, Fail, InvalidPayload, Retry, Snooze
@@ -14,6 +15,7 @@ from taskqueue.worker.sdk.handlers import Handler, HandlerRegistry, Hook
 
 __all__ = [
     "Cancelled",
+    "CheckpointNeeded",
     "Context",
     "Fail",
     "Handler",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, SupportsFloat, SupportsIndex
 
 from taskqueue.worker.sdk.arguments import number, text
+from taskqueue.worker.sdk.checkpoints import (
+    CheckpointNeeded,
+    decode_checkpoint,
+    encode_checkpoint,
+)
 from taskqueue.worker.sdk.failures import Snooze
 
 
@@ -33,12 +38,18 @@ class Context:
             of the key. Pass it to the storage you write to, and have it refuse a write with a lower
             one than it has seen: a worker that was disconnected or paused may write late.
         logger: a `logging` logger whose lines carry task, uid and attempt.
+
+    Executors give what the message says besides: ``checkpoint``, encoded, and whether it is
+    ``checkpoint_known`` to be the last; and ``save``, which gets each checkpoint, encoded.
     """
 
     __slots__ = (
         "_cancelled",
+        "_checkpoint",
+        "_checkpoint_known",
         "_latest",
         "_logger",
+        "_save",
         "attempt",
         "fence",
         "max_attempts",
@@ -58,6 +69,9 @@ class Context:
         max_attempts: int,
         timeout_seconds: float,
         fence: int | None = None,
+        checkpoint: bytes | None = None,
+        checkpoint_known: bool = True,
+        save: Callable[[bytes], None] | None = None,
     ) -> None:
         self.task = task
         self.uid = uid
@@ -66,6 +80,9 @@ class Context:
         self.max_attempts = max_attempts
         self.timeout_seconds = timeout_seconds
         self.fence = fence
+        self._checkpoint = checkpoint
+        self._checkpoint_known = checkpoint_known
+        self._save = save
         self._latest: Progress | None = None
         self._cancelled = False
         self._logger: logging.LoggerAdapter[logging.Logger] | None = None
@@ -83,6 +100,36 @@ class Context:
                 raise ValueError(f"progress({percent}): percent goes from 0 to 100")
         self._latest = Progress(percent, text(message, "progress(message=...)"))
         self.logger.debug("task.progress %s %s", percent, message)
+
+    def checkpoint(self, value: Any) -> None:
+        """Save a value for the next start of this Task's handler; the latest call counts.
+
+        It is on its way when this returns: of a worker that is killed in this moment, the one
+        before may be the last. Of a direct message nothing is kept.
+
+        Args:
+            value: JSON, a model or a dataclass; at most 16 KiB.
+
+        Raises:
+            TypeError: JSON has no such value.
+            ValueError: it is too large.
+        """
+        encoded = encode_checkpoint(value)
+        self._checkpoint, self._checkpoint_known = encoded, True
+        if self._save is not None:
+            self._save(encoded)
+
+    @property
+    def last_checkpoint(self) -> Any:
+        """What was saved last, in this attempt or before it; None: nothing. Read it first of all.
+
+        Raises:
+            CheckpointNeeded: the worker that had the attempt was lost, and only the operator knows;
+                let it pass: the handler is called again, uncounted.
+        """
+        if not self._checkpoint_known:
+            raise CheckpointNeeded
+        return None if self._checkpoint is None else decode_checkpoint(self._checkpoint)
 
     def snooze(self, seconds: SupportsFloat | SupportsIndex) -> NoReturn:
         """End this attempt, and have the handler called again after some seconds, up to 30 days.

@@ -203,20 +203,23 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.model.copies)
     @rule(
         age=st.sampled_from([0, 0, 0, 1, 2]),
-        kind=st.sampled_from(["started", "failed", *ENDS]),
+        kind=st.sampled_from(["started", "checkpoint", "failed", *ENDS]),
+        deliveries=st.sampled_from([0, 0, 1, 2]),
         retry_after=st.sampled_from([None, None, 7.0]),
         then=st.sampled_from(["", "", "written", "edited and written", "dispatched again"]),
     )
-    def worker_reports(self, age: int, kind: str, retry_after: float | None, then: str) -> None:
+    def worker_reports(
+        self, age: int, kind: str, deliveries: int, retry_after: float | None, then: str
+    ) -> None:
         copy = self.model.copies[max(len(self.model.copies) - 1 - age, 0)]
         if not copy.is_live and not copy.reported:
             return  # it never arrived, or was given up
         if copy.keyed and copy.reported:
             # The same report again: nothing of it runs any more.
-            if kind == "started":
+            if kind in ("started", "checkpoint"):
                 return
             kind = copy.reported
-        self.model.report(copy, kind, retry_after=retry_after)
+        self.model.report(copy, kind, retry_after=retry_after, deliveries=deliveries)
         if then == "edited and written":
             self.model.edit(priority=7, lags=True)
         if then:

@@ -14,6 +14,7 @@ from taskqueue.limits import REPORT_GRACE_SECONDS, SNOOZES
 from taskqueue.model.task import PENDING, ProgressState, Task, TaskSpec, TaskState
 from tests.unit.controller.tasks.task_record import (
     ENDS,
+    MAX_DELIVERIES,
     RECORDED,
     SNOOZE_SECONDS,
     START,
@@ -86,8 +87,10 @@ class TaskModel(TaskRecord):
             self.is_returned |= copy.keyed and copy.token == present
         self.send(events.PublishSettled(*copy.token, confirmation, "why"))
 
-    def report(self, copy: Copy, kind: str, *, retry_after: float | None = None) -> None:
-        """Have a worker report an attempt."""
+    def report(
+        self, copy: Copy, kind: str, *, retry_after: float | None = None, deliveries: int = 0
+    ) -> None:
+        """Have a worker report an attempt; ``deliveries`` of it were lost before."""
         receipt = len(self.inbox)
         status, token = self.tracked.status, copy.token
         counts = self.is_tracked and not (
@@ -113,12 +116,30 @@ class TaskModel(TaskRecord):
             self.free_key()
         if not self.is_tracked:
             return  # the inbox itself answers for a Task that is tracked no more
-        self.inbox[receipt] = Report(token, kind, counts, bool(self.tracked.key), original)
+        checkpoint = b'{"n":%d}' % receipt if kind == "checkpoint" else None
+        self.inbox[receipt] = Report(
+            token, kind, counts, bool(self.tracked.key), original, checkpoint
+        )
         if counts:
-            self._on_report_counts(copy, kind, retry_after)
-        self.send(self._event(copy, kind, receipt, retry_after))
+            self._on_report_counts(copy, kind, retry_after, deliveries)
+        if counts and checkpoint is not None:
+            self.replaced.update(
+                old
+                for old, one in self.inbox.items()
+                if one.kind == "checkpoint" and one.counts and old != receipt
+            )
+            self.saved, self.lost = checkpoint, 0
+        self.send(self._event(copy, kind, receipt, retry_after, deliveries))
 
-    def _on_report_counts(self, copy: Copy, kind: str, retry_after: float | None) -> None:
+    def _on_report_counts(
+        self, copy: Copy, kind: str, retry_after: float | None, deliveries: int
+    ) -> None:
+        if kind == "released":
+            self.lost += deliveries
+            if deliveries and self.lost >= MAX_DELIVERIES:
+                kind, retry_after = "failed", None
+        if kind in RECORDED:
+            self.lost = 0
         if kind in (*RECORDED, "stopped"):
             self.ended_tokens.add(copy.token)
         if kind == "failed":
@@ -133,7 +154,12 @@ class TaskModel(TaskRecord):
             self.paused_until = self.now + machine.HANDLER_SECONDS
 
     def _event(
-        self, copy: Copy, kind: str, receipt: int, retry_after: float | None
+        self,
+        copy: Copy,
+        kind: str,
+        receipt: int,
+        retry_after: float | None,
+        deliveries: int = 0,
     ) -> events.AttemptReport:
         about = events.ReportedAttempt(
             attempt=copy.attempt, epoch=copy.epoch, token=str(copy.token), receipt=receipt
@@ -145,7 +171,11 @@ class TaskModel(TaskRecord):
             case "started":
                 return events.AttemptStarted(about, "pod-1")
             case "released":
-                return events.AttemptReleased(about)
+                return events.AttemptReleased(about, deliveries)
+            case "checkpoint":
+                checkpoint = self.inbox[receipt].checkpoint
+                assert checkpoint is not None
+                return events.CheckpointSaved(about, checkpoint)
             case "stopped":
                 return events.AttemptStopped(about)
             case "snoozed":
@@ -189,6 +219,7 @@ class TaskModel(TaskRecord):
                 copy.is_live &= copy.token != token
         else:
             self.ended_tokens.add(token)
+            self.lost = 0
             self.not_before = self.now + min(2.0 * 1.5 ** (status.current_attempt - 1), 20.0)
         self.send(events.AttemptUnreported(self.confirmed_at))
 

@@ -37,6 +37,7 @@ POLICY = Policy(
     max_attempts=3, backoff=RetryBackoff(2.0, 1.5, 20.0, 0.0), attempt_timeout_seconds=TIMEOUT
 )
 KEY = "k"
+MAX_DELIVERIES = POLICY.max_deliveries
 #: For how long a handler asks to be left alone.
 SNOOZE_SECONDS = 5.0
 SHORT = "recorded in short"
@@ -93,6 +94,7 @@ class Report:
     keyed: bool
     #: The unacknowledged report that this one repeats.
     original: int | None = None
+    checkpoint: bytes | None = None
 
 
 @dataclass
@@ -141,6 +143,11 @@ class TaskRecord:
     claim: str = ""
     claim_version: int = 0
     epoch_on_record: int = 0
+    #: The last checkpoint that counts, and the reports that it has replaced.
+    saved: bytes | None = None
+    replaced: set[int] = field(default_factory=set)
+    #: Deliveries of the present attempt that were lost since.
+    lost: int = 0
     ended_tokens: set[tuple[int, int]] = field(default_factory=set)
     not_before: float = 0.0
     paused_until: float = 0.0
@@ -197,6 +204,8 @@ class TaskRecord:
             self._execute(effect, before, event)
         if isinstance(event, events.StatusRejected):
             self._check_rejection(before, event, todo)
+            if after.status.checkpoint is None:
+                self.saved = None  # the price of a status in short
         sent = {(one.attempt, one.epoch) for one in todo if isinstance(one, effects.SendCommand)}
         for owed in set(before.owed) - set(after.owed):
             assert (owed.attempt, owed.epoch) in sent, "a command that was owed is never sent"
@@ -330,6 +339,9 @@ class TaskRecord:
         assert self.now >= (spec.start_after or 0.0), "published before startAfter"
         assert self.payload_error is None, "published without its payload"
         assert token not in self.ended_tokens, "an attempt that has ended is published"
+        assert self.tracked.status.checkpoint == self.saved, "published without its checkpoint"
+        assert effect.deliveries == self.lost, "lost deliveries are not counted"
+        assert effect.deliveries < MAX_DELIVERIES, "it loses workers without end"
         if not self.copies and self.tracked.status.attempts == 0:
             assert not self.dependencies.waiting, "published before its dependencies"
         claimed = self.tracked.status.concurrency_key
@@ -393,6 +405,13 @@ class TaskRecord:
             assert receipt in self.recorded, f"{report} is acknowledged before its write"
             if self.recorded[receipt].phase.terminal:
                 assert self.is_announced, "an end is acknowledged before its event is confirmed"
+        if report.counts and report.kind == "checkpoint":
+            replaced = receipt in self.replaced or self.tracked.status.phase.terminal
+            on_record = self.recorded.get(receipt)
+            kept = on_record is not None and (
+                on_record.checkpoint == report.checkpoint or on_record.message.startswith(SHORT)
+            )
+            assert replaced or kept, "a checkpoint is acknowledged before its write"
         if report.original is not None:
             assert report.original in (*self.acknowledged, *effect.receipts), (
                 "the repetition of an outcome is acknowledged before the outcome's write"
@@ -420,7 +439,7 @@ class TaskRecord:
         tracked = self.tracked
         if tracked.stage is not TaskStage.FINISHED and tracked.status == tracked.written:
             return True
-        return tracked.write_scheduled or bool(self.puts or self.in_flight)
+        return tracked.write_at is not None or bool(self.puts or self.in_flight)
 
     def check(self) -> None:
         """Check a state at rest."""
@@ -432,7 +451,7 @@ class TaskRecord:
             assert not tracked.owed, "a command was never sent"
             return
         assert self._is_being_written or self._is_being_read, "what is true is never written"
-        assert (Timer.WRITE in self.timers) == tracked.write_scheduled
+        assert self.timers.get(Timer.WRITE) == tracked.write_at
         assert (Timer.RECONCILE in self.timers) == (tracked.reconcile_at is not None)
         if tracked.reconcile_at is not None:
             assert self.timers[Timer.RECONCILE] == tracked.reconcile_at

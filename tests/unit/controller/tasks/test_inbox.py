@@ -12,7 +12,8 @@ from taskqueue.contract.names import DEAD_EXCHANGE, HEARTBEATS_EXCHANGE, OUTCOME
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
-from taskqueue.model.task import Phase
+from taskqueue.limits import CHECKPOINT_BYTES
+from taskqueue.model.task import Phase, Policy
 from taskqueue.timestamps import to_rfc3339
 from tests.unit.controller.fakes import EPOCH, TOKENS, TaskHarness, raw_task, turn
 
@@ -269,3 +270,32 @@ async def test_an_outcome_whose_header_cannot_be_read_ends_its_attempt() -> None
     harness.event(entry, EventKind.SUCCEEDED)
     assert entry.status.phase is Phase.FAILED
     assert "its properties cannot be read" in entry.status.message
+
+
+async def test_a_checkpoint_is_kept_and_published_with_the_attempt() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    tag = harness.event(entry, EventKind.CHECKPOINT, checkpoint={"step": 3})
+    await asyncio.sleep(11)
+    (write,) = harness.writer.writes
+    assert write.status["checkpoint"] == {"step": 3}
+    assert not harness.channel.acked
+    write.succeed()
+    assert harness.channel.acked == [tag]
+    harness.event(entry, EventKind.RELEASED, deliveries=1)
+    await turn()
+    message = harness.publisher.published[-1].message
+    assert (message.checkpointed, message.checkpoint) == (True, b'{"step":3}')
+    assert message.max_deliveries == Policy().max_deliveries - 1
+
+
+@pytest.mark.parametrize("checkpoint", [None, {"text": "x" * CHECKPOINT_BYTES}])
+async def test_a_checkpoint_that_breaks_the_contract_does_not_end_its_attempt(
+    checkpoint: dict[str, Any] | None,
+) -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.event(entry, EventKind.CHECKPOINT, checkpoint=checkpoint)
+    await asyncio.sleep(11)
+    assert not harness.writer.writes
+    assert harness.entries[entry.uid].stage is TaskStage.PUBLISHED

@@ -21,7 +21,7 @@ from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Phase, PolicyOverrides, TaskState
 from tests.unit.controller.tasks.task_life import KEYED, LIVES, PLAIN, Life, life_settings
 from tests.unit.controller.tasks.task_model import TaskModel
-from tests.unit.controller.tasks.task_record import START
+from tests.unit.controller.tasks.task_record import MAX_DELIVERIES, POLICY, START
 
 TestLife = Life.TestCase
 TestLife.settings = life_settings(LIVES)
@@ -93,6 +93,79 @@ def test_snooze_waits_until_its_time_and_is_acknowledged_after_its_write() -> No
     assert (model.stage, model.tracked.status.current_attempt) == (TaskStage.WAITING, 1)
 
 
+def test_checkpoint_is_acknowledged_after_its_write_and_published_with_the_attempt() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "checkpoint")
+    model.report(model.copies[0], "released", deliveries=1)
+    assert model.acknowledged == {1}
+    model.give_turn()
+    assert (model.stage, len(model.copies)) == (TaskStage.PUBLISHED, 2)
+    model.pass_time(2.1)
+    assert model.acknowledged == {1}
+    write(model)
+    assert model.acknowledged == {0, 1}
+    assert model.on_record.checkpoint == b'{"n":0}'
+
+
+def test_later_checkpoint_replaces_one_that_is_not_written() -> None:
+    model = published(TaskModel.of(PLAIN))
+    for count in range(3):
+        model.report(model.copies[0], "checkpoint")
+        assert model.acknowledged == set(range(count))
+    model.pass_time(9.9)
+    assert not model.puts
+    model.pass_time(0.2)
+    write(model)
+    assert (model.acknowledged, model.on_record.checkpoint) == ({0, 1, 2}, b'{"n":2}')
+
+
+def test_checkpoint_does_not_hold_up_the_write_of_the_phase() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "checkpoint")
+    model.report(model.copies[0], "started")
+    model.pass_time(1.6)
+    assert [one.status.phase for one in model.puts] == [Phase.RUNNING]
+
+
+def test_end_lets_its_last_checkpoint_go_and_keeps_what_it_said() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "checkpoint")
+    model.edit(cancel=True)
+    assert model.acknowledged == {0}
+    assert model.tracked.status.checkpoint == b'{"n":0}'
+
+
+def test_attempt_that_loses_workers_without_progress_has_failed() -> None:
+    model = published(TaskModel.of(PLAIN))
+    for lost in range(1, MAX_DELIVERIES):
+        model.report(model.copies[-1], "released", deliveries=1)
+        model.give_turn()
+        assert model.tracked.deliveries == lost
+    model.report(model.copies[-1], "released", deliveries=1)
+    assert (model.tracked.status.phase, model.tracked.status.reason) == (
+        Phase.RETRYING,
+        "WorkerLost",
+    )
+    assert model.tracked.deliveries == 0
+
+
+def test_checkpoint_forgives_the_workers_lost_before() -> None:
+    model = published(TaskModel.of(PLAIN))
+    for _ in range(3 * MAX_DELIVERIES):
+        model.report(model.copies[-1], "checkpoint")
+        model.report(model.copies[-1], "released", deliveries=1)
+        model.give_turn()
+    assert (model.stage, model.tracked.status.attempts) == (TaskStage.PUBLISHED, 0)
+
+
+def test_retry_has_the_last_checkpoint() -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.report(model.copies[0], "checkpoint")
+    model.report(model.copies[0], "failed")
+    assert model.tracked.status.checkpoint == b'{"n":0}'
+    write(model)
+
+
 def test_snooze_does_not_hold_up_the_deadline() -> None:
     deadline = PolicyOverrides(active_deadline_seconds=4)
     model = published(TaskModel.of(replace(PLAIN, overrides=deadline)))
@@ -141,6 +214,18 @@ def test_claim_written_by_a_process_that_may_not_lead_is_not_published() -> None
     model.leads = False
     write(model)
     assert (model.stage, model.copies) == (TaskStage.WAITING, [])
+
+
+def test_claim_that_was_not_written_is_not_relied_on_after_a_hold() -> None:
+    """Though a former leader may have published it, that was not by this claim."""
+    model = seen(TaskModel.of(KEYED, TaskState(epoch=1)))
+    model.give_turn()
+    assert model.stage is TaskStage.CLAIMING
+    for model.policy in (None, POLICY):
+        model.send(events.EnvironmentChanged())
+    assert (model.stage, model.tracked.status.concurrency_key) == (TaskStage.WAITING, "")
+    model.give_turn()
+    assert (model.stage, model.copies) == (TaskStage.CLAIMING, [])
 
 
 def test_claim_of_a_former_leader_counts_as_published() -> None:

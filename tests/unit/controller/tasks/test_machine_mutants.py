@@ -80,6 +80,25 @@ MUTANTS = [
         "    elif False:\n",
     ),
     Mutant(
+        "a checkpoint is acknowledged before the write",
+        machine,
+        "        receipts=(*draft.tracked.receipts, receipt), checkpoint_receipt",
+        """        receipts=draft.do(effects.Acknowledge((receipt,))) or draft.tracked.receipts,
+        checkpoint_receipt""",
+    ),
+    Mutant(
+        "a checkpoint is not recorded",
+        lifecycle,
+        "    return replace(status, checkpoint=checkpoint)",
+        "    return status",
+    ),
+    Mutant(
+        "lost deliveries are not counted",
+        machine,
+        "    draft.update(deliveries=spent)\n",
+        "",
+    ),
+    Mutant(
         "a snooze is acknowledged before the write",
         machine,
         """    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
@@ -268,7 +287,7 @@ MUTANTS = [
     Mutant(
         "a timer that fired counts as set",
         machine,
-        "    draft.update(write_scheduled=False)\n",
+        "    draft.update(write_at=None)\n",
         "",
     ),
     Mutant(

@@ -275,7 +275,7 @@ async def test_a_finished_task_leaves_no_timer() -> None:
     harness = TaskHarness()
     entry = await harness.published(activeDeadlineSeconds=30)
     harness.event(entry, EventKind.SUCCEEDED)
-    assert (entry.reconcile_at, entry.write_scheduled) == (None, False)
+    assert (entry.reconcile_at, entry.write_at) == (None, None)
 
 
 # Queues.

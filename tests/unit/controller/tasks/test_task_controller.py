@@ -113,7 +113,7 @@ async def test_a_deleted_task_leaves_nothing_behind_whatever_its_stage(stage: Ta
     await turn()
     assert harness.dispatcher.is_empty
     assert not any(vars(harness.dispatcher._keys).values())
-    assert (entry.reconcile_at, entry.write_scheduled) == (None, False)
+    assert (entry.reconcile_at, entry.write_at) == (None, None)
     assert not harness.recorded
 
 
