@@ -13,8 +13,9 @@ be unique. Settings are read from these environment variables [default]:
 
 {variables}
 
-Exit codes: 0 after an orderly stop, 1 when it could not start, 2 for wrong arguments, 75 when it
-ended itself because a keyed attempt could not be stopped.
+Exit codes: 0 after an orderly stop, 1 when it could not start, 2 for wrong arguments, 70 when
+something kept it from ending in its time, 75 when it ended itself because a keyed attempt could not
+be stopped.
 """
 
 

@@ -79,6 +79,8 @@ class AttemptResult:
         exception: holds the traceback of the handler's exception, for the worker's own log.
         lost: why it is not known how the attempt ended, through no fault of its own; the other
             fields mean nothing then. The delivery is requeued, as if the worker had been lost.
+        not_begun: why the handler was not called, through no fault of the attempt; the other fields
+            mean nothing then. The attempt is given back, uncounted.
     """
 
     _: KW_ONLY
@@ -90,6 +92,7 @@ class AttemptResult:
     snooze_seconds: float | None = None
     exception: BaseException | None = None
     lost: str = ""
+    not_begun: str = ""
 
 
 class Execution(Protocol):

@@ -32,6 +32,16 @@ class ExecutorSet:
     executor: Executor
     handlers: tuple[str, ...]
     spawner: ProcessSpawner | None
+    _functions: FunctionExecutor
+
+    @property
+    def start_failure(self) -> str:
+        """Why a start hook failed the last time; "": none did."""
+        return self._functions.start_failure
+
+    async def start(self) -> None:
+        """Return once the start hooks have succeeded; until then nothing must be run."""
+        await self._functions.run_start_hooks()
 
     async def close(self, seconds: float) -> None:
         """Give attempts that were asked to end ``seconds``, then end all processes."""
@@ -50,7 +60,7 @@ def assemble(
     """Make the executors.
 
     Raises:
-        StartError: an option is wrong, two handlers have one name, or a start hook failed.
+        StartError: an option is wrong, or two handlers have one name.
     """
     spawner = (
         None if fork_server is None else ProcessSpawner(fork_server, config.launch_by_exec, loop)
@@ -94,8 +104,7 @@ def assemble(
     else:
         default = None if registry.default is None else registry.default.name
         executor = ExecutorRouter(loop, by_name, rest=rest, default=default)
-    _run_start_hooks(functions)
-    return ExecutorSet(executor, names, spawner)
+    return ExecutorSet(executor, names, spawner, functions)
 
 
 def _functions(
@@ -119,15 +128,6 @@ def _functions(
             ),
         )
     return FunctionExecutor(registry, loop, pool)
-
-
-def _run_start_hooks(functions: FunctionExecutor) -> None:
-    try:
-        functions.run_start_hooks()
-    except Exception as error:
-        raise StartError(
-            f"an @on_start hook failed: {type(error).__name__}: {error}; repair it"
-        ) from error
 
 
 def _add(by_name: dict[str, Executor], names: Iterable[str], executor: Executor) -> None:

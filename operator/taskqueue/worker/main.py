@@ -1,8 +1,10 @@
 """``python -m taskqueue worker``: load the handlers, then work until a signal stops it.
 
 Exit codes: 0 after an orderly stop, 1 when it could not start (one line on standard error says why
-and what to do), 2 for wrong arguments, 128 + signal when a second signal cuts the orderly stop
-short.
+and what to do), 2 for wrong arguments, 70 when it was asked to stop and something did not let it,
+128 + signal when a second signal cuts the orderly stop short.
+
+A signal ends it in order from the first moment, also while modules are being imported.
 
 The order of the start matters: modules are imported, then the fork server is forked, and only then
 come connections and threads, which processes for handlers must not have.
@@ -15,7 +17,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 
 from taskqueue import logs
 from taskqueue.worker.arguments import WorkerArguments
@@ -30,9 +34,18 @@ log = logs.EventLog("taskqueue.worker")
 #: grace period is the limit: see "Stopping" in docs/workers.md.
 CLOSE_SECONDS = 4.0
 
+#: After the grace period, how long the last outcomes and the end of handlers may take together, in
+#: seconds: less than the 5 s that a pod's own grace period leaves.
+END_SECONDS = 4.8
+
+#: Exit code of a worker that did not end by itself in that time.
+EXIT_FORCED = 70
+
 
 def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a worker for the handlers the command line names, and return its exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_before_start)
     try:
         arguments = WorkerArguments.parse(words)
         settings = WorkerSettings.from_environment(environment)
@@ -58,6 +71,32 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
         sys.stdout.flush()
         os._exit(0)
     return 0
+
+
+def _end_before_start(number: int, frame: FrameType | None) -> None:
+    """End at once, in order: modules are being imported, and nothing was consumed yet."""
+    try:
+        log.info("worker.stopped", reason=f"{signal.Signals(number).name} before it had started")
+    finally:
+        os._exit(0)
+
+
+def _force_end_after(seconds: float) -> None:
+    """End this process if it has not ended by then: something that it waits for does not return."""
+
+    def force() -> None:
+        try:
+            log.error(
+                "worker.end_forced",
+                reason=f"it has not ended within {seconds:g} s: a stop hook or a handler holds it",
+                hint="the broker redelivers what was not acknowledged",
+            )
+        finally:
+            os._exit(EXIT_FORCED)
+
+    timer = threading.Timer(seconds, force)
+    timer.daemon = True
+    timer.start()
 
 
 def _needs_processes(arguments: WorkerArguments, settings: WorkerSettings) -> bool:
@@ -110,7 +149,13 @@ async def _work(
 
     loop = asyncio.get_running_loop()
     executors = assemble(settings, arguments, config, fork_server, loop)
-    worker = WorkerService(settings, executors.executor, handlers=executors.handlers)
+    worker = WorkerService(
+        settings,
+        executors.executor,
+        handlers=executors.handlers,
+        start=executors.start,
+        start_failure=lambda: executors.start_failure,
+    )
     signals = 0
 
     def on_signal(number: int) -> None:
@@ -118,6 +163,7 @@ async def _work(
         signals += 1
         if signals > 1:
             os._exit(128 + number)
+        _force_end_after(settings.grace_seconds + END_SECONDS)
         worker.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -133,4 +179,5 @@ async def _work(
     try:
         return await worker.run()
     finally:
+        _force_end_after(CLOSE_SECONDS + 1.0)
         await executors.close(min(settings.kill_grace_seconds, CLOSE_SECONDS))

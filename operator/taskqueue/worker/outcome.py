@@ -148,6 +148,11 @@ def not_snoozed(result: AttemptResult, *, direct: bool) -> AttemptResult:
     )
 
 
+def describe_exception(exception: BaseException) -> str:
+    """Return class and text of a handler's or hook's exception. Never raises."""
+    return encodable(f"{_class_name(exception)}: {_text(exception)}", MAX_MESSAGE_LENGTH)
+
+
 def describe_traceback(exception: BaseException) -> str:
     """Return the traceback of a handler's or hook's exception, without our own frames at its top.
 

@@ -142,6 +142,9 @@ def _on_execution_ended(state: RunState, event: events.ExecutionEnded) -> Transi
     result = event.result
     if isinstance(state, Ending):
         return _on_ended_late(state, result.seconds)
+    if result.not_begun:
+        given_back = effects.Log("warning", "task.not_begun", {"reason": result.not_begun})
+        return _end(state.run, state.receipts, Released(), given_back)
     if result.lost:
         lost = effects.Log("warning", "task.lost", {"reason": result.lost})
         return None, (lost, effects.Requeue(state.receipts))

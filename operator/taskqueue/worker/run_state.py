@@ -43,6 +43,10 @@ class Result(Protocol):
     def lost(self) -> str:
         """Why it is not known how it ended; "" if it is."""
 
+    @property
+    def not_begun(self) -> str:
+        """Why the handler was not called, through no fault of the attempt; "" if it was."""
+
 
 @record
 class TimedOut:

@@ -13,7 +13,7 @@ kubelet would start it again, and it would take work in the meantime.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.names import work_queue
@@ -47,10 +47,18 @@ class WorkerService:
         settings: of the worker.
         executor: runs the attempts.
         handlers: names of the handlers it has, for its heartbeats.
+        start: returns once handlers can be run; nothing is consumed before.
+        start_failure: returns why they cannot now, "" if they can.
     """
 
     def __init__(
-        self, settings: WorkerSettings, executor: Executor, *, handlers: Iterable[str] = ()
+        self,
+        settings: WorkerSettings,
+        executor: Executor,
+        *,
+        handlers: Iterable[str] = (),
+        start: Callable[[], Awaitable[None]] | None = None,
+        start_failure: Callable[[], str] = str,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -60,6 +68,10 @@ class WorkerService:
         self._stop = asyncio.Event()
         self._draining = asyncio.Event()
         self._drained = False
+        self._start = start
+        self._start_failure = start_failure
+        #: When handlers could be run, on the loop's clock.
+        self._started_at: float | None = None
         self._outbox = OutcomeOutbox(loop)
         self._runtime = Runtime(
             settings,
@@ -111,7 +123,7 @@ class WorkerService:
         health = HealthServer(healthy=self.unhealthy, ready=self.unready)
         await self._listen(health)
         publisher = self._loop.create_task(self._publisher.run())
-        consumer = self._loop.create_task(self._consumer.run())
+        consumer = self._loop.create_task(self._consume())
         heartbeats = self._loop.create_task(self._send_heartbeats())
         draining = self._loop.create_task(self._draining.wait())
         try:
@@ -136,12 +148,11 @@ class WorkerService:
 
     def unhealthy(self) -> str | None:
         """Return why this worker should be restarted, or None; never while it shuts down."""
-        if self._draining.is_set():
+        if self._draining.is_set() or self._started_at is None:
             return None
+        since = max(self._consumer.changed_at, self._started_at)
         return unhealthy(
-            unregistered_seconds=0.0
-            if self._consumer.registered
-            else self._loop.time() - self._consumer.changed_at,
+            unregistered_seconds=0.0 if self._consumer.registered else self._loop.time() - since,
             busy=self._runtime.busy,
             stuck=self._runtime.stuck,
             slots=self._settings.slots,
@@ -153,7 +164,18 @@ class WorkerService:
             return "drained"
         if self._draining.is_set():
             return "stopping" if self._stop.is_set() else "draining"
+        if reason := self._start_failure():
+            return f"an @on_start hook failed: {reason}"
+        if self._started_at is None:
+            return "the @on_start hooks have not finished"
         return None if self._consumer.registered else "no consumer is registered with the broker"
+
+    async def _consume(self) -> None:
+        """Consume once handlers can be run."""
+        if self._start is not None:
+            await self._start()
+        self._started_at = self._loop.time()
+        await self._consumer.run()
 
     async def _send_heartbeats(self) -> None:
         """Send heartbeats once it takes work, until it has shut down."""

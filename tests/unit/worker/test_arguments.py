@@ -156,7 +156,7 @@ async def test_what_cannot_be(
     assert words in str(raised.value)
 
 
-async def test_a_start_hook_that_fails_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_hook_that_fails_holds_up_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ValueError("no database")
 
@@ -166,5 +166,10 @@ async def test_a_start_hook_that_fails_ends_the_start(monkeypatch: pytest.Monkey
     monkeypatch.setattr(executor_set, "registry", registry)
     config = ForkServerConfig(modules=["shop"], log_format=LogFormat.JSON, log_level="INFO")
     loop = asyncio.get_running_loop()
-    with pytest.raises(StartError, match="hook failed: ValueError: no database"):
-        assemble(settings(), WorkerArguments(modules=("shop",)), config, None, loop)
+    made = assemble(settings(), WorkerArguments(modules=("shop",)), config, None, loop)
+    starting = asyncio.ensure_future(made.start())
+    while not made.start_failure:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    assert made.start_failure == "ValueError: no database"
+    assert not starting.done()
+    starting.cancel()

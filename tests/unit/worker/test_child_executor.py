@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -264,18 +265,77 @@ async def test_start_hooks_run_once_in_each_child_and_stop_hooks_at_its_end(
     assert note.read_text() == f"start {pid}\nfirst {pid}\nlast {pid}\n"
 
 
-async def test_a_start_hook_that_fails_fails_the_attempt(caplog: pytest.LogCaptureFixture) -> None:
-    def fail() -> None:
+def fails_until(gate: Path) -> None:
+    if not gate.exists():
         raise ValueError("no database")
 
+
+@pytest.mark.parametrize("how", ["raises", "exits", "crashes"])
+async def test_an_attempt_whose_start_hook_fails_runs_when_the_hook_succeeds(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hook() -> None:
+        try:
+            fails_until(tmp_path / "gate")
+        except ValueError:
+            with (tmp_path / "tries").open("a") as file:
+                file.write(".")
+            if how == "exits":
+                sys.exit(3)
+            if how == "crashes":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            raise
+
     registry = HandlerRegistry()
-    registry.start_hooks.append(fail)
-    async with children(lambda payload: None, registry=registry) as nursery:
+    registry.start_hooks.append(hook)
+    async with children(lambda payload: "done", registry=registry) as nursery:
         nursery.start()
-        kind, message = await nursery.error()
-    assert kind == "StartHookFailed"
-    assert "ValueError" in message
+        while len(await appears(tmp_path / "tries")) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert nursery.executor.start_failure
+        assert nursery.results.empty()
+        (tmp_path / "gate").touch()
+        assert (await nursery.result()).result == {"value": "done"}
+        assert nursery.executor.start_failure == ""
     assert "child.start_failed" in caplog.messages
+
+
+async def test_an_attempt_is_given_back_uncounted_when_the_hook_fails_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("taskqueue.worker.executors.child_pool.HELD_SECONDS", 0.0)
+    registry = HandlerRegistry()
+    registry.start_hooks.append(lambda: fails_until(Path("/nowhere")))
+    async with children(lambda payload: None, registry=registry) as nursery:
+        result = await nursery.run()
+    assert result.error is None
+    assert result.not_begun == "an @on_start hook failed: ValueError: no database"
+
+
+async def test_a_cancelled_attempt_does_not_wait_for_the_hook() -> None:
+    registry = HandlerRegistry()
+    registry.start_hooks.append(lambda: fails_until(Path("/nowhere")))
+    async with children(lambda payload: None, registry=registry) as nursery:
+        execution = nursery.start()
+        async with asyncio.timeout(PATIENCE):
+            while not nursery.pool.start_failure:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        execution.cancel()
+        assert (await nursery.error())[0] == "Cancelled"
+
+
+async def test_the_worker_starts_when_the_hooks_succeed_in_a_child(tmp_path: Path) -> None:
+    registry = HandlerRegistry()
+    registry.start_hooks.append(lambda: fails_until(tmp_path / "gate"))
+    async with children(lambda payload: None, registry=registry) as nursery:
+        started = asyncio.ensure_future(nursery.executor.run_start_hooks())
+        async with asyncio.timeout(PATIENCE):
+            while not nursery.executor.start_failure:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        assert not started.done()
+        (tmp_path / "gate").touch()
+        await asyncio.wait_for(started, PATIENCE)
+        assert nursery.executor.start_failure == ""
 
 
 def below(pid: int) -> list[str]:
@@ -314,6 +374,6 @@ async def test_a_warm_child_is_ready_before_the_first_attempt(tmp_path: Path) ->
 
     registry.start_hooks.append(note)
     async with children(lambda payload: os.getpid(), registry=registry) as nursery:
-        nursery.executor.run_start_hooks()
+        await nursery.executor.run_start_hooks()
         pid = await appears(tmp_path / "pid")
         assert await nursery.value() == int(pid)

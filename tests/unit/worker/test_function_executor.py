@@ -39,6 +39,7 @@ class Stage:
         registry = HandlerRegistry()
         registry.register(function, name="f")
         self.loop = asyncio.get_running_loop()
+        self.registry = registry
         self.executor = FunctionExecutor(registry, self.loop)
         self.results: asyncio.Queue[AttemptResult] = asyncio.Queue()
         self.threads: list[threading.Thread] = []
@@ -271,3 +272,29 @@ async def test_the_context_has_the_fence(fence: int | None) -> None:
     result = await asyncio.wait_for(results.get(), PATIENCE)
     assert result.result == {"fence": fence}
     await executor.close()
+
+
+@pytest.mark.parametrize("problem", [ValueError("no database"), SystemExit(3)])
+async def test_start_hooks_are_called_until_they_succeed_and_then_not_again(
+    problem: BaseException,
+) -> None:
+    calls: list[str] = []
+    stage = Stage(lambda payload: None)
+
+    def fails_twice() -> None:
+        calls.append("second")
+        if calls.count("second") < 3:
+            raise problem
+
+    stage.registry.start_hooks += [lambda: calls.append("first"), fails_twice]
+    seen: list[str] = []
+    started = asyncio.ensure_future(stage.executor.run_start_hooks())
+    async with asyncio.timeout(PATIENCE):
+        while not started.done():
+            seen.append(stage.executor.start_failure)
+            await asyncio.sleep(0.001)
+    await started
+    assert calls == ["first", "second", "second", "second"]
+    assert any(type(problem).__name__ in each for each in seen)
+    assert stage.executor.start_failure == ""
+    await stage.executor.close()

@@ -47,6 +47,7 @@ class Result:
     error: Error | None = None
     released: bool = False
     lost: str = ""
+    not_begun: str = ""
 
 
 def run(
@@ -412,3 +413,18 @@ def test_only_an_execution_that_cannot_be_killed_is_stuck(killable: bool) -> Non
 
 def test_a_state_prints_its_stage_without_the_message() -> None:
     assert repr(RUNNING).startswith("Running(run=Run(token='t'")
+
+
+@pytest.mark.parametrize("token", ["t", ""])
+def test_an_attempt_that_could_not_begin_is_given_back_uncounted(token: str) -> None:
+    state, _ = admit(run(token=token), ("a",), 0.0, True, False)
+    assert state is not None
+    after, todo = step(state, events.ExecutionEnded(Result(not_begun="no database")))
+    kinds = [type(each) for each in todo]
+    assert effects.Log("warning", "task.not_begun", {"reason": "no database"}) in todo
+    if token:
+        assert effects.PublishOutcome(Released()) in todo
+        assert effects.FreeToken in kinds
+    else:
+        assert after is None
+        assert effects.Requeue in kinds

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 import pytest
 from pika.spec import BasicProperties
@@ -66,7 +67,14 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
 class WorkerHarness:
     """A worker that takes work after 60 s, with a fake broker and handlers."""
 
-    def __init__(self, broker: FakeBroker, **changes: float) -> None:
+    def __init__(
+        self,
+        broker: FakeBroker,
+        *,
+        start: Callable[[], Awaitable[Any]] | None = None,
+        start_failure: Callable[[], str] = str,
+        **changes: float,
+    ) -> None:
         self.broker = broker
         self.executor = FakeExecutor()
         self.publisher = FakePublisher()
@@ -74,6 +82,8 @@ class WorkerHarness:
             settings(**{"node": "node-1", "grace_seconds": 30.0, "health_port": 0, **changes}),
             self.executor,
             handlers=("resize", "fetch"),
+            start=start,
+            start_failure=start_failure,
         )
         self.worker._outbox.attach(self.publisher.real)
         self.channel = FakeDeliveries()
@@ -300,3 +310,33 @@ async def test_a_signal_makes_it_unready_too(broker: FakeBroker) -> None:
     harness.worker.stop()
     assert harness.worker.unready() == "stopping"
     await harness.cancel()
+
+
+async def test_it_takes_nothing_and_is_not_ready_until_the_start_hooks_have_succeeded(
+    broker: FakeBroker,
+) -> None:
+    succeed, reasons = asyncio.Event(), [""]
+    harness = WorkerHarness(broker, start=succeed.wait, start_failure=lambda: reasons[0])
+    await asyncio.sleep(1)
+    assert harness.worker.unready() == "the @on_start hooks have not finished"
+    reasons[0] = "OSError: no database"
+    await asyncio.sleep(1000)
+    assert harness.worker.unready() == "an @on_start hook failed: OSError: no database"
+    assert harness.worker.unhealthy() is None, "a restart would not help"
+    assert harness.states == []
+    reasons[0] = ""
+    succeed.set()
+    await asyncio.sleep(61)
+    assert harness.worker.unready() is None
+    reasons[0] = "OSError: again"  # in a child that was made later
+    assert harness.worker.unready() == "an @on_start hook failed: OSError: again"
+    assert harness.worker.unhealthy() is None
+    harness.worker.stop()
+    assert await harness.task
+
+
+async def test_a_signal_ends_one_whose_start_hooks_do_not_succeed(broker: FakeBroker) -> None:
+    harness = WorkerHarness(broker, start=asyncio.Event().wait)
+    await asyncio.sleep(1)
+    harness.worker.stop()
+    assert await harness.task

@@ -111,6 +111,7 @@ class Child:
             )
             return EXIT_UNUSABLE
         state = ProcessState()
+        self.send(child_protocol.frame(child_protocol.STARTED))
         while (attempt := self._next_attempt()) is not None:
             self.send(
                 child_protocol.frame(child_protocol.OUTCOME, self._run_attempt(attempt, state))

@@ -15,6 +15,8 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from taskqueue.backoff import Backoff
+from taskqueue.logs import EventLog
 from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors import child_protocol
@@ -24,6 +26,12 @@ from taskqueue.worker.executors.pooled_child import ChildExecution, PooledChild
 from taskqueue.worker.executors.process_spawner import ProcessSpawner
 from taskqueue.worker.outcome import failure
 from taskqueue.worker.sdk import Handler
+
+log = EventLog("taskqueue.worker")
+
+#: How long an attempt waits for a child whose start hooks succeed before it is given back, in
+#: seconds. Until then it holds a slot, so that a worker that cannot start takes no more than that.
+HELD_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +79,70 @@ class ChildPool:
         self.deadlines: Deadlines[PooledChild] = Deadlines(loop, PooledChild.kill)
         self._memory = MemoryWatch(loop, lambda: self.children)
         self._none_left = asyncio.Event()
+        #: Set while the start hooks of the last child that ran them succeeded.
+        self.started = asyncio.Event()
+        #: Why a start hook failed in the last child; "": it did not.
+        self.start_failure = ""
+        self._backoff = Backoff()
+        self._closed = False
 
     def warm(self) -> None:
-        """Make a child before the first attempt arrives."""
-        if not self.children:
-            self.idle.append(PooledChild(self))
+        """Make a child before the first attempt arrives, and others until one has started."""
+        if not self.children and not self._closed:
+            try:
+                self.idle.append(PooledChild(self))
+            except OSError as error:
+                self.on_start_failed(str(error), None, "")
+
+    def on_child_started(self) -> None:
+        """Note that the start hooks have succeeded in a child."""
+        if self.start_failure:
+            log.info("child.started", reason="the @on_start hooks succeed again")
+        self.start_failure = ""
+        self._backoff.reset()
+        self.started.set()
+
+    def on_start_failed(
+        self, reason: str, execution: ChildExecution | None, traceback: str
+    ) -> None:
+        """Try again with growing pauses; what waits for it keeps its slot, or is given back.
+
+        Args:
+            reason: why a start hook failed.
+            execution: the attempt that was given to the child, if any; it has not begun.
+            traceback: of the hook.
+        """
+        self.start_failure = reason
+        self.started.clear()
+        delay = self._backoff.next_delay()
+        log.error(
+            "child.start_failed",
+            reason=f"an @on_start hook failed: {reason}",
+            exception=traceback or None,
+            hint="the worker is not ready until it succeeds; it is tried again",
+            seconds=round(delay, 3),
+        )
+        if execution is None:
+            self.loop.call_later(delay, self.warm)
+        elif self.loop.time() - execution.begun_at > HELD_SECONDS:
+            execution.done(self._not_begun(reason))
+        else:
+            self.loop.call_later(delay, self._run_again, execution)
+
+    def _run_again(self, execution: ChildExecution) -> None:
+        if self._closed:
+            return
+        if execution.cancelled:
+            execution.done(failure("Cancelled", "it was cancelled before it began", 0.0))
+            return
+        try:
+            execution.move_to(self.idle.pop() if self.idle else PooledChild(self))
+        except OSError as error:
+            execution.done(self._not_begun(str(error)))
+
+    @staticmethod
+    def _not_begun(reason: str) -> AttemptResult:
+        return AttemptResult(seconds=0.0, not_begun=f"an @on_start hook failed: {reason}")
 
     def start(
         self, handler: Handler, attempt: AttemptRequest, done: Callable[[AttemptResult], None]
@@ -95,8 +162,8 @@ class ChildPool:
             result = failure("ChildDied", f"no process can be made for it: {error}", 0.0)
         else:
             limit = handler.memory_mib or self.settings.memory_mib
-            execution = ChildExecution(child, attempt, done, self.loop.time(), limit)
-            child.run(execution, body)
+            execution = ChildExecution(child, attempt, done, self.loop.time(), limit, body)
+            child.run(execution)
             if limit:
                 self._memory.start()
             return execution
@@ -108,6 +175,7 @@ class ChildPool:
 
         ``done`` may not be called.
         """
+        self._closed = True
         for child in list(self.children):
             child.dismiss()
         if self.children:

@@ -29,6 +29,8 @@ OUTCOME = 3
 PROGRESS = 4
 #: From the child: a line for the worker's log, formatted, without its end.
 LOG = 5
+#: From the child: its start hooks have succeeded; no body.
+STARTED = 8
 #: From the child: a start hook failed, and the child ends; the body is the traceback.
 UNUSABLE = 6
 

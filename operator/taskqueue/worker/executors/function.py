@@ -8,17 +8,25 @@ ran, so the runtime's loop does none of the user's work.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable
 from functools import partial
 
+from taskqueue.backoff import Backoff
 from taskqueue.logs import EventLog
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.child_pool import ChildPool
 from taskqueue.worker.executors.coroutines import CoroutineExecution, CoroutineExecutor
 from taskqueue.worker.executors.threads import ThreadExecution, ThreadExecutor
 from taskqueue.worker.executors.threadsafe_calls import ThreadsafeCallQueue
-from taskqueue.worker.outcome import unknown_handler
-from taskqueue.worker.sdk import Context, Handler, HandlerRegistry, Progress
+from taskqueue.worker.outcome import (
+    HandlerTraceback,
+    describe_exception,
+    describe_traceback,
+    unknown_handler,
+)
+from taskqueue.worker.sdk import Context, Handler, HandlerRegistry, Hook, Progress
 
 log = EventLog("taskqueue.worker")
 
@@ -46,19 +54,37 @@ class FunctionExecutor:
         self._coroutines = CoroutineExecutor(self._outbound)
         #: Whether the start hooks have run in this process.
         self._hooks_ran = False
+        self._start_failure = ""
 
-    def run_start_hooks(self) -> None:
-        """Call the start hooks that this process needs, and make a first child.
+    @property
+    def start_failure(self) -> str:
+        """Why a start hook failed the last time, in this process or a child; "": none did."""
+        return self._start_failure or ("" if self._pool is None else self._pool.start_failure)
 
-        Raises:
-            Exception: whatever a hook raised.
+    async def run_start_hooks(self) -> None:
+        """Return once the start hooks have succeeded in this process and in a child, as needed.
+
+        Each hook is called until it succeeds, with growing pauses, and then not again.
         """
         if any(not self._in_child(handler) for handler in self._registry.values()):
-            self._hooks_ran = True
+            backoff = Backoff()
             for hook in self._registry.start_hooks:
-                hook()
+                while (error := await _call_in_thread(hook)) is not None:
+                    delay = backoff.next_delay()
+                    self._start_failure = describe_exception(error)
+                    log.error(
+                        "hook.failed",
+                        exc_info=HandlerTraceback(describe_traceback(error)),
+                        reason=f"an @on_start hook failed: {self._start_failure}",
+                        hint="the worker is not ready until it succeeds; it is tried again",
+                        seconds=round(delay, 3),
+                    )
+                    await asyncio.sleep(delay)
+                self._start_failure = ""
+            self._hooks_ran = True
         if self._pool is not None and any(map(self._in_child, self._registry.values())):
             self._pool.warm()
+            await self._pool.started.wait()
 
     def start(self, attempt: AttemptRequest, done: Callable[[AttemptResult], None]) -> Execution:
         """Run the attempt's handler, or fail it at once when nobody registered the name."""
@@ -111,6 +137,32 @@ class FunctionExecutor:
 
     def _in_child(self, handler: Handler) -> bool:
         return self._pool is not None and not (handler.is_async or handler.thread)
+
+
+async def _call_in_thread(hook: Hook) -> BaseException | None:
+    """Call a hook, which may block, in a thread that nobody waits for at the end of the process.
+
+    Returns:
+        What it raised.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[BaseException | None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not ended.done():
+            ended.set_result(error)
+
+    def run() -> None:
+        problem: BaseException | None = None
+        try:
+            hook()
+        except BaseException as error:
+            problem = error
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            loop.call_soon_threadsafe(settle, problem)
+
+    threading.Thread(target=run, name="start-hook", daemon=True).start()
+    return await ended
 
 
 class NothingRan:

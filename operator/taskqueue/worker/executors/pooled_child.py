@@ -32,7 +32,16 @@ class ChildExecution:
 
     killable = True
 
-    __slots__ = ("_child", "attempt", "begun_at", "cancelled", "done", "limit_mib", "progress")
+    __slots__ = (
+        "_child",
+        "attempt",
+        "begun_at",
+        "body",
+        "cancelled",
+        "done",
+        "limit_mib",
+        "progress",
+    )
 
     def __init__(
         self,
@@ -41,12 +50,14 @@ class ChildExecution:
         done: Callable[[AttemptResult], None],
         begun_at: float,
         limit_mib: int,
+        body: bytes,
     ) -> None:
         self._child = child
         self.attempt = attempt
         self.done = done
         self.begun_at = begun_at
         self.limit_mib = limit_mib
+        self.body = body
         self.progress: Progress | None = None
         self.cancelled = False
 
@@ -56,6 +67,11 @@ class ChildExecution:
             self.cancelled = True
             if self._child.execution is self:
                 self._child.cancel()
+
+    def move_to(self, child: PooledChild) -> None:
+        """Run in another child than the one that could not start."""
+        self._child = child
+        child.run(self)
 
     def kill(self) -> bool:
         """Kill the child and its process group now."""
@@ -86,6 +102,7 @@ class PooledChild:
         "_reader",
         "_result_at_exit",
         "_served",
+        "_started",
         "_unsent",
         "_unusable",
         "execution",
@@ -109,6 +126,8 @@ class PooledChild:
         #: The outcome of its attempt, to be reported when this process has ended.
         self._result_at_exit: AttemptResult | None = None
         self._served = 0
+        #: Whether its start hooks have succeeded.
+        self._started = False
         #: Bytes the socket had no room for yet.
         self._unsent = b""
         self._connection, theirs = socket.socketpair()
@@ -134,12 +153,12 @@ class PooledChild:
 
     # Requests of the pool and of executions.
 
-    def run(self, execution: ChildExecution, body: bytes) -> None:
+    def run(self, execution: ChildExecution) -> None:
         """Run an attempt; a child that does not exist yet reads it when it starts."""
         self.execution = execution
         self._last = execution.attempt
         self._served += 1
-        self._send(child_protocol.frame(child_protocol.ATTEMPT, body))
+        self._send(child_protocol.frame(child_protocol.ATTEMPT, execution.body))
 
     def cancel(self) -> None:
         """End its attempt, and then the child."""
@@ -210,14 +229,11 @@ class PooledChild:
                 self.execution.attempt.on_checkpoint(checkpoint)
         elif kind == child_protocol.LOG:
             _write_line(body)
+        elif kind == child_protocol.STARTED:
+            self._started = True
+            self._pool.on_child_started()
         elif kind == child_protocol.UNUSABLE:
             self._unusable = body.decode("utf-8", "replace")
-            log.error(
-                "child.start_failed",
-                reason="an @on_start hook failed",
-                exception=self._unusable,
-                pid=self._process.pid,
-            )
 
     def _on_outcome(self, execution: ChildExecution, body: bytes) -> None:
         if self._output is not None:
@@ -268,12 +284,26 @@ class PooledChild:
         while self._read_remaining():
             pass
         self._close()
+        failed_to_start = self._has_failed_to_start(status)
         execution, self.execution = self.execution, None
-        if execution is not None:
+        if failed_to_start:
+            self._pool.on_start_failed(self._start_failure(status), execution, self._unusable)
+        elif execution is not None:
             execution.done(self._exit_result(execution, status))
-        elif not self._is_ending and not self._unusable:
+        elif not self._is_ending:
             how = describe_exit(status, self._pool.kills)
             log.warning("child.died", reason=f"it {how}", pid=self._process.pid)
+
+    def _has_failed_to_start(self, status: ProcessExit) -> bool:
+        """Whether it ended in a start hook, of its own: that says nothing about its attempt."""
+        if self._started or self._killed or self._is_ending or status.lost or status.error:
+            return False
+        return self.execution is None or not self.execution.cancelled
+
+    def _start_failure(self, status: ProcessExit) -> str:
+        if self._unusable:
+            return self._unusable.rstrip().rpartition("\n")[2]
+        return f"its process {describe_exit(status, self._pool.kills)}"
 
     def _read_remaining(self) -> bool:
         """Handle what a dead child has left in the connection; False: that was all."""
@@ -300,9 +330,6 @@ class PooledChild:
             return failure("ChildDied", reason, seconds)
         if execution.cancelled:
             return failure("Cancelled", "it was cancelled and its process was killed", seconds)
-        if self._unusable:
-            last = self._unusable.rstrip().rpartition("\n")[2]
-            return failure("StartHookFailed", f"an @on_start hook failed: {last}", seconds)
         return failure(
             "ChildDied", f"the child process {describe_exit(status, self._pool.kills)}", seconds
         )

@@ -76,10 +76,10 @@ def on_start(hook: H) -> H:
     """Have every process that runs handlers call this before its first one.
 
     It takes nothing and is not async: open what must not be shared between processes here, such
-    as a connection pool. If it raises in a child process, that process ends; an attempt already
-    given to it fails with ``StartHookFailed`` and is retried by the Task's policy, and the next
-    attempt gets a new process. If it raises in the worker's own process, which runs async handlers
-    and those in threads, the worker exits with code 1.
+    as a connection pool. While it raises, the worker is not ready: it is called again with growing
+    pauses, in a new process where handlers run in child processes, and in the worker's own process
+    for async handlers and those in threads. No attempt fails for it: one that waits for its process
+    is given back, uncounted.
 
     Raises:
         TypeError: it is async, or needs arguments.
