@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from taskqueue.worker.sdk.context import Context
 from taskqueue.worker.sdk.payloads import PayloadParser, parser_for
+from taskqueue.worker.sdk.signatures import context_argument, is_async
 
 Hook = Callable[[], None]
 H = TypeVar("H", bound=Hook)
@@ -22,7 +23,7 @@ class Handler:
         name: as Tasks and messages name it.
         function: as it was decorated.
         is_async: whether it runs on the handlers' loop.
-        wants_context: whether it takes a second argument.
+        context: how it gets the `Context`: "" as second argument, else the keyword; None: not.
         thread: a sync one is run in a thread of the worker, never in a child process.
         memory_mib: an attempt in a child process that uses more is killed; None: the worker's own
             limit, if it has one.
@@ -32,7 +33,7 @@ class Handler:
     name: str
     function: Callable[..., Any]
     is_async: bool
-    wants_context: bool
+    context: str | None
     thread: bool = False
     memory_mib: int | None = None
     parser: PayloadParser | None = field(default=None, repr=False, compare=False)
@@ -44,7 +45,11 @@ class Handler:
             InvalidPayload: the payload is not the model the function asks for.
         """
         given: Any = payload if self.parser is None else self.parser(payload)
-        return self.function(given, context) if self.wants_context else self.function(given)
+        if self.context is None:
+            return self.function(given)
+        if self.context:
+            return self.function(given, **{self.context: context})
+        return self.function(given, context)
 
 
 class HandlerRegistry(Mapping[str, Handler]):
@@ -83,8 +88,8 @@ class HandlerRegistry(Mapping[str, Handler]):
         handler = Handler(
             name=label,
             function=function,
-            is_async=_is_async(function),
-            wants_context=_wants_context(label, function),
+            is_async=is_async(function),
+            context=context_argument(label, function),
             thread=thread,
             memory_mib=memory_mib,
             parser=parser_for(label, function),
@@ -142,7 +147,7 @@ def checked_hook(hook: H, where: str) -> H:
         TypeError: it cannot, or it is async.
     """
     name = getattr(hook, "__qualname__", repr(hook))
-    if _is_async(hook):
+    if is_async(hook):
         raise TypeError(f"{where}: {name} is async, and no loop runs yet: give a plain function")
     try:
         inspect.signature(hook).bind()
@@ -167,27 +172,6 @@ def _check_place(handler: Handler) -> None:
             f"handler {handler.name!r}: memory_mib limits a child process, and this handler runs "
             "in the worker's own: leave it out, or make it a sync handler without thread=True"
         )
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    call = getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
-
-
-def _wants_context(name: str, function: Callable[..., Any]) -> bool:
-    """Return whether it takes a second argument: one without a default, or named as the context."""
-    positional = [
-        parameter
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    required = [parameter for parameter in positional if parameter.default is parameter.empty]
-    if not positional or len(required) > 2:
-        raise TypeError(
-            f"handler {name!r} must take (payload) or (payload, ctx), "
-            f"not {inspect.signature(function)}"
-        )
-    return len(required) == 2 or (len(positional) > 1 and positional[1].name in {"ctx", "context"})
 
 
 def _origin(function: Callable[..., Any]) -> str:
