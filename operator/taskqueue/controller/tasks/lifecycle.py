@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from taskqueue.controller.tasks.retry import next_wait_seconds
-from taskqueue.limits import HISTORY_LENGTH, STATUS_MESSAGE_LENGTH
+from taskqueue.limits import HISTORY_LENGTH, SNOOZES, STATUS_MESSAGE_LENGTH
 from taskqueue.model.task import AttemptRecord, Phase, Policy, ProgressState, TaskState
 
 _FINAL = frozenset(phase for phase in Phase if phase.terminal)
@@ -78,6 +78,21 @@ class AttemptFailure:
     message: str
     retryable: bool = True
     retry_after_seconds: float | None = None
+
+
+#: An attempt lost its workers, and saved nothing in between.
+LOST_TOO_OFTEN = AttemptFailure(
+    type="WorkerLost",
+    message="the attempt reached its maxDeliveries without saving a checkpoint in between: each "
+    "time its worker was killed, ran out of memory or was cut off from the broker",
+)
+#: A Task was snoozed as often as it may be, and once more.
+SNOOZED_TOO_OFTEN = AttemptFailure(
+    type="SnoozeLimit",
+    message=f"the handler snoozed for the {SNOOZES + 1}st time, the limit is {SNOOZES}: have it "
+    "fail or end, and create another Task for what is left",
+    retryable=False,
+)
 
 
 def judge(status: TaskState, *, attempt: int, epoch: int) -> Verdict:
@@ -306,6 +321,21 @@ def waits_for_attempt(status: TaskState, policy: Policy) -> TaskState:
     last = status.history[-1]
     description = _describe_failure(last.attempt, policy, last.reason, last.message)
     return replace(status, phase=Phase.RETRYING, reason=last.reason, message=_clip(description))
+
+
+def truncated(status: TaskState, why: str) -> TaskState:
+    """Return a status the API server may take when it refused the full one."""
+    return replace(
+        status,
+        result=None,
+        checkpoint=None,
+        # The last attempt stays: the next one's number follows from it.
+        history=tuple(replace(one, worker="", message="") for one in status.history[-1:]),
+        worker="",
+        message=f"recorded in short, because the API server refused the full status: {why}"[
+            :STATUS_MESSAGE_LENGTH
+        ],
+    )
 
 
 def _waits_for_snooze(status: TaskState) -> TaskState:

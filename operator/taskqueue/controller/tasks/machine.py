@@ -26,16 +26,15 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from taskqueue.controller.tasks import effects, events, lifecycle
-from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure, Verdict
+from taskqueue.controller.tasks.lifecycle import AttemptEnd, Verdict
 from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TaskStage, TrackedTask
 from taskqueue.controller.tasks.transition import (
     CHECKPOINT_SECONDS,
     STARTED_AFTER_SECONDS,
     Draft,
 )
-from taskqueue.limits import SNOOZES, STATUS_MESSAGE_LENGTH
+from taskqueue.limits import SNOOZES
 from taskqueue.model.command import CommandKind
-from taskqueue.model.task import TaskState
 
 #: How long until a Task whose handler no worker knew is tried again.
 HANDLER_SECONDS = 5.0
@@ -45,18 +44,6 @@ STOPPED_SECONDS = 1.0
 REJECTED_PAUSE_SECONDS = 5.0
 #: A Task's reason while no worker knows its handler.
 UNKNOWN_HANDLER = "UnknownHandler"
-
-_LOST_TOO_OFTEN = AttemptFailure(
-    type="WorkerLost",
-    message="the attempt reached its maxDeliveries without saving a checkpoint in between: each "
-    "time its worker was killed, ran out of memory or was cut off from the broker",
-)
-_SNOOZED_TOO_OFTEN = AttemptFailure(
-    type="SnoozeLimit",
-    message=f"the handler snoozed for the {SNOOZES + 1}st time, the limit is {SNOOZES}: have it "
-    "fail or end, and create another Task for what is left",
-    retryable=False,
-)
 
 
 class Transition(NamedTuple):
@@ -198,7 +185,7 @@ def _on_released(draft: Draft, event: events.AttemptReleased) -> None:
         end = AttemptEnd(
             attempt=event.about.attempt, epoch=event.about.epoch, now=draft.environment.now
         )
-        _on_failed(draft, events.AttemptFailed(event.about, end, _LOST_TOO_OFTEN))
+        _on_failed(draft, events.AttemptFailed(event.about, end, lifecycle.LOST_TOO_OFTEN))
         return
     draft.count_on(event)
     draft.update(deliveries=spent)
@@ -237,7 +224,7 @@ def _on_stopped(draft: Draft, event: events.AttemptStopped) -> None:
 def _on_snoozed(draft: Draft, event: events.AttemptSnoozed) -> None:
     """Publish the attempt again later, uncounted, by another token: this report may come twice."""
     if draft.tracked.status.snoozes >= SNOOZES:
-        _on_failed(draft, events.AttemptFailed(event.about, event.end, _SNOOZED_TOO_OFTEN))
+        _on_failed(draft, events.AttemptFailed(event.about, event.end, lifecycle.SNOOZED_TOO_OFTEN))
         return
     draft.count_on(event)
     draft.update(receipts=(*draft.tracked.receipts, event.about.receipt), deliveries=0)
@@ -398,7 +385,7 @@ def _on_status_rejected(draft: Draft, event: events.StatusRejected) -> None:
             draft.change(tracked.status)
         return  # what is true now is written by itself
     draft.do(effects.Log("warning", "status.truncated", fields))
-    draft.update(status_truncated=True, status=_truncated(event.status, event.message))
+    draft.update(status_truncated=True, status=lifecycle.truncated(event.status, event.message))
     draft.write(urgent=event.status.phase.terminal)
 
 
@@ -428,21 +415,6 @@ def _on_object_read(draft: Draft, event: events.ObjectRead) -> None:
         draft.update(has_left_informer=False)
     else:
         draft.write(urgent=True)
-
-
-def _truncated(status: TaskState, why: str) -> TaskState:
-    """Return a status the API server may take when it refused the full one."""
-    return replace(
-        status,
-        result=None,
-        checkpoint=None,
-        # The last attempt stays: the next one's number follows from it.
-        history=tuple(replace(one, worker="", message="") for one in status.history[-1:]),
-        worker="",
-        message=f"recorded in short, because the API server refused the full status: {why}"[
-            :STATUS_MESSAGE_LENGTH
-        ],
-    )
 
 
 _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {

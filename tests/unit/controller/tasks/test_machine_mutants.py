@@ -48,7 +48,7 @@ MUTANTS = [
     Mutant(
         "a failure is acknowledged before the write",
         machine,
-        """    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+        """    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt), deliveries=0)
     status = lifecycle.failed(""",
         """    draft.do(effects.Acknowledge((event.about.receipt,)))
     status = lifecycle.failed(""",
@@ -101,7 +101,7 @@ MUTANTS = [
     Mutant(
         "a snooze is acknowledged before the write",
         machine,
-        """    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+        """    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt), deliveries=0)
     draft.go_on(lifecycle.snoozed(""",
         """    draft.do(effects.Acknowledge((event.about.receipt,)))
     draft.go_on(lifecycle.snoozed(""",
@@ -178,8 +178,8 @@ MUTANTS = [
     Mutant(
         "a released attempt with a key keeps its token",
         machine,
-        "lifecycle.recalled if draft.tracked.key else lifecycle.released",
-        "lifecycle.released",
+        "    draft.change(release(draft.tracked.status))\n    draft.enqueue()",
+        "    draft.change(lifecycle.released(draft.tracked.status))\n    draft.enqueue()",
         rare=True,
     ),
     Mutant(
@@ -215,8 +215,8 @@ MUTANTS = [
     Mutant(
         "the wait before a retry is cut short",
         admission,
-        "    if retry is not None and now < retry:",
-        "    if retry is not None and now < retry - 1.0:",
+        "    if due is not None and now < due:",
+        "    if due is not None and now < due - 1.0:",
     ),
     Mutant(
         "a retry has no time",
