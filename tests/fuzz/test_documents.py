@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from tests.fuzz import field_tables as tables
 from tests.fuzz import test_operator_intake as operator
 from tests.fuzz import test_worker_intake as worker
 from tests.fuzz.json_documents import Raw, written
+from tests.unit.controller.fakes import TOKENS
 
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1.5, 2**63, -(2**63), 2**64, "", "1", "x" * 300, [], [[]], {}),
@@ -54,7 +57,7 @@ def variants(document: Any) -> Iterator[Any]:
 
 
 DECODERS: list[tuple[Callable[[bytes], object], Any]] = [
-    *((outcome.decode, document) for document in operator.EVENTS),
+    *((outcome.decode, document) for document in operator.WHOLE_EVENTS + operator.EVENTS),
     (heartbeat.decode, operator.HEARTBEAT),
     *((command.decode, document) for document in worker.COMMANDS),
 ]
@@ -108,8 +111,24 @@ def test_a_dead_letter_may_say_anything_of_where_it_came_from(deaths: Any, origi
 
 
 def test_messages_as_they_should_be_pass_the_operators_intake() -> None:
-    sent = [*map(operator.outcome_of, operator.EVENTS), operator.heartbeat_of(operator.HEARTBEAT)]
+    events = [*operator.WHOLE_EVENTS, *operator.EVENTS]
+    sent = [*map(operator.outcome_of, events), operator.heartbeat_of(operator.HEARTBEAT)]
     operator.every_message_is_acknowledged(sent, lambda data: [data])
+
+
+def test_a_heartbeat_that_names_attempts_of_another_queue_passes_the_operators_intake() -> None:
+    beat = {**operator.HEARTBEAT, "subject": "shop/other", "taskqueue": "other"}
+    queue, message = operator.heartbeat_of(beat)
+    sent = [(queue, replace(message, key=b"shop.other.worker.heartbeat"))]
+    operator.every_message_is_acknowledged(sent, lambda data: [data])
+
+
+@pytest.mark.parametrize("uid", ["uid-a", "uid-nobody"])
+@pytest.mark.parametrize("genuine", [True, False])
+def test_dead_letters_pass_the_operators_intake(uid: str, genuine: bool) -> None:
+    token = TOKENS.sign(uid, 1, 0) if genuine else "k.forged"
+    letter = operator.dead_letter_of(uid, token)
+    operator.every_message_is_acknowledged([letter, letter], lambda data: [data])
 
 
 def test_messages_as_they_should_be_pass_a_workers_intake_and_may_come_twice() -> None:
@@ -117,3 +136,14 @@ def test_messages_as_they_should_be_pass_a_workers_intake_and_may_come_twice() -
     body = written({"order": "cancel", "token": "k.1", "uid": "uid-t"})
     worker.every_message_ends([message, message], [], lambda data: [data])
     worker.every_message_ends([message, message], [(body, [], b"k")], lambda data: [data])
+
+
+def test_a_message_whose_attempt_has_ended_passes_a_workers_intake() -> None:
+    with closing(worker.Worker()) as made:
+        for _ in range(2):
+            made.loop.do(partial(made.broker.deliver, worker.QUEUE, worker.work_of("k.1")))
+            made.run_all()
+        assert made.broker.unacknowledged == []
+        ends = [each for each in made.broker.published if each.exchange == b"taskqueue.outcomes"]
+        assert len(ends) == 2
+        assert ends[0].body == ends[1].body

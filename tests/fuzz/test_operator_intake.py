@@ -84,6 +84,11 @@ EVENTS = [
     _event("b", outcome.EventKind.SUCCEEDED, token="k.forged"),
     _event("q", outcome.EventKind.SUCCEEDED, uid="", token="", correlation_id="order-7"),
 ]
+#: Not changed: one that is bad in what it carries is known as such only with its Task.
+WHOLE_EVENTS = [
+    _event("a", outcome.EventKind.CHECKPOINT, checkpoint={"done": 3}),
+    _event("a", outcome.EventKind.SNOOZED, seconds=5.0),
+]
 HEARTBEAT: dict[str, Any] = orjson.loads(
     heartbeat.encode(
         heartbeat.Heartbeat(
@@ -133,6 +138,21 @@ _KEYS = st.one_of(
     st.binary(max_size=255),
     st.text(max_size=20).map(str.encode),
 )
+
+
+def dead_letter_of(uid: str, token: str) -> tuple[str, RawMessage]:
+    """Return a dead letter that claims to be the first attempt of a Task."""
+    headers = {
+        b"tq-token": tables.long_string(b"S", token.encode()),
+        b"tq-attempt": b"I\x00\x00\x00\x01",
+        b"tq-epoch": b"I\x00\x00\x00\x00",
+    }
+    values = {
+        tables.HEADERS: tables.table(list(headers.items())),
+        tables.SHORT_STRINGS["correlation_id"]: tables.short(uid.encode()),
+    }
+    properties = tables.encoded_properties(values)
+    return INBOX_QUEUE, RawMessage(DEAD_EXCHANGE.encode(), b"shop.q", properties, b"{}")
 
 
 def _dead_properties(draw: st.DrawFn) -> bytes:
