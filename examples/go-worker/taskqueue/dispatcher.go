@@ -150,6 +150,7 @@ func (d *dispatcher) onDelivery(delivery *amqp.Delivery) {
 		leases:     []*amqp.Delivery{delivery},
 	}
 	if m.direct() {
+		r.directTimeout, r.directLimit = d.settings.directLimits()
 		d.admit(r)
 		return
 	}

@@ -33,6 +33,10 @@ type run struct {
 	saving            bool
 	waitingCheckpoint json.RawMessage
 
+	// directTimeout and directLimit are those of a direct message, as they were when it came.
+	directTimeout time.Duration
+	directLimit   int64
+
 	// settled: its end is decided, whatever comes later does not count.
 	settled bool
 	// disowned: the broker may deliver it to another worker, so nothing is reported.
@@ -49,14 +53,14 @@ func (r *run) keyed() bool { return r.fence != nil }
 
 func (r *run) timeout() time.Duration {
 	if r.direct() {
-		return r.dispatcher.settings.DirectTimeout
+		return r.directTimeout
 	}
 	return time.Duration(r.timeoutSeconds) * time.Second
 }
 
 func (r *run) limit() int64 {
 	if r.direct() {
-		return r.dispatcher.settings.DirectMaxDeliveries
+		return r.directLimit
 	}
 	return r.maxDeliveries
 }
@@ -67,8 +71,8 @@ func (r *run) info() Attempt {
 		return Attempt{
 			Task:        s.Namespace + "/" + s.Queue,
 			UID:         r.correlationID,
-			Number:      min(r.deliveries+1, s.DirectMaxDeliveries),
-			MaxAttempts: s.DirectMaxDeliveries,
+			Number:      min(r.deliveries+1, r.directLimit),
+			MaxAttempts: r.directLimit,
 		}
 	}
 	return Attempt{

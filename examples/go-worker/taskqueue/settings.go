@@ -5,8 +5,10 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -28,6 +30,8 @@ type Settings struct {
 	// DirectTimeout and DirectMaxDeliveries hold for direct messages; a Task brings its own.
 	DirectTimeout       time.Duration
 	DirectMaxDeliveries int64
+	// LimitsDirectory has these two as files of their variables' names, which may change; or "".
+	LimitsDirectory string
 
 	Broker Broker
 }
@@ -51,6 +55,7 @@ func SettingsFromEnvironment() (Settings, error) {
 		HealthPort:          int(e.number("TASKQUEUE_HEALTH_PORT", 8081)),
 		DirectTimeout:       e.seconds("TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS", 300),
 		DirectMaxDeliveries: int64(e.number("TASKQUEUE_MAX_DELIVERIES", 3)),
+		LimitsDirectory:     os.Getenv("TASKQUEUE_LIMITS_DIRECTORY"),
 	}
 	if s.Pod == "" {
 		s.Pod, _ = os.Hostname()
@@ -60,6 +65,31 @@ func SettingsFromEnvironment() (Settings, error) {
 	}
 	s.Broker = e.broker()
 	return s, e.err
+}
+
+// directLimits is how long a direct message may run and how often it may be delivered, now. A file that
+// is missing or wrong changes nothing.
+func (s *Settings) directLimits() (time.Duration, int64) {
+	timeout, deliveries := s.DirectTimeout, s.DirectMaxDeliveries
+	if seconds, ok := s.limit("TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS"); ok {
+		timeout = time.Duration(seconds * float64(time.Second))
+	}
+	if number, ok := s.limit("TASKQUEUE_MAX_DELIVERIES"); ok && number >= 1 {
+		deliveries = int64(number)
+	}
+	return timeout, deliveries
+}
+
+func (s *Settings) limit(name string) (float64, bool) {
+	if s.LimitsDirectory == "" {
+		return 0, false
+	}
+	text, err := os.ReadFile(filepath.Join(s.LimitsDirectory, name))
+	if err != nil {
+		return 0, false
+	}
+	value, err := strconv.ParseFloat(strings.TrimSpace(string(text)), 64)
+	return value, err == nil && value > 0 && value <= 1e6
 }
 
 // BrokerFromEnvironment reads only where the broker is; for producers.

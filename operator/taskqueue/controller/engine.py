@@ -32,6 +32,7 @@ from taskqueue.kubernetes.client import UNREADABLE, ApiAccess, ApiClient, ApiErr
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.kubernetes.event_api import EventWriter
 from taskqueue.kubernetes.informer import Informer, Key
+from taskqueue.kubernetes.ownership import MANAGED_BY, SUFFIX
 from taskqueue.kubernetes.status_updater import CONCURRENCY, StatusUpdater
 from taskqueue.kubernetes.task_codec import TASKS_PATH, UNFINISHED
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_PATH, read_queue
@@ -105,9 +106,7 @@ class Engine:
             self._feed_client,
             deployments.DEPLOYMENTS_PATH,
             _DeploymentListener(self),
-            selectors={
-                "labelSelector": ",".join(f"{k}={v}" for k, v in deployments.MANAGED_BY.items())
-            },
+            selectors={"labelSelector": ",".join(f"{k}={v}" for k, v in MANAGED_BY.items())},
             random=random,
         )
         self._ttl = TtlController(
@@ -257,7 +256,7 @@ class Engine:
         if ref is None:
             return ""
         what = f"spec.workers.scaleTargetRef: {ref.kind} {config.namespace}/{ref.name}"
-        owner = (config.namespace, ref.name.removesuffix(deployments.SUFFIX))
+        owner = (config.namespace, ref.name.removesuffix(SUFFIX))
         if owner in self._pool_states and (ref.api_version, ref.kind) == ("apps/v1", "Deployment"):
             return f"{what} is created by the operator for a template: name another one"
         own = self._controller(config.key)
@@ -378,9 +377,9 @@ class _DeploymentListener:
 
     def on_upserted(self, raw: dict[str, Any]) -> None:
         metadata = raw["metadata"]
-        key = (metadata["namespace"], metadata["name"].removesuffix(deployments.SUFFIX))
+        key = (metadata["namespace"], metadata["name"].removesuffix(SUFFIX))
         self._engine.on_pool_state(key, deployments.read_pool(raw))
 
     def on_deleted(self, key: Key, uid: str) -> None:
         namespace, name = key
-        self._engine.on_pool_state((namespace, name.removesuffix(deployments.SUFFIX)), None)
+        self._engine.on_pool_state((namespace, name.removesuffix(SUFFIX)), None)

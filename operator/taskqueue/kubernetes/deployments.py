@@ -12,14 +12,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taskqueue.api.common import GROUP, TASKQUEUE_KIND, VERSION
 from taskqueue.kubernetes.client import MERGE_PATCH, ApiClient
+from taskqueue.kubernetes.direct_limits import (
+    DIRECTORY,
+    DIRECTORY_VARIABLE,
+    direct_limits,
+    limit_entry,
+    mount_direct_limits,
+)
+from taskqueue.kubernetes.ownership import (
+    FIELD_MANAGER,
+    MANAGED_BY,
+    owner_reference,
+    worker_name,
+)
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from taskqueue.model.broker_environment import BROKER_VARIABLES
 from taskqueue.model.queue import QueueConfig, QueueKey
 
-FIELD_MANAGER = "taskqueue-operator"
-MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
 DEPLOYMENTS_PATH = "/apis/apps/v1/deployments"
 
 #: Least grace period of worker pods whose template does not set one.
@@ -46,26 +56,19 @@ class PoolState:
         replicas: pods that exist.
         available: pods that are available.
         message: why pods cannot be created; "" when they can.
+        grace: the grace period of its pod template, in seconds; 0: not known.
     """
 
     desired: int
     replicas: int
     available: int
     message: str
-
-
-#: Suffix of the name of every worker Deployment.
-SUFFIX = "-worker"
-
-
-def deployment_name(queue: str) -> str:
-    """Return the name of a TaskQueue's worker Deployment."""
-    return f"{queue}{SUFFIX}"
+    grace: int = 0
 
 
 def deployment_path(key: QueueKey) -> str:
     """Return the path of a TaskQueue's worker Deployment."""
-    return f"/apis/apps/v1/namespaces/{key[0]}/deployments/{deployment_name(key[1])}"
+    return f"/apis/apps/v1/namespaces/{key[0]}/deployments/{worker_name(key[1])}"
 
 
 def default_grace(config: QueueConfig) -> int:
@@ -78,13 +81,17 @@ def default_grace(config: QueueConfig) -> int:
     return max(_MIN_GRACE_SECONDS, longest)
 
 
-def render(config: QueueConfig, *, replicas: int, secret: str | None) -> dict[str, Any]:
+def render(
+    config: QueueConfig, *, replicas: int, secret: str | None, grace: int = 0
+) -> dict[str, Any]:
     """Return the Deployment to apply.
 
     Args:
         config: the TaskQueue.
         replicas: size of the pool.
         secret: name of a connection Secret in the TaskQueue's namespace; None: there is none.
+        grace: the present grace period. Where the template sets none it is raised when it must be
+            and never lowered: each change replaces all pods, and a long one harms nobody.
 
     Raises:
         InvalidTemplate: the template has no containers, or not the named one; a field that the
@@ -95,30 +102,21 @@ def render(config: QueueConfig, *, replicas: int, secret: str | None) -> dict[st
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {
-            "name": deployment_name(config.name),
+            "name": worker_name(config.name),
             "namespace": config.namespace,
             "labels": labels,
-            "ownerReferences": [
-                {
-                    "apiVersion": f"{GROUP}/{VERSION}",
-                    "kind": TASKQUEUE_KIND,
-                    "name": config.name,
-                    "uid": config.uid,
-                    "controller": True,
-                    "blockOwnerDeletion": False,
-                }
-            ],
+            "ownerReferences": [owner_reference(config)],
         },
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": {QUEUE_LABEL: config.name}},
-            "template": _template(config, labels, secret),
+            "template": _template(config, labels, secret, grace),
         },
     }
 
 
 async def apply(
-    client: ApiClient, config: QueueConfig, *, replicas: int, secret: str | None
+    client: ApiClient, config: QueueConfig, *, replicas: int, secret: str | None, grace: int = 0
 ) -> PoolState:
     """Create or update the Deployment; arguments as of `render`.
 
@@ -126,7 +124,7 @@ async def apply(
         InvalidTemplate: see `render`.
         ApiError: refused or unreachable; 422 when the template is invalid.
     """
-    body = render(config, replicas=replicas, secret=secret)
+    body = render(config, replicas=replicas, secret=secret, grace=grace)
     return read_pool(await client.apply(deployment_path(config.key), body, manager=FIELD_MANAGER))
 
 
@@ -158,10 +156,18 @@ def read_pool(raw: Mapping[str, Any]) -> PoolState:
         replicas=status.get("replicas", 0),
         available=status.get("availableReplicas", 0),
         message="; ".join(failing),
+        grace=_grace(raw),
     )
 
 
-def _template(config: QueueConfig, labels: Mapping[str, str], secret: str | None) -> dict[str, Any]:
+def _grace(raw: Mapping[str, Any]) -> int:
+    template = raw["spec"].get("template") or {}
+    return int((template.get("spec") or {}).get("terminationGracePeriodSeconds") or 0)
+
+
+def _template(
+    config: QueueConfig, labels: Mapping[str, str], secret: str | None, present_grace: int
+) -> dict[str, Any]:
     template: dict[str, Any] = copy.deepcopy(dict(config.template or {}))
     metadata = template["metadata"] = template.get("metadata") or {}
     if not isinstance(metadata, dict):
@@ -178,7 +184,9 @@ def _template(config: QueueConfig, labels: Mapping[str, str], secret: str | None
         )
     if not isinstance(containers, list) or not all(isinstance(one, dict) for one in containers):
         raise InvalidTemplate("spec.workers.template.spec.containers must be a list of objects")
-    grace = spec.setdefault("terminationGracePeriodSeconds", default_grace(config))
+    grace = spec.setdefault(
+        "terminationGracePeriodSeconds", max(default_grace(config), present_grace)
+    )
     container = _container(config, containers)
     own = container.get("env") or []
     if not isinstance(own, list) or not all(isinstance(entry, dict) for entry in own):
@@ -194,8 +202,22 @@ def _template(config: QueueConfig, labels: Mapping[str, str], secret: str | None
             f"from a Secret in namespace {config.namespace} with a broker user of its own"
         )
     added = [entry for entry in _environment(config, grace, secret) if entry["name"] not in taken]
+    limits = [name for name in direct_limits(config) if name not in taken]
+    if limits and DIRECTORY_VARIABLE not in taken:
+        _check_lists(spec, container)
+        mount_direct_limits(config, spec, container, limits)
+        added.append({"name": DIRECTORY_VARIABLE, "value": DIRECTORY})
     container["env"] = [*added, *own]
     return template
+
+
+def _check_lists(spec: Mapping[str, Any], container: Mapping[str, Any]) -> None:
+    for field, value in (
+        ("volumes", spec.get("volumes")),
+        (f"volumeMounts of container {container.get('name')!r}", container.get("volumeMounts")),
+    ):
+        if not isinstance(value or [], list):
+            raise InvalidTemplate(f"{field} in spec.workers.template must be a list")
 
 
 def _container(config: QueueConfig, containers: list[Any]) -> dict[str, Any]:
@@ -220,14 +242,12 @@ def _environment(config: QueueConfig, grace: Any, secret: str | None) -> list[di
         "TASKQUEUE_QUEUE": config.name,
         "TASKQUEUE_GRACE_SECONDS": str(max(grace_seconds - _REPORTING_SECONDS, 0)),
     }
-    # For direct messages, which have no policy of their own.
-    values["TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS"] = str(config.policy.attempt_timeout_seconds)
-    values["TASKQUEUE_MAX_DELIVERIES"] = str(config.policy.max_deliveries)
     if config.concurrency is not None:
         values["TASKQUEUE_CONCURRENCY"] = str(config.concurrency)
     fields = {"POD_NAME": "metadata.name", "NODE_NAME": "spec.nodeName"}
     return [
         *({"name": name, "value": value} for name, value in values.items()),
+        *(limit_entry(config, name) for name in direct_limits(config)),
         *(
             {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
             for name, path in fields.items()

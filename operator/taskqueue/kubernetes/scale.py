@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from taskqueue.kubernetes.client import MERGE_PATCH, ApiClient, ApiError
+from taskqueue.kubernetes.ownership import FIELD_MANAGER
 from taskqueue.model.queue import ScaleTargetRef
 
-FIELD_MANAGER = "taskqueue-operator"
 CLUSTER_ROLE = "taskqueue-operator"
 
 _STATEFUL_SET = ("apps/v1", "StatefulSet")

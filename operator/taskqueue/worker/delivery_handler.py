@@ -20,6 +20,7 @@ from taskqueue.model.command import CommandKind
 from taskqueue.worker.acknowledger import Acknowledger
 from taskqueue.worker.attempt_events import payload_of, stopped_event, work_attempt
 from taskqueue.worker.command_log import CommandLog
+from taskqueue.worker.direct_limits import DirectLimits
 from taskqueue.worker.executor import AttemptRequest
 from taskqueue.worker.outcome_cache import CachedOutcome
 from taskqueue.worker.run_reporter import RunReporter
@@ -54,6 +55,7 @@ class DeliveryHandler:
         self._commands = commands
         self._by_token = by_token
         self._is_executed = is_executed
+        self._direct_limits = DirectLimits(settings)
         self._direct_task = f"{settings.namespace}/{settings.queue}"
 
     def handle(
@@ -139,23 +141,24 @@ class DeliveryHandler:
         )
 
     def _direct_run(self, delivery: Delivery, message: DirectMessage) -> DirectRun:
-        settings = self._settings
+        queue = self._settings.queue
+        timeout_seconds, max_deliveries = self._direct_limits.read()
         deliveries = deliveries_so_far(delivery.properties, redelivered=delivery.redelivered)
         attempt = AttemptRequest(
             handler=message.handler,
             payload=message.payload,
             task=self._direct_task,
             uid=message.correlation_id or "",
-            queue=settings.queue,
-            attempt=min(deliveries + 1, settings.direct_max_deliveries),
-            max_attempts=settings.direct_max_deliveries,
-            timeout_seconds=settings.direct_timeout_seconds,
+            queue=queue,
+            attempt=min(deliveries + 1, max_deliveries),
+            max_attempts=max_deliveries,
+            timeout_seconds=timeout_seconds,
         )
         return DirectRun(
             "",
             False,
             deliveries,
-            settings.direct_max_deliveries,
+            max_deliveries,
             attempt.timeout_seconds,
             attempt,
             delivery,

@@ -145,6 +145,17 @@ def _log_level(text: str) -> str:
     return level
 
 
+DIRECT_TIMEOUT = Variable(
+    "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS",
+    "timeout of messages without a Task",
+    _number(lowest=0.1),
+    unit="s",
+)
+DIRECT_MAX_DELIVERIES = Variable(
+    "TASKQUEUE_MAX_DELIVERIES", "attempts of messages without a Task", _integer(lowest=1)
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
     """Holds what a worker needs to know."""
@@ -316,21 +327,23 @@ class WorkerSettings:
     direct_timeout_seconds: float = field(
         default=float(DEFAULT_ATTEMPT_SECONDS),
         metadata=_from(
-            Variable(
-                "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS",
-                "timeout of messages without a Task",
-                _number(lowest=0.1),
-                unit="s",
-            )
+            DIRECT_TIMEOUT,
         ),
     )
     direct_max_deliveries: int = field(
         default=DEFAULT_DELIVERIES,
         metadata=_from(
+            DIRECT_MAX_DELIVERIES,
+        ),
+    )
+    limits_directory: str = field(
+        default="",
+        metadata=_from(
             Variable(
-                "TASKQUEUE_MAX_DELIVERIES",
-                "attempts of messages without a Task",
-                _integer(lowest=1),
+                "TASKQUEUE_LIMITS_DIRECTORY",
+                "directory with the two settings above as files of their names, which are read "
+                "again when they change",
+                default="none",
             )
         ),
     )

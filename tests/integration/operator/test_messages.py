@@ -187,3 +187,37 @@ def test_a_work_queue_that_is_deleted_is_made_again_with_its_tasks(harness: Harn
 def recreated(harness: Harness) -> bool:
     lines = harness.operator_log(-1).splitlines()
     return any('"queue.recreated"' in line and harness.namespace in line for line in lines)
+
+
+FILES = ("TASKQUEUE_MAX_DELIVERIES", "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS")
+
+
+def file_of(harness: Harness, name: str) -> str:
+    """Return what a running worker of TaskQueue ``edited`` reads of a limit."""
+    path = f"/etc/taskqueue/limits/{name}"
+    exec_in = ("exec", "-n", harness.namespace, "deployment/edited-worker", "--", "cat", path)
+    return harness.kubectl.ok(*exec_in).strip()
+
+
+def test_an_edit_of_the_policy_reaches_running_workers_and_replaces_none(harness: Harness) -> None:
+    harness.queue("edited", scaling={"minReplicas": 1, "maxReplicas": 1})
+    harness.available(1, "edited")
+    before = harness.api.get(harness.deployment("edited"))["spec"]["template"]
+    limits = {"maxDeliveries": 1, "attemptTimeoutSeconds": 50}
+    harness.api.patch(harness.path("taskqueues", "edited"), {"spec": {"taskDefaults": limits}})
+    harness.until(
+        lambda: [file_of(harness, name) for name in FILES] == ["1", "50"],
+        what="in the files of the running worker",
+        seconds=180,
+    )
+    key = f"{harness.namespace}.edited"
+    body = '{"failures": 9}'
+    assert publish(harness, "taskqueue.direct", key, body, type="flaky", correlation_id="limited")
+    harness.queue_status(lambda status: status.get("deadLetters") == 1, "edited", what="given up")
+    failures = [
+        line
+        for line in harness.log_lines("edited")
+        if line["event"] == "task.failed" and line.get("uid") == "limited"
+    ]
+    assert len(failures) == 1, "after its only delivery"
+    assert harness.api.get(harness.deployment("edited"))["spec"]["template"] == before

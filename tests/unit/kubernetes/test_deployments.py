@@ -1,6 +1,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from taskqueue.kubernetes.deployments import InvalidTemplate, PoolState, read_pool, render
 from taskqueue.model.queue import ClusterRef, QueueConfig
@@ -41,13 +43,10 @@ def test_render_keeps_the_users_template_and_adds_to_it() -> None:
 
 
 def test_render_sets_the_queue_and_refers_to_the_secret() -> None:
-    policy = Policy(attempt_timeout_seconds=7, max_deliveries=2)
-    known = environment(render(config(concurrency=4, policy=policy), replicas=1, secret="rabbit"))
+    known = environment(render(config(concurrency=4), replicas=1, secret="rabbit"))
     assert known["TASKQUEUE_NAMESPACE"] == "shop"
     assert known["TASKQUEUE_QUEUE"] == "mails"
     assert known["TASKQUEUE_CONCURRENCY"] == "4"
-    assert known["TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS"] == "7"
-    assert known["TASKQUEUE_MAX_DELIVERIES"] == "2"
     assert known["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
     assert known["TASKQUEUE_BROKER_URI"] == {
         "secretKeyRef": {"name": "rabbit", "key": "uri", "optional": True}
@@ -93,6 +92,66 @@ def test_grace_period_follows_the_attempt_timeout_unless_set(time_out: int, grac
     assert environment(deployment)["TASKQUEUE_GRACE_SECONDS"] == str(grace - 5)
 
 
+POLICIES = st.builds(
+    Policy,
+    attempt_timeout_seconds=st.integers(1, 86_400),
+    max_deliveries=st.integers(1, 20),
+    max_attempts=st.integers(1, 100),
+    active_deadline_seconds=st.none() | st.integers(1, 10**6),
+    ttl_seconds=st.none() | st.integers(0, 10**6),
+    non_retryable=st.lists(st.text(max_size=5), max_size=2).map(tuple),
+)
+
+
+@given(st.lists(POLICIES, min_size=2, max_size=6))
+def test_a_change_of_policy_changes_no_pod_template_but_to_raise_the_grace_period(
+    policies: list[Policy],
+) -> None:
+    grace, before = 0, None
+    for policy in policies:
+        raw = render(config(policy=policy), replicas=1, secret="rabbit", grace=grace)
+        template = raw["spec"]["template"]
+        raised = read_pool(raw).grace > grace
+        assert read_pool(raw).grace >= max(grace, policy.attempt_timeout_seconds + 30)
+        assert raised or template == before
+        grace, before = read_pool(raw).grace, template
+
+
+def test_a_grace_period_of_the_template_is_taken_as_it_is() -> None:
+    template = {"spec": {"containers": [CONTAINER], "terminationGracePeriodSeconds": 100}}
+    raw = render(config(template=template), replicas=1, secret="rabbit", grace=900)
+    assert read_pool(raw).grace == 100
+
+
+def test_the_limits_of_direct_messages_are_mounted_and_in_the_environment_of_older_workers() -> (
+    None
+):
+    deployment = render(config(), replicas=1, secret="rabbit")
+    pod = deployment["spec"]["template"]["spec"]
+    names = ["TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS", "TASKQUEUE_MAX_DELIVERIES"]
+    (volume,) = pod["volumes"]
+    source = volume["configMap"]
+    assert (source["name"], source["optional"]) == ("mails-worker", True)
+    assert [item["path"] for item in source["items"]] == names
+    (mount,) = pod["containers"][0]["volumeMounts"]
+    known = environment(deployment)
+    assert known["TASKQUEUE_LIMITS_DIRECTORY"] == mount["mountPath"]
+    for name in names:
+        reference = {"name": "mails-worker", "key": name, "optional": True}
+        assert known[name] == {"configMapKeyRef": reference}
+
+
+def test_a_limit_that_the_template_sets_is_not_mounted() -> None:
+    own = {**CONTAINER, "env": [{"name": "TASKQUEUE_MAX_DELIVERIES", "value": "9"}]}
+    template = {"spec": {"containers": [own], "volumes": [{"name": "mine", "emptyDir": {}}]}}
+    deployment = render(config(template=template), replicas=1, secret="rabbit")
+    mine, limits = deployment["spec"]["template"]["spec"]["volumes"]
+    assert mine["name"] == "mine"
+    paths = [item["path"] for item in limits["configMap"]["items"]]
+    assert paths == ["TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS"]
+    assert environment(deployment)["TASKQUEUE_MAX_DELIVERIES"] == "9"
+
+
 def test_render_does_not_modify_its_input() -> None:
     queue = config()
     before = repr(queue.template)
@@ -119,6 +178,11 @@ def test_render_does_not_modify_its_input() -> None:
         (
             {"template": {"spec": {"containers": [{**CONTAINER, "env": ["A=B"]}]}}},
             "env of container .* must be a list",
+        ),
+        ({"template": {"spec": {"containers": [CONTAINER], "volumes": "x"}}}, "volumes in"),
+        (
+            {"template": {"spec": {"containers": [{**CONTAINER, "volumeMounts": "x"}]}}},
+            "volumeMounts of container 'main' in",
         ),
         ({"container": "other"}, r"'other' is none of the template's containers \['main'\]"),
     ],

@@ -14,6 +14,7 @@ from taskqueue.controller.pool.workload import WorkloadRefusal
 from taskqueue.kubernetes import deployments
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.deployments import InvalidTemplate, PoolState
+from taskqueue.kubernetes.direct_limits import apply_direct_limits, direct_limits
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueConfig
@@ -45,6 +46,10 @@ class OwnDeployment:
         #: What the Deployment in place was made from: the TaskQueue and its connection Secret.
         self._applied: tuple[QueueConfig, str | None] | None = None
         self._refused: tuple[int, float] = (0, 0.0)
+        #: The limits in the ConfigMap and the TaskQueue they are of; None: not known.
+        self._limits: tuple[str, dict[str, str]] | None = None
+        self._limits_due = 0.0
+        self._limits_problem = ""
 
     def set_state(self, state: PoolState | None) -> None:
         """Set what the Deployment reports; None: it is deleted."""
@@ -73,6 +78,7 @@ class OwnDeployment:
             if secret is None:
                 return  # known once the RabbitmqCluster was read; the pool in place goes on
             usable = secret[1] if secret[0] == config.namespace else None
+        await self._sync_limits(config)
         if self._applied == (config, usable):
             return
         generation, until = self._refused
@@ -82,9 +88,13 @@ class OwnDeployment:
             and self._monotonic() < until
         ):
             return
-        size = replicas if self.state is None else self.state.desired
+        size, grace = replicas, 0
+        if self.state is not None:
+            size, grace = self.state.desired, self.state.grace
         try:
-            self.state = await deployments.apply(self._client, config, replicas=size, secret=usable)
+            self.state = await deployments.apply(
+                self._client, config, replicas=size, secret=usable, grace=grace
+            )
         except InvalidTemplate as problem:
             self._refuse(config, "InvalidTemplate", f"{problem}: fix spec.workers.template")
         except ApiError as problem:
@@ -100,6 +110,28 @@ class OwnDeployment:
             )
         else:
             self._applied, self.refusal = (config, usable), None
+
+    async def _sync_limits(self, config: QueueConfig) -> None:
+        """Apply the ConfigMap with the limits of direct messages; the pods do not wait for it."""
+        wanted = (config.uid, direct_limits(config))
+        if wanted == self._limits or self._monotonic() < self._limits_due:
+            return
+        try:
+            await apply_direct_limits(self._client, config)
+        except ApiError as problem:
+            self._limits_due = self._monotonic() + _REFUSED_PAUSE_SECONDS
+            if problem.message != self._limits_problem:
+                log.error(
+                    "limits.apply_failed",
+                    namespace=config.namespace,
+                    queue=config.name,
+                    error=problem.message,
+                    hint="the operator tries again; it needs create and patch on ConfigMaps, "
+                    "as in manifests/base/rbac.yaml",
+                )
+            self._limits_problem = problem.message
+        else:
+            self._limits, self._limits_problem = wanted, ""
 
     async def resize(self, config: QueueConfig, replicas: int) -> None:
         """Set the size by /scale."""

@@ -99,7 +99,7 @@ class Dispatcher:
         self._key_holds: dict[str, tuple[str, asyncio.TimerHandle]] = {}
         self._claiming: set[str] = set()
         self._published = PublishedAttempts(
-            timeout_of=lambda uid: self.policy(self._tasks[uid]).attempt_timeout_seconds,
+            timeout_of=lambda uid: self._tasks[uid].attempt_seconds(self.policy(self._tasks[uid])),
             clock=clock,
             on_unreported=lambda uid, since: send(uid, AttemptUnreported(since)),
         )

@@ -217,7 +217,7 @@ def snoozed(status: TaskState, ended: AttemptEnd, *, seconds: float) -> TaskStat
 
 
 def unreported(
-    status: TaskState, *, now: float, start: float, policy: Policy, random: float
+    status: TaskState, *, now: float, start: float, seconds: int, policy: Policy, random: float
 ) -> TaskState:
     """Return the status after an attempt that timed out without an outcome.
 
@@ -225,6 +225,7 @@ def unreported(
         status: before.
         now: by the operator's clock.
         start: when the attempt is known to have been with a worker.
+        seconds: how long it was to run at most.
         policy: of the Task.
         random: for the jitter of the wait.
     """
@@ -237,7 +238,7 @@ def unreported(
     )
     failure = AttemptFailure(
         type="Timeout",
-        message=f"no outcome came within {policy.attempt_timeout_seconds} s and the grace "
+        message=f"no outcome came within {seconds} s and the grace "
         "period: the worker was lost, or acknowledges without reporting",
     )
     after = failed(status, ended, failure, policy=policy, random=random)

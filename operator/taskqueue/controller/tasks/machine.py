@@ -309,6 +309,7 @@ def _on_unreported(draft: Draft, event: events.AttemptUnreported) -> None:
         tracked.status,
         now=draft.environment.now,
         start=event.since,
+        seconds=tracked.attempt_seconds(policy),
         policy=policy,
         random=draft.environment.random,
     )

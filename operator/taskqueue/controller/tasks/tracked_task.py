@@ -108,6 +108,7 @@ class TrackedTask:
             first would be two of the key at once, so the first is waited for.
         stray_copy_possible: a message of its present token may exist that this process knows
             nothing of: published by a former leader, or the broker did not say what became of it.
+        time_limit: seconds its present attempt was published with; 0: it was not by this process.
         status_truncated: a status was refused once and is being written in short.
         has_left_informer: the informer has shown it leaving.
     """
@@ -128,6 +129,7 @@ class TrackedTask:
     fence: int = 0
     maybe_published: bool = False
     stray_copy_possible: bool = False
+    time_limit: int = 0
     status_truncated: bool = False
     has_left_informer: bool = False
 
@@ -147,6 +149,10 @@ class TrackedTask:
         if self.stage is TaskStage.PUBLISHED:
             return Dispatched.YES
         return Dispatched.MAYBE if self.stray_copy_possible else Dispatched.NO
+
+    def attempt_seconds(self, policy: Policy) -> int:
+        """Return how long its present attempt may run: as published, whatever the policy is now."""
+        return self.time_limit or policy.attempt_timeout_seconds
 
     @property
     def queue_key(self) -> QueueKey:

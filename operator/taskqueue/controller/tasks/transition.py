@@ -272,7 +272,10 @@ class Draft:
     def publish(self) -> None:
         """Publish the present attempt."""
         status = self.tracked.status
-        self.update(maybe_published=False, stray_copy_possible=False)
+        limit = self.policy.attempt_timeout_seconds
+        if self.tracked.stray_copy_possible:
+            limit = max(limit, self.tracked.time_limit)  # a worker may run the first copy
+        self.update(maybe_published=False, stray_copy_possible=False, time_limit=limit)
         self.move(TaskStage.PUBLISHED)
         fence = self.tracked.fence if status.concurrency_key else None
         self.do(
@@ -287,7 +290,7 @@ class Draft:
         tracked = self.tracked
         if tracked.key:
             status = tracked.status
-            seconds = self.policy.attempt_timeout_seconds
+            seconds = tracked.attempt_seconds(self.policy)
             self.do(
                 effects.HoldKey(
                     tracked.key,

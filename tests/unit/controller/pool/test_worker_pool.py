@@ -16,6 +16,7 @@ from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.kubernetes.pods import COST_ANNOTATION
 from taskqueue.model.queue import ClusterRef, QueueConfig, ScaleTargetRef
 from taskqueue.model.scaling import BacklogTarget, ScalingPolicy
+from taskqueue.model.task import Policy
 from taskqueue.model.worker import WorkerState
 
 CONFIG = QueueConfig(
@@ -39,6 +40,11 @@ class FakeCluster:
         self.sizes: list[int] = []
         self.applied: list[int] = []
         self.refusal: ApiError | None = None
+        #: What was written to the ConfigMap, and why it is refused.
+        self.limits: list[dict[str, str]] = []
+        self.limits_refusal: ApiError | None = None
+        #: Grace periods of the applied templates.
+        self.grace: list[int] = []
         self.pods: dict[str, dict[str, Any]] = {}
         self.deleted: list[str] = []
         self.lists = 0
@@ -100,8 +106,14 @@ class FakeCluster:
         return {}
 
     async def apply(self, path: str, body: Any, *, manager: str) -> dict[str, Any]:
+        if path.endswith("/configmaps/q-worker"):
+            if self.limits_refusal is not None:
+                raise self.limits_refusal
+            self.limits.append(body["data"])
+            return {}
         if self.refusal is not None:
             raise self.refusal
+        self.grace.append(body["spec"]["template"]["spec"]["terminationGracePeriodSeconds"])
         self.applied.append(body["spec"]["replicas"])
         status = {"availableReplicas": body["spec"]["replicas"]}
         return {"metadata": {"generation": 1}, "spec": body["spec"], "status": status}
@@ -443,3 +455,27 @@ async def test_workers_elsewhere_are_not_sized(case: PoolCase) -> None:
     workers, scaling = case.pool.conditions(elsewhere)
     assert (workers.status, workers.reason) == (None, "WorkersElsewhere")
     assert (scaling.status, scaling.reason) == (False, "WorkersElsewhere")
+
+
+async def test_an_edit_of_the_limits_leaves_the_template_and_never_lowers_the_grace() -> None:
+    case = PoolCase()
+    for seconds, deliveries in ((300, 3), (20, 5), (600, 5)):
+        policy = Policy(attempt_timeout_seconds=seconds, max_deliveries=deliveries)
+        await case.reconcile(1, replace(CONFIG, policy=policy))
+    assert [tuple(limits.values()) for limits in case.cluster.limits] == [
+        ("300", "3"),
+        ("20", "5"),
+        ("600", "5"),
+    ]
+    assert case.cluster.grace == [330, 330, 630]
+
+
+async def test_a_pool_does_not_wait_for_the_permission_to_write_limits() -> None:
+    case = PoolCase()
+    case.cluster.limits_refusal = ApiError(403, "Forbidden", "configmaps is forbidden")
+    await case.reconcile(1)
+    assert case.cluster.applied
+    case.cluster.limits_refusal = None
+    case.now += 5
+    await case.reconcile(1)
+    assert case.cluster.limits, "tried again without a change of the TaskQueue"

@@ -226,6 +226,21 @@ async def test_the_key_of_a_stopped_attempt_is_held_until_its_worker_answers(
     assert not harness.dispatcher._key_holds
 
 
+async def test_the_key_of_a_stopped_attempt_is_held_for_the_time_limit_it_was_published_with() -> (
+    None
+):
+    harness = TaskHarness(attempt_timeout_seconds=20)
+    await claimed(harness, "first")
+    second = await keyed(harness, "second")
+    policy = replace(harness.config.policy, attempt_timeout_seconds=1)
+    harness.dispatcher.config = replace(harness.config, policy=policy)
+    harness.add("first", concurrencyKey="k", cancel=True)
+    await asyncio.sleep(29.9)
+    assert second.status.reason == "ConcurrencyLimit"
+    await asyncio.sleep(0.2)
+    assert second.stage is TaskStage.CLAIMING
+
+
 async def test_the_key_of_a_suspended_attempt_is_held_too() -> None:
     harness = TaskHarness()
     first = await claimed(harness, "first")

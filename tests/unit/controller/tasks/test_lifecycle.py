@@ -158,19 +158,21 @@ def test_a_claim_is_no_longer_blocked() -> None:
 
 
 def test_an_unreported_attempt_has_failed_and_its_outcome_is_stale() -> None:
-    status = lifecycle.unreported(RUNNING, now=400.0, start=95.0, policy=POLICY, random=0.5)
+    status = lifecycle.unreported(
+        RUNNING, now=400.0, start=95.0, seconds=7, policy=POLICY, random=0.5
+    )
     assert (status.phase, status.reason, status.epoch) == (Phase.RETRYING, "Timeout", 1)
     (entry,) = status.history
     assert (entry.attempt, entry.outcome, entry.reason) == (1, "Failed", "Timeout")
     assert (entry.start_time, entry.finish_time, entry.worker) == (95.0, 400.0, "pod-1")
-    assert "within 300 s" in status.message
+    assert "within 7 s" in status.message
     assert lifecycle.judge(status, attempt=1, epoch=0) is Verdict.STALE
     assert lifecycle.judge(status, attempt=2, epoch=0) is Verdict.STALE
 
 
 def test_an_unreported_last_attempt_ends_the_task() -> None:
     status = lifecycle.unreported(
-        RUNNING, now=400.0, start=95.0, policy=Policy(max_attempts=1), random=0.5
+        RUNNING, now=400.0, start=95.0, seconds=7, policy=Policy(max_attempts=1), random=0.5
     )
     assert (status.phase, status.reason) == (Phase.FAILED, "RetriesExhausted")
     assert "Timeout" in status.message

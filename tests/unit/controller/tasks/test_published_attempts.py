@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,18 @@ async def test_an_unreported_attempt_fails_after_timeout_and_grace_period() -> N
     assert (command.kind, command.token) == (CommandKind.CANCEL, TOKENS.sign("uid-t", 1, 0))
     harness.event(entry, EventKind.SUCCEEDED)
     assert entry.status.phase is Phase.RETRYING
+
+
+@pytest.mark.parametrize("now", [1, 5000])
+async def test_the_time_limit_counts_that_was_published_with_the_attempt(now: int) -> None:
+    harness = TaskHarness(attempt_timeout_seconds=20)
+    await harness.published()
+    policy = replace(harness.config.policy, attempt_timeout_seconds=now)
+    harness.dispatcher.config = replace(harness.config, policy=policy)
+    harness.dispatcher.on_ready_count(0, reporting=True)
+    assert not await is_failed_after(harness, 29.9)
+    assert await is_failed_after(harness, 0.3)
+    assert "within 20 s" in harness.writer.writes[-1].status["history"][-1]["message"]
 
 
 async def test_an_unreported_last_attempt_ends_the_task() -> None:

@@ -129,7 +129,7 @@ class Life(RuleBasedStateMachine):
         before = self.status
         self.become(
             lifecycle.unreported(
-                before, now=self.now, start=self.now - 40, policy=POLICY, random=0.5
+                before, now=self.now, start=self.now - 40, seconds=30, policy=POLICY, random=0.5
             )
         )
         assert self.status.epoch == before.epoch + 1
