@@ -181,14 +181,14 @@ func (d *dispatcher) admit(r *run) {
 	case d.stopping:
 		r.settled = true
 		r.reportReleased()
-	case r.deliveries >= r.limit():
-		text := "delivered the maximum number of times, and no worker reported its end"
-		r.settled = true
-		r.reportEnd(ending{error: newError("WorkerLost", text, true)})
 	case r.deliveries > 0 && r.checkpointed != nil && *r.checkpointed:
 		d.log.Info("task.released", r.fields("reason", "delivered again: it needs its last checkpoint")...)
 		r.settled = true
 		r.reportReleased()
+	case r.deliveries >= r.limit():
+		text := "delivered the maximum number of times, and no worker reported its end"
+		r.settled = true
+		r.reportEnd(ending{error: newError("WorkerLost", text, true)})
 	default:
 		d.waiting = append(d.waiting, r)
 	}

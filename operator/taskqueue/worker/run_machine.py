@@ -101,11 +101,11 @@ def admit(
     if draining:
         return _end(run, receipts, Released(), _RELEASED)
     if run.deliveries:
+        if run.checkpointed:  # the operator counts what was lost since the last checkpoint
+            return _end(run, receipts, Released(), _CHECKPOINT_NEEDED)
         if run.deliveries >= run.max_deliveries:
             lost = WorkerLost(run.deliveries)
             return _end(run, receipts, lost, effects.LogEnd(lost))
-        if run.checkpointed:
-            return _end(run, receipts, Released(), _CHECKPOINT_NEEDED)
         if slot_free:
             after, start = _start(run, receipts, now)
             return after, (effects.CountRedelivery(), *start)
