@@ -108,3 +108,16 @@ def rate_limited(payload: Payload, ctx: Context) -> None:
 async def die(payload: Payload) -> None:
     """End the whole worker, where async handlers run, as a killed one ends."""
     os._exit(137)
+
+
+@task
+def steps(payload: Payload, ctx: Context) -> Payload:
+    """Do so many steps; continue after the last checkpoint, which says what was begun, too."""
+    saved = ctx.last_checkpoint or {"done": 0, "begun": []}
+    for step in range(saved["done"], payload["steps"]):
+        saved["begun"].append(step)
+        ctx.checkpoint(saved)
+        time.sleep(payload["seconds"])
+        saved["done"] = step + 1
+        ctx.checkpoint(saved)
+    return {"begun": saved["begun"]}

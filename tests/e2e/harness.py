@@ -7,7 +7,7 @@ import copy
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -265,6 +265,19 @@ class Harness:
     def ready(self, name: str = "q", *, seconds: float = PATIENCE_SECONDS) -> None:
         """Return when a TaskQueue takes Tasks."""
         self.condition("Ready", "True", "Ready", name, seconds=seconds)
+
+    def running_elsewhere(self, name: str, pods: Collection[str]) -> str:
+        """Return the pod that runs a Task, once it is none of these."""
+        seen = self.tasks.wait(
+            name,
+            lambda task: (
+                task["status"]["phase"] == "Running" and task["status"]["worker"] not in pods
+            ),
+            what=f"running in none of {sorted(pods)}",
+            seconds=PATIENCE_SECONDS,
+        )
+        worker: str = seen["status"]["worker"]
+        return worker
 
     def until(
         self, holds: Callable[[], bool], *, what: str, seconds: float = PATIENCE_SECONDS

@@ -31,6 +31,24 @@ def test_another_worker_runs_what_a_killed_one_had(harness: Harness, gates: Gate
     assert len(status["history"]) == 1
 
 
+def test_a_task_that_saves_checkpoints_goes_on_where_its_workers_were_killed(
+    harness: Harness,
+) -> None:
+    harness.available(2)
+    harness.task("stepwise", "steps", payload={"steps": 10, "seconds": 1}, maxDeliveries=2)
+    killed: set[str] = set()
+    for _ in range(3):
+        lost = harness.running_elsewhere("stepwise", killed)
+        harness.kill(lost)
+        killed.add(lost)
+    status = harness.finished("stepwise", seconds=120)
+    assert (status["phase"], status["attempts"]) == ("Succeeded", 1), status
+    begun = status["result"]["begun"]
+    assert set(begun) == set(range(10))
+    assert max(begun.count(step) for step in range(10)) <= 2, begun
+    assert status["checkpoint"]["done"] == 10
+
+
 def test_an_attempt_that_kills_its_workers_is_given_up(harness: Harness) -> None:
     harness.available(3, "fragile")
     harness.task("deadly", "die", queue="fragile", maxDeliveries=2, retry={"maxAttempts": 1})
