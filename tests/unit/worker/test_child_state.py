@@ -191,8 +191,13 @@ def state() -> dict[str, Any]:
         ),
         "zone": time.tzname,
         "handlers": [str(signal.getsignal(number)) for number in range(1, 32)],
-        # As the kernel has them: caught, ignored, blocked.
-        "signals": [each for each in status.splitlines() if each[:4] in {"SigB", "SigI", "SigC"}],
+        # As the kernel has them: caught, ignored, blocked. Above the first 31 the C library takes
+        # two for itself when the first thread starts.
+        "signals": {
+            name: int(mask, 16) & 0x7FFF_FFFF
+            for name, _, mask in (each.partition(":") for each in status.splitlines())
+            if name in {"SigBlk", "SigIgn", "SigCgt"}
+        },
         "limits": [resource.getrlimit(limit) for limit in range(16)],
         "priority": os.getpriority(os.PRIO_PROCESS, 0),
         "streams": [os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)],

@@ -64,9 +64,12 @@ def end_children(keep: Collection[int], seconds: float) -> tuple[int, set[int]]:
     until = time.monotonic() + seconds
     running: set[int] = set()
     while True:
-        left = {pid for pid in children() if pid not in keep and not _reap(pid)}
-        if not left or time.monotonic() > until:
+        found = children().difference(keep)
+        left = {pid for pid in found if not _reap(pid)}
+        if time.monotonic() > until or not found:
             return len(running), left
+        if not left:
+            continue  # what these have left behind may have come to us since we looked
         running |= left
         for pid in left:
             # Not reaped, so nobody else can have this number.

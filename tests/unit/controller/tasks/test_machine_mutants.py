@@ -117,18 +117,21 @@ MUTANTS = [
         lifecycle,
         "            next_attempt_time=ended.now + seconds,",
         "            next_attempt_time=ended.now + seconds - 1.0,",
+        rare=True,
     ),
     Mutant(
         "a snooze ends with a suspension",
         lifecycle,
         "    due = status.next_attempt_time if status.attempts else None",
         "    due = status.next_attempt_time if status.history else None",
+        rare=True,
     ),
     Mutant(
         "a Task may be snoozed without end",
         machine,
         "    if draft.tracked.status.snoozes >= SNOOZES:",
         "    if False:",
+        rare=True,
     ),
     Mutant(
         "a recall does not raise the epoch",
