@@ -47,7 +47,7 @@ except socket.gaierror as error:
 """
 
 
-#: Tells everyone who connects the address from which it sees him.
+#: Answers whoever connects with the address that it sees them at.
 MIRROR = """
 import socketserver
 class Handler(socketserver.BaseRequestHandler):

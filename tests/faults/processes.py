@@ -236,7 +236,7 @@ class Processes:
     def node_down(self, node: str) -> Iterator[None]:
         """Take the power from a native worker node, and give it back at the end of the block.
 
-        All its processes end at once and nobody is told, because its network ends with them. It
+        All its processes end at once and no connection is closed: its network ends with them. It
         starts with the disk that it had.
         """
         native = self._nodes[node]

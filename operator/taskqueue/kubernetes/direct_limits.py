@@ -14,7 +14,7 @@ from taskqueue.kubernetes.ownership import FIELD_MANAGER, MANAGED_BY, owner_refe
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from taskqueue.model.queue import QueueConfig
 
-#: Where the pods mount it, and the variable that tells workers.
+#: Where the pods mount it, and the variable that names that place to workers.
 DIRECTORY = "/etc/taskqueue/limits"
 DIRECTORY_VARIABLE = "TASKQUEUE_LIMITS_DIRECTORY"
 

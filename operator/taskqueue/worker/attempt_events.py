@@ -144,7 +144,7 @@ def direct_event(
 def _encoded(event: AttemptEvent) -> CachedOutcome:
     """Return the encoded event, or in place of one that cannot be encoded, a failed attempt.
 
-    Without an outcome the attempt would hold its delivery, and with it a slot, for ever.
+    Without an outcome the attempt would hold its delivery, and with it a slot, forever.
     """
     try:
         body = encode(event)

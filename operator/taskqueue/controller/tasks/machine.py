@@ -178,7 +178,7 @@ def _on_released(draft: Draft, event: events.AttemptReleased) -> None:
     Task run beside itself. It is claimed again, so that its fencing number grows.
 
     A redelivered attempt may be given back for its checkpoint, which the old message has not. Its
-    lost deliveries are counted here then, or a Task that kills its workers would do so for ever.
+    lost deliveries are counted here then, or a Task that kills its workers would do so forever.
     """
     spent = draft.tracked.deliveries + event.deliveries
     if event.deliveries and spent >= draft.policy.max_deliveries:
