@@ -157,7 +157,7 @@ def cluster_with_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nat
     cluster.delete()
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
