@@ -353,7 +353,11 @@ class Channel:
             self._report(f"on_cancel of queue {queue} failed", error)
 
     def _report(self, message: str, error: Exception) -> None:
-        self._loop.call_exception_handler({"message": message, "exception": error})
+        self._loop.call_exception_handler({"message": message, "exception": error, CALLBACK: True})
+
+
+#: Set in what the loop's exception handler gets if a callback raised that was called from here.
+CALLBACK = "taskqueue-callback"
 
 
 def explain_close(reason: BaseException) -> str:

@@ -11,7 +11,7 @@ import asyncio
 
 from pika.spec import BasicProperties
 
-from taskqueue.amqp.channel import Channel
+from taskqueue.amqp.channel import CALLBACK, Channel
 from taskqueue.amqp.confirms import OnSettled, Settled, UnconfirmedPublishes
 from taskqueue.amqp.connection import Connection
 
@@ -117,7 +117,7 @@ class Publisher:
 
     def _on_callback_error(self, error: Exception) -> None:
         self._loop.call_exception_handler(
-            {"message": "on_settled of a publish failed", "exception": error}
+            {"message": "on_settled of a publish failed", "exception": error, CALLBACK: True}
         )
 
     def _why_closed(self) -> str:

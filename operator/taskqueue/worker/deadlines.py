@@ -20,16 +20,16 @@ class Deadlines(Generic[K]):
         self._loop = loop
         self._on_due = on_due
         self._due: dict[K, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        #: When the timer goes off, if there is one. Not asked of it: what uvloop returns for a time
+        #: that has come is no `asyncio.TimerHandle`.
+        self._timer_at = 0.0
 
     def set(self, key: K, when: float) -> None:
         """Set or move the key's deadline to a time of the loop's clock."""
         self._due[key] = when
-        if self._timer is None:
-            self._timer = self._loop.call_at(when, self._on_timer)
-        elif when < self._timer.when():
-            self._timer.cancel()
-            self._timer = self._loop.call_at(when, self._on_timer)
+        if self._timer is None or when < self._timer_at:
+            self._set_timer(when)
 
     def set_first(self, key: K, when: float) -> None:
         """Set the key's deadline, unless it has an earlier one."""
@@ -56,7 +56,13 @@ class Deadlines(Generic[K]):
                     del self._due[key]
                     self._on_due(key)
         finally:  # what raises takes away no other deadline
-            if self._timer is not None:
+            if self._due:
+                self._set_timer(min(self._due.values()))
+            elif self._timer is not None:
                 self._timer.cancel()
-            first = min(self._due.values(), default=None)
-            self._timer = None if first is None else self._loop.call_at(first, self._on_timer)
+                self._timer = None
+
+    def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = self._loop.call_at(when, self._on_timer), when

@@ -17,7 +17,9 @@ RECONNECT_SECONDS = 120.0
 _REQUEST_SECONDS = 5.0
 
 
-def unhealthy(*, unregistered_seconds: float, busy: int, stuck: int, slots: int) -> str | None:
+def unhealthy(
+    *, unregistered_seconds: float, busy: int, stuck: int, slots: int, defect: str = ""
+) -> str | None:
     """Return why the worker should be restarted, or None.
 
     Args:
@@ -25,7 +27,10 @@ def unhealthy(*, unregistered_seconds: float, busy: int, stuck: int, slots: int)
         busy: slots taken.
         stuck: slots taken by attempts that were asked to end and do not.
         slots: all of them.
+        defect: what the worker itself has failed at; "": nothing.
     """
+    if defect:
+        return f"the worker has failed, and what it held may be held for ever: {defect}"
     if stuck >= slots:
         return f"all {slots} slots are held by handlers that were asked to end and run on"
     if unregistered_seconds > RECONNECT_SECONDS and busy == stuck:

@@ -85,8 +85,8 @@ class Slots:
             execution = _Unstarted()
             result = failure("ChildDied", f"it cannot be started: {error}", 0.0)
             self._loop.call_soon(done, result)
-        self._attempt_timers.set(run_id, effect.timer_at)
         self.executions[run_id] = execution
+        self._attempt_timers.set(run_id, effect.timer_at)
         if len(self.executions) == 1:
             self._on_busy_changed()
 

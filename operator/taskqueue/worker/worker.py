@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
+from taskqueue.amqp.channel import CALLBACK
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.names import work_queue
 from taskqueue.limits import HEARTBEAT_SECONDS
@@ -72,6 +74,8 @@ class WorkerService:
         self._start_failure = start_failure
         #: When handlers could be run, on the loop's clock.
         self._started_at: float | None = None
+        #: What a callback of the worker's own raised: a message or a slot may be lost by it.
+        self._defect = ""
         self._outbox = OutcomeOutbox(loop)
         self._runtime = Runtime(
             settings,
@@ -120,6 +124,7 @@ class WorkerService:
         Raises:
             BrokerConfigurationError: a certificate or key cannot be read.
         """
+        self._loop.set_exception_handler(self._on_exception)
         health = HealthServer(healthy=self.unhealthy, ready=self.unready)
         await self._listen(health)
         publisher = self._loop.create_task(self._publisher.run())
@@ -156,6 +161,7 @@ class WorkerService:
             busy=self._runtime.busy,
             stuck=self._runtime.stuck,
             slots=self._settings.slots,
+            defect=self._defect,
         )
 
     def unready(self) -> str | None:
@@ -169,6 +175,15 @@ class WorkerService:
         if self._started_at is None:
             return "the @on_start hooks have not finished"
         return None if self._consumer.registered else "no consumer is registered with the broker"
+
+    def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what a callback raised, and have the worker restarted.
+
+        Handlers are called elsewhere: it is the worker that has failed.
+        """
+        loop.default_exception_handler(context)
+        if "handle" in context or CALLBACK in context:
+            self._defect = self._defect or repr(context.get("exception"))
 
     async def _consume(self) -> None:
         """Consume once handlers can be run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import uvloop
 
 from taskqueue.worker.deadlines import Deadlines
 
@@ -85,3 +86,19 @@ async def test_nothing_is_called_after_close() -> None:
     seen.deadlines.close()
     await asyncio.sleep(10)
     assert seen.calls == []
+
+
+def test_on_uvloop_a_deadline_that_has_come_does_not_keep_another_from_being_set() -> None:
+    """There `call_at` returns no timer for it, but a handle that does not know its time."""
+    calls: list[str] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        deadlines: Deadlines[str] = Deadlines(loop, calls.append)
+        deadlines.set("past", loop.time() - 1)
+        deadlines.set("earlier still", loop.time() - 2)
+        deadlines.set("now", loop.time())
+        await asyncio.sleep(0.05)
+
+    uvloop.run(main())
+    assert sorted(calls) == ["earlier still", "now", "past"]

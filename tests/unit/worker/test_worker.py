@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -299,6 +300,24 @@ async def test_it_is_alive_and_not_ready_whatever_holds_its_slots(broker: FakeBr
     harness.worker._consumer.registered = False
     await asyncio.sleep(30)
     assert harness.worker.unhealthy() is None
+    await harness.cancel()
+
+
+@pytest.mark.parametrize("amqp", [False, True], ids=["the loop's", "amqp's"])
+async def test_it_is_to_be_restarted_after_a_callback_of_its_own_has_raised(
+    broker: FakeBroker, amqp: bool
+) -> None:
+    harness = WorkerHarness(broker)
+    await asyncio.sleep(61)
+    loop, error = asyncio.get_running_loop(), ZeroDivisionError("odd")
+    loop.call_exception_handler({"message": "never retrieved", "exception": error, "task": None})
+    assert harness.worker.unhealthy() is None
+    if amqp:
+        Channel._report(cast(Channel, SimpleNamespace(_loop=loop)), "on_delivery failed", error)
+    else:
+        loop.call_soon(lambda: 1 // 0)
+    await asyncio.sleep(1)
+    assert "ZeroDivisionError" in (harness.worker.unhealthy() or "")
     await harness.cancel()
 
 

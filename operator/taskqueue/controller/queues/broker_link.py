@@ -75,6 +75,10 @@ class InboxMarkers:
 
     Which link reads a marker also proves which links have the same broker and virtual host: nobody
     else knows the marker. A broker's name would prove nothing, as it chooses that itself.
+
+    One link reads all of them at a broker, so in the end all have what stands for its broker. That
+    is made anew with each connection, before anything can be read by it, and not when a link reads
+    its own marker: others may have taken it over by then.
     """
 
     def __init__(self) -> None:
@@ -91,7 +95,7 @@ class InboxMarkers:
         awaited = self._awaited.get(marker or "")
         if awaited is not None:
             owner, seen = awaited
-            owner.broker = object() if owner is reader else reader.broker
+            owner.broker = reader.broker
             seen.set()
 
     def discard(self, marker: str) -> None:
@@ -241,6 +245,7 @@ class BrokerLink:
             if not cancelled.done():
                 cancelled.set_result(reason)
 
+        self.broker = object()  # the address may lead to another one now
         await channel.consume(INBOX_QUEUE, self._on_delivery, on_cancel)
         await channel.consume(HEARTBEATS_QUEUE, self._on_delivery, on_cancel)
         ends: set[asyncio.Future[Any]] = {

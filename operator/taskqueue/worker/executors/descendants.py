@@ -47,7 +47,8 @@ def children() -> set[int]:
             for thread in os.listdir("/proc/self/task")
             for pid in _read(f"/proc/self/task/{thread}/children").split()
         }
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN, or a thread that has ended
+    except (FileNotFoundError, ProcessLookupError):
+        # A kernel without CONFIG_PROC_CHILDREN, or a thread has ended since it was listed.
         return _children_by_parent()
 
 

@@ -98,6 +98,17 @@ async def test_a_marker_of_another_process_counts_for_nothing() -> None:
         await catch_up(make_link(InboxMarkers()), publisher)
 
 
+async def test_links_of_one_broker_know_it_whoever_reads_its_marker_first() -> None:
+    markers = InboxMarkers()
+    reader, before, after, elsewhere = (make_link(markers) for _ in range(4))
+    await catch_up(before, SwallowingPublisher(reader, lost=0))
+    await catch_up(reader, SwallowingPublisher(reader, lost=0))
+    await catch_up(after, SwallowingPublisher(reader, lost=0))
+    await catch_up(elsewhere, SwallowingPublisher(elsewhere, lost=0))
+    assert before.broker is reader.broker is after.broker
+    assert elsewhere.broker is not reader.broker
+
+
 class RecordingPublisher:
     """Confirms everything at once, and keeps it."""
 
