@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pytest_kind import KindCluster
@@ -116,8 +117,34 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         )
 
 
+#: How many tests were collected and not chosen; all workers collect the same.
+_left_out = 0
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count the tests that are not run; they are the long ones if nothing else was asked for."""
+    global _left_out
+    _left_out += len(items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Pass the count on to the process that prints the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = _left_out
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the count of a worker."""
+    global _left_out
+    _left_out = getattr(node, "workeroutput", {}).get("left_out", _left_out)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests have measured."""
+    """Print what tests have measured, and how many were not run."""
+    if _left_out:
+        terminalreporter.section("not run")
+        terminalreporter.line(f"{_left_out} tests; `make test-long` runs those that take long")
     if _summary:
         terminalreporter.section("measured")
         for line in _summary:
