@@ -47,6 +47,8 @@ async def run(
     *,
     at_once: int = AT_ONCE,
     only: Collection[str] = (),
+    patience: float = 1.0,
+    broken: Point | None = None,
 ) -> Findings:
     """Test a worker command.
 
@@ -56,9 +58,11 @@ async def run(
         folder: gets logs and traces.
         at_once: scenarios at a time.
         only: names of the scenarios to run; empty for all.
+        patience: how often its time everything has; more than once on a busy machine.
+        broken: a point that is expected not to hold: its checks have their time once.
     """
-    began = time.monotonic()
-    ledger = Ledger()
+    began, limit = time.monotonic(), SECONDS * patience
+    ledger = Ledger(patience=patience, broken=broken)
     entries = [entry for entry in SCENARIOS if not only or entry.name in only]
     turns = asyncio.Semaphore(at_once)
     async with open_broker_env(broker) as broker_env:
@@ -69,11 +73,11 @@ async def run(
                 await _run_scenario(entry, broker_env, broker, ledger, command, folder)
 
         tasks = {asyncio.ensure_future(run_in_turn(entry)): entry for entry in entries}
-        _, late = await asyncio.wait(tasks, timeout=SECONDS - (time.monotonic() - began))
+        _, late = await asyncio.wait(tasks, timeout=limit - (time.monotonic() - began))
         for task in late:
             task.cancel()
             entry = tasks[task]
-            problem = f"has not ended within {SECONDS:g} s"
+            problem = f"has not ended within {limit:g} s"
             ledger.record(entry.name, entry.point, f"scenario {entry.name}", problem)
         await asyncio.gather(*tasks, return_exceptions=True)
         if not only:
