@@ -23,11 +23,19 @@ STATUS_REASON_LENGTH = 253
 #: AMQP's short strings end here, in bytes of UTF-8.
 SHORT_STRING_BYTES = 255
 
+#: Levels of objects and lists in JSON: of a payload, a result, a message. Libraries differ in how
+#: deep they go, and writing ends before reading does: what one of them reads, another cannot pass
+#: on.
+JSON_DEPTH = 100
+
 #: Of all headers of a message that is published again: with its other properties they must fit one
 #: frame, of 128 KiB by default.
 HEADERS_BYTES = 100 * 1024
 
-#: Of a heartbeat.
+#: Of a worker's event. A larger one is not parsed; what a status holds of one is far less.
+EVENT_BYTES = 1024 * 1024
+
+#: Of a heartbeat. A larger one is not parsed.
 HEARTBEAT_BYTES = 256 * 1024
 
 # What a Task brings and what its status holds.

@@ -164,7 +164,7 @@ def _registered(handler: Callable[..., Any]) -> Handler:
 
 def _object(payload: Any) -> dict[str, Any]:
     """Return the payload as a worker gets it: a copy that went through JSON."""
-    given = plain({} if payload is None else payload)
+    given = plain({} if payload is None else payload, "payload")
     if not isinstance(given, dict):
         raise TypeError(
             f"a payload is a JSON object, not {type(payload).__name__}: give a dict, a model or a "
@@ -178,14 +178,14 @@ def _result(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     try:
-        result = plain(value)
+        found = plain(value, "result")
+        result: dict[str, Any] = (
+            found if isinstance(found, dict) else plain({"value": found}, "result")
+        )
     except TypeError as error:
         raise Fail(
-            f"the handler returned {type(value).__name__}, not JSON ({error})",
-            type="InvalidResult",
+            f"the handler returned what is not JSON: {error}", type="InvalidResult"
         ) from error
-    if not isinstance(result, dict):
-        result = {"value": result}
     size = len(json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode())
     if size > RESULT_BYTES:
         raise Fail(

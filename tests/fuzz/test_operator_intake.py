@@ -299,7 +299,7 @@ def _check(operator: Operator) -> None:
     assert all(reasons(each) for each in parked), "parked without a reason"
     bad = Counter(each.message.body for each in operator.read if each.bad)
     failed = sum(
-        each.reason == "InvalidOutcome"
+        each.reason in ("InvalidOutcome", "InvalidResult")
         for tracked in operator.harness.states.latest.values()
         for each in tracked.status.history
     )

@@ -71,6 +71,9 @@ func encodeCheckpoint(value any) (json.RawMessage, error) {
 	if !isObject(encoded) || wrapped(encoded) != nil {
 		encoded = append(append([]byte(`{"value":`), encoded...), '}')
 	}
+	if err := checkExact(encoded, "checkpoint"); err != nil {
+		return nil, err
+	}
 	if len(encoded) > checkpointLimit {
 		return nil, fmt.Errorf("the checkpoint has %d bytes of JSON, at most %d are kept: store it elsewhere "+
 			"and save where", len(encoded), checkpointLimit)

@@ -72,14 +72,15 @@ func DirectExchange(connection *amqp.Connection) (string, error) {
 	return directExchange, channel.Close()
 }
 
-// parse reads a delivery of the work queue. An error says what in it breaks the contract; only a
-// message with a token can. What comes by the exchange for direct messages is one, whatever its
+// parse reads a delivery of the work queue. An error says what in it breaks the contract; of a
+// message without a token only its JSON can. What comes by the exchange for direct messages is one, whatever its
 // headers say.
 func parse(d *amqp.Delivery) (*message, error) {
 	m := &message{handler: d.Type, correlationID: d.CorrelationId}
 	if d.Headers["tq-token"] == nil || d.Exchange == directExchange {
-		m.payload = directPayload(d.Body)
-		return m, nil
+		payload, err := directPayload(d.Body)
+		m.payload = payload
+		return m, err
 	}
 	h := headers{table: d.Headers}
 	if version := h.integer("tq-version"); h.err == nil && version != contractVersion {
@@ -102,6 +103,9 @@ func parse(d *amqp.Delivery) (*message, error) {
 		if h.err == nil && !isObject(m.checkpoint) {
 			h.refuse("tq-checkpoint", "a JSON object")
 		}
+		if err := checkExact(m.checkpoint, "tq-checkpoint"); h.err == nil && err != nil {
+			return nil, err
+		}
 	}
 	switch {
 	case h.err != nil:
@@ -113,7 +117,7 @@ func parse(d *amqp.Delivery) (*message, error) {
 		return nil, fmt.Errorf("the body of a Task's message must be a JSON object")
 	}
 	m.payload = d.Body
-	return m, nil
+	return m, checkExact(d.Body, "payload")
 }
 
 // deliveriesSoFar is how often the broker had delivered the message before (3). On a first delivery
@@ -126,17 +130,29 @@ func deliveriesSoFar(d *amqp.Delivery) int64 {
 	return count
 }
 
-// directPayload is the body itself where it is a JSON object, else {"text": …}.
-func directPayload(body []byte) json.RawMessage {
+// directPayload is the body itself where it is a JSON object, else {"text": …}. JSON that cannot be
+// read exactly is an error.
+func directPayload(body []byte) (json.RawMessage, error) {
+	if isNested(body) || json.Valid(body) {
+		if err := checkExact(body, "payload"); err != nil {
+			return nil, err
+		}
+	}
 	if isObject(body) {
-		return body
+		return body, nil
 	}
 	text := strings.ToValidUTF8(string(body), string(utf8.RuneError))
 	wrapped, err := json.Marshal(map[string]string{"text": text})
 	if err != nil {
 		panic(err) // a string always encodes
 	}
-	return wrapped
+	return wrapped, nil
+}
+
+// isNested: deeper than the library reads at all.
+func isNested(body []byte) bool {
+	err := json.Unmarshal(body, &struct{}{})
+	return err != nil && strings.Contains(err.Error(), "exceeded max depth")
 }
 
 func isObject(body []byte) bool {

@@ -159,3 +159,21 @@ func TestTheEndOfADirectMessageHasItsId(t *testing.T) {
 		t.Errorf("subject %s, key %s", decoded.Subject, event.key)
 	}
 }
+
+func TestJSONBeyondTheLimitsIsRefused(t *testing.T) {
+	for _, text := range []string{
+		`{"a":18446744073709551616}`,
+		`{"a":1e400}`,
+		strings.Repeat(`{"a":`, 101) + "1" + strings.Repeat("}", 101),
+		strings.Repeat("[", 1000000) + strings.Repeat("]", 1000000),
+	} {
+		if m, err := parse(&amqp.Delivery{Exchange: directExchange, Body: []byte(text)}); err == nil {
+			t.Errorf("direct: %.40s: %+v", text, m)
+		}
+		d := taskDelivery()
+		d.Body = []byte(text)
+		if m, err := parse(d); err == nil {
+			t.Errorf("of a Task: %.40s: %+v", text, m)
+		}
+	}
+}

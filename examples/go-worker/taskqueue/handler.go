@@ -105,6 +105,9 @@ func encodeResult(result any) ending {
 	if !isObject(encoded) {
 		encoded = append(append([]byte(`{"value":`), encoded...), '}')
 	}
+	if err := checkExact(encoded, "result"); err != nil {
+		return ending{error: newError("InvalidResult", err.Error(), false)}
+	}
 	if len(encoded) > resultLimit {
 		text := fmt.Sprintf("the result has %d bytes of JSON, at most %d are kept: store it elsewhere "+
 			"and return where", len(encoded), resultLimit)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"strings"
 	"testing"
@@ -194,4 +195,27 @@ func TestDrainCommandIsForTheRunningProcess(t *testing.T) {
 	c.seenOffset = -1
 	read(0, "m-4", "pod-1")
 	expect(2, "given in a stream created again")
+}
+
+func TestResultsAreExact(t *testing.T) {
+	nested := any(1)
+	for range depthLimit - 1 {
+		nested = []any{nested}
+	}
+	for place, result := range map[string]any{
+		"result.items[1].loss: ": map[string]any{"items": []any{0, map[string]any{"loss": uint64(1 << 63)}}},
+		"result.value[0]: ":      []any{json.Number("340282366920938463463374607431768211456")},
+		"result.a: ":             json.RawMessage(`{"a":1e400}`),
+		"result.value[0]":        []any{nested},
+	} {
+		end := ends(result, nil)
+		if end.error == nil || end.error.Type != "InvalidResult" || !strings.HasPrefix(end.error.Message, place) {
+			t.Errorf("%s: %+v", place, end.error)
+		}
+	}
+	for _, result := range []any{nested, int64(math.MinInt64), int64(math.MaxInt64), 1e300} {
+		if end := ends(result, nil); end.error != nil {
+			t.Errorf("%v: %+v", result, end.error)
+		}
+	}
 }

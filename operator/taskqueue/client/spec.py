@@ -104,31 +104,15 @@ def payload_object(payload: Any) -> dict[str, Any]:
     """Return a dict, a pydantic model or a dataclass as a JSON object.
 
     Raises:
-        TypeError: it is not an object, or has a value that JSON cannot represent.
+        TypeError: it is not an object, or has a value that is not JSON; the text names its place.
     """
-    try:
-        found = plain(payload)
-    except TypeError as error:
-        raise TypeError(f"the payload cannot be JSON: {error}") from error
+    found = plain(payload, "payload")
     if not isinstance(found, dict):
         raise TypeError(
             f"a payload is a JSON object, not {type(payload).__name__}: give a dict, a pydantic "
             "model or a dataclass"
         )
-    if (large := _too_large(found)) is not None:
-        raise TypeError(
-            f"the payload has the integer {large}, which the API server would store as a "
-            "floating-point number: give it as text"
-        )
     return found
-
-
-def _too_large(value: Any) -> int | None:
-    """Return an integer that does not fit into 64 bits with its sign; None: there is none."""
-    if isinstance(value, int):
-        return None if value < 2**63 else value
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((found for each in items if (found := _too_large(each)) is not None), None)
 
 
 def manifest(

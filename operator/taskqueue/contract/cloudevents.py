@@ -15,6 +15,9 @@ from typing import Any
 import orjson
 
 from taskqueue.contract.names import ContractError
+from taskqueue.exact_json import decode
+from taskqueue.jsonable import NotJsonError
+from taskqueue.limits import JSON_DEPTH
 
 CONTENT_TYPE = "application/cloudevents+json"
 
@@ -24,6 +27,24 @@ _TYPE_SUFFIX = ".v1"
 #: Ids count up after a prefix of this process: random ones cost a system call each.
 _PROCESS = uuid.uuid4().hex
 _numbers = itertools.count(1)
+
+
+#: Levels of JSON above the result that an event carries.
+_ENVELOPE_LEVELS = 2
+
+
+class InexactEventError(ContractError):
+    """An event with a value that is not JSON for us, such as NaN or an integer of 65 bits.
+
+    Attributes:
+        place: of the value within the event, such as ``data.result.items[3].loss``.
+        problem: what is wrong with it, and what to do.
+    """
+
+    def __init__(self, error: NotJsonError) -> None:
+        super().__init__(f"an event must be exact JSON: {error}")
+        self.place = error.place
+        self.problem = error.problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +73,19 @@ class CloudEvent:
         return self.type.removeprefix(_TYPE_PREFIX).removesuffix(_TYPE_SUFFIX)
 
     @classmethod
-    def decode(cls, body: bytes) -> CloudEvent:
+    def decode(cls, body: bytes, *, limit: int) -> CloudEvent:
         """Read an event from the wire.
 
+        Args:
+            body: as it came.
+            limit: bytes it may have; a larger one is not parsed.
+
         Raises:
-            ContractError: not JSON, or not a CloudEvent with type, subject and data.
+            InexactEventError: it has a value that cannot be read exactly.
+            ContractError: too large, not JSON, or not a CloudEvent with type, subject and data.
         """
         try:
-            envelope = orjson.loads(body)
+            envelope = decode_envelope(body, limit=limit)
             namespace, _, name = envelope["subject"].partition("/")
             kind = envelope["type"]
             if not isinstance(kind, str):
@@ -74,8 +100,27 @@ class CloudEvent:
             )
         except ContractError:
             raise
+        except NotJsonError as error:
+            raise InexactEventError(error) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ContractError(f"not a CloudEvent of the contract: {error!r}") from error
+
+
+def decode_envelope(body: bytes, *, limit: int) -> Any:
+    """Read the JSON of an event, whatever it is.
+
+    Args:
+        body: as it came.
+        limit: bytes it may have; a larger one is not parsed.
+
+    Raises:
+        NotJsonError: a value in it cannot be read exactly, or it is nested too deep.
+        ContractError: it is too large.
+        ValueError: it is not JSON.
+    """
+    if len(body) > limit:
+        raise ContractError(f"an event has {len(body)} bytes, the limit is {limit}")
+    return decode(body, depth=JSON_DEPTH + _ENVELOPE_LEVELS)
 
 
 def event_type(kind: str) -> str:

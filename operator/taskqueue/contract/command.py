@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from taskqueue import exact_json
 from taskqueue.contract.names import CONTENT_TYPE_JSON, CONTROL_STREAM, ContractError
 from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.model.command import CommandKind
@@ -58,7 +59,7 @@ def decode(body: bytes) -> WorkerCommand:
         ContractError: not JSON, not an order of this version, or a field is missing or wrong.
     """
     try:
-        data = orjson.loads(body)
+        data = exact_json.decode(body)
     except ValueError as error:
         raise ContractError(f"an order must be JSON: {error}") from None
     if not isinstance(data, dict):

@@ -124,7 +124,7 @@ def decode(body: bytes) -> Heartbeat:
     Raises:
         ContractError: not JSON, not a heartbeat, or a field is missing or of a wrong type.
     """
-    event = CloudEvent.decode(body)
+    event = CloudEvent.decode(body, limit=HEARTBEAT_BYTES)
     if event.type != _TYPE:
         raise ContractError(f"event type must be {_TYPE}, it is {event.type!r}")
     data = event.data

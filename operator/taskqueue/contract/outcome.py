@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import orjson
-
 from taskqueue.contract import cloudevents
 from taskqueue.contract.cloudevents import CloudEvent
 from taskqueue.contract.names import ContractError, routing_key
 from taskqueue.contract.work import AttemptClaim
-from taskqueue.limits import OBJECT_NAME_LENGTH, STATUS_REASON_LENGTH
+from taskqueue.exact_json import decode_refused
+from taskqueue.limits import EVENT_BYTES, OBJECT_NAME_LENGTH, STATUS_REASON_LENGTH
 
 #: Longest duration accepted, in seconds.
 LONGEST_SECONDS = 1e7
@@ -157,9 +156,11 @@ def decode(body: bytes) -> AttemptEvent:
     """Read an event from the wire.
 
     Raises:
-        ContractError: not JSON, not a CloudEvent of ours, or a field is missing or of a wrong type.
+        InexactEventError: it has a value that cannot be read exactly.
+        ContractError: too large, not JSON, not a CloudEvent of ours, or a field is missing or of a
+            wrong type.
     """
-    event = CloudEvent.decode(body)
+    event = CloudEvent.decode(body, limit=EVENT_BYTES)
     data = event.data
     try:
         error = data.get("error")
@@ -202,9 +203,14 @@ def decode(body: bytes) -> AttemptEvent:
 
 
 def claimed_attempt(body: bytes) -> AttemptClaim | None:
-    """Return the attempt whose end an event claims to be, even where it breaks the contract."""
+    """Return the attempt whose end an event claims to be, even where it breaks the contract.
+
+    Of one that is too large, or nested far too deep, nothing is known.
+    """
+    if len(body) > EVENT_BYTES:
+        return None
     try:
-        envelope = orjson.loads(body)
+        envelope = decode_refused(body)
         if envelope.get("type") in _GOES_ON:
             return None
         data = envelope["data"]

@@ -7,7 +7,6 @@ raises `ContractError`, which names the header or property at fault.
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Mapping
@@ -24,6 +23,8 @@ from taskqueue.contract.names import (
     ContractError,
     routing_key,
 )
+from taskqueue.exact_json import decode
+from taskqueue.jsonable import NotJsonError
 
 T = TypeVar("T")
 
@@ -123,7 +124,7 @@ class DirectMessage:
     Attributes:
         handler: the message's type, or None: the worker's default handler.
         correlation_id: whatever the publisher set, or None.
-        payload: the JSON object of the body, or ``{"text": …}`` for anything else.
+        payload: the JSON object of the body, or ``{"text": …}`` for what is not JSON or no object.
     """
 
     handler: str | None
@@ -143,7 +144,8 @@ def parse_work(
             whatever the headers say.
 
     Raises:
-        ContractError: the message has a token, so it claims to be ours, and breaks the contract.
+        ContractError: the message has a token, so it claims to be ours, and breaks the contract;
+            or the JSON of a direct one cannot be read exactly.
     """
     headers: Mapping[str, Any] = properties.headers or {}
     token = headers.get("tq-token")
@@ -246,9 +248,11 @@ def deliveries_so_far(properties: BasicProperties, *, redelivered: bool) -> int:
 
 def _direct_payload(body: bytes) -> dict[str, Any]:
     try:
-        parsed = json.loads(body)
-    except (ValueError, RecursionError):  # the latter: nested thousands deep
-        return {"text": body.decode("utf-8", errors="replace")}
+        parsed = decode(body, "payload")
+    except NotJsonError as error:
+        raise ContractError(f"the body cannot be read exactly: {error}") from None
+    except ValueError:
+        parsed = None
     return parsed if isinstance(parsed, dict) else {"text": body.decode("utf-8", errors="replace")}
 
 

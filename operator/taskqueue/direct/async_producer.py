@@ -6,14 +6,12 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import orjson
-
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.contract.names import routing_key
 from taskqueue.direct.errors import NotConfirmed
 from taskqueue.direct.publish_batch import BatchMessage, PublishBatch
 from taskqueue.direct.reconnecting_publisher import ReconnectingPublisher
-from taskqueue.jsonable import models, plain
+from taskqueue.exact_json import encode
 
 #: RabbitMQ's default limit: it closes the channel, with all its messages, over a larger one.
 _MAX_BYTES = 16 * 1024 * 1024
@@ -154,11 +152,7 @@ class AsyncProducer:
 
 
 def _encoded(payload: Any) -> bytes:
-    try:
-        body = orjson.dumps({} if payload is None else payload, default=models)
-    except TypeError as error:
-        plain(payload)  # raises a TypeError with a better text
-        raise TypeError(f"the payload cannot be JSON: {error}") from error
+    body = encode({} if payload is None else payload, "payload")
     if not body.startswith(b"{"):
         raise TypeError(
             f"a payload is a JSON object, not {type(payload).__name__}: give a dict, a pydantic "

@@ -19,11 +19,11 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import aiohttp
-import orjson
 
 from taskqueue.amqp.connection import tls_context
 from taskqueue.amqp.parameters import MANAGEMENT_URI, BrokerConfigurationError, StatisticsEndpoint
 from taskqueue.contract.names import work_queue
+from taskqueue.exact_json import decode
 from taskqueue.model.queue_stats import QueueStats
 
 #: Time limit of a read.
@@ -125,8 +125,8 @@ class StatisticsClient:
 
     def _parse(self, answer: bytes) -> dict[str, Any]:
         try:
-            parsed = orjson.loads(answer)
-        except orjson.JSONDecodeError:
+            parsed = decode(answer)
+        except ValueError:
             raise self._not_management() from None
         if not isinstance(parsed, dict):
             raise self._not_management()

@@ -18,6 +18,7 @@ import orjson
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import Configuration
 
+from taskqueue.exact_json import decode_own
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -249,7 +250,7 @@ def parse(raw: bytes, request: str) -> dict[str, Any]:
         ApiError: with reason `UNREADABLE`.
     """
     try:
-        parsed: dict[str, Any] = orjson.loads(raw)
+        parsed: dict[str, Any] = decode_own(raw)
     except ValueError as error:
         raise ApiError(0, UNREADABLE, f"response to {request} is not JSON: {error}") from error
     return parsed
@@ -275,7 +276,7 @@ async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 def _error(response: aiohttp.ClientResponse, raw: bytes) -> ApiError:
     try:
-        status = orjson.loads(raw)
+        status = decode_own(raw)
         reason, message = str(status.get("reason", "")), str(status.get("message", ""))
     except ValueError:
         reason, message = response.reason or "", raw[:500].decode(errors="replace")

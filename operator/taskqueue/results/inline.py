@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
-from taskqueue.jsonable import models
+from taskqueue.exact_json import encode
+from taskqueue.jsonable import NotJsonError
 from taskqueue.limits import RESULT_BYTES
 
 
@@ -46,16 +45,12 @@ def encode_result(value: Any, *, handler: str = "") -> bytes | None:
     if value is None:
         return None
     try:
-        encoded = orjson.dumps(value, default=models)
-    except TypeError as error:
+        encoded = encode(value, "result")
+        if not encoded.startswith(b"{"):
+            encoded = encode({"value": value}, "result")
+    except NotJsonError as error:
         who = f"handler {handler!r}" if handler else "the handler"
-        raise ResultError(
-            f"{who} returned {type(value).__name__}, not JSON ({error}): "
-            "return a dict, a pydantic model, a dataclass, a list, a string, a number, a boolean "
-            "or None"
-        ) from None
-    if not encoded.startswith(b"{"):
-        encoded = b'{"value":' + encoded + b"}"
+        raise ResultError(f"{who} returned what is not JSON: {error}") from None
     if len(encoded) > RESULT_BYTES:
         raise ResultTooLargeError(
             f"the result is {len(encoded)} bytes of JSON, the limit is {RESULT_BYTES}: "

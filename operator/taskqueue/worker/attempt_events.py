@@ -9,12 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from taskqueue.amqp.channel import Delivery
 from taskqueue.contract.names import ContractError
 from taskqueue.contract.outcome import AttemptEvent, EventKind, encode
 from taskqueue.contract.work import DirectMessage, WorkMessage
+from taskqueue.exact_json import decode
 from taskqueue.model.command import CommandKind
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import failure
@@ -25,13 +24,13 @@ def payload_of(message: WorkMessage | DirectMessage) -> dict[str, Any]:
     """Return the JSON object a handler gets.
 
     Raises:
-        ContractError: a work message's body is not a JSON object.
+        ContractError: a work message's body is not a JSON object, or cannot be read exactly.
     """
     if isinstance(message, DirectMessage):
         return message.payload
     try:
-        payload = orjson.loads(message.body)
-    except orjson.JSONDecodeError as error:
+        payload = decode(message.body, "payload")
+    except ValueError as error:
         raise ContractError(f"the body is not JSON: {error}") from None
     if not isinstance(payload, dict):
         raise ContractError(f"the body is not a JSON object but {type(payload).__name__}")
@@ -161,8 +160,8 @@ def _encoded(event: AttemptEvent) -> CachedOutcome:
 
 def _is_object(text: bytes) -> bool:
     try:
-        return isinstance(orjson.loads(text), dict)
-    except orjson.JSONDecodeError:
+        return isinstance(decode(text), dict)
+    except ValueError:
         return False
 
 

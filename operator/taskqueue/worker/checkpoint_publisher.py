@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import orjson
-
 from taskqueue.contract.outcome import EventKind
 from taskqueue.contract.outgoing import outcome_message
 from taskqueue.contract.work import WorkMessage
+from taskqueue.exact_json import decode_own
 from taskqueue.worker.attempt_events import event_of
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 
@@ -51,7 +50,7 @@ class CheckpointPublisher:
             message,
             EventKind.CHECKPOINT,
             worker=self._worker,
-            checkpoint=orjson.loads(checkpoint),
+            checkpoint=decode_own(checkpoint),
         )
         self._outbox.publish(
             outcome_message(event.key, event.body), partial(self.flush, message.token)

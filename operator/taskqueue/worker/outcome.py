@@ -19,10 +19,15 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import orjson
-
 from taskqueue.contract.outcome import EventError
-from taskqueue.limits import LONGEST_RETRY_SECONDS, LONGEST_SNOOZE_SECONDS, STATUS_REASON_LENGTH
+from taskqueue.exact_json import decode, decode_own
+from taskqueue.jsonable import NotJsonError
+from taskqueue.limits import (
+    LONGEST_RETRY_SECONDS,
+    LONGEST_SNOOZE_SECONDS,
+    RESULT_BYTES,
+    STATUS_REASON_LENGTH,
+)
 from taskqueue.results.inline import ResultError, encode_result
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.sdk import Cancelled, CheckpointNeeded, Fail, Retry, Snooze
@@ -62,7 +67,7 @@ def succeeded(value: Any, seconds: float, *, handler: str = "") -> AttemptResult
     encoded = encoded_result(value, seconds, handler=handler)
     if isinstance(encoded, AttemptResult):
         return encoded
-    return AttemptResult(seconds=seconds, result=None if encoded is None else orjson.loads(encoded))
+    return AttemptResult(seconds=seconds, result=None if encoded is None else decode_own(encoded))
 
 
 def encoded_result(
@@ -93,6 +98,38 @@ def encoded_result(
         with contextlib.suppress(BaseException):
             value.close()  # or Python warns that it was never awaited
     return failure(kind, reason, seconds, retryable=False)
+
+
+def parsed_result(text: bytes, seconds: float, *, handler: str, where: str) -> AttemptResult:
+    """Return the result of a program or service that gave a JSON object as text.
+
+    Args:
+        text: as it was written; within a limit in bytes.
+        seconds: how long it ran.
+        handler: its name, for the message of a failure.
+        where: where the text was, for the message too.
+    """
+    try:
+        value = decode(text, "result")
+    except NotJsonError as error:
+        problem = str(error)
+    except ValueError as error:
+        problem = f"it is not a JSON object: {error}"
+    else:
+        if isinstance(value, dict):
+            return succeeded(value, seconds, handler=handler)
+        problem = f"it is not a JSON object but {type(value).__name__}"
+    reason = f"handler {handler!r} gave a result {where}: {problem}"
+    return failure("InvalidResult", reason, seconds, retryable=False)
+
+
+def too_large(size: str, seconds: float) -> AttemptResult:
+    """Return the failure of a result of so many bytes, which was not read to its end."""
+    reason = (
+        f"the result has {size} bytes, the limit is {RESULT_BYTES}: store it elsewhere and return "
+        "where it is"
+    )
+    return failure("ResultTooLarge", reason, seconds, retryable=False)
 
 
 def raised(exception: BaseException, seconds: float) -> AttemptResult:

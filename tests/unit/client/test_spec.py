@@ -103,5 +103,5 @@ def test_another_task(change: dict[str, Any], field: str) -> None:
 def test_integers_that_the_server_would_change_are_refused() -> None:
     largest = {"a": [{"b": 2**63 - 1}, -(2**63), True]}
     assert task_spec("q", "echo", largest, {}).payload == largest
-    with pytest.raises(TypeError, match="9223372036854775808"):
+    with pytest.raises(TypeError, match=r"payload\.a\[0\]\.b: an integer of more than 64 bits"):
         task_spec("q", "echo", {"a": [{"b": 2**63}]}, {})

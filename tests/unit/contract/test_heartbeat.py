@@ -228,7 +228,7 @@ def test_texts_and_lists_are_cut() -> None:
     beat = decode(
         encoded(
             node="n" * 300,
-            handlers=["h" * 300] * (LIST_LIMIT + 1),
+            handlers=["h" * 300] + ["h"] * LIST_LIMIT,
             running=[{"uid": "u", "token": "k.1"}] * (LIST_LIMIT + 1),
         )
     )

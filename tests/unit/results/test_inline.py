@@ -15,7 +15,9 @@ def test_result_is_a_json_object_or_wrapped_in_one(value: object, encoded: bytes
 
 
 def test_result_that_is_not_json_names_the_handler() -> None:
-    with pytest.raises(ResultError, match="handler 'resize' returned object, not JSON") as caught:
+    with pytest.raises(
+        ResultError, match="handler 'resize' returned what is not JSON: result: object"
+    ) as caught:
         encode_result(object(), handler="resize")
     assert caught.value.type == "InvalidResult"
 

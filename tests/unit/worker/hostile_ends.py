@@ -256,6 +256,12 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "groups-deep": lambda: nested_groups(500),
 }
 
+
+@dataclasses.dataclass
+class Measured:
+    loss: float
+
+
 #: What handlers return.
 RETURNED: dict[str, Callable[[], Any]] = {
     "field-missing": lambda: FieldMissing(1),
@@ -274,6 +280,11 @@ RETURNED: dict[str, Callable[[], Any]] = {
     "surrogate-key": lambda: {"\ud800": 1},
     "number-key": lambda: {1: 1},
     "wide-integer": lambda: 2**200,
+    "unsigned-integer": lambda: {"items": [{"loss": 2**64 - 1}]},
+    "integer-of-64-bits": lambda: 2**63,
+    "not-a-number": lambda: {"items": [{"loss": float("nan")}]},
+    "endless": lambda: [float("-inf")],
+    "not-a-number-in-a-model": lambda: Measured(float("nan")),
     "within-itself": within_itself,
     "deep": lambda: deep(10_000),
     "deep-at-orjsons-limit": lambda: deep(253),

@@ -88,7 +88,7 @@ print(json.dumps({"payload": json.load(sys.stdin), "about": about}))
 async def test_payload_and_attempt_go_in_and_the_last_object_on_stdout_comes_out(
     folder: Path,
 ) -> None:
-    async with shell(python(ECHO + "print('{not json'); print('done')")) as made:
+    async with shell(python("print('{not json'); print('done')" + ECHO)) as made:
         made.start({"text": "x" * 200_000}, fence=7)
         assert (await made.error())[0] == "ResultTooLarge"
         result = await made.run({"text": "ä"}, fence=7)
@@ -145,6 +145,35 @@ async def test_a_result_file_that_is_none(folder: Path, how: str, kind: str) -> 
     async with shell(f"sh -c '{how} $TASKQUEUE_RESULT_FILE'") as made:
         made.start()
         assert (await made.error())[0::2] == (kind, False)
+
+
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [
+        ('{"loss": NaN}', "InvalidResult"),
+        ('{"items": [{"loss": 18446744073709551615}]}', "InvalidResult"),
+        ('{"loss": 1e999}', "InvalidResult"),
+        ('{"text": "\\xff"}', "InvalidResult"),
+        ("{'loss': 1}", "InvalidResult"),
+        ('{"open": ', "InvalidResult"),
+        ('{"a":' + "[" * 300 + "]" * 300 + "}", "InvalidResult"),
+        ('{"text": "%s"}' % ("x" * 20_000), "ResultTooLarge"),
+        ('{"text": "%s"}' % ("x" * 2_200_000), "ResultTooLarge"),
+        ("[1]", None),
+        ("done", None),
+        ('3 {"loss": 1}', None),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+async def test_the_result_is_the_last_line_or_none_never_another_one(
+    folder: Path, last: str, kind: str | None
+) -> None:
+    (folder / "last").write_text(last)
+    lines = f'echo \'{{"event": "start"}}\'; printf "$(cat {folder}/last)"; echo; echo " "'
+    async with shell(f"sh -c {shlex.quote(lines)}") as made:
+        result = await made.run()
+    assert result.result is None
+    assert (None if result.error is None else result.error.type) == kind
 
 
 async def test_the_last_object_on_stdout_may_be_indented(folder: Path) -> None:

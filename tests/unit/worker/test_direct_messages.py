@@ -125,3 +125,23 @@ async def test_one_that_is_snoozed_fails_for_good() -> None:
     assert message.exchange == "taskqueue.dead"
     await turn()
     assert harness.channel.settled == [("ack", 1, False)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a": NaN}',
+        b'{"a": [1, 18446744073709551616]}',
+        b'{"a":' * 200 + b"1" + b"}" * 200,
+        b"[" * 200 + b"]" * 200,
+    ],
+    ids=["nan", "65-bits", "deep", "list"],
+)
+async def test_json_that_cannot_be_read_exactly_is_dead_lettered(body: bytes) -> None:
+    harness = RuntimeHarness()
+    harness.deliver(direct(), body)
+    assert not harness.executor.started
+    (published,) = harness.publisher.settle()
+    assert (published.exchange, published.body) == ("taskqueue.dead", body)
+    await turn()
+    assert harness.channel.settled == [("ack", 1, False)]

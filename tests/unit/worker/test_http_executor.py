@@ -103,6 +103,7 @@ async def test_payload_and_attempt_go_in_and_the_object_comes_out() -> None:
         (web.Response(text="fine"), None),
         (web.json_response([1]), None),
         (web.json_response({"a": 1}, status=201), {"a": 1}),
+        (web.Response(body=b' {"a": -9223372036854775808}\n'), {"a": -(2**63)}),
     ],
 )
 async def test_what_success_brings(answer: web.Response, result: dict[str, Any] | None) -> None:

@@ -142,12 +142,14 @@ RETURNED: list[Any] = [
     {"at": datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)},
     {"at": datetime.time(3, 4)},
     {"id": uuid.UUID(int=5), "colour": Colour.RED, "level": Level.HIGH},
-    {"not a number": float("nan"), "endless": float("inf")},
-    {"a": 2**64 - 1},
+    {"a": 2**63 - 1, "b": -(2**63)},
     # What is refused:
+    {"a": [2**64 - 1]},
     {"a": 2**64},
     {"a": -(2**63) - 1},
     {1: 2},
+    {"not a number": float("nan")},
+    Receipt(number=2**63),
     {"raw": b"\x00"},
     pytest.param(object(), id="an object"),
     {1, 2},
@@ -170,6 +172,7 @@ def test_what_is_returned_ends_as_in_a_worker(value: Any) -> None:
         with pytest.raises(Fail) as found:
             run(lambda payload: value)
         assert found.value.type == expected.error.type
+        assert str(found.value).endswith(expected.error.message.rpartition("JSON: ")[2])
 
 
 def test_the_standard_library_is_enough() -> None:

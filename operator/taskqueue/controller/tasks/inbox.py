@@ -18,6 +18,7 @@ import orjson
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.contract import heartbeat, outcome, work
+from taskqueue.contract.cloudevents import InexactEventError
 from taskqueue.contract.completion import direct_completion
 from taskqueue.contract.heartbeat import Heartbeat, RunningAttempt
 from taskqueue.contract.names import (
@@ -53,6 +54,8 @@ _TOO_LARGE = AttemptFailure(
     "return where",
     retryable=False,
 )
+#: Where the result is in an event.
+_RESULT_PLACE = "data.result"
 _NO_ERROR = EventError(type="Error", message="the worker gave no reason")
 #: The worker still has the attempt.
 _GOES_ON = (EventKind.STARTED, EventKind.CHECKPOINT)
@@ -311,8 +314,7 @@ class Inbox:
             return
         # Its worker has done with it: without an outcome the Task would wait without end.
         self._end_key_hold(tracked.queue_key, claim.token)
-        failure = AttemptFailure(type="InvalidOutcome", message=str(error))
-        self._fail(claim, failure, delivery, source)
+        self._fail(claim, _invalid(error), delivery, source)
 
     def _fail(
         self,
@@ -338,6 +340,14 @@ class Inbox:
 
     def _is_genuine(self, claim: AttemptClaim | AttemptEvent) -> bool:
         return self._tokens.verify(claim.token, claim.uid, claim.attempt, claim.epoch)
+
+
+def _invalid(error: ContractError) -> AttemptFailure:
+    if isinstance(error, InexactEventError) and error.place.startswith(_RESULT_PLACE):
+        place = error.place.removeprefix("data.")
+        message = f"{place}: {error.problem}"
+        return AttemptFailure(type="InvalidResult", message=message, retryable=False)
+    return AttemptFailure(type="InvalidOutcome", message=str(error))
 
 
 def _checkpoint(report: AttemptEvent) -> bytes:

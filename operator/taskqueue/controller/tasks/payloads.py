@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import orjson
-
+from taskqueue.exact_json import decode, decode_own, encode
+from taskqueue.jsonable import NotJsonError
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.task import PayloadSource, Task
 
@@ -95,11 +95,9 @@ class Payloads:
         for place, source in enumerate(task.spec.payload_from):
             merged |= await self._object(task.namespace, source, f"spec.payloadFrom[{place}]")
         try:
-            return orjson.dumps(merged | orjson.loads(task.spec.payload))
-        except TypeError:
-            raise _Unresolved(
-                "spec.payloadFrom: the merged payload is nested too deeply: flatten it"
-            ) from None
+            return encode(merged | decode_own(task.spec.payload), "payload")
+        except NotJsonError as error:
+            raise _Unresolved(f"spec.payloadFrom: merged, {error}") from None
 
     async def _object(self, namespace: str, source: PayloadSource, where: str) -> dict[str, Any]:
         name = f"ConfigMap {namespace}/{source.config_map}"
@@ -116,8 +114,8 @@ class Payloads:
         if text is None:
             raise _Unresolved(f"{where}: {name} has no key {source.key}: add it")
         try:
-            parsed = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
+            parsed = decode(text)
+        except ValueError as error:
             raise _Unresolved(
                 f"{where}: key {source.key} of {name} is not valid JSON ({error}): fix it"
             ) from None

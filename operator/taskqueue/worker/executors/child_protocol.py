@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from taskqueue.contract.outcome import EventError
-from taskqueue.limits import CHECKPOINT_BYTES
+from taskqueue.exact_json import decode, decode_own
+from taskqueue.limits import CHECKPOINT_BYTES, JSON_DEPTH
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import encodable, failure, snoozed
 from taskqueue.worker.sdk import Progress
@@ -134,8 +135,8 @@ def encode_attempt(handler: str, attempt: AttemptRequest) -> bytes:
 
 def decode_attempt(body: bytes) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Return handler, payload, and the arguments of a `taskqueue.worker.sdk.Context`."""
-    handler, payload, task, uid, queue, attempt, max_attempts, timeout, fence, *saved = (
-        orjson.loads(body)
+    handler, payload, task, uid, queue, attempt, max_attempts, timeout, fence, *saved = decode_own(
+        body
     )
     checkpoint, checkpoint_known = saved
     return (
@@ -188,7 +189,7 @@ def decode_outcome(body: bytes) -> ChildOutcome:
         ProtocolError: it is not an outcome.
     """
     try:
-        seconds, mib, leftover, result, *failed = orjson.loads(body)
+        seconds, mib, leftover, result, *failed = decode(body, depth=JSON_DEPTH + 1)
         if failed == [None]:
             ended = AttemptResult(seconds=_float(seconds), released=True)
         elif len(failed) == 1:
@@ -222,7 +223,7 @@ def decode_progress(body: bytes) -> Progress:
         ProtocolError: it is not progress.
     """
     try:
-        percent, message = orjson.loads(body)
+        percent, message = decode(body)
         return Progress(None if percent is None else _float(percent), str(message))
     except (ValueError, TypeError) as error:
         raise ProtocolError(f"not progress: {error}") from None
@@ -235,7 +236,7 @@ def decode_checkpoint(body: bytes) -> bytes:
         ProtocolError: it is no checkpoint.
     """
     try:
-        if len(body) <= CHECKPOINT_BYTES and isinstance(orjson.loads(body), dict):
+        if len(body) <= CHECKPOINT_BYTES and isinstance(decode(body), dict):
             return body
     except ValueError:
         pass

@@ -2,9 +2,9 @@
 
 The payload is JSON on standard input, or in a file whose path takes the place of ``{payload}`` in
 the arguments. TASKQUEUE_ variables describe the attempt. The result is the JSON object in the file
-TASKQUEUE_RESULT_FILE, else the last line of standard output that is one, else none. The exit code
-says how the attempt ended: 0 success, 64 and 65 (EX_USAGE, EX_DATAERR) a failure that is not
-retried, anything else a failure that is retried.
+TASKQUEUE_RESULT_FILE, else that in the last line of standard output if it begins with ``{``, else
+none; never another line. The exit code says how the attempt ended: 0 success, 64 and 65 (EX_USAGE,
+EX_DATAERR) a failure that is not retried, anything else a failure that is retried.
 
 The program leads a process group of its own: SIGTERM goes to it, SIGKILL to the group, and what is
 left of the group when it ends is killed.
@@ -22,11 +22,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
-from taskqueue.limits import RESULT_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
@@ -40,7 +38,7 @@ from taskqueue.worker.executors.function import NothingRan
 from taskqueue.worker.executors.memory import OomKills
 from taskqueue.worker.executors.output import LINE_BYTES, OutputPipe, merge_lines
 from taskqueue.worker.executors.process_spawner import ProcessExit, ProcessSpawner, SpawnedProcess
-from taskqueue.worker.outcome import encodable, failure, succeeded, unknown_handler
+from taskqueue.worker.outcome import encodable, failure, parsed_result, too_large, unknown_handler
 from taskqueue.worker.sdk import Progress
 
 log = EventLog("taskqueue.worker")
@@ -116,8 +114,6 @@ class CommandExecution:
         self._began = executor.loop.time()
         self._cancelled = False
         self._over_mib: float | None = None
-        #: The last line of standard output that is a JSON object.
-        self._last_object = b""
         self._last_error = ""
         self._process: SpawnedProcess | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="attempt-"))
@@ -196,9 +192,6 @@ class CommandExecution:
         return self._folder / "result.json"
 
     def _on_stdout(self, lines: list[str]) -> None:
-        for text in lines:
-            if text.lstrip().startswith("{") and isinstance(_parse(text.encode()), dict):
-                self._last_object = text.encode()
         self._log("stdout", lines)
 
     def _on_stderr(self, lines: list[str]) -> None:
@@ -248,30 +241,21 @@ class CommandExecution:
 
     def _success(self, seconds: float) -> AttemptResult:
         handler = self._attempt.handler or ""
+        where = "in the file TASKQUEUE_RESULT_FILE"
         try:
-            text = _read_result(self._result_file) or self._last_object
-            value = _parse(text)
-        except OSError:
-            text, value = b"?", None  # it exists, and cannot be read
+            text = _read_result(self._result_file)
+        except OSError as error:
+            reason = f"handler {handler!r}: the result {where} cannot be read: {error}"
+            return failure("InvalidResult", reason, seconds, retryable=False)
+        if not text:
+            where = "in the last line of standard output"
+            line = self._pipes[0].last_line.strip()
+            text = line if line.startswith(b"{") else b""
         if not text:
             return AttemptResult(seconds=seconds)
         if len(text) > _READ_BYTES:
-            return failure(
-                "ResultTooLarge",
-                f"the result has more than {_READ_BYTES} bytes, the limit is {RESULT_BYTES}: "
-                "store it elsewhere and return where it is",
-                seconds,
-                retryable=False,
-            )
-        if not isinstance(value, dict):
-            return failure(
-                "InvalidResult",
-                f"handler {handler!r} wrote to TASKQUEUE_RESULT_FILE, but not a JSON object: write "
-                '{"name": …}, or nothing',
-                seconds,
-                retryable=False,
-            )
-        return succeeded(value, seconds, handler=handler)
+            return too_large(f"more than {_READ_BYTES}", seconds)
+        return parsed_result(text, seconds, handler=handler, where=where)
 
 
 class CommandExecutor:
@@ -374,10 +358,3 @@ def _read_result(path: Path) -> bytes:
         return os.read(fd, _READ_BYTES + 1).strip()
     finally:
         os.close(fd)
-
-
-def _parse(text: bytes) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None

@@ -35,6 +35,7 @@ from typing import NoReturn
 
 import orjson
 
+from taskqueue.exact_json import decode_own
 from taskqueue.worker.executors import child, descendants
 from taskqueue.worker.executors.process_state import text_stream
 from taskqueue.worker.sdk import HandlerRegistry
@@ -138,7 +139,7 @@ class ForkServer:
                 return False
             for fd in fds:
                 os.set_inheritable(fd, False)
-            self._handle_request(orjson.loads(data), fds)
+            self._handle_request(decode_own(data), fds)
 
     def _handle_request(self, request: list[object], fds: list[int]) -> None:
         match request:

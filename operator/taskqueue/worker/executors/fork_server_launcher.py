@@ -17,6 +17,7 @@ from typing import NoReturn
 import orjson
 
 from taskqueue import logs
+from taskqueue.exact_json import decode_own
 from taskqueue.worker.executors.fork_server import ForkServer
 from taskqueue.worker.loading import load
 from taskqueue.worker.sdk import HandlerRegistry, registry
@@ -103,7 +104,7 @@ class ForkServerConfig:
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run a fork server that was started by `ForkServerConfig.launch_by_exec`."""
-    values = orjson.loads(arguments[1])
+    values = decode_own(arguments[1])
     logs.configure(logs.LogFormat(values["log_format"]), level=values["log_level"])
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)

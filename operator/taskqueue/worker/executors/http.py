@@ -1,11 +1,11 @@
 """Runs attempts by HTTP: ``--http 'NAME=http://127.0.0.1:8000/path'``, for a service in the pod.
 
 The payload is POSTed as JSON; Taskqueue- headers describe the attempt. An answer 2xx is success and
-its body, if it is a JSON object, the result. 408, 425, 429, 5xx and a missing answer are failures
-that are retried, after the time of a Retry-After if there is one; any other status is a failure
-that is not retried. To end an attempt, its connection is closed and a DELETE with its uid and
-number sent to the same URL; a message without a uid gets no DELETE, which could hit another. The
-service decides whether that ends the work.
+its body, if it begins with ``{``, the result, a JSON object. 408, 425, 429, 5xx and a missing
+answer are failures that are retried, after the time of a Retry-After if there is one; any other
+status is a failure that is not retried. To end an attempt, its connection is closed and a DELETE
+with its uid and number sent to the same URL; a message without a uid gets no DELETE, which could
+hit another. The service decides whether that ends the work.
 
 NAME ``*`` stands for every handler without an executor of its own; its name is appended to the
 URL.
@@ -29,7 +29,7 @@ import orjson
 from taskqueue.limits import RESULT_BYTES
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.function import NothingRan
-from taskqueue.worker.outcome import failure, succeeded, unknown_handler
+from taskqueue.worker.outcome import failure, parsed_result, too_large, unknown_handler
 from taskqueue.worker.sdk import Progress
 
 #: The NAME that stands for every handler.
@@ -188,18 +188,13 @@ class HttpExecution:
         )
 
     def _success(self, text: bytes) -> AttemptResult:
-        try:
-            value = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            if len(text) > _ANSWER_BYTES and text.lstrip().startswith(b"{"):
-                value = {"text": text.decode("utf-8", "replace")}  # fails as too large
-            else:
-                value = None
-        return succeeded(
-            value if isinstance(value, dict) else None,
-            self._seconds,
-            handler=self._attempt.handler or "",
-        )
+        handler = self._attempt.handler or ""
+        text = text.strip()
+        if not text.startswith(b"{"):
+            return AttemptResult(seconds=self._seconds)
+        if len(text) > _ANSWER_BYTES:
+            return too_large(f"more than {_ANSWER_BYTES}", self._seconds)
+        return parsed_result(text, self._seconds, handler=handler, where="in its answer")
 
     def _on_task_done(self, task: asyncio.Task[AttemptResult]) -> None:
         self._executor.remove_execution(self)

@@ -47,6 +47,10 @@ class OutputPipe:
         loop: ``on_lines`` is called on it.
         on_lines: called with the lines read at once, without line ends and empty lines.
         line_bytes: a longer line is split into pieces of this many bytes.
+
+    Attributes:
+        last_line: the last line that is not blank, as it was written; of one longer than
+            ``line_bytes`` the beginning, which is longer than that too.
     """
 
     def __init__(
@@ -59,7 +63,10 @@ class OutputPipe:
         self._line_bytes = line_bytes
         self._loop = loop
         self._on_lines = on_lines
+        self.last_line = b""
         self._rest = bytearray()
+        #: The first piece of a long line that has not ended yet.
+        self._first_piece = b""
         self._size = array.array("i", [0])
         self._reading, self.writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._reading, False)
@@ -80,7 +87,7 @@ class OutputPipe:
         if self._reading < 0:
             return
         self.drain()
-        self._emit([bytes(self._rest)])
+        self._emit([self._end_line()])
         self._rest.clear()
         self._loop.remove_reader(self._reading)
         os.close(self._reading)
@@ -99,13 +106,24 @@ class OutputPipe:
         lines = []
         self._rest += first
         for line in others:
-            lines.append(bytes(self._rest))
+            lines.append(self._end_line())
             self._rest = bytearray(line)
         while len(self._rest) > self._line_bytes:
-            lines.append(bytes(self._rest[: self._line_bytes]))
+            piece = bytes(self._rest[: self._line_bytes])
+            self._first_piece = self._first_piece or piece
+            lines.append(piece)
             del self._rest[: self._line_bytes]
         self._emit(lines)
         return len(data)
+
+    def _end_line(self) -> bytes:
+        """Return the rest of the line that ends here."""
+        rest = bytes(self._rest)
+        line = self._first_piece + rest
+        self._first_piece = b""
+        if line.strip():
+            self.last_line = line
+        return rest
 
     def _emit(self, lines: Iterable[bytes]) -> None:
         size = self._line_bytes

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import orjson
 
 from taskqueue.backoff import Backoff
+from taskqueue.exact_json import decode_own
 from taskqueue.logs import EventLog
 from taskqueue.worker.executors.fork_server import PACKET_BYTES
 from taskqueue.worker.executors.fork_server_launcher import ForkServerHandle
@@ -220,7 +221,7 @@ class ProcessSpawner:
             if not data:
                 self._on_died()
                 return
-            self._on_report(orjson.loads(data))
+            self._on_report(decode_own(data))
 
     def _on_report(self, report: list[object]) -> None:
         match report:
@@ -245,7 +246,7 @@ class ProcessSpawner:
         self._detach()
         pid, self._pid = self._pid, 0
         # Waiting requests for new processes go to the next server; the dead one's processes do not.
-        requested = {orjson.loads(data)[1] for data, fds in self._waiting if fds}
+        requested = {decode_own(data)[1] for data, fds in self._waiting if fds}
         lost = [identity for identity in self._processes if identity not in requested]
         log.error(
             "forkserver.died",

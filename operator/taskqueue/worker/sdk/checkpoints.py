@@ -29,9 +29,9 @@ def encode_checkpoint(value: Any) -> bytes:
         ValueError: it is too large.
     """
     try:
-        body = plain(value)
+        body = plain(value, "value")
         if not isinstance(body, dict) or body.keys() == {"value"}:
-            body = {"value": body}
+            body = plain({"value": body})
         encoded = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise TypeError(f"checkpoint(value): {error}: give what JSON can say") from error

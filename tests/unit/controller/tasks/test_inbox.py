@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from taskqueue.contract.names import DEAD_EXCHANGE, HEARTBEATS_EXCHANGE, OUTCOME
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
-from taskqueue.limits import CHECKPOINT_BYTES
+from taskqueue.limits import CHECKPOINT_BYTES, EVENT_BYTES
 from taskqueue.model.task import Phase, Policy
 from taskqueue.timestamps import to_rfc3339
 from tests.unit.controller.fakes import EPOCH, TOKENS, TaskHarness, raw_task, turn
@@ -299,3 +300,37 @@ async def test_a_checkpoint_that_breaks_the_contract_does_not_end_its_attempt(
     await asyncio.sleep(11)
     assert not harness.writer.writes
     assert harness.entries[entry.uid].stage is TaskStage.PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("result", "place"),
+    [
+        (b'{"items": [1, {"loss": NaN}]}', "result.items[1].loss"),
+        (b'{"loss": 18446744073709551615}', "result.loss"),
+    ],
+)
+async def test_a_result_that_is_not_exact_fails_its_attempt_for_good(
+    result: bytes, place: str
+) -> None:
+    harness = TaskHarness()
+    entry = await harness.published("t")
+    body = encode(replace(_outcome(), token=TOKENS.sign(entry.task.uid, 1, 0), result={}))
+    tag = harness.message(body.replace(b'"result":{}', b'"result":' + result))
+    await asyncio.sleep(5)
+    status = harness.writer.writes[0].status
+    assert (status["phase"], status["reason"]) == ("Failed", "NonRetryable")
+    assert f"InvalidResult: {place}: " in status["message"]
+    harness.writer.writes[0].succeed()
+    await turn()
+    await turn()
+    assert harness.channel.acked == [tag]
+
+
+async def test_an_event_above_the_limit_is_parked_unparsed() -> None:
+    harness = TaskHarness()
+    await harness.published("t")
+    body = encode(_outcome())
+    harness.message(body[:-1] + b" " * EVENT_BYTES + b"}")
+    ((delivery, reason),) = harness.given_up
+    assert "the limit is 1048576" in reason
+    assert len(delivery.body) > EVENT_BYTES

@@ -184,7 +184,7 @@ async def test_a_payload_that_is_nested_too_deeply_says_so() -> None:
     entry = harness.add("t", payloadFrom=sources("deep/k"))
     await asyncio.sleep(1)
     assert entry.status.reason == "PayloadUnresolved"
-    assert "nested too deeply: flatten it" in entry.status.message
+    assert "nested deeper than 100 levels: flatten it" in entry.status.message
     harness.api.objects[PATH + "deep"] = {"data": {"k": "{}"}}
     await asyncio.sleep(RETRY_SECONDS)
     assert harness.publisher.names == ["t"]

@@ -1,0 +1,146 @@
+"""Encodes and decodes JSON without changing a value: what `taskqueue.jsonable` calls JSON.
+
+orjson alone writes NaN as null and integers of 64 bits without sign, reads integers of more bits as
+other numbers, and reads what is nested 1,024 deep while it writes 254 levels: what it has read
+cannot be passed on. Here it does the work when a quick look at the text rules all of that out; else
+the value is walked.
+
+All JSON is read here, and a test sees to it: `decode` reads what others wrote, `decode_own` what
+this project wrote itself, or Kubernetes's API server.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from itertools import accumulate
+from typing import Any
+
+import orjson
+
+from taskqueue.jsonable import NotJsonError, models, plain
+from taskqueue.limits import JSON_DEPTH
+
+#: Every integer that needs more than 64 bits with its sign has as many digits, or more.
+_DIGITS = 19
+
+#: Below the standard library's limit.
+_REFUSED_LEVELS = 500
+
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
+_LARGE = b"0" * _DIGITS
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+#: What brackets do to the level, as signed bytes.
+_UP, _DOWN = b"\x01", b"\xff"
+_TO_STEPS = bytes.maketrans(b"[{]}", _UP + _UP + _DOWN + _DOWN)
+#: Brackets looked at together: of text that is too deep not much more than its beginning.
+_STEPS = 4096
+_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
+def encode(value: Any, at: str = "") -> bytes:
+    """Return a value as JSON.
+
+    Args:
+        value: what `taskqueue.jsonable.plain` takes.
+        at: the name of the value in an error's place, such as ``payload``.
+
+    Raises:
+        NotJsonError: it is not JSON.
+    """
+    try:
+        text = orjson.dumps(value, default=models)
+        if b"null" not in text and not _has_large_numbers(text):
+            check_levels(text, at)
+            return text
+    except TypeError:
+        pass  # `plain` knows where it is
+    # A null may have been a NaN.
+    return orjson.dumps(plain(value, at))
+
+
+def decode(text: bytes | str, at: str = "", *, depth: int = JSON_DEPTH) -> Any:
+    """Read JSON text.
+
+    Args:
+        text: of any length: check that before.
+        at: the name of the value in an error's place, such as ``payload``.
+        depth: levels of objects and lists it may have.
+
+    Raises:
+        NotJsonError: a value in it is no JSON for us, such as NaN or an integer of 65 bits.
+        ValueError: it is not JSON at all.
+    """
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    check_levels(data, at, depth=depth)
+    problem = ""
+    if not _has_large_numbers(data):
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            problem = str(error)
+    try:
+        value = json.loads(data.decode(), parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(problem or str(error)) from None
+    return plain(value, at, depth=depth)
+
+
+def decode_own(text: bytes | str) -> Any:
+    """Read JSON text that this project has written itself, or Kubernetes's API server.
+
+    Raises:
+        ValueError: it is not JSON, or deeper than orjson goes.
+    """
+    return orjson.loads(text)
+
+
+def decode_refused(text: bytes) -> Any:
+    """Read JSON text that `decode` refuses, to see whom it is from: numbers may be other ones.
+
+    Raises:
+        ValueError: it is not JSON either way, or far too deep.
+    """
+    check_levels(text, depth=_REFUSED_LEVELS)
+    try:
+        return json.loads(text, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def check_levels(text: bytes, at: str = "", *, depth: int = JSON_DEPTH) -> None:
+    """Refuse text with more levels of objects and lists, before anything parses it.
+
+    Raises:
+        NotJsonError: it has more.
+        ValueError: it is not JSON at all.
+    """
+    if text.count(b"[") + text.count(b"{") <= depth:
+        return
+    steps = _outside_strings(text).translate(_TO_STEPS, _NOT_BRACKETS)
+    if 2 * steps.count(_UP) != len(steps):
+        raise ValueError("its brackets do not match")
+    level = 0
+    for begin in range(0, len(steps), _STEPS):
+        levels = list(accumulate(array("b", steps[begin : begin + _STEPS]), initial=level))
+        if max(levels) > depth:
+            raise NotJsonError(f"nested deeper than {depth} levels: flatten it", at=at)
+        level = levels[-1]
+
+
+def _outside_strings(text: bytes) -> bytes:
+    if b"\\" in text:
+        return _STRING.sub(b"", text)
+    return b"".join(text.split(b'"')[::2])
+
+
+def _has_large_numbers(text: bytes) -> bool:
+    """Return whether an integer may need more than 64 bits; a text of digits looks the same."""
+    return len(text) >= _DIGITS and _LARGE in text.translate(_DIGITS_TO_ZERO)
+
+
+def _integer(digits: str) -> int:
+    """Return the number, or another one that is too large as well: Python does not read any."""
+    return int(digits[: 2 * _DIGITS])

@@ -1,0 +1,175 @@
+"""JSON is exact or refused with its place: the same by every way in and out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskqueue import testing
+from taskqueue.client.spec import payload_object
+from taskqueue.direct.async_producer import _encoded
+from taskqueue.exact_json import check_levels, decode, encode
+from taskqueue.jsonable import NotJsonError, plain
+from taskqueue.limits import JSON_DEPTH
+
+INTEGERS = st.integers(-(2**63), 2**63 - 1) | st.sampled_from(
+    [2**53, 2**53 + 1, 2**62, 2**63 - 1, -(2**63), 10**18]
+)
+WIDE = st.integers(2**63, 2**130) | st.integers(-(2**130), -(2**63) - 1)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
+    ["null", "9" * 30, '"[{', "\\", '\\"[', "]"]
+)
+SCALARS = (
+    st.none() | st.booleans() | INTEGERS | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
+)
+BAD = (
+    WIDE
+    | st.sampled_from([math.nan, math.inf, -math.inf])
+    | st.builds(Decimal, st.integers(-5, 5))
+    | st.just("\ud800")
+    | st.just({1: 2})
+    | st.just(object())
+)
+
+
+def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        leaves,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+        max_leaves=12,
+    )
+
+
+def deep(levels: int, inside: Any = 0) -> Any:
+    for level in range(levels):
+        inside = [inside] if level % 2 else {"a": inside}
+    return inside
+
+
+@given(nested(SCALARS))
+def test_a_value_comes_back_as_it_was(value: Any) -> None:
+    assert decode(encode(value)) == value == plain(value)
+    assert decode(json.dumps(value, indent=1)) == value
+
+
+@given(st.lists(st.integers(0, 3) | TEXTS, max_size=6), BAD, nested(SCALARS))
+def test_a_bad_value_is_refused_with_its_place(path: list[Any], bad: Any, beside: Any) -> None:
+    value = bad
+    for step in reversed(path):
+        value = {step: value} if isinstance(step, str) else [beside] * step + [value]
+    with pytest.raises(NotJsonError) as by_orjson:
+        encode(value, "result")
+    with pytest.raises(NotJsonError) as by_walking:
+        plain(value, "result")
+    assert str(by_orjson.value) == str(by_walking.value)
+    assert by_walking.value.place.startswith("result")
+    for step in path:
+        named = f"[{step}]" if isinstance(step, int) else step if step.isidentifier() else ""
+        assert named in by_walking.value.place
+
+
+@given(nested(SCALARS | WIDE | st.sampled_from([math.nan, math.inf])))
+def test_text_of_others_is_read_exactly_or_not_at_all(value: Any) -> None:
+    text = json.dumps(value)
+    expected = place_of(lambda: plain(value))
+    assert place_of(lambda: decode(text)) == expected
+    if expected is None:
+        assert decode(text) == value
+
+
+def place_of(read: Callable[[], Any]) -> str | None:
+    """Return the place that is refused, None: nothing is."""
+    try:
+        read()
+    except NotJsonError as error:
+        return error.place
+    return None
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "9" * 5000, "-" + "9" * 19, "1" + "0" * 30])
+def test_numbers_that_no_double_and_no_integer_has_are_refused(number: str) -> None:
+    with pytest.raises(NotJsonError, match=r"^a\[1\]: "):
+        decode(f"[0, {number}]".encode(), "a")
+
+
+@pytest.mark.parametrize(
+    "levels", [JSON_DEPTH - 1, JSON_DEPTH, JSON_DEPTH + 1, 252, 253, 254, 2000]
+)
+def test_levels_are_counted_alike_in_values_and_in_text(levels: int) -> None:
+    value, text = deep(levels), b'{"a":' * levels + b"0" + b"}" * levels
+    if levels <= JSON_DEPTH:
+        assert decode(encode(value)) == value
+        assert decode(text) == json.loads(text)
+        return
+    for refused in (lambda: encode(value), lambda: plain(value), lambda: decode(text)):
+        with pytest.raises(NotJsonError, match="nested"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"[" * 2_000_000, b"[" * 2_000_000 + b"]" * 2_000_000, b'{"a":' * 1_000_000, b'["' * 300_000],
+    ids=["open", "closed", "objects", "texts"],
+)
+def test_what_would_end_the_process_is_not_parsed(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"nested|brackets"):
+        check_levels(text)
+    with pytest.raises(ValueError, match=r"nested|brackets"):
+        decode(text)
+
+
+def test_brackets_in_texts_are_no_levels() -> None:
+    value = ["[" * 500, '"]' * 500, "\\", {"}" * 300: ['\\"'] * 200}]
+    assert decode(orjson.dumps(value)) == value
+    assert decode(encode(value)) == value
+
+
+class Measured(pydantic.BaseModel):
+    loss: float
+    steps: list[int] = []
+
+
+class Broken:
+    def __repr__(self) -> str:
+        return "Broken()"
+
+
+#: The same rule wherever a program of ours takes a value.
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "client": payload_object,
+    "producer": _encoded,
+    "testing payload": lambda value: testing.run(lambda payload: None, value),
+    "testing result": lambda value: testing.run(lambda payload: value),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"items": [0, 1, 2, {"loss": math.nan}]}, ".items[3].loss"),
+        ({"loss": 2**64 - 1}, ".loss"),
+        ({"loss": 2**63 + 1}, ".loss"),
+        ({"loss": Decimal("1.5")}, ".loss"),
+        ({"a": {5: 1}}, ".a['5']"),
+        ({"a b": [b"x"]}, "['a b'][0]"),
+        (Measured(loss=math.inf), ".loss"),
+        (Measured(loss=0, steps=[1, 2**70]), ".steps[1]"),
+        ({"a": Broken()}, ".a"),
+    ],
+    ids=str,
+)
+def test_every_way_in_names_the_place(way: str, value: Any, place: str) -> None:
+    with pytest.raises(Exception, match=r"JSON|64 bits|strings") as caught:
+        WAYS[way](value)
+    name = "result" if way == "testing result" else "payload"
+    assert f"{name}{place}: " in str(caught.value)
