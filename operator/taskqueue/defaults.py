@@ -14,5 +14,8 @@ DEFAULT_RETRY_FACTOR = 2
 DEFAULT_LONGEST_RETRY_SECONDS = 300
 DEFAULT_RETRY_JITTER = 0.1
 
+#: The installation that an operator belongs to: this one's names at the broker do not carry it.
+DEFAULT_INSTALLATION = "default"
+
 #: Default of a TaskQueue's ``dispatch.maxPublished``.
 DEFAULT_MAX_PUBLISHED = 1000

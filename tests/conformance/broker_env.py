@@ -27,6 +27,7 @@ from taskqueue.contract.names import (
     OUTCOMES_EXCHANGE,
     WORK_EXCHANGE,
     dead_queue,
+    events_key,
 )
 from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
@@ -129,13 +130,15 @@ class BrokerEnv:
         while await self.ready(queue) != count:  # noqa: ASYNC110 - the broker only answers polls
             await asyncio.sleep(POLL_SECONDS)
 
-    async def unbind_inbox(self) -> None:
-        """Unbind the inbox, so that the broker returns outcomes to the workers."""
-        await self.channel.unbind_queue(INBOX_QUEUE, OUTCOMES_EXCHANGE, "#")
+    async def unbind_inbox(self, queue: str) -> None:
+        """Unbind the inbox, so that the broker returns outcomes to a TaskQueue's workers."""
+        await self.channel.unbind_queue(
+            INBOX_QUEUE, OUTCOMES_EXCHANGE, events_key(NAMESPACE, queue)
+        )
 
-    async def bind_inbox(self) -> None:
+    async def bind_inbox(self, queue: str) -> None:
         """Bind the inbox again."""
-        await self.channel.bind_queue(INBOX_QUEUE, OUTCOMES_EXCHANGE, "#")
+        await self.channel.bind_queue(INBOX_QUEUE, OUTCOMES_EXCHANGE, events_key(NAMESPACE, queue))
 
     async def dead_letter(self, queue: str) -> Delivery:
         """Wait for a dead letter of a TaskQueue, and remove it from the queue."""

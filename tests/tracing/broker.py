@@ -93,7 +93,7 @@ class _PikaChannel:
     def exchange_declare(self, *_: Any, callback: Callable[[Any], None], **__: Any) -> None:
         self._answer(callback)
 
-    queue_declare = queue_bind = exchange_bind = basic_qos = exchange_declare
+    queue_declare = queue_bind = queue_unbind = exchange_bind = basic_qos = exchange_declare
 
     def select_confirms(
         self, on_confirm: Callable[[int, bool, bool], None], callback: Callable[[Any], None]

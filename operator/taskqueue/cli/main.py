@@ -110,10 +110,14 @@ def _run_operator(options: argparse.Namespace) -> int:
     from taskqueue import logs
     from taskqueue.controller.manager import OperatorSettings, serve
 
+    try:
+        settings = OperatorSettings.from_environment()
+    except ValueError as problem:
+        options.parser.error(str(problem))
     logs.configure()
     # Nearly all that a Task allocates is freed by its reference count; looking for cycles in it
     # as often as by default is wasted CPU.
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(OperatorSettings.from_environment()))
+        return runner.run(serve(settings))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.limits import (
     COMMAND_RETENTION_DAYS,
     DELIVERY_LIMIT,
@@ -41,9 +42,6 @@ EVENTS_EXCHANGE = "taskqueue.events"
 HEARTBEATS_EXCHANGE = "taskqueue.heartbeats"
 
 
-HEARTBEATS_QUEUE = "taskqueue-operator.heartbeats"
-
-
 #: Old heartbeats are useless, and must not pile up.
 HEARTBEATS_ARGUMENTS: Mapping[str, Any] = {
     "x-queue-type": "classic",
@@ -51,10 +49,6 @@ HEARTBEATS_ARGUMENTS: Mapping[str, Any] = {
     "x-max-length": 10_000,
     "x-overflow": "drop-head",
 }
-
-
-#: The operator's inbox: every outcome and every dead letter.
-INBOX_QUEUE = "taskqueue-operator.inbox"
 
 
 #: Commands to all workers (`taskqueue.contract.command`): a stream, so that a new worker reads past
@@ -106,13 +100,56 @@ CONTROL_ARGUMENTS: Mapping[str, Any] = {
 QUEUE_KEY_BYTES = SHORT_STRING_BYTES - len(".worker.heartbeat")
 
 
+#: What is named after an operator, of whatever installation, begins with this.
+OPERATOR = "taskqueue-operator"
+
+
 class ContractError(ValueError):
     """A message that breaks the contract; the text names what is wrong with it."""
 
 
+def operator_name(installation: str) -> str:
+    """Return what the operators of an installation are called: at the broker, and as its Lease."""
+    return OPERATOR if installation == DEFAULT_INSTALLATION else f"{OPERATOR}.{installation}"
+
+
+def inbox_queue(installation: str) -> str:
+    """Return the name of an installation's inbox: outcomes and dead letters of its TaskQueues."""
+    return f"{operator_name(installation)}.inbox"
+
+
+def heartbeats_queue(installation: str) -> str:
+    """Return the name of the queue for heartbeats of the workers of an installation."""
+    return f"{operator_name(installation)}.heartbeats"
+
+
+def marker_key(installation: str) -> str:
+    """Return the routing key by which an installation sends a message to its own inbox."""
+    return f"{operator_name(installation)}.marker"
+
+
+#: Of the installation `default`.
+INBOX_QUEUE = inbox_queue(DEFAULT_INSTALLATION)
+HEARTBEATS_QUEUE = heartbeats_queue(DEFAULT_INSTALLATION)
+
+
 def routing_key(namespace: str, queue: str) -> str:
-    """Return the routing key of a TaskQueue: bindings to it have no wildcards."""
+    """Return the routing key of a TaskQueue's work and dead letters; its events add a suffix."""
     return f"{namespace}.{queue}"
+
+
+def events_key(namespace: str, queue: str) -> str:
+    """Return the binding key of all events and heartbeats of a TaskQueue's workers.
+
+    It has no wildcard before its end: names of namespaces and TaskQueues have no dots.
+    """
+    return f"{routing_key(namespace, queue)}.#"
+
+
+def queue_of_key(key: str) -> tuple[str, str]:
+    """Return (namespace, name) of the TaskQueue that a routing key names; either may be empty."""
+    namespace, _, rest = key.partition(".")
+    return namespace, rest.partition(".")[0]
 
 
 def work_queue(namespace: str, queue: str) -> str:

@@ -6,7 +6,13 @@ becomes `TopologyConflict`. Declaring is idempotent, so all of it may run at any
 
 Order matters: a dead letter without a route is stuck in its queue, and 32 of them stop all
 dead-lettering of that queue. So the dead exchange, dead queue and bindings come before the work
-queue, whichever of them was missing.
+queue, whichever of them was missing. The bindings of the inbox do, too: from the first message
+on, its end has a route to the operator, and it keeps that for as long as the work queue exists. An
+outcome without a route would hold up the worker that has it, and a dead letter would be lost to the
+operator.
+
+The inbox and the heartbeats queue belong to an installation, everything else to all that share the
+virtual host.
 """
 
 from __future__ import annotations
@@ -25,16 +31,19 @@ from taskqueue.contract.names import (
     EVENTS_EXCHANGE,
     HEARTBEATS_ARGUMENTS,
     HEARTBEATS_EXCHANGE,
-    HEARTBEATS_QUEUE,
     INBOX_ARGUMENTS,
-    INBOX_QUEUE,
     OUTCOMES_EXCHANGE,
     WORK_EXCHANGE,
     dead_queue,
+    events_key,
+    heartbeats_queue,
+    inbox_queue,
+    marker_key,
     routing_key,
     work_queue,
     work_queue_arguments,
 )
+from taskqueue.defaults import DEFAULT_INSTALLATION
 
 _PRECONDITION_FAILED = 406
 
@@ -47,8 +56,10 @@ _EXCHANGES = (
     EVENTS_EXCHANGE,
 )
 
-#: Every key: the inbox takes all outcomes and all dead letters.
 _ALL_KEYS = "#"
+
+#: (queue, exchange, key)
+_Binding = tuple[str, str, str]
 
 
 class TopologyConflict(Exception):
@@ -66,8 +77,12 @@ class TopologyConflict(Exception):
         self.name = name
 
 
-async def declare_operator_topology(connection: Connection) -> None:
-    """Declare the exchanges, the operator's queues and their bindings, and the control stream.
+async def declare_operator_topology(
+    connection: Connection, installation: str = DEFAULT_INSTALLATION
+) -> None:
+    """Declare the exchanges, the installation's queues, and the control stream.
+
+    The inbox is bound for the installation's own markers; `declare_task_queue` binds it for more.
 
     Raises:
         TopologyConflict: one of them exists with other arguments.
@@ -77,15 +92,23 @@ async def declare_operator_topology(connection: Connection) -> None:
     for exchange in _EXCHANGES:
         await _ensure_exchange(connection, exchange)
     await _bind_direct_exchange(connection)
-    await _ensure_queue(connection, INBOX_QUEUE, INBOX_ARGUMENTS)
-    await _bind(connection, INBOX_QUEUE, {OUTCOMES_EXCHANGE: _ALL_KEYS, DEAD_EXCHANGE: _ALL_KEYS})
-    await _ensure_queue(connection, HEARTBEATS_QUEUE, HEARTBEATS_ARGUMENTS)
-    await _bind(connection, HEARTBEATS_QUEUE, {HEARTBEATS_EXCHANGE: _ALL_KEYS})
+    inbox = inbox_queue(installation)
+    await _ensure_queue(connection, inbox, INBOX_ARGUMENTS)
+    await _bind(connection, (inbox, OUTCOMES_EXCHANGE, marker_key(installation)))
+    await _ensure_queue(connection, heartbeats_queue(installation), HEARTBEATS_ARGUMENTS)
     await _ensure_queue(connection, CONTROL_STREAM, CONTROL_ARGUMENTS)
 
 
-async def declare_task_queue(connection: Connection, namespace: str, queue: str) -> bool:
-    """Declare the dead queue and the work queue of a TaskQueue, and bind both.
+async def declare_task_queue(
+    connection: Connection, namespace: str, queue: str, installation: str = DEFAULT_INSTALLATION
+) -> bool:
+    """Declare the dead queue and the work queue of a TaskQueue, and bind what takes its messages.
+
+    Args:
+        connection: to a broker with the topology of `declare_operator_topology`.
+        namespace: of the TaskQueue.
+        queue: its name.
+        installation: whose operator gets its events and dead letters.
 
     Returns:
         Whether the work queue was missing and has been created: then nothing that was published to
@@ -99,10 +122,60 @@ async def declare_task_queue(connection: Connection, namespace: str, queue: str)
     key = routing_key(namespace, queue)
     dead, work = dead_queue(namespace, queue), work_queue(namespace, queue)
     await _ensure_queue(connection, dead, DEAD_QUEUE_ARGUMENTS)
-    await _bind(connection, dead, {DEAD_EXCHANGE: key})
+    await _bind(connection, (dead, DEAD_EXCHANGE, key))
+    await _bind(connection, *_report_bindings(namespace, queue, installation))
     created = await _ensure_queue(connection, work, work_queue_arguments(namespace, queue))
-    await _bind(connection, work, {WORK_EXCHANGE: key})
+    await _bind(connection, (work, WORK_EXCHANGE, key))
     return created
+
+
+async def delete_task_queue(
+    connection: Connection, namespace: str, queue: str, installation: str
+) -> None:
+    """Delete both queues of a TaskQueue and the bindings of its events; none of it need exist.
+
+    The work queue is first: a message that it dead-letters meanwhile still reaches the dead queue.
+    The bindings are last: the workers may still report.
+
+    Raises:
+        ChannelRefused: the operator's broker user may not delete.
+        BrokerUnavailable: the connection is lost.
+    """
+    channel = await connection.channel()
+    try:
+        await channel.delete_queue(work_queue(namespace, queue))
+        await channel.delete_queue(dead_queue(namespace, queue))
+    finally:
+        await channel.close()
+    await _unbind(connection, *_report_bindings(namespace, queue, installation))
+
+
+async def unbind_all_keys(connection: Connection, installation: str) -> None:
+    """Remove the bindings of an installation's queues that take the messages of every TaskQueue.
+
+    Older operators made them. Each TaskQueue of the installation must have its own before.
+
+    Raises:
+        ChannelRefused: the operator's broker user may not unbind.
+        BrokerUnavailable: the connection is lost.
+    """
+    inbox = inbox_queue(installation)
+    await _unbind(
+        connection,
+        (inbox, OUTCOMES_EXCHANGE, _ALL_KEYS),
+        (inbox, DEAD_EXCHANGE, _ALL_KEYS),
+        (heartbeats_queue(installation), HEARTBEATS_EXCHANGE, _ALL_KEYS),
+    )
+
+
+def _report_bindings(namespace: str, queue: str, installation: str) -> tuple[_Binding, ...]:
+    """Return the bindings by which an operator gets to know what becomes of a TaskQueue's work."""
+    inbox, events = inbox_queue(installation), events_key(namespace, queue)
+    return (
+        (inbox, OUTCOMES_EXCHANGE, events),
+        (inbox, DEAD_EXCHANGE, routing_key(namespace, queue)),
+        (heartbeats_queue(installation), HEARTBEATS_EXCHANGE, events),
+    )
 
 
 async def find_direct_exchange(connection: Connection) -> str:
@@ -193,10 +266,22 @@ async def _bind_direct_exchange(connection: Connection) -> None:
         await channel.close()
 
 
-async def _bind(connection: Connection, queue: str, keys: Mapping[str, str]) -> None:
+async def _bind(connection: Connection, *bindings: _Binding) -> None:
     channel = await connection.channel()
     try:
-        for exchange, key in keys.items():
+        for queue, exchange, key in bindings:
             await channel.bind_queue(queue, exchange, key)
     finally:
         await channel.close()
+
+
+async def _unbind(connection: Connection, *bindings: _Binding) -> None:
+    for queue, exchange, key in bindings:
+        channel = await connection.channel()
+        try:
+            await channel.unbind_queue(queue, exchange, key)
+        except ChannelRefused as refusal:
+            if not _is_missing(refusal):
+                raise
+        finally:
+            await channel.close()

@@ -27,6 +27,7 @@ from taskqueue.controller.tasks.dispatcher import do_nothing
 from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.controller.tasks.ttl import TtlController
+from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.kubernetes import deployments
 from taskqueue.kubernetes.client import UNREADABLE, ApiAccess, ApiClient, ApiError
 from taskqueue.kubernetes.deployments import PoolState
@@ -59,6 +60,7 @@ class Engine:
         access: of the API server.
         tokens: sign and judge attempts.
         namespace: where the operator runs.
+        installation: in names at the broker.
         instance: which operator this is, for Kubernetes Events.
         leads: returns whether this process certainly still leads.
     """
@@ -69,6 +71,7 @@ class Engine:
         tokens: TokenKeys,
         *,
         namespace: str,
+        installation: str = DEFAULT_INSTALLATION,
         instance: str = "",
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -78,8 +81,11 @@ class Engine:
         self._feed_client = ApiClient(access, max_connections=4, timeout_seconds=60)
         self._writer = StatusUpdater(self._writer_client)
         self._namespace = namespace
+        self._installation = installation
         self._drain_seconds = _DRAIN_SECONDS
         self._controllers: dict[QueueKey, tuple[QueueReconciler, asyncio.Task[None]]] = {}
+        #: Whether all TaskQueues that existed at the start are known.
+        self._queues_listed = False
         self._pool_states: dict[QueueKey, PoolState] = {}
         self._background: set[asyncio.Task[None]] = set()
         synced = asyncio.Event()
@@ -117,6 +123,7 @@ class Engine:
         )
         self._events = EventRecorder(EventWriter(self._client, instance=instance), clock=time.time)
         self._links = BrokerLinks(
+            installation=installation,
             feed_synced=synced,
             random=random,
             on_message=self.tasks.inbox.on_delivery,
@@ -186,6 +193,8 @@ class Engine:
             on_condition=lambda condition: self._on_condition(config, condition),
             readers=self._readers,
             operator_namespace=self._namespace,
+            installation=self._installation,
+            on_declared=self._on_queue_declared,
             sizing_conflict=self._sizing_conflict,
         )
         task = self._spawn(
@@ -214,7 +223,17 @@ class Engine:
         remove_queue_metrics(key)
         self._events.remove_queue(key)
         self.tasks.on_queue_changed(key)
+        self._on_queue_declared()
         log.info("queue.deleted", namespace=key[0], queue=key[1])
+
+    def _on_queue_declared(self) -> None:
+        """Give up the events of all others, once each TaskQueue has bindings of its own.
+
+        The inboxes of an older operator are bound for every key. As long as a TaskQueue cannot be
+        declared they stay so: it may be at any of the brokers, with workers that report.
+        """
+        if self._queues_listed and all(one.is_bound for one, _ in self._controllers.values()):
+            self._links.unbind_all_keys()
 
     async def _run_reconciler(self, controller: QueueReconciler) -> None:
         # A pool whose size is not known yet must not be resized.
@@ -234,10 +253,12 @@ class Engine:
                 if problem.reason == UNREADABLE:
                     return  # one object cannot be parsed; kopf brings the others
                 await asyncio.sleep(problem.retry_after or backoff.next_delay())
+        self._queues_listed = True
         for raw in found["items"]:
             try:
                 self.put_queue(raw)
             except ValidationError as problem:
+                self._queues_listed = False
                 log.error("queue.parse_failed", queue=raw["metadata"]["name"], error=str(problem))
 
     def _on_condition(self, config: QueueConfig, condition: Condition) -> None:
@@ -294,6 +315,10 @@ class Engine:
             controller.request_reconcile()
 
     # Events of the Tasks.
+
+    def has_queue(self, key: QueueKey) -> bool:
+        """Return whether this operator serves a TaskQueue, or may do so."""
+        return key in self._controllers or not self._queues_listed
 
     def uses_broker(self, key: QueueKey, broker: object) -> bool:
         """Return whether a TaskQueue uses this broker."""

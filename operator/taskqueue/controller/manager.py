@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import uuid
@@ -19,12 +20,16 @@ from typing import Any
 import kopf
 
 from taskqueue import __version__
+from taskqueue.api.common import DNS_LABEL_PATTERN
+from taskqueue.contract.names import operator_name
 from taskqueue.controller import handlers
 from taskqueue.controller.engine import Engine
 from taskqueue.controller.probes import serve_probes
+from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.kubernetes.client import ApiClient, load_access
 from taskqueue.kubernetes.lease import LeaderElector, LeaseLock
 from taskqueue.kubernetes.token_secret import load_token_keys
+from taskqueue.limits import LABEL_LENGTH
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -33,7 +38,6 @@ log = EventLog(__name__)
 _ANNOTATION_PREFIX = "taskqueue.dev"
 _KOPF_STOP_SECONDS = 5.0
 
-LEASE_NAME = "taskqueue-operator"
 #: Below half the Lease's renew deadline, so that a request that hangs leaves time for another.
 _LEASE_REQUEST_SECONDS = 3.0
 
@@ -46,21 +50,35 @@ class OperatorSettings:
         namespace: where the operator runs, with its Lease and its own Secret.
         port: of probes and metrics.
         kubeconfig: path, outside a cluster.
+        installation: a DNS label; tells it from other operators that use the same virtual host. It
+            is in the names of the inbox, of the Lease and of the Secret with the token keys.
         identity: in the Lease; unique for each process.
     """
 
     namespace: str = "taskqueue-system"
     port: int = 8080
     kubeconfig: str | None = None
+    installation: str = DEFAULT_INSTALLATION
     identity: str = field(default_factory=lambda: f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}")
 
     @classmethod
     def from_environment(cls) -> OperatorSettings:
-        """Read POD_NAMESPACE, TASKQUEUE_HTTP_PORT and KUBECONFIG."""
+        """Read POD_NAMESPACE, TASKQUEUE_HTTP_PORT, TASKQUEUE_INSTALLATION and KUBECONFIG.
+
+        Raises:
+            ValueError: one of them is not valid.
+        """
+        installation = os.environ.get("TASKQUEUE_INSTALLATION") or cls.installation
+        if not re.fullmatch(DNS_LABEL_PATTERN, installation) or len(installation) > LABEL_LENGTH:
+            raise ValueError(
+                f"TASKQUEUE_INSTALLATION: {installation!r} is not a DNS label: use at most "
+                f"{LABEL_LENGTH} lower-case letters, digits and hyphens, such as team-a"
+            )
         return cls(
             namespace=os.environ.get("POD_NAMESPACE") or cls.namespace,
             port=int(os.environ.get("TASKQUEUE_HTTP_PORT") or cls.port),
             kubeconfig=os.environ.get("KUBECONFIG") or None,
+            installation=installation,
         )
 
 
@@ -73,7 +91,8 @@ async def serve(settings: OperatorSettings) -> int:
     _stop_on_signals(stop)
     access = await load_access(settings.kubeconfig)
     client = ApiClient(access, timeout_seconds=_LEASE_REQUEST_SECONDS)
-    leadership = LeaderElector(LeaseLock(client, settings.namespace, LEASE_NAME), settings.identity)
+    lock = LeaseLock(client, settings.namespace, operator_name(settings.installation))
+    leadership = LeaderElector(lock, settings.identity)
     engine: Engine | None = None
     probes = await serve_probes(settings.port, ready=lambda: engine is None or engine.ready)
     try:
@@ -85,8 +104,9 @@ async def serve(settings: OperatorSettings) -> int:
         acquiring.result()
         engine = Engine(
             access,
-            await load_token_keys(client, settings.namespace),
+            await load_token_keys(client, settings.namespace, settings.installation),
             namespace=settings.namespace,
+            installation=settings.installation,
             instance=settings.identity,
             leads=lambda: leadership.is_leader,
         )

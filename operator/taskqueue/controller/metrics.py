@@ -19,7 +19,8 @@ PUBLISHED = Counter(
 OUTCOMES_DROPPED = Counter(
     "taskqueue_outcomes_dropped_total",
     "Events from workers that changed nothing, by why: unknown (the Task is finished or deleted), "
-    "stale (an earlier attempt or a repeat), forged (wrong token), invalid (not of the contract).",
+    "stale (an earlier attempt or a repeat), forged (wrong token), invalid (not of the contract), "
+    "foreign (the TaskQueue is not served here).",
     ("why",),
 )
 STATUS_WRITES = Counter("taskqueue_status_writes_total", "Task statuses written to the API server.")

@@ -1,4 +1,4 @@
-"""The Secret with the keys that sign the tokens of attempts.
+"""The Secret with the keys that sign the tokens of attempts, one for each installation.
 
 It is in the operator's namespace, so that every leader has the same keys. Each entry is a key under
 its id; the id that sorts last signs, and all verify. To rotate the key, add an entry, and remove
@@ -11,6 +11,7 @@ import base64
 import secrets
 from collections.abc import Mapping
 
+from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.token import TokenKeys
 
@@ -19,7 +20,12 @@ _KEY_BYTES = 32
 _FIRST_KEY_ID = "k1"
 
 
-async def load_token_keys(client: ApiClient, namespace: str) -> TokenKeys:
+def secret_name(installation: str) -> str:
+    """Return the name of an installation's Secret."""
+    return SECRET_NAME if installation == DEFAULT_INSTALLATION else f"{SECRET_NAME}.{installation}"
+
+
+async def load_token_keys(client: ApiClient, namespace: str, installation: str) -> TokenKeys:
     """Read the keys; create the Secret with a first key if it does not exist.
 
     Raises:
@@ -27,9 +33,9 @@ async def load_token_keys(client: ApiClient, namespace: str) -> TokenKeys:
             in its own namespace.
         ValueError: the Secret has no usable key.
     """
-    path = f"/api/v1/namespaces/{namespace}/secrets"
+    name, path = secret_name(installation), f"/api/v1/namespaces/{namespace}/secrets"
     try:
-        secret = await client.get(f"{path}/{SECRET_NAME}")
+        secret = await client.get(f"{path}/{name}")
     except ApiError as error:
         if error.status != 404:
             raise
@@ -37,7 +43,7 @@ async def load_token_keys(client: ApiClient, namespace: str) -> TokenKeys:
         body = {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": {"name": SECRET_NAME, "namespace": namespace},
+            "metadata": {"name": name, "namespace": namespace},
             "data": {_FIRST_KEY_ID: key},
         }
         try:
@@ -45,15 +51,15 @@ async def load_token_keys(client: ApiClient, namespace: str) -> TokenKeys:
         except ApiError as conflict:
             if conflict.status != 409:
                 raise
-            secret = await client.get(f"{path}/{SECRET_NAME}")  # another replica was faster
-    return _read(namespace, secret.get("data") or {})
+            secret = await client.get(f"{path}/{name}")  # another replica was faster
+    return _read(f"{namespace}/{name}", secret.get("data") or {})
 
 
-def _read(namespace: str, data: Mapping[str, str]) -> TokenKeys:
+def _read(secret: str, data: Mapping[str, str]) -> TokenKeys:
     keys = {key_id: base64.b64decode(value) for key_id, value in data.items()}
     if not keys or any(not value or "." in key_id for key_id, value in keys.items()):
         raise ValueError(
-            f"Secret {namespace}/{SECRET_NAME} must hold at least one key, each under an id "
+            f"Secret {secret} must hold at least one key, each under an id "
             "without a dot: delete the Secret, and the operator creates a new one"
         )
     return TokenKeys(current=max(keys), keys=keys)

@@ -4,6 +4,10 @@ A message that is returned (no inbox yet) or whose fate is unknown (the connecti
 and published again; the token in an outcome makes a duplicate harmless. The outbox outlives
 publishers: after a reconnect a new one is attached. Its size is bounded by the deliveries that stay
 unacknowledged meanwhile.
+
+Only a worker that stops gives up what is returned for long: its TaskQueue and both queues are
+deleted, and nobody will take it. The delivery stays unacknowledged, so nothing is lost if there is
+a queue to go back to.
 """
 
 from __future__ import annotations
@@ -20,6 +24,10 @@ log = EventLog("taskqueue.worker")
 
 OnConfirmed = Callable[[], None]
 
+#: How long a worker that stops publishes again what is returned (seconds): time for an operator to
+#: declare a deleted inbox again.
+RETURNED_SECONDS = 30.0
+
 
 class OutcomeOutbox:
     """Publishes messages until each is confirmed, through returns, losses and reconnects."""
@@ -35,6 +43,8 @@ class OutcomeOutbox:
         #: Why the last message was returned, "" while messages are confirmed: logged once a reason.
         self._return_reason = ""
         self._drained: asyncio.Future[None] | None = None
+        #: When what is returned is given up, on the loop's clock; None: never.
+        self._give_up_at: float | None = None
 
     @property
     def outstanding(self) -> int:
@@ -65,6 +75,10 @@ class OutcomeOutbox:
                 message.exchange, message.key, message.body, message.properties(), _ignore
             )
 
+    def give_up_returned(self) -> None:
+        """Publish what is returned for `RETURNED_SECONDS` more, then drop it: the worker stops."""
+        self._give_up_at = self._loop.time() + RETURNED_SECONDS
+
     async def wait_until_drained(self) -> None:
         """Return when nothing is outstanding."""
         while self._outstanding:
@@ -77,6 +91,10 @@ class OutcomeOutbox:
         def on_settled(verdict: Settled, text: str) -> None:
             if verdict is Settled.CONFIRMED:
                 self._on_confirmed(on_confirmed)
+            elif self._is_given_up(verdict):
+                log.warning("outcome.given_up", exchange=message.exchange, key=message.key)
+                self._outstanding -= 1
+                self._check_drained()
             else:
                 self._schedule_retry(message, on_confirmed, verdict, text)
 
@@ -91,8 +109,18 @@ class OutcomeOutbox:
             self._return_reason = ""
             self._backoff.reset()
         on_confirmed()
+        self._check_drained()
+
+    def _check_drained(self) -> None:
         if not self._outstanding and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
+
+    def _is_given_up(self, verdict: Settled) -> bool:
+        return (
+            verdict is Settled.RETURNED
+            and self._give_up_at is not None
+            and self._loop.time() >= self._give_up_at
+        )
 
     def _schedule_retry(
         self, message: OutgoingMessage, on_confirmed: OnConfirmed, verdict: Settled, text: str
@@ -106,7 +134,8 @@ class OutcomeOutbox:
                 exchange=message.exchange,
                 key=message.key,
                 reason=text,
-                hint="start the operator, it declares the inbox; the outcome is kept until then",
+                hint="start the operator, it binds its inbox for the TaskQueue; the outcome is "
+                "kept until then",
             )
         if self._timer is None:
             self._timer = self._loop.call_later(self._backoff.next_delay(), self._retry)

@@ -280,6 +280,7 @@ class WorkerService:
                 await self._runtime.wait_until_idle()
         except TimeoutError:
             self._runtime.release_running()
+        self._outbox.give_up_returned()
         last = deadline + CONFIRM_SECONDS
         await asyncio.wait({finished}, timeout=last - _KILL_SECONDS - self._loop.time())
         if not finished.done():

@@ -72,10 +72,10 @@ async def refused_and_lost(scenario: Scenario) -> None:
 async def returned(scenario: Scenario) -> None:
     await scenario.ready(slots=1)
     async with scenario.check("a returned outcome is published again until it is routed"):
-        await scenario.broker_env.unbind_inbox()
+        await scenario.broker_env.unbind_inbox(scenario.name)
         token = await scenario.publish("echo")
         await scenario.proxy.until(lambda: scenario.proxy.returned >= 2)
         expect(not scenario.proxy.settled, f"settled without a confirm: {scenario.proxy.settled}")
-        await scenario.broker_env.bind_inbox()
+        await scenario.broker_env.bind_inbox(scenario.name)
         await scenario.ends_with(token, EventKind.SUCCEEDED)
         await scenario.wait_settled()

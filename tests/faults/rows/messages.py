@@ -79,7 +79,7 @@ def _correlation_id(site: Site) -> str:
     "A7", "a routing key that is not UTF-8, to taskqueue.outcomes", "the inbox keeps no slot for it"
 )
 def _routing_key(site: Site) -> str:
-    return _outcome(site, b"\x00\x00", b"key", b"caf\xe9.q.task.succeeded")
+    return _outcome(site, b"\x00\x00", b"key", f"{site.key}.caf".encode() + b"\xe9")
 
 
 @row("A8", "130,900 bytes of headers and a body that is no JSON, to taskqueue.outcomes", _PARKED)
@@ -102,12 +102,14 @@ def _large_headers_as_work(site: Site) -> str:
 
 @row(
     "A10",
-    "100 outcomes that are no JSON with a routing key of 255 bytes without a dot",
+    "100 outcomes that are no JSON with a routing key of 255 bytes",
     "the inbox holds none of them",
 )
 def _slots(site: Site) -> str:
     site.queue()
-    site.publish_many(OUTCOMES_EXCHANGE, "k" * 255, b"\x00\x00", [b"no JSON"] * 100)
+    site.publish_many(
+        OUTCOMES_EXCHANGE, f"{site.key}.".ljust(255, "k"), b"\x00\x00", [b"no JSON"] * 100
+    )
     return "; ".join([site.works(), site.all_acknowledged(INBOX_QUEUE)])
 
 

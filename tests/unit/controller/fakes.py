@@ -211,6 +211,8 @@ class TaskHarness:
         self.direct_ends: list[tuple[QueueKey, str]] = []
         #: The one that the TaskQueue uses.
         self.broker = object()
+        #: The TaskQueues that the operator serves.
+        self.queues = {KEY}
         self.missing = 0
         #: Exceptions of background work.
         self.problems: list[BaseException] = []
@@ -261,6 +263,9 @@ class TaskHarness:
 
     def _on_queue_missing(self) -> None:
         self.missing += 1
+
+    def has_queue(self, key: QueueKey) -> bool:
+        return key in self.queues
 
     def uses_broker(self, key: QueueKey, broker: object) -> bool:
         return broker is self.broker
@@ -442,9 +447,3 @@ async def turn() -> None:
     """Run what is due now."""
     for _ in range(3):
         await asyncio.sleep(0)
-
-
-async def until_time(seconds: float) -> None:
-    """Advance virtual time to just after this many seconds since the start of the loop."""
-    left = seconds - asyncio.get_running_loop().time()
-    await asyncio.sleep(max(left, 0) + 0.001)

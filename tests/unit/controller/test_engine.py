@@ -8,6 +8,7 @@ import pytest
 from kubernetes.aio.client import Configuration
 
 from taskqueue.controller.engine import Engine, _never_ends
+from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.kubernetes.client import ApiAccess
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.limits import PAYLOAD_BYTES
@@ -102,3 +103,45 @@ async def test_conditions_name_the_operators_own_namespace(engine: Engine) -> No
     engine.put_queue(raw_queue("q", "2026-01-01T00:00:00Z", "encoders"))
     controller, _ = engine._controllers["shop", "q"]
     assert controller._operator_namespace == "operators"
+
+
+async def test_the_events_of_others_are_given_up_when_each_queue_has_bindings_of_its_own(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbound: list[int] = []
+    monkeypatch.setattr(engine._links, "unbind_all_keys", lambda: unbound.append(1))
+    bound: set[str] = set()
+    monkeypatch.setattr(
+        QueueReconciler, "is_bound", property(lambda self: self.config.name in bound)
+    )
+
+    def declare(name: str) -> None:
+        bound.add(name)
+        engine._controllers["shop", name][0]._broker._on_declared()
+
+    for name in ("a", "b", "c"):
+        engine.put_queue(raw_queue(name, "2026-01-01T00:00:00Z", name))
+    declare("a")
+    declare("b")
+    assert not unbound  # not yet known whether there are more TaskQueues
+    engine._queues_listed = True
+    declare("b")
+    assert not unbound
+    engine.remove_queue(("shop", "c"), "uid-c")  # which could not be declared
+    assert unbound == [1]
+    engine.put_queue(raw_queue("d", "2026-01-01T00:00:00Z", "d"))
+    declare("a")
+    assert unbound == [1]
+    declare("d")
+    assert unbound == [1, 1]
+
+
+async def test_a_queue_is_served_elsewhere_only_when_all_of_this_operator_are_known(
+    engine: Engine,
+) -> None:
+    engine.put_queue(raw_queue("a", "2026-01-01T00:00:00Z", "a"))
+    assert engine.has_queue(("shop", "a"))
+    assert engine.has_queue(("shop", "b"))
+    engine._queues_listed = True
+    assert engine.has_queue(("shop", "a"))
+    assert not engine.has_queue(("shop", "b"))

@@ -66,3 +66,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if tasks:
             self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self.close()
+
+
+async def until_time(seconds: float) -> None:
+    """Advance virtual time to just after this many seconds since the start of the loop."""
+    left = seconds - asyncio.get_running_loop().time()
+    await asyncio.sleep(max(left, 0) + 0.001)

@@ -8,7 +8,7 @@ import pytest
 
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outgoing import OutgoingMessage, outcome_message
-from taskqueue.worker.outcome_outbox import OutcomeOutbox
+from taskqueue.worker.outcome_outbox import RETURNED_SECONDS, OutcomeOutbox
 from tests.unit.worker.fakes import FakePublisher, turn
 
 pytestmark = pytest.mark.looptime
@@ -86,6 +86,38 @@ async def test_drained_waits_for_the_last_confirm() -> None:
     assert not waiting.done()
     publisher.settle()
     await asyncio.wait_for(waiting, 1)
+
+
+async def test_what_is_returned_is_given_up_only_when_the_worker_stops() -> None:
+    ledger, publisher = Ledger(), FakePublisher()
+    ledger.outbox.attach(publisher.real)
+    ledger.publish("a")
+    for _ in range(20):
+        publisher.settle(Settled.RETURNED, "312 NO_ROUTE")
+        await asyncio.sleep(11)
+    assert ledger.outbox.outstanding == 1
+    ledger.outbox.give_up_returned()
+    drained = asyncio.create_task(ledger.outbox.wait_until_drained())
+    ledger.publish("b")
+    stopped = asyncio.get_running_loop().time()
+    while not drained.done():
+        for verdict in (Settled.UNKNOWN, Settled.RETURNED):
+            publisher.settle(verdict, "312 NO_ROUTE")
+            await asyncio.sleep(11)
+    assert RETURNED_SECONDS <= asyncio.get_running_loop().time() - stopped < RETURNED_SECONDS + 40
+    assert (ledger.outbox.outstanding, ledger.confirmed) == (0, [])
+
+
+async def test_what_is_unknown_is_never_given_up() -> None:
+    ledger, publisher = Ledger(), FakePublisher()
+    ledger.outbox.attach(publisher.real)
+    ledger.publish("a")
+    ledger.outbox.give_up_returned()
+    for _ in range(20):
+        publisher.settle(Settled.UNKNOWN, "refused")
+        await asyncio.sleep(11)
+    publisher.settle()
+    assert ledger.confirmed == ["a"]
 
 
 async def test_a_message_published_once_and_never_waited_for() -> None:

@@ -11,6 +11,7 @@ import pytest
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import Channel
+from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.heartbeat import RunningAttempt
 from taskqueue.contract.work import WorkMessage
 from taskqueue.worker import worker
@@ -275,6 +276,21 @@ async def test_a_signal_during_a_drain_begins_the_grace_period_and_ends_without_
     assert asyncio.get_running_loop().time() == pytest.approx(191, abs=0.1)
     assert harness.states[-1] == (191, "stopped")
     assert harness.channel.settled == [("nack", 1, True)]
+
+
+async def test_a_signal_ends_one_whose_task_queue_is_deleted_long_before_its_grace_period(
+    broker: FakeBroker,
+) -> None:
+    harness = WorkerHarness(broker, grace_seconds=3600.0)
+    harness.deliver(work("k.1", timeout_seconds=300))
+    await asyncio.sleep(61)
+    harness.executor.started[0].succeed()
+    harness.worker.stop()
+    while not harness.task.done():
+        harness.publisher.settle(Settled.RETURNED, "312 NO_ROUTE")
+        await asyncio.sleep(5)
+    assert asyncio.get_running_loop().time() < 61 + 60
+    assert not harness.channel.settled  # the broker keeps the message, if it has the queue
 
 
 async def test_one_that_never_took_work_reports_that_it_is_drained(broker: FakeBroker) -> None:

@@ -28,12 +28,20 @@ from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.contract.command import FIRST_COMMAND, command_message
 from taskqueue.contract.names import (
-    HEARTBEATS_QUEUE,
-    INBOX_QUEUE,
+    OPERATOR,
     OUTCOMES_EXCHANGE,
+    heartbeats_queue,
+    inbox_queue,
+    marker_key,
+    operator_name,
+    queue_of_key,
 )
 from taskqueue.contract.outgoing import OutgoingMessage, dead_letter
-from taskqueue.contract.topology import TopologyConflict, declare_operator_topology
+from taskqueue.contract.topology import (
+    TopologyConflict,
+    declare_operator_topology,
+    unbind_all_keys,
+)
 from taskqueue.limits import SHORT_STRING_BYTES
 from taskqueue.logs import EventLog
 
@@ -42,7 +50,6 @@ log = EventLog(__name__)
 #: Outcomes in memory at most: each waits for its status write before it is acknowledged.
 INBOX_PREFETCH = 4000
 _MARKER_TYPE = "marker"
-_MARKER_KEY = "taskqueue-operator.marker"
 #: Another marker is published after this long without one.
 _MARKER_SECONDS = 2.0
 #: A message that the broker refused to park is published again after this long.
@@ -108,6 +115,7 @@ class BrokerLink:
 
     Args:
         parameters: where the broker is.
+        installation: whose inbox it reads.
         feed_synced: set once all unfinished Tasks are known.
         markers: shared by all links of the process.
         random: for the pauses between tries.
@@ -117,6 +125,7 @@ class BrokerLink:
         self,
         parameters: BrokerParameters,
         *,
+        installation: str,
         feed_synced: asyncio.Event,
         markers: InboxMarkers,
         random: Random,
@@ -128,11 +137,14 @@ class BrokerLink:
         self.state: State = LinkDown("Connecting", f"connecting to {parameters.address}")
         #: Called with each message of the inbox, and this link; set it before `run`.
         self.on_message: Callable[[Delivery, BrokerLink], None] = lambda delivery, link: None
+        self._installation = installation
         self._feed_synced = feed_synced
         self._random = random
         self._subscribers: set[Callable[[], None]] = set()
         self._markers = markers
         self._publisher: Publisher | None = None
+        #: The connection on which the bindings of older operators were removed.
+        self._unbound_on: Connection | None = None
 
     def subscribe(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever the state changes."""
@@ -184,23 +196,36 @@ class BrokerLink:
                 self._set_state(LinkDown("Failed", f"{problem!r}; the operator tries again"))
             await asyncio.sleep(backoff.next_delay())
 
+    async def unbind_all_keys(self, up: LinkUp) -> None:
+        """Take only the messages that TaskQueues are bound for; done once on a connection.
+
+        If it fails, messages of others keep coming: they are dropped when they are read.
+        """
+        if self._unbound_on is up.connection:
+            return
+        self._unbound_on = up.connection
+        try:
+            await unbind_all_keys(up.connection, self._installation)
+        except (BrokerUnavailable, ChannelRefused) as problem:
+            log.warning("inbox.unbind_failed", broker=self.parameters.address, error=str(problem))
+
     def dead_letter_delivery(self, delivery: Delivery, reason: str) -> None:
         """Publish a message of the inbox to the dead exchange, then acknowledge it."""
         # Whatever the key is, the copy's fits: a publish that raises would lose a slot.
         key = delivery.routing_key.encode()[: SHORT_STRING_BYTES - 1].decode(errors="ignore")
-        namespace, _, rest = key.partition(".")
+        namespace, queue = queue_of_key(key)
         message = dead_letter(
             delivery.properties,
             delivery.body,
             exchange=delivery.exchange,
             namespace=namespace,
-            queue=rest.partition(".")[0],
+            queue=queue,
             reason=reason,
         )
 
         def settled(verdict: Settled, text: str) -> None:
             if verdict is not Settled.UNKNOWN:
-                # Also when it was returned, as no dead queue has this name: the inbox has a copy.
+                # Also when it was returned: no TaskQueue has the name, and nobody looks for it.
                 delivery.channel.ack(delivery.delivery_tag)
             elif delivery.channel.is_open:  # refused: a queue is full, or has no leader just now
                 asyncio.get_running_loop().call_later(_PARK_AGAIN_SECONDS, publish)
@@ -215,11 +240,11 @@ class BrokerLink:
         publish()
 
     async def _connect_and_serve(self, on_up: Callable[[], None]) -> None:
-        address = self.parameters.address
+        address, name = self.parameters.address, operator_name(self._installation)
         async with asyncio.timeout(60):
-            publishing = await connect(self.parameters, name="taskqueue-operator: publish")
+            publishing = await connect(self.parameters, name=f"{name}: publish")
         try:
-            consuming = await connect(self.parameters, name="taskqueue-operator: inbox")
+            consuming = await connect(self.parameters, name=f"{name}: inbox")
             try:
                 await self._serve(publishing, consuming, on_up)
             finally:
@@ -233,7 +258,7 @@ class BrokerLink:
     async def _serve(
         self, publishing: Connection, consuming: Connection, on_up: Callable[[], None]
     ) -> None:
-        await declare_operator_topology(consuming)
+        await declare_operator_topology(consuming, self._installation)
         self._publisher = publisher = await Publisher.open(publishing)
         first = command_message(FIRST_COMMAND)
         publisher.publish(first.exchange, first.key, first.body, first.properties(), _ignore)
@@ -246,8 +271,8 @@ class BrokerLink:
                 cancelled.set_result(reason)
 
         self.broker = object()  # the address may lead to another one now
-        await channel.consume(INBOX_QUEUE, self._on_delivery, on_cancel)
-        await channel.consume(HEARTBEATS_QUEUE, self._on_delivery, on_cancel)
+        for queue in (inbox_queue(self._installation), heartbeats_queue(self._installation)):
+            await channel.consume(queue, self._on_delivery, on_cancel)
         ends: set[asyncio.Future[Any]] = {
             publishing.closed,
             consuming.closed,
@@ -284,8 +309,9 @@ class BrokerLink:
                 self._set_state(
                     LinkDown(
                         "ReadingInbox",
-                        f"reading queue {INBOX_QUEUE} up to date; if this lasts, another "
-                        "operator still consumes it: only one may run at this broker",
+                        f"reading queue {inbox_queue(self._installation)} up to date; if this "
+                        "lasts, another operator still consumes it: operators that share a virtual "
+                        "host need different names of their installations",
                     )
                 )
         finally:
@@ -295,7 +321,7 @@ class BrokerLink:
     async def _publish_marker(self, publisher: Publisher, marker: str) -> None:
         note = OutgoingMessage(
             exchange=OUTCOMES_EXCHANGE,
-            key=_MARKER_KEY,
+            key=marker_key(self._installation),
             body=b"",
             content_type=None,
             type=_MARKER_TYPE,
@@ -317,7 +343,8 @@ class BrokerLink:
             )
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        if delivery.properties.type == _MARKER_TYPE and delivery.routing_key == _MARKER_KEY:
+        if delivery.properties.type == _MARKER_TYPE and delivery.routing_key.startswith(OPERATOR):
+            # Of another installation, if a TaskQueue is named so that its binding fits: unknown.
             delivery.channel.ack(delivery.delivery_tag)
             self._markers.on_marker_read(delivery.properties.correlation_id, self)
             return

@@ -9,7 +9,12 @@ from typing import Any
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.parameters import BrokerParameters
-from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers, LinkDown
+from taskqueue.controller.queues.broker_link import (
+    BrokerLink,
+    InboxMarkers,
+    LinkDown,
+    LinkUp,
+)
 
 OnMessage = Callable[[Delivery, BrokerLink], None]
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
@@ -19,6 +24,7 @@ class BrokerLinks:
     """Makes the link to a broker when it is first needed, and closes unused ones.
 
     Args:
+        installation: whose inboxes they read.
         feed_synced: set once all unfinished Tasks are known.
         random: for the pauses between tries.
         on_message: called with each message of an inbox, and its link.
@@ -26,8 +32,15 @@ class BrokerLinks:
     """
 
     def __init__(
-        self, *, feed_synced: asyncio.Event, random: Random, on_message: OnMessage, spawn: Spawn
+        self,
+        *,
+        installation: str,
+        feed_synced: asyncio.Event,
+        random: Random,
+        on_message: OnMessage,
+        spawn: Spawn,
     ) -> None:
+        self._installation = installation
         self._feed_synced = feed_synced
         self._random = random
         self._on_message = on_message
@@ -41,6 +54,7 @@ class BrokerLinks:
         if parameters not in self._links:
             link = BrokerLink(
                 parameters,
+                installation=self._installation,
                 feed_synced=self._feed_synced,
                 markers=self._markers,
                 random=self._random,
@@ -51,6 +65,13 @@ class BrokerLinks:
                 self._spawn(link.run(), f"broker {parameters.address}"),
             )
         return self._links[parameters][0]
+
+    def unbind_all_keys(self) -> None:
+        """Have all links take only what the TaskQueues are bound for."""
+        for parameters, (link, _) in self._links.items():
+            if isinstance(link.state, LinkUp):
+                work = link.unbind_all_keys(link.state)
+                self._spawn(work, f"bindings at {parameters.address}")
 
     def close_unused(self) -> None:
         """Close the unused links that are down; one that is up may still receive outcomes."""

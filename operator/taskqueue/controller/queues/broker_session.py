@@ -52,7 +52,9 @@ class BrokerSession:
         dispatcher: of this queue; opened and closed here.
         client: for the API server.
         links: gives the shared link to a broker.
+        installation: whose operator gets the queue's events.
         on_change: called when the link changes.
+        on_declared: called when the queues and the bindings of their events exist.
         monotonic: the running loop's clock, in seconds.
         readers: give the shared reader of the broker's statistics.
 
@@ -71,7 +73,9 @@ class BrokerSession:
         dispatcher: Dispatcher,
         client: ApiClient,
         links: Callable[[BrokerParameters], BrokerLink],
+        installation: str,
         on_change: Callable[[], None],
+        on_declared: Callable[[], None],
         monotonic: Callable[[], float],
         readers: StatisticsReaders,
     ) -> None:
@@ -84,7 +88,9 @@ class BrokerSession:
         self._dispatcher = dispatcher
         self._client = client
         self._links = links
+        self._installation = installation
         self._on_change = on_change
+        self._on_declared = on_declared
         self._now = monotonic
         self._meter = BacklogMeter()
         self._statistics = QueueStatistics(work_queue(*key), readers=readers, meter=self._meter)
@@ -106,6 +112,11 @@ class BrokerSession:
     def declared(self) -> bool:
         """Whether the queues exist as far as known, so that counts are meaningful."""
         return self._declared_on is not None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the queue's events reach the inbox, as declared on the present connection."""
+        return self._link is not None and self._declared_on is self._link.state
 
     def uses_broker(self, broker: object) -> bool:
         """Return whether this is the broker and virtual host of the present link."""
@@ -282,7 +293,7 @@ class BrokerSession:
             if await ready_messages(self._probe, work_queue(*key)) is None:
                 self._published_lost = True  # survives a failure of the next steps
                 self._probe = await up.connection.channel()
-            await declare_task_queue(up.connection, *key)
+            await declare_task_queue(up.connection, *key, self._installation)
         except TopologyConflict as problem:
             self._set_condition(False, "TopologyConflict", str(problem))
             return
@@ -304,6 +315,7 @@ class BrokerSession:
         self._meter.on_connected(self._now())
         self._dispatcher.open(up.publisher)
         self._set_condition(True, "Connected", "the queue is declared")
+        self._on_declared()
 
     async def _close_probe(self) -> None:
         probe, self._probe = self._probe, None

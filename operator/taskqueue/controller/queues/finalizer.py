@@ -6,8 +6,9 @@ Contract:
   are declared, unless the API server rejects it: work does not wait for it.
 * A broker that is unavailable delays the object's deletion by `REMOVAL_SECONDS` at most; then the
   finalizer is removed all the same, and an Event names the queues that stay.
-* Both queues are deleted, the work queue first: a message that it dead-letters meanwhile still
-  reaches the dead queue.
+* The bindings of the operator's own queues are deleted with them. A TaskQueue whose queues stay
+  keeps these too: workers may still consume the work queue, and an outcome without a route would
+  hold them up.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
 from taskqueue.api.common import TASKQUEUE_KIND
 from taskqueue.backoff import Backoff
-from taskqueue.contract.names import dead_queue, work_queue
+from taskqueue.contract.names import dead_queue, operator_name, work_queue
+from taskqueue.contract.topology import delete_task_queue
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.event_api import WARNING, EventSpec, EventWriter, Regarding, event_name
@@ -39,11 +41,7 @@ REMOVAL_SECONDS = 60.0
 _REPORTER = "taskqueue-operator"
 
 Find = Callable[[QueueConfig], Awaitable[BrokerParameters]]
-Connect = Callable[[BrokerParameters], Awaitable[Connection]]
-
-
-async def _connect(parameters: BrokerParameters) -> Connection:
-    return await connect(parameters, name="taskqueue-operator: delete queues")
+Connect = Callable[..., Awaitable[Connection]]
 
 
 class QueueFinalizer:
@@ -51,6 +49,7 @@ class QueueFinalizer:
 
     Args:
         client: for the API server.
+        installation: whose operator got the queue's events.
         find_parameters: returns where the broker is; raises `NoBrokerSecret` or `ApiError`.
         connect: connects to it.
     """
@@ -59,10 +58,12 @@ class QueueFinalizer:
         self,
         *,
         client: ApiClient,
+        installation: str,
         find_parameters: Find,
-        connect: Connect = _connect,
+        connect: Connect = connect,
     ) -> None:
         self._client = client
+        self._installation = installation
         self._find_parameters = find_parameters
         self._connect = connect
         #: The spec with which the finalizer was last written, and whether it was added.
@@ -139,11 +140,10 @@ class QueueFinalizer:
             if known is None:
                 raise
             parameters = known
-        connection = await self._connect(parameters)
+        name = f"{operator_name(self._installation)}: delete queues"
+        connection = await self._connect(parameters, name=name)
         try:
-            channel = await connection.channel()
-            for name in _names(config.key):
-                await channel.delete_queue(name)
+            await delete_task_queue(connection, *config.key, self._installation)
         finally:
             await connection.close()
 

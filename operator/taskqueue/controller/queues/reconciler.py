@@ -63,6 +63,8 @@ class QueueReconciler:
         on_deleted: called when the API server no longer has the TaskQueue.
         on_condition: called with each condition at each status.
         operator_namespace: where the operator runs, for commands in messages.
+        installation: of the operator, in names at the broker.
+        on_declared: called when the queues and the bindings of their events exist.
         readers: give the shared readers of the brokers' statistics.
         sizing_conflict: returns why a TaskQueue must not size what it refers to; "": it may.
     """
@@ -79,6 +81,8 @@ class QueueReconciler:
         created: float,
         readers: StatisticsReaders,
         operator_namespace: str,
+        installation: str,
+        on_declared: Callable[[], None],
         on_deleted: Callable[[], None],
         on_condition: Callable[[Condition], None] = lambda condition: None,
         sizing_conflict: Callable[[QueueConfig], str] = lambda config: "",
@@ -109,12 +113,16 @@ class QueueReconciler:
             dispatcher=dispatcher,
             client=client,
             links=links,
+            installation=installation,
             on_change=self.request_reconcile,
+            on_declared=on_declared,
             monotonic=self._now,
             readers=readers,
         )
         self._finalizer = QueueFinalizer(
-            client=client, find_parameters=self._broker.find_parameters
+            client=client,
+            installation=installation,
+            find_parameters=self._broker.find_parameters,
         )
         #: When a direct message was last known to have come by the exchange for work.
         self._misplaced_at: float | None = None
@@ -150,6 +158,11 @@ class QueueReconciler:
         """
         self.totals.count(phase)
         self._throughput.on_task_ended(self._now(), seconds)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the queue's events reach the inbox, as far as known."""
+        return self._broker.is_bound
 
     def uses_broker(self, broker: object) -> bool:
         """Return whether the TaskQueue uses this broker: what others say of it does not count."""

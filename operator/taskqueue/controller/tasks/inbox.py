@@ -7,6 +7,8 @@ Contract:
 * The end of a Task that is tracked no more is announced again, for the case that the leader that
   recorded it could not: its outcome would not be here any more if it had.
 * What is not of the contract goes to the dead exchange with the reason in a header.
+* What is neither proved by a token nor about a TaskQueue of this operator changes nothing: another
+  operator that shares the virtual host gets it, too.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from taskqueue.contract.names import (
     ERROR_HEADER,
     HEARTBEATS_EXCHANGE,
     ContractError,
+    queue_of_key,
 )
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, decode
 from taskqueue.contract.work import AttemptClaim
@@ -64,6 +67,9 @@ _ENDS = (EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELLED)
 
 class QueueListener(Protocol):
     """Serves the TaskQueues that messages are about: the engine, which is above this package."""
+
+    def has_queue(self, key: QueueKey) -> bool:
+        """Return whether this operator serves a TaskQueue, or may do so."""
 
     def uses_broker(self, key: QueueKey, broker: object) -> bool:
         """Return whether a TaskQueue uses this broker: what others say of it does not count."""
@@ -136,6 +142,8 @@ class Inbox:
 
     def _on_report(self, delivery: Delivery, report: AttemptEvent, source: MessageSource) -> None:
         if not self._is_genuine(report):
+            if self._drop_foreign(delivery):
+                return
             log.warning(
                 "outcome.forged", namespace=report.namespace, task=report.task, uid=report.uid
             )
@@ -255,6 +263,8 @@ class Inbox:
         self, delivery: Delivery, report: AttemptEvent, source: MessageSource
     ) -> None:
         """Pass the end of a direct message on to whoever listens."""
+        if self._drop_foreign(delivery):
+            return
         key = (report.namespace, report.queue)
         if delivery.routing_key == report.routing_key and self._listener.uses_broker(
             key, source.broker
@@ -274,7 +284,8 @@ class Inbox:
             acknowledge(delivery)  # a direct message; its copy in the dead queue is for people
             return
         if not self._is_genuine(claim):
-            _drop("forged", delivery)
+            if not self._drop_foreign(delivery):
+                _drop("forged", delivery)
             return
         tracked = self._runner.tasks.get(claim.uid)
         if tracked is None:
@@ -300,7 +311,6 @@ class Inbox:
         self._fail(claim, failure, delivery, source)
 
     def _on_invalid(self, delivery: Delivery, source: MessageSource, error: ContractError) -> None:
-        log.warning("outcome.invalid", error=str(error))
         claim = outcome.claimed_attempt(delivery.body)
         tracked = None if claim is None else self._runner.tasks.get(claim.uid)
         if (
@@ -309,9 +319,13 @@ class Inbox:
             or not self._is_genuine(claim)
             or not is_awaited(tracked, claim.attempt, claim.epoch)
         ):
+            if self._drop_foreign(delivery):
+                return
+            log.warning("outcome.invalid", error=str(error))
             OUTCOMES_DROPPED.labels("invalid").inc()
             source.dead_letter_delivery(delivery, str(error))
             return
+        log.warning("outcome.invalid", error=str(error))
         # Its worker has done with it: without an outcome the Task would wait without end.
         self._end_key_hold(tracked.queue_key, claim.token)
         self._fail(claim, _invalid(error), delivery, source)
@@ -332,6 +346,13 @@ class Inbox:
         )
         end = AttemptEnd(attempt=claim.attempt, epoch=claim.epoch, now=self._clock())
         self._runner.send(claim.uid, events.AttemptFailed(about, end, failure))
+
+    def _drop_foreign(self, delivery: Delivery) -> bool:
+        """Acknowledge a message about a TaskQueue that is not served here; return whether it is."""
+        if self._listener.has_queue(queue_of_key(delivery.routing_key)):
+            return False
+        _drop("foreign", delivery)
+        return True
 
     def _end_key_hold(self, key: QueueKey, token: str) -> None:
         dispatcher = self._dispatcher_of(key)

@@ -21,7 +21,8 @@ from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.event_api import EventSpec, EventWriter
 from taskqueue.model.queue import Condition
 from taskqueue.model.task import Phase, Task, TaskSpec, TaskState
-from tests.unit.controller.fakes import now, turn, until_time
+from tests.unit.controller.fakes import now, turn
+from tests.unit.controller.virtual_time import until_time
 
 pytestmark = pytest.mark.looptime
 

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from taskqueue.amqp.channel import BrokerUnavailable, Channel, Delivery
+from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, Delivery
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.properties import BasicProperties
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.controller.queues import broker_link
-from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers, LinkDown
+from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers, LinkDown, LinkUp
 from tests.unit.controller.fakes import FakeChannel
 
 pytestmark = pytest.mark.looptime
@@ -31,7 +31,13 @@ async def test_unexpected_error_becomes_the_state_and_is_retried(
     monkeypatch.setattr(broker_link, "connect", connect)
     synced = asyncio.Event()
     synced.set()
-    link = BrokerLink(PARAMETERS, feed_synced=synced, markers=InboxMarkers(), random=Random(0))
+    link = BrokerLink(
+        PARAMETERS,
+        installation="default",
+        feed_synced=synced,
+        markers=InboxMarkers(),
+        random=Random(0),
+    )
     reasons: list[str] = []
 
     def note() -> None:
@@ -55,19 +61,27 @@ class SwallowingPublisher:
         self.reader = reader
         self.lost = lost
         self.published = 0
+        self.keys: list[str] = []
 
     async def publish_and_wait(
         self, exchange: str, key: str, body: bytes, properties: Any
     ) -> tuple[Settled, str]:
         self.published += 1
+        self.keys.append(key)
         if self.published > self.lost:
             channel = cast(Channel, FakeChannel())
             self.reader._on_delivery(Delivery(channel, 1, False, exchange, key, properties, body))
         return Settled.CONFIRMED, ""
 
 
-def make_link(markers: InboxMarkers) -> BrokerLink:
-    return BrokerLink(PARAMETERS, feed_synced=asyncio.Event(), markers=markers, random=Random(0))
+def make_link(markers: InboxMarkers, installation: str = "default") -> BrokerLink:
+    return BrokerLink(
+        PARAMETERS,
+        installation=installation,
+        feed_synced=asyncio.Event(),
+        markers=markers,
+        random=Random(0),
+    )
 
 
 async def catch_up(link: BrokerLink, publisher: SwallowingPublisher) -> None:
@@ -96,6 +110,48 @@ async def test_a_marker_of_another_process_counts_for_nothing() -> None:
     publisher = SwallowingPublisher(make_link(InboxMarkers()), lost=0)
     with pytest.raises(TimeoutError):
         await catch_up(make_link(InboxMarkers()), publisher)
+
+
+async def test_a_marker_of_another_installation_is_acknowledged_and_counts_for_nothing() -> None:
+    """The binding of a TaskQueue team-b in a namespace taskqueue-operator fits its key."""
+    link, channel = make_link(InboxMarkers(), "team-a"), FakeChannel()
+    link.on_message = lambda delivery, source: pytest.fail("not a message for the inbox")
+    key, properties = "taskqueue-operator.team-b.marker", BasicProperties(type="marker")
+    link._on_delivery(
+        Delivery(cast(Channel, channel), 7, False, "taskqueue.outcomes", key, properties, b"")
+    )
+    assert channel.acked == [7]
+
+
+async def test_a_marker_carries_the_installation() -> None:
+    link = make_link(InboxMarkers(), "team-a")
+    publisher = SwallowingPublisher(link, lost=1)
+    await catch_up(link, publisher)
+    assert set(publisher.keys) == {"taskqueue-operator.team-a.marker"}
+    assert isinstance(link.state, LinkDown)
+    assert "taskqueue-operator.team-a.inbox" in link.state.message
+
+
+async def test_the_bindings_of_older_operators_are_removed_once_on_a_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unbound: list[tuple[object, str]] = []
+    failures: list[Exception] = []
+
+    async def unbind_all_keys(connection: object, installation: str) -> None:
+        unbound.append((connection, installation))
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(broker_link, "unbind_all_keys", unbind_all_keys)
+    link = make_link(InboxMarkers(), "team-a")
+    one, other = (LinkUp(cast(Publisher, object()), cast(Any, object())) for _ in range(2))
+    for _ in range(2):
+        await link.unbind_all_keys(one)
+    failures.append(ChannelRefused(403, "no"))
+    await link.unbind_all_keys(other)
+    assert unbound == [(one.connection, "team-a"), (other.connection, "team-a")]
+    assert [record.getMessage() for record in caplog.records] == ["inbox.unbind_failed"]
 
 
 async def test_links_of_one_broker_know_it_whoever_reads_its_marker_first() -> None:

@@ -111,12 +111,15 @@ class Case:
         self.link = FakeLink(ONE)
         self.readers = FakeReaders()
         self.now = 100.0
+        self.bound: list[bool] = []
         self.session = BrokerSession(
             CONFIG.key,
             dispatcher=cast(Dispatcher, self.dispatcher),
             client=cast(ApiClient, self.client),
             links=lambda parameters: cast(BrokerLink, self.link),
+            installation="team-a",
             on_change=lambda: None,
+            on_declared=lambda: self.bound.append(self.session.is_bound),
             monotonic=lambda: self.now,
             readers=self.readers,
         )
@@ -154,7 +157,8 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise answer
         return cast("int | None", answer)
 
-    async def declare(connection: object, namespace: str, queue: str) -> bool:
+    async def declare(connection: object, namespace: str, queue: str, installation: str) -> bool:
+        assert installation == "team-a"
         created, state["ready"] = state["ready"] is None, state["ready"] or 0
         state["dead"] = state["dead"] or 0
         failure, state["failure"] = state["failure"], None
@@ -175,6 +179,23 @@ async def test_a_queue_that_is_there_is_opened_and_nothing_published_again(
     assert (case.dispatcher.opened, case.dispatcher.republished) == (1, 0)
     assert case.session.declared
     assert case.session.condition.status
+
+
+async def test_the_operator_is_told_when_the_events_of_a_queue_reach_it(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    broker["failure"] = BrokerUnavailable("gone in the middle")
+    await case.session.ensure_declared(CONFIG)
+    assert (case.bound, case.session.is_bound) == ([], False)
+    await case.reconnected()
+    assert case.bound == [True]
+    case.link.state = up()  # perhaps of another broker, at the same address
+    assert not case.session.is_bound
+    await case.reconnected()
+    assert case.bound == [True, True]
+    await case.session.close()
+    assert not case.session.is_bound
 
 
 async def test_a_lost_queue_is_remembered_over_a_failure_while_it_is_made_again(

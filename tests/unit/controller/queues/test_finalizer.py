@@ -28,12 +28,14 @@ class FakeBroker:
 
     def __init__(self) -> None:
         self.deleted: list[str] = []
+        self.unbound: list[tuple[str, str, str]] = []
         self.failures: list[Exception] = []
         self.away = False
         self.hangs = False
         self.open = 0
 
-    async def connect(self, parameters: BrokerParameters) -> Connection:
+    async def connect(self, parameters: BrokerParameters, *, name: str) -> Connection:
+        assert name == "taskqueue-operator.team-a: delete queues"
         assert parameters == BROKER
         if self.hangs:
             await asyncio.Event().wait()
@@ -43,16 +45,26 @@ class FakeBroker:
         return cast(Connection, self)
 
     async def channel(self) -> Any:
-        return self
-
-    async def delete_queue(self, name: str) -> int:
-        if self.failures:
-            raise self.failures.pop()
-        self.deleted.append(name)
-        return 0
+        return FakeChannel(self)
 
     async def close(self) -> None:
         self.open -= 1
+
+
+class FakeChannel:
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+
+    async def delete_queue(self, name: str) -> int:
+        if self._broker.failures:
+            raise self._broker.failures.pop()
+        self._broker.deleted.append(name)
+        return 0
+
+    async def unbind_queue(self, queue: str, exchange: str, key: str) -> None:
+        self._broker.unbound.append((queue, exchange, key))
+
+    async def close(self) -> None: ...
 
 
 class FakeApi:
@@ -97,6 +109,7 @@ class Case:
         self.secret: NoBrokerSecret | BrokerParameters = BROKER
         self.finalizer = QueueFinalizer(
             client=cast(ApiClient, self.api),
+            installation="team-a",
             find_parameters=self._find,
             connect=self.broker.connect,
         )
@@ -116,6 +129,11 @@ async def test_both_queues_go_and_then_the_finalizer() -> None:
     case = Case()
     await case.finalizer.finalize(case.config, known=None)
     assert case.broker.deleted == QUEUES
+    assert case.broker.unbound == [
+        ("taskqueue-operator.team-a.inbox", "taskqueue.outcomes", "shop.q.#"),
+        ("taskqueue-operator.team-a.inbox", "taskqueue.dead", "shop.q"),
+        ("taskqueue-operator.team-a.heartbeats", "taskqueue.heartbeats", "shop.q.#"),
+    ]
     assert case.broker.open == 0
     assert case.api.metadata["finalizers"] == ["other"]
     assert case.api.events == []

@@ -111,6 +111,8 @@ class Case:
             clock=lambda: 1e9,
             created=0.0,
             operator_namespace="operators",
+            installation="default",
+            on_declared=lambda: None,
             readers=StatisticsReaders(spawn=lambda work, name: pytest.fail("nothing is read")),
             on_deleted=self._on_deleted,
         )

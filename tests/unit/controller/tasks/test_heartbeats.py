@@ -19,8 +19,9 @@ from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueConfig, StopPolicy
 from taskqueue.model.token import TokenKeys
 from taskqueue.model.worker import WorkerState
-from tests.unit.controller.fakes import TOKENS, TaskHarness, turn, until_time
+from tests.unit.controller.fakes import TOKENS, TaskHarness, turn
 from tests.unit.controller.queues.test_reconciler import CONFIG, Case
+from tests.unit.controller.virtual_time import until_time
 
 pytestmark = pytest.mark.looptime
 

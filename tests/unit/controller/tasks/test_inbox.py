@@ -148,10 +148,39 @@ async def test_the_exchange_of_a_direct_message_is_known_from_its_end(exchange: 
     assert harness.direct_ends == [(("shop", "q"), exchange)]
 
 
-def direct_end(exchange: str) -> bytes:
+async def test_what_is_about_a_queue_of_another_operator_changes_nothing() -> None:
+    harness = TaskHarness()
+    harness.open()
+    forged = encode(replace(_outcome(), namespace="other", token="k.00"))
+    message = await _message(harness)
+    letter = message.properties()
+    letter.headers["tq-token"] = "k.00"
+    tags = [
+        harness.message(forged, routing_key="other.q.task.succeeded"),
+        harness.message(direct_end("", "other"), routing_key="other.q.task.succeeded"),
+        harness.message(b"no JSON", routing_key="other.q.task.succeeded"),
+        harness.message(b"no JSON", routing_key="other.q.task.failed", problem="unreadable"),
+        harness.message(b"{}", exchange=DEAD_EXCHANGE, routing_key="other.q", properties=letter),
+    ]
+    assert harness.channel.acked == tags
+    assert not harness.given_up
+    assert not harness.publisher.events
+    assert not harness.direct_ends
+
+
+async def test_an_outcome_that_its_token_proves_counts_without_its_task_queue() -> None:
+    """Deleted, and perhaps created again: the Task waits for what its workers report."""
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.queues.clear()
+    harness.event(entry, EventKind.SUCCEEDED)
+    assert entry.status.phase is Phase.SUCCEEDED
+
+
+def direct_end(exchange: str, namespace: str = "shop") -> bytes:
     event = AttemptEvent(
         kind=EventKind.SUCCEEDED,
-        namespace="shop",
+        namespace=namespace,
         queue="q",
         task="q",
         uid="",

@@ -9,7 +9,8 @@ from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.model.task import Phase, RetryBackoff
-from tests.unit.controller.fakes import KEY, TOKENS, TaskHarness, raw_task, turn, until_time
+from tests.unit.controller.fakes import KEY, TOKENS, TaskHarness, raw_task, turn
+from tests.unit.controller.virtual_time import until_time
 
 pytestmark = pytest.mark.looptime
 

@@ -19,7 +19,8 @@ from taskqueue.controller.tasks.ttl import (
     TtlController,
 )
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from tests.unit.controller.fakes import now, turn, until_time
+from tests.unit.controller.fakes import now, turn
+from tests.unit.controller.virtual_time import until_time
 
 pytestmark = pytest.mark.looptime
 
