@@ -1,8 +1,9 @@
 """Structured logs for operator and worker: an event's name first, everything else in fields.
 
 ``EventLog`` is what the code calls: ``log.info("task.failed", namespace="shop", task="a")``.
-``configure`` sets the format once, at the entry point: one JSON object a line in the
-cluster, ``name key=value`` on a terminal. Standard library only, so that a worker starts fast.
+``configure`` sets the format once, at the operator's entry point: one JSON object a line in the
+cluster, ``name key=value`` on a terminal. A worker, whose process is an application's too, has
+`taskqueue.worker.log_setup` instead. Standard library only, so that a worker starts fast.
 Payloads, results and secrets never go into a field.
 """
 
@@ -102,18 +103,29 @@ def configure(
 ) -> None:
     """Send every log line of the process to ``stream`` (standard error) in one format.
 
-    Called once by an entry point. ``level`` is a name of `logging`; other libraries' loggers
-    below warning are silenced where they would repeat what our events say.
+    Called once by the operator's entry point. ``level`` is a name of `logging`.
     """
     target = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(target)
-    chosen = LogFormat.default(target) if log_format is None else log_format
-    handler.setFormatter(JsonFormatter() if chosen is LogFormat.JSON else TextFormatter())
+    handler.setFormatter(formatter(log_format, target))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for name, quiet in _QUIET.items():
-        logging.getLogger(name).setLevel(quiet)
+    quieten_libraries()
+
+
+def formatter(log_format: LogFormat | None, stream: TextIO) -> logging.Formatter:
+    """Return the formatter of a format; None: that of the stream."""
+    chosen = LogFormat.default(stream) if log_format is None else log_format
+    return JsonFormatter() if chosen is LogFormat.JSON else TextFormatter()
+
+
+def quieten_libraries() -> None:
+    """Silence libraries where they would repeat what our events say; a level that is set holds."""
+    for name, level in _QUIET.items():
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(level)
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from taskqueue import logs
+from taskqueue.worker import log_setup
 from taskqueue.worker.arguments import WorkerArguments
 from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig, ForkServerHandle
 from taskqueue.worker.loading import StartError, load
@@ -49,9 +50,10 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         arguments = WorkerArguments.parse(words)
         settings = WorkerSettings.from_environment(environment)
+        log_setup.begin()
         if arguments.modules:
             load(arguments.modules)
-        logs.configure(settings.log_format, level=settings.log_level)
+        log_setup.install(settings.log_format, level=settings.log_level)
         config = ForkServerConfig(
             modules=arguments.modules,
             log_format=settings.log_format or logs.LogFormat.default(sys.stderr),

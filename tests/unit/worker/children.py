@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from taskqueue.logs import LogFormat
+from taskqueue.worker import log_setup
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.child_pool import ChildPool, PoolSettings
 from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig
@@ -101,6 +103,21 @@ async def children(
         nursery.spawner.close()
         async with asyncio.timeout(PATIENCE):
             await asyncio.to_thread(os.waitpid, server, 0)
+
+
+@contextmanager
+def worker_log() -> Iterator[None]:
+    """Log to standard error as a worker does; the logging of the test is as before afterwards."""
+    loggers = [logging.getLogger(name) for name in (None, "taskqueue", "taskqueue.worker")]
+    before = [(each, each.handlers[:], each.level, each.propagate) for each in loggers]
+    log_setup.install(LogFormat.JSON)
+    try:
+        yield
+    finally:
+        log_setup._handler = None  # as in a process that has not called `install`
+        for each, handlers, level, propagate in before:
+            each.handlers[:], each.propagate = handlers, propagate
+            each.setLevel(level)
 
 
 async def appears(path: Path) -> str:

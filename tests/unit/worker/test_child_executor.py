@@ -19,7 +19,7 @@ from taskqueue.limits import RESULT_BYTES
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors.memory import resident_mib
 from taskqueue.worker.sdk import HandlerRegistry
-from tests.unit.worker.children import PATIENCE, appears, attempt, children, gone
+from tests.unit.worker.children import PATIENCE, appears, attempt, children, gone, worker_log
 
 
 async def test_a_handler_runs_in_another_process_and_knows_its_attempt() -> None:
@@ -177,16 +177,9 @@ async def test_what_it_logs_has_the_fields_of_its_attempt(
         ctx.logger.warning("from the context")
         logging.getLogger("shop").warning("from %s", "elsewhere")
 
-    from taskqueue import logs
-
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    logs.configure(logs.LogFormat.JSON)
-    try:
+    with worker_log():
         async with children(handler) as nursery:
             await nursery.run()
-    finally:
-        root.handlers[:], root.level = before
     lines = capsys.readouterr().err.splitlines()
     for words in ("from the context", "from elsewhere"):
         (line,) = [each for each in lines if words in each]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import logging
 import os
 import resource
 import signal
@@ -21,7 +20,7 @@ from typing import Any
 import pytest
 
 from taskqueue.worker.sdk import HandlerRegistry
-from tests.unit.worker.children import alive, appears, children, gone
+from tests.unit.worker.children import alive, appears, children, gone, worker_log
 
 FOREVER = 600
 
@@ -351,13 +350,9 @@ async def test_leftovers_are_kept_where_the_settings_say_so() -> None:
 
 
 async def test_the_warning_about_processes_names_the_attempt(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    stream = logging.StreamHandler(sys.stderr)
-    logging.getLogger().addHandler(stream)
-    try:
+    with worker_log():
         async with children(handler) as nursery:
             await nursery.value({"do": "process"})
-    finally:
-        logging.getLogger().removeHandler(stream)
     assert "handler.processes_ended" in capfd.readouterr().err

@@ -29,7 +29,7 @@ from collections import deque
 from types import FrameType
 from typing import Any, NoReturn
 
-from taskqueue import logs
+from taskqueue.worker import log_setup
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors import child_protocol
 from taskqueue.worker.executors.memory import OwnMemory
@@ -101,7 +101,7 @@ class Child:
             after_in_parent=self._after_fork,
             after_in_child=self._become_grandchild,
         )
-        self._log_to_worker()
+        log_setup.send_lines(self._send_line, lambda: self.fields)
         try:
             for hook in self._registry.start_hooks:
                 hook()
@@ -110,6 +110,7 @@ class Child:
                 child_protocol.frame(child_protocol.UNUSABLE, describe_traceback(error).encode())
             )
             return EXIT_UNUSABLE
+        log_setup.ensure()
         state = ProcessState()
         self.send(child_protocol.frame(child_protocol.STARTED))
         while (attempt := self._next_attempt()) is not None:
@@ -246,12 +247,8 @@ class Child:
             # The worker has ended, or the handler closed what it did not open.
             os._exit(EXIT_CUT_OFF)
 
-    def _log_to_worker(self) -> None:
-        root = logging.getLogger()
-        formatter = root.handlers[0].formatter if root.handlers else None
-        handler = _WorkerLogHandler(self)
-        handler.setFormatter(formatter)
-        root.handlers[:] = [handler]
+    def _send_line(self, line: bytes) -> None:
+        self.send(child_protocol.frame(child_protocol.LOG, line[: child_protocol.LOG_LINE_BYTES]))
 
     def _before_fork(self) -> None:
         # A signal for the new process must wait until that has its own handler.
@@ -267,11 +264,7 @@ class Child:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         self._connection.close()
-        root = logging.getLogger()
-        if root.handlers and isinstance(root.handlers[0], _WorkerLogHandler):
-            plain = logging.StreamHandler(sys.stderr)
-            plain.setFormatter(root.handlers[0].formatter)
-            root.handlers[0] = plain
+        log_setup.write_directly()
 
 
 class _ChildContext(Context):
@@ -292,25 +285,6 @@ class _ChildContext(Context):
         self._child.send(
             child_protocol.frame(child_protocol.PROGRESS, child_protocol.encode_progress(latest))
         )
-
-
-class _WorkerLogHandler(logging.Handler):
-    """Sends formatted log lines to the worker; every line has the fields of the attempt."""
-
-    def __init__(self, child: Child) -> None:
-        super().__init__()
-        self._child = child
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            if not hasattr(record, logs.FIELDS):
-                setattr(record, logs.FIELDS, self._child.fields)
-            line = self.format(record).encode("utf-8", "backslashreplace")
-        except Exception:
-            self.handleError(record)
-            return
-        line = line[: child_protocol.LOG_LINE_BYTES]
-        self._child.send(child_protocol.frame(child_protocol.LOG, line))
 
 
 def _log_fields(context: Context) -> dict[str, Any]:

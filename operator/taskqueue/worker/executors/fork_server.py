@@ -36,6 +36,7 @@ from typing import NoReturn
 import orjson
 
 from taskqueue.exact_json import decode_own
+from taskqueue.worker import log_setup
 from taskqueue.worker.executors import child, descendants
 from taskqueue.worker.executors.process_state import text_stream
 from taskqueue.worker.sdk import HandlerRegistry
@@ -196,6 +197,7 @@ class ForkServer:
     def _become_child(self, fds: list[int]) -> NoReturn:
         connection, *output = fds
         for fd in output:
+            log_setup.keep_outputs({out: text_stream(os.dup(out)) for out in (1, 2)})
             os.dup2(fd, 1)
             os.dup2(fd, 2)
             os.close(fd)

@@ -18,6 +18,7 @@ import orjson
 
 from taskqueue import logs
 from taskqueue.exact_json import decode_own
+from taskqueue.worker import log_setup
 from taskqueue.worker.executors.fork_server import ForkServer
 from taskqueue.worker.loading import load
 from taskqueue.worker.sdk import HandlerRegistry, registry
@@ -105,11 +106,12 @@ class ForkServerConfig:
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run a fork server that was started by `ForkServerConfig.launch_by_exec`."""
     values = decode_own(arguments[1])
-    logs.configure(logs.LogFormat(values["log_format"]), level=values["log_level"])
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
+    log_setup.begin()
     if values["modules"]:
         load(values["modules"])
+    log_setup.install(logs.LogFormat(values["log_format"]), level=values["log_level"])
     ForkServer(control, registry, report_memory=values["report_memory"]).serve()
 
 

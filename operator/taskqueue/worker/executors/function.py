@@ -15,6 +15,7 @@ from functools import partial
 
 from taskqueue.backoff import Backoff
 from taskqueue.logs import EventLog
+from taskqueue.worker import log_setup
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.child_pool import ChildPool
 from taskqueue.worker.executors.coroutines import CoroutineExecution, CoroutineExecutor
@@ -82,6 +83,7 @@ class FunctionExecutor:
                     await asyncio.sleep(delay)
                 self._start_failure = ""
             self._hooks_ran = True
+            log_setup.ensure()
         if self._pool is not None and any(map(self._in_child, self._registry.values())):
             self._pool.warm()
             await self._pool.started.wait()

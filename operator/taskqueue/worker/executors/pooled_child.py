@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from taskqueue.logs import EventLog
+from taskqueue.worker import log_setup
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.executors import child_protocol
 from taskqueue.worker.executors.exit_status import describe_exit, over_limit
@@ -228,7 +228,7 @@ class PooledChild:
             if self.execution is not None and self.execution.attempt.on_checkpoint is not None:
                 self.execution.attempt.on_checkpoint(checkpoint)
         elif kind == child_protocol.LOG:
-            _write_line(body)
+            log_setup.write_line(body)
         elif kind == child_protocol.STARTED:
             self._started = True
             self._pool.on_child_started()
@@ -379,12 +379,3 @@ class PooledChild:
         self._pool.loop.remove_writer(self._connection)
         data, self._unsent = self._unsent, b""
         self._send(data)
-
-
-def _write_line(line: bytes) -> None:
-    """Write a line that a child has formatted to our own log."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.StreamHandler):
-            with handler.lock or contextlib.nullcontext():
-                handler.stream.write(line.decode("utf-8", "replace") + handler.terminator)
-                handler.flush()
