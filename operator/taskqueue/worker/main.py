@@ -6,8 +6,9 @@ and what to do), 2 for wrong arguments, 70 when it was asked to stop and somethi
 
 A signal ends it in order from the first moment, also while modules are being imported.
 
-The order of the start matters: modules are imported, then the fork server is forked, and only then
-come connections and threads, which processes for handlers must not have.
+The order of the start matters: process 1 of a container leaves the work to a child (see
+`taskqueue.worker.init_process`), modules are imported, then the fork server is forked, and only
+then come connections and threads, which processes for handlers must not have.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from taskqueue import logs
-from taskqueue.worker import log_setup
+from taskqueue.worker import init_process, log_setup
 from taskqueue.worker.arguments import WorkerArguments
 from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig, ForkServerHandle
 from taskqueue.worker.loading import StartError, load
@@ -50,6 +51,8 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         arguments = WorkerArguments.parse(words)
         settings = WorkerSettings.from_environment(environment)
+        if os.getpid() == 1 and (code := init_process.fork_worker()) is not None:
+            return code
         log_setup.begin()
         if arguments.modules:
             load(arguments.modules)
