@@ -36,7 +36,7 @@ from taskqueue.limits import STATUS_HANDLERS, STATUS_HANDLERS_LENGTH
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import Condition, QueueConfig, QueueStatus
 from taskqueue.model.task import Phase
-from taskqueue.model.worker import Worker
+from taskqueue.model.worker import Worker, WorkerState
 from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
@@ -190,6 +190,8 @@ class QueueReconciler:
             now=self._now(),
             proven=proven,
         )
+        if heartbeat.state is WorkerState.READY:
+            self._dispatcher.on_handlers_registered(heartbeat.handlers)
         if changed:
             self.request_reconcile()
 
@@ -289,12 +291,12 @@ class QueueReconciler:
 
     async def _size_pool(self, config: QueueConfig, estimate: BacklogEstimate) -> None:
         """Size the pool by the backlog."""
-        slots = config.concurrency or _GENEROUS_CONCURRENCY
+        slots, backlog = config.concurrency or _GENEROUS_CONCURRENCY, estimate.backlog
         self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
         await self.pool.reconcile(
             config,
             Load(
-                backlog=estimate.backlog,
+                backlog=None if backlog is None else max(backlog - self._dispatcher.excess, 0),
                 pending=self._dispatcher.waiting,
                 error=estimate.error,
                 busy=self._busy(config, estimate),
@@ -338,7 +340,8 @@ class QueueReconciler:
         A drained pool keeps a worker for each: a requeued message would not be run again.
         """
         slots = 1 if config.stop_policy.drains else self._slots(config)
-        busy = math.ceil((estimate.running or 0) / slots)
+        running = (estimate.running or 0) - self._dispatcher.excess
+        busy = math.ceil(max(running, 0) / slots)
         if config.stop_policy.holds:
             # Messages that a former leader published are known from its workers only.
             busy = max(busy, self.registry.busy)
@@ -407,6 +410,7 @@ class QueueReconciler:
             workers=workers,
             scaling=scaling,
             refused=self.pool.is_refused(config),
+            missing=self._dispatcher.missing,
             dead_letter_count=self._broker.dead_letters if self._broker.declared else None,
             operator_namespace=self._operator_namespace,
             misplaced_seconds=None

@@ -15,7 +15,7 @@ decided by `taskqueue.controller.tasks.machine`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.command import WorkerCommand
@@ -29,10 +29,12 @@ from taskqueue.controller.tasks.events import (
     AttemptUnreported,
     Confirmation,
     Event,
+    HandlerRegistered,
     MessagesLost,
     PublishSettled,
     TurnCame,
 )
+from taskqueue.controller.tasks.missing_handlers import MissingHandlers
 from taskqueue.controller.tasks.published_attempts import (
     FinishRate,
     PublishedAttempts,
@@ -80,6 +82,8 @@ class Dispatcher:
         self._slots = 0
         #: The uids of the queue's Tasks that are not finished.
         self.uids: dict[str, None] = {}
+        #: The handlers of these that a worker did not know.
+        self.missing = MissingHandlers()
         #: Called when there may be more to do for the workers. Set by whoever serves the TaskQueue.
         self.on_backlog: Callable[[], None] = do_nothing
         #: Called when the broker has no queue to route to. Set as `on_backlog`.
@@ -128,16 +132,26 @@ class Dispatcher:
 
     @config.setter
     def config(self, config: QueueConfig | None) -> None:
-        self._config = config
+        before, self._config = self._config, config
         self._is_held_back = config is None or config.stop_policy.holds
         for key in self._keys.keys_waited_for:
             self._enqueue_waiters(key)
+        if config is not None and before is not None and config.generation != before.generation:
+            self._retry(self.missing.pop_all())  # its workers may have another image now
         self._plan_pump()
 
     @property
     def waiting(self) -> int:
         """Tasks that may run and are still in the operator."""
         return len(self._queue) + len(self._claiming)
+
+    @property
+    def excess(self) -> int:
+        """How many of those waiting or published ask for no worker of their own.
+
+        All that wait for a handler that no worker knew ask for one together.
+        """
+        return max(self.missing.tried - 1, 0)
 
     @property
     def published(self) -> int:
@@ -231,6 +245,8 @@ class Dispatcher:
     def withdraw(self, uid: str, *, finished: bool) -> None:
         """Let go of a Task that is finished or gone."""
         self._remove(uid)
+        if self.missing.handlers:
+            self.missing.remove_task(uid)
         self.uids.pop(uid, None)
         if finished:
             self._rate.add(self._clock())
@@ -265,6 +281,19 @@ class Dispatcher:
     def mark_delivered(self, uid: str, since: float) -> None:
         """Take note that a worker has had the attempt of a Task since then."""
         self._published.mark_delivered(uid, since)
+
+    def on_handlers_registered(self, names: Collection[str]) -> None:
+        """Try the Tasks at once that have waited for a worker with one of these handlers."""
+        for handler in self.missing.known_to(names) if self.missing.handlers else ():
+            self._retry(self.missing.pop(handler))
+
+    def _retry(self, uids: Sequence[str], start: int = 0) -> None:
+        """Try Tasks at once that have waited for their handler, so many in each turn."""
+        end = start + _BATCH
+        for uid in uids[start:end]:
+            self._send(uid, HandlerRegistered())
+        if end < len(uids):
+            asyncio.get_running_loop().call_soon(self._retry, uids, end)
 
     # Concurrency keys.
 
@@ -306,10 +335,14 @@ class Dispatcher:
     def _add(self, uid: str) -> None:
         task = self._tasks[uid].task
         self._queue.add(uid, priority=task.spec.priority, created=task.created)
+        if self.missing.handlers:
+            self.missing.begin_try(uid, task.spec.handler)
         self._plan_pump()
         self.on_backlog()
 
     def _remove(self, uid: str) -> None:
+        if self.missing.handlers:
+            self.missing.end_try(uid)
         if not self._published.discard(uid):
             self._claiming.discard(uid)
             self._queue.discard(uid)
@@ -356,6 +389,7 @@ class Dispatcher:
             self._claiming.add(uid)
             self._send(uid, TurnCame(key_granted=True))
         else:
+            self.missing.end_try(uid)
             self._keys.enqueue(
                 spec.concurrency_key, uid, priority=spec.priority, created=tracked.task.created
             )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskqueue.controller.tasks.events import ReadPurpose, Timer
+from taskqueue.controller.tasks.missing_handlers import MissingHandler
 from taskqueue.controller.tasks.tracked_task import Receipt
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import TaskState
@@ -79,6 +80,18 @@ class MarkDelivered:
     """The attempt has been with a worker since then."""
 
     since: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoteHandlerMissing:
+    """A worker did not know the Task's handler."""
+
+    missing: MissingHandler
+
+
+@dataclass(frozen=True, slots=True)
+class NoteHandlerFound:
+    """A worker knows the Task's handler, which was missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +224,8 @@ Effect = (
     | Publish
     | MarkConfirmed
     | MarkDelivered
+    | NoteHandlerMissing
+    | NoteHandlerFound
     | PauseDispatch
     | ReportMissingQueue
     | WriteStatus

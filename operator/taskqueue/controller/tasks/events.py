@@ -155,6 +155,11 @@ class HandlerUnknown(AttemptReport):
 
 
 @dataclass(frozen=True, slots=True)
+class HandlerRegistered:
+    """A worker may know the handler now that no worker knew."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptSucceeded(AttemptReport):
     """The attempt succeeded."""
 
@@ -245,6 +250,7 @@ Event = (
     | PublishSettled
     | MessagesLost
     | AttemptReport
+    | HandlerRegistered
     | HeartbeatSeen
     | AttemptUnreported
     | StatusWritten

@@ -37,7 +37,8 @@ from taskqueue.controller.metrics import HEARTBEATS_DROPPED, OUTCOMES_DROPPED
 from taskqueue.controller.tasks import events
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
-from taskqueue.controller.tasks.machine import UNKNOWN_HANDLER, is_awaited
+from taskqueue.controller.tasks.machine import is_awaited
+from taskqueue.controller.tasks.missing_handlers import UNKNOWN_HANDLER
 from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge, log_fields
 from taskqueue.limits import CHECKPOINT_BYTES, LONGEST_SNOOZE_SECONDS, RESULT_BYTES
 from taskqueue.logs import EventLog

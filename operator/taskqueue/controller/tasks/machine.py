@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from taskqueue.controller.tasks import effects, events, lifecycle
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, Verdict
+from taskqueue.controller.tasks.missing_handlers import UNKNOWN_HANDLER
 from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TaskStage, TrackedTask
 from taskqueue.controller.tasks.transition import (
     CHECKPOINT_SECONDS,
@@ -36,14 +37,10 @@ from taskqueue.controller.tasks.transition import (
 from taskqueue.limits import SNOOZES
 from taskqueue.model.command import CommandKind
 
-#: How long until a Task whose handler no worker knew is tried again.
-HANDLER_SECONDS = 5.0
 #: How long until an attempt that a worker stopped by itself is published again.
 STOPPED_SECONDS = 1.0
 #: How long until a Task whose status was refused for good is read.
 REJECTED_PAUSE_SECONDS = 5.0
-#: A Task's reason while no worker knows its handler.
-UNKNOWN_HANDLER = "UnknownHandler"
 
 
 class Transition(NamedTuple):
@@ -238,7 +235,7 @@ def _on_handler_unknown(draft: Draft, event: events.HandlerUnknown) -> None:
     """
     draft.count_on(event)
     release = lifecycle.recalled if draft.tracked.key else lifecycle.released
-    draft.update(hold_until=draft.environment.now + HANDLER_SECONDS)
+    draft.wait_for_handler()
     draft.acknowledge_unfinished(event.about.receipt)
     draft.go_on(
         lifecycle.blocked(
@@ -248,6 +245,12 @@ def _on_handler_unknown(draft: Draft, event: events.HandlerUnknown) -> None:
             "Task continues, or create a Task with another handler",
         )
     )
+
+
+def _on_handler_registered(draft: Draft, event: events.HandlerRegistered) -> None:
+    if draft.tracked.is_handler_missing:
+        draft.update(is_handler_missing=False, hold_until=0.0)
+        draft.reconcile()
 
 
 def _on_succeeded(draft: Draft, event: events.AttemptSucceeded) -> None:
@@ -432,6 +435,7 @@ _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
     events.AttemptStopped: _on_stopped,
     events.AttemptSnoozed: _on_snoozed,
     events.HandlerUnknown: _on_handler_unknown,
+    events.HandlerRegistered: _on_handler_registered,
     events.AttemptSucceeded: _on_succeeded,
     events.AttemptFailed: _on_failed,
     events.HeartbeatSeen: _on_heartbeat,

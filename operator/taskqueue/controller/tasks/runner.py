@@ -192,6 +192,7 @@ class TaskRunner:
             random=self._random.random(),
             can_publish=dispatcher.can_publish,
             leads=not tracked.status.concurrency_key or self._leads(),
+            missing_handler=dispatcher.missing.handlers.get(spec.handler),
         )
 
     # Dispatching.
@@ -245,6 +246,14 @@ class TaskRunner:
 
     def _mark_delivered(self, tracked: TrackedTask, effect: effects.MarkDelivered) -> None:
         self._dispatchers[tracked.queue_key].mark_delivered(tracked.uid, effect.since)
+
+    def _note_missing(self, tracked: TrackedTask, effect: effects.NoteHandlerMissing) -> None:
+        missing = self._dispatchers[tracked.queue_key].missing
+        missing.add(tracked.task.spec.handler, tracked.uid, effect.missing)
+
+    def _note_found(self, tracked: TrackedTask, _: effects.NoteHandlerFound) -> None:
+        handler = tracked.task.spec.handler
+        self._dispatchers[tracked.queue_key].on_handlers_registered((handler,))
 
     def _pause_dispatch(self, tracked: TrackedTask, _: effects.PauseDispatch) -> None:
         self._dispatchers[tracked.queue_key].pause()
@@ -383,6 +392,8 @@ _EXECUTORS: Mapping[type, Callable[[TaskRunner, TrackedTask, Any], None]] = {
     effects.Publish: TaskRunner._publish,
     effects.MarkConfirmed: TaskRunner._mark_confirmed,
     effects.MarkDelivered: TaskRunner._mark_delivered,
+    effects.NoteHandlerMissing: TaskRunner._note_missing,
+    effects.NoteHandlerFound: TaskRunner._note_found,
     effects.PauseDispatch: TaskRunner._pause_dispatch,
     effects.ReportMissingQueue: TaskRunner._report_missing_queue,
     effects.SendCommand: TaskRunner._send_command,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 
 from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
+from taskqueue.controller.tasks.missing_handlers import MissingHandler
 from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueKey
 from taskqueue.model.task import Phase, Policy, Task, TaskState
@@ -57,6 +58,7 @@ class TaskEnvironment:
         random: a number in [0, 1) for the jitter of a back-off.
         can_publish: the queue is declared at its broker, and not held back.
         leads: this process certainly leads.
+        missing_handler: what is known of its handler, if no worker knew that; else None.
     """
 
     policy: Policy | None
@@ -66,6 +68,7 @@ class TaskEnvironment:
     random: float = 0.0
     can_publish: bool = False
     leads: bool = True
+    missing_handler: MissingHandler | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class TrackedTask:
         reconcile_at: when time alone may change what is due, in seconds since the epoch.
         write_at: when a timer will write the unfinished status, in seconds since the epoch.
         hold_until: an obstacle its status names is met until then, such as a handler nobody has.
+        is_handler_missing: the worker that had it last did not know its handler.
         key: the concurrency key it holds or waits for; "" for none.
         fence: the number its handler gets with the key.
         maybe_published: it holds its key and was perhaps never published. A second copy beside the
@@ -125,6 +129,7 @@ class TrackedTask:
     reconcile_at: float | None = None
     write_at: float | None = None
     hold_until: float = 0.0
+    is_handler_missing: bool = False
     key: str = ""
     fence: int = 0
     maybe_published: bool = False

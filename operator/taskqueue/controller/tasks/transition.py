@@ -12,6 +12,7 @@ from typing import Any
 
 from taskqueue.controller.tasks import effects, events, lifecycle
 from taskqueue.controller.tasks.admission import AdmissionStep, decide
+from taskqueue.controller.tasks.missing_handlers import next_retry
 from taskqueue.controller.tasks.tracked_task import (
     Dispatched,
     OwedCommand,
@@ -51,6 +52,8 @@ STAGES: Mapping[TaskStage, frozenset[TaskStage]] = {
 #: Where a Task is on its way to a worker, or with one.
 _GOING = (TaskStage.WAITING, TaskStage.CLAIMING, TaskStage.PUBLISHED)
 
+#: Reports that do not say whether the worker knows the handler.
+_SILENT_ABOUT_HANDLERS = (events.AttemptReleased, events.AttemptStopped)
 
 #: Where a Task may have its concurrency key on record, though nothing of it is published.
 _UNPUBLISHED = (TaskStage.WAITING, TaskStage.CLAIMING)
@@ -128,9 +131,24 @@ class Draft:
             )
 
     def count_on(self, event: events.AttemptReport) -> None:
-        """Take note of the broker that a report which counts came from."""
+        """Take note of what a report that counts says besides: its broker, a known handler."""
         if event.about.source is not self.tracked.source:
             self.update(source=event.about.source)
+        if isinstance(event, events.HandlerUnknown):
+            return
+        if self.tracked.is_handler_missing:
+            self.update(is_handler_missing=False)
+        if self.environment.missing_handler and not isinstance(event, _SILENT_ABOUT_HANDLERS):
+            self.do(effects.NoteHandlerFound())
+
+    def wait_for_handler(self) -> None:
+        """Try the Task again when all of its handler are."""
+        environment = self.environment
+        missing = next_retry(
+            environment.missing_handler, now=environment.now, random=environment.random
+        )
+        self.update(hold_until=missing.retry_at, is_handler_missing=True)
+        self.do(effects.NoteHandlerMissing(missing))
 
     def acknowledge_unfinished(self, receipt: Receipt) -> None:
         """Acknowledge what changes nothing but, perhaps, who holds a concurrency key.

@@ -6,6 +6,7 @@ import pytest
 
 from taskqueue.controller.queues.conditions import conditions
 from taskqueue.controller.queues.conditions.transitions import ConditionTransitions
+from taskqueue.controller.tasks.missing_handlers import MissingHandler, MissingHandlers
 from taskqueue.model.queue import Condition, QueueConfig, StopPolicy
 
 CONFIG = QueueConfig(
@@ -24,6 +25,7 @@ def parts(
     refused: bool = False,
     dead_letters: int | None = 0,
     misplaced_seconds: float | None = None,
+    missing: MissingHandlers | None = None,
 ) -> dict[str, Condition]:
     found = conditions(
         config,
@@ -31,6 +33,7 @@ def parts(
         workers=workers,
         scaling=FOLLOWING,
         refused=refused,
+        missing=missing or MissingHandlers(),
         dead_letter_count=dead_letters,
         operator_namespace="system",
         misplaced_seconds=misplaced_seconds,
@@ -44,6 +47,20 @@ def test_all_is_well() -> None:
     assert not found.keys() & {"Reconciling", "Stalled"}
     assert (found["DeadLetters"].status, found["DeadLetters"].reason) == (False, "None")
     assert found["ProducersOutdated"].status is False
+
+
+def test_missing_handlers_are_named_and_their_tasks_counted() -> None:
+    assert parts()["HandlersMissing"].status is False
+    missing = MissingHandlers()
+    for number in range(12):
+        missing.add(f"handler-{number % 7}", f"uid-{number}", MissingHandler(1, 0.0))
+    condition = parts(missing=missing)["HandlersMissing"]
+    assert (condition.status, condition.reason) == (True, "UnknownHandler")
+    assert "handler-0, handler-1, handler-2, handler-3, handler-4 and 2 more" in condition.message
+    assert "12 Tasks" in condition.message
+    for number in range(12):
+        missing.remove_task(f"uid-{number}")
+    assert parts(missing=missing)["HandlersMissing"].status is False
 
 
 @pytest.mark.parametrize(("seconds", "outdated"), [(0.0, True), (600.0, True), (601.0, False)])

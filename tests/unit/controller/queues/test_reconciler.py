@@ -1,6 +1,6 @@
 """One TaskQueue's loop: a failing step does not stop the others, and the status is true."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Totals
 from taskqueue.controller.tasks.dispatcher import Dispatcher
+from taskqueue.controller.tasks.missing_handlers import MissingHandlers
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.queue import Condition, QueueConfig, StopPolicy
 from taskqueue.model.scaling import BacklogTarget, ScalingPolicy
@@ -21,12 +22,17 @@ CONFIG = QueueConfig(namespace="shop", name="q", uid="u", generation=1, connecti
 
 class FakeDispatcher:
     def __init__(self) -> None:
-        self.waiting = self.published = self.slots = 0
+        self.waiting = self.published = self.slots = self.excess = 0
+        self.missing = MissingHandlers()
+        self.registered: list[str] = []
         self.config: QueueConfig | None = None
 
     def close(self) -> None: ...
 
     def send_drain(self, pod: str) -> None: ...
+
+    def on_handlers_registered(self, names: Collection[str]) -> None:
+        self.registered += names
 
     def pop_most_published(self) -> int:
         return self.published
@@ -143,6 +149,17 @@ class Case:
     def ready(self) -> dict[str, Any]:
         found: dict[str, Any] = self.status["conditions"][0]
         return found
+
+
+async def test_tasks_of_missing_handlers_ask_for_one_worker() -> None:
+    case = Case()
+    case.connect()
+    case.dispatcher.published, case.dispatcher.excess = 300, 299
+    await case.controller._reconcile()
+    decision = case.controller.pool.decision
+    assert decision is not None
+    assert (decision.load.backlog, decision.load.busy) == (1, 1)
+    assert case.status["backlog"] == 300
 
 
 async def test_status_write_reports_a_deleted_taskqueue() -> None:

@@ -145,6 +145,10 @@ class Life(RuleBasedStateMachine):
                 model.another_has_key = not there
                 model.free_key()
 
+    @rule()
+    def worker_registers_handler(self) -> None:
+        self.model.register_handler()
+
     @precondition(lambda self: self.model.dependencies is WAITING)
     @rule(fails=st.sampled_from([False, False, False, True]))
     def dependency_ends(self, fails: bool) -> None:

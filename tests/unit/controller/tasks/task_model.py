@@ -151,7 +151,12 @@ class TaskModel(TaskRecord):
         elif kind == "stopped":
             self.paused_until = self.now + machine.STOPPED_SECONDS
         elif kind == "unknown handler":
-            self.paused_until = self.now + machine.HANDLER_SECONDS
+            known = self.missing
+            if known is None or self.now >= known.retry_at:
+                tries = 0 if known is None else known.tries
+                self.paused_until = self.now + min(5.0 * 2.0**tries, 300.0)
+            else:
+                self.paused_until = known.retry_at
 
     def _event(
         self,
@@ -191,6 +196,13 @@ class TaskModel(TaskRecord):
             retry_after_seconds=retry_after,
         )
         return events.AttemptFailed(about, end, failure)
+
+    def register_handler(self) -> None:
+        """Have a worker appear that knows the handler."""
+        self.missing = None
+        if self.tracked.is_handler_missing:
+            self.paused_until = self.now
+        self.send(events.HandlerRegistered())
 
     def report_heartbeat(self, percent: int | None = None) -> None:
         """Have a worker say that it runs the present attempt, if one may."""

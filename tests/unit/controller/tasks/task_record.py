@@ -14,6 +14,7 @@ from taskqueue.controller.tasks.admission import AdmissionStep, decide
 from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
 from taskqueue.controller.tasks.events import ReadPurpose, Timer
 from taskqueue.controller.tasks.lifecycle import PHASES
+from taskqueue.controller.tasks.missing_handlers import MissingHandler
 from taskqueue.controller.tasks.tracked_task import (
     Dispatched,
     TaskEnvironment,
@@ -151,6 +152,8 @@ class TaskRecord:
     ended_tokens: set[tuple[int, int]] = field(default_factory=set)
     not_before: float = 0.0
     paused_until: float = 0.0
+    #: What the queue's dispatcher knows of the handler.
+    missing: MissingHandler | None = None
     #: Of what was published last with the key, and whether the broker returned that.
     fence: int = 0
     is_returned: bool = False
@@ -180,6 +183,7 @@ class TaskRecord:
             random=0.5,
             can_publish=self.can_publish and self.policy is not None,
             leads=self.leads,
+            missing_handler=self.missing,
         )
 
     # Steps.
@@ -287,6 +291,12 @@ class TaskRecord:
                 assert effect.seconds >= TIMEOUT + REPORT_GRACE_SECONDS
             case effects.Publish():
                 self._publish(effect, before)
+            case effects.NoteHandlerMissing(missing):
+                assert missing.retry_at > self.now
+                self.missing = missing
+            case effects.NoteHandlerFound():
+                assert self.missing is not None, "a handler is found that was not missing"
+                self.missing = None
             case effects.MarkConfirmed():
                 self.confirmed_at = self.now
             case effects.MarkDelivered() if self.stage is TaskStage.PUBLISHED:

@@ -134,6 +134,12 @@ MUTANTS = [
         rare=True,
     ),
     Mutant(
+        "a Task with an unknown handler is tried at once",
+        transition,
+        "self.update(hold_until=missing.retry_at, is_handler_missing=True)",
+        "self.update(is_handler_missing=True)",
+    ),
+    Mutant(
         "a recall does not raise the epoch",
         lifecycle,
         'replace(released(status), epoch=status.epoch + 1, concurrency_key="")',

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from taskqueue.controller.queues.conditions.broker_connected import broker_connected
 from taskqueue.controller.queues.conditions.dead_letters import dead_letters
+from taskqueue.controller.queues.conditions.handlers_missing import handlers_missing
 from taskqueue.controller.queues.conditions.producers_outdated import producers_outdated
 from taskqueue.controller.queues.conditions.ready import ready
+from taskqueue.controller.tasks.missing_handlers import MissingHandlers
 from taskqueue.model.queue import Condition, QueueConfig
 
 
@@ -19,6 +21,7 @@ def conditions(
     workers: Condition,
     scaling: Condition,
     refused: bool,
+    missing: MissingHandlers,
     dead_letter_count: int | None,
     operator_namespace: str,
     misplaced_seconds: float | None,
@@ -31,6 +34,7 @@ def conditions(
         workers: WorkersAvailable.
         scaling: ScalingActive.
         refused: the API server rejects the workload.
+        missing: the handlers that no worker knows.
         dead_letter_count: messages in the dead queue, None: unknown.
         operator_namespace: where the command that lists them runs.
         misplaced_seconds: how long ago a direct message came by the exchange for work; None: never.
@@ -38,5 +42,6 @@ def conditions(
     broker = broker_connected(config, broker)
     dead = dead_letters(config, dead_letter_count, operator_namespace)
     producers = producers_outdated(config, misplaced_seconds)
+    handlers = handlers_missing(missing)
     own, *progress = ready(config, broker=broker, workers=workers, refused=refused)
-    return (own, broker, workers, scaling, dead, producers, *progress)
+    return (own, broker, workers, scaling, handlers, dead, producers, *progress)
