@@ -70,7 +70,7 @@ def test_a_minimal_queue_gets_every_default(api: Api) -> None:
             "attemptTimeoutSeconds": 300,
             "maxDeliveries": 3,
         },
-        "workers": {"container": "", "replicas": 0},
+        "workers": {"container": "", "probes": "None", "replicas": 0},
         "scaling": {
             "minReplicas": 0,
             "maxReplicas": 10,
@@ -285,6 +285,16 @@ def test_accepted(api: Api, body: Body) -> None:
         (queue(scaling={"fallback": {}}), "fallback.replicas: Required value"),
         (queue(scaling={"fallback": {"replicas": 0}}), "greater than or equal to 1"),
         (queue(scaling={"fallback": {"replicas": 11}}), "lower fallback.replicas or raise max"),
+        (
+            queue(
+                workers={
+                    "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "w"},
+                    "probes": "Managed",
+                }
+            ),
+            "probes Managed is for a template",
+        ),
+        (queue(workers={"probes": "managed"}), 'supported values: "None", "Managed"'),
         (scaled(apiVersion=None), "scaleTargetRef.apiVersion: Required value"),
         (scaled(kind=None), "scaleTargetRef.kind: Required value"),
         (scaled(name=None), "scaleTargetRef.name: Required value"),

@@ -64,7 +64,12 @@ class Workers(ApiModel):
                 "!has(self.template) || !has(self.scaleTargetRef)",
                 "template and scaleTargetRef exclude each other: give template for a Deployment "
                 "that the operator creates, or scaleTargetRef for workers that exist",
-            )
+            ),
+            (
+                '!has(self.scaleTargetRef) || !has(self.probes) || self.probes == "None"',
+                "probes Managed is for a template: the manifest of what scaleTargetRef names has "
+                "its own probes",
+            ),
         )
     )
 
@@ -90,6 +95,16 @@ class Workers(ApiModel):
         description=(
             "Name of the template's container that runs the worker; the operator adds environment "
             "variables to it. Empty by default: the first container."
+        ),
+    )
+    probes: Literal["None", "Managed"] = Field(
+        "None",
+        description=(
+            "Whether the operator adds probes to the worker's container where the template has "
+            "none. None, the default: it does not. Managed: a readiness probe on /readyz, a "
+            "liveness probe on /healthz and, with the latter, a startup probe of 600 seconds, on "
+            "the worker's health port (8081, or TASKQUEUE_HEALTH_PORT of the template). Only with "
+            "template. A change replaces the pods."
         ),
     )
     concurrency: int | None = Field(

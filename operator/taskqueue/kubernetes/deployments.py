@@ -1,7 +1,8 @@
 """Renders, applies and resizes the worker Deployment of a TaskQueue.
 
 The operator owns Deployment ``<TaskQueue>-worker`` by server-side apply. Its pod template is the
-user's, with labels, the queue's environment variables and a long enough grace period added.
+user's, with labels, the queue's environment variables, a long enough grace period and, if asked
+for, probes added.
 Credentials stay in the connection Secret, which the pods refer to.
 """
 
@@ -27,6 +28,7 @@ from taskqueue.kubernetes.ownership import (
     worker_name,
 )
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
+from taskqueue.kubernetes.worker_probes import NoHealthPort, add_probes
 from taskqueue.model.broker_environment import BROKER_VARIABLES
 from taskqueue.model.queue import QueueConfig, QueueKey
 
@@ -95,7 +97,8 @@ def render(
 
     Raises:
         InvalidTemplate: the template has no containers, or not the named one; a field that the
-            operator adds to has the wrong type; or the pods have no address of a broker.
+            operator adds to has the wrong type; the pods have no address of a broker; or no port
+            for probes that they are to have.
     """
     labels = {QUEUE_LABEL: config.name, **MANAGED_BY}
     return {
@@ -207,6 +210,11 @@ def _template(
         _check_lists(spec, container)
         mount_direct_limits(config, spec, container, limits)
         added.append({"name": DIRECTORY_VARIABLE, "value": DIRECTORY})
+    if config.managed_probes:
+        try:
+            add_probes(container)
+        except NoHealthPort as problem:
+            raise InvalidTemplate(str(problem)) from None
     container["env"] = [*added, *own]
     return template
 

@@ -80,6 +80,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
         template=spec.workers.template,
         scale_target=_scale_target(spec.workers),
         container=spec.workers.container,
+        managed_probes=spec.workers.probes == "Managed",
         concurrency=spec.workers.concurrency,
         scaling=_scaling_policy(spec.scaling, spec.workers, draining=stop_policy.drains),
     )

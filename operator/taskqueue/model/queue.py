@@ -74,6 +74,7 @@ class QueueConfig:
         scale_target: what runs the workers the operator does not make; None: nothing that is
             scaled.
         container: which container gets the environment; "" for the first.
+        managed_probes: whether that gets the probes that the template does not have.
         concurrency: tasks a worker runs at once; None: the worker decides by its CPUs.
         scaling: how the pool is sized.
     """
@@ -94,6 +95,7 @@ class QueueConfig:
     template: Mapping[str, Any] | None = None
     scale_target: ScaleTargetRef | None = None
     container: str = ""
+    managed_probes: bool = False
     concurrency: int | None = None
     scaling: ScalingPolicy = field(default_factory=ScalingPolicy)
 

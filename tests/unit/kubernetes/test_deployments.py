@@ -152,6 +152,60 @@ def test_a_limit_that_the_template_sets_is_not_mounted() -> None:
     assert environment(deployment)["TASKQUEUE_MAX_DELIVERIES"] == "9"
 
 
+def probed(container: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the container as rendered with probes of the operator's."""
+    template = {"spec": {"containers": [{"name": "side"}, container]}}
+    asked = config(template=template, container="main", **{"managed_probes": True, **more})
+    containers = render(asked, replicas=1, secret="rabbit")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert not [name for name in containers[0] if name.endswith("Probe")]
+    return dict(containers[1])
+
+
+PROBES = {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+
+
+@pytest.mark.parametrize(
+    ("env", "port"), [([], 8081), ([{"name": "TASKQUEUE_HEALTH_PORT", "value": "9000"}], 9000)]
+)
+def test_managed_probes_are_on_the_health_port_of_the_worker(env: list[Any], port: int) -> None:
+    found = probed({"name": "main", "env": env})
+    for name, path in PROBES.items():
+        assert found[name]["httpGet"] == {"path": path, "port": port}
+    startup = found["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 600
+
+
+def test_there_are_no_probes_unless_they_are_asked_for() -> None:
+    assert not PROBES.keys() & probed({"name": "main"}, managed_probes=False).keys()
+
+
+@pytest.mark.parametrize(
+    ("own", "added"),
+    [
+        ("startupProbe", {"livenessProbe", "readinessProbe"}),
+        ("livenessProbe", {"readinessProbe"}),
+        ("readinessProbe", {"startupProbe", "livenessProbe"}),
+    ],
+)
+def test_a_probe_of_the_template_is_kept(own: str, added: set[str]) -> None:
+    mine = {"exec": {"command": ["true"]}}
+    found = probed({"name": "main", own: mine})
+    assert found[own] == mine
+    assert {name for name in PROBES if name in found} == {own, *added}
+
+
+@pytest.mark.parametrize(
+    "entry", [{"value": "0"}, {"value": "http"}, {"valueFrom": {"fieldRef": {}}}, {"value": None}]
+)
+def test_a_worker_without_a_known_health_port_has_no_managed_probes(entry: dict[str, Any]) -> None:
+    env = [{"name": "TASKQUEUE_HEALTH_PORT", **entry}]
+    with pytest.raises(InvalidTemplate, match=r"TASKQUEUE_HEALTH_PORT of container 'main'.*port"):
+        probed({"name": "main", "env": env})
+    probed({"name": "main", "env": env}, managed_probes=False)
+
+
 def test_render_does_not_modify_its_input() -> None:
     queue = config()
     before = repr(queue.template)

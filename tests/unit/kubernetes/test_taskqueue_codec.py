@@ -89,6 +89,14 @@ def test_read_queue_with_a_backlog_target() -> None:
     assert config.scaling.target == BacklogTarget(7)
 
 
+@pytest.mark.parametrize(
+    ("workers", "managed"),
+    [({}, False), ({"probes": "None"}, False), ({"probes": "Managed"}, True)],
+)
+def test_read_queue_with_probes(workers: dict[str, Any], managed: bool) -> None:
+    assert read_queue(raw(workers=workers)).managed_probes is managed
+
+
 def test_read_queue_with_a_scale_target() -> None:
     ref = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "resizers"}
     config = read_queue(raw(workers={"scaleTargetRef": ref}))
