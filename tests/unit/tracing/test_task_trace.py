@@ -9,8 +9,8 @@ from tests.tracing.task_trace import TO_PUBLISH, TO_STATUS, VALUES, TaskTrace, t
 
 #: Files that a Task passes, at most: all, and those that do more than define values. A change may
 #: lower these numbers. One that raises them sends every reader through another file.
-MOST_FILES = {TO_PUBLISH: (20, 15), TO_STATUS: (20, 15)}
-MOST_FILES_OF_BOTH = (27, 22)
+MOST_FILES = {TO_PUBLISH: (20, 15), TO_STATUS: (21, 16)}
+MOST_FILES_OF_BOTH = (28, 23)
 MOST_LINES = 450
 
 

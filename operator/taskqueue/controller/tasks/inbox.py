@@ -365,8 +365,11 @@ class Inbox:
 
 
 def _invalid(error: ContractError) -> AttemptFailure:
-    if isinstance(error, InexactEventError) and error.place.startswith(_RESULT_PLACE):
-        place = error.place.removeprefix("data.")
+    # What is too deep has no place; in an event it can only be the result.
+    if isinstance(error, InexactEventError) and (error.place or _RESULT_PLACE).startswith(
+        _RESULT_PLACE
+    ):
+        place = (error.place or _RESULT_PLACE).removeprefix("data.")
         message = f"{place}: {error.problem}"
         return AttemptFailure(type="InvalidResult", message=message, retryable=False)
     return AttemptFailure(type="InvalidOutcome", message=str(error))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from taskqueue.amqp.publisher import Settled
-from taskqueue.contract.outcome import EventKind
-from taskqueue.controller.tasks import task_controller
+from taskqueue.contract.outcome import EventKind, decode
+from taskqueue.controller.tasks import inbox, task_controller
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.task_codec import task_path
@@ -284,7 +285,7 @@ async def test_a_queue_with_many_tasks_is_reconciled_in_turns_the_first_in_line_
 # What raises.
 
 
-async def test_a_status_that_cannot_be_encoded_is_written_in_short() -> None:
+async def test_a_result_nested_too_deep_fails_its_task() -> None:
     harness = TaskHarness()
     entry = await harness.published()
     deep = b'{"a":' * 300 + b"null" + b"}" * 300
@@ -292,6 +293,25 @@ async def test_a_status_that_cannot_be_encoded_is_written_in_short() -> None:
     harness.message = lambda body: message(  # type: ignore[method-assign, misc, assignment]
         body.replace(b'{"a":null}', deep)
     )
+    tag = harness.event(entry, EventKind.SUCCEEDED)
+    (write,) = harness.writer.writes
+    assert (write.status["phase"], write.status["reason"]) == ("Failed", "NonRetryable")
+    (attempt,) = write.status["history"]
+    assert attempt["reason"] == "InvalidResult"
+    assert attempt["message"].startswith("result: nested deeper")
+    write.succeed()
+    await turn()
+    assert harness.channel.acked == [tag]
+
+
+async def test_a_status_that_cannot_be_encoded_is_written_in_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No event can do that, as far as known: it is the last resort."""
+    harness = TaskHarness()
+    entry = await harness.published()
+    bad = {"a": object()}
+    monkeypatch.setattr(inbox, "decode", lambda body: replace(decode(body), result=bad))
     tag = harness.event(entry, EventKind.SUCCEEDED)
     (write,) = harness.writer.writes
     assert (write.status["phase"], write.status.get("result")) == ("Succeeded", None)
