@@ -11,7 +11,10 @@ from enum import StrEnum
 
 
 class Point(StrEnum):
-    """The nine duties of a worker; H: heartbeats, M: no attempts of Tasks, C: checkpoints."""
+    """The nine duties of a worker.
+
+    H: heartbeats, M: no attempts of Tasks, C: checkpoints, L: limits and reserved words.
+    """
 
     PREFETCH = "1"
     DELIVERIES = "2"
@@ -24,6 +27,7 @@ class Point(StrEnum):
     CONNECTIONS = "9"
     HEARTBEATS = "H"
     MESSAGES = "M"
+    LIMITS = "L"
     CHECKPOINTS = "C"
 
 
@@ -40,6 +44,7 @@ TITLES = {
     Point.HEARTBEATS: "reports how much it runs, and when that changes",
     Point.CHECKPOINTS: "reports checkpoints, and gives back what needs its last one",
     Point.MESSAGES: "accepts direct messages, and dead-letters malformed ones",
+    Point.LIMITS: "keeps to the limits, and its own words apart from applications'",
 }
 
 

@@ -47,6 +47,10 @@ BROKEN = {
         Point.CHECKPOINTS,
         "with tq-checkpointed it is given back at once, without a run",
     ),
+    "claims_reserved_types": (
+        Point.LIMITS,
+        "an application's error UnknownHandler is not reserved",
+    ),
     "acknowledges_early": (
         Point.OUTCOMES,
         "nothing is acknowledged while its outcome is not confirmed",

@@ -198,13 +198,14 @@ class _Message:
         data = event["data"]
         if not data["token"]:
             return None
+        error = data.get("error") or {}
         return Reported(
             at=at,
             uid=data["uid"],
             event=_event_name(event),
             attempt=data["attempt"],
             epoch=data["epoch"],
-            error_type=(data.get("error") or {}).get("type", ""),
+            error_type="" if error.get("application") else error.get("type", ""),
         )
 
     def _completed(self, at: float) -> Completed | None:

@@ -75,7 +75,10 @@ class Published(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Reported(Record):
-    """A worker published an event about an attempt, such as `task.succeeded`."""
+    """A worker published an event about an attempt, such as `task.succeeded`.
+
+    ``error_type`` is that of a failure which the worker has found itself; "": of none.
+    """
 
     event: str
     attempt: int

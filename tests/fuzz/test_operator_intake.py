@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pika import spec as amqp
 
 from taskqueue.amqp.channel import Delivery
-from taskqueue.contract import heartbeat, outcome
+from taskqueue.contract import command, heartbeat, outcome
 from taskqueue.contract.completion import direct_completion
 from taskqueue.contract.names import (
     DEAD_EXCHANGE,
@@ -69,7 +69,7 @@ def _event(task: str, kind: outcome.EventKind, **changes: Any) -> dict[str, Any]
 
 
 _ERROR = outcome.EventError(type="ValueError", message="no")
-_UNKNOWN = outcome.EventError(type="UnknownHandler", message="no such handler")
+_UNKNOWN = outcome.EventError(type="UnknownHandler", message="no such handler", reserved=True)
 EVENTS = [
     _event("a", outcome.EventKind.SUCCEEDED, result={"a": [1, {"b": "c"}]}),
     _event("a", outcome.EventKind.SUCCEEDED, result={"text": "x" * 40_000}),
@@ -325,6 +325,16 @@ def _check(operator: Operator) -> None:
     assert not copies - bad, "parked twice, or without need"
     not_parked = (bad - copies).total()
     assert not_parked <= failed <= not_parked + foreign, "bad, and only acknowledged"
+
+
+def test_what_the_operator_understands_is_said_again_each_hour() -> None:
+    operator = Operator()
+    try:
+        operator.loop.pass_time(2 * 3600 + 1)
+        said = [each for each in operator.broker.published if each.key == b"taskqueue.control"]
+        assert [command.decode(each.body) for each in said] == [command.FIRST_COMMAND] * 2
+    finally:
+        operator.close()
 
 
 SENT = st.lists(messages(), min_size=1, max_size=4)

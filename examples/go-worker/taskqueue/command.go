@@ -28,7 +28,13 @@ type command struct {
 	Token     string      `json:"token"`
 	Pod       string      `json:"pod"`
 	Namespace string      `json:"namespace"`
+	// Understands is what the operator reads besides what the first ones did: in the command about
+	// noToken, which it sends when it connects.
+	Understands []string `json:"understands"`
 }
+
+// noToken is the token of no attempt.
+const noToken = "none"
 
 func parseCommand(body []byte) (command, error) {
 	var o command

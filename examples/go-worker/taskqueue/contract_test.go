@@ -123,7 +123,7 @@ func TestADeadLetterLeavesTheBrokersHeadersBehind(t *testing.T) {
 
 func TestEventsAreAsTheContractShows(t *testing.T) {
 	m, _ := parse(taskDelivery())
-	end := ending{error: newError("OSError", "disk full", true), retryAfter: 30e9, took: 1.5e9}
+	end := ending{error: applicationError("OSError", "disk full", true), retryAfter: 30e9, took: 1.5e9}
 	event := taskEvent(m, failed, "pod-1", &end)
 	if event.exchange != "taskqueue.outcomes" || event.key != "shop.q.task.failed" {
 		t.Errorf("it goes to %s with key %s", event.exchange, event.key)
@@ -134,7 +134,7 @@ func TestEventsAreAsTheContractShows(t *testing.T) {
 	}
 	delete(decoded, "id")
 	got, _ := json.Marshal(decoded)
-	want := `{"data":{"attempt":2,"epoch":4,"error":{"message":"disk full","retryable":true,` +
+	want := `{"data":{"attempt":2,"epoch":4,"error":{"application":true,"message":"disk full","retryable":true,` +
 		`"type":"OSError"},"retryAfterSeconds":30,"seconds":1.5,"token":"k1.x","uid":"uid-1",` +
 		`"worker":"pod-1"},"datacontenttype":"application/json","source":"/workers/pod-1",` +
 		`"specversion":"1.0","subject":"shop/t","taskqueue":"q","type":"dev.taskqueue.task.failed.v1"}`

@@ -3,6 +3,7 @@ package taskqueue
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sort"
 	"time"
 
@@ -48,6 +49,8 @@ type dispatcher struct {
 	log      *slog.Logger
 	inbox    *unboundedQueue[func()]
 
+	// prefixed: the operator that has connected last knows reservedPrefix.
+	prefixed bool
 	commands *commandLog
 	finished *outcomeCache
 	byToken  map[string]*run
@@ -271,6 +274,10 @@ func (d *dispatcher) requestEnd(r *run, report func(), grace time.Duration) {
 func (d *dispatcher) onCommand(o command) {
 	if o.Kind == commandDrain {
 		d.onDrain()
+		return
+	}
+	if o.Token == noToken {
+		d.prefixed = slices.Contains(o.Understands, reservedTypes)
 		return
 	}
 	d.commands.add(o, time.Now())

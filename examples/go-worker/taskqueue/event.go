@@ -28,11 +28,28 @@ const resultLimit = 16 * 1024
 // messageLimit is the longest reported error message, in bytes.
 const messageLimit = 1000
 
-// eventError is why an attempt failed.
+// reservedPrefix begins the types of errors that the worker itself has found, on the wire.
+const reservedPrefix = "taskqueue."
+
+// reservedTypes is what an operator announces that knows reservedPrefix.
+const reservedTypes = "reserved-types"
+
+// eventError is why an attempt failed. Application: the handler's code has chosen the type.
 type eventError struct {
-	Type      string `json:"type"`
-	Message   string `json:"message"`
-	Retryable bool   `json:"retryable"`
+	Type        string `json:"type"`
+	Message     string `json:"message"`
+	Retryable   bool   `json:"retryable"`
+	Application bool   `json:"application,omitempty"`
+}
+
+// onWire is the error as the operator reads it: an older one knows the bare types only.
+func (e *eventError) onWire(prefixed bool) *eventError {
+	if e == nil || e.Application || !prefixed {
+		return e
+	}
+	sent := *e
+	sent.Type = reservedPrefix + e.Type
+	return &sent
 }
 
 type eventData struct {

@@ -119,9 +119,9 @@ func encodeResult(result any) ending {
 func describe(err error) *eventError {
 	var known *failure
 	if errors.As(err, &known) {
-		return newError(known.kind, err.Error(), known.retryable)
+		return applicationError(known.kind, err.Error(), known.retryable)
 	}
-	return newError(typeName(err), err.Error(), true)
+	return applicationError(typeName(err), err.Error(), true)
 }
 
 func wishedPause(err error) time.Duration {
@@ -146,6 +146,17 @@ func typeName(err error) string {
 	}
 }
 
+// applicationError is an error of the handler's code: its type says nothing to the operator.
+func applicationError(kind, message string, retryable bool) *eventError {
+	for strings.HasPrefix(kind, reservedPrefix) {
+		kind = strings.TrimPrefix(kind, reservedPrefix)
+	}
+	described := newError(kind, message, retryable)
+	described.Application = true
+	return described
+}
+
+// newError is an error that the worker has found.
 func newError(kind, message string, retryable bool) *eventError {
 	if len(message) > messageLimit {
 		message = strings.ToValidUTF8(message[:messageLimit], "") + "…"

@@ -53,6 +53,21 @@ func TestResultsThatCannotBeKept(t *testing.T) {
 	}
 }
 
+func TestReservedTypesAreTheWorkersOwn(t *testing.T) {
+	own := newError("Timeout", "no end", true)
+	if got := own.onWire(true); got.Type != "taskqueue.Timeout" || got.Application {
+		t.Errorf("%+v", got)
+	}
+	if got := own.onWire(false); got.Type != "Timeout" || own.Type != "Timeout" {
+		t.Errorf("to an older operator: %+v", got)
+	}
+	for _, kind := range []string{"UnknownHandler", "taskqueue.UnknownHandler"} {
+		if got := ends(nil, Fail(kind, "x")).error.onWire(true); got.Type != "UnknownHandler" || !got.Application {
+			t.Errorf("%s: %+v", kind, got)
+		}
+	}
+}
+
 func TestErrors(t *testing.T) {
 	_, missing := os.Open("/nowhere")
 	for _, each := range []struct {

@@ -172,15 +172,17 @@ func (r *run) reportEnd(end ending) {
 		text := "the operator is older than this worker and knows no snooze: update it"
 		end = ending{error: newError("Snooze", text, true), retryAfter: *end.snooze, took: end.took}
 	}
+	sent := end
+	sent.error = end.error.onWire(r.dispatcher.prefixed)
 	switch {
 	case !r.direct():
-		r.publishOutcome(taskEvent(r.message, end.kind(), r.dispatcher.settings.Pod, &end))
+		r.publishOutcome(taskEvent(r.message, end.kind(), r.dispatcher.settings.Pod, &sent))
 	case end.error != nil && end.error.Retryable && r.deliveries+1 < r.limit():
 		for _, lease := range r.leases {
 			_ = lease.Reject(true)
 		}
 	default:
-		event := directEvent(&r.dispatcher.settings, r.leases[0], r.deliveries+1, end)
+		event := directEvent(&r.dispatcher.settings, r.leases[0], r.deliveries+1, sent)
 		r.dispatcher.report(event, func() {
 			if end.error == nil {
 				r.acknowledge()

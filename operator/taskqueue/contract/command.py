@@ -28,6 +28,8 @@ class WorkerCommand:
         uid: of its Task, for logs.
         pod: name of the worker's pod, for DRAIN.
         namespace: of that pod.
+        understands: of an operator's `FIRST_COMMAND`: what it can read besides what the first
+            operators could, such as `RESERVED_TYPES`. Empty: it is one of those.
     """
 
     kind: CommandKind
@@ -35,20 +37,39 @@ class WorkerCommand:
     uid: str = ""
     pod: str = ""
     namespace: str = ""
+    understands: frozenset[str] = frozenset()
 
+    @property
+    def is_announcement(self) -> bool:
+        """Whether it is about no attempt, and says what the operator that has connected reads."""
+        return self.kind is CommandKind.CANCEL and self.token == _NO_TOKEN
+
+
+#: The operator reads `taskqueue.contract.outcome.RESERVED_PREFIX`.
+RESERVED_TYPES = "reserved-types"
+
+_NO_TOKEN = "none"  # noqa: S105
 
 #: About no attempt. The operator sends it when it connects, so that the stream is never empty: that
-#: a stream *is* empty a worker could conclude only from a silence.
-FIRST_COMMAND = WorkerCommand(CommandKind.CANCEL, token="none", uid="none")  # noqa: S106
+#: a stream *is* empty a worker could conclude only from a silence. It also says what the operator
+#: understands, for the time in which workers are newer than the operator.
+FIRST_COMMAND = WorkerCommand(
+    CommandKind.CANCEL,
+    token=_NO_TOKEN,
+    uid="none",
+    understands=frozenset({RESERVED_TYPES}),
+)
 
 
 def encode(command: WorkerCommand) -> bytes:
     """Return the command as JSON."""
-    fields: dict[str, str] = {"order": command.kind}
+    fields: dict[str, Any] = {"order": command.kind}
     if command.kind is CommandKind.DRAIN:
         fields |= {"pod": command.pod, "namespace": command.namespace}
     else:
         fields |= {"token": command.token, "uid": command.uid}
+    if command.understands:
+        fields["understands"] = sorted(command.understands)
     return orjson.dumps(fields)
 
 
@@ -72,7 +93,13 @@ def decode(body: bytes) -> WorkerCommand:
         ) from None
     if kind is CommandKind.DRAIN:
         return WorkerCommand(kind, pod=_text(data, "pod"), namespace=_text(data, "namespace"))
-    return WorkerCommand(kind, token=_text(data, "token"), uid=str(data.get("uid", "")))
+    understands = data.get("understands")
+    return WorkerCommand(
+        kind,
+        token=_text(data, "token"),
+        uid=str(data.get("uid", "")),
+        understands=frozenset(map(str, understands if isinstance(understands, list) else ())),
+    )
 
 
 def command_message(command: WorkerCommand) -> OutgoingMessage:

@@ -22,6 +22,14 @@ from taskqueue.limits import EVENT_BYTES, OBJECT_NAME_LENGTH, STATUS_REASON_LENG
 LONGEST_SECONDS = 1e7
 
 
+#: Begins the types of errors that a worker finds itself, on the wire.
+RESERVED_PREFIX = "taskqueue."
+
+#: Reserved types that mean something to the operator, as older workers write them: without the
+#: prefix, and without a mark of what is an application's.
+_BARE_RESERVED = frozenset({"UnknownHandler", "Timeout", "WorkerLost"})
+
+
 class EventKind(StrEnum):
     """What happened to the attempt."""
 
@@ -47,14 +55,18 @@ class EventError:
     """Why an attempt failed.
 
     Attributes:
-        type: the exception's class name or a contract word such as WorkerLost.
+        type: the exception's class name; or, if reserved, a word of the contract such as
+            WorkerLost, without the prefix that it has on the wire.
         message: one or a few lines for people.
         retryable: False when another attempt cannot help.
+        reserved: the worker has found the failure, not an application: its exception class of the
+            same name is just an error.
     """
 
     type: str
     message: str
     retryable: bool = True
+    reserved: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +125,14 @@ class AttemptEvent:
         return f"{routing_key(self.namespace, self.queue)}.{self.kind.value}"
 
 
-def encode(event: AttemptEvent) -> bytes:
-    """Return the event as a structured CloudEvent."""
+def encode(event: AttemptEvent, *, prefixed: bool = True) -> bytes:
+    """Return the event as a structured CloudEvent.
+
+    Args:
+        event: what happened.
+        prefixed: write `RESERVED_PREFIX` before a reserved type. Operators that do not announce
+            `taskqueue.contract.command.RESERVED_TYPES` know the bare names only.
+    """
     data: dict[str, Any] = {
         "uid": event.uid,
         "token": event.token,
@@ -131,11 +149,7 @@ def encode(event: AttemptEvent) -> bytes:
     if event.result is not None:
         data["result"] = event.result
     if event.error is not None:
-        data["error"] = {
-            "type": event.error.type,
-            "message": event.error.message,
-            "retryable": event.error.retryable,
-        }
+        data["error"] = _encode_error(event.error, prefixed=prefixed)
     if event.retry_after_seconds is not None:
         data["retryAfterSeconds"] = event.retry_after_seconds
     if event.checkpoint is not None:
@@ -182,13 +196,7 @@ def decode(body: bytes) -> AttemptEvent:
             worker=str(data.get("worker", ""))[:OBJECT_NAME_LENGTH],
             seconds=_duration(data.get("seconds")),
             result=result,
-            error=None
-            if error is None
-            else EventError(
-                type=str(error.get("type", "Error"))[:STATUS_REASON_LENGTH],
-                message=str(error.get("message", "")),
-                retryable=bool(error.get("retryable", True)),
-            ),
+            error=None if error is None else _decode_error(error),
             retry_after_seconds=_number(data.get("retryAfterSeconds")),
             checkpoint=checkpoint,
             deliveries=int(data.get("deliveries", 0)),
@@ -222,6 +230,36 @@ def claimed_attempt(body: bytes) -> AttemptClaim | None:
         )
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError):
         return None
+
+
+def _encode_error(error: EventError, *, prefixed: bool) -> dict[str, Any]:
+    fields = {"type": error.type, "message": error.message, "retryable": error.retryable}
+    if not error.reserved:
+        fields["application"] = True
+    elif prefixed:
+        fields["type"] = RESERVED_PREFIX + error.type
+    return fields
+
+
+def _decode_error(fields: Any) -> EventError:
+    """Read an error of a worker of any version."""
+    kind = str(fields.get("type", "Error"))
+    reserved = fields.get("application") is not True and (
+        kind.startswith(RESERVED_PREFIX) or kind in _BARE_RESERVED
+    )
+    return EventError(
+        type=without_prefix(kind)[:STATUS_REASON_LENGTH],
+        message=str(fields.get("message", "")),
+        retryable=bool(fields.get("retryable", True)),
+        reserved=reserved,
+    )
+
+
+def without_prefix(kind: str) -> str:
+    """Return the type of an error without `RESERVED_PREFIX`, however often it begins with that."""
+    while kind.startswith(RESERVED_PREFIX):
+        kind = kind.removeprefix(RESERVED_PREFIX)
+    return kind or "Error"
 
 
 def _duration(value: Any) -> float | None:

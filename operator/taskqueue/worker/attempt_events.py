@@ -76,8 +76,19 @@ def event_of(
     result: AttemptResult | None = None,
     checkpoint: dict[str, Any] | None = None,
     deliveries: int = 0,
+    prefixed: bool = False,
 ) -> CachedOutcome:
-    """Return an encoded event about the attempt."""
+    """Return an encoded event about the attempt.
+
+    Args:
+        message: that brought the attempt.
+        kind: what happened.
+        worker: the pod.
+        result: of an attempt that has ended.
+        checkpoint: that the handler saved.
+        deliveries: how often an attempt given back had been delivered before.
+        prefixed: see `taskqueue.contract.outcome.encode`.
+    """
     seconds = None if result is None else round(result.seconds, 6)
     if result is not None and result.snooze_seconds is not None:
         seconds = result.snooze_seconds
@@ -98,7 +109,7 @@ def event_of(
         checkpoint=checkpoint,
         deliveries=deliveries,
     )
-    return _encoded(event)
+    return _encoded(event, prefixed=prefixed)
 
 
 def stopped_event(
@@ -118,6 +129,7 @@ def direct_event(
     namespace: str,
     worker: str,
     delivery: Delivery,
+    prefixed: bool = False,
 ) -> CachedOutcome:
     """Return the encoded end of a direct message; it has the message's id, if any."""
     event = AttemptEvent(
@@ -137,16 +149,16 @@ def direct_event(
         exchange=delivery.exchange,
         id=delivery.properties.message_id or "",
     )
-    return _encoded(event)
+    return _encoded(event, prefixed=prefixed)
 
 
-def _encoded(event: AttemptEvent) -> CachedOutcome:
+def _encoded(event: AttemptEvent, *, prefixed: bool) -> CachedOutcome:
     """Return the encoded event, or in place of one that cannot be encoded, a failed attempt.
 
     Without an outcome the attempt would hold its delivery, and with it a slot, forever.
     """
     try:
-        body = encode(event)
+        body = encode(event, prefixed=prefixed)
     except (TypeError, ValueError, RecursionError) as error:
         result = failure(
             "InvalidResult", f"its outcome cannot be encoded: {error}", 0.0, retryable=False
@@ -154,7 +166,7 @@ def _encoded(event: AttemptEvent) -> CachedOutcome:
         event = replace(
             event, kind=EventKind.FAILED, result=None, error=result.error, retry_after_seconds=None
         )
-        body = encode(event)
+        body = encode(event, prefixed=prefixed)
     return CachedOutcome(event.routing_key, body)
 
 

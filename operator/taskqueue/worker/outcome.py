@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from taskqueue.contract.outcome import EventError
+from taskqueue.contract.outcome import EventError, without_prefix
 from taskqueue.exact_json import decode, decode_own
 from taskqueue.jsonable import NotJsonError
 from taskqueue.limits import (
@@ -142,10 +142,12 @@ def raised(exception: BaseException, seconds: float) -> AttemptResult:
     given: Any = exception
     if issubclass(kind, Fail):
         name = _given(lambda: given.type, "Fail")
-        return failure(name, _text(exception), seconds, retryable=False)
+        return failure(name, _text(exception), seconds, retryable=False, reserved=False)
     if issubclass(kind, Retry):
         after = _given(lambda: given.after, None)
-        return failure(_class_name(exception), _text(exception), seconds, retry_after=after)
+        return failure(
+            _class_name(exception), _text(exception), seconds, reserved=False, retry_after=after
+        )
     if issubclass(kind, CheckpointNeeded):
         return AttemptResult(seconds=seconds, released=True)
     if issubclass(kind, Snooze):
@@ -154,6 +156,7 @@ def raised(exception: BaseException, seconds: float) -> AttemptResult:
         _class_name(exception),
         _text(exception),
         seconds,
+        reserved=False,
         traceback=None if issubclass(kind, Cancelled) else describe_traceback(exception),
     )
 
@@ -226,6 +229,7 @@ def failure(
     seconds: float,
     *,
     retryable: bool = True,
+    reserved: bool = True,
     retry_after: object = None,
     traceback: str | None = None,
 ) -> AttemptResult:
@@ -236,17 +240,22 @@ def failure(
         message: for people; cut to `MAX_MESSAGE_LENGTH` characters.
         seconds: how long it ran.
         retryable: another attempt may help.
+        reserved: the worker has found the failure; else ``kind`` is an application's word, and
+            loses the prefix of ours.
         retry_after: seconds until that; what is no number counts as None, what is above
             `LONGEST_RETRY_SECONDS` as that.
         traceback: for the worker's log.
     """
     name = encodable(kind, STATUS_REASON_LENGTH) if isinstance(kind, str) else ""
+    if not reserved:
+        name = without_prefix(name)
     return AttemptResult(
         seconds=seconds,
         error=EventError(
             type=name or "Error",
             message=encodable(message, MAX_MESSAGE_LENGTH),
             retryable=retryable,
+            reserved=reserved,
         ),
         retry_after_seconds=_given(lambda: _wait(retry_after, LONGEST_RETRY_SECONDS), None),
         exception=None if traceback is None else HandlerTraceback(traceback),

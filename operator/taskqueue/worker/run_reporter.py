@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from taskqueue.amqp.channel import Delivery
+from taskqueue.contract.command import RESERVED_TYPES
 from taskqueue.contract.outcome import EventKind
 from taskqueue.contract.outgoing import dead_letter, outcome_message
 from taskqueue.contract.work import WorkMessage
@@ -38,9 +39,6 @@ log = EventLog("taskqueue.worker")
 _OUTCOME_CONFIRMED = OutcomeConfirmed()
 _DEAD_LETTER_CONFIRMED = DeadLetterConfirmed()
 
-#: Errors that say all there is in their message: no traceback in the log.
-_PLAIN_ERRORS = frozenset({"Retry", "Fail", "Timeout", "UnknownHandler", "WorkerLost"})
-
 
 class RunReporter:
     """Publishes the starts and ends of runs, settles their deliveries, and logs.
@@ -67,8 +65,14 @@ class RunReporter:
         self._worker = settings.pod
         self._on_confirmed = on_confirmed
         self._checkpoints = CheckpointPublisher(outbox, worker=settings.pod)
+        #: Whether the operator reads the prefix of reserved types.
+        self._prefixed = False
         self.outbox = outbox
         self.cache = OutcomeCache()
+
+    def on_announcement(self, understands: frozenset[str]) -> None:
+        """Write events as the operator that has connected last can read them."""
+        self._prefixed = RESERVED_TYPES in understands
 
     def report_started(self, _: int, run: AttemptRun, __: effects.ReportStarted) -> None:
         """Publish task.started once; no status records direct messages."""
@@ -88,9 +92,8 @@ class RunReporter:
                 namespace=self._namespace,
                 worker=worker,
                 delivery=run.delivery,
+                prefixed=self._prefixed,
             )
-        elif isinstance(report, AttemptResult):
-            outcome = event_of(run.message, kind_of(report), worker=worker, result=report)
         elif isinstance(report, Stopped):
             outcome = stopped_event(
                 run.message, report.command, worker=worker, seconds=report.seconds
@@ -101,7 +104,13 @@ class RunReporter:
             )
         else:
             result = _result_of(report)
-            outcome = event_of(run.message, kind_of(result), worker=worker, result=result)
+            outcome = event_of(
+                run.message,
+                kind_of(result),
+                worker=worker,
+                result=result,
+                prefixed=self._prefixed,
+            )
         if run.token:
             self._checkpoints.flush(run.token)
         if run.token and not isinstance(report, Released):
@@ -166,7 +175,7 @@ class RunReporter:
         if error is not None:
             log.warning(
                 "task.failed",
-                exc_info=None if error.type in _PLAIN_ERRORS else result.exception,
+                exc_info=result.exception,
                 type=error.type,
                 message=error.message,
                 retryable=error.retryable,

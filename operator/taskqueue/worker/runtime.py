@@ -217,6 +217,9 @@ class Runtime:
 
         A command to drain is not about an attempt: see `taskqueue.worker.command_consumer`.
         """
+        if command.is_announcement:
+            self._reporter.on_announcement(command.understands)
+            return
         now = self._loop.time()
         self._commands.add(command.token, command.kind, now)
         run_id = self._by_token.get(command.token)

@@ -14,6 +14,7 @@ from tests.conformance.scenarios import (
     cut_off,
     deliveries,
     heartbeats,
+    limits,
     messages,
     outcomes,
     prefetch,
@@ -74,4 +75,5 @@ SCENARIOS = (
     ScenarioEntry("direct", Point.MESSAGES, messages.direct),
     ScenarioEntry("forged", Point.MESSAGES, messages.forged),
     ScenarioEntry("malformed", Point.MESSAGES, messages.malformed),
+    ScenarioEntry("reserved", Point.LIMITS, limits.reserved_types),
 )

@@ -82,6 +82,12 @@ def fail(payload: Payload) -> None:
         raise RuntimeError("broken, as asked")
 
 
+@task("fail-as")
+def fail_as(payload: Payload) -> None:
+    with _traced(payload):
+        raise Fail(payload["message"], type=payload["type"])
+
+
 @task("fail-for-good")
 def fail_for_good(payload: Payload) -> None:
     with _traced(payload):

@@ -53,7 +53,7 @@ ERROR = EventError(type="ValueError", message="no such photo", retryable=False)
             HEAD % "task.failed"
             + TASK
             + ',"seconds":1.5,"error":{"type":"ValueError","message":"no such photo",'
-            '"retryable":false},"retryAfterSeconds":30.0}}',
+            '"retryable":false,"application":true},"retryAfterSeconds":30.0}}',
         ),
         (attempt_event(EventKind.CANCELLED), HEAD % "task.cancelled" + TASK + "}}"),
         (attempt_event(EventKind.RELEASED), HEAD % "task.released" + TASK + "}}"),

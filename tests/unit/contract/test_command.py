@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue.contract.command import WorkerCommand, command_message, decode, encode
+from taskqueue.contract.command import (
+    FIRST_COMMAND,
+    RESERVED_TYPES,
+    WorkerCommand,
+    command_message,
+    decode,
+    encode,
+)
 from taskqueue.contract.names import ContractError
 from taskqueue.model.command import CommandKind
 
@@ -70,3 +77,19 @@ def test_what_is_wrong_is_named(body: bytes, named: str) -> None:
 def test_whatever_a_body_holds_nothing_else_is_raised(body: bytes) -> None:
     with suppress(ContractError):
         decode(body)
+
+
+def test_the_first_command_says_what_the_operator_understands() -> None:
+    assert decode(encode(FIRST_COMMAND)) == FIRST_COMMAND
+    assert FIRST_COMMAND.is_announcement
+    assert RESERVED_TYPES in FIRST_COMMAND.understands
+    assert not WorkerCommand(CommandKind.RELEASE, token="k1.x", uid="u").is_announcement
+
+
+@pytest.mark.parametrize("odd", ["null", '"reserved-types"', "7", '{"reserved-types": 1}'])
+def test_the_first_command_of_an_older_operator_says_nothing(odd: str) -> None:
+    older = '{"order": "cancel", "token": "none", "uid": "none"}'
+    for body in (older, older.replace("}", f', "understands": {odd}}}')):
+        command = decode(body.encode())
+        assert command.is_announcement
+        assert command.understands == frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -44,7 +45,14 @@ EVENTS = st.builds(
     worker=NAMES,
     seconds=st.none() | st.floats(0, LONGEST_SECONDS),
     result=st.none() | st.dictionaries(TEXT, JSON, max_size=4),
-    error=st.none() | st.builds(EventError, type=TEXT, message=TEXT, retryable=st.booleans()),
+    error=st.none()
+    | st.builds(
+        EventError,
+        type=TEXT.filter(bool),
+        message=TEXT,
+        retryable=st.booleans(),
+        reserved=st.booleans(),
+    ),
     retry_after_seconds=st.none() | SECONDS,
     checkpoint=st.none() | st.dictionaries(TEXT, JSON, max_size=4),
     deliveries=st.integers(0, 20),
@@ -185,3 +193,53 @@ def test_names_are_cut_to_what_a_status_holds() -> None:
     event = decode(orjson.dumps(changed))
     assert event.error is not None
     assert (len(event.worker), len(event.error.type)) == (OBJECT_NAME_LENGTH, OBJECT_NAME_LENGTH)
+
+
+def failed(**error: Any) -> EventError | None:
+    return decode(with_value("error", {"message": "m", **error})).error
+
+
+def with_error(error: EventError) -> AttemptEvent:
+    return replace(decode(orjson.dumps(envelope())), kind=EventKind.FAILED, error=error)
+
+
+@pytest.mark.parametrize("name", ["UnknownHandler", "Timeout", "WorkerLost"])
+def test_a_reserved_type_of_a_new_or_an_older_worker_is_not_an_applications(name: str) -> None:
+    reserved = EventError(type=name, message="m", reserved=True)
+    assert failed(type=f"taskqueue.{name}") == reserved
+    assert failed(type=name) == reserved
+    assert failed(type=name, application=True) == EventError(type=name, message="m")
+
+
+@pytest.mark.parametrize("name", ["taskqueue.Timeout", "taskqueue.taskqueue.Timeout"])
+def test_an_applications_error_is_not_reserved_whatever_it_is_called(name: str) -> None:
+    assert failed(type=name, application=True) == EventError(type="Timeout", message="m")
+
+
+@pytest.mark.parametrize("name", ["", "taskqueue."])
+def test_a_type_that_says_nothing_is_an_error(name: str) -> None:
+    error = failed(type=name)
+    assert error is not None
+    assert error.type == "Error"
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_old_and_new_operators_read_a_reserved_type(prefixed: bool) -> None:
+    error = EventError(type="Timeout", message="m", reserved=True)
+    body = encode(with_error(error), prefixed=prefixed)
+    sent = orjson.loads(body)["data"]["error"]
+    assert sent == {
+        "type": "taskqueue.Timeout" if prefixed else "Timeout",
+        "message": "m",
+        "retryable": True,
+    }
+    assert decode(body).error == error
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_an_applications_error_is_marked_for_any_operator(prefixed: bool) -> None:
+    error = EventError(type="Timeout", message="m")
+    body = encode(with_error(error), prefixed=prefixed)
+    sent = orjson.loads(body)["data"]["error"]
+    assert (sent["type"], sent["application"]) == ("Timeout", True)
+    assert decode(body).error == error

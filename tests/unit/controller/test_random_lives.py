@@ -239,7 +239,12 @@ class Life(RuleBasedStateMachine):
     def worker_reports(self, name: str, age: int, kind: EventKind, error: str) -> None:
         message = self.model.latest(name, age)
         if message is not None:
-            why = EventError(type=error, message="it broke", retryable=error != "Final")
+            why = EventError(
+                type=error,
+                message="it broke",
+                retryable=error != "Final",
+                reserved=error == "UnknownHandler",
+            )
             self.model.report(message, kind, why if kind is EventKind.FAILED else None)
 
     @precondition(lambda self: self.model.messages)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+import orjson
 import pytest
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.publisher import Settled
+from taskqueue.contract.command import FIRST_COMMAND
 from taskqueue.contract.outcome import EventKind
-from taskqueue.worker.outcome import raised
+from taskqueue.worker.outcome import failure, raised
 from taskqueue.worker.sdk import Fail, Snooze
 from tests.unit.worker.fakes import turn, work
 from tests.unit.worker.harness import RuntimeHarness, direct
@@ -145,3 +148,21 @@ async def test_json_that_cannot_be_read_exactly_is_dead_lettered(body: bytes) ->
     assert (published.exchange, published.body) == ("taskqueue.dead", body)
     await turn()
     assert harness.channel.settled == [("ack", 1, False)]
+
+
+async def test_a_reserved_type_has_its_prefix_while_the_operator_reads_it() -> None:
+    harness = RuntimeHarness()
+    sent = []
+    older = replace(FIRST_COMMAND, understands=frozenset())
+    for command in (None, older, FIRST_COMMAND, older):
+        if command is not None:
+            harness.runtime.on_command(command)
+        harness.deliver(direct())
+        harness.executor.started[-1].done(failure("InvalidResult", "no", 0.0, retryable=False))
+        await turn()
+        (event,) = harness.publisher.settle()
+        sent.append(orjson.loads(event.body)["data"]["error"]["type"])
+        (dead,) = harness.publisher.settle()
+        assert dead.properties.headers["tq-error"] == "InvalidResult: no"
+        await turn()
+    assert sent == ["InvalidResult", "InvalidResult", "taskqueue.InvalidResult", "InvalidResult"]

@@ -21,6 +21,8 @@ type wanted struct {
 	Steps   int     `json:"steps"`
 	Trace   string  `json:"trace"`
 	Seconds float64 `json:"seconds"`
+	Type    string  `json:"type"`
+	Message string  `json:"message"`
 	Linger  float64 `json:"linger"`
 }
 
@@ -39,6 +41,7 @@ func main() {
 		"fail":          fail,
 		"fail-for-good": failForGood,
 		"snooze":        snooze,
+		"fail-as":       failAs,
 		"steps":         steps,
 	} {
 		worker.Handle(name, traced(handler))
@@ -110,6 +113,11 @@ func steps(ctx context.Context, payload json.RawMessage) (any, error) {
 		}
 	}
 	return map[string]int{"first": done.Step + 1}, nil
+}
+
+func failAs(_ context.Context, payload json.RawMessage) (any, error) {
+	w := read(payload)
+	return nil, taskqueue.Fail(w.Type, w.Message)
 }
 
 // traced records the beginning and the end of each run in the file that the payload names.

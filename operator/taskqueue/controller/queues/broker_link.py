@@ -54,6 +54,9 @@ _MARKER_TYPE = "marker"
 _MARKER_SECONDS = 2.0
 #: A message that the broker refused to park is published again after this long.
 _PARK_AGAIN_SECONDS = 5.0
+#: Workers that start when the stream has forgotten the first command learn of this operator by the
+#: next.
+_ANNOUNCE_SECONDS = 3600.0
 #: A broker that does not confirm within this time blocks its publishers.
 _CONFIRM_SECONDS = 10.0
 
@@ -260,8 +263,7 @@ class BrokerLink:
     ) -> None:
         await declare_operator_topology(consuming, self._installation)
         self._publisher = publisher = await Publisher.open(publishing)
-        first = command_message(FIRST_COMMAND)
-        publisher.publish(first.exchange, first.key, first.body, first.properties(), _ignore)
+        _announce(publisher)
         channel = await consuming.channel()
         await channel.set_prefetch(INBOX_PREFETCH)
         cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -287,7 +289,9 @@ class BrokerLink:
                 self._set_state(LinkUp(publisher, publishing))
                 on_up()
                 log.info("broker.connected", broker=self.parameters.address)
-            done, _ = await broken
+            while not (await asyncio.wait({broken}, timeout=_ANNOUNCE_SECONDS))[0]:
+                _announce(publisher)
+            done, _ = broken.result()
         finally:
             broken.cancel()
         reasons = "; ".join(str(future.result()) for future in done)
@@ -367,6 +371,12 @@ class BrokerLink:
             )
         for callback in tuple(self._subscribers):
             callback()
+
+
+def _announce(publisher: Publisher) -> None:
+    """Say to all workers what this operator understands."""
+    first = command_message(FIRST_COMMAND)
+    publisher.publish(first.exchange, first.key, first.body, first.properties(), _ignore)
 
 
 def _ignore(verdict: Settled, text: str) -> None:

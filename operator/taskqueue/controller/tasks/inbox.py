@@ -199,12 +199,13 @@ class Inbox:
                 return events.AttemptFailed(about, end, _TOO_LARGE)
             return events.AttemptSucceeded(about, end, report.result)
         said = report.error or _NO_ERROR
-        if said.type == UNKNOWN_HANDLER:
+        if said.reserved and said.type == UNKNOWN_HANDLER:
             return events.HandlerUnknown(about, said.message)
         failure = AttemptFailure(
             type=said.type,
             message=said.message,
             retryable=said.retryable,
+            reserved=said.reserved,
             retry_after_seconds=report.retry_after_seconds,
         )
         return events.AttemptFailed(about, end, failure)

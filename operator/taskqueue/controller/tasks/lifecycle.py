@@ -72,12 +72,14 @@ class AttemptFailure:
         message: for people.
         retryable: False when the worker knows that another attempt cannot help.
         retry_after_seconds: the wait the handler asked for, or None.
+        reserved: whether a worker or the operator has found the failure, not an application.
     """
 
     type: str
     message: str
     retryable: bool = True
     retry_after_seconds: float | None = None
+    reserved: bool = True
 
 
 #: An attempt lost its workers, and saved nothing in between.
@@ -159,7 +161,8 @@ def failed(
     if not failure.retryable or failure.type in policy.non_retryable:
         return _failed_for_good(after, ended, reason="NonRetryable", message=description)
     if ended.attempt >= policy.max_attempts:
-        reason = "WorkerLost" if failure.type == "WorkerLost" else "RetriesExhausted"
+        lost = failure.reserved and failure.type == "WorkerLost"
+        reason = "WorkerLost" if lost else "RetriesExhausted"
         return _failed_for_good(after, ended, reason=reason, message=description)
     wait = next_wait_seconds(
         policy.backoff,

@@ -178,7 +178,8 @@ def encode_outcome(
         return orjson.dumps((seconds, mib, encodable(leftover), None, result.snooze_seconds))
     error = result.error or EventError(type="Error", message="")
     traceback = None if result.exception is None else result.exception.args[0]
-    failed = (error.type, error.message, error.retryable, result.retry_after_seconds, traceback)
+    said = (error.type, error.message, error.retryable, error.reserved)
+    failed = (*said, result.retry_after_seconds, traceback)
     return orjson.dumps((seconds, mib, encodable(leftover), None, *failed))
 
 
@@ -195,12 +196,13 @@ def decode_outcome(body: bytes) -> ChildOutcome:
         elif len(failed) == 1:
             ended = snoozed(failed[0], _float(seconds))
         elif failed:
-            kind, message, retryable, retry_after, traceback = failed
+            kind, message, retryable, reserved, retry_after, traceback = failed
             ended = failure(
                 kind,
                 str(message),
                 _float(seconds),
                 retryable=bool(retryable),
+                reserved=bool(reserved),
                 retry_after=retry_after,
                 traceback=None if traceback is None else str(traceback),
             )

@@ -145,7 +145,7 @@ async def test_progress_goes_when_the_next_worker_does_not_know_the_handler() ->
     harness = TaskHarness()
     entry = await running(harness)
     deliver(harness, attempt(entry, 40))
-    error = EventError(type="UnknownHandler", message="no handler resize")
+    error = EventError(type="UnknownHandler", message="no handler resize", reserved=True)
     harness.event(entry, EventKind.FAILED, error=error)
     await until_time(6)
     assert harness.writer.phases == ["Blocked"]

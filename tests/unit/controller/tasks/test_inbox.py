@@ -222,7 +222,7 @@ async def test_an_unknown_handler_releases_the_key_on_record_first() -> None:
     await turn()
     harness.writer.writes.pop().succeed()
     harness.publisher.settle(Settled.CONFIRMED)
-    error = EventError(type="UnknownHandler", message="no handler 'resize'")
+    error = EventError(type="UnknownHandler", message="no handler 'resize'", reserved=True)
     tag = harness.event(entry, EventKind.FAILED, error=error)
     assert not harness.channel.acked
     await asyncio.sleep(2.1)
@@ -363,3 +363,32 @@ async def test_an_event_above_the_limit_is_parked_unparsed() -> None:
     ((delivery, reason),) = harness.given_up
     assert "the limit is 1048576" in reason
     assert len(delivery.body) > EVENT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("name", "attempts", "phase", "reason"),
+    [
+        ("UnknownHandler", 2, "Retrying", "UnknownHandler"),
+        ("UnknownHandler", 1, "Failed", "RetriesExhausted"),
+        ("WorkerLost", 1, "Failed", "RetriesExhausted"),
+    ],
+)
+async def test_an_applications_error_of_a_reserved_name_is_just_an_error(
+    name: str, attempts: int, phase: str, reason: str
+) -> None:
+    harness = TaskHarness(max_attempts=attempts)
+    entry = await harness.published("a")
+    harness.event(entry, EventKind.FAILED, error=EventError(type=name, message="an application's"))
+    await asyncio.sleep(5)
+    status = harness.writer.writes[0].status
+    assert (status["phase"], status["reason"]) == (phase, reason)
+    assert status["attempts"] == 1
+
+
+async def test_a_lost_worker_that_a_worker_reports_is_the_reason_of_the_end() -> None:
+    harness = TaskHarness(max_attempts=1)
+    entry = await harness.published("a")
+    lost = EventError(type="WorkerLost", message="delivered 3 times", reserved=True)
+    harness.event(entry, EventKind.FAILED, error=lost)
+    await asyncio.sleep(5)
+    assert harness.writer.writes[0].status["reason"] == "WorkerLost"

@@ -152,7 +152,7 @@ async def test_whoever_is_next_claims_a_key_that_is_free(how: str) -> None:
         case "limit":
             harness.dispatcher.config = replace(harness.config, per_key=2)
         case _:
-            error = EventError(type="UnknownHandler", message="none")
+            error = EventError(type="UnknownHandler", message="none", reserved=True)
             harness.event(first, EventKind.FAILED, error=error)
     await turn()
     assert next_one.stage is TaskStage.CLAIMING

@@ -228,7 +228,9 @@ async def test_a_result_above_the_limit_fails_for_good() -> None:
 async def test_an_unknown_handler_is_retried_and_costs_no_attempt() -> None:
     harness = TaskHarness(max_attempts=1)
     entry = await harness.published()
-    error = EventError(type="UnknownHandler", message="no handler 'resize'; registered: none")
+    error = EventError(
+        type="UnknownHandler", message="no handler 'resize'; registered: none", reserved=True
+    )
     for seconds in (5, 10, 20):
         tag = harness.event(entry, EventKind.FAILED, error=error)
         assert harness.channel.acked[-1] == tag

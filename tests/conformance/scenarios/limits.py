@@ -1,0 +1,32 @@
+"""Point L: limits, and the words of the contract apart from those of applications."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taskqueue.contract.outcome import EventKind
+from tests.conformance.points import expect
+from tests.conformance.scenario import Scenario
+
+
+async def reserved_types(scenario: Scenario) -> None:
+    await scenario.ready()
+    async with scenario.check("what the worker finds has a reserved type"):
+        found = await _error(scenario, await scenario.publish("no-such-handler"))
+        expect(found.get("type") == "taskqueue.UnknownHandler", f"the error is {found}")
+        expect("application" not in found, f"the error is {found}")
+    for name in ("UnknownHandler", "taskqueue.Timeout"):
+        async with scenario.check(f"an application's error {name} is not reserved"):
+            payload = {"type": name, "message": "as asked"}
+            found = await _error(scenario, await scenario.publish("fail-as", payload=payload))
+            expect(found.get("application") is True, f"the error is {found}")
+            expect(not str(found.get("type")).startswith("taskqueue."), f"the error is {found}")
+    await scenario.wait_settled()
+
+
+async def _error(scenario: Scenario, token: str) -> dict[str, Any]:
+    """Return the error of the end of a token as it was sent."""
+    await scenario.ends_with(token, EventKind.FAILED)
+    received = scenario.broker_env.inbox.events(token, EventKind.FAILED)[0]
+    error: dict[str, Any] = received.envelope["data"]["error"]
+    return error
