@@ -23,6 +23,9 @@ STATUS_REASON_LENGTH = 253
 #: AMQP's short strings end here, in bytes of UTF-8.
 SHORT_STRING_BYTES = 255
 
+#: Of each header of W3C's trace context; longer ones are not passed on.
+TRACE_LENGTH = 512
+
 #: Levels of objects and lists in JSON: of a payload, a result, a message. Libraries differ in how
 #: deep they go, and writing ends before reading does: what one of them reads, another cannot pass
 #: on.
@@ -32,8 +35,14 @@ JSON_DEPTH = 100
 #: frame, of 128 KiB by default.
 HEADERS_BYTES = 100 * 1024
 
-#: Of a worker's event. A larger one is not parsed; what a status holds of one is far less.
-EVENT_BYTES = 1024 * 1024
+#: Of a worker's event without its result or checkpoint.
+EVENT_BYTES = 64 * 1024
+
+#: Of all of a worker's event, however it is written. A larger one is not parsed.
+PARSED_EVENT_BYTES = 1024 * 1024
+
+#: Of the message of an error in an event, in UTF-8.
+ERROR_MESSAGE_BYTES = 2000
 
 #: Of a heartbeat. A larger one is not parsed.
 HEARTBEAT_BYTES = 256 * 1024
@@ -46,8 +55,8 @@ PAYLOAD_BYTES = 200 * 1024
 #: Of a message in a status: etcd is not a log store.
 STATUS_MESSAGE_LENGTH = 1024
 
-#: Of the reason that a message in a dead queue carries.
-DEAD_REASON_LENGTH = 2000
+#: Of the reason that a message in a dead queue carries, in UTF-8.
+DEAD_REASON_BYTES = 2000
 
 #: Of the message of a progress report.
 PROGRESS_MESSAGE_LENGTH = 1024

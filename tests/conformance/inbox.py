@@ -14,6 +14,7 @@ from taskqueue.amqp.connection import Connection
 from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.names import INBOX_QUEUE, OUTCOMES_EXCHANGE, ContractError
 from taskqueue.contract.outcome import AttemptEvent, EventKind, decode
+from taskqueue.limits import ERROR_MESSAGE_BYTES
 
 #: Outcomes that end an attempt.
 ENDS = frozenset(EventKind) - {EventKind.STARTED, EventKind.CHECKPOINT}
@@ -114,6 +115,8 @@ def _problems(delivery: Delivery, envelope: dict[str, Any], event: AttemptEvent)
         == (event.kind is EventKind.FAILED),
         "data.error must have type and message": error is None
         or (isinstance(error.get("type"), str) and isinstance(error.get("message"), str)),
+        "data.error.message must be short": error is None
+        or len(str(error.get("message")).encode(errors="replace")) <= ERROR_MESSAGE_BYTES,
         "content_type must be that of a CloudEvent": properties.content_type == CONTENT_TYPE,
         "it must be persistent": properties.delivery_mode == 2,
         "it must have a message_id": properties.message_id,

@@ -26,7 +26,7 @@ const (
 const resultLimit = 16 * 1024
 
 // messageLimit is the longest reported error message, in bytes.
-const messageLimit = 1000
+const messageLimit = 2000
 
 // reservedPrefix begins the types of errors that the worker itself has found, on the wire.
 const reservedPrefix = "taskqueue."

@@ -159,7 +159,7 @@ func applicationError(kind, message string, retryable bool) *eventError {
 // newError is an error that the worker has found.
 func newError(kind, message string, retryable bool) *eventError {
 	if len(message) > messageLimit {
-		message = strings.ToValidUTF8(message[:messageLimit], "") + "…"
+		message = strings.ToValidUTF8(message[:messageLimit-len("…")], "") + "…"
 	}
 	return &eventError{Type: kind, Message: message, Retryable: retryable}
 }

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from taskqueue.contract.text import cut
 from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.limits import (
     COMMAND_RETENTION_DAYS,
+    DEAD_REASON_BYTES,
     DELIVERY_LIMIT,
     HEARTBEAT_SECONDS,
     LONGEST_ATTEMPT_SECONDS,
@@ -105,7 +107,13 @@ OPERATOR = "taskqueue-operator"
 
 
 class ContractError(ValueError):
-    """A message that breaks the contract; the text names what is wrong with it."""
+    """A message that breaks the contract; the text names what is wrong with it.
+
+    It may quote what the message has, of any length, so it is cut to what a dead letter carries.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(cut(text, DEAD_REASON_BYTES))
 
 
 def operator_name(installation: str) -> str:

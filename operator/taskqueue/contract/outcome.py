@@ -7,16 +7,23 @@ durations, never times of day: only the operator's clock is trusted.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from taskqueue import exact_json
 from taskqueue.contract import cloudevents
 from taskqueue.contract.cloudevents import CloudEvent
 from taskqueue.contract.names import ContractError, routing_key
+from taskqueue.contract.text import cut
 from taskqueue.contract.work import AttemptClaim
-from taskqueue.exact_json import decode_refused
-from taskqueue.limits import EVENT_BYTES, OBJECT_NAME_LENGTH, STATUS_REASON_LENGTH
+from taskqueue.limits import (
+    ERROR_MESSAGE_BYTES,
+    EVENT_BYTES,
+    OBJECT_NAME_LENGTH,
+    PARSED_EVENT_BYTES,
+    STATUS_REASON_LENGTH,
+)
 
 #: Longest duration accepted, in seconds.
 LONGEST_SECONDS = 1e7
@@ -57,7 +64,7 @@ class EventError:
     Attributes:
         type: the exception's class name; or, if reserved, a word of the contract such as
             WorkerLost, without the prefix that it has on the wire.
-        message: one or a few lines for people.
+        message: one or a few lines for people, of `ERROR_MESSAGE_BYTES` at most.
         retryable: False when another attempt cannot help.
         reserved: the worker has found the failure, not an application: its exception class of the
             same name is just an error.
@@ -174,9 +181,11 @@ def decode(body: bytes) -> AttemptEvent:
         ContractError: too large, not JSON, not a CloudEvent of ours, or a field is missing or of a
             wrong type.
     """
-    event = CloudEvent.decode(body, limit=EVENT_BYTES)
+    event = CloudEvent.decode(body, limit=PARSED_EVENT_BYTES)
     data = event.data
     try:
+        if len(body) > EVENT_BYTES:
+            _check_size(event)
         error = data.get("error")
         result = data.get("result")
         if result is not None and not isinstance(result, dict):
@@ -215,10 +224,10 @@ def claimed_attempt(body: bytes) -> AttemptClaim | None:
 
     Of one that is too large, or nested far too deep, nothing is known.
     """
-    if len(body) > EVENT_BYTES:
+    if len(body) > PARSED_EVENT_BYTES:
         return None
     try:
-        envelope = decode_refused(body)
+        envelope = exact_json.decode_refused(body)
         if envelope.get("type") in _GOES_ON:
             return None
         data = envelope["data"]
@@ -230,6 +239,21 @@ def claimed_attempt(body: bytes) -> AttemptClaim | None:
         )
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError):
         return None
+
+
+def _check_size(event: CloudEvent) -> None:
+    """Refuse an event that is too large without what has a limit of its own.
+
+    Raises:
+        ContractError: it is.
+    """
+    rest = {**event.data, "result": None, "checkpoint": None}
+    size = len(exact_json.encode(replace(event, data=rest)))
+    if size > EVENT_BYTES:
+        raise ContractError(
+            f"an event has {size} bytes without its result or checkpoint, the limit is "
+            f"{EVENT_BYTES}"
+        )
 
 
 def _encode_error(error: EventError, *, prefixed: bool) -> dict[str, Any]:
@@ -249,7 +273,7 @@ def _decode_error(fields: Any) -> EventError:
     )
     return EventError(
         type=without_prefix(kind)[:STATUS_REASON_LENGTH],
-        message=str(fields.get("message", "")),
+        message=cut(str(fields.get("message", "")), ERROR_MESSAGE_BYTES),
         retryable=bool(fields.get("retryable", True)),
         reserved=reserved,
     )

@@ -24,7 +24,8 @@ from taskqueue.contract.names import (
     OUTCOMES_EXCHANGE,
     routing_key,
 )
-from taskqueue.limits import DEAD_REASON_LENGTH, HEADERS_BYTES
+from taskqueue.contract.text import cut as cut_text
+from taskqueue.limits import DEAD_REASON_BYTES, HEADERS_BYTES
 from taskqueue.records import record
 
 #: Message ids count up after a prefix of this process: random ones cost a system call each.
@@ -85,7 +86,7 @@ def dead_letter(
     """
     headers = without_broker_headers(properties)
     headers[EXCHANGE_HEADER] = exchange
-    headers[ERROR_HEADER] = reason[:DEAD_REASON_LENGTH].encode(errors="replace").decode()
+    headers[ERROR_HEADER] = cut_text(reason, DEAD_REASON_BYTES)
     return OutgoingMessage(
         exchange=DEAD_EXCHANGE,
         key=routing_key(namespace, queue),
@@ -124,7 +125,7 @@ def without_broker_headers(properties: BasicProperties) -> dict[str, Any]:
         del headers[name]
         cut.append(name)
     if cut:
-        headers[CUT_HEADER] = ", ".join(cut)[:DEAD_REASON_LENGTH]
+        headers[CUT_HEADER] = cut_text(", ".join(cut), DEAD_REASON_BYTES)
     return headers
 
 

@@ -25,6 +25,7 @@ from taskqueue.contract.names import (
 )
 from taskqueue.exact_json import decode
 from taskqueue.jsonable import NotJsonError
+from taskqueue.limits import CHECKPOINT_BYTES, OBJECT_NAME_LENGTH, TRACE_LENGTH
 
 T = TypeVar("T")
 
@@ -170,7 +171,11 @@ def parse_work(
             f"headers tq-namespace and tq-queue make a routing key of {key_bytes} bytes, the "
             f"limit is {QUEUE_KEY_BYTES}"
         )
-    trace = {name: str(headers[name]) for name in ("traceparent", "tracestate") if name in headers}
+    trace = {
+        name: text
+        for name in ("traceparent", "tracestate")
+        if name in headers and len(text := str(headers[name])) <= TRACE_LENGTH
+    }
     return WorkMessage(
         namespace=namespace,
         queue=queue,
@@ -186,7 +191,7 @@ def parse_work(
         body=body,
         trace=trace or None,
         fence=_header(headers, FENCE_HEADER, int) if FENCE_HEADER in headers else None,
-        checkpoint=_header(headers, CHECKPOINT_HEADER, str).encode()
+        checkpoint=_header(headers, CHECKPOINT_HEADER, str, limit=CHECKPOINT_BYTES).encode()
         if CHECKPOINT_HEADER in headers
         else None,
         checkpointed=bool(headers[CHECKPOINTED_HEADER]) if CHECKPOINTED_HEADER in headers else None,
@@ -256,9 +261,13 @@ def _direct_payload(body: bytes) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {"text": body.decode("utf-8", errors="replace")}
 
 
-def _header(headers: Mapping[str, Any], name: str, kind: type[T]) -> T:
+def _header(
+    headers: Mapping[str, Any], name: str, kind: type[T], *, limit: int = OBJECT_NAME_LENGTH
+) -> T:
     value = headers.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
         found = "missing" if value is None else f"{value!r}"
         raise ContractError(f"header {name} must be of type {kind.__name__}, it is {found}")
+    if isinstance(value, str) and len(value) > limit:
+        raise ContractError(f"header {name} has {len(value)} characters, the limit is {limit}")
     return value

@@ -20,9 +20,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from taskqueue.contract.outcome import EventError, without_prefix
+from taskqueue.contract.text import cut
 from taskqueue.exact_json import decode, decode_own
 from taskqueue.jsonable import NotJsonError
 from taskqueue.limits import (
+    ERROR_MESSAGE_BYTES,
     LONGEST_RETRY_SECONDS,
     LONGEST_SNOOZE_SECONDS,
     RESULT_BYTES,
@@ -31,9 +33,6 @@ from taskqueue.limits import (
 from taskqueue.results.inline import ResultError, encode_result
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.sdk import Cancelled, CheckpointNeeded, Fail, Retry, Snooze
-
-#: Characters of an error message that reach the Task's history.
-MAX_MESSAGE_LENGTH = 1000
 
 #: Characters of a traceback that reach the worker's log.
 _TRACEBACK_LENGTH = 16_384
@@ -190,7 +189,7 @@ def not_snoozed(result: AttemptResult, *, direct: bool) -> AttemptResult:
 
 def describe_exception(exception: BaseException) -> str:
     """Return class and text of a handler's or hook's exception. Never raises."""
-    return encodable(f"{_class_name(exception)}: {_text(exception)}", MAX_MESSAGE_LENGTH)
+    return encodable(f"{_class_name(exception)}: {_text(exception)}", ERROR_MESSAGE_BYTES)
 
 
 def describe_traceback(exception: BaseException) -> str:
@@ -237,7 +236,7 @@ def failure(
 
     Args:
         kind: type of the error; cut to `STATUS_REASON_LENGTH`, ``Error`` if it is no text.
-        message: for people; cut to `MAX_MESSAGE_LENGTH` characters.
+        message: for people; cut to `ERROR_MESSAGE_BYTES`.
         seconds: how long it ran.
         retryable: another attempt may help.
         reserved: the worker has found the failure; else ``kind`` is an application's word, and
@@ -253,7 +252,7 @@ def failure(
         seconds=seconds,
         error=EventError(
             type=name or "Error",
-            message=encodable(message, MAX_MESSAGE_LENGTH),
+            message=cut(encodable(message, ERROR_MESSAGE_BYTES), ERROR_MESSAGE_BYTES),
             retryable=retryable,
             reserved=reserved,
         ),

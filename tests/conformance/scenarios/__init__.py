@@ -76,4 +76,5 @@ SCENARIOS = (
     ScenarioEntry("forged", Point.MESSAGES, messages.forged),
     ScenarioEntry("malformed", Point.MESSAGES, messages.malformed),
     ScenarioEntry("reserved", Point.LIMITS, limits.reserved_types),
+    ScenarioEntry("error-messages", Point.LIMITS, limits.error_messages),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from taskqueue.contract.outcome import EventKind
+from taskqueue.limits import ERROR_MESSAGE_BYTES
 from tests.conformance.points import expect
 from tests.conformance.scenario import Scenario
 
@@ -21,6 +22,18 @@ async def reserved_types(scenario: Scenario) -> None:
             found = await _error(scenario, await scenario.publish("fail-as", payload=payload))
             expect(found.get("application") is True, f"the error is {found}")
             expect(not str(found.get("type")).startswith("taskqueue."), f"the error is {found}")
+    await scenario.wait_settled()
+
+
+async def error_messages(scenario: Scenario) -> None:
+    await scenario.ready()
+    async with scenario.check("a long error message is cut after a whole character"):
+        payload = {"type": "Long", "message": "é" * 100_000}
+        found = await _error(scenario, await scenario.publish("fail-as", payload=payload))
+        message = str(found.get("message"))
+        size = len(message.encode())
+        expect(0 < size <= ERROR_MESSAGE_BYTES, f"it has {size} bytes")
+        expect("\ufffd" not in message, "half a character is left")
     await scenario.wait_settled()
 
 

@@ -20,7 +20,12 @@ from taskqueue.contract.outcome import (
     decode,
     encode,
 )
-from taskqueue.limits import OBJECT_NAME_LENGTH
+from taskqueue.limits import (
+    DEAD_REASON_BYTES,
+    ERROR_MESSAGE_BYTES,
+    EVENT_BYTES,
+    OBJECT_NAME_LENGTH,
+)
 
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -243,3 +248,46 @@ def test_an_applications_error_is_marked_for_any_operator(prefixed: bool) -> Non
     sent = orjson.loads(body)["data"]["error"]
     assert (sent["type"], sent["application"]) == ("Timeout", True)
     assert decode(body).error == error
+
+
+def test_a_long_error_message_is_cut_after_a_whole_character() -> None:
+    error = decode(with_value("error", {"type": "E", "message": "x" + "é" * 5000})).error
+    assert error is not None
+    assert ERROR_MESSAGE_BYTES - 1 <= len(error.message.encode()) <= ERROR_MESSAGE_BYTES
+    assert error.message.endswith("é…")
+
+
+def test_the_largest_event_of_a_worker_is_within_the_limit() -> None:
+    name = "é" * OBJECT_NAME_LENGTH
+    error = EventError(type=name, message="x" * ERROR_MESSAGE_BYTES)
+    event = AttemptEvent(
+        kind=EventKind.FAILED,
+        namespace=name,
+        queue=name,
+        task=name,
+        uid=name,
+        token=name,
+        attempt=2**63 - 1,
+        epoch=2**63 - 1,
+        worker=name,
+        seconds=LONGEST_SECONDS,
+        error=error,
+        id=name,
+    )
+    body = encode(event)
+    assert len(body) < EVENT_BYTES
+    assert decode(body) == event
+
+
+@pytest.mark.parametrize("name", ["result", "checkpoint"])
+def test_the_limit_of_an_event_leaves_out_what_has_its_own(name: str) -> None:
+    large = {"a": "x" * EVENT_BYTES}
+    assert getattr(decode(with_value(name, large)), name) == large
+    with pytest.raises(ContractError, match="without its result or checkpoint"):
+        decode(with_value("worker", "x" * EVENT_BYTES))
+
+
+def test_what_an_error_quotes_is_cut() -> None:
+    with pytest.raises(ContractError) as caught:
+        decode(with_value("type", ["x" * EVENT_BYTES]))
+    assert len(str(caught.value).encode()) <= DEAD_REASON_BYTES

@@ -30,6 +30,7 @@ from taskqueue.contract.work import (
     deliveries_so_far,
     parse_work,
 )
+from taskqueue.limits import CHECKPOINT_BYTES, DEAD_REASON_BYTES
 
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
@@ -267,3 +268,36 @@ def test_names_and_arguments() -> None:
     assert arguments["x-dead-letter-exchange"] == DEAD_EXCHANGE
     assert arguments["x-dead-letter-routing-key"] == "shop.images"
     assert type(arguments["x-consumer-timeout"]) is int
+
+
+@pytest.mark.parametrize("name", [name for name, kind in HEADERS.items() if kind is str])
+def test_a_header_that_is_too_long_is_named(name: str) -> None:
+    properties = example().properties()
+    properties.headers[name] = "x" * 254
+    with pytest.raises(ContractError, match=f"header {name} has 254 characters"):
+        parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
+
+
+def test_a_checkpoint_has_a_limit_of_its_own() -> None:
+    properties = example().properties()
+    properties.headers["tq-checkpoint"] = "x" * CHECKPOINT_BYTES
+    parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
+    properties.headers["tq-checkpoint"] += "x"
+    with pytest.raises(ContractError, match="header tq-checkpoint has 16385"):
+        parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
+
+
+def test_a_trace_header_that_is_too_long_is_left_out() -> None:
+    properties = example().properties()
+    properties.headers |= {"traceparent": "00-1-2-01", "tracestate": "x" * 513}
+    message = parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
+    assert isinstance(message, WorkMessage)
+    assert message.trace == {"traceparent": "00-1-2-01"}
+
+
+def test_an_error_about_a_header_does_not_quote_all_of_it() -> None:
+    properties = example().properties()
+    properties.headers["tq-attempt"] = "x" * 100_000
+    with pytest.raises(ContractError) as caught:
+        parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
+    assert len(str(caught.value)) <= DEAD_REASON_BYTES

@@ -14,10 +14,9 @@ import pydantic
 
 from taskqueue import Cancelled, Fail, Retry, Snooze
 from taskqueue.contract.outcome import EventKind, decode
-from taskqueue.limits import LONGEST_RETRY_SECONDS, STATUS_REASON_LENGTH
+from taskqueue.limits import ERROR_MESSAGE_BYTES, LONGEST_RETRY_SECONDS, STATUS_REASON_LENGTH
 from taskqueue.worker.attempt_events import event_of, kind_of
 from taskqueue.worker.executor import AttemptResult
-from taskqueue.worker.outcome import MAX_MESSAGE_LENGTH
 from tests.unit.worker.fakes import work
 
 
@@ -312,7 +311,7 @@ def assert_published(result: AttemptResult) -> None:
     assert event.kind in {EventKind.SUCCEEDED, EventKind.FAILED, EventKind.SNOOZED}
     if event.error is not None:
         assert 0 < len(event.error.type) <= STATUS_REASON_LENGTH
-        assert len(event.error.message) <= MAX_MESSAGE_LENGTH
+        assert len(event.error.message.encode()) <= ERROR_MESSAGE_BYTES
         (event.error.type + event.error.message).encode()
     wait = event.retry_after_seconds
     assert wait is None or 0 <= wait <= LONGEST_RETRY_SECONDS

@@ -9,8 +9,8 @@ import pytest
 
 from taskqueue import Fail, Retry, Snooze
 from taskqueue.contract.outcome import EventError
-from taskqueue.limits import RESULT_BYTES
-from taskqueue.worker.outcome import MAX_MESSAGE_LENGTH, raised, succeeded, unknown_handler
+from taskqueue.limits import ERROR_MESSAGE_BYTES, RESULT_BYTES
+from taskqueue.worker.outcome import raised, succeeded, unknown_handler
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,12 @@ def test_even_the_end_of_the_interpreter_is_a_failed_attempt() -> None:
     assert raised(SystemExit(3), 0).error == EventError(type="SystemExit", message="3")
 
 
-def test_a_long_message_is_cut() -> None:
-    error = raised(ValueError("x" * 5000), 0).error
+@pytest.mark.parametrize("text", ["x" * 5000, "é" * 5000, "x" + "é" * 5000, "€" * 700])
+def test_a_long_message_is_cut_after_a_whole_character(text: str) -> None:
+    error = raised(ValueError(text), 0).error
     assert error is not None
-    assert len(error.message) == MAX_MESSAGE_LENGTH
+    assert ERROR_MESSAGE_BYTES - 3 < len(error.message.encode()) <= ERROR_MESSAGE_BYTES
+    assert error.message == text[: len(error.message) - 1] + "…"
 
 
 def test_an_exception_whose_text_fails() -> None:

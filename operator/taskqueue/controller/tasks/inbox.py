@@ -14,7 +14,7 @@ Contract:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -48,9 +48,6 @@ from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
-
-#: What an event may add to its result, in bytes.
-_ENVELOPE_BYTES = 16 * 1024
 
 _TOO_LARGE = AttemptFailure(
     type="ResultTooLarge",
@@ -195,7 +192,7 @@ class Inbox:
             seconds = min(report.seconds or 0.0, LONGEST_SNOOZE_SECONDS)
             return events.AttemptSnoozed(about, end, seconds)
         if report.kind is EventKind.SUCCEEDED:
-            if len(delivery.body) > RESULT_BYTES + _ENVELOPE_BYTES:
+            if len(delivery.body) > RESULT_BYTES and _is_too_large(report.result):
                 return events.AttemptFailed(about, end, _TOO_LARGE)
             return events.AttemptSucceeded(about, end, report.result)
         said = report.error or _NO_ERROR
@@ -385,6 +382,10 @@ def _checkpoint(report: AttemptEvent) -> bytes:
             f"event field data.checkpoint has {len(encoded)} bytes, the limit is {CHECKPOINT_BYTES}"
         )
     return encoded
+
+
+def _is_too_large(result: dict[str, Any] | None) -> bool:
+    return result is not None and len(orjson.dumps(result)) > RESULT_BYTES
 
 
 def _drop(reason: str, delivery: Delivery) -> None:

@@ -13,7 +13,7 @@ from taskqueue.contract.names import DEAD_EXCHANGE, HEARTBEATS_EXCHANGE, OUTCOME
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
-from taskqueue.limits import CHECKPOINT_BYTES, EVENT_BYTES
+from taskqueue.limits import CHECKPOINT_BYTES, EVENT_BYTES, PARSED_EVENT_BYTES, RESULT_BYTES
 from taskqueue.model.task import Phase, Policy
 from taskqueue.timestamps import to_rfc3339
 from tests.unit.controller.fakes import EPOCH, TOKENS, TaskHarness, raw_task, turn
@@ -359,10 +359,47 @@ async def test_an_event_above_the_limit_is_parked_unparsed() -> None:
     harness = TaskHarness()
     await harness.published("t")
     body = encode(_outcome())
-    harness.message(body[:-1] + b" " * EVENT_BYTES + b"}")
+    harness.message(body[:-1] + b" " * PARSED_EVENT_BYTES + b"}")
     ((delivery, reason),) = harness.given_up
     assert "the limit is 1048576" in reason
-    assert len(delivery.body) > EVENT_BYTES
+    assert len(delivery.body) > PARSED_EVENT_BYTES
+
+
+async def test_an_event_that_is_too_large_without_its_result_ends_its_attempt() -> None:
+    harness = TaskHarness(max_attempts=1)
+    entry = await harness.published("t")
+    large = replace(_outcome(), token=TOKENS.sign(entry.task.uid, 1, 0), worker="w" * EVENT_BYTES)
+    harness.message(encode(large))
+    await asyncio.sleep(5)
+    status = harness.writer.writes[0].status
+    assert status["phase"] == "Failed"
+    assert "without its result or checkpoint, the limit is 65536" in status["message"]
+    assert not harness.given_up
+
+
+async def test_a_result_counts_as_compact_json_however_it_is_written() -> None:
+    harness = TaskHarness()
+    entry = await harness.published("t")
+    event = replace(_outcome(), token=TOKENS.sign(entry.task.uid, 1, 0), result={"a": 1})
+    written = ("é" * (RESULT_BYTES // 2 - 100)).encode("unicode_escape").replace(b"\\x", b"\\u00")
+    body = encode(event).replace(
+        b'{"a":1}', b'{"a": ' + b" " * EVENT_BYTES + b'"' + written + b'"}'
+    )
+    harness.message(body)
+    await asyncio.sleep(5)
+    assert harness.writer.writes[0].status["phase"] == "Succeeded"
+
+
+@pytest.mark.parametrize(
+    ("size", "phase"), [(RESULT_BYTES, "Succeeded"), (RESULT_BYTES + 1, "Failed")]
+)
+async def test_a_result_of_one_byte_too_many_is_too_large(size: int, phase: str) -> None:
+    harness = TaskHarness()
+    entry = await harness.published("t")
+    result = {"a": "x" * (size - len('{"a":""}'))}
+    harness.event(entry, EventKind.SUCCEEDED, result=result)
+    await asyncio.sleep(5)
+    assert harness.writer.writes[0].status["phase"] == phase
 
 
 @pytest.mark.parametrize(
