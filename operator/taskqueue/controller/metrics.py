@@ -23,6 +23,10 @@ OUTCOMES_DROPPED = Counter(
     "foreign (the TaskQueue is not served here).",
     ("why",),
 )
+MESSAGES_PARKED = Counter(
+    "taskqueue_messages_parked_total",
+    "Messages of the operator's inbox moved to a dead queue, because they cannot be read.",
+)
 STATUS_WRITES = Counter("taskqueue_status_writes_total", "Task statuses written to the API server.")
 TASKS_HELD = Gauge("taskqueue_tasks_held", "Unfinished Tasks the operator holds.")
 BACKLOG = Gauge(

@@ -39,6 +39,9 @@ class DeliveryHandler:
         commands: the commands seen so far.
         by_token: the ids of runs whose token must not run a second time.
         is_executed: whether an earlier run of a token, disowned by now, is still executed.
+
+    Attributes:
+        parked: messages moved to the dead queue because they cannot be read.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class DeliveryHandler:
         *,
         is_executed: Callable[[str], bool],
     ) -> None:
+        self.parked = 0
         self._settings = settings
         self._reporter = reporter
         self._commands = commands
@@ -173,5 +177,9 @@ class DeliveryHandler:
             hint="it is in the dead-letter queue, with the reason in its tq-error header",
         )
         self._reporter.publish_dead_letter(
-            delivery, reason, partial(acknowledger.confirm, delivery.delivery_tag)
+            delivery, reason, partial(self._on_parked, acknowledger, delivery.delivery_tag)
         )
+
+    def _on_parked(self, acknowledger: Acknowledger, tag: int) -> None:
+        self.parked += 1
+        acknowledger.confirm(tag)

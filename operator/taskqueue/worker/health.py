@@ -1,5 +1,7 @@
 """The kubelet's probes over HTTP: ``/healthz`` (restart it?) and ``/readyz`` (does it consume?).
 
+``/metrics`` has the few numbers that only a worker knows, for Prometheus.
+
 The loop that talks to the broker serves them: when that loop is blocked, there is no answer, and
 the probe times out. The body of a failed probe gives the reason in one line.
 """
@@ -7,7 +9,7 @@ the probe times out. The body of a failed probe gives the reason in one line.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 #: A worker may be without its consumer for this long, in seconds: a broker may restart, a queue may
@@ -39,11 +41,22 @@ def unhealthy(
 
 
 class HealthServer:
-    """Answers probes on a port until closed; ``healthy`` and ``ready`` return a failure or None."""
+    """Answers probes on a port until closed.
+
+    Args:
+        healthy: returns why the worker should be restarted, or None.
+        ready: returns why it takes no work, or None.
+        counters: returns what has been counted so far, by the name of the metric.
+    """
 
     def __init__(
-        self, *, healthy: Callable[[], str | None], ready: Callable[[], str | None]
+        self,
+        *,
+        healthy: Callable[[], str | None],
+        ready: Callable[[], str | None],
+        counters: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
+        self._counters = counters
         self._checks = {"/healthz": healthy, "/readyz": ready}
         self._server: asyncio.Server | None = None
 
@@ -80,9 +93,14 @@ class HealthServer:
 
     def _response(self, request: str) -> tuple[HTTPStatus, bytes]:
         path = request.split(" ")[1] if request.count(" ") >= 2 else ""
-        check = self._checks.get(path.partition("?")[0])
+        path = path.partition("?")[0]
+        if path == "/metrics":
+            counted = self._counters().items()
+            lines = (f"# TYPE {name} counter\n{name} {value}\n" for name, value in counted)
+            return HTTPStatus.OK, "".join(lines).encode()
+        check = self._checks.get(path)
         if check is None:
-            return HTTPStatus.NOT_FOUND, b"see /healthz and /readyz\n"
+            return HTTPStatus.NOT_FOUND, b"see /healthz, /readyz and /metrics\n"
         failure = check()
         if failure is None:
             return HTTPStatus.OK, b"ok\n"

@@ -137,6 +137,11 @@ class Runtime:
         return len(self._executions)
 
     @property
+    def parked(self) -> int:
+        """Messages moved to the dead queue because they cannot be read."""
+        return self._delivery_handler.parked
+
+    @property
     def stuck(self) -> int:
         """Slots taken by attempts whose end is decided but which nothing can stop."""
         return sum(

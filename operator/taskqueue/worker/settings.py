@@ -298,7 +298,7 @@ class WorkerSettings:
         metadata=_from(
             Variable(
                 "TASKQUEUE_HEALTH_PORT",
-                "port of `/healthz` and `/readyz`; 0: none",
+                "port of `/healthz`, `/readyz` and `/metrics`; 0: none",
                 _integer(highest=65535),
             )
         ),

@@ -35,6 +35,9 @@ from taskqueue.worker.settings import WorkerSettings
 
 log = EventLog("taskqueue.worker")
 
+#: Messages moved to the dead queue because they cannot be read.
+PARKED_METRIC = "taskqueue_worker_messages_parked_total"
+
 #: How long confirms may take after the grace period before the worker ends without them (seconds).
 CONFIRM_SECONDS = 4.0
 
@@ -125,7 +128,7 @@ class WorkerService:
             BrokerConfigurationError: a certificate or key cannot be read.
         """
         self._loop.set_exception_handler(self._on_exception)
-        health = HealthServer(healthy=self.unhealthy, ready=self.unready)
+        health = HealthServer(healthy=self.unhealthy, ready=self.unready, counters=self.counters)
         await self._listen(health)
         publisher = self._loop.create_task(self._publisher.run())
         consumer = self._loop.create_task(self._consume())
@@ -175,6 +178,10 @@ class WorkerService:
         if self._started_at is None:
             return "the @on_start hooks have not finished"
         return None if self._consumer.registered else "no consumer is registered with the broker"
+
+    def counters(self) -> dict[str, int]:
+        """Return what it has counted, by the name of the metric."""
+        return {PARKED_METRIC: self._runtime.parked}
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log what a callback raised, and have the worker restarted.

@@ -140,12 +140,14 @@ async def test_one_that_is_snoozed_fails_for_good() -> None:
     ],
     ids=["nan", "65-bits", "deep", "list"],
 )
-async def test_json_that_cannot_be_read_exactly_is_dead_lettered(body: bytes) -> None:
+async def test_json_that_cannot_be_read_exactly_is_parked_and_counted(body: bytes) -> None:
     harness = RuntimeHarness()
     harness.deliver(direct(), body)
     assert not harness.executor.started
+    assert harness.runtime.parked == 0
     (published,) = harness.publisher.settle()
     assert (published.exchange, published.body) == ("taskqueue.dead", body)
+    assert harness.runtime.parked == 1
     await turn()
     assert harness.channel.settled == [("ack", 1, False)]
 

@@ -39,7 +39,9 @@ async def ask(port: int, request: bytes) -> bytes:
 async def test_the_answers() -> None:
     wrong: list[str] = []
     server = HealthServer(
-        healthy=lambda: wrong[0] if wrong else None, ready=lambda: "no consumer yet"
+        healthy=lambda: wrong[0] if wrong else None,
+        ready=lambda: "no consumer yet",
+        counters=lambda: {"messages_total": 7},
     )
     port = await server.start(0, host="127.0.0.1")
     fine = await ask(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -50,6 +52,9 @@ async def test_the_answers() -> None:
     assert failing.startswith(b"HTTP/1.1 503 ")
     assert failing.endswith(b"all slots are stuck\n")
     assert (await ask(port, b"GET /readyz HTTP/1.1\r\n\r\n")).endswith(b"no consumer yet\n")
+    numbers = await ask(port, b"GET /metrics HTTP/1.1\r\n\r\n")
+    assert numbers.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert numbers.endswith(b"# TYPE messages_total counter\nmessages_total 7\n")
     assert (await ask(port, b"GET / HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
     assert (await ask(port, b"nonsense\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
     server.close()

@@ -42,6 +42,7 @@ from taskqueue.contract.topology import (
     declare_operator_topology,
     unbind_all_keys,
 )
+from taskqueue.controller.metrics import MESSAGES_PARKED
 from taskqueue.limits import SHORT_STRING_BYTES
 from taskqueue.logs import EventLog
 
@@ -228,6 +229,7 @@ class BrokerLink:
 
         def settled(verdict: Settled, text: str) -> None:
             if verdict is not Settled.UNKNOWN:
+                MESSAGES_PARKED.inc()
                 # Also when it was returned: no TaskQueue has the name, and nobody looks for it.
                 delivery.channel.ack(delivery.delivery_tag)
             elif delivery.channel.is_open:  # refused: a queue is full, or has no leader just now

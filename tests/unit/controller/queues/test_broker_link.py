@@ -6,14 +6,19 @@ from random import Random
 from typing import Any, cast
 
 import pytest
+from prometheus_client import REGISTRY
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, Delivery
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.properties import BasicProperties
 from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.contract.names import OUTCOMES_EXCHANGE
 from taskqueue.controller.queues import broker_link
 from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers, LinkDown, LinkUp
-from tests.unit.controller.fakes import FakeChannel
+from taskqueue.limits import PARSED_EVENT_BYTES
+from tests.unit.controller.fakes import FakeChannel, TaskHarness
+
+KEY = "shop.q.task.succeeded"
 
 pytestmark = pytest.mark.looptime
 
@@ -221,3 +226,32 @@ async def test_a_message_that_the_broker_refuses_to_park_is_parked_later() -> No
     await asyncio.sleep(6)
     assert channel.acked == [7]
     assert [body for _, _, body, _ in publisher.published] == [b"body", b"body"]
+
+
+async def test_bad_messages_are_parked_byte_for_byte_and_counted_once_each() -> None:
+    link, channel, publisher = make_link(InboxMarkers()), FakeChannel(), RefusingPublisher()
+    link._publisher = cast(Publisher, publisher)
+    harness = TaskHarness()
+    link.on_message = harness.tasks.inbox.on_delivery
+    bodies = [b"\xff", b"{", b'{"a": NaN}', b"[" * 1_000, b"", b" " * (PARSED_EVENT_BYTES + 1)]
+    before = counted()
+    for tag, body in enumerate(bodies):
+        delivery = Delivery(
+            cast(Channel, channel), tag, False, OUTCOMES_EXCHANGE, KEY, BasicProperties(), body
+        )
+        link._on_delivery(delivery)
+    assert counted() - before == len(bodies) - 1, "the broker has refused the first"
+    await asyncio.sleep(6)
+    assert counted() - before == len(bodies)
+    assert sorted(channel.acked) == list(range(len(bodies)))
+    parked = publisher.published[1:]
+    assert [body for _, _, body, _ in parked] == [*bodies[1:], bodies[0]]
+    assert {(exchange, key) for exchange, key, _, _ in parked} == {("taskqueue.dead", "shop.q")}
+    assert all(properties.headers["tq-error"] for _, _, _, properties in parked)
+
+
+def counted() -> float:
+    """Return how many messages this process has parked."""
+    value = REGISTRY.get_sample_value("taskqueue_messages_parked_total")
+    assert value is not None
+    return value
