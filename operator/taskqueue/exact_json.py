@@ -31,6 +31,7 @@ _REFUSED_LEVELS = 500
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _LARGE = b"0" * _DIGITS
 
+_SPACE = re.compile(r"[ \t\n\r]*")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 #: What brackets do to the level, as signed bytes.
 _UP, _DOWN = b"\x01", b"\xff"
@@ -106,6 +107,40 @@ def decode_refused(text: bytes) -> Any:
         raise ValueError(str(error)) from None
 
 
+def split_list(text: bytes) -> list[bytes]:
+    """Return the items of a list in JSON text, byte for byte as they are written.
+
+    Each may still be what `decode` refuses: NaN, too deep, or not UTF-8.
+
+    Raises:
+        ValueError: it is not a list in JSON either way, or far too deep.
+    """
+    check_levels(text, depth=_REFUSED_LEVELS)
+    # One letter for each byte: what matters here is ASCII, and the places are the same.
+    letters = text.decode("latin-1")
+    items: list[bytes] = []
+    at = _after_space(letters, 0)
+    expected = "["
+    while letters[at : at + 1] == expected:
+        at = _after_space(letters, at + 1)
+        if not items and letters[at : at + 1] == "]":
+            break
+        try:
+            end = _DECODER.raw_decode(letters, at)[1]
+        except RecursionError as error:
+            raise ValueError(str(error)) from None
+        items.append(text[at:end])
+        at, expected = _after_space(letters, end), ","
+    if letters[at : at + 1] != "]" or _after_space(letters, at + 1) != len(letters):
+        raise ValueError("it is not a list")
+    return items
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return at if found is None else found.end()
+
+
 def check_levels(text: bytes, at: str = "", *, depth: int = JSON_DEPTH) -> None:
     """Refuse text with more levels of objects and lists, before anything parses it.
 
@@ -140,3 +175,7 @@ def _has_large_numbers(text: bytes) -> bool:
 def _integer(digits: str) -> int:
     """Return the number, or another one that is too large as well: Python does not read any."""
     return int(digits[: 2 * _DIGITS])
+
+
+#: Finds where a value ends; numbers are not looked at.
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=str)

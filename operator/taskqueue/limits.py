@@ -41,6 +41,10 @@ EVENT_BYTES = 64 * 1024
 #: Of all of a worker's event, however it is written. A larger one is not parsed.
 PARSED_EVENT_BYTES = 1024 * 1024
 
+#: Of several events in one message, and how many those are.
+BATCH_BYTES = 256 * 1024
+BATCH_EVENTS = 64
+
 #: Of the message of an error in an event, in UTF-8.
 ERROR_MESSAGE_BYTES = 2000
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.connection import Connection
+from taskqueue.contract import batch
 from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.names import INBOX_QUEUE, OUTCOMES_EXCHANGE, ContractError
 from taskqueue.contract.outcome import AttemptEvent, EventKind, decode
@@ -70,16 +71,27 @@ class Inbox:
         if delivery.exchange != OUTCOMES_EXCHANGE:
             return  # a dead letter: the dead queue has it as well
         queue = delivery.routing_key.split(".")[1]
+        if delivery.properties.message_id in self._message_ids:
+            self.violations[queue].append("another publish had the same message_id")
+        self._message_ids.add(delivery.properties.message_id or "")
+        bodies = [delivery.body]
         try:
-            envelope = json.loads(delivery.body)
-            event = decode(delivery.body)
-        except (ValueError, ContractError) as error:
+            if delivery.properties.content_type == batch.CONTENT_TYPE:
+                bodies = batch.split(delivery.body)
+        except ContractError as error:
             self.violations[queue].append(f"{error}: {delivery.body[:200]!r}")
             return
+        for body in bodies:
+            self._on_event(queue, delivery, body)
+
+    def _on_event(self, queue: str, delivery: Delivery, body: bytes) -> None:
+        try:
+            envelope = json.loads(body)
+            event = decode(body)
+        except (ValueError, ContractError) as error:
+            self.violations[queue].append(f"{error}: {body[:200]!r}")
+            return
         problems = _problems(delivery, envelope, event)
-        if delivery.properties.message_id in self._message_ids:
-            problems.append("another publish had the same message_id")
-        self._message_ids.add(delivery.properties.message_id or "")
         self.violations[queue] += [f"{event.kind.value}: {problem}" for problem in problems]
         self._received[event.token or event.correlation_id].append(ReceivedEvent(envelope, event))
         self._more.set()
@@ -117,7 +129,8 @@ def _problems(delivery: Delivery, envelope: dict[str, Any], event: AttemptEvent)
         or (isinstance(error.get("type"), str) and isinstance(error.get("message"), str)),
         "data.error.message must be short": error is None
         or len(str(error.get("message")).encode(errors="replace")) <= ERROR_MESSAGE_BYTES,
-        "content_type must be that of a CloudEvent": properties.content_type == CONTENT_TYPE,
+        "content_type must be that of a CloudEvent, or of a batch": properties.content_type
+        in (CONTENT_TYPE, batch.CONTENT_TYPE),
         "it must be persistent": properties.delivery_mode == 2,
         "it must have a message_id": properties.message_id,
     }

@@ -25,6 +25,9 @@ from tests.faults.verdict import Completed, Published, Record, Reported
 #: Between two attempts to connect.
 _PAUSE_SECONDS = 0.2
 
+#: The content type of several events in one message.
+_BATCH = "application/cloudevents-batch+json"
+
 #: The broker deletes the queue when nobody has used it for as long, in milliseconds.
 _EXPIRES_MS = 600_000
 
@@ -136,10 +139,11 @@ class MessageRecorder:
         if method.redelivered and known in self._seen:
             return
         self._seen.add(known)
-        with suppress(ValueError, KeyError, TypeError, AttributeError):
-            record = message.record(time.monotonic())
-            if record is not None:
-                self._add(record)
+        for part in message.parts():
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
+                record = part.record(time.monotonic())
+                if record is not None:
+                    self._add(record)
 
 
 class _Message:
@@ -164,6 +168,15 @@ class _Message:
         traced = properties.headers
         key = traced["routing_keys"][0]
         return cls(traced["exchange_name"], key, traced["properties"], body)
+
+    def parts(self) -> list[_Message]:
+        """Return the events of a batch as messages of their own; else the message."""
+        if self.properties.get("content_type") != _BATCH:
+            return [self]
+        about = (self.exchange, self.routing_key, self.properties)
+        with suppress(ValueError, TypeError):
+            return [_Message(*about, json.dumps(one).encode()) for one in json.loads(self.body)]
+        return []
 
     @property
     def message_id(self) -> str:

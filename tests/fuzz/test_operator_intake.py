@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pika import spec as amqp
 
 from taskqueue.amqp.channel import Delivery
-from taskqueue.contract import command, heartbeat, outcome
+from taskqueue.contract import batch, command, heartbeat, outcome
 from taskqueue.contract.completion import direct_completion
 from taskqueue.contract.names import (
     DEAD_EXCHANGE,
@@ -183,11 +183,15 @@ def _dead_properties(draw: st.DrawFn) -> bytes:
 @st.composite
 def messages(draw: st.DrawFn) -> tuple[str, RawMessage]:
     """Return a queue of the operator's, and what reaches it."""
-    match draw(st.sampled_from(["outcome"] * 3 + ["heartbeat", "dead"])):
+    match draw(st.sampled_from(["outcome"] * 3 + ["batch", "heartbeat", "dead"])):
         case "outcome":
             body = draw(bodies(draw(st.sampled_from(EVENTS))))
             properties = draw(st.sampled_from([b"\x00\x00"] * 3) | _PROPERTIES)
             message = RawMessage(OUTCOMES_EXCHANGE.encode(), draw(_KEYS), properties, body)
+        case "batch":
+            parts = draw(st.lists(st.sampled_from(EVENTS).flatmap(bodies), max_size=4))
+            body = draw(st.sampled_from([batch.join(parts)] * 4 + [batch.join(parts) + b"]"]))
+            message = RawMessage(OUTCOMES_EXCHANGE.encode(), draw(_KEYS), _BATCH, body)
         case "dead":
             properties = _dead_properties(draw) if draw(st.booleans()) else draw(_PROPERTIES)
             message = RawMessage(DEAD_EXCHANGE.encode(), b"shop.q", properties, b"{}")
@@ -198,6 +202,12 @@ def messages(draw: st.DrawFn) -> tuple[str, RawMessage]:
             message = RawMessage(HEARTBEATS_EXCHANGE.encode(), key, properties, body)
             return HEARTBEATS_QUEUE, message
     return INBOX_QUEUE, message
+
+
+#: Properties of a batch of events.
+_BATCH = tables.encoded_properties(
+    {tables.SHORT_STRINGS["content_type"]: tables.short(batch.CONTENT_TYPE.encode())}
+)
 
 
 @dataclass(frozen=True)
@@ -252,7 +262,7 @@ class Operator:
             self.loop.call_soon(self.broker.deliver, INBOX_QUEUE, message)
 
     def _on_message(self, delivery: Delivery, link: BrokerLink) -> None:
-        self.read.append(Read(delivery, _badness(delivery)))
+        self.read += [Read(each, _badness(each)) for each in _events_of(delivery)]
         self.harness.tasks.inbox.on_delivery(delivery, link)
 
     def settle(self) -> None:
@@ -261,6 +271,17 @@ class Operator:
             while self.harness.writer.writes:
                 self.loop.do(self.harness.writer.writes.pop(0).succeed)
             self.loop.pass_time(5)
+
+
+def _events_of(delivery: Delivery) -> list[Delivery]:
+    """Return each event of a batch as a message; else the message."""
+    if delivery.properties.content_type != batch.CONTENT_TYPE:
+        return [delivery]
+    try:
+        events = batch.split(delivery.body)
+    except ContractError as error:
+        return [replace(delivery, problem=str(error))]
+    return [replace(delivery, body=event) for event in events]
 
 
 def _badness(delivery: Delivery) -> str:

@@ -48,6 +48,9 @@ class WorkerCommand:
 #: The operator reads `taskqueue.contract.outcome.RESERVED_PREFIX`.
 RESERVED_TYPES = "reserved-types"
 
+#: The operator reads `taskqueue.contract.batch`.
+BATCHES = "batches"
+
 _NO_TOKEN = "none"  # noqa: S105
 
 #: About no attempt. The operator sends it when it connects, so that the stream is never empty: that
@@ -57,7 +60,7 @@ FIRST_COMMAND = WorkerCommand(
     CommandKind.CANCEL,
     token=_NO_TOKEN,
     uid="none",
-    understands=frozenset({RESERVED_TYPES}),
+    understands=frozenset({BATCHES, RESERVED_TYPES}),
 )
 
 

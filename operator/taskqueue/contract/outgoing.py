@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY
 from typing import Any
 
 from taskqueue.amqp.properties import BasicProperties, encoded_bytes
+from taskqueue.contract import batch
 from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.names import (
     APP_ID,
@@ -66,6 +67,16 @@ def outcome_message(key: str, body: bytes) -> OutgoingMessage:
     """Return an encoded event addressed to the operator; ``key`` is the event's routing key."""
     return OutgoingMessage(
         exchange=OUTCOMES_EXCHANGE, key=key, body=body, content_type=CONTENT_TYPE
+    )
+
+
+def batch_message(key: str, events: Sequence[bytes]) -> OutgoingMessage:
+    """Return encoded events of one routing key addressed to the operator, as one message."""
+    return OutgoingMessage(
+        exchange=OUTCOMES_EXCHANGE,
+        key=key,
+        body=batch.join(events),
+        content_type=batch.CONTENT_TYPE,
     )
 
 

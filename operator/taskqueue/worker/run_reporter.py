@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from taskqueue.amqp.channel import Delivery
-from taskqueue.contract.command import RESERVED_TYPES
+from taskqueue.contract.command import BATCHES, RESERVED_TYPES
 from taskqueue.contract.outcome import EventKind
 from taskqueue.contract.outgoing import dead_letter, outcome_message
 from taskqueue.contract.work import WorkMessage
@@ -73,6 +73,7 @@ class RunReporter:
     def on_announcement(self, understands: frozenset[str]) -> None:
         """Write events as the operator that has connected last can read them."""
         self._prefixed = RESERVED_TYPES in understands
+        self.outbox.batches = BATCHES in understands
 
     def report_started(self, _: int, run: AttemptRun, __: effects.ReportStarted) -> None:
         """Publish task.started once; no status records direct messages."""

@@ -16,6 +16,7 @@ from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
+from taskqueue.contract import batch
 from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.command import FIRST_COMMAND, WorkerCommand, command_message
 from taskqueue.contract.names import INBOX_QUEUE, WORK_EXCHANGE, work_queue
@@ -232,6 +233,8 @@ class Harness:
 
     def _on_delivery(self, delivery: Delivery) -> None:
         delivery.channel.ack(delivery.delivery_tag)
-        if delivery.properties.content_type == CONTENT_TYPE:
-            self.events.append(decode(delivery.body))
+        content_type, body = delivery.properties.content_type, delivery.body
+        if content_type in (CONTENT_TYPE, batch.CONTENT_TYPE):
+            bodies = [body] if content_type == CONTENT_TYPE else batch.split(body)
+            self.events += map(decode, bodies)
             self._more.set()

@@ -168,3 +168,12 @@ async def test_a_reserved_type_has_its_prefix_while_the_operator_reads_it() -> N
         assert dead.properties.headers["tq-error"] == "InvalidResult: no"
         await turn()
     assert sent == ["InvalidResult", "InvalidResult", "taskqueue.InvalidResult", "InvalidResult"]
+
+
+async def test_batches_are_sent_while_the_operator_reads_them() -> None:
+    harness = RuntimeHarness()
+    assert not harness.outbox.batches
+    harness.runtime.on_command(FIRST_COMMAND)
+    assert harness.outbox.batches
+    harness.runtime.on_command(replace(FIRST_COMMAND, understands=frozenset()))
+    assert not harness.outbox.batches

@@ -6,6 +6,8 @@ Contract:
   machine decides what it is worth. What is about no tracked Task is acknowledged here, and counted.
 * The end of a Task that is tracked no more is announced again, for the case that the leader that
   recorded it could not: its outcome would not be here any more if it had.
+* Each event of a batch counts as if it had come alone. The batch is acknowledged when all of them
+  are dealt with; after a crash in between all of them come again, which changes nothing.
 * What is not of the contract goes to the dead exchange with the reason in a header.
 * What is neither proved by a token nor about a TaskQueue of this operator changes nothing: another
   operator that shares the virtual host gets it, too.
@@ -19,7 +21,7 @@ from typing import Any, Protocol
 import orjson
 
 from taskqueue.amqp.channel import Delivery
-from taskqueue.contract import heartbeat, outcome, work
+from taskqueue.contract import batch, heartbeat, outcome, work
 from taskqueue.contract.cloudevents import InexactEventError
 from taskqueue.contract.completion import direct_completion
 from taskqueue.contract.heartbeat import Heartbeat, RunningAttempt
@@ -35,6 +37,7 @@ from taskqueue.contract.work import AttemptClaim
 from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.metrics import HEARTBEATS_DROPPED, OUTCOMES_DROPPED
 from taskqueue.controller.tasks import events
+from taskqueue.controller.tasks.batch_events import events_of
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.machine import is_awaited
@@ -122,21 +125,34 @@ class Inbox:
                 log.error("heartbeat.failed", exc_info=error, key=delivery.routing_key)
             return
         try:
-            if delivery.problem:
-                if delivery.exchange == DEAD_EXCHANGE:
-                    _drop("invalid", delivery)  # the dead queue has it, too
-                    return
-                raise ContractError(delivery.problem)
             if delivery.exchange == DEAD_EXCHANGE:
                 self._on_dead_letter(delivery, source)
-                return
-            report = decode(delivery.body)
-            if report.is_direct:
-                self._on_direct_end(delivery, report, source)
+            elif _is_batch(delivery):
+                for event in events_of(delivery):
+                    self._on_event_of_batch(event, source)
             else:
-                self._on_report(delivery, report, source)
+                self._on_event(delivery, source)
         except ContractError as error:
             self._on_invalid(delivery, source, error)
+
+    def _on_event_of_batch(self, delivery: Delivery, source: MessageSource) -> None:
+        """Read one of several events: whatever is wrong with it, the others count."""
+        try:
+            self._on_event(delivery, source)
+        except ContractError as error:
+            self._on_invalid(delivery, source, error)
+        except Exception as error:  # the last resort, as for a message
+            log.error("message.intake_failed", exc_info=error, exchange=delivery.exchange)
+            source.dead_letter_delivery(delivery, f"the operator failed on it: {error!r}")
+
+    def _on_event(self, delivery: Delivery, source: MessageSource) -> None:
+        if delivery.problem:
+            raise ContractError(delivery.problem)
+        report = decode(delivery.body)
+        if report.is_direct:
+            self._on_direct_end(delivery, report, source)
+        else:
+            self._on_report(delivery, report, source)
 
     def _on_report(self, delivery: Delivery, report: AttemptEvent, source: MessageSource) -> None:
         if not self._is_genuine(report):
@@ -277,6 +293,9 @@ class Inbox:
         )
 
     def _on_dead_letter(self, delivery: Delivery, source: MessageSource) -> None:
+        if delivery.problem:
+            _drop("invalid", delivery)  # the dead queue has it, too
+            return
         headers = delivery.properties.headers or {}
         claim = work.claimed_attempt(delivery.properties)
         if claim is None:
@@ -382,6 +401,10 @@ def _checkpoint(report: AttemptEvent) -> bytes:
             f"event field data.checkpoint has {len(encoded)} bytes, the limit is {CHECKPOINT_BYTES}"
         )
     return encoded
+
+
+def _is_batch(delivery: Delivery) -> bool:
+    return (delivery.properties.content_type or "").startswith(batch.CONTENT_TYPE)
 
 
 def _is_too_large(result: dict[str, Any] | None) -> bool:
