@@ -12,7 +12,9 @@ from taskqueue.controller.tasks.missing_handlers import MissingHandler, next_ret
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from tests.unit.controller.fakes import TaskHarness, turn
 
-UNKNOWN = EventError(type="UnknownHandler", message="no handler is called 'resize' here")
+UNKNOWN = EventError(
+    type="UnknownHandler", message="no handler is called 'resize' here", reserved=True
+)
 
 
 def test_the_pauses_grow_and_the_tasks_of_one_try_share_them() -> None:
