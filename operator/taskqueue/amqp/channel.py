@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pika import exceptions
@@ -49,6 +49,9 @@ class ChannelRefused(Exception):
         self.text = text
 
 
+_NO_PROPERTIES = BasicProperties()
+
+
 @dataclass(slots=True, frozen=True)
 class Delivery:
     """One message from a queue; acknowledge it on the channel it came from.
@@ -66,6 +69,10 @@ class Delivery:
     properties: BasicProperties
     body: bytes
     problem: str = ""
+
+    def without_content(self) -> Delivery:
+        """Return what is needed to acknowledge it: its content may be large."""
+        return replace(self, properties=_NO_PROPERTIES, body=b"")
 
 
 class Channel:

@@ -33,7 +33,7 @@ class _BatchChannel:
     __slots__ = ("_delivery", "_unacknowledged")
 
     def __init__(self, delivery: Delivery, events: int) -> None:
-        self._delivery = delivery
+        self._delivery = delivery.without_content()
         self._unacknowledged = set(range(events))
 
     @property

@@ -6,6 +6,8 @@ Contract:
   machine decides what it is worth. What is about no tracked Task is acknowledged here, and counted.
 * The end of a Task that is tracked no more is announced again, for the case that the leader that
   recorded it could not: its outcome would not be here any more if it had.
+* What waits to be acknowledged has no content: however large messages are, those that wait for a
+  status write or a confirm cost what their Tasks do.
 * Each event of a batch counts as if it had come alone. The batch is acknowledged when all of them
   are dealt with; after a crash in between all of them come again, which changes nothing.
 * What is not of the contract goes to the dead exchange with the reason in a header.
@@ -16,6 +18,7 @@ Contract:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import orjson
@@ -173,7 +176,7 @@ class Inbox:
             _drop("unknown", delivery)
         elif report.kind in _ENDS:
             OUTCOMES_DROPPED.labels("unknown").inc()
-            self._on_late(report, delivery, source)
+            self._on_late(replace(report, result=None), delivery.without_content(), source)
         else:
             _drop("unknown", delivery)
 
@@ -185,7 +188,7 @@ class Inbox:
             attempt=report.attempt,
             epoch=report.epoch,
             token=report.token,
-            receipt=delivery,
+            receipt=delivery.without_content(),
             source=source,
         )
         match report.kind:
@@ -285,11 +288,12 @@ class Inbox:
             key, source.broker
         ):
             self._listener.on_direct_end(key, report.exchange)
+        receipt = delivery.without_content()
         self._completions.publish_event(
             direct_completion(report, arrived_with=delivery.routing_key, now=self._clock()),
             reported=True,
             publisher=source.publisher,
-            on_published=lambda: acknowledge(delivery),
+            on_published=lambda: acknowledge(receipt),
         )
 
     def _on_dead_letter(self, delivery: Delivery, source: MessageSource) -> None:
@@ -359,7 +363,7 @@ class Inbox:
             attempt=claim.attempt,
             epoch=claim.epoch,
             token=claim.token,
-            receipt=delivery,
+            receipt=delivery.without_content(),
             source=source,
         )
         end = AttemptEnd(attempt=claim.attempt, epoch=claim.epoch, now=self._clock())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -144,6 +145,29 @@ async def test_a_dead_letter_that_was_a_direct_message_ends_no_attempt_whose_tok
     tag = harness.dead_letter(message, **origin)
     assert harness.channel.acked == [tag]
     assert harness.entries["uid-t"].stage is TaskStage.PUBLISHED
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["alone", "in a batch"])
+@pytest.mark.parametrize("held", [True, False], ids=["held", "late"])
+@pytest.mark.parametrize("kind", [*EventKind, None])
+async def test_the_content_of_an_event_is_not_kept_until_it_is_acknowledged(
+    kind: EventKind | None, held: bool, batch: bool
+) -> None:
+    harness = TaskHarness()
+    if held:
+        await harness.published()
+    else:
+        harness.open()
+        harness.api.objects[task_path("shop", "t")] = raw_task("t", status=FINISHED)
+    checkpoint = {"a": 1} if kind is EventKind.CHECKPOINT else None
+    event = (
+        direct_end("") if kind is None else encode(replace(_outcome(kind), checkpoint=checkpoint))
+    )
+    body = join([event, event]) if batch else event
+    before = sys.getrefcount(body)
+    content_type = "application/cloudevents-batch+json" if batch else None
+    harness.message(body, properties=BasicProperties(content_type, headers={"a": body}))
+    assert sys.getrefcount(body) == before
 
 
 @pytest.mark.parametrize("exchange", ["taskqueue.work", "taskqueue.direct", ""])
