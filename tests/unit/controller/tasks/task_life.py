@@ -145,6 +145,7 @@ class Life(RuleBasedStateMachine):
                 model.another_has_key = not there
                 model.free_key()
 
+    @precondition(lambda self: self.model.tracked.is_handler_missing)
     @rule()
     def worker_registers_handler(self) -> None:
         self.model.register_handler()
@@ -230,6 +231,8 @@ class Life(RuleBasedStateMachine):
             self.everything_is_written()
         if then == "dispatched again":
             self.time_passes(7.0)
+            if self.model.tracked.is_handler_missing:
+                self.worker_registers_handler()  # the pause may have grown beyond that
             self.it_is_dispatched(Confirmation.CONFIRMED, "")
 
     @rule(percent=st.sampled_from([None, 10, 90]))

@@ -19,7 +19,7 @@ from taskqueue.controller.tasks import admission, lifecycle, machine, transition
 from tests.unit.controller.tasks.task_life import Life, life_settings
 
 #: How many lives a mistake may survive at most.
-LIVES = 600
+LIVES = 1500
 
 
 @dataclass(frozen=True)
