@@ -25,6 +25,7 @@ from tests.bench import codec as wire
 from tests.bench import coldstart as cold
 from tests.bench import latency as single
 from tests.bench import scaling as pool
+from tests.bench import spawn as processes
 from tests.bench import throughput as many
 from tests.bench import worker as alone
 from tests.bench.cluster import Cluster, bench_namespace, connected, one_operator
@@ -51,6 +52,7 @@ def main() -> int:
     _add_worker(benchmarks)
     _add_scaling(benchmarks)
     _add_codec(benchmarks)
+    _add_spawn(benchmarks)
     options = parser.parse_args()
     code: int = options.run(options)
     return code
@@ -203,6 +205,31 @@ def _codec(options: argparse.Namespace) -> int:
         lambda target, report: wire.run(target, settings, report),
         stage=_bare,
     )
+
+
+def _add_spawn(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "spawn",
+        _spawn,
+        help="Measure how long processes take from our fork server and the standard library's.",
+    )
+    _add_number(parser, "--processes", 20, "processes of each kind in a round")
+    _add_number(parser, "--rounds", 15, "rounds")
+
+
+def _spawn(options: argparse.Namespace) -> int:
+    settings = processes.Settings(rounds=options.rounds, processes=options.processes)
+    if options.quick:
+        settings = processes.Settings(rounds=2, processes=min(options.processes, 3))
+    report = Report()
+    try:
+        outcome = asyncio.run(processes.run(settings, report))
+    except BenchError as error:
+        print(f"no result: {error}", file=sys.stderr)
+        return 1
+    report.end(outcome)
+    return 0
 
 
 def _add_scaling(benchmarks: CommandParsers) -> None:

@@ -304,7 +304,6 @@ MUTANTS = [
         machine,
         "        draft.change(draft.tracked.status)  # it may have changed back",
         "        pass  # it may have changed back",
-        rare=True,
     ),
     Mutant(
         "a refused status is dropped",
