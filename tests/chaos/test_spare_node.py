@@ -109,7 +109,9 @@ def gather_workers(harness: Harness, node: str) -> set[str]:
             harness.api.request("DELETE", harness.core("pods", pod["metadata"]["name"]))
 
     def are_there() -> bool:
-        return [pod["spec"].get("nodeName") for pod in harness.pods()] == [node] * WORKERS
+        nodes = [pod["spec"].get("nodeName") for pod in harness.pods()]
+        # One on its way out may take a Task until its signal reaches it.
+        return nodes == [node] * WORKERS and len(names_of_pods(harness)) == WORKERS
 
     harness.until(are_there, what=f"all workers on {node}")
     harness.available(WORKERS)

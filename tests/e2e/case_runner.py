@@ -219,6 +219,8 @@ class CaseRunner:
             if SHARED_QUEUES[name].changes["workers"].get("template", ...) is not None:
                 count = SHARED_QUEUES[name].changes["scaling"]["minReplicas"]
                 self._harness.available(count, name)
+                # A Task with a deadline of seconds must not wait for workers that still start.
+                self._harness.registered(count, name)
         self._harness.processes.prepare()
         others = [self._submit(case) for case in self._cases if not case.runs_last]
         for case in self._cases:

@@ -307,6 +307,17 @@ class Harness:
 
         self.until(there, what=f"{count} workers available", seconds=seconds)
 
+    def registered(
+        self, count: int, queue: str = "q", *, seconds: float = PATIENCE_SECONDS
+    ) -> None:
+        """Return when at least this many workers of a TaskQueue take work."""
+        self.queue_status(
+            lambda status: len(status.get("workers", ())) >= count,
+            queue,
+            what=f"{count} workers registered",
+            seconds=seconds,
+        )
+
     def kill_processes(self, name: str, *, namespace: str | None = None) -> None:
         """Kill every process of a pod; its containers start again."""
         self.processes.kill(whole_pod(namespace or self.namespace, name))

@@ -57,7 +57,7 @@ def variants(document: Any) -> Iterator[Any]:
 
 
 DECODERS: list[tuple[Callable[[bytes], object], Any]] = [
-    *((outcome.decode, document) for document in operator.WHOLE_EVENTS + operator.EVENTS),
+    *((outcome.decode, document) for document in operator.EVENTS),
     (heartbeat.decode, operator.HEARTBEAT),
     *((command.decode, document) for document in worker.COMMANDS),
 ]
@@ -111,7 +111,7 @@ def test_a_dead_letter_may_say_anything_of_where_it_came_from(deaths: Any, origi
 
 
 def test_messages_as_they_should_be_pass_the_operators_intake() -> None:
-    events = [*operator.WHOLE_EVENTS, *operator.EVENTS]
+    events = operator.EVENTS
     sent = [*map(operator.outcome_of, events), operator.heartbeat_of(operator.HEARTBEAT)]
     operator.every_message_is_acknowledged(sent, lambda data: [data])
 

@@ -76,6 +76,8 @@ EVENTS = [
     _event("a", outcome.EventKind.FAILED, error=_UNKNOWN),
     _event("a", outcome.EventKind.FAILED),
     _event("a", outcome.EventKind.STARTED),
+    _event("a", outcome.EventKind.CHECKPOINT, checkpoint={"done": 3}),
+    _event("a", outcome.EventKind.SNOOZED, seconds=5.0),
     _event("b", outcome.EventKind.FAILED, error=_ERROR, retry_after_seconds=2.5),
     _event("b", outcome.EventKind.RELEASED),
     _event("b", outcome.EventKind.CANCELLED),
@@ -85,10 +87,25 @@ EVENTS = [
     _event("b", outcome.EventKind.SUCCEEDED, token="k.forged"),
     _event("q", outcome.EventKind.SUCCEEDED, uid="", token="", correlation_id="order-7"),
 ]
-#: Not changed: one that is bad in what it carries is known as such only with its Task.
-WHOLE_EVENTS = [
-    _event("a", outcome.EventKind.CHECKPOINT, checkpoint={"done": 3}),
-    _event("a", outcome.EventKind.SNOOZED, seconds=5.0),
+
+
+def _bad(kind: outcome.EventKind, data: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Return an event with what none of ours has."""
+    document = _event("a", kind, **changes)
+    document["data"] |= data
+    return document
+
+
+_DEEP: dict[str, Any] = {}
+for _ in range(150):
+    _DEEP = {"a": _DEEP}
+BAD_EVENTS = [
+    _bad(outcome.EventKind.SUCCEEDED, {"result": {"n": 2**64 - 1}}),
+    _bad(outcome.EventKind.SUCCEEDED, {"result": _DEEP}),
+    _bad(outcome.EventKind.SUCCEEDED, {"attempt": 2**64 - 1}),
+    _bad(outcome.EventKind.SUCCEEDED, {"padding": "x" * 70_000}),
+    _bad(outcome.EventKind.CHECKPOINT, {"checkpoint": {"text": "x" * 20_000}}, checkpoint={}),
+    _bad(outcome.EventKind.CHECKPOINT, {"checkpoint": None}, checkpoint={}),
 ]
 HEARTBEAT: dict[str, Any] = orjson.loads(
     heartbeat.encode(
@@ -185,7 +202,10 @@ def messages(draw: st.DrawFn) -> tuple[str, RawMessage]:
     """Return a queue of the operator's, and what reaches it."""
     match draw(st.sampled_from(["outcome"] * 3 + ["batch", "heartbeat", "dead"])):
         case "outcome":
-            body = draw(bodies(draw(st.sampled_from(EVENTS))))
+            body = draw(
+                st.sampled_from(EVENTS).flatmap(bodies)
+                | st.sampled_from(BAD_EVENTS).map(orjson.dumps)
+            )
             properties = draw(st.sampled_from([b"\x00\x00"] * 3) | _PROPERTIES)
             message = RawMessage(OUTCOMES_EXCHANGE.encode(), draw(_KEYS), properties, body)
         case "batch":

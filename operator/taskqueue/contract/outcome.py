@@ -18,6 +18,7 @@ from taskqueue.contract.names import ContractError, routing_key
 from taskqueue.contract.text import cut
 from taskqueue.contract.work import AttemptClaim
 from taskqueue.limits import (
+    CHECKPOINT_BYTES,
     ERROR_MESSAGE_BYTES,
     EVENT_BYTES,
     OBJECT_NAME_LENGTH,
@@ -190,11 +191,11 @@ def decode(body: bytes) -> AttemptEvent:
         result = data.get("result")
         if result is not None and not isinstance(result, dict):
             raise ContractError("event field data.result must be a JSON object")
-        checkpoint = data.get("checkpoint")
-        if checkpoint is not None and not isinstance(checkpoint, dict):
-            raise ContractError("event field data.checkpoint must be a JSON object")
+        kind, checkpoint = EventKind(event.kind), data.get("checkpoint")
+        if checkpoint is not None or kind is EventKind.CHECKPOINT:
+            _check_checkpoint(checkpoint)
         return AttemptEvent(
-            kind=EventKind(event.kind),
+            kind=kind,
             namespace=event.namespace,
             queue=event.queue,
             task=event.name,
@@ -239,6 +240,16 @@ def claimed_attempt(body: bytes) -> AttemptClaim | None:
         )
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError):
         return None
+
+
+def _check_checkpoint(checkpoint: Any) -> None:
+    if not isinstance(checkpoint, dict):
+        raise ContractError("event field data.checkpoint must be a JSON object")
+    size = len(exact_json.encode(checkpoint))
+    if size > CHECKPOINT_BYTES:
+        raise ContractError(
+            f"event field data.checkpoint has {size} bytes, the limit is {CHECKPOINT_BYTES}"
+        )
 
 
 def _check_size(event: CloudEvent) -> None:

@@ -6,9 +6,13 @@ from taskqueue.contract.command import WorkerCommand
 from taskqueue.worker.runtime import Runtime
 from tests.conformance.broken import start
 
+_on_command = Runtime.on_command
+
 
 def _ignore(self: Runtime, command: WorkerCommand) -> None:
-    """Do nothing."""
+    """Take notice only of what is no command about an attempt."""
+    if command.is_announcement:
+        _on_command(self, command)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.machine import is_awaited
 from taskqueue.controller.tasks.missing_handlers import UNKNOWN_HANDLER
 from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge, log_fields
-from taskqueue.limits import CHECKPOINT_BYTES, LONGEST_SNOOZE_SECONDS, RESULT_BYTES
+from taskqueue.limits import LONGEST_SNOOZE_SECONDS, RESULT_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
 from taskqueue.model.task import ProgressState
@@ -195,7 +195,7 @@ class Inbox:
             case EventKind.STARTED:
                 return events.AttemptStarted(about, report.worker)
             case EventKind.CHECKPOINT:
-                return events.CheckpointSaved(about, _checkpoint(report))
+                return events.CheckpointSaved(about, orjson.dumps(report.checkpoint))
             case EventKind.RELEASED:
                 return events.AttemptReleased(about, max(report.deliveries, 0))
             case EventKind.CANCELLED:
@@ -394,17 +394,6 @@ def _invalid(error: ContractError) -> AttemptFailure:
         message = f"{place}: {error.problem}"
         return AttemptFailure(type="InvalidResult", message=message, retryable=False)
     return AttemptFailure(type="InvalidOutcome", message=str(error))
-
-
-def _checkpoint(report: AttemptEvent) -> bytes:
-    if report.checkpoint is None:
-        raise ContractError("event field data.checkpoint is missing")
-    encoded = orjson.dumps(report.checkpoint)
-    if len(encoded) > CHECKPOINT_BYTES:
-        raise ContractError(
-            f"event field data.checkpoint has {len(encoded)} bytes, the limit is {CHECKPOINT_BYTES}"
-        )
-    return encoded
 
 
 def _is_batch(delivery: Delivery) -> bool:
