@@ -124,6 +124,7 @@ class QueueReconciler:
             installation=installation,
             find_parameters=self._broker.find_parameters,
         )
+        self._writing = asyncio.Lock()
         #: When a direct message was last known to have come by the exchange for work.
         self._misplaced_at: float | None = None
         #: Since when the broker has no message; None: it has one, or that is not known.
@@ -350,6 +351,11 @@ class QueueReconciler:
     # Status.
 
     async def _write_status(self, config: QueueConfig, estimate: BacklogEstimate) -> None:
+        # One at a time: the last one, when this process ends, must not be overtaken.
+        async with self._writing:
+            await self._write_status_now(config, estimate)
+
+    async def _write_status_now(self, config: QueueConfig, estimate: BacklogEstimate) -> None:
         status = self._status(config, estimate)
         for condition in status.conditions:
             self._on_condition(condition)

@@ -1,5 +1,6 @@
 """One TaskQueue's loop: a failing step does not stop the others, and the status is true."""
 
+import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -293,3 +294,24 @@ async def test_deletion_does_not_wait_for_a_status_write() -> None:
     case.client.status = ApiError(500, "InternalError", "no")
     await case.controller._reconcile()
     assert session.steps == ["close", "finalize"]
+
+
+async def test_the_last_status_is_not_overtaken_by_one_on_its_way() -> None:
+    case = Case()
+    merge, arrived, go_on = case.client.merge, asyncio.Event(), asyncio.Event()
+
+    async def slow(path: str, body: Any) -> None:
+        arrived.set()
+        await go_on.wait()
+        case.client.merge = merge  # type: ignore[method-assign]
+        await merge(path, body)
+
+    case.client.merge = slow  # type: ignore[method-assign]
+    earlier = asyncio.create_task(case.controller._reconcile())
+    await arrived.wait()
+    case.controller.on_task_ended(Phase.SUCCEEDED, 1.0)
+    last = asyncio.create_task(case.controller.write_last_status())
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(earlier, last)
+    assert [each["totals"]["succeeded"] for each in case.client.statuses] == [0, 1]
