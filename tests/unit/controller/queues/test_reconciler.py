@@ -301,9 +301,9 @@ async def test_the_last_status_is_not_overtaken_by_one_on_its_way() -> None:
     merge, arrived, go_on = case.client.merge, asyncio.Event(), asyncio.Event()
 
     async def slow(path: str, body: Any) -> None:
+        case.client.merge = merge  # type: ignore[method-assign]
         arrived.set()
         await go_on.wait()
-        case.client.merge = merge  # type: ignore[method-assign]
         await merge(path, body)
 
     case.client.merge = slow  # type: ignore[method-assign]
@@ -311,7 +311,7 @@ async def test_the_last_status_is_not_overtaken_by_one_on_its_way() -> None:
     await arrived.wait()
     case.controller.on_task_ended(Phase.SUCCEEDED, 1.0)
     last = asyncio.create_task(case.controller.write_last_status())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     go_on.set()
     await asyncio.gather(earlier, last)
     assert [each["totals"]["succeeded"] for each in case.client.statuses] == [0, 1]
