@@ -116,22 +116,22 @@ def split_list(text: bytes) -> list[bytes]:
         ValueError: it is not a list in JSON either way, or far too deep.
     """
     check_levels(text, depth=_REFUSED_LEVELS)
-    # One letter for each byte: what matters here is ASCII, and the places are the same.
-    letters = text.decode("latin-1")
+    # One character for each byte: what matters here is ASCII, and the places are the same.
+    characters = text.decode("latin-1")
     items: list[bytes] = []
-    at = _after_space(letters, 0)
+    at = _after_space(characters, 0)
     expected = "["
-    while letters[at : at + 1] == expected:
-        at = _after_space(letters, at + 1)
-        if not items and letters[at : at + 1] == "]":
+    while characters[at : at + 1] == expected:
+        at = _after_space(characters, at + 1)
+        if not items and characters[at : at + 1] == "]":
             break
         try:
-            end = _DECODER.raw_decode(letters, at)[1]
+            end = _DECODER.raw_decode(characters, at)[1]
         except RecursionError as error:
             raise ValueError(str(error)) from None
         items.append(text[at:end])
-        at, expected = _after_space(letters, end), ","
-    if letters[at : at + 1] != "]" or _after_space(letters, at + 1) != len(letters):
+        at, expected = _after_space(characters, end), ","
+    if characters[at : at + 1] != "]" or _after_space(characters, at + 1) != len(characters):
         raise ValueError("it is not a list")
     return items
 

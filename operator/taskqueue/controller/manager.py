@@ -50,8 +50,9 @@ class OperatorSettings:
         namespace: where the operator runs, with its Lease and its own Secret.
         port: of probes and metrics.
         kubeconfig: path, outside a cluster.
-        installation: a DNS label; tells it from other operators that use the same virtual host. It
-            is in the names of the inbox, of the Lease and of the Secret with the token keys.
+        installation: a DNS label; distinguishes it from other operators that use the same virtual
+            host. It is in the names of the inbox, of the Lease and of the Secret with the token
+            keys.
         identity: in the Lease; unique for each process.
     """
 

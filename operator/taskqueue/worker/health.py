@@ -32,7 +32,7 @@ def unhealthy(
         defect: what the worker itself has failed at; "": nothing.
     """
     if defect:
-        return f"the worker has failed, and what it held may be held for ever: {defect}"
+        return f"the worker has failed, and what it held may never be freed: {defect}"
     if stuck >= slots:
         return f"all {slots} slots are held by handlers that were asked to end and run on"
     if unregistered_seconds > RECONNECT_SECONDS and busy == stuck:

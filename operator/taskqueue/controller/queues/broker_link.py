@@ -88,7 +88,7 @@ class InboxMarkers:
     else knows the marker. A broker's name would prove nothing, as it chooses that itself.
 
     One link reads all of them at a broker, so in the end all have what stands for its broker. That
-    is made anew with each connection, before anything can be read by it, and not when a link reads
+    is made with each connection, before anything can be read by it, and not when a link reads
     its own marker: others may have taken it over by then.
     """
 
