@@ -13,7 +13,10 @@ import requests
 from tests.e2e.api import Refused
 from tests.e2e.harness import Harness
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.1
+
+#: Between two reads of the log of a container.
+_PAUSE_SECONDS = 0.5
 
 #: A log that sends nothing for so many seconds is asked for again.
 _SILENCE = 10.0
@@ -60,8 +63,7 @@ class RunCounter:
 
     def _watch(self) -> None:
         while not self._closed.is_set():
-            with suppress(Refused, requests.RequestException):
-                self._find()
+            self._find()
             time.sleep(_POLL_SECONDS)
 
     def _find(self) -> None:
@@ -74,11 +76,9 @@ class RunCounter:
 
     def _running(self) -> dict[str, str]:
         """Return the names of pods by the ids of their running containers."""
-        harness = self._harness
-        selector = f"taskqueue.dev/queue={self._queue}"
         return {
             one["containerID"]: pod["metadata"]["name"]
-            for pod in harness.api.get(harness.core("pods"), labelSelector=selector)["items"]
+            for pod in self._harness.all_pods(self._queue)
             for one in pod["status"].get("containerStatuses", ())
             if "running" in one["state"]
         }
@@ -94,6 +94,7 @@ class RunCounter:
                         with self._lock:
                             self._begun[event["uid"]].add(event["event"])
         finally:
-            # The kubelet may end a log early, or send nothing more of it: if the container still
-            # runs, it is read again.
+            # The kubelet may end a log early, or send nothing more of it, or be gone with its node:
+            # if the container still runs, it is read again.
+            time.sleep(_PAUSE_SECONDS)
             self._known.discard(container)

@@ -192,4 +192,4 @@ def test_a_node_without_power(
 
 def names_of_pods(harness: Harness) -> set[str]:
     """Return the names of all pods of the namespace, those on their way out included."""
-    return {pod["metadata"]["name"] for pod in harness.api.get(harness.core("pods"))["items"]}
+    return {pod["metadata"]["name"] for pod in harness.all_pods()}

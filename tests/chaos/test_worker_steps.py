@@ -203,17 +203,11 @@ async def kill_pod(bench: Bench, ours: str, step: Callable[[], Hold], runs: int)
         await asyncio.to_thread(harness.until, lambda: run_counter.runs[uid] >= runs, what=seen)
         harness.change_queue(name, scaling={"minReplicas": 0})
         await asyncio.to_thread(
-            harness.until, lambda: has_no_pod(harness, name), what=f"without {name}"
+            harness.until, lambda: not harness.all_pods(name), what=f"without {name}"
         )
         assert await bench.ready(name) == 0
         run_counter.close()
         assert run_counter.runs[uid] == runs, name
-
-
-def has_no_pod(harness: Harness, queue: str) -> bool:
-    """Tell whether not even one on its way out is left."""
-    pods = harness.api.get(harness.core("pods"), labelSelector=f"taskqueue.dev/queue={queue}")
-    return not pods["items"]
 
 
 def submit(harness: Harness, name: str) -> str:

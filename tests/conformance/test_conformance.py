@@ -1,4 +1,4 @@
-"""The suite passes our workers, and fails each broken worker exactly where it is broken.
+"""The suite passes our workers, and fails each broken worker where it is broken.
 
 All workers are tested side by side, because most of a run is waiting.
 """
@@ -16,6 +16,7 @@ import pytest
 from tests.conformance import go
 from tests.conformance.points import Point
 from tests.conformance.run import Findings, run
+from tests.conformance.scenarios import SCENARIOS
 from tests.integration.amqp.endpoint import Endpoint, Rabbitmq
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]
@@ -67,40 +68,64 @@ def python(*arguments: str) -> list[str]:
 def findings(
     broker_endpoint: Rabbitmq, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Findings]:
-    broker = Endpoint(
-        host=broker_endpoint.host,
-        port=broker_endpoint.port,
-        management_port=broker_endpoint.management_port,
-        username=broker_endpoint.username,
-        password=broker_endpoint.password,
-    )
-    folder = tmp_path_factory.mktemp("conformance")
+    """Of our workers all, of each broken one those about the point that it breaks."""
     commands = {
         "python": python("taskqueue", "worker", "tests.conformance.workers.python_handlers"),
-        **{name: python(f"tests.conformance.broken.{name}") for name in BROKEN},
+        **broken_workers(),
     }
+    folder = tmp_path_factory.mktemp("conformance")
     if go.go():
         commands["go"] = [str(go.build("conformance", folder))]
+    only = {
+        name: [entry.name for entry in SCENARIOS if entry.point is point]
+        for name, (point, _) in BROKEN.items()
+    }
+    return asyncio.run(run_all(commands, broker_endpoint, folder, only))
+
+
+@pytest.fixture(scope="module")
+def broken_findings(
+    broker_endpoint: Rabbitmq, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Findings]:
+    """All findings of the broken workers."""
+    folder = tmp_path_factory.mktemp("broken")
+    return asyncio.run(run_all(broken_workers(), broker_endpoint, folder, {}))
+
+
+def broken_workers() -> dict[str, list[str]]:
+    return {name: python(f"tests.conformance.broken.{name}") for name in BROKEN}
+
+
+async def run_all(
+    commands: Mapping[str, Sequence[str]],
+    endpoint: Rabbitmq,
+    folder: Path,
+    only: Mapping[str, Sequence[str]],
+) -> Mapping[str, Findings]:
+    broker = Endpoint(
+        host=endpoint.host,
+        port=endpoint.port,
+        management_port=endpoint.management_port,
+        username=endpoint.username,
+        password=endpoint.password,
+    )
     turns = asyncio.Semaphore(WORKERS_AT_ONCE)
 
     async def run_one(name: str, command: Sequence[str]) -> tuple[str, Findings]:
         own = folder / f"of-{name}"
         own.mkdir()
         async with turns:
-            broken = BROKEN[name][0] if name in BROKEN else None
             return name, await run(
                 command,
                 broker,
                 own,
                 at_once=SCENARIOS_AT_ONCE,
+                only=only.get(name, ()),
                 patience=PATIENCE,
-                broken=broken,
+                broken=BROKEN[name][0] if name in BROKEN else None,
             )
 
-    async def run_all() -> Mapping[str, Findings]:
-        return dict(await asyncio.gather(*(run_one(*each) for each in commands.items())))
-
-    return asyncio.run(run_all())
+    return dict(await asyncio.gather(*(run_one(*each) for each in commands.items())))
 
 
 def problems(findings: Findings) -> str:
@@ -124,7 +149,18 @@ def test_our_workers_pass(findings: Mapping[str, Findings], name: str) -> None:
 def test_a_broken_worker_fails_where_it_is_broken(
     findings: Mapping[str, Findings], name: str
 ) -> None:
+    assert_fails_at_its_point(name, findings[name])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_worker_fails_nowhere_else(
+    broken_findings: Mapping[str, Findings], name: str
+) -> None:
+    assert_fails_at_its_point(name, broken_findings[name])
+
+
+def assert_fails_at_its_point(name: str, found: Findings) -> None:
     point, expected = BROKEN[name]
-    ledger = findings[name].ledger
-    assert ledger.failed == [point], problems(findings[name])
-    assert expected in [check.text for check in ledger.checks_of(point) if check.problem]
+    assert found.ledger.failed == [point], problems(found)
+    assert expected in [check.text for check in found.ledger.checks_of(point) if check.problem]

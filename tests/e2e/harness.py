@@ -106,6 +106,7 @@ class Harness:
         self.processes = Processes(api, kubectl, self.namespace)
         self.tasks = Observations(api, self.path("tasks"))
         self.queues = Observations(api, self.path("taskqueues"))
+        self._pods = Observations(api, self.core("pods"))
         modules = {"handlers.py": HANDLERS.read_text(), "rolled_out.py": _ROLLED_OUT}
         self.create_core("configmaps", "handlers", data=modules)
         self.secret("rabbit")
@@ -282,18 +283,27 @@ class Harness:
     def until(
         self, holds: Callable[[], bool], *, what: str, seconds: float = PATIENCE_SECONDS
     ) -> None:
-        """Wait for something that no watch tells."""
+        """Wait for something that no watch tells; ask more and more rarely."""
         deadline = time.monotonic() + seconds
+        pause = 0.1
         while not holds():
             assert time.monotonic() < deadline, f"not {what} within {seconds:g} s"
-            time.sleep(0.1)
+            time.sleep(pause)
+            pause = min(1.2 * pause, 0.4)
 
     # Workers and operator.
 
     def pods(self, queue: str = "q") -> list[Body]:
-        """Return the worker pods of a TaskQueue that are not on their way out."""
-        found = self.api.get(self.core("pods"), labelSelector=f"taskqueue.dev/queue={queue}")
-        return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
+        """Return the worker pods of a TaskQueue that are not on their way out, as last seen."""
+        return [pod for pod in self.all_pods(queue) if "deletionTimestamp" not in pod["metadata"]]
+
+    def all_pods(self, queue: str = "q") -> list[Body]:
+        """Return the worker pods of a TaskQueue, as last seen."""
+        return [
+            pod
+            for pod in self._pods.present()
+            if pod["metadata"].get("labels", {}).get("taskqueue.dev/queue") == queue
+        ]
 
     def available(self, count: int, queue: str = "q", *, seconds: float = PATIENCE_SECONDS) -> None:
         """Return when this many workers of a TaskQueue are available, no more and no fewer."""
@@ -344,9 +354,7 @@ class Harness:
     def log_lines(self, queue: str = "q") -> list[Body]:
         """Return what the workers of a TaskQueue that are still there have logged, by time."""
         lines: list[Body] = []
-        for pod in self.api.get(self.core("pods"), labelSelector=f"taskqueue.dev/queue={queue}")[
-            "items"
-        ]:
+        for pod in self.all_pods(queue):
             name = pod["metadata"]["name"]
             with suppress(Refused):  # it has just left, or has not begun
                 text = self.api.text(self.core("pods", name, "log"))
@@ -443,6 +451,7 @@ class Harness:
             with suppress(Refused):
                 self.delete_queue(name)
         self.queues.close()
+        self._pods.close()
         self.api.request("DELETE", f"/api/v1/namespaces/{self.namespace}")
         for name in names:
             for kind in ("taskqueue", "taskqueue-dead"):

@@ -47,6 +47,15 @@ class Observations:
         with self._changed:
             return [version for versions in self._versions.values() for version in versions]
 
+    def present(self) -> list[Body]:
+        """Return the latest version of every object that is not deleted."""
+        with self._changed:
+            return [
+                versions[-1]
+                for name, versions in self._versions.items()
+                if versions and name not in self._deleted
+            ]
+
     def names(self) -> list[str]:
         """Return the names of all objects ever seen."""
         with self._changed:

@@ -136,18 +136,9 @@ class NativeCluster:
         }
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[NativeCluster]:
-    prepare(Steps(), with_images=False)
-    cluster = NativeCluster(f"trial-{uuid.uuid4().hex[:6]}", tmp_path)
-    cluster.create()
-    yield cluster
-    cluster.delete()
-
-
 @pytest.fixture(scope="module")
-def cluster_with_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeCluster]:
-    """A cluster for several tests, with the operator's image: loading it is what takes longest."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeCluster]:
+    """A cluster for several tests, with the operator's image; each leaves it whole."""
     prepare(Steps())
     folder = tmp_path_factory.mktemp("cluster")
     cluster = NativeCluster(f"trial-{uuid.uuid4().hex[:6]}", folder)
@@ -204,8 +195,7 @@ def host_traces(name: str) -> dict[str, object]:
     }
 
 
-def test_a_pod_of_any_node_finds_services_by_name(cluster_with_image: NativeCluster) -> None:
-    cluster = cluster_with_image
+def test_a_pod_of_any_node_finds_services_by_name(cluster: NativeCluster) -> None:
     for node in cluster.nodes:
         pod = cluster.run_pod(node, images.OPERATOR, ["python3", "-c", LOOK_AROUND])
         cluster.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{pod}")
@@ -218,9 +208,8 @@ def test_a_pod_of_any_node_finds_services_by_name(cluster_with_image: NativeClus
 
 
 def test_pods_of_different_nodes_reach_each_other_and_see_true_addresses(
-    cluster_with_image: NativeCluster,
+    cluster: NativeCluster,
 ) -> None:
-    cluster = cluster_with_image
     pods = {
         node: cluster.run_pod(node, images.OPERATOR, ["python3", "-c", MIRROR])
         for node in cluster.nodes
@@ -239,6 +228,7 @@ def test_pods_of_different_nodes_reach_each_other_and_see_true_addresses(
         assert cluster.kubectl(*command).splitlines() == [addresses[here]] * 2
         described = json.loads(cluster.kubectl("get", "node", here, "-o", "json"))
         assert ip_address(addresses[here]) in ip_network(described["spec"]["podCIDR"])
+    cluster.kubectl("delete", "pod", *pods.values())
 
 
 def listens(cluster: NativeCluster, pod: str) -> bool:
@@ -293,6 +283,19 @@ def test_deletion_leaves_nothing_behind(tmp_path: Path) -> None:
     cluster.delete()  # again, with nothing there
 
 
+def test_creating_twice_is_refused_and_harms_nothing(cluster: NativeCluster) -> None:
+    again = subprocess.run(
+        [KIND, "create", "cluster", f"--name={cluster.name}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 1
+    assert f"Cluster '{cluster.name}' exists already." in again.stderr
+    assert cluster.kubectl("get", "--raw", "/readyz") == "ok"
+    assert "10.89." in cluster.kind("get", "kubeconfig", f"--name={cluster.name}")
+
+
 def test_after_the_init_of_its_control_plane_is_killed_a_cluster_can_be_made_again(
     cluster: NativeCluster,
 ) -> None:
@@ -305,16 +308,3 @@ def test_after_the_init_of_its_control_plane_is_killed_a_cluster_can_be_made_aga
     assert cluster.listed()
     ready = 'jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}'
     assert cluster.kubectl("get", "nodes", "-o", ready) == "True True"
-
-
-def test_creating_twice_is_refused_and_harms_nothing(cluster: NativeCluster) -> None:
-    again = subprocess.run(
-        [KIND, "create", "cluster", f"--name={cluster.name}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 1
-    assert f"Cluster '{cluster.name}' exists already." in again.stderr
-    assert cluster.kubectl("get", "--raw", "/readyz") == "ok"
-    assert "10.89." in cluster.kind("get", "kubeconfig", f"--name={cluster.name}")

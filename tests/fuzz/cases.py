@@ -1,7 +1,7 @@
 """How many cases are tried, and what all of them share.
 
-`make test` tries the same cases at every run, `TASKQUEUE_FUZZ_CASES` as many for each intake;
-`make test-long` tries many new ones.
+`make test` tries the same cases at every run: `TASKQUEUE_FUZZ_CASES` for each intake, or as many
+messages as `TASKQUEUE_FUZZ_MESSAGES` says. `make test-long` tries many new ones.
 """
 
 from __future__ import annotations
@@ -34,6 +34,18 @@ MANY = settings(FEW, max_examples=20_000, derandomize=False, print_blob=True)
 def fewer(cases: settings, share: int) -> settings:
     """Return the settings for cases that take long: one of ``share``."""
     return settings(cases, max_examples=cases.max_examples // share)
+
+
+#: Messages on a link: half as many on average.
+MESSAGES = 6
+
+
+def of_several(cases: settings) -> settings:
+    """Return the settings for links of up to `MESSAGES` messages: each of those is a case."""
+    share = MESSAGES // 2
+    if cases is FEW and (messages := os.environ.get("TASKQUEUE_FUZZ_MESSAGES")):
+        return settings(cases, max_examples=int(messages) // share)
+    return fewer(cases, share)
 
 
 #: More pieces show nothing new, and take long for a large body.

@@ -32,7 +32,7 @@ DECODERS_AND_INTAKES = (
 _ENCODERS = ("def encode", "def _encode", "def properties", "def .*_frame", "def _string")
 #: Of branches.
 LEAST_PERCENT = 95.0
-_CASES = "200"
+_CASES = {"TASKQUEUE_FUZZ_CASES": "150", "TASKQUEUE_FUZZ_MESSAGES": "660"}
 _TESTS = ("test_codec.py", "test_operator_intake.py", "test_worker_intake.py", "test_documents.py")
 
 
@@ -42,7 +42,7 @@ def test_the_cases_cover_decoders_and_intakes(
 ) -> None:
     environment = {
         **os.environ,
-        "TASKQUEUE_FUZZ_CASES": _CASES,
+        **_CASES,
         "COVERAGE_FILE": str(tmp_path / "data"),
         "COVERAGE_CORE": "ctrace",
     }

@@ -38,7 +38,7 @@ from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers, Li
 from taskqueue.model.task import Phase
 from taskqueue.model.worker import WorkerState
 from tests.fuzz import field_tables as tables
-from tests.fuzz.cases import CUTS, FEW, MANY, PARAMETERS
+from tests.fuzz.cases import CUTS, FEW, MANY, MESSAGES, PARAMETERS, of_several
 from tests.fuzz.json_documents import bodies
 from tests.fuzz.wire_broker import FRAME_MAX, Cut, RawMessage, WireBroker
 from tests.unit.controller.fakes import TOKENS, TaskHarness
@@ -378,10 +378,10 @@ def test_what_the_operator_understands_is_said_again_each_hour() -> None:
         operator.close()
 
 
-SENT = st.lists(messages(), min_size=1, max_size=4)
+SENT = st.lists(messages(), min_size=1, max_size=MESSAGES)
 
 
-@FEW
+@of_several(FEW)
 @given(sent=SENT, cut=CUTS)
 def test_every_message_is_acknowledged_and_bad_ones_are_parked(
     sent: list[tuple[str, RawMessage]], cut: Cut
@@ -391,7 +391,7 @@ def test_every_message_is_acknowledged_and_bad_ones_are_parked(
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@MANY
+@of_several(MANY)
 @given(sent=SENT, cut=CUTS)
 def test_every_message_is_acknowledged_of_many_new_ones(
     sent: list[tuple[str, RawMessage]], cut: Cut

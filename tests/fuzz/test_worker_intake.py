@@ -30,7 +30,7 @@ from taskqueue.worker.command_consumer import CommandConsumer
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 from taskqueue.worker.runtime import Runtime
 from tests.fuzz import field_tables as tables
-from tests.fuzz.cases import CUTS, FEW, MANY, PARAMETERS
+from tests.fuzz.cases import CUTS, FEW, MANY, MESSAGES, PARAMETERS, of_several
 from tests.fuzz.json_documents import bodies
 from tests.fuzz.wire_broker import FRAME_MAX, Cut, RawMessage, WireBroker
 from tests.unit.controller.virtual_time import VirtualLoop
@@ -265,11 +265,11 @@ def _check(worker: Worker) -> None:
     assert Counter(each.body for each in parked) == worker.bad
 
 
-WORK = st.lists(work_messages(), min_size=1, max_size=4)
+WORK = st.lists(work_messages(), min_size=1, max_size=MESSAGES)
 ORDERS = st.lists(commands(), max_size=2)
 
 
-@FEW
+@of_several(FEW)
 @given(work=WORK, orders=ORDERS, cut=CUTS)
 def test_every_message_ends_and_bad_ones_are_parked(work: Work, orders: Commands, cut: Cut) -> None:
     every_message_ends(work, orders, cut)
@@ -277,7 +277,7 @@ def test_every_message_ends_and_bad_ones_are_parked(work: Work, orders: Commands
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@MANY
+@of_several(MANY)
 @given(work=WORK, orders=ORDERS, cut=CUTS)
 def test_every_message_ends_of_many_new_ones(work: Work, orders: Commands, cut: Cut) -> None:
     every_message_ends(work, orders, cut)
