@@ -149,7 +149,8 @@ def test_our_workers_pass(findings: Mapping[str, Findings], name: str) -> None:
 def test_a_broken_worker_fails_where_it_is_broken(
     findings: Mapping[str, Findings], name: str
 ) -> None:
-    assert_fails_at_its_point(name, findings[name])
+    tried = {check.point for check in findings[name].ledger.checks}
+    assert_fails_at_its_point(name, findings[name], tried)
 
 
 @pytest.mark.long
@@ -157,10 +158,10 @@ def test_a_broken_worker_fails_where_it_is_broken(
 def test_a_broken_worker_fails_nowhere_else(
     broken_findings: Mapping[str, Findings], name: str
 ) -> None:
-    assert_fails_at_its_point(name, broken_findings[name])
+    assert_fails_at_its_point(name, broken_findings[name], set(Point))
 
 
-def assert_fails_at_its_point(name: str, found: Findings) -> None:
+def assert_fails_at_its_point(name: str, found: Findings, tried: set[Point]) -> None:
     point, expected = BROKEN[name]
-    assert found.ledger.failed == [point], problems(found)
+    assert [one for one in found.ledger.failed if one in tried] == [point], problems(found)
     assert expected in [check.text for check in found.ledger.checks_of(point) if check.problem]
