@@ -19,9 +19,11 @@ from taskqueue.controller.tasks.payloads import Payloads, _Unresolved
 from taskqueue.direct.management_api import StatisticsClient
 from taskqueue.model.task import PayloadSource
 from taskqueue.worker.attempt_events import payload_of, work_attempt
+from taskqueue.worker.checkpoints import TextCheckpoint
 from taskqueue.worker.executors import child_protocol
 from taskqueue.worker.executors.http import HttpExecution
 from taskqueue.worker.outcome import parsed_result
+from tests.unit.worker.children import attempt
 from tests.unit.worker.fakes import work
 
 LEVELS = 1_000_000
@@ -82,6 +84,12 @@ def _program(text: bytes) -> object:
     return _refused(parsed_result(text, 0.0, handler="h", where="in its last line"))
 
 
+def _written_checkpoint(text: bytes) -> object:
+    if reason := TextCheckpoint(attempt()).save(text):
+        raise ValueError(reason)
+    return text
+
+
 def _refused(result: Any) -> object:
     if result.error is not None:
         raise ValueError(result.error.message)
@@ -108,6 +116,7 @@ INTAKES: dict[str, Intake] = {
     "outcome of a child": child_protocol.decode_outcome,
     "progress of a child": child_protocol.decode_progress,
     "checkpoint of a child": child_protocol.decode_checkpoint,
+    "checkpoint of a program or service": _written_checkpoint,
 }
 
 

@@ -15,6 +15,7 @@ from taskqueue.contract.outcome import AttemptEvent, EventKind, encode
 from taskqueue.contract.work import DirectMessage, WorkMessage
 from taskqueue.exact_json import decode
 from taskqueue.model.command import CommandKind
+from taskqueue.worker.checkpoints import read_checkpoint
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import failure
 from taskqueue.worker.outcome_cache import CachedOutcome
@@ -47,10 +48,13 @@ def work_attempt(
     """Return the attempt a work message asks for.
 
     Raises:
-        ContractError: its checkpoint is not a JSON object.
+        ContractError: its checkpoint is none.
     """
-    if message.checkpoint is not None and not _is_object(message.checkpoint):
-        raise ContractError("header tq-checkpoint must be a JSON object")
+    if message.checkpoint is not None:
+        try:
+            read_checkpoint(message.checkpoint)
+        except ValueError as error:
+            raise ContractError(f"header tq-checkpoint is no checkpoint: {error}") from None
     kept = message.checkpointed is not None
     return AttemptRequest(
         handler=message.handler,
@@ -168,13 +172,6 @@ def _encoded(event: AttemptEvent, *, prefixed: bool) -> CachedOutcome:
         )
         body = encode(event, prefixed=prefixed)
     return CachedOutcome(event.routing_key, body)
-
-
-def _is_object(text: bytes) -> bool:
-    try:
-        return isinstance(decode(text), dict)
-    except ValueError:
-        return False
 
 
 def kind_of(result: AttemptResult) -> EventKind:

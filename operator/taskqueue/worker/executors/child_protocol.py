@@ -14,7 +14,8 @@ import orjson
 
 from taskqueue.contract.outcome import EventError
 from taskqueue.exact_json import decode, decode_own
-from taskqueue.limits import CHECKPOINT_BYTES, JSON_DEPTH
+from taskqueue.limits import JSON_DEPTH
+from taskqueue.worker.checkpoints import read_checkpoint
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import encodable, failure, snoozed
 from taskqueue.worker.sdk import Progress
@@ -238,11 +239,10 @@ def decode_checkpoint(body: bytes) -> bytes:
         ProtocolError: it is no checkpoint.
     """
     try:
-        if len(body) <= CHECKPOINT_BYTES and isinstance(decode(body), dict):
-            return body
-    except ValueError:
-        pass
-    raise ProtocolError(f"not a checkpoint: {len(body)} bytes")
+        read_checkpoint(body)
+    except ValueError as error:
+        raise ProtocolError(f"not a checkpoint: {error}") from None
+    return body
 
 
 def _float(value: Any) -> float:

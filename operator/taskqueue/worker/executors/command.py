@@ -6,6 +6,9 @@ TASKQUEUE_RESULT_FILE, else that in the last line of standard output if it begin
 none; never another line. The exit code says how the attempt ended: 0 success, 64 and 65 (EX_USAGE,
 EX_DATAERR) a failure that is not retried, anything else a failure that is retried.
 
+The last checkpoint is in the file TASKQUEUE_CHECKPOINT_FILE, and a JSON object that the program
+writes there is saved.
+
 The program leads a process group of its own: SIGTERM goes to it, SIGKILL to the group, and what is
 left of the group when it ends is killed.
 """
@@ -17,7 +20,6 @@ import contextlib
 import os
 import shlex
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,8 +28,10 @@ from pathlib import Path
 import orjson
 
 from taskqueue.logs import EventLog
+from taskqueue.worker.checkpoints import TextCheckpoint
 from taskqueue.worker.deadlines import Deadlines
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
+from taskqueue.worker.executors.attempt_files import CheckpointFile, read_file
 from taskqueue.worker.executors.exit_status import (
     MemoryWatch,
     describe_exit,
@@ -117,6 +121,9 @@ class CommandExecution:
         self._last_error = ""
         self._process: SpawnedProcess | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="attempt-"))
+        self._checkpoint = CheckpointFile(
+            self._folder / "checkpoint.json", TextCheckpoint(attempt), executor.loop
+        )
         self._pipes: list[OutputPipe] = []
         try:
             self._begin(command)
@@ -138,6 +145,7 @@ class CommandExecution:
         """Send SIGTERM, and SIGKILL to the process group when the grace is over."""
         if not self._cancelled and self._process is not None:
             self._cancelled = True
+            self._checkpoint.save_changes()  # before its end is published
             self._process.terminate()
             self._executor.kill_after_grace(self)
 
@@ -157,6 +165,7 @@ class CommandExecution:
     def _begin(self, command: ProgramCommand) -> None:
         payload = self._folder / "payload.json"
         payload.write_bytes(orjson.dumps(self._attempt.payload))
+        self._checkpoint.open()
         by_file = any(PAYLOAD in each for each in command.argv)
         stdin = os.open(os.devnull if by_file else payload, os.O_RDONLY | os.O_CLOEXEC)
         loop = self._executor.loop
@@ -183,6 +192,7 @@ class CommandExecution:
             "TASKQUEUE_FENCE": "" if attempt.fence is None else str(attempt.fence),
             "TASKQUEUE_TIMEOUT_SECONDS": f"{attempt.timeout_seconds:g}",
             "TASKQUEUE_RESULT_FILE": str(self._result_file),
+            "TASKQUEUE_CHECKPOINT_FILE": str(self._checkpoint.path),
         }
         # A correlation id is any text; an environment variable cannot be.
         return {name: encodable(text.replace("\0", "")) for name, text in values.items()}
@@ -208,6 +218,7 @@ class CommandExecution:
         self._process = None
         for pipe in self._pipes:
             pipe.close()
+        self._checkpoint.save_changes()
         result = self._exit_result(status)
         self._clean_up()
         self._executor.remove_execution(self)
@@ -216,6 +227,7 @@ class CommandExecution:
     def _clean_up(self) -> None:
         for pipe in self._pipes:
             pipe.close()
+        self._checkpoint.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _exit_result(self, status: ProcessExit) -> AttemptResult:
@@ -243,7 +255,7 @@ class CommandExecution:
         handler = self._attempt.handler or ""
         where = "in the file TASKQUEUE_RESULT_FILE"
         try:
-            text = _read_result(self._result_file)
+            text = read_file(self._result_file, _READ_BYTES)
         except OSError as error:
             reason = f"handler {handler!r}: the result {where} cannot be read: {error}"
             return failure("InvalidResult", reason, seconds, retryable=False)
@@ -295,6 +307,9 @@ class CommandExecutor:
         if command is None:
             self.loop.call_soon(done, unknown_handler(attempt.handler, self._commands))
             return NothingRan()
+        if not attempt.checkpoint_known:  # a program cannot ask for it: it would begin anew
+            self.loop.call_soon(done, AttemptResult(seconds=0.0, released=True))
+            return NothingRan()
         try:
             execution = CommandExecution(self, command, attempt, done)
         except TypeError as error:
@@ -340,21 +355,3 @@ class CommandExecutor:
 
 def _kill(execution: CommandExecution) -> None:
     execution.kill()
-
-
-def _read_result(path: Path) -> bytes:
-    """Return the contents of a result file, b"" without one; of a huge one only the beginning.
-
-    Raises:
-        OSError: it is not a file, or cannot be read.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return b""
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError("not a file")  # reading a pipe would block
-        return os.read(fd, _READ_BYTES + 1).strip()
-    finally:
-        os.close(fd)

@@ -7,6 +7,9 @@ status is a failure that is not retried. To end an attempt, its connection is cl
 with its uid and number sent to the same URL; a message without a uid gets no DELETE, which could
 hit another. The service decides whether that ends the work.
 
+The header Taskqueue-Checkpoint-Url has an address of the worker's: GET returns the last checkpoint,
+PUT saves another. A target outside the pod does not get it: nothing of the pod's is open to it.
+
 NAME ``*`` stands for every handler without an executor of its own; its name is appended to the
 URL.
 """
@@ -27,7 +30,9 @@ import aiohttp
 import orjson
 
 from taskqueue.limits import RESULT_BYTES
+from taskqueue.worker.checkpoints import TextCheckpoint
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
+from taskqueue.worker.executors.checkpoint_server import CheckpointServer
 from taskqueue.worker.executors.function import NothingRan
 from taskqueue.worker.outcome import failure, parsed_result, too_large, unknown_handler
 from taskqueue.worker.sdk import Progress
@@ -98,6 +103,11 @@ class HttpTarget:
         parts = urlsplit(self.url)
         return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(handler, safe='')}").geturl()
 
+    @property
+    def in_pod(self) -> bool:
+        """Whether the address is of this pod."""
+        return _is_loopback(urlsplit(self.url).hostname or "")
+
 
 class HttpExecution:
     """Sends an attempt as an HTTP request and waits for the answer."""
@@ -108,19 +118,22 @@ class HttpExecution:
     def __init__(
         self,
         executor: HttpExecutor,
-        url: str,
+        target: HttpTarget,
         attempt: AttemptRequest,
         body: bytes,
         done: Callable[[AttemptResult], None],
     ) -> None:
         self._executor = executor
-        self._url = url
+        self._url = target.url_for(attempt.handler or "")
+        self._in_pod = target.in_pod
         self._attempt = attempt
         self._body = body
         self._done = done
         self._began = executor.loop.time()
         self._cancelled = False
         self._killed = False
+        self._released = False
+        self._checkpoint_url = ""
         self.task = executor.loop.create_task(self._run())
         self.task.add_done_callback(self._on_task_done)
 
@@ -136,6 +149,12 @@ class HttpExecution:
         self.task.cancel()
         return True
 
+    def _give_back(self) -> None:
+        """End the attempt: the service needs a checkpoint that only the operator knows."""
+        if not self._cancelled:
+            self._cancelled = self._released = True
+            self.task.cancel()
+
     async def _run(self) -> AttemptResult:
         try:
             return await self._post()
@@ -146,15 +165,23 @@ class HttpExecution:
 
     async def _post(self) -> AttemptResult:
         session = self._executor.session()
+        headers = _headers(self._attempt)
         try:
+            if self._in_pod:
+                headers["Taskqueue-Checkpoint-Url"] = await self._serve_checkpoint()
             async with session.post(
-                self._url, data=self._body, headers=_headers(self._attempt), allow_redirects=False
+                self._url, data=self._body, headers=headers, allow_redirects=False
             ) as answer:
                 text = await _read(answer)
                 return self._answer_result(answer.status, answer.reason, answer.headers, text)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             message = f"no answer from {_redacted(self._url)}: {_describe(error)}"
             return failure("HttpUnreachable", message, self._seconds)
+
+    async def _serve_checkpoint(self) -> str:
+        checkpoint = TextCheckpoint(self._attempt)
+        self._checkpoint_url = await self._executor.checkpoints.add(checkpoint, self._give_back)
+        return self._checkpoint_url
 
     async def _delete(self) -> None:
         if not self._attempt.uid:
@@ -198,7 +225,10 @@ class HttpExecution:
 
     def _on_task_done(self, task: asyncio.Task[AttemptResult]) -> None:
         self._executor.remove_execution(self)
-        if task.cancelled():
+        self._executor.checkpoints.remove(self._checkpoint_url)
+        if task.cancelled() and self._released:
+            result = AttemptResult(seconds=self._seconds, released=True)
+        elif task.cancelled():
             result = failure("Cancelled", "the request was cancelled", self._seconds)
         elif (problem := task.exception()) is not None:
             result = failure("HttpUnreachable", f"{type(problem).__name__}: {problem}", 0.0)
@@ -230,6 +260,7 @@ class HttpExecutor:
         self._targets = {target.name: target for target in targets}
         self.loop = loop
         self.grace_seconds = kill_grace_seconds
+        self.checkpoints = CheckpointServer()
         self._session: aiohttp.ClientSession | None = None
         self._running: set[HttpExecution] = set()
 
@@ -247,7 +278,7 @@ class HttpExecutor:
             result = failure("InvalidPayload", reason, 0.0, retryable=False)
             self.loop.call_soon(done, result)
             return NothingRan()
-        execution = HttpExecution(self, target.url_for(name), attempt, body, done)
+        execution = HttpExecution(self, target, attempt, body, done)
         self._running.add(execution)
         return execution
 
@@ -277,6 +308,7 @@ class HttpExecutor:
             task.cancel()
         if self._session is not None:
             await self._session.close()
+        await self.checkpoints.close()
 
 
 def _headers(attempt: AttemptRequest) -> dict[str, str]:
