@@ -33,6 +33,10 @@ _LARGE = b"0" * _DIGITS
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+#: A string, which the end of the text may end, or a bracket elsewhere.
+_MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+#: What brackets end with.
+_ENDS = {b"[": b"]", b"{": b"}"}
 #: What brackets do to the level, as signed bytes.
 _UP, _DOWN = b"\x01", b"\xff"
 _TO_STEPS = bytes.maketrans(b"[{]}", _UP + _UP + _DOWN + _DOWN)
@@ -92,6 +96,45 @@ def decode(text: bytes | str, at: str = "", *, depth: int = JSON_DEPTH) -> Any:
 #: Reads JSON text that this project has written itself, or Kubernetes's API server. Raises
 #: ValueError if it is not JSON, or deeper than orjson goes.
 decode_own = orjson.loads
+
+
+def decode_outline(text: bytes, levels: int) -> Any:
+    """Read JSON text from Kubernetes's API server, or its upper levels if it goes too deep.
+
+    Args:
+        text: may be cut off: what is open there ends there, a number too.
+        levels: of objects and lists to read then; null stands for what is nested deeper.
+
+    Raises:
+        ValueError: it is not JSON, or is cut off within a value of the upper levels.
+    """
+    try:
+        return decode_own(text)
+    except ValueError:
+        return decode_own(_upper_levels(text, levels))
+
+
+def _upper_levels(text: bytes, levels: int) -> bytes:
+    kept: list[bytes] = []
+    ends: list[bytes] = []
+    begin = level = 0
+    for found in _MARK.finditer(text):
+        mark = found[0]
+        if mark in _ENDS:
+            level += 1
+            if level <= levels:
+                ends.append(_ENDS[mark])
+            elif level == levels + 1:
+                kept += text[begin : found.start()], b"null"
+        elif mark in (b"]", b"}"):
+            if level <= levels:
+                del ends[-1:]
+            elif level == levels + 1:
+                begin = found.end()
+            level -= 1
+    if level <= levels:
+        kept.append(text[begin:])
+    return b"".join([*kept, *reversed(ends)])
 
 
 def decode_refused(text: bytes) -> Any:

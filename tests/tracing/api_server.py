@@ -17,8 +17,9 @@ import orjson
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
-from taskqueue.kubernetes.client import ApiAccess
+from taskqueue.kubernetes.client import TABLE, ApiAccess
 from taskqueue.kubernetes.task_codec import TASKS_PATH
+from tests.unit.kubernetes.fake_api import as_table
 
 #: Resources whose lists are answered.
 _LISTED = ("deployments", "events", "pods", "replicasets", "taskqueues", "tasks")
@@ -73,6 +74,8 @@ class ApiServer:
         if request.path.rpartition("/")[2] in _LISTED:
             kind = request.path.rpartition("/")[2]
             items = [raw for path, raw in self.objects.items() if f"/{kind}/" in path]
+            if request.headers["Accept"] == TABLE:
+                return web.json_response(as_table([]))  # of finished Tasks: there are none
             return web.json_response({"metadata": {"resourceVersion": "1"}, "items": items})
         return web.json_response({"reason": "NotFound", "message": request.path}, status=404)
 

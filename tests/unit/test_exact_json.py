@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from taskqueue import testing
 from taskqueue.client.spec import payload_object
 from taskqueue.direct.async_producer import _encoded
-from taskqueue.exact_json import check_levels, decode, encode
+from taskqueue.exact_json import _upper_levels, check_levels, decode, decode_outline, encode
 from taskqueue.jsonable import NotJsonError, plain
 from taskqueue.limits import JSON_DEPTH
 
@@ -173,3 +173,60 @@ def test_every_way_in_names_the_place(way: str, value: Any, place: str) -> None:
         WAYS[way](value)
     name = "result" if way == "testing result" else "payload"
     assert f"{name}{place}: " in str(caught.value)
+
+
+def cut_below(value: Any, levels: int) -> Any:
+    """Return a value with null in the place of what is nested deeper."""
+    if not isinstance(value, list | dict):
+        return value
+    if not levels:
+        return None
+    if isinstance(value, list):
+        return [cut_below(item, levels - 1) for item in value]
+    return {key: cut_below(item, levels - 1) for key, item in value.items()}
+
+
+@given(nested(SCALARS), st.integers(1, 4), st.sampled_from([None, 1]))
+def test_an_outline_has_the_upper_levels(value: Any, levels: int, indent: int | None) -> None:
+    text = json.dumps(value, indent=indent).encode()
+    assert decode_outline(text, levels) == value
+    assert orjson.loads(_upper_levels(text, levels)) == cut_below(value, levels)
+
+
+def is_beginning(part: Any, whole: Any) -> bool:
+    """Return whether a value may be what was read of the beginning of another's text."""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        names = list(whole)[: len(part)]
+        return list(part) == names and is_beginning(
+            list(part.values()), [whole[name] for name in names]
+        )
+    if isinstance(part, list) and isinstance(whole, list):
+        count = len(part)
+        return part[:-1] == whole[: max(count - 1, 0)] and (
+            not part or (count <= len(whole) and is_beginning(part[-1], whole[count - 1]))
+        )
+    numbers = (int, float)
+    return part == whole or (type(part) in numbers and type(whole) in numbers)
+
+
+@given(nested(SCALARS), nested(SCALARS), st.integers(1, 4), st.data())
+def test_an_outline_of_the_beginning_has_nothing_else(
+    first: Any, last: Any, levels: int, data: st.DataObject
+) -> None:
+    value = {"first": first, "last": last}
+    text = json.dumps(value).encode()
+    end = data.draw(st.integers(1, len(text) - 1))
+    try:
+        outline = decode_outline(text[:end], levels)
+    except ValueError:
+        return  # cut off within a value that is to be read
+    assert is_beginning(outline, cut_below(value, levels))
+
+
+@pytest.mark.parametrize("inside", [b"1", b"[", b'"}]', b'"\\'])
+def test_an_outline_of_text_that_no_parser_reads(inside: bytes) -> None:
+    text = b'{"name":"a","payload":' + b'{"a":[' * 700 + inside
+    whole = text + b"]}" * 700 + b',"uid":"b"}'
+    assert decode_outline(text, 1) == {"name": "a", "payload": None}
+    if inside == b"1":
+        assert decode_outline(whole, 1) == {"name": "a", "payload": None, "uid": "b"}

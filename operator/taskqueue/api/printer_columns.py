@@ -40,5 +40,8 @@ TASK_COLUMNS = (
     Column("Finished", ".status.completionTime", "date"),
     _AGE,
     Column("Worker", ".status.worker", wide=True),
+    # The operator reads finished Tasks by their columns: a date is shown as how long ago it was.
+    Column("Completed", ".status.completionTime", wide=True),
+    Column("TTL", ".spec.ttlSecondsAfterFinished", "integer", wide=True),
     Column("Message", ".status.message", wide=True),
 )

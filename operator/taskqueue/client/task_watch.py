@@ -166,6 +166,8 @@ class _TaskWatcher:
             # Closed when the caller stops, so that the connection is released.
             async with aclosing(events), asyncio.timeout(_FIRST_EVENT_SECONDS) as first_event:
                 async for event in events:
+                    if "problem" in event:
+                        continue  # its status would seem to be another one
                     raw = self._object_of(event)
                     first_event.reschedule(None)
                     if _is_older(raw, known):

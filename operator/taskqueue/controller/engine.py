@@ -13,8 +13,6 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from pydantic import ValidationError
-
 from taskqueue.backoff import Backoff
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.controller.completions.kubernetes_events import EventRecorder
@@ -29,11 +27,12 @@ from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.controller.tasks.ttl import TtlController
 from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.kubernetes import deployments
-from taskqueue.kubernetes.client import UNREADABLE, ApiAccess, ApiClient, ApiError
+from taskqueue.kubernetes.client import ApiAccess, ApiClient, ApiError
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.kubernetes.event_api import EventWriter
-from taskqueue.kubernetes.informer import Informer, Key
+from taskqueue.kubernetes.informer import Informer, Key, identity
 from taskqueue.kubernetes.ownership import MANAGED_BY, SUFFIX
+from taskqueue.kubernetes.pages import Page, list_pages
 from taskqueue.kubernetes.status_updater import CONCURRENCY, StatusUpdater
 from taskqueue.kubernetes.task_codec import TASKS_PATH, UNFINISHED
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_PATH, read_queue
@@ -245,21 +244,30 @@ class Engine:
     async def _list_queues(self) -> None:
         backoff = Backoff()
         while True:
+            all_read = True
             try:
-                found = await self._client.get(QUEUES_PATH)
-                break
+                async for page in list_pages(self._client, QUEUES_PATH):
+                    all_read &= self._put_listed(page)
             except ApiError as problem:
                 log.warning("queue.list_failed", error=str(problem))
-                if problem.reason == UNREADABLE:
-                    return  # one object cannot be parsed; kopf brings the others
                 await asyncio.sleep(problem.retry_after or backoff.next_delay())
-        self._queues_listed = True
-        for raw in found["items"]:
+            else:
+                self._queues_listed = all_read
+                return
+
+    def _put_listed(self, page: Page) -> bool:
+        """Add the TaskQueues of a page; return whether all of them can be read."""
+        all_read = True
+        for raw in page.content["items"]:
             try:
+                if page.problem:
+                    raise ValueError(page.problem)
                 self.put_queue(raw)
-            except ValidationError as problem:
-                self._queues_listed = False
-                log.error("queue.parse_failed", queue=raw["metadata"]["name"], error=str(problem))
+            except ValueError as problem:
+                all_read = False
+                (namespace, name), _ = identity(raw)
+                log.error("queue.parse_failed", namespace=namespace, queue=name, error=str(problem))
+        return all_read
 
     def _on_condition(self, config: QueueConfig, condition: Condition) -> None:
         if condition.type in _REPORTED:
@@ -404,6 +412,10 @@ class _DeploymentListener:
         metadata = raw["metadata"]
         key = (metadata["namespace"], metadata["name"].removesuffix(SUFFIX))
         self._engine.on_pool_state(key, deployments.read_pool(raw))
+
+    def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
+        (namespace, name), _ = identity(raw)
+        log.error("deployment.unreadable", namespace=namespace, name=name, error=problem)
 
     def on_deleted(self, key: Key, uid: str) -> None:
         namespace, name = key

@@ -1,5 +1,8 @@
 """A thin HTTP client for the API server: JSON in, JSON out, typed errors.
 
+Answers are read up to a number of bytes. What is longer, or nested deeper than the parser goes, is
+an error with a reason of `PROBLEMS`; of such an answer the upper levels can be had all the same.
+
 The kubernetes package loads addresses and credentials. Requests go straight over aiohttp, because
 the status updater and the informers handle thousands a second and need connection pools of their
 own. Every request has a timeout: an API server that hangs is an error like any other.
@@ -18,7 +21,7 @@ import orjson
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import Configuration
 
-from taskqueue.exact_json import decode_own
+from taskqueue.exact_json import decode_outline, decode_own
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -27,11 +30,24 @@ MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
-#: Longest line of a watch, in bytes: etcd refuses objects above 1.5 MiB.
-_MAX_LINE_BYTES = 8 * 1024 * 1024
+#: What can be asked for instead of whole objects.
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+TABLE = "application/json;as=Table;g=meta.k8s.io;v=v1"
 
-#: Reason of an `ApiError` for a response that could not be parsed.
-UNREADABLE = "Unreadable"
+#: Longest answer that is read at all, in bytes: the pods of a large pool come in one.
+ANSWER_BYTES = 64 * 1024 * 1024
+#: Longest page of a list, and longest event of a watch, in bytes. etcd refuses objects above
+#: 1.5 MiB, and the values that Python makes of JSON may take 35 times as much memory.
+OBJECT_BYTES = 2 * 1024 * 1024
+
+#: Reasons of an `ApiError` for a response that could not be parsed, or was too long.
+UNREADABLE, TOO_LARGE = "Unreadable", "TooLarge"
+#: What is the matter with an object that is answered so, and what to do.
+PROBLEMS: Mapping[str, str] = {
+    UNREADABLE: "it is nested too deep: flatten it",
+    TOO_LARGE: f"it has more than {OBJECT_BYTES // 1024} KiB: keep the data elsewhere",
+}
 
 
 class ApiError(Exception):
@@ -129,7 +145,8 @@ class ApiClient:
                 limit=max_connections,
                 keepalive_timeout=60,
             ),
-            auto_decompress=True,
+            # A few bytes of a compressed answer may be any number of bytes of JSON.
+            headers={"Accept-Encoding": "identity"},
             read_bufsize=2**18,
         )
 
@@ -145,10 +162,28 @@ class ApiClient:
         params: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
+        levels: int | None = None,
     ) -> dict[str, Any]:
-        """Send one request and return the parsed response; arguments and errors as of `send`."""
-        raw = await self.send(method, path, params=params, body=body, content_type=content_type)
-        return parse(raw, f"{method} {path}") if raw else {}
+        """Send one request and return the parsed response; other arguments and errors as of `send`.
+
+        Args:
+            method: HTTP method.
+            path: from the root.
+            params: query parameters.
+            body: bytes, or a value to encode.
+            content_type: of the body.
+            accept: what to answer with.
+            levels: of an answer that cannot be parsed as a whole, return as many levels; None:
+                raise.
+
+        Raises:
+            ApiError: as of `send`, or with reason `UNREADABLE`.
+        """
+        raw = await self.send(
+            method, path, params=params, body=body, content_type=content_type, accept=accept
+        )
+        return parse(raw, f"{method} {path}", levels=levels) if raw else {}
 
     async def send(
         self,
@@ -158,6 +193,8 @@ class ApiClient:
         params: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
+        most_bytes: int = ANSWER_BYTES,
     ) -> bytes:
         """Send one request and return the body of the response.
 
@@ -167,12 +204,14 @@ class ApiClient:
             params: query parameters.
             body: bytes, sent as they are, or a value to encode as JSON.
             content_type: of the body.
+            accept: what to answer with.
+            most_bytes: of the answer; the rest of a longer one is not read.
 
         Raises:
-            ApiError: refused, timed out or unreachable.
+            ApiError: refused, timed out, unreachable, or with reason `TOO_LARGE`.
         """
         data = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
-        headers = await self._access.headers()
+        headers = {"Accept": accept, **await self._access.headers()}
         if data is not None:
             headers["Content-Type"] = content_type
         try:
@@ -184,9 +223,13 @@ class ApiClient:
                 headers=headers,
                 timeout=self._timeout,
             ) as response:
-                raw = await response.read()
+                raw, whole = await _read(response, most_bytes)
                 if response.status >= 400:
                     raise _error(response, raw)
+                if not whole:
+                    raise ApiError(
+                        0, TOO_LARGE, f"response to {method} {path} is above {most_bytes} bytes"
+                    )
                 return raw
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(
@@ -216,7 +259,10 @@ class ApiClient:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Yield watch events until the server ends the watch.
 
-        An event that cannot be parsed is logged and skipped: one bad object does not stop the rest.
+        One bad object does not stop the rest. An event that cannot be parsed, or is longer than
+        `OBJECT_BYTES`, has a ``problem``, one of `PROBLEMS`, and what is nested in the metadata,
+        the spec and the status of its object is left out; if not even its name can be read, it is
+        logged and skipped.
 
         Raises:
             ApiError: refused, or the connection broke.
@@ -229,28 +275,25 @@ class ApiClient:
                 self._base + path, params=query, headers=await self._access.headers(), timeout=limit
             ) as response:
                 if response.status >= 400:
-                    raise _error(response, await response.read())
-                async for line in _lines(response.content):
-                    try:
-                        event = parse(line, f"watch of {path}")
-                    except ApiError as error:
-                        log.error("event.skipped", path=path, error=str(error), bytes=len(line))
-                        continue
-                    yield event
+                    raise _error(response, (await _read(response, ANSWER_BYTES))[0])
+                async for line, whole in _lines(response.content):
+                    event = _event(line, whole=whole, path=path)
+                    if event is not None:
+                        yield event
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(
                 0, "Unreachable", f"API server at {self._base}: {error!r} on watch of {path}"
             ) from error
 
 
-def parse(raw: bytes, request: str) -> dict[str, Any]:
-    """Parse a response; ``request`` names what it answers.
+def parse(raw: bytes, request: str, *, levels: int | None = None) -> dict[str, Any]:
+    """Parse a response; ``request`` names what it answers, ``levels`` is as of `request`.
 
     Raises:
         ApiError: with reason `UNREADABLE`.
     """
     try:
-        parsed: dict[str, Any] = decode_own(raw)
+        parsed: dict[str, Any] = decode_own(raw) if levels is None else decode_outline(raw, levels)
     except ValueError as error:
         raise ApiError(0, UNREADABLE, f"response to {request} is not JSON: {error}") from error
     return parsed
@@ -262,16 +305,57 @@ def version_of(metadata: Mapping[str, Any]) -> int:
     return int(version) if version.isdecimal() else 0
 
 
-async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Split a stream into lines of up to `_MAX_LINE_BYTES`; aiohttp's own limit is 128 KiB."""
-    rest = b""
+async def _read(response: aiohttp.ClientResponse, most_bytes: int) -> tuple[bytes, bool]:
+    """Return a body, or its beginning if it is longer, and whether it is whole."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > most_bytes:
+            response.close()  # with its connection: the rest would have to be read otherwise
+            return bytes(body[:most_bytes]), False
+    return bytes(body), True
+
+
+async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[tuple[bytes, bool]]:
+    """Yield the lines of a stream, and whether each is whole: of a longer one its beginning."""
+    line = bytearray()
     async for chunk in stream.iter_any():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            _extend(line, end)
             if line:
-                yield line
-        if len(rest) > _MAX_LINE_BYTES:
-            raise ApiError(0, "TooLarge", f"a watch event is longer than {_MAX_LINE_BYTES} bytes")
+                yield bytes(line[:OBJECT_BYTES]), len(line) <= OBJECT_BYTES
+            line.clear()
+        _extend(line, rest)
+
+
+def _extend(line: bytearray, part: bytes) -> None:
+    line += part[: OBJECT_BYTES + 1 - len(line)]
+
+
+#: An event has its type and its object, the object its metadata, spec and status.
+_EVENT_LEVELS = 3
+#: Of this metadata no object is without.
+_IDENTITY = {"name", "uid", "resourceVersion"}
+
+
+def _event(line: bytes, *, whole: bool, path: str) -> dict[str, Any] | None:
+    """Return a watch event, or as much of it as can be read; None: it is skipped."""
+    problem = PROBLEMS[TOO_LARGE]
+    if whole:
+        try:
+            event: dict[str, Any] = decode_own(line)
+            return event
+        except ValueError:
+            problem = PROBLEMS[UNREADABLE]
+    try:
+        event = decode_outline(line, _EVENT_LEVELS) | {"problem": problem}
+        if event["object"]["metadata"].keys() >= _IDENTITY:
+            return event
+    except (ValueError, LookupError, TypeError, AttributeError):
+        pass
+    log.error("event.skipped", path=path, error=problem, bytes=len(line))
+    return None
 
 
 def _error(response: aiohttp.ClientResponse, raw: bytes) -> ApiError:

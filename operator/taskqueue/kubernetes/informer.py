@@ -9,32 +9,29 @@ Contract:
 * After an interruption the watch resumes from the last resource version. When that has expired
   (410), the informer lists again; objects known before and missing in the list count as deleted.
 * `Informer.synced` is set once the first list is complete.
-* An object that cannot be parsed (nested deeper than the parser allows) is logged and skipped.
+* `ResourceEventHandler.on_unreadable` is called instead of `on_upserted` for an object that cannot
+  be parsed (nested deeper than the parser goes) or is too large. It stops no other object.
 
-Bookmarks keep the resource version fresh on quiet resources. Lists are read in pages, so that
-neither side holds a whole list at once.
+Bookmarks keep the resource version fresh on quiet resources. Lists are read in pages
+(`taskqueue.kubernetes.pages`), so that neither side holds a whole list at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping
 from random import Random
 from typing import Any, Protocol
 
 from taskqueue.backoff import Backoff
-from taskqueue.kubernetes.client import UNREADABLE, ApiClient, ApiError, parse
+from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.pages import list_pages
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
 
-#: Objects in a page of a list.
-_PAGE = 100
 #: How long a watch lasts, varied so that informers do not renew theirs together.
 _WATCH_SECONDS = (240, 300)
-
-_METADATA = re.compile(r'"(continue|resourceVersion)":"([^"]*)"')
 
 Key = tuple[str, str]
 
@@ -44,6 +41,14 @@ class ResourceEventHandler(Protocol):
 
     def on_upserted(self, raw: dict[str, Any]) -> None:
         """Handle an object that was added or changed; ``raw`` is its present state."""
+
+    def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
+        """Handle an object that was added or changed and cannot be read.
+
+        Args:
+            raw: its metadata, without what is nested in it, and perhaps more.
+            problem: what is the matter with it, and what to do.
+        """
 
     def on_deleted(self, key: Key, uid: str) -> None:
         """Handle an object that was deleted, or that the selector no longer matches.
@@ -118,47 +123,20 @@ class Informer:
 
     async def _list(self) -> None:
         seen: set[Key] = set()
-        token, limit = "", _PAGE
-        while True:
-            params = {"limit": str(limit), **self._selectors}
-            if token:
-                params["continue"] = token
-            try:
-                page = await self._get_page(params, alone=limit == 1)
-            except ApiError as error:
-                if error.status == 410 and token:
-                    token, limit, seen = "", _PAGE, set()  # the pages' snapshot expired
-                elif error.reason == UNREADABLE and limit > 1:
-                    limit = 1  # one by one, to skip the one that cannot be parsed
-                else:
-                    raise
-                continue
-            for raw in page["items"]:
-                seen.add(self._upsert(raw))
-            token = page["metadata"].get("continue", "")
-            if not token:
-                break
+        version = ""
+        try:
+            async for page in list_pages(self._client, self._path, self._selectors):
+                for raw in page.content["items"]:
+                    seen.add(self._upsert(raw, page.problem))
+                version = page.content["metadata"]["resourceVersion"]
+                del page  # before the next one is read
+        except ApiError as error:
+            if error.status == 410 and version:
+                raise _ResourceVersionExpired from error  # the pages' snapshot
+            raise
         for key in [key for key in self._uids if key not in seen]:
             self._handler.on_deleted(key, self._uids.pop(key))
-        self._version = page["metadata"]["resourceVersion"]
-
-    async def _get_page(self, params: Mapping[str, str], *, alone: bool) -> dict[str, Any]:
-        """Return a page of the list.
-
-        Args:
-            params: of the request.
-            alone: the page has one object at most: one that cannot be parsed is left out.
-        """
-        raw = await self._client.send("GET", self._path, params=params)
-        try:
-            return parse(raw, f"list of {self._path}")
-        except ApiError as error:
-            if not alone:
-                raise
-            log.error("object.skipped", path=self._path, error=str(error), bytes=len(raw))
-            # The API server writes the metadata of a list after its items.
-            tail = raw[raw.rindex(b'"metadata":{') :]
-            return {"items": [], "metadata": dict(_METADATA.findall(tail.decode(errors="replace")))}
+        self._version = version
 
     async def _watch(self) -> None:
         events = self._client.watch(
@@ -180,20 +158,23 @@ class Informer:
                 if kind == "DELETED":
                     self._remove(raw)
                 elif kind != "BOOKMARK":
-                    self._upsert(raw)
+                    self._upsert(raw, event.get("problem", ""))
                 self._version = raw["metadata"]["resourceVersion"]
         except ApiError as error:
             if error.status == 410:
                 raise _ResourceVersionExpired from error
             raise
 
-    def _upsert(self, raw: dict[str, Any]) -> Key:
+    def _upsert(self, raw: dict[str, Any], problem: str) -> Key:
         key, uid = identity(raw)
         before = self._uids.get(key)
         if before is not None and before != uid:
             self._handler.on_deleted(key, before)  # deleted and created again unseen
         self._uids[key] = uid
-        self._handler.on_upserted(raw)
+        if problem:
+            self._handler.on_unreadable(raw, problem)
+        else:
+            self._handler.on_upserted(raw)
         return key
 
     def _remove(self, raw: dict[str, Any]) -> None:

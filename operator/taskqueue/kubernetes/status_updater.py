@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from taskqueue.backoff import Backoff
-from taskqueue.kubernetes.client import JSON_PATCH, ApiClient, ApiError, version_of
+from taskqueue.kubernetes.client import JSON_PATCH, METADATA, ApiClient, ApiError, version_of
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -154,8 +154,14 @@ class StatusUpdater:
             body, callbacks = pending.body, pending.callbacks
             pending.waiting, pending.urgent, pending.callbacks = False, False, []
             try:
+                # Not the object, which may be one that cannot be read.
                 answer = await self._client.request(
-                    "PATCH", pending.path, body=body, content_type=JSON_PATCH
+                    "PATCH",
+                    pending.path,
+                    body=body,
+                    content_type=JSON_PATCH,
+                    accept=METADATA,
+                    levels=2,
                 )
                 metadata = answer.get("metadata") or {}
                 result: WriteResult = Written(metadata.get("generation", 0), version_of(metadata))

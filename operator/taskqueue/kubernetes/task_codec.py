@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
 from taskqueue.api.common import GROUP, VERSION
 from taskqueue.api.task import TaskResourceSpec, TaskRetry
 from taskqueue.api.task_status import TaskResourceStatus
+from taskqueue.exact_json import check_levels
+from taskqueue.jsonable import NotJsonError
+from taskqueue.limits import JSON_DEPTH, PAYLOAD_BYTES
 from taskqueue.model import task as domain
 from taskqueue.timestamps import from_rfc3339, to_rfc3339
 
@@ -36,6 +40,7 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
     """Convert a Task object.
 
     Raises:
+        NotJsonError: its payload is nested too deep.
         pydantic.ValidationError: the object does not follow the schema of this operator's version.
     """
     metadata = raw["metadata"]
@@ -50,7 +55,7 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
         spec=domain.TaskSpec(
             queue=spec.queue,
             handler=spec.handler,
-            payload=orjson.dumps(spec.payload),
+            payload=_payload(spec.payload),
             payload_from=tuple(
                 domain.PayloadSource(one.config_map_key_ref.name, one.config_map_key_ref.key)
                 for one in spec.payload_from
@@ -67,8 +72,74 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
     )
 
 
+def _payload(payload: dict[str, Any]) -> bytes:
+    try:
+        encoded = orjson.dumps(payload)
+    except TypeError as error:  # it goes less deep than what reads
+        problem = f"nested deeper than {JSON_DEPTH} levels: flatten it"
+        raise NotJsonError(problem, at="spec.payload") from error
+    # A shorter one has not as many brackets; a longer one is refused for that.
+    if 2 * JSON_DEPTH < len(encoded) <= PAYLOAD_BYTES:
+        check_levels(encoded, "spec.payload")
+    return encoded
+
+
+def problem_of(error: Exception) -> str:
+    """Return why `read_task` has failed, and what to do."""
+    if isinstance(error, ValidationError):
+        part = "status" if error.title == TaskResourceStatus.__name__ else "spec"
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, (part, *first["loc"])))
+        return f"{field}: {first['msg']}: correct it"
+    if isinstance(error, NotJsonError):
+        return str(error)
+    return f"{error!r}: correct it"
+
+
+def read_outline(raw: Mapping[str, Any]) -> domain.Task:
+    """Convert as much of a Task object as it takes to end it.
+
+    Args:
+        raw: metadata, and what there is of spec and status.
+
+    Raises:
+        ValueError: a value in it is not what it must be.
+        KeyError: as before.
+    """
+    metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    completed = status.get("completionTime")
+    return domain.Task(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 1),
+        created=from_rfc3339(metadata["creationTimestamp"]),
+        spec=domain.TaskSpec(
+            queue=spec.get("queue", ""),
+            handler=spec.get("handler", ""),
+            overrides=domain.PolicyOverrides(ttl_seconds=spec.get("ttlSecondsAfterFinished")),
+        ),
+        status=domain.TaskState(
+            phase=domain.Phase(status.get("phase", domain.Phase.PENDING)),
+            reason=status.get("reason", ""),
+            attempts=status.get("attempts", 0),
+            completion_time=from_rfc3339(completed) if completed else None,
+        ),
+        is_outline=True,
+    )
+
+
+#: What is written of the status of a Task that cannot be read; the rest of it stays as it is.
+_END_FIELDS = frozenset(
+    {"observedGeneration", "phase", "reason", "message", "attempts", "conditions"}
+    | {"completionTime"}
+)
+
+
 def status_patch(task: domain.Task, status: domain.TaskState, *, now: float) -> bytes:
     """Return the JSON patch that replaces the Task's status with ``status``.
+
+    Of an outline it replaces what an end changes.
 
     The API server refuses it (422) if the object has another uid: then it is another Task of the
     same name. A merge patch could not test the uid, and would drop a null within the result.
@@ -100,10 +171,13 @@ def status_patch(task: domain.Task, status: domain.TaskState, *, now: float) -> 
         body["snoozes"] = status.snoozes
     if status.checkpoint is not None:
         body["checkpoint"] = orjson.Fragment(status.checkpoint)
+    changes: dict[str, Any] = {"/status": body}
+    if task.is_outline:
+        changes = {f"/status/{name}": body[name] for name in body.keys() & _END_FIELDS}
     return orjson.dumps(
         [
             {"op": "test", "path": "/metadata/uid", "value": task.uid},
-            {"op": "add", "path": "/status", "value": body},
+            *({"op": "add", "path": path, "value": value} for path, value in changes.items()),
         ]
     )
 

@@ -238,7 +238,11 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A Task object as last seen: its identity is the uid, a name may be used again."""
+    """A Task object as last seen: its identity is the uid, a name may be used again.
+
+    Attributes, as far as the object's fields do not explain them:
+        is_outline: the object cannot be read as a whole: spec and status have some fields only.
+    """
 
     namespace: str
     name: str
@@ -247,6 +251,7 @@ class Task:
     created: float
     spec: TaskSpec
     status: TaskState = PENDING
+    is_outline: bool = False
 
     @property
     def path(self) -> str:

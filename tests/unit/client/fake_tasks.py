@@ -96,6 +96,8 @@ class FakeTasks(ApiClient):
         params: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
+        levels: int | None = None,
     ) -> dict[str, Any]:
         self.requests.append((method, path))
         answer = self.answers.popleft() if self.answers else None

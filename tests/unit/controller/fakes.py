@@ -30,12 +30,13 @@ from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.lifecycle import PHASES
 from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask
-from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.client import TABLE, ApiClient, ApiError
 from taskqueue.kubernetes.status_updater import OnResult, StatusUpdater, WriteRefused, Written
 from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.task import Policy, RetryBackoff
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import to_rfc3339
+from tests.unit.kubernetes.fake_api import as_table
 
 KEY = ("shop", "q")
 EPOCH = 1_700_000_000.0
@@ -126,10 +127,12 @@ class FakeWriter:
         self.writes: list[Write] = []
 
     def put(self, path: str, body: bytes, on_result: OnResult, *, urgent: bool = False) -> None:
-        same, change = orjson.loads(body)
+        same, *changes = orjson.loads(body)
         assert (same["op"], same["path"]) == ("test", "/metadata/uid")
+        status = {one["path"].removeprefix("/status").strip("/"): one["value"] for one in changes}
         at = asyncio.get_running_loop().time()
-        self.writes.append(Write(path, change["value"], urgent, on_result, at, same["value"]))
+        whole = status.get("", status)
+        self.writes.append(Write(path, whole, urgent, on_result, at, same["value"]))
 
     @property
     def phases(self) -> list[str]:
@@ -161,6 +164,12 @@ class FakeApi:
         if path not in self.objects:
             raise ApiError(404, "NotFound", f"{path} not found")
         return self.objects[path]
+
+    async def request(
+        self, method: str, path: str, *, params: Mapping[str, str], accept: str, levels: int
+    ) -> dict[str, Any]:
+        assert (method, accept) == ("GET", TABLE)
+        return as_table([await self.get(path)])
 
 
 class _States(dict[str, TrackedTask]):

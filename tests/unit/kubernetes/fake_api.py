@@ -1,7 +1,8 @@
 """A minimal API server, used over real HTTP by the real client.
 
-It gives the guarantees that the informer and the status updater rely on: pages, a watch from a
-resource version, 410 for an expired one, and any response to a PATCH that a test asks for.
+It gives the guarantees that the informer and the status updater rely on: pages, of objects or of
+their metadata, a watch from a resource version, 410 for an expired one, and any response to a PATCH
+that a test asks for. `as_table` is how it shows Tasks as rows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
-from taskqueue.kubernetes.client import ApiAccess, ApiClient
+from taskqueue.api.printer_columns import TASK_COLUMNS
+from taskqueue.kubernetes.client import METADATA_LIST, ApiAccess, ApiClient
 
 
 def make(name: str, uid: str | None = None, version: str = "1", **more: Any) -> dict[str, Any]:
@@ -33,6 +35,26 @@ def make(name: str, uid: str | None = None, version: str = "1", **more: Any) -> 
     }
 
 
+def as_table(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return Tasks as the API server does in a Table, with their metadata."""
+    return {
+        "kind": "Table",
+        "metadata": {"resourceVersion": "1"},
+        "columnDefinitions": [{"name": "Name"}, *({"name": one.name} for one in TASK_COLUMNS)],
+        "rows": [{"cells": _cells(raw), "object": {"metadata": raw["metadata"]}} for raw in tasks],
+    }
+
+
+def _cells(raw: dict[str, Any]) -> list[Any]:
+    cells = [raw["metadata"]["name"]]
+    for column in TASK_COLUMNS:
+        value: Any = raw
+        for field_name in column.path.split(".")[1:]:
+            value = (value or {}).get(field_name)
+        cells.append("5m" if value is not None and column.type == "date" else value)
+    return cells
+
+
 @dataclass
 class FakeApi:
     """The server's state, which tests change and read."""
@@ -42,10 +64,16 @@ class FakeApi:
     forgotten_below: int = 0
     lists: int = 0
     patches: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    #: What the PATCHes asked to be answered with.
+    accepted: list[str] = field(default_factory=list)
     #: Responses to the next PATCHes, as (status, headers); 200 when empty.
     answers: deque[tuple[int, dict[str, str]]] = field(default_factory=deque)
     #: Sent instead of an object's spec, by name: JSON that the parser refuses.
     raw: dict[str, bytes] = field(default_factory=dict)
+    #: Sent as the managed fields of an object, by name.
+    managed: dict[str, bytes] = field(default_factory=dict)
+    #: Sent instead of the response to the next PATCH.
+    answer_text: bytes = b""
     #: PATCHes wait until it is set, so that a test can see those in flight.
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     under_way: int = 0
@@ -81,17 +109,29 @@ class FakeApi:
         page = items[start : start + limit]
         more = str(start + limit) if start + limit < len(items) else ""
         # As an API server does, the items before the metadata, and no spaces.
-        items_json = b",".join(self._wire(item) for item in page)
+        as_metadata = request.headers["Accept"] == METADATA_LIST
+        items_json = b",".join(self._wire(item, as_metadata=as_metadata) for item in page)
         metadata = json.dumps(
             {"continue": more, "resourceVersion": str(self.version)}, separators=(",", ":")
         )
         body = b'{"items":[' + items_json + b'],"metadata":' + metadata.encode() + b"}"
         return web.Response(body=body, content_type="application/json")
 
-    def _wire(self, item: dict[str, Any]) -> bytes:
-        text = json.dumps(item, separators=(",", ":")).encode()
-        raw = self.raw.get(item["metadata"]["name"])
-        return text if raw is None else text[:-1] + b',"spec":' + raw + b"}"
+    def _wire(self, item: dict[str, Any], *, as_metadata: bool = False) -> bytes:
+        name = item["metadata"]["name"]
+        metadata = json.dumps(item["metadata"], separators=(",", ":")).encode()
+        if name in self.managed:
+            metadata = b'{"managedFields":' + self.managed[name] + b"," + metadata[1:]
+        rest = {key: value for key, value in item.items() if key not in ("metadata", "spec")}
+        text = b'{"metadata":' + metadata
+        if as_metadata:
+            return text + b"}"
+        if name in self.raw:
+            text += b',"spec":' + self.raw[name]
+        elif "spec" in item:
+            rest["spec"] = item["spec"]
+        more = json.dumps(rest, separators=(",", ":")).encode()
+        return text + (b"," + more[1:] if rest else b"}")
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         seen = int(request.query["resourceVersion"])
@@ -119,11 +159,15 @@ class FakeApi:
             body = await request.json()
             await self.gate.wait()
             self.patches.append((request.path, body))
+            self.accepted.append(request.headers["Accept"])
             if self.answers:
                 status, headers = self.answers.popleft()
                 return web.json_response(
                     {"reason": "Test", "message": "as asked"}, status=status, headers=headers
                 )
+            if self.answer_text:
+                text, self.answer_text = self.answer_text, b""
+                return web.Response(body=text, content_type="application/json")
             return web.json_response(body)
         finally:
             self.under_way -= 1

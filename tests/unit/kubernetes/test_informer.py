@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
+from taskqueue.kubernetes.client import OBJECT_BYTES, PROBLEMS, TOO_LARGE, UNREADABLE
 from taskqueue.kubernetes.informer import Informer, Key
 from tests.unit.kubernetes.fake_api import FakeApi, eventually, make, serve
 
@@ -12,11 +13,17 @@ class Listener:
     def __init__(self) -> None:
         self.held: dict[str, str] = {}
         self.events: list[tuple[str, str, str]] = []
+        self.problems: dict[str, str] = {}
 
     def on_upserted(self, raw: dict[str, Any]) -> None:
         name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
         self.held[name] = uid
         self.events.append(("upserted", name, uid))
+
+    def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
+        name = raw["metadata"]["name"]
+        self.problems[name] = problem
+        self.events.append(("unreadable", name, raw["metadata"]["uid"]))
 
     def on_deleted(self, key: Key, uid: str) -> None:
         if self.held.get(key[1]) == uid:
@@ -114,22 +121,67 @@ async def test_informer_reads_objects_larger_than_the_buffer() -> None:
         await eventually(lambda: "big" in listener.held)
 
 
-async def test_informer_skips_an_unreadable_object_in_a_list() -> None:
-    # orjson goes 1,024 levels deep, an API server ten times that.
-    api = FakeApi(objects={f"o{n}": make(f"o{n}") for n in range(9)})
-    api.objects["o4x"] = make("o4x", spec={})
-    api.raw["o4x"] = b"[" * 1100 + b"]" * 1100
-    async with feeding(api) as (_, listener):
+# orjson goes 1,024 levels deep, an API server ten times that.
+DEEP = b'{"a":' * 1100 + b"1" + b"}" * 1100
+#: Larger than a single object may be.
+FAT = b'{"payload":{"text":"' + b"x" * OBJECT_BYTES + b'"}}'
+
+
+def with_bad_ones(api: FakeApi) -> FakeApi:
+    """Give it three objects that cannot be read: by their spec, their metadata, their size."""
+    for name in ("o4-deep", "o5-managed", "o6-fat"):
+        api.objects[name] = make(name)
+    api.raw |= {"o4-deep": DEEP, "o5-managed": DEEP, "o6-fat": FAT}
+    api.managed["o5-managed"] = b'[{"fieldsV1":' + DEEP + b"}]"
+    return api
+
+
+async def test_informer_names_what_it_cannot_read_of_a_list() -> None:
+    api = with_bad_ones(FakeApi(objects={f"o{n}": make(f"o{n}") for n in range(9)}))
+    async with feeding(api) as (feed, listener):
         assert sorted(listener.held) == [f"o{n}" for n in range(9)]
+        assert listener.problems == {
+            "o4-deep": PROBLEMS[UNREADABLE],
+            "o5-managed": PROBLEMS[UNREADABLE],
+            "o6-fat": PROBLEMS[TOO_LARGE],
+        }
+        assert feed.uid_of(("ns", "o6-fat")) == "uid-o6-fat"
         await api.emit("ADDED", make("later"))
         await eventually(lambda: "later" in listener.held)
 
 
-async def test_informer_skips_an_unreadable_object_in_a_watch() -> None:
+async def test_informer_names_what_it_cannot_read_of_a_watch() -> None:
+    api = FakeApi()
+    async with feeding(api) as (feed, listener):
+        with_bad_ones(api)
+        for name in list(api.objects):
+            await api.emit("ADDED", api.objects[name])
+        await api.emit("ADDED", make("later"))
+        await eventually(lambda: "later" in listener.held)
+        assert sorted(listener.problems) == ["o4-deep", "o5-managed", "o6-fat"]
+        assert feed._version == str(api.version)
+        for name in listener.problems:
+            await api.emit("DELETED", api.objects[name])
+        await eventually(lambda: feed.uid_of(("ns", "o6-fat")) is None)
+        assert [what for what, _, _ in listener.events[-3:]] == ["deleted"] * 3
+        assert api.lists == 1
+
+
+async def test_informer_leaves_out_what_it_cannot_even_name() -> None:
     api = FakeApi()
     async with feeding(api) as (_, listener):
-        api.raw["deep"] = b"[" * 1100 + b"]" * 1100
-        await api.emit("ADDED", make("deep"))
+        api.managed["nameless"] = FAT
+        await api.emit("ADDED", make("nameless"))
         await api.emit("ADDED", make("later"))
         await eventually(lambda: "later" in listener.held)
-        assert list(listener.held) == ["later"]
+        assert (list(listener.held), listener.problems, api.lists) == (["later"], {}, 1)
+
+
+async def test_informer_sees_that_an_unreadable_object_is_deleted_meanwhile() -> None:
+    api = with_bad_ones(FakeApi(objects={"a": make("a")}))
+    async with feeding(api) as (_, listener):
+        del api.objects["o4-deep"]
+        api.version += 100
+        api.forgotten_below = api.version
+        await api.break_watches()
+        await eventually(lambda: ("deleted", "o4-deep", "uid-o4-deep") in listener.events)

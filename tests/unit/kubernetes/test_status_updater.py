@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, suppress
 import orjson
 import pytest
 
+from taskqueue.kubernetes.client import METADATA
 from taskqueue.kubernetes.status_updater import StatusUpdater, WriteRefused, WriteResult, Written
 from tests.unit.kubernetes.fake_api import FakeApi, eventually, serve
 
@@ -46,6 +47,19 @@ async def test_status_is_written_and_its_callback_called_once() -> None:
         await eventually(lambda: case.results["a=1"] == [Written()])
         assert case.written() == [("a", 1)]
         assert len(case.writer) == 0
+
+
+async def test_status_of_an_object_that_cannot_be_read_is_written_once() -> None:
+    deep = b'{"f:a":' * 1100 + b"1" + b"}" * 1100
+    async with writing(open_gate=True) as case:
+        case.api.answer_text = (
+            b'{"metadata":{"generation":3,"managedFields":[{"fieldsV1":' + deep + b"}],"
+            b'"resourceVersion":"7"}}'
+        )
+        case.put("a", 1)
+        await eventually(lambda: case.results["a=1"] == [Written(3, 7)])
+        assert case.written() == [("a", 1)]
+        assert case.api.accepted == [METADATA]
 
 
 async def test_only_the_latest_status_is_written_and_all_callbacks_called() -> None:

@@ -19,7 +19,7 @@ from taskqueue.controller.tasks.dependency_graph import (
     TaskKey,
 )
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.kubernetes.task_codec import task_path
+from taskqueue.kubernetes.task_table import get_outline
 from taskqueue.logs import EventLog
 from taskqueue.model.task import Phase, Task
 from taskqueue.timestamps import from_rfc3339
@@ -112,14 +112,14 @@ class Dependencies:
         """Read a Task and update the graph; return whether that was possible."""
         try:
             async with reads:
-                raw = await self._client.get(task_path(*key))
+                raw = await get_outline(self._client, *key)
         except ApiError as error:
             if error.status != 404:
                 log.warning("dependency.not_read", namespace=key[0], task=key[1], error=str(error))
                 return False
             self._notify(self._graph.mark_missing(key))
             return True
-        self._notify(self._read_status(key, raw.get("status") or {}))
+        self._notify(self._read_status(key, raw["status"]))
         return True
 
     def _read_status(self, key: TaskKey, status: Mapping[str, Any]) -> set[TaskKey]:

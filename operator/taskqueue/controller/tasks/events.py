@@ -51,6 +51,13 @@ class SpecChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundUnreadable:
+    """The informer shows an object that cannot be read; ``message`` says why, and what to do."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class EnvironmentChanged:
     """Its TaskQueue, its dependencies or its payload may stand otherwise now."""
 
@@ -244,6 +251,7 @@ class ObjectRead:
 Event = (
     Seen
     | SpecChanged
+    | FoundUnreadable
     | EnvironmentChanged
     | PayloadResolved
     | TurnCame

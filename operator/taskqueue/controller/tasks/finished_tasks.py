@@ -1,17 +1,19 @@
-"""Lists finished Tasks page by page, for the TTL controller."""
+"""Lists finished Tasks page by page, for the TTL controller: rows of a Table, never whole Tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from taskqueue.kubernetes.client import ApiClient
+from taskqueue.kubernetes.pages import ROWS, list_pages
 from taskqueue.kubernetes.task_codec import FINISHED, TASKS_PATH
+from taskqueue.kubernetes.task_table import WITH_METADATA, outlines
 from taskqueue.model.queue import QueueKey
 from taskqueue.timestamps import from_rfc3339
 
-#: Objects per page. A page is parsed in one turn of the loop, while outcomes wait.
+#: Rows per page. A page is parsed in one turn of the loop, while outcomes wait.
 _PAGE = 250
 
 
@@ -28,32 +30,24 @@ class FinishedTask:
 
 async def finished_tasks(
     client: ApiClient, *, path: str = TASKS_PATH, selector: str = FINISHED
-) -> list[FinishedTask]:
-    """Return every finished Task there is, or those at a path that a field selector picks.
+) -> AsyncGenerator[list[FinishedTask], None]:
+    """Yield all finished Tasks, or those at a path that a field selector picks, page by page.
 
     Raises:
         ApiError: the list was refused or broke off.
     """
-    found: list[FinishedTask] = []
-    token = ""
-    while True:
-        params = {"limit": str(_PAGE), "fieldSelector": selector}
-        if token:
-            params["continue"] = token
-        page = await client.request("GET", path, params=params)
-        found += [_read(raw) for raw in page["items"]]
-        token = page["metadata"].get("continue", "")
-        if not token:
-            return found
+    params = {"fieldSelector": selector, **WITH_METADATA}
+    async for page in list_pages(client, path, params, most=_PAGE, form=ROWS):
+        yield [_read(outline) for outline in outlines(page.content)]
 
 
-def _read(raw: Mapping[str, Any]) -> FinishedTask:
-    metadata, status = raw["metadata"], raw["status"]
-    at = status.get("completionTime") or metadata["creationTimestamp"]
+def _read(outline: Mapping[str, Any]) -> FinishedTask:
+    metadata, spec = outline["metadata"], outline["spec"]
+    at = outline["status"].get("completionTime") or metadata["creationTimestamp"]
     return FinishedTask(
         uid=metadata["uid"],
-        queue=(metadata["namespace"], raw["spec"]["queue"]),
+        queue=(metadata["namespace"], spec["queue"]),
         completed=from_rfc3339(at),
         name=metadata["name"],
-        ttl=raw["spec"].get("ttlSecondsAfterFinished"),
+        ttl=spec.get("ttlSecondsAfterFinished"),
     )

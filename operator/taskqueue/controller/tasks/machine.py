@@ -424,6 +424,7 @@ def _on_object_read(draft: Draft, event: events.ObjectRead) -> None:
 _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
     events.Seen: _on_seen,
     events.SpecChanged: _on_spec_changed,
+    events.FoundUnreadable: lambda draft, event: draft.refuse(event.message),
     events.EnvironmentChanged: _on_environment_changed,
     events.PayloadResolved: _on_payload_resolved,
     events.TurnCame: _on_turn_came,

@@ -112,11 +112,11 @@ class TaskRunner:
         self._events: deque[tuple[str, events.Event]] = deque()
         self._is_running = False
 
-    def track(self, tracked: TrackedTask) -> None:
-        """Take a Task that the informer shows for the first time."""
+    def track(self, tracked: TrackedTask, event: events.Event) -> None:
+        """Take a Task that the informer shows for the first time, and react to that event."""
         self.tasks[tracked.uid] = tracked
         self._dispatchers[tracked.queue_key].uids[tracked.uid] = None
-        self.send(tracked.uid, events.Seen())
+        self.send(tracked.uid, event)
 
     def send(self, uid: str, event: events.Event) -> None:
         """Have the machine react to an event; of a Task that is not tracked it means nothing."""

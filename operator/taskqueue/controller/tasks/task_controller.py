@@ -27,7 +27,8 @@ from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError, version_of
 from taskqueue.kubernetes.informer import Key, identity
 from taskqueue.kubernetes.status_updater import StatusUpdater
-from taskqueue.kubernetes.task_codec import read_task, task_path
+from taskqueue.kubernetes.task_codec import problem_of, read_outline, read_task, task_path
+from taskqueue.kubernetes.task_table import get_outline
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
 from taskqueue.model.task import Task, TaskState
@@ -99,6 +100,8 @@ class TaskController:
         self._dispatchers = _Dispatchers(self._make_dispatcher)
         #: Finished Tasks the informer has yet to show leaving: what it shows of them is late.
         self._leaving: set[str] = set()
+        #: Tasks that cannot be read, and of which an outline is being read.
+        self._unreadable: set[str] = set()
         self.completions = CompletionPublisher()
         self.dependencies = Dependencies(
             client, is_unfinished=self._is_unfinished, on_change=self._on_dependencies_changed
@@ -154,9 +157,9 @@ class TaskController:
         try:
             task = read_task(raw)
         except (ValueError, KeyError, TypeError) as error:  # one bad object stops no other
-            (namespace, name), _ = identity(raw)
-            log.error("task.unreadable", namespace=namespace, task=name, uid=uid, error=str(error))
+            self.on_unreadable(raw, problem_of(error))
             return
+        self._unreadable.discard(uid)
         if tracked is not None:
             self._runner.send(uid, events.SpecChanged(task))
         elif not task.status.phase.terminal:
@@ -167,8 +170,35 @@ class TaskController:
                     written=task.status,
                     fence=version_of(raw["metadata"]),
                     stray_copy_possible=not self._synced(),
-                )
+                ),
+                events.Seen(),
             )
+
+    def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
+        """End a Task that cannot be read; ``problem`` says why, and what to do."""
+        (namespace, name), uid = identity(raw)
+        tracked = self._runner.tasks.get(uid)
+        if uid in self._leaving or uid in self._unreadable:
+            return
+        if tracked is not None and raw["metadata"].get("generation") == tracked.task.generation:
+            return  # only its status has changed
+        log.error("task.unreadable", namespace=namespace, task=name, uid=uid, error=problem)
+        found = events.FoundUnreadable(
+            f"the operator cannot read this Task: {problem}, and create it again"
+        )
+        if tracked is not None:
+            self._runner.send(uid, found)
+        else:
+            self._unreadable.add(uid)
+            self._spawn(self._end_unreadable((namespace, name), uid, found), f"end of {name}")
+
+    async def _end_unreadable(self, key: Key, uid: str, found: events.FoundUnreadable) -> None:
+        task = await self._get(*key, uid, as_outline=True)
+        if uid in self._unreadable:  # else it has become readable
+            self._unreadable.discard(uid)
+            if task is not None and not task.status.phase.terminal:
+                tracked = TrackedTask(task=task, status=task.status, written=task.status)
+                self._runner.track(tracked, found)
 
     def on_deleted(self, key: Key, uid: str) -> None:
         """Take note that a Task left the informer: finished or deleted."""
@@ -183,21 +213,27 @@ class TaskController:
     async def _read(self, task: Task, effect: effects.ReadObject) -> None:
         if effect.after_seconds:
             await asyncio.sleep(effect.after_seconds)
-        found = await self._get(task.namespace, task.name, task.uid)
+        found = await self._get(task.namespace, task.name, task.uid, as_outline=True)
         status = None if found is None else found.status
         self._runner.send(task.uid, events.ObjectRead(effect.purpose, status))
 
-    async def _get(self, namespace: str, name: str, uid: str) -> Task | None:
+    async def _get(
+        self, namespace: str, name: str, uid: str, *, as_outline: bool = False
+    ) -> Task | None:
         """Return this very Task as it is now; None: it is deleted.
 
-        Whatever else the answer is, it does not say what became of the Task: it is read again.
+        Whatever else the answer is, it does not say what became of the Task: it is read again. An
+        outline has all of the status that says so, and can always be read.
         """
         backoff: Backoff | None = None
         while True:
             try:
                 async with self._reads:
-                    raw = await self._client.get(task_path(namespace, name))
-                return read_task(raw) if raw["metadata"]["uid"] == uid else None
+                    if as_outline:
+                        task = read_outline(await get_outline(self._client, namespace, name))
+                    else:
+                        task = read_task(await self._client.get(task_path(namespace, name)))
+                return task if task.uid == uid else None
             except (ApiError, ValueError, KeyError, TypeError) as error:
                 if isinstance(error, ApiError) and error.status == _NOT_FOUND:
                     return None

@@ -230,17 +230,16 @@ class Draft:
         merged = ", merged with what spec.payloadFrom names," if task.spec.payload_from else ""
         # The payload is not kept.
         self.update(task=replace(task, spec=replace(task.spec, payload=b"{}")))
-        self.end(
-            lifecycle.refused(
-                self.tracked.status,
-                now=self.environment.now,
-                reason="Invalid",
-                message=f"spec.payload{merged} has {size} bytes, the limit is "
-                f"{PAYLOAD_BYTES}: keep the data elsewhere, put a reference to it into the "
-                "payload, and create the Task again",
-            )
+        self.refuse(
+            f"spec.payload{merged} has {size} bytes, the limit is {PAYLOAD_BYTES}: keep the data "
+            "elsewhere, put a reference to it into the payload, and create the Task again"
         )
         return True
+
+    def refuse(self, message: str) -> None:
+        """End the Task: it can never run as it is."""
+        status, now = self.tracked.status, self.environment.now
+        self.end(lifecycle.refused(status, now=now, reason="Invalid", message=message))
 
     def recall(self, status: TaskState) -> None:
         """Recall a dispatched attempt: the raised epoch is written first, then commanded."""

@@ -21,7 +21,7 @@ import asyncio
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 from taskqueue.api.common import GROUP, VERSION
@@ -278,7 +278,8 @@ class TtlController:
                 continue
             queue = self._next_list()
             try:
-                self.add_listed(await self._fetch(queue))
+                async for tasks in self._fetch(queue):
+                    self.add_listed(tasks)
                 backoff.reset()
             except ApiError as error:
                 self._to_list.add(queue)
@@ -291,11 +292,11 @@ class TtlController:
             return None
         return self._to_list.pop()
 
-    async def _fetch(self, queue: QueueKey | None) -> list[FinishedTask]:
+    def _fetch(self, queue: QueueKey | None) -> AsyncIterator[list[FinishedTask]]:
         if queue is None:
-            return await finished_tasks(self._client)
+            return finished_tasks(self._client)
         namespace, name = queue
-        return await finished_tasks(
+        return finished_tasks(
             self._client,
             path=f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/tasks",
             selector=f"spec.queue={name},{FINISHED}",

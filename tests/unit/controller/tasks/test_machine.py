@@ -19,7 +19,14 @@ from taskqueue.controller.tasks.transition import STAGES
 from taskqueue.limits import SNOOZES
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Phase, PolicyOverrides, TaskState
-from tests.unit.controller.tasks.task_life import KEYED, LIVES, PLAIN, Life, life_settings
+from tests.unit.controller.tasks.task_life import (
+    KEYED,
+    LIVES,
+    PLAIN,
+    STARTS,
+    Life,
+    life_settings,
+)
 from tests.unit.controller.tasks.task_model import TaskModel
 from tests.unit.controller.tasks.task_record import MAX_DELIVERIES, POLICY, START
 
@@ -335,6 +342,30 @@ def test_stale_report_changes_nothing_and_is_acknowledged_at_once() -> None:
     model.report(model.copies[0], "succeeded")
     assert model.tracked is before
     assert model.acknowledged == {0}
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+@pytest.mark.parametrize("start", sorted(STARTS))
+def test_a_task_that_becomes_unreadable_ends_and_is_stopped(start: str, is_published: bool) -> None:
+    model = seen(STARTS[start]())
+    if is_published:
+        if not model.is_queued:
+            return
+        model.give_turn()
+        write(model)
+        model.settle(model.copies[-1], Confirmation.CONFIRMED, arrived=True)
+    epoch = model.tracked.status.epoch
+    model.send(events.FoundUnreadable("flatten it"))
+    model.send(events.FoundUnreadable("once more"))
+    write(model)
+    model.check()
+    status = model.tracked.status
+    assert (status.phase, status.reason, status.message) == (Phase.FAILED, "Invalid", "flatten it")
+    assert status.epoch >= epoch
+    # One more where a former leader may have published it.
+    kinds = [one.kind for one in model.commands]
+    assert kinds == [CommandKind.CANCEL] or (not kinds and not model.copies)
+    assert (model.ends, model.is_tracked) == (1, False)
 
 
 def test_step_needs_no_hash_of_a_receipt_or_a_source() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
+import orjson
 import pytest
 
 from taskqueue.controller.metrics import TTL_DELETIONS
@@ -18,9 +19,10 @@ from taskqueue.controller.tasks.ttl import (
     NEEDED_SECONDS,
     TtlController,
 )
-from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.client import TABLE, ApiClient, ApiError
 from tests.unit.controller.fakes import now, turn
 from tests.unit.controller.virtual_time import until_time
+from tests.unit.kubernetes.fake_api import as_table
 
 pytestmark = pytest.mark.looptime
 
@@ -42,7 +44,9 @@ class FakeApi:
         self.under_way = 0
         self.most = 0
 
-    async def send(self, method: str, path: str, *, body: Any) -> bytes:
+    async def send(self, method: str, path: str, *, body: Any = None, **more: Any) -> bytes:
+        if method == "GET":
+            return self._list(path, **more)
         assert method == "DELETE"
         assert body["kind"] == "DeleteOptions"
         assert body["propagationPolicy"] == "Background"
@@ -60,12 +64,12 @@ class FakeApi:
         self.deleted.append((name, at))
         return b"{}"
 
-    async def request(self, method: str, path: str, *, params: Mapping[str, str]) -> Any:
-        assert method == "GET"
+    def _list(self, path: str, *, params: Mapping[str, str], accept: str, most_bytes: int) -> bytes:
+        assert accept == TABLE
         self.lists.append((path, params["fieldSelector"]))
         if self.problems[""]:
             raise self.problems[""].popleft()
-        return {"items": self.items, "metadata": {}}
+        return orjson.dumps(as_table(self.items))
 
     @property
     def names(self) -> list[str]:
