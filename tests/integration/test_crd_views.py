@@ -38,7 +38,7 @@ def test_columns_of_tasks(api: Api) -> None:
     assert header == "NAME QUEUE HANDLER PHASE ATTEMPTS REASON FINISHED AGE"
     assert done.startswith("done thumbnails resize Succeeded 1 AllGood ")
     assert new.startswith("new thumbnails resize Pending ")
-    assert table(api, TASKS, "-o", "wide")[0] == f"{header} WORKER MESSAGE"
+    assert table(api, TASKS, "-o", "wide")[0] == f"{header} WORKER COMPLETED TTL MESSAGE"
 
 
 def test_columns_of_queues(api: Api) -> None:

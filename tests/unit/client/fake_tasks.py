@@ -66,6 +66,12 @@ class FakeTasks(ApiClient):
         task["status"] = {"phase": phase, "observedGeneration": 1, **more}
         await self._emit("MODIFIED", task)
 
+    async def send_outline(self, name: str, **status: Any) -> None:
+        """Send what can be read of a Task that as a whole cannot."""
+        outline = {**self.objects[name], "status": status}
+        self._events.append({"type": "MODIFIED", "object": outline, "problem": "too deep"})
+        await self._wake()
+
     async def delete(self, name: str) -> None:
         """Delete a Task."""
         await self._emit("DELETED", self.objects.pop(name))

@@ -225,6 +225,18 @@ async def test_a_stream_shows_each_change_once_and_ends(
     assert seen[3].progress == TaskProgress(50, "half")
 
 
+async def test_a_stream_leaves_out_what_cannot_be_read_as_a_whole(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    collecting = asyncio.create_task(_all(handle.stream()))
+    await server.until_watched()
+    await server.send_outline("a", phase="Succeeded", result=None)
+    await asyncio.sleep(1)
+    assert not collecting.done()
+    await server.set_status("a", "Succeeded", result={"a": 1})
+    assert [status.phase for status in await collecting] == ["Pending", "Succeeded"]
+
+
 @pytest.mark.parametrize("how", ["break", "error event", "refused"])
 async def test_wait_starts_a_new_watch_when_one_ends(
     server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle, how: str

@@ -157,6 +157,8 @@ class FakeApi:
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
         self.asked: list[str] = []
+        #: What of it was asked for as a row of a Table.
+        self.rows: list[str] = []
 
     async def get(self, path: str, **params: str) -> dict[str, Any]:
         self.asked.append(path)
@@ -169,6 +171,7 @@ class FakeApi:
         self, method: str, path: str, *, params: Mapping[str, str], accept: str, levels: int
     ) -> dict[str, Any]:
         assert (method, accept) == ("GET", TABLE)
+        self.rows.append(path)
         return as_table([await self.get(path)])
 
 

@@ -11,6 +11,7 @@ from taskqueue.controller.engine import Engine, _never_ends
 from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.kubernetes.client import ApiAccess
 from taskqueue.kubernetes.deployments import PoolState
+from taskqueue.kubernetes.pages import Page
 from taskqueue.limits import PAYLOAD_BYTES
 from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import TOKENS, raw_task
@@ -66,6 +67,14 @@ def raw_queue(name: str, created: str, target: str) -> dict[str, Any]:
             "workers": {"scaleTargetRef": ref},
         },
     }
+
+
+async def test_a_taskqueue_that_cannot_be_read_stops_no_other(engine: Engine) -> None:
+    good, bad = (raw_queue(name, "2026-01-01T00:00:00Z", name) for name in ("good", "bad"))
+    assert engine._put_listed(Page({"items": [good]}))
+    assert not engine._put_listed(Page({"items": [{"metadata": bad["metadata"]}]}, "too deep"))
+    assert not engine._put_listed(Page({"items": [{**bad, "spec": {}}, good]}))
+    assert list(engine._controllers) == [("shop", "good")]
 
 
 async def test_a_workload_is_sized_by_the_oldest_that_names_it(engine: Engine) -> None:

@@ -77,7 +77,7 @@ async def test_a_finished_dependency_is_read() -> None:
     assert phase_and_reason(entry) == ("Blocked", "WaitingForDependencies")  # not known yet
     await asyncio.sleep(0.01)
     assert harness.publisher.names == ["t"]
-    assert harness.api.asked == [task_path("shop", "first")]
+    assert harness.api.asked == harness.api.rows == [task_path("shop", "first")]
     assert harness.tasks.dependencies.state_of(entry.task).completed == EPOCH - 50.0
 
 

@@ -73,6 +73,7 @@ async def test_a_task_finished_by_another_writer_is_removed() -> None:
     assert list(harness.entries) == ["uid-waits"]
     assert waits.status.reason == "DependencyFailed"
     assert len(harness.publisher.commands) == 1
+    assert harness.api.asked == harness.api.rows == [PATH]
 
 
 @pytest.mark.parametrize("status", [503, 403, 410])
