@@ -230,3 +230,9 @@ def test_an_outline_of_text_that_no_parser_reads(inside: bytes) -> None:
     assert decode_outline(text, 1) == {"name": "a", "payload": None}
     if inside == b"1":
         assert decode_outline(whole, 1) == {"name": "a", "payload": None, "uid": "b"}
+
+
+@pytest.mark.parametrize("end", [b"", b"}}}}", b'\\"}}', b"\\"])
+def test_a_string_that_is_cut_off_is_one_all_the_same(end: bytes) -> None:
+    text = b'{"name":"a","payload":{"text":"x' + end
+    assert decode_outline(text, 1) == {"name": "a", "payload": None}

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
+import aiohttp
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
-from taskqueue.kubernetes.client import TOO_LARGE, ApiAccess, ApiClient, ApiError
+from taskqueue.kubernetes.client import (
+    OBJECT_BYTES,
+    TOO_LARGE,
+    ApiAccess,
+    ApiClient,
+    ApiError,
+    _lines,
+)
 
 
 class Endless:
@@ -19,6 +29,7 @@ class Endless:
     def __init__(self) -> None:
         self.status = 200
         self.encodings: list[str | None] = []
+        self.written = 0
         self.left = asyncio.Event()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -28,6 +39,7 @@ class Endless:
         try:
             while True:
                 await response.write(b"x" * 2**16)
+                self.written += 2**16
         except ConnectionError:
             self.left.set()
         return response
@@ -56,6 +68,26 @@ async def test_an_answer_is_abandoned_where_it_is_too_long() -> None:
             await client.send("GET", "/endless", most_bytes=1_000_000)
         assert (caught.value.status, caught.value.reason) == (0, TOO_LARGE)
         await asyncio.wait_for(endless.left.wait(), 10)
+        assert endless.written < 20_000_000  # some of it is in the buffers of sockets
+
+
+async def test_a_line_of_a_watch_is_kept_up_to_its_limit() -> None:
+    chunk = b"x" * 2**20
+
+    class Stream:
+        async def iter_any(self) -> AsyncIterator[bytes]:
+            for _ in range(64):
+                yield chunk
+            yield b"\n{}\n\n"
+
+    tracemalloc.start()
+    try:
+        lines = [line async for line in _lines(cast(aiohttp.StreamReader, Stream()))]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert lines == [(b"x" * OBJECT_BYTES, False), (b"{}", True)]
+    assert peak < 5 * OBJECT_BYTES
 
 
 async def test_a_refusal_is_a_refusal_however_long_it_is() -> None:
