@@ -69,6 +69,7 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
             overrides=_overrides(spec),
         ),
         status=_read_status(status),
+        deleting="deletionTimestamp" in metadata,
     )
 
 
@@ -126,6 +127,7 @@ def read_outline(raw: Mapping[str, Any]) -> domain.Task:
             completion_time=from_rfc3339(completed) if completed else None,
         ),
         is_outline=True,
+        deleting="deletionTimestamp" in metadata,
     )
 
 

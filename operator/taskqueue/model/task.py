@@ -242,6 +242,7 @@ class Task:
 
     Attributes, as far as the object's fields do not explain them:
         is_outline: the object cannot be read as a whole: spec and status have some fields only.
+        deleting: it has a deletionTimestamp, and a finalizer keeps it; that is never undone.
     """
 
     namespace: str
@@ -252,6 +253,7 @@ class Task:
     spec: TaskSpec
     status: TaskState = PENDING
     is_outline: bool = False
+    deleting: bool = False
 
     @property
     def path(self) -> str:

@@ -162,7 +162,7 @@ class TaskController:
         self._unreadable.discard(uid)
         if tracked is not None:
             self._runner.send(uid, events.SpecChanged(task))
-        elif not task.status.phase.terminal:
+        elif self._is_to_track(task):
             self._runner.track(
                 TrackedTask(
                     task=task,
@@ -199,6 +199,13 @@ class TaskController:
             if task is not None and not task.status.phase.terminal:
                 tracked = TrackedTask(task=task, status=task.status, written=task.status)
                 self._runner.track(tracked, found)
+
+    def _is_to_track(self, task: Task) -> bool:
+        """Return whether there is anything to do for a Task that is shown and not tracked.
+
+        One that is being deleted was dropped; by a former leader that may not have been done.
+        """
+        return not (task.status.phase.terminal or (task.deleting and self._synced()))
 
     def on_deleted(self, key: Key, uid: str) -> None:
         """Take note that a Task left the informer: finished or deleted."""

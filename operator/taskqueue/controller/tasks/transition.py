@@ -87,6 +87,9 @@ class Draft:
         tracked = self.tracked
         if tracked.stage is TaskStage.FINISHED:
             return
+        if tracked.task.deleting:
+            self.drop_task(None)  # whoever keeps the object for a while keeps no work alive
+            return
         decision = decide(
             tracked.task,
             tracked.status,
@@ -206,7 +209,7 @@ class Draft:
         self.write(urgent=True)
 
     def drop_task(self, found: TaskState | None) -> None:
-        """Track a Task no more that is deleted, or finished by somebody else's hand."""
+        """Track a Task no more that is (being) deleted, or finished by somebody else's hand."""
         event = "task.deleted" if found is None else "task.finished_elsewhere"
         self.do(effects.Log("info", event, {"stage": self.tracked.stage.name}))
         self.stop_worker()

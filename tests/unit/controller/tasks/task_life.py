@@ -115,9 +115,13 @@ class Life(RuleBasedStateMachine):
             self.model.edit(lags=lags, **EDITS[edit])
 
     @precondition(lambda self: self.model.is_tracked and not self.model.is_deleted)
-    @rule(sure=st.integers(0, 15))
-    def user_deletes(self, sure: int) -> None:
-        if sure == 0:
+    @rule(sure=st.integers(0, 15), kept=st.booleans())
+    def user_deletes(self, sure: int, kept: bool) -> None:
+        """A finalizer may keep the object for a while."""
+        if sure == 0 and kept:
+            self.model.begin_deletion()
+            self.model.show()
+        elif sure == 0:
             self.model.is_deleted = True
             self.model.unseen.append(events.LeftInformer())
             self.model.show()

@@ -275,15 +275,25 @@ class TaskModel(TaskRecord):
         """Change the spec; the API server refuses that for a finished Task."""
         if self.is_deleted or self.on_record.phase.terminal:
             return
-        last = next(
-            (one.task for one in reversed(self.unseen) if isinstance(one, events.SpecChanged)),
-            self.tracked.task,
-        )
-        self.generation += 1
-        spec = replace(last.spec, **changes)  # type: ignore[arg-type]
-        self.unseen.append(events.SpecChanged(replace(last, generation=self.generation, spec=spec)))
+        self._change(spec=replace(self._last.spec, **changes))  # type: ignore[arg-type]
         if not lags:
             self.show()
+
+    def begin_deletion(self) -> None:
+        """Delete the object, which a finalizer keeps."""
+        self._change(deleting=True)
+
+    @property
+    def _last(self) -> Task:
+        """The object as the API server has it."""
+        changes = (one.task for one in reversed(self.unseen) if isinstance(one, events.SpecChanged))
+        return next(changes, self.tracked.task)
+
+    def _change(self, **changes: object) -> None:
+        last = self._last
+        self.generation += 1
+        changed = replace(last, generation=self.generation, **changes)  # type: ignore[arg-type]
+        self.unseen.append(events.SpecChanged(changed))
 
     def show(self) -> None:
         """Let the informer catch up."""

@@ -308,7 +308,7 @@ class TaskRecord:
             case effects.Acknowledge():
                 for receipt in effect.receipts:
                     assert isinstance(receipt, int)
-                    self._acknowledge(receipt, effect, event)
+                    self._acknowledge(receipt, effect, self._is_dropped(before, event))
             case effects.PublishCompletion():
                 self._announce(effect, event)
             case effects.RecordEnd():
@@ -316,7 +316,7 @@ class TaskRecord:
                 assert self.tracked.task.generation == self.generation, "an old generation ended"
                 self._stop_tracking()
             case effects.Forget():
-                assert isinstance(event, events.ObjectRead)
+                assert self._is_dropped(before, event)
                 self._stop_tracking()
             case effects.StartTtl():
                 self.ttl_started += 1
@@ -331,6 +331,11 @@ class TaskRecord:
             case effects.ReadObject():
                 self.reads.append((self.now + effect.after_seconds, effect.purpose))
 
+    def _is_dropped(self, before: TrackedTask, event: events.Event) -> bool:
+        """Return whether nothing will be written any more, if the Task ends by this event."""
+        deleting = before.task.deleting and before.stage is not TaskStage.FINISHED
+        return deleting or isinstance(event, events.ObjectRead)
+
     def _release_key(self) -> None:
         for copy in self.copies:
             if copy.keyed and copy.is_live:
@@ -344,6 +349,7 @@ class TaskRecord:
         assert self.environment.can_publish, "published while the queue is held or not declared"
         assert not spec.suspend, "published though suspended"
         assert not spec.cancel, "published though cancelled"
+        assert not self.tracked.task.deleting, "published though deleted"
         assert self.now >= self.not_before, "published before its time"
         assert self.now >= self.paused_until, "published at once after a passing obstacle"
         assert self.now >= (spec.start_after or 0.0), "published before startAfter"
@@ -399,18 +405,23 @@ class TaskRecord:
         assert self.stage is TaskStage.FINISHED, "a command before the raised epoch is on record"
         ends_now = before.stage is not TaskStage.FINISHED
         present = (before.status.current_attempt, before.status.epoch)
-        assert isinstance(event, events.StatusWritten | events.ObjectRead) or (
-            ends_now
-            and effect.kind is CommandKind.CANCEL
-            and (effect.attempt, effect.epoch) == present
+        dropped = self._is_dropped(before, event)
+        assert (
+            dropped
+            or isinstance(event, events.StatusWritten)
+            or (
+                ends_now
+                and effect.kind is CommandKind.CANCEL
+                and (effect.attempt, effect.epoch) == present
+            )
         ), "a command about an attempt that goes on"
 
-    def _acknowledge(self, receipt: int, effect: effects.Acknowledge, event: events.Event) -> None:
+    def _acknowledge(self, receipt: int, effect: effects.Acknowledge, dropped: bool) -> None:
         report = self.inbox[receipt]
         assert receipt not in self.acknowledged, "acknowledged twice"
         self.acknowledged.add(receipt)
-        if isinstance(event, events.ObjectRead):
-            return  # nothing will be written any more
+        if dropped:
+            return
         if report.counts and (report.kind in RECORDED or (report.keyed and report.kind in ENDS)):
             assert receipt in self.recorded, f"{report} is acknowledged before its write"
             if self.recorded[receipt].phase.terminal:
@@ -472,6 +483,7 @@ class TaskRecord:
             assert tracked.status.phase.terminal or self._is_being_read
             return
         assert not tracked.status.phase.terminal
+        assert not tracked.task.deleting, "it is deleted, and goes on"
         assert not self.spec.cancel, "it is cancelled, and goes on"
         assert not self.spec.suspend or self.stage is TaskStage.HELD, "it is suspended, and goes on"
         if self.stage is TaskStage.HELD:

@@ -213,6 +213,12 @@ MUTANTS = [
         rare=True,
     ),
     Mutant(
+        "a Task goes on while a finalizer keeps it",
+        transition,
+        "        if tracked.task.deleting:",
+        "        if False:",
+    ),
+    Mutant(
         "the key of a deleted Task is never released",
         transition,
         """            self.release_key()
@@ -275,8 +281,8 @@ MUTANTS = [
         transition,
         """        if tracked.stage is TaskStage.FINISHED:
             return
-        decision""",
-        "        decision",
+        if tracked.task""",
+        "        if tracked.task",
         rare=True,
     ),
     Mutant(

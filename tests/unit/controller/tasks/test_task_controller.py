@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,10 @@ from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.limits import PAYLOAD_BYTES
+from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Phase
-from tests.unit.controller.fakes import KEY, TaskHarness, raw_task, turn
+from taskqueue.timestamps import to_rfc3339
+from tests.unit.controller.fakes import EPOCH, KEY, TOKENS, TaskHarness, raw_task, turn
 
 pytestmark = pytest.mark.looptime
 
@@ -117,6 +120,72 @@ async def test_a_deleted_task_leaves_nothing_behind_whatever_its_stage(stage: Ta
     assert not any(vars(harness.dispatcher._keys).values())
     assert (entry.reconcile_at, entry.write_at) == (None, None)
     assert not harness.recorded
+
+
+def deleting(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return an object that is deleted while a finalizer keeps it."""
+    metadata = {**raw["metadata"], "deletionTimestamp": "2026-01-02T03:04:05Z"}
+    return {**raw, "metadata": {**metadata, "finalizers": ["example.com/audit"]}}
+
+
+@pytest.mark.parametrize("key", ["", "k"])
+async def test_running_attempt_is_stopped_when_its_task_is_deleted_and_a_finalizer_keeps_it(
+    key: str,
+) -> None:
+    harness = TaskHarness()
+    entry = harness.add("t", concurrencyKey=key)
+    harness.open()
+    await turn()
+    if key:
+        harness.writer.writes.pop().succeed()
+    harness.publisher.settle(Settled.CONFIRMED)
+    harness.event(entry, EventKind.STARTED)
+    harness.show(deleting(raw_task("t", concurrencyKey=key)))
+    (command,) = harness.publisher.commands
+    assert (command.kind, command.token) == (CommandKind.CANCEL, harness.token(entry))
+    assert not harness.entries
+    tag = harness.event(entry, EventKind.CANCELLED)
+    await asyncio.sleep(10)
+    assert tag in harness.channel.acked
+    assert harness.dispatcher.is_empty
+    assert not harness.writer.writes
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{}, {"startAfter": to_rfc3339(EPOCH + 5)}, {"suspend": True}, {"dependsOn": ["other"]}],
+    ids=["waiting", "scheduled", "suspended", "dependent"],
+)
+async def test_task_that_waits_is_never_begun_when_it_is_deleted_and_a_finalizer_keeps_it(
+    spec: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    harness = TaskHarness()
+    harness.add("t", **spec)
+    harness.add("other")
+    harness.show(deleting(raw_task("t", **spec)))
+    for _ in range(2):  # its finalizer's owner goes on writing the object
+        harness.tasks.on_upserted(deleting(raw_task("t", generation=2, **spec)))
+    harness.open()
+    await asyncio.sleep(10)
+    assert harness.publisher.names == ["other"]
+    assert list(harness.entries) == ["uid-other"]
+    assert not harness.publisher.commands
+    assert [one.getMessage() for one in caplog.records].count("task.deleted") == 1
+
+
+async def test_leader_stops_what_a_former_one_published_of_a_task_that_a_finalizer_keeps() -> None:
+    harness = TaskHarness()
+    harness.synced = False
+    running = {"phase": "Running", "attempts": 1, "epoch": 3, "observedGeneration": 1}
+    harness.show(deleting(raw_task("t", status=running)))
+    harness.synced = True
+    harness.open()
+    await asyncio.sleep(10)
+    (command,) = harness.publisher.commands
+    assert (command.kind, command.token) == (CommandKind.CANCEL, TOKENS.sign("uid-t", 1, 3))
+    assert not harness.publisher.published
+    assert not harness.entries
 
 
 # Priority.
