@@ -49,6 +49,10 @@ PROBLEMS: Mapping[str, str] = {
     TOO_LARGE: f"it has more than {OBJECT_BYTES // 1024} KiB: keep the data elsewhere",
 }
 
+#: How long a watch may be without a line; then its connection may be dead, which nothing else says.
+#: A watch with bookmarks has a line each minute.
+WATCH_SILENCE_SECONDS = 75.0
+
 
 class ApiError(Exception):
     """The API server refused a request, or gave no usable response.
@@ -257,18 +261,21 @@ class ApiClient:
     async def watch(
         self, path: str, *, timeout_seconds: int, **params: str
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield watch events until the server ends the watch.
+        """Yield watch events until the server ends the watch, or is silent for too long.
 
         One bad object does not stop the rest. An event that cannot be parsed, or is longer than
         `OBJECT_BYTES`, has a ``problem``, one of `PROBLEMS`, and what is nested in the metadata,
         the spec and the status of its object is left out; if not even its name can be read, it is
         logged and skipped.
 
+        After `WATCH_SILENCE_SECONDS` the caller starts another watch, as after any end. A server
+        that owes no line, because nobody asked for bookmarks or it has seen no change since its
+        start, only costs that request.
+
         Raises:
             ApiError: refused, or the connection broke.
         """
-        # The server ends a watch after timeoutSeconds; one that stays silent longer is dead.
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=timeout_seconds + 15)
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=WATCH_SILENCE_SECONDS)
         query = {"watch": "1", "timeoutSeconds": str(timeout_seconds), **params}
         try:
             async with self._session.get(
@@ -280,6 +287,8 @@ class ApiClient:
                     event = _event(line, whole=whole, path=path)
                     if event is not None:
                         yield event
+        except aiohttp.SocketTimeoutError:
+            log.info("watch.silent", path=path, seconds=WATCH_SILENCE_SECONDS)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(
                 0, "Unreachable", f"API server at {self._base}: {error!r} on watch of {path}"

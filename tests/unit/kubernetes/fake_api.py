@@ -74,6 +74,8 @@ class FakeApi:
     managed: dict[str, bytes] = field(default_factory=dict)
     #: Sent instead of the response to the next PATCH.
     answer_text: bytes = b""
+    #: How many of the next watches get no line, as over a connection that is silently dead.
+    silent_watches: int = 0
     #: PATCHes wait until it is set, so that a test can see those in flight.
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     under_way: int = 0
@@ -139,6 +141,9 @@ class FakeApi:
             return web.json_response({"reason": "Expired", "message": "too old"}, status=410)
         response = web.StreamResponse()
         await response.prepare(request)
+        if self.silent_watches:
+            self.silent_watches -= 1
+            await asyncio.Event().wait()
         breaks = self._breaks
         while breaks == self._breaks:
             for version, event in self._events:

@@ -4,6 +4,9 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
+import pytest
+
+from taskqueue.kubernetes import client
 from taskqueue.kubernetes.client import OBJECT_BYTES, PROBLEMS, TOO_LARGE, UNREADABLE
 from taskqueue.kubernetes.informer import Informer, Key
 from tests.unit.kubernetes.fake_api import FakeApi, eventually, make, serve
@@ -34,8 +37,8 @@ class Listener:
 @asynccontextmanager
 async def feeding(api: FakeApi) -> AsyncIterator[tuple[Informer, Listener]]:
     listener = Listener()
-    async with serve(api) as client:
-        feed = Informer(client, "/things", listener, random=Random(1))
+    async with serve(api) as connected:
+        feed = Informer(connected, "/things", listener, random=Random(1))
         task = asyncio.create_task(feed.run())
         try:
             async with asyncio.timeout(10):
@@ -80,6 +83,19 @@ async def test_informer_resumes_the_watch_without_a_list() -> None:
         await eventually(lambda: "c" in listener.held)
         assert api.lists == 1
         assert len(listener.events) == 3
+
+
+async def test_informer_resumes_a_watch_whose_connection_is_silently_dead(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client, "WATCH_SILENCE_SECONDS", 0.05)
+    api = FakeApi(objects={"a": make("a")}, silent_watches=2)
+    async with feeding(api) as (_, listener):
+        await api.emit("ADDED", make("b"))
+        await eventually(lambda: "b" in listener.held)
+        assert api.lists == 1
+        assert len(listener.events) == 2
+    assert not caplog.records, "silence is no error"
 
 
 async def test_informer_lists_again_when_its_version_has_expired() -> None:
