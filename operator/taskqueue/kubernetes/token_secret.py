@@ -1,8 +1,8 @@
 """The Secret with the keys that sign the tokens of attempts, one for each installation.
 
 It is in the operator's namespace, so that every leader has the same keys. Each entry is a key under
-its id; the id that sorts last signs, and all verify. To rotate the key, add an entry, and remove
-the old one when no attempt signed with it can still be running.
+its id; the id that sorts last signs (k10 after k9), and all verify. To rotate the key, add an
+entry, and remove the old one when no attempt signed with it can still be running.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.model.token import TokenKeys
+from taskqueue.model.token import TokenKeys, last_key_id
 
 SECRET_NAME = "taskqueue-token-keys"  # noqa: S105  (a name, not a secret)
 _KEY_BYTES = 32
@@ -62,4 +62,4 @@ def _read(secret: str, data: Mapping[str, str]) -> TokenKeys:
             f"Secret {secret} must hold at least one key, each under an id "
             "without a dot: delete the Secret, and the operator creates a new one"
         )
-    return TokenKeys(current=max(keys), keys=keys)
+    return TokenKeys(current=last_key_id(keys), keys=keys)

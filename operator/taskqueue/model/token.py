@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 #: Bytes of the digest kept in a token: 128 bits, far beyond guessing within a Task's life.
@@ -48,3 +49,19 @@ class TokenKeys:
     def _digest(key: bytes, uid: str, attempt: int, epoch: int) -> str:
         text = f"{uid}\n{attempt}\n{epoch}".encode()
         return hmac.digest(key, text, hashlib.sha256)[:_DIGEST_BYTES].hex()
+
+
+def last_key_id(ids: Iterable[str]) -> str:
+    """Return the id that sorts last; numbers in ids count as numbers, so k10 comes after k9.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return max(ids, key=lambda one: (_parts(one), one))
+
+
+def _parts(key_id: str) -> list[str | int]:
+    """Split an id into text and numbers, in turns, so that ids can be compared part by part."""
+    return [
+        int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", key_id))
+    ]

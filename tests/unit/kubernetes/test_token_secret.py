@@ -1,5 +1,6 @@
 """The Secret with the token keys: one for each installation."""
 
+import base64
 from typing import Any, cast
 
 import pytest
@@ -42,6 +43,20 @@ async def test_each_installation_has_keys_of_its_own() -> None:
         keys = await load_token_keys(client, "system", name)
         assert keys.verify(token, "uid", 1, 0)
     assert len(api.objects) == 3
+
+
+async def test_the_tenth_key_signs_and_all_verify() -> None:
+    api = FakeSecrets()
+    await load_token_keys(cast(ApiClient, api), "system", "default")
+    (secret,) = api.objects.values()
+    tokens = []
+    for number in range(1, 11):
+        key = base64.b64encode(b"secret %d" % number).decode()
+        secret["data"][f"k{number}"] = key
+        keys = await load_token_keys(cast(ApiClient, api), "system", "default")
+        tokens.append(keys.sign("uid", 1, 0))
+    assert [token.partition(".")[0] for token in tokens] == [f"k{n}" for n in range(1, 11)]
+    assert all(keys.verify(token, "uid", 1, 0) for token in tokens)
 
 
 async def test_a_secret_without_a_key_is_named() -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue.model.token import TokenKeys
+from taskqueue.model.token import TokenKeys, last_key_id
 
 KEYS = TokenKeys(current="k2", keys={"k1": b"old", "k2": b"new"})
 
@@ -36,3 +36,14 @@ def test_the_keys_are_not_shown() -> None:
 def test_the_current_key_must_be_among_the_keys() -> None:
     with pytest.raises(ValueError, match="k3"):
         TokenKeys(current="k3", keys={"k1": b"x"})
+
+
+@given(st.permutations(range(1, 25)), st.sampled_from(["k{}", "{}", "team-2-k{}", "k{}-new"]))
+def test_the_key_with_the_highest_number_signs(numbers: list[int], form: str) -> None:
+    ids = [form.format(number) for number in numbers]
+    assert last_key_id(ids) == form.format(24)
+
+
+@given(st.lists(st.text("01k", min_size=1, max_size=3), min_size=1, unique=True))
+def test_ids_of_any_form_have_one_order(ids: list[str]) -> None:
+    assert last_key_id(ids) == last_key_id(ids[::-1])
