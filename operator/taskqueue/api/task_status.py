@@ -49,6 +49,11 @@ WorkerName = Annotated[str, Field(max_length=OBJECT_NAME_LENGTH)]
 
 TERMINAL_PHASES_IN_CEL = json.dumps(TERMINAL_PHASES)
 
+_ATTEMPTS_DECREASE = "attempts never decrease: read the Task again and continue from its attempts"
+_EPOCH_DECREASES = "epoch never decreases: read the Task again and continue from its epoch"
+#: What the API server says to a writer that does not know how far another one has come.
+NEVER_DECREASES = (_ATTEMPTS_DECREASE, _EPOCH_DECREASES)
+
 
 class AttemptHistoryEntry(ApiModel):
     """One attempt that has ended."""
@@ -98,11 +103,11 @@ class TaskResourceStatus(ApiModel):
             (
                 "!has(oldSelf.attempts) || "
                 "(has(self.attempts) && self.attempts >= oldSelf.attempts)",
-                "attempts never decrease: read the Task again and continue from its attempts",
+                _ATTEMPTS_DECREASE,
             ),
             (
                 "!has(oldSelf.epoch) || (has(self.epoch) && self.epoch >= oldSelf.epoch)",
-                "epoch never decreases: read the Task again and continue from its epoch",
+                _EPOCH_DECREASES,
             ),
             (
                 "!has(oldSelf.completionTime) || has(self.completionTime)",

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from taskqueue.api.common import GROUP, VERSION
 from taskqueue.api.task import TaskResourceSpec, TaskRetry
-from taskqueue.api.task_status import TaskResourceStatus
+from taskqueue.api.task_status import NEVER_DECREASES, TaskResourceStatus
 from taskqueue.exact_json import check_levels
 from taskqueue.jsonable import NotJsonError
 from taskqueue.limits import JSON_DEPTH, PAYLOAD_BYTES
@@ -182,6 +182,11 @@ def status_patch(task: domain.Task, status: domain.TaskState, *, now: float) -> 
             *({"op": "add", "path": path, "value": value} for path, value in changes.items()),
         ]
     )
+
+
+def is_behind(refusal: str) -> bool:
+    """Return whether a status was refused because another writer has raised its numbers."""
+    return any(rule in refusal for rule in NEVER_DECREASES)
 
 
 def _progress(progress: domain.ProgressState) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class ReadPurpose(Enum):
     LEFT_INFORMER = auto()
     #: The API server refused its status.
     STATUS_REJECTED = auto()
+    #: As before, because another writer has raised attempts or epoch.
+    STATUS_BEHIND = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +218,20 @@ class StatusWritten:
 
 @dataclass(frozen=True, slots=True)
 class StatusRejected:
-    """The API server will never take a status; ``code`` is its HTTP answer."""
+    """The API server will never take a status; ``code`` is its HTTP answer.
+
+    ``is_behind``: because another writer has raised attempts or epoch.
+    """
 
     status: TaskState
     code: int
     message: str
+    is_behind: bool = False
+
+    @property
+    def read_purpose(self) -> ReadPurpose:
+        """Why the object is read then."""
+        return ReadPurpose.STATUS_BEHIND if self.is_behind else ReadPurpose.STATUS_REJECTED
 
 
 @dataclass(frozen=True, slots=True)

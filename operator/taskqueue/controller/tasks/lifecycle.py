@@ -194,6 +194,16 @@ def recalled(status: TaskState) -> TaskState:
     return replace(released(status), epoch=status.epoch + 1, concurrency_key="")
 
 
+def renumbered(status: TaskState, found: TaskState) -> TaskState:
+    """Return the status with the numbers on record, where another writer has raised them.
+
+    They never decrease. A raised epoch recalls the dispatched attempt.
+    """
+    attempts, epoch = max(status.attempts, found.attempts), max(status.epoch, found.epoch)
+    after = replace(status, attempts=attempts, epoch=epoch)
+    return after if epoch == status.epoch else replace(released(after), concurrency_key="")
+
+
 def checkpointed(status: TaskState, checkpoint: bytes) -> TaskState:
     """Return the status of a Task whose handler saved something for its next start."""
     return replace(status, checkpoint=checkpoint)
@@ -318,10 +328,10 @@ def waits_for_attempt(status: TaskState, policy: Policy) -> TaskState:
 
     Itself, if it says so already: another obstacle may have come between.
     """
-    if status.is_snoozed:
-        return status if status.phase is Phase.SCHEDULED else _waits_for_snooze(status)
     if status.phase is Phase.RETRYING:
         return status
+    if status.is_snoozed:
+        return status if status.phase is Phase.SCHEDULED else _waits_for_snooze(status)
     last = status.history[-1]
     description = _describe_failure(last.attempt, policy, last.reason, last.message)
     return replace(status, phase=Phase.RETRYING, reason=last.reason, message=_clip(description))
@@ -431,8 +441,5 @@ def _describe_failure(attempt: int, policy: Policy, error: str, message: str) ->
 
 
 def _clip(message: str) -> str:
-    return (
-        message
-        if len(message) <= STATUS_MESSAGE_LENGTH
-        else message[: STATUS_MESSAGE_LENGTH - 1] + "…"
-    )
+    too_long = len(message) > STATUS_MESSAGE_LENGTH
+    return message[: STATUS_MESSAGE_LENGTH - 1] + "…" if too_long else message

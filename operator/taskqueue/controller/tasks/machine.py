@@ -13,8 +13,8 @@ it. What must hold whatever comes:
   a process that led when the write was done. It is never published beside itself.
 * A checkpoint is acknowledged when a write that contains it has succeeded, or a later checkpoint or
   the end of the Task has replaced it. What is published carries the last one.
-* A status the API server refuses for good is written in short; if even that is refused the object
-  is read: no outcome is lost over it.
+* A status the API server refuses for good is written in short; if even that is refused, or another
+  writer has raised attempts or epoch, the object is read: no outcome is lost over it.
 
 Where a Task is changes only as `transition.STAGES` says.
 """
@@ -379,10 +379,10 @@ def _on_completion_confirmed(draft: Draft, event: events.CompletionConfirmed) ->
 def _on_status_rejected(draft: Draft, event: events.StatusRejected) -> None:
     tracked = draft.tracked
     fields = {"error": event.message}
-    if event.code == 404 or tracked.status_truncated:
+    if event.code == 404 or event.is_behind or tracked.status_truncated:
         if event.code != 404:  # else it was deleted in the meantime
             draft.do(effects.Log("error", "status.refused", fields))
-        draft.do(effects.ReadObject(events.ReadPurpose.STATUS_REJECTED, REJECTED_PAUSE_SECONDS))
+        draft.do(effects.ReadObject(event.read_purpose, REJECTED_PAUSE_SECONDS))
         return
     if event.status is not tracked.status:
         if tracked.stage is not TaskStage.FINISHED:
@@ -418,7 +418,7 @@ def _on_object_read(draft: Draft, event: events.ObjectRead) -> None:
     elif event.purpose is events.ReadPurpose.LEFT_INFORMER:
         draft.update(has_left_informer=False)
     else:
-        draft.write(urgent=True)
+        draft.take_over(event.found)
 
 
 _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {

@@ -28,7 +28,7 @@ from taskqueue.controller.tasks.machine import step
 from taskqueue.controller.tasks.payloads import Payloads
 from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TrackedTask
 from taskqueue.kubernetes.status_updater import StatusUpdater, WriteRefused, WriteResult
-from taskqueue.kubernetes.task_codec import status_patch, status_path
+from taskqueue.kubernetes.task_codec import is_behind, status_patch, status_path
 from taskqueue.logs import EventLog
 from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueKey
@@ -275,7 +275,8 @@ class TaskRunner:
 
         def on_result(result: WriteResult) -> None:
             if isinstance(result, WriteRefused):
-                self.send(uid, events.StatusRejected(status, result.status, result.message))
+                code, why = result.status, result.message
+                self.send(uid, events.StatusRejected(status, code, why, is_behind(why)))
                 return
             STATUS_WRITES.inc()
             self.send(

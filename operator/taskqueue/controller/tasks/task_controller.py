@@ -220,7 +220,8 @@ class TaskController:
     async def _read(self, task: Task, effect: effects.ReadObject) -> None:
         if effect.after_seconds:
             await asyncio.sleep(effect.after_seconds)
-        found = await self._get(task.namespace, task.name, task.uid, as_outline=True)
+        as_outline = effect.purpose is not events.ReadPurpose.STATUS_BEHIND  # which has no epoch
+        found = await self._get(task.namespace, task.name, task.uid, as_outline=as_outline)
         status = None if found is None else found.status
         self._runner.send(task.uid, events.ObjectRead(effect.purpose, status))
 

@@ -252,6 +252,25 @@ class Draft:
         self.hold()
         self.write(urgent=True)
 
+    def take_over(self, found: TaskState) -> None:
+        """Go on from the numbers that another writer has raised, and write what is true.
+
+        A raised epoch has made the token of the present attempt stale: it is recalled.
+        """
+        tracked = self.tracked
+        status = lifecycle.renumbered(tracked.status, found)
+        if tracked.stage is TaskStage.FINISHED:
+            self.update(status=status)
+        elif status.epoch == tracked.status.epoch:
+            self.update(status=status)
+            self.reconcile()
+        else:
+            if tracked.dispatched is not Dispatched.NO:
+                self.owe(CommandKind.RELEASE)
+                self.hold_key()
+            self.go_on(status)
+        self.write(urgent=True)
+
     # Dispatching.
 
     def enqueue(self) -> None:

@@ -274,6 +274,13 @@ class Life(RuleBasedStateMachine):
             self.model.end_write()
             self.model.begin_write()
 
+    @precondition(lambda self: self.model.copies and self.model.is_tracked)
+    @rule(attempts=st.integers(0, 1), epochs=st.integers(0, 2), sure=st.integers(0, 3))
+    def late_writer_raises_the_numbers(self, attempts: int, epochs: int, sure: int) -> None:
+        """A former leader, of an attempt that it has published."""
+        if sure == 0:
+            self.model.raise_numbers(attempts=attempts, epochs=epochs)
+
     @precondition(lambda self: self.model.announcing is not None)
     @rule()
     def completion_is_confirmed(self) -> None:

@@ -255,8 +255,11 @@ class TaskModel(TaskRecord):
             code = 404
         elif self.on_record.phase.terminal:
             code = 200 if status.phase is self.on_record.phase else 422
-        if code != 200:
-            self.send(*(events.StatusRejected(one.status, code, "no") for one in done))
+        numbers = (status.attempts - self.on_record.attempts, status.epoch - self.on_record.epoch)
+        is_behind = code != 404 and min(numbers) < 0
+        if is_behind or code != 200:
+            code = 422 if is_behind else code
+            self.send(*(events.StatusRejected(one.status, code, "no", is_behind) for one in done))
             return
         if status.phase.terminal:
             assert self.final in (None, status), "a final status was written over"
@@ -270,6 +273,14 @@ class TaskModel(TaskRecord):
         for one in done:
             written = events.StatusWritten(one.status, one.receipts, self.generation, self.version)
             self.send(written)
+
+    def raise_numbers(self, *, attempts: int, epochs: int) -> None:
+        """Have another writer raise attempts and epoch on record."""
+        before = self.on_record
+        if not self.is_deleted and not before.phase.terminal:
+            self.on_record = replace(
+                before, attempts=before.attempts + attempts, epoch=before.epoch + epochs
+            )
 
     def edit(self, *, lags: bool = False, **changes: object) -> None:
         """Change the spec; the API server refuses that for a finished Task."""

@@ -219,6 +219,19 @@ MUTANTS = [
         "        if False:",
     ),
     Mutant(
+        "numbers that another writer has raised are not taken over",
+        transition,
+        "        status = lifecycle.renumbered(tracked.status, found)",
+        "        status = tracked.status",
+    ),
+    Mutant(
+        "an attempt whose epoch another writer has raised goes on",
+        lifecycle,
+        "    return after if epoch == status.epoch else replace(released(after), "
+        'concurrency_key="")',
+        "    return replace(status, attempts=attempts)",
+    ),
+    Mutant(
         "the key of a deleted Task is never released",
         transition,
         """            self.release_key()

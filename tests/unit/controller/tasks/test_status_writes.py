@@ -4,10 +4,12 @@ import asyncio
 
 import pytest
 
+from taskqueue.api.task_status import NEVER_DECREASES
 from taskqueue.contract.outcome import EventError, EventKind
 from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
+from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Phase, RetryBackoff
 from tests.unit.controller.fakes import KEY, TOKENS, TaskHarness, raw_task, turn
 from tests.unit.controller.virtual_time import until_time
@@ -101,6 +103,64 @@ async def test_the_last_failure_ends_it() -> None:
     assert harness.writer.writes[0].status["reason"] == "RetriesExhausted"
     assert entry.stage is TaskStage.FINISHED
     assert harness.dispatcher.is_empty
+
+
+# Numbers that a late writer, such as a former leader, has raised.
+
+
+def late_writer_raises(harness: TaskHarness, **numbers: int) -> None:
+    status = {"phase": "Pending", "observedGeneration": 1, **numbers}
+    harness.api.objects[task_path("shop", "t")] = raw_task("t", status=status)
+
+
+@pytest.mark.parametrize("rule", NEVER_DECREASES)
+async def test_cancel_is_written_with_the_numbers_on_record(rule: str) -> None:
+    harness = TaskHarness()
+    await harness.published()
+    late_writer_raises(harness, attempts=2, epoch=3)
+    harness.add("t", cancel=True)
+    harness.writer.writes.pop().refuse(422, f'Task "t" is invalid: {rule}')
+    await asyncio.sleep(6)
+    (write,) = harness.writer.writes
+    status = write.status
+    assert (status["phase"], status["attempts"], status["epoch"]) == ("Cancelled", 2, 3)
+    write.succeed()
+    await asyncio.sleep(60)
+    assert (len(harness.writer.writes), harness.entries) == (1, {})
+
+
+async def test_success_keeps_its_result_though_its_numbers_were_behind() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    late_writer_raises(harness, attempts=2, epoch=0)
+    tag = harness.event(entry, EventKind.SUCCEEDED)
+    harness.writer.writes.pop().refuse(422, NEVER_DECREASES[0])
+    await asyncio.sleep(6)
+    (write,) = harness.writer.writes
+    assert (write.status["attempts"], write.status["result"]) == (2, {"a": None})
+    write.succeed()
+    await turn()
+    assert harness.channel.acked == [tag]
+
+
+async def test_attempt_whose_epoch_was_raised_is_recalled_and_published_with_that() -> None:
+    harness = TaskHarness()
+    entry = await harness.published()
+    harness.publisher.published.clear()
+    old = harness.token(entry)
+    late_writer_raises(harness, attempts=1, epoch=3)
+    harness.event(entry, EventKind.STARTED)
+    await asyncio.sleep(2)
+    harness.writer.writes.pop().refuse(422, NEVER_DECREASES[1])
+    await asyncio.sleep(5.1)
+    assert not harness.publisher.commands
+    harness.writer.writes.pop().succeed()
+    (command,) = harness.publisher.commands
+    assert (command.kind, command.token) == (CommandKind.RELEASE, old)
+    (publish,) = harness.publisher.published
+    assert (publish.message.attempt, publish.message.epoch) == (1, 3)
+    harness.event(entry, EventKind.SUCCEEDED, epoch=3)
+    assert harness.writer.phases == ["Succeeded"]
 
 
 async def test_a_repeated_outcome_waits_for_the_same_write() -> None:
