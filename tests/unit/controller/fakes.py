@@ -230,6 +230,8 @@ class TaskHarness:
         self.problems: list[BaseException] = []
         self.leads = True
         self.synced = True
+        #: By how much the wall clock was set since the start.
+        self.step = 0.0
         self._shown: dict[tuple[str, str], str] = {}
         self._tags = itertools.count(1)
         self._background: set[asyncio.Task[None]] = set()
@@ -253,7 +255,7 @@ class TaskHarness:
             leads=lambda: self.leads,
             random=Random(0),
             spawn=self._spawn,
-            clock=now,
+            clock=lambda: now() + self.step,
         )
         self.states = _States()
         self.tasks._runner.tasks = self.states

@@ -115,7 +115,7 @@ class Invariants:
             f"{who} is above the window"
         )
         start = entry.task.spec.start_after
-        assert start is None or start <= EPOCH + self._model.loop.time(), (
+        assert start is None or start <= EPOCH + self._model.loop.time() + 0.001, (
             f"{who} is published too early"
         )
         reason = entry.status.reason if entry.status.phase is Phase.BLOCKED else ""

@@ -30,7 +30,6 @@ from taskqueue.limits import REPORT_GRACE_SECONDS
 from taskqueue.model.queue import QueueConfig
 from taskqueue.model.task import Phase, Policy, RetryBackoff
 from tests.unit.controller.fakes import (
-    EPOCH,
     KEY,
     FakeChannel,
     FakePublisher,
@@ -334,9 +333,9 @@ class Model:
         dispatcher = self.harness.dispatcher
         if dispatcher.publisher is None:
             return
-        now = EPOCH + self.loop.time()
+        now = self.loop.time()
         for uid, since in dispatcher._published._published.items():
-            if since and now - since > TIMEOUT + REPORT_GRACE_SECONDS:
+            if since is not None and now - since > TIMEOUT + REPORT_GRACE_SECONDS:
                 token = self.harness.token(self.harness.entries[uid])
                 for message in self.messages:
                     # Its worker would have stopped it and reported that.

@@ -16,9 +16,11 @@ from enum import Enum, auto
 
 from taskqueue.controller.tasks import lifecycle
 from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
-from taskqueue.controller.tasks.tracked_task import Dispatched, TaskEnvironment
+from taskqueue.controller.tasks.tracked_task import Anchors, Dispatched, TaskEnvironment
 from taskqueue.model.task import Phase, Task, TaskState
 
+#: Less than this is no time: what floats and timers lose.
+_INSTANT_SECONDS = 1e-6
 #: Names shown in a message; the others are counted.
 _NAMES_SHOWN = 5
 
@@ -36,11 +38,15 @@ class AdmissionStep(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AdmissionDecision:
-    """A step, its status, and when time alone may change the decision (seconds since the epoch)."""
+    """A step, its status, and when time alone may change the decision.
+
+    ``reconsider_at`` and the Task's ``deadline`` are in seconds since the epoch, or None.
+    """
 
     step: AdmissionStep
     status: TaskState
     reconsider_at: float | None = None
+    deadline: float | None = None
 
 
 def decide(
@@ -50,6 +56,7 @@ def decide(
     *,
     dispatched: Dispatched,
     hold_until: float = 0.0,
+    anchors: Anchors = (),
 ) -> AdmissionDecision:
     """Return what to do with a Task.
 
@@ -59,6 +66,7 @@ def decide(
         environment: see `TaskEnvironment`.
         dispatched: whether an attempt of it is in the broker or with a worker.
         hold_until: it is held until then for a passing obstacle, such as an unknown handler.
+        anchors: the times that were converted before; see `seconds_until`.
     """
     now = environment.now
     spec = task.spec
@@ -71,22 +79,48 @@ def decide(
     if status.phase is Phase.SUSPENDED:
         status = lifecycle.resumed(status, now=now)
     deadline, seconds = _deadline(task, status, environment)
-    if deadline is not None and now >= deadline:
+    if deadline is not None and not seconds_until(deadline, environment, anchors):
         over = lifecycle.deadline_exceeded(status, now=now, seconds=seconds)
         return AdmissionDecision(AdmissionStep.END, over)
     if dispatched is Dispatched.YES:
         if environment.policy is None and status.phase is not Phase.RUNNING:
-            return AdmissionDecision(AdmissionStep.GO, _without_queue(task, status), deadline)
-        return AdmissionDecision(AdmissionStep.GO, _free(status), deadline)
-    decision = _before_dispatch(task, status, environment, hold_until)
+            status = _without_queue(task, status)
+        else:
+            status = _free(status)
+        return AdmissionDecision(AdmissionStep.GO, status, deadline, deadline)
+    decision = _before_dispatch(task, status, environment, hold_until, anchors)
     if deadline is None or decision.step is AdmissionStep.END:
         return decision
-    first = deadline if decision.reconsider_at is None else min(deadline, decision.reconsider_at)
-    return AdmissionDecision(decision.step, decision.status, first)
+    first = min(
+        (at for at in (deadline, decision.reconsider_at) if at is not None),
+        key=lambda at: seconds_until(at, environment, anchors),
+    )
+    return AdmissionDecision(decision.step, decision.status, first, deadline)
+
+
+def seconds_until(at: float, environment: TaskEnvironment, anchors: Anchors) -> float:
+    """Return how long until a time comes; 0.0: it has come.
+
+    Args:
+        at: seconds since the epoch.
+        environment: has the time by both clocks.
+        anchors: a time among these comes by the monotonic clock; another one by the wall clock.
+    """
+    for wall, monotonic in anchors:
+        if wall == at:
+            left = monotonic - environment.monotonic
+            break
+    else:
+        left = at - environment.now
+    return left if left > _INSTANT_SECONDS else 0.0
 
 
 def _before_dispatch(
-    task: Task, status: TaskState, environment: TaskEnvironment, hold_until: float
+    task: Task,
+    status: TaskState,
+    environment: TaskEnvironment,
+    hold_until: float,
+    anchors: Anchors,
 ) -> AdmissionDecision:
     now = environment.now
     if environment.policy is None:
@@ -102,13 +136,13 @@ def _before_dispatch(
     if environment.payload_error is not None:
         return _blocked(status, "PayloadUnresolved", environment.payload_error)
     start = task.spec.start_after
-    if fresh and start is not None and now < start:
+    if fresh and start is not None and seconds_until(start, environment, anchors):
         return AdmissionDecision(AdmissionStep.HOLD, lifecycle.scheduled(status, at=start), start)
     due = status.next_attempt_time if status.attempts else None
-    if due is not None and now < due:
+    if due is not None and seconds_until(due, environment, anchors):
         waits = lifecycle.waits_for_attempt(status, environment.policy)
         return AdmissionDecision(AdmissionStep.HOLD, waits, due)
-    if now < hold_until:
+    if seconds_until(hold_until, environment, anchors):
         return AdmissionDecision(AdmissionStep.HOLD, status, hold_until)
     return AdmissionDecision(AdmissionStep.GO, _free(status))
 

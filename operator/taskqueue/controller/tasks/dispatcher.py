@@ -65,7 +65,7 @@ class Dispatcher:
         key: the queue, which may not exist (yet).
         tasks: the unfinished Tasks of all queues by uid.
         send: hands an event to a Task.
-        clock: wall time in seconds.
+        clock: monotonic time in seconds.
         on_open: called when publishing begins.
     """
 
@@ -105,7 +105,7 @@ class Dispatcher:
         self._published = PublishedAttempts(
             timeout_of=lambda uid: self._tasks[uid].attempt_seconds(self.policy(self._tasks[uid])),
             clock=clock,
-            on_unreported=lambda uid, since: send(uid, AttemptUnreported(since)),
+            on_unreported=lambda uid, seconds: send(uid, AttemptUnreported(seconds)),
         )
         self._rate = FinishRate()
         self._commands = CommandOutbox()
@@ -278,9 +278,9 @@ class Dispatcher:
         """Take note that the broker has the message of a Task."""
         self._published.mark_confirmed(uid)
 
-    def mark_delivered(self, uid: str, since: float) -> None:
-        """Take note that a worker has had the attempt of a Task since then."""
-        self._published.mark_delivered(uid, since)
+    def mark_delivered(self, uid: str, seconds: float) -> None:
+        """Take note that a worker has had the attempt of a Task for these seconds."""
+        self._published.mark_delivered(uid, seconds)
 
     def on_handlers_registered(self, names: Collection[str]) -> None:
         """Try the Tasks at once that have waited for a worker with one of these handlers."""

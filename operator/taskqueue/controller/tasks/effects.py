@@ -77,9 +77,9 @@ class MarkConfirmed:
 
 @dataclass(frozen=True, slots=True)
 class MarkDelivered:
-    """The attempt has been with a worker since then."""
+    """The attempt has been with a worker for these seconds."""
 
-    since: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

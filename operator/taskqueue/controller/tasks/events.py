@@ -194,9 +194,9 @@ class HeartbeatSeen:
 
 @dataclass(frozen=True, slots=True)
 class AttemptUnreported:
-    """A worker has had the attempt ``since`` then, and its time is up without an outcome."""
+    """A worker has had the attempt for these seconds, and its time is up without an outcome."""
 
-    since: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

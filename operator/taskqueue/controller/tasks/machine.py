@@ -311,7 +311,7 @@ def _on_unreported(draft: Draft, event: events.AttemptUnreported) -> None:
     status = lifecycle.unreported(
         tracked.status,
         now=draft.environment.now,
-        start=event.since,
+        start=draft.environment.now - event.seconds,
         seconds=tracked.attempt_seconds(policy),
         policy=policy,
         random=draft.environment.random,

@@ -4,6 +4,8 @@ How many there may be, how many there were at most, and which of them no worker 
 more. The broker's queue hands out in order, so all but the last ``ready`` published are with a
 worker. Messages of others make the count larger, and us more patient. While nobody could report,
 nobody is late: then everybody gets the whole time again.
+
+All times are of one monotonic clock: a step of the wall clock makes no attempt late.
 """
 
 from __future__ import annotations
@@ -59,8 +61,8 @@ class PublishedAttempts:
 
     Args:
         timeout_of: the attempt timeout of a Task now, in seconds.
-        clock: wall time in seconds.
-        on_unreported: called with a uid, and since when a worker has had its attempt.
+        clock: monotonic time in seconds.
+        on_unreported: called with a uid, and for how many seconds a worker has had its attempt.
     """
 
     def __init__(
@@ -108,10 +110,10 @@ class PublishedAttempts:
         """Take note that the broker has the attempt's message."""
         self._confirmed.add(uid)
 
-    def mark_delivered(self, uid: str, since: float) -> None:
-        """Take note that a worker has had the attempt since then."""
+    def mark_delivered(self, uid: str, seconds: float) -> None:
+        """Take note that a worker has had the attempt for these seconds."""
         if uid in self._published:
-            self._published[uid] = since
+            self._published[uid] = self._clock() - seconds
 
     def on_ready_count(self, ready: int, *, reporting: bool) -> None:
         """Take the broker's count of messages no worker has; call out what is overdue.
@@ -133,9 +135,9 @@ class PublishedAttempts:
                 if uid in self._confirmed:
                     self._published[uid] = now
             elif now - since > self._timeout_of(uid) + REPORT_GRACE_SECONDS:
-                overdue.append((uid, since))
-        for uid, since in overdue:
-            self._on_unreported(uid, since)
+                overdue.append((uid, now - since))
+        for uid, seconds in overdue:
+            self._on_unreported(uid, seconds)
 
     def restart_timeouts(self) -> None:
         """Give everybody the whole time again: nobody could report for a while."""

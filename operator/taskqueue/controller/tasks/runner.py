@@ -189,6 +189,7 @@ class TaskRunner:
             dependencies=self._dependencies.state_of(task) if spec.depends_on else INDEPENDENT,
             payload_error=self._payloads.error(task.uid) if spec.payload_from else None,
             now=self._clock(),
+            monotonic=asyncio.get_running_loop().time(),
             random=self._random.random(),
             can_publish=dispatcher.can_publish,
             leads=not tracked.status.concurrency_key or self._leads(),
@@ -245,7 +246,7 @@ class TaskRunner:
         self._dispatchers[tracked.queue_key].mark_confirmed(tracked.uid)
 
     def _mark_delivered(self, tracked: TrackedTask, effect: effects.MarkDelivered) -> None:
-        self._dispatchers[tracked.queue_key].mark_delivered(tracked.uid, effect.since)
+        self._dispatchers[tracked.queue_key].mark_delivered(tracked.uid, effect.seconds)
 
     def _note_missing(self, tracked: TrackedTask, effect: effects.NoteHandlerMissing) -> None:
         missing = self._dispatchers[tracked.queue_key].missing

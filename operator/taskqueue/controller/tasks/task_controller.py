@@ -91,7 +91,6 @@ class TaskController:
         clock: Clock = time.time,
     ) -> None:
         self._client = client
-        self._clock = clock
         self._listener = listener
         self._uid_of = uid_of
         self._synced = synced
@@ -311,7 +310,7 @@ class TaskController:
             key,
             tasks=self._runner.tasks,
             send=self._runner.send,
-            clock=self._clock,
+            clock=asyncio.get_running_loop().time,
             on_open=self.completions.publish_kept,
         )
 

@@ -16,6 +16,9 @@ from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueKey
 from taskqueue.model.task import Phase, Policy, Task, TaskState
 
+#: Wall times, and when they come by the monotonic clock.
+Anchors = tuple[tuple[float, float], ...]
+
 #: Stands for a message of the inbox that is acknowledged later; opaque here.
 Receipt = object
 
@@ -54,7 +57,8 @@ class TaskEnvironment:
         policy: its own settings over its queue's; None: there is no such TaskQueue.
         dependencies: the state of its dependencies.
         payload_error: why its payload cannot be put together; "": it is being read; None: it can.
-        now: seconds since the epoch.
+        now: seconds since the epoch, by the wall clock, which may be set at any moment.
+        monotonic: seconds that no such step moves.
         random: a number in [0, 1) for the jitter of a back-off.
         can_publish: the queue is declared at its broker, and not held back.
         leads: this process certainly leads.
@@ -65,6 +69,7 @@ class TaskEnvironment:
     dependencies: DependencyState = INDEPENDENT
     payload_error: str | None = None
     now: float = 0.0
+    monotonic: float = 0.0
     random: float = 0.0
     can_publish: bool = False
     leads: bool = True
@@ -102,6 +107,8 @@ class TrackedTask:
         deliveries: how many of the present attempt were lost without progress in between.
         source: the broker that the last counted report came from; opaque here.
         owed: commands that wait for a write.
+        anchors: the times its decision depends on. Each is converted once, when it is first seen:
+            what has begun to wait waits as long as it should, however the wall clock is set.
         reconcile_at: when time alone may change what is due, in seconds since the epoch.
         write_at: when a timer will write the unfinished status, in seconds since the epoch.
         hold_until: an obstacle its status names is met until then, such as a handler nobody has.
@@ -126,6 +133,7 @@ class TrackedTask:
     deliveries: int = 0
     source: object = field(default=None, repr=False)
     owed: tuple[OwedCommand, ...] = ()
+    anchors: Anchors = ()
     reconcile_at: float | None = None
     write_at: float | None = None
     hold_until: float = 0.0

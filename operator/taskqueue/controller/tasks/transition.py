@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from taskqueue.controller.tasks import effects, events, lifecycle
-from taskqueue.controller.tasks.admission import AdmissionStep, decide
+from taskqueue.controller.tasks.admission import AdmissionStep, decide, seconds_until
 from taskqueue.controller.tasks.missing_handlers import next_retry
 from taskqueue.controller.tasks.tracked_task import (
     Dispatched,
@@ -96,7 +96,10 @@ class Draft:
             self.environment,
             dispatched=tracked.dispatched,
             hold_until=tracked.hold_until,
+            anchors=tracked.anchors,
         )
+        due, start = decision.status.next_attempt_time, tracked.task.spec.start_after
+        self.anchor(decision.deadline, decision.reconsider_at, due, start)
         self.remind(decision.reconsider_at)
         if decision.step is AdmissionStep.END:
             self.end(decision.status)
@@ -115,17 +118,27 @@ class Draft:
             if tracked.stage not in _GOING:
                 self.enqueue()
 
+    def anchor(self, *times: float | None) -> None:
+        """Let these times come by the monotonic clock from now on, and no others."""
+        before, environment = self.tracked.anchors, self.environment
+        wanted = [at for at in dict.fromkeys(times) if at is not None]
+        if wanted != [at for at, _ in before]:
+            now = environment.monotonic
+            anchors = ((at, now + seconds_until(at, environment, before)) for at in wanted)
+            self.update(anchors=tuple(anchors))
+
     def remind(self, at: float | None) -> None:
         """Be woken at a time, if time alone may change what is due."""
         if at != self.tracked.reconcile_at:
             self.update(reconcile_at=at)
-            seconds = None if at is None else max(at - self.environment.now, 0.0)
+            anchors = self.tracked.anchors
+            seconds = None if at is None else seconds_until(at, self.environment, anchors)
             self.do(effects.SetTimer(events.Timer.RECONCILE, seconds))
 
     def start(self, attempt: int, worker: str, *, ago: float) -> None:
         """Take note that an attempt runs, and has for ``ago`` seconds."""
         begun = self.environment.now - ago
-        self.do(effects.MarkDelivered(begun))
+        self.do(effects.MarkDelivered(ago))
         status = self.tracked.status
         if attempt >= status.current_attempt:
             self.change(

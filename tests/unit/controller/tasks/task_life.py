@@ -291,6 +291,12 @@ class Life(RuleBasedStateMachine):
     def reads_end(self) -> None:
         self.model.end_reads()
 
+    @rule(seconds=st.sampled_from([-400.0, -3.0, 3.0, 400.0]), sure=st.integers(0, 3))
+    def wall_clock_is_set(self, seconds: float, sure: int) -> None:
+        """Nothing that waits comes earlier or later for it."""
+        if sure == 0:
+            self.model.step += seconds
+
     @rule(seconds=times)
     def time_passes(self, seconds: float) -> None:
         self.model.pass_time(seconds)

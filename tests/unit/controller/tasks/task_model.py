@@ -14,6 +14,7 @@ from taskqueue.limits import REPORT_GRACE_SECONDS, SNOOZES
 from taskqueue.model.task import PENDING, ProgressState, Task, TaskSpec, TaskState
 from tests.unit.controller.tasks.task_record import (
     ENDS,
+    INSTANT,
     MAX_DELIVERIES,
     RECORDED,
     SNOOZE_SECONDS,
@@ -152,11 +153,11 @@ class TaskModel(TaskRecord):
             self.paused_until = self.now + machine.STOPPED_SECONDS
         elif kind == "unknown handler":
             known = self.missing
-            if known is None or self.now >= known.retry_at:
+            if known is None or self.wall >= known.retry_at:
                 tries = 0 if known is None else known.tries
                 self.paused_until = self.now + min(5.0 * 2.0**tries, 300.0)
             else:
-                self.paused_until = known.retry_at
+                self.paused_until = self.now + known.retry_at - self.wall
 
     def _event(
         self,
@@ -170,7 +171,7 @@ class TaskModel(TaskRecord):
             attempt=copy.attempt, epoch=copy.epoch, token=str(copy.token), receipt=receipt
         )
         end = lifecycle.AttemptEnd(
-            attempt=copy.attempt, epoch=copy.epoch, now=self.now, seconds=1.0, worker="pod-1"
+            attempt=copy.attempt, epoch=copy.epoch, now=self.wall, seconds=1.0, worker="pod-1"
         )
         match kind:
             case "started":
@@ -233,7 +234,7 @@ class TaskModel(TaskRecord):
             self.ended_tokens.add(token)
             self.lost = 0
             self.not_before = self.now + min(2.0 * 1.5 ** (status.current_attempt - 1), 20.0)
-        self.send(events.AttemptUnreported(self.confirmed_at))
+        self.send(events.AttemptUnreported(self.now - self.confirmed_at))
 
     def begin_write(self) -> None:
         """Send what waits to be written: at most one write is in flight."""
@@ -321,13 +322,13 @@ class TaskModel(TaskRecord):
     def pass_time(self, seconds: float) -> None:
         """Let time pass: timers fire at their time, and holds of the key end."""
         until = self.now + seconds
-        while due := [(at, timer) for timer, at in self.timers.items() if at <= until]:
+        while due := [(at, timer) for timer, at in self.timers.items() if at <= until + INSTANT]:
             at, timer = min(due, key=lambda one: one[0])
             self.now = max(self.now, at)
             self._end_holds()
             del self.timers[timer]
             self.send(events.TimerFired(timer))
-        self.now = until
+        self.now = max(self.now, until)
         self._end_holds()
 
     def _end_holds(self) -> None:

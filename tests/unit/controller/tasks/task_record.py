@@ -33,6 +33,8 @@ from taskqueue.model.task import (
 )
 
 START = 1000.0
+#: What floats and timers may lose.
+INSTANT = 0.001
 TIMEOUT = 20
 POLICY = Policy(
     max_attempts=3, backoff=RetryBackoff(2.0, 1.5, 20.0, 0.0), attempt_timeout_seconds=TIMEOUT
@@ -109,7 +111,9 @@ class TaskRecord:
     """
 
     tracked: TrackedTask
+    #: Monotonic; the wall clock said the same until it was set.
     now: float = START
+    step: float = 0.0
     policy: Policy | None = POLICY
     dependencies: DependencyState = INDEPENDENT
     payload_error: str | None = None
@@ -174,12 +178,18 @@ class TaskRecord:
         return self.tracked.task.spec
 
     @property
+    def wall(self) -> float:
+        """What the wall clock says."""
+        return self.now + self.step
+
+    @property
     def environment(self) -> TaskEnvironment:
         return TaskEnvironment(
             policy=None if self.policy is None else self.spec.overrides.over(self.policy),
             dependencies=self.dependencies,
             payload_error=self.payload_error,
-            now=self.now,
+            now=self.wall,
+            monotonic=self.now,
             random=0.5,
             can_publish=self.can_publish and self.policy is not None,
             leads=self.leads,
@@ -236,6 +246,9 @@ class TaskRecord:
             assert isinstance(event, events.StatusRejected), "a final status changed"
             assert new.message.startswith(SHORT)
             assert (new.phase, new.completion_time) == (old.phase, old.completion_time)
+        if new.reason == "DeadlineExceeded" and not old.phase.terminal:
+            seconds = self.spec.overrides.active_deadline_seconds or 0
+            assert self.now + INSTANT >= START + seconds, "it ends before its deadline"
         assert new.snoozes - old.snoozes in (0, 1)
         assert new.snoozes <= SNOOZES, "snoozed more often than allowed"
         if isinstance(event, events.AttemptReport):
@@ -295,7 +308,7 @@ class TaskRecord:
             case effects.Publish():
                 self._publish(effect, before)
             case effects.NoteHandlerMissing(missing):
-                assert missing.retry_at > self.now
+                assert missing.retry_at > self.wall
                 self.missing = missing
             case effects.NoteHandlerFound():
                 assert self.missing is not None, "a handler is found that was not missing"
@@ -303,7 +316,7 @@ class TaskRecord:
             case effects.MarkConfirmed():
                 self.confirmed_at = self.now
             case effects.MarkDelivered() if self.stage is TaskStage.PUBLISHED:
-                self.confirmed_at = effect.since
+                self.confirmed_at = self.now - effect.seconds
             case effects.WriteStatus():
                 self._write(effect)
             case effects.SendCommand():
@@ -353,9 +366,10 @@ class TaskRecord:
         assert not spec.suspend, "published though suspended"
         assert not spec.cancel, "published though cancelled"
         assert not self.tracked.task.deleting, "published though deleted"
-        assert self.now >= self.not_before, "published before its time"
-        assert self.now >= self.paused_until, "published at once after a passing obstacle"
-        assert self.now >= (spec.start_after or 0.0), "published before startAfter"
+        now = self.now + INSTANT
+        assert now >= self.not_before, "published before its time"
+        assert now >= self.paused_until, "published at once after a passing obstacle"
+        assert now >= (spec.start_after or 0.0), "published before startAfter"
         assert self.payload_error is None, "published without its payload"
         assert token not in self.ended_tokens, "an attempt that has ended is published"
         assert self.tracked.status.checkpoint == self.saved, "published without its checkpoint"
@@ -475,10 +489,11 @@ class TaskRecord:
             assert not tracked.owed, "a command was never sent"
             return
         assert self._is_being_written or self._is_being_read, "what is true is never written"
-        assert self.timers.get(Timer.WRITE) == tracked.write_at
+        assert (Timer.WRITE in self.timers) == (tracked.write_at is not None)
         assert (Timer.RECONCILE in self.timers) == (tracked.reconcile_at is not None)
         if tracked.reconcile_at is not None:
-            assert self.timers[Timer.RECONCILE] == tracked.reconcile_at
+            late = self.timers[Timer.RECONCILE] - dict(tracked.anchors)[tracked.reconcile_at]
+            assert abs(late) < INSTANT, "it is not woken when its time comes"
         assert (self.has_key or self.waits_for_key) == bool(tracked.key), "who has the key?"
         placed = self.is_queued or self.waits_for_key
         assert placed == (self.stage is TaskStage.WAITING), "it waits for no turn"
@@ -498,6 +513,7 @@ class TaskRecord:
                 self.environment,
                 dispatched=Dispatched.NO,
                 hold_until=tracked.hold_until,
+                anchors=tracked.anchors,
             )
             assert decision.step is AdmissionStep.HOLD, "it is held, and nothing holds it"
             assert decision.reconsider_at == tracked.reconcile_at, "it will not be woken in time"

@@ -249,8 +249,14 @@ MUTANTS = [
     Mutant(
         "the wait before a retry is cut short",
         admission,
-        "    if due is not None and now < due:",
-        "    if due is not None and now < due - 1.0:",
+        "    if due is not None and seconds_until(due, environment, anchors):",
+        "    if due is not None and seconds_until(due, environment, anchors) > 1.0:",
+    ),
+    Mutant(
+        "a wait follows the wall clock when that is set",
+        admission,
+        "        if wall == at:",
+        "        if False:",
     ),
     Mutant(
         "a retry has no time",
@@ -261,7 +267,7 @@ MUTANTS = [
     Mutant(
         "startAfter is ignored",
         admission,
-        "    if fresh and start is not None and now < start:",
+        "    if fresh and start is not None and seconds_until(start, environment, anchors):",
         "    if False:",
     ),
     Mutant(

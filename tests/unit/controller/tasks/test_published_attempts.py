@@ -49,6 +49,22 @@ async def test_the_time_limit_counts_that_was_published_with_the_attempt(now: in
     assert "within 20 s" in harness.writer.writes[-1].status["history"][-1]["message"]
 
 
+@pytest.mark.parametrize("step", [-400.0, 400.0])
+async def test_step_of_the_wall_clock_makes_no_attempt_late(step: float) -> None:
+    harness = TaskHarness(attempt_timeout_seconds=20)
+    entry = await harness.published()
+    harness.dispatcher.on_ready_count(0, reporting=True)
+    await asyncio.sleep(5)
+    harness.step = step
+    harness.event(entry, EventKind.STARTED)
+    harness.dispatcher.on_ready_count(0, reporting=True)
+    await asyncio.sleep(2)
+    harness.writer.writes.pop()
+    harness.step = 0.0
+    assert not await is_failed_after(harness, 27)
+    assert await is_failed_after(harness, 1)
+
+
 async def test_an_unreported_last_attempt_ends_the_task() -> None:
     harness = TaskHarness(attempt_timeout_seconds=20, max_attempts=1)
     await harness.published()
