@@ -41,6 +41,7 @@ from taskqueue.controller.tasks.published_attempts import (
     window_size,
 )
 from taskqueue.controller.tasks.tracked_task import TrackedTask
+from taskqueue.limits import WORKER_LOST_SECONDS
 from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.task import Policy
@@ -313,6 +314,17 @@ class Dispatcher:
         self._keys.assign(key, token)
         timer = asyncio.get_running_loop().call_later(seconds, self.end_key_hold, token)
         self._key_holds[token] = (key, timer)
+
+    def prolong_key_hold(self, token: str) -> None:
+        """Keep the key that is held for an attempt: its worker has just said that it runs."""
+        hold = self._key_holds.get(token)
+        if hold is not None:
+            key, timer = hold
+            loop = asyncio.get_running_loop()
+            if timer.when() < loop.time() + WORKER_LOST_SECONDS:
+                timer.cancel()
+                timer = loop.call_later(WORKER_LOST_SECONDS, self.end_key_hold, token)
+                self._key_holds[token] = (key, timer)
 
     def end_key_hold(self, token: str) -> None:
         """Take note that no worker has this attempt any more."""

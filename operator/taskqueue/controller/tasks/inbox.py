@@ -260,6 +260,9 @@ class Inbox:
         if genuine is False:
             HEARTBEATS_DROPPED.labels("forged").inc()
             return False
+        dispatcher = self._dispatcher_of(key)
+        if dispatcher is not None and genuine:
+            dispatcher.prolong_key_hold(attempt.token)
         if tracked is None or not self._runner.is_present(tracked, attempt):
             # Nobody waits for it (any more): its Task was deleted, ended or recalled. If that is
             # yet to be written, the command follows by itself.

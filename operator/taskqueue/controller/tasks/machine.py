@@ -292,6 +292,8 @@ def _on_stale_report(draft: Draft, event: events.AttemptReport) -> None:
 
 def _on_heartbeat(draft: Draft, event: events.HeartbeatSeen) -> None:
     tracked = draft.tracked
+    if tracked.published_elsewhere:
+        draft.update(heard_at=draft.environment.monotonic)
     # Its start may have been reported to a leader that did not live to write it.
     if not tracked.is_running and tracked.stage is TaskStage.PUBLISHED:
         draft.start(tracked.status.current_attempt, event.worker, ago=0.0)  # at least
@@ -300,7 +302,9 @@ def _on_heartbeat(draft: Draft, event: events.HeartbeatSeen) -> None:
 
 
 def _on_unreported(draft: Draft, event: events.AttemptUnreported) -> None:
-    tracked, policy = draft.tracked, draft.policy
+    tracked = draft.tracked
+    if draft.may_run_on(event.seconds):
+        return
     draft.do(effects.Log("warning", "attempt.unreported", {"worker": tracked.status.worker}))
     if tracked.maybe_published and not tracked.is_running:
         # Perhaps nobody ever had it: that is not a failed attempt. No worker begins it now.
@@ -308,14 +312,7 @@ def _on_unreported(draft: Draft, event: events.AttemptUnreported) -> None:
         draft.go_on(lifecycle.recalled(tracked.status))
         draft.write(urgent=True)
         return
-    status = lifecycle.unreported(
-        tracked.status,
-        now=draft.environment.now,
-        start=draft.environment.now - event.seconds,
-        seconds=tracked.attempt_seconds(policy),
-        policy=policy,
-        random=draft.environment.random,
-    )
+    status = draft.unreported_status(event)
     if status.phase.terminal:
         draft.end(status)
         return

@@ -120,6 +120,9 @@ class TrackedTask:
         stray_copy_possible: a message of its present token may exist that this process knows
             nothing of: published by a former leader, or the broker did not say what became of it.
         time_limit: seconds its present attempt was published with; 0: it was not by this process.
+        published_elsewhere: another process may have published its present attempt, with a time
+            limit that is not known here.
+        heard_at: when a worker last said that it runs such an attempt, in monotonic seconds.
         status_truncated: a status was refused once and is being written in short.
         has_left_informer: the informer has shown it leaving.
     """
@@ -143,6 +146,8 @@ class TrackedTask:
     maybe_published: bool = False
     stray_copy_possible: bool = False
     time_limit: int = 0
+    published_elsewhere: bool = True
+    heard_at: float | None = None
     status_truncated: bool = False
     has_left_informer: bool = False
 

@@ -22,7 +22,12 @@ from taskqueue.controller.tasks.tracked_task import (
     TrackedTask,
     copy_of,
 )
-from taskqueue.limits import PAYLOAD_BYTES, REPORT_GRACE_SECONDS
+from taskqueue.limits import (
+    LONGEST_ATTEMPT_SECONDS,
+    PAYLOAD_BYTES,
+    REPORT_GRACE_SECONDS,
+    WORKER_LOST_SECONDS,
+)
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Policy, TaskState
 
@@ -324,14 +329,40 @@ class Draft:
     def publish(self) -> None:
         """Publish the present attempt."""
         status = self.tracked.status
-        limit = self.policy.attempt_timeout_seconds
-        if self.tracked.stray_copy_possible:
-            limit = max(limit, self.tracked.time_limit)  # a worker may run the first copy
-        self.update(maybe_published=False, stray_copy_possible=False, time_limit=limit)
+        limit, elsewhere = self.policy.attempt_timeout_seconds, False
+        if self.tracked.stray_copy_possible:  # a worker may run the first copy
+            limit = max(limit, self.tracked.time_limit)
+            elsewhere = self.tracked.published_elsewhere
+        self.update(maybe_published=False, stray_copy_possible=False)
+        self.update(time_limit=limit, published_elsewhere=elsewhere)
         self.move(TaskStage.PUBLISHED)
         fence = self.tracked.fence if status.concurrency_key else None
         self.do(
             effects.Publish(status.current_attempt, status.epoch, fence, self.tracked.deliveries)
+        )
+
+    def may_run_on(self, seconds: float) -> bool:
+        """Return whether a worker may run the attempt for longer than is known here.
+
+        Whoever published it may have given it more time, and its worker still says that it runs it.
+        """
+        tracked, now = self.tracked, self.environment.monotonic
+        if not tracked.published_elsewhere or tracked.heard_at is None:
+            return False
+        return now - tracked.heard_at < WORKER_LOST_SECONDS and seconds < LONGEST_ATTEMPT_SECONDS
+
+    def unreported_status(self, late: events.AttemptUnreported) -> TaskState:
+        """Return the status after an attempt whose time is up; it says how long that was."""
+        tracked, environment = self.tracked, self.environment
+        limit = tracked.attempt_seconds(self.policy)
+        waited = int(late.seconds - REPORT_GRACE_SECONDS)
+        return lifecycle.unreported(
+            tracked.status,
+            now=environment.now,
+            start=environment.now - late.seconds,
+            seconds=max(limit, waited) if tracked.published_elsewhere else limit,
+            policy=self.policy,
+            random=environment.random,
         )
 
     def hold_key(self) -> None:

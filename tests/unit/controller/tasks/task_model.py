@@ -10,7 +10,7 @@ from dataclasses import replace
 from taskqueue.controller.tasks import events, lifecycle, machine
 from taskqueue.controller.tasks.events import Confirmation
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
-from taskqueue.limits import REPORT_GRACE_SECONDS, SNOOZES
+from taskqueue.limits import REPORT_GRACE_SECONDS, SNOOZES, WORKER_LOST_SECONDS
 from taskqueue.model.task import PENDING, ProgressState, Task, TaskSpec, TaskState
 from tests.unit.controller.tasks.task_record import (
     ENDS,
@@ -210,6 +210,7 @@ class TaskModel(TaskRecord):
         present = (self.tracked.status.current_attempt, self.tracked.status.epoch)
         if any(copy.is_live and copy.token == present for copy in self.copies):
             progress = None if percent is None else ProgressState(percent, "")
+            self.heard_at = self.now
             self.send(events.HeartbeatSeen("pod-1", progress))
 
     @property
@@ -226,6 +227,12 @@ class TaskModel(TaskRecord):
         """Find that the published attempt is overdue."""
         assert self.confirmed_at is not None
         status = self.tracked.status
+        event = events.AttemptUnreported(self.now - self.confirmed_at)
+        if self.tracked.published_elsewhere and self.now - self.heard_at < WORKER_LOST_SECONDS:
+            before = self.tracked
+            self.send(event)
+            assert self.tracked is before, "an attempt fails that a worker may rightly run"
+            return
         token = (status.current_attempt, status.epoch)
         if self.tracked.maybe_published and not self.tracked.is_running:
             for copy in self.copies:  # a worker that had it would have said so long ago
@@ -234,7 +241,7 @@ class TaskModel(TaskRecord):
             self.ended_tokens.add(token)
             self.lost = 0
             self.not_before = self.now + min(2.0 * 1.5 ** (status.current_attempt - 1), 20.0)
-        self.send(events.AttemptUnreported(self.now - self.confirmed_at))
+        self.send(event)
 
     def begin_write(self) -> None:
         """Send what waits to be written: at most one write is in flight."""

@@ -139,6 +139,8 @@ class TaskRecord:
     holds: dict[tuple[int, int], float] = field(default_factory=dict)
     copies: list[Copy] = field(default_factory=list)
     confirmed_at: float | None = None
+    #: When a worker last said that it runs the present attempt.
+    heard_at: float = 0.0
 
     inbox: dict[int, Report] = field(default_factory=dict)
     acknowledged: set[int] = field(default_factory=set)
@@ -382,6 +384,8 @@ class TaskRecord:
         assert claimed or not spec.concurrency_key, "published without its key"
         if claimed:
             self._check_claim(effect, claimed)
+        known = self.tracked.time_limit and not self.tracked.published_elsewhere
+        assert known or before.stray_copy_possible, "its time limit is not known"
         self.copies.append(Copy(*token, keyed=bool(claimed)))
         self.is_queued, self.confirmed_at = False, None
 

@@ -8,11 +8,14 @@ from dataclasses import replace
 import pytest
 
 from taskqueue.amqp.publisher import Settled
+from taskqueue.contract.heartbeat import Heartbeat, RunningAttempt, encode
+from taskqueue.contract.names import HEARTBEATS_EXCHANGE
 from taskqueue.contract.outcome import EventKind
 from taskqueue.controller.tasks.published_attempts import MIN_WINDOW, window_size
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Phase
+from taskqueue.model.worker import WorkerState
 from tests.unit.controller.fakes import TOKENS, TaskHarness, turn
 
 pytestmark = pytest.mark.looptime
@@ -47,6 +50,105 @@ async def test_the_time_limit_counts_that_was_published_with_the_attempt(now: in
     assert not await is_failed_after(harness, 29.9)
     assert await is_failed_after(harness, 0.3)
     assert "within 20 s" in harness.writer.writes[-1].status["history"][-1]["message"]
+
+
+async def after_a_restart(harness: TaskHarness) -> TrackedTask:
+    """Return a Task that a former leader has published, with a time limit that nobody knows."""
+    harness.synced = False
+    entry = harness.add("t")
+    harness.synced = True
+    harness.open()
+    await turn()
+    harness.publisher.settle(Settled.CONFIRMED)
+    harness.dispatcher.on_ready_count(0, reporting=True)
+    return entry
+
+
+def heartbeat(harness: TaskHarness, token: str, epoch: int = 0) -> None:
+    running = (RunningAttempt("uid-t", token, attempt=1, epoch=epoch),)
+    said = Heartbeat(
+        namespace="shop",
+        queue="q",
+        pod="pod-1",
+        node="",
+        cpus=1.0,
+        slots=1,
+        handlers=(),
+        running=running,
+        state=WorkerState.READY,
+    )
+    harness.message(
+        encode(said), exchange=HEARTBEATS_EXCHANGE, routing_key="shop.q.worker.heartbeat"
+    )
+
+
+async def test_attempt_of_a_former_leader_runs_as_long_as_its_worker_says_so() -> None:
+    harness = TaskHarness(attempt_timeout_seconds=20)  # it was more when that published it
+    entry = await after_a_restart(harness)
+    token = harness.token(entry)
+    for _ in range(20):
+        heartbeat(harness, token)
+        await is_failed_after(harness, 8)
+        assert not entry.status.history
+    await is_failed_after(harness, 26)
+    assert not entry.status.history
+    await is_failed_after(harness, 2)
+    assert entry.status.phase is Phase.RETRYING
+    assert "within 178 s" in entry.status.history[-1].message
+
+
+async def test_attempt_of_a_former_leader_fails_when_no_worker_reports_it() -> None:
+    harness = TaskHarness(attempt_timeout_seconds=20)
+    await after_a_restart(harness)
+    assert not await is_failed_after(harness, 29)
+    assert await is_failed_after(harness, 2)
+
+
+async def test_next_attempt_is_judged_by_its_own_time_limit() -> None:
+    harness = TaskHarness(attempt_timeout_seconds=5)
+    entry = await after_a_restart(harness)
+    heartbeat(harness, harness.token(entry))
+    harness.failed(entry)
+    await asyncio.sleep(5.1)
+    harness.publisher.settle(Settled.CONFIRMED)
+    harness.dispatcher.on_ready_count(0, reporting=True)
+    await is_failed_after(harness, 14.9)
+    assert len(entry.status.history) == 1
+    await is_failed_after(harness, 0.2)
+    assert len(entry.status.history) == 2
+
+
+async def test_own_attempt_fails_in_time_though_its_worker_says_that_it_runs() -> None:
+    harness = TaskHarness(attempt_timeout_seconds=20)
+    entry = await harness.published()
+    harness.dispatcher.on_ready_count(0, reporting=True)
+    heartbeat(harness, harness.token(entry))
+    await asyncio.sleep(25)
+    heartbeat(harness, harness.token(entry))
+    await is_failed_after(harness, 6)
+    assert entry.status.phase is Phase.RETRYING
+
+
+async def test_key_is_held_as_long_as_a_worker_says_that_it_runs_the_stopped_attempt() -> None:
+    harness = TaskHarness(attempt_timeout_seconds=20)
+    entry = harness.add("t", concurrencyKey="k")
+    harness.add("next", concurrencyKey="k", created=1.0)
+    harness.open()
+    await turn()
+    harness.writer.writes.pop().succeed()
+    harness.publisher.settle(Settled.CONFIRMED)
+    token = harness.token(entry)
+    harness.add("t", concurrencyKey="k", cancel=True)
+    for _ in range(10):
+        await asyncio.sleep(10)
+        heartbeat(harness, token)
+        assert harness.dispatcher._key_holds
+        if harness.writer.writes:
+            harness.writer.writes.pop().succeed(generation=2)
+    await asyncio.sleep(34)
+    assert harness.dispatcher._key_holds
+    await asyncio.sleep(2)
+    assert not harness.dispatcher._key_holds
 
 
 @pytest.mark.parametrize("step", [-400.0, 400.0])
