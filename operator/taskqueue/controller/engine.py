@@ -75,9 +75,11 @@ class Engine:
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
         random = Random()  # noqa: S311  (jitter, not secrets)
-        self._client = ApiClient(access)
-        self._writer_client = ApiClient(access, max_connections=CONCURRENCY)
-        self._feed_client = ApiClient(access, max_connections=4, timeout_seconds=60)
+        self._client = ApiClient(access, may_write=leads)
+        self._writer_client = ApiClient(access, max_connections=CONCURRENCY, may_write=leads)
+        self._feed_client = ApiClient(
+            access, max_connections=4, timeout_seconds=60, may_write=leads
+        )
         self._writer = StatusUpdater(self._writer_client)
         self._namespace = namespace
         self._installation = installation

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,9 @@ PROBLEMS: Mapping[str, str] = {
 #: How long a watch may be without a line; then its connection may be dead, which nothing else says.
 #: A watch with bookmarks has a line each minute.
 WATCH_SILENCE_SECONDS = 75.0
+
+#: Reason of an `ApiError` for a write that was not sent, because another process may lead.
+NOT_LEADING = "NotLeading"
 
 
 class ApiError(Exception):
@@ -135,12 +138,20 @@ class ApiClient:
         access: address and credentials.
         max_connections: size of the pool; 0: no limit.
         timeout_seconds: of each request; a watch has a timeout of its own.
+        may_write: asked before each request that is not a GET. A process that was paused wakes up
+            with writes that wait, or are to be retried, and may not lead any more.
     """
 
     def __init__(
-        self, access: ApiAccess, *, max_connections: int = 8, timeout_seconds: float = 15.0
+        self,
+        access: ApiAccess,
+        *,
+        max_connections: int = 8,
+        timeout_seconds: float = 15.0,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
         self._access = access
+        self._may_write = may_write
         self._base = access.base_url
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._session = aiohttp.ClientSession(
@@ -212,8 +223,16 @@ class ApiClient:
             most_bytes: of the answer; the rest of a longer one is not read.
 
         Raises:
-            ApiError: refused, timed out, unreachable, or with reason `TOO_LARGE`.
+            ApiError: refused, timed out, unreachable, with reason `TOO_LARGE`, or not sent
+                (`NOT_LEADING`).
         """
+        if method != "GET" and not self._may_write():
+            raise ApiError(
+                0,
+                NOT_LEADING,
+                f"{method} {path} is not sent: the operator's Lease was not renewed in time, so "
+                "another operator may lead; whoever leads does what is due",
+            )
         data = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
         headers = {"Accept": accept, **await self._access.headers()}
         if data is not None:

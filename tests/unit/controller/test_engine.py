@@ -9,7 +9,7 @@ from kubernetes.aio.client import Configuration
 
 from taskqueue.controller.engine import Engine, _never_ends
 from taskqueue.controller.queues.reconciler import QueueReconciler
-from taskqueue.kubernetes.client import ApiAccess
+from taskqueue.kubernetes.client import ApiAccess, ApiError
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.kubernetes.pages import Page
 from taskqueue.limits import PAYLOAD_BYTES
@@ -75,6 +75,14 @@ async def test_a_taskqueue_that_cannot_be_read_stops_no_other(engine: Engine) ->
     assert not engine._put_listed(Page({"items": [{"metadata": bad["metadata"]}]}, "too deep"))
     assert not engine._put_listed(Page({"items": [{**bad, "spec": {}}, good]}))
     assert list(engine._controllers) == [("shop", "good")]
+
+
+async def test_engine_that_may_not_lead_any_more_writes_nothing(engine: Engine) -> None:
+    late = Engine(engine._client._access, TOKENS, namespace="operators", leads=lambda: False)
+    for client in (late._client, late._writer_client, late._feed_client):
+        with pytest.raises(ApiError, match="another operator may lead"):
+            await client.request("PATCH", "/api/v1/namespaces/shop/pods/a", body={})
+        await client.close()
 
 
 async def test_a_workload_is_sized_by_the_oldest_that_names_it(engine: Engine) -> None:

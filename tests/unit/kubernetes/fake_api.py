@@ -179,7 +179,9 @@ class FakeApi:
 
 
 @asynccontextmanager
-async def serve(api: FakeApi, *, max_connections: int = 8) -> AsyncIterator[ApiClient]:
+async def serve(
+    api: FakeApi, *, max_connections: int = 8, may_write: Callable[[], bool] = lambda: True
+) -> AsyncIterator[ApiClient]:
     """Serve on the loopback address and yield a client of it."""
     app = web.Application()
     app.router.add_get("/things", api._list_or_watch)
@@ -192,7 +194,9 @@ async def serve(api: FakeApi, *, max_connections: int = 8) -> AsyncIterator[ApiC
     configuration = Configuration()
     configuration.host = f"http://{host}:{port}"
     client = ApiClient(
-        ApiAccess(configuration=configuration, ssl_context=None), max_connections=max_connections
+        ApiAccess(configuration=configuration, ssl_context=None),
+        max_connections=max_connections,
+        may_write=may_write,
     )
     try:
         yield client
