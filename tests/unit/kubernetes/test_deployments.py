@@ -1,3 +1,4 @@
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -6,14 +7,14 @@ from hypothesis import strategies as st
 
 from taskqueue.kubernetes.deployments import InvalidTemplate, PoolState, read_pool, render
 from taskqueue.model.queue import ClusterRef, QueueConfig
-from taskqueue.model.task import Policy
+from taskqueue.model.task import Policy, RetryBackoff
 
 CONTAINER = {"name": "main", "image": "mine:1", "env": [{"name": "MINE", "value": "1"}]}
 
 
 def config(**more: Any) -> QueueConfig:
     template = {"metadata": {"labels": {"team": "a"}}, "spec": {"containers": [CONTAINER]}}
-    fields: dict[str, Any] = {
+    values: dict[str, Any] = {
         "namespace": "shop",
         "name": "mails",
         "uid": "u-1",
@@ -21,7 +22,7 @@ def config(**more: Any) -> QueueConfig:
         "connection_secret": "rabbit",
         "template": template,
     }
-    return QueueConfig(**{**fields, **more})
+    return QueueConfig(**{**values, **more})
 
 
 def environment(deployment: dict[str, Any], container: int = 0) -> dict[str, Any]:
@@ -92,15 +93,27 @@ def test_grace_period_follows_the_attempt_timeout_unless_set(time_out: int, grac
     assert environment(deployment)["TASKQUEUE_GRACE_SECONDS"] == str(grace - 5)
 
 
-POLICIES = st.builds(
-    Policy,
-    attempt_timeout_seconds=st.integers(1, 86_400),
-    max_deliveries=st.integers(1, 20),
-    max_attempts=st.integers(1, 100),
-    active_deadline_seconds=st.none() | st.integers(1, 10**6),
-    ttl_seconds=st.none() | st.integers(0, 10**6),
-    non_retryable=st.lists(st.text(max_size=5), max_size=2).map(tuple),
-)
+#: Values of each field of taskDefaults, as they are in Policy.
+POLICY_FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "attempt_timeout_seconds": st.integers(1, 86_400),
+    "max_deliveries": st.integers(1, 20),
+    "max_attempts": st.integers(1, 100),
+    "active_deadline_seconds": st.none() | st.integers(1, 10**6),
+    "ttl_seconds": st.none() | st.integers(0, 10**6),
+    "non_retryable": st.frozensets(st.text(max_size=5), max_size=2),
+    "backoff": st.builds(
+        RetryBackoff,
+        initial_seconds=st.floats(0.1, 100),
+        factor=st.floats(1, 10),
+        max_seconds=st.floats(100, 86_400),
+        jitter=st.floats(0, 1),
+    ),
+}
+POLICIES = st.builds(Policy, **POLICY_FIELDS)
+
+
+def test_every_field_of_the_task_defaults_is_tried() -> None:
+    assert POLICY_FIELDS.keys() == {field.name for field in fields(Policy)}
 
 
 @given(st.lists(POLICIES, min_size=2, max_size=6))
