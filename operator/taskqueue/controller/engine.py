@@ -7,6 +7,7 @@ of their own, outcomes from the broker links. The engine only connects the parts
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from random import Random
 from typing import Any
 
 from taskqueue.backoff import Backoff
+from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.controller.completions.kubernetes_events import EventRecorder
 from taskqueue.controller.metrics import remove_queue_metrics
@@ -21,6 +23,7 @@ from taskqueue.controller.queues.broker_links import BrokerLinks
 from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Totals
+from taskqueue.controller.tasks.command_record import CommandRecord
 from taskqueue.controller.tasks.dispatcher import do_nothing
 from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask
@@ -131,6 +134,13 @@ class Engine:
             spawn=self._spawn,
         )
         self._readers = StatisticsReaders(spawn=self._spawn)
+        self._commands = CommandRecord(
+            self._client,
+            namespace=namespace,
+            installation=installation,
+            owed=self.tasks.owed_commands,
+            restore=self._restore_commands,
+        )
 
     @property
     def ready(self) -> bool:
@@ -152,6 +162,7 @@ class Engine:
                 group.create_task(self.tasks.dependencies.run(), name="dependencies")
                 group.create_task(self._ttl.run(after=self._tasks_feed.synced), name="time to live")
                 group.create_task(self._events.run(), name="Kubernetes Events")
+                group.create_task(self._commands.run(), name="record of commands")
         finally:
             await self._stop(writer)
 
@@ -369,6 +380,15 @@ class Engine:
             ttl=task.spec.overrides.ttl_seconds,
         )
 
+    def on_commands_owed(self) -> None:
+        """Record the commands that are owed."""
+        self._commands.request_write()
+
+    def _restore_commands(self, key: QueueKey, commands: list[WorkerCommand]) -> None:
+        """Owe what a former leader did; where the TaskQueue is deleted, nobody can be reached."""
+        if self.has_queue(key):
+            self.tasks.dispatcher(key).commands.restore(commands)
+
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._background.add(task)
@@ -388,6 +408,8 @@ class Engine:
             await self.tasks.completions.drain(_COMPLETIONS_SECONDS)
             controllers = [controller for controller, _ in self._controllers.values()]
             await asyncio.gather(*(controller.write_last_status() for controller in controllers))
+            with contextlib.suppress(ApiError):
+                await self._commands.write()
         ending = (writer, *self._background)
         for task in ending:
             task.cancel()

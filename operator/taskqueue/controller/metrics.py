@@ -71,6 +71,10 @@ HEARTBEATS_DROPPED = Counter(
     "none of the attempt's), invalid (against the message contract).",
     ("why",),
 )
+COMMANDS_DROPPED = Counter(
+    "taskqueue_commands_dropped_total",
+    "Commands to workers dropped, because too many waited for a broker.",
+)
 TTL_DELETIONS = Counter(
     "taskqueue_ttl_deletions_total", "Finished Tasks deleted after their time to live."
 )

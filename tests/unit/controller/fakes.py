@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
@@ -26,7 +26,7 @@ from taskqueue.contract.names import (
 )
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
 from taskqueue.contract.work import WorkMessage, parse_work
-from taskqueue.controller.tasks.dispatcher import Dispatcher
+from taskqueue.controller.tasks.dispatcher import Dispatcher, do_nothing
 from taskqueue.controller.tasks.lifecycle import PHASES
 from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask
@@ -226,6 +226,7 @@ class TaskHarness:
         #: The TaskQueues that the operator serves.
         self.queues = {KEY}
         self.missing = 0
+        self.on_owed: Callable[[], None] = do_nothing
         #: Exceptions of background work.
         self.problems: list[BaseException] = []
         self.leads = True
@@ -296,6 +297,9 @@ class TaskHarness:
 
     def on_completion_published(self, entry: TrackedTask) -> None:
         self.completed.append(entry.task.name)
+
+    def on_commands_owed(self) -> None:
+        self.on_owed()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)

@@ -1,7 +1,9 @@
 """Sends commands to workers, and keeps those about attempts until the broker has confirmed them.
 
-They survive a lost connection, not a lost process: the next leader decides again, and a worker that
-reports an attempt nobody waits for gets a command to stop it.
+What is kept survives a lost connection. What has waited for the broker is *owed* until it is
+confirmed: `taskqueue.controller.tasks.command_record` keeps that for the next leader. A command
+that is lost all the same, on its way when the process is killed, costs a run: a worker that reports
+an attempt nobody waits for gets a command to stop it.
 
 A command to drain is sent at once or not at all: after an outage its worker may be needed again,
 and no command revokes it. The drainer repeats it while it wants the worker drained.
@@ -9,37 +11,66 @@ and no command revokes it. The drainer repeats it while it wants the worker drai
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable, Collection, Iterable
 
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.command import WorkerCommand, command_message
+from taskqueue.contract.command import WorkerCommand, command_message, encode
+from taskqueue.controller.metrics import COMMANDS_DROPPED
+from taskqueue.logs import EventLog
 from taskqueue.model.command import CommandKind
+from taskqueue.model.queue import QueueKey
 
-#: Commands kept while the broker is away; above this, the oldest are dropped.
-_KEPT = 10_000
+log = EventLog(__name__)
+
+#: Of the commands of one queue that wait for the broker, as they are sent: some 8,000. Above this
+#: the oldest are dropped.
+KEPT_BYTES = 1024 * 1024
 
 
 class CommandOutbox:
-    """Sends commands, and keeps them while the broker is away."""
+    """Sends the commands of one queue, and keeps them while the broker is away.
 
-    def __init__(self) -> None:
+    Args:
+        key: of the queue, for logs.
+        on_owed: called when `owed` has changed.
+    """
+
+    def __init__(self, key: QueueKey, *, on_owed: Callable[[], None]) -> None:
+        self._key = key
+        self._on_owed = on_owed
         self._publisher: Publisher | None = None
-        self._waiting: deque[WorkerCommand] = deque(maxlen=_KEPT)
+        #: What waits for the broker, in order, with its size.
+        self._waiting: dict[WorkerCommand, int] = {}
+        self._bytes = 0
+        self._owed: dict[WorkerCommand, None] = {}
+        self._has_dropped = False
 
     def __len__(self) -> int:
         """Return how many commands wait for the broker."""
         return len(self._waiting)
 
+    @property
+    def owed(self) -> Collection[WorkerCommand]:
+        """The commands that have waited for the broker and are not confirmed, the oldest first."""
+        return self._owed.keys()
+
     def open(self, publisher: Publisher) -> None:
         """Send what waits, and send at once from now on."""
         self._publisher = publisher
-        waiting, self._waiting = self._waiting, deque(maxlen=_KEPT)
+        waiting, self._waiting, self._bytes = self._waiting, {}, 0
+        self._has_dropped = False
         for command in waiting:
             self.send(command)
 
     def close(self) -> None:
         """Keep commands until opened again."""
         self._publisher = None
+
+    def restore(self, commands: Iterable[WorkerCommand]) -> None:
+        """Send what a former leader owed."""
+        for command in commands:
+            self._owed[command] = None
+            self.send(command)
 
     def send(self, command: WorkerCommand) -> None:
         """Send a command now; if it is to be kept, when the broker is back."""
@@ -51,8 +82,8 @@ class CommandOutbox:
 
         def on_settled(verdict: Settled, _: str) -> None:
             if verdict is Settled.CONFIRMED:
-                return
-            if self._publisher in (None, publisher):
+                self._discard(command)
+            elif self._publisher in (None, publisher):
                 self._keep(command)  # until the next connection
             elif _is_kept(command):
                 self.send(command)
@@ -61,9 +92,37 @@ class CommandOutbox:
             message.exchange, message.key, message.body, message.properties(), on_settled
         )
 
+    def _discard(self, command: WorkerCommand) -> None:
+        if command in self._owed:
+            del self._owed[command]
+            self._on_owed()
+
     def _keep(self, command: WorkerCommand) -> None:
-        if _is_kept(command):
-            self._waiting.append(command)
+        if not _is_kept(command) or command in self._waiting:
+            return
+        self._waiting[command] = size = len(encode(command))
+        self._bytes += size
+        self._owed[command] = None
+        while self._bytes > KEPT_BYTES:
+            self._drop_oldest()
+        self._on_owed()
+
+    def _drop_oldest(self) -> None:
+        oldest = next(iter(self._waiting))
+        self._bytes -= self._waiting.pop(oldest)
+        self._owed.pop(oldest, None)
+        COMMANDS_DROPPED.inc()
+        if not self._has_dropped:
+            self._has_dropped = True
+            log.error(
+                "command.dropped",
+                namespace=self._key[0],
+                queue=self._key[1],
+                error=f"the broker is away, and more than {KEPT_BYTES} bytes of commands wait for "
+                "it: the oldest are dropped",
+                hint="some attempts of Tasks that were cancelled, deleted or suspended may run; "
+                "bring the broker back",
+            )
 
 
 def _is_kept(command: WorkerCommand) -> bool:

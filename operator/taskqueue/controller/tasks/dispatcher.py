@@ -68,6 +68,7 @@ class Dispatcher:
         send: hands an event to a Task.
         clock: monotonic time in seconds.
         on_open: called when publishing begins.
+        on_owed: called when the commands that are owed have changed.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Dispatcher:
         send: Callable[[str, Event], None],
         clock: Clock,
         on_open: Callable[[QueueKey, Publisher], None],
+        on_owed: Callable[[], None],
     ) -> None:
         self.key = key
         self._slots = 0
@@ -109,7 +111,7 @@ class Dispatcher:
             on_unreported=lambda uid, seconds: send(uid, AttemptUnreported(seconds)),
         )
         self._rate = FinishRate()
-        self._commands = CommandOutbox()
+        self.commands = CommandOutbox(key, on_owed=on_owed)
         self._publisher: Publisher | None = None
         self._pump_planned = False
         self._paused_until = 0.0
@@ -176,7 +178,7 @@ class Dispatcher:
     @property
     def is_empty(self) -> bool:
         """Whether no Task of the queue is tracked, nor anything kept of one."""
-        return not (self.uids or self._key_holds or self._commands)
+        return not (self.uids or self._key_holds or self.commands.owed)
 
     def policy(self, tracked: TrackedTask) -> Policy:
         """Return what holds for a Task now: its own fields over the queue's."""
@@ -190,14 +192,14 @@ class Dispatcher:
         self._publisher = publisher
         self._paused_until = 0.0
         self._published.restart_timeouts()
-        self._commands.open(publisher)
+        self.commands.open(publisher)
         self._on_open(self.key, publisher)
         self._plan_pump()
 
     def close(self) -> None:
         """Publish nothing until opened again."""
         self._publisher = None
-        self._commands.close()
+        self.commands.close()
 
     def republish_all(self) -> int:
         """Have everything published again that holds no key: the broker has lost it.
@@ -225,11 +227,11 @@ class Dispatcher:
 
     def send_command(self, kind: CommandKind, token: str, uid: str) -> None:
         """Send a command about an attempt; kept until the broker has it."""
-        self._commands.send(WorkerCommand(kind, token=token, uid=uid))
+        self.commands.send(WorkerCommand(kind, token=token, uid=uid))
 
     def send_drain(self, pod: str) -> None:
         """Command the worker of a pod to take no more work."""
-        self._commands.send(WorkerCommand(CommandKind.DRAIN, pod=pod, namespace=self.key[0]))
+        self.commands.send(WorkerCommand(CommandKind.DRAIN, pod=pod, namespace=self.key[0]))
 
     # Where a Task is.
 

@@ -18,6 +18,7 @@ from taskqueue.contract.outcome import AttemptEvent
 from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.metrics import TASKS_HELD
 from taskqueue.controller.tasks import effects, events
+from taskqueue.controller.tasks.command_record import Owed
 from taskqueue.controller.tasks.dependencies import Dependencies
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.inbox import Inbox, QueueListener
@@ -57,6 +58,9 @@ class TaskListener(QueueListener, Protocol):
 
     def on_completion_published(self, tracked: TrackedTask) -> None:
         """The event about its end is with the broker, or nobody waits for it."""
+
+    def on_commands_owed(self) -> None:
+        """The commands that wait for a broker, or have waited, are others now."""
 
 
 class TaskController:
@@ -301,6 +305,11 @@ class TaskController:
 
     # Queues.
 
+    def owed_commands(self) -> Owed:
+        """Return the commands that have waited for their broker and are not confirmed."""
+        everyone = self._dispatchers.items()
+        return {key: one.commands.owed for key, one in everyone if one.commands.owed}
+
     def dispatcher(self, key: QueueKey) -> Dispatcher:
         """Return the dispatcher of a queue, which need not exist."""
         return self._dispatchers[key]
@@ -312,6 +321,7 @@ class TaskController:
             send=self._runner.send,
             clock=asyncio.get_running_loop().time,
             on_open=self.completions.publish_kept,
+            on_owed=self._listener.on_commands_owed,
         )
 
     def on_queue_changed(self, key: QueueKey) -> None:

@@ -7,11 +7,15 @@ from typing import cast
 
 import pytest
 from pika.spec import BasicProperties
+from prometheus_client import REGISTRY
 
 from taskqueue.amqp.publisher import OnSettled, Publisher, Settled
-from taskqueue.contract.command import WorkerCommand, decode
+from taskqueue.contract.command import WorkerCommand, decode, encode
+from taskqueue.controller.tasks import command_outbox
 from taskqueue.controller.tasks.command_outbox import CommandOutbox
+from taskqueue.controller.tasks.dispatcher import do_nothing
 from taskqueue.model.command import CommandKind
+from tests.unit.controller.fakes import KEY
 
 pytestmark = pytest.mark.looptime
 
@@ -55,6 +59,10 @@ def drain(pod: str) -> WorkerCommand:
     return WorkerCommand(CommandKind.DRAIN, pod=pod, namespace="shop")
 
 
+def outbox_of_a_queue() -> CommandOutbox:
+    return CommandOutbox(KEY, on_owed=do_nothing)
+
+
 def opened(outbox: CommandOutbox) -> FakePublisher:
     publisher = FakePublisher()
     outbox.open(cast(Publisher, publisher))
@@ -62,7 +70,7 @@ def opened(outbox: CommandOutbox) -> FakePublisher:
 
 
 async def test_commands_wait_for_the_broker_and_keep_their_order() -> None:
-    outbox = CommandOutbox()
+    outbox = outbox_of_a_queue()
     for token in "abc":
         outbox.send(cancel(token))
     assert len(outbox) == 3
@@ -78,7 +86,7 @@ async def test_commands_wait_for_the_broker_and_keep_their_order() -> None:
 async def test_an_unconfirmed_command_is_sent_with_the_next_connection(
     verdict: Settled,
 ) -> None:
-    outbox = CommandOutbox()
+    outbox = outbox_of_a_queue()
     first = opened(outbox)
     outbox.send(cancel("a"))
     first.settle(verdict)
@@ -91,7 +99,7 @@ async def test_an_unconfirmed_command_is_sent_with_the_next_connection(
 
 
 async def test_an_unconfirmed_command_is_sent_at_once_if_the_next_connection_is_open() -> None:
-    outbox = CommandOutbox()
+    outbox = outbox_of_a_queue()
     first = opened(outbox)
     outbox.send(cancel("a"))
     second = opened(outbox)
@@ -99,16 +107,45 @@ async def test_an_unconfirmed_command_is_sent_at_once_if_the_next_connection_is_
     assert (second.tokens, len(outbox)) == (["a"], 0)
 
 
-async def test_the_oldest_commands_are_dropped_above_the_limit() -> None:
-    outbox = CommandOutbox()
-    for number in range(10_001):
-        outbox.send(cancel(str(number)))
-    assert len(outbox) == 10_000
-    assert opened(outbox).tokens[0] == "1"
+async def test_the_oldest_commands_are_dropped_above_the_limit_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = len(encode(cancel("0000")))
+    monkeypatch.setattr(command_outbox, "KEPT_BYTES", 100 * size + size // 2)
+    before = REGISTRY.get_sample_value("taskqueue_commands_dropped_total") or 0.0
+    outbox = outbox_of_a_queue()
+    for number in range(130):
+        outbox.send(cancel(f"{number:04}"))
+    assert (len(outbox), len(outbox.owed)) == (100, 100)
+    assert opened(outbox).tokens == [f"{number:04}" for number in range(30, 130)]
+    assert REGISTRY.get_sample_value("taskqueue_commands_dropped_total") == before + 30
+    (record,) = caplog.records
+    assert (record.getMessage(), record.levelname) == ("command.dropped", "ERROR")
+
+
+async def test_command_is_owed_from_when_it_waits_until_it_is_confirmed() -> None:
+    changes: list[int] = []
+    outbox = CommandOutbox(KEY, on_owed=lambda: changes.append(len(outbox.owed)))
+    first = opened(outbox)
+    outbox.send(cancel("a"))
+    first.settle(Settled.CONFIRMED)
+    assert changes == []  # in the usual case there is nothing to record
+    outbox.send(cancel("b"))
+    first.settle(Settled.UNKNOWN)
+    outbox.close()
+    outbox.send(cancel("c"))
+    outbox.send(cancel("c"))
+    outbox.send(drain("pod"))
+    assert [one.token for one in outbox.owed] == ["b", "c"]
+    second = opened(outbox)
+    assert len(outbox.owed) == 2
+    second.settle(Settled.CONFIRMED)
+    assert not outbox.owed
+    assert changes == [1, 2, 1, 0]
 
 
 async def test_a_drain_command_is_not_kept_while_there_is_no_broker() -> None:
-    outbox = CommandOutbox()
+    outbox = outbox_of_a_queue()
     outbox.send(drain("early"))
     outbox.send(cancel("a"))
     publisher = opened(outbox)
@@ -120,14 +157,14 @@ async def test_a_drain_command_is_not_kept_while_there_is_no_broker() -> None:
 async def test_an_unconfirmed_drain_command_is_not_sent_again(
     verdict: Settled,
 ) -> None:
-    outbox = CommandOutbox()
+    outbox = outbox_of_a_queue()
     first = opened(outbox)
     outbox.send(drain("pod"))
     first.settle(verdict)
     outbox.close()
     second = opened(outbox)
     assert second.tokens == []
-    second_outbox = CommandOutbox()
+    second_outbox = outbox_of_a_queue()
     old = opened(second_outbox)
     second_outbox.send(drain("pod"))
     new = opened(second_outbox)
