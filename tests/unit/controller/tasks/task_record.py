@@ -496,7 +496,8 @@ class TaskRecord:
         assert (Timer.WRITE in self.timers) == (tracked.write_at is not None)
         assert (Timer.RECONCILE in self.timers) == (tracked.reconcile_at is not None)
         if tracked.reconcile_at is not None:
-            late = self.timers[Timer.RECONCILE] - dict(tracked.anchors)[tracked.reconcile_at]
+            due = dict(tracked.anchors).get(tracked.reconcile_at, 0.0)
+            late = self.timers[Timer.RECONCILE] - due
             assert abs(late) < INSTANT, "it is not woken when its time comes"
         assert (self.has_key or self.waits_for_key) == bool(tracked.key), "who has the key?"
         placed = self.is_queued or self.waits_for_key
