@@ -23,6 +23,8 @@ from taskqueue.model.task import Phase, Task, TaskState
 _INSTANT_SECONDS = 1e-6
 #: Names shown in a message; the others are counted.
 _NAMES_SHOWN = 5
+#: Names of a cycle shown, that of the first Task at its end included.
+_CIRCLE_SHOWN = 12
 
 
 class AdmissionStep(Enum):
@@ -131,8 +133,6 @@ def _before_dispatch(
         and (held := _by_dependencies(task, status, environment.dependencies, now)) is not None
     ):
         return held
-    if environment.payload_error == "":
-        return AdmissionDecision(AdmissionStep.HOLD, _free(status))
     if environment.payload_error is not None:
         return _blocked(status, "PayloadUnresolved", environment.payload_error)
     start = task.spec.start_after
@@ -166,7 +166,7 @@ def _by_dependencies(
             status,
             now,
             "Invalid",
-            f"spec.dependsOn is circular: {' -> '.join(state.cycle)}: create the Tasks again "
+            f"spec.dependsOn is circular: {_circle(state.cycle)}: create the Tasks again "
             "without one of these",
         )
     if state.failed is not None:
@@ -244,6 +244,14 @@ def _refused(status: TaskState, now: float, reason: str, message: str) -> Admiss
     return AdmissionDecision(
         AdmissionStep.END, lifecycle.refused(status, now=now, reason=reason, message=message)
     )
+
+
+def _circle(names: tuple[str, ...]) -> str:
+    """Describe a cycle, which may be as long as there are Tasks: each of them says so."""
+    if len(names) <= _CIRCLE_SHOWN:
+        return " -> ".join(names)
+    left_out = f"({len(names) - _CIRCLE_SHOWN} more)"
+    return " -> ".join((*names[: _CIRCLE_SHOWN - 1], left_out, names[-1]))
 
 
 def _names(names: tuple[str, ...]) -> str:

@@ -107,7 +107,10 @@ class TaskController:
         self._unreadable: set[str] = set()
         self.completions = CompletionPublisher()
         self.dependencies = Dependencies(
-            client, is_unfinished=self._is_unfinished, on_change=self._on_dependencies_changed
+            client,
+            spawn=spawn,
+            is_unfinished=self._is_unfinished,
+            on_change=self._on_dependencies_changed,
         )
         self.payloads = Payloads(client, spawn=spawn, on_resolved=self._on_payload_resolved)
         self._runner = TaskRunner(

@@ -148,6 +148,17 @@ async def test_a_dependency_deleted_unfinished_is_waited_for_again() -> None:
     assert harness.publisher.names == ["first"]
 
 
+async def test_a_deleted_dependency_that_comes_again_and_ends_unseen_is_found() -> None:
+    harness = running()
+    first = harness.add("first")
+    harness.add("t", dependsOn=["first"])
+    await turn()
+    await harness.delete(first)
+    stored(harness, "first", "Succeeded")
+    await asyncio.sleep(AGAIN + 1)
+    assert harness.publisher.names == ["first", "t"]
+
+
 async def test_a_failed_read_is_repeated_soon() -> None:
     harness = running()
     stored(harness, "first", "Succeeded")
@@ -170,6 +181,7 @@ async def test_a_cycle_ends_all_its_members_and_names_them() -> None:
     a = harness.add("a", dependsOn=["b"])
     b = harness.add("b", dependsOn=["c"])
     c = harness.add("c", dependsOn=["a"])
+    await turn()
     for entry in (a, b, c):
         assert phase_and_reason(entry) == ("Failed", "Invalid")
         circles = [" -> ".join(names) for names in ("abca", "bcab", "cabc")]

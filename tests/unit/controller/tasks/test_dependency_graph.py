@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from random import Random
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from taskqueue.controller.tasks import dependency_graph
 from taskqueue.controller.tasks.dependency_graph import (
     INDEPENDENT,
     DependencyGraph,
@@ -32,6 +34,23 @@ def put(graph: DependencyGraph, name: str, *needs: str) -> set[str]:
     return {changed for _, changed in graph.set_dependencies(key(name), needs)}
 
 
+def search(graph: DependencyGraph) -> set[str]:
+    """Find all cycles; return their members."""
+    found: set[TaskKey] = set()
+    while graph.is_doubtful:
+        for members in graph.find_cycles():
+            found |= members
+    return {name for _, name in found}
+
+
+def missing(graph: DependencyGraph) -> list[TaskKey]:
+    return sorted(graph._missing)
+
+
+def unknown(graph: DependencyGraph) -> set[TaskKey]:
+    return {need for need in graph.dependents if graph.is_unknown(need)}
+
+
 def is_empty(graph: DependencyGraph) -> bool:
     return not any(vars(graph).values())
 
@@ -40,11 +59,11 @@ def test_an_unknown_dependency_is_waiting_and_to_be_read() -> None:
     graph = DependencyGraph()
     assert put(graph, "a", "b", "c") == {"a"}
     assert graph.state(key("a")) == DependencyState(waiting=("b", "c"))
-    assert set(graph.unknown()) == {key("b"), key("c")}
-    assert graph.mark_unfinished(key("b")) == {key("a")}
+    assert unknown(graph) == {key("b"), key("c")}
+    assert graph.mark_unfinished(key("b")) == set()  # it waits for it either way
     assert graph.mark_missing(key("c")) == {key("a")}
     assert graph.state(key("a")) == DependencyState(waiting=("b",), missing=("c",))
-    assert (list(graph.unknown()), list(graph.missing())) == ([], [key("c")])
+    assert (unknown(graph), missing(graph)) == (set(), [key("c")])
     assert list(graph.present()) == [key("b")]
 
 
@@ -91,6 +110,7 @@ def test_a_diamond_opens_from_its_top_to_its_bottom() -> None:
     assert key("top") not in graph.dependents
     assert key("left") in graph.dependents
     graph.mark_finished(key("bottom"), COMPLETE)
+    search(graph)
     assert is_empty(graph)
 
 
@@ -98,11 +118,42 @@ def test_a_chain_of_ten_thousand_is_walked_without_recursion() -> None:
     graph = DependencyGraph()
     for number in range(10_000):
         put(graph, f"t{number}", f"t{number + 1}")
-    assert graph.state(key("t0")).cycle == ()
-    changed = put(graph, "t10000", "t0")
-    assert len(changed) == 10_001
+    assert search(graph) == set()
+    put(graph, "t10000", "t0")
+    assert len(search(graph)) == 10_001
     cycle = graph.state(key("t5000")).cycle
     assert (len(cycle), cycle[0]) == (10_002, cycle[-1])
+
+
+@pytest.mark.parametrize("order", ["forward", "backward", "shuffled"])
+def test_a_search_goes_along_each_edge_a_few_times(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the order Tasks come in: a start shows them by name."""
+    monkeypatch.setattr(dependency_graph, "_EDGES_AT_ONCE", 100)
+    graph, tasks, width = DependencyGraph(), 1000, 20
+    numbers = list(range(tasks))
+    if order == "backward":
+        numbers.reverse()
+    elif order == "shuffled":
+        Random(7).shuffle(numbers)
+    for number in numbers:
+        put(graph, f"t{number}", *(f"t{need}" for need in range(max(number - width, 0), number)))
+    steps = sum(1 for _ in graph.find_cycles())
+    assert not graph.is_doubtful
+    assert steps <= 3 * tasks * (width + 1) / 100
+    put(graph, "t0", f"t{tasks - 1}")
+    steps = sum(1 for _ in graph.find_cycles())
+    # It pauses when it takes away what is in no cycle, and when it looks for those that are.
+    assert 1.5 * tasks * (width + 1) / 100 <= steps <= 4 * tasks * (width + 1) / 100
+    assert graph._cycles
+
+
+def test_tasks_that_come_in_order_need_no_search() -> None:
+    graph = DependencyGraph()
+    for number in range(1, 100):
+        put(graph, f"t{number}", f"t{number - 1}")
+    assert not graph.is_doubtful
 
 
 @pytest.mark.parametrize("order", ["abc", "bca", "cab", "cba"])
@@ -110,8 +161,8 @@ def test_a_cycle_is_found_by_whoever_closes_it(order: str) -> None:
     graph = DependencyGraph()
     needs = {"a": "b", "b": "c", "c": "a"}
     for name in order:
-        changed = put(graph, name, needs[name])
-    assert changed == {"a", "b", "c"}
+        put(graph, name, needs[name])
+    assert search(graph) == {"a", "b", "c"}
     for name in "abc":
         cycle = graph.state(key(name)).cycle
         assert cycle[0] == cycle[-1]
@@ -125,6 +176,7 @@ def test_a_task_beside_a_cycle_is_not_in_it() -> None:
     put(graph, "a", "b")
     put(graph, "b", "a", "below")
     put(graph, "below")
+    assert search(graph) == {"a", "b"}
     assert [name for name in ("beside", "below") if graph.state(key(name)).cycle] == []
     assert graph.state(key("a")).cycle
 
@@ -135,6 +187,7 @@ def test_a_broken_cycle_ends_for_all_members(how: str) -> None:
     put(graph, "a", "b")
     put(graph, "b", "c")
     put(graph, "c", "a")
+    search(graph)
     assert all(graph.state(key(name)).cycle for name in "abc")
     if how == "edited":
         changed = graph.set_dependencies(key("b"), ())
@@ -144,6 +197,49 @@ def test_a_broken_cycle_ends_for_all_members(how: str) -> None:
         changed = graph.mark_finished(key("b"), FAILED)
     assert [graph.state(key(name)).cycle for name in "ac"] == [(), ()]
     assert {key("a"), key("c")} <= changed  # both may stand otherwise now
+    assert search(graph) == set()
+
+
+def test_a_cycle_that_shares_a_task_is_found_when_the_first_is_broken() -> None:
+    graph = DependencyGraph()
+    put(graph, "a", "b")
+    put(graph, "b", "a", "c")
+    put(graph, "c", "a")
+    first = search(graph)
+    assert {"a", "b"} <= first
+    graph.set_dependencies(key("b"), ("c",) if "c" not in first else ("a",))
+    assert search(graph) == ({"a", "b", "c"} if "c" not in first else {"a", "b"})
+
+
+def test_another_cycle_of_a_task_is_found_when_one_ends() -> None:
+    graph = DependencyGraph()
+    put(graph, "a", "b", "c")
+    put(graph, "b", "a")
+    put(graph, "c", "a")
+    first = search(graph)
+    (other,) = {"b", "c"} - first
+    assert first == {"a", "b", "c"} - {other}
+    (ended,) = first - {"a"}
+    graph.mark_finished(key(ended), FAILED)
+    assert search(graph) == {"a", other}
+
+
+@pytest.mark.parametrize("steps", range(14))
+def test_a_cycle_that_is_broken_during_the_search_is_not_reported(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dependency_graph, "_EDGES_AT_ONCE", 1)
+    graph = DependencyGraph()
+    put(graph, "a", "b")
+    put(graph, "b", "c")
+    put(graph, "c", "a")
+    looking = graph.find_cycles()
+    for _ in range(steps):
+        next(looking, None)
+    graph.set_dependencies(key("a"), ())
+    for _ in looking:
+        pass
+    assert [graph.state(key(name)).cycle for name in "bc"] == [(), ()]
 
 
 def test_namespaces_are_apart() -> None:
@@ -167,10 +263,16 @@ class Graph(RuleBasedStateMachine):
         self.needs: dict[str, tuple[str, ...]] = {}
         #: What was said last about a name: an Ending, "present" or "missing".
         self.said: dict[str, Ending | str] = {}
+        self.edges_at_once, dependency_graph._EDGES_AT_ONCE = dependency_graph._EDGES_AT_ONCE, 1
+        self.search: Iterator[set[TaskKey]] | None = None
+        self.told: set[TaskKey] = set()
 
     def apply(self, name: str, what: Ending | str, changed: set[TaskKey]) -> None:
         waiting = {key(one) for one, needs in self.needs.items() if name in needs}
-        assert waiting <= changed, f"{sorted(waiting)} must hear of {name}"
+        alike = (None, "present")  # both are waited for
+        before = self.said.get(name)
+        if before != what and not (before in alike and what in alike):
+            assert waiting <= changed, f"{sorted(waiting)} must hear of {name}"
         if waiting:
             self.said[name] = what
 
@@ -185,13 +287,34 @@ class Graph(RuleBasedStateMachine):
         self.apply(name, "present", self.graph.mark_unfinished(key(name)))
         self.needs.pop(name, None)
         self.forget()
-        changed = self.graph.set_dependencies(key(name), needs)
+        changed = self.graph.set_dependencies(key(name), tuple(needs))
         if needs:
             self.needs[name] = tuple(needs)
         assert key(name) in changed
-        cycle = self.graph.state(key(name)).cycle
-        assert bool(cycle) == (name in self.reachable(name))
-        assert {key(member) for member in cycle} <= changed, "every member must hear of it"
+
+    @rule()
+    def begin_search(self) -> None:
+        if self.search is None and self.graph.is_doubtful:
+            self.search = self.graph.find_cycles()
+
+    @rule(steps=st.integers(1, 9))
+    def go_on_searching(self, steps: int) -> None:
+        """It pauses after each edge here, and the graph changes in between."""
+        for _ in range(steps if self.search is not None else 0):
+            try:
+                self.told |= next(self.search)  # type: ignore[arg-type]
+            except StopIteration:
+                self.search = None
+                break
+        for name in list(self.needs):
+            if self.graph.state(key(name)).cycle:
+                assert name in self.reachable(name), f"{name} is in no cycle"
+
+    def finish_search(self) -> None:
+        for _ in self.search or ():
+            pass
+        self.search = None
+        search(self.graph)
 
     @rule(name=names)
     def exists(self, name: str) -> None:
@@ -220,6 +343,7 @@ class Graph(RuleBasedStateMachine):
     def everybody_goes(self) -> None:
         for name in list(self.needs):
             self.is_deleted(name)
+        self.finish_search()
         assert is_empty(self.graph), vars(self.graph)
 
     def reachable(self, start: str) -> set[str]:
@@ -240,11 +364,10 @@ class Graph(RuleBasedStateMachine):
         for name in NAMES:
             needed = any(name in needs for needs in self.needs.values())
             assert (key(name) in self.graph.dependents) == needed
-        unknown = {need for needs in self.needs.values() for need in needs} - set(self.said)
-        assert set(self.graph.unknown()) == {key(name) for name in unknown}
-        for what, asked in (("missing", self.graph.missing), ("present", self.graph.present)):
-            expected = {key(name) for name, said in self.said.items() if said == what}
-            assert set(asked()) == expected
+        silent = {need for needs in self.needs.values() for need in needs} - set(self.said)
+        assert unknown(self.graph) == {key(name) for name in silent}
+        for what, known in (("missing", self.graph._missing), ("present", self.graph.present())):
+            assert set(known) == {key(name) for name, said in self.said.items() if said == what}
 
     @invariant()
     def states(self) -> None:
@@ -261,8 +384,9 @@ class Graph(RuleBasedStateMachine):
         for name in set(NAMES) - set(self.needs):
             assert self.graph.state(key(name)) is INDEPENDENT
 
-    @invariant()
+    @rule()
     def cycles_are_reported_exactly_when_there_are_any(self) -> None:
+        self.finish_search()
         cycles = {name: self.graph.state(key(name)).cycle for name in self.needs}
         for name, cycle in cycles.items():
             if cycle:
@@ -274,6 +398,9 @@ class Graph(RuleBasedStateMachine):
             tangle = {one for one in self.reachable(name) if name in self.reachable(one)}
             # Of cycles that share a Task one is reported at a time: when it is broken, the next.
             assert any(cycles[one] for one in tangle), f"no cycle is reported in {tangle}"
+
+    def teardown(self) -> None:
+        dependency_graph._EDGES_AT_ONCE = self.edges_at_once
 
 
 TestGraph = Graph.TestCase
