@@ -56,6 +56,10 @@ HEARTBEAT_BYTES = 256 * 1024
 #: Of a payload merged with what spec.payloadFrom names, as JSON.
 PAYLOAD_BYTES = 200 * 1024
 
+#: Of the payloads that the operator keeps in memory for Tasks that wait, with what keeping each
+#: costs. What is not there is read again when it is dispatched.
+PAYLOAD_CACHE_BYTES = 32 * 1024 * 1024
+
 #: Of a message in a status: etcd is not a log store.
 STATUS_MESSAGE_LENGTH = 1024
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,7 +14,8 @@ from taskqueue.amqp.properties import BasicProperties
 from taskqueue.contract import command, heartbeat, outcome
 from taskqueue.contract.names import DIRECT_EXCHANGE, WORK_EXCHANGE, ContractError
 from taskqueue.contract.work import parse_work
-from taskqueue.controller.tasks.payloads import Payloads, _Unresolved
+from taskqueue.controller.tasks.config_maps import ConfigMap
+from taskqueue.controller.tasks.payloads import _object, _UnresolvedError
 from taskqueue.direct.management_api import StatisticsClient
 from taskqueue.model.task import PayloadSource
 from taskqueue.worker.attempt_events import payload_of, work_attempt
@@ -63,14 +63,8 @@ def _direct_body(text: bytes) -> object:
 
 
 def _config_map(text: bytes) -> object:
-    class Api:
-        async def get(self, path: str) -> dict[str, Any]:
-            return {"data": {"k": text.decode()}}
-
-    payloads = Payloads.__new__(Payloads)
-    payloads._reads = asyncio.Semaphore()
-    payloads._client = Api()  # type: ignore[assignment]
-    return asyncio.run(payloads._object("shop", PayloadSource("cm", "k"), "spec.payloadFrom[0]"))
+    source = PayloadSource("cm", "k")
+    return _object(text.decode(), "shop", source, "spec.payloadFrom[0]", ConfigMap("1"))
 
 
 def _http_answer(text: bytes) -> object:
@@ -127,7 +121,7 @@ def test_it_is_refused_unparsed(
 ) -> None:
     monkeypatch.setattr(orjson, "loads", _parse)
     monkeypatch.setattr(json, "loads", _parse)
-    with pytest.raises((ValueError, _Unresolved, child_protocol.ProtocolError)):
+    with pytest.raises((ValueError, _UnresolvedError, child_protocol.ProtocolError)):
         INTAKES[intake](DOCUMENTS[document])
 
 

@@ -205,10 +205,12 @@ class TaskResourceSpec(ApiModel):
         default_factory=tuple,
         max_length=PAYLOAD_SOURCES_MAX_ITEMS,
         description=(
-            "Keys of ConfigMaps, at most 16, each with a JSON object as text. They are read once, "
-            "before the first attempt, and merged in order by their top-level fields; later ones "
+            "Keys of ConfigMaps, at most 16, each with a JSON object as text. They are read when "
+            "an attempt is dispatched, and merged in order by their top-level fields; later ones "
             "override earlier ones, and payload overrides all. The result may have up to "
-            f"{PAYLOAD_BYTES // 1024} KiB. "
+            f"{PAYLOAD_BYTES // 1024} KiB, the texts together up to four times as many "
+            "characters. An attempt after a change gets what is there then, and the condition "
+            "PayloadChanged says so. "
             "The Task is Blocked while one is missing or is not a JSON object. The list is "
             "immutable, the ConfigMaps are not. Empty when absent. Put Secrets into the workers' "
             "pod template, never into a payload."

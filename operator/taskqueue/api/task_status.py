@@ -210,6 +210,14 @@ class TaskResourceStatus(ApiModel):
             "Absent when it saved nothing."
         ),
     )
+    payload_digest: str = Field(
+        "",
+        max_length=64,
+        description=(
+            "Beginning of the SHA-256 of the merged payload that was published first, as JSON. "
+            "Absent without payloadFrom, and until something is written after that."
+        ),
+    )
     result: dict[str, Any] | None = Field(
         None,
         description=(
@@ -223,7 +231,8 @@ class TaskResourceStatus(ApiModel):
         description=(
             "Finished and Complete when the Task succeeded; Finished, Failed and Stalled when it "
             "failed or was cancelled; Reconciling before that, and Suspended while spec.suspend "
-            "holds the Task. After a resume Suspended stays, as False since then. "
+            "holds the Task. After a resume Suspended stays, as False since then. PayloadChanged "
+            "when an attempt got another merged payload than the first. "
             "Wait with: kubectl wait --for=condition=Complete."
         ),
         json_schema_extra=CONDITIONS_LIST,

@@ -50,6 +50,8 @@ log = EventLog(__name__)
 _DRAIN_SECONDS = 5.0
 #: How long their completion events may still be published then.
 _COMPLETIONS_SECONDS = 2.0
+#: Connections for reading what Tasks need: payloads, ConfigMaps, dependencies, Tasks that left.
+_READERS = 32
 #: Conditions of a TaskQueue that are reported when False, and reasons that are not.
 _REPORTED = ("BrokerConnected", "WorkersAvailable")
 _NORMAL = ("Starting", "Connecting", "ReadingInbox", "Deleting", "WorkersElsewhere")
@@ -79,6 +81,7 @@ class Engine:
     ) -> None:
         random = Random()  # noqa: S311  (jitter, not secrets)
         self._client = ApiClient(access, may_write=leads)
+        self._reader_client = ApiClient(access, max_connections=_READERS, may_write=leads)
         self._writer_client = ApiClient(access, max_connections=CONCURRENCY, may_write=leads)
         self._feed_client = ApiClient(
             access, max_connections=4, timeout_seconds=60, may_write=leads
@@ -94,7 +97,7 @@ class Engine:
         self._background: set[asyncio.Task[None]] = set()
         synced = asyncio.Event()
         self.tasks = TaskController(
-            client=self._client,
+            client=self._reader_client,
             updater=self._writer,
             tokens=tokens,
             listener=self,
@@ -414,7 +417,8 @@ class Engine:
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
-        for client in (self._client, self._writer_client, self._feed_client):
+        others = (self._reader_client, self._writer_client, self._feed_client)
+        for client in (self._client, *others):
             await client.close()
 
 

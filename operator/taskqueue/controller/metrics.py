@@ -28,6 +28,10 @@ MESSAGES_PARKED = Counter(
     "Messages of the operator's inbox moved to a dead queue, because they cannot be read.",
 )
 STATUS_WRITES = Counter("taskqueue_status_writes_total", "Task statuses written to the API server.")
+PAYLOAD_READS = Counter(
+    "taskqueue_payload_reads_total",
+    "Tasks read again when they were dispatched, because their payloads were not kept in memory.",
+)
 TASKS_HELD = Gauge("taskqueue_tasks_held", "Unfinished Tasks the operator holds.")
 BACKLOG = Gauge(
     "taskqueue_backlog",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from sys import intern
 from typing import Any
 
 import orjson
@@ -37,32 +38,33 @@ def status_path(task: domain.Task) -> str:
 
 
 def read_task(raw: Mapping[str, Any]) -> domain.Task:
-    """Convert a Task object.
+    """Convert a Task object, without its payload.
 
     Raises:
-        NotJsonError: its payload is nested too deep.
         pydantic.ValidationError: the object does not follow the schema of this operator's version.
     """
     metadata = raw["metadata"]
     spec = TaskResourceSpec.model_validate(raw["spec"])
     status = raw.get("status")
     return domain.Task(
-        namespace=metadata["namespace"],
+        namespace=intern(metadata["namespace"]),
         name=metadata["name"],
         uid=metadata["uid"],
         generation=metadata.get("generation", 1),
         created=from_rfc3339(metadata["creationTimestamp"]),
         spec=domain.TaskSpec(
-            queue=spec.queue,
-            handler=spec.handler,
-            payload=_payload(spec.payload),
+            # There may be 100,000 Tasks with the same: each would have a copy.
+            queue=intern(spec.queue),
+            handler=intern(spec.handler),
             payload_from=tuple(
-                domain.PayloadSource(one.config_map_key_ref.name, one.config_map_key_ref.key)
+                domain.PayloadSource(
+                    intern(one.config_map_key_ref.name), intern(one.config_map_key_ref.key)
+                )
                 for one in spec.payload_from
             ),
             priority=spec.priority,
             concurrency_key=spec.concurrency_key,
-            depends_on=tuple(spec.depends_on),
+            depends_on=_shared(spec.depends_on),
             start_after=spec.start_after.timestamp() if spec.start_after else None,
             suspend=spec.suspend,
             cancel=spec.cancel,
@@ -73,20 +75,26 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
     )
 
 
-def _payload(payload: dict[str, Any]) -> bytes:
+def read_payload(raw: Mapping[str, Any]) -> bytes:
+    """Return the payload of a Task object, a JSON object in UTF-8 of any size.
+
+    Raises:
+        NotJsonError: it is nested too deep.
+    """
     try:
-        encoded = orjson.dumps(payload)
+        encoded = orjson.dumps(raw["spec"].get("payload", {}))
     except TypeError as error:  # it goes less deep than what reads
         problem = f"nested deeper than {JSON_DEPTH} levels: flatten it"
         raise NotJsonError(problem, at="spec.payload") from error
     # A shorter one has not as many brackets; a longer one is refused for that.
     if 2 * JSON_DEPTH < len(encoded) <= PAYLOAD_BYTES:
         check_levels(encoded, "spec.payload")
-    return encoded
+    # A copy: orjson cuts its own from a larger piece of memory, whose rest hardly anything fits in.
+    return bytes(memoryview(encoded))
 
 
 def problem_of(error: Exception) -> str:
-    """Return why `read_task` has failed, and what to do."""
+    """Return why `read_task` or `read_payload` has failed, and what to do."""
     if isinstance(error, ValidationError):
         part = "status" if error.title == TaskResourceStatus.__name__ else "spec"
         first = error.errors(include_url=False, include_input=False)[0]
@@ -173,6 +181,8 @@ def status_patch(task: domain.Task, status: domain.TaskState, *, now: float) -> 
         body["snoozes"] = status.snoozes
     if status.checkpoint is not None:
         body["checkpoint"] = orjson.Fragment(status.checkpoint)
+    if status.payload_digest:
+        body["payloadDigest"] = status.payload_digest
     changes: dict[str, Any] = {"/status": body}
     if task.is_outline:
         changes = {f"/status/{name}": body[name] for name in body.keys() & _END_FIELDS}
@@ -210,6 +220,8 @@ def _attempt(entry: domain.AttemptRecord) -> dict[str, Any]:
 
 #: The one condition that stays, as False, when it no longer holds; a Job's does the same.
 _SUSPENDED = "Suspended"
+#: An attempt got another payload than the first.
+_PAYLOAD_CHANGED = "PayloadChanged"
 
 _REASON = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
@@ -253,15 +265,32 @@ def _conditions(task: domain.Task, status: domain.TaskState, *, now: float) -> l
                 "observedGeneration": task.generation,
             }
         )
+    if status.payload_changed_time is not None:
+        conditions.append(
+            {
+                "type": _PAYLOAD_CHANGED,
+                "status": "True",
+                "reason": "ConfigMapChanged",
+                "message": "an attempt got another payload than the first: what spec.payloadFrom "
+                "names was changed in between",
+                "lastTransitionTime": to_rfc3339(status.payload_changed_time),
+                "observedGeneration": task.generation,
+            }
+        )
     return conditions
 
 
-def _resumed_time(status: TaskResourceStatus) -> float | None:
-    """Return when the last suspension ended: deadlines count from there."""
+def _time_of(status: TaskResourceStatus, kind: str, value: str) -> float | None:
+    """Return since when a condition has a value; None: it does not have it."""
     for condition in status.conditions:
-        if condition.type == _SUSPENDED and condition.status == "False":
+        if condition.type == kind and condition.status == value:
             return condition.last_transition_time.timestamp()
     return None
+
+
+def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names that many Tasks may have; to intern one alone costs more than it saves."""
+    return tuple(map(intern, names)) if len(names) > 1 else names
 
 
 def _overrides(spec: TaskResourceSpec) -> domain.PolicyOverrides:
@@ -316,6 +345,9 @@ def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskState:
         concurrency_key=status.concurrency_key,
         snoozes=status.snoozes,
         checkpoint=None if status.checkpoint is None else orjson.dumps(status.checkpoint),
-        resumed_time=_resumed_time(status),
+        payload_digest=status.payload_digest,
+        payload_changed_time=_time_of(status, _PAYLOAD_CHANGED, "True"),
+        # Deadlines count from there.
+        resumed_time=_time_of(status, _SUSPENDED, "False"),
         result=status.result,
     )

@@ -157,6 +157,9 @@ class TaskState:
         concurrency_key: held while an attempt is dispatched; "" otherwise.
         snoozes: how often its handler asked to be called later.
         checkpoint: what its handler saved last, a JSON object in UTF-8, at most 16 KiB.
+        payload_digest: of the merged payload that was published first; "" without payloadFrom.
+            Written when anything is.
+        payload_changed_time: when another one was published; None: the first is the only one.
         resumed_time: when the last suspension ended; the condition Suspended keeps it.
         running_since: when the attempt that runs began; not written, so unknown after a restart.
     """
@@ -177,6 +180,8 @@ class TaskState:
     resumed_time: float | None = None
     running_since: float | None = field(default=None, compare=False)
     checkpoint: bytes | None = None
+    payload_digest: str = field(default="", compare=False)
+    payload_changed_time: float | None = field(default=None, compare=False)
     result: Mapping[str, Any] | None = None
 
     @property
@@ -212,8 +217,8 @@ class TaskSpec:
     Attributes:
         queue: name of the TaskQueue in the Task's namespace.
         handler: name a worker registered.
-        payload: JSON object in UTF-8.
-        payload_from: objects merged below it, in order.
+        payload_from: objects merged below its payload, in order. The payload itself is not here:
+            see `taskqueue.controller.tasks.payloads`.
         priority: -1000 to 1000, higher first.
         concurrency_key: Tasks of one key are dispatched a few at a time; "" for none.
         depends_on: names of the Tasks that must be Complete first.
@@ -225,7 +230,6 @@ class TaskSpec:
 
     queue: str
     handler: str
-    payload: bytes = b"{}"
     payload_from: tuple[PayloadSource, ...] = ()
     priority: int = 0
     concurrency_key: str = ""

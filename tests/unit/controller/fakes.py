@@ -32,6 +32,8 @@ from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.kubernetes.client import TABLE, ApiClient, ApiError
 from taskqueue.kubernetes.status_updater import OnResult, StatusUpdater, WriteRefused, Written
+from taskqueue.kubernetes.task_codec import task_path
+from taskqueue.limits import PAYLOAD_CACHE_BYTES
 from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.task import Policy, RetryBackoff
 from taskqueue.model.token import TokenKeys
@@ -210,7 +212,14 @@ class TaskHarness:
     The test takes the part of informers, TaskQueues and pools.
     """
 
-    def __init__(self, *, max_published: int = 1000, per_key: int = 1, **policy: Any) -> None:
+    def __init__(
+        self,
+        *,
+        max_published: int = 1000,
+        per_key: int = 1,
+        payload_budget: int = PAYLOAD_CACHE_BYTES,
+        **policy: Any,
+    ) -> None:
         self.publisher = FakePublisher()
         self.writer = FakeWriter()
         self.channel = FakeChannel()
@@ -257,6 +266,7 @@ class TaskHarness:
             random=Random(0),
             spawn=self._spawn,
             clock=lambda: now() + self.step,
+            payload_budget=payload_budget,
         )
         self.states = _States()
         self.tasks._runner.tasks = self.states
@@ -333,6 +343,12 @@ class TaskHarness:
 
     def token(self, entry: TrackedTask) -> str:
         return TOKENS.sign(entry.uid, entry.status.current_attempt, entry.status.epoch)
+
+    def store(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """Have the API server hold a Task, as it does when its payload is read again."""
+        metadata = raw["metadata"]
+        self.api.objects[task_path(metadata["namespace"], metadata["name"])] = raw
+        return raw
 
     async def delete(self, entry: TrackedTask) -> None:
         """Delete a Task as the informer would report it."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_PUBLISHED = 2
 MAX_ATTEMPTS = 3
 TIMEOUT = 20
+#: Bytes: room for two of the payloads, so that others are read again.
+PAYLOAD_BUDGET = 500
 
 
 class Invariants:
@@ -128,6 +130,7 @@ class Invariants:
             assert content.checkpoint == self._model.saved.get(uid), f"{who}: old checkpoint"
         body = orjson.loads(content.body)
         assert bool(entry.task.spec.payload_from) == ("from" in body), f"{who} has payload {body}"
+        assert body["made"] == int(uid.split("-")[-1]), f"{who} has another's payload: {body}"
         raw = self._model.tasks.get(content.task)
         recorded = raw["status"] if raw and raw["metadata"]["uid"] == uid else None
         if recorded is not None and recorded.get("history"):
@@ -205,9 +208,10 @@ class Invariants:
 
 
 def _places(dispatcher: Dispatcher) -> Iterator[str]:
-    """Yield every uid that is queued, waits for its key, claims it or is published."""
+    """Yield every uid that is queued, loading, waits for its key, claims it or is published."""
     yield from dispatcher._queue.places
     for queue in dispatcher._keys._queues.values():
         yield from queue.places
+    yield from dispatcher._loading
     yield from dispatcher._claiming
     yield from dispatcher._published

@@ -37,7 +37,13 @@ from tests.unit.controller.fakes import (
     Write,
     raw_task,
 )
-from tests.unit.controller.invariants import MAX_ATTEMPTS, MAX_PUBLISHED, TIMEOUT, Invariants
+from tests.unit.controller.invariants import (
+    MAX_ATTEMPTS,
+    MAX_PUBLISHED,
+    PAYLOAD_BUDGET,
+    TIMEOUT,
+    Invariants,
+)
 from tests.unit.controller.virtual_time import VirtualLoop
 
 CONFIG_MAP = "/api/v1/namespaces/shop/configmaps/c"
@@ -157,7 +163,8 @@ class Model:
     def create(self, name: str, **spec: Any) -> None:
         self._made += 1
         age = self._made / 1000  # or the order of those made at once would be chance
-        raw = raw_task(name, created=self.loop.time() + age, **spec)
+        payload = {"made": self._made}
+        raw = raw_task(name, created=self.loop.time() + age, payload=payload, **spec)
         raw["metadata"]["uid"] = f"uid-{name}-{self._made}"
         self.keys[raw["metadata"]["uid"]] = spec.get("concurrencyKey", "")
         self._store(name, raw)
@@ -176,7 +183,9 @@ class Model:
     def put_config_map(self, data: dict[str, str] | None) -> None:
         self.objects.pop(CONFIG_MAP, None)
         if data is not None:
-            self.objects[CONFIG_MAP] = {"data": data}
+            self._versions += 1
+            metadata = {"resourceVersion": str(self._versions)}
+            self.objects[CONFIG_MAP] = {"metadata": metadata, "data": data}
 
     def put_queue(self, **changes: Any) -> None:
         """Change the TaskQueue, or create it again."""
@@ -465,7 +474,7 @@ class Model:
         self._start()
 
     def _new_harness(self) -> TaskHarness:
-        harness = TaskHarness()
+        harness = TaskHarness(payload_budget=PAYLOAD_BUDGET)
         harness.api.objects = self.objects
         harness.publisher = WatchedPublisher(self)
         harness.dispatcher.config = self.queue

@@ -30,6 +30,11 @@ class KeySlots(Generic[H]):
         """The keys with a queue."""
         return tuple(self._queues)
 
+    def has_room(self, key: str, holder: H, *, limit: int) -> bool:
+        """Return whether ``holder`` has the key, or would get it now."""
+        holders = self._holders.get(key, ())
+        return holder in holders or len(holders) < limit
+
     def claim(self, key: str, holder: H, *, limit: int) -> bool:
         """Give the key to ``holder`` if fewer than ``limit`` have it; return whether it has it."""
         holders = self._holders.setdefault(key, set())

@@ -2,8 +2,9 @@
 
 Invariants:
 
-* a Task in stage WAITING is in the dispatch queue or waits for its concurrency key, one in
-  CLAIMING is among the claiming, one in PUBLISHED among the published, no other is in any;
+* a Task in stage WAITING is in the dispatch queue, among the loading (it is its turn, and its
+  payload is being read), or waits for its concurrency key; one in CLAIMING is among the claiming,
+  one in PUBLISHED among the published; no other is in any;
 * nothing is published while the dispatcher is closed (broker away, queue not declared, no
   TaskQueue) or the queue's stopPolicy holds; what is PUBLISHED then stays so, because the broker's
   queue is durable.
@@ -35,6 +36,7 @@ from taskqueue.controller.tasks.events import (
     TurnCame,
 )
 from taskqueue.controller.tasks.missing_handlers import MissingHandlers
+from taskqueue.controller.tasks.payloads import Payloads
 from taskqueue.controller.tasks.published_attempts import (
     FinishRate,
     PublishedAttempts,
@@ -67,6 +69,7 @@ class Dispatcher:
         tasks: the unfinished Tasks of all queues by uid.
         send: hands an event to a Task.
         clock: monotonic time in seconds.
+        payloads: has the payload at hand of a Task that gets its turn.
         on_open: called when publishing begins.
         on_owed: called when the commands that are owed have changed.
     """
@@ -78,6 +81,7 @@ class Dispatcher:
         tasks: Mapping[str, TrackedTask],
         send: Callable[[str, Event], None],
         clock: Clock,
+        payloads: Payloads,
         on_open: Callable[[QueueKey, Publisher], None],
         on_owed: Callable[[], None],
     ) -> None:
@@ -97,6 +101,7 @@ class Dispatcher:
         self._tasks = tasks
         self._send = send
         self._clock = clock
+        self._payloads = payloads
         self._on_open = on_open
         self._queue: DispatchQueue[str] = DispatchQueue()
         #: Holders are uids, and tokens of attempts that were recalled and may still run.
@@ -104,6 +109,8 @@ class Dispatcher:
         #: Keys held for recalled attempts until their worker has answered, or for a limited
         #: time: key and timer by token.
         self._key_holds: dict[str, tuple[str, asyncio.TimerHandle]] = {}
+        #: Those whose turn it is as soon as their payload is read.
+        self._loading: set[str] = set()
         self._claiming: set[str] = set()
         self._published = PublishedAttempts(
             timeout_of=lambda uid: self._tasks[uid].attempt_seconds(self.policy(self._tasks[uid])),
@@ -146,7 +153,7 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """Tasks that may run and are still in the operator."""
-        return len(self._queue) + len(self._claiming)
+        return len(self._queue) + len(self._loading) + len(self._claiming)
 
     @property
     def excess(self) -> int:
@@ -277,6 +284,19 @@ class Dispatcher:
             ),
         )
 
+    def on_payload_loaded(self, uid: str) -> None:
+        """Give a Task the turn that it waits for."""
+        if uid not in self._loading:
+            return
+        self._loading.discard(uid)
+        config = self._config
+        if config is None or not self.can_publish or self._clock() < self._paused_until:
+            task = self._tasks[uid].task
+            self._queue.add(uid, priority=task.spec.priority, created=task.created)
+            self._plan_pump()
+        else:
+            self._give_turn(uid, config.per_key)
+
     def mark_confirmed(self, uid: str) -> None:
         """Take note that the broker has the message of a Task."""
         self._published.mark_confirmed(uid)
@@ -359,6 +379,7 @@ class Dispatcher:
             self.missing.end_try(uid)
         if not self._published.discard(uid):
             self._claiming.discard(uid)
+            self._loading.discard(uid)
             self._queue.discard(uid)
 
     def _plan_pump(self, wait: float = 0.0) -> None:
@@ -386,13 +407,25 @@ class Dispatcher:
             if now < self._paused_until:
                 self._plan_pump(self._paused_until - now)
                 return
-            if len(self._published) + len(self._claiming) >= window:
+            if len(self._published) + len(self._claiming) + len(self._loading) >= window:
                 return
             uid = self._queue.pop()
             if uid is None:
                 return
-            self._give_turn(uid, config.per_key)
+            if self._has_to_load(uid, config.per_key):
+                self._loading.add(uid)
+                self._payloads.load(self._tasks[uid].task)
+            else:
+                self._give_turn(uid, config.per_key)
         self._plan_pump()
+
+    def _has_to_load(self, uid: str, per_key: int) -> bool:
+        """Return whether a payload is needed that is not at hand."""
+        task = self._tasks[uid].task
+        key = task.spec.concurrency_key
+        if key and not self._keys.has_room(key, uid, limit=per_key):
+            return False
+        return not self._payloads.is_at_hand(task)
 
     def _give_turn(self, uid: str, per_key: int) -> None:
         tracked = self._tasks[uid]

@@ -181,11 +181,6 @@ class TrackDependencies:
 
 
 @dataclass(frozen=True, slots=True)
-class ResolvePayload:
-    """Merge the payload with what spec.payloadFrom names; send `PayloadResolved`."""
-
-
-@dataclass(frozen=True, slots=True)
 class Reconcile:
     """Send `EnvironmentChanged`, after the effects before it."""
 
@@ -239,7 +234,6 @@ Effect = (
     | SetTimer
     | CancelTimers
     | TrackDependencies
-    | ResolvePayload
     | Reconcile
     | ReadObject
     | Forget

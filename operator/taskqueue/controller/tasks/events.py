@@ -65,10 +65,10 @@ class EnvironmentChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class PayloadResolved:
-    """Its payload was merged, or cannot be; ``size`` in bytes, None: it cannot."""
+class PayloadRefused:
+    """Its payload can never be published: ``problem`` says why."""
 
-    size: int | None
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +264,7 @@ Event = (
     | SpecChanged
     | FoundUnreadable
     | EnvironmentChanged
-    | PayloadResolved
+    | PayloadRefused
     | TurnCame
     | PublishSettled
     | MessagesLost

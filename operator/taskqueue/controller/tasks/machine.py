@@ -81,14 +81,9 @@ def _on_seen(draft: Draft, event: events.Seen) -> None:
         draft.update(key=key, maybe_published=True)
         draft.move(TaskStage.PUBLISHED)
         draft.do(effects.AdoptKey(key), effects.MarkConfirmed())
-    spec = draft.tracked.task.spec
-    if draft.end_too_large(len(spec.payload)):
-        return
     draft.do(effects.TrackDependencies())
-    if spec.payload_from:
-        draft.do(effects.ResolvePayload())
-    if spec.depends_on or spec.payload_from:
-        draft.do(effects.Reconcile())  # by what these effects find out
+    if draft.tracked.task.spec.depends_on:
+        draft.do(effects.Reconcile())  # by what that effect finds out
     else:
         draft.reconcile()
 
@@ -108,9 +103,8 @@ def _on_environment_changed(draft: Draft, event: events.EnvironmentChanged) -> N
     draft.reconcile()
 
 
-def _on_payload_resolved(draft: Draft, event: events.PayloadResolved) -> None:
-    if event.size is None or not draft.end_too_large(event.size):
-        draft.reconcile()
+def _on_payload_refused(draft: Draft, event: events.PayloadRefused) -> None:
+    draft.refuse(event.problem)
 
 
 def _on_turn_came(draft: Draft, event: events.TurnCame) -> None:
@@ -423,7 +417,7 @@ _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
     events.SpecChanged: _on_spec_changed,
     events.FoundUnreadable: lambda draft, event: draft.refuse(event.message),
     events.EnvironmentChanged: _on_environment_changed,
-    events.PayloadResolved: _on_payload_resolved,
+    events.PayloadRefused: _on_payload_refused,
     events.TurnCame: _on_turn_came,
     events.PublishSettled: _on_publish_settled,
     events.MessagesLost: _on_messages_lost,

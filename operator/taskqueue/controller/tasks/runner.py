@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from random import Random
 from typing import Any, Protocol, cast
 
@@ -26,6 +27,7 @@ from taskqueue.controller.tasks.dependency_graph import INDEPENDENT
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.machine import step
 from taskqueue.controller.tasks.payloads import Payloads
+from taskqueue.controller.tasks.task_timers import TaskTimers
 from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TrackedTask
 from taskqueue.kubernetes.status_updater import StatusUpdater, WriteRefused, WriteResult
 from taskqueue.kubernetes.task_codec import is_behind, status_patch, status_path
@@ -63,7 +65,7 @@ class TaskRunner:
     Args:
         dispatchers: of the queues; that of any queue is there when it is asked for.
         dependencies: what is known of the Tasks they depend on.
-        payloads: merges payloads.
+        payloads: has those at hand that are published next.
         updater: writes statuses.
         completions: publishes the events about ends.
         tokens: sign what is published.
@@ -108,7 +110,7 @@ class TaskRunner:
         self._on_forgotten = on_forgotten
         self._on_announced = on_announced
         self._read_object = read_object
-        self._timers: dict[tuple[str, events.Timer], asyncio.TimerHandle] = {}
+        self._timers = {timer: TaskTimers(partial(self._on_timer, timer)) for timer in events.Timer}
         self._events: deque[tuple[str, events.Event]] = deque()
         self._is_running = False
 
@@ -156,10 +158,8 @@ class TaskRunner:
 
     def write_scheduled(self) -> None:
         """Write what waits to be worth a write: this process ends, and knows it alone."""
-        for uid, timer in list(self._timers):
-            if timer is events.Timer.WRITE:
-                self._timers.pop((uid, timer)).cancel()
-                self.send(uid, events.TimerFired(timer))
+        for uid in self._timers[events.Timer.WRITE].pop_all():
+            self.send(uid, events.TimerFired(events.Timer.WRITE))
 
     def _step(self, tracked: TrackedTask, event: events.Event) -> None:
         try:
@@ -188,10 +188,11 @@ class TaskRunner:
             policy=dispatcher.policy(tracked) if dispatcher.config is not None else None,
             dependencies=self._dependencies.state_of(task) if spec.depends_on else INDEPENDENT,
             payload_error=self._payloads.error(task.uid) if spec.payload_from else None,
+            payload_digest=self._payloads.digest(task) if spec.payload_from else "",
             now=self._clock(),
             monotonic=asyncio.get_running_loop().time(),
             random=self._random.random(),
-            can_publish=dispatcher.can_publish,
+            can_publish=dispatcher.can_publish and self._payloads.is_at_hand(task),
             leads=not tracked.status.concurrency_key or self._leads(),
             missing_handler=dispatcher.missing.handlers.get(spec.handler),
         )
@@ -206,8 +207,7 @@ class TaskRunner:
 
     def _withdraw(self, tracked: TrackedTask, effect: effects.Withdraw) -> None:
         self._dispatchers[tracked.queue_key].withdraw(tracked.uid, finished=effect.finished)
-        if tracked.task.spec.payload_from:
-            self._payloads.discard(tracked.uid)
+        self._payloads.discard(tracked.task)
 
     def _adopt_key(self, tracked: TrackedTask, effect: effects.AdoptKey) -> None:
         self._dispatchers[tracked.queue_key].adopt_key(tracked.uid, effect.key)
@@ -235,12 +235,13 @@ class TaskRunner:
                 token=self._tokens.sign(task.uid, effect.attempt, effect.epoch),
                 max_deliveries=max(policy.max_deliveries - effect.deliveries, 1),
                 timeout_seconds=policy.attempt_timeout_seconds,
-                body=self._payloads.body(task) if task.spec.payload_from else task.spec.payload,
+                body=self._payloads.body(task),
                 fence=effect.fence,
                 checkpoint=tracked.status.checkpoint,
                 checkpointed=tracked.status.checkpoint is not None,
             )
         )
+        self._payloads.mark_published(task.uid)
 
     def _mark_confirmed(self, tracked: TrackedTask, _: effects.MarkConfirmed) -> None:
         self._dispatchers[tracked.queue_key].mark_confirmed(tracked.uid)
@@ -336,29 +337,20 @@ class TaskRunner:
     # Timers, reads, logs.
 
     def _set_timer(self, tracked: TrackedTask, effect: effects.SetTimer) -> None:
-        name = (tracked.uid, effect.timer)
-        before = self._timers.pop(name, None)
-        if before is not None:
-            before.cancel()
-        if effect.seconds is not None:
-            loop = asyncio.get_running_loop()
-            self._timers[name] = loop.call_later(effect.seconds, self._on_timer, name)
+        if effect.seconds is None:
+            self._timers[effect.timer].cancel(tracked.uid)
+        else:
+            self._timers[effect.timer].set(tracked.uid, effect.seconds)
 
-    def _on_timer(self, name: tuple[str, events.Timer]) -> None:
-        del self._timers[name]
-        self.send(name[0], events.TimerFired(name[1]))
+    def _on_timer(self, timer: events.Timer, uid: str) -> None:
+        self.send(uid, events.TimerFired(timer))
 
     def _cancel_timers(self, tracked: TrackedTask, _: effects.CancelTimers) -> None:
-        for timer in events.Timer:
-            handle = self._timers.pop((tracked.uid, timer), None)
-            if handle is not None:
-                handle.cancel()
+        for timers in self._timers.values():
+            timers.cancel(tracked.uid)
 
     def _track_dependencies(self, tracked: TrackedTask, _: effects.TrackDependencies) -> None:
         self._dependencies.update(tracked.task)
-
-    def _resolve_payload(self, tracked: TrackedTask, _: effects.ResolvePayload) -> None:
-        self._payloads.resolve(tracked.task)
 
     def _reconcile(self, tracked: TrackedTask, _: effects.Reconcile) -> None:
         self.send(tracked.uid, events.EnvironmentChanged())
@@ -409,7 +401,6 @@ _EXECUTORS: Mapping[type, Callable[[TaskRunner, TrackedTask, Any], None]] = {
     effects.SetTimer: TaskRunner._set_timer,
     effects.CancelTimers: TaskRunner._cancel_timers,
     effects.TrackDependencies: TaskRunner._track_dependencies,
-    effects.ResolvePayload: TaskRunner._resolve_payload,
     effects.Reconcile: TaskRunner._reconcile,
     effects.ReadObject: TaskRunner._read,
     effects.Forget: TaskRunner._drop_task,

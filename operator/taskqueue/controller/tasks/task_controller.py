@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any, Protocol
 
@@ -22,14 +22,22 @@ from taskqueue.controller.tasks.command_record import Owed
 from taskqueue.controller.tasks.dependencies import Dependencies
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.inbox import Inbox, QueueListener
-from taskqueue.controller.tasks.payloads import Payloads
+from taskqueue.controller.tasks.payloads import Payloads, size_problem
+from taskqueue.controller.tasks.read_pool import Spawn
 from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge
-from taskqueue.controller.tasks.tracked_task import TrackedTask
+from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError, version_of
 from taskqueue.kubernetes.informer import Key, identity
 from taskqueue.kubernetes.status_updater import StatusUpdater
-from taskqueue.kubernetes.task_codec import problem_of, read_outline, read_task, task_path
+from taskqueue.kubernetes.task_codec import (
+    problem_of,
+    read_outline,
+    read_payload,
+    read_task,
+    task_path,
+)
 from taskqueue.kubernetes.task_table import get_outline
+from taskqueue.limits import PAYLOAD_CACHE_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
 from taskqueue.model.task import Task, TaskState
@@ -46,8 +54,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _TASKS_A_TURN = 1_000
 
 _NOT_FOUND = 404
-
-Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class TaskListener(QueueListener, Protocol):
@@ -78,6 +84,7 @@ class TaskController:
         random: for the jitter of back-offs.
         spawn: runs something beside everything else.
         clock: wall time in seconds.
+        payload_budget: bytes of payloads to keep in memory.
     """
 
     def __init__(
@@ -93,6 +100,7 @@ class TaskController:
         random: Random,
         spawn: Spawn,
         clock: Clock = time.time,
+        payload_budget: int = PAYLOAD_CACHE_BYTES,
     ) -> None:
         self._client = client
         self._listener = listener
@@ -112,7 +120,15 @@ class TaskController:
             is_unfinished=self._is_unfinished,
             on_change=self._on_dependencies_changed,
         )
-        self.payloads = Payloads(client, spawn=spawn, on_resolved=self._on_payload_resolved)
+        self.payloads = Payloads(
+            client,
+            task_of=self._task_of,
+            spawn=spawn,
+            on_loaded=self._on_payload_loaded,
+            on_error_changed=self._reconcile_all,
+            on_invalid=self._on_payload_invalid,
+            budget=payload_budget,
+        )
         self._runner = TaskRunner(
             dispatchers=self._dispatchers,
             dependencies=self.dependencies,
@@ -162,6 +178,7 @@ class TaskController:
             return  # our own write of its status, come back
         try:
             task = read_task(raw)
+            payload = read_payload(raw) if tracked is None else b""  # it never changes
         except (ValueError, KeyError, TypeError) as error:  # one bad object stops no other
             self.on_unreadable(raw, problem_of(error))
             return
@@ -169,16 +186,22 @@ class TaskController:
         if tracked is not None:
             self._runner.send(uid, events.SpecChanged(task))
         elif self._is_to_track(task):
-            self._runner.track(
-                TrackedTask(
-                    task=task,
-                    status=task.status,
-                    written=task.status,
-                    fence=version_of(raw["metadata"]),
-                    stray_copy_possible=not self._synced(),
-                ),
-                events.Seen(),
-            )
+            self._track(task, raw, payload)
+
+    def _track(self, task: Task, raw: dict[str, Any], payload: bytes) -> None:
+        tracked = TrackedTask(
+            task=task,
+            status=task.status,
+            written=task.status,
+            fence=version_of(raw["metadata"]),
+            stray_copy_possible=not self._synced(),
+        )
+        problem = size_problem(len(payload))
+        if problem:
+            self._runner.track(tracked, events.PayloadRefused(problem))
+        else:
+            self.payloads.offer(task.uid, payload)
+            self._runner.track(tracked, events.Seen())
 
     def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
         """End a Task that cannot be read; ``problem`` says why, and what to do."""
@@ -323,6 +346,7 @@ class TaskController:
             tasks=self._runner.tasks,
             send=self._runner.send,
             clock=asyncio.get_running_loop().time,
+            payloads=self.payloads,
             on_open=self.completions.publish_kept,
             on_owed=self._listener.on_commands_owed,
         )
@@ -370,8 +394,17 @@ class TaskController:
         found = (self._by_name(key) for key in keys)
         self._reconcile_all([tracked.uid for tracked in found if tracked is not None])
 
-    def _on_payload_resolved(self, uid: str, size: int | None) -> None:
-        self._runner.send(uid, events.PayloadResolved(size))
+    # Payloads.
+
+    def _task_of(self, uid: str) -> Task | None:
+        tracked = self._runner.tasks.get(uid)
+        return None if tracked is None or tracked.stage is TaskStage.FINISHED else tracked.task
+
+    def _on_payload_loaded(self, uid: str) -> None:
+        self._dispatchers[self._runner.tasks[uid].queue_key].on_payload_loaded(uid)
+
+    def _on_payload_invalid(self, uid: str, problem: str) -> None:
+        self._runner.send(uid, events.PayloadRefused(problem))
 
 
 class _Dispatchers(dict[QueueKey, Dispatcher]):

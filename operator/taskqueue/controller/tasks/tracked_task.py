@@ -2,7 +2,7 @@
 
 A `TrackedTask` lives from the moment the informer shows a Task until its final status is in the
 API server, or the Task is deleted. `taskqueue.controller.tasks.machine.step` alone makes the next
-one. There may be 100,000 of them: no attribute without need, and no payload beyond the spec's.
+one. There may be 100,000 of them: no attribute without need, and no payload.
 """
 
 from __future__ import annotations
@@ -56,11 +56,13 @@ class TaskEnvironment:
     Attributes:
         policy: its own settings over its queue's; None: there is no such TaskQueue.
         dependencies: the state of its dependencies.
-        payload_error: why its payload cannot be put together; "": it is being read; None: it can.
+        payload_error: why its payload cannot be put together; None: it may be.
+        payload_digest: of its merged payload, if that is at hand; else "".
         now: seconds since the epoch, by the wall clock, which may be set at any moment.
         monotonic: seconds that no such step moves.
         random: a number in [0, 1) for the jitter of a back-off.
-        can_publish: the queue is declared at its broker, and not held back.
+        can_publish: its queue is declared at the broker, and not held back, and its payload is at
+            hand.
         leads: this process certainly leads.
         missing_handler: what is known of its handler, if no worker knew that; else None.
     """
@@ -68,6 +70,7 @@ class TaskEnvironment:
     policy: Policy | None
     dependencies: DependencyState = INDEPENDENT
     payload_error: str | None = None
+    payload_digest: str = ""
     now: float = 0.0
     monotonic: float = 0.0
     random: float = 0.0

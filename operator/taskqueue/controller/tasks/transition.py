@@ -24,7 +24,6 @@ from taskqueue.controller.tasks.tracked_task import (
 )
 from taskqueue.limits import (
     LONGEST_ATTEMPT_SECONDS,
-    PAYLOAD_BYTES,
     REPORT_GRACE_SECONDS,
     WORKER_LOST_SECONDS,
 )
@@ -243,20 +242,6 @@ class Draft:
         self.move(TaskStage.FINISHED)
         self.do(effects.Forget(found))
 
-    def end_too_large(self, size: int) -> bool:
-        """End the Task if its payload is above the limit; return whether it is."""
-        if size <= PAYLOAD_BYTES:
-            return False
-        task = self.tracked.task
-        merged = ", merged with what spec.payloadFrom names," if task.spec.payload_from else ""
-        # The payload is not kept.
-        self.update(task=replace(task, spec=replace(task.spec, payload=b"{}")))
-        self.refuse(
-            f"spec.payload{merged} has {size} bytes, the limit is {PAYLOAD_BYTES}: keep the data "
-            "elsewhere, put a reference to it into the payload, and create the Task again"
-        )
-        return True
-
     def refuse(self, message: str) -> None:
         """End the Task: it can never run as it is."""
         status, now = self.tracked.status, self.environment.now
@@ -328,12 +313,17 @@ class Draft:
 
     def publish(self) -> None:
         """Publish the present attempt."""
-        status = self.tracked.status
+        status, digest = self.tracked.status, self.environment.payload_digest
+        if digest:
+            status = _supplied(status, digest, now=self.environment.now)
+        if status.payload_changed_time != self.tracked.status.payload_changed_time:
+            fields = {"attempt": status.current_attempt}
+            self.do(effects.Log("warning", "payload.changed", fields))
         limit, elsewhere = self.policy.attempt_timeout_seconds, False
         if self.tracked.stray_copy_possible:  # a worker may run the first copy
             limit = max(limit, self.tracked.time_limit)
             elsewhere = self.tracked.published_elsewhere
-        self.update(maybe_published=False, stray_copy_possible=False)
+        self.update(status=status, maybe_published=False, stray_copy_possible=False)
         self.update(time_limit=limit, published_elsewhere=elsewhere)
         self.move(TaskStage.PUBLISHED)
         fence = self.tracked.fence if status.concurrency_key else None
@@ -439,3 +429,15 @@ class Draft:
     def do(self, *effects: effects.Effect) -> None:
         """Have effects executed, after those before."""
         self.effects += effects
+
+
+def _supplied(status: TaskState, digest: str, *, now: float) -> TaskState:
+    """Return the status of a Task whose merged payload has this digest, and is published."""
+    if digest == status.payload_digest:
+        return status
+    changed = now if status.payload_digest else None
+    return replace(
+        status,
+        payload_digest=status.payload_digest or digest,
+        payload_changed_time=status.payload_changed_time or changed,
+    )

@@ -56,7 +56,7 @@ STARTS: dict[str, Callable[[], TaskModel]] = {
         replace(KEYED, overrides=PolicyOverrides(active_deadline_seconds=40))
     ),
     "with a payload to merge": lambda: TaskModel.of(
-        replace(PLAIN, payload_from=(model.PayloadSource("c", "k"),)), payload_error=""
+        replace(PLAIN, payload_from=(model.PayloadSource("c", "k"),)), payload_error="no c"
     ),
     "claimed before": lambda: TaskModel.of(
         KEYED, TaskState(concurrency_key=KEY, epoch=2), copies=[Copy(1, 2, True, is_settled=True)]
@@ -163,11 +163,19 @@ class Life(RuleBasedStateMachine):
         )
         self.model.send(events.EnvironmentChanged())
 
-    @precondition(lambda self: self.model.payload_error is not None)
-    @rule(size=st.sampled_from([None, 10, 10, 300_000]))
-    def payload_is_resolved(self, size: int | None) -> None:
-        self.model.payload_error = "spec.payloadFrom: no c" if size is None else None
-        self.model.send(events.PayloadResolved(size))
+    @precondition(lambda self: self.model.spec.payload_from)
+    @rule(error=st.sampled_from(["no c", None, None]), digest=st.sampled_from(["d1", "d2"]))
+    def config_map_changes(self, error: str | None, digest: str) -> None:
+        """What is published has been read a moment ago, or it is not published."""
+        if self.model.stage in (TaskStage.HELD, TaskStage.WAITING):
+            self.model.payload_error, self.model.payload_digest = error, digest
+            self.model.send(events.EnvironmentChanged())
+
+    @precondition(lambda self: self.model.is_queued and self.model.spec.payload_from)
+    @rule(sure=st.integers(0, 3))
+    def payload_is_refused(self, sure: int) -> None:
+        if sure == 0:
+            self.model.send(events.PayloadRefused("too large"))
 
     # Dispatching.
 
@@ -325,7 +333,7 @@ class Life(RuleBasedStateMachine):
         if model.dependencies is WAITING:
             self.dependency_ends(False)
         if model.payload_error is not None:
-            self.payload_is_resolved(10)
+            self.config_map_changes(None, "d1")
         some_time = (0.1, 2.1, 6.0, 0.1, 0.1, TIMEOUT + 11.0) * 4
         for seconds in (*some_time, UNKNOWN_TIMEOUT + 11.0, *some_time):
             if not model.is_tracked and model.announcing is None:

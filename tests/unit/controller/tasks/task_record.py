@@ -117,7 +117,11 @@ class TaskRecord:
     policy: Policy | None = POLICY
     dependencies: DependencyState = INDEPENDENT
     payload_error: str | None = None
+    payload_digest: str = ""
     can_publish: bool = True
+    #: What was published first of a merged payload, and whether anything else was.
+    first_digest: str = ""
+    is_payload_changed: bool = False
     leads: bool = True
     is_tracked: bool = True
 
@@ -190,6 +194,7 @@ class TaskRecord:
             policy=None if self.policy is None else self.spec.overrides.over(self.policy),
             dependencies=self.dependencies,
             payload_error=self.payload_error,
+            payload_digest=self.payload_digest,
             now=self.wall,
             monotonic=self.now,
             random=0.5,
@@ -361,6 +366,14 @@ class TaskRecord:
         # Claimed once more, it gets another number: somebody may have had the key meanwhile.
         self.has_key = self.waits_for_key = self.is_returned = False
 
+    def _check_digest(self) -> None:
+        status = self.tracked.status
+        self.first_digest = self.first_digest or self.payload_digest
+        self.is_payload_changed |= self.payload_digest != self.first_digest
+        assert status.payload_digest == self.first_digest, "the first payload is not remembered"
+        changed = status.payload_changed_time is not None
+        assert changed == self.is_payload_changed, "a change of the payload is not noticed"
+
     def _publish(self, effect: effects.Publish, before: TrackedTask) -> None:
         spec, token = self.spec, (effect.attempt, effect.epoch)
         assert before.stage is not TaskStage.PUBLISHED, "it is published already"
@@ -373,6 +386,7 @@ class TaskRecord:
         assert now >= self.paused_until, "published at once after a passing obstacle"
         assert now >= (spec.start_after or 0.0), "published before startAfter"
         assert self.payload_error is None, "published without its payload"
+        self._check_digest()
         assert token not in self.ended_tokens, "an attempt that has ended is published"
         assert self.tracked.status.checkpoint == self.saved, "published without its checkpoint"
         assert effect.deliveries == self.lost, "lost deliveries are not counted"
