@@ -10,10 +10,11 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -24,6 +25,7 @@ from taskqueue.kubernetes.client import ApiError
 from tests.bench import codec as wire
 from tests.bench import coldstart as cold
 from tests.bench import latency as single
+from tests.bench import memory as held
 from tests.bench import scaling as pool
 from tests.bench import spawn as processes
 from tests.bench import throughput as many
@@ -53,6 +55,7 @@ def main() -> int:
     _add_scaling(benchmarks)
     _add_codec(benchmarks)
     _add_spawn(benchmarks)
+    _add_memory(benchmarks)
     options = parser.parse_args()
     code: int = options.run(options)
     return code
@@ -222,14 +225,34 @@ def _spawn(options: argparse.Namespace) -> int:
     settings = processes.Settings(rounds=options.rounds, processes=options.processes)
     if options.quick:
         settings = processes.Settings(rounds=2, processes=min(options.processes, 3))
-    report = Report()
-    try:
-        outcome = asyncio.run(processes.run(settings, report))
-    except BenchError as error:
-        print(f"no result: {error}", file=sys.stderr)
-        return 1
-    report.end(outcome)
-    return 0
+    return _bench_here(lambda report: processes.run(settings, report))
+
+
+def _add_memory(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "memory",
+        _memory,
+        help="Measure how much memory a waiting Task takes in the operator's parts.",
+    )
+    _add_number(parser, "--synthetic", 20_000, "Tasks, made up: it needs no cluster")
+    _add_number(
+        parser,
+        "--dependencies",
+        0,
+        "Tasks each depends on, that follow it; 0: a third depends on one",
+        minimum=0,
+    )
+    parser.add_argument("--trace", action="store_true", help="print what has allocated the memory")
+
+
+def _memory(options: argparse.Namespace) -> int:
+    settings = held.Settings(
+        tasks=options.synthetic, dependencies=options.dependencies, trace=options.trace
+    )
+    if options.quick:
+        settings = replace(settings, tasks=min(options.synthetic, 300))
+    return _bench_here(lambda report: held.run(settings, report), uvloop.new_event_loop)
 
 
 def _add_scaling(benchmarks: CommandParsers) -> None:
@@ -249,6 +272,22 @@ def _scaling(options: argparse.Namespace) -> int:
         pool.QUICK if options.quick else pool.Settings(rounds=options.rounds, drains=options.drains)
     )
     return _bench(options.kubeconfig, lambda target, report: pool.run(target, settings, report))
+
+
+def _bench_here(
+    run: Callable[[Report], Coroutine[Any, Any, Outcome]],
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> int:
+    """Run a benchmark that needs no cluster."""
+    report = Report()
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            outcome = runner.run(run(report))
+    except BenchError as error:
+        print(f"no result: {error}", file=sys.stderr)
+        return 1
+    report.end(outcome)
+    return 0
 
 
 @asynccontextmanager
