@@ -7,7 +7,6 @@ from tests.e2e.lifecycle_case import (
     LifecycleCase,
     blocked,
     failed,
-    flaky,
     nap,
     retrying,
     running,
@@ -204,6 +203,7 @@ DEPENDS_ON = (
 )
 
 _KIB = 1024
+_SOON_AGAIN = {"maxAttempts": 2, "backoff": {"initialSeconds": 3}}
 
 
 def _echo(*sources: str, payload: Body | None = None) -> Body:
@@ -289,13 +289,13 @@ PAYLOAD_FROM = (
         },
     ),
     LifecycleCase(
-        "payloadFrom is read once: a change before the retry comes too late",
+        "payloadFrom is read for each attempt: a change before the retry counts",
         {},
         when=(
-            config_map("base", {"failures": 1}),
-            create("it", flaky(1, wait=3, payloadFrom=["base"])),
-            reaches(retrying("ConnectionError", "attempt 1 of 2: *")),
             config_map("base", {"failures": 9}),
+            create("it", task("flaky", retry=_SOON_AGAIN, payloadFrom=["base"])),
+            reaches(retrying("ConnectionError", "attempt 1 of 2: *")),
+            config_map("base", {"failures": 1}),
         ),
         then={"it": succeeded(attempts=2, history=("1 Failed ConnectionError", "2 Succeeded"))},
     ),
