@@ -142,7 +142,7 @@ def _before_dispatch(
     if due is not None and seconds_until(due, environment, anchors):
         waits = lifecycle.waits_for_attempt(status, environment.policy)
         return AdmissionDecision(AdmissionStep.HOLD, waits, due)
-    if seconds_until(hold_until, environment, anchors):
+    if hold_until and seconds_until(hold_until, environment, anchors):
         return AdmissionDecision(AdmissionStep.HOLD, status, hold_until)
     return AdmissionDecision(AdmissionStep.GO, _free(status))
 

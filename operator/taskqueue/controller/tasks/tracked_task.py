@@ -113,8 +113,9 @@ class TrackedTask:
         anchors: the times its decision depends on. Each is converted once, when it is first seen:
             what has begun to wait waits as long as it should, however the wall clock is set.
         reconcile_at: when time alone may change what is due, in seconds since the epoch.
-        write_at: when a timer will write the unfinished status, in seconds since the epoch.
-        hold_until: an obstacle its status names is met until then, such as a handler nobody has.
+        write_at: when a timer will write the unfinished status, by the monotonic clock.
+        hold_until: an obstacle its status names is met until then, such as a handler nobody has;
+            0.0: there is none.
         is_handler_missing: the worker that had it last did not know its handler.
         key: the concurrency key it holds or waits for; "" for none.
         fence: the number its handler gets with the key.

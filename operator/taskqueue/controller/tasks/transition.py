@@ -193,7 +193,7 @@ class Draft:
         tracked = self.tracked
         if tracked.stray_copy_possible and status.epoch > tracked.status.epoch:
             self.update(stray_copy_possible=False)
-        at = self.environment.now + settle_seconds
+        at = self.environment.monotonic + settle_seconds
         due = tracked.write_at is None or at < tracked.write_at
         if due and status != tracked.written:
             self.update(status=status, write_at=at)

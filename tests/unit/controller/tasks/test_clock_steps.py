@@ -52,6 +52,15 @@ async def test_task_waits_as_long_as_it_should(
     assert entry.stage is not TaskStage.HELD
 
 
+async def test_what_nothing_holds_does_not_wait_for_a_clock_that_was_never_set() -> None:
+    harness = TaskHarness(backoff=RETRY_AFTER_30)
+    entry = await retrying(harness)
+    harness.step = -2 * EPOCH
+    harness.tasks.on_queue_changed(KEY)
+    await until_time(30.1)
+    assert entry.stage is not TaskStage.HELD
+
+
 @pytest.mark.parametrize("step", STEPS)
 async def test_task_ends_at_its_deadline(step: float) -> None:
     harness = TaskHarness()
