@@ -69,6 +69,7 @@ class ExpectedStatus:
         key: status.concurrencyKey.
         due: whether there is a nextAttemptTime; None: the phase decides.
         resumed: whether the Task was suspended earlier and is not now.
+        also: conditions that are True besides those of the phase.
     """
 
     phase: str
@@ -81,6 +82,7 @@ class ExpectedStatus:
     key: str = ""
     due: bool | None = None
     resumed: bool = False
+    also: frozenset[str] = frozenset()
 
     def is_candidate(self, task: Body, names: Mapping[str, str]) -> bool:
         """Say whether to compare this version: it has the phase and message, or is final."""
@@ -125,7 +127,7 @@ class ExpectedStatus:
             "startTime": self.attempts > 0,
             "completionTime": final,
             "resumed": self.resumed,
-            "conditions": _TRUE.get(self.phase, {"Reconciling"}),
+            "conditions": _TRUE.get(self.phase, {"Reconciling"}) | self.also,
         }
         if self.result is ANYTHING:
             assert shown["result"] is not None, "there is no result"
