@@ -119,5 +119,9 @@ WORKER_LOST_SECONDS = 35.0
 #: How long a drained worker waits for SIGTERM before it ends by itself, in seconds.
 DRAINED_SECONDS = 60.0
 
+#: How often the operator looks whether what it has declared at a broker is still there, in seconds.
+#: Well below `WORKER_LOST_SECONDS`: no worker is lost over a deleted exchange for heartbeats.
+TOPOLOGY_CHECK_SECONDS = 10.0
+
 #: How long the control stream keeps a command.
 COMMAND_RETENTION_DAYS = 1

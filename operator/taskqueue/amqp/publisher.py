@@ -8,6 +8,7 @@ The caller bounds the number of unconfirmed publishes, by `outstanding`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from pika.spec import BasicProperties
 
@@ -26,26 +27,36 @@ class Publisher:
             `asyncio.wait` or `asyncio.shield`.
     """
 
-    __slots__ = ("_channel", "_loop", "_outstanding", "closed")
+    __slots__ = ("_channel", "_loop", "_on_return", "_outstanding", "closed")
 
-    def __init__(self, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        loop: asyncio.AbstractEventLoop,
+        on_return: Callable[[], None] | None = None,
+    ) -> None:
         self._channel = channel
         self._loop = loop
+        self._on_return = on_return
         self._outstanding = UnconfirmedPublishes(self._on_callback_error)
         self.closed: asyncio.Future[str] = loop.create_future()
         channel.closed.add_done_callback(self._on_closed)
 
     @classmethod
-    async def open(cls, connection: Connection) -> Publisher:
+    async def open(
+        cls, connection: Connection, *, on_return: Callable[[], None] | None = None
+    ) -> Publisher:
         """Open a channel and put it into confirm mode.
+
+        Args:
+            connection: to open it on.
+            on_return: called whenever the broker returns a message: it has no queue for it.
 
         Raises:
             BrokerUnavailable: the connection is closed, or closes meanwhile.
         """
-        publisher = cls(await connection.channel(), asyncio.get_running_loop())
-        await publisher._channel.select_confirms(
-            publisher._on_confirm, publisher._outstanding.on_return
-        )
+        publisher = cls(await connection.channel(), asyncio.get_running_loop(), on_return)
+        await publisher._channel.select_confirms(publisher._on_confirm, publisher._on_returned)
         return publisher
 
     @property
@@ -105,6 +116,11 @@ class Publisher:
 
     def _on_confirm(self, tag: int, multiple: bool, acked: bool) -> None:
         self._outstanding.on_confirm(tag, multiple=multiple, acked=acked)
+
+    def _on_returned(self, message_id: str | None, reason: str) -> None:
+        self._outstanding.on_return(message_id, reason)
+        if self._on_return is not None:
+            self._on_return()
 
     def _on_closed(self, closed: asyncio.Future[tuple[int, str]]) -> None:
         code, text = (0, "the channel is closed") if closed.cancelled() else closed.result()

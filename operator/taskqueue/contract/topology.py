@@ -1,8 +1,11 @@
 """Declares what the operator owns at the broker; nobody else declares.
 
-It declares passively first, creates what is missing, and then checks what existed against the
-arguments of the contract, which changes nothing: RabbitMQ answers 406 to other arguments, and that
-becomes `TopologyConflict`. Declaring is idempotent, so all of it may run at any time.
+`operator_topology` and `task_queue_topology` say what there is, in the order of declaring. Whatever
+has a passive form is looked at with it first; what is missing is created, and what existed is
+checked against the arguments of the contract, which changes nothing: RabbitMQ answers 406 to other
+arguments, and that becomes `TopologyConflict`. AMQP cannot look at a binding, but to bind again
+changes nothing either. So all of it may be declared at any time, and what somebody has deleted is
+there again.
 
 Order matters: a dead letter without a route is stuck in its queue, and 32 of them stop all
 dead-lettering of that queue. So the dead exchange, dead queue and bindings come before the work
@@ -17,7 +20,8 @@ virtual host.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from taskqueue.amqp.channel import Channel, ChannelRefused
@@ -58,8 +62,79 @@ _EXCHANGES = (
 
 _ALL_KEYS = "#"
 
-#: (queue, exchange, key)
-_Binding = tuple[str, str, str]
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable topic exchange."""
+
+    name: str
+
+    async def exists(self, channel: Channel) -> bool:
+        """Look passively; False: it does not exist, and the broker has closed the channel."""
+        try:
+            await channel.declare_exchange(self.name, passive=True)
+        except ChannelRefused as refusal:
+            if _is_missing(refusal):
+                return False
+            raise
+        return True
+
+    async def declare(self, channel: Channel) -> None:
+        """Create it, or check what it is."""
+        await channel.declare_exchange(self.name)
+
+    def __str__(self) -> str:
+        """Return what it is, and its name."""
+        return f"exchange {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue, or stream, with the arguments of the contract."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    async def exists(self, channel: Channel) -> bool:
+        """Look passively; False: it does not exist, and the broker has closed the channel."""
+        return await ready_messages(channel, self.name) is not None
+
+    async def declare(self, channel: Channel) -> None:
+        """Create it, or check its arguments."""
+        await channel.declare_queue(self.name, arguments=self.arguments)
+
+    def __str__(self) -> str:
+        """Return what it is, and its name."""
+        return f"queue {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Takes what is published to an exchange with a key into a queue."""
+
+    queue: str
+    exchange: str
+    key: str
+
+    async def declare(self, channel: Channel) -> None:
+        """Bind; that changes nothing if it is bound already."""
+        await channel.bind_queue(self.queue, self.exchange, self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeBinding:
+    """Passes what is published to an exchange with a key on to another exchange."""
+
+    destination: str
+    source: str
+    key: str
+
+    async def declare(self, channel: Channel) -> None:
+        """Bind; that changes nothing if it is bound already."""
+        await channel.bind_exchange(self.destination, self.source, self.key)
+
+
+Part = Exchange | Queue | Binding | ExchangeBinding
 
 
 class TopologyConflict(Exception):
@@ -69,46 +144,79 @@ class TopologyConflict(Exception):
         name: of the exchange or queue.
     """
 
-    def __init__(self, kind: str, name: str, text: str) -> None:
+    def __init__(self, part: Exchange | Queue, text: str) -> None:
         super().__init__(
-            f"{kind} {name} exists with other arguments than the operator declares: finish or move "
+            f"{part} exists with other arguments than the operator declares: finish or move "
             f"what is in it, delete it, and it will be declared again ({text})"
         )
-        self.name = name
+        self.name = part.name
+
+
+def operator_topology(installation: str = DEFAULT_INSTALLATION) -> tuple[Part, ...]:
+    """Return the exchanges, the installation's queues, and the control stream.
+
+    The inbox is bound for the installation's own markers; each TaskQueue binds it for more.
+    """
+    inbox = inbox_queue(installation)
+    return (
+        *map(Exchange, _EXCHANGES),
+        # One binding, and no queue can have the one exchange without the other. A message keeps the
+        # name of the exchange it was published to.
+        ExchangeBinding(WORK_EXCHANGE, DIRECT_EXCHANGE, _ALL_KEYS),
+        Queue(inbox, INBOX_ARGUMENTS),
+        Binding(inbox, OUTCOMES_EXCHANGE, marker_key(installation)),
+        Queue(heartbeats_queue(installation), HEARTBEATS_ARGUMENTS),
+        Queue(CONTROL_STREAM, CONTROL_ARGUMENTS),
+    )
+
+
+def task_queue_topology(
+    namespace: str, queue: str, installation: str = DEFAULT_INSTALLATION
+) -> tuple[Part, ...]:
+    """Return the dead queue and the work queue of a TaskQueue, and what takes its messages.
+
+    Args:
+        namespace: of the TaskQueue.
+        queue: its name.
+        installation: whose operator gets its events and dead letters.
+    """
+    key = routing_key(namespace, queue)
+    dead, work = dead_queue(namespace, queue), work_queue(namespace, queue)
+    return (
+        Queue(dead, DEAD_QUEUE_ARGUMENTS),
+        Binding(dead, DEAD_EXCHANGE, key),
+        *_report_bindings(namespace, queue, installation),
+        Queue(work, work_queue_arguments(namespace, queue)),
+        Binding(work, WORK_EXCHANGE, key),
+    )
 
 
 async def declare_operator_topology(
     connection: Connection, installation: str = DEFAULT_INSTALLATION
-) -> None:
-    """Declare the exchanges, the installation's queues, and the control stream.
+) -> frozenset[str]:
+    """Declare what `operator_topology` names.
 
-    The inbox is bound for the installation's own markers; `declare_task_queue` binds it for more.
+    Returns:
+        The exchanges and queues that were missing and have been created.
 
     Raises:
         TopologyConflict: one of them exists with other arguments.
         ChannelRefused: the operator's broker user may not declare.
         BrokerUnavailable: the connection is lost.
     """
-    for exchange in _EXCHANGES:
-        await _ensure_exchange(connection, exchange)
-    await _bind_direct_exchange(connection)
-    inbox = inbox_queue(installation)
-    await _ensure_queue(connection, inbox, INBOX_ARGUMENTS)
-    await _bind(connection, (inbox, OUTCOMES_EXCHANGE, marker_key(installation)))
-    await _ensure_queue(connection, heartbeats_queue(installation), HEARTBEATS_ARGUMENTS)
-    await _ensure_queue(connection, CONTROL_STREAM, CONTROL_ARGUMENTS)
+    return await _declare(connection, operator_topology(installation))
 
 
 async def declare_task_queue(
     connection: Connection, namespace: str, queue: str, installation: str = DEFAULT_INSTALLATION
 ) -> bool:
-    """Declare the dead queue and the work queue of a TaskQueue, and bind what takes its messages.
+    """Declare what `task_queue_topology` names, with its arguments.
 
     Args:
         connection: to a broker with the topology of `declare_operator_topology`.
-        namespace: of the TaskQueue.
-        queue: its name.
-        installation: whose operator gets its events and dead letters.
+        namespace: see there, as the others.
+        queue: see there.
+        installation: see there.
 
     Returns:
         Whether the work queue was missing and has been created: then nothing that was published to
@@ -119,14 +227,8 @@ async def declare_task_queue(
         ChannelRefused: the operator's broker user may not declare.
         BrokerUnavailable: the connection is lost.
     """
-    key = routing_key(namespace, queue)
-    dead, work = dead_queue(namespace, queue), work_queue(namespace, queue)
-    await _ensure_queue(connection, dead, DEAD_QUEUE_ARGUMENTS)
-    await _bind(connection, (dead, DEAD_EXCHANGE, key))
-    await _bind(connection, *_report_bindings(namespace, queue, installation))
-    created = await _ensure_queue(connection, work, work_queue_arguments(namespace, queue))
-    await _bind(connection, (work, WORK_EXCHANGE, key))
-    return created
+    created = await _declare(connection, task_queue_topology(namespace, queue, installation))
+    return work_queue(namespace, queue) in created
 
 
 async def delete_task_queue(
@@ -162,19 +264,19 @@ async def unbind_all_keys(connection: Connection, installation: str) -> None:
     inbox = inbox_queue(installation)
     await _unbind(
         connection,
-        (inbox, OUTCOMES_EXCHANGE, _ALL_KEYS),
-        (inbox, DEAD_EXCHANGE, _ALL_KEYS),
-        (heartbeats_queue(installation), HEARTBEATS_EXCHANGE, _ALL_KEYS),
+        Binding(inbox, OUTCOMES_EXCHANGE, _ALL_KEYS),
+        Binding(inbox, DEAD_EXCHANGE, _ALL_KEYS),
+        Binding(heartbeats_queue(installation), HEARTBEATS_EXCHANGE, _ALL_KEYS),
     )
 
 
-def _report_bindings(namespace: str, queue: str, installation: str) -> tuple[_Binding, ...]:
+def _report_bindings(namespace: str, queue: str, installation: str) -> tuple[Binding, ...]:
     """Return the bindings by which an operator gets to know what becomes of a TaskQueue's work."""
     inbox, events = inbox_queue(installation), events_key(namespace, queue)
     return (
-        (inbox, OUTCOMES_EXCHANGE, events),
-        (inbox, DEAD_EXCHANGE, routing_key(namespace, queue)),
-        (heartbeats_queue(installation), HEARTBEATS_EXCHANGE, events),
+        Binding(inbox, OUTCOMES_EXCHANGE, events),
+        Binding(inbox, DEAD_EXCHANGE, routing_key(namespace, queue)),
+        Binding(heartbeats_queue(installation), HEARTBEATS_EXCHANGE, events),
     )
 
 
@@ -189,14 +291,10 @@ async def find_direct_exchange(connection: Connection) -> str:
     """
     channel = await connection.channel()
     try:
-        await channel.declare_exchange(DIRECT_EXCHANGE, passive=True)
-    except ChannelRefused as refusal:
-        if _is_missing(refusal):
-            return WORK_EXCHANGE
-        raise
+        found = await Exchange(DIRECT_EXCHANGE).exists(channel)
     finally:
         await channel.close()
-    return DIRECT_EXCHANGE
+    return DIRECT_EXCHANGE if found else WORK_EXCHANGE
 
 
 async def ready_messages(channel: Channel, queue: str) -> int | None:
@@ -221,65 +319,31 @@ def _is_missing(refusal: ChannelRefused) -> bool:
     return refusal.text.startswith(("NOT_FOUND - no queue ", "NOT_FOUND - no exchange "))
 
 
-async def _ensure_exchange(connection: Connection, name: str) -> None:
+async def _declare(connection: Connection, parts: Iterable[Part]) -> frozenset[str]:
+    """Declare in this order, and return the names of what was missing, without the bindings."""
+    created: set[str] = set()
     channel = await connection.channel()
     try:
-        try:
-            await channel.declare_exchange(name, passive=True)
-        except ChannelRefused as refusal:
-            if not _is_missing(refusal):
+        for part in parts:
+            if isinstance(part, Exchange | Queue) and not await part.exists(channel):
+                created.add(part.name)
+                channel = await connection.channel()
+            try:
+                await part.declare(channel)
+            except ChannelRefused as refusal:
+                if refusal.code == _PRECONDITION_FAILED and isinstance(part, Exchange | Queue):
+                    raise TopologyConflict(part, refusal.text) from refusal
                 raise
-            channel = await connection.channel()
-        await channel.declare_exchange(name)
-    except ChannelRefused as refusal:
-        if refusal.code == _PRECONDITION_FAILED:
-            raise TopologyConflict("exchange", name, refusal.text) from refusal
-        raise
     finally:
         await channel.close()
+    return frozenset(created)
 
 
-async def _ensure_queue(connection: Connection, name: str, arguments: Mapping[str, Any]) -> bool:
-    channel = await connection.channel()
-    created = False
-    try:
-        if await ready_messages(channel, name) is None:
-            created = True
-            channel = await connection.channel()
-        await channel.declare_queue(name, arguments=arguments)
-    except ChannelRefused as refusal:
-        if refusal.code == _PRECONDITION_FAILED:
-            raise TopologyConflict("queue", name, refusal.text) from refusal
-        raise
-    finally:
-        await channel.close()
-    return created
-
-
-async def _bind_direct_exchange(connection: Connection) -> None:
-    # One binding, and no queue can have the one exchange without the other. A message keeps the
-    # name of the exchange it was published to.
-    channel = await connection.channel()
-    try:
-        await channel.bind_exchange(WORK_EXCHANGE, DIRECT_EXCHANGE, _ALL_KEYS)
-    finally:
-        await channel.close()
-
-
-async def _bind(connection: Connection, *bindings: _Binding) -> None:
-    channel = await connection.channel()
-    try:
-        for queue, exchange, key in bindings:
-            await channel.bind_queue(queue, exchange, key)
-    finally:
-        await channel.close()
-
-
-async def _unbind(connection: Connection, *bindings: _Binding) -> None:
-    for queue, exchange, key in bindings:
+async def _unbind(connection: Connection, *bindings: Binding) -> None:
+    for binding in bindings:
         channel = await connection.channel()
         try:
-            await channel.unbind_queue(queue, exchange, key)
+            await channel.unbind_queue(binding.queue, binding.exchange, binding.key)
         except ChannelRefused as refusal:
             if not _is_missing(refusal):
                 raise

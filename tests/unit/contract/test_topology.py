@@ -1,13 +1,30 @@
-"""A queue that is out of service is not a queue that is missing."""
+"""What is missing is declared again, whatever it is; what is out of service is not missing."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from taskqueue.amqp.channel import Channel, ChannelRefused
-from taskqueue.contract.topology import ready_messages
+from taskqueue.contract.names import work_queue
+from taskqueue.contract.topology import (
+    Exchange,
+    Part,
+    Queue,
+    declare_operator_topology,
+    declare_task_queue,
+    operator_topology,
+    ready_messages,
+    task_queue_topology,
+)
+from tests.unit.contract.bindings import BindingTable
+
+SHARED = operator_topology("team-a")
+OWN = task_queue_topology("shop", "q", "team-a")
 
 
 class Refusing:
@@ -43,3 +60,26 @@ async def test_anything_else_is_not_taken_for_missing(code: int, text: str) -> N
     with pytest.raises(ChannelRefused) as refused:
         await ask(code, text)
     assert (refused.value.code, refused.value.text) == (code, text)
+
+
+@given(st.lists(st.sampled_from([*SHARED, *OWN]), max_size=8))
+def test_what_was_deleted_is_declared_again_and_named(deleted: list[Part]) -> None:
+    async def run() -> None:
+        table, whole = BindingTable(), BindingTable()
+        for each in (table, whole):
+            await declare_operator_topology(each.connection, "team-a")
+            await declare_task_queue(each.connection, "shop", "q", "team-a")
+        for part in deleted:
+            table.delete(part)
+        created = await declare_operator_topology(table.connection, "team-a")
+        assert created == {
+            part.name for part in deleted if part in SHARED and isinstance(part, Exchange | Queue)
+        }
+        renewed = await declare_task_queue(table.connection, "shop", "q", "team-a")
+        assert renewed == any(
+            isinstance(part, Queue) and part.name == work_queue("shop", "q") for part in deleted
+        )
+        del table.on_change, whole.on_change
+        assert vars(table) == vars(whole)
+
+    asyncio.run(run())

@@ -10,6 +10,9 @@ Contract:
   consumer), which counts as well. A former leader that is stopping may consume it, so markers are
   published until one comes back.
 * `BrokerLink.state` is `LinkDown` with a reason, or `LinkUp`; each change calls the subscribers.
+* Each `LinkUp` stands for a topology that all TaskQueues have to be declared on. While connected
+  a `TopologyWatch` declares again what somebody deletes, and the state becomes another `LinkUp`:
+  with an exchange, the bindings of the TaskQueues were deleted too.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.contract.command import FIRST_COMMAND, command_message
 from taskqueue.contract.names import (
+    CONTROL_STREAM,
     OPERATOR,
     OUTCOMES_EXCHANGE,
     heartbeats_queue,
@@ -43,6 +47,7 @@ from taskqueue.contract.topology import (
     unbind_all_keys,
 )
 from taskqueue.controller.metrics import MESSAGES_PARKED
+from taskqueue.controller.queues.topology_watch import TopologyWatch
 from taskqueue.limits import SHORT_STRING_BYTES
 from taskqueue.logs import EventLog
 
@@ -70,9 +75,9 @@ class LinkDown:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LinkUp:
-    """Connected, declared, and the inbox read up to date."""
+    """Connected, declared, and the inbox read up to date; equal to no other."""
 
     publisher: Publisher
     connection: Connection
@@ -264,8 +269,13 @@ class BrokerLink:
         self, publishing: Connection, consuming: Connection, on_up: Callable[[], None]
     ) -> None:
         await declare_operator_topology(consuming, self._installation)
-        self._publisher = publisher = await Publisher.open(publishing)
-        _announce(publisher)
+        watch = TopologyWatch(
+            consuming,
+            self._installation,
+            on_recreated=lambda names: self._on_recreated(names, LinkUp(publisher, publishing)),
+        )
+        self._publisher = publisher = await Publisher.open(publishing, on_return=watch.on_return)
+        self._announce(publisher)
         channel = await consuming.channel()
         await channel.set_prefetch(INBOX_PREFETCH)
         cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -291,13 +301,44 @@ class BrokerLink:
                 self._set_state(LinkUp(publisher, publishing))
                 on_up()
                 log.info("broker.connected", broker=self.parameters.address)
-            while not (await asyncio.wait({broken}, timeout=_ANNOUNCE_SECONDS))[0]:
-                _announce(publisher)
+                await self._stay_up(watch, publisher, broken)
             done, _ = broken.result()
         finally:
             broken.cancel()
         reasons = "; ".join(str(future.result()) for future in done)
         raise BrokerUnavailable(f"RabbitMQ at {self.parameters.address}: {reasons}")
+
+    async def _stay_up(
+        self, watch: TopologyWatch, publisher: Publisher, broken: asyncio.Future[Any]
+    ) -> None:
+        """Return when the link is broken; raise what `TopologyWatch.run` raises."""
+        watching = asyncio.create_task(watch.run())
+        ends: set[asyncio.Future[Any]] = {broken, watching}
+        try:
+            while True:
+                done, _ = await asyncio.wait(
+                    ends, timeout=_ANNOUNCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if done:
+                    break
+                self._announce(publisher)
+            if not broken.done():
+                watching.result()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    def _on_recreated(self, names: frozenset[str], up: LinkUp) -> None:
+        if CONTROL_STREAM in names:
+            self._announce(up.publisher)  # no stream may be empty
+        self._set_state(up)
+
+    def _announce(self, publisher: Publisher) -> None:
+        """Say to all workers what this operator understands."""
+        message = command_message(FIRST_COMMAND)
+        publisher.publish(
+            message.exchange, message.key, message.body, message.properties(), _ignore
+        )
 
     async def _read_to_marker(self, publisher: Publisher, broken: asyncio.Future[Any]) -> None:
         """Return when everything that was in the inbox has been read, or the link is broken."""
@@ -373,12 +414,6 @@ class BrokerLink:
             )
         for callback in tuple(self._subscribers):
             callback()
-
-
-def _announce(publisher: Publisher) -> None:
-    """Say to all workers what this operator understands."""
-    first = command_message(FIRST_COMMAND)
-    publisher.publish(first.exchange, first.key, first.body, first.properties(), _ignore)
 
 
 def _ignore(verdict: Settled, text: str) -> None:

@@ -6,6 +6,10 @@ that the pool is sized by; see `taskqueue.controller.queues.backlog`.
 A step that fails becomes `BrokerSession.condition` and is tried again. One fact must survive a
 failure: that the broker has lost, or never had, messages that count as published. They are
 published again as soon as the queue is declared.
+
+The queues and their bindings are declared again whatever gives a reason to: another `LinkUp`, a
+queue that is missing when messages are counted, a publish that the broker returned, and
+`TOPOLOGY_CHECK_SECONDS` after the last time, because nobody tells of a binding that is deleted.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from taskqueue.controller.queues.statistics import QueueStatistics, StatisticsRe
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret, read_broker_secret
 from taskqueue.kubernetes.client import ApiClient
+from taskqueue.limits import TOPOLOGY_CHECK_SECONDS
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import ClusterRef, Condition, QueueConfig, QueueKey
 
@@ -104,6 +109,7 @@ class BrokerSession:
         self._published_lost = False
         self._published_at: BrokerParameters | None = None
         self._next_declare = 0.0
+        self._next_check = 0.0
         self._next_secret = 0.0
         self._probe: Channel | None = None
         self._last_dead_letters: int | None = None
@@ -159,9 +165,12 @@ class BrokerSession:
             self._next_secret = min(self._next_secret, self._now() + _SECRET_SECONDS)
             self._next_declare = 0.0
             self._set_condition(False, state.reason, state.message)
-        elif self._declared_on is not state and self._now() >= self._next_declare:
+            return
+        due = self._next_check if self._declared_on is state else self._next_declare
+        if self._now() >= due:
             await self._declare(state)
             self._next_declare = self._now() + _DECLARE_SECONDS
+            self._next_check = self._now() + TOPOLOGY_CHECK_SECONDS
 
     async def count_messages(self) -> None:
         """Count the ready messages of both queues; a missing queue is declared at the next run."""
@@ -283,22 +292,18 @@ class BrokerSession:
         return parameters
 
     async def _declare(self, up: LinkUp) -> None:
+        """Declare what is missing, and open the dispatcher unless it is."""
         parameters = self._link.parameters if self._link else None
         if self._published_at not in (None, parameters):
             self._published_lost = True  # published to another broker
-        key = self._key
         try:
-            await self._close_probe()
-            self._probe = await up.connection.channel()
-            if await ready_messages(self._probe, work_queue(*key)) is None:
-                self._published_lost = True  # survives a failure of the next steps
-                self._probe = await up.connection.channel()
-            await declare_task_queue(up.connection, *key, self._installation)
+            await self._declare_queues(up)
         except TopologyConflict as problem:
-            self._set_condition(False, "TopologyConflict", str(problem))
+            self._on_declare_failed("TopologyConflict", str(problem))
+            self._dispatcher.close()
             return
         except (BrokerUnavailable, ChannelRefused) as problem:
-            self._set_condition(False, "DeclareFailed", f"{problem}; the operator tries again")
+            self._on_declare_failed("DeclareFailed", f"{problem}; the operator tries again")
             return
         self._published_at = parameters
         if self._published_lost:
@@ -311,11 +316,27 @@ class BrokerSession:
                     queue=self._key[1],
                     republished=lost,
                 )
+        if self._declared_on is up:
+            return
         self._declared_on = up
         self._meter.on_connected(self._now())
         self._dispatcher.open(up.publisher)
         self._set_condition(True, "Connected", "the queue is declared")
         self._on_declared()
+
+    async def _declare_queues(self, up: LinkUp) -> None:
+        if self._declared_on is not up or self._probe is None:
+            await self._close_probe()
+            self._probe = await up.connection.channel()
+        if await ready_messages(self._probe, work_queue(*self._key)) is None:
+            self._published_lost = True  # survives a failure of the next steps
+            self.on_queue_missing()
+            self._probe = await up.connection.channel()
+        await declare_task_queue(up.connection, *self._key, self._installation)
+
+    def _on_declare_failed(self, reason: str, message: str) -> None:
+        self._declared_on = None
+        self._set_condition(False, reason, message)
 
     async def _close_probe(self) -> None:
         probe, self._probe = self._probe, None

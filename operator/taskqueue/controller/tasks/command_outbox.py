@@ -3,7 +3,8 @@
 What is kept survives a lost connection. What has waited for the broker is *owed* until it is
 confirmed: `taskqueue.controller.tasks.command_record` keeps that for the next leader. A command
 that is lost all the same, on its way when the process is killed, costs a run: a worker that reports
-an attempt nobody waits for gets a command to stop it.
+an attempt nobody waits for gets a command to stop it. What the broker returns or refuses, because
+the stream was deleted or has no leader just now, is sent again after a pause.
 
 A command to drain is sent at once or not at all: after an outage its worker may be needed again,
 and no command revokes it. The drainer repeats it while it wants the worker drained.
@@ -11,6 +12,7 @@ and no command revokes it. The drainer repeats it while it wants the worker drai
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable
 
 from taskqueue.amqp.publisher import Publisher, Settled
@@ -25,6 +27,9 @@ log = EventLog(__name__)
 #: Of the commands of one queue that wait for the broker, as they are sent: some 8,000. Above this
 #: the oldest are dropped.
 KEPT_BYTES = 1024 * 1024
+
+#: What was returned or refused is sent again after this, in seconds.
+_AGAIN_SECONDS = 5.0
 
 
 class CommandOutbox:
@@ -44,6 +49,7 @@ class CommandOutbox:
         self._bytes = 0
         self._owed: dict[WorkerCommand, None] = {}
         self._has_dropped = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Return how many commands wait for the broker."""
@@ -84,7 +90,7 @@ class CommandOutbox:
             if verdict is Settled.CONFIRMED:
                 self._discard(command)
             elif self._publisher in (None, publisher):
-                self._keep(command)  # until the next connection
+                self._keep(command)
             elif _is_kept(command):
                 self.send(command)
 
@@ -106,6 +112,14 @@ class CommandOutbox:
         while self._bytes > KEPT_BYTES:
             self._drop_oldest()
         self._on_owed()
+        if self._publisher is not None and self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_AGAIN_SECONDS, self._send_again)
+
+    def _send_again(self) -> None:
+        self._timer = None
+        if self._publisher is not None:
+            self.open(self._publisher)
 
     def _drop_oldest(self) -> None:
         oldest = next(iter(self._waiting))

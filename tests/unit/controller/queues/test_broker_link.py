@@ -12,7 +12,8 @@ from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, D
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.properties import BasicProperties
 from taskqueue.amqp.publisher import Publisher, Settled
-from taskqueue.contract.names import OUTCOMES_EXCHANGE
+from taskqueue.contract.command import FIRST_COMMAND, decode
+from taskqueue.contract.names import CONTROL_STREAM, EVENTS_EXCHANGE, OUTCOMES_EXCHANGE
 from taskqueue.controller.queues import broker_link
 from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers, LinkDown, LinkUp
 from taskqueue.limits import PARSED_EVENT_BYTES
@@ -255,3 +256,18 @@ def counted() -> float:
     value = REGISTRY.get_sample_value("taskqueue_messages_parked_total")
     assert value is not None
     return value
+
+
+async def test_what_is_declared_again_makes_another_state_and_no_stream_empty() -> None:
+    link, publisher = make_link(InboxMarkers(), "team-a"), RecordingPublisher()
+    states: list[object] = []
+    link.subscribe(lambda: states.append(link.state))
+    ups = [LinkUp(cast(Publisher, publisher), cast(Any, None)) for _ in range(3)]
+    for names, up in zip(
+        ([OUTCOMES_EXCHANGE], [CONTROL_STREAM], [EVENTS_EXCHANGE]), ups, strict=True
+    ):
+        link._on_recreated(frozenset(names), up)
+    assert states == ups, "TaskQueues are declared on each"
+    ((exchange, key, body, _),) = publisher.published
+    assert (exchange, key) == ("", CONTROL_STREAM)
+    assert decode(body) == FIRST_COMMAND

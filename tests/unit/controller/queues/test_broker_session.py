@@ -11,6 +11,7 @@ from taskqueue.amqp.channel import BrokerUnavailable
 from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint
 from taskqueue.amqp.publisher import Publisher
 from taskqueue.contract.names import dead_queue, work_queue
+from taskqueue.contract.topology import Queue, TopologyConflict
 from taskqueue.controller.queues import broker_session
 from taskqueue.controller.queues.backlog import BacklogEstimate
 from taskqueue.controller.queues.broker_link import BrokerLink, LinkDown, LinkUp, State
@@ -18,6 +19,7 @@ from taskqueue.controller.queues.broker_session import BrokerSession
 from taskqueue.controller.queues.statistics import StatisticsReader, StatisticsReaders, StatsReading
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.limits import TOPOLOGY_CHECK_SECONDS
 from taskqueue.model.queue import QueueConfig
 from taskqueue.model.queue_stats import QueueStats
 
@@ -57,11 +59,14 @@ class FakeDispatcher:
         self.republished = 0
         self.opened = 0
         self.published = 0
+        self.is_open = False
 
     def open(self, publisher: Publisher) -> None:
         self.opened += 1
+        self.is_open = True
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.is_open = False
 
     def republish_all(self) -> int:
         self.republished += 1
@@ -147,9 +152,9 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The state of a broker that the test changes.
 
     ``ready`` and ``dead`` are the messages in the queues, None: no queue; an exception is raised.
-    ``failure`` is raised by the next declaration.
+    ``failure`` is raised by the next declaration; ``declared`` counts them.
     """
-    state: dict[str, Any] = {"ready": 0, "dead": 0, "failure": None}
+    state: dict[str, Any] = {"ready": 0, "dead": 0, "failure": None, "declared": 0}
 
     async def ready_messages(channel: object, queue: str) -> int | None:
         answer = state["dead" if queue == dead_queue(*CONFIG.key) else "ready"]
@@ -159,6 +164,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     async def declare(connection: object, namespace: str, queue: str, installation: str) -> bool:
         assert installation == "team-a"
+        state["declared"] += 1
         created, state["ready"] = state["ready"] is None, state["ready"] or 0
         state["dead"] = state["dead"] or 0
         failure, state["failure"] = state["failure"], None
@@ -298,6 +304,59 @@ async def test_a_dead_queue_that_is_deleted_is_made_again_and_no_task_published_
     await case.session.count_messages()
     assert (case.session.declared, case.session.dead_letters) == (True, 0)
     assert case.dispatcher.republished == 0
+
+
+async def test_queues_and_bindings_are_declared_again_every_ten_seconds(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    await case.session.ensure_declared(CONFIG)
+    for _ in range(3):
+        case.now += TOPOLOGY_CHECK_SECONDS - 1.0
+        await case.session.ensure_declared(CONFIG)
+        case.now += 1.0
+        await case.session.ensure_declared(CONFIG)
+        await case.session.count_messages()
+    assert broker["declared"] == 4
+    # Nothing was missing, so nothing begins anew.
+    assert (case.dispatcher.opened, case.dispatcher.republished, case.bound) == (1, 0, [True])
+    assert (case.session.declared, case.session.condition.status) == (True, True)
+
+
+async def test_another_state_of_the_link_has_them_declared_at_once(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.session.ensure_declared(CONFIG)
+    case.now += 1.0
+    case.link.state = up()  # an exchange was declared again, and has no bindings
+    await case.session.ensure_declared(CONFIG)
+    assert (broker["declared"], case.dispatcher.opened, case.session.is_bound) == (2, 2, True)
+
+
+async def test_a_work_queue_that_is_missing_then_is_filled_again(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.session.ensure_declared(CONFIG)
+    case.now += TOPOLOGY_CHECK_SECONDS
+    broker |= {"ready": None, "failure": BrokerUnavailable("gone in the middle")}
+    await case.session.ensure_declared(CONFIG)
+    assert (case.dispatcher.is_open, case.session.declared) == (False, False)
+    case.now += 1.0
+    await case.session.ensure_declared(CONFIG)
+    assert (case.dispatcher.is_open, case.dispatcher.republished) == (True, 1)
+
+
+async def test_what_somebody_has_made_with_other_arguments_gets_no_more_work(
+    broker: dict[str, Any],
+) -> None:
+    case = Case()
+    await case.session.ensure_declared(CONFIG)
+    case.now += TOPOLOGY_CHECK_SECONDS
+    broker["failure"] = TopologyConflict(Queue("taskqueue.shop.q", {}), "inequivalent arg")
+    await case.session.ensure_declared(CONFIG)
+    assert case.session.condition.reason == "TopologyConflict"
+    assert not case.dispatcher.is_open
+    case.now += 1.0
+    await case.session.ensure_declared(CONFIG)
+    assert (case.dispatcher.is_open, case.session.condition.status) == (True, True)
 
 
 async def test_more_dead_letters_are_logged_and_fewer_are_not(
