@@ -130,6 +130,15 @@ class BrokerEnv:
         while await self.ready(queue) != count:  # noqa: ASYNC110 - the broker only answers polls
             await asyncio.sleep(POLL_SECONDS)
 
+    async def delete_exchange(self, name: str) -> None:
+        """Delete an exchange, as somebody does by hand."""
+        await asyncio.to_thread(self.management.request, "DELETE", "exchanges", self.name, name)
+
+    async def declare_again(self, queue: str) -> None:
+        """Declare what is missing of the operator's topology, and of a TaskQueue's."""
+        await declare_operator_topology(self.connection)
+        await self.add_queue(queue)
+
     async def unbind_inbox(self, queue: str) -> None:
         """Unbind the inbox, so that the broker returns outcomes to a TaskQueue's workers."""
         await self.channel.unbind_queue(

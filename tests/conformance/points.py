@@ -39,7 +39,7 @@ TITLES = {
     Point.OUTCOMES: "has the outcome confirmed before it acknowledges",
     Point.STOPPING: "shuts down gracefully at SIGTERM",
     Point.CUT_OFF: "ends keyed work when it is cut off, and nothing else",
-    Point.RECONNECTING: "recovers from whatever ended its consumer",
+    Point.RECONNECTING: "recovers from whatever ended its consumer, or closed its channels",
     Point.CONNECTIONS: "consumes and publishes on two connections",
     Point.HEARTBEATS: "reports how much it runs, and when that changes",
     Point.CHECKPOINTS: "reports checkpoints, and gives back what needs its last one",

@@ -52,6 +52,10 @@ BROKEN = {
         Point.LIMITS,
         "an application's error UnknownHandler is not reserved",
     ),
+    "drops_its_connection": (
+        Point.RECONNECTING,
+        "an exchange for outcomes that is deleted: heartbeats go on",
+    ),
     "acknowledges_early": (
         Point.OUTCOMES,
         "nothing is acknowledged while its outcome is not confirmed",

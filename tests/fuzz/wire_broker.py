@@ -24,6 +24,7 @@ _FRAME = struct.Struct(">BHI")
 _CONTENT = struct.Struct(">HHQ")
 _METHOD, _HEADER, _BODY = 1, 2, 3
 _END = b"\xce"
+_CLOSE_OK = b"\x00\x14\x00\x29"
 #: What RabbitMQ and pika agree on.
 FRAME_MAX = 128 * 1024
 
@@ -62,6 +63,8 @@ class WireBroker:
         published: every message, in order; `on_published` is called with each.
         settled: what became of deliveries.
         cut: applied to everything that is sent.
+        missing: exchanges that do not exist: who names one has his channel closed.
+        refused: what was published to one of them.
     """
 
     published: list[RawMessage] = field(default_factory=list)
@@ -71,6 +74,8 @@ class WireBroker:
     on_consume: Callable[[str], None] = lambda queue: None
     consumers: dict[str, tuple[_WireConnection, int, str]] = field(default_factory=dict)
     connections: list[_WireConnection] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
+    refused: list[RawMessage] = field(default_factory=list)
 
     async def connect(self, parameters: BrokerParameters, *, name: str, **_: Any) -> Connection:
         """Take the place of `taskqueue.amqp.connection.connect`."""
@@ -110,6 +115,8 @@ class _WireConnection(asyncio.Transport):
         self._publish: dict[int, tuple[bytes, bytes]] = {}
         self._content: dict[int, tuple[bytes, int, bytes]] = {}
         self._closing = False
+        #: Channels that this side has closed, until the other side agrees.
+        self._closing_channels: set[int] = set()
 
     # The transport.
 
@@ -156,7 +163,10 @@ class _WireConnection(asyncio.Transport):
     # From the process under test.
 
     def _on_frame(self, kind: int, channel: int, payload: bytes) -> None:
-        if kind == _METHOD:
+        if channel in self._closing_channels:
+            if kind == _METHOD and payload[:4] == _CLOSE_OK:
+                self._closing_channels.remove(channel)
+        elif kind == _METHOD:
             if payload[:4] == b"\x00\x3c\x00\x28":
                 self._on_publish(channel, payload)
             else:
@@ -183,6 +193,10 @@ class _WireConnection(asyncio.Transport):
             return
         exchange, key = self._publish.pop(channel)
         message = RawMessage(exchange, key, properties, body)
+        if exchange.decode() in self._broker.missing:
+            self._broker.refused.append(message)
+            self._close_channel(channel, exchange.decode())
+            return
         amqp.BasicProperties().decode(properties)  # a broker closes the connection otherwise
         self._broker.published.append(message)
         if channel in self._confirming:
@@ -202,6 +216,8 @@ class _WireConnection(asyncio.Transport):
                 self._loop.call_soon(self._broker.on_consume, method.queue)
             case amqp.Basic.Cancel():
                 self.send(channel, amqp.Basic.CancelOk(method.consumer_tag))
+            case amqp.Exchange.Declare() if method.exchange in self._broker.missing:
+                self._close_channel(channel, method.exchange)
             case amqp.Queue.Declare():
                 self.send(channel, amqp.Queue.DeclareOk(method.queue, 0, 0))
             case amqp.Queue.Delete() | amqp.Queue.Purge():
@@ -213,6 +229,13 @@ class _WireConnection(asyncio.Transport):
                 self.send(channel, amqp.Confirm.SelectOk())
             case _ if method.synchronous:
                 self.send(channel, amqp.methods[method.INDEX + 1]())
+
+    def _close_channel(self, channel: int, exchange: str) -> None:
+        self._closing_channels.add(channel)
+        self._confirming.pop(channel, None)
+        self._publish.pop(channel, None)
+        reason = f"NOT_FOUND - no exchange '{exchange}' in vhost '/'"
+        self.send(channel, amqp.Channel.Close(404, reason, 0, 0))
 
     def _on_settled(self, channel: int, method: Any) -> None:
         until = method.delivery_tag

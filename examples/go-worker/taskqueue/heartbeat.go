@@ -85,7 +85,8 @@ type heartbeatData struct {
 }
 
 // heartbeatSender reports every few seconds that this worker lives and what it runs. No single
-// heartbeat matters, so one that cannot be sent is dropped.
+// heartbeat matters, so one that cannot be sent is dropped. The broker refuses one by closing its
+// channel; the next heartbeat opens another.
 type heartbeatSender struct {
 	dispatcher *dispatcher
 	// now has a value when a heartbeat is due before its time.
@@ -138,34 +139,57 @@ func (h *heartbeatSender) stop() {
 	}
 }
 
-// run sends heartbeats on its own channel until that ends: the broker closes it to refuse one.
+// run sends heartbeats on channels of their own until the context ends, with the connection.
 func (h *heartbeatSender) run(ctx context.Context, conn *connection) {
-	channel, err := conn.Channel()
-	if err != nil {
-		return
+	var channel *amqp.Channel // nil: to be opened
+	var closed chan *amqp.Error
+	lastReason := ""
+	notSent := func(err error) {
+		if reason := err.Error(); reason != lastReason && ctx.Err() == nil {
+			lastReason = reason
+			h.dispatcher.log.Warn("heartbeat.not_sent", "error", reason)
+		}
 	}
-	closed := channel.NotifyClose(make(chan *amqp.Error, 1))
 	ticker := time.NewTicker(heartbeatInterval)
 	defer ticker.Stop()
+	send := func() {
+		if channel == nil || channel.IsClosed() {
+			opened, err := openHeartbeats(conn)
+			if err != nil {
+				notSent(err)
+				return
+			}
+			channel, closed = opened, opened.NotifyClose(make(chan *amqp.Error, 1))
+		}
+		h.send(ctx, channel)
+	}
 	h.sendNow()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case reason := <-closed:
-			if reason != nil && ctx.Err() == nil {
-				h.dispatcher.log.Warn("heartbeat.not_sent", "error", reason.Error())
+			channel, closed = nil, nil
+			if reason != nil {
+				notSent(reason)
 			}
-			return
 		case <-ticker.C:
-			h.send(ctx, channel)
+			send()
 		case <-h.now:
-			h.send(ctx, channel)
+			send()
 		case sent := <-h.last:
-			h.send(ctx, channel)
+			send()
 			close(sent)
 		}
 	}
+}
+
+// openHeartbeats opens a channel on which the exchange is known to exist.
+func openHeartbeats(conn *connection) (*amqp.Channel, error) {
+	if err := checkExchange(conn, heartbeatsExchange); err != nil {
+		return nil, err
+	}
+	return conn.Channel()
 }
 
 func (h *heartbeatSender) send(ctx context.Context, channel *amqp.Channel) {

@@ -24,7 +24,9 @@ const unansweredLimit = 1000
 
 // outcomePublisher publishes outcomes and dead letters on its own connection (11): under an alarm the
 // broker stops reading a connection that publishes, and acknowledgements must not be stuck behind
-// that. What is returned, refused or unanswered is published again (6).
+// that. What is returned, refused or unanswered is published again (6). The broker closes the channel
+// over an exchange that does not exist; then the channel is opened again, and the connection stays, for
+// the heartbeats on it.
 type outcomePublisher struct {
 	broker Broker
 	name   string
@@ -33,8 +35,10 @@ type outcomePublisher struct {
 	// onConnected is called with each new connection: heartbeats share it.
 	onConnected func(ctx context.Context, conn *connection)
 
-	// Owned by the goroutine in run: what is still to be published.
-	waiting []outgoing
+	// Owned by the goroutine in run: what is still to be published, and why nothing could be when that
+	// was last logged.
+	waiting    []outgoing
+	lostReason string
 }
 
 func newOutcomePublisher(broker Broker, name string, log *slog.Logger) *outcomePublisher {
@@ -45,28 +49,32 @@ func (o *outcomePublisher) report(message outgoing) { o.inbox.put(message) }
 
 // run publishes until the context ends.
 func (o *outcomePublisher) run(ctx context.Context) {
+	_ = o.repeat(ctx, func() (bool, error) { return true, o.publishOnConnection(ctx) })
+}
+
+// repeat does it again and again, with pauses, until it says that it cannot go on, or the context ends.
+func (o *outcomePublisher) repeat(ctx context.Context, do func() (bool, error)) error {
 	var pauses backoff
-	lastReason := ""
-	for ctx.Err() == nil {
+	for {
 		began := time.Now()
-		err := o.publishing(ctx)
-		if ctx.Err() != nil {
-			return
+		goOn, err := do()
+		if ctx.Err() != nil || !goOn {
+			return err
 		}
 		if time.Since(began) >= stableAfter {
 			pauses.reset()
-			lastReason = ""
+			o.lostReason = ""
 		}
-		if reason := err.Error(); reason != lastReason {
-			lastReason = reason
+		if reason := err.Error(); reason != o.lostReason {
+			o.lostReason = reason
 			o.log.Warn("publisher.lost", "reason", reason)
 		}
 		pause(ctx, pauses.next())
 	}
 }
 
-// publishing publishes on one connection until that ends, and returns why.
-func (o *outcomePublisher) publishing(ctx context.Context) error {
+// publishOnConnection publishes on one connection until that ends, and returns why.
+func (o *outcomePublisher) publishOnConnection(ctx context.Context) error {
 	conn, err := o.broker.dial(o.name)
 	if err != nil {
 		return err
@@ -75,6 +83,20 @@ func (o *outcomePublisher) publishing(ctx context.Context) error {
 	living, ended := context.WithCancel(ctx)
 	defer ended()
 	go o.onConnected(living, conn)
+	return o.repeat(ctx, func() (bool, error) {
+		err := o.publishOnChannel(ctx, conn)
+		return !conn.IsClosed(), err
+	})
+}
+
+// publishOnChannel publishes on one channel until that ends, and returns why. It begins when the
+// exchanges exist: a publish to one that does not would take with it what is not confirmed yet.
+func (o *outcomePublisher) publishOnChannel(ctx context.Context, conn *connection) error {
+	for _, exchange := range []string{outcomesExchange, deadExchange} {
+		if err := checkExchange(conn, exchange); err != nil {
+			return err
+		}
+	}
 	channel, err := conn.Channel()
 	if err != nil {
 		return err
@@ -194,7 +216,17 @@ func (s *sender) onConfirm(confirmation amqp.Confirmation) {
 	}
 }
 
-// requeueUnanswered keeps what was not answered for the next connection.
+// checkExchange returns an error if an exchange does not exist; only the operator declares it.
+func checkExchange(conn *connection, name string) error {
+	channel, err := conn.Channel()
+	if err != nil {
+		return err
+	}
+	defer channel.Close()
+	return channel.ExchangeDeclarePassive(name, amqp.ExchangeTopic, true, false, false, false, nil)
+}
+
+// requeueUnanswered keeps what was not answered for the next channel.
 func (s *sender) requeueUnanswered() {
 	for len(s.confirms) > 0 { // confirmed in the last moment
 		s.onConfirm(<-s.confirms)

@@ -2,6 +2,11 @@
 
 It is separate from the consumer's: under a memory alarm the broker stops reading connections that
 publish, and acknowledgements must still get through.
+
+The broker closes the channel over an exchange that does not exist, or that this user may not
+publish to. Then only the channel is opened again, with growing pauses: heartbeats go on, on the
+same connection. Nothing is published before the exchanges exist, because a publish to one that does
+not would take with it what the broker has not confirmed yet. Only the operator declares them.
 """
 
 from __future__ import annotations
@@ -9,15 +14,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from taskqueue.amqp.channel import BrokerUnavailable
+from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher
 from taskqueue.backoff import HELD_SECONDS, Backoff
+from taskqueue.contract.names import DEAD_EXCHANGE, OUTCOMES_EXCHANGE
 from taskqueue.logs import EventLog
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 
 log = EventLog("taskqueue.worker")
+
+#: What a worker publishes to until it is confirmed.
+_EXCHANGES = (OUTCOMES_EXCHANGE, DEAD_EXCHANGE)
 
 
 class OutcomePublisher:
@@ -40,6 +49,8 @@ class OutcomePublisher:
         self._name = name
         self._outbox = outbox
         self.connection: Connection | None = None
+        #: Why nothing could be published when that was last logged.
+        self._logged_reason = ""
 
     async def run(self) -> None:
         """Stay connected until cancelled; then close the connection.
@@ -47,28 +58,50 @@ class OutcomePublisher:
         Raises:
             BrokerConfigurationError: a certificate or key cannot be read.
         """
-        backoff = Backoff(held_seconds=HELD_SECONDS, clock=asyncio.get_running_loop().time)
-        logged_reason = ""
+        backoff = _new_backoff()
         while True:
+            connection: Connection | None = None
             try:
-                reason = await self._publish_on_connection(backoff.succeeded)
+                connection = await connect(self._parameters, name=self._name)
+                self.connection = connection
+                backoff.succeeded()
+                await self._publish_on(connection)
             except BrokerUnavailable as error:
-                reason = str(error)
-            if backoff.has_held():
-                logged_reason = ""
-            if reason != logged_reason:
-                logged_reason = reason
-                log.warning("publisher.lost", reason=reason, outstanding=self._outbox.outstanding)
+                self._log_once(str(error), backoff)
+            finally:
+                self.connection = None
+                if connection is not None:
+                    await connection.close()
             await asyncio.sleep(backoff.next_delay())
 
-    async def _publish_on_connection(self, on_up: Callable[[], None]) -> str:
-        """Connect, attach a publisher to the outbox, and return why it ended."""
-        connection: Connection | None = None
+    async def _publish_on(self, connection: Connection) -> None:
+        """Publish on one channel after another.
+
+        Raises:
+            BrokerUnavailable: the connection is closed.
+        """
+        backoff = _new_backoff()
+        while True:
+            try:
+                reason = await self._publish(connection, backoff.succeeded)
+            except ChannelRefused as refusal:
+                reason = str(refusal)
+            if connection.closed.done():
+                raise BrokerUnavailable(connection.closed.result())
+            self._log_once(reason, backoff)
+            await asyncio.wait({connection.closed}, timeout=backoff.next_delay())
+
+    async def _publish(self, connection: Connection, on_up: Callable[[], None]) -> str:
+        """Attach a publisher to the outbox once it can publish, and return why it ended."""
+        channel = await connection.channel()
         try:
-            connection = await connect(self._parameters, name=self._name)
-            publisher = await Publisher.open(connection)
+            for exchange in _EXCHANGES:
+                await channel.declare_exchange(exchange, passive=True)
+        finally:
+            await channel.close()
+        publisher = await Publisher.open(connection)
+        try:
             self._outbox.attach(publisher)
-            self.connection = connection
             on_up()
             self._on_ready()
             log.debug("publisher.connected")
@@ -76,6 +109,21 @@ class OutcomePublisher:
             return publisher.closed.result()
         finally:
             self._outbox.detach()
-            self.connection = None
-            if connection is not None:
-                await connection.close()
+
+    def _log_once(self, reason: str, backoff: Backoff) -> None:
+        """Log why nothing can be published, once for each reason in a row."""
+        if backoff.has_held():
+            self._logged_reason = ""
+        if reason != self._logged_reason:
+            self._logged_reason = reason
+            log.warning(
+                "publisher.lost",
+                reason=reason,
+                outstanding=self._outbox.outstanding,
+                hint="outcomes are kept and published again; an exchange that is missing has to be "
+                "declared by the operator",
+            )
+
+
+def _new_backoff() -> Backoff:
+    return Backoff(held_seconds=HELD_SECONDS, clock=asyncio.get_running_loop().time)

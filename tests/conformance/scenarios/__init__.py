@@ -47,6 +47,9 @@ SCENARIOS = (
     ScenarioEntry("deaf-timeout", Point.CUT_OFF, cut_off.a_deaf_execution_times_out),
     ScenarioEntry("running", Point.RUNNING, running.busy),
     ScenarioEntry("kills", Point.DELIVERIES, deliveries.killed_until_the_limit),
+    ScenarioEntry(
+        "exchanges", Point.RECONNECTING, reconnecting.exchanges_deleted, own_broker_env=True
+    ),
     ScenarioEntry("prefetch", Point.PREFETCH, prefetch.long_runs),
     ScenarioEntry("hoarding", Point.PREFETCH, prefetch.long_after_short),
     ScenarioEntry("commands-before", Point.COMMANDS, commands.before),

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from pika.spec import Exchange, Queue
 
+from taskqueue.contract.heartbeat import Heartbeat
+from taskqueue.contract.names import HEARTBEATS_EXCHANGE, OUTCOMES_EXCHANGE
 from taskqueue.contract.outcome import EventKind
 from tests.conformance.points import expect
 from tests.conformance.scenario import Scenario
@@ -33,6 +35,37 @@ async def queue_deleted(scenario: Scenario) -> None:
         await scenario.broker_env.add_queue(scenario.name)
 
     await _survives(scenario, "a queue that is deleted and declared again (basic.cancel)", delete)
+
+
+async def exchanges_deleted(scenario: Scenario) -> None:
+    await scenario.ready(slots=2)
+    trace, env = scenario.trace(), scenario.broker_env
+    token = await scenario.publish("sleep", trace, payload={"seconds": 2.5})
+    await trace.until(begun=1)
+    links = len(scenario.proxy.links)
+    await env.delete_exchange(OUTCOMES_EXCHANGE)
+    async with scenario.check("an exchange for outcomes that is deleted: heartbeats go on"):
+        await trace.until(ended=1)
+        before = len(env.heartbeats.matching(scenario.name, _any))
+        # The first may have left before the outcome did.
+        await env.heartbeats.wait(scenario.name, _any, number=before + 2)
+        expect(len(scenario.proxy.links) == links, "it has closed a connection over it")
+    async with scenario.check("the outcome is published when the exchange is back"):
+        await env.declare_again(scenario.name)
+        await scenario.ends_with(token, EventKind.SUCCEEDED)
+        await scenario.wait_settled()
+    async with scenario.check("heartbeats begin again when their exchange is back"):
+        await env.delete_exchange(HEARTBEATS_EXCHANGE)
+        again = scenario.trace("again")
+        await scenario.publish("sleep", again, payload={"seconds": 3})
+        await again.until(ended=1)
+        await env.declare_again(scenario.name)
+        before = len(env.heartbeats.matching(scenario.name, _any))
+        await env.heartbeats.wait(scenario.name, _any, number=before + 1)
+
+
+def _any(heartbeat: Heartbeat) -> bool:
+    return True
 
 
 async def _survives(scenario: Scenario, what: str, happens: Callable[[], Awaitable[None]]) -> None:
