@@ -52,6 +52,10 @@ BROKEN = {
         Point.LIMITS,
         "an application's error UnknownHandler is not reserved",
     ),
+    "heeds_every_announcement": (
+        Point.LIMITS,
+        "what another installation's operator reads does not count",
+    ),
     "drops_its_connection": (
         Point.RECONNECTING,
         "an exchange for outcomes that is deleted: heartbeats go on",

@@ -95,6 +95,13 @@ COMMANDS: list[dict[str, Any]] = [
     {"order": "cancel", "token": "k.1", "uid": "uid-t"},
     {"order": "release", "token": "k.2", "uid": "uid-t"},
     {"order": "drain", "pod": "pod-1", "namespace": "shop"},
+    {
+        "order": "cancel",
+        "token": "none",
+        "uid": "none",
+        "understands": ["batches", "reserved-types"],
+        "installation": "default",
+    },
 ]
 
 

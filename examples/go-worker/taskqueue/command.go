@@ -31,13 +31,15 @@ type command struct {
 	// Understands is what the operator reads besides what the first ones did: in the command about
 	// noToken, which it sends when it connects.
 	Understands []string `json:"understands"`
+	// Installation is that operator's; one that does not say is of the default one.
+	Installation string `json:"installation"`
 }
 
 // noToken is the token of no attempt.
 const noToken = "none"
 
 func parseCommand(body []byte) (command, error) {
-	var o command
+	o := command{Installation: defaultInstallation}
 	if err := json.Unmarshal(body, &o); err != nil {
 		return o, fmt.Errorf("a command must be a JSON object: %w", err)
 	}

@@ -49,7 +49,7 @@ type dispatcher struct {
 	log      *slog.Logger
 	inbox    *unboundedQueue[func()]
 
-	// prefixed: the operator that has connected last knows reservedPrefix.
+	// prefixed: the operator of this installation that has connected last knows reservedPrefix.
 	prefixed bool
 	commands *commandLog
 	finished *outcomeCache
@@ -277,7 +277,9 @@ func (d *dispatcher) onCommand(o command) {
 		return
 	}
 	if o.Token == noToken {
-		d.prefixed = slices.Contains(o.Understands, reservedTypes)
+		if o.Installation == d.settings.Installation {
+			d.prefixed = slices.Contains(o.Understands, reservedTypes)
+		}
 		return
 	}
 	d.commands.add(o, time.Now())

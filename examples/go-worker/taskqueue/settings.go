@@ -14,11 +14,16 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
+// defaultInstallation is the installation of an operator, and a worker, that names none.
+const defaultInstallation = "default"
+
 // Settings are what the operator puts into a worker's environment.
 type Settings struct {
 	Namespace string
 	Queue     string
-	Pod       string
+	// Installation of the operator that serves the TaskQueue.
+	Installation string
+	Pod          string
 	// Slots is how many attempts run at once.
 	Slots int
 	// Grace is how long running attempts may go on after SIGTERM.
@@ -48,6 +53,7 @@ func SettingsFromEnvironment() (Settings, error) {
 	s := Settings{
 		Namespace:           e.required("TASKQUEUE_NAMESPACE"),
 		Queue:               e.required("TASKQUEUE_QUEUE"),
+		Installation:        os.Getenv("TASKQUEUE_INSTALLATION"),
 		Pod:                 os.Getenv("POD_NAME"),
 		Slots:               int(e.number("TASKQUEUE_CONCURRENCY", float64(runtime.GOMAXPROCS(0)))),
 		Grace:               e.seconds("TASKQUEUE_GRACE_SECONDS", 25),
@@ -56,6 +62,9 @@ func SettingsFromEnvironment() (Settings, error) {
 		DirectTimeout:       e.seconds("TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS", 300),
 		DirectMaxDeliveries: int64(e.number("TASKQUEUE_MAX_DELIVERIES", 3)),
 		LimitsDirectory:     os.Getenv("TASKQUEUE_LIMITS_DIRECTORY"),
+	}
+	if s.Installation == "" {
+		s.Installation = defaultInstallation
 	}
 	if s.Pod == "" {
 		s.Pod, _ = os.Hostname()

@@ -15,6 +15,7 @@ import orjson
 from taskqueue import exact_json
 from taskqueue.contract.names import CONTENT_TYPE_JSON, CONTROL_STREAM, ContractError
 from taskqueue.contract.outgoing import OutgoingMessage
+from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.model.command import CommandKind
 
 
@@ -30,6 +31,7 @@ class WorkerCommand:
         namespace: of that pod.
         understands: of an operator's `FIRST_COMMAND`: what it can read besides what the first
             operators could, such as `RESERVED_TYPES`. Empty: it is one of those.
+        installation: of that operator. Those that do not say count as the default's.
     """
 
     kind: CommandKind
@@ -38,6 +40,7 @@ class WorkerCommand:
     pod: str = ""
     namespace: str = ""
     understands: frozenset[str] = frozenset()
+    installation: str = DEFAULT_INSTALLATION
 
     @property
     def is_announcement(self) -> bool:
@@ -55,7 +58,8 @@ _NO_TOKEN = "none"  # noqa: S105
 
 #: About no attempt. The operator sends it when it connects, so that the stream is never empty: that
 #: a stream *is* empty a worker could conclude only from a silence. It also says what the operator
-#: understands, for the time in which workers are newer than the operator.
+#: understands, for the time in which workers are newer than the operator. This one is of the
+#: default installation.
 FIRST_COMMAND = WorkerCommand(
     CommandKind.CANCEL,
     token=_NO_TOKEN,
@@ -73,6 +77,8 @@ def encode(command: WorkerCommand) -> bytes:
         fields |= {"token": command.token, "uid": command.uid}
     if command.understands:
         fields["understands"] = sorted(command.understands)
+    if command.is_announcement:
+        fields["installation"] = command.installation
     return orjson.dumps(fields)
 
 
@@ -102,6 +108,8 @@ def decode(body: bytes) -> WorkerCommand:
         token=_text(data, "token"),
         uid=str(data.get("uid", "")),
         understands=frozenset(map(str, understands if isinstance(understands, list) else ())),
+        # What is no string is the name of no installation either.
+        installation=str(data.get("installation", DEFAULT_INSTALLATION)),
     )
 
 

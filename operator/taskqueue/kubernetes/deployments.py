@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.kubernetes.client import MERGE_PATCH, ApiClient
 from taskqueue.kubernetes.direct_limits import (
     DIRECTORY,
@@ -84,7 +85,12 @@ def default_grace(config: QueueConfig) -> int:
 
 
 def render(
-    config: QueueConfig, *, replicas: int, secret: str | None, grace: int = 0
+    config: QueueConfig,
+    *,
+    replicas: int,
+    secret: str | None,
+    grace: int = 0,
+    installation: str = DEFAULT_INSTALLATION,
 ) -> dict[str, Any]:
     """Return the Deployment to apply.
 
@@ -94,6 +100,7 @@ def render(
         secret: name of a connection Secret in the TaskQueue's namespace; None: there is none.
         grace: the present grace period. Where the template sets none it is raised when it must be
             and never lowered: each change replaces all pods, and a long one harms nobody.
+        installation: of the operator; workers of the default one are not told.
 
     Raises:
         InvalidTemplate: the template has no containers, or not the named one; a field that the
@@ -113,13 +120,21 @@ def render(
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": {QUEUE_LABEL: config.name}},
-            "template": _template(config, labels, secret, grace),
+            "template": _template(
+                config, labels, secret, present_grace=grace, installation=installation
+            ),
         },
     }
 
 
 async def apply(
-    client: ApiClient, config: QueueConfig, *, replicas: int, secret: str | None, grace: int = 0
+    client: ApiClient,
+    config: QueueConfig,
+    *,
+    replicas: int,
+    secret: str | None,
+    grace: int,
+    installation: str,
 ) -> PoolState:
     """Create or update the Deployment; arguments as of `render`.
 
@@ -127,7 +142,7 @@ async def apply(
         InvalidTemplate: see `render`.
         ApiError: refused or unreachable; 422 when the template is invalid.
     """
-    body = render(config, replicas=replicas, secret=secret, grace=grace)
+    body = render(config, replicas=replicas, secret=secret, grace=grace, installation=installation)
     return read_pool(await client.apply(deployment_path(config.key), body, manager=FIELD_MANAGER))
 
 
@@ -169,7 +184,12 @@ def _grace(raw: Mapping[str, Any]) -> int:
 
 
 def _template(
-    config: QueueConfig, labels: Mapping[str, str], secret: str | None, present_grace: int
+    config: QueueConfig,
+    labels: Mapping[str, str],
+    secret: str | None,
+    *,
+    present_grace: int,
+    installation: str,
 ) -> dict[str, Any]:
     template: dict[str, Any] = copy.deepcopy(dict(config.template or {}))
     metadata = template["metadata"] = template.get("metadata") or {}
@@ -204,7 +224,8 @@ def _template(
             f"{container.get('name')!r} in spec.workers.template the env TASKQUEUE_BROKER_URI, "
             f"from a Secret in namespace {config.namespace} with a broker user of its own"
         )
-    added = [entry for entry in _environment(config, grace, secret) if entry["name"] not in taken]
+    environment = _environment(config, grace, secret, installation)
+    added = [entry for entry in environment if entry["name"] not in taken]
     limits = [name for name in direct_limits(config) if name not in taken]
     if limits and DIRECTORY_VARIABLE not in taken:
         _check_lists(spec, container)
@@ -243,7 +264,9 @@ def _container(config: QueueConfig, containers: list[Any]) -> dict[str, Any]:
     )
 
 
-def _environment(config: QueueConfig, grace: Any, secret: str | None) -> list[dict[str, Any]]:
+def _environment(
+    config: QueueConfig, grace: Any, secret: str | None, installation: str
+) -> list[dict[str, Any]]:
     grace_seconds = grace if isinstance(grace, int) else default_grace(config)
     values = {
         "TASKQUEUE_NAMESPACE": config.namespace,
@@ -252,6 +275,8 @@ def _environment(config: QueueConfig, grace: Any, secret: str | None) -> list[di
     }
     if config.concurrency is not None:
         values["TASKQUEUE_CONCURRENCY"] = str(config.concurrency)
+    if installation != DEFAULT_INSTALLATION:  # else the upgrade would replace all pods for nothing
+        values["TASKQUEUE_INSTALLATION"] = installation
     fields = {"POD_NAME": "metadata.name", "NODE_NAME": "spec.nodeName"}
     return [
         *({"name": name, "value": value} for name, value in values.items()),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from taskqueue.amqp.channel import Delivery
-from taskqueue.contract.command import BATCHES, RESERVED_TYPES
+from taskqueue.contract.command import BATCHES, RESERVED_TYPES, WorkerCommand
 from taskqueue.contract.outcome import EventKind
 from taskqueue.contract.outgoing import dead_letter, outcome_message
 from taskqueue.contract.work import WorkMessage
@@ -62,6 +62,7 @@ class RunReporter:
     ) -> None:
         self._namespace = settings.namespace
         self._queue = settings.queue
+        self._installation = settings.installation
         self._worker = settings.pod
         self._on_confirmed = on_confirmed
         self._checkpoints = CheckpointPublisher(outbox, worker=settings.pod)
@@ -70,10 +71,14 @@ class RunReporter:
         self.outbox = outbox
         self.cache = OutcomeCache()
 
-    def on_announcement(self, understands: frozenset[str]) -> None:
-        """Write events as the operator that has connected last can read them."""
-        self._prefixed = RESERVED_TYPES in understands
-        self.outbox.batches = BATCHES in understands
+    def on_announcement(self, announcement: WorkerCommand) -> None:
+        """Write events as the operator that has connected last can read them.
+
+        Events go to the operator of one's own installation: what another one reads does not matter.
+        """
+        if announcement.installation == self._installation:
+            self._prefixed = RESERVED_TYPES in announcement.understands
+            self.outbox.batches = BATCHES in announcement.understands
 
     def report_started(self, _: int, run: AttemptRun, __: effects.ReportStarted) -> None:
         """Publish task.started once; no status records direct messages."""

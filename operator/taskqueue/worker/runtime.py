@@ -223,7 +223,7 @@ class Runtime:
         A command to drain is not about an attempt: see `taskqueue.worker.command_consumer`.
         """
         if command.is_announcement:
-            self._reporter.on_announcement(command.understands)
+            self._reporter.on_announcement(command)
             return
         now = self._loop.time()
         self._commands.add(command.token, command.kind, now)

@@ -18,7 +18,11 @@ from enum import StrEnum
 from typing import Any
 
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
-from taskqueue.defaults import DEFAULT_ATTEMPT_SECONDS, DEFAULT_DELIVERIES
+from taskqueue.defaults import (
+    DEFAULT_ATTEMPT_SECONDS,
+    DEFAULT_DELIVERIES,
+    DEFAULT_INSTALLATION,
+)
 from taskqueue.limits import DRAINED_SECONDS
 from taskqueue.logs import LogFormat
 from taskqueue.model.broker_environment import BROKER_VARIABLES
@@ -344,6 +348,16 @@ class WorkerSettings:
                 "directory with the two settings above as files of their names, which are read "
                 "again when they change",
                 default="none",
+            )
+        ),
+    )
+    installation: str = field(
+        default=DEFAULT_INSTALLATION,
+        metadata=_from(
+            Variable(
+                "TASKQUEUE_INSTALLATION",
+                "installation of the operator that serves the TaskQueue: what that one understands "
+                "decides how events are written",
             )
         ),
     )

@@ -79,5 +79,6 @@ SCENARIOS = (
     ScenarioEntry("forged", Point.MESSAGES, messages.forged),
     ScenarioEntry("malformed", Point.MESSAGES, messages.malformed),
     ScenarioEntry("reserved", Point.LIMITS, limits.reserved_types),
+    ScenarioEntry("announcements", Point.LIMITS, limits.announcements, own_broker_env=True),
     ScenarioEntry("error-messages", Point.LIMITS, limits.error_messages),
 )

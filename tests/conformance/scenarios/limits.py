@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from taskqueue.contract.command import FIRST_COMMAND, WorkerCommand
 from taskqueue.contract.outcome import EventKind
 from taskqueue.limits import ERROR_MESSAGE_BYTES
 from tests.conformance.points import expect
 from tests.conformance.scenario import Scenario
+
+_BARE, _RESERVED = "UnknownHandler", "taskqueue.UnknownHandler"
+_INSTALLATION = "team-a"
 
 
 async def reserved_types(scenario: Scenario) -> None:
@@ -23,6 +28,28 @@ async def reserved_types(scenario: Scenario) -> None:
             expect(found.get("application") is True, f"the error is {found}")
             expect(not str(found.get("type")).startswith("taskqueue."), f"the error is {found}")
     await scenario.wait_settled()
+
+
+async def announcements(scenario: Scenario) -> None:
+    """Two installations share the virtual host; each worker reads what was announced before it."""
+    nothing = replace(FIRST_COMMAND, understands=frozenset())
+    for text, command, kind in (
+        ("what another installation's operator reads does not count", FIRST_COMMAND, _BARE),
+        ("what that of the own installation reads counts", _own(FIRST_COMMAND), _RESERVED),
+        ("another one that reads less does not count", nothing, _RESERVED),
+        ("the own one that reads less counts", _own(nothing), _BARE),
+    ):
+        async with scenario.check(text):
+            await scenario.broker_env.send_commands(command)
+            worker = await scenario.ready(TASKQUEUE_INSTALLATION=_INSTALLATION)
+            found = await _error(scenario, await scenario.publish("no-such-handler"))
+            expect(found.get("type") == kind, f"the error is {found}")
+            await scenario.wait_settled()
+            await worker.kill()
+
+
+def _own(announcement: WorkerCommand) -> WorkerCommand:
+    return replace(announcement, installation=_INSTALLATION)
 
 
 async def error_messages(scenario: Scenario) -> None:

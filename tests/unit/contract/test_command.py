@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -83,7 +84,34 @@ def test_the_first_command_says_what_the_operator_understands() -> None:
     assert decode(encode(FIRST_COMMAND)) == FIRST_COMMAND
     assert FIRST_COMMAND.is_announcement
     assert RESERVED_TYPES in FIRST_COMMAND.understands
+    assert FIRST_COMMAND.installation == "default"
     assert not WorkerCommand(CommandKind.RELEASE, token="k1.x", uid="u").is_announcement
+
+
+@given(WORDS)
+def test_an_announcement_says_whose_it_is(installation: str) -> None:
+    announcement = replace(FIRST_COMMAND, installation=installation)
+    assert decode(encode(announcement)) == announcement
+    assert orjson.loads(encode(announcement)) == {
+        "order": "cancel",
+        "token": "none",
+        "uid": "none",
+        "understands": ["batches", "reserved-types"],
+        "installation": installation,
+    }
+
+
+def test_one_of_an_older_operator_is_the_default_installations() -> None:
+    older = b'{"order": "cancel", "token": "none", "uid": "none", "understands": ["batches"]}'
+    assert decode(older).installation == "default"
+
+
+@pytest.mark.parametrize("odd", ["null", "7", "{}", '["default"]', "true", '""'])
+def test_one_with_an_odd_name_is_nobodys(odd: str) -> None:
+    body = f'{{"order": "cancel", "token": "none", "uid": "none", "installation": {odd}}}'
+    command = decode(body.encode())
+    assert command.is_announcement
+    assert command.installation != "default"
 
 
 @pytest.mark.parametrize("odd", ["null", '"reserved-types"', "7", '{"reserved-types": 1}'])

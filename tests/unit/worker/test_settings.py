@@ -66,6 +66,7 @@ def test_every_variable_is_read() -> None:
             "TASKQUEUE_BROKER_TLS_KEY": "key",
             "TASKQUEUE_CONCURRENCY": "7",
             "POD_NAME": "pod-1",
+            "TASKQUEUE_INSTALLATION": "team-a",
             "TASKQUEUE_GRACE_SECONDS": "0.5",
             "TASKQUEUE_DRAINED_SECONDS": "1.5",
             "TASKQUEUE_HEALTH_PORT": "0",
@@ -90,6 +91,7 @@ def test_every_variable_is_read() -> None:
     )
     assert broker.tls
     assert (settings.slots, settings.pod, settings.grace_seconds) == (7, "pod-1", 0.5)
+    assert settings.installation == "team-a"
     assert (settings.health_port, settings.log_format) == (0, LogFormat.TEXT)
     assert settings.log_level == "DEBUG"
     assert (settings.direct_timeout_seconds, settings.direct_max_deliveries) == (9, 5)

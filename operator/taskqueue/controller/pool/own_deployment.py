@@ -31,6 +31,7 @@ class OwnDeployment:
 
     Args:
         client: for the API server.
+        installation: of the operator, for workers to know.
         monotonic: seconds that never jump.
 
     Attributes:
@@ -38,8 +39,11 @@ class OwnDeployment:
         refusal: why the present template is not in place; None: it is.
     """
 
-    def __init__(self, client: ApiClient, *, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, client: ApiClient, *, installation: str, monotonic: Callable[[], float]
+    ) -> None:
         self._client = client
+        self._installation = installation
         self._monotonic = monotonic
         self.state: PoolState | None = None
         self.refusal: WorkloadRefusal | None = None
@@ -93,7 +97,12 @@ class OwnDeployment:
             size, grace = self.state.desired, self.state.grace
         try:
             self.state = await deployments.apply(
-                self._client, config, replicas=size, secret=usable, grace=grace
+                self._client,
+                config,
+                replicas=size,
+                secret=usable,
+                grace=grace,
+                installation=self._installation,
             )
         except InvalidTemplate as problem:
             self._refuse(config, "InvalidTemplate", f"{problem}: fix spec.workers.template")

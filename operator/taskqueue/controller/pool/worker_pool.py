@@ -47,6 +47,7 @@ class WorkerPool:
         client: for the API server.
         clock: wall time in seconds.
         send_drain: commands the worker of a pod to take no more work.
+        installation: of the operator.
         on_pods: called with the names of the existing pods whenever they were listed.
         sizing_conflict: returns why a TaskQueue must not size what it refers to; "": it may.
         monotonic: the clock of the workers' views, in seconds.
@@ -58,6 +59,7 @@ class WorkerPool:
         *,
         clock: Callable[[], float],
         send_drain: Callable[[str], None],
+        installation: str,
         on_pods: Callable[[Collection[str]], None] = lambda names: None,
         sizing_conflict: Callable[[QueueConfig], str] = lambda config: "",
         monotonic: Callable[[], float] = time.monotonic,
@@ -67,7 +69,7 @@ class WorkerPool:
         self._on_pods = on_pods
         self._sizing_conflict = sizing_conflict
         self._monotonic = monotonic
-        self._own = OwnDeployment(client, monotonic=monotonic)
+        self._own = OwnDeployment(client, installation=installation, monotonic=monotonic)
         self._referenced = ReferencedWorkload(client, monotonic=monotonic)
         self._drainer, self._withdrawn_drainer = (
             Drainer(client, send_drain=send_drain, clock=clock, monotonic=monotonic)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -334,8 +334,9 @@ class BrokerLink:
         self._set_state(up)
 
     def _announce(self, publisher: Publisher) -> None:
-        """Say to all workers what this operator understands."""
-        message = command_message(FIRST_COMMAND)
+        """Say to the workers of this installation what this operator understands."""
+        announcement = replace(FIRST_COMMAND, installation=self._installation)
+        message = command_message(announcement)
         publisher.publish(
             message.exchange, message.key, message.body, message.properties(), _ignore
         )

@@ -94,6 +94,7 @@ class QueueReconciler:
             client,
             clock=clock,
             send_drain=dispatcher.send_drain,
+            installation=installation,
             on_pods=self.registry.on_pods_listed,
             sizing_conflict=sizing_conflict,
             monotonic=self._now,

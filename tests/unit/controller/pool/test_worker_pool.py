@@ -39,6 +39,7 @@ class FakeCluster:
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.applied: list[int] = []
+        self.environment: dict[str, str | None] = {}
         self.refusal: ApiError | None = None
         #: What was written to the ConfigMap, and why it is refused.
         self.limits: list[dict[str, str]] = []
@@ -115,6 +116,8 @@ class FakeCluster:
             raise self.refusal
         self.grace.append(body["spec"]["template"]["spec"]["terminationGracePeriodSeconds"])
         self.applied.append(body["spec"]["replicas"])
+        (container,) = body["spec"]["template"]["spec"]["containers"]
+        self.environment = {each["name"]: each.get("value") for each in container["env"]}
         status = {"availableReplicas": body["spec"]["replicas"]}
         return {"metadata": {"generation": 1}, "spec": body["spec"], "status": status}
 
@@ -131,6 +134,7 @@ class PoolCase:
             cast(ApiClient, self.cluster),
             clock=lambda: 1_800_000_000 + self.now,
             send_drain=self.commanded.append,
+            installation="team-a",
             on_pods=self.seen.update,
             sizing_conflict=lambda config: self.conflict if config.scale_target else "",
             monotonic=lambda: self.now,
@@ -189,6 +193,11 @@ async def test_a_template_is_applied_once_and_a_size_alone_goes_through_scale(
     for backlog in (2, 4, 4):
         await case.reconcile(backlog)
     assert (case.cluster.applied, case.cluster.sizes) == ([2], [4])
+
+
+async def test_workers_are_told_the_installation(case: PoolCase) -> None:
+    await case.reconcile(2)
+    assert case.cluster.environment["TASKQUEUE_INSTALLATION"] == "team-a"
 
 
 async def test_a_deleted_deployment_is_created_again_at_the_decided_size(case: PoolCase) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 from typing import Any, cast
 
@@ -270,4 +271,4 @@ async def test_what_is_declared_again_makes_another_state_and_no_stream_empty() 
     assert states == ups, "TaskQueues are declared on each"
     ((exchange, key, body, _),) = publisher.published
     assert (exchange, key) == ("", CONTROL_STREAM)
-    assert decode(body) == FIRST_COMMAND
+    assert decode(body) == replace(FIRST_COMMAND, installation="team-a")
