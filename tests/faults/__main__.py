@@ -19,7 +19,8 @@ from pathlib import Path
 from devcluster import images
 from devcluster.cluster import open_cluster
 from devcluster.paths import DEFAULT_NAME, KUBECONFIG
-from tests.faults.install import install, settle, sources
+from tests.commits import sources
+from tests.faults.install import install, settle
 from tests.faults.rows import ROWS, Row, handlers, messages
 from tests.faults.rows.site import Installation, site
 

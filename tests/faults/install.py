@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import tarfile
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 
 import yaml
@@ -25,25 +19,6 @@ from tests.faults.rows.site import Installation
 
 _BROKER = CHECKOUT / "devcluster" / "rabbitmq"
 _READY = "--timeout=180s"
-
-
-@contextmanager
-def sources(commit: str | None) -> Iterator[Path]:
-    """Give the sources of a commit, or this checkout."""
-    if commit is None:
-        yield CHECKOUT
-        return
-    archive = subprocess.run(
-        ["git", "archive", commit], cwd=CHECKOUT, capture_output=True, check=True
-    ).stdout
-    with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=BytesIO(archive)) as tar:
-            tar.extractall(folder, filter="data")
-        package = Path(folder, "operator", "taskqueue", "__init__.py")
-        if "__version__" not in package.read_text():  # older commits have it elsewhere
-            with package.open("a") as file:
-                file.write(f'\n__version__ = "{commit}"\n')
-        yield Path(folder)
 
 
 def install(cluster: KindCluster, image: str, tree: Path) -> Installation:
