@@ -15,13 +15,13 @@ def go() -> str | None:
     return shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
 
 
-def call(*arguments: str) -> str:
-    """Run Go in the module and return its output; it must succeed."""
+def call(*arguments: str, module: Path = MODULE) -> str:
+    """Run Go in a module and return its output; it must succeed."""
     program = go()
     assert program, "Go is not installed"
     done = subprocess.run(
         [program, *arguments],
-        cwd=MODULE,
+        cwd=module,
         env={**os.environ, "CGO_ENABLED": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -32,7 +32,7 @@ def call(*arguments: str) -> str:
     return done.stdout
 
 
-def build(name: str, folder: Path) -> Path:
+def build(name: str, folder: Path, module: Path = MODULE) -> Path:
     """Build a program of ``cmd/`` into a folder, static, and return where it is."""
-    call("build", "-trimpath", f"-o={folder / name}", f"./cmd/{name}")
+    call("build", "-trimpath", f"-o={folder / name}", f"./cmd/{name}", module=module)
     return folder / name
