@@ -157,6 +157,9 @@ func (d *dispatcher) onDelivery(delivery *amqp.Delivery) {
 		d.admit(r)
 		return
 	}
+	if m.checkpointed == nil {
+		d.prefixed = false // an older operator reads the inbox by now, and announces nothing
+	}
 	if known := d.byToken[m.token]; known != nil {
 		known.leases = append(known.leases, delivery)
 		return

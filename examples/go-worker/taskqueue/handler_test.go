@@ -212,6 +212,22 @@ func TestDrainCommandIsForTheRunningProcess(t *testing.T) {
 	expect(2, "given in a stream created again")
 }
 
+func TestAnAttemptOfAnOlderOperatorEndsWhatWasAnnounced(t *testing.T) {
+	d := newDispatcher(Settings{Namespace: "shop", Pod: "pod-1", DirectMaxDeliveries: 3}, &handlers{}, nil, nil)
+	d.onCommand(command{Kind: commandCancel, Token: noToken, Understands: []string{reservedTypes}})
+	newer, direct, older := taskDelivery(), taskDelivery(), taskDelivery()
+	newer.Headers["tq-checkpointed"] = false
+	direct.Exchange = directExchange
+	for _, delivery := range []*amqp.Delivery{newer, direct} {
+		if d.onDelivery(delivery); !d.prefixed {
+			t.Errorf("%+v ended it", delivery)
+		}
+	}
+	if d.onDelivery(older); d.prefixed {
+		t.Error("reserved types still have their prefix")
+	}
+}
+
 func TestResultsAreExact(t *testing.T) {
 	nested := any(1)
 	for range depthLimit - 1 {

@@ -73,6 +73,8 @@ class DeliveryHandler:
             message = parse_work(delivery.properties, delivery.body, exchange=delivery.exchange)
             if isinstance(message, DirectMessage):
                 return self._direct_run(delivery, message)
+            if message.checkpointed is None:
+                self._reporter.on_older_operator()
             run_id = self._by_token.get(message.token)
             if run_id is not None:
                 return run_id

@@ -77,8 +77,18 @@ class RunReporter:
         Events go to the operator of one's own installation: what another one reads does not matter.
         """
         if announcement.installation == self._installation:
-            self._prefixed = RESERVED_TYPES in announcement.understands
-            self.outbox.batches = BATCHES in announcement.understands
+            self._write_for(announcement.understands)
+
+    def on_older_operator(self) -> None:
+        """Write events as the first operators read them: one of these has published a message.
+
+        It announces nothing itself, so what a newer one has announced before would still count.
+        """
+        self._write_for(frozenset())
+
+    def _write_for(self, understands: frozenset[str]) -> None:
+        self._prefixed = RESERVED_TYPES in understands
+        self.outbox.batches = BATCHES in understands
 
     def report_started(self, _: int, run: AttemptRun, __: effects.ReportStarted) -> None:
         """Publish task.started once; no status records direct messages."""

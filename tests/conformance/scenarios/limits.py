@@ -27,6 +27,10 @@ async def reserved_types(scenario: Scenario) -> None:
             found = await _error(scenario, await scenario.publish("fail-as", payload=payload))
             expect(found.get("application") is True, f"the error is {found}")
             expect(not str(found.get("type")).startswith("taskqueue."), f"the error is {found}")
+    async with scenario.check("once an older operator publishes, it has the bare type"):
+        token = await scenario.publish("no-such-handler", checkpointed=None)
+        found = await _error(scenario, token)
+        expect(found.get("type") == "UnknownHandler", f"the error is {found}")
     await scenario.wait_settled()
 
 
