@@ -56,6 +56,8 @@ _LONG_FILES = (
     "chaos/test_worker_steps.py",
     "faults/test_broker.py",
     "e2e/test_lifecycle_cases.py",
+    "e2e/test_skew.py",
+    "e2e/test_skew_older_operator.py",
     "e2e/test_dead_letters.py",
     "e2e/test_client.py",
     "e2e/test_signal.py",

@@ -15,7 +15,10 @@ import yaml
 
 Body = dict[str, Any]
 
-TASKQUEUE_API = "/apis/taskqueue.dev/v1alpha1"
+#: The API group of the resources.
+GROUP = "taskqueue.dev"
+VERSION = "v1alpha1"
+TASKQUEUE_API = f"/apis/{GROUP}/{VERSION}"
 
 
 class Refused(Exception):

@@ -47,18 +47,18 @@ class Events:
                 self._seen.append(json.loads(body))
 
 
-def connect(rabbitmq: RabbitMQ) -> Any:
+def connect(rabbitmq: RabbitMQ, *, virtual_host: str = "/") -> Any:
     """Connect as any program may."""
     credentials = pika.PlainCredentials(rabbitmq.username, rabbitmq.password)
     return BlockingConnection(
-        pika.ConnectionParameters(rabbitmq.host, rabbitmq.port, credentials=credentials)
+        pika.ConnectionParameters(rabbitmq.host, rabbitmq.port, virtual_host, credentials)
     )
 
 
 @contextmanager
-def events_of(harness: Harness, queue: str) -> Iterator[Events]:
+def events_of(harness: Harness, queue: str, *, virtual_host: str = "/") -> Iterator[Events]:
     """Listen to the events of a TaskQueue."""
-    connection = connect(harness.rabbitmq)
+    connection = connect(harness.rabbitmq, virtual_host=virtual_host)
     try:
         channel = connection.channel()
         name = channel.queue_declare("", exclusive=True).method.queue

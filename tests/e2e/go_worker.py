@@ -16,12 +16,14 @@ IMAGE = "taskqueue-go-worker:dev"
 LABEL = "app=go-worker"
 
 
-def put_image(cluster: KindCluster, folder: Path) -> None:
+def put_image(
+    cluster: KindCluster, folder: Path, *, image: str = IMAGE, module: Path = go.MODULE
+) -> None:
     """Build the image and put it into the cluster, as the example's README says."""
     for name in ("worker", "producer"):
-        go.build(name, folder)
-    build_image(IMAGE, go.MODULE / "Containerfile", folder)
-    load_images(cluster, [IMAGE])
+        go.build(name, folder, module)
+    build_image(image, module / "Containerfile", folder)
+    load_images(cluster, [image])
 
 
 def manifest(name: str) -> Body:

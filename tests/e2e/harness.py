@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import requests
 
-from tests.e2e.api import TASKQUEUE_API, Api, Body, Refused
+from tests.e2e.api import GROUP, VERSION, Api, Body, Refused
 from tests.e2e.observations import Observations
 from tests.faults.processes import Processes, whole_pod
 from tests.parallel import assert_exclusive
@@ -87,10 +88,20 @@ class Run:
 
 
 class Harness:
-    """A namespace for a test module; `close` deletes it and what it left at the broker."""
+    """A namespace for a test module; `close` deletes it and what it left at the broker.
 
-    def __init__(self, api: Api, kubectl: Kubectl, rabbitmq: RabbitMQ) -> None:
+    Args:
+        api: a client of the API server.
+        kubectl: of the same cluster.
+        rabbitmq: its broker.
+        group: of the resources; another one than usual is served by an operator of the test's own.
+    """
+
+    def __init__(
+        self, api: Api, kubectl: Kubectl, rabbitmq: RabbitMQ, *, group: str = GROUP
+    ) -> None:
         self.api = api
+        self.group = group
         self.kubectl = kubectl
         self.rabbitmq = rabbitmq
         self.namespace = f"e2e-{uuid.uuid4().hex[:8]}"
@@ -113,7 +124,7 @@ class Harness:
 
     def path(self, *parts: str) -> str:
         """Return the path of our own resources in the namespace."""
-        return "/".join([f"{TASKQUEUE_API}/namespaces/{self.namespace}", *parts])
+        return "/".join([f"/apis/{self.group}/{VERSION}/namespaces/{self.namespace}", *parts])
 
     def core(self, *parts: str) -> str:
         """Return the path of Kubernetes' core resources in the namespace."""
@@ -146,10 +157,18 @@ class Harness:
             self.api.request("DELETE", self.core("secrets", name))
         self.create_core("secrets", name, data=encoded)
 
+    def virtual_host(self) -> str:
+        """Create a virtual host with the namespace's name; return that. Whoever asks deletes it."""
+        self.broker_api("PUT", f"vhosts/{self.namespace}", {"default_queue_type": "quorum"})
+        user = quote(self.rabbitmq.username)
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        self.broker_api("PUT", f"permissions/{self.namespace}/{user}", everything)
+        return self.namespace
+
     def queue(self, name: str = "q", **changes: Any) -> None:
         """Create a TaskQueue; changes are merged into its spec, at any depth."""
         body = {
-            "apiVersion": "taskqueue.dev/v1alpha1",
+            "apiVersion": f"{self.group}/{VERSION}",
             "kind": "TaskQueue",
             "metadata": {"name": name},
             "spec": merged(_SPEC, changes),
@@ -166,7 +185,7 @@ class Harness:
     def task(self, name: str, handler: str = "echo", *, queue: str = "q", **spec: Any) -> str:
         """Create a Task; return its name."""
         body = {
-            "apiVersion": "taskqueue.dev/v1alpha1",
+            "apiVersion": f"{self.group}/{VERSION}",
             "kind": "Task",
             "metadata": {"name": name},
             "spec": {"queue": queue, "handler": handler, **spec},
@@ -302,7 +321,7 @@ class Harness:
         return [
             pod
             for pod in self._pods.present()
-            if pod["metadata"].get("labels", {}).get("taskqueue.dev/queue") == queue
+            if pod["metadata"].get("labels", {}).get(f"{self.group}/queue") == queue
         ]
 
     def available(self, count: int, queue: str = "q", *, seconds: float = PATIENCE_SECONDS) -> None:
@@ -348,7 +367,7 @@ class Harness:
     def worker_log(self, queue: str = "q") -> str:
         """Return what the workers of a TaskQueue have logged."""
         return self.kubectl.ok(
-            "logs", "-n", self.namespace, f"-l=taskqueue.dev/queue={queue}", "--tail=-1"
+            "logs", "-n", self.namespace, f"-l={self.group}/queue={queue}", "--tail=-1"
         )
 
     def log_lines(self, queue: str = "q") -> list[Body]:

@@ -34,7 +34,7 @@ from typing import Any
 
 import requests
 
-from tests.e2e.api import TASKQUEUE_API, Api, Body, Refused
+from tests.e2e.api import GROUP, VERSION, Api, Body, Refused
 from tests.faults.broker import Broker
 from tests.faults.message_recorder import MessageRecorder
 from tests.faults.verdict import (
@@ -81,6 +81,7 @@ class Watcher:
         namespace: whose Tasks are watched.
         virtual_host: of the broker.
         firehose: read `amq.rabbitmq.trace` instead of binding to the exchanges.
+        group: of the Tasks.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Watcher:
         *,
         virtual_host: str = "/",
         firehose: bool = False,
+        group: str = GROUP,
     ) -> None:
         self._namespace = namespace
         self._lock = threading.Lock()
@@ -98,7 +100,7 @@ class Watcher:
         self._disturbances: list[Disturbance] = []
         self._ignored: frozenset[str] = frozenset()
         self._runs = _RunServer(broker.host, broker.port, self._add)
-        self._tasks = _TaskWatch(api, namespace, self._add)
+        self._tasks = _TaskWatch(api, namespace, self._add, group=group)
         self._ignored = self._tasks.earlier
         self._messages = MessageRecorder(
             broker, namespace, self._add, virtual_host=virtual_host, firehose=firehose
@@ -180,9 +182,9 @@ _DELETED = 1 << 64
 class _TaskWatch:
     """Lists and watches the Tasks of a namespace."""
 
-    def __init__(self, api: Api, namespace: str, add: _Add) -> None:
+    def __init__(self, api: Api, namespace: str, add: _Add, *, group: str) -> None:
         self._api = api
-        self._path = f"{TASKQUEUE_API}/namespaces/{namespace}/tasks"
+        self._path = f"/apis/{group}/{VERSION}/namespaces/{namespace}/tasks"
         self._add = add
         self._lock = threading.Lock()
         #: The last resource version that was recorded, by uid.

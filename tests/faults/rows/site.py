@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import requests
 
@@ -54,11 +53,7 @@ class Site:
         self.at = at
         self.harness = Harness(at.api, at.kubectl, at.rabbitmq)
         self.namespace = self.harness.namespace
-        self.vhost = self.namespace
-        self.harness.broker_api("PUT", f"vhosts/{self.vhost}", {"default_queue_type": "quorum"})
-        user = at.rabbitmq.username
-        everything = {"configure": ".*", "write": ".*", "read": ".*"}
-        self.harness.broker_api("PUT", f"permissions/{self.vhost}/{quote(user)}", everything)
+        self.vhost = self.harness.virtual_host()
         self.harness.secret("rabbit", vhost=self.vhost)
         self.harness.create_core("configmaps", "broken", data={"broken.py": HANDLERS.read_text()})
 
