@@ -85,6 +85,8 @@ class _Api:
 class _Updater:
     """Writes every status at once."""
 
+    clogged: frozenset[str] = frozenset()
+
     def put(self, path: str, body: bytes, on_result: OnResult, *, urgent: bool = False) -> None:
         asyncio.get_running_loop().call_soon(on_result, Written(1, 123_456_789))
 
@@ -160,7 +162,9 @@ async def run(settings: Settings, report: Report) -> Outcome:
 
 async def _hold(count: int, spawn: Spawn, dependencies: int = 0) -> tuple[TaskController, Informer]:
     """Return what holds so many Tasks, all at rest."""
-    listener = SimpleNamespace(on_completion_published=None, on_commands_owed=None)
+    listener = SimpleNamespace(
+        on_completion_published=None, on_commands_owed=None, on_status_refused=None
+    )
     api = cast(ApiClient, _Api(count, dependencies))
     tasks = TaskController(
         client=api,

@@ -18,7 +18,12 @@ from taskqueue.backoff import Backoff
 from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.controller.completions.kubernetes_events import EventRecorder
-from taskqueue.controller.metrics import remove_queue_metrics
+from taskqueue.controller.metrics import (
+    count_write_failure,
+    remove_queue_metrics,
+    report_statuses,
+)
+from taskqueue.controller.pool.own_deployment import DeploymentListener
 from taskqueue.controller.queues.broker_links import BrokerLinks
 from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.queues.statistics import StatisticsReaders
@@ -33,7 +38,7 @@ from taskqueue.kubernetes import deployments
 from taskqueue.kubernetes.client import ApiAccess, ApiClient, ApiError
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.kubernetes.event_api import EventWriter
-from taskqueue.kubernetes.informer import Informer, Key, identity
+from taskqueue.kubernetes.informer import Informer, identity
 from taskqueue.kubernetes.ownership import MANAGED_BY, SUFFIX
 from taskqueue.kubernetes.pages import Page, list_pages
 from taskqueue.kubernetes.status_updater import CONCURRENCY, StatusUpdater
@@ -86,7 +91,8 @@ class Engine:
         self._feed_client = ApiClient(
             access, max_connections=4, timeout_seconds=60, may_write=leads
         )
-        self._writer = StatusUpdater(self._writer_client)
+        self._writer = StatusUpdater(self._writer_client, on_failure=count_write_failure)
+        report_statuses(self._writer)
         self._namespace = namespace
         self._installation = installation
         self._drain_seconds = _DRAIN_SECONDS
@@ -118,7 +124,7 @@ class Engine:
         self._deployments = Informer(
             self._feed_client,
             deployments.DEPLOYMENTS_PATH,
-            _DeploymentListener(self),
+            DeploymentListener(self.on_pool_state),
             selectors={"labelSelector": ",".join(f"{k}={v}" for k, v in MANAGED_BY.items())},
             random=random,
         )
@@ -371,6 +377,10 @@ class Engine:
             seconds = None if last is None else last.finish_time - last.start_time
             controller.on_task_ended(status.phase, seconds)
 
+    def on_status_refused(self, tracked: TrackedTask, why: str) -> None:
+        """Record an Event: the Task itself cannot say what became of it."""
+        self._events.on_status_refused(tracked.task, tracked.status, why)
+
     def on_completion_published(self, tracked: TrackedTask) -> None:
         """Delete a Task when its time to live is over."""
         task, status = tracked.task, tracked.status
@@ -428,23 +438,3 @@ async def _never_ends(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (problem := task.exception()) is not None:
         raise problem
     raise RuntimeError(f"{task.get_name()} has ended")
-
-
-class _DeploymentListener:
-    """Passes worker Deployments from their informer on to the engine."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def on_upserted(self, raw: dict[str, Any]) -> None:
-        metadata = raw["metadata"]
-        key = (metadata["namespace"], metadata["name"].removesuffix(SUFFIX))
-        self._engine.on_pool_state(key, deployments.read_pool(raw))
-
-    def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
-        (namespace, name), _ = identity(raw)
-        log.error("deployment.unreadable", namespace=namespace, name=name, error=problem)
-
-    def on_deleted(self, key: Key, uid: str) -> None:
-        namespace, name = key
-        self._engine.on_pool_state((namespace, name.removesuffix(SUFFIX)), None)

@@ -6,6 +6,9 @@ import contextlib
 
 from prometheus_client import Counter, Gauge
 
+from taskqueue.kubernetes.client import ApiError
+from taskqueue.kubernetes.status_updater import StatusUpdater
+
 TASKS_FINISHED = Counter(
     "taskqueue_tasks_finished_total",
     "Tasks whose final status was written.",
@@ -20,7 +23,7 @@ OUTCOMES_DROPPED = Counter(
     "taskqueue_outcomes_dropped_total",
     "Events from workers that changed nothing, by why: unknown (the Task is finished or deleted), "
     "stale (an earlier attempt or a repeat), forged (wrong token), invalid (not of the contract), "
-    "foreign (the TaskQueue is not served here).",
+    "foreign (the TaskQueue is not served here), unrecorded (the API server refuses the status).",
     ("why",),
 )
 MESSAGES_PARKED = Counter(
@@ -28,6 +31,21 @@ MESSAGES_PARKED = Counter(
     "Messages of the operator's inbox moved to a dead queue, because they cannot be read.",
 )
 STATUS_WRITES = Counter("taskqueue_status_writes_total", "Task statuses written to the API server.")
+STATUS_WRITE_FAILURES = Counter(
+    "taskqueue_status_write_failures_total",
+    "Writes of Task statuses that failed and are tried again, by the HTTP status of the answer; 0: "
+    "there was none.",
+    ("code",),
+)
+STATUSES_PENDING = Gauge("taskqueue_statuses_pending", "Tasks with a status still to be written.")
+STATUSES_FAILING = Gauge(
+    "taskqueue_statuses_failing", "Tasks whose status failed to be written, and is tried again."
+)
+STATUSES_REFUSED = Counter(
+    "taskqueue_statuses_refused_total",
+    "Tasks of which the API server has refused every status, however short: their outcomes are not "
+    "recorded.",
+)
 PAYLOAD_READS = Counter(
     "taskqueue_payload_reads_total",
     "Tasks read again when they were dispatched, because their payloads were not kept in memory.",
@@ -87,6 +105,17 @@ EVENTS_DROPPED = Counter(
     "Kubernetes Events not written, by why: full (too many at once), refused (by the API server).",
     ("why",),
 )
+
+
+def report_statuses(updater: StatusUpdater) -> None:
+    """Have the gauges of statuses show those of an updater."""
+    STATUSES_PENDING.set_function(lambda: len(updater))
+    STATUSES_FAILING.set_function(lambda: updater.failing)
+
+
+def count_write_failure(error: ApiError) -> None:
+    """Count a write of a status that failed, and is tried again."""
+    STATUS_WRITE_FAILURES.labels(str(error.status)).inc()
 
 
 def report_backlog(

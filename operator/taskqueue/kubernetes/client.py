@@ -11,9 +11,11 @@ own. Every request has a timeout: an API server that hangs is an error like any 
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 import aiohttp
@@ -57,6 +59,46 @@ WATCH_SILENCE_SECONDS = 75.0
 NOT_LEADING = "NotLeading"
 
 
+class ErrorKind(Enum):
+    """What an `ApiError` means for whoever would send the same request again."""
+
+    #: The server, or the way to it, is not ready: that says nothing of the request.
+    UNAVAILABLE = auto()
+    #: The server asks to be asked less.
+    THROTTLED = auto()
+    #: The same request may succeed later.
+    TRANSIENT = auto()
+    #: It never will.
+    FINAL = auto()
+
+
+_UNAVAILABLE = frozenset({0, 401, 407, 408, 425})
+_FINAL = frozenset({400, 404, 405, 406, 410, 411, 413, 414, 415, 422, 431})
+#: What etcd and its client say of an object that is too large, whatever status that comes with.
+_TOO_LARGE = re.compile(r"request is too large|message larger than max")
+
+
+def kind_of(status: int, message: str) -> ErrorKind:
+    """Return what an unsuccessful answer means.
+
+    A refusal that is taken for a passing one costs a request now and then; the reverse loses what
+    was to be written. So what is not known is transient. So are 401 and 403: an API server that has
+    just started answers so until its authorizer knows the roles, and a role that was removed may
+    be restored.
+
+    Args:
+        status: HTTP status; 0: no answer, or none that can be read.
+        message: of the answer.
+    """
+    if status in _FINAL or (status and _TOO_LARGE.search(message)):
+        return ErrorKind.FINAL
+    if status == 429:
+        return ErrorKind.THROTTLED
+    if status in _UNAVAILABLE or status > 501:
+        return ErrorKind.UNAVAILABLE
+    return ErrorKind.TRANSIENT
+
+
 class ApiError(Exception):
     """The API server refused a request, or gave no usable response.
 
@@ -77,13 +119,14 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
     @property
-    def transient(self) -> bool:
-        """Whether the same request may succeed later.
+    def kind(self) -> ErrorKind:
+        """What the error means for whoever would send the same request again."""
+        return kind_of(self.status, self.message)
 
-        This includes 401 and 403: an API server that has just started answers so until its
-        authorizer knows the roles, and a role that was removed may be restored.
-        """
-        return self.status in (0, 401, 403, 408, 409, 429, 500, 502, 503, 504)
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.kind is not ErrorKind.FINAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,9 +364,11 @@ def parse(raw: bytes, request: str, *, levels: int | None = None) -> dict[str, A
         ApiError: with reason `UNREADABLE`.
     """
     try:
-        parsed: dict[str, Any] = decode_own(raw) if levels is None else decode_outline(raw, levels)
+        parsed = decode_own(raw) if levels is None else decode_outline(raw, levels)
     except ValueError as error:
         raise ApiError(0, UNREADABLE, f"response to {request} is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ApiError(0, UNREADABLE, f"response to {request} is no JSON object")
     return parsed
 
 
@@ -389,13 +434,16 @@ def _event(line: bytes, *, whole: bool, path: str) -> dict[str, Any] | None:
 def _error(response: aiohttp.ClientResponse, raw: bytes) -> ApiError:
     try:
         status = decode_own(raw)
-        reason, message = str(status.get("reason", "")), str(status.get("message", ""))
     except ValueError:
+        status = None
+    if isinstance(status, dict):
+        reason, message = str(status.get("reason", "")), str(status.get("message", ""))
+    else:  # of something between here and the API server
         reason, message = response.reason or "", raw[:500].decode(errors="replace")
     after = response.headers.get("Retry-After", "")
     return ApiError(
         response.status,
         reason,
         message or f"HTTP {response.status}",
-        retry_after=float(after) if after.isdigit() else None,
+        retry_after=float(after) if after.isdecimal() else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from sys import intern
 from typing import Any
 
@@ -15,8 +16,9 @@ from taskqueue.api.task import TaskResourceSpec, TaskRetry
 from taskqueue.api.task_status import NEVER_DECREASES, TaskResourceStatus
 from taskqueue.exact_json import check_levels
 from taskqueue.jsonable import NotJsonError
-from taskqueue.limits import JSON_DEPTH, PAYLOAD_BYTES
+from taskqueue.limits import JSON_DEPTH, PAYLOAD_BYTES, STATUS_MESSAGE_LENGTH
 from taskqueue.model import task as domain
+from taskqueue.model.task import StatusDetail
 from taskqueue.timestamps import from_rfc3339, to_rfc3339
 
 TASKS_PATH = f"/apis/{GROUP}/{VERSION}/tasks"
@@ -146,14 +148,43 @@ _END_FIELDS = frozenset(
 )
 
 
-def status_patch(task: domain.Task, status: domain.TaskState, *, now: float) -> bytes:
+def status_patch(
+    task: domain.Task,
+    status: domain.TaskState,
+    *,
+    now: float,
+    detail: StatusDetail = StatusDetail.FULL,
+    why: str = "",
+) -> bytes:
     """Return the JSON patch that replaces the Task's status with ``status``.
 
     Of an outline it replaces what an end changes.
 
     The API server refuses it (422) if the object has another uid: then it is another Task of the
     same name. A merge patch could not test the uid, and would drop a null within the result.
+
+    Args:
+        task: the Task.
+        status: what is true of it.
+        now: in seconds since the epoch.
+        detail: how much of that is written.
+        why: why not all of it.
     """
+    if detail is not StatusDetail.FULL:
+        status = shortened(status, why)
+    body = _bare(task, status) if detail is StatusDetail.BARE else _body(task, status, now=now)
+    changes: dict[str, Any] = {"/status": body}
+    if task.is_outline:
+        changes = {f"/status/{name}": body[name] for name in body.keys() & _END_FIELDS}
+    return orjson.dumps(
+        [
+            {"op": "test", "path": "/metadata/uid", "value": task.uid},
+            *({"op": "add", "path": path, "value": value} for path, value in changes.items()),
+        ]
+    )
+
+
+def _body(task: domain.Task, status: domain.TaskState, *, now: float) -> dict[str, Any]:
     body: dict[str, Any] = {
         "observedGeneration": task.generation,
         "phase": status.phase.value,
@@ -183,15 +214,48 @@ def status_patch(task: domain.Task, status: domain.TaskState, *, now: float) -> 
         body["checkpoint"] = orjson.Fragment(status.checkpoint)
     if status.payload_digest:
         body["payloadDigest"] = status.payload_digest
-    changes: dict[str, Any] = {"/status": body}
-    if task.is_outline:
-        changes = {f"/status/{name}": body[name] for name in body.keys() & _END_FIELDS}
-    return orjson.dumps(
-        [
-            {"op": "test", "path": "/metadata/uid", "value": task.uid},
-            *({"op": "add", "path": path, "value": value} for path, value in changes.items()),
-        ]
+    return body
+
+
+def shortened(status: domain.TaskState, why: str) -> domain.TaskState:
+    """Return what is recorded of a status that is refused in full; ``why``: what was said to it."""
+    return replace(
+        status,
+        result=None,
+        checkpoint=None,
+        progress=None,
+        # The last attempt stays: the next one's number follows from it.
+        history=tuple(replace(one, worker="", message="") for one in status.history[-1:]),
+        worker="",
+        message=f"recorded in short, because the API server refused the full status: {why}"[
+            :STATUS_MESSAGE_LENGTH
+        ],
     )
+
+
+def _bare(task: domain.Task, status: domain.TaskState) -> dict[str, Any]:
+    """Return the least of a status: what another leader must know to go on, and how it ended."""
+    body: dict[str, Any] = {
+        "observedGeneration": task.generation,
+        "phase": status.phase.value,
+        "reason": status.reason,
+        "attempts": status.attempts,
+        "epoch": status.epoch,
+    }
+    if status.completion_time is not None:
+        return body | {"completionTime": to_rfc3339(status.completion_time)}
+    if status.next_attempt_time is not None:
+        body["nextAttemptTime"] = to_rfc3339(status.next_attempt_time)
+    if status.history:
+        last = status.history[-1]
+        body["history"] = [{"attempt": last.attempt, "outcome": last.outcome}]
+    if status.concurrency_key:
+        body["concurrencyKey"] = status.concurrency_key
+    if status.snoozes:
+        body["snoozes"] = status.snoozes
+    if status.payload_digest:
+        body["payloadDigest"] = status.payload_digest
+    return body
 
 
 def is_behind(refusal: str) -> bool:

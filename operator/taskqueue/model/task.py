@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import Any
 
 from taskqueue.defaults import (
@@ -196,6 +196,23 @@ class TaskState:
         A retry has not begun, and what waits for startAfter has not either.
         """
         return self.attempts >= self.current_attempt
+
+
+class StatusDetail(Enum):
+    """How much of a status is written."""
+
+    FULL = auto()
+    #: Without what may be large: result, checkpoint, texts, all attempts but the last.
+    SHORT = auto()
+    #: Only what another leader must know.
+    BARE = auto()
+
+    @property
+    def less(self) -> StatusDetail | None:
+        """The next shorter one; None: there is none."""
+        return {StatusDetail.FULL: StatusDetail.SHORT, StatusDetail.SHORT: StatusDetail.BARE}.get(
+            self
+        )
 
 
 #: Shared by all Tasks whose status was never written.

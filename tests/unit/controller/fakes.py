@@ -127,6 +127,7 @@ class FakeWriter:
 
     def __init__(self) -> None:
         self.writes: list[Write] = []
+        self.clogged: set[str] = set()
 
     def put(self, path: str, body: bytes, on_result: OnResult, *, urgent: bool = False) -> None:
         same, *changes = orjson.loads(body)
@@ -227,6 +228,7 @@ class TaskHarness:
         self.given_up: list[tuple[Delivery, str]] = []
         self.recorded: list[str] = []
         self.completed: list[str] = []
+        self.refused: list[tuple[str, str]] = []
         self.heartbeats: list[Heartbeat] = []
         self.proven: list[bool] = []
         self.direct_ends: list[tuple[QueueKey, str]] = []
@@ -304,6 +306,9 @@ class TaskHarness:
 
     def on_task_ended(self, entry: TrackedTask) -> None:
         self.recorded.append(entry.task.name)
+
+    def on_status_refused(self, entry: TrackedTask, why: str) -> None:
+        self.refused.append((entry.task.name, why))
 
     def on_completion_published(self, entry: TrackedTask) -> None:
         self.completed.append(entry.task.name)

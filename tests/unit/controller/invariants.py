@@ -65,7 +65,7 @@ class Invariants:
         assert status["attempts"] <= MAX_ATTEMPTS, f"{uid}: too many attempts"
         assert status["attempts"] >= before.get("attempts", 0), f"{uid}: attempts went down"
         assert status["epoch"] >= before.get("epoch", 0), f"{uid}: the epoch went down"
-        numbers = [one["attempt"] for one in status["history"]]
+        numbers = [one["attempt"] for one in status.get("history", ())]
         assert numbers == sorted(set(numbers)), f"{uid}: history {numbers}"
         assert len(numbers) <= HISTORY_LENGTH
         if Phase(status["phase"]).terminal:
@@ -176,7 +176,7 @@ class Invariants:
         raw = self._model.tasks.get(entry.task.name)
         there = raw is not None and raw["metadata"]["uid"] == entry.task.uid
         to_be_written = entry.write_at is not None or entry.task.name in self._model.unwritten
-        if raw is not None and there and not to_be_written and not entry.status_truncated:
+        if raw is not None and there and not to_be_written and entry.refusal is None:
             assert entry.status == entry.written, f"{who}: what is true is not going to be written"
             if not self._model.behind:
                 phase = raw["status"]["phase"]

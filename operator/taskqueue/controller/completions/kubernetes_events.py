@@ -3,8 +3,8 @@
 Contract:
 
 * Nothing is written for a Task that succeeds or a queue without trouble. The first
-  `TASK_EVENTS_PER_MINUTE` Tasks of a queue that fail or are cancelled within a minute get an Event
-  each; one Event on the TaskQueue sums up the others of that minute.
+  `TASK_EVENTS_PER_MINUTE` Tasks of a queue that fail, are cancelled or cannot be recorded within a
+  minute get an Event each; one Event on the TaskQueue sums up the others of that minute.
 * A queue's condition that is False for `SETTLE_SECONDS` is trouble: one Warning a reason. Trouble
   that comes back raises the count of the same Event. When the condition has been True as long,
   one Normal Event reports the end. So an Event is repeated after twice that time at the earliest.
@@ -52,10 +52,10 @@ _REASONS_NAMED = 5
 
 @dataclass(slots=True)
 class _Minute:
-    """What ended in a queue since the minute's first."""
+    """What ended in a queue since the minute's first; what has no Event, by type and reason."""
 
     written: int = 0
-    summed: Counter[tuple[Phase, str]] = field(default_factory=Counter)
+    summed: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 @dataclass(slots=True, eq=False)
@@ -110,6 +110,30 @@ class EventRecorder:
         """Record a Task's final status, unless it succeeded."""
         if status.phase not in (Phase.FAILED, Phase.CANCELLED):
             return
+        self._record_of_task(
+            task,
+            type_=WARNING if status.phase is Phase.FAILED else NORMAL,
+            reason=status.reason or status.phase.value,
+            action="EndTask",
+            note=status.message or f"the Task is {status.phase.value}",
+        )
+
+    def on_status_refused(self, task: Task, status: TaskState, why: str) -> None:
+        """Record that a Task's status cannot be written, however short."""
+        state = f"{status.phase.value} {status.reason}".rstrip()
+        self._record_of_task(
+            task,
+            type_=WARNING,
+            reason="StatusRefused",
+            action="WriteStatus",
+            note=f"the Task is {state}, and that cannot be recorded: make the object smaller, "
+            "correct the policy that refuses its status, or delete it. The API server says: "
+            f"{why}",
+        )
+
+    def _record_of_task(
+        self, task: Task, *, type_: str, reason: str, action: str, note: str
+    ) -> None:
         key = (task.namespace, task.spec.queue)
         minute = self._minutes.get(key)
         if minute is None:
@@ -117,17 +141,17 @@ class EventRecorder:
             loop = asyncio.get_running_loop()
             loop.call_later(MINUTE_SECONDS, self._sum_up, key)
         if minute.written >= TASK_EVENTS_PER_MINUTE:
-            minute.summed[status.phase, status.reason or status.phase.value] += 1
+            minute.summed[type_, reason] += 1
             return
         minute.written += 1
         regarding = Regarding(kind="Task", namespace=task.namespace, name=task.name, uid=task.uid)
         self._start_series(
             EventSpec(
                 regarding=regarding,
-                type=WARNING if status.phase is Phase.FAILED else NORMAL,
-                reason=status.reason or status.phase.value,
-                action="EndTask",
-                note=status.message or f"the Task is {status.phase.value}",
+                type=type_,
+                reason=reason,
+                action=action,
+                note=note,
                 name=event_name(regarding),
             )
         )
@@ -209,7 +233,7 @@ class EventRecorder:
             return
         queue = self._queues.get(key)
         regarding = _task_queue(key, queue.uid if queue else "")
-        failed = sum(number for (phase, _), number in summed.items() if phase is Phase.FAILED)
+        failed = any(type_ == WARNING for type_, _ in summed)
         reasons = [f"{reason} {number}" for (_, reason), number in summed.most_common()]
         named = ", ".join(reasons[:_REASONS_NAMED])
         if len(reasons) > _REASONS_NAMED:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from taskqueue.controller.pool.workload import WorkloadRefusal
 from taskqueue.kubernetes import deployments
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.deployments import InvalidTemplate, PoolState
 from taskqueue.kubernetes.direct_limits import apply_direct_limits, direct_limits
+from taskqueue.kubernetes.informer import Key, identity
+from taskqueue.kubernetes.ownership import SUFFIX
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from taskqueue.logs import EventLog
-from taskqueue.model.queue import QueueConfig
+from taskqueue.model.queue import QueueConfig, QueueKey
 
 log = EventLog(__name__)
 
@@ -166,3 +169,30 @@ class OwnDeployment:
 def _is_untyped(problem: ApiError) -> bool:
     """Return whether the body violates the schema, which server-side apply answers with 500."""
     return problem.status == 500 and "failed to create typed patch object" in problem.message
+
+
+class DeploymentListener:
+    """Passes on what the informer shows of worker Deployments.
+
+    Args:
+        on_state: called with a queue's key, and what its Deployment reports; None: it is deleted.
+    """
+
+    def __init__(self, on_state: Callable[[QueueKey, PoolState | None], None]) -> None:
+        self._on_state = on_state
+
+    def on_upserted(self, raw: dict[str, Any]) -> None:
+        """Take a Deployment that is new or changed."""
+        metadata = raw["metadata"]
+        key = (metadata["namespace"], metadata["name"].removesuffix(SUFFIX))
+        self._on_state(key, deployments.read_pool(raw))
+
+    def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
+        """Go on with what was known of a Deployment."""
+        (namespace, name), _ = identity(raw)
+        log.error("deployment.unreadable", namespace=namespace, name=name, error=problem)
+
+    def on_deleted(self, key: Key, uid: str) -> None:
+        """Take note that a Deployment is deleted."""
+        namespace, name = key
+        self._on_state((namespace, name.removesuffix(SUFFIX)), None)

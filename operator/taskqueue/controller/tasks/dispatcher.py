@@ -6,8 +6,8 @@ Invariants:
   payload is being read), or waits for its concurrency key; one in CLAIMING is among the claiming,
   one in PUBLISHED among the published; no other is in any;
 * nothing is published while the dispatcher is closed (broker away, queue not declared, no
-  TaskQueue) or the queue's stopPolicy holds; what is PUBLISHED then stays so, because the broker's
-  queue is durable.
+  TaskQueue), the queue's stopPolicy holds, or many statuses of the namespace cannot be written;
+  what is PUBLISHED then stays so, because the broker's queue is durable.
 
 When a Task has its turn, and what became of its publish, are events of the Task; what follows is
 decided by `taskqueue.controller.tasks.machine`.
@@ -72,6 +72,7 @@ class Dispatcher:
         payloads: has the payload at hand of a Task that gets its turn.
         on_open: called when publishing begins.
         on_owed: called when the commands that are owed have changed.
+        clogged: the namespaces whose outcomes cannot be recorded at the moment.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Dispatcher:
         payloads: Payloads,
         on_open: Callable[[QueueKey, Publisher], None],
         on_owed: Callable[[], None],
+        clogged: Collection[str],
     ) -> None:
         self.key = key
         self._slots = 0
@@ -103,6 +105,7 @@ class Dispatcher:
         self._clock = clock
         self._payloads = payloads
         self._on_open = on_open
+        self._clogged = clogged
         self._queue: DispatchQueue[str] = DispatchQueue()
         #: Holders are uids, and tokens of attempts that were recalled and may still run.
         self._keys: KeySlots[str] = KeySlots()
@@ -157,10 +160,7 @@ class Dispatcher:
 
     @property
     def excess(self) -> int:
-        """How many of those waiting or published ask for no worker of their own.
-
-        All that wait for a handler that no worker knew ask for one together.
-        """
+        """Those that ask for no worker: of all that wait for a missing handler all but one."""
         return max(self.missing.tried - 1, 0)
 
     @property
@@ -397,6 +397,8 @@ class Dispatcher:
         config = self._config
         if config is None or not self.can_publish:
             return
+        if self.key[0] in self._clogged:
+            self.pause()
         now = self._clock()
         window = window_size(
             max_published=config.max_published,

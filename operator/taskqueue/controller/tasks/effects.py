@@ -13,7 +13,7 @@ from taskqueue.controller.tasks.events import ReadPurpose, Timer
 from taskqueue.controller.tasks.missing_handlers import MissingHandler
 from taskqueue.controller.tasks.tracked_task import Receipt
 from taskqueue.model.command import CommandKind
-from taskqueue.model.task import TaskState
+from taskqueue.model.task import StatusDetail, TaskState
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,20 @@ class ReportMissingQueue:
 
 @dataclass(frozen=True, slots=True)
 class WriteStatus:
-    """Write a status that contains these outcomes."""
+    """Write a status that contains these outcomes; ``why`` it is not written in full."""
 
     status: TaskState
     receipts: tuple[Receipt, ...] = field(repr=False)
     urgent: bool
+    detail: StatusDetail = StatusDetail.FULL
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRefusal:
+    """Tell people that the API server refuses even the least of the Task's status."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +196,9 @@ class Reconcile:
 
 @dataclass(frozen=True, slots=True)
 class ReadObject:
-    """Read the object after these seconds; send `ObjectRead`."""
+    """Read the object; send `ObjectRead`."""
 
     purpose: ReadPurpose
-    after_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +232,7 @@ Effect = (
     | PauseDispatch
     | ReportMissingQueue
     | WriteStatus
+    | ReportRefusal
     | SendCommand
     | StopStray
     | Acknowledge

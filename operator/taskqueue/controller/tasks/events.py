@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.tracked_task import Receipt
-from taskqueue.model.task import ProgressState, Task, TaskState
+from taskqueue.model.task import ProgressState, StatusDetail, Task, TaskState
 
 
 class Timer(Enum):
@@ -17,6 +17,8 @@ class Timer(Enum):
     RECONCILE = auto()
     #: An unfinished status has lasted long enough to be worth a write.
     WRITE = auto()
+    #: The object of a Task whose status was refused is to be read.
+    READ = auto()
 
 
 class Confirmation(Enum):
@@ -218,7 +220,7 @@ class StatusWritten:
 
 @dataclass(frozen=True, slots=True)
 class StatusRejected:
-    """The API server will never take a status; ``code`` is its HTTP answer.
+    """The API server will never take a status in this detail; ``code`` is its HTTP answer.
 
     ``is_behind``: because another writer has raised attempts or epoch.
     """
@@ -227,11 +229,7 @@ class StatusRejected:
     code: int
     message: str
     is_behind: bool = False
-
-    @property
-    def read_purpose(self) -> ReadPurpose:
-        """Why the object is read then."""
-        return ReadPurpose.STATUS_BEHIND if self.is_behind else ReadPurpose.STATUS_REJECTED
+    detail: StatusDetail = StatusDetail.FULL
 
 
 @dataclass(frozen=True, slots=True)

@@ -337,21 +337,6 @@ def waits_for_attempt(status: TaskState, policy: Policy) -> TaskState:
     return replace(status, phase=Phase.RETRYING, reason=last.reason, message=_clip(description))
 
 
-def truncated(status: TaskState, why: str) -> TaskState:
-    """Return a status the API server may take when it refused the full one."""
-    return replace(
-        status,
-        result=None,
-        checkpoint=None,
-        # The last attempt stays: the next one's number follows from it.
-        history=tuple(replace(one, worker="", message="") for one in status.history[-1:]),
-        worker="",
-        message=f"recorded in short, because the API server refused the full status: {why}"[
-            :STATUS_MESSAGE_LENGTH
-        ],
-    )
-
-
 def _waits_for_snooze(status: TaskState) -> TaskState:
     return replace(
         status,

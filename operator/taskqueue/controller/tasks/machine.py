@@ -13,8 +13,8 @@ it. What must hold whatever comes:
   a process that led when the write was done. It is never published beside itself.
 * A checkpoint is acknowledged when a write that contains it has succeeded, or a later checkpoint or
   the end of the Task has replaced it. What is published carries the last one.
-* A status the API server refuses for good is written in short; if even that is refused, or another
-  writer has raised attempts or epoch, the object is read: no outcome is lost over it.
+* A status the API server refuses for good is written in short; `refusals` has what follows if that
+  is refused too, or another writer has raised attempts or epoch.
 
 Where a Task is changes only as `transition.STAGES` says.
 """
@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from taskqueue.controller.tasks import effects, events, lifecycle
+from taskqueue.controller.tasks import effects, events, lifecycle, refusals
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, Verdict
 from taskqueue.controller.tasks.missing_handlers import UNKNOWN_HANDLER
 from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TaskStage, TrackedTask
@@ -39,8 +39,6 @@ from taskqueue.model.command import CommandKind
 
 #: How long until an attempt that a worker stopped by itself is published again.
 STOPPED_SECONDS = 1.0
-#: How long until a Task whose status was refused for good is read.
-REJECTED_PAUSE_SECONDS = 5.0
 
 
 class Transition(NamedTuple):
@@ -318,11 +316,12 @@ def _on_unreported(draft: Draft, event: events.AttemptUnreported) -> None:
 
 
 def _on_status_written(draft: Draft, event: events.StatusWritten) -> None:
-    draft.update(written=event.status, status_truncated=False)
+    draft.update(written=event.status)
     draft.send_owed(written=event.status)
     if event.status.phase.terminal:
         _on_end_written(draft, event)
         return
+    draft.update(refusal=None)
     # A report that came again while its outcome was written is in what was written, too.
     whole = event.status == draft.tracked.status
     done = tuple(one for one in draft.tracked.receipts if whole or one in event.receipts)
@@ -350,7 +349,7 @@ def _on_end_written(draft: Draft, event: events.StatusWritten) -> None:
     task = draft.tracked.task
     if event.generation > task.generation:
         # The spec was changed just before: a final status must name the last generation, or
-        # `kubectl wait` does not believe it.
+        # `kubectl wait` does not believe it. What was refused in full is not tried in full again.
         draft.update(task=replace(task, generation=event.generation))
         draft.write(urgent=True)
         return
@@ -367,27 +366,13 @@ def _on_completion_confirmed(draft: Draft, event: events.CompletionConfirmed) ->
         draft.update(receipts=())
 
 
-def _on_status_rejected(draft: Draft, event: events.StatusRejected) -> None:
-    tracked = draft.tracked
-    fields = {"error": event.message}
-    if event.code == 404 or event.is_behind or tracked.status_truncated:
-        if event.code != 404:  # else it was deleted in the meantime
-            draft.do(effects.Log("error", "status.refused", fields))
-        draft.do(effects.ReadObject(event.read_purpose, REJECTED_PAUSE_SECONDS))
-        return
-    if event.status is not tracked.status:
-        if tracked.stage is not TaskStage.FINISHED:
-            draft.change(tracked.status)
-        return  # what is true now is written by itself
-    draft.do(effects.Log("warning", "status.truncated", fields))
-    draft.update(status_truncated=True, status=lifecycle.truncated(event.status, event.message))
-    draft.write(urgent=event.status.phase.terminal)
-
-
 def _on_timer(draft: Draft, event: events.TimerFired) -> None:
     if event.timer is events.Timer.RECONCILE:
         draft.update(reconcile_at=None)
         draft.reconcile()
+        return
+    if event.timer is events.Timer.READ:
+        refusals.on_read_due(draft)
         return
     draft.update(write_at=None)
     tracked = draft.tracked
@@ -400,7 +385,7 @@ def _on_timer(draft: Draft, event: events.TimerFired) -> None:
 def _on_left_informer(draft: Draft, event: events.LeftInformer) -> None:
     draft.update(has_left_informer=True)
     if draft.tracked.stage is not TaskStage.FINISHED:
-        draft.do(effects.ReadObject(events.ReadPurpose.LEFT_INFORMER, 0.0))
+        draft.do(effects.ReadObject(events.ReadPurpose.LEFT_INFORMER))
 
 
 def _on_object_read(draft: Draft, event: events.ObjectRead) -> None:
@@ -409,7 +394,7 @@ def _on_object_read(draft: Draft, event: events.ObjectRead) -> None:
     elif event.purpose is events.ReadPurpose.LEFT_INFORMER:
         draft.update(has_left_informer=False)
     else:
-        draft.take_over(event.found)
+        refusals.on_still_there(draft, event)
 
 
 _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
@@ -433,7 +418,7 @@ _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
     events.HeartbeatSeen: _on_heartbeat,
     events.AttemptUnreported: _on_unreported,
     events.StatusWritten: _on_status_written,
-    events.StatusRejected: _on_status_rejected,
+    events.StatusRejected: refusals.on_status_rejected,
     events.CompletionConfirmed: _on_completion_confirmed,
     events.TimerFired: _on_timer,
     events.LeftInformer: _on_left_informer,

@@ -20,7 +20,12 @@ from taskqueue.contract.command import WorkerCommand, command_message
 from taskqueue.contract.heartbeat import RunningAttempt
 from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.completions.publisher import CompletionPublisher
-from taskqueue.controller.metrics import OUTCOMES_DROPPED, STATUS_WRITES, TASKS_FINISHED
+from taskqueue.controller.metrics import (
+    OUTCOMES_DROPPED,
+    STATUS_WRITES,
+    STATUSES_REFUSED,
+    TASKS_FINISHED,
+)
 from taskqueue.controller.tasks import effects, events
 from taskqueue.controller.tasks.dependencies import Dependencies
 from taskqueue.controller.tasks.dependency_graph import INDEPENDENT
@@ -30,11 +35,11 @@ from taskqueue.controller.tasks.payloads import Payloads
 from taskqueue.controller.tasks.task_timers import TaskTimers
 from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TrackedTask
 from taskqueue.kubernetes.status_updater import StatusUpdater, WriteRefused, WriteResult
-from taskqueue.kubernetes.task_codec import is_behind, status_patch, status_path
+from taskqueue.kubernetes.task_codec import is_behind, shortened, status_patch, status_path
 from taskqueue.logs import EventLog
 from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import Task
+from taskqueue.model.task import StatusDetail, Task
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import Clock
 
@@ -75,7 +80,8 @@ class TaskRunner:
         on_end: called when a final status is in the API server and the Task is tracked no more.
         on_forgotten: called with a Task that is tracked no more for another reason.
         on_announced: called when nothing more waits for the object of a finished Task.
-        read_object: reads an object after a number of seconds and sends `events.ObjectRead`.
+        on_refused: called with a Task whose status the API server refuses, and with its words.
+        read_object: reads an object and sends `events.ObjectRead`.
     """
 
     def __init__(
@@ -93,6 +99,7 @@ class TaskRunner:
         on_end: Callable[[TrackedTask], None],
         on_forgotten: Callable[[TrackedTask, effects.Forget], None],
         on_announced: Callable[[TrackedTask], None],
+        on_refused: Callable[[TrackedTask, str], None],
         read_object: Callable[[TrackedTask, effects.ReadObject], None],
     ) -> None:
         #: The unfinished Tasks by uid. Only the runner changes it.
@@ -109,6 +116,7 @@ class TaskRunner:
         self._on_end = on_end
         self._on_forgotten = on_forgotten
         self._on_announced = on_announced
+        self._on_refused = on_refused
         self._read_object = read_object
         self._timers = {timer: TaskTimers(partial(self._on_timer, timer)) for timer in events.Timer}
         self._events: deque[tuple[str, events.Event]] = deque()
@@ -273,12 +281,12 @@ class TaskRunner:
     # What is recorded and acknowledged.
 
     def _write_status(self, tracked: TrackedTask, effect: effects.WriteStatus) -> None:
-        uid, status, receipts = tracked.uid, effect.status, effect.receipts
+        uid, status, receipts, detail = tracked.uid, effect.status, effect.receipts, effect.detail
 
         def on_result(result: WriteResult) -> None:
             if isinstance(result, WriteRefused):
                 code, why = result.status, result.message
-                self.send(uid, events.StatusRejected(status, code, why, is_behind(why)))
+                self.send(uid, events.StatusRejected(status, code, why, is_behind(why), detail))
                 return
             STATUS_WRITES.inc()
             self.send(
@@ -286,12 +294,18 @@ class TaskRunner:
             )
 
         try:
-            patch = status_patch(tracked.task, status, now=self._clock())
+            patch = status_patch(
+                tracked.task, status, now=self._clock(), detail=detail, why=effect.why
+            )
         except (TypeError, ValueError, OverflowError) as error:  # nested too deeply, for one
             reason = f"it cannot be written as JSON: {error}"
             on_result(WriteRefused(_UNPROCESSABLE, reason))
             return
         self._updater.put(status_path(tracked.task), patch, on_result, urgent=effect.urgent)
+
+    def _report_refusal(self, tracked: TrackedTask, effect: effects.ReportRefusal) -> None:
+        STATUSES_REFUSED.inc()
+        self._on_refused(tracked, effect.why)
 
     def _acknowledge(self, _: TrackedTask, effect: effects.Acknowledge) -> None:
         for receipt in effect.receipts:
@@ -303,9 +317,11 @@ class TaskRunner:
         OUTCOMES_DROPPED.labels(effect.reason).inc()
 
     def _publish_completion(self, tracked: TrackedTask, effect: effects.PublishCompletion) -> None:
+        detail, why = tracked.detail
+        is_full = detail is StatusDetail.FULL
         self._completions.publish_task(
             tracked.task,
-            tracked.status,
+            tracked.status if is_full else shortened(tracked.status, why),  # as it is on record
             reported=effect.reported,
             publisher=self._publisher_of(tracked),
             on_published=lambda: self._on_completion_confirmed(tracked),
@@ -393,6 +409,7 @@ _EXECUTORS: Mapping[type, Callable[[TaskRunner, TrackedTask, Any], None]] = {
     effects.SendCommand: TaskRunner._send_command,
     effects.StopStray: TaskRunner._stop_stray,
     effects.WriteStatus: TaskRunner._write_status,
+    effects.ReportRefusal: TaskRunner._report_refusal,
     effects.Acknowledge: TaskRunner._acknowledge,
     effects.CountDropped: TaskRunner._count_dropped,
     effects.PublishCompletion: TaskRunner._publish_completion,

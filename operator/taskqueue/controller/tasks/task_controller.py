@@ -68,6 +68,9 @@ class TaskListener(QueueListener, Protocol):
     def on_commands_owed(self) -> None:
         """The commands that wait for a broker, or have waited, are others now."""
 
+    def on_status_refused(self, tracked: TrackedTask, why: str) -> None:
+        """The API server refuses even the least of a Task's status."""
+
 
 class TaskController:
     """Follows all unfinished Tasks; handles the events of their informer.
@@ -103,6 +106,7 @@ class TaskController:
         payload_budget: int = PAYLOAD_CACHE_BYTES,
     ) -> None:
         self._client = client
+        self._updater = updater
         self._listener = listener
         self._uid_of = uid_of
         self._synced = synced
@@ -142,7 +146,8 @@ class TaskController:
             on_end=self._on_end,
             on_forgotten=self._on_forgotten,
             on_announced=listener.on_completion_published,
-            read_object=self._read_later,
+            on_refused=listener.on_status_refused,
+            read_object=self._start_read,
         )
         self.inbox = Inbox(
             runner=self._runner,
@@ -243,12 +248,10 @@ class TaskController:
 
     # What became of a Task.
 
-    def _read_later(self, tracked: TrackedTask, effect: effects.ReadObject) -> None:
+    def _start_read(self, tracked: TrackedTask, effect: effects.ReadObject) -> None:
         self._spawn(self._read(tracked.task, effect), f"read {tracked.task.path}")
 
     async def _read(self, task: Task, effect: effects.ReadObject) -> None:
-        if effect.after_seconds:
-            await asyncio.sleep(effect.after_seconds)
         as_outline = effect.purpose is not events.ReadPurpose.STATUS_BEHIND  # which has no epoch
         found = await self._get(task.namespace, task.name, task.uid, as_outline=as_outline)
         status = None if found is None else found.status
@@ -349,6 +352,7 @@ class TaskController:
             payloads=self.payloads,
             on_open=self.completions.publish_kept,
             on_owed=self._listener.on_commands_owed,
+            clogged=self._updater.clogged,
         )
 
     def on_queue_changed(self, key: QueueKey) -> None:

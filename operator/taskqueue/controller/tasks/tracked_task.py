@@ -14,7 +14,7 @@ from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyS
 from taskqueue.controller.tasks.missing_handlers import MissingHandler
 from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import Phase, Policy, Task, TaskState
+from taskqueue.model.task import Phase, Policy, StatusDetail, Task, TaskState
 
 #: Wall times, and when they come by the monotonic clock.
 Anchors = tuple[tuple[float, float], ...]
@@ -96,6 +96,27 @@ class OwedCommand:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The API server has refused a status for good; forgotten when one is written.
+
+    Attributes:
+        status: the one it refused last.
+        detail: how much of it is written instead.
+        why: in the API server's words.
+        is_behind: because another writer has raised attempts or epoch.
+        reads: how often the object was read since because of other refusals, and was there.
+        is_reported: a Kubernetes Event says so, and no outcome is held for the status.
+    """
+
+    status: TaskState
+    detail: StatusDetail
+    why: str = ""
+    is_behind: bool = False
+    reads: int = 0
+    is_reported: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedTask:
     """One unfinished Task.
@@ -127,7 +148,7 @@ class TrackedTask:
         published_elsewhere: another process may have published its present attempt, with a time
             limit that is not known here.
         heard_at: when a worker last said that it runs such an attempt, in monotonic seconds.
-        status_truncated: a status was refused once and is being written in short.
+        refusal: what the API server refused, and what is done about it; None: nothing.
         has_left_informer: the informer has shown it leaving.
     """
 
@@ -152,7 +173,7 @@ class TrackedTask:
     time_limit: int = 0
     published_elsewhere: bool = True
     heard_at: float | None = None
-    status_truncated: bool = False
+    refusal: Refusal | None = None
     has_left_informer: bool = False
 
     @property
@@ -175,6 +196,14 @@ class TrackedTask:
     def attempt_seconds(self, policy: Policy) -> int:
         """Return how long its present attempt may run: as published, whatever the policy is now."""
         return self.time_limit or policy.attempt_timeout_seconds
+
+    @property
+    def detail(self) -> tuple[StatusDetail, str]:
+        """How much of the present status is written, and why not all."""
+        refusal = self.refusal
+        if refusal is None or refusal.status is not self.status:
+            return StatusDetail.FULL, ""
+        return refusal.detail, refusal.why
 
     @property
     def queue_key(self) -> QueueKey:

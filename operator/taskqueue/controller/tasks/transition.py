@@ -117,6 +117,8 @@ class Draft:
             self.change(status)
             self.hold()
         else:
+            if tracked.hold_until:
+                self.update(hold_until=0.0)  # or a clock that is set back would hold it again
             if decision.status is not tracked.status:
                 self.change(decision.status)
             if tracked.stage not in _GOING:
@@ -403,7 +405,7 @@ class Draft:
     def write(self, *, urgent: bool) -> None:
         """Write the present status, with the outcomes it contains."""
         tracked = self.tracked
-        self.do(effects.WriteStatus(tracked.status, tracked.receipts, urgent))
+        self.do(effects.WriteStatus(tracked.status, tracked.receipts, urgent, *tracked.detail))
 
     def cancel_timers(self) -> None:
         """Be woken by no timer any more."""

@@ -68,6 +68,17 @@ class FakeWriter:
         ]
 
 
+def task(name: str, queue: str = "q") -> Task:
+    return Task(
+        namespace="shop",
+        name=name,
+        uid=f"uid-{name}",
+        generation=1,
+        created=0.0,
+        spec=TaskSpec(queue=queue, handler="h"),
+    )
+
+
 class Case:
     def __init__(self, waiting_limit: int = 1000) -> None:
         self.writer = FakeWriter()
@@ -83,15 +94,8 @@ class Case:
         *,
         queue: str = "q",
     ) -> None:
-        task = Task(
-            namespace="shop",
-            name=name,
-            uid=f"uid-{name}",
-            generation=1,
-            created=0.0,
-            spec=TaskSpec(queue=queue, handler="h"),
-        )
-        self.recorder.on_task_ended(task, TaskState(phase=phase, reason=reason, message="why"))
+        status = TaskState(phase=phase, reason=reason, message="why")
+        self.recorder.on_task_ended(task(name, queue), status)
 
     def queue(self, condition: Condition, uid: str = "uid-q") -> None:
         self.recorder.on_condition(KEY, uid, condition)
@@ -139,6 +143,16 @@ async def test_succeeded_task_has_no_event() -> None:
         case.ended("a", Phase.SUCCEEDED, "")
         await until_time(100)
         assert case.writer.tries == 0
+
+
+async def test_task_whose_status_is_refused_has_an_event_whatever_became_of_it() -> None:
+    async with at_work() as case:
+        for phase in (Phase.SUCCEEDED, Phase.PENDING):
+            case.recorder.on_status_refused(task("t"), TaskState(phase=phase), "w" * 5000)
+        await turn()
+        assert case.writer.events == [("Warning", "StatusRefused", "Task/t")] * 2
+        event, _ = case.writer.created[0]
+        assert event.note.startswith("the Task is Succeeded, and that cannot be recorded: make")
 
 
 async def test_the_rest_of_a_minute_is_summed_up_in_one() -> None:

@@ -267,7 +267,12 @@ class TaskModel(TaskRecord):
         is_behind = code != 404 and min(numbers) < 0
         if is_behind or code != 200:
             code = 422 if is_behind else code
-            self.send(*(events.StatusRejected(one.status, code, "no", is_behind) for one in done))
+            self.send(
+                *(
+                    events.StatusRejected(one.status, code, "no", is_behind, one.detail)
+                    for one in done
+                )
+            )
             return
         if status.phase.terminal:
             assert self.final in (None, status), "a final status was written over"

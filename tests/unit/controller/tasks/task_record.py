@@ -28,6 +28,7 @@ from taskqueue.model.task import (
     PENDING,
     Policy,
     RetryBackoff,
+    StatusDetail,
     TaskSpec,
     TaskState,
 )
@@ -43,7 +44,7 @@ KEY = "k"
 MAX_DELIVERIES = POLICY.max_deliveries
 #: For how long a handler asks to be left alone.
 SNOOZE_SECONDS = 5.0
-SHORT = "recorded in short"
+NOT_FOUND = 404
 _NO_CLOSURE = re.compile(r"<function|<bound|<lambda|<built-in| at 0x")
 
 #: What a worker reports of an attempt that is over for it.
@@ -172,6 +173,10 @@ class TaskRecord:
     is_announced: bool = False
     ends: int = 0
     ttl_started: int = 0
+    #: Since a status was written: how often the object of a refused one was read, and whether
+    #: people know.
+    reads_since_written: int = 0
+    is_reported: bool = False
     commands: list[effects.SendCommand] = field(default_factory=list)
     _events: deque[events.Event] = field(default_factory=deque)
 
@@ -225,13 +230,15 @@ class TaskRecord:
             self._execute(effect, before, event)
         if isinstance(event, events.StatusRejected):
             self._check_rejection(before, event, todo)
-            if after.status.checkpoint is None:
-                self.saved = None  # the price of a status in short
+        if isinstance(event, events.ObjectRead):
+            self.reads_since_written += event.purpose is ReadPurpose.STATUS_REJECTED
         sent = {(one.attempt, one.epoch) for one in todo if isinstance(one, effects.SendCommand)}
         for owed in set(before.owed) - set(after.owed):
             assert (owed.attempt, owed.epoch) in sent, "a command that was owed is never sent"
 
     def _on_written(self, event: events.StatusWritten) -> None:
+        if not event.status.phase.terminal:
+            self.reads_since_written, self.is_reported = 0, False
         for receipt in event.receipts:
             assert isinstance(receipt, int)
             self.recorded.setdefault(receipt, event.status)
@@ -249,10 +256,8 @@ class TaskRecord:
         if old.phase.terminal and isinstance(event, events.ObjectRead):
             numbered = replace(new, attempts=old.attempts, epoch=old.epoch)
             assert numbered == old, "another writer's numbers changed more than numbers"
-        elif old.phase.terminal and new != old:
-            assert isinstance(event, events.StatusRejected), "a final status changed"
-            assert new.message.startswith(SHORT)
-            assert (new.phase, new.completion_time) == (old.phase, old.completion_time)
+        elif old.phase.terminal:
+            assert new is old, "a final status changed"
         if new.reason == "DeadlineExceeded" and not old.phase.terminal:
             seconds = self.spec.overrides.active_deadline_seconds or 0
             assert self.now + INSTANT >= START + seconds, "it ends before its deadline"
@@ -287,15 +292,16 @@ class TaskRecord:
     def _check_rejection(
         self, before: TrackedTask, event: events.StatusRejected, todo: tuple[effects.Effect, ...]
     ) -> None:
-        is_short = [
-            one.status.message.startswith(SHORT)
-            for one in todo
-            if isinstance(one, effects.WriteStatus)
-        ]
-        assert all(is_short), "a refused status is written again in full"
-        reads = any(isinstance(one, effects.ReadObject) for one in todo)
-        if event.status is before.status:
-            assert is_short or reads, "a status was refused, and nothing follows"
+        writes = [one for one in todo if isinstance(one, effects.WriteStatus)]
+        for one in writes:
+            assert one.detail is event.detail.less, "a refused status is written again as it was"
+        is_least = event.detail is StatusDetail.BARE or event.code == NOT_FOUND
+        if event.status is before.status and (is_least or event.is_behind):
+            assert Timer.READ in self.timers, "a status was refused, and nothing follows"
+            held = self.reads_since_written and self.tracked.receipts
+            assert event.is_behind or not held, "an outcome is held that cannot be recorded"
+        elif event.status is before.status:
+            assert writes or self._is_being_written, "a status was refused, and nothing follows"
 
     # Effects.
 
@@ -326,6 +332,10 @@ class TaskRecord:
                 self.confirmed_at = self.now - effect.seconds
             case effects.WriteStatus():
                 self._write(effect)
+            case effects.ReportRefusal():
+                assert self.reads_since_written, "people are told before it was read"
+                assert not self.is_reported, "people are told twice"
+                self.is_reported = True
             case effects.SendCommand():
                 self._command(effect, before, event)
             case effects.Acknowledge():
@@ -352,7 +362,7 @@ class TaskRecord:
             case effects.Reconcile():
                 self._events.append(events.EnvironmentChanged())
             case effects.ReadObject():
-                self.reads.append((self.now + effect.after_seconds, effect.purpose))
+                self.reads.append((self.now, effect.purpose))
 
     def _is_dropped(self, before: TrackedTask, event: events.Event) -> bool:
         """Return whether nothing will be written any more, if the Task ends by this event."""
@@ -455,6 +465,9 @@ class TaskRecord:
         report = self.inbox[receipt]
         assert receipt not in self.acknowledged, "acknowledged twice"
         self.acknowledged.add(receipt)
+        if effect.dropped == "unrecorded":
+            assert self.is_reported, "an outcome is let go of without a word"
+            return
         if dropped:
             return
         if report.counts and (report.kind in RECORDED or (report.keyed and report.kind in ENDS)):
@@ -464,9 +477,7 @@ class TaskRecord:
         if report.counts and report.kind == "checkpoint":
             replaced = receipt in self.replaced or self.tracked.status.phase.terminal
             on_record = self.recorded.get(receipt)
-            kept = on_record is not None and (
-                on_record.checkpoint == report.checkpoint or on_record.message.startswith(SHORT)
-            )
+            kept = on_record is not None and on_record.checkpoint == report.checkpoint
             assert replaced or kept, "a checkpoint is acknowledged before its write"
         if report.original is not None:
             assert report.original in (*self.acknowledged, *effect.receipts), (
@@ -488,7 +499,7 @@ class TaskRecord:
 
     @property
     def _is_being_read(self) -> bool:
-        return bool(self.reads)
+        return bool(self.reads) or Timer.READ in self.timers
 
     @property
     def _is_being_written(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from taskqueue.contract.outcome import EventKind
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.model.task import RetryBackoff
 from taskqueue.timestamps import to_rfc3339
@@ -59,6 +60,20 @@ async def test_what_nothing_holds_does_not_wait_for_a_clock_that_was_never_set()
     harness.tasks.on_queue_changed(KEY)
     await until_time(30.1)
     assert entry.stage is not TaskStage.HELD
+
+
+async def test_task_that_was_held_for_a_moment_is_not_held_again_by_a_clock_that_is_set_back() -> (
+    None
+):
+    harness = TaskHarness()
+    entry = await harness.published(concurrencyKey="k")
+    harness.event(entry, EventKind.CANCELLED)
+    harness.dispatcher.close()
+    await asyncio.sleep(2)
+    assert entry.stage is TaskStage.WAITING
+    harness.step = -400.0
+    harness.tasks.on_queue_changed(KEY)
+    assert entry.stage is TaskStage.WAITING
 
 
 @pytest.mark.parametrize("step", STEPS)

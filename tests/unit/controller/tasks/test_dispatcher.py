@@ -36,6 +36,18 @@ async def test_nothing_is_published_after_a_close_and_what_was_stays_so() -> Non
     assert (before.stage, after.stage) == (TaskStage.PUBLISHED, TaskStage.WAITING)
 
 
+async def test_nothing_is_published_while_outcomes_of_the_namespace_cannot_be_recorded() -> None:
+    harness = TaskHarness()
+    harness.writer.clogged |= {"shop"}
+    harness.open()
+    harness.add("a")
+    await asyncio.sleep(60)
+    assert not harness.publisher.published
+    harness.writer.clogged -= {"shop"}
+    await asyncio.sleep(1.1)
+    assert harness.publisher.names == ["a"]
+
+
 async def test_nothing_is_published_without_a_taskqueue() -> None:
     harness = TaskHarness()
     harness.dispatcher.config = None

@@ -264,22 +264,6 @@ def test_repeated_report_of_an_unknown_handler_does_not_end_the_next_attempt_wit
     assert model.stage is TaskStage.PUBLISHED
 
 
-def test_refused_status_is_written_in_short_and_then_read() -> None:
-    model = published(TaskModel.of(PLAIN))
-    model.report(model.copies[0], "succeeded")
-    write(model, 422)
-    assert model.puts[0].status.message.startswith("recorded in short")
-    assert model.puts[0].receipts == (0,)
-    write(model, 422)
-    assert model.reads
-    assert not model.acknowledged
-    model.pass_time(6.0)
-    model.end_reads()
-    write(model)
-    model.confirm_completion()
-    assert model.acknowledged == {0}
-
-
 def test_outcomes_of_a_deleted_task_are_acknowledged() -> None:
     model = published(TaskModel.of(PLAIN))
     model.report(model.copies[0], "succeeded")

@@ -15,7 +15,7 @@ from types import CodeType, FunctionType, ModuleType
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
-from taskqueue.controller.tasks import admission, lifecycle, machine, transition
+from taskqueue.controller.tasks import admission, lifecycle, machine, refusals, transition
 from tests.unit.controller.tasks.task_life import Life, life_settings
 
 #: How many lives a mistake may survive at most.
@@ -307,8 +307,8 @@ MUTANTS = [
     Mutant(
         "a final status is given another message",
         machine,
-        "    draft.update(written=event.status, status_truncated=False)\n",
-        """    draft.update(written=event.status, status_truncated=False)
+        "    draft.update(written=event.status)\n",
+        """    draft.update(written=event.status)
     if event.status is not draft.tracked.status and draft.tracked.status.phase.terminal:
         draft.update(status=replace(draft.tracked.status, message="written after another"))
 """,
@@ -340,8 +340,40 @@ MUTANTS = [
     ),
     Mutant(
         "a refused status is dropped",
-        machine,
-        "    draft.write(urgent=event.status.phase.terminal)\n",
+        refusals,
+        "        draft.write(urgent=event.status.phase.terminal)\n",
+        "",
+    ),
+    Mutant(
+        "a refused status is written again as it was",
+        refusals,
+        "        _note_refusal(draft, shorter, event)\n",
+        "        _note_refusal(draft, event.detail, event)\n",
+    ),
+    Mutant(
+        "an outcome is held for a status that cannot be recorded",
+        refusals,
+        "    if draft.tracked.receipts:\n",
+        "    if False:\n",
+        rare=True,
+    ),
+    Mutant(
+        "an outcome is let go of before the object was read",
+        refusals,
+        "    if refusal.reads and not refusal.is_behind:\n",
+        "    if True:\n",
+    ),
+    Mutant(
+        "a status that cannot be recorded is reported again and again",
+        refusals,
+        "replace(refusal, is_reported=True)",
+        "refusal",
+        rare=True,
+    ),
+    Mutant(
+        "a refused status is not tried again",
+        refusals,
+        "    draft.do(effects.SetTimer(events.Timer.READ, seconds))\n",
         "",
     ),
 ]

@@ -364,11 +364,11 @@ async def test_a_truncated_end_that_is_refused_is_written_again_after_a_read() -
     entry = await harness.published()
     harness.api.objects[task_path("shop", "t")] = raw_task()
     tag = harness.event(entry, EventKind.SUCCEEDED)
-    harness.writer.writes[0].refuse(422)
-    harness.writer.writes[1].refuse(422)
+    for number in range(3):
+        harness.writer.writes[number].refuse(422)
     assert not harness.channel.acked
     await asyncio.sleep(6)
-    harness.writer.writes[2].succeed()
+    harness.writer.writes[3].succeed()
     await turn()
     assert harness.channel.acked == [tag]
     assert harness.recorded == ["t"]
