@@ -20,7 +20,7 @@ from tests.e2e.harness import Harness
 from tests.e2e.skew import GO_ENDS, OLDER_GO_IMAGE, OLDER_IMAGE, PYTHON_ENDS, SLOTS, TODAYS
 from tests.faults.watcher import watching
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), needs_older]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long, needs_older]
 
 needs_go = pytest.mark.skipif(go.go() is None, reason="Go is not installed")
 
@@ -105,7 +105,7 @@ def test_direct_messages_run_on_older_workers(harness: Harness) -> None:
 @pytest.mark.usefixtures("python_queue")
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(OLDER_IMAGE, TODAYS), pytest.param(TODAYS, OLDER_IMAGE, marks=pytest.mark.long)],
+    [(OLDER_IMAGE, TODAYS), (TODAYS, OLDER_IMAGE)],
     ids=["forward", "back"],
 )
 def test_a_pool_is_rolled_with_messages_in_flight(
@@ -143,7 +143,6 @@ def test_attempts_on_older_go_workers_end_as_they_should(harness: Harness) -> No
 
 
 @needs_go
-@pytest.mark.long
 @pytest.mark.usefixtures("go_queue", "todays_go_image")
 @pytest.mark.parametrize(
     ("before", "after"),

@@ -30,7 +30,7 @@ from tests.e2e.skew import GO_ENDS, OLDER_IMAGE, PYTHON_ENDS, SLOTS, TODAYS
 from tests.faults.watcher import Watcher, watching
 from tests.integration.admission import served
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), needs_older]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long, needs_older]
 
 #: More than run at once, so that some wait at the broker.
 COUNT = 3 * SLOTS
@@ -195,7 +195,6 @@ def test_an_older_operator_takes_over_from_todays(harness: Harness, operators: O
     assert_all_succeeded(harness, names)
 
 
-@pytest.mark.long
 @pytest.mark.skipif(go.go() is None, reason="Go is not installed")
 def test_attempts_of_an_older_operator_end_on_go_workers(
     request: pytest.FixtureRequest, harness: Harness, operators: Operators, tmp_path: Path
@@ -209,7 +208,6 @@ def test_attempts_of_an_older_operator_end_on_go_workers(
     harness.delete_task("go-unknown")
 
 
-@pytest.mark.long
 def test_older_workers_and_then_an_older_operator_come_back_with_messages_in_flight(
     request: pytest.FixtureRequest, harness: Harness, gates: Gates, operators: Operators
 ) -> None:
