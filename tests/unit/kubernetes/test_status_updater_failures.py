@@ -117,6 +117,15 @@ async def test_thousands_of_failing_objects_leave_the_others_their_turns() -> No
         assert case.api.most_failing_in_flight <= CONCURRENCY // 4
 
 
+@pytest.mark.parametrize("urgent", [False, True])
+async def test_namespaces_take_turns(urgent: bool) -> None:
+    async with at_work() as case:
+        for namespace in range(3):
+            case.put_many(f"busy{namespace}", 1000, Answer(seconds=1.0), urgent=urgent)
+        for number in range(20):
+            await case.written_within(case.put("other", number, urgent=urgent), 1.1)
+
+
 async def test_too_large_statuses_are_refused_and_not_tried_again() -> None:
     async with at_work() as case:
         case.put_many("bad", 17, TOO_LARGE)
@@ -202,6 +211,7 @@ async def test_a_namespace_of_many_failing_objects_is_clogged_until_it_is_answer
     async with at_work() as case:
         case.put_many("bad", CLOGGED - 1, FORBIDDEN)
         case.put_many("good", 1000, Answer())
+        assert not case.updater.clogged  # they only wait for their turns
         await asyncio.sleep(HOUR)
         assert not case.updater.clogged
         case.put("bad", "more", always=FORBIDDEN)
@@ -264,6 +274,13 @@ async def test_429_pauses_all_writes_as_long_as_asked_within_a_limit(asked: floa
         assert not case.times("/b/")
         await until_time(pause + 0.02)
         assert len(case.times("/b/")) == 1
+
+
+async def test_an_object_does_not_wait_for_as_long_as_a_429_asks_without_limit() -> None:
+    async with at_work() as case:
+        path = case.put("ns", "t")
+        case.api.answers[path].append(Answer(429, retry_after=86_400.0))
+        await case.written_within(path, 61.0)
 
 
 async def test_objects_that_always_get_429_do_not_pause_the_others_again() -> None:

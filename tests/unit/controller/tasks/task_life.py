@@ -269,7 +269,7 @@ class Life(RuleBasedStateMachine):
         self.model.end_write(code, shown_first=shown_first)
 
     @precondition(lambda self: self.model.puts or self.model.in_flight)
-    @rule(times=st.sampled_from([1, 2, 3, 3]), again=st.booleans())
+    @rule(times=st.integers(1, 3), again=st.booleans())
     def status_is_refused(self, times: int, again: bool) -> None:
         """As it is, in short, and perhaps as bare as can be, also when the object was read."""
         for _ in range(times):
