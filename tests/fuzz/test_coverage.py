@@ -32,7 +32,7 @@ DECODERS_AND_INTAKES = (
 _ENCODERS = ("def encode", "def _encode", "def properties", "def .*_frame", "def _string")
 #: Of branches.
 LEAST_PERCENT = 95.0
-_CASES = {"TASKQUEUE_FUZZ_CASES": "150", "TASKQUEUE_FUZZ_MESSAGES": "660"}
+_CASES = {"TASKQUEUE_FUZZ_CASES": "150", "TASKQUEUE_FUZZ_MESSAGES": "1050"}
 _TESTS = ("test_codec.py", "test_operator_intake.py", "test_worker_intake.py", "test_documents.py")
 
 

@@ -60,6 +60,7 @@ HEADERS = {
     b"tq-token": _text("k.1"),
     b"tq-max-deliveries": _number(3),
     b"tq-timeout-seconds": _number(30),
+    b"tq-checkpointed": b"t\x00",
 }
 _ODD = tables.GOOD_VALUES | tables.BAD_VALUES
 
@@ -68,7 +69,9 @@ _ODD = tables.GOOD_VALUES | tables.BAD_VALUES
 def _work_properties(draw: st.DrawFn) -> bytes:
     """Return the properties of a work message, with some of its headers changed or gone."""
     headers = {**HEADERS, b"tq-token": _text(draw(st.sampled_from(["k.1", "k.2", "k.3"])))}
-    names = [*HEADERS, b"tq-fence", b"traceparent"]
+    if draw(st.booleans()):
+        del headers[b"tq-checkpointed"]  # of the first operators
+    names = [*HEADERS, b"tq-fence", b"tq-checkpoint", b"traceparent"]
     for name in draw(st.just([]) | st.lists(st.sampled_from(names), max_size=3)):
         match draw(st.sampled_from(["odd", "odd", "long", "large", "gone"])):
             case "gone":
