@@ -302,7 +302,7 @@ class Harness:
     def until(
         self, holds: Callable[[], bool], *, what: str, seconds: float = PATIENCE_SECONDS
     ) -> None:
-        """Wait for something that no watch tells; ask more and more rarely."""
+        """Wait for something that no watch shows; ask more and more rarely."""
         deadline = time.monotonic() + seconds
         pause = 0.1
         while not holds():

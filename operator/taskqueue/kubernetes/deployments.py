@@ -100,7 +100,7 @@ def render(
         secret: name of a connection Secret in the TaskQueue's namespace; None: there is none.
         grace: the present grace period. Where the template sets none it is raised when it must be
             and never lowered: each change replaces all pods, and a long one harms nobody.
-        installation: of the operator; workers of the default one are not told.
+        installation: of the operator; workers of the default one get none.
 
     Raises:
         InvalidTemplate: the template has no containers, or not the named one; a field that the

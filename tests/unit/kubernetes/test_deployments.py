@@ -59,12 +59,12 @@ def test_render_sets_no_concurrency_unless_it_is_given() -> None:
     assert "TASKQUEUE_CONCURRENCY" not in environment(render(config(), replicas=1, secret="rabbit"))
 
 
-@pytest.mark.parametrize(("installation", "told"), [("default", None), ("team-a", "team-a")])
+@pytest.mark.parametrize(("installation", "expected"), [("default", None), ("team-a", "team-a")])
 def test_render_names_the_installation_unless_it_is_the_default(
-    installation: str, told: str | None
+    installation: str, expected: str | None
 ) -> None:
     deployment = render(config(), replicas=1, secret="rabbit", installation=installation)
-    assert environment(deployment).get("TASKQUEUE_INSTALLATION") == told
+    assert environment(deployment).get("TASKQUEUE_INSTALLATION") == expected
 
 
 def test_render_keeps_the_users_own_variables() -> None:

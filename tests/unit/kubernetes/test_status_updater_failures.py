@@ -136,7 +136,7 @@ async def test_too_large_statuses_are_refused_and_not_tried_again() -> None:
         assert not case.failures
 
 
-async def test_an_objects_pauses_grow_to_a_minute_and_begin_anew_after_a_success() -> None:
+async def test_an_objects_pauses_grow_to_a_minute_and_start_over_after_a_success() -> None:
     async with at_work() as case:
         path = case.put("ns", "t", always=FORBIDDEN)
         await asyncio.sleep(HOUR)

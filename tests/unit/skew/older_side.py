@@ -248,8 +248,8 @@ def _dead_letters() -> dict[str, Any]:
     parked = dataclasses.replace(  # as the operator does with what it cannot read
         broken, headers={**broken.headers, contract.EXCHANGE_HEADER: contract.OUTCOMES_EXCHANGE}
     )
-    letters = {"direct": failed, "a worker's": broken, "the operator's": parked}
-    return {name: _published(each.properties(), each.body) for name, each in letters.items()}
+    dead = {"direct": failed, "a worker's": broken, "the operator's": parked}
+    return {name: _published(each.properties(), each.body) for name, each in dead.items()}
 
 
 def _completions() -> dict[str, Any]:

@@ -379,9 +379,9 @@ async def test_a_service_that_asks_for_what_its_message_cannot_say_is_given_back
     async with service(handle) as caller:
         result = await caller.run(checkpoint_known=False)
         assert (result.released, result.error) == (True, None)
-    told = [seen.get_nowait() for _ in range(seen.qsize())]
-    assert told[0] == "POST"
-    assert "DELETE" in told, "it is told to stop before the attempt is given back"
+    requests = [seen.get_nowait() for _ in range(seen.qsize())]
+    assert requests[0] == "POST"
+    assert "DELETE" in requests, "it is asked to stop before the attempt is given back"
 
 
 @pytest.mark.parametrize("first", ["PUT", None])

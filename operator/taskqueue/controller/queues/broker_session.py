@@ -9,7 +9,7 @@ published again as soon as the queue is declared.
 
 The queues and their bindings are declared again whatever gives a reason to: another `LinkUp`, a
 queue that is missing when messages are counted, a publish that the broker returned, and
-`TOPOLOGY_CHECK_SECONDS` after the last time, because nobody tells of a binding that is deleted.
+`TOPOLOGY_CHECK_SECONDS` after the last time, because the broker reports no binding that is deleted.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Keeps the operator's topology at one broker declared while a link to it is up.
 
-Somebody may delete an exchange, queue or binding while everybody stays connected. Nobody tells: a
-worker's publish to a deleted exchange closes its channel, a message without a route is returned,
-and only the operator may declare. So what it has declared is looked at again in a fixed interval,
-and when the broker returns a message of the operator's.
+Somebody may delete an exchange, queue or binding while everybody stays connected. The broker does
+not report it: a worker's publish to a deleted exchange closes its channel, a message without a
+route is returned, and only the operator may declare. So what it has declared is looked at again in
+a fixed interval, and when the broker returns a message of the operator's.
 """
 
 from __future__ import annotations

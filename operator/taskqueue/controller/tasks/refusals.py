@@ -3,9 +3,9 @@
 * The status is written shorter, down to the least that another leader must know.
 * If that is refused too, the object is read after a pause: it may be deleted, another one of the
   name, or finished by somebody else.
-* If it is there and refuses again, nothing is held for it any longer: people are told, outcomes are
-  acknowledged. The least is tried again after pauses that grow to an hour, because what refuses it,
-  such as a policy, may change.
+* If it is there and refuses again, nothing is held for it any longer: an Event says so, outcomes
+  are acknowledged. The least is tried again after pauses that grow to an hour, because what refuses
+  it, such as a policy, may change.
 * If it is refused because another writer has raised attempts or epoch, the object is read as well,
   and the Task goes on from its numbers.
 """
@@ -89,7 +89,7 @@ def _read_later(draft: Draft) -> None:
 
 
 def _let_go(draft: Draft, refusal: Refusal) -> None:
-    """Hold no outcome for what cannot be recorded: its message would be held for ever."""
+    """Hold no outcome for what cannot be recorded: its message would never be acknowledged."""
     if not refusal.is_reported:
         draft.update(refusal=replace(refusal, is_reported=True))
         draft.do(effects.ReportRefusal(refusal.why))

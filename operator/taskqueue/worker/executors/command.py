@@ -307,7 +307,7 @@ class CommandExecutor:
         if command is None:
             self.loop.call_soon(done, unknown_handler(attempt.handler, self._commands))
             return NothingRan()
-        if not attempt.checkpoint_known:  # a program cannot ask for it: it would begin anew
+        if not attempt.checkpoint_known:  # a program cannot ask for it: it would start over
             self.loop.call_soon(done, AttemptResult(seconds=0.0, released=True))
             return NothingRan()
         try:

@@ -195,7 +195,7 @@ async def test_a_template_is_applied_once_and_a_size_alone_goes_through_scale(
     assert (case.cluster.applied, case.cluster.sizes) == ([2], [4])
 
 
-async def test_workers_are_told_the_installation(case: PoolCase) -> None:
+async def test_workers_know_the_installation(case: PoolCase) -> None:
     await case.reconcile(2)
     assert case.cluster.environment["TASKQUEUE_INSTALLATION"] == "team-a"
 

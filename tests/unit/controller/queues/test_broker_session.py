@@ -318,7 +318,7 @@ async def test_queues_and_bindings_are_declared_again_every_ten_seconds(
         await case.session.ensure_declared(CONFIG)
         await case.session.count_messages()
     assert broker["declared"] == 4
-    # Nothing was missing, so nothing begins anew.
+    # Nothing was missing, so nothing starts over.
     assert (case.dispatcher.opened, case.dispatcher.republished, case.bound) == (1, 0, [True])
     assert (case.session.declared, case.session.condition.status) == (True, True)
 

@@ -333,8 +333,8 @@ class TaskRecord:
             case effects.WriteStatus():
                 self._write(effect)
             case effects.ReportRefusal():
-                assert self.reads_since_written, "people are told before it was read"
-                assert not self.is_reported, "people are told twice"
+                assert self.reads_since_written, "an Event comes before it was read"
+                assert not self.is_reported, "an Event comes twice"
                 self.is_reported = True
             case effects.SendCommand():
                 self._command(effect, before, event)

@@ -71,7 +71,7 @@ def test_refused_status_is_written_shorter_step_by_step_and_then_read() -> None:
     assert not model.is_reported
 
 
-def test_outcome_of_a_status_refused_again_after_a_read_is_let_go_of_and_people_told() -> None:
+def test_outcome_of_a_status_refused_again_after_a_read_is_let_go_of_with_an_event() -> None:
     model = ended()
     refuse_all(model)
     read(model)
