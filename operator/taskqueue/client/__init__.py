@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from taskqueue.client.errors import (
+    QuotaExceeded,
     TaskCancelled,
     TaskConflict,
     TaskFailed,
@@ -34,6 +35,7 @@ __all__ = [
     "ClientError",
     "NotConfirmed",
     "Producer",
+    "QuotaExceeded",
     "Refused",
     "TaskCancelled",
     "TaskClient",

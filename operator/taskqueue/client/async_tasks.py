@@ -16,7 +16,7 @@ from taskqueue.client.errors import (
     TaskGone,
     WaitTimeout,
 )
-from taskqueue.client.requests import client_error, request_with_retries
+from taskqueue.client.requests import client_error, is_quota_exceeded, request_with_retries
 from taskqueue.client.spec import TaskOptions, differences, manifest, task_spec
 from taskqueue.client.status import TaskResult, TaskStatus, result_of, status_of
 from taskqueue.client.task_watch import LastSeen, TaskRef, task_path, tasks_path, watch_task
@@ -112,6 +112,7 @@ class AsyncTaskClient:
             TypeError: an unknown argument, or a payload that is not a JSON object.
             ValueError: an invalid value; the text names the field.
             TaskConflict: another Task with this name exists.
+            QuotaExceeded: the namespace has as many Tasks as it may; submit again later.
             Refused: the API server refused the request.
             Unavailable: the API server did not answer.
         """
@@ -136,8 +137,10 @@ class AsyncTaskClient:
                 )
                 return self._handle(connection, created)
             except ApiError as error:
-                if error.reason != "AlreadyExists":
+                # A full quota is refused before the name is looked at, also to a repeated request.
+                if error.reason != "AlreadyExists" and not is_quota_exceeded(error):
                     raise client_error(error, action) from error
+                refusal = error
             try:
                 existing = await request_with_retries(
                     connection.requests,
@@ -146,6 +149,8 @@ class AsyncTaskClient:
                     patience_seconds=self._patience,
                 )
             except ApiError as error:
+                if error.status == 404 and is_quota_exceeded(refusal):
+                    raise client_error(refusal, action) from refusal
                 if error.status == 404:
                     continue  # deleted meanwhile: the name is free
                 raise client_error(error, action) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from taskqueue.direct.errors import ClientError
+from taskqueue.direct.errors import ClientError, Refused
 
 if TYPE_CHECKING:
     from taskqueue.client.status import TaskStatus
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 class Unavailable(ClientError):
     """The API server did not answer, even after retries."""
+
+
+class QuotaExceeded(Refused):
+    """The namespace has as many Tasks as its ResourceQuota allows; later it may have room."""
 
 
 class TaskConflict(ClientError):

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from taskqueue.backoff import Backoff
-from taskqueue.client.errors import Unavailable
+from taskqueue.client.errors import QuotaExceeded, Unavailable
 from taskqueue.direct.errors import ClientError, Refused
 from taskqueue.kubernetes.client import ApiClient, ApiError
 
@@ -15,14 +15,31 @@ _TRANSIENT = (0, 408, 429, 500, 502, 503, 504)
 
 
 def is_transient(error: ApiError) -> bool:
-    """Return whether the same request may succeed later without any change."""
-    return error.status in _TRANSIENT
+    """Return whether the same request may succeed within seconds without any change."""
+    # The API server counts for a ResourceQuota with a write of that, which another may overtake;
+    # of a new quota it does not know yet what is used.
+    quota = (409, "on resourcequotas "), (403, "status unknown for quota")
+    return error.status in _TRANSIENT or any(
+        error.status == status and text in error.message for status, text in quota
+    )
+
+
+def is_quota_exceeded(error: ApiError) -> bool:
+    """Return whether a ResourceQuota leaves no room for another object."""
+    return error.status == 403 and "exceeded quota: " in error.message
 
 
 def client_error(error: ApiError, action: str) -> ClientError:
     """Return the error to raise to the program; ``action`` is such as ``submit Task a/b``."""
     if is_transient(error):
         return Unavailable(f"cannot {action}: {error}")
+    if is_quota_exceeded(error):
+        return QuotaExceeded(
+            f"cannot {action}: {error.message}: submit it again later, let finished Tasks be "
+            "deleted (ttlSecondsAfterFinished), or have the quota raised (docs/guides/quotas.md)",
+            status=error.status,
+            reason=error.reason,
+        )
     advice = ""
     if error.status == 401:
         advice = ": the credentials are not valid, or have expired"

@@ -84,6 +84,7 @@ class TaskClient:
             TypeError: an unknown argument, or a payload that is not a JSON object.
             ValueError: an invalid value; the text names the field.
             TaskConflict: another Task with this name exists.
+            QuotaExceeded: the namespace has as many Tasks as it may; submit again later.
             Refused: the API server refused the request.
             Unavailable: the API server did not answer.
         """

@@ -11,7 +11,7 @@ class ClientError(Exception):
 
 
 class Refused(ClientError):
-    """The API server or the broker refused the request; repeating it will not help.
+    """The API server or the broker refused the request; repeating it at once will not help.
 
     Attributes:
         status: HTTP status of the API server, or AMQP reply code of the broker.

@@ -14,6 +14,7 @@ import pytest
 from taskqueue.client import (
     AsyncTaskClient,
     AsyncTaskHandle,
+    QuotaExceeded,
     Refused,
     TaskCancelled,
     TaskConflict,
@@ -30,6 +31,13 @@ from tests.unit.client.fake_tasks import NAMESPACE, FakeTasks
 pytestmark = pytest.mark.looptime
 
 AWAY = ApiError(0, "Unreachable", "connection refused")
+QUOTA = ApiError(
+    403,
+    "Forbidden",
+    'tasks.taskqueue.dev "b" is forbidden: exceeded quota: tasks, requested: '
+    "count/tasks.taskqueue.dev=1, used: count/tasks.taskqueue.dev=2, limited: "
+    "count/tasks.taskqueue.dev=2",
+)
 FORBIDDEN = ApiError(403, "Forbidden", "may not watch")
 
 
@@ -139,6 +147,48 @@ async def test_submit_raises_a_refusal_at_once_with_the_servers_message(
     server.answers.append(ApiError(403, "Forbidden", "cannot create tasks"))
     with pytest.raises(Refused, match=r"cannot create tasks: give .*service account a role"):
         await client.submit("q", "echo", name="b")
+
+
+async def test_submit_beyond_a_quota_raises_an_error_of_its_own_without_advice_about_roles(
+    server: FakeTasks, client: AsyncTaskClient
+) -> None:
+    server.answers.append(QUOTA)
+    with pytest.raises(
+        QuotaExceeded, match=r"exceeded quota: tasks, .*: submit it again later"
+    ) as found:
+        await client.submit("q", "echo", name="b")
+    assert (found.value.status, found.value.reason) == (403, "Forbidden")
+    assert "role" not in str(found.value)
+    assert not server.objects
+
+
+async def test_submit_finds_an_existing_task_though_the_quota_is_full(
+    server: FakeTasks, client: AsyncTaskClient, handle: AsyncTaskHandle
+) -> None:
+    server.answers.append(QUOTA)
+    assert (await client.submit("q", "echo", name="a")).uid == handle.uid
+    server.answers.append(QUOTA)
+    with pytest.raises(TaskConflict, match="differs in payload"):
+        await client.submit("q", "echo", {"a": 1}, name="a")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ApiError(
+            409,
+            "Conflict",
+            'Operation cannot be fulfilled on resourcequotas "tasks": the object has been modified',
+        ),
+        ApiError(403, "Forbidden", 'tasks "b" is forbidden: status unknown for quota: tasks'),
+    ],
+)
+async def test_submit_is_repeated_when_a_quota_could_not_be_counted(
+    server: FakeTasks, client: AsyncTaskClient, error: ApiError
+) -> None:
+    server.answers.extend([error, error])
+    await client.submit("q", "echo", name="b")
+    assert list(server.objects) == ["b"]
 
 
 async def test_submit_creates_the_task_when_its_name_is_freed_meanwhile(
