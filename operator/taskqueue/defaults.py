@@ -17,5 +17,10 @@ DEFAULT_RETRY_JITTER = 0.1
 #: The installation that an operator belongs to: this one's names at the broker do not carry it.
 DEFAULT_INSTALLATION = "default"
 
+#: So many finished Tasks of a namespace are many, and so many messages of a dead queue: as many as
+#: the commands for dead letters read.
+DEFAULT_MANY_FINISHED_TASKS = 10_000
+DEFAULT_MANY_DEAD_LETTERS = 1000
+
 #: Default of a TaskQueue's ``dispatch.maxPublished``.
 DEFAULT_MAX_PUBLISHED = 1000

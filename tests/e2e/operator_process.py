@@ -7,6 +7,7 @@ are in a namespace of the test's.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,11 +15,21 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import requests
 
+from taskqueue.api.crds import DEFINITIONS
 from tests.e2e.api import GROUP
+from tests.integration.admission import served
+
+if TYPE_CHECKING:
+    from tests.conftest import Kubectl
 
 #: How long a start may take, in seconds.
 _READY_SECONDS = 60.0
@@ -35,6 +46,19 @@ except ModuleNotFoundError:  # an older one
 logs.configure()
 raise SystemExit(asyncio.run(serve(OperatorSettings.from_environment())))
 """
+
+
+@contextmanager
+def own_group(kubectl: Kubectl, prefix: str) -> Iterator[str]:
+    """Define today's resources in an API group that no other operator serves."""
+    group = f"{prefix}-{uuid.uuid4().hex[:6]}.{GROUP}"
+    crds = [served(definition, group) for definition in DEFINITIONS]
+    names = [f"crd/{crd['metadata']['name']}" for crd in crds]
+    for crd in crds:
+        kubectl.ok("apply", "--server-side", "-f", "-", input=json.dumps(crd))
+    kubectl.ok("wait", "--for=condition=Established", "--timeout=30s", *names)
+    yield group
+    kubectl.ok("delete", *names, "--timeout=60s")
 
 
 class OperatorSources:
@@ -58,10 +82,17 @@ class OperatorProcess:
         kubeconfig: of the cluster.
         namespace: of its Lease and its token keys.
         log: gets its log, after what is there.
+        settings: further environment variables.
     """
 
     def __init__(
-        self, sources: OperatorSources, *, kubeconfig: Path, namespace: str, log: Path
+        self,
+        sources: OperatorSources,
+        *,
+        kubeconfig: Path,
+        namespace: str,
+        log: Path,
+        settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._log = log
         port = _free_port()
@@ -71,6 +102,7 @@ class OperatorProcess:
             "KUBECONFIG": str(kubeconfig),
             "POD_NAMESPACE": namespace,
             "TASKQUEUE_HTTP_PORT": str(port),
+            **settings,
         }
         with log.open("ab") as file:
             self._process = subprocess.Popen(

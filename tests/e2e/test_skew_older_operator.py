@@ -6,8 +6,6 @@ processes that serve an API group of the test's own, with today's CRDs, as after
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,19 +14,17 @@ import pika
 import pytest
 
 from devcluster.paths import CHECKOUT
-from taskqueue.api.crds import DEFINITIONS
 from tests.commits import OLDER, needs_older, sources
 from tests.conformance import go
 from tests.conftest import Cluster, Kubectl, RabbitMQ
 from tests.e2e import go_worker, skew
-from tests.e2e.api import GROUP, Api
+from tests.e2e.api import Api
 from tests.e2e.events import connect, events_of
 from tests.e2e.gates import Gates
 from tests.e2e.harness import Harness
-from tests.e2e.operator_process import OperatorProcess, OperatorSources
+from tests.e2e.operator_process import OperatorProcess, OperatorSources, own_group
 from tests.e2e.skew import GO_ENDS, OLDER_IMAGE, PYTHON_ENDS, SLOTS, TODAYS
 from tests.faults.watcher import Watcher, watching
-from tests.integration.admission import served
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.long, needs_older]
 
@@ -75,14 +71,8 @@ class Operators:
 @pytest.fixture(scope="module")
 def group(kubectl: Kubectl) -> Iterator[str]:
     """An API group that no other operator serves."""
-    group = f"skew-{uuid.uuid4().hex[:6]}.{GROUP}"
-    crds = [served(definition, group) for definition in DEFINITIONS]
-    names = [f"crd/{crd['metadata']['name']}" for crd in crds]
-    for crd in crds:
-        kubectl.ok("apply", "--server-side", "-f", "-", input=json.dumps(crd))
-    kubectl.ok("wait", "--for=condition=Established", "--timeout=30s", *names)
-    yield group
-    kubectl.ok("delete", *names, "--timeout=60s")
+    with own_group(kubectl, "skew") as group:
+        yield group
 
 
 @pytest.fixture(scope="module")

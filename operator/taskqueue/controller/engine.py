@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -25,11 +24,14 @@ from taskqueue.controller.metrics import (
 )
 from taskqueue.controller.pool.own_deployment import DeploymentListener
 from taskqueue.controller.queues.broker_links import BrokerLinks
+from taskqueue.controller.queues.conditions.reported import reported
+from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Totals
 from taskqueue.controller.tasks.command_record import CommandRecord
 from taskqueue.controller.tasks.dispatcher import do_nothing
+from taskqueue.controller.tasks.stored_tasks import StoredTasks
 from taskqueue.controller.tasks.task_controller import TaskController
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.controller.tasks.ttl import TtlController
@@ -57,9 +59,6 @@ _DRAIN_SECONDS = 5.0
 _COMPLETIONS_SECONDS = 2.0
 #: Connections for reading what Tasks need: payloads, ConfigMaps, dependencies, Tasks that left.
 _READERS = 32
-#: Conditions of a TaskQueue that are reported when False, and reasons that are not.
-_REPORTED = ("BrokerConnected", "WorkersAvailable")
-_NORMAL = ("Starting", "Connecting", "ReadingInbox", "Deleting", "WorkersElsewhere")
 
 
 class Engine:
@@ -71,6 +70,7 @@ class Engine:
         namespace: where the operator runs.
         installation: in names at the broker.
         instance: which operator this is, for Kubernetes Events.
+        conditions: what holds for those of all TaskQueues; None: the defaults.
         leads: returns whether this process certainly still leads.
     """
 
@@ -82,6 +82,7 @@ class Engine:
         namespace: str,
         installation: str = DEFAULT_INSTALLATION,
         instance: str = "",
+        conditions: ConditionSettings | None = None,
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
         random = Random()  # noqa: S311  (jitter, not secrets)
@@ -93,7 +94,7 @@ class Engine:
         )
         self._writer = StatusUpdater(self._writer_client, on_failure=count_write_failure)
         report_statuses(self._writer)
-        self._namespace = namespace
+        self._conditions = conditions or ConditionSettings(operator_namespace=namespace)
         self._installation = installation
         self._drain_seconds = _DRAIN_SECONDS
         self._controllers: dict[QueueKey, tuple[QueueReconciler, asyncio.Task[None]]] = {}
@@ -134,6 +135,12 @@ class Engine:
             ttl_of=self._ttl_of,
             is_needed=lambda namespace, name: self.tasks.dependencies.is_needed((namespace, name)),
         )
+        self._stored = StoredTasks(
+            self._client,
+            unfinished=lambda: self.tasks.tasks,
+            queues=self._controllers.keys,
+            threshold=self._conditions.many_finished_tasks,
+        )
         self._events = EventRecorder(EventWriter(self._client, instance=instance), clock=time.time)
         self._links = BrokerLinks(
             installation=installation,
@@ -170,6 +177,7 @@ class Engine:
                 group.create_task(self._deployments.run(), name="feed of Deployments")
                 group.create_task(self.tasks.dependencies.run(), name="dependencies")
                 group.create_task(self._ttl.run(after=self._tasks_feed.synced), name="time to live")
+                group.create_task(self._stored.run(after=self._tasks_feed.synced), name="counts")
                 group.create_task(self._events.run(), name="Kubernetes Events")
                 group.create_task(self._commands.run(), name="record of commands")
         finally:
@@ -213,7 +221,8 @@ class Engine:
             on_deleted=lambda: self.remove_queue(config.key, config.uid),
             on_condition=lambda condition: self._on_condition(config, condition),
             readers=self._readers,
-            operator_namespace=self._namespace,
+            many_finished=self._stored.many_finished,
+            condition_settings=self._conditions,
             installation=self._installation,
             on_declared=self._on_queue_declared,
             sizing_conflict=self._sizing_conflict,
@@ -292,10 +301,9 @@ class Engine:
         return all_read
 
     def _on_condition(self, config: QueueConfig, condition: Condition) -> None:
-        if condition.type in _REPORTED:
-            # A reason that passes by itself is neither trouble nor its end.
-            status = None if condition.reason in _NORMAL else condition.status
-            self._events.on_condition(config.key, config.uid, replace(condition, status=status))
+        judged = reported(condition)
+        if judged is not None:
+            self._events.on_condition(config.key, config.uid, judged)
 
     def _sizing_conflict(self, config: QueueConfig) -> str:
         """Return why a TaskQueue must not size what it refers to; "": it may.

@@ -25,6 +25,7 @@ from taskqueue.contract.names import operator_name
 from taskqueue.controller import handlers
 from taskqueue.controller.engine import Engine
 from taskqueue.controller.probes import serve_probes
+from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.kubernetes.client import ApiClient, load_access
 from taskqueue.kubernetes.lease import LeaderElector, LeaseLock
@@ -53,6 +54,7 @@ class OperatorSettings:
         installation: a DNS label; distinguishes it from other operators that use the same virtual
             host. It is in the names of the inbox, of the Lease and of the Secret with the token
             keys.
+        conditions: what holds for those of all TaskQueues; None: the defaults.
         identity: in the Lease; unique for each process.
     """
 
@@ -60,11 +62,12 @@ class OperatorSettings:
     port: int = 8080
     kubeconfig: str | None = None
     installation: str = DEFAULT_INSTALLATION
+    conditions: ConditionSettings | None = None
     identity: str = field(default_factory=lambda: f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}")
 
     @classmethod
     def from_environment(cls) -> OperatorSettings:
-        """Read POD_NAMESPACE, TASKQUEUE_HTTP_PORT, TASKQUEUE_INSTALLATION and KUBECONFIG.
+        """Read POD_NAMESPACE, KUBECONFIG and the variables of docs/install.md.
 
         Raises:
             ValueError: one of them is not valid.
@@ -75,11 +78,13 @@ class OperatorSettings:
                 f"TASKQUEUE_INSTALLATION: {installation!r} is not a DNS label: use at most "
                 f"{LABEL_LENGTH} lower-case letters, digits and hyphens, such as team-a"
             )
+        namespace = os.environ.get("POD_NAMESPACE") or cls.namespace
         return cls(
-            namespace=os.environ.get("POD_NAMESPACE") or cls.namespace,
+            namespace=namespace,
             port=int(os.environ.get("TASKQUEUE_HTTP_PORT") or cls.port),
             kubeconfig=os.environ.get("KUBECONFIG") or None,
             installation=installation,
+            conditions=ConditionSettings.from_environment(os.environ, operator_namespace=namespace),
         )
 
 
@@ -109,6 +114,7 @@ async def serve(settings: OperatorSettings) -> int:
             namespace=settings.namespace,
             installation=settings.installation,
             instance=settings.identity,
+            conditions=settings.conditions,
             leads=lambda: leadership.is_leader,
         )
         return await _lead(engine, leadership, stop)

@@ -51,6 +51,10 @@ PAYLOAD_READS = Counter(
     "Tasks read again when they were dispatched, because their payloads were not kept in memory.",
 )
 TASKS_HELD = Gauge("taskqueue_tasks_held", "Unfinished Tasks the operator holds.")
+TASKS_STORED = Gauge(
+    "taskqueue_tasks_stored",
+    "Tasks in the API server, finished ones included, as counted each minute.",
+)
 BACKLOG = Gauge(
     "taskqueue_backlog",
     "Tasks and direct messages of a queue that may run: waiting in the operator, ready at the "
@@ -65,6 +69,11 @@ READY = Gauge(
 RUNNING = Gauge(
     "taskqueue_running",
     "Messages of a queue that a worker has. Absent while unknown.",
+    ("namespace", "queue"),
+)
+DEAD_LETTERS = Gauge(
+    "taskqueue_dead_letters",
+    "Messages in the dead queue of a TaskQueue. Absent while unknown.",
     ("namespace", "queue"),
 )
 WORKERS = Gauge("taskqueue_workers", "Workers with recent heartbeats.", ("namespace", "queue"))
@@ -118,11 +127,17 @@ def count_write_failure(error: ApiError) -> None:
     STATUS_WRITE_FAILURES.labels(str(error.status)).inc()
 
 
-def report_backlog(
-    key: tuple[str, str], *, backlog: int | None, ready: int | None, running: int | None
+def report_messages(
+    key: tuple[str, str],
+    *,
+    backlog: int | None,
+    ready: int | None,
+    running: int | None,
+    dead_letters: int | None,
 ) -> None:
-    """Set the gauges of a queue's backlog; None removes a series, so that it is not read as 0."""
-    for gauge, value in ((BACKLOG, backlog), (READY, ready), (RUNNING, running)):
+    """Set the gauges of a queue's messages; None removes a series, so that it is not read as 0."""
+    values = ((BACKLOG, backlog), (READY, ready), (RUNNING, running), (DEAD_LETTERS, dead_letters))
+    for gauge, value in values:
         if value is not None:
             gauge.labels(*key).set(value)
         else:
@@ -132,6 +147,8 @@ def report_backlog(
 
 def remove_queue_metrics(key: tuple[str, str]) -> None:
     """Remove the series of a deleted TaskQueue."""
-    for gauge in (BACKLOG, READY, RUNNING, DESIRED_WORKERS, WORKERS, WORKER_SLOTS):
+    for gauge in (
+        BACKLOG, READY, RUNNING, DEAD_LETTERS, DESIRED_WORKERS, WORKERS, WORKER_SLOTS
+    ):  # fmt: skip
         with contextlib.suppress(KeyError):
             gauge.remove(*key)

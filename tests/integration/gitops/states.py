@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskqueue.controller.queues.conditions import conditions
+from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.tasks.missing_handlers import MissingHandlers
 from taskqueue.kubernetes.task_codec import read_task, status_patch
 from taskqueue.kubernetes.taskqueue_codec import queue_status_patch, read_queue
@@ -182,7 +183,8 @@ def _queue_patch(body: Body, parts: tuple[Condition, ...]) -> Body:
         refused=not workers.status,
         missing=MissingHandlers(),
         dead_letter_count=0,
-        operator_namespace="taskqueue-system",
+        many_finished=0,
+        settings=ConditionSettings(operator_namespace="taskqueue-system"),
         misplaced_seconds=None,
     )
     status = QueueStatus(observed_generation=config.generation, conditions=listed, backlog=3)

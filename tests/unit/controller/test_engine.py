@@ -119,7 +119,7 @@ async def test_a_background_part_that_ends_is_an_error() -> None:
 async def test_conditions_name_the_operators_own_namespace(engine: Engine) -> None:
     engine.put_queue(raw_queue("q", "2026-01-01T00:00:00Z", "encoders"))
     controller, _ = engine._controllers["shop", "q"]
-    assert controller._operator_namespace == "operators"
+    assert controller._condition_settings.operator_namespace == "operators"
 
 
 async def test_the_events_of_others_are_given_up_when_each_queue_has_bindings_of_its_own(

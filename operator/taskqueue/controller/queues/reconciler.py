@@ -16,7 +16,7 @@ from typing import Any
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.names import WORK_EXCHANGE
-from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS, report_backlog
+from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS, report_messages
 from taskqueue.controller.pool.autoscaler import Load
 from taskqueue.controller.pool.drainer import WorkerObservations
 from taskqueue.controller.pool.worker_pool import WorkerPool
@@ -25,6 +25,7 @@ from taskqueue.controller.queues.backlog import BacklogEstimate
 from taskqueue.controller.queues.broker_link import BrokerLink
 from taskqueue.controller.queues.broker_session import BrokerSession
 from taskqueue.controller.queues.conditions import conditions
+from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.conditions.transitions import ConditionTransitions
 from taskqueue.controller.queues.finalizer import QueueFinalizer
 from taskqueue.controller.queues.statistics import StatisticsReaders
@@ -62,7 +63,8 @@ class QueueReconciler:
         created: when the TaskQueue was created.
         on_deleted: called when the API server no longer has the TaskQueue.
         on_condition: called with each condition at each status.
-        operator_namespace: where the operator runs, for commands in messages.
+        many_finished: returns the finished Tasks of a namespace; 0: few, None: unknown.
+        condition_settings: of the operator.
         installation: of the operator, in names at the broker.
         on_declared: called when the queues and the bindings of their events exist.
         readers: give the shared readers of the brokers' statistics.
@@ -80,7 +82,8 @@ class QueueReconciler:
         clock: Clock,
         created: float,
         readers: StatisticsReaders,
-        operator_namespace: str,
+        many_finished: Callable[[str], int | None],
+        condition_settings: ConditionSettings,
         installation: str,
         on_declared: Callable[[], None],
         on_deleted: Callable[[], None],
@@ -105,7 +108,8 @@ class QueueReconciler:
         self._dispatcher = dispatcher
         self._client = client
         self._clock = clock
-        self._operator_namespace = operator_namespace
+        self._many_finished = many_finished
+        self._condition_settings = condition_settings
         self._wake = asyncio.Event()
         dispatcher.on_backlog = self._wake.set
         dispatcher.on_missing = self.on_queue_missing
@@ -378,13 +382,14 @@ class QueueReconciler:
         self._written = patch
 
     def _status(self, config: QueueConfig, estimate: BacklogEstimate) -> QueueStatus:
-        report_backlog(
+        dead_letters = None if estimate.backlog is None else self._broker.dead_letters
+        report_messages(
             config.key,
             backlog=estimate.backlog,
             ready=estimate.ready,
             running=estimate.running,
+            dead_letters=dead_letters,
         )
-        known = estimate.backlog is not None
         scaled = config.scales
         state = self.pool.state(config)
         speed = self._throughput.read(self._now())
@@ -402,7 +407,7 @@ class QueueReconciler:
             succeeded=self.totals.succeeded,
             failed=self.totals.failed,
             cancelled=self.totals.cancelled,
-            dead_letters=self._broker.dead_letters if known else None,
+            dead_letters=dead_letters,
             throughput_per_minute=speed.per_minute,
             mean_run_seconds=speed.mean_run_seconds,
             workers=self.registry.workers,
@@ -411,6 +416,7 @@ class QueueReconciler:
 
     def _conditions(self, config: QueueConfig) -> tuple[Condition, ...]:
         workers, scaling = self.pool.conditions(config)
+        misplaced = self._misplaced_at
         return conditions(
             config,
             broker=self._broker.condition,
@@ -419,10 +425,9 @@ class QueueReconciler:
             refused=self.pool.is_refused(config),
             missing=self._dispatcher.missing,
             dead_letter_count=self._broker.dead_letters if self._broker.declared else None,
-            operator_namespace=self._operator_namespace,
-            misplaced_seconds=None
-            if self._misplaced_at is None
-            else self._now() - self._misplaced_at,
+            many_finished=self._many_finished(config.namespace),
+            settings=self._condition_settings,
+            misplaced_seconds=None if misplaced is None else self._now() - misplaced,
         )
 
     def _log_failure(self, event: str, problem: Exception) -> None:

@@ -5,8 +5,11 @@ from dataclasses import replace
 import pytest
 
 from taskqueue.controller.queues.conditions import conditions
+from taskqueue.controller.queues.conditions.reported import reported
+from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.conditions.transitions import ConditionTransitions
 from taskqueue.controller.tasks.missing_handlers import MissingHandler, MissingHandlers
+from taskqueue.limits import STATUS_MESSAGE_LENGTH
 from taskqueue.model.queue import Condition, QueueConfig, StopPolicy
 
 CONFIG = QueueConfig(
@@ -24,6 +27,7 @@ def parts(
     workers: Condition = AVAILABLE,
     refused: bool = False,
     dead_letters: int | None = 0,
+    many_finished: int | None = 0,
     misplaced_seconds: float | None = None,
     missing: MissingHandlers | None = None,
 ) -> dict[str, Condition]:
@@ -35,7 +39,8 @@ def parts(
         refused=refused,
         missing=missing or MissingHandlers(),
         dead_letter_count=dead_letters,
-        operator_namespace="system",
+        many_finished=many_finished,
+        settings=ConditionSettings(operator_namespace="system", many_dead_letters=3),
         misplaced_seconds=misplaced_seconds,
     )
     return {condition.type: condition for condition in found}
@@ -109,10 +114,10 @@ def test_a_refused_deployment_stalls() -> None:
 
 
 def test_dead_letters_condition_has_the_command_that_lists_them() -> None:
-    found = parts(dead_letters=3)
+    found = parts(dead_letters=2)
     assert (found["DeadLetters"].status, found["DeadLetters"].reason) == (True, "Kept")
     assert found["DeadLetters"].message == (
-        "3 messages in the dead queue; to list: kubectl exec -n system "
+        "2 messages in the dead queue; to list: kubectl exec -n system "
         "deploy/taskqueue-operator -- python3 -m taskqueue dead-letters list shop/thumbnails"
     )
     assert found["Ready"].status
@@ -120,6 +125,68 @@ def test_dead_letters_condition_has_the_command_that_lists_them() -> None:
 
 def test_dead_letters_that_cannot_be_counted_are_unknown() -> None:
     assert parts(dead_letters=None)["DeadLetters"].status is None
+
+
+def test_many_dead_letters_have_a_reason_of_their_own_and_the_command_too() -> None:
+    condition = parts(dead_letters=3)["DeadLetters"]
+    assert (condition.status, condition.reason) == (True, "ManyKept")
+    assert "the broker's disk" in condition.message
+    assert condition.message.endswith("dead-letters list shop/thumbnails")
+
+
+@pytest.mark.parametrize(("count", "status"), [(None, None), (0, False), (12345, True)])
+def test_many_finished_tasks_are_counted_and_the_message_says_what_to_do(
+    count: int | None, status: bool | None
+) -> None:
+    found = parts(many_finished=count)
+    condition = found["ManyFinishedTasks"]
+    assert condition.status is status
+    assert found["Ready"].status
+    if status:
+        assert condition.reason == "FinishedTasksKept"
+        for part in ("12345", "namespace shop", "10000", "quota", "ttlSecondsAfterFinished"):
+            assert part in condition.message
+        assert "kubectl delete tasks.taskqueue.dev -n shop" in condition.message
+        assert len(condition.message) <= STATUS_MESSAGE_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("type_", "status", "reason", "well"),
+    [
+        ("BrokerConnected", False, "BrokerUnavailable", False),
+        ("BrokerConnected", False, "ReadingInbox", None),
+        ("WorkersAvailable", True, "Available", True),
+        ("DeadLetters", True, "Kept", True),
+        ("DeadLetters", True, "ManyKept", False),
+        ("DeadLetters", None, "Unknown", None),
+        ("ManyFinishedTasks", True, "FinishedTasksKept", False),
+        ("ManyFinishedTasks", False, "Few", True),
+        ("ManyFinishedTasks", None, "Unknown", None),
+    ],
+)
+def test_trouble_is_reported_whether_the_condition_is_then_true_or_false(
+    type_: str, status: bool | None, reason: str, well: bool | None
+) -> None:
+    judged = reported(Condition(type_, status, reason, "why"))
+    assert judged == Condition(type_, well, reason, "why")
+
+
+@pytest.mark.parametrize("type_", ["Ready", "ScalingActive", "HandlersMissing"])
+def test_other_conditions_have_no_events(type_: str) -> None:
+    assert reported(Condition(type_, False, "Some", "why")) is None
+
+
+def test_what_is_many_comes_from_the_environment() -> None:
+    environment = {"TASKQUEUE_MANY_FINISHED_TASKS": "7", "TASKQUEUE_MANY_DEAD_LETTERS": ""}
+    settings = ConditionSettings.from_environment(environment, operator_namespace="system")
+    assert (settings.many_finished_tasks, settings.many_dead_letters) == (7, 1000)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "1e3", "\u0661"])
+@pytest.mark.parametrize("name", ["TASKQUEUE_MANY_FINISHED_TASKS", "TASKQUEUE_MANY_DEAD_LETTERS"])
+def test_what_is_many_is_a_number_above_zero(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: .* use a whole number above 0"):
+        ConditionSettings.from_environment({name: value}, operator_namespace="system")
 
 
 def test_a_condition_keeps_its_time_while_its_value_lasts() -> None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from taskqueue.controller.queues.backlog import BacklogEstimate
+from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Totals
@@ -109,6 +110,7 @@ class FakeFinalizer:
 class Case:
     def __init__(self, config: QueueConfig = CONFIG) -> None:
         self.dispatcher, self.client, self.gone = FakeDispatcher(), FakeClient(), 0
+        self.many_finished = {config.namespace: 0}
         self.controller = QueueReconciler(
             config,
             Totals(),
@@ -117,7 +119,8 @@ class Case:
             links=lambda parameters: pytest.fail("no broker is to be looked for"),
             clock=lambda: 1e9,
             created=0.0,
-            operator_namespace="operators",
+            many_finished=lambda namespace: self.many_finished[namespace],
+            condition_settings=ConditionSettings(operator_namespace="operators"),
             installation="default",
             on_declared=lambda: None,
             readers=StatisticsReaders(spawn=lambda work, name: pytest.fail("nothing is read")),
@@ -229,6 +232,16 @@ async def test_dead_letters_condition_names_the_operators_own_namespace() -> Non
     await case.write_status()
     (condition,) = (one for one in case.status["conditions"] if one["type"] == "DeadLetters")
     assert "kubectl exec -n operators deploy/taskqueue-operator -- " in condition["message"]
+
+
+async def test_status_says_when_the_namespace_has_many_finished_tasks() -> None:
+    case = Case()
+    case.connect()
+    case.many_finished["shop"] = 12345
+    await case.write_status()
+    conditions = {one["type"]: one for one in case.status["conditions"]}
+    assert conditions["ManyFinishedTasks"]["status"] == "True"
+    assert conditions["ManyFinishedTasks"]["message"].startswith("12345 finished Tasks")
 
 
 async def test_an_ended_task_is_counted_in_totals_and_throughput() -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from taskqueue.controller.queues.conditions.broker_connected import broker_connected
 from taskqueue.controller.queues.conditions.dead_letters import dead_letters
 from taskqueue.controller.queues.conditions.handlers_missing import handlers_missing
+from taskqueue.controller.queues.conditions.many_finished_tasks import many_finished_tasks
 from taskqueue.controller.queues.conditions.producers_outdated import producers_outdated
 from taskqueue.controller.queues.conditions.ready import ready
+from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.tasks.missing_handlers import MissingHandlers
 from taskqueue.model.queue import Condition, QueueConfig
 
@@ -23,7 +25,8 @@ def conditions(
     refused: bool,
     missing: MissingHandlers,
     dead_letter_count: int | None,
-    operator_namespace: str,
+    many_finished: int | None,
+    settings: ConditionSettings,
     misplaced_seconds: float | None,
 ) -> tuple[Condition, ...]:
     """Return all conditions: Ready first, then what it comes from.
@@ -36,12 +39,14 @@ def conditions(
         refused: the API server rejects the workload.
         missing: the handlers that no worker knows.
         dead_letter_count: messages in the dead queue, None: unknown.
-        operator_namespace: where the command that lists them runs.
+        many_finished: finished Tasks of the namespace; 0: few, None: unknown.
+        settings: of the operator.
         misplaced_seconds: how long ago a direct message came by the exchange for work; None: never.
     """
     broker = broker_connected(config, broker)
-    dead = dead_letters(config, dead_letter_count, operator_namespace)
+    dead = dead_letters(config, dead_letter_count, settings)
+    finished = many_finished_tasks(config, many_finished, settings.many_finished_tasks)
     producers = producers_outdated(config, misplaced_seconds)
     handlers = handlers_missing(missing)
     own, *progress = ready(config, broker=broker, workers=workers, refused=refused)
-    return (own, broker, workers, scaling, handlers, dead, producers, *progress)
+    return (own, broker, workers, scaling, handlers, dead, finished, producers, *progress)

@@ -1,0 +1,29 @@
+"""Which conditions of a TaskQueue have Kubernetes Events: those that a person has to act on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from taskqueue.model.queue import Condition
+
+#: Conditions that should be True, and reasons for False that pass by themselves.
+_WANTED = ("BrokerConnected", "WorkersAvailable")
+_PASSING = ("Starting", "Connecting", "ReadingInbox", "Deleting", "WorkersElsewhere")
+#: Conditions that should be False, and the reason that is trouble.
+_UNWANTED: Mapping[str, str] = {"DeadLetters": "ManyKept", "ManyFinishedTasks": "FinishedTasksKept"}
+
+
+def reported(condition: Condition) -> Condition | None:
+    """Return a condition with the status True: no trouble, False: trouble, None: neither.
+
+    Returns:
+        None for a condition that is never trouble.
+    """
+    status = condition.status
+    if condition.type in _WANTED:
+        return replace(condition, status=None if condition.reason in _PASSING else status)
+    if condition.type in _UNWANTED:
+        well = condition.reason != _UNWANTED[condition.type]
+        return replace(condition, status=None if status is None else well)
+    return None
