@@ -74,6 +74,8 @@ class StoredTasks:
                 await self.count()
             except ApiError as error:
                 log.warning("tasks.count_failed", error=str(error))
+            except Exception as error:  # whatever is answered, a warning that is late stops nobody
+                log.error("tasks.count_failed", exc_info=error)
             await asyncio.sleep(COUNT_SECONDS)
 
     async def count(self) -> None:
@@ -102,7 +104,7 @@ class StoredTasks:
         page = await self._client.request(
             "GET", path, params={"limit": "1"}, accept=METADATA_LIST, levels=OBJECTS.levels
         )
-        following = page["metadata"].get("remainingItemCount", 0)
+        following = page["metadata"].get("remainingItemCount") or 0
         if page["metadata"].get("continue") and not following:
             raise ApiError(0, "NotCounted", f"the list of {path} does not say how many follow")
-        return len(page["items"]) + int(following)
+        return len(page["items"] or ()) + int(following)  # null: there are none

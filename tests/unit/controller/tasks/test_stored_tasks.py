@@ -26,7 +26,7 @@ class FakeApi:
     def __init__(self, stored: Mapping[str, int]) -> None:
         self.stored = dict(stored)
         self.asked: list[str] = []
-        self.failure: ApiError | None = None
+        self.failure: Exception | None = None
         self.says_how_many = True
 
     async def request(
@@ -45,7 +45,7 @@ class FakeApi:
             metadata["continue"] = "token"
             if self.says_how_many:
                 metadata["remainingItemCount"] = count - 1
-        return {"metadata": metadata, "items": [{}] * min(count, 1)}
+        return {"metadata": metadata, "items": [{}] if count else None}
 
 
 class Case:
@@ -133,9 +133,12 @@ async def test_a_list_that_does_not_say_how_many_follow_is_not_taken_for_one_tas
     assert case.tasks.many_finished("shop") is None
 
 
-async def test_counting_begins_when_the_unfinished_are_known_and_goes_on_after_a_failure() -> None:
+@pytest.mark.parametrize("failure", [ApiError(503, "Unavailable", "no"), KeyError("metadata")])
+async def test_counting_begins_when_the_unfinished_are_known_and_goes_on_after_a_failure(
+    failure: Exception,
+) -> None:
     case, synced = Case({"shop": 12}, {}), asyncio.Event()
-    case.api.failure = ApiError(503, "Unavailable", "no")
+    case.api.failure = failure
     task = asyncio.create_task(case.tasks.run(after=synced))
     await asyncio.sleep(2 * COUNT_SECONDS)
     assert not case.api.asked
