@@ -47,7 +47,7 @@ from taskqueue.kubernetes.status_updater import CONCURRENCY, StatusUpdater
 from taskqueue.kubernetes.task_codec import TASKS_PATH, UNFINISHED
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_PATH, read_queue
 from taskqueue.logs import EventLog
-from taskqueue.model.queue import Condition, QueueConfig, QueueKey
+from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import from_rfc3339
 
@@ -219,7 +219,9 @@ class Engine:
             clock=time.time,
             created=from_rfc3339(raw["metadata"]["creationTimestamp"]),
             on_deleted=lambda: self.remove_queue(config.key, config.uid),
-            on_condition=lambda condition: self._on_condition(config, condition),
+            on_condition=lambda condition: self._events.on_condition(
+                config.key, config.uid, reported(condition)
+            ),
             readers=self._readers,
             many_finished=self._stored.many_finished,
             condition_settings=self._conditions,
@@ -241,11 +243,10 @@ class Engine:
 
         A new one of that name may be known before the former's deletion: their uids differ.
         """
-        running = self._controllers.get(key)
-        if running is None or running[0].config.uid != uid:
+        if not self.serves(key, uid):
             return
-        del self._controllers[key]
-        running[1].cancel()
+        _, running = self._controllers.pop(key)
+        running.cancel()
         dispatcher = self.tasks.dispatcher(key)
         dispatcher.close()
         dispatcher.config = None
@@ -255,6 +256,11 @@ class Engine:
         self.tasks.on_queue_changed(key)
         self._on_queue_declared()
         log.info("queue.deleted", namespace=key[0], queue=key[1])
+
+    def serves(self, key: QueueKey, uid: str) -> bool:
+        """Return whether it serves this very TaskQueue, not another one of its name."""
+        controller = self._controller(key)
+        return controller is not None and controller.config.uid == uid
 
     def _on_queue_declared(self) -> None:
         """Give up the events of all others, once each TaskQueue has bindings of its own.
@@ -299,11 +305,6 @@ class Engine:
                 (namespace, name), _ = identity(raw)
                 log.error("queue.parse_failed", namespace=namespace, queue=name, error=str(problem))
         return all_read
-
-    def _on_condition(self, config: QueueConfig, condition: Condition) -> None:
-        judged = reported(condition)
-        if judged is not None:
-            self._events.on_condition(config.key, config.uid, judged)
 
     def _sizing_conflict(self, config: QueueConfig) -> str:
         """Return why a TaskQueue must not size what it refers to; "": it may.

@@ -173,7 +173,7 @@ def test_trouble_is_reported_whether_the_condition_is_then_true_or_false(
 
 @pytest.mark.parametrize("type_", ["Ready", "ScalingActive", "HandlersMissing"])
 def test_other_conditions_have_no_events(type_: str) -> None:
-    assert reported(Condition(type_, False, "Some", "why")) is None
+    assert reported(Condition(type_, False, "Some", "why")).status is None
 
 
 def test_what_is_many_comes_from_the_environment() -> None:

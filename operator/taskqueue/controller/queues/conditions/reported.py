@@ -14,16 +14,11 @@ _PASSING = ("Starting", "Connecting", "ReadingInbox", "Deleting", "WorkersElsewh
 _UNWANTED: Mapping[str, str] = {"DeadLetters": "ManyKept", "ManyFinishedTasks": "FinishedTasksKept"}
 
 
-def reported(condition: Condition) -> Condition | None:
-    """Return a condition with the status True: no trouble, False: trouble, None: neither.
-
-    Returns:
-        None for a condition that is never trouble.
-    """
-    status = condition.status
-    if condition.type in _WANTED:
-        return replace(condition, status=None if condition.reason in _PASSING else status)
-    if condition.type in _UNWANTED:
-        well = condition.reason != _UNWANTED[condition.type]
-        return replace(condition, status=None if status is None else well)
-    return None
+def reported(condition: Condition) -> Condition:
+    """Return a condition with the status True: no trouble, False: trouble, None: neither."""
+    status: bool | None = None
+    if condition.type in _WANTED and condition.reason not in _PASSING:
+        status = condition.status
+    elif condition.type in _UNWANTED and condition.status is not None:
+        status = condition.reason != _UNWANTED[condition.type]
+    return replace(condition, status=status)
