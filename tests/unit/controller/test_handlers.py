@@ -36,7 +36,10 @@ async def send(engine: FakeEngine, kind: str | None, uid: str, **metadata: str) 
     registry = kopf.OperatorRegistry()
     handlers.register(registry, cast(Engine, engine))
     (handler,) = registry._watching.get_all_handlers()
-    body = {"metadata": {"namespace": "shop", "name": "q", "uid": uid, **metadata}, "spec": {}}
+    body: Any = {
+        "metadata": {"namespace": "shop", "name": "q", "uid": uid, **metadata},
+        "spec": {},
+    }
     await cast(Any, handler.fn)(event={"type": kind, "object": body}, body=kopf.Body(body))
 
 
