@@ -58,6 +58,8 @@ _LONG_FILES = (
     "e2e/test_lifecycle_cases.py",
     "e2e/test_skew.py",
     "e2e/test_skew_older_operator.py",
+    "e2e/test_many_finished_tasks.py",
+    "e2e/test_restore.py",
     "e2e/test_dead_letters.py",
     "e2e/test_client.py",
     "e2e/test_signal.py",
