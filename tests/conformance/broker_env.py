@@ -89,6 +89,11 @@ class BrokerEnv:
             body = {"exchange": exchange, "write": key, "read": "^$"}
             self.management.request("PUT", "topic-permissions", self.name, user, body=body)
 
+    async def set_password(self, user: str, password: str) -> None:
+        """Change a user's password; connections that are open stay so."""
+        body = {"password": password, "tags": ""}
+        await asyncio.to_thread(self.management.request, "PUT", "users", user, body=body)
+
     async def remove_user(self, user: str) -> None:
         """Delete a user, if it exists."""
         with suppress(urllib.error.HTTPError):

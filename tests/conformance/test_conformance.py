@@ -60,6 +60,10 @@ BROKEN = {
         Point.RECONNECTING,
         "an exchange for outcomes that is deleted: heartbeats go on",
     ),
+    "keeps_its_credentials": (
+        Point.RECONNECTING,
+        "the directory is read again for each connection",
+    ),
     "acknowledges_early": (
         Point.OUTCOMES,
         "nothing is acknowledged while its outcome is not confirmed",

@@ -42,6 +42,10 @@ func (b Broker) Dial(name string) (*amqp.Connection, error) {
 }
 
 func (b Broker) dial(name string) (*connection, error) {
+	b, err := b.now()
+	if err != nil {
+		return nil, err
+	}
 	lastRead := &atomic.Int64{}
 	lastRead.Store(time.Now().UnixNano())
 	conn, err := amqp.DialConfig(b.URI, amqp.Config{

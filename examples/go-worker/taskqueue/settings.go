@@ -1,8 +1,6 @@
 package taskqueue
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 // defaultInstallation is the installation of an operator, and a worker, that names none.
@@ -41,12 +37,6 @@ type Settings struct {
 	Broker Broker
 }
 
-// Broker is where RabbitMQ is, and who we are there.
-type Broker struct {
-	URI string
-	TLS *tls.Config
-}
-
 // SettingsFromEnvironment reads what the operator sets. An error names the variable.
 func SettingsFromEnvironment() (Settings, error) {
 	e := environment{}
@@ -72,8 +62,12 @@ func SettingsFromEnvironment() (Settings, error) {
 	if s.Slots < 1 || s.DirectMaxDeliveries < 1 {
 		e.fail("TASKQUEUE_CONCURRENCY and TASKQUEUE_MAX_DELIVERIES must be at least 1")
 	}
-	s.Broker = e.broker()
-	return s, e.err
+	if e.err != nil {
+		return s, e.err
+	}
+	broker, err := BrokerFromEnvironment()
+	s.Broker = broker
+	return s, err
 }
 
 // directLimits is how long a direct message may run and how often it may be delivered, now. A file that
@@ -101,14 +95,19 @@ func (s *Settings) limit(name string) (float64, bool) {
 	return value, err == nil && value > 0 && value <= 1e6
 }
 
-// BrokerFromEnvironment reads only where the broker is; for producers.
-func BrokerFromEnvironment() (Broker, error) {
-	e := environment{}
-	return e.broker(), e.err
+// environment reads variables; err is about the first that is missing or wrong.
+type environment struct {
+	err error
+	// lookup replaces os.Getenv, if it is not nil.
+	lookup func(name string) string
 }
 
-// environment reads variables; err is about the first that is missing or wrong.
-type environment struct{ err error }
+func (e *environment) get(name string) string {
+	if e.lookup != nil {
+		return e.lookup(name)
+	}
+	return os.Getenv(name)
+}
 
 func (e *environment) fail(format string, arguments ...any) {
 	if e.err == nil {
@@ -117,7 +116,7 @@ func (e *environment) fail(format string, arguments ...any) {
 }
 
 func (e *environment) required(name string) string {
-	value := os.Getenv(name)
+	value := e.get(name)
 	if value == "" {
 		e.fail("%s is not set", name)
 	}
@@ -125,7 +124,7 @@ func (e *environment) required(name string) string {
 }
 
 func (e *environment) number(name string, otherwise float64) float64 {
-	text := os.Getenv(name)
+	text := e.get(name)
 	if text == "" {
 		return otherwise
 	}
@@ -138,62 +137,4 @@ func (e *environment) number(name string, otherwise float64) float64 {
 
 func (e *environment) seconds(name string, otherwise float64) time.Duration {
 	return time.Duration(e.number(name, otherwise) * float64(time.Second))
-}
-
-func (e *environment) broker() Broker {
-	authority := os.Getenv("TASKQUEUE_BROKER_CA_CERT")
-	certificate, key := os.Getenv("TASKQUEUE_BROKER_TLS_CERT"), os.Getenv("TASKQUEUE_BROKER_TLS_KEY")
-	broker := Broker{URI: os.Getenv("TASKQUEUE_BROKER_URI"), TLS: &tls.Config{MinVersion: tls.VersionTLS12}}
-	if authority != "" {
-		broker.TLS.RootCAs = x509.NewCertPool()
-		if !broker.TLS.RootCAs.AppendCertsFromPEM([]byte(authority)) {
-			e.fail("TASKQUEUE_BROKER_CA_CERT has no readable certificate")
-		}
-	}
-	if certificate != "" || key != "" {
-		pair, err := tls.X509KeyPair([]byte(certificate), []byte(key))
-		if err != nil {
-			e.fail("TASKQUEUE_BROKER_TLS_CERT and TASKQUEUE_BROKER_TLS_KEY: %v", err)
-		}
-		broker.TLS.Certificates = []tls.Certificate{pair}
-	}
-	if broker.URI != "" {
-		broker.URI = e.withCredentials(broker.URI)
-		return broker
-	}
-	secured := os.Getenv("TASKQUEUE_BROKER_TLS") == "true" || authority != "" || certificate != ""
-	uri := amqp.URI{
-		Scheme:   "amqp",
-		Host:     e.required("TASKQUEUE_BROKER_HOST"),
-		Port:     int(e.number("TASKQUEUE_BROKER_PORT", 0)),
-		Username: e.required("TASKQUEUE_BROKER_USERNAME"),
-		Password: e.required("TASKQUEUE_BROKER_PASSWORD"),
-		Vhost:    os.Getenv("TASKQUEUE_BROKER_VHOST"),
-	}
-	if secured || uri.Port == 5671 {
-		uri.Scheme = "amqps"
-	}
-	if uri.Port == 0 {
-		uri.Port = map[string]int{"amqp": 5672, "amqps": 5671}[uri.Scheme]
-	}
-	if uri.Vhost == "" {
-		uri.Vhost = "/"
-	}
-	broker.URI = uri.String()
-	return broker
-}
-
-// withCredentials adds user and password where a Secret has them beside the URI.
-func (e *environment) withCredentials(text string) string {
-	uri, err := amqp.ParseURI(text)
-	if err != nil {
-		// The error may quote the password.
-		e.fail("TASKQUEUE_BROKER_URI cannot be read: give amqp://user:password@host:port/vhost")
-		return text
-	}
-	user := os.Getenv("TASKQUEUE_BROKER_USERNAME")
-	if user != "" && uri.Username == "guest" && uri.Password == "guest" {
-		uri.Username, uri.Password = user, os.Getenv("TASKQUEUE_BROKER_PASSWORD")
-	}
-	return uri.String()
 }

@@ -12,7 +12,7 @@ import asyncio
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pika import exceptions
 from pika.spec import BasicProperties
@@ -50,6 +50,13 @@ class ChannelRefused(Exception):
 
 
 _NO_PROPERTIES = BasicProperties()
+
+
+class QueueCounts(NamedTuple):
+    """What a queue has: messages that wait in it, and consumers."""
+
+    ready: int
+    consumers: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -128,6 +135,15 @@ class Channel:
                 arguments, 403 not allowed.
             BrokerUnavailable: the connection is lost.
         """
+        return (await self._declare_queue(name, arguments=arguments, passive=passive)).ready
+
+    async def count_queue(self, name: str) -> QueueCounts:
+        """Count what a queue has. Raises as `declare_queue`."""
+        return await self._declare_queue(name, arguments=None, passive=True)
+
+    async def _declare_queue(
+        self, name: str, *, arguments: Mapping[str, Any] | None, passive: bool
+    ) -> QueueCounts:
         frame = await self._call(
             lambda done: self._channel.queue_declare(
                 name,
@@ -137,7 +153,7 @@ class Channel:
                 callback=done,
             )
         )
-        return int(frame.method.message_count)
+        return QueueCounts(int(frame.method.message_count), int(frame.method.consumer_count))
 
     async def bind_queue(self, queue: str, exchange: str, key: str) -> None:
         """Bind a queue; idempotent. Raises as `declare_queue`."""

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taskqueue.amqp.channel import Channel, ChannelRefused
+from taskqueue.amqp.channel import Channel, ChannelRefused, QueueCounts
 from taskqueue.amqp.connection import Connection
 from taskqueue.contract.names import (
     CONTROL_ARGUMENTS,
@@ -306,8 +306,14 @@ async def ready_messages(channel: Channel, queue: str) -> int | None:
         ChannelRefused: anything else, such as a queue that exists but has no leader just now.
         BrokerUnavailable: the connection is lost.
     """
+    counts = await count_queue(channel, queue)
+    return None if counts is None else counts.ready
+
+
+async def count_queue(channel: Channel, queue: str) -> QueueCounts | None:
+    """Count the messages waiting in a queue and its consumers; otherwise as `ready_messages`."""
     try:
-        return await channel.declare_queue(queue, passive=True)
+        return await channel.count_queue(queue)
     except ChannelRefused as refusal:
         if _is_missing(refusal):
             return None

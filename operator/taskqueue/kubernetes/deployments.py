@@ -3,7 +3,7 @@
 The operator owns Deployment ``<TaskQueue>-worker`` by server-side apply. Its pod template is the
 user's, with labels, the queue's environment variables, a long enough grace period and, if asked
 for, probes added.
-Credentials stay in the connection Secret, which the pods refer to.
+Credentials stay in the connection Secret, which the pods mount and refer to.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskqueue.defaults import DEFAULT_INSTALLATION
+from taskqueue.kubernetes.broker_files import (
+    BROKER_DIRECTORY,
+    broker_entry,
+    mount_broker_secret,
+)
 from taskqueue.kubernetes.client import MERGE_PATCH, ApiClient
 from taskqueue.kubernetes.direct_limits import (
     DIRECTORY,
@@ -30,7 +35,7 @@ from taskqueue.kubernetes.ownership import (
 )
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from taskqueue.kubernetes.worker_probes import NoHealthPort, add_probes
-from taskqueue.model.broker_environment import BROKER_VARIABLES
+from taskqueue.model.broker_environment import BROKER_DIRECTORY_VARIABLE, BROKER_VARIABLES
 from taskqueue.model.queue import QueueConfig, QueueKey
 
 DEPLOYMENTS_PATH = "/apis/apps/v1/deployments"
@@ -226,11 +231,16 @@ def _template(
         )
     environment = _environment(config, grace, secret, installation)
     added = [entry for entry in environment if entry["name"] not in taken]
+    _check_lists(spec, container)
     limits = [name for name in direct_limits(config) if name not in taken]
     if limits and DIRECTORY_VARIABLE not in taken:
-        _check_lists(spec, container)
         mount_direct_limits(config, spec, container, limits)
         added.append({"name": DIRECTORY_VARIABLE, "value": DIRECTORY})
+    # A file counts before its variable: what the template sets itself must not become one.
+    files = [name for name in BROKER_VARIABLES if name not in taken]
+    if secret is not None and files and BROKER_DIRECTORY_VARIABLE not in taken:
+        mount_broker_secret(secret, spec, container, files)
+        added.append({"name": BROKER_DIRECTORY_VARIABLE, "value": BROKER_DIRECTORY})
     if config.managed_probes:
         try:
             add_probes(container)
@@ -285,18 +295,5 @@ def _environment(
             {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
             for name, path in fields.items()
         ),
-        *(
-            {
-                "name": name,
-                "valueFrom": {
-                    "secretKeyRef": {
-                        "name": secret,
-                        "key": key,
-                        "optional": True,
-                    }
-                },
-            }
-            for name, key in BROKER_VARIABLES.items()
-            if secret is not None
-        ),
+        *(broker_entry(secret, name) for name in BROKER_VARIABLES if secret is not None),
     ]

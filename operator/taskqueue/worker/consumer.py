@@ -16,9 +16,10 @@ from typing import Any
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
-from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.amqp.parameters import BrokerConfigurationError
 from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.logs import EventLog
+from taskqueue.worker.broker_source import BrokerSource
 from taskqueue.worker.command_consumer import CommandConsumer
 from taskqueue.worker.runtime import Runtime
 
@@ -31,7 +32,7 @@ class Consumer:
     """Consumes one queue for as long as the worker lives, and registers again after every loss.
 
     Args:
-        parameters: of the broker.
+        broker: where it is, read for each connection.
         name: the connection's, for people who list connections.
         queue: the one to consume.
         prefetch: until `want_prefetch` changes it.
@@ -47,7 +48,7 @@ class Consumer:
 
     def __init__(
         self,
-        parameters: BrokerParameters,
+        broker: BrokerSource,
         *,
         name: str,
         queue: str,
@@ -55,7 +56,7 @@ class Consumer:
         runtime: Runtime,
         commands: CommandConsumer,
     ) -> None:
-        self._parameters = parameters
+        self._broker = broker
         self._name = name
         self._queue = queue
         self._runtime = runtime
@@ -110,18 +111,20 @@ class Consumer:
         """Keep consuming until cancelled; then close the connection.
 
         Raises:
-            BrokerConfigurationError: a certificate or key cannot be read.
+            BrokerConfigurationError: the broker's settings cannot be used, and cannot change.
         """
         backoff = Backoff(held_seconds=HELD_SECONDS, clock=asyncio.get_running_loop().time)
         try:
             while True:
                 connection: Connection | None = None
                 try:
-                    connection = await connect(self._parameters, name=self._name)
+                    connection = await connect(self._broker.read(), name=self._name)
                     backoff.succeeded()
                     await self._use(connection)
                 except BrokerUnavailable as error:
                     self._log_reason(str(error))
+                except BrokerConfigurationError as error:
+                    self._log_reason(self._broker.explain_or_raise(error))
                 finally:
                     if connection is not None:
                         await connection.close()

@@ -16,11 +16,12 @@ from collections.abc import Callable
 
 from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
-from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.amqp.parameters import BrokerConfigurationError
 from taskqueue.amqp.publisher import Publisher
 from taskqueue.backoff import HELD_SECONDS, Backoff
 from taskqueue.contract.names import DEAD_EXCHANGE, OUTCOMES_EXCHANGE
 from taskqueue.logs import EventLog
+from taskqueue.worker.broker_source import BrokerSource
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 
 log = EventLog("taskqueue.worker")
@@ -32,19 +33,25 @@ _EXCHANGES = (OUTCOMES_EXCHANGE, DEAD_EXCHANGE)
 class OutcomePublisher:
     """Gives the outbox a publisher, and another one after every loss.
 
+    Args:
+        broker: where it is, read for each connection.
+        name: the connection's, for people who list connections.
+        outbox: has what is to be published.
+        on_ready: called whenever it can be published.
+
     Attributes:
         connection: the open one, or None; heartbeats are published on it too.
     """
 
     def __init__(
         self,
-        parameters: BrokerParameters,
+        broker: BrokerSource,
         *,
         name: str,
         outbox: OutcomeOutbox,
         on_ready: Callable[[], None],
     ) -> None:
-        self._parameters = parameters
+        self._broker = broker
         self._on_ready = on_ready
         self._name = name
         self._outbox = outbox
@@ -56,18 +63,20 @@ class OutcomePublisher:
         """Stay connected until cancelled; then close the connection.
 
         Raises:
-            BrokerConfigurationError: a certificate or key cannot be read.
+            BrokerConfigurationError: the broker's settings cannot be used, and cannot change.
         """
         backoff = _new_backoff()
         while True:
             connection: Connection | None = None
             try:
-                connection = await connect(self._parameters, name=self._name)
+                connection = await connect(self._broker.read(), name=self._name)
                 self.connection = connection
                 backoff.succeeded()
                 await self._publish_on(connection)
             except BrokerUnavailable as error:
                 self._log_once(str(error), backoff)
+            except BrokerConfigurationError as error:
+                self._log_once(self._broker.explain_or_raise(error), backoff)
             finally:
                 self.connection = None
                 if connection is not None:

@@ -1,4 +1,4 @@
-"""The worker's settings, read once from environment variables.
+"""The worker's settings, read once from environment variables; the broker's, for each connection.
 
 Each setting is declared once, at its field of `WorkerSettings`: name of the variable, what it
 accepts, default, unit and meaning. Reading, errors, ``--help`` and the table in docs/workers.md
@@ -9,7 +9,6 @@ hand they work the same. No other module of the worker reads the environment.
 from __future__ import annotations
 
 import math
-import re
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
+from taskqueue.amqp.parameters import BrokerConfigurationError
 from taskqueue.defaults import (
     DEFAULT_ATTEMPT_SECONDS,
     DEFAULT_DELIVERIES,
@@ -25,7 +24,8 @@ from taskqueue.defaults import (
 )
 from taskqueue.limits import DRAINED_SECONDS
 from taskqueue.logs import LogFormat
-from taskqueue.model.broker_environment import BROKER_VARIABLES
+from taskqueue.model.broker_environment import BROKER_DIRECTORY_VARIABLE
+from taskqueue.worker.broker_source import BrokerSource
 from taskqueue.worker.cpus import available_cpus
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -168,7 +168,7 @@ class WorkerSettings:
         metadata=_from(Variable("TASKQUEUE_NAMESPACE", "namespace of the TaskQueue"))
     )
     queue: str = field(metadata=_from(Variable("TASKQUEUE_QUEUE", "name of the TaskQueue")))
-    broker: BrokerParameters = field(
+    broker: BrokerSource = field(
         metadata=_from(
             Variable(
                 "TASKQUEUE_BROKER_URI",
@@ -192,6 +192,13 @@ class WorkerSettings:
             ),
             Variable("TASKQUEUE_BROKER_TLS_CERT", "PEM text of the client certificate"),
             Variable("TASKQUEUE_BROKER_TLS_KEY", "PEM text of the client certificate's key"),
+            Variable(
+                BROKER_DIRECTORY_VARIABLE,
+                "directory with the keys of the broker's Secret as files (`uri`, `host`, `port`, "
+                "`username`, `password`, `vhost`, `tls`, `ca.crt`, `tls.crt`, `tls.key`), which "
+                "are read again for each connection and count before the variables above",
+                default="none",
+            ),
         )
     )
     slots: int = field(
@@ -408,21 +415,10 @@ def is_required(setting: Field[Any]) -> bool:
     return setting.default is MISSING and setting.default_factory is MISSING
 
 
-def _broker(texts: Mapping[str, str]) -> BrokerParameters:
-    secret = {key: texts[name] for name, key in BROKER_VARIABLES.items() if name in texts}
-    if "uri" not in secret and "host" not in secret:
-        raise SettingsError(
-            "neither TASKQUEUE_BROKER_URI nor TASKQUEUE_BROKER_HOST is set: "
-            "give amqp://user:password@host/vhost, or the host"
-        )
+def _broker(texts: Mapping[str, str]) -> BrokerSource:
+    source = BrokerSource(texts, texts.get(BROKER_DIRECTORY_VARIABLE, ""))
     try:
-        return BrokerParameters.from_mapping(secret)
+        source.read()
     except BrokerConfigurationError as error:
-        raise SettingsError(_in_variables(str(error))) from None
-
-
-def _in_variables(text: str) -> str:
-    """Return an error about keys of a Secret as one about variables."""
-    for name, key in BROKER_VARIABLES.items():
-        text = re.sub(rf"\bkeys? {re.escape(key)}(?![\w.])", name, text)
-    return text
+        raise SettingsError(str(error)) from None
+    return source

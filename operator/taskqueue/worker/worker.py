@@ -125,7 +125,7 @@ class WorkerService:
         """Work until stopped; return whether nothing was left running.
 
         Raises:
-            BrokerConfigurationError: a certificate or key cannot be read.
+            BrokerConfigurationError: the broker's settings cannot be used, and cannot change.
         """
         self._loop.set_exception_handler(self._on_exception)
         health = HealthServer(healthy=self.unhealthy, ready=self.unready, counters=self.counters)

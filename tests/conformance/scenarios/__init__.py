@@ -67,6 +67,7 @@ SCENARIOS = (
     ScenarioEntry("grace", Point.STOPPING, stopping.releases),
     ScenarioEntry("idle", Point.STOPPING, stopping.idle),
     ScenarioEntry("closed", Point.RECONNECTING, reconnecting.connections_closed),
+    ScenarioEntry("credentials", Point.RECONNECTING, reconnecting.credentials_changed),
     ScenarioEntry("channel", Point.RECONNECTING, reconnecting.channel_closed),
     ScenarioEntry("deleted", Point.RECONNECTING, reconnecting.queue_deleted),
     ScenarioEntry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable
 
 from pika.spec import Exchange, Queue
@@ -20,6 +21,31 @@ async def connections_closed(scenario: Scenario) -> None:
         "connections that the broker closes",
         lambda: scenario.broker_env.close_connections(scenario.broker.username),
     )
+
+
+async def credentials_changed(scenario: Scenario) -> None:
+    directory = scenario.folder / f"{scenario.name}-broker"
+    directory.mkdir()
+    file, user, password = directory / "password", scenario.broker.username, uuid.uuid4().hex
+    file.write_text(scenario.broker.password)
+    variables = {"TASKQUEUE_BROKER_DIRECTORY": str(directory), "TASKQUEUE_BROKER_PASSWORD": "old"}
+    async with scenario.check("a file in the broker's directory counts before its variable"):
+        await scenario.ready(slots=2, **variables)
+    trace, proxy = scenario.trace(), scenario.proxy
+    token = await scenario.publish("sleep", trace, payload={"seconds": 2.5})
+    await trace.until(begun=1)
+    links, before = len(proxy.links), proxy.consumed
+    await scenario.broker_env.set_password(user, password)
+    await scenario.broker_env.close_connections(user)
+    async with scenario.check("a login that is refused is tried again"):
+        await proxy.until(lambda: len(proxy.links) >= links + 4)
+    file.write_text(password)
+    async with scenario.check("the directory is read again for each connection"):
+        await proxy.until(lambda: proxy.consumed > before)
+    async with scenario.check("what ran goes on meanwhile, and ends once"):
+        await scenario.ends_with(token, EventKind.SUCCEEDED)
+        expect(len(trace.begun) == 1, f"it ran {len(trace.begun)} times")
+        await scenario.wait_settled()
 
 
 async def channel_closed(scenario: Scenario) -> None:

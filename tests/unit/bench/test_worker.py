@@ -36,7 +36,7 @@ def test_our_workers_are_the_real_ones_with_their_default_settings() -> None:
     ] * 2
     settings = WorkerSettings.from_environment(peers.environment_of(ours, BROKER))
     assert work_queue(settings.namespace, settings.queue) == ours.queue
-    assert settings.broker == PARAMETERS
+    assert settings.broker.read() == PARAMETERS
     assert "TASKQUEUE_CONCURRENCY" not in ours.environment
     assert settings.namespace == cluster.NAMESPACE
 

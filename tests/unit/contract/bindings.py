@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from taskqueue.amqp.channel import ChannelRefused
+from taskqueue.amqp.channel import ChannelRefused, QueueCounts
 from taskqueue.amqp.connection import Connection
 from taskqueue.contract.topology import Binding, Exchange, ExchangeBinding, Part, Queue
 
@@ -80,11 +80,11 @@ class _Channel:
         self._require_exchange(source)
         self._table.exchange_bindings.add((destination, source, key))
 
-    async def declare_queue(
-        self, name: str, *, passive: bool = False, arguments: Mapping[str, Any] | None = None
-    ) -> int:
-        if passive:
-            self._require(name)
+    async def count_queue(self, name: str) -> QueueCounts:
+        self._require(name)
+        return QueueCounts(0, 0)
+
+    async def declare_queue(self, name: str, *, arguments: Mapping[str, Any]) -> int:
         self._table.queues.add(name)
         self._table.on_change()
         return 0

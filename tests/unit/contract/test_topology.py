@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskqueue.amqp.channel import Channel, ChannelRefused
+from taskqueue.amqp.channel import Channel, ChannelRefused, QueueCounts
 from taskqueue.contract.names import work_queue
 from taskqueue.contract.topology import (
     Exchange,
@@ -33,8 +33,7 @@ class Refusing:
     def __init__(self, code: int, text: str) -> None:
         self._refusal = ChannelRefused(code, text)
 
-    async def declare_queue(self, name: str, *, passive: bool) -> int:
-        assert passive
+    async def count_queue(self, name: str) -> QueueCounts:
         raise self._refusal
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from pika.spec import BasicProperties
 
-from taskqueue.amqp.channel import Channel, Delivery
+from taskqueue.amqp.channel import Channel, Delivery, QueueCounts
 from taskqueue.amqp.connection import Connection
 from taskqueue.direct.dead_letters import DeadLetterKind, describe, read_dead_letters
 
@@ -55,8 +55,8 @@ class FakeChannel:
     def __init__(self) -> None:
         self.closed: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
 
-    async def declare_queue(self, name: str, *, passive: bool) -> int:
-        return 2
+    async def count_queue(self, name: str) -> QueueCounts:
+        return QueueCounts(2, 0)
 
     async def set_prefetch(self, count: int) -> None: ...
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskqueue.kubernetes.deployments import InvalidTemplate, PoolState, read_pool, render
+from taskqueue.model.broker_environment import BROKER_VARIABLES
 from taskqueue.model.queue import ClusterRef, QueueConfig
 from taskqueue.model.task import Policy, RetryBackoff
 
@@ -150,11 +151,11 @@ def test_the_limits_of_direct_messages_are_mounted_and_in_the_environment_of_old
     deployment = render(config(), replicas=1, secret="rabbit")
     pod = deployment["spec"]["template"]["spec"]
     names = ["TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS", "TASKQUEUE_MAX_DELIVERIES"]
-    (volume,) = pod["volumes"]
+    volume, _ = pod["volumes"]
     source = volume["configMap"]
     assert (source["name"], source["optional"]) == ("mails-worker", True)
     assert [item["path"] for item in source["items"]] == names
-    (mount,) = pod["containers"][0]["volumeMounts"]
+    mount, _ = pod["containers"][0]["volumeMounts"]
     known = environment(deployment)
     assert known["TASKQUEUE_LIMITS_DIRECTORY"] == mount["mountPath"]
     for name in names:
@@ -166,11 +167,51 @@ def test_a_limit_that_the_template_sets_is_not_mounted() -> None:
     own = {**CONTAINER, "env": [{"name": "TASKQUEUE_MAX_DELIVERIES", "value": "9"}]}
     template = {"spec": {"containers": [own], "volumes": [{"name": "mine", "emptyDir": {}}]}}
     deployment = render(config(template=template), replicas=1, secret="rabbit")
-    mine, limits = deployment["spec"]["template"]["spec"]["volumes"]
+    mine, limits, _ = deployment["spec"]["template"]["spec"]["volumes"]
     assert mine["name"] == "mine"
     paths = [item["path"] for item in limits["configMap"]["items"]]
     assert paths == ["TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS"]
     assert environment(deployment)["TASKQUEUE_MAX_DELIVERIES"] == "9"
+
+
+def broker_files(deployment: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the source of the volume with the broker's Secret; None: it is not mounted."""
+    pod = deployment["spec"]["template"]["spec"]
+    found = [each["secret"] for each in pod["volumes"] if each["name"] == "taskqueue-broker"]
+    mounts = pod["containers"][0]["volumeMounts"]
+    paths = [each["mountPath"] for each in mounts if each["name"] == "taskqueue-broker"]
+    assert len(found) == len(paths) <= 1
+    if found:
+        assert environment(deployment)["TASKQUEUE_BROKER_DIRECTORY"] == paths[0]
+    return dict(found[0]) if found else None
+
+
+def test_the_secret_is_mounted_and_in_the_environment_of_older_workers() -> None:
+    deployment = render(config(), replicas=1, secret="rabbit")
+    source = broker_files(deployment)
+    assert source is not None
+    assert (source["secretName"], source["optional"]) == ("rabbit", True)
+    assert [item["path"] for item in source["items"]] == list(BROKER_VARIABLES.values())
+    assert BROKER_VARIABLES.keys() <= environment(deployment).keys()
+
+
+@given(st.sets(st.sampled_from(list(BROKER_VARIABLES))))
+def test_what_the_template_sets_is_no_file_which_would_count_before_it(own: set[str]) -> None:
+    env = [{"name": name, "value": "mine"} for name in sorted(own)]
+    template = {"spec": {"containers": [{**CONTAINER, "env": env}]}}
+    deployment = render(config(template=template), replicas=1, secret="rabbit")
+    source = broker_files(deployment)
+    keys = [key for name, key in BROKER_VARIABLES.items() if name not in own]
+    assert [item["key"] for item in (source or {"items": []})["items"]] == keys
+    assert {name: environment(deployment)[name] for name in own} == dict.fromkeys(own, "mine")
+
+
+def test_a_template_may_have_files_of_its_own() -> None:
+    env = [{"name": "TASKQUEUE_BROKER_DIRECTORY", "value": "/mine"}]
+    template = {"spec": {"containers": [{**CONTAINER, "env": env}]}}
+    deployment = render(config(template=template), replicas=1, secret="rabbit")
+    assert broker_files(deployment) is None
+    assert environment(deployment)["TASKQUEUE_BROKER_DIRECTORY"] == "/mine"
 
 
 def probed(container: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -316,3 +357,4 @@ def test_render_accepts_a_template_with_its_own_broker_address(own: dict[str, An
     template = {"spec": {"containers": [{"name": "main", **own}]}}
     deployment = render(config(template=template, **CLUSTER), replicas=1, secret=None)
     assert "TASKQUEUE_BROKER_PASSWORD" not in environment(deployment)
+    assert broker_files(deployment) is None

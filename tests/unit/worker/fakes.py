@@ -11,20 +11,22 @@ from typing import Any, cast
 from pika.spec import BasicProperties
 
 from taskqueue.amqp.channel import Channel, Delivery
-from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import OnSettled, Publisher, Settled
 from taskqueue.contract.outcome import AttemptEvent, decode
 from taskqueue.contract.work import WorkMessage
+from taskqueue.worker.broker_source import BrokerSource
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.sdk import Progress
 from taskqueue.worker.settings import WorkerSettings
+
+BROKER = BrokerSource({"TASKQUEUE_BROKER_URI": "amqp://u:p@rabbit"})
 
 
 def settings(**changes: Any) -> WorkerSettings:
     values: dict[str, Any] = {
         "namespace": "shop",
         "queue": "q",
-        "broker": BrokerParameters(host="rabbit", port=5672, username="u", password="p"),
+        "broker": BROKER,
         "pod": "pod-1",
         "slots": 2,
     }

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused, Delivery
 from taskqueue.amqp.connection import Connection
-from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
 from taskqueue.worker import consumer
+from taskqueue.worker.broker_source import BrokerSource
 from taskqueue.worker.command_consumer import CommandConsumer
 from taskqueue.worker.consumer import Consumer
 from taskqueue.worker.runtime import Runtime
+from tests.unit.worker.fakes import BROKER
 
 pytestmark = pytest.mark.looptime
 
@@ -76,11 +79,15 @@ class FakeBroker:
     queue_exists: bool = True
     notes: list[str] = field(default_factory=list)
     tries: int = 0
+    #: Another one is refused; None: all are let in.
+    password: str | None = None
     connections: list[FakeConnection] = field(default_factory=list)
     channels: list[FakeChannel] = field(default_factory=list)
 
     async def connect(self, parameters: BrokerParameters, *, name: str) -> FakeConnection:
         self.tries += 1
+        if self.password not in (None, parameters.password):
+            raise BrokerUnavailable("the broker refused the login")
         if not self.up:
             raise BrokerUnavailable("nothing listens there")
         self.connections.append(FakeConnection(self))
@@ -141,12 +148,17 @@ class FakeCommands:
 
 
 class ConsumerHarness:
-    def __init__(self, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        broker: FakeBroker,
+        monkeypatch: pytest.MonkeyPatch,
+        source: BrokerSource = BROKER,
+    ) -> None:
         self.commands = FakeCommands()
         monkeypatch.setattr(consumer, "connect", broker.connect)
         self.runtime = FakeRuntime()
         self.consumer = Consumer(
-            BrokerParameters(host="rabbit", port=5672, username="u", password="p"),
+            source,
             name="worker",
             queue="taskqueue.shop.q",
             prefetch=2,
@@ -181,6 +193,53 @@ async def test_consumer_retries_while_the_broker_is_down_and_logs_it_once(
     await asyncio.sleep(11)
     assert harness.consumer.registered
     await harness.end()
+
+
+def rotating(tmp_path: Path, password: str) -> BrokerSource:
+    for key, text in (("host", "rabbit"), ("username", "u"), ("password", password)):
+        (tmp_path / key).write_text(text)
+    return BrokerSource({}, str(tmp_path))
+
+
+async def test_a_changed_password_is_used_for_the_next_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    broker = FakeBroker(password="old")
+    harness = ConsumerHarness(broker, monkeypatch, rotating(tmp_path, "old"))
+    await asyncio.sleep(1)
+    broker.password = "new"
+    await asyncio.sleep(60)
+    assert harness.consumer.registered, "a connection outlives its password"
+    broker.lose()
+    await asyncio.sleep(60)
+    assert not harness.consumer.registered
+    assert "refused the login" in str(vars(caplog.records[-1]))
+    rotating(tmp_path, "new")
+    await asyncio.sleep(11)
+    assert harness.consumer.registered
+    await harness.end()
+
+
+async def test_files_that_are_wrong_are_read_again_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    harness = ConsumerHarness(broker := FakeBroker(), monkeypatch, rotating(tmp_path, ""))
+    await asyncio.sleep(60)
+    assert broker.tries == 0
+    (lost,) = caplog.records
+    assert lost.getMessage() == "consumer.lost"
+    assert "key password is missing" in str(vars(lost))
+    rotating(tmp_path, "p")
+    await asyncio.sleep(11)
+    assert harness.consumer.registered
+    await harness.end()
+
+
+async def test_variables_that_are_wrong_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = BrokerSource({"TASKQUEUE_BROKER_URI": "http://rabbit"})
+    harness = ConsumerHarness(FakeBroker(), monkeypatch, source)
+    with pytest.raises(BrokerConfigurationError):
+        await harness.task
 
 
 @pytest.mark.parametrize("loss", ["connection", "channel", "consumer"])

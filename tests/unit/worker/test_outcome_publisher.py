@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -19,12 +20,13 @@ from taskqueue.contract.outgoing import OutgoingMessage
 from taskqueue.limits import HEARTBEAT_SECONDS
 from taskqueue.model.worker import WorkerState
 from taskqueue.worker import outcome_publisher
+from taskqueue.worker.broker_source import BrokerSource
 from taskqueue.worker.heartbeat_sender import HeartbeatSender
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 from taskqueue.worker.outcome_publisher import OutcomePublisher
-from tests.fuzz.cases import PARAMETERS
 from tests.fuzz.wire_broker import WireBroker
 from tests.unit.controller.virtual_time import VirtualLoop
+from tests.unit.worker.fakes import BROKER
 
 #: What is published until it is confirmed.
 REPORTS = (OUTCOMES_EXCHANGE, DEAD_EXCHANGE)
@@ -44,18 +46,18 @@ HEARTBEAT = Heartbeat(
 class Worker:
     """What a worker publishes with, at a broker whose exchanges come and go."""
 
-    def __init__(self, broker: WireBroker) -> None:
+    def __init__(self, broker: WireBroker, source: BrokerSource) -> None:
         self.loop = VirtualLoop()
         self.broker = broker
         self.reported: Counter[int] = Counter()
         self.confirmed: Counter[int] = Counter()
         self._numbers = itertools.count()
-        self.loop.run_until_complete(self._start())
+        self.loop.run_until_complete(self._start(source))
 
-    async def _start(self) -> None:
+    async def _start(self, source: BrokerSource) -> None:
         self.outbox = OutcomeOutbox(asyncio.get_running_loop())
         publisher = OutcomePublisher(
-            PARAMETERS, name="worker", outbox=self.outbox, on_ready=lambda: None
+            source, name="worker", outbox=self.outbox, on_ready=lambda: None
         )
         heartbeats = HeartbeatSender(publisher, describe=lambda: HEARTBEAT)
         self.tasks = [asyncio.create_task(each.run()) for each in (publisher, heartbeats)]
@@ -80,10 +82,10 @@ class Worker:
 
 
 @contextmanager
-def running() -> Iterator[Worker]:
+def running(source: BrokerSource = BROKER) -> Iterator[Worker]:
     broker = WireBroker()
     with mock.patch.object(outcome_publisher, "connect", broker.connect):
-        worker = Worker(broker)
+        worker = Worker(broker, source)
         try:
             worker.loop.pass_time(1)
             yield worker
@@ -125,6 +127,28 @@ def test_nothing_is_published_before_the_exchanges_exist(missing: str, reported:
         found = {message.exchange.decode() for message in worker.broker.published}
         assert found == {HEARTBEATS_EXCHANGE}
         assert len(worker.broker.refused) == 1, "the one that showed it"
+
+
+def test_credentials_are_read_for_each_connection_and_wrong_ones_do_not_end_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write(password: str) -> None:
+        (tmp_path / "password").write_text(password)
+
+    variables = {"TASKQUEUE_BROKER_HOST": "rabbit", "TASKQUEUE_BROKER_USERNAME": "u"}
+    write("old")
+    with running(BrokerSource(variables, str(tmp_path))) as worker:
+        write("")
+        worker.loop.do(lambda: worker.broker.connections[-1].abort())
+        worker.report(OUTCOMES_EXCHANGE)
+        worker.loop.pass_time(60)
+        assert worker.confirmed == {}
+        assert "key password is missing" in str([vars(one) for one in caplog.records])
+        write("new")
+        worker.loop.pass_time(11)
+        assert worker.confirmed == worker.reported
+        used = [each._connection.parameters.password for each in worker.broker.connections]
+        assert used == ["old", "new"]
 
 
 CHANGES = st.lists(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskqueue.logs import LogFormat
-from taskqueue.model.broker_environment import BROKER_VARIABLES
+from taskqueue.model.broker_environment import BROKER_DIRECTORY_VARIABLE, BROKER_VARIABLES
 from taskqueue.worker import settings as module
 from taskqueue.worker.settings import (
     HandlerExecutor,
@@ -34,7 +34,7 @@ def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "available_cpus", lambda: 6)
     settings = WorkerSettings.from_environment(LEAST)
     assert (settings.namespace, settings.queue) == ("shop", "thumbnails")
-    assert settings.broker.address == "rabbit:5672/tasks"
+    assert settings.broker.read().address == "rabbit:5672/tasks"
     assert settings.pod == socket.gethostname()
     assert settings.slots == 6
     assert (settings.grace_seconds, settings.drained_seconds) == (25, 60)
@@ -81,7 +81,7 @@ def test_every_variable_is_read() -> None:
             "TASKQUEUE_CHILD_MAX_MIB": "400",
         }
     )
-    broker = settings.broker
+    broker = settings.broker.read()
     assert broker.address == "rabbit:5673/v"
     assert (broker.username, broker.password) == ("me", "secret")
     assert (broker.ca_certificate, broker.client_certificate, broker.client_key) == (
@@ -140,7 +140,18 @@ def test_the_password_is_not_shown() -> None:
 
 def test_every_broker_variable_of_the_contract_is_declared() -> None:
     (broker,) = [each for each in fields(WorkerSettings) if each.name == "broker"]
-    assert [variable.name for variable in variables_of(broker)] == list(BROKER_VARIABLES)
+    names = [*BROKER_VARIABLES, BROKER_DIRECTORY_VARIABLE]
+    assert [variable.name for variable in variables_of(broker)] == names
+
+
+def test_a_worker_starts_with_what_its_files_say(tmp_path: Path) -> None:
+    (tmp_path / "uri").write_text("amqp://you:new@rabbit/tasks")
+    known = WorkerSettings.from_environment({**LEAST, BROKER_DIRECTORY_VARIABLE: str(tmp_path)})
+    assert known.broker.read().password == "new"
+    (tmp_path / "uri").write_text("http://you:new@rabbit")
+    with pytest.raises(SettingsError, match="key uri must begin with amqp://") as raised:
+        WorkerSettings.from_environment({**LEAST, BROKER_DIRECTORY_VARIABLE: str(tmp_path)})
+    assert str(tmp_path) in str(raised.value)
 
 
 def test_the_table_shows_defaults_with_their_units() -> None:

@@ -8,11 +8,10 @@ off is repeated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from taskqueue.controller.pool.drain_plan import DrainStep, plan
-from taskqueue.controller.pool.worker_registry import WorkerView
+from taskqueue.controller.pool.pool_members import WorkerObservations
 from taskqueue.kubernetes import pods
 from taskqueue.kubernetes.client import ApiClient
 from taskqueue.logs import EventLog
@@ -22,22 +21,6 @@ log = EventLog(__name__)
 
 #: A worker that does not report that it drains gets the command again after this.
 _ANSWER_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerObservations:
-    """What the operator knows about the workers beyond their pods.
-
-    Attributes:
-        views: what they last reported, by pod.
-        unused: seconds since the queue last had a message at the broker or with a worker, as far
-            as known; 0: it has one, or that is not known.
-        listened: seconds for which heartbeats could arrive without a break.
-    """
-
-    views: Mapping[str, WorkerView]
-    unused: float
-    listened: float
 
 
 class Drainer:

@@ -36,6 +36,24 @@ class PodOrder(IntEnum):
 _REMOVABLE = frozenset({PodOrder.EMPTY, PodOrder.DRAINED, PodOrder.IDLE_BY_SILENCE})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerObservations:
+    """What the operator knows about the workers beyond their pods.
+
+    Attributes:
+        views: what they last reported, by pod.
+        unused: seconds since the queue last had a message at the broker or with a worker, as far
+            as known; 0: it has one, or that is not known.
+        listened: seconds for which heartbeats could arrive without a break.
+        consumers: of the work queue at the broker; None: unknown.
+    """
+
+    views: Mapping[str, WorkerView]
+    unused: float
+    listened: float
+    consumers: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class PoolMember:
     """A pod of the pool, what it has to do with work, and how many attempts it runs."""
@@ -72,7 +90,7 @@ class WorkerKnowledge:
 
     def members(self, pods: Sequence[Pod]) -> list[PoolMember]:
         """Return what each pod has to do with work."""
-        views = {pod.uid: self._view(pod) for pod in pods}
+        views = {pod.uid: self.view(pod) for pod in pods}
         others_are_heard = any(view is not None for view in views.values())
         return [
             PoolMember(
@@ -84,7 +102,8 @@ class WorkerKnowledge:
             for view in [views[pod.uid]]
         ]
 
-    def _view(self, pod: Pod) -> WorkerView | None:
+    def view(self, pod: Pod) -> WorkerView | None:
+        """Return what the present process in a pod last reported; None: nothing, or long ago."""
         view = self.workers.get(pod.name)
         return None if view is None or self._of_a_former_process(view, pod) else view
 
@@ -92,7 +111,7 @@ class WorkerKnowledge:
         if view is None:
             if not pod.started:
                 return PodOrder.EMPTY
-            silent = min(self.listened, self._age(pod))
+            silent = min(self.listened, self.age(pod))
             # A message that is with some worker may be with this one.
             idle = self.unused >= UNUSED_SECONDS or (others_are_heard and not pod.ready)
             if idle and silent >= WORKER_LOST_SECONDS:
@@ -104,8 +123,8 @@ class WorkerKnowledge:
             return PodOrder.DRAINING
         return PodOrder.AT_WORK
 
-    def _age(self, pod: Pod) -> float:
-        """Seconds since its container started; a start in the future means another clock."""
+    def age(self, pod: Pod) -> float:
+        """Return for how many seconds its container runs; a start in the future: another clock."""
         age = self.wall - (pod.running_since or 0.0)
         return age if age >= 0 else float("inf")
 
@@ -116,4 +135,4 @@ class WorkerKnowledge:
         # The start time is rounded down by up to a second. A report that a worker has stopped must
         # certainly be of this process; any other report only says that the pod is not silent.
         margin = 1.0 if view.state is WorkerState.STOPPED else 0.0
-        return self._age(pod) < self.now - view.seen + margin
+        return self.age(pod) < self.now - view.seen + margin

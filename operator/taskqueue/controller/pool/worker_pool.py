@@ -21,10 +21,16 @@ from taskqueue.controller.pool.autoscaler import (
 )
 from taskqueue.controller.pool.conditions.scaling_active import scaling_active
 from taskqueue.controller.pool.conditions.workers_available import workers_available
-from taskqueue.controller.pool.drainer import Drainer, WorkerObservations
+from taskqueue.controller.pool.disconnected import (
+    explain_disconnected,
+    find_disconnected,
+    may_lack_workers,
+)
+from taskqueue.controller.pool.drainer import Drainer
 from taskqueue.controller.pool.health import HealthMemory, PoolHealth, assess
 from taskqueue.controller.pool.own_deployment import OwnDeployment
 from taskqueue.controller.pool.poll_backoff import PollBackoff
+from taskqueue.controller.pool.pool_members import WorkerObservations
 from taskqueue.controller.pool.referenced_workload import ReferencedWorkload
 from taskqueue.controller.pool.workload import Workload
 from taskqueue.kubernetes.client import ApiClient, ApiError
@@ -80,6 +86,8 @@ class WorkerPool:
         self._scaled: Workload | None = None
         self._memory = ScalingMemory()
         self._health = PoolHealth(memory=HealthMemory())
+        #: Which workers run without a connection to the broker, for a condition.
+        self._disconnected = ""
         self._waiting_for = ""
         self.decision: ScalingDecision | None = None
         self.last_scale_time: float | None = None
@@ -142,7 +150,7 @@ class WorkerPool:
         if workload is not self._scaled:
             self._scaled, self._waiting_for = workload, ""
             self.decision, self._memory = None, ScalingMemory()
-            self._health = PoolHealth(memory=HealthMemory())
+            self._health, self._disconnected = PoolHealth(memory=HealthMemory()), ""
         await self._referenced.read(config, conflict=self._sizing_conflict(config))
         stopped = frozenset(
             pod for pod, view in observations.views.items() if view.state is WorkerState.STOPPED
@@ -158,7 +166,9 @@ class WorkerPool:
         # Also while a changed template is rejected: the pool of the former one continues.
         if workload.state is not None and target > workload.state.desired:
             await workload.resize(config, target)
-        if workload.state is not None and self._pop_pod_check_due(workload.state, stopped, target):
+        if workload.state is not None and self._pop_pod_check_due(
+            workload.state, observations, stopped, target
+        ):
             try:
                 await self._manage_pods(config, workload, workload.state, observations, target)
             except ApiError as problem:
@@ -175,6 +185,7 @@ class WorkerPool:
             desired=self.desired,
             explanation=self.explanation,
             health=self._health,
+            disconnected=self._disconnected,
         )
         return available, scaling_active(config, self.decision, refusal)
 
@@ -210,21 +221,29 @@ class WorkerPool:
             )
         return decision.replicas
 
-    def _pop_pod_check_due(self, state: PoolState, stopped: frozenset[str], target: int) -> bool:
+    def _pop_pod_check_due(
+        self,
+        state: PoolState,
+        observations: WorkerObservations,
+        stopped: frozenset[str],
+        target: int,
+    ) -> bool:
         """Return whether to list the pods now, and count that as done if so."""
         settled = (
             state.desired == target
             and state.available >= state.desired
             and not self._health.reason
             and not stopped
+            and not may_lack_workers(observations, state.desired)
         )
         if settled:
-            self._waiting_for = ""
+            self._waiting_for = self._disconnected = ""
         now = self._monotonic()
         again = self._health.next_check
         if again is not None and now >= again:
             return self._poll_backoff.pop_due(again, stopped, now)
-        situation = (target, state.desired, state.available, state.message)
+        heard = len(observations.views)
+        situation = (target, state.desired, state.available, state.message, heard)
         if not settled:
             return self._poll_backoff.pop_due(situation, stopped, now)
         return self._scaled is self._referenced and self._poll_backoff.pop_due(
@@ -253,6 +272,10 @@ class WorkerPool:
             available=state.available,
             now=self._monotonic(),
         )
+        disconnected = find_disconnected(
+            pods, observations, now=self._monotonic(), wall=self._clock()
+        )
+        self._disconnected = explain_disconnected(config, disconnected)
         first_ordinal = await workload.first_ordinal(config)
         if workload.state is None:
             return  # deleted, or no longer readable

@@ -19,7 +19,12 @@ from collections.abc import Callable
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters, StatisticsEndpoint
 from taskqueue.contract.names import dead_queue, work_queue
-from taskqueue.contract.topology import TopologyConflict, declare_task_queue, ready_messages
+from taskqueue.contract.topology import (
+    TopologyConflict,
+    count_queue,
+    declare_task_queue,
+    ready_messages,
+)
 from taskqueue.controller.queues.backlog import BacklogEstimate, BacklogMeter
 from taskqueue.controller.queues.broker_link import BrokerLink, LinkDown, LinkUp
 from taskqueue.controller.queues.statistics import QueueStatistics, StatisticsReaders
@@ -66,6 +71,7 @@ class BrokerSession:
     Attributes:
         condition: BrokerConnected.
         ready: messages that no worker has, as last counted; None: unknown.
+        consumers: of the work queue, as last counted; None: unknown.
         dead_letters: messages in the dead queue, as last counted; None: unknown.
         parameters: of the broker last found; kept when its Secret goes away.
         secret: (namespace, name) of the Secret last found.
@@ -86,6 +92,7 @@ class BrokerSession:
     ) -> None:
         self.condition = Condition("BrokerConnected", None, "Connecting", "")
         self.ready: int | None = None
+        self.consumers: int | None = None
         self.dead_letters: int | None = None
         self.parameters: BrokerParameters | None = None
         self.secret: tuple[str, str] | None = None
@@ -107,7 +114,8 @@ class BrokerSession:
         self._declared_on: LinkUp | None = None
         #: The broker has lost, or never had, messages that count as published.
         self._published_lost = False
-        self._published_at: BrokerParameters | None = None
+        #: Address of the broker that has what counts as published.
+        self._published_at = ""
         self._next_declare = 0.0
         self._next_check = 0.0
         self._next_secret = 0.0
@@ -174,16 +182,17 @@ class BrokerSession:
 
     async def count_messages(self) -> None:
         """Count the ready messages of both queues; a missing queue is declared at the next run."""
-        self.ready = self.dead_letters = None
+        self.ready = self.consumers = self.dead_letters = None
         self._meter.clear_ready()
         if self._declared_on is None or self._probe is None:
             return
         published = self._dispatcher.published
         try:
-            self.ready = await ready_messages(self._probe, work_queue(*self._key))
-            if self.ready is None:
+            counts = await count_queue(self._probe, work_queue(*self._key))
+            if counts is None:
                 self.on_queue_missing()
                 return
+            self.ready, self.consumers = counts
             # A Task published or ended during the count is not a foreign message.
             published = max(published, self._dispatcher.published)
             self._meter.set_ready(self.ready, published=published, now=self._now())
@@ -236,7 +245,7 @@ class BrokerSession:
     async def close(self) -> None:
         """Release the link, and stop publishing and counting."""
         self._release_link()
-        self.ready = self.dead_letters = None
+        self.ready = self.consumers = self.dead_letters = None
         await self._close_probe()
 
     @property
@@ -293,8 +302,8 @@ class BrokerSession:
 
     async def _declare(self, up: LinkUp) -> None:
         """Declare what is missing, and open the dispatcher unless it is."""
-        parameters = self._link.parameters if self._link else None
-        if self._published_at not in (None, parameters):
+        address = self._link.parameters.address if self._link else ""
+        if self._published_at not in ("", address):
             self._published_lost = True  # published to another broker
         try:
             await self._declare_queues(up)
@@ -305,7 +314,7 @@ class BrokerSession:
         except (BrokerUnavailable, ChannelRefused) as problem:
             self._on_declare_failed("DeclareFailed", f"{problem}; the operator tries again")
             return
-        self._published_at = parameters
+        self._published_at = address
         if self._published_lost:
             self._published_lost = False
             lost = self._dispatcher.republish_all()

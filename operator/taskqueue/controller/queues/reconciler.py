@@ -18,7 +18,7 @@ from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.contract.names import WORK_EXCHANGE
 from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS, report_messages
 from taskqueue.controller.pool.autoscaler import Load
-from taskqueue.controller.pool.drainer import WorkerObservations
+from taskqueue.controller.pool.pool_members import WorkerObservations
 from taskqueue.controller.pool.worker_pool import WorkerPool
 from taskqueue.controller.pool.worker_registry import WorkerRegistry
 from taskqueue.controller.queues.backlog import BacklogEstimate
@@ -313,6 +313,7 @@ class QueueReconciler:
                 views=self.registry.views,
                 unused=self._unused_seconds(estimate),
                 listened=self._listened_seconds(),
+                consumers=self._broker.consumers,
             ),
             secret=self._broker.secret,
         )

@@ -7,8 +7,9 @@ from typing import Any, cast
 import pytest
 
 from taskqueue.controller.pool.autoscaler import Load
-from taskqueue.controller.pool.drainer import WorkerObservations
+from taskqueue.controller.pool.disconnected import CONNECT_SECONDS
 from taskqueue.controller.pool.poll_backoff import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+from taskqueue.controller.pool.pool_members import WorkerObservations
 from taskqueue.controller.pool.worker_pool import WorkerPool
 from taskqueue.controller.pool.worker_registry import WorkerView
 from taskqueue.kubernetes.client import ApiClient, ApiError
@@ -18,6 +19,7 @@ from taskqueue.model.queue import ClusterRef, QueueConfig, ScaleTargetRef
 from taskqueue.model.scaling import BacklogTarget, ScalingPolicy
 from taskqueue.model.task import Policy
 from taskqueue.model.worker import WorkerState
+from taskqueue.timestamps import to_rfc3339
 
 CONFIG = QueueConfig(
     namespace="shop",
@@ -488,3 +490,80 @@ async def test_a_pool_does_not_wait_for_the_permission_to_write_limits() -> None
     case.now += 5
     await case.reconcile(1)
     assert case.cluster.limits, "tried again without a change of the TaskQueue"
+
+
+# Workers without a connection to the broker.
+
+
+def connected(*pods: str, consumers: int, listened: float = 1000.0) -> WorkerObservations:
+    seen = observed(dict.fromkeys(pods, READY), now=1e9)
+    return replace(seen, consumers=consumers, listened=listened)
+
+
+async def test_workers_that_the_broker_does_not_let_in_are_named_until_they_are_back(
+    case: PoolCase,
+) -> None:
+    case.cluster.add_pods("a", "b")
+    well = connected("a", "b", consumers=2)
+    await case.reconcile(2, observations=well)
+    assert case.cluster.lists == 0
+    refused = connected(consumers=0)
+    await case.reconcile(2, observations=refused)
+    workers, _ = case.pool.conditions(CONFIG)
+    assert (workers.status, workers.reason) == (False, "WorkersDisconnected")
+    assert "pod a and 1 more runs and has no connection" in workers.message
+    assert "kubectl logs -n shop a" in workers.message
+    assert "Secret shop/rabbit" in workers.message
+    await case.reconcile(2, observations=connected("a", consumers=1))
+    workers, _ = case.pool.conditions(CONFIG)
+    assert "pod b runs" in workers.message
+    await case.reconcile(2, observations=well)
+    workers, _ = case.pool.conditions(CONFIG)
+    assert (workers.status, workers.reason) == (True, "Available")
+    lists = case.cluster.lists
+    for _ in range(20):
+        await case.reconcile(2, observations=well)
+    assert case.cluster.lists == lists
+
+
+async def test_a_pool_with_lost_workers_is_not_held_back(case: PoolCase) -> None:
+    case.cluster.add_pods("a", "b")
+    await case.reconcile(2, observations=connected(consumers=0))
+    await case.reconcile(9, observations=connected(consumers=0))
+    assert case.cluster.sizes == [9], "new workers may have other credentials"
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        connected(consumers=2),
+        connected(consumers=0, listened=20.0),
+        replace(connected(consumers=0), consumers=None),
+    ],
+    ids=["they send no heartbeats", "the operator has just connected", "not counted"],
+)
+async def test_a_worker_is_not_called_disconnected_where_that_is_not_known(
+    case: PoolCase, unknown: WorkerObservations
+) -> None:
+    case.cluster.add_pods("a", "b")
+    for _ in range(20):
+        await case.reconcile(2, observations=unknown)
+    workers, _ = case.pool.conditions(CONFIG)
+    assert (workers.status, workers.reason) == (True, "Available")
+    assert case.cluster.lists == 0
+
+
+async def test_a_container_has_time_to_connect(case: PoolCase) -> None:
+    case.cluster.add_pods("a", "b")
+    started = to_rfc3339(1_800_000_000 + case.now)
+    (status,) = case.cluster.pods["b"]["status"]["containerStatuses"]
+    status["state"]["running"]["startedAt"] = started
+    lost = connected("a", consumers=1)
+    for _ in range(int((CONNECT_SECONDS - 10.0) / FIRST_PAUSE_SECONDS)):
+        await case.reconcile(2, observations=lost)
+    workers, _ = case.pool.conditions(CONFIG)
+    assert workers.status is True
+    for _ in range(int(20.0 / FIRST_PAUSE_SECONDS)):
+        await case.reconcile(2, observations=lost)
+    workers, _ = case.pool.conditions(CONFIG)
+    assert (workers.status, workers.reason) == (False, "WorkersDisconnected")

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from taskqueue.amqp.channel import BrokerUnavailable
+from taskqueue.amqp.channel import BrokerUnavailable, QueueCounts
 from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint
 from taskqueue.amqp.publisher import Publisher
 from taskqueue.contract.names import dead_queue, work_queue
@@ -152,15 +152,26 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The state of a broker that the test changes.
 
     ``ready`` and ``dead`` are the messages in the queues, None: no queue; an exception is raised.
+    ``consumers`` are those of the work queue.
     ``failure`` is raised by the next declaration; ``declared`` counts them.
     """
-    state: dict[str, Any] = {"ready": 0, "dead": 0, "failure": None, "declared": 0}
+    state: dict[str, Any] = {
+        "ready": 0,
+        "consumers": 0,
+        "dead": 0,
+        "failure": None,
+        "declared": 0,
+    }
 
     async def ready_messages(channel: object, queue: str) -> int | None:
         answer = state["dead" if queue == dead_queue(*CONFIG.key) else "ready"]
         if isinstance(answer, Exception):
             raise answer
         return cast("int | None", answer)
+
+    async def count_queue(channel: object, queue: str) -> QueueCounts | None:
+        ready = await ready_messages(channel, queue)
+        return None if ready is None else QueueCounts(ready, state["consumers"])
 
     async def declare(connection: object, namespace: str, queue: str, installation: str) -> bool:
         assert installation == "team-a"
@@ -173,6 +184,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return created
 
     monkeypatch.setattr(broker_session, "ready_messages", ready_messages)
+    monkeypatch.setattr(broker_session, "count_queue", count_queue)
     monkeypatch.setattr(broker_session, "declare_task_queue", declare)
     return state
 
@@ -228,6 +240,21 @@ async def test_another_broker_that_has_the_queue_gets_what_the_former_had(
     assert case.dispatcher.republished == 1
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"password": "new"}, {"username": "other"}, {"ca_certificate": "other"}],
+    ids=lambda change: next(iter(change)),
+)
+async def test_changed_credentials_are_used_and_nothing_is_published_again(
+    broker: dict[str, Any], change: dict[str, str]
+) -> None:
+    case = Case()
+    await case.session.ensure_declared(CONFIG)
+    await case.reconnected(FakeLink(replace(ONE, **change)))  # type: ignore[arg-type]
+    assert (case.dispatcher.opened, case.dispatcher.republished) == (2, 0)
+    assert case.session.condition.status
+
+
 async def test_a_secret_the_operator_may_not_read_is_said_in_a_condition() -> None:
     case = Case()
     case.client.secret = ApiError(403, "Forbidden", "no")
@@ -278,9 +305,13 @@ async def test_another_secret_is_read_at_once(broker: dict[str, Any]) -> None:
 async def test_both_queues_are_counted(broker: dict[str, Any]) -> None:
     case = Case()
     await case.session.ensure_declared(CONFIG)
-    broker |= {"ready": 3, "dead": 2}
+    broker |= {"ready": 3, "dead": 2, "consumers": 4}
     await case.session.count_messages()
     assert (case.session.ready, case.session.dead_letters) == (3, 2)
+    assert case.session.consumers == 4
+    broker["ready"] = BrokerUnavailable("lost")
+    await case.session.count_messages()
+    assert case.session.consumers is None
 
 
 async def test_what_cannot_be_counted_is_unknown_and_never_zero(broker: dict[str, Any]) -> None:
@@ -425,11 +456,11 @@ async def test_tasks_that_come_or_go_while_it_is_counted_are_no_messages_of_othe
     for before, after in ((7, 0), (0, 7)):
         case.dispatcher.published = before
 
-        async def ready_messages(channel: object, queue: str, after: int = after) -> int:
+        async def count_queue(channel: object, queue: str, after: int = after) -> QueueCounts:
             case.dispatcher.published = after
-            return 7
+            return QueueCounts(7, 0)
 
-        monkeypatch.setattr(broker_session, "ready_messages", ready_messages)
+        monkeypatch.setattr(broker_session, "count_queue", count_queue)
         await case.session.count_messages()
         assert case.session.estimate_backlog(waiting=0, published=after).backlog == after
 

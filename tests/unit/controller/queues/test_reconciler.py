@@ -66,6 +66,7 @@ class FakeSession:
         self.condition = Condition("BrokerConnected", True, "Connected", "")
         self.declared = True
         self.ready: int | None = 0
+        self.consumers: int | None = None
         self.dead_letters: int | None = 0
         self.secret = self.parameters = None
         self.error = ""

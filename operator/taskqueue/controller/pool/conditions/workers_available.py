@@ -19,6 +19,7 @@ def workers_available(
     desired: int,
     explanation: str,
     health: PoolHealth,
+    disconnected: str = "",
 ) -> Condition:
     """Return WorkersAvailable.
 
@@ -29,6 +30,7 @@ def workers_available(
         desired: the size decided.
         explanation: why it is that.
         health: how healthy the pool is.
+        disconnected: which workers run without a connection to the broker; "": none.
     """
     if not config.scales:
         return workers_elsewhere(_TYPE, None)
@@ -36,6 +38,8 @@ def workers_available(
         return Condition(_TYPE, False, refusal.reason, refusal.message)
     if health.reason:
         return Condition(_TYPE, False, health.reason, health.message)
+    if disconnected:
+        return Condition(_TYPE, False, "WorkersDisconnected", disconnected)
     if desired == 0:
         return Condition(_TYPE, True, "ScaledToZero", f"no worker is wanted: {explanation}")
     available = state.available if state is not None else 0
