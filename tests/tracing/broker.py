@@ -87,7 +87,9 @@ class _PikaChannel:
     add_on_cancel_callback = add_on_return_callback = add_on_close_callback
 
     def _answer(self, callback: Callable[[Any], None], **fields: Any) -> None:
-        method = SimpleNamespace(method=SimpleNamespace(message_count=0, **fields))
+        method = SimpleNamespace(
+            method=SimpleNamespace(message_count=0, consumer_count=0, **fields)
+        )
         self._loop.call_soon(callback, method)
 
     def exchange_declare(self, *_: Any, callback: Callable[[Any], None], **__: Any) -> None:

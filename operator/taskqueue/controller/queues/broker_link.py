@@ -193,7 +193,8 @@ class BrokerLink:
                     LinkDown(
                         "PermissionDenied" if problem.code == 403 else "BrokerRefused",
                         f"RabbitMQ at {self.parameters.address}: {problem}; the operator's broker "
-                        "user needs configure, write and read on names that start with taskqueue",
+                        "user needs configure, write and read on names that start with taskqueue, "
+                        "and write on amq.default",
                     )
                 )
             except TopologyConflict as problem:
