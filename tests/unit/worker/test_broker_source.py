@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -64,14 +65,13 @@ def test_a_pod_knows_the_secret_of_the_moment_and_what_its_template_sets(
         source = BrokerSource(environment, name)
         for secret in secrets:
             put(directory, secret, but=own)
-            merged = {**secret, **own}
-            expected = outcome(lambda merged=merged: BrokerParameters.from_mapping(merged))
+            expected = outcome(partial(BrokerParameters.from_mapping, {**secret, **own}))
             assert outcome(source.read) == expected
 
 
 @given(own=SECRETS)
 def test_without_files_the_environment_counts(own: dict[str, str]) -> None:
-    expected = outcome(lambda: BrokerParameters.from_mapping(own))
+    expected = outcome(partial(BrokerParameters.from_mapping, own))
     for directory in ("", "/nowhere"):
         assert outcome(BrokerSource(variables(own), directory).read) == expected
 

@@ -542,15 +542,18 @@ async def test_a_pool_with_lost_workers_is_not_held_back(case: PoolCase) -> None
     ],
     ids=["they send no heartbeats", "the operator has just connected", "not counted"],
 )
+@pytest.mark.parametrize(("available", "reason"), [(2, "Available"), (1, "Growing")])
 async def test_a_worker_is_not_called_disconnected_where_that_is_not_known(
-    case: PoolCase, unknown: WorkerObservations
+    case: PoolCase, unknown: WorkerObservations, available: int, reason: str
 ) -> None:
     case.cluster.add_pods("a", "b")
+    await case.reconcile(2, observations=unknown)
+    case.observe(2, available=available)
     for _ in range(20):
         await case.reconcile(2, observations=unknown)
     workers, _ = case.pool.conditions(CONFIG)
-    assert (workers.status, workers.reason) == (True, "Available")
-    assert case.cluster.lists == 0
+    assert (workers.status, workers.reason) == (True, reason)
+    assert bool(case.cluster.lists) == (available < 2), "listed for another reason only"
 
 
 async def test_a_container_has_time_to_connect(case: PoolCase) -> None:
