@@ -57,7 +57,12 @@ def find_disconnected(
     silent = [pod for pod in active if know.view(pod) is None]
     if len(silent) == len(active) and observations.consumers != 0:
         return ()
-    found = (pod for pod in silent if pod.started and know.age(pod) >= CONNECT_SECONDS)
+    # By a clock that is ahead it starts in the future: it has time to connect, too.
+    found = (
+        pod
+        for pod in silent
+        if pod.running_since is not None and wall - pod.running_since >= CONNECT_SECONDS
+    )
     return tuple(sorted(found, key=lambda pod: pod.name))
 
 

@@ -111,7 +111,7 @@ class WorkerKnowledge:
         if view is None:
             if not pod.started:
                 return PodOrder.EMPTY
-            silent = min(self.listened, self.age(pod))
+            silent = min(self.listened, self._age(pod))
             # A message that is with some worker may be with this one.
             idle = self.unused >= UNUSED_SECONDS or (others_are_heard and not pod.ready)
             if idle and silent >= WORKER_LOST_SECONDS:
@@ -123,8 +123,8 @@ class WorkerKnowledge:
             return PodOrder.DRAINING
         return PodOrder.AT_WORK
 
-    def age(self, pod: Pod) -> float:
-        """Return for how many seconds its container runs; a start in the future: another clock."""
+    def _age(self, pod: Pod) -> float:
+        """Seconds since its container started; a start in the future means another clock."""
         age = self.wall - (pod.running_since or 0.0)
         return age if age >= 0 else float("inf")
 
@@ -135,4 +135,4 @@ class WorkerKnowledge:
         # The start time is rounded down by up to a second. A report that a worker has stopped must
         # certainly be of this process; any other report only says that the pod is not silent.
         margin = 1.0 if view.state is WorkerState.STOPPED else 0.0
-        return self.age(pod) < self.now - view.seen + margin
+        return self._age(pod) < self.now - view.seen + margin

@@ -556,13 +556,14 @@ async def test_a_worker_is_not_called_disconnected_where_that_is_not_known(
     assert bool(case.cluster.lists) == (available < 2), "listed for another reason only"
 
 
-async def test_a_container_has_time_to_connect(case: PoolCase) -> None:
+@pytest.mark.parametrize("ahead", [0.0, 30.0], ids=["the same clock", "a clock ahead"])
+async def test_a_container_has_time_to_connect(case: PoolCase, ahead: float) -> None:
     case.cluster.add_pods("a", "b")
-    started = to_rfc3339(1_800_000_000 + case.now)
+    started = to_rfc3339(1_800_000_000 + case.now + ahead)
     (status,) = case.cluster.pods["b"]["status"]["containerStatuses"]
     status["state"]["running"]["startedAt"] = started
     lost = connected("a", consumers=1)
-    for _ in range(int((CONNECT_SECONDS - 10.0) / FIRST_PAUSE_SECONDS)):
+    for _ in range(int((CONNECT_SECONDS + ahead - 10.0) / FIRST_PAUSE_SECONDS)):
         await case.reconcile(2, observations=lost)
     workers, _ = case.pool.conditions(CONFIG)
     assert workers.status is True
