@@ -565,8 +565,8 @@ async def test_a_container_has_time_to_connect(case: PoolCase, ahead: float) -> 
     lost = connected("a", consumers=1)
     for _ in range(int((CONNECT_SECONDS + ahead - 10.0) / FIRST_PAUSE_SECONDS)):
         await case.reconcile(2, observations=lost)
-    workers, _ = case.pool.conditions(CONFIG)
-    assert workers.status is True
+        workers, _ = case.pool.conditions(CONFIG)
+        assert workers.status is True
     for _ in range(int(20.0 / FIRST_PAUSE_SECONDS)):
         await case.reconcile(2, observations=lost)
     workers, _ = case.pool.conditions(CONFIG)
