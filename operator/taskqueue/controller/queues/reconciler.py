@@ -1,8 +1,7 @@
 """Reconciles one TaskQueue: its broker link, its queues at the broker, its workers, its status.
 
 Each TaskQueue has one loop, which runs on request and at least once a second. A step that fails
-becomes a condition with a reason and is tried again; it never stops the other steps, nor another
-TaskQueue.
+becomes a condition with a reason and is tried again; no other step or TaskQueue waits for it.
 """
 
 from __future__ import annotations
