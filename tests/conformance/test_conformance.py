@@ -48,6 +48,10 @@ BROKEN = {
         Point.CHECKPOINTS,
         "with tq-checkpointed it is given back at once, without a run",
     ),
+    "runs_redelivered": (
+        Point.DELIVERIES,
+        "what another worker had is given back, and not run",
+    ),
     "claims_reserved_types": (
         Point.LIMITS,
         "an application's error UnknownHandler is not reserved",

@@ -187,8 +187,8 @@ func (d *dispatcher) admit(r *run) {
 	case d.stopping:
 		r.settled = true
 		r.reportReleased()
-	case r.deliveries > 0 && r.checkpointed != nil && *r.checkpointed:
-		d.log.Info("task.released", r.fields("reason", "delivered again: it needs its last checkpoint")...)
+	case r.deliveries > 0 && r.checkpointed != nil && (*r.checkpointed || !r.keyed()):
+		d.log.Info("task.released", r.fields("reason", "delivered again: the worker that had it may run it still")...)
 		r.settled = true
 		r.reportReleased()
 	case r.deliveries >= r.limit():

@@ -191,6 +191,14 @@ class TaskResourceStatus(ApiModel):
             "it holds none."
         ),
     )
+    attempt_timeout_seconds: int = Field(
+        0,
+        ge=0,
+        description=(
+            "How long the running attempt may take, in seconds: as it was when the attempt was "
+            "dispatched, whatever the defaults are now. Absent while no worker is known to run one."
+        ),
+    )
     snoozes: int = Field(
         0,
         ge=0,

@@ -69,6 +69,7 @@ class Heartbeat:
         running: attempts of Tasks it runs.
         state: what it is doing.
         busy: attempts and direct messages it runs; None: it does not count direct messages.
+        is_running_cut: ``running`` does not name all of them; set by `decode`.
     """
 
     namespace: str
@@ -81,6 +82,7 @@ class Heartbeat:
     running: tuple[RunningAttempt, ...]
     state: WorkerState
     busy: int | None = None
+    is_running_cut: bool = False
 
     @property
     def routing_key(self) -> str:
@@ -129,7 +131,7 @@ def decode(body: bytes) -> Heartbeat:
         raise ContractError(f"event type must be {_TYPE}, it is {event.type!r}")
     data = event.data
     try:
-        busy = data.get("busy")
+        busy, running = data.get("busy"), _list(data, "running")
         return Heartbeat(
             namespace=event.namespace,
             queue=event.name,
@@ -138,9 +140,10 @@ def decode(body: bytes) -> Heartbeat:
             cpus=float(_capacity("cpus", data.get("cpus") or 0)),
             slots=int(_capacity("slots", data["slots"])),
             handlers=tuple(str(name)[:HANDLER_NAME_LENGTH] for name in _list(data, "handlers")),
-            running=tuple(_decode_running(attempt) for attempt in _list(data, "running")),
+            running=tuple(_decode_running(attempt) for attempt in running),
             state=WorkerState(data["state"]),
             busy=None if busy is None else int(_capacity("busy", busy)),
+            is_running_cut=bool(data.get("runningCut")) or len(running) == LIST_LIMIT,
         )
     except ContractError:
         raise

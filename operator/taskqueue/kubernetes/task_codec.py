@@ -208,6 +208,8 @@ def _body(task: domain.Task, status: domain.TaskState, *, now: float) -> dict[st
         body["progress"] = _progress(status.progress)
     if status.concurrency_key:
         body["concurrencyKey"] = status.concurrency_key
+    if status.time_limit and status.phase is domain.Phase.RUNNING:
+        body["attemptTimeoutSeconds"] = status.time_limit
     if status.snoozes:
         body["snoozes"] = status.snoozes
     if status.checkpoint is not None:
@@ -251,6 +253,8 @@ def _bare(task: domain.Task, status: domain.TaskState) -> dict[str, Any]:
         body["history"] = [{"attempt": last.attempt, "outcome": last.outcome}]
     if status.concurrency_key:
         body["concurrencyKey"] = status.concurrency_key
+    if status.time_limit and status.phase is domain.Phase.RUNNING:
+        body["attemptTimeoutSeconds"] = status.time_limit
     if status.snoozes:
         body["snoozes"] = status.snoozes
     if status.payload_digest:
@@ -407,6 +411,7 @@ def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskState:
         ),
         worker=status.worker,
         concurrency_key=status.concurrency_key,
+        time_limit=status.attempt_timeout_seconds,
         snoozes=status.snoozes,
         checkpoint=None if status.checkpoint is None else orjson.dumps(status.checkpoint),
         payload_digest=status.payload_digest,

@@ -161,6 +161,8 @@ class TaskState:
             Written when anything is.
         payload_changed_time: when another one was published; None: the first is the only one.
         resumed_time: when the last suspension ended; the condition Suspended keeps it.
+        time_limit: seconds the present attempt was published with; 0: not known. Written while a
+            worker runs it, so that another leader judges it by that.
         running_since: when the attempt that runs began; not written, so unknown after a restart.
     """
 
@@ -178,6 +180,7 @@ class TaskState:
     concurrency_key: str = ""
     snoozes: int = 0
     resumed_time: float | None = None
+    time_limit: int = field(default=0, compare=False)
     running_since: float | None = field(default=None, compare=False)
     checkpoint: bytes | None = None
     payload_digest: str = field(default="", compare=False)

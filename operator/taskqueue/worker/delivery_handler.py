@@ -39,6 +39,7 @@ class DeliveryHandler:
         commands: the commands seen so far.
         by_token: the ids of runs whose token must not run a second time.
         is_executed: whether an earlier run of a token, disowned by now, is still executed.
+        on_checkpoint: called with what the handler of a message's run saves.
 
     Attributes:
         parked: messages moved to the dead queue because they cannot be read.
@@ -52,6 +53,7 @@ class DeliveryHandler:
         by_token: Mapping[str, int],
         *,
         is_executed: Callable[[str], bool],
+        on_checkpoint: Callable[[WorkMessage, bytes], None],
     ) -> None:
         self.parked = 0
         self._settings = settings
@@ -59,6 +61,7 @@ class DeliveryHandler:
         self._commands = commands
         self._by_token = by_token
         self._is_executed = is_executed
+        self._on_checkpoint = on_checkpoint
         self._direct_limits = DirectLimits(settings)
         self._direct_task = f"{settings.namespace}/{settings.queue}"
 
@@ -133,7 +136,7 @@ class DeliveryHandler:
             message,
             payload_of(message),
             redelivered=deliveries > 0,
-            on_checkpoint=partial(self._reporter.save_checkpoint, message),
+            on_checkpoint=partial(self._on_checkpoint, message),
         )
         return TaskRun(
             message.token,
@@ -143,7 +146,7 @@ class DeliveryHandler:
             message.timeout_seconds,
             attempt,
             message,
-            checkpointed=bool(message.checkpointed),
+            returned=_is_returned(message, deliveries),
         )
 
     def _direct_run(self, delivery: Delivery, message: DirectMessage) -> DirectRun:
@@ -185,3 +188,13 @@ class DeliveryHandler:
     def _on_parked(self, acknowledger: Acknowledger, tag: int) -> None:
         self.parked += 1
         acknowledger.confirm(tag)
+
+
+def _is_returned(message: WorkMessage, deliveries: int) -> bool:
+    """Return whether a message goes back to the operator unless this is its first delivery.
+
+    Older operators would not count its deliveries, and a Task that kills its workers would do so
+    forever.
+    """
+    counted, keyed = message.checkpointed is not None, message.fence is not None
+    return deliveries > 0 and counted and (bool(message.checkpointed) or not keyed)

@@ -4,7 +4,8 @@ Pure: no clock, no I/O; what to do is data (`run_effects`), and the runtime does
 whatever comes:
 
 * A delivery is acknowledged only after the broker has confirmed the report about it.
-* A redelivered attempt that has a checkpoint is given back: the operator knows the last one.
+* A redelivered attempt is given back: the operator knows whether the worker that had it before runs
+  it still, and its last checkpoint. A keyed one without a checkpoint runs: that worker has stopped.
 * The end of a run is decided once: a later result is logged and dropped.
 * A direct message is acknowledged, rejected for another try, or dead-lettered; its end is published
   before it leaves the queue. A failure that is tried again is not an end.
@@ -68,6 +69,9 @@ Transition = tuple[RunState | None, tuple[Effect, ...]]
 
 _ENQUEUE: tuple[Effect, ...] = (effects.Enqueue(),)
 _RELEASED = effects.Log("info", "task.released", {})
+_RETURNED = effects.Log(
+    "info", "task.released", {"reason": "delivered again: the worker that had it may run it still"}
+)
 _CHECKPOINT_NEEDED = effects.Log(
     "info", "task.released", {"reason": "delivered again: it needs its last checkpoint"}
 )
@@ -101,8 +105,8 @@ def admit(
     if draining:
         return _end(run, receipts, Released(), _RELEASED)
     if run.deliveries:
-        if run.checkpointed:  # the operator counts what was lost since the last checkpoint
-            return _end(run, receipts, Released(), _CHECKPOINT_NEEDED)
+        if run.returned:  # the operator counts the deliveries
+            return _end(run, receipts, Released(), _RETURNED)
         if run.deliveries >= run.max_deliveries:
             lost = WorkerLost(run.deliveries)
             return _end(run, receipts, lost, effects.LogEnd(lost))
@@ -118,6 +122,16 @@ def admit(
 def step(state: RunState, event: events.Event) -> Transition:
     """Return what follows from an event."""
     return _REACTIONS[type(event)](state, event)
+
+
+def owns_token(state: RunState) -> bool:
+    """Return whether what an execution says counts: no other run can have its token.
+
+    That of a released run is free before its execution has ended.
+    """
+    if isinstance(state, Ending):
+        return state.pending is not None
+    return isinstance(state, Running) and bool(state.run.token)
 
 
 def _on_slot_free(state: RunState, event: events.SlotFree) -> Transition:

@@ -89,7 +89,8 @@ class Run:
         deliveries: how often the broker had delivered it before.
         max_deliveries: delivered this often before, it is not run.
         timeout_seconds: how long it may run.
-        checkpointed: the operator had a checkpoint of it, and may have a later one by now.
+        returned: delivered before, it is given back: the operator knows whether another worker runs
+            it, and its last checkpoint.
     """
 
     token: str
@@ -98,7 +99,7 @@ class Run:
     max_deliveries: int
     timeout_seconds: float
     _: KW_ONLY
-    checkpointed: bool = False
+    returned: bool = False
 
 
 @record

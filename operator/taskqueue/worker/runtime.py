@@ -20,6 +20,7 @@ from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection
 from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import RunningAttempt
+from taskqueue.contract.work import WorkMessage
 from taskqueue.logs import EventLog
 from taskqueue.worker import run_effects as effects
 from taskqueue.worker import run_events as events
@@ -31,7 +32,7 @@ from taskqueue.worker.keyed_guard import KeyedGuard, abort_process
 from taskqueue.worker.outcome import not_snoozed
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 from taskqueue.worker.prefetch import PrefetchRule
-from taskqueue.worker.run_machine import Transition, admit, step
+from taskqueue.worker.run_machine import Transition, admit, owns_token, step
 from taskqueue.worker.run_queue import RunQueue
 from taskqueue.worker.run_reporter import RunReporter
 from taskqueue.worker.run_state import Ending, Receipt, Run, Running, RunState
@@ -95,6 +96,7 @@ class Runtime:
             self._commands,
             self._by_token,
             is_executed=lambda token: self._ending_id(token) is not None,
+            on_checkpoint=self._on_checkpoint,
         )
         self._guard = KeyedGuard(loop, on_silence=self._on_silence)
         self._prefetch_rule = PrefetchRule(settings.slots)
@@ -344,6 +346,11 @@ class Runtime:
         self._send(run_id, events.ExecutionEnded(result))
         self._update_prefetch()
         self._fill_slots()
+
+    def _on_checkpoint(self, message: WorkMessage, checkpoint: bytes) -> None:
+        executed = (self._states[run_id] for run_id in self._executions)
+        if any(owns_token(one) and cast(TaskRun, one.run).message is message for one in executed):
+            self._reporter.save_checkpoint(message, checkpoint)
 
     def _on_attempt_due(self, run_id: int, killable: bool) -> None:
         self._send(run_id, events.AttemptDue(self._loop.time(), killable))

@@ -92,7 +92,7 @@ class WorkerService:
             settings.broker,
             name=f"worker {settings.pod} outcomes",
             outbox=self._outbox,
-            on_ready=self._runtime.on_publisher_ready,
+            on_ready=self._on_publisher_ready,
         )
         self._consumer = Consumer(
             settings.broker,
@@ -295,6 +295,10 @@ class WorkerService:
             await asyncio.wait({finished}, timeout=last - self._loop.time())
         if not finished.done():
             log.warning("outcome.not_confirmed", outstanding=self._outbox.outstanding)
+
+    def _on_publisher_ready(self) -> None:
+        self._runtime.on_publisher_ready()
+        self._heartbeats.send_soon()  # others may have got what runs here
 
     def _on_runtime_changed(self) -> None:
         self._consumer.want_prefetch(self._runtime.prefetch)

@@ -14,8 +14,8 @@ _task_run = DeliveryHandler._task_run
 
 
 def _run_anyway(self: DeliveryHandler, delivery: Delivery, message: WorkMessage) -> TaskRun:
-    known = message.checkpointed and replace(message, checkpointed=False)
-    return _task_run(self, delivery, known or message)
+    run = _task_run(self, delivery, message)
+    return replace(run, returned=run.returned and not message.checkpointed)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ SCENARIOS = (
     ScenarioEntry("deaf-timeout", Point.CUT_OFF, cut_off.a_deaf_execution_times_out),
     ScenarioEntry("running", Point.RUNNING, running.busy),
     ScenarioEntry("kills", Point.DELIVERIES, deliveries.killed_until_the_limit),
+    ScenarioEntry("given-back", Point.DELIVERIES, deliveries.given_back),
     ScenarioEntry(
         "exchanges", Point.RECONNECTING, reconnecting.exchanges_deleted, own_broker_env=True
     ),

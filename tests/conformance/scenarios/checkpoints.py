@@ -29,7 +29,8 @@ async def saved_and_given_back(scenario: Scenario) -> None:
         await scenario.ends_with(token, EventKind.SUCCEEDED)
         expect(not inbox.events(token, EventKind.CHECKPOINT), "checkpoints are reported")
     await scenario.wait_settled()
-    unknown = await scenario.publish("steps", payload={"steps": 1, "seconds": 60})
+    # Without a key it would be given back at once.
+    unknown = await scenario.publish("steps", payload={"steps": 1, "seconds": 60}, fence=7)
     async with scenario.check("kill -9: the message is delivered again"):
         await inbox.event(unknown, EventKind.STARTED)
         await worker.kill()

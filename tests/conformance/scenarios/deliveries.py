@@ -9,7 +9,8 @@ from tests.conformance.scenario import Scenario
 
 async def killed_until_the_limit(scenario: Scenario) -> None:
     trace = scenario.trace()
-    token = await scenario.publish("sleep", trace, payload={"seconds": 60}, max_deliveries=2)
+    older = {"max_deliveries": 2, "checkpointed": None}  # an operator that does not count
+    token = await scenario.publish("sleep", trace, payload={"seconds": 60}, **older)
     for number in (1, 2):
         worker = await scenario.start(slots=1)
         async with scenario.check(f"kill -9: the message is delivered and runs, time {number}"):
@@ -20,6 +21,25 @@ async def killed_until_the_limit(scenario: Scenario) -> None:
         await scenario.ends_with(token, EventKind.FAILED, "WorkerLost")
         expect(len(trace.begun) == 2, f"it ran {len(trace.begun)} times")
         await scenario.wait_settled()
+
+
+async def given_back(scenario: Scenario) -> None:
+    trace = scenario.trace()
+    token = await scenario.publish("sleep", trace, payload={"seconds": 60}, max_deliveries=1)
+    worker = await scenario.start(slots=1)
+    await trace.until(begun=1)
+    await worker.kill()
+    await scenario.broker_env.wait_for_ready(scenario.queue, 1)
+    await scenario.ready(slots=1)
+    async with scenario.check("what another worker had is given back, and not run"):
+        event = await scenario.ends_with(token, EventKind.RELEASED)
+        expect(event.deliveries == 1, f"deliveries is {event.deliveries}")
+        await scenario.wait_settled()
+        expect(len(trace.begun) == 1, f"it ran {len(trace.begun)} times")
+    async with scenario.check("published again it runs, though its token was given back"):
+        await scenario.publish("sleep", trace, payload={"seconds": 0}, token=token)
+        ends = [await scenario.end(token, number=2)]
+        expect(ends[0].kind is EventKind.SUCCEEDED, f"the outcome is {ends[0].kind.value}")
 
 
 async def counted_and_remembered(scenario: Scenario) -> None:

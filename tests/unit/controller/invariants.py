@@ -214,4 +214,4 @@ def _places(dispatcher: Dispatcher) -> Iterator[str]:
         yield from queue.places
     yield from dispatcher._loading
     yield from dispatcher._claiming
-    yield from dispatcher._published
+    yield from dispatcher.attempts

@@ -343,7 +343,7 @@ class Model:
         if dispatcher.publisher is None:
             return
         now = self.loop.time()
-        for uid, since in dispatcher._published._published.items():
+        for uid, since in dispatcher.attempts._published.items():
             if since is not None and now - since > TIMEOUT + REPORT_GRACE_SECONDS:
                 token = self.harness.token(self.harness.entries[uid])
                 for message in self.messages:

@@ -16,6 +16,7 @@ from taskqueue import Context
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind
 from taskqueue.limits import CHECKPOINT_BYTES
+from taskqueue.model.command import CommandKind
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.executors.function import FunctionExecutor
 from taskqueue.worker.outcome import raised
@@ -167,6 +168,50 @@ async def test_the_latest_checkpoint_waits_for_the_one_before_and_comes_before_t
 
 
 @pytest.mark.looptime
+@pytest.mark.parametrize("how", ["grace ended", "cancelled", "released", "timed out"])
+async def test_what_is_saved_after_the_end_was_decided_is_not_published(how: str) -> None:
+    harness = RuntimeHarness()
+    message = work("k.1", timeout_seconds=5)
+    harness.deliver(message)
+    save = harness.executor.started[0].attempt.on_checkpoint
+    assert save is not None
+    save(b'{"step":1}')
+    match how:
+        case "grace ended":
+            harness.runtime.begin_drain()
+            harness.runtime.release_running()
+        case "cancelled":
+            harness.command(CommandKind.CANCEL)
+        case "released":
+            harness.command(CommandKind.RELEASE)
+        case "timed out":
+            await asyncio.sleep(6)
+    save(b'{"step":2}')
+    await asyncio.sleep(1)
+    published = [one.event for one in harness.publisher.settle()]
+    assert [one.checkpoint for one in published if one.kind is EventKind.CHECKPOINT] == [
+        {"step": 1}
+    ]
+    assert harness.publisher.published == []
+
+
+@pytest.mark.looptime
+async def test_a_keyed_run_saves_checkpoints_until_its_end_is_published() -> None:
+    harness = RuntimeHarness()
+    harness.deliver(work("k.1", fence=7))
+    (execution,) = harness.executor.started
+    save = execution.attempt.on_checkpoint
+    assert save is not None
+    harness.command(CommandKind.CANCEL)
+    save(b'{"step":1}')
+    assert [one.event.checkpoint for one in harness.publisher.settle()] == [{"step": 1}]
+    execution.succeed()
+    save(b'{"step":2}')
+    kinds = [one.event.kind for one in harness.publisher.settle()]
+    assert kinds == [EventKind.CANCELLED]
+
+
+@pytest.mark.looptime
 async def test_a_redelivered_attempt_with_a_checkpoint_is_given_back_with_its_deliveries() -> None:
     harness = RuntimeHarness()
     message = work("k.1", checkpoint=b'{"step":1}', checkpointed=True)
@@ -184,13 +229,13 @@ async def test_a_redelivered_attempt_with_a_checkpoint_is_given_back_with_its_de
 @pytest.mark.parametrize(
     ("checkpointed", "deliveries", "known"),
     [(False, 0, True), (False, 1, False), (None, 1, True)],
-    ids=["first delivery", "redelivered", "of an older operator"],
+    ids=["first delivery", "redelivered with a key", "of an older operator"],
 )
 async def test_a_message_says_whether_the_last_checkpoint_is_known(
     checkpointed: bool | None, deliveries: int, known: bool
 ) -> None:
     harness = RuntimeHarness()
-    harness.deliver(work("k.1", checkpointed=checkpointed), deliveries=deliveries)
+    harness.deliver(work("k.1", checkpointed=checkpointed, fence=7), deliveries=deliveries)
     (execution,) = harness.executor.started
     assert execution.attempt.checkpoint_known == known
     assert (execution.attempt.on_checkpoint is None) == (checkpointed is None)

@@ -50,7 +50,7 @@ async def test_a_queued_attempt_is_answered_and_never_starts(
     harness = RuntimeHarness(slots=1)
     harness.deliver(work("running"))
     harness.deliver(work("waiting"))
-    harness.deliver(work("suspect"), deliveries=1)
+    harness.deliver(work("suspect", checkpointed=None), deliveries=1)
     harness.command(kind, "waiting")
     harness.command(kind, "suspect")
     assert harness.reported == [(answer, "waiting"), (answer, "suspect")]

@@ -152,7 +152,8 @@ RUNS = st.builds(
     deliveries=st.integers(0, 3),
     max_deliveries=st.integers(1, 3),
     timeout_seconds=st.sampled_from([0.3, 0.5, 5.0, 60.0]),
-).filter(lambda each: bool(each.token) or not each.keyed)
+    returned=st.booleans(),
+).filter(lambda each: bool(each.token) or not (each.keyed or each.returned))
 
 RESULTS = st.builds(
     Result,
@@ -284,13 +285,13 @@ def test_a_lowered_prefetch_releases_only_tasks_never_delivered_before() -> None
     assert effects.Dequeue() in step(Queued(run(), ("a",)), lowered)[1]
 
 
-def test_a_redelivered_attempt_with_a_checkpoint_is_given_back_however_often_it_was_lost() -> None:
-    once = replace(run(deliveries=1), checkpointed=True)
+def test_a_redelivered_attempt_is_given_back_however_often_it_was_lost() -> None:
+    once = replace(run(deliveries=1), returned=True)
     after, todo = admit(once, ("a",), 0.0, slot_free=True, draining=False)
     assert isinstance(after, Ended)
     assert after.awaited == Released()
     assert effects.PublishOutcome(Released()) in todo
-    fresh = replace(once, deliveries=0)
+    fresh = run()
     assert isinstance(admit(fresh, ("a",), 0.0, slot_free=True, draining=False)[0], Running)
     last = replace(once, deliveries=once.max_deliveries)
     after, _ = admit(last, ("a",), 0.0, slot_free=True, draining=False)

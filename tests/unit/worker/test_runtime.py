@@ -154,9 +154,10 @@ async def test_a_handler_that_outlives_its_time_out_is_called_stuck_once(
 
 async def test_an_attempt_delivered_too_often_is_not_run() -> None:
     harness = RuntimeHarness()
-    harness.deliver(work("a", max_deliveries=2), deliveries=1)
+    older = {"checkpointed": None, "max_deliveries": 2}  # an operator that does not count
+    harness.deliver(work("a", **older), deliveries=1)
     assert len(harness.executor.started) == 1
-    harness.deliver(work("b", max_deliveries=2), deliveries=2)
+    harness.deliver(work("b", **older), deliveries=2)
     assert len(harness.executor.started) == 1
     (published,) = harness.publisher.settle()
     assert published.event.error is not None
@@ -164,6 +165,27 @@ async def test_an_attempt_delivered_too_often_is_not_run() -> None:
     assert "2 times" in published.event.error.message
     await turn()
     assert harness.channel.settled == [("ack", 2, False)]
+
+
+@pytest.mark.parametrize("deliveries", [1, 3, 19])
+@pytest.mark.parametrize("fence", [None, 7])
+@pytest.mark.parametrize("checkpointed", [None, False, True])
+async def test_what_is_delivered_again_is_given_back_unless_nobody_else_can_run_it(
+    checkpointed: bool | None, fence: int | None, deliveries: int
+) -> None:
+    harness = RuntimeHarness()
+    message = work("a", checkpointed=checkpointed, fence=fence, max_deliveries=20)
+    harness.deliver(message, deliveries=deliveries)
+    runs = checkpointed is None or (fence is not None and not checkpointed)
+    assert len(harness.executor.started) == runs
+    if not runs:
+        (published,) = harness.publisher.settle()
+        event = published.event
+        assert (event.kind, event.deliveries) == (EventKind.RELEASED, deliveries)
+        await turn()
+        assert harness.channel.settled == [("ack", 1, False)]
+        harness.deliver(message)
+        assert len(harness.executor.started) == 1, "it was published again"
 
 
 async def test_a_token_that_is_running_is_not_run_twice() -> None:
@@ -212,11 +234,12 @@ async def test_after_a_lost_channel_running_attempts_report_and_queued_ones_are_
     harness.deliver(work("running"), deliveries=1)
     harness.deliver(work("waiting"), deliveries=1)
     assert len(harness.executor.started) == 1, "the running one is joined, not run again"
+    assert harness.reported == [("task.released", "waiting")]
     harness.executor.started[0].succeed()
-    assert [each.attempt.uid for each in harness.executor.started] == ["uid-running", "uid-waiting"]
+    assert len(harness.executor.started) == 1
     harness.publisher.settle()
     await turn()
-    assert new.settled == [("ack", 1, False)]
+    assert new.settled == [("ack", 2, True)]
     assert old.settled in ([], [("ack", 1, False)]), "at most to the dead channel, which drops it"
 
 
@@ -308,7 +331,7 @@ async def test_a_redelivery_lowers_the_prefetch_and_runs_after_what_waits() -> N
     run_short(harness, 2 * ENOUGH_RUNS)
     harness.deliver(work("running"))
     harness.deliver(direct())
-    harness.deliver(work("suspect"), deliveries=1)
+    harness.deliver(work("suspect", checkpointed=None), deliveries=1)
     assert harness.runtime.prefetch == 1
     harness.executor.started[-1].succeed()
     assert harness.executor.started[-1].attempt.uid == "order-7"

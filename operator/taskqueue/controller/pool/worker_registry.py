@@ -140,14 +140,18 @@ class WorkerRegistry:
             or self._workers.get(worker.pod) != described
         )
 
-    def on_pods_listed(self, pods: Collection[str]) -> None:
+    def on_pods_listed(self, pods: Collection[str]) -> frozenset[str]:
         """Remove the stopped workers whose pod is not among ``pods``.
 
         The others stay: a worker may run outside of any pod.
+
+        Returns:
+            The pods that were among those listed before, and are gone.
         """
-        self._pods = frozenset(pods)
-        for pod in self._views.keys() - self._workers.keys() - set(pods):
+        before, self._pods = self._pods, frozenset(pods)
+        for pod in self._views.keys() - self._workers.keys() - self._pods:
             del self._views[pod]
+        return before - self._pods
 
     def _forget_one(self) -> None:
         unproven = (

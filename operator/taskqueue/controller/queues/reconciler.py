@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from taskqueue.amqp.parameters import BrokerParameters
@@ -97,7 +97,7 @@ class QueueReconciler:
             clock=clock,
             send_drain=dispatcher.send_drain,
             installation=installation,
-            on_pods=self.registry.on_pods_listed,
+            on_pods=self._on_pods_listed,
             sizing_conflict=sizing_conflict,
             monotonic=self._now,
         )
@@ -199,6 +199,10 @@ class QueueReconciler:
             self._dispatcher.on_handlers_registered(heartbeat.handlers)
         if changed:
             self.request_reconcile()
+
+    def _on_pods_listed(self, pods: Collection[str]) -> None:
+        for pod in self.registry.on_pods_listed(pods):
+            self._dispatcher.on_running_reported(pod, ())
 
     def _drop_lost_workers(self) -> None:
         for pod in self.registry.pop_lost(self._now()):

@@ -27,6 +27,7 @@ from taskqueue.controller.tasks.command_outbox import CommandOutbox
 from taskqueue.controller.tasks.concurrency_keys import KeySlots
 from taskqueue.controller.tasks.dispatch_queue import DispatchQueue
 from taskqueue.controller.tasks.events import (
+    AttemptMissed,
     AttemptUnreported,
     Confirmation,
     Event,
@@ -115,7 +116,8 @@ class Dispatcher:
         #: Those whose turn it is as soon as their payload is read.
         self._loading: set[str] = set()
         self._claiming: set[str] = set()
-        self._published = PublishedAttempts(
+        #: Those in the broker or with a worker.
+        self.attempts = PublishedAttempts(
             timeout_of=lambda uid: self._tasks[uid].attempt_seconds(self.policy(self._tasks[uid])),
             clock=clock,
             on_unreported=lambda uid, seconds: send(uid, AttemptUnreported(seconds)),
@@ -166,11 +168,11 @@ class Dispatcher:
     @property
     def published(self) -> int:
         """Tasks in the broker or with a worker."""
-        return len(self._published)
+        return len(self.attempts)
 
     def pop_most_published(self) -> int:
         """Return the most messages of Tasks that were at the broker since this was last asked."""
-        return self._published.pop_most()
+        return self.attempts.pop_most()
 
     @property
     def publisher(self) -> Publisher | None:
@@ -198,7 +200,7 @@ class Dispatcher:
         """Publish from now on; the queue is declared."""
         self._publisher = publisher
         self._paused_until = 0.0
-        self._published.restart_timeouts()
+        self.attempts.restart_timeouts()
         self.commands.open(publisher)
         self._on_open(self.key, publisher)
         self._plan_pump()
@@ -214,10 +216,10 @@ class Dispatcher:
         Returns:
             How many Tasks that are.
         """
-        before = len(self._published)
-        for uid in list(self._published):
+        before = len(self.attempts)
+        for uid in list(self.attempts):
             self._send(uid, MessagesLost())
-        return before - len(self._published)
+        return before - len(self.attempts)
 
     def on_ready_count(self, ready: int, *, reporting: bool) -> None:
         """Take the broker's count of messages no worker has; see `PublishedAttempts`.
@@ -226,7 +228,7 @@ class Dispatcher:
             ready: the count.
             reporting: whether the broker takes what workers report.
         """
-        self._published.on_ready_count(ready, reporting=reporting)
+        self.attempts.on_ready_count(ready, reporting=reporting)
 
     def pause(self) -> None:
         """Publish nothing for a moment."""
@@ -272,7 +274,7 @@ class Dispatcher:
             raise RuntimeError(f"nothing can be published to {self.key[0]}/{self.key[1]}")
         uid, attempt, epoch = message.uid, message.attempt, message.epoch
         self._claiming.discard(uid)
-        self._published.add(uid)
+        self.attempts.add(uid)
         self._published_counter.inc()
         self._publisher.publish(
             WORK_EXCHANGE,
@@ -297,13 +299,10 @@ class Dispatcher:
         else:
             self._give_turn(uid, config.per_key)
 
-    def mark_confirmed(self, uid: str) -> None:
-        """Take note that the broker has the message of a Task."""
-        self._published.mark_confirmed(uid)
-
-    def mark_delivered(self, uid: str, seconds: float) -> None:
-        """Take note that a worker has had the attempt of a Task for these seconds."""
-        self._published.mark_delivered(uid, seconds)
+    def on_running_reported(self, worker: str, uids: Collection[str]) -> None:
+        """Take note that a worker runs the attempts of these Tasks and no others."""
+        for uid in self.attempts.missed_by(worker, uids):
+            self._send(uid, AttemptMissed(worker))
 
     def on_handlers_registered(self, names: Collection[str]) -> None:
         """Try the Tasks at once that have waited for a worker with one of these handlers."""
@@ -323,7 +322,7 @@ class Dispatcher:
     def adopt_key(self, uid: str, key: str) -> None:
         """Take a Task that holds its key, and is published, by what a former leader recorded."""
         self._keys.assign(key, uid)
-        self._published.add(uid)
+        self.attempts.add(uid)
 
     def release_key(self, uid: str, key: str) -> None:
         """Take a key from a Task that holds it or waits for it."""
@@ -377,7 +376,7 @@ class Dispatcher:
     def _remove(self, uid: str) -> None:
         if self.missing.handlers:
             self.missing.end_try(uid)
-        if not self._published.discard(uid):
+        if not self.attempts.discard(uid):
             self._claiming.discard(uid)
             self._loading.discard(uid)
             self._queue.discard(uid)
@@ -409,7 +408,7 @@ class Dispatcher:
             if now < self._paused_until:
                 self._plan_pump(self._paused_until - now)
                 return
-            if len(self._published) + len(self._claiming) + len(self._loading) >= window:
+            if len(self.attempts) + len(self._claiming) + len(self._loading) >= window:
                 return
             uid = self._queue.pop()
             if uid is None:

@@ -83,6 +83,13 @@ class MarkDelivered:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitWorker:
+    """Send `AttemptMissed` when a heartbeat of this worker does not name the attempt."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class NoteHandlerMissing:
     """A worker did not know the Task's handler."""
 
@@ -227,6 +234,7 @@ Effect = (
     | Publish
     | MarkConfirmed
     | MarkDelivered
+    | AwaitWorker
     | NoteHandlerMissing
     | NoteHandlerFound
     | PauseDispatch

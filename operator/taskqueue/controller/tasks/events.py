@@ -19,6 +19,8 @@ class Timer(Enum):
     WRITE = auto()
     #: The object of a Task whose status was refused is to be read.
     READ = auto()
+    #: A worker that has its attempt without a message may be lost by now.
+    LOST = auto()
 
 
 class Confirmation(Enum):
@@ -130,12 +132,13 @@ class AttemptStarted(AttemptReport):
 
 @dataclass(frozen=True, slots=True)
 class AttemptReleased(AttemptReport):
-    """A worker gave the attempt back unfinished: publish it again.
+    """``worker`` gave the attempt back unfinished.
 
     ``deliveries``: how often the broker had delivered its message before.
     """
 
     deliveries: int = 0
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +195,13 @@ class HeartbeatSeen:
 
     worker: str
     progress: ProgressState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptMissed:
+    """The worker whose attempt's message was given back says no more that it runs it."""
+
+    worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +279,7 @@ Event = (
     | AttemptReport
     | HandlerRegistered
     | HeartbeatSeen
+    | AttemptMissed
     | AttemptUnreported
     | StatusWritten
     | StatusRejected

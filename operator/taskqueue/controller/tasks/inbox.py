@@ -197,7 +197,7 @@ class Inbox:
             case EventKind.CHECKPOINT:
                 return events.CheckpointSaved(about, orjson.dumps(report.checkpoint))
             case EventKind.RELEASED:
-                return events.AttemptReleased(about, max(report.deliveries, 0))
+                return events.AttemptReleased(about, max(report.deliveries, 0), report.worker)
             case EventKind.CANCELLED:
                 return events.AttemptStopped(about)
         end = AttemptEnd(
@@ -243,6 +243,9 @@ class Inbox:
             HEARTBEATS_DROPPED.labels("foreign").inc()
             return
         proven = [self._on_running(key, said.pod, attempt, source) for attempt in said.running]
+        dispatcher = self._dispatcher_of(key)
+        if dispatcher is not None and not said.is_running_cut:
+            dispatcher.on_running_reported(said.pod, {one.uid for one in said.running})
         self._listener.on_heartbeat(said, proven=any(proven))
 
     def _on_running(

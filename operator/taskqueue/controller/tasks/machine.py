@@ -13,6 +13,7 @@ it. What must hold whatever comes:
   a process that led when the write was done. It is never published beside itself.
 * A checkpoint is acknowledged when a write that contains it has succeeded, or a later checkpoint or
   the end of the Task has replaced it. What is published carries the last one.
+* An attempt is not published beside a worker that runs it: `lost_attempts` has when that is lost.
 * A status the API server refuses for good is written in short; `refusals` has what follows if that
   is refused too, or another writer has raised attempts or epoch.
 
@@ -25,8 +26,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from taskqueue.controller.tasks import effects, events, lifecycle, refusals
-from taskqueue.controller.tasks.lifecycle import AttemptEnd, Verdict
+from taskqueue.controller.tasks import effects, events, lifecycle, lost_attempts, refusals
+from taskqueue.controller.tasks.lifecycle import Verdict
 from taskqueue.controller.tasks.missing_handlers import UNKNOWN_HANDLER
 from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TaskStage, TrackedTask
 from taskqueue.controller.tasks.transition import (
@@ -150,44 +151,21 @@ def _on_publish_settled(draft: Draft, event: events.PublishSettled) -> None:
 def _on_messages_lost(draft: Draft, event: events.MessagesLost) -> None:
     if draft.tracked.key:
         draft.update(maybe_published=True)  # a worker may still run it
-    else:
+    elif not draft.tracked.returned:  # else its message was not there
         draft.enqueue()
 
 
 def _on_started(draft: Draft, event: events.AttemptStarted) -> None:
     draft.count_on(event)
+    draft.keep_alive()
     draft.do(effects.Acknowledge((event.about.receipt,)))
     draft.start(event.about.attempt, event.worker, ago=STARTED_AFTER_SECONDS)
-
-
-def _on_released(draft: Draft, event: events.AttemptReleased) -> None:
-    """Publish the attempt again; its token stays good.
-
-    Not so with a concurrency key: this report may come twice, and the second must not have the
-    Task run beside itself. It is claimed again, so that its fencing number grows.
-
-    A redelivered attempt may be given back for its checkpoint, which the old message has not. Its
-    lost deliveries are counted here then, or a Task that kills its workers would do so forever.
-    """
-    spent = draft.tracked.deliveries + event.deliveries
-    if event.deliveries and spent >= draft.policy.max_deliveries:
-        end = AttemptEnd(
-            attempt=event.about.attempt, epoch=event.about.epoch, now=draft.environment.now
-        )
-        _on_failed(draft, events.AttemptFailed(event.about, end, lifecycle.LOST_TOO_OFTEN))
-        return
-    draft.count_on(event)
-    draft.update(deliveries=spent)
-    draft.acknowledge_unfinished(event.about.receipt)
-    release = lifecycle.recalled if draft.tracked.key else lifecycle.released
-    draft.change(release(draft.tracked.status))
-    draft.enqueue()
-    draft.reconcile()
 
 
 def _on_checkpoint_saved(draft: Draft, event: events.CheckpointSaved) -> None:
     """Keep what the handler saved; it is progress, so what was lost before counts no more."""
     draft.count_on(event)
+    draft.keep_alive()
     draft.drop_checkpoint_receipt()
     receipt = event.about.receipt
     draft.update(
@@ -253,18 +231,8 @@ def _on_succeeded(draft: Draft, event: events.AttemptSucceeded) -> None:
 
 def _on_failed(draft: Draft, event: events.AttemptFailed) -> None:
     draft.count_on(event)
-    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt), deliveries=0)
-    status = lifecycle.failed(
-        draft.tracked.status,
-        event.end,
-        event.failure,
-        policy=draft.policy,
-        random=draft.environment.random,
-    )
-    if status.phase.terminal:
-        draft.finish(status)
-    else:
-        draft.go_on(status)
+    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+    draft.fail(event.end, event.failure)
 
 
 def _on_stale_report(draft: Draft, event: events.AttemptReport) -> None:
@@ -284,8 +252,7 @@ def _on_stale_report(draft: Draft, event: events.AttemptReport) -> None:
 
 def _on_heartbeat(draft: Draft, event: events.HeartbeatSeen) -> None:
     tracked = draft.tracked
-    if tracked.published_elsewhere:
-        draft.update(heard_at=draft.environment.monotonic)
+    draft.keep_alive()
     # Its start may have been reported to a leader that did not live to write it.
     if not tracked.is_running and tracked.stage is TaskStage.PUBLISHED:
         draft.start(tracked.status.current_attempt, event.worker, ago=0.0)  # at least
@@ -295,7 +262,7 @@ def _on_heartbeat(draft: Draft, event: events.HeartbeatSeen) -> None:
 
 def _on_unreported(draft: Draft, event: events.AttemptUnreported) -> None:
     tracked = draft.tracked
-    if draft.may_run_on(event.seconds):
+    if lost_attempts.may_run_on(draft, event.seconds):
         return
     draft.do(effects.Log("warning", "attempt.unreported", {"worker": tracked.status.worker}))
     if tracked.maybe_published and not tracked.is_running:
@@ -304,7 +271,7 @@ def _on_unreported(draft: Draft, event: events.AttemptUnreported) -> None:
         draft.go_on(lifecycle.recalled(tracked.status))
         draft.write(urgent=True)
         return
-    status = draft.unreported_status(event)
+    status = lost_attempts.unreported_status(draft, event)
     if status.phase.terminal:
         draft.end(status)
         return
@@ -374,6 +341,9 @@ def _on_timer(draft: Draft, event: events.TimerFired) -> None:
     if event.timer is events.Timer.READ:
         refusals.on_read_due(draft)
         return
+    if event.timer is events.Timer.LOST:
+        lost_attempts.on_lost_due(draft)
+        return
     draft.update(write_at=None)
     tracked = draft.tracked
     if tracked.stage is TaskStage.FINISHED:
@@ -407,7 +377,7 @@ _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
     events.PublishSettled: _on_publish_settled,
     events.MessagesLost: _on_messages_lost,
     events.AttemptStarted: _on_started,
-    events.AttemptReleased: _on_released,
+    events.AttemptReleased: lost_attempts.on_released,
     events.CheckpointSaved: _on_checkpoint_saved,
     events.AttemptStopped: _on_stopped,
     events.AttemptSnoozed: _on_snoozed,
@@ -416,6 +386,7 @@ _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
     events.AttemptSucceeded: _on_succeeded,
     events.AttemptFailed: _on_failed,
     events.HeartbeatSeen: _on_heartbeat,
+    events.AttemptMissed: lost_attempts.on_missed,
     events.AttemptUnreported: _on_unreported,
     events.StatusWritten: _on_status_written,
     events.StatusRejected: refusals.on_status_rejected,

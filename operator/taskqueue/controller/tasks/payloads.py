@@ -5,7 +5,8 @@ there any more is read again, right before the Task is dispatched; so are the Co
 spec.payloadFrom, always. Each attempt gets what they hold then.
 
 A ConfigMap that is missing or wrong keeps the Task waiting, and is read again after pauses that
-grow, once for all Tasks that wait for it: it may come later, or be corrected.
+grow, once for all Tasks that wait for it: it may come later, or be corrected. A Task that cannot be
+read itself waits likewise; its namespace's reads pause.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ class _Problem:
 
     Attributes:
         text: which source gives no object, why, and what to do.
-        config_map: the one to blame.
+        config_map: the one to blame; None: the Task itself cannot be read.
         version: of the ConfigMap as it was read; None: it could not be.
     """
 
     text: str
-    config_map: ConfigMapKey
+    config_map: ConfigMapKey | None
     version: str | None
 
 
@@ -173,11 +174,12 @@ class Payloads:
         if task is None or self.is_at_hand(task):
             self._finish_load(uid)
             return None
-        own = self._own.get(uid)
+        own, was_unread = self._own.get(uid), False
         if own is None:
             own = await self._read_own(task)
             if own is None:
                 return _GONE_SECONDS if self._task_of(uid) is not None else None
+            was_unread = self._forget_problem(uid)
             if self._task_of(uid) is not None:
                 self._own.put(uid, own)
         if task.spec.payload_from:
@@ -191,6 +193,8 @@ class Payloads:
                 return None
             if self._task_of(uid) is not None:
                 self._merged.put(uid, merged)
+        if was_unread:
+            self._on_error_changed([uid])
         self._finish_load(uid)
         return None
 
@@ -199,12 +203,21 @@ class Payloads:
             self._on_loaded(uid)
 
     async def _read_own(self, task: Task) -> bytes | None:
-        """Return the payload of a Task as the API server has it; None: the Task is gone."""
+        """Return the payload of a Task as the API server has it; None: the Task is gone.
+
+        Raises:
+            ApiError: it cannot be read. The Task says so.
+        """
         PAYLOAD_READS.inc()
         try:
             raw = await self._client.get(task_path(task.namespace, task.name))
         except ApiError as error:
             if error.status != 404:
+                text = (
+                    f"spec.payload: the operator cannot read this Task before its dispatch: {error}"
+                )
+                text += ": it tries again; if it is not allowed to, grant it get on Tasks"
+                self._take_problem(task.uid, _Problem(text, None, None))
                 raise
             return None
         return read_payload(raw) if raw["metadata"]["uid"] == task.uid else None
@@ -265,10 +278,14 @@ class Payloads:
     def _take_problem(self, uid: str, problem: _Problem) -> None:
         if self._task_of(uid) is None:
             return
+        before = self.error(uid)
+        self._forget_problem(uid)
         self._problems[uid] = problem
-        self._waiters.setdefault(problem.config_map, set()).add(uid)
-        self._retries.request_later(problem.config_map, RETRY_SECONDS)
-        self._on_error_changed([uid])
+        if problem.config_map is not None:  # else the load is tried again
+            self._waiters.setdefault(problem.config_map, set()).add(uid)
+            self._retries.request_later(problem.config_map, RETRY_SECONDS)
+        if problem.text != before:
+            self._on_error_changed([uid])
 
     async def _retry(self, key: ConfigMapKey) -> float | None:
         """Read a ConfigMap again; have those Tasks tried that waited for another version of it."""
@@ -282,13 +299,15 @@ class Payloads:
         self._on_error_changed(woken)
         return RETRY_SECONDS if key in self._waiters else None
 
-    def _forget_problem(self, uid: str) -> None:
+    def _forget_problem(self, uid: str) -> bool:
+        """Forget why a payload could not be put together; return whether there was a reason."""
         problem = self._problems.pop(uid, None)
-        if problem is not None:
+        if problem is not None and problem.config_map is not None:
             waiters = self._waiters[problem.config_map]
             waiters.discard(uid)
             if not waiters:
                 del self._waiters[problem.config_map]
+        return problem is not None
 
 
 def size_problem(size: int, *, merged: bool = False) -> str:

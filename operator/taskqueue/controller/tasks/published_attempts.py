@@ -11,7 +11,7 @@ All times are of one monotonic clock: a step of the wall clock makes no attempt 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from taskqueue.limits import REPORT_GRACE_SECONDS
 
@@ -78,6 +78,9 @@ class PublishedAttempts:
         #: Since when a worker has had it, by uid; None: as far as known none has.
         self._published: dict[str, float | None] = {}
         self._confirmed: set[str] = set()
+        #: Of those that run without a message: the worker by uid, and the uids by worker.
+        self._worker_of: dict[str, str] = {}
+        self._awaited: dict[str, set[str]] = {}
         self._peak = PublishedPeak()
 
     def __len__(self) -> int:
@@ -99,6 +102,11 @@ class PublishedAttempts:
             return False
         del self._published[uid]
         self._confirmed.discard(uid)
+        worker = self._worker_of.pop(uid, None)
+        if worker is not None:
+            self._awaited[worker].discard(uid)
+            if not self._awaited[worker]:
+                del self._awaited[worker]
         self._peak.remove(self._clock())
         return True
 
@@ -114,6 +122,16 @@ class PublishedAttempts:
         """Take note that a worker has had the attempt for these seconds."""
         if uid in self._published:
             self._published[uid] = self._clock() - seconds
+
+    def await_worker(self, uid: str, worker: str) -> None:
+        """Take note that this worker runs an attempt whose message was given back."""
+        if uid in self._published and uid not in self._worker_of:
+            self._worker_of[uid] = worker
+            self._awaited.setdefault(worker, set()).add(uid)
+
+    def missed_by(self, worker: str, uids: Collection[str]) -> list[str]:
+        """Return which of these this worker does not run any more, which runs ``uids``."""
+        return [uid for uid in self._awaited.get(worker, ()) if uid not in uids]
 
     def on_ready_count(self, ready: int, *, reporting: bool) -> None:
         """Take the broker's count of messages no worker has; call out what is overdue.

@@ -195,7 +195,7 @@ class TaskRunner:
         return TaskEnvironment(
             policy=dispatcher.policy(tracked) if dispatcher.config is not None else None,
             dependencies=self._dependencies.state_of(task) if spec.depends_on else INDEPENDENT,
-            payload_error=self._payloads.error(task.uid) if spec.payload_from else None,
+            payload_error=self._payloads.error(task.uid),
             payload_digest=self._payloads.digest(task) if spec.payload_from else "",
             now=self._clock(),
             monotonic=asyncio.get_running_loop().time(),
@@ -252,10 +252,13 @@ class TaskRunner:
         self._payloads.mark_published(task.uid)
 
     def _mark_confirmed(self, tracked: TrackedTask, _: effects.MarkConfirmed) -> None:
-        self._dispatchers[tracked.queue_key].mark_confirmed(tracked.uid)
+        self._dispatchers[tracked.queue_key].attempts.mark_confirmed(tracked.uid)
 
     def _mark_delivered(self, tracked: TrackedTask, effect: effects.MarkDelivered) -> None:
-        self._dispatchers[tracked.queue_key].mark_delivered(tracked.uid, effect.seconds)
+        self._dispatchers[tracked.queue_key].attempts.mark_delivered(tracked.uid, effect.seconds)
+
+    def _await_worker(self, tracked: TrackedTask, effect: effects.AwaitWorker) -> None:
+        self._dispatchers[tracked.queue_key].attempts.await_worker(tracked.uid, effect.worker)
 
     def _note_missing(self, tracked: TrackedTask, effect: effects.NoteHandlerMissing) -> None:
         missing = self._dispatchers[tracked.queue_key].missing
@@ -402,6 +405,7 @@ _EXECUTORS: Mapping[type, Callable[[TaskRunner, TrackedTask, Any], None]] = {
     effects.Publish: TaskRunner._publish,
     effects.MarkConfirmed: TaskRunner._mark_confirmed,
     effects.MarkDelivered: TaskRunner._mark_delivered,
+    effects.AwaitWorker: TaskRunner._await_worker,
     effects.NoteHandlerMissing: TaskRunner._note_missing,
     effects.NoteHandlerFound: TaskRunner._note_found,
     effects.PauseDispatch: TaskRunner._pause_dispatch,

@@ -144,10 +144,12 @@ class TrackedTask:
             first would be two of the key at once, so the first is waited for.
         stray_copy_possible: a message of its present token may exist that this process knows
             nothing of: published by a former leader, or the broker did not say what became of it.
-        time_limit: seconds its present attempt was published with; 0: it was not by this process.
         published_elsewhere: another process may have published its present attempt, with a time
             limit that is not known here.
-        heard_at: when a worker last said that it runs such an attempt, in monotonic seconds.
+        lost_at: when the worker that has said it runs the attempt is lost, unless it says so again,
+            in monotonic seconds; None: no worker has.
+        returned: deliveries to count if that worker is lost, because another one has given the
+            message of the attempt back; 0: none has.
         refusal: what the API server refused, and what is done about it; None: nothing.
         has_left_informer: the informer has shown it leaving.
     """
@@ -170,9 +172,9 @@ class TrackedTask:
     fence: int = 0
     maybe_published: bool = False
     stray_copy_possible: bool = False
-    time_limit: int = 0
     published_elsewhere: bool = True
-    heard_at: float | None = None
+    lost_at: float | None = None
+    returned: int = 0
     refusal: Refusal | None = None
     has_left_informer: bool = False
 
@@ -195,7 +197,7 @@ class TrackedTask:
 
     def attempt_seconds(self, policy: Policy) -> int:
         """Return how long its present attempt may run: as published, whatever the policy is now."""
-        return self.time_limit or policy.attempt_timeout_seconds
+        return self.status.time_limit or policy.attempt_timeout_seconds
 
     @property
     def detail(self) -> tuple[StatusDetail, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from taskqueue.controller.tasks import effects, events, lifecycle
 from taskqueue.controller.tasks.admission import AdmissionStep, decide, seconds_until
+from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.missing_handlers import next_retry
 from taskqueue.controller.tasks.tracked_task import (
     Dispatched,
@@ -22,11 +23,7 @@ from taskqueue.controller.tasks.tracked_task import (
     TrackedTask,
     copy_of,
 )
-from taskqueue.limits import (
-    LONGEST_ATTEMPT_SECONDS,
-    REPORT_GRACE_SECONDS,
-    WORKER_LOST_SECONDS,
-)
+from taskqueue.limits import REPORT_GRACE_SECONDS, WORKER_LOST_SECONDS
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Policy, TaskState
 
@@ -152,6 +149,11 @@ class Draft:
                 settle_seconds=SETTLE_SECONDS - STARTED_AFTER_SECONDS,
             )
 
+    def keep_alive(self) -> None:
+        """Take note that a worker runs the present attempt now."""
+        if self.tracked.stage is TaskStage.PUBLISHED:
+            self.update(lost_at=self.environment.monotonic + WORKER_LOST_SECONDS)
+
     def count_on(self, event: events.AttemptReport) -> None:
         """Take note of what a report that counts says besides: its broker, a known handler."""
         if event.about.source is not self.tracked.source:
@@ -202,6 +204,18 @@ class Draft:
             self.do(effects.SetTimer(events.Timer.WRITE, settle_seconds))
         elif status is not tracked.status:
             self.update(status=status)
+
+    def fail(self, end: AttemptEnd, failure: AttemptFailure) -> None:
+        """The attempt has failed: retry it, or end the Task."""
+        self.update(deliveries=0)
+        random = self.environment.random
+        status = lifecycle.failed(
+            self.tracked.status, end, failure, policy=self.policy, random=random
+        )
+        if status.phase.terminal:
+            self.finish(status)
+        else:
+            self.go_on(status)
 
     def go_on(self, status: TaskState) -> None:
         """The attempt is over, the Task is not."""
@@ -295,6 +309,9 @@ class Draft:
         tracked = self.tracked
         if tracked.maybe_published:
             self.update(maybe_published=False)
+        if tracked.returned:
+            self.update(returned=0)
+            self.do(effects.SetTimer(events.Timer.LOST, None))
         if tracked.key and tracked.status.concurrency_key != tracked.key:
             self.release_key()
 
@@ -321,40 +338,16 @@ class Draft:
         if status.payload_changed_time != self.tracked.status.payload_changed_time:
             fields = {"attempt": status.current_attempt}
             self.do(effects.Log("warning", "payload.changed", fields))
-        limit, elsewhere = self.policy.attempt_timeout_seconds, False
+        limit, elsewhere, lost_at = self.policy.attempt_timeout_seconds, False, None
         if self.tracked.stray_copy_possible:  # a worker may run the first copy
-            limit = max(limit, self.tracked.time_limit)
-            elsewhere = self.tracked.published_elsewhere
-        self.update(status=status, maybe_published=False, stray_copy_possible=False)
-        self.update(time_limit=limit, published_elsewhere=elsewhere)
+            limit = max(limit, status.time_limit)
+            elsewhere, lost_at = self.tracked.published_elsewhere, self.tracked.lost_at
+        self.update(status=replace(status, time_limit=limit), lost_at=lost_at)
+        self.update(maybe_published=False, stray_copy_possible=False, published_elsewhere=elsewhere)
         self.move(TaskStage.PUBLISHED)
         fence = self.tracked.fence if status.concurrency_key else None
         self.do(
             effects.Publish(status.current_attempt, status.epoch, fence, self.tracked.deliveries)
-        )
-
-    def may_run_on(self, seconds: float) -> bool:
-        """Return whether a worker may run the attempt for longer than is known here.
-
-        Whoever published it may have given it more time, and its worker still says that it runs it.
-        """
-        tracked, now = self.tracked, self.environment.monotonic
-        if not tracked.published_elsewhere or tracked.heard_at is None:
-            return False
-        return now - tracked.heard_at < WORKER_LOST_SECONDS and seconds < LONGEST_ATTEMPT_SECONDS
-
-    def unreported_status(self, late: events.AttemptUnreported) -> TaskState:
-        """Return the status after an attempt whose time is up; it says how long that was."""
-        tracked, environment = self.tracked, self.environment
-        limit = tracked.attempt_seconds(self.policy)
-        waited = int(late.seconds - REPORT_GRACE_SECONDS)
-        return lifecycle.unreported(
-            tracked.status,
-            now=environment.now,
-            start=environment.now - late.seconds,
-            seconds=max(limit, waited) if tracked.published_elsewhere else limit,
-            policy=self.policy,
-            random=environment.random,
         )
 
     def hold_key(self) -> None:

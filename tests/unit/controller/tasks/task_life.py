@@ -247,6 +247,35 @@ class Life(RuleBasedStateMachine):
                 self.worker_registers_handler()  # the pause may have grown beyond that
             self.it_is_dispatched(Confirmation.CONFIRMED, "")
 
+    @precondition(lambda self: self.model.copies)
+    @rule(
+        heard=st.sampled_from(["", "started", "heartbeat"]),
+        deliveries=st.sampled_from([1, 1, 2]),
+        runs_on=st.booleans(),
+        then=st.sampled_from(["", "", "missed", "heard", "done", "loses the queue"]),
+    )
+    def message_is_delivered_to_another_worker(
+        self, heard: str, deliveries: int, runs_on: bool, then: str
+    ) -> None:
+        """The first one lives and runs the attempt, or is dead."""
+        copy = self.model.copies[-1]
+        if copy.keyed or copy.reported or not copy.is_live:
+            return
+        if heard == "started":
+            self.model.report(copy, "started")
+        elif heard:
+            self.model.report_heartbeat()
+        self.model.report(copy, "released", deliveries=deliveries, worker="pod-2", runs_on=runs_on)
+        match then:
+            case "missed":
+                self.model.miss()
+            case "heard":
+                self.model.report_heartbeat()
+            case "done" if runs_on:
+                self.model.report(copy, "succeeded")
+            case "loses the queue":
+                self.model.send(events.MessagesLost())
+
     @rule(percent=st.sampled_from([None, 10, 90]))
     def worker_sends_a_heartbeat(self, percent: int | None) -> None:
         self.model.report_heartbeat(percent)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from taskqueue.controller.tasks import events, lifecycle, machine
-from taskqueue.controller.tasks.events import Confirmation
+from taskqueue.controller.tasks.events import Confirmation, Timer
+from taskqueue.controller.tasks.lost_attempts import MISSED_SECONDS
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.limits import REPORT_GRACE_SECONDS, SNOOZES, WORKER_LOST_SECONDS
 from taskqueue.model.task import PENDING, ProgressState, Task, TaskSpec, TaskState
@@ -89,9 +90,25 @@ class TaskModel(TaskRecord):
         self.send(events.PublishSettled(*copy.token, confirmation, "why"))
 
     def report(
-        self, copy: Copy, kind: str, *, retry_after: float | None = None, deliveries: int = 0
+        self,
+        copy: Copy,
+        kind: str,
+        *,
+        retry_after: float | None = None,
+        deliveries: int = 0,
+        worker: str = "pod-1",
+        runs_on: bool = False,
     ) -> None:
-        """Have a worker report an attempt; ``deliveries`` of it were lost before."""
+        """Have a worker report an attempt.
+
+        Args:
+            copy: the message that it got.
+            kind: of the report.
+            retry_after: with a failure.
+            deliveries: of the message that were lost before.
+            worker: that reports.
+            runs_on: whether another worker runs the attempt, which this one gives back.
+        """
         receipt = len(self.inbox)
         status, token = self.tracked.status, copy.token
         counts = self.is_tracked and not (
@@ -113,7 +130,8 @@ class TaskModel(TaskRecord):
         )
         if kind in ENDS:
             self.holds.pop(token, None)
-            copy.is_live, copy.reported = False, kind
+            if not runs_on:
+                copy.is_live, copy.reported = False, kind
             self.free_key()
         if not self.is_tracked:
             return  # the inbox itself answers for a Task that is tracked no more
@@ -121,7 +139,9 @@ class TaskModel(TaskRecord):
         self.inbox[receipt] = Report(
             token, kind, counts, bool(self.tracked.key), original, checkpoint
         )
-        if counts:
+        if counts and deliveries and kind == "released" and self._is_run_elsewhere(worker):
+            self.returned = max(self.returned, deliveries)
+        elif counts:
             self._on_report_counts(copy, kind, retry_after, deliveries)
         if counts and checkpoint is not None:
             self.replaced.update(
@@ -130,23 +150,37 @@ class TaskModel(TaskRecord):
                 if one.kind == "checkpoint" and one.counts and old != receipt
             )
             self.saved, self.lost = checkpoint, 0
-        self.send(self._event(copy, kind, receipt, retry_after, deliveries))
+        if counts and kind in ("started", "checkpoint"):
+            self._hear()
+        self.send(self._event(copy, kind, receipt, retry_after, deliveries, worker))
+
+    def _hear(self) -> None:
+        if self.stage is TaskStage.PUBLISHED:
+            self.alive_until = self.now + WORKER_LOST_SECONDS
+
+    def _is_run_elsewhere(self, worker: str) -> bool:
+        tracked = self.tracked
+        is_run = self.stage is TaskStage.PUBLISHED and tracked.is_running and not tracked.key
+        return is_run and tracked.status.worker != worker and self.now < self.alive_until
+
+    def miss(self) -> None:
+        """Have the worker of a message that was given back name the attempt no more."""
+        if self.returned and self.tracked.status.worker == "pod-1":
+            self.alive_until = min(self.alive_until, self.now + MISSED_SECONDS)
+        if self.returned:
+            self.send(events.AttemptMissed("pod-1"))
 
     def _on_report_counts(
         self, copy: Copy, kind: str, retry_after: float | None, deliveries: int
     ) -> None:
-        if kind == "released":
-            self.lost += deliveries
-            if deliveries and self.lost >= MAX_DELIVERIES:
-                kind, retry_after = "failed", None
+        if kind == "released" and self._lose(deliveries):
+            return
         if kind in RECORDED:
             self.lost = 0
         if kind in (*RECORDED, "stopped"):
             self.ended_tokens.add(copy.token)
         if kind == "failed":
-            backoff = min(2.0 * 1.5 ** (copy.attempt - 1), 20.0)
-            wait = backoff if retry_after is None else retry_after
-            self.not_before = max(self.not_before, self.now + wait)
+            self._back_off(copy.attempt, retry_after)
         elif kind == "snoozed" and self.tracked.status.snoozes < SNOOZES:
             self.not_before = max(self.not_before, self.now + SNOOZE_SECONDS)
         elif kind == "stopped":
@@ -159,6 +193,21 @@ class TaskModel(TaskRecord):
             else:
                 self.paused_until = self.now + known.retry_at - self.wall
 
+    def _lose(self, deliveries: int) -> bool:
+        """Count lost deliveries; return whether the attempt has failed by them."""
+        self.lost += deliveries
+        if not deliveries or self.lost < MAX_DELIVERIES:
+            return False
+        status, self.lost = self.tracked.status, 0
+        self.ended_tokens.add((status.current_attempt, status.epoch))
+        self._back_off(status.current_attempt)
+        return True
+
+    def _back_off(self, attempt: int, retry_after: float | None = None) -> None:
+        backoff = min(2.0 * 1.5 ** (attempt - 1), 20.0)
+        wait = backoff if retry_after is None else retry_after
+        self.not_before = max(self.not_before, self.now + wait)
+
     def _event(
         self,
         copy: Copy,
@@ -166,6 +215,7 @@ class TaskModel(TaskRecord):
         receipt: int,
         retry_after: float | None,
         deliveries: int = 0,
+        worker: str = "pod-1",
     ) -> events.AttemptReport:
         about = events.ReportedAttempt(
             attempt=copy.attempt, epoch=copy.epoch, token=str(copy.token), receipt=receipt
@@ -177,7 +227,7 @@ class TaskModel(TaskRecord):
             case "started":
                 return events.AttemptStarted(about, "pod-1")
             case "released":
-                return events.AttemptReleased(about, deliveries)
+                return events.AttemptReleased(about, deliveries, worker)
             case "checkpoint":
                 checkpoint = self.inbox[receipt].checkpoint
                 assert checkpoint is not None
@@ -210,7 +260,7 @@ class TaskModel(TaskRecord):
         present = (self.tracked.status.current_attempt, self.tracked.status.epoch)
         if any(copy.is_live and copy.token == present for copy in self.copies):
             progress = None if percent is None else ProgressState(percent, "")
-            self.heard_at = self.now
+            self._hear()
             self.send(events.HeartbeatSeen("pod-1", progress))
 
     @property
@@ -228,7 +278,7 @@ class TaskModel(TaskRecord):
         assert self.confirmed_at is not None
         status = self.tracked.status
         event = events.AttemptUnreported(self.now - self.confirmed_at)
-        if self.tracked.published_elsewhere and self.now - self.heard_at < WORKER_LOST_SECONDS:
+        if self.tracked.published_elsewhere and self.now < self.alive_until:
             before = self.tracked
             self.send(event)
             assert self.tracked is before, "an attempt fails that a worker may rightly run"
@@ -339,6 +389,8 @@ class TaskModel(TaskRecord):
             self.now = max(self.now, at)
             self._end_holds()
             del self.timers[timer]
+            if timer is Timer.LOST and self.now + INSTANT > self.alive_until:
+                self._lose(self.returned)
             self.send(events.TimerFired(timer))
         self.now = max(self.now, until)
         self._end_holds()

@@ -144,8 +144,10 @@ class TaskRecord:
     holds: dict[tuple[int, int], float] = field(default_factory=dict)
     copies: list[Copy] = field(default_factory=list)
     confirmed_at: float | None = None
-    #: When a worker last said that it runs the present attempt.
-    heard_at: float = 0.0
+    #: Until when the worker that has said it runs the present attempt is not lost.
+    alive_until: float = 0.0
+    #: Deliveries to count if it is: another worker has given the message back.
+    returned: int = 0
 
     inbox: dict[int, Report] = field(default_factory=dict)
     acknowledged: set[int] = field(default_factory=set)
@@ -308,9 +310,11 @@ class TaskRecord:
     def _execute(self, effect: effects.Effect, before: TrackedTask, event: events.Event) -> None:
         match effect:
             case effects.Enqueue():
+                self._check_nobody_runs_it(event)
+                self.returned = 0
                 self.is_queued, self.confirmed_at, self.waits_for_key = True, None, False
             case effects.Hold() | effects.Withdraw():
-                self.is_queued, self.confirmed_at = False, None
+                self.is_queued, self.confirmed_at, self.returned = False, None, 0
             case effects.AdoptKey():
                 self.has_key = True
             case effects.ReleaseKey():
@@ -376,6 +380,14 @@ class TaskRecord:
         # Claimed once more, it gets another number: somebody may have had the key meanwhile.
         self.has_key = self.waits_for_key = self.is_returned = False
 
+    def _check_nobody_runs_it(self, event: events.Event) -> None:
+        """Check that an attempt is not published beside the worker whose message was given back."""
+        if self.returned and self.now + INSTANT < self.alive_until:
+            gives_up = isinstance(event, events.AttemptReleased) and (
+                not event.deliveries or event.worker == self.tracked.status.worker
+            )
+            assert gives_up or isinstance(event, events.PublishSettled), "published beside itself"
+
     def _check_digest(self) -> None:
         status = self.tracked.status
         self.first_digest = self.first_digest or self.payload_digest
@@ -408,8 +420,10 @@ class TaskRecord:
         assert claimed or not spec.concurrency_key, "published without its key"
         if claimed:
             self._check_claim(effect, claimed)
-        known = self.tracked.time_limit and not self.tracked.published_elsewhere
+        known = self.tracked.status.time_limit and not self.tracked.published_elsewhere
         assert known or before.stray_copy_possible, "its time limit is not known"
+        if not before.stray_copy_possible:
+            self.alive_until = 0.0
         self.copies.append(Copy(*token, keyed=bool(claimed)))
         self.is_queued, self.confirmed_at = False, None
 
@@ -520,6 +534,8 @@ class TaskRecord:
         assert self._is_being_written or self._is_being_read, "what is true is never written"
         assert (Timer.WRITE in self.timers) == (tracked.write_at is not None)
         assert (Timer.RECONCILE in self.timers) == (tracked.reconcile_at is not None)
+        assert (Timer.LOST in self.timers) == bool(tracked.returned), "a worker is awaited forever"
+        assert tracked.returned == self.returned
         if tracked.reconcile_at is not None:
             due = dict(tracked.anchors).get(tracked.reconcile_at, 0.0)
             late = self.timers[Timer.RECONCILE] - due

@@ -15,7 +15,14 @@ from types import CodeType, FunctionType, ModuleType
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
-from taskqueue.controller.tasks import admission, lifecycle, machine, refusals, transition
+from taskqueue.controller.tasks import (
+    admission,
+    lifecycle,
+    lost_attempts,
+    machine,
+    refusals,
+    transition,
+)
 from tests.unit.controller.tasks.task_life import Life, life_settings
 
 #: How many lives a mistake may survive at most.
@@ -48,10 +55,10 @@ MUTANTS = [
     Mutant(
         "a failure is acknowledged before the write",
         machine,
-        """    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt), deliveries=0)
-    status = lifecycle.failed(""",
+        """    draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
+    draft.fail(""",
         """    draft.do(effects.Acknowledge((event.about.receipt,)))
-    status = lifecycle.failed(""",
+    draft.fail(""",
     ),
     Mutant(
         "an end is acknowledged before its completion event is confirmed",
@@ -96,9 +103,41 @@ MUTANTS = [
     ),
     Mutant(
         "lost deliveries are not counted",
-        machine,
-        "    draft.update(deliveries=spent)\n",
+        lost_attempts,
+        "    draft.update(deliveries=draft.tracked.deliveries + deliveries)\n",
         "",
+    ),
+    Mutant(
+        "an attempt is published beside the worker that runs it",
+        lost_attempts,
+        "    if event.deliveries and _is_run_elsewhere(draft, event.worker):",
+        "    if False:",
+    ),
+    Mutant(
+        "a worker is lost a second after it was heard",
+        transition,
+        "self.environment.monotonic + WORKER_LOST_SECONDS",
+        "self.environment.monotonic + 1.0",
+    ),
+    Mutant(
+        "the attempt of a lost worker is never published again",
+        lost_attempts,
+        "    _publish_again(draft, tracked.returned)\n",
+        "",
+    ),
+    Mutant(
+        "a worker that names its attempt no more is awaited as long",
+        lost_attempts,
+        "        draft.update(lost_at=at)\n",
+        "",
+        rare=True,
+    ),
+    Mutant(
+        "an attempt without a message is published again when the queue is lost",
+        machine,
+        "    elif not draft.tracked.returned:",
+        "    else:",
+        rare=True,
     ),
     Mutant(
         "a snooze is acknowledged before the write",
@@ -191,9 +230,9 @@ MUTANTS = [
     ),
     Mutant(
         "a released attempt with a key keeps its token",
-        machine,
-        "    draft.change(release(draft.tracked.status))\n    draft.enqueue()",
-        "    draft.change(lifecycle.released(draft.tracked.status))\n    draft.enqueue()",
+        lost_attempts,
+        "(lifecycle.recalled if draft.tracked.key else lifecycle.released)(status)",
+        "lifecycle.released(status)",
         rare=True,
     ),
     Mutant(

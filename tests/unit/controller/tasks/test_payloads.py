@@ -138,11 +138,57 @@ async def test_payloads_of_a_namespace_that_cannot_be_read_hold_up_no_other() ->
     harness.open()
     await asyncio.sleep(10)
     assert not harness.publisher.published
-    assert entry.stage is TaskStage.WAITING
+    assert entry.status.phase is Phase.BLOCKED
     harness.add("cancelled", cancel=True)
     harness.api.get = get  # type: ignore[method-assign]
     await asyncio.sleep(60)
     assert bodies(harness) == [{"n": 1}]
+
+
+@pytest.mark.parametrize("refusal", [(403, "Forbidden"), (413, "TooLarge"), (0, "NotJson")])
+@pytest.mark.parametrize("from_config_map", [False, True])
+async def test_a_task_that_cannot_be_read_says_so_until_it_can(
+    refusal: tuple[int, str], from_config_map: bool
+) -> None:
+    harness = TaskHarness(payload_budget=0)
+    put(harness, "c", {"k": '{"m": 2}'})
+    spec: dict[str, Any] = {"payloadFrom": sources("c/k")} if from_config_map else {}
+    entry = harness.show(harness.store(raw_task("t", payload={"n": 1}, **spec)))
+    get, broken = harness.api.get, True
+
+    async def refuse(path: str, **params: str) -> dict[str, Any]:
+        if broken and path == task_path("shop", "t"):
+            raise ApiError(*refusal, "not allowed")
+        return await get(path, **params)
+
+    harness.api.get = refuse  # type: ignore[method-assign]
+    harness.open()
+    for _ in range(5):
+        await asyncio.sleep(20)
+        status = entry.status
+        assert (status.phase, status.reason) == (Phase.BLOCKED, "PayloadUnresolved")
+        assert "cannot read this Task" in status.message
+        assert "not allowed" in status.message
+    assert harness.writer.phases == ["Blocked"]
+    broken = False
+    await asyncio.sleep(61)
+    assert bodies(harness) == [{"m": 2, "n": 1} if from_config_map else {"n": 1}]
+    assert (entry.stage, entry.status.phase) == (TaskStage.PUBLISHED, Phase.PENDING)
+    assert entry.status.message == ""
+
+
+async def test_a_task_that_cannot_be_read_obeys_a_cancel() -> None:
+    harness = TaskHarness(payload_budget=0)
+    entry = harness.show(raw_task("t", payload={"n": 1}))
+
+    async def refuse(path: str, **params: str) -> dict[str, Any]:
+        raise ApiError(403, "Forbidden", "no")
+
+    harness.api.get = refuse  # type: ignore[method-assign]
+    harness.open()
+    await asyncio.sleep(10)
+    harness.add("t", cancel=True)
+    assert entry.status.phase is Phase.CANCELLED
 
 
 async def test_a_task_that_is_cancelled_while_its_payload_is_read_is_not_published() -> None:

@@ -16,7 +16,7 @@ from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.model.command import CommandKind
 from taskqueue.model.task import Phase
 from taskqueue.model.worker import WorkerState
-from tests.unit.controller.fakes import TOKENS, TaskHarness, turn
+from tests.unit.controller.fakes import TOKENS, TaskHarness, raw_task, turn
 
 pytestmark = pytest.mark.looptime
 
@@ -104,6 +104,29 @@ async def test_attempt_of_a_former_leader_fails_when_no_worker_reports_it() -> N
     assert await is_failed_after(harness, 2)
 
 
+@pytest.mark.parametrize("now", [1, 20])
+async def test_attempt_of_a_former_leader_has_the_time_it_was_published_with(now: int) -> None:
+    """Its worker sends no heartbeats, and the limit was lowered since."""
+    former = TaskHarness(attempt_timeout_seconds=60)
+    entry = await former.published()
+    former.event(entry, EventKind.STARTED)
+    await asyncio.sleep(2)
+    status = former.writer.writes[-1].status
+    assert (status["phase"], status["attemptTimeoutSeconds"]) == ("Running", 60)
+    harness = TaskHarness(attempt_timeout_seconds=now)
+    harness.synced = False
+    raw = raw_task("t")
+    raw["status"] = status
+    harness.show(raw)
+    harness.synced = True
+    harness.open()
+    await turn()
+    harness.publisher.settle(Settled.CONFIRMED)
+    harness.dispatcher.on_ready_count(0, reporting=True)
+    assert not await is_failed_after(harness, 69)
+    assert await is_failed_after(harness, 2)
+
+
 async def test_next_attempt_is_judged_by_its_own_time_limit() -> None:
     harness = TaskHarness(attempt_timeout_seconds=5)
     entry = await after_a_restart(harness)
@@ -184,7 +207,7 @@ async def is_failed_after(harness: TaskHarness, seconds: float) -> bool:
 
 
 def is_delivered(harness: TaskHarness, entry: TrackedTask) -> bool:
-    return harness.dispatcher._published._published[entry.uid] is not None
+    return harness.dispatcher.attempts._published[entry.uid] is not None
 
 
 async def test_only_what_no_longer_waits_in_the_broker_is_with_a_worker() -> None:
