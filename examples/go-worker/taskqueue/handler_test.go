@@ -228,6 +228,35 @@ func TestAnAttemptOfAnOlderOperatorEndsWhatWasAnnounced(t *testing.T) {
 	}
 }
 
+func TestWhatIsDeliveredAgainIsGivenBack(t *testing.T) {
+	yes, no, fence := true, false, int64(7)
+	for _, each := range []struct {
+		checkpointed *bool
+		fence        *int64
+		deliveries   int64
+		runs         bool
+	}{
+		{&no, nil, 0, true},
+		{&no, nil, 1, false},
+		{&no, nil, 9, false},
+		{&no, &fence, 1, true},
+		{&yes, nil, 1, false},
+		{&yes, &fence, 1, false},
+		{nil, nil, 1, true},
+	} {
+		log := slog.New(slog.NewTextHandler(io.Discard, nil))
+		d := newDispatcher(Settings{}, &handlers{}, newOutcomePublisher(Broker{}, "", log), log)
+		m := &message{token: "k.1", maxDeliveries: 9, checkpointed: each.checkpointed, fence: each.fence}
+		d.admit(&run{message: m, dispatcher: d, deliveries: each.deliveries})
+		if runs := len(d.waiting) == 1; runs != each.runs {
+			t.Errorf("%+v: runs is %v", each, runs)
+		}
+		if given := len(d.outcomes.inbox.drain()); (given == 0) != each.runs {
+			t.Errorf("%+v: %d reports", each, given)
+		}
+	}
+}
+
 func TestResultsAreExact(t *testing.T) {
 	nested := any(1)
 	for range depthLimit - 1 {

@@ -13,6 +13,7 @@ from pika.spec import BasicProperties
 from taskqueue.amqp.channel import Channel
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.heartbeat import RunningAttempt
+from taskqueue.contract.outcome import EventKind
 from taskqueue.contract.work import WorkMessage
 from taskqueue.worker import worker
 from taskqueue.worker.runtime import Runtime
@@ -171,6 +172,21 @@ async def test_heartbeats_report_busy_and_idle(broker: FakeBroker) -> None:
     await asyncio.sleep(1)
     said = [(at, one.heartbeat.busy) for at, one in zip(broker.times, broker.sent, strict=True)]
     assert said == [(60, 0), (62.1, 1), (65.1, 0)]
+    await harness.cancel()
+
+
+async def test_a_worker_that_is_connected_again_says_at_once_what_it_runs(
+    broker: FakeBroker,
+) -> None:
+    harness = WorkerHarness(broker)
+    harness.deliver(work("k.1", timeout_seconds=600))
+    await asyncio.sleep(63)
+    harness.worker._on_publisher_ready()
+    await asyncio.sleep(1)
+    assert broker.times == [60, 63]
+    assert [one.token for one in broker.sent[-1].heartbeat.running] == ["k.1"]
+    started = [one.event.kind for one in harness.publisher.published]
+    assert started == [EventKind.STARTED, EventKind.STARTED]
     await harness.cancel()
 
 
