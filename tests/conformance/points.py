@@ -33,8 +33,7 @@ class Point(StrEnum):
 
 TITLES = {
     Point.PREFETCH: "acknowledges by hand, and holds no more than it can run",
-    Point.DELIVERIES: "counts deliveries, gives back what another worker had, and answers what it has "
-    "already finished",
+    Point.DELIVERIES: "counts deliveries, gives back what others had, and answers what it finished",
     Point.COMMANDS: "obeys commands: cancel, release, drain",
     Point.RUNNING: "runs attempts apart from its connections, and ends them on time",
     Point.OUTCOMES: "has the outcome confirmed before it acknowledges",

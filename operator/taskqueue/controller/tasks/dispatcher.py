@@ -34,6 +34,7 @@ from taskqueue.controller.tasks.events import (
     HandlerRegistered,
     MessagesLost,
     PublishSettled,
+    ReportsResumed,
     TurnCame,
 )
 from taskqueue.controller.tasks.missing_handlers import MissingHandlers
@@ -201,6 +202,8 @@ class Dispatcher:
         self._publisher = publisher
         self._paused_until = 0.0
         self.attempts.restart_timeouts()
+        for uid in list(self.attempts):
+            self._send(uid, ReportsResumed())
         self.commands.open(publisher)
         self._on_open(self.key, publisher)
         self._plan_pump()
@@ -211,11 +214,7 @@ class Dispatcher:
         self.commands.close()
 
     def republish_all(self) -> int:
-        """Have everything published again that holds no key: the broker has lost it.
-
-        Returns:
-            How many Tasks that are.
-        """
+        """Have published again what holds no key, and return how many: the broker lost it."""
         before = len(self.attempts)
         for uid in list(self.attempts):
             self._send(uid, MessagesLost())

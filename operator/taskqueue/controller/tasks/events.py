@@ -205,6 +205,11 @@ class AttemptMissed:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportsResumed:
+    """Workers can report again; for a while nobody could be heard."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptUnreported:
     """A worker has had the attempt for these seconds, and its time is up without an outcome."""
 
@@ -280,6 +285,7 @@ Event = (
     | HandlerRegistered
     | HeartbeatSeen
     | AttemptMissed
+    | ReportsResumed
     | AttemptUnreported
     | StatusWritten
     | StatusRejected

@@ -10,6 +10,7 @@ decided here:
 * That worker is lost when it has not been heard of for `WORKER_LOST_SECONDS`, when it does not name
   the attempt in a heartbeat any more, or when it gives the message back itself. Then the delivery
   counts, and the attempt is published again, or has failed if that was the last one.
+* While the operator itself has no connection to the broker, nobody is lost for it.
 * An attempt that no worker is known to run is published again at once, and counted.
 
 With a concurrency key all of this is left out: a worker that is cut off has stopped the attempt.
@@ -55,6 +56,12 @@ def on_missed(draft: Draft, event: events.AttemptMissed) -> None:
     if tracked.returned and tracked.status.worker == event.worker and at < (tracked.lost_at or at):
         draft.update(lost_at=at)
         draft.do(effects.SetTimer(events.Timer.LOST, MISSED_SECONDS))
+
+
+def on_reports_resumed(draft: Draft, event: events.ReportsResumed) -> None:
+    """Give a worker the whole time again: its silence said nothing of it."""
+    if draft.tracked.lost_at is not None:
+        draft.keep_alive()
 
 
 def on_lost_due(draft: Draft) -> None:

@@ -387,6 +387,7 @@ _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
     events.AttemptFailed: _on_failed,
     events.HeartbeatSeen: _on_heartbeat,
     events.AttemptMissed: lost_attempts.on_missed,
+    events.ReportsResumed: lost_attempts.on_reports_resumed,
     events.AttemptUnreported: _on_unreported,
     events.StatusWritten: _on_status_written,
     events.StatusRejected: refusals.on_status_rejected,

@@ -252,7 +252,7 @@ class Life(RuleBasedStateMachine):
         heard=st.sampled_from(["", "started", "heartbeat"]),
         deliveries=st.sampled_from([1, 1, 2]),
         runs_on=st.booleans(),
-        then=st.sampled_from(["", "", "missed", "heard", "done", "loses the queue"]),
+        then=st.sampled_from(["", "", "missed", "heard", "done", "connection", "loses the queue"]),
     )
     def message_is_delivered_to_another_worker(
         self, heard: str, deliveries: int, runs_on: bool, then: str
@@ -273,6 +273,8 @@ class Life(RuleBasedStateMachine):
                 self.model.report_heartbeat()
             case "done" if runs_on:
                 self.model.report(copy, "succeeded")
+            case "connection":
+                self.model.resume_reports()
             case "loses the queue":
                 self.model.send(events.MessagesLost())
 

@@ -163,6 +163,13 @@ class TaskModel(TaskRecord):
         is_run = self.stage is TaskStage.PUBLISHED and tracked.is_running and not tracked.key
         return is_run and tracked.status.worker != worker and self.now < self.alive_until
 
+    def resume_reports(self) -> None:
+        """Have the operator's connection come back."""
+        if self.tracked.lost_at is not None:
+            self._hear()
+        if self.stage is TaskStage.PUBLISHED:
+            self.send(events.ReportsResumed())
+
     def miss(self) -> None:
         """Have the worker of a message that was given back name the attempt no more."""
         if self.returned and self.tracked.status.worker == "pod-1":

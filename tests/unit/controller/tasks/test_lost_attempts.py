@@ -211,6 +211,23 @@ async def test_a_queue_that_is_lost_does_not_have_it_published_beside_its_worker
     assert not await is_published_after(harness, 1)
 
 
+@pytest.mark.parametrize("is_given_back_before", [False, True])
+async def test_nobody_is_lost_while_the_operator_hears_nobody(is_given_back_before: bool) -> None:
+    """A broker that is away for long, and then delivers everything again."""
+    harness = TaskHarness(max_deliveries=1)
+    entry = await harness.published()
+    harness.event(entry, EventKind.STARTED)
+    if is_given_back_before:
+        give_back(harness, entry)
+    harness.dispatcher.close()
+    await asyncio.sleep(WORKER_LOST_SECONDS * (0.9 if is_given_back_before else 9))
+    harness.open()
+    give_back(harness, entry)
+    assert not await is_published_after(harness, WORKER_LOST_SECONDS - 1)
+    harness.event(entry, EventKind.SUCCEEDED)
+    assert entry.status.phase is Phase.SUCCEEDED
+
+
 async def test_its_time_limit_counts_all_the_while() -> None:
     harness, entry = await run_by_one_given_to_another(attempt_timeout_seconds=60, max_attempts=1)
     for _ in range(8):
