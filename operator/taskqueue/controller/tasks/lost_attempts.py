@@ -10,7 +10,7 @@ decided here:
 * That worker is lost when it has not been heard of for `WORKER_LOST_SECONDS`, when it does not name
   the attempt in a heartbeat any more, or when it gives the message back itself. Then the delivery
   counts, and the attempt is published again, or has failed if that was the last one.
-* While the operator itself has no connection to the broker, nobody is lost for it.
+* When the operator's own connection comes back, every worker has the whole time again.
 * An attempt that no worker is known to run is published again at once, and counted.
 
 With a concurrency key all of this is left out: a worker that is cut off has stopped the attempt.
