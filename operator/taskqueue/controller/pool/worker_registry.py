@@ -12,7 +12,7 @@ an attempt with its token.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from taskqueue.limits import DRAINED_SECONDS, REGISTERED_WORKERS, WORKER_LOST_SECONDS
@@ -47,9 +47,14 @@ class WorkerView:
 
 
 class WorkerRegistry:
-    """Registers workers by their heartbeats, and finds those that are lost."""
+    """Registers workers by their heartbeats, and finds those that are lost.
 
-    def __init__(self) -> None:
+    Args:
+        on_pod_gone: called with the name of a pod that was listed, and is not any more.
+    """
+
+    def __init__(self, on_pod_gone: Callable[[str], object] = str) -> None:
+        self._on_pod_gone = on_pod_gone
         self._workers: dict[str, Worker] = {}
         #: Of the live and the stopped ones; who reported last is last.
         self._views: dict[str, WorkerView] = {}
@@ -140,18 +145,16 @@ class WorkerRegistry:
             or self._workers.get(worker.pod) != described
         )
 
-    def on_pods_listed(self, pods: Collection[str]) -> frozenset[str]:
+    def on_pods_listed(self, pods: Collection[str]) -> None:
         """Remove the stopped workers whose pod is not among ``pods``.
 
         The others stay: a worker may run outside of any pod.
-
-        Returns:
-            The pods that were among those listed before, and are gone.
         """
         before, self._pods = self._pods, frozenset(pods)
         for pod in self._views.keys() - self._workers.keys() - self._pods:
             del self._views[pod]
-        return before - self._pods
+        for pod in before - self._pods:
+            self._on_pod_gone(pod)
 
     def _forget_one(self) -> None:
         unproven = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from taskqueue.amqp.parameters import BrokerParameters
@@ -91,13 +91,13 @@ class QueueReconciler:
     ) -> None:
         self.config = config
         self.totals = totals
-        self.registry = WorkerRegistry()
+        self.registry = WorkerRegistry(lambda pod: dispatcher.on_running_reported(pod, ()))
         self.pool = WorkerPool(
             client,
             clock=clock,
             send_drain=dispatcher.send_drain,
             installation=installation,
-            on_pods=self._on_pods_listed,
+            on_pods=self.registry.on_pods_listed,
             sizing_conflict=sizing_conflict,
             monotonic=self._now,
         )
@@ -199,10 +199,6 @@ class QueueReconciler:
             self._dispatcher.on_handlers_registered(heartbeat.handlers)
         if changed:
             self.request_reconcile()
-
-    def _on_pods_listed(self, pods: Collection[str]) -> None:
-        for pod in self.registry.on_pods_listed(pods):
-            self._dispatcher.on_running_reported(pod, ())
 
     def _drop_lost_workers(self) -> None:
         for pod in self.registry.pop_lost(self._now()):

@@ -232,3 +232,11 @@ def test_of_real_workers_alone_the_one_longest_silent_is_forgotten(
     for pod, now in (("a", 0.0), ("b", 1.0), ("a", 2.0), ("c", 3.0)):
         beat(registry, pod, now=now, proven=True)
     assert list(registry.views) == ["a", "c"]
+
+
+def test_a_pod_that_is_gone_is_reported_once() -> None:
+    gone: list[str] = []
+    registry = WorkerRegistry(gone.append)
+    for pods in (set(), {"a", "b"}, {"b", "c"}, {"b", "c"}, set()):
+        registry.on_pods_listed(pods)
+    assert (gone[0], sorted(gone[1:])) == ("a", ["b", "c"])
