@@ -4,7 +4,9 @@
   has stopped; or it is silent, and either the queue has long been unused, or other workers are
   heard and this pod is not even ready. (A worker that can take work registers at once, and the
   broker redelivers what a disconnected one had.) All other pods are drained first: idle ones before
-  busy ones, and never more than the pool is to lose.
+  busy ones, and never more than the pool is to lose. A pod that has just started cannot be drained
+  yet, and may be idle: for each of those one busy pod is spared, until it has reported or has been
+  silent for too long.
 - Pods without a controller do not belong to the pool. Pods beyond the replicas, as in a rollout,
   are not drained as surplus; the size is held while they may replace others.
 - The operator lowers the replicas, but the controller chooses the pods to remove. So the replicas
@@ -37,6 +39,7 @@ PICKED = GOES_NEXT + 1
 
 _DONE = frozenset({PodOrder.EMPTY, PodOrder.DRAINED})
 _TO_COMMAND = frozenset({PodOrder.IDLE_BY_SILENCE, PodOrder.AT_WORK})
+_UNHEARD = frozenset({PodOrder.EXPECTED, PodOrder.UNCLEAR})
 
 #: Names shown in a message; more are counted.
 _NAMED = 3
@@ -160,8 +163,11 @@ def _pick(members: Sequence[PoolMember], count: int) -> list[PoolMember]:
     Pods that the controller would remove first in any case come before idle ones: a pod that is not
     ready precedes all others, and while it works none of them can be removed. A pod that was picked
     before is picked again: it may have the command already, and not have answered yet.
+
+    A pod that is expected to report soon may turn out to be idle: no busy one is drained in its
+    place.
     """
-    able = [one for one in members if one.standing is not PodOrder.UNCLEAR]
+    able = [one for one in members if one.standing not in _UNHEARD]
     able.sort(
         key=lambda one: (
             one.standing,
@@ -172,7 +178,16 @@ def _pick(members: Sequence[PoolMember], count: int) -> list[PoolMember]:
             one.pod.name,
         )
     )
-    return able[: max(count, 0)]
+    certain = count - sum(one.standing is PodOrder.EXPECTED for one in members)
+    return [
+        one
+        for at, one in enumerate(able[: max(count, 0)])
+        if at < certain or not _starts_to_drain_busy(one)
+    ]
+
+
+def _starts_to_drain_busy(member: PoolMember) -> bool:
+    return member.standing is PodOrder.AT_WORK and member.busy > 0 and member.pod.cost > PICKED
 
 
 def _by_order(
@@ -278,7 +293,7 @@ def _waiting_for(
         return ""
     # Of the pods that are not picked, only those before the picked ones are in the way.
     ahead = [one for one in kept if not one.pod.ready or len(picks) < surplus]
-    unclear = [one for one in (*picks, *ahead) if one.standing is PodOrder.UNCLEAR]
+    unclear = [one for one in (*picks, *ahead) if one.standing in _UNHEARD]
     staying = [one for one in picks if not one.removable and one not in unclear]
     waits = [
         f"{_names(who)} {what}"

@@ -30,7 +30,8 @@ class PodOrder(IntEnum):
     DRAINING = 2
     IDLE_BY_SILENCE = 3  # silent for long enough to have no work
     AT_WORK = 4  # takes work, busy or not
-    UNCLEAR = 5  # runs and reports nothing: it may have work, and no command reaches it
+    EXPECTED = 5  # has reported nothing yet: it, or this operator, has just started
+    UNCLEAR = 6  # runs and reports nothing: it may have work, and no command reaches it
 
 
 _REMOVABLE = frozenset({PodOrder.EMPTY, PodOrder.DRAINED, PodOrder.IDLE_BY_SILENCE})
@@ -111,12 +112,11 @@ class WorkerKnowledge:
         if view is None:
             if not pod.started:
                 return PodOrder.EMPTY
-            silent = min(self.listened, self._age(pod))
+            if min(self.listened, self._age(pod)) < WORKER_LOST_SECONDS:
+                return PodOrder.EXPECTED
             # A message that is with some worker may be with this one.
             idle = self.unused >= UNUSED_SECONDS or (others_are_heard and not pod.ready)
-            if idle and silent >= WORKER_LOST_SECONDS:
-                return PodOrder.IDLE_BY_SILENCE
-            return PodOrder.UNCLEAR
+            return PodOrder.IDLE_BY_SILENCE if idle else PodOrder.UNCLEAR
         if view.state is WorkerState.STOPPED:
             return PodOrder.DRAINED
         if view.state is WorkerState.DRAINING:

@@ -68,10 +68,13 @@ class ModelPod:
 class Pool:
     """See the module; ``replicas`` workers, started and idle, are there at first.
 
-    Of these so many are ``mute``: they say nothing and can be told nothing.
+    Of these so many are ``mute``: they say nothing and can be told nothing. Workers that are not
+    ``connected`` have started just now and have not registered yet.
     """
 
-    def __init__(self, *, replicas: int, ordered: bool, mute: int = 0) -> None:
+    def __init__(
+        self, *, replicas: int, ordered: bool, mute: int = 0, connected: bool = True
+    ) -> None:
         self.ordered = ordered
         self.now = 1_000.0
         self.step = 0
@@ -99,7 +102,7 @@ class Pool:
         self.reconcile()
         for at, pod in enumerate(self.pods.values()):
             self.assign(pod)
-            self.start(pod, mute=at < mute)
+            self.start(pod, mute=at < mute, connected=connected)
             pod.ready = True
 
     # What workers do.
@@ -168,12 +171,13 @@ class Pool:
     def assign(self, pod: ModelPod) -> None:
         pod.assigned = True
 
-    def start(self, pod: ModelPod, *, mute: bool) -> None:
+    def start(self, pod: ModelPod, *, mute: bool, connected: bool = True) -> None:
+        """Start the container; a worker not ``connected`` yet takes nothing."""
         may = self._settled or pod.uid in self._listed
         if pod.assigned and pod.process is None and may:
             pod.phase = "Running"
             pod.running_since = float(math.floor(EPOCH + self.now))
-            pod.process = Process(mute=mute, begun=self.step)
+            pod.process = Process(mute=mute, connected=connected, begun=self.step)
             self.beat(pod, pod.process)
 
     def end(self, pod: ModelPod) -> None:

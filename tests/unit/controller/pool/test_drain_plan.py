@@ -254,6 +254,58 @@ def test_who_is_neither_ready_nor_heard_though_others_are_has_no_work() -> None:
     assert shrink(pods, heard, target=2, listened=34.0).replicas == 3
 
 
+def starting(name: str, seconds: float = 3.0, **changes: Any) -> Pod:
+    return pod(name, running_since=WALL - seconds, created=WALL - seconds, **changes)
+
+
+def test_no_busy_one_is_drained_in_place_of_one_that_has_not_registered_yet() -> None:
+    pods = [pod("a"), pod("b"), pod("c"), starting("new")]
+    workers = [view("a"), view("b", busy=1), view("c", busy=1)]
+    assert shrink(pods, workers, target=2).drain == ("a",)
+    assert shrink(pods, workers, target=1).drain == ("a", "b")
+    # It has registered, and is idle.
+    assert shrink(pods, [*workers, view("new")], target=2).drain == ("new", "a")
+
+
+def test_idle_ones_are_drained_while_others_have_not_registered_yet() -> None:
+    pods = [pod("a"), pod("b"), starting("new"), starting("newer")]
+    plan = shrink(pods, [view("a"), view("b")], target=2)
+    assert plan.drain == ("a", "b")
+
+
+def test_busy_one_that_was_picked_stays_picked_when_another_pod_starts() -> None:
+    pods = [pod("a", cost=PICKED), pod("b"), starting("new")]
+    plan = shrink(pods, [view("a", busy=1), view("b", busy=1)], target=2)
+    assert plan.drain == ("a",)
+    assert shrink(pods, [draining("a"), view("b", busy=1)], target=2).waiting_for == (
+        "1 more to go: waits for a to finish"
+    )
+
+
+def test_pod_that_never_registers_holds_up_a_drain_for_so_long_only() -> None:
+    workers = [view("a", busy=1), view("b", busy=1)]
+
+    def drained_at(seconds: float, **changes: Any) -> int:
+        pods = [pod("a"), pod("b"), starting("mute", seconds)]
+        return len(shrink(pods, workers, target=2, **changes).drain)
+
+    assert [drained_at(34.0), drained_at(35.0)] == [0, 1]
+    # Neither for an operator that has just begun to listen.
+    assert [drained_at(600.0, listened=34.0), drained_at(600.0, listened=35.0)] == [0, 1]
+
+
+def test_spared_ones_wait_for_those_that_have_not_registered() -> None:
+    pods = [pod("a"), pod("b"), starting("new")]
+    plan = shrink(pods, [view("a", busy=1), view("b", busy=1)], target=2)
+    assert plan.replicas == 3
+    assert plan.waiting_for.startswith("1 more to go: waits for new to say whether work is left")
+
+
+def test_nothing_is_wanted_so_the_busy_are_drained_beside_those_that_start() -> None:
+    pods = [pod("a"), starting("new")]
+    assert shrink(pods, [view("a", busy=1)], target=0).drain == ("a",)
+
+
 def test_who_is_ready_is_kept_though_nobody_hears_it() -> None:
     pods = [pod("a"), pod("b"), pod("mute")]
     plan = shrink(pods, [view("a", busy=1), view("b", busy=1)], target=0)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskqueue.controller.pool.drain_plan import PICKED
+from taskqueue.limits import WORKER_LOST_SECONDS
 from taskqueue.model.worker import WorkerState
 from tests.unit.controller.pool.pool_model import BEAT_SECONDS, ModelPod, Pool, Process
 
@@ -209,6 +210,68 @@ def test_the_size_arrives_under_load_even_when_some_are_never_ready(
             pool.roll()
 
     settle(pool, within=600, work=work)
+
+
+@settings(max_examples=200)
+@given(
+    target=st.integers(0, MOST),
+    registered=st.lists(st.integers(0, 30), min_size=1, max_size=MOST + 1),
+    shrunk=st.integers(0, 20),
+    arrivals=st.lists(st.integers(0, 40), max_size=MOST),
+    ready_early=st.booleans(),
+    chance=st.randoms(use_true_random=False),
+)
+def test_no_task_has_to_end_before_a_pool_is_as_small_as_those_that_are_busy(
+    target: int,
+    registered: list[int],
+    shrunk: int,
+    arrivals: list[int],
+    ready_early: bool,
+    chance: random.Random,
+) -> None:
+    """Whenever its workers register, get a Task that does not end, and become too many."""
+    pool = Pool(replicas=len(registered), ordered=False, connected=False)
+    due = dict(zip(list(pool.pods), registered, strict=True))
+    target = min(target, len(registered))
+    waiting = sorted(arrivals[:target], reverse=True)
+    for second in range(60):
+        for pod, process in pool.processes:
+            if second >= due.get(pod.name, 0):
+                pool.connect(pod, process)
+            pool.set_ready(pod, ready_early or process.connected)
+        while waiting and second >= waiting[-1]:
+            free = [one for one in pool.processes if takes_work(one[1])]
+            if not free:
+                break
+            waiting.pop()
+            take_and_say(pool, *chance.choice(free))
+        if second >= shrunk:
+            pool.target = target
+        pool.second()
+    assert arrived(pool), f"{pool.replicas} of {target}: {pool.waiting_for}: {pool.pods}"
+    assert not waiting
+
+
+def takes_work(process: Process) -> bool:
+    return process.connected and process.state is WorkerState.READY and not process.taken
+
+
+@settings(max_examples=100)
+@given(heard=st.integers(1, MOST), mute=st.integers(0, MOST), target=st.integers(0, MOST))
+def test_pods_that_never_register_hold_up_no_drain_for_ever(
+    heard: int, mute: int, target: int
+) -> None:
+    pool = Pool(replicas=heard + mute, ordered=False, connected=False)
+    pool.target = min(target, heard + mute)
+    for pod, process in pool.processes[:heard]:
+        pool.connect(pod, process)
+        take_and_say(pool, pod, process)
+    for _ in range(int(WORKER_LOST_SECONDS) + 2):
+        for pod in pool.pods.values():
+            pool.set_ready(pod, True)
+        pool.second()
+    draining = [one for _, one in pool.processes if one.state is not WorkerState.READY]
+    assert len(draining) == min(heard + mute - pool.target, heard)
 
 
 def test_one_that_is_neither_ready_nor_heard_is_in_nobody_s_way() -> None:
