@@ -12,7 +12,7 @@ from taskqueue.controller.tasks.events import Confirmation, Timer
 from taskqueue.controller.tasks.lost_attempts import MISSED_SECONDS
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.limits import REPORT_GRACE_SECONDS, SNOOZES, WORKER_LOST_SECONDS
-from taskqueue.model.task import PENDING, ProgressState, Task, TaskSpec, TaskState
+from taskqueue.model.task import PENDING, Policy, ProgressState, Task, TaskSpec, TaskState
 from tests.unit.controller.tasks.task_record import (
     ENDS,
     INSTANT,
@@ -211,8 +211,7 @@ class TaskModel(TaskRecord):
         return True
 
     def _back_off(self, attempt: int, retry_after: float | None = None) -> None:
-        backoff = min(2.0 * 1.5 ** (attempt - 1), 20.0)
-        wait = backoff if retry_after is None else retry_after
+        wait = self._backoff_seconds(attempt) if retry_after is None else retry_after
         self.not_before = max(self.not_before, self.now + wait)
 
     def _event(
@@ -297,8 +296,13 @@ class TaskModel(TaskRecord):
         else:
             self.ended_tokens.add(token)
             self.lost = 0
-            self.not_before = self.now + min(2.0 * 1.5 ** (status.current_attempt - 1), 20.0)
+            self.not_before = self.now + self._backoff_seconds(status.current_attempt)
         self.send(event)
+
+    def _backoff_seconds(self, attempt: int) -> float:
+        """Return the wait after a failed attempt; its jitter is in the middle, and adds nothing."""
+        backoff = (self.environment.policy or Policy()).backoff  # what holds without a TaskQueue
+        return min(backoff.initial_seconds * backoff.factor ** (attempt - 1), backoff.max_seconds)
 
     def begin_write(self) -> None:
         """Send what waits to be written: at most one write is in flight."""

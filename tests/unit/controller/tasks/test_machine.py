@@ -18,7 +18,7 @@ from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.controller.tasks.transition import STAGES
 from taskqueue.limits import SNOOZES
 from taskqueue.model.command import CommandKind
-from taskqueue.model.task import Phase, PolicyOverrides, TaskState
+from taskqueue.model.task import Phase, Policy, PolicyOverrides, TaskState
 from tests.unit.controller.tasks.task_life import (
     KEYED,
     LIVES,
@@ -79,6 +79,25 @@ def test_failed_attempt_is_acknowledged_after_the_write_of_its_retry() -> None:
     assert not model.acknowledged
     write(model)
     assert model.acknowledged == {0}
+
+
+@pytest.mark.parametrize("how", ["reported", "unreported"])
+def test_without_its_queue_a_failed_attempt_waits_as_by_default(how: str) -> None:
+    model = published(TaskModel.of(PLAIN))
+    model.policy = None
+    model.send(events.EnvironmentChanged())
+    if how == "reported":
+        model.report(model.copies[0], "failed")
+    else:
+        model.pass_time(Policy().attempt_timeout_seconds + 11.0)
+        model.give_up_on_worker()
+    model.policy = POLICY
+    model.send(events.EnvironmentChanged())
+    model.pass_time(0.9)
+    assert not model.is_queued
+    model.pass_time(0.2)  # one second by default, two by this queue
+    assert model.is_queued
+    model.give_turn()
 
 
 def test_snooze_waits_until_its_time_and_is_acknowledged_after_its_write() -> None:
