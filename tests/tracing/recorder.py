@@ -29,7 +29,7 @@ class Leg:
     Attributes:
         name: such as ``watch to publish``.
         entered: entries by file (relative to ``operator/taskqueue``), then by function.
-        beside: the same of loops that serve the whole queue and were due in the meantime.
+        beside: the same of what serves others and was due in the meantime.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Recorder:
     """Fills one leg after another.
 
     Args:
-        is_beside: returns whether an asyncio task of this name serves more than one Task.
+        is_beside: returns whether an asyncio task of this name is no part of the way.
     """
 
     def __init__(self, *, is_beside: Callable[[str], bool]) -> None:
@@ -93,7 +93,7 @@ class Recorder:
         code = frame.f_code
         if module.partition(".")[0] != _PACKAGE or code.co_name == "<module>":
             return
-        by_file = self._leg.beside if self._serves_others() else self._leg.entered
+        by_file = self._leg.beside if self._serves_others(frame) else self._leg.entered
         by_file.setdefault(_file_of(module), Counter())[code.co_qualname] += 1
         if self._ends and self._ends[0][0] is code:
             (_, then), *self._ends = self._ends
@@ -102,17 +102,30 @@ class Recorder:
             else:
                 self._begin(then)
 
-    def _serves_others(self) -> bool:
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            return False
+    def _serves_others(self, frame: FrameType) -> bool:
+        task = _task_of(frame)
         return task is not None and self._is_beside(task.get_name())
 
 
 def lines_of(file: str) -> int:
     """Return how many lines a file relative to ``operator/taskqueue`` has."""
     return len((_ROOT / file).read_text().splitlines())
+
+
+def _task_of(frame: FrameType | None) -> asyncio.Task[Any] | None:
+    """Return the asyncio task that a frame runs in, or whose end calls it back; None: neither."""
+    try:
+        current = asyncio.current_task()
+    except RuntimeError:
+        return None
+    if current is not None:
+        return current
+    while frame is not None:
+        if frame.f_code is asyncio.Handle._run.__code__:
+            given = frame.f_locals["self"]._args or ()
+            return next((one for one in given if isinstance(one, asyncio.Task)), None)
+        frame = frame.f_back
+    return None
 
 
 def _file_of(module: str) -> str:

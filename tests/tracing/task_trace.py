@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,9 @@ TO_PUBLISH = "watch to publish"
 TO_STATUS = "outcome to status"
 TO_ACKNOWLEDGEMENT = "status to acknowledgement"
 
-#: asyncio tasks of the engine that serve a whole queue, or all of them, by the start of their name.
-_BESIDE = ("TaskQueue ", "feed of Deployments", "dependencies", "time to live", "Kubernetes Events")
+#: asyncio tasks of the engine that a Task passes, by name. It also passes callbacks. All others
+#: serve a queue, a broker or everybody, and may have their turn at any moment.
+_PASSED = frozenset({"feed of Tasks", "status writer", "status write"})
 _SAMPLE = Path(__file__).parents[2] / "manifests" / "samples" / "hello.yaml"
 _TOKENS = TokenKeys(current="k", keys={"k": b"secret"})
 #: Modules that only define values, and names or conversions of values: they decide and do nothing.
@@ -93,11 +95,15 @@ class TaskTrace:
         return tuple(dict.fromkeys(self.to_publish.files + self.to_status.files))
 
 
-async def trace_task() -> TaskTrace:
-    """Start the operator, create a Task, end it by an outcome, and return what was passed."""
+async def trace_task(*, meanwhile: Callable[[Engine], None] = lambda engine: None) -> TaskTrace:
+    """Start the operator, create a Task, end it by an outcome, and return what was passed.
+
+    Args:
+        meanwhile: called at the beginning of the first two legs, to give others work as well.
+    """
     manifests = {raw["kind"]: raw for raw in yaml.safe_load_all(_SAMPLE.read_text())}
     broker, api = Broker(), ApiServer()
-    recorder = Recorder(is_beside=lambda name: name.startswith(_BESIDE))
+    recorder = Recorder(is_beside=lambda name: name not in _PASSED)
     queue, task = manifests["TaskQueue"], manifests["Task"]
     namespace, name = task["metadata"]["namespace"], task["metadata"]["name"]
     uri = base64.b64encode(b"amqp://user:password@127.0.0.1:5672/").decode()
@@ -116,7 +122,9 @@ async def trace_task() -> TaskTrace:
             )
             running = asyncio.create_task(engine.run())
             try:
-                await _follow(engine, api, broker, recorder, task)
+                await _follow(
+                    engine, api, broker, recorder, task, meanwhile=lambda: meanwhile(engine)
+                )
             finally:
                 recorder.stop()
                 running.cancel()
@@ -129,17 +137,24 @@ async def trace_task() -> TaskTrace:
 
 
 async def _follow(
-    engine: Engine, api: ApiServer, broker: Broker, recorder: Recorder, task: dict[str, Any]
+    engine: Engine,
+    api: ApiServer,
+    broker: Broker,
+    recorder: Recorder,
+    task: dict[str, Any],
+    *,
+    meanwhile: Callable[[], None],
 ) -> None:
     namespace, name = task["metadata"]["namespace"], task["metadata"]["name"]
     dispatcher = engine.tasks.dispatcher((namespace, task["spec"]["queue"]))
     await api.watched.wait()
     await _until(lambda: dispatcher.publisher is not None)
-    await api.create_task(
-        task_path(namespace, name),
-        task,
-        before_line=lambda: recorder.start(TO_PUBLISH, until=Publisher.publish.__code__),
-    )
+
+    def on_created() -> None:
+        recorder.start(TO_PUBLISH, until=Publisher.publish.__code__)
+        meanwhile()
+
+    await api.create_task(task_path(namespace, name), task, before_line=on_created)
     properties, body = await broker.work.get()
     message = parse_work(properties, body, exchange=WORK_EXCHANGE)
     if not isinstance(message, WorkMessage):
@@ -168,7 +183,9 @@ async def _follow(
 
     broker.on_acknowledged = on_acknowledged
     recorder.start(TO_STATUS, until=Written.__init__.__code__, then=TO_ACKNOWLEDGEMENT)
-    broker.deliver(key, encoded, BasicProperties())
+    meanwhile()
+    # As bytes arrive: in no asyncio task.
+    asyncio.get_running_loop().call_soon(broker.deliver, key, encoded, BasicProperties())
     await acknowledged.wait()
 
 

@@ -227,7 +227,7 @@ class StatusUpdater:
             and (pending := self._turns.pop()) is not None
         ):
             self._in_flight += 1
-            self._group.create_task(self._write(pending))
+            self._group.create_task(self._write(pending), name="status write")
 
     # Writing.
 

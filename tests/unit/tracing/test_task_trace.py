@@ -69,3 +69,11 @@ def test_trace_leaves_out_what_comes_before_and_after(trace: TaskTrace) -> None:
     assert trace.to_publish.files[-1] == "amqp/publisher.py"
     assert trace.to_status.files[0] == "amqp/channel.py"
     assert trace.to_status.files[-2:] == ("kubernetes/client.py", "kubernetes/lease.py")
+
+
+def test_trace_leaves_out_what_others_do_meanwhile(trace: TaskTrace) -> None:
+    """Under load their work may fall into any leg, and must not count as the Task's way."""
+    busy = asyncio.run(trace_task(meanwhile=lambda engine: engine._links.unbind_all_keys()))
+    assert [leg.files for leg in busy.legs] == [leg.files for leg in trace.legs]
+    for leg in (busy.to_publish, busy.to_status):
+        assert "controller/queues/broker_link.py" in leg.beside
