@@ -10,7 +10,6 @@ import re
 from datetime import datetime
 from typing import Any
 
-from tests.e2e.api import Body
 from tests.e2e.case_runner import RunningCase
 from tests.e2e.harness import PATIENCE_SECONDS, Run, conditions
 from tests.e2e.lifecycle_case import Step
@@ -162,8 +161,9 @@ def fences_grow(*roles: str) -> Step:
     """A later run got a higher fence."""
 
     def check(case: RunningCase) -> None:
-        results = sorted((case.status(role)["result"] for role in roles), key=_began)
-        fences = [result["fence"] for result in results]
+        runs = sorted((run for role in roles for run in case.runs(role)), key=lambda run: run.began)
+        fences = [int(run.fence) for run in runs]
+        assert len(fences) == len(roles)
         assert fences == sorted(set(fences)), fences
 
     return check
@@ -214,11 +214,6 @@ def _moment(case: RunningCase, moment: str, role: str) -> float:
 def _waits(case: RunningCase, role: str) -> list[float]:
     pairs = itertools.pairwise(case.status(role)["history"])
     return [_between(one["finishTime"], next_["startTime"]) for one, next_ in pairs]
-
-
-def _began(result: Body) -> float:
-    began: float = result["began"]
-    return began
 
 
 def _between(earlier: str, later: str) -> float:

@@ -32,6 +32,15 @@ def _keyed(seconds: float, handler: str = "tell_fence", key: str = "k", **spec: 
     return nap(seconds, handler, concurrencyKey=key, **spec)
 
 
+def _until_cancelled(key: str = "k", **spec: Any) -> Body:
+    """A Task that runs until the case cancels it, however long what it waits for takes."""
+    return _keyed(600, "watch", key, **spec)
+
+
+def _cancelled(**expected: Any) -> ExpectedStatus:
+    return cancelled(attempts=1, history=("1 Cancelled Cancelled",), **expected)
+
+
 CASES = (
     LifecycleCase(
         "concurrencyKey: never two at once, and the fence grows",
@@ -44,28 +53,45 @@ CASES = (
     ),
     LifecycleCase(
         "concurrencyKey: a waiting Task says what it waits for",
-        {"it": _keyed(12)},
-        when=(reaches(_RUNNING), create("two", _keyed(0.1)), reaches(_LIMITED, "two")),
-        then={"it": succeeded(), "two": succeeded()},
+        {"it": _until_cancelled()},
+        when=(reaches(_RUNNING), create("two", _keyed(0.1)), reaches(_LIMITED, "two"), cancel()),
+        then={"it": _cancelled(), "two": succeeded()},
         also=(never_two_at_once("it", "two"), fences_grow("it", "two")),
     ),
     LifecycleCase(
         "concurrencyKey: a higher priority goes first",
-        {"it": _keyed(12)},
+        {"it": _until_cancelled()},
         when=(
             reaches(_RUNNING),
             create("low", _keyed(0.1)),
             create("high", _keyed(0.1, priority=5)),
             reaches(_LIMITED, "low"),
             reaches(_LIMITED, "high"),
+            cancel(),
         ),
-        then={role: succeeded() for role in ("it", "low", "high")},
+        then={"it": _cancelled(), "low": succeeded(), "high": succeeded()},
         also=(never_two_at_once("it", "low", "high"), fences_grow("it", "high", "low")),
     ),
     LifecycleCase(
         "concurrencyKey with a limit of 2: two at once, never three",
-        {role: _keyed(1.5) for role in ("it", "two", "three", "four")},
-        then={role: succeeded() for role in ("it", "two", "three", "four")},
+        {
+            "it": _until_cancelled(),
+            "two": _until_cancelled(),
+            "three": _keyed(0.1),
+            "four": _keyed(0.1),
+        },
+        when=(
+            reaches(_RUNNING),
+            reaches(_RUNNING, "two"),
+            reaches(_LIMITED, "three"),
+            reaches(_LIMITED, "four"),
+            cancel(),
+            cancel("two"),
+        ),
+        then={
+            **{role: _cancelled() for role in ("it", "two")},
+            **{role: succeeded() for role in ("three", "four")},
+        },
         also=(
             never_two_at_once("it", "two", "three", "four", but=2),
             at_once(2, "it", "two", "three", "four"),
@@ -75,12 +101,22 @@ CASES = (
     LifecycleCase(
         "concurrencyKey: another key runs beside it",
         {
-            "it": _keyed(5),
+            "it": _until_cancelled(),
             "two": _keyed(0.1),
-            "other": _keyed(5, key="other"),
-            "none": nap(3, "tell_fence"),
+            "other": _until_cancelled("other"),
+            "none": nap(600, "watch"),
         },
-        then={role: succeeded() for role in ("it", "two", "other", "none")},
+        when=(
+            reaches(_RUNNING),
+            reaches(running(key="{case}-other"), "other"),
+            reaches(running(), "none"),
+            reaches(_LIMITED, "two"),
+            *(cancel(role) for role in ("it", "other", "none")),
+        ),
+        then={
+            "two": succeeded(),
+            **{role: _cancelled() for role in ("it", "other", "none")},
+        },
         also=(never_two_at_once("it", "two"), at_once(3, "it", "other", "none")),
     ),
     LifecycleCase(
@@ -110,12 +146,9 @@ CASES = (
     ),
     LifecycleCase(
         "concurrencyKey is free after a cancel, when the worker has stopped",
-        {"it": _keyed(30, "watch"), "two": _keyed(0.1)},
+        {"it": _until_cancelled(), "two": _keyed(0.1)},
         when=(reaches(_RUNNING), reaches(_LIMITED, "two"), cancel()),
-        then={
-            "it": cancelled(attempts=1, history=("1 Cancelled Cancelled",)),
-            "two": succeeded(),
-        },
+        then={"it": _cancelled(), "two": succeeded()},
         also=(never_two_at_once("it", "two"),),
     ),
     LifecycleCase(
@@ -127,12 +160,12 @@ CASES = (
     ),
     LifecycleCase(
         "concurrencyKey is free while suspended, and waited for when resumed",
-        {"it": _keyed(8, "watch")},
+        {"it": _until_cancelled()},
         when=(
             reaches(_RUNNING),
             suspend(),
             reaches(suspended(attempts=1, epoch=1)),
-            create("two", _keyed(14)),
+            create("two", _until_cancelled()),
             reaches(_RUNNING, "two"),
             resume(),
             reaches(
@@ -145,20 +178,25 @@ CASES = (
                     resumed=True,
                 )
             ),
+            cancel("two"),
+            reaches(running(key="{case}-k", epoch=1, resumed=True)),
+            cancel(),
         ),
-        then={"it": succeeded(epoch=1, resumed=True), "two": succeeded()},
+        then={"it": _cancelled(epoch=1, resumed=True), "two": _cancelled()},
         also=(ran(2), never_two_at_once("it", "two")),
     ),
     LifecycleCase(
         "concurrencyKey: a limit that is raised lets the next one in",
-        {"it": _keyed(14), "two": _keyed(8), "three": _keyed(0.1)},
+        {"it": _until_cancelled(), "two": _until_cancelled(), "three": _keyed(0.1)},
         when=(
             reaches(_RUNNING),
             reaches(_LIMITED, "two"),
             edit_queue(concurrencyLimits={"perKey": 2}),
             reaches(_RUNNING, "two"),
+            cancel(),
+            cancel("two"),
         ),
-        then={role: succeeded() for role in ("it", "two", "three")},
+        then={"it": _cancelled(), "two": _cancelled(), "three": succeeded()},
         also=(
             at_once(2, "it", "two"),
             never_two_at_once("it", "two", "three", but=2),
