@@ -33,7 +33,7 @@ from taskqueue.contract.names import (
     ContractError,
     queue_of_key,
 )
-from taskqueue.controller.queues import broker_link
+from taskqueue.controller.queues import broker_link, topology_watch
 from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers, LinkUp
 from taskqueue.model.task import Phase
 from taskqueue.model.worker import WorkerState
@@ -368,7 +368,10 @@ def _check(operator: Operator) -> None:
     assert not_parked <= failed <= not_parked + foreign, "bad, and only acknowledged"
 
 
-def test_what_the_operator_understands_is_said_again_each_hour() -> None:
+def test_what_the_operator_understands_is_said_again_each_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(topology_watch, "TOPOLOGY_CHECK_SECONDS", 600.0)  # for the time it takes
     operator = Operator()
     try:
         operator.loop.pass_time(2 * 3600 + 1)
