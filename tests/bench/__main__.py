@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,18 @@ from taskqueue.cli.arguments import CommandParsers, Run, add_command, add_group,
 from taskqueue.kubernetes.client import ApiError
 from tests.bench import codec as wire
 from tests.bench import coldstart as cold
+from tests.bench import failover as lost
 from tests.bench import latency as single
 from tests.bench import memory as held
 from tests.bench import scaling as pool
 from tests.bench import spawn as processes
 from tests.bench import throughput as many
 from tests.bench import worker as alone
-from tests.bench.cluster import Cluster, bench_namespace, connected, one_operator
+from tests.bench.cluster import Cluster, bench_namespace, connected
 from tests.bench.deadline import BenchError
 from tests.bench.floor import remove
 from tests.bench.machine import facts
+from tests.bench.operators import replicas
 from tests.bench.report import Outcome, Report
 
 _CLIENTS = 32
@@ -53,6 +56,7 @@ def main() -> int:
     _add_coldstart(benchmarks)
     _add_worker(benchmarks)
     _add_scaling(benchmarks)
+    _add_failover(benchmarks)
     _add_codec(benchmarks)
     _add_spawn(benchmarks)
     _add_memory(benchmarks)
@@ -98,6 +102,7 @@ def _add_throughput(benchmarks: CommandParsers) -> None:
     _add_number(parser, "--concurrency", 8, "Tasks a worker runs at once")
     _add_number(parser, "--clients", _CLIENTS, "creates in flight at once")
     _add_number(parser, "--jobs", 30, "completions of a round's Job")
+    _add_number(parser, "--operators", 1, "operators: one leads, the others stand by")
 
 
 def _throughput(options: argparse.Namespace) -> int:
@@ -115,6 +120,7 @@ def _throughput(options: argparse.Namespace) -> int:
         options.kubeconfig,
         lambda target, report: many.run(target, settings, report),
         clients=options.clients,
+        stage=partial(_operated, operators=options.operators),
     )
 
 
@@ -274,6 +280,35 @@ def _scaling(options: argparse.Namespace) -> int:
     return _bench(options.kubeconfig, lambda target, report: pool.run(target, settings, report))
 
 
+def _add_failover(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "failover",
+        _failover,
+        help="Measure the time from the loss of the leading operator to the next dispatch.",
+    )
+    _add_number(parser, "--rounds", 5, "losses of each kind")
+    _add_number(parser, "--waiting", 0, "Tasks of 10 kB that wait meanwhile", minimum=0)
+    _add_number(parser, "--paused-seconds", 25, "how long a leader is paused")
+    parser.add_argument(
+        "--ways", nargs="+", choices=lost.WAYS, default=lost.WAYS, help="(default: all)"
+    )
+
+
+def _failover(options: argparse.Namespace) -> int:
+    settings = lost.Settings(
+        rounds=1 if options.quick else options.rounds,
+        waiting=options.waiting,
+        paused_seconds=options.paused_seconds,
+        ways=options.ways,
+    )
+    return _bench(
+        options.kubeconfig,
+        lambda target, report: lost.run(target, settings, report),
+        stage=bench_namespace,
+    )
+
+
 def _bench_here(
     run: Callable[[Report], Coroutine[Any, Any, Outcome]],
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
@@ -291,10 +326,10 @@ def _bench_here(
 
 
 @asynccontextmanager
-async def _operated(target: Cluster) -> AsyncIterator[None]:
-    """The operator and a namespace, for Tasks."""
+async def _operated(target: Cluster, *, operators: int = 1) -> AsyncIterator[None]:
+    """So many operators and a namespace, for Tasks."""
     await remove(target.client)
-    async with bench_namespace(target), one_operator(target.client):
+    async with bench_namespace(target), replicas(target.client, operators):
         yield
 
 

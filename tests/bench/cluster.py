@@ -30,15 +30,32 @@ MANAGER = "taskqueue-bench"
 #: Marks the namespace as ours to delete.
 _OWN = {"taskqueue.dev/bench": "true"}
 _BROKER_SECRET = "/api/v1/namespaces/rabbitmq/secrets/rabbitmq"
-_OPERATOR = "/apis/apps/v1/namespaces/taskqueue-system/deployments/taskqueue-operator"
-_OPERATOR_PODS = "/api/v1/namespaces/taskqueue-system/pods"
 _HANDLERS = """\
+import time
+
 from taskqueue import task
+
+RUNS = "/tmp/bench-runs"
 
 
 @task
 def noop(payload):
     return None
+
+
+@task
+def counted(payload):
+    with open(RUNS, "a") as file:
+        file.write(f"{payload['name']} {time.time():.3f}\\n")
+
+
+@task
+def runs(payload):
+    with open(RUNS) as file:
+        lines = [line.split() for line in file]
+    prefix = payload["prefix"]
+    named = [(name.removeprefix(prefix), at) for name, at in lines if name.startswith(prefix)]
+    return {"runs": [[number, float(at)] for number, at in named]}
 """
 _READY_SECONDS = 120
 _GONE_SECONDS = 120
@@ -50,12 +67,14 @@ class Cluster:
 
     Attributes:
         access: where it is, and as whom.
+        kubeconfig: where that is read from.
         client: for what is not measured.
         watcher: for watches, so that they never wait for a connection.
         load: for what is measured.
     """
 
     access: ApiAccess
+    kubeconfig: Path
     client: ApiClient
     watcher: ApiClient
     load: ApiClient
@@ -85,26 +104,10 @@ async def connected(kubeconfig: Path, *, clients: int) -> AsyncIterator[Cluster]
         ) from problem
     pools = [ApiClient(access, max_connections=n, timeout_seconds=60) for n in (4, 8, clients)]
     try:
-        yield Cluster(access, *pools)
+        yield Cluster(access, kubeconfig, *pools)
     finally:
         for pool in pools:
             await pool.close()
-
-
-@asynccontextmanager
-async def one_operator(client: ApiClient) -> AsyncIterator[None]:
-    """Make sure that one and the same operator runs from beginning to end.
-
-    Raises:
-        BenchError: it does not run, or restarted meanwhile, which makes results meaningless.
-    """
-    operator = await get_or_none(client, _OPERATOR)
-    if not ((operator or {}).get("status") or {}).get("availableReplicas"):
-        raise BenchError("the operator is not running in this cluster: make deploy")
-    before = await _operator_starts(client)
-    yield
-    if await _operator_starts(client) != before:
-        raise BenchError("the operator restarted during the measurement: measure again")
 
 
 @asynccontextmanager
@@ -231,18 +234,6 @@ async def _conditions(client: ApiClient) -> dict[str, str]:
     raw = await get_or_none(client, queue_path((NAMESPACE, QUEUE))) or {}
     found = (raw.get("status") or {}).get("conditions") or ()
     return {condition["type"]: condition["status"] for condition in found}
-
-
-async def _operator_starts(client: ApiClient) -> set[tuple[str, int]]:
-    """Return (pod, restarts) of all that run the operator."""
-    pods = await client.get(
-        _OPERATOR_PODS, labelSelector="app.kubernetes.io/name=taskqueue-operator"
-    )
-    return {
-        (pod["metadata"]["name"], state["restartCount"])
-        for pod in pods["items"]
-        for state in pod["status"].get("containerStatuses") or ()
-    }
 
 
 async def _remove_leftover(client: ApiClient) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 import pytest
@@ -18,14 +18,20 @@ _DEPLOYMENT = ("-n", OPERATOR_NAMESPACE, "deployment/taskqueue-operator")
 
 @contextmanager
 def no_operator(harness: Harness) -> Iterator[None]:
-    """Kill the operator, and start none until the end of the block."""
+    """Kill all operators, and start none until the end of the block."""
     harness.operator_kills.append(time.time())
-    (pod,) = harness.operator_pods()
-    name = pod["metadata"]["name"]
+    names = [pod["metadata"]["name"] for pod in harness.operator_pods()]
     # Stopped first: killed before its pod is being deleted, it would be started again at once.
-    with harness.processes.stopped(whole_pod(OPERATOR_NAMESPACE, name)) as processes:
+    with ExitStack() as stack:
+        processes = [
+            process
+            for name in names
+            for process in stack.enter_context(
+                harness.processes.stopped(whole_pod(OPERATOR_NAMESPACE, name))
+            )
+        ]
         harness.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=0")
-        harness.until(lambda: _is_leaving(harness, name), what="deleting the operator's pod")
+        harness.until(lambda: not harness.operator_pods(), what="deleting the operators' pods")
         harness.processes.kill(processes)
     harness.kubectl.ok(
         "wait",
@@ -39,12 +45,7 @@ def no_operator(harness: Harness) -> Iterator[None]:
     try:
         yield
     finally:
-        harness.kubectl.ok("scale", *_DEPLOYMENT, "--replicas=1")
-
-
-def _is_leaving(harness: Harness, name: str) -> bool:
-    pod = harness.api.get(f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{name}")
-    return "deletionTimestamp" in pod["metadata"]
+        harness.kubectl.ok("scale", *_DEPLOYMENT, f"--replicas={len(names)}")
 
 
 def test_outcomes_that_come_while_there_is_no_operator(

@@ -31,7 +31,8 @@ PATIENCE_SECONDS = 120.0
 HANDLERS = Path(__file__).with_name("handlers.py")
 FINISHED = ("Succeeded", "Failed", "Cancelled")
 OPERATOR_NAMESPACE = "taskqueue-system"
-OPERATOR_PODS = "app.kubernetes.io/name=taskqueue-operator"
+OPERATOR = "taskqueue-operator"
+OPERATOR_PODS = f"app.kubernetes.io/name={OPERATOR}"
 
 #: Where the broker is, for pods.
 BROKER_HOST = "rabbitmq.rabbitmq.svc.cluster.local"
@@ -416,12 +417,26 @@ class Harness:
         found = self.api.get(path, labelSelector=OPERATOR_PODS)
         return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
 
+    def leader(self) -> str:
+        """Return the operator's pod that leads, once one does."""
+        lease = f"/apis/coordination.k8s.io/v1/namespaces/{OPERATOR_NAMESPACE}/leases/{OPERATOR}"
+        found = ""
+
+        def leads() -> bool:
+            nonlocal found
+            holder = self.api.get(lease)["spec"].get("holderIdentity", "")
+            found = holder.rpartition("_")[0]
+            return found in {pod["metadata"]["name"] for pod in self.operator_pods()}
+
+        self.until(leads, what="an operator leading")
+        return found
+
     def kill_operator(self) -> None:
-        """End the operator at once; another has to wait until its Lease has run out."""
+        """End the leader at once; another has to wait until its Lease has run out."""
         assert_exclusive("operator")
+        leader = self.leader()
         self.operator_kills.append(time.time())
-        for pod in self.operator_pods():
-            self.kill(pod["metadata"]["name"], namespace=OPERATOR_NAMESPACE)
+        self.kill(leader, namespace=OPERATOR_NAMESPACE)
 
     def operator_log(self, lines: int = 40) -> str:
         """Return the end of the operator's log."""

@@ -71,8 +71,7 @@ def test_the_status_has_all_workers_with_what_they_can_do(harness: Harness) -> N
 
 def test_the_metrics_count_them(harness: Harness) -> None:
     def figures() -> list[tuple[str, str]]:
-        (pod,) = harness.operator_pods()
-        path = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{pod['metadata']['name']}"
+        path = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{harness.leader()}"
         labels = f'{{namespace="{harness.namespace}",queue="q"}}'
         found = harness.api.text(f"{path}:8080/proxy/metrics")
         return re.findall(rf"^(taskqueue_worker.*?){re.escape(labels)} (\S+)$", found, re.MULTILINE)

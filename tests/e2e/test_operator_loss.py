@@ -39,7 +39,7 @@ def assert_nothing_was_lost(harness: Harness, names: list[str]) -> None:
         assert (status["attempts"], len(status["history"])) == (attempts, attempts), name
 
 
-def test_the_operator_is_killed(harness: Harness) -> None:
+def test_all_operators_are_killed(harness: Harness) -> None:
     names = load(harness, "killed")
     former = [pod["metadata"]["name"] for pod in harness.operator_pods()]
     for pod in former:

@@ -201,15 +201,15 @@ class Processes:
             time.sleep(0.1)
         return found
 
-    def kill(self, target: Role | Sequence[Process]) -> list[Process]:
-        """Send SIGKILL to processes; return those that got it.
+    def kill(self, target: Role | Sequence[Process], *, signal: str = "SIGKILL") -> list[Process]:
+        """Send SIGKILL, or another signal, to processes; return those that got it.
 
         Raises:
             AssertionError: nothing of the target runs.
         """
         killed = []
         for node, found in self._by_node(target).items():
-            answer = self._ask(node, "signal", "SIGKILL", *(one.address for one in found))
+            answer = self._ask(node, "signal", signal, *(one.address for one in found))
             killed += [one for one in found if one.pid in json.loads(answer)]
         assert killed, f"{_name(target)} has ended already"
         return killed

@@ -20,6 +20,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest.mock import patch
 
@@ -32,6 +33,7 @@ from taskqueue.contract.outcome import AttemptEvent, EventKind, encode
 from taskqueue.contract.work import WorkMessage, parse_work
 from taskqueue.controller.engine import Engine
 from taskqueue.controller.queues import broker_link
+from taskqueue.controller.tasks.task_feed import TaskFeed
 from taskqueue.kubernetes.client import ApiClient
 from taskqueue.kubernetes.lease import LeaderElector, LeaseLock
 from taskqueue.kubernetes.status_updater import Written
@@ -117,8 +119,13 @@ async def trace_task(*, meanwhile: Callable[[Engine], None] = lambda engine: Non
             client = ApiClient(api.access)
             leadership = LeaderElector(LeaseLock(client, "operators", "operator"), "tracer")
             await leadership.acquire()
+            feed = TaskFeed(api.access, random=Random(1))
             engine = Engine(
-                api.access, _TOKENS, namespace="operators", leads=lambda: leadership.is_leader
+                api.access,
+                _TOKENS,
+                feed=feed,
+                namespace="operators",
+                leads=lambda: leadership.is_leader,
             )
             running = asyncio.create_task(engine.run())
             try:
@@ -130,6 +137,7 @@ async def trace_task(*, meanwhile: Callable[[Engine], None] = lambda engine: Non
                 running.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await running
+                await feed.close()
                 await client.close()
     status = api.objects[task_path(namespace, name)]["status"]
     to_publish, to_status, to_acknowledgement = recorder.legs

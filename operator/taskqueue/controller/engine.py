@@ -1,7 +1,7 @@
 """The engine: every TaskQueue and every unfinished Task, and the loops that serve them.
 
-Tasks come from an informer, TaskQueues from `Engine.put_queue`, worker Deployments from an informer
-of their own, outcomes from the broker links. The engine only connects the parts.
+Tasks come from a `TaskFeed`, TaskQueues from `Engine.put_queue`, worker Deployments from an
+informer of their own, outcomes from the broker links. The engine only connects the parts.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from taskqueue.controller.tasks.command_record import CommandRecord
 from taskqueue.controller.tasks.dispatcher import do_nothing
 from taskqueue.controller.tasks.stored_tasks import StoredTasks
 from taskqueue.controller.tasks.task_controller import TaskController
+from taskqueue.controller.tasks.task_feed import TaskFeed
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.controller.tasks.ttl import TtlController
 from taskqueue.defaults import DEFAULT_INSTALLATION
@@ -44,7 +45,6 @@ from taskqueue.kubernetes.informer import Informer, identity
 from taskqueue.kubernetes.ownership import MANAGED_BY, SUFFIX
 from taskqueue.kubernetes.pages import Page, list_pages
 from taskqueue.kubernetes.status_updater import CONCURRENCY, StatusUpdater
-from taskqueue.kubernetes.task_codec import TASKS_PATH, UNFINISHED
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_PATH, read_queue
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueConfig, QueueKey
@@ -72,6 +72,7 @@ class Engine:
         instance: which operator this is, for Kubernetes Events.
         conditions: what holds for those of all TaskQueues; None: the defaults.
         leads: returns whether this process certainly still leads.
+        feed: shows the Tasks, and may have done so for long.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Engine:
         access: ApiAccess,
         tokens: TokenKeys,
         *,
+        feed: TaskFeed,
         namespace: str,
         installation: str = DEFAULT_INSTALLATION,
         instance: str = "",
@@ -90,7 +92,7 @@ class Engine:
         self._reader_client = ApiClient(access, max_connections=_READERS, may_write=leads)
         self._writer_client = ApiClient(access, max_connections=CONCURRENCY, may_write=leads)
         self._feed_client = ApiClient(
-            access, max_connections=4, timeout_seconds=60, may_write=leads
+            access, max_connections=2, timeout_seconds=60, may_write=leads
         )
         self._writer = StatusUpdater(self._writer_client, on_failure=count_write_failure)
         report_statuses(self._writer)
@@ -102,25 +104,17 @@ class Engine:
         self._queues_listed = False
         self._pool_states: dict[QueueKey, PoolState] = {}
         self._background: set[asyncio.Task[None]] = set()
-        synced = asyncio.Event()
+        self._tasks_feed = feed
         self.tasks = TaskController(
             client=self._reader_client,
             updater=self._writer,
             tokens=tokens,
             listener=self,
-            uid_of=lambda key: self._tasks_feed.uid_of(key),
-            synced=synced.is_set,
+            uid_of=feed.uid_of,
+            synced=feed.synced.is_set,
             leads=leads,
             random=random,
             spawn=self._spawn,
-        )
-        self._tasks_feed = Informer(
-            self._feed_client,
-            TASKS_PATH,
-            self.tasks,
-            selectors={"fieldSelector": UNFINISHED},
-            random=random,
-            synced=synced,
         )
         self._deployments = Informer(
             self._feed_client,
@@ -144,7 +138,7 @@ class Engine:
         self._events = EventRecorder(EventWriter(self._client, instance=instance), clock=time.time)
         self._links = BrokerLinks(
             installation=installation,
-            feed_synced=synced,
+            feed_synced=feed.synced,
             random=random,
             on_message=self.tasks.inbox.on_delivery,
             spawn=self._spawn,
@@ -173,7 +167,7 @@ class Engine:
             self._ttl.list_all()
             async with asyncio.TaskGroup() as group:
                 group.create_task(_never_ends(writer), name="watch of the status writer")
-                group.create_task(self._tasks_feed.run(), name="feed of Tasks")
+                group.create_task(self._lead(group), name="takeover")
                 group.create_task(self._deployments.run(), name="feed of Deployments")
                 group.create_task(self.tasks.dependencies.run(), name="dependencies")
                 group.create_task(self._ttl.run(after=self._tasks_feed.synced), name="time to live")
@@ -182,6 +176,10 @@ class Engine:
                 group.create_task(self._commands.run(), name="record of commands")
         finally:
             await self._stop(writer)
+
+    async def _lead(self, group: asyncio.TaskGroup) -> None:
+        await self._tasks_feed.lead(self.tasks)
+        group.create_task(self._tasks_feed.run(), name="feed of Tasks")
 
     def skip_unwritten(self) -> None:
         """Do not write the remaining statuses when stopping: another leader will."""

@@ -15,6 +15,7 @@ import socket
 import uuid
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import kopf
@@ -26,9 +27,10 @@ from taskqueue.controller import handlers
 from taskqueue.controller.engine import Engine
 from taskqueue.controller.probes import serve_probes
 from taskqueue.controller.queues.conditions.settings import ConditionSettings
+from taskqueue.controller.tasks.task_feed import TaskFeed
 from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.kubernetes.client import ApiClient, load_access
-from taskqueue.kubernetes.lease import LeaderElector, LeaseLock
+from taskqueue.kubernetes.lease import LeaderElector, LeaseLock, LeaseTiming
 from taskqueue.kubernetes.token_secret import load_token_keys
 from taskqueue.limits import LABEL_LENGTH
 from taskqueue.logs import EventLog
@@ -38,9 +40,6 @@ log = EventLog(__name__)
 #: Prefix of the one annotation that kopf writes to a TaskQueue.
 _ANNOTATION_PREFIX = "taskqueue.dev"
 _KOPF_STOP_SECONDS = 5.0
-
-#: Below half the Lease's renew deadline, so that a request that hangs leaves time for another.
-_LEASE_REQUEST_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -91,26 +90,28 @@ class OperatorSettings:
 async def serve(settings: OperatorSettings) -> int:
     """Run the operator until SIGTERM or SIGINT; return the exit code.
 
-    It waits for the Lease first: a second operator is a standby, ready and idle.
+    It waits for the Lease first: a second operator is a standby. It keeps up with the Tasks, and is
+    ready when it has listed them, so that it can take over at once.
     """
     stop = asyncio.Event()
     _stop_on_signals(stop)
     access = await load_access(settings.kubeconfig)
-    client = ApiClient(access, timeout_seconds=_LEASE_REQUEST_SECONDS)
+    timing = LeaseTiming()
+    client = ApiClient(access, timeout_seconds=timing.request_seconds)
     lock = LeaseLock(client, settings.namespace, operator_name(settings.installation))
-    leadership = LeaderElector(lock, settings.identity)
+    leadership = LeaderElector(lock, settings.identity, timing=timing)
+    feed = TaskFeed(access, random=Random())  # noqa: S311  (delays, not secrets)
     engine: Engine | None = None
-    probes = await serve_probes(settings.port, ready=lambda: engine is None or engine.ready)
+    probes = await serve_probes(
+        settings.port, ready=lambda: feed.is_listed if engine is None else engine.ready
+    )
     try:
-        acquiring = asyncio.create_task(leadership.acquire(), name="acquire")
-        await _first(acquiring, stop.wait())
-        if stop.is_set():
-            acquiring.cancel()
+        if not await _stand_by(leadership, feed, stop):
             return 0
-        acquiring.result()
         engine = Engine(
             access,
             await load_token_keys(client, settings.namespace, settings.installation),
+            feed=feed,
             namespace=settings.namespace,
             installation=settings.installation,
             instance=settings.identity,
@@ -121,7 +122,23 @@ async def serve(settings: OperatorSettings) -> int:
     finally:
         await leadership.release()
         await probes.cleanup()
+        await feed.close()
         await client.close()
+
+
+async def _stand_by(leadership: LeaderElector, feed: TaskFeed, stop: asyncio.Event) -> bool:
+    """Keep up with the Tasks until this operator leads; return False if it is stopped before."""
+    acquiring = asyncio.create_task(leadership.acquire(), name="acquire")
+    following = asyncio.create_task(feed.run(), name="feed of Tasks")
+    parts = (acquiring, following)
+    await _first(*parts, stop.wait())
+    ended = [part for part in parts if part.done()]
+    for part in parts:
+        part.cancel()
+    await asyncio.wait(parts)
+    for part in ended:
+        part.result()
+    return not stop.is_set()
 
 
 async def _lead(engine: Engine, leadership: LeaderElector, stop: asyncio.Event) -> int:

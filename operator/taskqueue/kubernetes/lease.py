@@ -31,6 +31,8 @@ from taskqueue.timestamps import to_rfc3339
 
 log = EventLog(__name__)
 
+#: Between two looks of the watchdog.
+_WATCHDOG_SECONDS = 0.2
 #: Exit code of a process whose event loop hung past the renew deadline.
 EXIT_HUNG = 70
 
@@ -42,12 +44,28 @@ class LeaseTiming:
     Attributes:
         duration: how long others wait for a holder that does not renew.
         renew_deadline: a holder that could not renew for this long stops leading.
-        period: between renewals, and between reads of another holder's Lease.
+        period: between renewals; another holder's Lease is read twice in it.
     """
 
-    duration: int = 12
-    renew_deadline: float = 8.0
-    period: float = 2.0
+    duration: int = 7
+    renew_deadline: float = 5.0
+    period: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse times that are not safe.
+
+        Raises:
+            ValueError: two could lead, or a holder would stop because of one late request.
+        """
+        if self.renew_deadline + 2 * _WATCHDOG_SECONDS >= self.duration:
+            raise ValueError(f"{self}: the renew deadline is too close to the duration")
+        if self.period + 2 * self.request_seconds > self.renew_deadline:
+            raise ValueError(f"{self}: a request that hangs leaves no time for another")
+
+    @property
+    def request_seconds(self) -> float:
+        """How long a request may take: one that hangs leaves time for another."""
+        return 0.375 * self.renew_deadline
 
 
 class LeaseLock:
@@ -123,7 +141,7 @@ class LeaderElector:
         self._clock = clock
         self._end_process = end_process
         self._lease: dict[str, Any] | None = None
-        self._deadline = 0.0
+        self._deadline = self._watchdog_deadline = 0.0
         self._holding = threading.Event()
 
     @property
@@ -232,7 +250,7 @@ class LeaderElector:
     async def _with_timeout(self, request: Any) -> Any:
         """Abandon a request early enough to try once more before the deadline."""
         try:
-            async with asyncio.timeout(self._timing.renew_deadline / 2):
+            async with asyncio.timeout(self._timing.request_seconds):
                 return await request
         except TimeoutError as late:
             raise ApiError(0, "Timeout", "the API server did not answer in time") from late
@@ -240,6 +258,8 @@ class LeaderElector:
     def _extend_deadline(self, begun: float) -> None:
         # From before the request: others count from when the API server handled it.
         self._deadline = begun + self._timing.renew_deadline
+        # The watchdog cannot ask a loop that hangs for the time.
+        self._watchdog_deadline = time.monotonic() + self._seconds_left()
 
     def _seconds_left(self) -> float:
         return self._deadline - self._now()
@@ -255,12 +275,9 @@ class LeaderElector:
         process can acquire the Lease.
         """
         margin = (self._timing.duration - self._timing.renew_deadline) / 2
-        last, last_change = self._deadline, time.monotonic()
         while self._holding.is_set():
-            time.sleep(0.2)
-            if self._deadline != last:
-                last, last_change = self._deadline, time.monotonic()
-            elif time.monotonic() - last_change > self._timing.renew_deadline + margin:
+            time.sleep(_WATCHDOG_SECONDS)
+            if time.monotonic() > self._watchdog_deadline + margin:
                 log.error("leader.loop_hung", identity=self._identity)
                 self._end_process(EXIT_HUNG)
                 return

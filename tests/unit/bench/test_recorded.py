@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from pathlib import Path
 from typing import Any
 
 from tests.bench import recorded
@@ -37,7 +38,7 @@ async def test_the_handlers_are_a_module_and_may_write_their_record_only() -> No
             self.made[f"{path.rpartition('/')[2]}/{body['metadata']['name']}"] = body
 
     client = Client()
-    cluster = Cluster(None, client, client, client)  # type: ignore[arg-type]
+    cluster = Cluster(None, Path(), client, client, client)  # type: ignore[arg-type]
     await recorded.prepare(cluster)
     (source,) = client.made[f"configmaps/{recorded.CONFIG_MAP}"]["data"].values()
     names = {node.name for node in ast.walk(ast.parse(source)) if hasattr(node, "name")}

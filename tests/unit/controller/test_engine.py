@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from kubernetes.aio.client import Configuration
 
 from taskqueue.controller.engine import Engine, _never_ends
 from taskqueue.controller.queues.reconciler import QueueReconciler
+from taskqueue.controller.tasks.task_feed import TaskFeed
 from taskqueue.kubernetes.client import ApiAccess, ApiError
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.kubernetes.pages import Page
@@ -21,11 +23,11 @@ from tests.unit.controller.fakes import TOKENS, raw_task
 async def engine() -> AsyncIterator[Engine]:
     configuration = Configuration()
     configuration.host = "http://127.0.0.1:9"  # the discard port: nothing may be asked there
-    engine = Engine(
-        ApiAccess(configuration=configuration, ssl_context=None), TOKENS, namespace="operators"
-    )
+    access = ApiAccess(configuration=configuration, ssl_context=None)
+    feed = TaskFeed(access, random=Random(1))
+    engine = Engine(access, TOKENS, feed=feed, namespace="operators")
     yield engine
-    for client in (engine._client, engine._writer_client, engine._feed_client):
+    for client in (engine._client, engine._writer_client, engine._feed_client, feed):
         await client.close()
 
 
@@ -78,7 +80,13 @@ async def test_a_taskqueue_that_cannot_be_read_stops_no_other(engine: Engine) ->
 
 
 async def test_engine_that_may_not_lead_any_more_writes_nothing(engine: Engine) -> None:
-    late = Engine(engine._client._access, TOKENS, namespace="operators", leads=lambda: False)
+    late = Engine(
+        engine._client._access,
+        TOKENS,
+        feed=engine._tasks_feed,
+        namespace="operators",
+        leads=lambda: False,
+    )
     for client in (late._client, late._writer_client, late._feed_client):
         with pytest.raises(ApiError, match="another operator may lead"):
             await client.request("PATCH", "/api/v1/namespaces/shop/pods/a", body={})

@@ -55,6 +55,9 @@ log = EventLog(__name__)
 
 #: Outcomes in memory at most: each waits for its status write before it is acknowledged.
 INBOX_PREFETCH = 4000
+#: Of the connection that consumes the inbox. A leader that is paused stays its consumer until the
+#: broker has heard nothing for two to three of these; the next leader waits for that.
+_INBOX_HEARTBEAT_SECONDS = 3
 _MARKER_TYPE = "marker"
 #: Another marker is published after this long without one.
 _MARKER_SECONDS = 2.0
@@ -255,7 +258,11 @@ class BrokerLink:
         async with asyncio.timeout(60):
             publishing = await connect(self.parameters, name=f"{name}: publish")
         try:
-            consuming = await connect(self.parameters, name=f"{name}: inbox")
+            consuming = await connect(
+                self.parameters,
+                name=f"{name}: inbox",
+                heartbeat_seconds=_INBOX_HEARTBEAT_SECONDS,
+            )
             try:
                 await self._serve(publishing, consuming, on_up)
             finally:

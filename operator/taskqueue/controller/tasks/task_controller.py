@@ -25,7 +25,7 @@ from taskqueue.controller.tasks.inbox import Inbox, QueueListener
 from taskqueue.controller.tasks.payloads import Payloads, size_problem
 from taskqueue.controller.tasks.read_pool import Spawn
 from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge
-from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
+from taskqueue.controller.tasks.tracked_task import SeenTask, TaskStage, TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError, version_of
 from taskqueue.kubernetes.informer import Key, identity
 from taskqueue.kubernetes.status_updater import StatusUpdater
@@ -191,21 +191,29 @@ class TaskController:
         if tracked is not None:
             self._runner.send(uid, events.SpecChanged(task))
         elif self._is_to_track(task):
-            self._track(task, raw, payload)
+            problem = size_problem(len(payload))
+            seen = SeenTask(task, version_of(raw["metadata"]), problem)
+            if not problem:
+                self.payloads.offer(uid, payload)
+            self._track(seen)
 
-    def _track(self, task: Task, raw: dict[str, Any], payload: bytes) -> None:
+    def adopt(self, seen: SeenTask) -> None:
+        """Take a Task that was seen before this operator led; its payload is read when due."""
+        if self._is_to_track(seen.task):
+            self._track(seen)
+
+    def _track(self, seen: SeenTask) -> None:
+        task = seen.task
         tracked = TrackedTask(
             task=task,
             status=task.status,
             written=task.status,
-            fence=version_of(raw["metadata"]),
+            fence=seen.version,
             stray_copy_possible=not self._synced(),
         )
-        problem = size_problem(len(payload))
-        if problem:
-            self._runner.track(tracked, events.PayloadRefused(problem))
+        if seen.problem:
+            self._runner.track(tracked, events.PayloadRefused(seen.problem))
         else:
-            self.payloads.offer(task.uid, payload)
             self._runner.track(tracked, events.Seen())
 
     def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:

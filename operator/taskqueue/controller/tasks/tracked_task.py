@@ -23,6 +23,21 @@ Anchors = tuple[tuple[float, float], ...]
 Receipt = object
 
 
+@dataclass(frozen=True, slots=True)
+class SeenTask:
+    """A Task as the informer shows it, apart from its payload.
+
+    Attributes:
+        task: what it says, its status included.
+        version: its resourceVersion, as a number.
+        problem: why its payload is refused; "": it is not.
+    """
+
+    task: Task
+    version: int
+    problem: str
+
+
 class TaskStage(Enum):
     """Where an unfinished Task is, as far as dispatching goes."""
 

@@ -1,0 +1,126 @@
+"""The informer of unfinished Tasks, which works from before an operator leads until it ends.
+
+Contract:
+
+* A standby lists and watches as the leader does, and keeps the Tasks, without their payloads. So a
+  takeover does not wait for a list, however many Tasks there are.
+* What a standby knows may be old. `TaskFeed.lead` first reads what was written before it was
+  called, thus before this operator led, then hands the Tasks over, and sets `TaskFeed.synced`:
+  what a former leader claimed, recalled or recorded is known before anything is published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+from typing import Any, Protocol
+
+from taskqueue.controller.tasks.payloads import size_problem
+from taskqueue.controller.tasks.tracked_task import SeenTask
+from taskqueue.kubernetes.client import ApiAccess, ApiClient, version_of
+from taskqueue.kubernetes.informer import Informer, Key, ResourceEventHandler, identity
+from taskqueue.kubernetes.task_codec import (
+    TASKS_PATH,
+    UNFINISHED,
+    problem_of,
+    read_payload,
+    read_task,
+)
+
+#: Tasks handed over in one turn of the loop: it has a Lease to renew.
+_TASKS_A_TURN = 500
+
+
+class TaskHandler(ResourceEventHandler, Protocol):
+    """Serves the Tasks, once this operator leads."""
+
+    def adopt(self, seen: SeenTask) -> None:
+        """Take a Task that was seen before this operator led."""
+
+
+class StandbyTasks:
+    """Keeps what an informer shows, until this operator leads."""
+
+    def __init__(self) -> None:
+        #: Each is a `SeenTask`, or an object's metadata and why it cannot be read.
+        self._kept: dict[str, SeenTask | tuple[dict[str, Any], str]] = {}
+
+    def on_upserted(self, raw: dict[str, Any]) -> None:
+        """Keep a Task that is new or changed."""
+        try:
+            problem = size_problem(len(read_payload(raw)))
+            seen = SeenTask(read_task(raw), version_of(raw["metadata"]), problem)
+        except (ValueError, KeyError, TypeError) as error:
+            self.on_unreadable(raw, problem_of(error))
+        else:
+            self._kept[seen.task.uid] = seen
+
+    def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
+        """Keep what identifies a Task."""
+        (namespace, name), uid = identity(raw)
+        generation = raw["metadata"].get("generation")
+        metadata = {"namespace": namespace, "name": name, "uid": uid, "generation": generation}
+        self._kept[uid] = {"metadata": metadata}, problem
+
+    def on_deleted(self, key: Key, uid: str) -> None:
+        """Drop a Task that left the informer."""
+        self._kept.pop(uid, None)
+
+    async def hand_over(self, handler: TaskHandler) -> None:
+        """Pass on what is kept, and keep it no more; nothing may be shown meanwhile."""
+        for number, uid in enumerate(list(self._kept), 1):
+            match self._kept.pop(uid):
+                case SeenTask() as seen:
+                    handler.adopt(seen)
+                case raw, problem:
+                    handler.on_unreadable(raw, problem)
+            if number % _TASKS_A_TURN == 0:
+                await asyncio.sleep(0)
+
+
+class TaskFeed:
+    """Shows the unfinished Tasks: kept while this operator is a standby, served once it leads.
+
+    Args:
+        access: of the API server.
+        random: for delays.
+
+    Attributes:
+        run: keeps up with the Tasks until cancelled; cancel it, and call `lead` before the next.
+        synced: set once the handler has all Tasks as they were when this operator began to lead.
+    """
+
+    def __init__(self, access: ApiAccess, *, random: Random) -> None:
+        self._client = ApiClient(access, max_connections=2, timeout_seconds=60)
+        self._tasks = StandbyTasks()
+        self._informer = Informer(
+            self._client,
+            TASKS_PATH,
+            self._tasks,
+            selectors={"fieldSelector": UNFINISHED},
+            random=random,
+        )
+        self.run = self._informer.run
+        self.synced = asyncio.Event()
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether all Tasks that existed at the start are known: a standby can take over soon."""
+        return self._informer.synced.is_set()
+
+    @property
+    def uid_of(self) -> Callable[[Key], str | None]:
+        """Returns the uid that the informer shows under a name."""
+        return self._informer.uid_of
+
+    async def lead(self, handler: TaskHandler) -> None:
+        """Hand over the Tasks to who serves them from now on."""
+        await self._informer.catch_up()
+        await self._tasks.hand_over(handler)
+        self._informer.handler = handler
+        self.synced.set()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
