@@ -278,7 +278,7 @@ What to try (export KUBECONFIG=.devcluster/kubeconfig):
   kubectl -n {NAMESPACE} get taskqueues.taskqueue.dev,tasks.taskqueue.dev,pods
   kubectl -n {NAMESPACE} describe taskqueues.taskqueue.dev/{QUEUE}
   kubectl -n {NAMESPACE} logs deployment/{QUEUE}-worker
-  kubectl -n taskqueue-system logs deployment/taskqueue-operator
+  kubectl -n taskqueue-system logs -l app.kubernetes.io/name=taskqueue-operator --prefix
   kubectl -n rabbitmq logs statefulset/rabbitmq""",
         file=sys.stderr,
     )

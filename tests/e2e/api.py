@@ -6,7 +6,7 @@ import base64
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,15 @@ class Api:
         if answer.status_code >= 400:
             raise Refused(answer.status_code, answer.text)
         return answer.text
+
+    def headers(self, path: str, *, user: str) -> Mapping[str, str]:
+        """GET as another user; return the headers of the answer."""
+        answer = self._session().get(
+            self.server + path, headers={"Impersonate-User": user}, timeout=30
+        )
+        if answer.status_code >= 400:
+            raise Refused(answer.status_code, answer.text)
+        return answer.headers
 
     def lines(self, path: str, *, silence: float = 660, **query: str) -> Iterator[str]:
         """Yield the lines of a text as they come, until the server ends it or is silent so long."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -30,14 +30,31 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def operator_pod(kubectl: Kubectl) -> str:
+@pytest.fixture(scope="module", autouse=True)
+def one_operator(kubectl: Kubectl) -> Iterator[None]:
+    """One operator for what is counted here; at the end as many as before."""
+    assert_exclusive("operator")
+    deployment = ("-n", NAMESPACE, f"deployment/{OPERATOR}")
+    shipped = kubectl.ok("get", *deployment, "-o", "jsonpath={.spec.replicas}")
+    kubectl.ok("scale", *deployment, "--replicas=1")
+    until(lambda: len(operator_pods(kubectl)) == 1, "one operator is left")
+    yield
+    kubectl.ok("scale", *deployment, f"--replicas={shipped}")
+    kubectl.ok("rollout", "status", *deployment, "--timeout=90s")
+
+
+def operator_pods(kubectl: Kubectl) -> list[str]:
     listed = json.loads(kubectl.ok("get", "pods", "-n", NAMESPACE, "-o", "json"))
-    (name,) = [
+    return [
         pod["metadata"]["name"]
         for pod in listed["items"]
         if "deletionTimestamp" not in pod["metadata"]
     ]
-    return str(name)
+
+
+def operator_pod(kubectl: Kubectl) -> str:
+    (name,) = operator_pods(kubectl)
+    return name
 
 
 def test_operator_lists_tasks_again_when_its_watch_has_expired(

@@ -199,6 +199,7 @@ class LeaderElector:
 
     async def release(self) -> None:
         """Let another process lead at once; if this fails, it has to wait for the duration."""
+        self._deadline = 0.0
         if self._lease is None:
             return
         try:

@@ -76,6 +76,8 @@ class FakeApi:
     answer_text: bytes = b""
     #: How many of the next watches get no line, as over a connection that is silently dead.
     silent_watches: int = 0
+    #: Watches that are not short are behind: what is emitted meanwhile does not come.
+    stalled: bool = False
     #: PATCHes wait until it is set, so that a test can see those in flight.
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     under_way: int = 0
@@ -145,15 +147,21 @@ class FakeApi:
             self.silent_watches -= 1
             await asyncio.Event().wait()
         breaks = self._breaks
+        is_short = int(request.query["timeoutSeconds"]) <= 5
         while breaks == self._breaks:
             for version, event in self._events:
-                if version > seen:
+                if version > seen and (is_short or not self.stalled):
                     seen = version
                     kind = json.dumps(event["type"]).encode()
                     wire = self._wire(event["object"])
                     await response.write(b'{"type":' + kind + b',"object":' + wire + b"}\n")
+            if is_short:  # two seconds before its end a watch gets a bookmark
+                bookmark = {"metadata": {"resourceVersion": str(self.version)}}
+                line = json.dumps({"type": "BOOKMARK", "object": bookmark})
+                await response.write(line.encode() + b"\n")
+                break
             async with self._changed:
-                if breaks == self._breaks and self.version <= seen:
+                if breaks == self._breaks and (self.stalled or self.version <= seen):
                     await self._changed.wait()
         return response
 

@@ -1,10 +1,12 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from taskqueue.kubernetes import client
 from taskqueue.kubernetes.client import OBJECT_BYTES, PROBLEMS, TOO_LARGE, UNREADABLE
@@ -17,10 +19,12 @@ class Listener:
         self.held: dict[str, str] = {}
         self.events: list[tuple[str, str, str]] = []
         self.problems: dict[str, str] = {}
+        self.versions: dict[str, str] = {}
 
     def on_upserted(self, raw: dict[str, Any]) -> None:
         name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
         self.held[name] = uid
+        self.versions[name] = raw["metadata"]["resourceVersion"]
         self.events.append(("upserted", name, uid))
 
     def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
@@ -201,3 +205,64 @@ async def test_informer_sees_that_an_unreadable_object_is_deleted_meanwhile() ->
         api.forgotten_below = api.version
         await api.break_watches()
         await eventually(lambda: ("deleted", "o4-deep", "uid-o4-deep") in listener.events)
+
+
+async def _catch_up_after(
+    before: int, changes: Sequence[tuple[str, str]], *, expired: bool
+) -> tuple[FakeApi, Listener]:
+    """Have an informer catch up with changes that its watch does not show."""
+    api = FakeApi(objects={f"o{n}": make(f"o{n}") for n in range(before)})
+    async with serve(api) as connected:
+        listener = Listener()
+        feed = Informer(connected, "/things", listener, random=Random(1))
+        running = asyncio.create_task(feed.run())
+        async with asyncio.timeout(10):
+            await feed.synced.wait()
+        api.stalled = True
+        for kind, name in changes:
+            there = name in api.objects
+            if kind == "DELETED" and there:
+                await api.emit("DELETED", make(name, api.objects[name]["metadata"]["uid"]))
+            elif kind == "PUT":
+                uid = f"uid-{name}" if there else f"uid-{name}-{api.version}"
+                await api.emit("MODIFIED" if there else "ADDED", make(name, uid))
+        if expired:
+            api.forgotten_below = api.version
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        async with asyncio.timeout(20):
+            await feed.catch_up()
+    return api, listener
+
+
+_NAMES = st.sampled_from(["o1", "o2", "o120", "new", "newer"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    before=st.sampled_from([0, 3, 150]),
+    changes=st.lists(st.tuples(st.sampled_from(["PUT", "DELETED"]), _NAMES), max_size=8),
+    expired=st.booleans(),
+)
+def test_informer_that_caught_up_knows_what_its_watch_did_not_show(
+    before: int, changes: Sequence[tuple[str, str]], expired: bool
+) -> None:
+    api, listener = asyncio.run(_catch_up_after(before, changes, expired=expired))
+    there = {name: raw["metadata"]["resourceVersion"] for name, raw in api.objects.items()}
+    assert {name: listener.versions[name] for name in listener.held} == there
+
+
+async def test_informer_lists_what_is_many_only_once_to_catch_up() -> None:
+    api, listener = await _catch_up_after(1000, [("PUT", "new")], expired=False)
+    assert "new" in listener.held
+    assert api.lists == 10 + 1
+
+
+async def test_informer_that_has_not_listed_lists_to_catch_up() -> None:
+    api = FakeApi(objects={f"o{n}": make(f"o{n}") for n in range(150)})
+    async with serve(api) as connected:
+        listener = Listener()
+        feed = Informer(connected, "/things", listener, random=Random(1))
+        await feed.catch_up()
+        assert feed.synced.is_set()
+    assert len(listener.held) == 150

@@ -1,8 +1,11 @@
 """Leader election in virtual time, with a Lease that conflicts, hangs and fails on demand."""
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
+from random import Random
 from typing import Any
 
 import pytest
@@ -58,6 +61,41 @@ class InMemoryLock(LeaseLock):
             await asyncio.sleep(1e9)
         if self.broken:
             raise ApiError(500, "InternalError", "broken")
+
+
+class FaultyLock(InMemoryLock):
+    """A candidate's way to a Lease, with faults of its own."""
+
+    FAULTS = ("", "", "broken", "hanging", "slow", "answers are lost", "answers are late")
+
+    def __init__(self, shared: InMemoryLock, random: Random) -> None:
+        super().__init__()
+        self._shared, self._random = shared, random
+        self.fault = ""
+
+    async def read(self) -> dict[str, Any] | None:
+        return await self._with_fault(self._shared.read)
+
+    async def create(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._with_fault(partial(self._shared.create, spec))
+
+    async def replace(self, lease: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._with_fault(partial(self._shared.replace, lease, spec))
+
+    async def _with_fault(self, request: Callable[[], Awaitable[Any]]) -> Any:
+        fault = self.fault
+        if fault == "broken":
+            raise ApiError(500, "InternalError", "broken")
+        if fault == "hanging":
+            await asyncio.sleep(1e9)
+        if fault == "slow":
+            await asyncio.sleep(self._random.uniform(0, 3))
+        answer = await request()
+        if fault == "answers are lost":
+            await asyncio.sleep(1e9)
+        if fault == "answers are late":
+            await asyncio.sleep(self._random.uniform(0, 3))
+        return answer
 
 
 class Candidate:
@@ -185,3 +223,54 @@ async def test_candidates_never_lead_together() -> None:
             await stop(tasks[number])
             tasks[number] = asyncio.create_task(leading[0].run())
     await stop(*tasks)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_never_two_lead_whatever_fails(seed: int) -> None:
+    random, shared = Random(seed), InMemoryLock()
+    locks = [FaultyLock(shared, random) for _ in range(3)]
+    candidates = [Candidate(lock, str(number)) for number, lock in enumerate(locks)]
+    tasks = [asyncio.create_task(one.run()) for one in candidates]
+    #: Those that were killed count as long as they would have believed to lead.
+    everyone = list(candidates)
+    led = 0
+    for step in range(600):
+        await asyncio.sleep(random.uniform(0.05, 0.6))
+        leading = [one for one in everyone if one.elector.is_leader]
+        assert len(leading) <= 1, f"after {step} steps"
+        led += len(leading)
+        number = random.randrange(3)
+        if random.random() < 0.15:
+            locks[number].fault = random.choice(FaultyLock.FAULTS)
+        elif random.random() < 0.05 or tasks[number].done():
+            await stop(tasks[number])
+            if random.random() < 0.5:
+                await candidates[number].elector.release()
+            candidates[number] = Candidate(locks[number], f"{number} from {step}")
+            everyone.append(candidates[number])
+            tasks[number] = asyncio.create_task(candidates[number].run())
+    await stop(*tasks)
+    assert led > 60
+
+
+@pytest.mark.parametrize(
+    ("duration", "renew_deadline", "period"), [(7, 7.0, 1.0), (7, 6.7, 1.0), (7, 5.0, 2.0)]
+)
+def test_times_that_are_not_safe_are_refused(
+    duration: int, renew_deadline: float, period: float
+) -> None:
+    with pytest.raises(ValueError, match="LeaseTiming"):
+        LeaseTiming(duration=duration, renew_deadline=renew_deadline, period=period)
+
+
+async def test_watchdog_counts_from_before_the_request_that_was_late() -> None:
+    lock = FaultyLock(InMemoryLock(), Random(3))
+    elector = LeaderElector(lock, "a", timing=TIMING)
+    lock.fault = "answers are late"
+    asked = now()
+    while not elector.is_leader:
+        await elector.acquire()
+    late = now() - asked
+    assert late > 0.5
+    left = elector._watchdog_deadline - time.monotonic()
+    assert left <= TIMING.renew_deadline - late + TIMING.period  # it may have asked twice

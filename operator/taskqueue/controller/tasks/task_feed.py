@@ -27,6 +27,9 @@ from taskqueue.kubernetes.task_codec import (
     read_payload,
     read_task,
 )
+from taskqueue.logs import EventLog
+
+log = EventLog(__name__)
 
 #: Tasks handed over in one turn of the loop: it has a Lease to renew.
 _TASKS_A_TURN = 500
@@ -66,6 +69,10 @@ class StandbyTasks:
     def on_deleted(self, key: Key, uid: str) -> None:
         """Drop a Task that left the informer."""
         self._kept.pop(uid, None)
+
+    def __len__(self) -> int:
+        """Return how many Tasks are kept."""
+        return len(self._kept)
 
     async def hand_over(self, handler: TaskHandler) -> None:
         """Pass on what is kept, and keep it no more; nothing may be shown meanwhile."""
@@ -117,8 +124,10 @@ class TaskFeed:
     async def lead(self, handler: TaskHandler) -> None:
         """Hand over the Tasks to who serves them from now on."""
         await self._informer.catch_up()
+        log.info("tasks.caught_up", tasks=len(self._tasks))
         await self._tasks.hand_over(handler)
         self._informer.handler = handler
+        log.info("tasks.handed_over")
         self.synced.set()
 
     async def close(self) -> None:
