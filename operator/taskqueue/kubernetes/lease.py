@@ -47,7 +47,7 @@ class LeaseTiming:
         period: between renewals; another holder's Lease is read twice in it.
     """
 
-    duration: int = 7
+    duration: int = 6
     renew_deadline: float = 5.0
     period: float = 1.0
 
