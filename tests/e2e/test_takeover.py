@@ -32,7 +32,7 @@ def both_ready(harness: Harness) -> None:
 
     def ready() -> bool:
         status = harness.api.get(deployment)["status"]
-        return status.get("readyReplicas", 0) == status.get("replicas") == 2
+        return (status.get("readyReplicas"), status.get("replicas")) == (2, 2)
 
     harness.until(ready, what="both operators ready")
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -16,6 +16,8 @@ from taskqueue.kubernetes.lease import LeaderElector, LeaseLock, LeaseTiming
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
 
 TIMING = LeaseTiming()
+
+T = TypeVar("T")
 
 
 class InMemoryLock(LeaseLock):
@@ -82,7 +84,7 @@ class FaultyLock(InMemoryLock):
     async def replace(self, lease: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
         return await self._with_fault(partial(self._shared.replace, lease, spec))
 
-    async def _with_fault(self, request: Callable[[], Awaitable[Any]]) -> Any:
+    async def _with_fault(self, request: Callable[[], Awaitable[T]]) -> T:
         fault = self.fault
         if fault == "broken":
             raise ApiError(500, "InternalError", "broken")
@@ -225,7 +227,7 @@ async def test_candidates_never_lead_together() -> None:
     await stop(*tasks)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 async def test_never_two_lead_whatever_fails(seed: int) -> None:
     random, shared = Random(seed), InMemoryLock()
     locks = [FaultyLock(shared, random) for _ in range(3)]
@@ -234,7 +236,7 @@ async def test_never_two_lead_whatever_fails(seed: int) -> None:
     #: Those that were killed count as long as they would have believed to lead.
     everyone = list(candidates)
     led = 0
-    for step in range(600):
+    for step in range(300):
         await asyncio.sleep(random.uniform(0.05, 0.6))
         leading = [one for one in everyone if one.elector.is_leader]
         assert len(leading) <= 1, f"after {step} steps"
@@ -250,13 +252,13 @@ async def test_never_two_lead_whatever_fails(seed: int) -> None:
             everyone.append(candidates[number])
             tasks[number] = asyncio.create_task(candidates[number].run())
     await stop(*tasks)
-    assert led > 60
+    assert led > 30
 
 
 @pytest.mark.parametrize(
     ("duration", "renew_deadline", "period"), [(6, 6.0, 1.0), (6, 5.7, 1.0), (6, 5.0, 2.0)]
 )
-def test_times_that_are_not_safe_are_refused(
+async def test_times_that_are_not_safe_are_refused(
     duration: int, renew_deadline: float, period: float
 ) -> None:
     with pytest.raises(ValueError, match="LeaseTiming"):
