@@ -2,8 +2,8 @@
 
 orjson alone writes NaN as null and integers of 64 bits without sign, reads integers of more bits as
 other numbers, and reads what is nested 1,024 deep while it writes 254 levels: what it has read
-cannot be passed on. Here it does the work when a quick look at the text rules all of that out; else
-the value is walked.
+cannot be passed on. Here it does the work when a quick look at value and text rules all of that
+out; else the value is walked.
 
 All JSON is read here, and a test sees to it: `decode` reads what others wrote, `decode_own` what
 this project wrote itself, or Kubernetes's API server.
@@ -12,6 +12,7 @@ this project wrote itself, or Kubernetes's API server.
 from __future__ import annotations
 
 import json
+import marshal
 import re
 from array import array
 from itertools import accumulate
@@ -19,8 +20,11 @@ from typing import Any
 
 import orjson
 
-from taskqueue.jsonable import NotJsonError, models, plain
+from taskqueue.jsonable import NotJsonError, plain
 from taskqueue.limits import JSON_DEPTH
+
+#: A version of marshal's format that does not look for objects that come twice: faster.
+_PLAIN_MARSHAL = 2
 
 #: Every integer that needs more than 64 bits with its sign has as many digits, or more.
 _DIGITS = 19
@@ -55,15 +59,29 @@ def encode(value: Any, at: str = "") -> bytes:
     Raises:
         NotJsonError: it is not JSON.
     """
-    try:
-        text = orjson.dumps(value, default=models)
-        if b"null" not in text and not _has_large_numbers(text):
-            check_levels(text, at)
-            return text
-    except TypeError:
-        pass  # `plain` knows where it is
+    if _is_builtin(value):
+        try:
+            text = orjson.dumps(value)
+            if b"null" not in text and not _has_large_numbers(text):
+                check_levels(text, at)
+                return text
+        except TypeError:
+            pass  # `plain` knows where it is
     # A null may have been a NaN.
     return orjson.dumps(plain(value, at))
+
+
+def _is_builtin(value: Any) -> bool:
+    """Return whether a value has objects of built-in types only, of no subclass.
+
+    orjson calls the code of others (enums, dataclasses, models), and crashes the process when the
+    value is changed meanwhile, by that code or in another thread. marshal calls nobody.
+    """
+    try:
+        marshal.dumps(value, _PLAIN_MARSHAL)
+    except ValueError:
+        return False
+    return True
 
 
 def decode(text: bytes | str, at: str = "", *, depth: int = JSON_DEPTH) -> Any:
@@ -220,5 +238,5 @@ def _integer(digits: str) -> int:
     return int(digits[: 2 * _DIGITS])
 
 
-#: Finds where a value ends; numbers are not looked at.
-_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=str)
+#: Finds where a value ends; neither numbers nor characters of strings are looked at.
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=str, strict=False)

@@ -25,7 +25,7 @@ from typing import Any
 from taskqueue.limits import JSON_DEPTH
 
 #: Integers from here on, and below the negative of it, have more than 64 bits with their sign.
-_INTEGER_END = 2**63
+INTEGER_END = 2**63
 
 #: Characters of a place, and of one key in it.
 _PLACE_LENGTH = 200
@@ -87,11 +87,11 @@ def plain(value: Any, at: str = "", *, depth: int = JSON_DEPTH) -> Any:
         raise NotJsonError(reason, at=at) from problem
 
 
-def models(value: Any) -> Any:
-    """Return a pydantic model as plain values; a ``default`` for orjson.
+def _model(value: Any) -> Any:
+    """Return a pydantic model as plain values.
 
     Raises:
-        TypeError: it is not a model.
+        NotJsonError: it is not a model.
     """
     pydantic = sys.modules.get("pydantic")  # not imported: there can be no model
     if pydantic is not None and isinstance(value, pydantic.BaseModel):
@@ -114,7 +114,7 @@ def _plain(value: Any, levels: int) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise NotJsonError(f"{value} is not a JSON number: use None, or text")
-        return value
+        return float.__pos__(value)  # of a subclass, such as NumPy's, the number alone
     if isinstance(value, dict):
         return _object(value, levels)
     if isinstance(value, list) or type(value) is tuple:
@@ -130,7 +130,7 @@ def _plain(value: Any, levels: int) -> Any:
         )
     if isinstance(value, decimal.Decimal):
         raise NotJsonError("a Decimal is not JSON: use str(…), or float(…) where that is enough")
-    return _plain(models(value), levels)
+    return _plain(_model(value), levels)
 
 
 def _object(value: dict[Any, Any], levels: int) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _object(value: dict[Any, Any], levels: int) -> dict[str, Any]:
     copy: dict[str, Any] = {}
     key: Any = ""
     try:
-        for key, item in value.items():
+        for key, item in list(value.items()):  # reading an item may change it
             if not isinstance(key, str):
                 raise NotJsonError(
                     f"the keys of an object are strings, not {type(key).__name__}: use str(…)"
@@ -154,7 +154,7 @@ def _list(value: list[Any] | tuple[Any, ...], levels: int) -> list[Any]:
     _check_levels(levels)
     copy: list[Any] = []
     try:
-        for item in value:
+        for item in list(value):  # reading an item may change it
             copy.append(_plain(item, levels - 1))
     except NotJsonError as error:
         error.within(len(copy))
@@ -168,8 +168,9 @@ def _check_levels(left: int) -> None:
 
 
 def _integer(value: int) -> int:
-    if -_INTEGER_END <= value < _INTEGER_END:
-        return int(value)
+    number = int.__pos__(value)  # of a subclass the number alone
+    if -INTEGER_END <= number < INTEGER_END:
+        return number
     raise NotJsonError(
         "an integer of more than 64 bits with its sign: use text, or a floating-point number"
     )
@@ -177,10 +178,10 @@ def _integer(value: int) -> int:
 
 def _text(value: str) -> str:
     try:
-        value.encode()
+        str.encode(value)  # not of a subclass
     except UnicodeEncodeError as error:
         raise NotJsonError(f"a string is not Unicode text: {error.reason}") from error
-    return value
+    return str.__str__(value)
 
 
 def _short(key: Any) -> str:

@@ -19,6 +19,7 @@ from tests.conftest import SUMMARY_LINE
 ROOT = Path(__file__).parents[2]
 #: What decodes a message, and what decides what becomes of it.
 DECODERS_AND_INTAKES = (
+    "amqp/field_tables.py",
     "amqp/frames.py",
     "contract/cloudevents.py",
     "contract/command.py",

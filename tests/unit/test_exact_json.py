@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import datetime
+import enum
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -11,7 +16,7 @@ from typing import Any
 import orjson
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskqueue import testing
@@ -59,6 +64,42 @@ def deep(levels: int, inside: Any = 0) -> Any:
 def test_a_value_comes_back_as_it_was(value: Any) -> None:
     assert decode(encode(value)) == value == plain(value)
     assert decode(json.dumps(value, indent=1)) == value
+
+
+class Loss(float):
+    """A number of a library's own class, such as NumPy's, that answers as it likes."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("no float")
+
+    __repr__ = __str__ = lambda self: "loss"
+
+
+class Count(int):
+    def __int__(self) -> int:
+        return 7
+
+    def __lt__(self, other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+    __le__ = __gt__ = __ge__ = __lt__
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), INTEGERS)
+def test_a_number_of_a_subclass_is_the_number(number: float, count: int) -> None:
+    for value in (Loss(number), {"a": [Loss(number), None]}, {"a": Count(count), "b": None}):
+        expected = json.loads(json.dumps(_plain_numbers(value)))
+        assert decode(encode(value)) == expected == plain(value)
+
+
+def _plain_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(item) for item in value]
+    if isinstance(value, Loss):
+        return float.__pos__(value)
+    return int.__pos__(value) if isinstance(value, Count) else value
 
 
 @given(st.lists(st.integers(0, 3) | TEXTS, max_size=6), BAD, nested(SCALARS))
@@ -136,6 +177,90 @@ def test_brackets_in_texts_are_no_levels() -> None:
 class Measured(pydantic.BaseModel):
     loss: float
     steps: list[int] = []
+
+
+#: What values of `CHANGING` do to the list or object that they are in when they are read.
+change: Callable[[], object] = list
+
+
+class ChangingModel(pydantic.BaseModel):
+    size: int = 1
+
+    @pydantic.field_serializer("size")
+    def _change(self, size: int) -> int:
+        change()
+        return size
+
+
+class ChangingEnum(enum.Enum):
+    RED = 1
+
+    @property
+    def value(self) -> Any:
+        change()
+        return 1
+
+
+@dataclasses.dataclass
+class ChangingRecord:
+    size: int = 1
+
+    def __getattribute__(self, name: str) -> Any:
+        change()
+        return super().__getattribute__(name)
+
+
+class ChangingZone(datetime.tzinfo):
+    def dst(self, _: Any) -> None:
+        return None
+
+    def tzname(self, _: Any) -> None:
+        return None
+
+    def utcoffset(self, _: Any) -> datetime.timedelta:
+        change()
+        return datetime.timedelta(hours=1)
+
+
+CHANGING: list[Any] = [
+    ChangingModel(),
+    ChangingEnum.RED,
+    ChangingRecord(),
+    datetime.datetime(2026, 1, 1, tzinfo=ChangingZone()),
+]
+
+
+@pytest.mark.parametrize("changing", CHANGING, ids=lambda one: type(one).__name__)
+@given(SCALARS, st.integers(0, 60), st.booleans(), st.booleans())
+@settings(max_examples=25)
+def test_a_value_that_changes_while_it_is_read_ends_no_process(
+    changing: Any, beside: Any, size: int, grows: bool, in_list: bool
+) -> None:
+    """Orjson crashes then, with all that runs in the process."""
+
+    def change_list(values: list[Any]) -> None:
+        if not grows:
+            values.clear()
+        elif len(values) < 1000:
+            values.extend([beside] * 500)
+
+    def change_object(values: dict[str, Any]) -> None:
+        if grows:
+            values.update({f"new{number}": beside for number in range(500)})
+        else:
+            values.clear()
+
+    global change
+    value: Any
+    if in_list:
+        value = [beside, changing, *([beside] * size)]
+        change = functools.partial(change_list, value)
+    else:
+        value = {"first": beside, "it": changing}
+        value |= {f"n{number}": [beside] for number in range(size)}
+        change = functools.partial(change_object, value)
+    with contextlib.suppress(NotJsonError):
+        decode(encode(value, "result"))
 
 
 class Broken:

@@ -2,7 +2,8 @@
 
 pika makes some twenty objects of every message. Nearly all frames of a busy connection are of these
 kinds, so this module reads and writes them; pika handles every other frame. What it writes is, byte
-for byte, what pika would write, and what it reads equals what pika would read. Errors are pika's.
+for byte, what pika would write, and what it reads equals what pika would read, but for what
+`taskqueue.amqp.field_tables` says. Errors are pika's.
 
 One thing differs: properties that cannot be read are no error. Nobody could ever acknowledge such a
 message, and the broker would deliver it again to each new connection. It arrives with empty
@@ -12,13 +13,13 @@ properties and a *problem*, which says what is wrong with it.
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pika import data as pika_data
 from pika import exceptions
-from pika.compat import long
 from pika.spec import FRAME_MAX_SIZE, BasicProperties
 
+from taskqueue.amqp.field_tables import read_short_string, read_table
 from taskqueue.limits import SHORT_STRING_BYTES
 
 METHOD, HEADER, BODY = 1, 2, 3
@@ -40,16 +41,13 @@ _LONG = struct.Struct(">Q")
 _CONTENT = struct.Struct(">HHQH")
 _ACK_FRAME = struct.Struct(">BHI4sQBB")
 _HEAD_FRAME = struct.Struct(">BHIHHQH")
-_STRING_LENGTH = struct.Struct(">I")
-_INT = struct.Struct(">i")
-_LONG_INT = struct.Struct(">q")
 
 #: Flags of properties, in the order of what follows them.
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE = 1 << 15, 1 << 14, 1 << 13, 1 << 12
 _PRIORITY, _CORRELATION_ID, _REPLY_TO, _EXPIRATION = 1 << 11, 1 << 10, 1 << 9, 1 << 8
 _MESSAGE_ID, _TIMESTAMP, _TYPE, _USER_ID = 1 << 7, 1 << 6, 1 << 5, 1 << 4
 _APP_ID = 1 << 3
-#: A property that only pika reads.
+#: Of AMQP 0-9; what nobody sets is not written.
 _CLUSTER_ID = 1 << 2
 #: What AMQP 0-9-1 has no properties for. pika would read as many flags as there are.
 _UNKNOWN = 1 << 1 | 1
@@ -68,13 +66,13 @@ class Deliver(NamedTuple):
 
 def read_deliver(data: bytes, at: int) -> Deliver:
     """Read the payload of a Basic.Deliver that begins at ``at``."""
-    consumer_tag, at = _read_string(data, at + 4)
+    consumer_tag, at = read_short_string(data, at + 4)
     delivery_tag, redelivered = _TAG.unpack_from(data, at)
     is_again = redelivered & 1 == 1
     begin = at + 9
     try:
-        exchange, at = _read_string(data, begin)
-        key, _ = _read_string(data, at)
+        exchange, at = read_short_string(data, begin)
+        key, _ = read_short_string(data, at)
     except UnicodeDecodeError:
         exchange, at = _read_any_string(data, begin)
         key, _ = _read_any_string(data, at)
@@ -99,16 +97,10 @@ def read_header(data: bytes, at: int, end: int) -> tuple[int, BasicProperties, s
     try:
         if flags & _UNKNOWN:
             raise ValueError(f"nobody knows the properties of flags {flags:#06x}")
-        if flags & _CLUSTER_ID:
-            properties = BasicProperties().decode(data[at + 12 : end])
-            if any(isinstance(value, bytes) for value in vars(properties).values()):
-                raise ValueError("a property is not UTF-8")
-            _check_texts(properties.headers)
-        else:
-            properties, read_to = _read_properties(data, at + 14, flags)
-            if read_to != end:
-                raise ValueError(f"they end {read_to - end:+} bytes from the end of their frame")
-    except Exception as error:  # a date that does not exist, tables nested too deeply, anything
+        properties, read_to = _read_properties(data, at + 14, flags)
+        if read_to != end:
+            raise ValueError(f"they end {read_to - end:+} bytes from the end of their frame")
+    except Exception as error:  # a date that does not exist, a value cut off, anything
         return length, BasicProperties(), f"its properties cannot be read: {error!r}"
     return length, properties, ""
 
@@ -116,11 +108,11 @@ def read_header(data: bytes, at: int, end: int) -> tuple[int, BasicProperties, s
 def _read_properties(data: bytes, at: int, flags: int) -> tuple[BasicProperties, int]:
     properties = BasicProperties()
     if flags & _CONTENT_TYPE:
-        properties.content_type, at = _read_string(data, at)
+        properties.content_type, at = read_short_string(data, at)
     if flags & _CONTENT_ENCODING:
-        properties.content_encoding, at = _read_string(data, at)
+        properties.content_encoding, at = read_short_string(data, at)
     if flags & _HEADERS:
-        properties.headers, at = _read_table(data, at)
+        properties.headers, at = read_table(data, at)
     if flags & _DELIVERY_MODE:
         properties.delivery_mode = data[at]
         at += 1
@@ -128,22 +120,24 @@ def _read_properties(data: bytes, at: int, flags: int) -> tuple[BasicProperties,
         properties.priority = data[at]
         at += 1
     if flags & _CORRELATION_ID:
-        properties.correlation_id, at = _read_string(data, at)
+        properties.correlation_id, at = read_short_string(data, at)
     if flags & _REPLY_TO:
-        properties.reply_to, at = _read_string(data, at)
+        properties.reply_to, at = read_short_string(data, at)
     if flags & _EXPIRATION:
-        properties.expiration, at = _read_string(data, at)
+        properties.expiration, at = read_short_string(data, at)
     if flags & _MESSAGE_ID:
-        properties.message_id, at = _read_string(data, at)
+        properties.message_id, at = read_short_string(data, at)
     if flags & _TIMESTAMP:
         (properties.timestamp,) = _LONG.unpack_from(data, at)
         at += 8
     if flags & _TYPE:
-        properties.type, at = _read_string(data, at)
+        properties.type, at = read_short_string(data, at)
     if flags & _USER_ID:
-        properties.user_id, at = _read_string(data, at)
+        properties.user_id, at = read_short_string(data, at)
     if flags & _APP_ID:
-        properties.app_id, at = _read_string(data, at)
+        properties.app_id, at = read_short_string(data, at)
+    if flags & _CLUSTER_ID:
+        properties.cluster_id, at = read_short_string(data, at)
     return properties, at
 
 
@@ -218,64 +212,10 @@ def content_frames(channel: int, properties: BasicProperties, body: bytes) -> by
     return b"".join(pieces)
 
 
-def _read_string(data: bytes, at: int) -> tuple[str, int]:
-    """Read a short string.
-
-    Raises:
-        UnicodeDecodeError: it is not UTF-8, as the protocol demands; pika returns bytes.
-    """
-    begin = at + 1
-    end = begin + data[at]
-    return data[begin:end].decode(), end
-
-
 def _read_any_string(data: bytes, at: int) -> tuple[str, int]:
     """Read a short string for people; not longer than it was, so that it can be written again."""
     end = at + 1 + data[at]
     return data[at + 1 : end].decode(errors="replace").replace("\ufffd", "?"), end
-
-
-def _check_texts(values: Any) -> None:
-    """Raise for a short string that pika has left as bytes: a property, or a header's name."""
-    if isinstance(values, dict):
-        for name, value in values.items():
-            if isinstance(name, bytes):
-                raise ValueError(f"header name {name!r} is not UTF-8")
-            _check_texts(value)
-    elif isinstance(values, list):
-        for value in values:
-            _check_texts(value)
-
-
-def _read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
-    """Read a table of texts and whole numbers; pika reads any other."""
-    begin = at
-    end = at + 4 + _STRING_LENGTH.unpack_from(data, at)[0]
-    at += 4
-    table: dict[str, Any] = {}
-    while at < end:
-        name, at = _read_string(data, at)
-        kind = data[at]
-        if kind == 0x53:  # S, a long string
-            length = _STRING_LENGTH.unpack_from(data, at + 1)[0]
-            at += 5
-            text = data[at : at + length]
-            try:
-                table[name] = text.decode()
-            except UnicodeDecodeError:
-                table[name] = text
-            at += length
-        elif kind == 0x49:  # I, 32 bits
-            (table[name],) = _INT.unpack_from(data, at + 1)
-            at += 5
-        elif kind == 0x6C:  # l, 64 bits: the type has it written as such again
-            table[name] = long(*_LONG_INT.unpack_from(data, at + 1))
-            at += 9
-        else:
-            read: tuple[dict[str, Any], int] = pika_data.decode_table(data, begin)
-            _check_texts(read[0])
-            return read
-    return table, at
 
 
 def _string(text: str) -> bytes:

@@ -17,6 +17,7 @@ from taskqueue.contract.cloudevents import CloudEvent
 from taskqueue.contract.names import ContractError, routing_key
 from taskqueue.contract.text import cut
 from taskqueue.contract.work import AttemptClaim
+from taskqueue.jsonable import INTEGER_END
 from taskqueue.limits import (
     CHECKPOINT_BYTES,
     ERROR_MESSAGE_BYTES,
@@ -201,15 +202,15 @@ def decode(body: bytes) -> AttemptEvent:
             task=event.name,
             uid=str(data["uid"]),
             token=str(data["token"]),
-            attempt=int(data["attempt"]),
-            epoch=int(data["epoch"]),
+            attempt=_integer(data["attempt"]),
+            epoch=_integer(data["epoch"]),
             worker=str(data.get("worker", ""))[:OBJECT_NAME_LENGTH],
             seconds=_duration(data.get("seconds")),
             result=result,
             error=None if error is None else _decode_error(error),
             retry_after_seconds=_number(data.get("retryAfterSeconds")),
             checkpoint=checkpoint,
-            deliveries=int(data.get("deliveries", 0)),
+            deliveries=_integer(data.get("deliveries", 0)),
             correlation_id=str(data.get("correlationId", "")),
             exchange=str(data.get("exchange", "")),
             id=event.id,
@@ -295,6 +296,18 @@ def without_prefix(kind: str) -> str:
     while kind.startswith(RESERVED_PREFIX):
         kind = kind.removeprefix(RESERVED_PREFIX)
     return kind or "Error"
+
+
+def _integer(value: Any) -> int:
+    """Return an integer that every program can read: it is written again.
+
+    Raises:
+        ValueError, TypeError: it is none, or has more than 64 bits with its sign.
+    """
+    number = int(value)
+    if not -INTEGER_END <= number < INTEGER_END:
+        raise ValueError("an integer of more than 64 bits with its sign")
+    return number
 
 
 def _duration(value: Any) -> float | None:

@@ -141,7 +141,7 @@ def without_broker_headers(properties: BasicProperties) -> dict[str, Any]:
 
 
 def _encodable(value: Any) -> Any:
-    """Return a header value that pika can encode: it decodes floats but does not encode them.
+    """Return a header value that pika can encode: floats become text.
 
     One that is nested too deeply for Python becomes None.
     """

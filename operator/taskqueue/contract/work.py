@@ -268,6 +268,8 @@ def _header(
     if not isinstance(value, kind) or isinstance(value, bool):
         found = "missing" if value is None else f"{value!r}"
         raise ContractError(f"header {name} must be of type {kind.__name__}, it is {found}")
+    if value == "":
+        raise ContractError(f"header {name} must not be empty")
     if isinstance(value, str) and len(value) > limit:
         raise ContractError(f"header {name} has {len(value)} characters, the limit is {limit}")
     return value

@@ -43,12 +43,18 @@ class TokenKeys:
         key = self.keys.get(key_id)
         if key is None:
             return False
-        return hmac.compare_digest(digest.encode(), self._digest(key, uid, attempt, epoch).encode())
+        expected = self._digest(key, uid, attempt, epoch)
+        return hmac.compare_digest(_encoded(digest), _encoded(expected))
 
     @staticmethod
     def _digest(key: bytes, uid: str, attempt: int, epoch: int) -> str:
-        text = f"{uid}\n{attempt}\n{epoch}".encode()
+        text = _encoded(f"{uid}\n{attempt}\n{epoch}")
         return hmac.digest(key, text, hashlib.sha256)[:_DIGEST_BYTES].hex()
+
+
+def _encoded(text: str) -> bytes:
+    """Return any text as bytes: what others claim may have lone surrogates."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def last_key_id(ids: Iterable[str]) -> str:

@@ -76,6 +76,7 @@ class DeliveryHandler:
             message = parse_work(delivery.properties, delivery.body, exchange=delivery.exchange)
             if isinstance(message, DirectMessage):
                 return self._direct_run(delivery, message)
+            self._check_queue(message)
             if message.checkpointed is None:
                 self._reporter.on_older_operator()
             run_id = self._by_token.get(message.token)
@@ -90,6 +91,23 @@ class DeliveryHandler:
             log.error("message.intake_failed", exc_info=error, queue=self._settings.queue)
             self._dead_letter(acknowledger, delivery, f"the worker failed on it: {error!r}")
         return None
+
+    def _check_queue(self, message: WorkMessage) -> None:
+        """Refuse what somebody has moved here from another TaskQueue's queue.
+
+        The broker lets a worker report for its own TaskQueue only, and closes the channel over
+        anything else: the report would be tried again without end, and hold up all others.
+
+        Raises:
+            ContractError: it is for another TaskQueue.
+        """
+        settings = self._settings
+        if (message.namespace, message.queue) != (settings.namespace, settings.queue):
+            raise ContractError(
+                "headers tq-namespace and tq-queue name TaskQueue "
+                f"{message.namespace}/{message.queue}, this worker is of "
+                f"{settings.namespace}/{settings.queue}: move it to the queue it is for"
+            )
 
     def _answer_known(
         self, acknowledger: Acknowledger, delivery: Delivery, message: WorkMessage

@@ -17,6 +17,7 @@ import math
 import os
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from taskqueue.contract.outcome import EventError, without_prefix
@@ -43,6 +44,13 @@ _GROUP_DEPTH = 20
 #: Frames of a traceback in this folder are not the handler's.
 _OUR_FOLDER = os.path.dirname(__file__) + os.sep
 
+#: Made beforehand.
+_UNREADABLE = EventError(
+    type="Error",
+    message="the handler ended in a way that cannot be read: what it raised or returned fails when "
+    "it is looked at, or there is no memory left",
+)
+
 T = TypeVar("T")
 
 
@@ -66,7 +74,12 @@ def succeeded(value: Any, seconds: float, *, handler: str = "") -> AttemptResult
     encoded = encoded_result(value, seconds, handler=handler)
     if isinstance(encoded, AttemptResult):
         return encoded
-    return AttemptResult(seconds=seconds, result=None if encoded is None else decode_own(encoded))
+    if encoded is None:
+        return AttemptResult(seconds=seconds)
+    return _given(
+        lambda: AttemptResult(seconds=seconds, result=decode_own(encoded)),
+        partial(_unreadable, seconds),
+    )
 
 
 def encoded_result(
@@ -81,15 +94,22 @@ def encoded_result(
     """
     try:
         return encode_result(value, handler=handler)
-    except ResultError as error:
-        kind, reason = error.type, str(error)
     except BaseException as error:
+        describe = partial(_not_encoded, value, error, seconds, handler)
+        return _given(describe, partial(_unreadable, seconds))
+
+
+def _not_encoded(value: Any, problem: BaseException, seconds: float, handler: str) -> AttemptResult:
+    """Return the failure of a value that cannot be encoded; may raise what that raises."""
+    if isinstance(problem, ResultError):
+        kind, reason = problem.type, str(problem)
+    else:
         kind = "InvalidResult"
         reason = (
             f"handler {handler!r} returned {_class_name(value)}, which fails when it is encoded: "
-            f"{_class_name(error)}: {_text(error)}"
+            f"{_class_name(problem)}: {_text(problem)}"
         )
-    if hasattr(type(value), "__await__"):
+    if _given(lambda: hasattr(type(value), "__await__"), lambda: False):
         reason = (
             f"handler {handler!r} returned {_class_name(value)}, which nobody awaits: "
             "define the handler with async def"
@@ -136,21 +156,27 @@ def raised(exception: BaseException, seconds: float) -> AttemptResult:
 
     An exception group with a single exception in it stands for that exception.
     """
-    exception = _given(lambda: _single(exception), exception)
+    return _given(partial(_raised, exception, seconds), partial(_unreadable, seconds))
+
+
+def _raised(exception: BaseException, seconds: float) -> AttemptResult:
+    """Return the result of a handler that raised; may raise what its exception raises."""
+    group = exception
+    exception = _given(lambda: _single(group), lambda: group)
     kind = type(exception)
     given: Any = exception
     if issubclass(kind, Fail):
-        name = _given(lambda: given.type, "Fail")
+        name = _given(lambda: given.type, lambda: "Fail")
         return failure(name, _text(exception), seconds, retryable=False, reserved=False)
     if issubclass(kind, Retry):
-        after = _given(lambda: given.after, None)
+        after = _given(lambda: given.after, _nothing)
         return failure(
             _class_name(exception), _text(exception), seconds, reserved=False, retry_after=after
         )
     if issubclass(kind, CheckpointNeeded):
         return AttemptResult(seconds=seconds, released=True)
     if issubclass(kind, Snooze):
-        return snoozed(_given(lambda: given.seconds, 0.0), seconds)
+        return snoozed(_given(lambda: given.seconds, _nothing), seconds)
     return failure(
         _class_name(exception),
         _text(exception),
@@ -162,7 +188,7 @@ def raised(exception: BaseException, seconds: float) -> AttemptResult:
 
 def snoozed(wait: object, seconds: float) -> AttemptResult:
     """Return the result of a handler that asked to be called again after ``wait`` seconds."""
-    wanted = _given(lambda: _wait(wait, LONGEST_SNOOZE_SECONDS), None)
+    wanted = _given(lambda: _wait(wait, LONGEST_SNOOZE_SECONDS), _nothing)
     return AttemptResult(seconds=seconds, snooze_seconds=wanted or 0.0)
 
 
@@ -245,7 +271,8 @@ def failure(
             `LONGEST_RETRY_SECONDS` as that.
         traceback: for the worker's log.
     """
-    name = encodable(kind, STATUS_REASON_LENGTH) if isinstance(kind, str) else ""
+    # Not `isinstance`: an object may lie about its class, or fail when it is asked for it.
+    name = encodable(kind, STATUS_REASON_LENGTH) if issubclass(type(kind), str) else ""  # type: ignore[arg-type]
     if not reserved:
         name = without_prefix(name)
     return AttemptResult(
@@ -256,7 +283,7 @@ def failure(
             retryable=retryable,
             reserved=reserved,
         ),
-        retry_after_seconds=_given(lambda: _wait(retry_after, LONGEST_RETRY_SECONDS), None),
+        retry_after_seconds=_given(lambda: _wait(retry_after, LONGEST_RETRY_SECONDS), _nothing),
         exception=None if traceback is None else HandlerTraceback(traceback),
     )
 
@@ -273,12 +300,21 @@ def encodable(text: str, length: int | None = None) -> str:
     return str.encode(text, "utf-8", "replace").decode("utf-8")
 
 
-def _given(what: Callable[[], T], otherwise: T) -> T:
-    """Return what a handler's object gives when it is read, or a default when that fails."""
+def _given(what: Callable[[], T], otherwise: Callable[[], T]) -> T:
+    """Return what a handler's object gives when it is read, or something else when that fails."""
     try:
         return what()
     except BaseException:
-        return otherwise
+        return otherwise()
+
+
+def _nothing() -> None:
+    return None
+
+
+def _unreadable(seconds: float) -> AttemptResult:
+    """Return the result of an end that cannot even be described, for want of memory, say."""
+    return AttemptResult(seconds=seconds, error=_UNREADABLE)
 
 
 def _single(exception: BaseException) -> BaseException:
@@ -294,8 +330,9 @@ def _single(exception: BaseException) -> BaseException:
 
 
 def _text(exception: BaseException) -> str:
+    """Return an exception's text, as a plain `str`: of another class it could fail later."""
     try:
-        return str(exception)
+        return encodable(str(exception), ERROR_MESSAGE_BYTES)
     except BaseException as error:
         return f"(the exception's own text failed: {_class_name(error)})"
 

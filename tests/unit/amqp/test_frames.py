@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -150,6 +151,39 @@ def test_no_content_header_with_a_few_wrong_bytes_raises(
         header[data.draw(st.integers(19, len(header) - 1))] = data.draw(st.integers(0, 255))
     length, _, _ = frames.read_header(bytes(header), 7, len(header) - 1)
     assert length == 5
+
+
+@pytest.mark.parametrize("number", [0.5, -1e300, float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("kind", ["f", "d"])
+def test_a_floating_point_number_stays_one(kind: str, number: float) -> None:
+    number = number if kind == "d" or abs(number) < 1e30 or number != number else 0.25
+    value = kind.encode() + struct.pack(f">{kind}", number)
+    array = b"\x01bA" + struct.pack(">I", len(value)) + value
+    header = table(b"\x01a" + value, array)
+    _, properties, problem = frames.read_header(header, 7, len(header) - 1)
+    assert problem == ""
+    assert repr(properties.headers) == repr({"a": number, "b": [number]})
+
+
+def array_of(depth: int) -> bytes:
+    inner = b""
+    for _ in range(depth):
+        inner = b"A" + struct.pack(">I", len(inner)) + inner
+    return b"\x01a" + inner
+
+
+@pytest.mark.parametrize("nest", [nested, array_of])
+@pytest.mark.parametrize("depth", [1, 99, 100, 101, 400, 450, 480, 500, 5000])
+def test_what_is_nested_too_deep_is_a_problem_wherever_it_is_read(
+    nest: Callable[[int], bytes], depth: int
+) -> None:
+    header = table(nest(depth))
+    _, properties, problem = frames.read_header(header, 7, len(header) - 1)
+    assert (problem == "") == (depth < 100)
+    if not problem:
+        frames.content_frames(1, properties, b"")
+    else:
+        assert "deeper than 100 levels" in problem
 
 
 def test_a_routing_key_that_is_not_utf8_is_a_problem() -> None:

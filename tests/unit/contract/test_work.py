@@ -118,7 +118,7 @@ def test_the_headers_are_those_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in HEADERS if name != "tq-token"])
-@pytest.mark.parametrize("value", [None, b"\xff", True, [1], {"a": 1}])
+@pytest.mark.parametrize("value", [None, b"\xff", True, [1], {"a": 1}, ""])
 def test_a_missing_or_wrong_header_is_named(name: str, value: Any) -> None:
     properties = example().properties()
     properties.headers[name] = value
@@ -126,7 +126,7 @@ def test_a_missing_or_wrong_header_is_named(name: str, value: Any) -> None:
         parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
 
 
-@pytest.mark.parametrize("value", [b"\xff", 7, ["a"]])
+@pytest.mark.parametrize("value", [b"\xff", 7, ["a"], ""])
 def test_a_token_that_is_no_text_is_named(value: Any) -> None:
     properties = example().properties()
     properties.headers["tq-token"] = value

@@ -47,3 +47,11 @@ def test_the_key_with_the_highest_number_signs(numbers: list[int], form: str) ->
 @given(st.lists(st.text("01k", min_size=1, max_size=3), min_size=1, unique=True))
 def test_ids_of_any_form_have_one_order(ids: list[str]) -> None:
     assert last_key_id(ids) == last_key_id(ids[::-1])
+
+
+@given(text=st.text(st.characters(), max_size=20), attempt=st.integers(-(2**70), 2**70))
+def test_any_text_is_a_claim_that_is_judged(text: str, attempt: int) -> None:
+    keys = TokenKeys("k1", {"k1": b"secret"})
+    assert not keys.verify(f"k1.{text}", "uid", attempt, 0)
+    assert not keys.verify(text, f"uid{text}", attempt, 0)
+    assert keys.verify(keys.sign(text, attempt, 0), text, attempt, 0)

@@ -57,6 +57,43 @@ class TextIsEvil(Exception):
         return EvilText("evil")
 
 
+class UnformattableText(str):
+    __slots__ = ()
+
+    def __format__(self, _: str) -> NoReturn:
+        raise KeyboardInterrupt
+
+
+class TextIsUnformattable(Exception):
+    def __str__(self) -> str:
+        return UnformattableText("not to be formatted")
+
+
+class ClasslessType(type):
+    def __getattribute__(cls, name: str) -> NoReturn:
+        raise RuntimeError(f"no {name}")
+
+
+class Classless(metaclass=ClasslessType):
+    """A value whose class cannot be asked for anything."""
+
+
+class Liar:
+    @property  # type: ignore[misc]
+    def __class__(self) -> NoReturn:  # type: ignore[override]
+        raise SystemExit(10)
+
+
+class FailTypeLies(Fail):
+    @property
+    def type(self) -> Any:
+        return Liar()
+
+    @type.setter
+    def type(self, _: str) -> None:
+        """Take it, and never give it back."""
+
+
 class NamelessType(type):
     @property
     def __name__(cls) -> NoReturn:  # type: ignore[override]
@@ -171,6 +208,22 @@ class ModelExits(pydantic.BaseModel):
         raise SystemExit(8)
 
 
+class ModelRaisesText(pydantic.BaseModel):
+    size: int = 1
+
+    @pydantic.field_serializer("size")
+    def _raise(self, _: int) -> int:
+        raise TextIsUnformattable
+
+
+@dataclasses.dataclass
+class FieldRaisesText:
+    size: int = 1
+
+    def __getattribute__(self, name: str) -> Any:
+        raise TextIsUnformattable
+
+
 class EvilDict(dict[str, Any]):
     def items(self) -> NoReturn:
         raise SystemExit(9)
@@ -222,10 +275,12 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "fail-surrogate": lambda: Fail("\ud800", type="\udfff"),
     "fail-bare": BareFail,
     "fail-type-fails": lambda: FailTypeFails("bad"),
+    "fail-type-lies": lambda: FailTypeLies("bad"),
     "text-fails": TextFails,
     "text-exits": TextExits,
     "text-is-no-text": TextIsNoText,
     "text-is-evil": TextIsEvil,
+    "text-is-unformattable": TextIsUnformattable,
     "text-of-a-mebibyte": lambda: ValueError("x" * 2**20),
     "surrogates": lambda: ValueError("\ud800\udfff" * 700),
     "zeros": lambda: ValueError("\0\x01\x1b[31m"),
@@ -266,6 +321,10 @@ RETURNED: dict[str, Callable[[], Any]] = {
     "field-missing": lambda: FieldMissing(1),
     "model-fails": ModelFails,
     "model-exits": ModelExits,
+    "model-raises-text": ModelRaisesText,
+    "field-raises-text": FieldRaisesText,
+    "classless": Classless,
+    "liar": Liar,
     "evil-dict": lambda: EvilDict(a=1),
     "evil-text": lambda: {"a": EvilText("evil")},
     "enum": lambda: Colour.RED,

@@ -170,6 +170,38 @@ async def test_progress_is_seen_while_it_runs(tmp_path: Path) -> None:
         assert (await nursery.result()).error is None
 
 
+@pytest.mark.parametrize("where", ["main", "thread"])
+async def test_an_attempt_that_has_ended_speaks_for_no_other(where: str) -> None:
+    """Its context may live on: in a module, or in a thread that the child keeps."""
+    contexts: list[Context] = []
+
+    def handler(payload: dict[str, Any], ctx: Context) -> Any:
+        contexts.append(ctx)
+
+        def report() -> None:
+            contexts[0].progress(99, "of the first")
+            contexts[0].checkpoint({"step": 99})
+
+        if where == "main":
+            report()
+        else:
+            thread = threading.Thread(target=report)
+            thread.start()
+            thread.join()
+        return os.getpid()
+
+    saved: list[bytes] = []
+    pids = []
+    async with children(handler) as nursery:
+        for _ in range(3):
+            execution = nursery.start(on_checkpoint=saved.append)
+            pids.append((await nursery.result()).result)
+            progress = execution.progress
+            assert (progress is not None) == (len(pids) == 1)
+    assert saved == [b'{"step":99}']
+    assert len({str(pid) for pid in pids}) == 1, "all in the same child"
+
+
 async def test_what_it_logs_has_the_fields_of_its_attempt(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

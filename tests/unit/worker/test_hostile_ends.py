@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from taskqueue import Context, Fail, Retry, Snooze
 from taskqueue.limits import LONGEST_SNOOZE_SECONDS
+from taskqueue.worker import outcome
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors.function import FunctionExecutor
 from taskqueue.worker.outcome import raised, succeeded
@@ -166,6 +167,18 @@ def test_every_value_is_a_result_that_can_be_published(value: Any) -> None:
     result = succeeded(value, 0.1, handler="f")
     assert_published(result)
     assert result.error is None or not result.error.retryable
+
+
+@pytest.mark.parametrize("where", ["encodable", "describe_traceback", "cut", "decode_own"])
+def test_an_end_that_cannot_be_described_is_an_outcome_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(outcome, where, fail)
+    for result in (raised(ValueError("bad"), 0.1), succeeded(object(), 0.1), succeeded({}, 0.1)):
+        assert_published(result)
 
 
 @pytest.mark.parametrize("after", [5, 2.5, Decimal("2.5"), Fraction(5, 2), True])

@@ -260,6 +260,9 @@ async def test_deliveries_between_two_channels_are_ignored() -> None:
         ({"tq-version": 9}, "tq-version"),
         ({"tq-attempt": "one"}, "tq-attempt"),
         ({"tq-task": None}, "tq-task"),
+        ({"tq-token": ""}, "tq-token"),
+        ({"tq-namespace": "other"}, "TaskQueue other/q, this worker is of shop/q"),
+        ({"tq-queue": "other"}, "TaskQueue shop/other, this worker is of shop/q"),
     ],
 )
 async def test_a_message_that_breaks_the_contract_is_dead_lettered_with_the_reason(

@@ -141,9 +141,10 @@ class Inbox:
     def _on_event_of_batch(self, delivery: Delivery, source: MessageSource) -> None:
         """Read one of several events: whatever is wrong with it, the others count."""
         try:
-            self._on_event(delivery, source)
-        except ContractError as error:
-            self._on_invalid(delivery, source, error)
+            try:
+                self._on_event(delivery, source)
+            except ContractError as error:
+                self._on_invalid(delivery, source, error)
         except Exception as error:  # the last resort, as for a message
             log.error("message.intake_failed", exc_info=error, exchange=delivery.exchange)
             source.dead_letter_delivery(delivery, f"the operator failed on it: {error!r}")

@@ -83,7 +83,7 @@ class Child:
         self._lock = threading.Lock()
         #: The main thread is sending: a frame must not be cut in two.
         self._sending = False
-        self._later: list[bytes] = []
+        self._later: list[tuple[bytes, Context | None]] = []
         #: A signal arrived that has not been handled yet.
         self._signalled = False
         self._forked = False
@@ -117,30 +117,36 @@ class Child:
             self.send(
                 child_protocol.frame(child_protocol.OUTCOME, self._run_attempt(attempt, state))
             )
-        try:
-            for hook in reversed(self._registry.stop_hooks):
+        for hook in reversed(self._registry.stop_hooks):
+            try:
                 hook()
-        except BaseException:
-            logging.getLogger("taskqueue.worker").exception("hook.failed")
+            except BaseException:
+                logging.getLogger("taskqueue.worker").exception("hook.failed")
         return 0
 
-    def send(self, data: bytes) -> None:
-        """Send a frame to the worker, from any thread."""
+    def send(self, data: bytes, *, of: Context | None = None) -> None:
+        """Send a frame to the worker, from any thread.
+
+        Args:
+            data: the frame.
+            of: the attempt it is about: dropped once that has ended. The worker would take it for
+                one of the next attempt.
+        """
         if self._forked:
             return
         if threading.get_ident() != self._main_thread:
             with self._lock:
-                self._write(data)
+                self._write(data, of)
             return
         if self._sending:  # a signal handler or finalizer of the user's, while we send
-            self._later.append(data)
+            self._later.append((data, of))
             return
         self._sending = True
         try:
             with self._lock:
-                self._write(data)
+                self._write(data, of)
                 while self._later:
-                    self._write(self._later.pop(0))
+                    self._write(*self._later.pop(0))
         finally:
             self._sending = False
         if self._signalled:
@@ -240,7 +246,9 @@ class Child:
             mark_cancelled(context)
             raise Cancelled
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, of: Context | None) -> None:
+        if of is not None and of is not self._context:
+            return
         try:
             self._connection.sendall(data)
         except OSError:
@@ -277,14 +285,13 @@ class _ChildContext(Context):
         self._child = child
 
     def _send_checkpoint(self, encoded: bytes) -> None:
-        self._child.send(child_protocol.frame(child_protocol.CHECKPOINT, encoded))
+        self._child.send(child_protocol.frame(child_protocol.CHECKPOINT, encoded), of=self)
 
     def progress(self, percent: float | None = None, message: str = "") -> None:
         super().progress(percent, message)
         latest = self.latest_progress or Progress(None, "")
-        self._child.send(
-            child_protocol.frame(child_protocol.PROGRESS, child_protocol.encode_progress(latest))
-        )
+        encoded = child_protocol.encode_progress(latest)
+        self._child.send(child_protocol.frame(child_protocol.PROGRESS, encoded), of=self)
 
 
 def _log_fields(context: Context) -> dict[str, Any]:

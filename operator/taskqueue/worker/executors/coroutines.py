@@ -2,21 +2,26 @@
 
 User code that blocks its loop stops its neighbours there, never the loop that talks to the
 broker. ``cancel`` cancels the coroutine; one that swallows the cancellation holds its slot until
-it returns.
+it returns. User code that ends the loop (``loop.stop()``, a ``sys.exit()`` in a task that a handler
+has started) ends nothing: the loop goes on until the executor is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from taskqueue.logs import EventLog
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors.threadsafe_calls import ThreadsafeCallQueue
-from taskqueue.worker.outcome import raised, succeeded
+from taskqueue.worker.outcome import describe_exception, raised, succeeded
 from taskqueue.worker.sdk import Context, Handler, Progress, mark_cancelled
+
+log = EventLog("taskqueue.worker")
 
 #: How long cancelled coroutines may clean up at the end of the process, in seconds.
 _CLOSE_SECONDS = 1.0
@@ -61,8 +66,14 @@ class CoroutineExecution:
 
     def create_task(self) -> None:
         """Create the task; runs on the handlers' loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-        self._task.add_done_callback(self._on_task_done)
+        run = self._run()
+        try:
+            self._task = asyncio.get_running_loop().create_task(run)
+        except BaseException as error:  # of a task factory that a handler has set
+            run.close()
+            self._coroutines.outbound.post(self.done, raised(error, 0.0))
+        else:
+            self._task.add_done_callback(self._on_task_done)
 
     def _cancel_task(self) -> None:
         if self._task is not None:
@@ -73,8 +84,11 @@ class CoroutineExecution:
         try:
             value = await self.handler(self.payload, self.context)
         except BaseException as error:
-            return raised(error, time.perf_counter() - begun)
-        return succeeded(value, time.perf_counter() - begun, handler=self.handler.name)
+            result = raised(error, time.perf_counter() - begun)
+        else:
+            result = succeeded(value, time.perf_counter() - begun, handler=self.handler.name)
+        self._coroutines.end_copy()
+        return result
 
     def _on_task_done(self, task: asyncio.Task[AttemptResult]) -> None:
         # A task cancelled before its first step never entered `_run`.
@@ -91,29 +105,49 @@ class CoroutineExecutor:
         self.outbound = outbound
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._closing = False
+        self._pid = os.getpid()
 
     def start(self, execution: CoroutineExecution) -> None:
         """Run it on the handlers' loop."""
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self.inbound = ThreadsafeCallQueue(self._loop)
-            self._thread = threading.Thread(
-                target=self._serve, args=(self._loop,), name="async-handlers", daemon=True
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(
+                target=self._serve, args=(loop,), name="async-handlers", daemon=True
             )
-            self._thread.start()
+            thread.start()  # it may fail, and the next attempt tries again
+            self.inbound = ThreadsafeCallQueue(loop)
+            self._loop, self._thread = loop, thread
         self.inbound.post(CoroutineExecution.create_task, execution)
 
     def close(self) -> None:
         """Cancel what runs, give it a moment to clean up, and end the loop."""
         if self._loop is None or self._thread is None:
             return
+        self._closing = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_SECONDS)
 
-    @staticmethod
-    def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    def end_copy(self) -> None:
+        """End this process if a handler has forked it, and has returned in the copy too."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
-        loop.run_forever()
+        while not self._closing:
+            reason = "a handler has stopped it"
+            try:
+                loop.run_forever()
+            except BaseException as error:
+                # asyncio lets SystemExit and KeyboardInterrupt of any task pass.
+                reason = describe_exception(error)
+            if not self._closing:
+                log.warning(
+                    "async_loop.interrupted",
+                    reason=reason,
+                    hint="the loop of async handlers goes on; end a handler by returning from it",
+                )
         remaining = asyncio.all_tasks(loop)
         for task in remaining:
             task.cancel()

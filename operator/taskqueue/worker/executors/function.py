@@ -134,8 +134,8 @@ class FunctionExecutor:
             for hook in reversed(self._registry.stop_hooks):
                 try:
                     hook()
-                except Exception as error:
-                    log.error("hook.failed", exc_info=error)
+                except BaseException as error:  # a sys.exit() too: the others are called
+                    log.error("hook.failed", exc_info=HandlerTraceback(describe_traceback(error)))
 
     def _in_child(self, handler: Handler) -> bool:
         return self._pool is not None and not (handler.is_async or handler.thread)

@@ -3,7 +3,7 @@
 A child runs one attempt after the other. After each, this module
 
 * restores what belongs to the process: timers, working directory, umask, environment, signal
-  handlers and mask, resource limits, standard streams, priority;
+  handlers and mask, resource limits, standard streams, priority, CPUs, Python's recursion limit;
 * ends the processes that the attempt has started;
 * says why the child must be replaced where neither is possible: threads and files that were left
   open, limits and priorities that only a privileged process may raise again.
@@ -12,7 +12,7 @@ As it was means: when the start hooks had run. What Python objects hold (modules
 ``sys.path``, the set-up of logging) is not touched: that it stays is what children are reused for,
 and so do connections, which handlers open once and use again.
 
-Every attempt pays for this, so the usual case, in which nothing has changed, makes some fifteen
+Every attempt pays for this, so the usual case, in which nothing has changed, makes some sixteen
 system calls and lists nothing.
 """
 
@@ -36,6 +36,7 @@ from typing import Any, TextIO
 
 from taskqueue.logs import EventLog
 from taskqueue.worker.executors import descendants
+from taskqueue.worker.outcome import describe_exception
 
 log = EventLog("taskqueue.worker")
 
@@ -68,7 +69,9 @@ class ProcessState:
         self._handlers = list(map(getsignal, _SIGNALS))
         self._mask = pthread_sigmask(signal.SIG_BLOCK, ())
         self._priority = os.getpriority(os.PRIO_PROCESS, 0)
+        self._cpus = os.sched_getaffinity(0)
         self._limits = _limits()
+        self._recursion_limit = sys.getrecursionlimit()
         self._stdin, self._stdout, self._stderr = sys.stdin, sys.stdout, sys.stderr
         self._processes = descendants.children() if descendants.has_children() else set()
         # From here on descriptors of our own are opened.
@@ -90,10 +93,12 @@ class ProcessState:
         problem = ""
         for _ in range(2):
             try:
+                if sys.getrecursionlimit() != self._recursion_limit:
+                    sys.setrecursionlimit(self._recursion_limit)
                 # A signal of the attempt's may still be handled in here, the first time.
                 return self._restore(fields)
             except BaseException as error:
-                problem = f"its state cannot be restored: {type(error).__name__}: {error}"
+                problem = f"its state cannot be restored: {describe_exception(error)}"
         return problem
 
     def _restore(self, fields: dict[str, Any]) -> str:
@@ -107,6 +112,8 @@ class ProcessState:
         if os.environ is not self._environ or _variables() != self._variables:
             self._restore_environment()
         self._restore_streams()
+        if os.sched_getaffinity(0) != self._cpus:
+            os.sched_setaffinity(0, self._cpus)
         if "resource" in sys.modules:  # nobody else can have changed a limit
             reasons.append(self._restore_limits())
         if os.getpriority(os.PRIO_PROCESS, 0) != self._priority:

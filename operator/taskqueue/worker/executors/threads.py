@@ -7,6 +7,7 @@ never returns cannot hold up the end of the process. A thread cannot be stopped 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -67,6 +68,7 @@ class ThreadExecutor:
         self._work: SimpleQueue[ThreadExecution | None] = SimpleQueue()
         self._threads = 0
         self._busy = 0
+        self._pid = os.getpid()
 
     def start(self, execution: ThreadExecution) -> None:
         """Run it now, in an idle thread or a new one."""
@@ -85,8 +87,11 @@ class ThreadExecutor:
 
     def _serve(self) -> None:
         while (execution := self._work.get()) is not None:
-            self._outbound.post(self._on_ended, (execution, execution.run()))
-            del execution  # an idle thread keeps no payload
+            result = execution.run()
+            if os.getpid() != self._pid:
+                os._exit(0)  # a copy of this process that the handler has forked, and returned in
+            self._outbound.post(self._on_ended, (execution, result))
+            del execution, result  # an idle thread keeps neither payload nor result
 
     def _on_ended(self, ended: tuple[ThreadExecution, AttemptResult]) -> None:
         self._busy -= 1

@@ -14,10 +14,9 @@ from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.batch import join
 from taskqueue.contract.names import DEAD_EXCHANGE, HEARTBEATS_EXCHANGE, OUTCOMES_EXCHANGE
 from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
-from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
+from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.limits import (
-    BATCH_BYTES,
     CHECKPOINT_BYTES,
     EVENT_BYTES,
     PARSED_EVENT_BYTES,
@@ -461,127 +460,3 @@ async def test_a_lost_worker_that_a_worker_reports_is_the_reason_of_the_end() ->
     harness.event(entry, EventKind.FAILED, error=lost)
     await asyncio.sleep(5)
     assert harness.writer.writes[0].status["reason"] == "WorkerLost"
-
-
-BATCH = BasicProperties(content_type="application/cloudevents-batch+json")
-
-
-def end_of(entry: TrackedTask, **changes: Any) -> bytes:
-    uid = entry.task.uid
-    event = replace(_outcome(), task=entry.task.name, uid=uid, token=TOKENS.sign(uid, 1, 0))
-    return encode(replace(event, **changes))
-
-
-async def test_each_event_of_a_batch_counts_and_the_last_write_acknowledges_it() -> None:
-    harness = TaskHarness()
-    first, second = await harness.published("a"), await harness.published("b")
-    tag = harness.message(join([end_of(first), end_of(second)]), properties=BATCH)
-    await asyncio.sleep(5)
-    writes = {write.uid: write for write in harness.writer.writes}
-    assert {uid: write.status["phase"] for uid, write in writes.items()} == {
-        "uid-a": "Succeeded",
-        "uid-b": "Succeeded",
-    }
-    writes["uid-a"].succeed()
-    await turn()
-    harness.publisher.settle(Settled.CONFIRMED)
-    await turn()
-    assert harness.channel.acked == [], "before the second is on record"
-    writes["uid-b"].succeed()
-    await turn()
-    harness.publisher.settle(Settled.CONFIRMED)
-    await turn()
-    assert harness.channel.acked == [tag]
-
-
-async def test_a_batch_that_comes_again_after_a_part_was_recorded_is_acknowledged() -> None:
-    harness = TaskHarness()
-    first, second = await harness.published("a"), await harness.published("b")
-    body = join([end_of(first), end_of(second)])
-    harness.message(body, properties=BATCH)
-    again = harness.message(body, properties=BATCH)
-    await asyncio.sleep(5)
-    for write in list(harness.writer.writes):
-        write.succeed()
-    for _ in range(4):
-        await turn()
-        harness.publisher.settle(Settled.CONFIRMED)
-    assert len(harness.writer.writes) == 2
-    assert again in harness.channel.acked
-
-
-@pytest.mark.parametrize("bad", [b'{"a": NaN}', b"7", b'{"specversion": "1.0"}', b'"\xff"'])
-async def test_a_bad_event_of_a_batch_is_parked_alone(bad: bytes) -> None:
-    harness = TaskHarness()
-    entry = await harness.published("a")
-    tag = harness.message(join([bad, end_of(entry), bad]), properties=BATCH)
-    await asyncio.sleep(5)
-    assert [delivery.body for delivery, _ in harness.given_up] == [bad, bad]
-    for delivery, reason in harness.given_up:
-        assert reason
-        assert delivery.properties.content_type == "application/cloudevents+json"
-        for _ in range(2):
-            delivery.channel.ack(delivery.delivery_tag)
-    assert harness.channel.acked == [], "before the good one is on record"
-    harness.writer.writes[0].succeed()
-    await turn()
-    harness.publisher.settle(Settled.CONFIRMED)
-    await turn()
-    assert harness.channel.acked == [tag]
-
-
-async def test_an_event_of_a_batch_with_an_inexact_result_ends_its_attempt() -> None:
-    harness = TaskHarness()
-    entry = await harness.published("a")
-    inexact = end_of(entry, result={}).replace(b'"result":{}', b'"result":{"a":NaN}')
-    other = await harness.published("b")
-    harness.message(join([inexact, end_of(other)]), properties=BATCH)
-    await asyncio.sleep(5)
-    reasons = {write.uid: write.status["phase"] for write in harness.writer.writes}
-    assert reasons == {"uid-a": "Failed", "uid-b": "Succeeded"}
-    assert not harness.given_up
-
-
-@pytest.mark.parametrize("body", [b"[{}", b"x", b"[]", b"[" * 300_000, b"[1]" + b" " * BATCH_BYTES])
-async def test_what_is_no_batch_is_parked_as_a_whole(body: bytes) -> None:
-    harness = TaskHarness()
-    harness.message(body, properties=BATCH)
-    ((delivery, reason),) = harness.given_up
-    assert delivery.body == body
-    assert "batch" in reason
-
-
-async def test_an_event_on_which_the_intake_fails_is_parked_and_the_others_count(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    harness = TaskHarness()
-    entry = await harness.published("a")
-    odd = end_of(entry, kind=EventKind.RELEASED)
-
-    def fail(report: AttemptEvent) -> Any:
-        raise ZeroDivisionError("odd")
-
-    inbox = harness.tasks.inbox
-    genuine = inbox._is_genuine
-    monkeypatch.setattr(
-        inbox,
-        "_is_genuine",
-        lambda report: fail(report) if report.kind is EventKind.RELEASED else genuine(report),
-    )
-    harness.message(join([odd, end_of(entry)]), properties=BATCH)
-    await asyncio.sleep(5)
-    ((delivery, reason),) = harness.given_up
-    assert (delivery.body, reason) == (odd, "the operator failed on it: ZeroDivisionError('odd')")
-    assert harness.writer.writes[0].status["phase"] == "Succeeded"
-
-
-async def test_a_batch_whose_routing_key_cannot_be_read_ends_the_attempts_in_it() -> None:
-    harness = TaskHarness(max_attempts=1)
-    entries = [await harness.published(name) for name in ("a", "b")]
-    body = join([end_of(entry) for entry in entries])
-    harness.message(body, properties=BATCH, problem="its routing key is not UTF-8")
-    await asyncio.sleep(5)
-    messages = [write.status["message"] for write in harness.writer.writes]
-    assert len(messages) == 2
-    assert all("its routing key is not UTF-8" in message for message in messages)
-    assert not harness.given_up
