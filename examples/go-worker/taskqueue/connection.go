@@ -2,6 +2,7 @@ package taskqueue
 
 import (
 	"context"
+	"crypto/tls"
 	"math/rand"
 	"net"
 	"sync/atomic"
@@ -48,16 +49,26 @@ func (b Broker) dial(name string) (*connection, error) {
 	}
 	lastRead := &atomic.Int64{}
 	lastRead.Store(time.Now().UnixNano())
-	conn, err := amqp.DialConfig(b.URI, amqp.Config{
-		Heartbeat:       heartbeat,
-		TLSClientConfig: b.TLS,
-		Properties:      amqp.Table{"connection_name": name, "product": "taskqueue-go-worker"},
+	uri, err := amqp.ParseURI(b.URI)
+	if err != nil {
+		return nil, err
+	}
+	secured := uri.Scheme == "amqps"
+	uri.Scheme = "amqp" // TLS is below what reads frames, so the library must not do it
+	conn, err := amqp.DialConfig(uri.String(), amqp.Config{
+		Heartbeat:  heartbeat,
+		Properties: amqp.Table{"connection_name": name, "product": "taskqueue-go-worker"},
 		Dial: func(network, address string) (net.Conn, error) {
 			socket, err := amqp.DefaultDial(10*time.Second)(network, address)
 			if err != nil {
 				return nil, err
 			}
-			return &readTimingConn{Conn: socket, lastRead: lastRead}, nil
+			if secured {
+				if socket, err = b.secure(socket, uri.Host); err != nil {
+					return nil, err
+				}
+			}
+			return &readTimingConn{Conn: &readableConn{Conn: socket}, lastRead: lastRead}, nil
 		},
 	})
 	if err != nil {
@@ -65,6 +76,23 @@ func (b Broker) dial(name string) (*connection, error) {
 	}
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	return &connection{Connection: conn, closed: closed, lastRead: lastRead}, nil
+}
+
+// secure returns the connection with TLS.
+func (b Broker) secure(socket net.Conn, host string) (net.Conn, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if b.TLS != nil {
+		config = b.TLS.Clone()
+	}
+	if config.ServerName == "" {
+		config.ServerName = host
+	}
+	secured := tls.Client(socket, config)
+	if err := secured.Handshake(); err != nil {
+		_ = socket.Close()
+		return nil, err
+	}
+	return secured, nil
 }
 
 // readTimingConn records when it last read something.

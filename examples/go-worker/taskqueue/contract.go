@@ -2,6 +2,7 @@ package taskqueue
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -76,6 +77,11 @@ func DirectExchange(connection *amqp.Connection) (string, error) {
 // message without a token only its JSON can. What comes by the exchange for direct messages is one, whatever its
 // headers say.
 func parse(d *amqp.Delivery) (*message, error) {
+	if _, marked := d.Headers[unreadableHeader]; marked {
+		d.Headers = nil
+		return nil, errors.New("its headers cannot be read: they are nested too deep, too many, or of a " +
+			"type that nobody knows")
+	}
 	m := &message{handler: d.Type, correlationID: d.CorrelationId}
 	if d.Headers["tq-token"] == nil || d.Exchange == directExchange {
 		payload, err := directPayload(d.Body)
@@ -220,16 +226,8 @@ func asInteger(value any) (int64, bool) {
 // deadLetter returns the delivery as it goes to the dead-letter queue, without the broker's own
 // headers, and with the exchange it came by.
 func deadLetter(d *amqp.Delivery, key, reason string) outgoing {
-	table := amqp.Table{}
-	for name, value := range d.Headers {
-		if !strings.HasPrefix(name, "x-") {
-			table[name] = value
-		}
-	}
-	if len(reason) > reasonLimit {
-		reason = strings.ToValidUTF8(reason[:reasonLimit], "")
-	}
-	table["tq-error"] = reason
+	table := republished(d.Headers)
+	table["tq-error"] = cutText(strings.ToValidUTF8(reason, string(utf8.RuneError)), reasonLimit)
 	table["tq-exchange"] = d.Exchange
 	return outgoing{
 		exchange: deadExchange,

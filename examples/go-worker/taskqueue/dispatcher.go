@@ -2,6 +2,7 @@ package taskqueue
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sort"
@@ -137,9 +138,22 @@ func (d *dispatcher) report(message outgoing, confirmed func()) {
 	d.outcomes.report(message)
 }
 
+// checkQueue refuses what somebody has moved here from another TaskQueue's queue. The broker lets a
+// worker report for its own TaskQueue only, and closes the channel over anything else, without end.
+func (d *dispatcher) checkQueue(m *message) error {
+	if key := RoutingKey(m.namespace, m.queue); key != d.key() {
+		return fmt.Errorf("headers tq-namespace and tq-queue name TaskQueue %s, this worker is of %s: move "+
+			"it to the queue it is for", key, d.key())
+	}
+	return nil
+}
+
 // onDelivery runs a delivery, joins it to a run of its token, or answers it without a run (3, 4).
 func (d *dispatcher) onDelivery(delivery *amqp.Delivery) {
 	m, err := parse(delivery)
+	if err == nil && !m.direct() {
+		err = d.checkQueue(m)
+	}
 	acknowledge := func() { _ = delivery.Ack(false) }
 	if err != nil {
 		d.log.Warn("message.dead_lettered", "reason", err.Error())

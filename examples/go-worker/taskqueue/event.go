@@ -28,6 +28,9 @@ const resultLimit = 16 * 1024
 // messageLimit is the longest reported error message, in bytes.
 const messageLimit = 2000
 
+// typeLimit is the longest type of an error, in bytes.
+const typeLimit = 253
+
 // reservedPrefix begins the types of errors that the worker itself has found, on the wire.
 const reservedPrefix = "taskqueue."
 

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Handler runs one attempt. The context ends when the result is no longer wanted: return soon then;
@@ -151,15 +152,13 @@ func applicationError(kind, message string, retryable bool) *eventError {
 	for strings.HasPrefix(kind, reservedPrefix) {
 		kind = strings.TrimPrefix(kind, reservedPrefix)
 	}
-	described := newError(kind, message, retryable)
+	described := newError(cutText(strings.ToValidUTF8(kind, "?"), typeLimit), message, retryable)
 	described.Application = true
 	return described
 }
 
 // newError is an error that the worker has found.
 func newError(kind, message string, retryable bool) *eventError {
-	if len(message) > messageLimit {
-		message = strings.ToValidUTF8(message[:messageLimit-len("…")], "") + "…"
-	}
+	message = cutText(strings.ToValidUTF8(message, string(utf8.RuneError)), messageLimit)
 	return &eventError{Type: kind, Message: message, Retryable: retryable}
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -212,8 +213,52 @@ func TestDrainCommandIsForTheRunningProcess(t *testing.T) {
 	expect(2, "given in a stream created again")
 }
 
+func TestAMessageOfAnotherTaskQueueIsDeadLettered(t *testing.T) {
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	outcomes := newOutcomePublisher(Broker{}, "worker", log)
+	d := newDispatcher(Settings{Namespace: "shop", Queue: "other"}, &handlers{}, outcomes, log)
+	d.onDelivery(taskDelivery())
+	published := outcomes.inbox.drain()
+	if len(published) != 1 || published[0].exchange != deadExchange || published[0].key != "shop.other" {
+		t.Fatalf("published: %v", published)
+	}
+	reason, _ := published[0].publishing.Headers["tq-error"].(string)
+	if !strings.Contains(reason, "TaskQueue shop.q, this worker is of shop.other") || len(d.waiting) != 0 {
+		t.Errorf("%d wait, the reason is %q", len(d.waiting), reason)
+	}
+}
+
+func TestAHandlerThatEndsItsGoroutineHasFailed(t *testing.T) {
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	outcomes := newOutcomePublisher(Broker{}, "worker", log)
+	known := &handlers{byName: map[string]Handler{
+		"resize": func(context.Context, json.RawMessage) (any, error) {
+			runtime.Goexit()
+			return nil, nil
+		},
+	}}
+	d := newDispatcher(Settings{Namespace: "shop", Queue: "q", Slots: 1}, known, outcomes, log)
+	d.onStateChanged, d.onBusyChanged = func() {}, func() {}
+	d.onDelivery(taskDelivery())
+	d.fill()
+	for len(d.running) > 0 {
+		select {
+		case <-d.inbox.more:
+			for _, act := range d.inbox.drain() {
+				act()
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("its slot is lost")
+		}
+	}
+	if published := outcomes.inbox.drain(); len(published) != 1 || !strings.HasSuffix(published[0].key, "task.failed") {
+		t.Errorf("published: %v", published)
+	}
+}
+
 func TestAnAttemptOfAnOlderOperatorEndsWhatWasAnnounced(t *testing.T) {
-	d := newDispatcher(Settings{Namespace: "shop", Pod: "pod-1", DirectMaxDeliveries: 3}, &handlers{}, nil, nil)
+	settings := Settings{Namespace: "shop", Queue: "q", Pod: "pod-1", DirectMaxDeliveries: 3}
+	d := newDispatcher(settings, &handlers{}, nil, nil)
 	d.onCommand(command{Kind: commandCancel, Token: noToken, Understands: []string{reservedTypes}})
 	newer, direct, older := taskDelivery(), taskDelivery(), taskDelivery()
 	newer.Headers["tq-checkpointed"] = false

@@ -107,14 +107,15 @@ func (r *run) start() {
 	payload := append(json.RawMessage(nil), r.payload...)
 	go func() {
 		defer stop()
-		var end ending
+		// Also of a handler that ends its goroutine (runtime.Goexit).
+		end := ending{error: newError("Panic", "the handler ended its goroutine", true)}
+		defer func() { r.dispatcher.post(func() { r.dispatcher.onHandlerReturned(r, end) }) }()
 		if handler == nil {
 			text := "no handler " + name + " here; known: " + strings.Join(r.dispatcher.handlers.names(), ", ")
 			end = ending{error: newError("UnknownHandler", text, true)}
 		} else {
 			end = call(ctx, handler, payload)
 		}
-		r.dispatcher.post(func() { r.dispatcher.onHandlerReturned(r, end) })
 	}()
 }
 

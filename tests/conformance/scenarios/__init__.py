@@ -80,6 +80,7 @@ SCENARIOS = (
     ScenarioEntry("direct", Point.MESSAGES, messages.direct),
     ScenarioEntry("forged", Point.MESSAGES, messages.forged),
     ScenarioEntry("malformed", Point.MESSAGES, messages.malformed),
+    ScenarioEntry("hostile-headers", Point.MESSAGES, messages.hostile_headers),
     ScenarioEntry("reserved", Point.LIMITS, limits.reserved_types),
     ScenarioEntry("announcements", Point.LIMITS, limits.announcements, own_broker_env=True),
     ScenarioEntry("error-messages", Point.LIMITS, limits.error_messages),

@@ -103,6 +103,8 @@ async def malformed(scenario: Scenario) -> None:
         "tq-attempt": {"tq-attempt": None},
         "tq-epoch": {"tq-epoch": "0"},
         "tq-version": {"tq-version": 2},
+        "tq-token": {"tq-token": ""},
+        "tq-queue": {"tq-queue": "another"},
     }
     trace = scenario.trace()
     for name, headers in broken.items():
@@ -116,6 +118,35 @@ async def malformed(scenario: Scenario) -> None:
         await scenario.wait_settled()
         expect(not trace.begun, f"{len(trace.begun)} ran")
         expect(set(scenario.proxy.settled) == {"ack"}, f"settled by {set(scenario.proxy.settled)}")
+
+
+async def hostile_headers(scenario: Scenario) -> None:
+    """Headers that are legal, and too much for a library or for the copy of a message."""
+    await scenario.ready()
+    async with scenario.check("a message without headers of its own runs"):
+        await scenario.ends_with(await scenario.publish("echo"), EventKind.SUCCEEDED)
+    connections = len(scenario.proxy.links)
+    nested: dict[str, Any] = {}
+    for _ in range(300):
+        nested = {"a": nested}
+    async with scenario.check("a message whose headers no library reads is dead-lettered whole"):
+        await scenario.publish_direct("echo", payload={"a": 1}, headers={"deep": nested})
+        await scenario.publish("echo", headers={"deep": nested})
+        for _ in range(2):
+            delivery = await scenario.broker_env.dead_letter(scenario.name)
+            headers = delivery.properties.headers or {}
+            expect("cannot be read" in str(headers.get("tq-error")), f"its headers are {headers}")
+            expect("deep" not in headers, "it keeps what cannot be read")
+            expect(delivery.body in (b'{"a": 1}', b"{}"), f"its body is {delivery.body!r}")
+    async with scenario.check("headers that fill a frame are cut in a dead letter, and named"):
+        await scenario.publish_direct("fail-for-good", headers={"big": "x" * 130_000, "small": 1})
+        headers = dict(await _expect_dead_letter(scenario, "broken"))
+        found = (headers.get("tq-cut"), headers.get("big"), headers.get("small"))
+        expect(found == ("big", None, 1), f"tq-cut is {headers.get('tq-cut')!r}")
+    async with scenario.check("neither closes a connection, and others are run"):
+        await scenario.ends_with(await scenario.publish("echo"), EventKind.SUCCEEDED)
+        await scenario.wait_settled()
+        expect(len(scenario.proxy.links) == connections, "it has connected again")
 
 
 async def _expect_dead_letter(scenario: Scenario, reason_part: str) -> Mapping[str, Any]:

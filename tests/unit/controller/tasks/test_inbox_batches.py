@@ -111,9 +111,9 @@ async def test_an_event_of_a_batch_with_an_inexact_result_ends_its_attempt() -> 
 
 #: In place of a valid token: what no encoder, or no parser of numbers, is glad about.
 CLAIMS = [
-    b'"k1.\\ud800"',
+    f'"{TOKENS.current}.\\ud800"'.encode(),
     b'"\\udfff.x"',
-    b'"k1.\\n"',
+    f'"{TOKENS.current}.\\n"'.encode(),
     b'""',
     b"7",
     b"[]",
