@@ -29,7 +29,7 @@ async def error_type(harness: RuntimeHarness) -> str:
 
 @pytest.mark.parametrize("name", WORK)
 async def test_the_first_attempt_that_it_publishes_ends_what_was_announced(name: str) -> None:
-    harness = RuntimeHarness()
+    harness = RuntimeHarness(queue="images")
     harness.runtime.on_command(FIRST_COMMAND)
     harness.deliver(*older_work(name))
     message = parse_work(*older_work(name), exchange="taskqueue.work")
@@ -38,7 +38,7 @@ async def test_the_first_attempt_that_it_publishes_ends_what_was_announced(name:
     assert harness.outbox.batches == announced
     if not announced:
         assert await error_type(harness) == "ChildDied"
-        harness.deliver(work("k.2", checkpointed=False))
+        harness.deliver(work("k.2", queue="images", checkpointed=False))
         assert await error_type(harness) == "ChildDied"
 
 
