@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 import uvloop
 
+from taskqueue import Context
+from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors.function import FunctionExecutor
 from taskqueue.worker.sdk import HandlerRegistry
+from tests.unit.worker.children import attempt
 from tests.unit.worker.test_function_executor import PATIENCE, Stage
 
 
@@ -132,6 +135,33 @@ async def test_a_loop_whose_thread_cannot_be_started_is_made_again(
     stage.start()
     assert (await stage.result()).result == {"value": "done"}
     await stage.executor.close()
+
+
+@pytest.mark.parametrize("kind", ["thread", "async"])
+async def test_a_context_saves_nothing_once_its_attempt_has_ended(kind: str) -> None:
+    contexts: list[Context] = []
+
+    def save(payload: dict[str, Any], ctx: Context) -> None:
+        contexts.append(ctx)
+        ctx.checkpoint({"step": 1})
+
+    async def save_async(payload: dict[str, Any], ctx: Context) -> None:
+        save(payload, ctx)
+
+    registry = HandlerRegistry()
+    registry.register(save, name="thread", thread=True)
+    registry.register(save_async, name="async")
+    loop = asyncio.get_running_loop()
+    executor = FunctionExecutor(registry, loop)
+    saved: list[bytes] = []
+    ended: asyncio.Future[AttemptResult] = loop.create_future()
+    executor.start(attempt(kind, on_checkpoint=saved.append), ended.set_result)
+    async with asyncio.timeout(PATIENCE):
+        assert (await ended).error is None
+    await asyncio.to_thread(contexts[0].checkpoint, {"step": 99})
+    await executor.close()
+    await asyncio.sleep(0)
+    assert saved == [b'{"step":1}']
 
 
 def fork_and_return(payload: dict[str, Any]) -> Any:

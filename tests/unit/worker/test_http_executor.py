@@ -357,3 +357,18 @@ async def test_whatever_a_service_answers_is_an_outcome(name: str, status: int) 
     assert_published(result)
     assert (result.error is None) or status != 200 or not result.error.retryable
     assert result.retry_after_seconds == (None if status == 200 else LONGEST_RETRY_SECONDS)
+
+
+@pytest.mark.parametrize("handler", ["..", ".", ""])
+async def test_a_name_that_is_a_step_in_a_path_reaches_nothing(handler: str) -> None:
+    paths: list[str] = []
+
+    async def record(request: web.Request) -> web.Response:
+        paths.append(request.raw_path)
+        return web.Response()
+
+    async with service(record) as caller:
+        error = (await caller.run(handler=handler)).error
+    assert error is not None
+    assert error.type == "UnknownHandler"
+    assert not paths

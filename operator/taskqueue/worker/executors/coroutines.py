@@ -19,7 +19,7 @@ from taskqueue.logs import EventLog
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors.threadsafe_calls import ThreadsafeCallQueue
 from taskqueue.worker.outcome import describe_exception, raised, succeeded
-from taskqueue.worker.sdk import Context, Handler, Progress, mark_cancelled
+from taskqueue.worker.sdk import Context, Handler, Progress, mark_cancelled, mark_ended
 
 log = EventLog("taskqueue.worker")
 
@@ -87,6 +87,7 @@ class CoroutineExecution:
             result = raised(error, time.perf_counter() - begun)
         else:
             result = succeeded(value, time.perf_counter() - begun, handler=self.handler.name)
+        mark_ended(self.context)
         self._coroutines.end_copy()
         return result
 

@@ -40,6 +40,9 @@ from taskqueue.worker.sdk import Progress
 #: The NAME that stands for every handler.
 ANY = "*"
 
+#: Handlers that `ANY` does not stand for: appended to its URL they lead to another path.
+_NO_NAMES = {"", ".", ".."}
+
 _RETRYABLE = {408, 425, 429}
 
 #: How long making a connection may take, in seconds.
@@ -267,7 +270,9 @@ class HttpExecutor:
     def start(self, attempt: AttemptRequest, done: Callable[[AttemptResult], None]) -> Execution:
         """Send the attempt to its URL."""
         name = attempt.handler or ""
-        target = self._targets.get(name) or (self._targets.get(ANY) if name else None)
+        target = self._targets.get(name)
+        if target is None and name not in _NO_NAMES:
+            target = self._targets.get(ANY)
         if target is None:
             self.loop.call_soon(done, unknown_handler(attempt.handler, self._targets))
             return NothingRan()

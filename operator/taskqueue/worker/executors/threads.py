@@ -17,7 +17,7 @@ from typing import Any
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors.threadsafe_calls import ThreadsafeCallQueue
 from taskqueue.worker.outcome import raised, succeeded
-from taskqueue.worker.sdk import Context, Handler, Progress, mark_cancelled
+from taskqueue.worker.sdk import Context, Handler, Progress, mark_cancelled, mark_ended
 
 Done = Callable[[AttemptResult], None]
 
@@ -57,6 +57,8 @@ class ThreadExecution:
             value = self.handler(self.payload, self.context)
         except BaseException as error:
             return raised(error, time.perf_counter() - begun)
+        finally:
+            mark_ended(self.context)
         return succeeded(value, time.perf_counter() - begun, handler=self.handler.name)
 
 

@@ -8,7 +8,7 @@ pydantic is imported once a handler annotates its payload with a model (`payload
 """
 
 from taskqueue.worker.sdk.checkpoints import CheckpointNeeded
-from taskqueue.worker.sdk.context import Context, Progress, mark_cancelled
+from taskqueue.worker.sdk.context import Context, Progress, mark_cancelled, mark_ended
 from taskqueue.worker.sdk.decorators import on_start, on_stop, registry, task
 from taskqueue.worker.sdk.failures import Cancelled, Fail, InvalidPayload, Retry, Snooze
 from taskqueue.worker.sdk.handlers import Handler, HandlerRegistry, Hook
@@ -26,6 +26,7 @@ __all__ = [
     "Retry",
     "Snooze",
     "mark_cancelled",
+    "mark_ended",
     "on_start",
     "on_stop",
     "registry",

@@ -116,8 +116,9 @@ class Context:
         """
         encoded = encode_checkpoint(value)
         self._checkpoint, self._checkpoint_known = encoded, True
-        if self._save is not None:
-            self._save(encoded)
+        save = self._save
+        if save is not None:
+            save(encoded)
 
     @property
     def last_checkpoint(self) -> Any:
@@ -172,6 +173,11 @@ class Context:
 def mark_cancelled(context: Context) -> None:
     """Make ``context.cancelled`` true; for executors."""
     context._cancelled = True
+
+
+def mark_ended(context: Context) -> None:
+    """Save no more checkpoints: the attempt has ended; for executors in the worker's process."""
+    context._save = None
 
 
 class _AttemptLogger(logging.LoggerAdapter[logging.Logger]):
