@@ -8,6 +8,7 @@ from prometheus_client import Counter, Gauge
 
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.status_updater import StatusUpdater
+from taskqueue.model.task import Phase
 
 TASKS_FINISHED = Counter(
     "taskqueue_tasks_finished_total",
@@ -146,9 +147,21 @@ def report_messages(
 
 
 def remove_queue_metrics(key: tuple[str, str]) -> None:
-    """Remove the series of a deleted TaskQueue."""
+    """Remove the gauges of a deleted TaskQueue; its Tasks may still end, and are counted."""
     for gauge in (
         BACKLOG, READY, RUNNING, DEAD_LETTERS, DESIRED_WORKERS, WORKERS, WORKER_SLOTS
     ):  # fmt: skip
         with contextlib.suppress(KeyError):
             gauge.remove(*key)
+
+
+def remove_task_counters(key: tuple[str, str]) -> None:
+    """Remove the counters of a TaskQueue that does not exist and has no Task any more.
+
+    Tasks may name TaskQueues that never existed: the series would grow with each name.
+    """
+    with contextlib.suppress(KeyError):
+        PUBLISHED.remove(*key)
+    for phase in Phase:
+        with contextlib.suppress(KeyError):
+            TASKS_FINISHED.remove(*key, phase.value)

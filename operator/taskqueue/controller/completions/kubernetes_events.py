@@ -3,8 +3,9 @@
 Contract:
 
 * Nothing is written for a Task that succeeds or a queue without trouble. The first
-  `TASK_EVENTS_PER_MINUTE` Tasks of a queue that fail, are cancelled or cannot be recorded within a
-  minute get an Event each; one Event on the TaskQueue sums up the others of that minute.
+  `TASK_EVENTS_PER_MINUTE` Tasks of a queue that fail or are cancelled within a minute get an Event
+  each; one Event on the TaskQueue sums up the others of that minute. So it is with Tasks that
+  cannot be recorded, apart from those: nothing but the Event says what became of them.
 * A queue's condition that is False for `SETTLE_SECONDS` is trouble: one Warning a reason. Trouble
   that comes back raises the count of the same Event. When the condition has been True as long,
   one Normal Event reports the end. So an Event is repeated after twice that time at the earliest.
@@ -46,13 +47,15 @@ WAITING_LIMIT = 1000
 #: Attempts to write one, and the first pause between them.
 TRIES = 3
 _FIRST_PAUSE_SECONDS = 1.0
+#: What the operator was doing, in the words of an Event.
+_END_TASK, _WRITE_STATUS = "EndTask", "WriteStatus"
 #: Reasons that a sum names.
 _REASONS_NAMED = 5
 
 
 @dataclass(slots=True)
 class _Minute:
-    """What ended in a queue since the minute's first; what has no Event, by type and reason."""
+    """Tasks of a queue since the minute's first; those without an Event, by type and reason."""
 
     written: int = 0
     summed: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -102,7 +105,7 @@ class EventRecorder:
         self._waiting_limit = waiting_limit
         self._waiting: deque[_Series] = deque()
         self._wake = asyncio.Event()
-        self._minutes: dict[QueueKey, _Minute] = {}
+        self._minutes: dict[tuple[QueueKey, str], _Minute] = {}
         self._queues: dict[QueueKey, _Queue] = {}
         self._forbidden_logged = False
 
@@ -114,7 +117,7 @@ class EventRecorder:
             task,
             type_=WARNING if status.phase is Phase.FAILED else NORMAL,
             reason=status.reason or status.phase.value,
-            action="EndTask",
+            action=_END_TASK,
             note=status.message or f"the Task is {status.phase.value}",
         )
 
@@ -125,7 +128,7 @@ class EventRecorder:
             task,
             type_=WARNING,
             reason="StatusRefused",
-            action="WriteStatus",
+            action=_WRITE_STATUS,
             note=f"the Task is {state}, and that cannot be recorded: make the object smaller, "
             "correct the policy that refuses its status, or delete it. The API server says: "
             f"{why}",
@@ -135,11 +138,11 @@ class EventRecorder:
         self, task: Task, *, type_: str, reason: str, action: str, note: str
     ) -> None:
         key = (task.namespace, task.spec.queue)
-        minute = self._minutes.get(key)
+        minute = self._minutes.get((key, action))
         if minute is None:
-            minute = self._minutes[key] = _Minute()
+            minute = self._minutes[key, action] = _Minute()
             loop = asyncio.get_running_loop()
-            loop.call_later(MINUTE_SECONDS, self._sum_up, key)
+            loop.call_later(MINUTE_SECONDS, self._sum_up, key, action)
         if minute.written >= TASK_EVENTS_PER_MINUTE:
             minute.summed[type_, reason] += 1
             return
@@ -227,14 +230,17 @@ class EventRecorder:
             )
         )
 
-    def _sum_up(self, key: QueueKey) -> None:
-        summed = self._minutes.pop(key).summed
+    def _sum_up(self, key: QueueKey, action: str) -> None:
+        summed = self._minutes.pop((key, action)).summed
         if not summed:
             return
         queue = self._queues.get(key)
         regarding = _task_queue(key, queue.uid if queue else "")
         failed = any(type_ == WARNING for type_, _ in summed)
-        reasons = [f"{reason} {number}" for (_, reason), number in summed.most_common()]
+        reason, what = "MoreTasksFailed" if failed else "MoreTasksCancelled", "ended"
+        if action == _WRITE_STATUS:
+            reason, what = "MoreStatusesRefused", "could not be recorded"
+        reasons = [f"{why} {number}" for (_, why), number in summed.most_common()]
         named = ", ".join(reasons[:_REASONS_NAMED])
         if len(reasons) > _REASONS_NAMED:
             named += f" and {len(reasons) - _REASONS_NAMED} other reasons"
@@ -242,10 +248,10 @@ class EventRecorder:
             EventSpec(
                 regarding=regarding,
                 type=WARNING if failed else NORMAL,
-                reason="MoreTasksFailed" if failed else "MoreTasksCancelled",
-                action="EndTask",
-                note=f"{sum(summed.values())} more Tasks ended within a minute: {named}. List them "
-                f"with kubectl get tasks.{GROUP} --field-selector spec.queue={key[1]}",
+                reason=reason,
+                action=action,
+                note=f"{sum(summed.values())} more Tasks {what} within a minute: {named}. List "
+                f"them with kubectl get tasks.{GROUP} --field-selector spec.queue={key[1]}",
                 name=event_name(regarding),
             )
         )

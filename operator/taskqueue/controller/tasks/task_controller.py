@@ -16,7 +16,7 @@ from taskqueue.amqp.channel import Delivery
 from taskqueue.backoff import Backoff
 from taskqueue.contract.outcome import AttemptEvent
 from taskqueue.controller.completions.publisher import CompletionPublisher
-from taskqueue.controller.metrics import TASKS_HELD
+from taskqueue.controller.metrics import TASKS_HELD, remove_task_counters
 from taskqueue.controller.tasks import effects, events
 from taskqueue.controller.tasks.command_record import Owed
 from taskqueue.controller.tasks.dependencies import Dependencies
@@ -388,6 +388,7 @@ class TaskController:
         dispatcher = self._dispatchers.get(key)
         if dispatcher is not None and dispatcher.config is None and dispatcher.is_empty:
             del self._dispatchers[key]
+            remove_task_counters(key)
 
     # Names.
 

@@ -175,6 +175,25 @@ async def test_the_rest_of_a_minute_is_summed_up_in_one() -> None:
         assert len(case.writer.created) == TASK_EVENTS_PER_MINUTE + 2
 
 
+async def test_tasks_that_cannot_be_recorded_have_a_minute_of_their_own() -> None:
+    async with at_work() as case:
+        for number in range(TASK_EVENTS_PER_MINUTE + 1):
+            case.ended(f"t{number}")
+        pending = TaskState(phase=Phase.PENDING)
+        for number in range(TASK_EVENTS_PER_MINUTE + 3):
+            case.recorder.on_status_refused(task(f"r{number}"), pending, "too large")
+        await turn()
+        refused = [event for event in case.writer.events if event[1] == "StatusRefused"]
+        assert len(refused) == TASK_EVENTS_PER_MINUTE
+        await until_time(60)
+        ended, sum_of_refused = (event for event, _ in case.writer.created[-2:])
+        assert ended.reason == "MoreTasksFailed"
+        assert (sum_of_refused.type, sum_of_refused.reason) == ("Warning", "MoreStatusesRefused")
+        assert sum_of_refused.note.startswith(
+            "3 more Tasks could not be recorded within a minute: StatusRefused 3. List them"
+        )
+
+
 async def test_another_minute_has_events_of_its_own() -> None:
     async with at_work() as case:
         for number in range(TASK_EVENTS_PER_MINUTE + 1):

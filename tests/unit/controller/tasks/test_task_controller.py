@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventKind, decode
@@ -17,6 +18,7 @@ from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.limits import PAYLOAD_BYTES
 from taskqueue.model.command import CommandKind
+from taskqueue.model.queue import QueueKey
 from taskqueue.model.task import Phase
 from taskqueue.timestamps import to_rfc3339
 from tests.unit.controller.fakes import EPOCH, KEY, TOKENS, TaskHarness, raw_task, turn
@@ -289,6 +291,7 @@ async def test_nothing_is_kept_of_a_deleted_queue_without_tasks(how: str) -> Non
     harness.dispatcher.config = None
     harness.tasks.on_queue_changed(KEY)
     assert KEY in harness.tasks._dispatchers
+    assert counters_of(KEY)
     if how == "ended":
         harness.add("t", cancel=True)
         harness.writer.writes[-1].succeed()
@@ -296,6 +299,18 @@ async def test_nothing_is_kept_of_a_deleted_queue_without_tasks(how: str) -> Non
         await harness.delete(entry)
         await asyncio.sleep(1)
     assert KEY not in harness.tasks._dispatchers
+    assert not counters_of(KEY)
+
+
+def counters_of(key: QueueKey) -> list[str]:
+    labels = {"namespace": key[0], "queue": key[1]}
+    return [
+        sample.name
+        for family in REGISTRY.collect()
+        if family.type == "counter"
+        for sample in family.samples
+        if labels.items() <= sample.labels.items()
+    ]
 
 
 async def test_a_queue_that_comes_back_finds_its_tasks_in_order() -> None:
