@@ -7,7 +7,7 @@ import copy
 import json
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -366,24 +366,29 @@ class Harness:
                 self.processes.kill(processes)
 
     def worker_log(self, queue: str = "q") -> str:
-        """Return what the workers of a TaskQueue have logged."""
-        return self.kubectl.ok(
-            "logs", "-n", self.namespace, f"-l={self.group}/queue={queue}", "--tail=-1"
-        )
+        """Return what the workers of a TaskQueue that are still there have logged."""
+        return "".join(text for _, text in self._worker_logs(queue))
+
+    def _worker_logs(self, queue: str) -> Iterator[tuple[str, str]]:
+        """Yield the name and the log of each worker pod that has begun and has not left."""
+        for pod in self.all_pods(queue):
+            name = pod["metadata"]["name"]
+            try:
+                text = self.api.text(self.core("pods", name, "log"))
+            except Refused:
+                continue
+            yield name, text
 
     def log_lines(self, queue: str = "q") -> list[Body]:
         """Return what the workers of a TaskQueue that are still there have logged, by time."""
         lines: list[Body] = []
-        for pod in self.all_pods(queue):
-            name = pod["metadata"]["name"]
-            with suppress(Refused):  # it has just left, or has not begun
-                text = self.api.text(self.core("pods", name, "log"))
-                written, _, _ = text.rpartition("\n")  # the last line may not be complete yet
-                lines += [
-                    {**json.loads(line), "pod": name}
-                    for line in written.splitlines()
-                    if line.startswith("{")
-                ]
+        for name, text in self._worker_logs(queue):
+            written, _, _ = text.rpartition("\n")  # the last line may not be complete yet
+            lines += [
+                {**json.loads(line), "pod": name}
+                for line in written.splitlines()
+                if line.startswith("{")
+            ]
         return sorted(lines, key=lambda line: line["time"])
 
     def runs(self, queue: str = "q") -> list[Run]:

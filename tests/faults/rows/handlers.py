@@ -278,8 +278,8 @@ def _logging(site: Site) -> str:
     _module(site, "logs", text)
     site.queue(template=site.template(args=["worker", "logs"]))
     site.end("speak")
-    log = site.harness.worker_log()
-    assert "MINE shop spoken" in log, "the application's own handler is gone"
+    said = holds_within(10, lambda: "MINE shop spoken" in site.harness.worker_log())
+    assert said, "the application's own handler is gone"
     return "MINE shop spoken"
 
 
