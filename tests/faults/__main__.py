@@ -21,11 +21,13 @@ from devcluster.cluster import open_cluster
 from devcluster.paths import DEFAULT_NAME, KUBECONFIG
 from tests.commits import sources
 from tests.faults.install import install, settle
-from tests.faults.rows import ROWS, Row, handlers, messages
+from tests.faults.rows import ROWS, Row, handlers, messages, objects
 from tests.faults.rows.site import Installation, site
 
 #: Modules that fill the table.
-_SECTIONS = (messages, handlers)
+_SECTIONS = (messages, objects, handlers)
+#: Checkouts that try theirs on clusters of their own, side by side, share the store of images.
+_IMAGE = f"taskqueue-operator:faults-{DEFAULT_NAME}"
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--image", default="taskqueue-operator:faults", help="to build and try")
+    parser.add_argument("--image", default=_IMAGE, help="to build and try")
     parser.add_argument("--commit", help="build the image from this commit (default: the checkout)")
-    parser.add_argument("--rows", default="", help="names, by commas (default: all)")
+    parser.add_argument("--rows", default="", help="names or sections, by commas (default: all)")
     parser.add_argument("--beside", type=int, default=3, help="rows at a time (default: 3)")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
     options = parser.parse_args()
@@ -67,15 +69,16 @@ def main() -> int:
 
 
 def in_order(names: list[str]) -> list[Row]:
-    """Return the rows of these names, all of them for none, by section and number.
+    """Return the rows of these names or sections, all of them for none, by section and number.
 
     Raises:
         ValueError: there is no such row.
     """
+    sections = {name[0] for name in ROWS}
     for name in names:
-        if name not in ROWS:
+        if name not in ROWS.keys() | sections:
             raise ValueError(f"no row is called {name}: there are {', '.join(sorted(ROWS))}")
-    wanted = [row for name, row in ROWS.items() if not names or name in names]
+    wanted = [row for name, row in ROWS.items() if not names or {name, name[0]} & set(names)]
     return sorted(wanted, key=lambda row: (row.name[0], int(row.name[1:])))
 
 

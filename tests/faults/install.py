@@ -40,7 +40,8 @@ def install(cluster: KindCluster, image: str, tree: Path) -> Installation:
         kubectl.ok(*arguments, input=text)
     kubectl.ok("rollout", "status", "-n", "rabbitmq", "statefulset/rabbitmq", _READY)
     settle(kubectl)
-    return Installation(Api(place.kubeconfig), kubectl, _rabbitmq(kubectl), image)
+    api = Api(place.kubeconfig)
+    return Installation(api, kubectl, _rabbitmq(kubectl), image, place.kubeconfig)
 
 
 def settle(kubectl: Kubectl) -> None:

@@ -44,6 +44,7 @@ class Installation:
     kubectl: Kubectl
     rabbitmq: RabbitMQ
     image: str
+    kubeconfig: Path
 
 
 class Site:

@@ -17,11 +17,12 @@ def test_rows_are_in_the_order_of_their_numbers_without_gaps() -> None:
     for section in sections:
         numbers = [int(name[1:]) for name in names if name[0] == section]
         assert numbers == list(range(1, len(numbers) + 1))
-    assert sections == {"A", "E"}
+    assert sections == {"A", "B", "E"}
 
 
-def test_rows_are_chosen_by_name() -> None:
+def test_rows_are_chosen_by_name_or_section() -> None:
     assert [row.name for row in in_order(["E2", "A10", "A9"])] == ["A9", "A10", "E2"]
+    assert {row.name[0] for row in in_order(["B", "A9"])} == {"A", "B"}
     with pytest.raises(ValueError, match="no row is called A99"):
         in_order(["A99"])
 
