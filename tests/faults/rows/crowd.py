@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from taskqueue.kubernetes.client import METADATA_LIST, TABLE, ApiClient, ApiError, load_access
+from taskqueue.kubernetes.client import TABLE, ApiClient, ApiError, load_access
 from tests.bench.load import at_once
 from tests.e2e.api import GROUP, TASKQUEUE_API, VERSION, Body
 from tests.faults.rows.site import Site
@@ -87,8 +87,7 @@ class Crowd:
 
         async def read() -> Body:
             async with self._client() as client:
-                parameters = {"includeObject": "None"}
-                return await client.request("GET", self.tasks, params=parameters, accept=TABLE)
+                return await self._table(client)
 
         table = asyncio.run(read())
         titles = [column["name"] for column in table["columnDefinitions"]]
@@ -126,8 +125,12 @@ class Crowd:
         self.delete_tasks()
 
     async def _is_anybody_there(self, client: ApiClient) -> bool:
-        found = await client.request("GET", self.tasks, params={"limit": "1"}, accept=METADATA_LIST)
-        return bool(found["items"])
+        return bool((await self._table(client, limit="1"))["rows"])
+
+    async def _table(self, client: ApiClient, **more: str) -> Body:
+        """Return a Table without objects, whose metadata may be as deep as their payloads."""
+        parameters = {"includeObject": "None", **more}
+        return await client.request("GET", self.tasks, params=parameters, accept=TABLE)
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[ApiClient]:
