@@ -286,6 +286,8 @@ def _attempt(entry: domain.AttemptRecord) -> dict[str, Any]:
     }
 
 
+#: The status of a Task for which nobody has written one. With more in it, somebody else has.
+_UNWRITTEN = {"phase": "Pending", "observedGeneration": -1}
 #: The one condition that stays, as False, when it no longer holds; a Job's does the same.
 _SUSPENDED = "Suspended"
 #: An attempt got another payload than the first.
@@ -383,7 +385,7 @@ def _overrides(spec: TaskResourceSpec) -> domain.PolicyOverrides:
 
 
 def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskState:
-    if not raw or raw.get("observedGeneration", -1) == -1:
+    if not raw or raw == _UNWRITTEN:
         return domain.PENDING
     status = TaskResourceStatus.model_validate(raw)
     return domain.TaskState(

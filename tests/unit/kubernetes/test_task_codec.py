@@ -114,3 +114,16 @@ def test_another_leader_goes_on_from_any_form_of_a_status(
     if detail is not FULL:
         longer = FULL if detail is SHORT else SHORT
         assert raw.keys() <= body(state, longer).keys()
+
+
+@given(
+    numbers=st.fixed_dictionaries(
+        {}, optional={"attempts": st.integers(0, 99), "epoch": st.integers(0, 99)}
+    )
+)
+def test_numbers_of_another_writer_are_read_before_the_operator_has_written_any(
+    numbers: dict[str, int],
+) -> None:
+    unwritten = {"phase": "Pending", "observedGeneration": -1}
+    found = read_task(raw_task(status=unwritten | numbers)).status
+    assert (found.attempts, found.epoch) == (numbers.get("attempts", 0), numbers.get("epoch", 0))
