@@ -164,3 +164,21 @@ def surroundings(payload: Payload) -> Payload:
 @task
 async def tick(payload: Payload, ctx: Context) -> None:
     await asyncio.sleep(payload["seconds"])
+
+
+@task
+def note(payload: Payload, ctx: Context) -> None:
+    ctx.logger.info(f"noted {payload['name']}")
+
+
+@task
+def until_open(payload: Payload) -> None:
+    while not os.path.exists(f"/tmp/{payload['gate']}"):  # noqa: S108 - of the pod
+        time.sleep(0.1)
+
+
+@task
+async def until_open_fails(payload: Payload) -> None:
+    while not os.path.exists(f"/tmp/{payload['gate']}"):  # noqa: S108, ASYNC110, ASYNC240
+        await asyncio.sleep(0.5)
+    raise ConnectionError("the gate was open")

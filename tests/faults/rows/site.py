@@ -11,10 +11,10 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 
@@ -27,6 +27,8 @@ from tests.faults.raw_messages import publish_raw_properties
 
 if TYPE_CHECKING:
     from tests.conftest import Kubectl, RabbitMQ
+
+T = TypeVar("T")
 
 #: The module that is mounted into worker pods as ``broken``.
 HANDLERS = Path(__file__).with_name("broken_handlers.py")
@@ -52,6 +54,7 @@ class Site:
 
     def __init__(self, at: Installation) -> None:
         self.at = at
+        self._kept = ExitStack()
         self.harness = Harness(at.api, at.kubectl, at.rabbitmq)
         self.namespace = self.harness.namespace
         self.vhost = self.harness.virtual_host()
@@ -68,6 +71,10 @@ class Site:
         spec["containers"][0] |= {"image": self.at.image, "args": args or ["worker", "broken"]}
         spec["volumes"][0]["configMap"] = {"name": "broken"}
         return template
+
+    def keep(self, fault: AbstractContextManager[T]) -> T:
+        """Begin what lasts until the TaskQueue is deleted."""
+        return self._kept.enter_context(fault)
 
     def queue(self, *, slots: int = 1, template: Body | None = None, **changes: Any) -> None:
         """Create TaskQueue q with one worker, and wait until it takes Tasks."""
@@ -197,6 +204,7 @@ class Site:
         """Delete everything."""
         with suppress(Refused, requests.HTTPError, AssertionError):
             self.harness.close()
+        self._kept.close()
         self.harness.broker_api("DELETE", f"vhosts/{self.vhost}")
 
 
