@@ -127,8 +127,23 @@ async def bench_namespace(cluster: Cluster) -> AsyncIterator[None]:
         await delete(cluster.client, f"/api/v1/namespaces/{NAMESPACE}", wait_seconds=_GONE_SECONDS)
 
 
-async def apply_queue(client: ApiClient, *, scaling: Mapping[str, Any], concurrency: int) -> None:
-    """Put the benchmark's TaskQueue in place; its workers run the no-op handler."""
+async def apply_queue(
+    client: ApiClient,
+    *,
+    scaling: Mapping[str, Any],
+    concurrency: int,
+    name: str = QUEUE,
+    **spec: Any,
+) -> None:
+    """Put a TaskQueue of the benchmark in place; its workers run the no-op handler.
+
+    Args:
+        client: of the API server.
+        scaling: spec.scaling.
+        concurrency: Tasks a worker runs at once.
+        name: of the TaskQueue.
+        spec: other fields of its spec.
+    """
     worker = {
         "name": "worker",
         "image": IMAGE,
@@ -143,12 +158,13 @@ async def apply_queue(client: ApiClient, *, scaling: Mapping[str, Any], concurre
         "volumes": [{"name": "handlers", "configMap": {"name": "handlers"}}],
     }
     await client.apply(
-        queue_path((NAMESPACE, QUEUE)),
+        queue_path((NAMESPACE, name)),
         {
             "apiVersion": API_VERSION,
             "kind": TASKQUEUE_KIND,
-            "metadata": {"name": QUEUE, "namespace": NAMESPACE},
+            "metadata": {"name": name, "namespace": NAMESPACE},
             "spec": {
+                **spec,
                 "broker": {"connectionSecret": {"name": "rabbit"}},
                 "workers": {"template": {"spec": pod}, "concurrency": concurrency},
                 "scaling": dict(scaling),

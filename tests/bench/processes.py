@@ -111,6 +111,14 @@ def sample(api_host: str) -> CpuSample | None:
     return CpuSample(used, machine)
 
 
+def of_kind(name: str) -> list[int]:
+    """Return the ids of all processes of a kind; none where /proc does not show them."""
+    try:
+        return [pid for pid, process in _read_all().items() if kind(process.command) == name]
+    except OSError:
+        return []
+
+
 def of_trees(roots: Iterable[int]) -> float:
     """Return the CPU seconds that these processes and all below them have used so far.
 
