@@ -75,6 +75,9 @@ HISTORY_LENGTH = 10
 #: Of a result in a status, as JSON. Larger ones belong in a store of their own.
 RESULT_BYTES = 16 * 1024
 
+#: Of a result in a store, in bytes: worker and reader hold it in memory.
+STORED_RESULT_BYTES = 32 * 1024 * 1024
+
 #: Of what a handler saves for its next start, as JSON: in a status, and in a header.
 CHECKPOINT_BYTES = 16 * 1024
 

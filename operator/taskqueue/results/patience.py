@@ -1,0 +1,50 @@
+"""Writes a result to a store that may be away for a while."""
+
+from __future__ import annotations
+
+import asyncio
+
+from taskqueue import logs
+from taskqueue.backoff import Backoff
+from taskqueue.results.reference import StoredResult
+from taskqueue.results.store import ResultStore, StoreError
+
+log = logs.EventLog("taskqueue.results")
+
+#: How long a store may be away before an attempt whose result it should keep fails, in seconds.
+PATIENCE_SECONDS = 60.0
+
+
+async def put_patiently(
+    store: ResultStore,
+    key: str,
+    result: StoredResult,
+    *,
+    seconds: float = PATIENCE_SECONDS,
+    backoff: Backoff | None = None,
+) -> None:
+    """Write a result, again and again while the store is away.
+
+    Args:
+        store: where to.
+        key: of the result.
+        result: what is written.
+        seconds: how long from now.
+        backoff: of the pauses.
+
+    Raises:
+        StoreError: the last one, when the time is up; at once if trying again would not help.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    pauses = backoff or Backoff(clock=loop.time)
+    while True:
+        try:
+            return await store.put(key, result)
+        except StoreError as error:
+            pause = pauses.next_delay()
+            left = deadline - loop.time()
+            if not error.transient or pause >= left:
+                raise
+            log.warning("result.not_written", key=key, error=str(error), seconds_left=round(left))
+        await asyncio.sleep(pause)
