@@ -6,6 +6,7 @@ has the programs from elsewhere is left alone: what counts is the program, not t
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from devcluster.commands import CommandError, DevclusterError, run, succeeds
@@ -28,6 +29,12 @@ PACKAGES = {
     "mmdebstrap": "mmdebstrap",
 }
 
+#: The same for the servers of results that tests run.
+STORES = {
+    "postgresql": "/usr/lib/postgresql",
+    "redis-server": "redis-server",
+}
+
 #: Where system programs are even if the caller's PATH leaves them out.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -42,32 +49,36 @@ def find(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}")
 
 
-def missing() -> list[str]:
+def missing(packages: Mapping[str, str] = PACKAGES) -> list[str]:
     """Return the packages whose program is not on this machine."""
-    return [package for package, proof in PACKAGES.items() if find(proof) is None]
+    return [package for package, proof in packages.items() if find(proof) is None]
 
 
-def install() -> None:
+def install(packages: Mapping[str, str] = PACKAGES) -> None:
     """Install what is missing.
+
+    Args:
+        packages: as `PACKAGES`.
 
     Raises:
         DevclusterError: there is no apt, this is not root, or apt failed.
     """
-    if not missing():
+    wanted = missing(packages)
+    if not wanted:
         return
     if os.geteuid() != 0:
         raise DevclusterError(
-            f"These packages are missing and only root can install them: {' '.join(missing())}.\n"
+            f"These packages are missing and only root can install them: {' '.join(wanted)}.\n"
             "What to do: install them, and run this command as root."
         )
     if shutil.which("apt-get") is None:
         raise DevclusterError(
-            f"These programs are missing: {', '.join(PACKAGES[p] for p in missing())}, and this "
+            f"These programs are missing: {', '.join(packages[one] for one in wanted)}, and this "
             "system has no apt-get to install them with.\n"
             "What to do: install them by the system's own means, or run a Docker engine."
         )
     with locked(cache() / "packages"):
-        wanted = missing()
+        wanted = missing(packages)
         if not wanted:
             return
         # An index that is old or absent is the usual reason for a package not to be found.

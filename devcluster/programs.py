@@ -36,6 +36,9 @@ SPACE_GB = 6
 #: kind itself, for machines where a Docker engine answers and kind is not installed.
 KIND_VERSION = "v0.33.0"
 
+#: An S3 server over a folder, for tests of results in a bucket.
+S3_GATEWAY_VERSION = "v1.8.0"
+
 #: Debugging information is a fifth of the compiler's work, and the linker would drop it anyway.
 _FLAGS = ("-trimpath", "-gcflags=all=-dwarf=false")
 
@@ -119,6 +122,29 @@ def install_kind() -> None:
                 [_go(), "install", f"sigs.k8s.io/kind@{KIND_VERSION}"],
                 env={"GOBIN": str(kind().parent)},
                 hint="install kind yourself and put it on PATH",
+            )
+
+
+def s3_gateway() -> Path:
+    """Return where versitygw is: on PATH, or where `install_s3_gateway` puts it."""
+    installed = shutil.which("versitygw")
+    return (
+        Path(installed) if installed else cache() / "versitygw" / S3_GATEWAY_VERSION / "versitygw"
+    )
+
+
+def install_s3_gateway() -> None:
+    """Install versitygw into the cache by Go, unless it is there."""
+    with locked(s3_gateway().parent):
+        if not s3_gateway().exists():
+            run(
+                [
+                    _go(),
+                    "install",
+                    f"github.com/versity/versitygw/cmd/versitygw@{S3_GATEWAY_VERSION}",
+                ],
+                env={"GOBIN": str(s3_gateway().parent), "CGO_ENABLED": "0"},
+                hint="install versitygw yourself and put it on PATH",
             )
 
 

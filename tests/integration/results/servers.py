@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from devcluster import packages, programs
 from taskqueue.results.connection import StoreConnection
 
 USER, PASSWORD = "taskqueue", "s3cret/with:signs@all"
@@ -45,8 +46,9 @@ class Server(ABC):
     def command(self) -> Sequence[str]:
         """Return the command that runs it in the foreground."""
 
-    def prepare(self) -> None:  # noqa: B027 - not every server needs it
-        """Make its data, once."""
+    def prepare(self) -> None:
+        """Install it where it is missing, and make its data, once."""
+        packages.install(packages.STORES)
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
@@ -103,6 +105,7 @@ class PostgresqlServer(Server):
         return f"127.0.0.1:{self.port}/postgres"
 
     def prepare(self) -> None:
+        super().prepare()
         shutil.chown(self.folder, "postgres")
         secret = self.folder / "password"
         secret.write_text(PASSWORD)
@@ -169,11 +172,12 @@ class S3Server(Server):
         )
 
     def prepare(self) -> None:
+        programs.install_s3_gateway()
         (self.folder / "buckets" / "results").mkdir(parents=True)
 
     def command(self) -> Sequence[str]:
         return [
-            *(s3_program(), "--access", USER, "--secret", PASSWORD),
+            *(str(programs.s3_gateway()), "--access", USER, "--secret", PASSWORD),
             *("--port", f"127.0.0.1:{self.port}", "posix", str(self.folder / "buckets")),
         ]
 
@@ -184,11 +188,6 @@ KINDS: dict[str, type[Server]] = {
 
 #: It becomes the command, where runuser would stay beside it.
 _AS_POSTGRES = ("setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "--")
-
-
-def s3_program() -> str:
-    """Return the path of versitygw."""
-    return "versitygw"
 
 
 def _postgresql(program: str) -> str:

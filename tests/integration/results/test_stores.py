@@ -17,6 +17,9 @@ from taskqueue.results.reference import StoredResult, queue_prefix, result_key
 from taskqueue.results.store import ResultStore, StoreError
 from tests.integration.results.servers import PASSWORD, PostgresqlServer, Server
 
+#: The first time a server is installed or built.
+pytestmark = pytest.mark.timeout(900)
+
 JSON = "application/json"
 
 
