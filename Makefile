@@ -21,7 +21,7 @@ help: ## Show this list
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[results,dev,demo]'
 	touch $@
 
 demo: $(READY) ## Make thumbnails of real photographs with a pool that grows from zero
@@ -68,7 +68,7 @@ settings: $(READY) ## Write the table of worker settings into docs/workers.md
 constraints: ## Pin the newest versions that pyproject.toml allows
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --quiet -e '.[dev,demo,bench]'
+	.venv-constraints/bin/python -m pip install --quiet -e '.[results,dev,demo,bench]'
 	{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --exclude-editable | sort -f; } > constraints.new
 	mv constraints.new constraints.txt
 	rm -rf .venv-constraints
