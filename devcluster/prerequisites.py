@@ -5,6 +5,7 @@ Each step runs once; with a full cache this needs milliseconds.
 
 import os
 import sys
+from collections.abc import Callable
 
 from devcluster import base_images, packages, programs
 from devcluster.commands import DevclusterError
@@ -32,7 +33,7 @@ def require_root() -> None:
 def prepare_node(steps: Steps) -> None:
     """Install packages and build the Kubernetes programs, where they are missing."""
     require_root()
-    work = {}
+    work: dict[str, Callable[[], None]] = {}
     if packages.missing():
         work["Debian packages"] = packages.install
     if not programs.built():

@@ -186,11 +186,10 @@ async def _watching(memory: _Memory) -> AsyncIterator[None]:
 async def _create(target: cluster.Cluster, settings: Settings, start_after: datetime) -> None:
     await target.load.request("POST", TASKS, body=_task(_GATE, suspend=True))
     due = start_after.strftime("%Y-%m-%dT%H:%M:%SZ")
+    waits: list[dict[str, Any]] = [{}, {"startAfter": due}, {"dependsOn": [_GATE]}]
 
     async def create(number: str) -> None:
-        kind = int(number) % 3
-        waits: dict[str, Any] = {1: {"startAfter": due}, 2: {"dependsOn": [_GATE]}}.get(kind, {})
-        body = _task(f"a-task-of-usual-length-{number}", **waits)
+        body = _task(f"a-task-of-usual-length-{number}", **waits[int(number) % 3])
         await target.load.request("POST", TASKS, body=body)
 
     numbers = (f"{number:06}" for number in range(settings.tasks))
