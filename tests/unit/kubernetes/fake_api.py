@@ -78,6 +78,8 @@ class FakeApi:
     silent_watches: int = 0
     #: Watches that are not short are behind: what is emitted meanwhile does not come.
     stalled: bool = False
+    #: Bookmarks are as old as the last event, whatever was written elsewhere since.
+    is_without_progress: bool = False
     #: PATCHes wait until it is set, so that a test can see those in flight.
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     under_way: int = 0
@@ -156,7 +158,8 @@ class FakeApi:
                     wire = self._wire(event["object"])
                     await response.write(b'{"type":' + kind + b',"object":' + wire + b"}\n")
             if is_short:  # two seconds before its end a watch gets a bookmark
-                bookmark = {"metadata": {"resourceVersion": str(self.version)}}
+                version = seen if self.is_without_progress else self.version
+                bookmark = {"metadata": {"resourceVersion": str(version)}}
                 line = json.dumps({"type": "BOOKMARK", "object": bookmark})
                 await response.write(line.encode() + b"\n")
                 break

@@ -208,9 +208,22 @@ async def test_informer_sees_that_an_unreadable_object_is_deleted_meanwhile() ->
 
 
 async def _catch_up_after(
-    before: int, changes: Sequence[tuple[str, str]], *, expired: bool
+    before: int,
+    changes: Sequence[tuple[str, str]],
+    *,
+    expired: bool = False,
+    elsewhere: int = 0,
+    progress: bool = True,
 ) -> tuple[FakeApi, Listener]:
-    """Have an informer catch up with changes that its watch does not show."""
+    """Have an informer catch up with changes that its watch does not show.
+
+    Args:
+        before: objects there are.
+        changes: to them.
+        expired: its watch cannot go on.
+        elsewhere: writes to other resources, at last.
+        progress: bookmarks show those too.
+    """
     api = FakeApi(objects={f"o{n}": make(f"o{n}") for n in range(before)})
     async with serve(api) as connected:
         listener = Listener()
@@ -226,6 +239,8 @@ async def _catch_up_after(
             elif kind == "PUT":
                 uid = f"uid-{name}" if there else f"uid-{name}-{api.version}"
                 await api.emit("MODIFIED" if there else "ADDED", make(name, uid))
+        api.version += elsewhere
+        api.is_without_progress = not progress
         if expired:
             api.forgotten_below = api.version
         running.cancel()
@@ -243,19 +258,33 @@ _NAMES = st.sampled_from(["o1", "o2", "o120", "new", "newer"])
     before=st.sampled_from([0, 3, 150]),
     changes=st.lists(st.tuples(st.sampled_from(["PUT", "DELETED"]), _NAMES), max_size=8),
     expired=st.booleans(),
+    elsewhere=st.integers(0, 2),
+    progress=st.booleans(),
 )
 def test_informer_that_caught_up_knows_what_its_watch_did_not_show(
-    before: int, changes: Sequence[tuple[str, str]], expired: bool
+    before: int,
+    changes: Sequence[tuple[str, str]],
+    expired: bool,
+    elsewhere: int,
+    progress: bool,
 ) -> None:
-    api, listener = asyncio.run(_catch_up_after(before, changes, expired=expired))
+    api, listener = asyncio.run(
+        _catch_up_after(before, changes, expired=expired, elsewhere=elsewhere, progress=progress)
+    )
     there = {name: raw["metadata"]["resourceVersion"] for name, raw in api.objects.items()}
     assert {name: listener.versions[name] for name in listener.held} == there
 
 
 async def test_informer_lists_what_is_many_only_once_to_catch_up() -> None:
-    api, listener = await _catch_up_after(1000, [("PUT", "new")], expired=False)
+    api, listener = await _catch_up_after(1000, [("PUT", "new")], elsewhere=1)
     assert "new" in listener.held
     assert api.lists == 10 + 1
+
+
+async def test_informer_lists_all_to_catch_up_where_no_bookmark_comes_in_time() -> None:
+    api, listener = await _catch_up_after(1000, [("PUT", "new")], elsewhere=1, progress=False)
+    assert "new" in listener.held
+    assert api.lists == 10 + 1 + 11
 
 
 async def test_informer_that_has_not_listed_lists_to_catch_up() -> None:
