@@ -116,6 +116,11 @@ def test_messages_as_they_should_be_pass_the_operators_intake() -> None:
     operator.every_message_is_acknowledged(sent, lambda data: [data])
 
 
+def test_a_heartbeat_that_does_not_name_all_attempts_passes_the_operators_intake() -> None:
+    beat = {**operator.HEARTBEAT, "data": {**operator.HEARTBEAT["data"], "runningCut": True}}
+    operator.every_message_is_acknowledged([operator.heartbeat_of(beat)], lambda data: [data])
+
+
 def test_a_heartbeat_that_names_attempts_of_another_queue_passes_the_operators_intake() -> None:
     beat = {**operator.HEARTBEAT, "subject": "shop/other", "taskqueue": "other"}
     queue, message = operator.heartbeat_of(beat)

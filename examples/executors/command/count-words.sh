@@ -16,8 +16,8 @@ if [ "$text" = "not yet" ] && [ "$TASKQUEUE_ATTEMPT" = 1 ]; then
 fi
 case "$text" in
 wait*)
-    echo "waiting, to be cancelled" # a line of the worker's log
     trap 'echo "cleaned up"; exit 143' TERM
+    echo "waiting, to be cancelled" # a line of the worker's log
     sleep 1000 &
     wait $!
     ;;

@@ -187,7 +187,7 @@ LOSS = (
         then={
             "it": failed(
                 "WorkerLost",
-                "attempt 1 of 1: WorkerLost: the attempt was delivered once and no outcome *",
+                "attempt 1 of 1: WorkerLost: the attempt reached its maxDeliveries *",
                 attempts=1,
                 history=("1 Failed WorkerLost",),
             )
@@ -200,7 +200,7 @@ LOSS = (
         then={
             "it": failed(
                 "WorkerLost",
-                "attempt 2 of 2: WorkerLost: the attempt was delivered once and no outcome *",
+                "attempt 2 of 2: WorkerLost: the attempt reached its maxDeliveries *",
                 attempts=2,
                 history=("1 Failed WorkerLost", "2 Failed WorkerLost"),
             )
