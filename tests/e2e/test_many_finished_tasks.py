@@ -64,7 +64,9 @@ def test_many_finished_tasks_are_reported_and_the_command_of_the_message_deletes
     harness.task("unfinished", queue="former")
     request.getfixturevalue("operator")
     harness.queue(workers=None)
-    message = harness.condition("ManyFinishedTasks", "True", "FinishedTasksKept")
+    message = harness.condition(
+        "ManyFinishedTasks", "True", "FinishedTasksKept", seconds=COUNTED_SECONDS
+    )
     assert message.startswith(f"{MANY} finished Tasks are kept in namespace {harness.namespace}")
     harness.until(lambda: "FinishedTasksKept" in reasons(harness), what="an Event")
     _, _, command = message.partition("kubectl ")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
@@ -47,11 +47,16 @@ class Recorder:
 
     Args:
         is_beside: returns whether an asyncio task of this name is no part of the way.
+        callbacks_beside: functions that are no part of it when the loop calls them back, with all
+            that they call; by qualified name.
     """
 
-    def __init__(self, *, is_beside: Callable[[str], bool]) -> None:
+    def __init__(
+        self, *, is_beside: Callable[[str], bool], callbacks_beside: Collection[str] = ()
+    ) -> None:
         self.legs: list[Leg] = []
         self._is_beside = is_beside
+        self._callbacks_beside = callbacks_beside
         self._leg: Leg | None = None
         self._ends: list[tuple[CodeType, str | None]] = []
         self._profile_before: Any = None
@@ -104,7 +109,14 @@ class Recorder:
 
     def _serves_others(self, frame: FrameType) -> bool:
         task = _task_of(frame)
-        return task is not None and self._is_beside(task.get_name())
+        if task is not None:
+            return self._is_beside(task.get_name())
+        caller: FrameType | None = frame
+        while caller is not None:
+            if caller.f_code.co_qualname in self._callbacks_beside:
+                return True
+            caller = caller.f_back
+        return False
 
 
 def lines_of(file: str) -> int:

@@ -51,6 +51,8 @@ TO_ACKNOWLEDGEMENT = "status to acknowledgement"
 #: asyncio tasks of the engine that a Task passes, by name. It also passes callbacks. All others
 #: serve a queue, a broker or everybody, and may have their turn at any moment.
 _PASSED = frozenset({"feed of Tasks", "status writer", "status write"})
+#: Called back when a broker has answered a method, which no Task waits for.
+_CALLBACKS_BESIDE = frozenset({"Channel._call.<locals>.done"})
 _SAMPLE = Path(__file__).parents[2] / "manifests" / "samples" / "hello.yaml"
 _TOKENS = TokenKeys(current="k", keys={"k": b"secret"})
 #: Modules that only define values, and names or conversions of values: they decide and do nothing.
@@ -105,7 +107,9 @@ async def trace_task(*, meanwhile: Callable[[Engine], None] = lambda engine: Non
     """
     manifests = {raw["kind"]: raw for raw in yaml.safe_load_all(_SAMPLE.read_text())}
     broker, api = Broker(), ApiServer()
-    recorder = Recorder(is_beside=lambda name: name not in _PASSED)
+    recorder = Recorder(
+        is_beside=lambda name: name not in _PASSED, callbacks_beside=_CALLBACKS_BESIDE
+    )
     queue, task = manifests["TaskQueue"], manifests["Task"]
     namespace, name = task["metadata"]["namespace"], task["metadata"]["name"]
     uri = base64.b64encode(b"amqp://user:password@127.0.0.1:5672/").decode()
