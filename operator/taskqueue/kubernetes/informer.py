@@ -162,8 +162,8 @@ class Informer:
             async with asyncio.timeout(_SHORT_WATCH_TIMEOUT):
                 await self._watch(_SHORT_WATCH_SECONDS, until=target)
         if version_of({"resourceVersion": self._version}) < target:
-            # Over an etcd that reports no progress (before 3.4.25 and 3.5.8) a watch without events
-            # may be behind what was written to other resources for as long as there is none.
+            # Over an etcd that reports no progress (before 3.4.31 and 3.5.13) a watch without
+            # events may be behind writes to other resources for as long as there is none.
             await self._list()
 
     async def _list(self, *, only_a_page: bool = False) -> int:
