@@ -240,8 +240,8 @@ def _add_memory(benchmarks: CommandParsers) -> None:
         benchmarks,
         "memory",
         _memory,
-        help="Measure the memory of the operators while many Tasks of 10 kB wait: an hour; with "
-        "--synthetic of the operator's parts, in a minute.",
+        help="Measure the memory of the operators while many Tasks of 10 kB wait; with "
+        "--synthetic of the operator's parts only.",
     )
     _add_number(parser, "--tasks", 100_000, "Tasks that wait")
     _add_number(parser, "--workers", 2, "worker pods that run them in the end")

@@ -73,11 +73,7 @@ class _Memory:
     container_peaks: dict[int, int] = field(default_factory=dict)
 
     def read(self) -> dict[int, int]:
-        """Return what each operator has resident now: memory of its own, not of files.
-
-        Raises:
-            BenchError: /proc does not show them.
-        """
+        """Return what each operator has resident now: memory of its own, not of files."""
         found = {}
         for pid in processes.of_kind("operator"):
             try:
@@ -169,7 +165,9 @@ async def _measure(
             "seconds_to_end": significant(time.monotonic() - begun),
             "rss_mb_idle": significant(idle / _MB),
             "rss_mb_peak_to_end": significant(memory.peak / _MB),
-            "cgroup_mb_peak_to_end": significant(max(memory.container_peaks.values()) / _MB),
+            "cgroup_mb_peak_to_end": significant(
+                max(memory.container_peaks.values(), default=0) / _MB
+            ),
         },
     )
 

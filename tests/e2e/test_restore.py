@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from textwrap import dedent
 
 import pytest
 
+from devcluster import packages
 from devcluster.paths import CHECKOUT
 from tests.conftest import Cluster, Kubectl
 from tests.e2e.api import Api, Body
@@ -106,7 +106,12 @@ def start_operator(
     return start
 
 
-@pytest.mark.skipif(shutil.which("jq") is None, reason="the page's commands use jq")
+@pytest.fixture
+def jq() -> None:
+    """The page's commands use it."""
+    packages.install({"jq": "jq"})
+
+
 def test_finished_tasks_do_not_run_again_when_a_namespace_is_restored_as_the_page_says(
     api: Api,
     kubectl: Kubectl,
@@ -114,6 +119,7 @@ def test_finished_tasks_do_not_run_again_when_a_namespace_is_restored_as_the_pag
     group: str,
     namespace: str,
     start_operator: Callable[[], OperatorProcess],
+    jq: None,
     tmp_path: Path,
 ) -> None:
     path = f"/apis/{group}/v1alpha1/namespaces/{namespace}"

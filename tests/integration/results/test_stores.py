@@ -82,7 +82,7 @@ async def test_what_is_old_is_deleted_of_one_queue_only(server: Server, store: R
     deep = f"{queue_prefix('shop', 'old')}uid/1-0"
     for at in (old, other, deep):
         await store.put(at, StoredResult(b"1", JSON))
-    await asyncio.sleep(1.1)  # S3 tells seconds
+    await asyncio.sleep(1.1)  # S3 keeps whole seconds
     moment = time.time()
     await asyncio.sleep(1.1)
     young = key(queue="old")

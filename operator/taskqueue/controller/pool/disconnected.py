@@ -1,6 +1,6 @@
 """Finds workers that run and have no connection to the broker, such as those it refuses to log in.
 
-Pure. The broker does not inform the operator of a refused login, so this goes by what is missing:
+Pure. The broker does not inform the operator of a refused login, so this relies on what is missing:
 heartbeats of a pod that has run for long enough. A worker need not send any. So it counts only
 where other workers of the pool are heard, or the broker says that nobody consumes the queue.
 """
