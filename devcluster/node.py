@@ -31,7 +31,9 @@ def start(node: NodeLayout) -> Record:
         DevclusterError: the namespaces or the link cannot be made.
     """
     host_cleanup.make_cgroups(node.cgroup)
-    init = [sys.executable, "-I", str(Path(__file__).resolve().with_name("node_init.py"))]
+    # A relative entry of PATH would make a path that ends in another folder.
+    python = str(Path(sys.executable).absolute())
+    init = [python, "-I", str(Path(__file__).resolve().with_name("node_init.py"))]
     command = ["unshare", *_NAMESPACES, *init, str(node.config / "node.json")]
     if not node.is_control_plane:
         command = ["nsenter", f"--target={_outer(node)}", "--pid", "--", *command]
