@@ -35,7 +35,7 @@ from tests.bench import waiting as waits
 from tests.bench import worker as alone
 from tests.bench.cluster import Cluster, bench_namespace, connected
 from tests.bench.deadline import BenchError
-from tests.bench.floor import remove
+from tests.bench.floor import BEFORE, NOW
 from tests.bench.machine import facts
 from tests.bench.operators import replicas
 from tests.bench.report import Outcome, Report
@@ -347,7 +347,8 @@ def _bench_here(
 @asynccontextmanager
 async def _operated(target: Cluster, *, operators: int = 1) -> AsyncIterator[None]:
     """So many operators and a namespace, for Tasks."""
-    await remove(target.client)
+    for one in (NOW, BEFORE):
+        await one.remove(target.client)
     async with bench_namespace(target), replicas(target.client, operators):
         yield
 

@@ -40,19 +40,16 @@ async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Ou
 
     await _one_by_one(target, TASKS, "warm-up", _WARM_UP_TASKS, task)
     ours = await _one_by_one(target, TASKS, "task", settings.tasks, task)
-    report.say("the same by the bare client")
-    async with floor.floor_resource(target.client):
-
-        async def bare(name: str) -> None:
-            await floor.run_one(target, name)
-
-        await _one_by_one(target, floor.COPIES, "warm-up", _WARM_UP_TASKS, bare)
-        floors = await _one_by_one(target, floor.COPIES, "floor", settings.tasks, bare)
+    report.say("the same by the bare client, and with the resource of 0829e12")
+    async with floor.floors(target.client):
+        floors = await _floor(target, floor.NOW, settings.tasks)
+        before = await _floor(target, floor.BEFORE, settings.tasks)
     report.say(f"{settings.jobs} Kubernetes Jobs, one at a time")
     job = [1000 * await jobs.measure(target, f"job-{n}") for n in range(settings.jobs)]
     spread = {
         "task_ms": Spread.of(ours),
         "floor_ms": Spread.of(floors),
+        "floor_before_ms": Spread.of(before),
         "kubernetes_job_ms": Spread.of(job),
     }
     report.spreads("latency from create to Complete, ms", spread)
@@ -62,6 +59,8 @@ async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Ou
         "p99_ms": percentile(ours, 99),
         "floor_p50_ms": percentile(floors, 50),
         "floor_p99_ms": percentile(floors, 99),
+        "floor_before_p50_ms": percentile(before, 50),
+        "floor_before_p99_ms": percentile(before, 99),
         "kubernetes_job_p50_ms": percentile(job, 50),
     }
     report.table("percentiles", ["", "ms"], figures.items())
@@ -71,9 +70,19 @@ async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Ou
         ratios={
             "vs_kubernetes_job": ratio(figures["p50_ms"], figures["kubernetes_job_p50_ms"]),
             "vs_floor": ratio(figures["p50_ms"], figures["floor_p50_ms"]),
+            "p50_vs_floor_before": ratio(figures["p50_ms"], figures["floor_before_p50_ms"]),
+            "p99_vs_floor_before": ratio(figures["p99_ms"], figures["floor_before_p99_ms"]),
         },
         spread=spread,
     )
+
+
+async def _floor(target: cluster.Cluster, kind: floor.Floor, count: int) -> list[float]:
+    async def bare(name: str) -> None:
+        await kind.run_one(target, name)
+
+    await _one_by_one(target, kind.copies, "warm-up", _WARM_UP_TASKS, bare)
+    return await _one_by_one(target, kind.copies, "floor", count, bare)
 
 
 async def _one_by_one(

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from taskqueue.api.common import GROUP
 from tests.bench import api_metrics, cluster, floor, jobs, processes
@@ -22,6 +22,7 @@ _WARM_UP_TASKS = 200
 _SHOWN_RESOURCES = 6
 #: Slower than this by far, and the benchmark gives up: Tasks a second.
 _SLOWEST = 5
+_API_SERVER = "kube-apiserver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Settings:
     Attributes:
         tasks: of a round, and objects of the floor.
         job_completions: of a round's Job.
-        rounds: how often all three are measured, in turn.
+        rounds: how often all four are measured, in turn.
         workers: pods.
         concurrency: Tasks each runs at once.
         clients: creates under way at once, and of the floor.
@@ -46,8 +47,8 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Floor:
-    """One round of the floor."""
+class FloorRound:
+    """One round of a floor."""
 
     seconds: float
     cpu: dict[str, float] | None
@@ -64,6 +65,16 @@ class Round:
     cpu: dict[str, float] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All rounds: of the floor, of that of 0829e12, of Tasks, and the seconds of each Job."""
+
+    floors: list[FloorRound]
+    floors_before: list[FloorRound]
+    rounds: list[Round]
+    job_seconds: list[float]
+
+
 async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Outcome:
     """Measure and report."""
     scaling = {"minReplicas": settings.workers, "maxReplicas": settings.workers}
@@ -74,13 +85,19 @@ async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Ou
         f"{settings.clients} creates at once"
     )
     await _tasks(target, "warm-up", min(_WARM_UP_TASKS, settings.tasks), settings.clients)
-    floors, rounds, job_seconds = [], [], []
-    async with floor.floor_resource(target.client):
+    bare: list[FloorRound] = []
+    before: list[FloorRound] = []
+    rounds, job_seconds = [], []
+    async with floor.floors(target.client):
         for number in range(settings.rounds):
             names = _names(f"floor-{number}", settings.tasks)
-            floors.append(await _floor(target, names, settings.clients))
-            await cluster.delete_all(target.client, floor.COPIES)
-            report.say(f"round {number}: floor {settings.tasks / floors[-1].seconds:.1f} tasks/s")
+            for kind, to, name in (
+                (floor.NOW, bare, "floor"),
+                (floor.BEFORE, before, "floor of 0829e12"),
+            ):
+                to.append(await _floor(target, kind, names, settings.clients))
+                rate = settings.tasks / to[-1].seconds
+                report.say(f"round {number}: {name} {rate:.1f} tasks/s")
             await cluster.delete_all(target.client, TASKS)
             rounds.append(await _tasks(target, f"r{number}", settings.tasks, settings.clients))
             report.say(f"round {number}: Tasks {_describe(rounds[-1], settings.tasks)}")
@@ -91,13 +108,17 @@ async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Ou
                 )
             )
             report.say(f"round {number}: Job {completions / job_seconds[-1]:.2f} tasks/s")
-    return _report(settings, floors, rounds, job_seconds, report)
+    return _report(settings, Measured(bare, before, rounds, job_seconds), report)
 
 
-async def _floor(target: cluster.Cluster, names: Sequence[str], clients: int) -> Floor:
+async def _floor(
+    target: cluster.Cluster, kind: floor.Floor, names: Sequence[str], clients: int
+) -> FloorRound:
     before = processes.sample(target.host)
-    seconds = await floor.measure(target, names, clients=clients)
-    return Floor(seconds, _cpu_between(before, processes.sample(target.host)))
+    seconds = await kind.measure(target, names, clients=clients)
+    after = processes.sample(target.host)
+    await cluster.delete_all(target.client, kind.copies)
+    return FloorRound(seconds, _cpu_between(before, after))
 
 
 async def _tasks(target: cluster.Cluster, prefix: str, count: int, clients: int) -> Round:
@@ -140,62 +161,70 @@ def _names(prefix: str, count: int) -> list[str]:
     return [f"{prefix}-{index:06}" for index in range(count)]
 
 
-def _report(
-    settings: Settings,
-    floors: Sequence[Floor],
-    rounds: Sequence[Round],
-    job_seconds: Sequence[float],
-    report: Report,
-) -> Outcome:
-    ours = Spread.of([settings.tasks / one.seconds for one in rounds])
-    bare = Spread.of([settings.tasks / one.seconds for one in floors])
-    job = Spread.of([settings.job_completions / seconds for seconds in job_seconds])
+def _report(settings: Settings, measured: Measured, report: Report) -> Outcome:
+    rounds, tasks = measured.rounds, settings.tasks
+    ours = Spread.of([tasks / one.seconds for one in rounds])
+    bare = Spread.of([tasks / one.seconds for one in measured.floors])
+    before = Spread.of([tasks / one.seconds for one in measured.floors_before])
+    job = Spread.of([settings.job_completions / seconds for seconds in measured.job_seconds])
     per_task = Spread.of(
-        [
-            (api_metrics.of_resource(one.writes, GROUP, "tasks") - settings.tasks) / settings.tasks
-            for one in rounds
-        ]
+        [(api_metrics.of_resource(one.writes, GROUP, "tasks") - tasks) / tasks for one in rounds]
     )
     spread = {
         "tasks_per_second": ours,
         "floor_tasks_per_second": bare,
+        "floor_before_tasks_per_second": before,
         "kubernetes_job_tasks_per_second": job,
         "api_writes_per_task": per_task,
     }
     report.spreads("throughput, tasks/s", spread)
-    middle = sorted(rounds, key=lambda one: one.seconds)[len(rounds) // 2]
-    middle_floor = sorted(floors, key=lambda one: one.seconds)[len(floors) // 2]
+    middle = _middle(rounds)
     report.table(
         "writes the API server took during a round (median round)",
         ["resource", "writes"],
         [(str(key), count) for key, count in middle.writes.most_common(_SHOWN_RESOURCES)],
     )
+    costs = [_cost(one.cpu, tasks) for one in (middle, _middle(measured.floors))]
+    costs.append(_cost(_middle(measured.floors_before).cpu, tasks))
+    ratios = {
+        "vs_kubernetes_job": ratio(ours.middle, job.middle),
+        "vs_floor": ratio(ours.middle, bare.middle),
+        "vs_floor_before": ratio(ours.middle, before.middle),
+    }
+    if all(costs):
+        ratios["api_cost_vs_before"] = ratio(costs[0][_API_SERVER], costs[2][_API_SERVER])
     return Outcome(
         bench="throughput",
         figures={name: value.middle for name, value in spread.items()},
-        ratios={
-            "vs_kubernetes_job": ratio(ours.middle, job.middle),
-            "vs_floor": ratio(ours.middle, bare.middle),
-        },
+        ratios=ratios,
         spread=spread,
-        details=_cpu(middle, middle_floor, settings.tasks, report),
+        details=_cpu(costs, report),
     )
 
 
-def _cpu(one: Round, bare: Floor, tasks: int, report: Report) -> dict[str, Any]:
-    if one.cpu is None or bare.cpu is None:
+_Timed = TypeVar("_Timed", Round, FloorRound)
+
+
+def _middle(rounds: Sequence[_Timed]) -> _Timed:
+    return sorted(rounds, key=lambda one: one.seconds)[len(rounds) // 2]
+
+
+def _cost(cpu: dict[str, float] | None, tasks: int) -> dict[str, float]:
+    """Return the milliseconds a Task by process; empty when they are not to be seen."""
+    return {name: significant(1000 * value / tasks, 3) for name, value in (cpu or {}).items()}
+
+
+def _cpu(costs: Sequence[dict[str, float]], report: Report) -> dict[str, Any]:
+    if not all(costs):
         report.say("CPU time by process: the node's processes are not to be seen from here")
         return {}
-    ours, theirs = (
-        {name: significant(1000 * value / tasks, 3) for name, value in cpu.items()}
-        for cpu in (one.cpu, bare.cpu)
-    )
     report.table(
         "CPU time by process, ms a Task (median rounds)",
-        ["process", "Tasks", "floor"],
+        ["process", "Tasks", "floor", "floor of 0829e12"],
         [
-            *((name, value, theirs.get(name, 0.0)) for name, value in ours.items()),
-            ("all", sum(ours.values()), sum(theirs.values())),
+            *((name, *(cost.get(name, 0.0) for cost in costs)) for name in costs[0]),
+            ("all", *(significant(sum(cost.values()), 3) for cost in costs)),
         ],
     )
-    return {"cpu_ms_per_task": ours, "floor_cpu_ms_per_task": theirs}
+    names = ("cpu_ms_per_task", "floor_cpu_ms_per_task", "floor_before_cpu_ms_per_task")
+    return dict(zip(names, costs, strict=True))

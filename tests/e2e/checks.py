@@ -62,7 +62,7 @@ def message_names(*named: str, role: str = "it") -> Step:
     """A Task's message names these Tasks."""
 
     def check(case: RunningCase) -> None:
-        words = set(re.findall(r"[-\w]+", case.status(role)["message"]))
+        words = set(re.findall(r"[-\w]+", case.status(role).get("message", "")))
         assert {case.name(one) for one in named} <= words, words
 
     return check
@@ -212,7 +212,7 @@ def _moment(case: RunningCase, moment: str, role: str) -> float:
 
 
 def _waits(case: RunningCase, role: str) -> list[float]:
-    pairs = itertools.pairwise(case.status(role)["history"])
+    pairs = itertools.pairwise(case.status(role).get("history", []))
     return [_between(one["finishTime"], next_["startTime"]) for one, next_ in pairs]
 
 

@@ -292,7 +292,7 @@ class Harness:
         seen = self.tasks.wait(
             name,
             lambda task: (
-                task["status"]["phase"] == "Running" and task["status"]["worker"] not in pods
+                task["status"]["phase"] == "Running" and task["status"].get("worker") not in pods
             ),
             what=f"running in none of {sorted(pods)}",
             seconds=PATIENCE_SECONDS,

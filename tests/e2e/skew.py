@@ -192,8 +192,8 @@ def assert_ends(harness: Harness, ends: Mapping[str, End], *, queue: str, prefix
         harness.task(prefix + name, end.handler, queue=queue, **end.spec)
     for name, end in ends.items():
         status = harness.finished(prefix + name)
-        history = tuple(each["reason"] for each in status["history"])
-        seen = (status["phase"], status["reason"], history, status["attempts"])
+        history = tuple(each.get("reason", "") for each in status.get("history", []))
+        seen = (status["phase"], status.get("reason", ""), history, status["attempts"])
         assert seen == (end.phase, end.reason, end.history, end.attempts), f"{name}: {status}"
 
 

@@ -27,7 +27,6 @@ pytestmark = pytest.mark.cluster
 
 CRDS = Path(__file__).parents[2] / "crds"
 DRAIN_TIME = {"type": "DrainTime", "seconds": 60}
-TASK_DEFAULTS = {"priority": 0, "concurrencyKey": "", "suspend": False, "cancel": False}
 
 
 # The files
@@ -119,9 +118,9 @@ def test_a_pod_template_is_kept_whole(api: Api) -> None:
     assert created["spec"]["workers"]["template"] == template
 
 
-def test_a_minimal_task_gets_priority_and_a_pending_status_and_inherits_the_rest(api: Api) -> None:
+def test_a_minimal_task_gets_a_pending_status_and_nothing_else(api: Api) -> None:
     created = api.create(task())
-    assert created["spec"] == {"queue": "thumbnails", "handler": "resize", **TASK_DEFAULTS}
+    assert created["spec"] == {"queue": "thumbnails", "handler": "resize"}
     assert created["status"] == {"phase": "Pending", "observedGeneration": -1}
 
 
@@ -153,7 +152,7 @@ def test_null_gets_the_default(api: Api) -> None:
     fields = ("dependsOn", "startAfter", "suspend", "cancel", "concurrencyKey", "payloadFrom")
     body = task()
     body["spec"] |= dict.fromkeys(fields)
-    assert api.create(body)["spec"] == task()["spec"] | TASK_DEFAULTS
+    assert api.create(body)["spec"] == task()["spec"]
     body = queue()
     body["spec"] |= dict.fromkeys(("stopPolicy", "deletionPolicy", "concurrencyLimits"))
     created = api.create(body)["spec"]

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
-from pydantic.config import JsonDict
+from pydantic.config import JsonDict, JsonValue
 
 from taskqueue.limits import (
     DELIVERY_LIMIT,
@@ -75,13 +75,22 @@ CONDITIONS_LIST: JsonDict = {
 }
 
 
-def validations(*rules: tuple[str, str]) -> JsonDict:
-    """Return CEL rules for a schema, each an expression and a message that says what to do."""
-    return {
-        "x-kubernetes-validations": [
-            {"rule": expression, "message": message} for expression, message in rules
-        ]
-    }
+#: Who owns the object changes it as a whole. The API server keeps no record of its fields.
+ATOMIC_MAP: JsonDict = {"x-kubernetes-map-type": "atomic"}
+
+
+def validations(*rules: tuple[str, str] | tuple[str, str, str]) -> JsonDict:
+    """Return CEL rules for a schema.
+
+    Args:
+        rules: each an expression, a message that says what to do, and the field that a refusal
+            names, if that is not the whole object.
+    """
+    entries: list[JsonValue] = []
+    for expression, message, *field in rules:
+        path: JsonDict = {"fieldPath": f".{field[0]}"} if field else {}
+        entries.append({"rule": expression, "message": message, **path})
+    return {"x-kubernetes-validations": entries}
 
 
 class ApiModel(BaseModel):

@@ -10,8 +10,10 @@ Rules of the conversion:
 - ``dict[str, Any]`` becomes an object that preserves unknown fields.
 - A parent whose model can be made without arguments gets ``default: {}``; otherwise the defaults of
   its fields would not apply when it is absent.
-- Only the spec has defaults. The operator alone writes the status, so below ``status`` the API
-  server sets nothing but the status field's own explicit default.
+- Only the spec of a TaskQueue has defaults. In the spec of a Task, of which there are many, absent
+  means the default: a default that is set is stored, decoded and compared for each of them. The
+  operator alone writes the status, so below ``status`` the API server sets nothing but the status
+  field's own explicit default.
 - Any ``x-kubernetes-...`` key of a model's ``json_schema_extra`` is kept.
 """
 
@@ -121,6 +123,8 @@ def structural_schema(model: type[Resource]) -> Schema:
     """
     source = model.model_json_schema(by_alias=True)
     root = _convert(source, source.get("$defs", {}), path=model.__name__)
+    if model is TaskResource:
+        _drop_defaults_below(root["properties"]["spec"])
     _drop_defaults_below(root["properties"]["status"])
     root["properties"] |= {
         # The API server defines these three itself, and refuses more than this for metadata.

@@ -20,9 +20,11 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
 from taskqueue.api.common import (
     ATOMIC_LIST,
+    ATOMIC_MAP,
     CONCURRENCY_KEY_MAX_LENGTH,
     DNS_LABEL_PATTERN,
     DNS_SUBDOMAIN_PATTERN,
@@ -57,6 +59,11 @@ TIME_PATTERN = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?"
     r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 )
+
+_PAYLOAD_CHANGED = "payload is immutable: create a new Task to run another payload"
+_PAYLOAD_FROM_CHANGED = "payloadFrom is immutable: create a new Task to run another payload"
+
+_UNWRITTEN_STATUS: JsonDict = {"default": {"phase": "Pending", "observedGeneration": -1}}
 
 TaskName = Annotated[
     str, Field(min_length=1, max_length=OBJECT_NAME_LENGTH, pattern=DNS_SUBDOMAIN_PATTERN)
@@ -154,16 +161,24 @@ class TaskResourceSpec(ApiModel):
 
     model_config = ConfigDict(
         json_schema_extra=validations(
+            # The API server copies an object's schema for each field of it that a rule names. So
+            # what can be said in the field's own schema is said there; that a field is added or
+            # removed is seen only here.
             (
-                # CEL sees no field inside an object of unknown fields, but compares it whole.
-                "has(self.payload) == has(oldSelf.payload) && "
-                "(!has(self.payload) || self.payload == oldSelf.payload)",
-                "payload is immutable: create a new Task to run another payload",
+                "has(self.payload) == has(oldSelf.payload)",
+                _PAYLOAD_CHANGED,
+                "payload",
             ),
             (
-                "has(self.payloadFrom) == has(oldSelf.payloadFrom) && "
-                "(!has(self.payloadFrom) || self.payloadFrom == oldSelf.payloadFrom)",
-                "payloadFrom is immutable: create a new Task to run another payload",
+                "has(self.payloadFrom) == has(oldSelf.payloadFrom)",
+                _PAYLOAD_FROM_CHANGED,
+                "payloadFrom",
+            ),
+            (
+                "!has(oldSelf.cancel) || !oldSelf.cancel || (has(self.cancel) && self.cancel)",
+                "cancel cannot be undone: create a new Task to run it again, or use suspend to "
+                "pause a Task",
+                "cancel",
             ),
         )
     )
@@ -200,6 +215,8 @@ class TaskResourceSpec(ApiModel):
             "When absent, the handler gets an empty object. The API server keeps a field that is "
             "null, but kubectl apply without --server-side drops it."
         ),
+        # CEL sees no field inside an object of unknown fields, but compares it whole.
+        json_schema_extra=ATOMIC_MAP | validations(("self == oldSelf", _PAYLOAD_CHANGED)),
     )
     payload_from: tuple[PayloadFromSource, ...] = Field(
         default_factory=tuple,
@@ -217,11 +234,12 @@ class TaskResourceSpec(ApiModel):
         ),
         json_schema_extra=ATOMIC_LIST
         | validations(
+            ("self == oldSelf", _PAYLOAD_FROM_CHANGED),
             (
                 "self.all(one, self.exists_one(other, other == one))",
                 "payloadFrom names a key of a ConfigMap twice: name each once, where it is to be "
                 "merged",
-            )
+            ),
         ),
     )
     priority: int = Field(
@@ -328,13 +346,6 @@ class TaskResourceSpec(ApiModel):
             "True ends an unfinished Task as Cancelled; a running attempt is stopped. It cannot "
             "become false again. False by default."
         ),
-        json_schema_extra=validations(
-            (
-                "self || !oldSelf",
-                "cancel cannot be undone: create a new Task to run it again, or use suspend to "
-                "pause a Task",
-            )
-        ),
     )
 
 
@@ -344,8 +355,8 @@ class TaskResource(Resource):
     model_config = ConfigDict(
         json_schema_extra=validations(
             (
-                "!(has(oldSelf.status) && has(oldSelf.status.phase) && "
-                f"oldSelf.status.phase in {TERMINAL_PHASES_IN_CEL}) || self.spec == oldSelf.spec",
+                f'!(oldSelf.?status.?phase.orValue("") in {TERMINAL_PHASES_IN_CEL}) || '
+                "self.spec == oldSelf.spec",
                 "the spec of a finished Task is frozen: create a new Task to run it again",
             ),
             (
@@ -360,5 +371,5 @@ class TaskResource(Resource):
     status: TaskResourceStatus = Field(
         default_factory=TaskResourceStatus,
         description="The progress of the Task. Written by the operator only.",
-        json_schema_extra={"default": {"phase": "Pending", "observedGeneration": -1}},
+        json_schema_extra=_UNWRITTEN_STATUS | ATOMIC_MAP,
     )

@@ -96,7 +96,7 @@ class TaskResourceStatus(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=validations(
             (
-                f"!(has(oldSelf.phase) && oldSelf.phase in {TERMINAL_PHASES_IN_CEL}) || "
+                f'!(oldSelf.?phase.orValue("") in {TERMINAL_PHASES_IN_CEL}) || '
                 "(has(self.phase) && self.phase == oldSelf.phase)",
                 "the phase of a finished Task never changes: create a new Task to run it again",
             ),

@@ -175,6 +175,7 @@ def status_patch(
     body = _bare(task, status) if detail is StatusDetail.BARE else _body(task, status, now=now)
     changes: dict[str, Any] = {"/status": body}
     if task.is_outline:
+        body = {"reason": "", "message": ""} | body  # what stands there now would stay
         changes = {f"/status/{name}": body[name] for name in body.keys() & _END_FIELDS}
     return orjson.dumps(
         [
@@ -188,14 +189,19 @@ def _body(task: domain.Task, status: domain.TaskState, *, now: float) -> dict[st
     body: dict[str, Any] = {
         "observedGeneration": task.generation,
         "phase": status.phase.value,
-        "reason": status.reason,
-        "message": status.message,
         "attempts": status.attempts,
         "epoch": status.epoch,
-        "history": [_attempt(entry) for entry in status.history],
-        "worker": status.worker,
         "conditions": _conditions(task, status, now=now),
     }
+    # What is empty is left out: every byte is decoded, checked and stored for each Task.
+    if status.reason:
+        body["reason"] = status.reason
+    if status.message:
+        body["message"] = status.message
+    if status.history:
+        body["history"] = [_attempt(entry) for entry in status.history]
+    if status.worker:
+        body["worker"] = status.worker
     times = {
         "startTime": status.start_time,
         "nextAttemptTime": status.next_attempt_time,
@@ -275,15 +281,14 @@ def _progress(progress: domain.ProgressState) -> dict[str, Any]:
 
 
 def _attempt(entry: domain.AttemptRecord) -> dict[str, Any]:
-    return {
+    fields: dict[str, Any] = {
         "attempt": entry.attempt,
         "startTime": to_rfc3339(entry.start_time),
         "finishTime": to_rfc3339(entry.finish_time),
-        "worker": entry.worker,
         "outcome": entry.outcome,
-        "reason": entry.reason,
-        "message": entry.message,
     }
+    texts = {"worker": entry.worker, "reason": entry.reason, "message": entry.message}
+    return fields | {name: text for name, text in texts.items() if text}
 
 
 #: The status of a Task for which nobody has written one. With more in it, somebody else has.
@@ -320,7 +325,6 @@ def _conditions(task: domain.Task, status: domain.TaskState, *, now: float) -> l
             "reason": status.reason if _REASON.fullmatch(status.reason) else status.phase.value,
             "message": status.message,
             "lastTransitionTime": to_rfc3339(since.get(kind, status.completion_time or now)),
-            "observedGeneration": task.generation,
         }
         for kind in _TRUE_IN[status.phase]
     ]
@@ -332,7 +336,6 @@ def _conditions(task: domain.Task, status: domain.TaskState, *, now: float) -> l
                 "reason": "Resumed",
                 "message": "spec.suspend is false again",
                 "lastTransitionTime": to_rfc3339(status.resumed_time),
-                "observedGeneration": task.generation,
             }
         )
     if status.payload_changed_time is not None:
@@ -344,7 +347,6 @@ def _conditions(task: domain.Task, status: domain.TaskState, *, now: float) -> l
                 "message": "an attempt got another payload than the first: what spec.payloadFrom "
                 "names was changed in between",
                 "lastTransitionTime": to_rfc3339(status.payload_changed_time),
-                "observedGeneration": task.generation,
             }
         )
     return conditions

@@ -28,7 +28,7 @@ def _ends(site: Site, handler: str, *reasons: str, **spec: Any) -> str:
     """Run a handler that fails, and look at its reason and whether the slot is free again."""
     status = site.end(handler, **spec)
     assert status["phase"] == "Failed", f"{handler} ended as {outline(status)}"
-    said = [status.get("reason"), *(entry.get("reason") for entry in status["history"])]
+    said = [status.get("reason"), *(entry.get("reason") for entry in status.get("history", []))]
     assert any(reason in said for reason in reasons), f"{handler} ended with {said}"
     site.works(f"after-{handler.replace('_', '-')}")
     return f"{handler}: {status['reason']} after {status['attempts']}"

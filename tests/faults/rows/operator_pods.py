@@ -53,7 +53,7 @@ def deaths(site: Site) -> str:
     states = [each for pod in pods for each in pod["status"].get("containerStatuses", ())]
     count = sum(each["restartCount"] for each in states)
     ends = [each.get(when, {}).get("terminated") for each in states for when in _STATES]
-    reasons = sorted({end["reason"] for end in ends if end})
+    reasons = sorted({end.get("reason", "") for end in ends if end})
     return f"its containers died {count} times ({', '.join(reasons)})" if count or reasons else ""
 
 

@@ -34,7 +34,7 @@ STRUCTURAL_KEYWORDS = {
     *("minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems"),
     *("items", "properties", "additionalProperties"),
     *("x-kubernetes-validations", "x-kubernetes-preserve-unknown-fields"),
-    *("x-kubernetes-list-type", "x-kubernetes-list-map-keys"),
+    *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-map-type"),
 }
 
 
@@ -161,14 +161,21 @@ def test_every_string_has_a_bound(model: type[Resource]) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_every_rule_says_what_to_do(model: type[Resource]) -> None:
     rules = [
-        rule
+        (rule, schema)
         for _, schema in walk(structural_schema(model))
         for rule in schema.get("x-kubernetes-validations", [])
     ]
     assert rules
-    for rule in rules:
-        assert set(rule) == {"rule", "message"}
+    for rule, schema in rules:
+        assert {"rule", "message"} <= set(rule) <= {"rule", "message", "fieldPath"}
         assert ": " in rule["message"], "what is wrong, a colon, what to do"
+        assert rule.get("fieldPath", ".").removeprefix(".") in {"", *schema.get("properties", {})}
+
+
+def test_the_api_server_sets_nothing_in_a_task_but_its_first_status() -> None:
+    """Each default would be stored, decoded and compared for each of 100,000 Tasks."""
+    schemas = dict(walk(structural_schema(TaskResource)))
+    assert [path for path, schema in schemas.items() if "default" in schema] == [".status"]
 
 
 def test_what_a_task_may_inherit_has_no_default() -> None:

@@ -2,15 +2,20 @@
 
 import json
 
+import pytest
+
 from taskqueue.api.crds import render_crds
 from tests.bench import floor, jobs
 from tests.bench.task_load import task_body
 
+BOTH = pytest.mark.parametrize("kind", [floor.NOW, floor.BEFORE], ids=["now", "before"])
 
-def test_the_floor_has_the_schema_of_tasks_in_a_group_of_its_own() -> None:
-    copy = floor.copied_definition()
-    assert copy["metadata"]["name"] == "tasks.bench.taskqueue.dev"
-    assert copy["spec"]["group"] == "bench.taskqueue.dev"
+
+@BOTH
+def test_the_floor_has_the_schema_of_tasks_in_a_group_of_its_own(kind: floor.Floor) -> None:
+    copy = kind.copied_definition()
+    assert copy["metadata"]["name"] == f"tasks.{kind.group}"
+    assert copy["spec"]["group"] == kind.group != "taskqueue.dev"
     assert "shortNames" not in copy["spec"]["names"]
     schema = copy["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     assert schema["x-kubernetes-validations"]
@@ -19,19 +24,21 @@ def test_the_floor_has_the_schema_of_tasks_in_a_group_of_its_own() -> None:
     assert any("tasks.taskqueue.dev" in text for text in render_crds().values())
 
 
-def test_the_floor_writes_the_status_of_a_task_that_succeeded() -> None:
-    same, change = json.loads(floor.final_status("w", "uid-1"))
+@BOTH
+def test_the_floor_writes_the_status_of_a_task_that_succeeded(kind: floor.Floor) -> None:
+    same, change = json.loads(kind.final_patch("w", "uid-1"))
     assert same == {"op": "test", "path": "/metadata/uid", "value": "uid-1"}
     assert (change["op"], change["path"]) == ("add", "/status")
     status = change["value"]
     assert status["phase"] == "Succeeded"
     assert {condition["type"] for condition in status["conditions"]} == {"Finished", "Complete"}
     assert status["history"][0]["outcome"] == "Succeeded"
+    assert status["history"][0]["worker"] == status["worker"] == "w"
 
 
 def test_tasks_and_copies_differ_in_their_group_only() -> None:
     ours = json.loads(task_body("a", "taskqueue.dev/v1alpha1"))
-    theirs = json.loads(task_body("a", floor.API_VERSION))
+    theirs = json.loads(task_body("a", floor.NOW.api_version))
     assert {**ours, "apiVersion": ""} == {**theirs, "apiVersion": ""}
 
 

@@ -149,8 +149,7 @@ async def test_progress_goes_when_the_next_worker_does_not_know_the_handler() ->
     harness.event(entry, EventKind.FAILED, error=error)
     await until_time(6)
     assert harness.writer.phases == ["Blocked"]
-    assert "progress" not in harness.writer.writes[0].status
-    assert harness.writer.writes[0].status["worker"] == ""
+    assert not {"progress", "worker"} & harness.writer.writes[0].status.keys()
 
 
 async def test_a_heartbeat_sets_a_task_running_whose_start_is_unknown() -> None:

@@ -339,7 +339,7 @@ async def test_a_released_running_attempt_is_pending_again() -> None:
     harness.event(entry, EventKind.RELEASED)
     await asyncio.sleep(3)
     assert harness.writer.phases == ["Running", "Pending"]
-    assert harness.writer.writes[1].status["worker"] == ""
+    assert "worker" not in harness.writer.writes[1].status
 
 
 @pytest.mark.parametrize("status", [413, 422])
@@ -397,7 +397,7 @@ async def test_a_refused_unfinished_status_is_truncated() -> None:
     short = harness.writer.writes[1]
     assert short.status["phase"] == "Retrying"
     (kept,) = short.status["history"]
-    assert (kept["attempt"], kept["message"]) == (1, "")  # the next is attempt 2
+    assert (kept["attempt"], "message" in kept) == (1, False)  # the next is attempt 2
     short.succeed()
     await turn()
     assert harness.channel.acked == [tag]

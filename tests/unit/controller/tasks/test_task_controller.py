@@ -235,7 +235,8 @@ async def test_a_truncated_status_keeps_the_attempt_number() -> None:
     await asyncio.sleep(2.1)
     harness.writer.writes.pop().refuse(422)
     (one,) = harness.writer.writes.pop().status["history"]
-    assert (one["attempt"], one["message"], one["worker"]) == (1, "", "")
+    assert one["attempt"] == 1
+    assert not {"message", "worker"} & one.keys()
     await asyncio.sleep(5)
     assert harness.publisher.published.pop().message.attempt == 2
 
