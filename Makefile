@@ -54,6 +54,7 @@ bench: $(READY) ## Measure throughput, latency, cold start, workers and scaling 
 	$(BIN)/python -m tests.bench latency
 	$(BIN)/python -m tests.bench coldstart
 	$(BIN)/python -m tests.bench worker
+	$(BIN)/python -m tests.bench publish
 	$(BIN)/python -m tests.bench scaling
 
 simulate: $(READY) ## Compare our scaling with KEDA's in virtual time

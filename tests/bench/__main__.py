@@ -28,6 +28,7 @@ from tests.bench import coldstart as cold
 from tests.bench import failover as lost
 from tests.bench import latency as single
 from tests.bench import memory as held
+from tests.bench import publish as sending
 from tests.bench import scaling as pool
 from tests.bench import spawn as processes
 from tests.bench import throughput as many
@@ -56,6 +57,7 @@ def main() -> int:
     _add_latency(benchmarks)
     _add_coldstart(benchmarks)
     _add_worker(benchmarks)
+    _add_publish(benchmarks)
     _add_scaling(benchmarks)
     _add_failover(benchmarks)
     _add_codec(benchmarks)
@@ -191,6 +193,35 @@ def _worker(options: argparse.Namespace) -> int:
     return _bench(
         options.kubeconfig,
         lambda target, report: alone.run(target, settings, report),
+        stage=_bare,
+    )
+
+
+def _add_publish(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "publish",
+        _publish,
+        help="Measure direct messages a second, sent and confirmed.",
+    )
+    _add_number(parser, "--messages", 20_000, "messages of a round")
+    _add_number(parser, "--one-at-a-time", 1000, "messages of a round of pika's")
+    _add_number(parser, "--rounds", 5, "rounds")
+
+
+def _publish(options: argparse.Namespace) -> int:
+    settings = sending.Settings(
+        messages=options.messages, one_at_a_time=options.one_at_a_time, rounds=options.rounds
+    )
+    if options.quick:
+        settings = sending.Settings(
+            messages=min(options.messages, 1000),
+            one_at_a_time=min(options.one_at_a_time, 50),
+            rounds=1,
+        )
+    return _bench(
+        options.kubeconfig,
+        lambda target, report: sending.run(target, settings, report),
         stage=_bare,
     )
 

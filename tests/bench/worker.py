@@ -29,6 +29,7 @@ from tests.bench.machine import cores
 from tests.bench.peers.peer import (
     CELERY,
     DRAMATIQ,
+    DRAMATIQ_QUORUM,
     OURS,
     ROOT,
     Peer,
@@ -128,8 +129,9 @@ def _peers(settings: Settings) -> list[Peer]:
         for name, handler in named.items()
     ]
     return [
-        dramatiq(processes=settings.processes, threads=THREADS),
+        dramatiq(processes=settings.processes, threads=THREADS, quorum=False),
         mine[0],
+        dramatiq(processes=settings.processes, threads=THREADS, quorum=True),
         celery(processes=settings.processes),
         *mine[1:],
     ]
@@ -235,7 +237,7 @@ def _report(rounds: dict[str, list[Round]], report: Report) -> Outcome:
     spread = {
         f"{name}_per_second": Spread.of([one.rate for one in each]) for name, each in rounds.items()
     }
-    for peer in (DRAMATIQ, CELERY):
+    for peer in (DRAMATIQ, DRAMATIQ_QUORUM, CELERY):
         pairs = zip(rounds[OURS], rounds[peer], strict=True)
         spread[f"vs_{peer}"] = Spread.of([ratio(mine.rate, its.rate) for mine, its in pairs])
     report.spreads("messages a second; ratios of the rounds", spread)

@@ -22,6 +22,7 @@ from tests.bench.deadline import BenchError, within
 ROOT = Path(__file__).parents[3]
 OURS = "taskqueue"
 DRAMATIQ = "dramatiq"
+DRAMATIQ_QUORUM = "dramatiq_quorum"
 CELERY = "celery"
 
 _PUBLISH_SECONDS = 120
@@ -83,8 +84,13 @@ def ours(
     )
 
 
-def dramatiq(*, processes: int, threads: int) -> Peer:
+def dramatiq(*, processes: int, threads: int, quorum: bool) -> Peer:
     """Return Dramatiq on RabbitMQ.
+
+    Args:
+        processes: how many.
+        threads: of each.
+        quorum: on a quorum queue, with a confirm of each message it publishes; else as it comes.
 
     Raises:
         BenchError: it is not installed.
@@ -93,10 +99,11 @@ def dramatiq(*, processes: int, threads: int) -> Peer:
     _installed("dramatiq")
     scale = ["--processes", str(processes), "--threads", str(threads)]
     return Peer(
-        name=DRAMATIQ,
-        queue="bench-dramatiq",
+        name=DRAMATIQ_QUORUM if quorum else DRAMATIQ,
+        queue="bench-dramatiq" + "-quorum" * quorum,
         commands=[[sys.executable, "-m", "dramatiq", app, *scale]],
         publishes=app,
+        environment={"BENCH_DRAMATIQ_QUORUM": "1"} if quorum else {},
     )
 
 

@@ -57,7 +57,7 @@ def test_the_peers_get_as_many_processes_and_acknowledge_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: object())
-    (dramatiq,) = peers.dramatiq(processes=2, threads=8).commands
+    (dramatiq,) = peers.dramatiq(processes=2, threads=8, quorum=False).commands
     assert dramatiq[-4:] == ["--processes", "2", "--threads", "8"]
     (celery,) = peers.celery(processes=2).commands
     assert celery[celery.index("--concurrency") + 1] == "2"
