@@ -11,6 +11,7 @@ from kubernetes.aio.config import ConfigException
 from taskqueue.amqp.channel import BrokerUnavailable
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
+from taskqueue.cli.errors import CommandFailed
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret, read_broker_secret
 from taskqueue.kubernetes.client import ApiClient, ApiError, load_access
 from taskqueue.kubernetes.taskqueue_codec import queue_path, read_queue
@@ -18,10 +19,6 @@ from taskqueue.model.queue import QueueConfig, QueueKey
 
 #: People wait longer than the operator does: a broker under load may be slow to accept.
 _CONNECT_SECONDS = 15.0
-
-
-class CommandFailed(Exception):
-    """A command cannot be carried out; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,8 @@ def _run(target: QueueTarget, work: Callable[[Connection], Awaitable[T]]) -> T:
     import asyncio
 
     from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused
-    from taskqueue.cli.connect import CommandFailed, connect_to_broker
+    from taskqueue.cli.connect import connect_to_broker
+    from taskqueue.cli.errors import CommandFailed
     from taskqueue.direct.dead_letters import NoDeadQueue
 
     async def connect_and_work() -> T:

@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taskqueue import __version__
-from taskqueue.cli import dead_letters
+from taskqueue.cli import dead_letters, queues, tasks
 from taskqueue.cli.arguments import CommandParsers, add_command, add_group
+from taskqueue.cli.errors import CommandFailed
+from taskqueue.cli.text_table import printable
 
 
 def main(words: Sequence[str]) -> int:
@@ -29,6 +31,9 @@ def main(words: Sequence[str]) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
+    except CommandFailed as error:
+        print(f"taskqueue: {printable(str(error))}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
@@ -51,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         help="print the version and exit",
     )
     commands = add_group(parser)
+    tasks.add_commands(commands)
+    queues.add_commands(commands)
     _add_crds(commands)
     add_command(
         commands,
