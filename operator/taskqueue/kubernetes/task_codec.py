@@ -246,10 +246,11 @@ def _bare(task: domain.Task, status: domain.TaskState) -> dict[str, Any]:
     body: dict[str, Any] = {
         "observedGeneration": task.generation,
         "phase": status.phase.value,
-        "reason": status.reason,
         "attempts": status.attempts,
         "epoch": status.epoch,
     }
+    if status.reason:
+        body["reason"] = status.reason
     if status.completion_time is not None:
         return body | {"completionTime": to_rfc3339(status.completion_time)}
     if status.next_attempt_time is not None:
