@@ -5,6 +5,7 @@ The package holds the operator (``python -m taskqueue operator``) and the worker
 """
 
 from taskqueue.worker.sdk import (
+    BinaryResult,
     Cancelled,
     Context,
     Fail,
@@ -14,6 +15,7 @@ from taskqueue.worker.sdk import (
     Snooze,
     on_start,
     on_stop,
+    redact_output,
     task,
 )
 
@@ -21,6 +23,7 @@ from taskqueue.worker.sdk import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BinaryResult",
     "Cancelled",
     "Context",
     "Fail",
@@ -30,5 +33,6 @@ __all__ = [
     "Snooze",
     "on_start",
     "on_stop",
+    "redact_output",
     "task",
 ]

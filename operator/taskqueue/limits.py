@@ -78,6 +78,17 @@ RESULT_BYTES = 16 * 1024
 #: Of a result in a store, in bytes: worker and reader hold it in memory.
 STORED_RESULT_BYTES = 32 * 1024 * 1024
 
+#: Of a result that a program or a service gives: the worker reads it on its own loop.
+TEXT_RESULT_BYTES = 1024 * 1024
+
+#: Of what an attempt has printed, in UTF-8: its end, in a store, or in the history of a status.
+OUTPUT_BYTES = 256 * 1024
+STATUS_OUTPUT_BYTES = 4 * 1024
+
+#: A media type, such as ``image/png`` or ``text/csv; charset=utf-8``, in ASCII; and its length.
+MEDIA_TYPE_PATTERN = r"^[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[ -~]*)?$"
+MEDIA_TYPE_LENGTH = 255
+
 #: Of what a handler saves for its next start, as JSON: in a status, and in a header.
 CHECKPOINT_BYTES = 16 * 1024
 

@@ -16,7 +16,8 @@ from typing import Any, TypedDict, Unpack
 
 from taskqueue.defaults import DEFAULT_ATTEMPT_SECONDS, DEFAULT_ATTEMPTS
 from taskqueue.jsonable import plain
-from taskqueue.limits import RESULT_BYTES
+from taskqueue.limits import RESULT_BYTES, STORED_RESULT_BYTES
+from taskqueue.results.binary import NEEDS_STORE, BinaryResult, binary_of
 from taskqueue.worker.sdk import Context, Fail, Handler, HandlerRegistry, Progress
 from taskqueue.worker.sdk.checkpoints import decode_checkpoint, encode_checkpoint
 
@@ -71,8 +72,9 @@ def run(
     *,
     cancelled: bool | Callable[[], bool] = False,
     recorded: Recorded | None = None,
+    store: bool = False,
     **about: Unpack[About],
-) -> dict[str, Any] | None:
+) -> Any:
     """Run a handler, sync or async, and return what the Task's result would be.
 
     Args:
@@ -81,6 +83,8 @@ def run(
             None: an empty object.
         cancelled: the value of ``ctx.cancelled``, or a function that is called for it each time.
         recorded: records what the handler reports.
+        store: whether the TaskQueue has a store (spec.results.store), which keeps results of more
+            than 16 KiB and `BinaryResult`.
         about: values of the context: ``attempt=3``, ``max_attempts``, ``timeout_seconds``,
             ``fence``, ``uid``, ``task``, ``queue``, ``last_checkpoint``.
 
@@ -95,11 +99,11 @@ def run(
     registered = _registered(handler)
     context = _Context(cancelled, recorded or Recorded(), about)
     if not registered.is_async:
-        return _result(registered(_object(payload), context))
+        return _result(registered(_object(payload), context), store=store)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(_run(registered, payload, context))
+        return asyncio.run(_run(registered, payload, context, store=store))
     raise RuntimeError(
         f"handler {registered.name!r} is async, and a loop runs in this thread already: "
         "await taskqueue.testing.run_async(...)"
@@ -112,21 +116,22 @@ async def run_async(
     *,
     cancelled: bool | Callable[[], bool] = False,
     recorded: Recorded | None = None,
+    store: bool = False,
     **about: Unpack[About],
-) -> dict[str, Any] | None:
+) -> Any:
     """Run a handler from an async test, on the test's own loop; a sync one in a thread.
 
     Arguments and errors are those of `run`.
     """
     context = _Context(cancelled, recorded or Recorded(), about)
-    return await _run(_registered(handler), payload, context)
+    return await _run(_registered(handler), payload, context, store=store)
 
 
-async def _run(handler: Handler, payload: Any, context: Context) -> dict[str, Any] | None:
+async def _run(handler: Handler, payload: Any, context: Context, *, store: bool) -> Any:
     given = _object(payload)
     if handler.is_async:
-        return _result(await handler(given, context))
-    return _result(await asyncio.to_thread(handler, given, context))
+        return _result(await handler(given, context), store=store)
+    return _result(await asyncio.to_thread(handler, given, context), store=store)
 
 
 class _Context(Context):
@@ -173,10 +178,20 @@ def _object(payload: Any) -> dict[str, Any]:
     return given
 
 
-def _result(value: Any) -> dict[str, Any] | None:
+def _result(value: Any, *, store: bool) -> dict[str, Any] | BinaryResult | None:
     """Return what a worker would report; its rules are those of `taskqueue.worker.outcome`."""
     if value is None:
         return None
+    limit = STORED_RESULT_BYTES if store else RESULT_BYTES
+    if (binary := binary_of(value)) is not None:
+        if not store:
+            raise Fail(
+                f"the result is {len(binary.body)} bytes of {binary.content_type}, and a status "
+                f"takes JSON only: {NEEDS_STORE}",
+                type="InvalidResult",
+            )
+        _check_size(len(binary.body), binary.content_type, limit)
+        return binary
     try:
         found = plain(value, "result")
         result: dict[str, Any] = (
@@ -187,10 +202,13 @@ def _result(value: Any) -> dict[str, Any] | None:
             f"the handler returned what is not JSON: {error}", type="InvalidResult"
         ) from error
     size = len(json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode())
-    if size > RESULT_BYTES:
+    _check_size(size, "JSON", limit)
+    return result
+
+
+def _check_size(size: int, kind: str, limit: int) -> None:
+    if size > limit:
         raise Fail(
-            f"the result is {size} bytes of JSON, the limit is {RESULT_BYTES}: "
-            "store it elsewhere and return where it is",
+            f"the result is {size} bytes of {kind}, the limit is {limit}: {NEEDS_STORE}",
             type="ResultTooLarge",
         )
-    return result

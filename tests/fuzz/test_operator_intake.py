@@ -69,10 +69,15 @@ def _event(task: str, kind: outcome.EventKind, **changes: Any) -> dict[str, Any]
 
 
 _ERROR = outcome.EventError(type="ValueError", message="no")
+_STORED = outcome.EventResultRef(
+    size_bytes=100_000, content_type="application/json", sha256="0123abcd" * 8
+)
 _UNKNOWN = outcome.EventError(type="UnknownHandler", message="no such handler", reserved=True)
 EVENTS = [
     _event("a", outcome.EventKind.SUCCEEDED, result={"a": [1, {"b": "c"}]}),
     _event("a", outcome.EventKind.SUCCEEDED, result={"text": "x" * 40_000}),
+    _event("a", outcome.EventKind.SUCCEEDED, result_ref=_STORED),
+    _event("a", outcome.EventKind.FAILED, error=_ERROR, output="the last lines\n"),
     _event("a", outcome.EventKind.FAILED, error=_UNKNOWN),
     _event("a", outcome.EventKind.FAILED),
     _event("a", outcome.EventKind.STARTED),
@@ -102,6 +107,16 @@ for _ in range(150):
 BAD_EVENTS = [
     _bad(outcome.EventKind.SUCCEEDED, {"result": {"n": 2**64 - 1}}),
     _bad(outcome.EventKind.SUCCEEDED, {"result": _DEEP}),
+    *(
+        _bad(outcome.EventKind.SUCCEEDED, {"resultRef": found})
+        for found in (
+            7,
+            {},
+            {"sizeBytes": 7},
+            {"sizeBytes": 7, "contentType": "image/png"},
+            {"sizeBytes": 7, "contentType": "png", "sha256": "0" * 64},
+        )
+    ),
     _bad(outcome.EventKind.SUCCEEDED, {"attempt": 2**64 - 1}),
     _bad(outcome.EventKind.SUCCEEDED, {"padding": "x" * 70_000}),
     _bad(outcome.EventKind.CHECKPOINT, {"checkpoint": {"text": "x" * 20_000}}, checkpoint={}),

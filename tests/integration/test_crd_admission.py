@@ -78,6 +78,7 @@ def test_a_minimal_queue_gets_every_default(api: Api) -> None:
             "idleSecondsBeforeZero": 60,
             "paused": False,
         },
+        "results": {"policy": "Overflow", "output": "None"},
     }
     assert created["status"] == {"observedGeneration": -1}
 
@@ -104,6 +105,13 @@ def test_null_means_no_step_and_no_fallback(api: Api) -> None:
     created = api.create(queue(scaling=scaling))["spec"]["scaling"]
     assert not {"scaleUp", "fallback"} & set(created)
     assert created["scaleDown"] == {"stabilizationWindowSeconds": 30}
+
+
+@pytest.mark.parametrize("policy", ["Overflow", "Always"])
+def test_a_store_of_results_is_accepted(api: Api, policy: str) -> None:
+    store = {"connectionSecret": {"name": "results"}}
+    given = {"policy": policy, "store": store, "retentionSeconds": 60, "output": "Failed"}
+    assert api.create(queue(results=given))["spec"]["results"] == given
 
 
 def test_a_pod_template_is_kept_whole(api: Api) -> None:
@@ -373,6 +381,11 @@ def test_accepted(api: Api, body: Body) -> None:
             task(startAfter="9999-01-01T00:00:00Z"),
             "not a time in the years 1970 to 9998: correct it",
         ),
+        (queue(results={"policy": "Always"}), "spec.results.policy Always needs a store"),
+        (queue(results={"policy": "Never"}), 'Unsupported value: "Never"'),
+        (queue(results={"output": "Some"}), 'Unsupported value: "Some"'),
+        (queue(results={"store": {}}), "connectionSecret: Required value"),
+        (queue(results={"retentionSeconds": 59}), "should be greater than or equal to 60"),
         (task(activeDeadlineSeconds=0), "should be greater than or equal to 1"),
         (task(activeDeadlineSeconds=31_536_001), "should be less than or equal to 31536000"),
         (task(activeDeadlineSeconds="5m"), "must be of type integer"),

@@ -23,6 +23,13 @@ from tests.integration.admission import (
 pytestmark = pytest.mark.cluster
 
 
+REFERENCE = {
+    "key": "shop/q/u/1-0",
+    "sizeBytes": 7,
+    "contentType": "image/png",
+    "sha256": "0123abcd" * 8,
+    "expirationTime": FINISHED,
+}
 RUNNING = {"phase": "Running", "attempts": 2, "epoch": 1, "startTime": STARTED}
 
 
@@ -47,6 +54,15 @@ RUNNING = {"phase": "Running", "attempts": 2, "epoch": 1, "startTime": STARTED}
         (RUNNING, {"history": [{"attempt": 1, "outcome": "Failed"}] * 11}, "at most 10 items"),
         (RUNNING, {"history": [{"attempt": 1, "outcome": "Odd"}]}, 'Unsupported value: "Odd"'),
         (RUNNING, {"result": [1]}, "must be of type object"),
+        (RUNNING, {"resultRef": REFERENCE}, "only a Task that succeeded has a resultRef"),
+        (RUNNING, {"phase": "Failed", "resultRef": REFERENCE}, "only a Task that succeeded has"),
+        (RUNNING, {"phase": "Cancelled", "resultRef": REFERENCE}, "only a Task that succeeded"),
+        (RUNNING, {"phase": "Succeeded", "resultRef": {"key": "k"}}, "Required value"),
+        (
+            RUNNING,
+            {"phase": "Succeeded", "resultRef": REFERENCE | {"sha256": "0" * 63}},
+            "should match",
+        ),
         (RUNNING, {"completionTime": "yesterday"}, "must be of type date-time"),
         (RUNNING, {"concurrencyKey": "k" * 254}, "Too long"),
         (RUNNING, {"progress": 40}, "must be of type object"),
@@ -113,7 +129,9 @@ def test_normal_sequence_of_statuses_is_accepted(api: Api) -> None:
         {"phase": "Running", "attempts": 1, "startTime": STARTED, "worker": "w-1"},
         {"phase": "Retrying", "nextAttemptTime": "2026-01-02T03:04:06.500000Z"},
         {"phase": "Pending", "history": [attempt], "epoch": 1},
-        SUCCEEDED | {"attempts": 2, "nextAttemptTime": None, "result": {"any": [{"thing": 1}]}},
+        SUCCEEDED
+        | {"attempts": 2, "nextAttemptTime": None, "result": {"any": [{"thing": 1}]}}
+        | {"resultRef": REFERENCE},
         {"conditions": [{"type": "Finished", **condition}, {"type": "Complete", **condition}]},
     ]
     for status in steps:

@@ -24,9 +24,11 @@ from taskqueue.api.common import (
 )
 from taskqueue.limits import (
     HISTORY_LENGTH,
+    MEDIA_TYPE_LENGTH,
     OBJECT_NAME_LENGTH,
     PROGRESS_MESSAGE_LENGTH,
     STATUS_MESSAGE_LENGTH,
+    STATUS_OUTPUT_BYTES,
     STATUS_REASON_LENGTH,
 )
 
@@ -43,6 +45,9 @@ Phase = Literal[
 ]
 TERMINAL_PHASES: tuple[Phase, ...] = ("Succeeded", "Failed", "Cancelled")
 Outcome = Literal["Succeeded", "Failed", "Cancelled"]
+
+#: Namespace, queue, uid, attempt and epoch of a Task, in a key.
+KEY_MAX_LENGTH = 512
 
 AttemptNumber = Annotated[int, Field(ge=1)]
 WorkerName = Annotated[str, Field(max_length=OBJECT_NAME_LENGTH)]
@@ -75,6 +80,14 @@ class AttemptHistoryEntry(ApiModel):
         max_length=STATUS_MESSAGE_LENGTH,
         description="Why it ended so, for people: a sentence, truncated to 1024 characters.",
     )
+    output: str = Field(
+        "",
+        max_length=STATUS_OUTPUT_BYTES,
+        description=(
+            "The last 4 KiB of what a failed attempt printed, if spec.results.output of the "
+            "TaskQueue asks for it and there is no store. Absent otherwise."
+        ),
+    )
 
 
 class ProgressReport(ApiModel):
@@ -87,6 +100,33 @@ class ProgressReport(ApiModel):
         "",
         max_length=PROGRESS_MESSAGE_LENGTH,
         description="What is being done, for people: a sentence of at most 1024 characters.",
+    )
+
+
+class ResultRef(ApiModel):
+    """A result in the store of the TaskQueue."""
+
+    key: str = Field(
+        min_length=1,
+        max_length=KEY_MAX_LENGTH,
+        description="Its key in the store: namespace/queue/uid/attempt-epoch.",
+    )
+    size_bytes: int = Field(ge=0, description="How many bytes it has.")
+    content_type: str = Field(
+        max_length=MEDIA_TYPE_LENGTH,
+        description="Its media type: application/json, or what the handler gave with bytes.",
+    )
+    sha256: str = Field(
+        max_length=64,
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of its bytes, in hexadecimal digits.",
+    )
+    expiration_time: datetime | None = Field(
+        None,
+        description=(
+            "When it may be deleted, by spec.results.retentionSeconds of the TaskQueue as it was. "
+            "Absent: never."
+        ),
     )
 
 
@@ -112,6 +152,10 @@ class TaskResourceStatus(ApiModel):
             (
                 "!has(oldSelf.completionTime) || has(self.completionTime)",
                 "completionTime is never cleared: create a new Task to run it again",
+            ),
+            (
+                '!has(self.resultRef) || (has(self.phase) && self.phase == "Succeeded")',
+                "only a Task that succeeded has a resultRef: leave it out",
             ),
         )
     )
@@ -230,7 +274,14 @@ class TaskResourceStatus(ApiModel):
         None,
         description=(
             "Return value of the handler: a JSON object of at most 16 KiB. Absent when it returned "
-            "nothing."
+            "nothing, and when it is in a store: see resultRef."
+        ),
+    )
+    result_ref: ResultRef | None = Field(
+        None,
+        description=(
+            "Where the return value of the handler is, when the TaskQueue has a store and it is "
+            "not in result. Absent otherwise."
         ),
     )
     conditions: tuple[ResourceCondition, ...] = Field(

@@ -30,7 +30,8 @@ from taskqueue.api.common import (
     TtlSecondsAfterFinished,
     validations,
 )
-from taskqueue.api.taskqueue_pool import Scaling, Workers
+from taskqueue.api.taskqueue_pool import Scaling, SecretReference, Workers
+from taskqueue.api.taskqueue_results import Results
 from taskqueue.api.taskqueue_status import TaskQueueResourceStatus
 from taskqueue.defaults import (
     DEFAULT_ATTEMPT_SECONDS,
@@ -46,17 +47,6 @@ from taskqueue.limits import LABEL_LENGTH, OBJECT_NAME_LENGTH
 
 DeletionPolicy = Literal["Retain", "Delete"]
 StopPolicy = Literal["None", "Hold", "HoldAndDrain"]
-
-
-class SecretReference(ApiModel):
-    """A Secret in the namespace of the TaskQueue."""
-
-    name: str = Field(
-        min_length=1,
-        max_length=OBJECT_NAME_LENGTH,
-        pattern=DNS_SUBDOMAIN_PATTERN,
-        description="Name of the Secret.",
-    )
 
 
 class RabbitmqClusterReference(ApiModel):
@@ -279,6 +269,10 @@ class TaskQueueResourceSpec(ApiModel):
             "How the number of workers follows the backlog. Needs spec.workers.template or "
             "spec.workers.scaleTargetRef."
         ),
+    )
+    results: Results = Field(
+        default_factory=Results,
+        description="Where results are kept that are too large for a status, and for how long.",
     )
 
 

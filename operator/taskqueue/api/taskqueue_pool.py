@@ -55,6 +55,17 @@ class ScaleTargetReference(ApiModel):
     )
 
 
+class SecretReference(ApiModel):
+    """A Secret in the namespace of the TaskQueue."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=OBJECT_NAME_LENGTH,
+        pattern=DNS_SUBDOMAIN_PATTERN,
+        description="Name of the Secret.",
+    )
+
+
 class Workers(ApiModel):
     """The workers of the queue."""
 

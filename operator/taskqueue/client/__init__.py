@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from taskqueue.client.errors import (
     QuotaExceeded,
+    ResultExpired,
+    ResultUnavailable,
     TaskCancelled,
     TaskConflict,
     TaskFailed,
@@ -21,6 +23,8 @@ from taskqueue.client.errors import (
 )
 from taskqueue.client.status import TaskProgress, TaskResult, TaskStatus
 from taskqueue.direct.errors import ClientError, NotConfirmed, Refused, Unroutable
+from taskqueue.model.result import ResultReference
+from taskqueue.results.binary import BinaryResult
 
 if TYPE_CHECKING:
     from taskqueue.client.async_tasks import AsyncTaskClient, AsyncTaskHandle
@@ -32,11 +36,15 @@ __all__ = [
     "AsyncProducer",
     "AsyncTaskClient",
     "AsyncTaskHandle",
+    "BinaryResult",
     "ClientError",
     "NotConfirmed",
     "Producer",
     "QuotaExceeded",
     "Refused",
+    "ResultExpired",
+    "ResultReference",
+    "ResultUnavailable",
     "TaskCancelled",
     "TaskClient",
     "TaskConflict",

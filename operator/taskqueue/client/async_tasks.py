@@ -17,6 +17,7 @@ from taskqueue.client.errors import (
     WaitTimeout,
 )
 from taskqueue.client.requests import client_error, is_quota_exceeded, request_with_retries
+from taskqueue.client.results import ResultReader, ResultValue
 from taskqueue.client.spec import TaskOptions, differences, manifest, task_spec
 from taskqueue.client.status import TaskResult, TaskStatus, result_of, status_of
 from taskqueue.client.task_watch import LastSeen, TaskRef, task_path, tasks_path, watch_task
@@ -45,6 +46,9 @@ class AsyncTaskClient:
         kubeconfig: path of the file to use; default: $KUBECONFIG, then ``~/.kube/config``.
         patience_seconds: how long a request is retried while the API server is unreachable.
         connect: connects to the API server, instead of the above.
+        results: where the results are that no status has: the address of the store, such as
+            ``postgresql://…``, or the keys of its Secret. Default: the store that the TaskQueue
+            names, whose Secret the program must be permitted to read.
     """
 
     def __init__(
@@ -54,7 +58,9 @@ class AsyncTaskClient:
         kubeconfig: str | None = None,
         patience_seconds: float = 10.0,
         connect: Connect | None = None,
+        results: str | Mapping[str, str] | None = None,
     ) -> None:
+        self._results = ResultReader(results, patience_seconds=patience_seconds)
         self._namespace = namespace
         self._patience = patience_seconds
         self._connect = connect or connector(kubeconfig)
@@ -72,6 +78,7 @@ class AsyncTaskClient:
     async def close(self) -> None:
         """Close all connections; calls in progress fail. Idempotent."""
         self._closed = True
+        await self._results.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
@@ -326,6 +333,44 @@ class AsyncTaskHandle:
         if status.phase == "Cancelled":
             raise TaskCancelled(f"{self._task} was cancelled", status=status)
         return result_of(status)
+
+    async def result(self, timeout: float | None = None) -> ResultValue:  # noqa: ASYNC109
+        """Wait until it has succeeded and return what its handler returned, wherever that is.
+
+        A JSON object is a dict; a handler's other values are in its field ``value``. Bytes are a
+        `BinaryResult`.
+
+        Args:
+            timeout: in seconds, for the end of the Task; None: no limit.
+
+        Raises:
+            ResultExpired: it was in a store, and has been deleted as its time was over.
+            ResultUnavailable: it is in a store and cannot be read.
+            TaskFailed, TaskCancelled, WaitTimeout, TaskGone, Refused: as `wait`.
+        """
+        ended = await self.wait(timeout)
+        if ended.result_ref is None:
+            return ended.result
+        return await self._client._results.read(self._connection, self.namespace, ended.result_ref)
+
+    async def output(self, attempt: int | None = None) -> str | None:
+        """Return the end of what an attempt has printed, None if nothing of it was kept.
+
+        It is kept as spec.results.output of the TaskQueue says: in its store, from a moment after
+        the end of the attempt on, or with a failure in the Task's history.
+
+        Args:
+            attempt: its number; default: the last one that has begun.
+
+        Raises:
+            ResultUnavailable: it is in a store and cannot be read.
+            TaskGone, Refused, Unavailable: as `status`.
+        """
+        raw = await self._client._get_task(self._connection, self.namespace, self.name)
+        if raw["metadata"]["uid"] != self.uid:
+            raise _replaced(self._task)
+        number = attempt or (raw.get("status") or {}).get("attempts") or 1
+        return await self._client._results.read_output(self._connection, raw, number)
 
     async def stream(self) -> AsyncGenerator[TaskStatus, None]:
         """Yield its present status, then each change, the final status last.

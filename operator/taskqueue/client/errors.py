@@ -76,3 +76,19 @@ class WaitTimeout(ClientError, TimeoutError):
     def __init__(self, message: str, *, status: TaskStatus | None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class ResultUnavailable(ClientError):
+    """The Task has succeeded, and its result cannot be read from the store.
+
+    Attributes:
+        transient: it may be read later: the store or the API server did not answer.
+    """
+
+    def __init__(self, message: str, *, transient: bool) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class ResultExpired(ResultUnavailable):
+    """The Task has succeeded, and its result has been deleted when its time was over."""

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from taskqueue.model.result import ResultReference
+from taskqueue.timestamps import from_rfc3339
+
 #: Phases that never change.
 FINISHED = ("Succeeded", "Failed", "Cancelled")
 
@@ -35,7 +38,8 @@ class TaskStatus:
         attempts: number of attempts started.
         worker: pod of the present or last attempt; "" for none.
         progress: of the running attempt; None: not reported.
-        result: what the handler returned; None: nothing.
+        result: what the handler returned; None: nothing, or it is in a store.
+        result_ref: where what the handler returned is, in a store; None: in none.
     """
 
     phase: str
@@ -45,6 +49,7 @@ class TaskStatus:
     worker: str
     progress: TaskProgress | None
     result: dict[str, Any] | None
+    result_ref: ResultReference | None = None
 
     @property
     def finished(self) -> bool:
@@ -66,6 +71,7 @@ class TaskResult:
     attempts: int
     reason: str
     message: str
+    result_ref: ResultReference | None = None
 
 
 def status_of(task: Mapping[str, Any]) -> TaskStatus:
@@ -84,6 +90,7 @@ def status_of(task: Mapping[str, Any]) -> TaskStatus:
             else TaskProgress(progress.get("percent"), progress.get("message", ""))
         ),
         result=status.get("result"),
+        result_ref=_reference_of(status.get("resultRef")),
     )
 
 
@@ -95,4 +102,18 @@ def result_of(status: TaskStatus) -> TaskResult:
         attempts=status.attempts,
         reason=status.reason,
         message=status.message,
+        result_ref=status.result_ref,
+    )
+
+
+def _reference_of(found: Mapping[str, Any] | None) -> ResultReference | None:
+    if found is None:
+        return None
+    expires = found.get("expirationTime")
+    return ResultReference(
+        key=found["key"],
+        size_bytes=found["sizeBytes"],
+        content_type=found["contentType"],
+        sha256=found["sha256"],
+        expiration_time=None if expires is None else from_rfc3339(expires),
     )

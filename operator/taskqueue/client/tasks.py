@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from taskqueue.client.access import Connect
 from taskqueue.client.async_tasks import AsyncTaskClient, AsyncTaskHandle
+from taskqueue.client.results import ResultValue
 from taskqueue.client.spec import TaskOptions
 from taskqueue.client.status import TaskResult, TaskStatus
 from taskqueue.loop_thread import LoopThread
@@ -29,6 +30,7 @@ class TaskClient:
         kubeconfig: str | None = None,
         patience_seconds: float = 10.0,
         connect: Connect | None = None,
+        results: str | Mapping[str, str] | None = None,
     ) -> None:
         self._thread = LoopThread("TaskClient")
         self._client = AsyncTaskClient(
@@ -36,6 +38,7 @@ class TaskClient:
             kubeconfig=kubeconfig,
             patience_seconds=patience_seconds,
             connect=connect,
+            results=results,
         )
 
     def __enter__(self) -> TaskClient:
@@ -177,6 +180,37 @@ class TaskHandle:
             Refused: the API server refused the request.
         """
         return self._thread.run(self._handle.wait(timeout))
+
+    def result(self, timeout: float | None = None) -> ResultValue:
+        """Wait until it has succeeded and return what its handler returned, wherever that is.
+
+        A JSON object is a dict; a handler's other values are in its field ``value``. Bytes are a
+        `BinaryResult`.
+
+        Args:
+            timeout: in seconds, for the end of the Task; None: no limit.
+
+        Raises:
+            ResultExpired: it was in a store, and has been deleted as its time was over.
+            ResultUnavailable: it is in a store and cannot be read.
+            TaskFailed, TaskCancelled, WaitTimeout, TaskGone, Refused: as `wait`.
+        """
+        return self._thread.run(self._handle.result(timeout))
+
+    def output(self, attempt: int | None = None) -> str | None:
+        """Return the end of what an attempt has printed, None if nothing of it was kept.
+
+        It is kept as spec.results.output of the TaskQueue says: in its store, from a moment after
+        the end of the attempt on, or with a failure in the Task's history.
+
+        Args:
+            attempt: its number; default: the last one that has begun.
+
+        Raises:
+            ResultUnavailable: it is in a store and cannot be read.
+            TaskGone, Refused, Unavailable: as `status`.
+        """
+        return self._thread.run(self._handle.output(attempt))
 
     def stream(self) -> Iterator[TaskStatus]:
         """Yield its present status, then each change, the final status last.

@@ -115,6 +115,8 @@ def task_completion(task: Task, status: TaskState) -> CompletionEvent:
         data["startTime"] = to_rfc3339(status.start_time)
     if status.result is not None:
         data["result"] = status.result
+    if status.result_ref is not None:
+        data["resultRef"] = status.result_ref.fields()
     if kind is EventKind.FAILED:
         data["error"] = _error(status)
     return CompletionEvent(

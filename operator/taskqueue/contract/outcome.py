@@ -7,6 +7,7 @@ durations, never times of day: only the operator's clock is trusted.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -22,9 +23,13 @@ from taskqueue.limits import (
     CHECKPOINT_BYTES,
     ERROR_MESSAGE_BYTES,
     EVENT_BYTES,
+    MEDIA_TYPE_LENGTH,
+    MEDIA_TYPE_PATTERN,
     OBJECT_NAME_LENGTH,
     PARSED_EVENT_BYTES,
+    STATUS_OUTPUT_BYTES,
     STATUS_REASON_LENGTH,
+    STORED_RESULT_BYTES,
 )
 
 #: Longest duration accepted, in seconds.
@@ -37,6 +42,10 @@ RESERVED_PREFIX = "taskqueue."
 #: Reserved types that mean something to the operator, as older workers write them: without the
 #: prefix, and without a mark of what is an application's.
 _BARE_RESERVED = frozenset({"UnknownHandler", "Timeout", "WorkerLost"})
+
+
+_MEDIA_TYPE = re.compile(MEDIA_TYPE_PATTERN)
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class EventKind(StrEnum):
@@ -79,6 +88,23 @@ class EventError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EventResultRef:
+    """What a result is that the worker has written to the TaskQueue's store.
+
+    Where it is follows from the attempt: `taskqueue.model.result.result_key`.
+
+    Attributes:
+        size_bytes: of its body.
+        content_type: a media type.
+        sha256: of its body, in hexadecimal digits.
+    """
+
+    size_bytes: int
+    content_type: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEvent:
     """One event about one attempt of a Task, or about the end of a direct message.
 
@@ -94,8 +120,10 @@ class AttemptEvent:
         worker: the pod (or host) that ran it.
         seconds: how long it ran, where it ended; how long to wait, where it was snoozed.
         result: JSON object returned by the handler, on success.
+        result_ref: what the handler returned, if that is in a store; on success.
         error: on failure.
         retry_after_seconds: how long the handler wants to wait before the next attempt.
+        output: the last lines that a failed attempt has printed, `STATUS_OUTPUT_BYTES` at most.
         checkpoint: JSON object that the handler saved.
         deliveries: of an attempt given back: how often it had been delivered before.
         correlation_id: a direct message's own, where it has one.
@@ -115,8 +143,10 @@ class AttemptEvent:
     worker: str
     seconds: float | None = None
     result: dict[str, Any] | None = None
+    result_ref: EventResultRef | None = None
     error: EventError | None = None
     retry_after_seconds: float | None = None
+    output: str = ""
     checkpoint: dict[str, Any] | None = None
     deliveries: int = 0
     correlation_id: str = ""
@@ -157,10 +187,18 @@ def encode(event: AttemptEvent, *, prefixed: bool = True) -> bytes:
         data["seconds"] = event.seconds
     if event.result is not None:
         data["result"] = event.result
+    if event.result_ref is not None:
+        data["resultRef"] = {
+            "sizeBytes": event.result_ref.size_bytes,
+            "contentType": event.result_ref.content_type,
+            "sha256": event.result_ref.sha256,
+        }
     if event.error is not None:
         data["error"] = _encode_error(event.error, prefixed=prefixed)
     if event.retry_after_seconds is not None:
         data["retryAfterSeconds"] = event.retry_after_seconds
+    if event.output:
+        data["output"] = event.output
     if event.checkpoint is not None:
         data["checkpoint"] = event.checkpoint
     if event.deliveries:
@@ -207,8 +245,10 @@ def decode(body: bytes) -> AttemptEvent:
             worker=str(data.get("worker", ""))[:OBJECT_NAME_LENGTH],
             seconds=_duration(data.get("seconds")),
             result=result,
+            result_ref=_decode_result_ref(data.get("resultRef"), kind),
             error=None if error is None else _decode_error(error),
             retry_after_seconds=_number(data.get("retryAfterSeconds")),
+            output=_decode_output(data.get("output"), kind),
             checkpoint=checkpoint,
             deliveries=_integer(data.get("deliveries", 0)),
             correlation_id=str(data.get("correlationId", "")),
@@ -289,6 +329,45 @@ def _decode_error(fields: Any) -> EventError:
         retryable=bool(fields.get("retryable", True)),
         reserved=reserved,
     )
+
+
+def _decode_result_ref(fields: Any, kind: EventKind) -> EventResultRef | None:
+    """Read what a worker says of a result in a store; only a success has one.
+
+    Raises:
+        ContractError: it is none.
+    """
+    if fields is None or kind is not EventKind.SUCCEEDED:
+        return None
+    if not isinstance(fields, dict):
+        raise ContractError("event field data.resultRef must be a JSON object")
+    size, content_type, sha256 = (
+        fields.get(name) for name in ("sizeBytes", "contentType", "sha256")
+    )
+    if type(size) is not int or not 0 <= size <= STORED_RESULT_BYTES:
+        raise ContractError(
+            "event field data.resultRef.sizeBytes must be a number of bytes, at most "
+            f"{STORED_RESULT_BYTES}"
+        )
+    if (
+        not isinstance(content_type, str)
+        or len(content_type) > MEDIA_TYPE_LENGTH
+        or not _MEDIA_TYPE.fullmatch(content_type)
+    ):
+        raise ContractError(
+            "event field data.resultRef.contentType must be a media type of at most "
+            f"{MEDIA_TYPE_LENGTH} characters"
+        )
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise ContractError(
+            "event field data.resultRef.sha256 must have 64 hexadecimal digits, in lower case"
+        )
+    return EventResultRef(size_bytes=size, content_type=content_type, sha256=sha256)
+
+
+def _decode_output(text: Any, kind: EventKind) -> str:
+    """Read what a worker says that an attempt has printed; only a failure has it."""
+    return cut(str(text or ""), STATUS_OUTPUT_BYTES) if kind is EventKind.FAILED else ""
 
 
 def without_prefix(kind: str) -> str:

@@ -60,6 +60,24 @@ async def read_broker_secret(client: ApiClient, config: QueueConfig) -> BrokerSe
         namespace, name = cluster.namespace, await _binding_secret(client, config, cluster)
         where = f"Secret {namespace}/{name} (status.binding of RabbitmqCluster {cluster.name})"
         advice = "check the RabbitMQ Cluster Operator, which creates it"
+    return await read_secret(client, (namespace, name), where=where, advice=advice)
+
+
+async def read_secret(
+    client: ApiClient, key: tuple[str, str], *, where: str, advice: str
+) -> BrokerSecret:
+    """Read a Secret.
+
+    Args:
+        client: for the API server.
+        key: namespace and name.
+        where: names the Secret, and the field that names it.
+        advice: what to do if there is none.
+
+    Raises:
+        NoBrokerSecret, ApiError: see `read_broker_secret`.
+    """
+    namespace, name = key
     try:
         secret = await client.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
     except ApiError as error:
@@ -71,8 +89,17 @@ async def read_broker_secret(client: ApiClient, config: QueueConfig) -> BrokerSe
         if error.status == 404:
             raise NoBrokerSecret("SecretNotFound", f"{where} does not exist: {advice}") from None
         raise
+    return BrokerSecret(namespace, name, where, secret_data(secret, where))
+
+
+def secret_data(secret: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Return the texts in a Secret object; ``where`` names it.
+
+    Raises:
+        NoBrokerSecret: a value is not text.
+    """
     try:
-        data = {
+        return {
             key: base64.b64decode(value).decode()
             for key, value in (secret.get("data") or {}).items()
         }
@@ -80,7 +107,6 @@ async def read_broker_secret(client: ApiClient, config: QueueConfig) -> BrokerSe
         raise NoBrokerSecret(
             "SecretInvalid", f"{where}: a value is not UTF-8 text ({error})"
         ) from None
-    return BrokerSecret(namespace, name, where, data)
 
 
 async def _binding_secret(client: ApiClient, config: QueueConfig, cluster: ClusterRef) -> str:

@@ -33,6 +33,7 @@ from taskqueue.kubernetes.ownership import (
     owner_reference,
     worker_name,
 )
+from taskqueue.kubernetes.result_files import add_results
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from taskqueue.kubernetes.worker_probes import NoHealthPort, add_probes
 from taskqueue.model.broker_environment import BROKER_DIRECTORY_VARIABLE, BROKER_VARIABLES
@@ -241,6 +242,7 @@ def _template(
     if secret is not None and files and BROKER_DIRECTORY_VARIABLE not in taken:
         mount_broker_secret(secret, spec, container, files)
         added.append({"name": BROKER_DIRECTORY_VARIABLE, "value": BROKER_DIRECTORY})
+    added += add_results(config.results, spec, container, taken)
     if config.managed_probes:
         try:
             add_probes(container)

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from taskqueue.api.common import GROUP, VERSION
 from taskqueue.api.task import TaskResourceSpec, TaskRetry
-from taskqueue.api.task_status import NEVER_DECREASES, TaskResourceStatus
+from taskqueue.api.task_status import NEVER_DECREASES, ResultRef, TaskResourceStatus
 from taskqueue.exact_json import check_levels
 from taskqueue.jsonable import NotJsonError
 from taskqueue.limits import JSON_DEPTH, PAYLOAD_BYTES, STATUS_MESSAGE_LENGTH
 from taskqueue.model import task as domain
+from taskqueue.model.result import ResultReference
 from taskqueue.model.task import StatusDetail
 from taskqueue.timestamps import from_rfc3339, to_rfc3339
 
@@ -210,6 +211,8 @@ def _body(task: domain.Task, status: domain.TaskState, *, now: float) -> dict[st
     body |= {name: to_rfc3339(at) for name, at in times.items() if at is not None}
     if status.result is not None:
         body["result"] = status.result
+    if status.result_ref is not None:
+        body["resultRef"] = status.result_ref.fields()
     if status.progress is not None:
         body["progress"] = _progress(status.progress)
     if status.concurrency_key:
@@ -225,6 +228,19 @@ def _body(task: domain.Task, status: domain.TaskState, *, now: float) -> dict[st
     return body
 
 
+def _read_result_ref(found: ResultRef | None) -> ResultReference | None:
+    if found is None:
+        return None
+    expires = found.expiration_time
+    return ResultReference(
+        key=found.key,
+        size_bytes=found.size_bytes,
+        content_type=found.content_type,
+        sha256=found.sha256,
+        expiration_time=None if expires is None else expires.timestamp(),
+    )
+
+
 def shortened(status: domain.TaskState, why: str) -> domain.TaskState:
     """Return what is recorded of a status that is refused in full; ``why``: what was said to it."""
     return replace(
@@ -233,7 +249,9 @@ def shortened(status: domain.TaskState, why: str) -> domain.TaskState:
         checkpoint=None,
         progress=None,
         # The last attempt stays: the next one's number follows from it.
-        history=tuple(replace(one, worker="", message="") for one in status.history[-1:]),
+        history=tuple(
+            replace(one, worker="", message="", output="") for one in status.history[-1:]
+        ),
         worker="",
         message=f"recorded in short, because the API server refused the full status: {why}"[
             :STATUS_MESSAGE_LENGTH
@@ -289,6 +307,7 @@ def _attempt(entry: domain.AttemptRecord) -> dict[str, Any]:
         "outcome": entry.outcome,
     }
     texts = {"worker": entry.worker, "reason": entry.reason, "message": entry.message}
+    texts["output"] = entry.output
     return fields | {name: text for name, text in texts.items() if text}
 
 
@@ -406,6 +425,7 @@ def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskState:
                 worker=entry.worker,
                 reason=entry.reason,
                 message=entry.message,
+                output=entry.output,
             )
             for entry in status.history
         ),
@@ -424,4 +444,5 @@ def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskState:
         # Deadlines count from there.
         resumed_time=_time_of(status, _SUSPENDED, "False"),
         result=status.result,
+        result_ref=_read_result_ref(status.result_ref),
     )

@@ -8,6 +8,7 @@ from typing import Any
 from taskqueue.api.common import GROUP, MESSAGE_MAX_LENGTH, VERSION
 from taskqueue.api.taskqueue import TaskQueueResource
 from taskqueue.api.taskqueue_pool import Scaling, ScalingTarget, Workers
+from taskqueue.api.taskqueue_results import Results
 from taskqueue.limits import STATUS_HANDLERS, STATUS_MESSAGE_LENGTH, STATUS_WORKERS
 from taskqueue.model.queue import (
     ClusterRef,
@@ -15,6 +16,7 @@ from taskqueue.model.queue import (
     QueueConfig,
     QueueKey,
     QueueStatus,
+    ResultsConfig,
     ScaleTargetRef,
     StopPolicy,
 )
@@ -83,6 +85,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
         managed_probes=spec.workers.probes == "Managed",
         concurrency=spec.workers.concurrency,
         scaling=_scaling_policy(spec.scaling, spec.workers, draining=stop_policy.drains),
+        results=_results(spec.results),
     )
 
 
@@ -125,6 +128,15 @@ def queue_status_patch(
             ),
         }
     }
+
+
+def _results(results: Results) -> ResultsConfig:
+    return ResultsConfig(
+        secret="" if results.store is None else results.store.connection_secret.name,
+        always=results.policy == "Always",
+        retention_seconds=results.retention_seconds,
+        output=results.output,
+    )
 
 
 def _scaling_policy(scaling: Scaling, workers: Workers, *, draining: bool) -> ScalingPolicy:

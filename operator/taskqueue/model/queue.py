@@ -52,6 +52,28 @@ class ScaleTargetRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResultsConfig:
+    """What becomes of the results of a TaskQueue's Tasks.
+
+    Attributes:
+        secret: name of the Secret with the store's address, in the TaskQueue's namespace; "": there
+            is no store.
+        always: every result goes to the store; else those that no status takes.
+        retention_seconds: after which what is in the store is deleted; None: never.
+        output: whose output is kept: None, Failed or All, as in spec.results.output.
+    """
+
+    secret: str = ""
+    always: bool = False
+    retention_seconds: int | None = None
+    output: str = "None"
+
+
+#: Of a TaskQueue that says nothing of it.
+NO_RESULTS = ResultsConfig()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueConfig:
     """What a TaskQueue asks for.
 
@@ -77,6 +99,7 @@ class QueueConfig:
         managed_probes: whether that gets the probes that the template does not have.
         concurrency: tasks a worker runs at once; None: the worker decides by its CPUs.
         scaling: how the pool is sized.
+        results: what becomes of results.
     """
 
     namespace: str
@@ -98,6 +121,7 @@ class QueueConfig:
     managed_probes: bool = False
     concurrency: int | None = None
     scaling: ScalingPolicy = field(default_factory=ScalingPolicy)
+    results: ResultsConfig = NO_RESULTS
 
     @property
     def scales(self) -> bool:

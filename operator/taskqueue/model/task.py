@@ -20,6 +20,7 @@ from taskqueue.defaults import (
     DEFAULT_RETRY_FACTOR,
     DEFAULT_RETRY_JITTER,
 )
+from taskqueue.model.result import ResultReference
 
 
 class Phase(StrEnum):
@@ -139,6 +140,7 @@ class AttemptRecord:
     worker: str = ""
     reason: str = ""
     message: str = ""
+    output: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ class TaskState:
     payload_digest: str = field(default="", compare=False)
     payload_changed_time: float | None = field(default=None, compare=False)
     result: Mapping[str, Any] | None = None
+    result_ref: ResultReference | None = None
 
     @property
     def current_attempt(self) -> int:

@@ -1,8 +1,11 @@
-"""Writes a result to a store that may be away for a while."""
+"""Calls a store that may be away for a while."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 from taskqueue import logs
 from taskqueue.backoff import Backoff
@@ -10,6 +13,8 @@ from taskqueue.results.reference import StoredResult
 from taskqueue.results.store import ResultStore, StoreError
 
 log = logs.EventLog("taskqueue.results")
+
+T = TypeVar("T")
 
 #: How long a store may be away before an attempt whose result it should keep fails, in seconds.
 PATIENCE_SECONDS = 60.0
@@ -22,8 +27,8 @@ async def put_patiently(
     *,
     seconds: float = PATIENCE_SECONDS,
     backoff: Backoff | None = None,
-) -> None:
-    """Write a result, again and again while the store is away.
+) -> StoredResult:
+    """Write a result, again and again while the store is away; return the one that is there.
 
     Args:
         store: where to.
@@ -35,16 +40,36 @@ async def put_patiently(
     Raises:
         StoreError: the last one, when the time is up; at once if trying again would not help.
     """
+    return await _patiently(partial(store.put, key, result), key, seconds=seconds, backoff=backoff)
+
+
+async def get_patiently(store: ResultStore, key: str, *, seconds: float) -> StoredResult | None:
+    """Return a result, None if there is none; ask again and again while the store is away.
+
+    Args:
+        store: where from.
+        key: of the result.
+        seconds: how long from now.
+
+    Raises:
+        StoreError: the last one, when the time is up; at once if trying again would not help.
+    """
+    return await _patiently(partial(store.get, key), key, seconds=seconds)
+
+
+async def _patiently(
+    call: Callable[[], Awaitable[T]], key: str, *, seconds: float, backoff: Backoff | None = None
+) -> T:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     pauses = backoff or Backoff(clock=loop.time)
     while True:
         try:
-            return await store.put(key, result)
+            return await call()
         except StoreError as error:
             pause = pauses.next_delay()
             left = deadline - loop.time()
             if not error.transient or pause >= left:
                 raise
-            log.warning("result.not_written", key=key, error=str(error), seconds_left=round(left))
+            log.warning("store.unavailable", key=key, error=str(error), seconds_left=round(left))
         await asyncio.sleep(pause)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
 
 import psycopg
@@ -36,11 +37,17 @@ CREATE TABLE IF NOT EXISTS taskqueue_results (
 _LOCK = "SELECT pg_advisory_xact_lock(7451398226650117)"
 _PUT = """
 INSERT INTO taskqueue_results (key, content_type, body) VALUES (%s, %s, %b)
-ON CONFLICT (key) DO UPDATE
-SET content_type = excluded.content_type, body = excluded.body, written_at = now()
+ON CONFLICT (key) DO NOTHING
 """
 _GET = "SELECT content_type, body FROM taskqueue_results WHERE key = %s"
-_DELETE = "DELETE FROM taskqueue_results WHERE key >= %s AND key < %s AND written_at < %s"
+_DELETE = """
+DELETE FROM taskqueue_results WHERE key IN (
+    SELECT key FROM taskqueue_results
+    WHERE key >= %s AND key < %s AND written_at < %s LIMIT %s
+)
+"""
+#: Rows that one statement deletes.
+_PORTION = 500
 
 #: SQLSTATE classes and codes that pass by themselves: no connection, serialization, resources,
 #: intervention of an operator, a standby that is about to lead, and a lock.
@@ -65,35 +72,37 @@ class PostgresqlStore:
         self._idle: list[AsyncConnection] = []
         self._places = asyncio.Semaphore(_CONNECTIONS)
 
-    async def put(self, key: str, result: StoredResult) -> None:
+    async def put(self, key: str, result: StoredResult) -> StoredResult:
         """Write a row."""
 
-        async def write(connection: AsyncConnection) -> None:
-            await connection.execute(_PUT, (key, result.content_type, result.body))
+        async def write(connection: AsyncConnection) -> StoredResult:
+            while True:  # the row may be deleted between the two statements
+                cursor = await connection.execute(_PUT, (key, result.content_type, result.body))
+                if cursor.rowcount:
+                    return result
+                if (found := await _read(connection, key)) is not None:
+                    return found
 
-        await self._call(f"write {key}", write)
+        return await self._call(f"write {key}", write)
 
     async def get(self, key: str) -> StoredResult | None:
         """Read a row."""
-
-        async def read(connection: AsyncConnection) -> tuple[str, bytes] | None:
-            cursor = connection.cursor(binary=True)
-            await cursor.execute(_GET, (key,))
-            return await cursor.fetchone()
-
-        row = await self._call(f"read {key}", read)
-        return None if row is None else StoredResult(body=row[1], content_type=row[0])
+        return await self._call(f"read {key}", partial(_read, key=key))
 
     async def delete_before(self, prefix: str, moment: float) -> int:
-        """Delete rows in one statement."""
+        """Delete rows, some with each statement."""
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
         at = datetime.fromtimestamp(moment, UTC)
 
         async def delete(connection: AsyncConnection) -> int:
-            cursor = await connection.execute(_DELETE, (prefix, end, at))
+            cursor = await connection.execute(_DELETE, (prefix, end, at, _PORTION))
             return cursor.rowcount
 
-        return await self._call(f"delete expired results of {prefix}", delete)
+        deleted, portion = 0, _PORTION
+        while portion == _PORTION:
+            portion = await self._call(f"delete expired results of {prefix}", delete)
+            deleted += portion
+        return deleted
 
     async def close(self) -> None:
         """Close the connections that nobody uses; the others when they are no longer used."""
@@ -147,6 +156,13 @@ class PostgresqlStore:
 
     def _error(self, what: str, why: str, *, transient: bool) -> StoreError:
         return StoreError(f"cannot {what} in {self._where}: {why}", transient=transient)
+
+
+async def _read(connection: AsyncConnection, key: str) -> StoredResult | None:
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(_GET, (key,))
+    row = await cursor.fetchone()
+    return None if row is None else StoredResult(body=row[1], content_type=row[0])
 
 
 def _is_transient(error: Exception) -> bool:

@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 
 from taskqueue.results.connection import StoreConnection
 from taskqueue.results.reference import StoredResult
-from taskqueue.results.store import ResultStore, StoreError
+from taskqueue.results.store import ResultStore, StoreError, existing
 
 _T = TypeVar("_T")
 
@@ -57,15 +57,17 @@ class RedisStore:
             raise StoreError(message, transient=False) from error
         self._redis = redis.Redis(connection_pool=pool)
 
-    async def put(self, key: str, result: StoredResult) -> None:
+    async def put(self, key: str, result: StoredResult) -> StoredResult:
         """Write a hash and its time to live, in one transaction."""
         pipeline = self._redis.pipeline(transaction=True)
-        pipeline.hset(key, mapping={_TYPE: result.content_type.encode(), _BODY: result.body})
+        pipeline.hsetnx(key, _TYPE, result.content_type.encode())
+        pipeline.hsetnx(key, _BODY, result.body)
         if self._retention_ms is None:
             pipeline.persist(key)
         else:
             pipeline.pexpire(key, self._retention_ms)
-        await self._call(f"write {key}", pipeline.execute())
+        written, *_ = await self._call(f"write {key}", pipeline.execute())
+        return result if written else await existing(self, key)
 
     async def get(self, key: str) -> StoredResult | None:
         """Read a hash."""
@@ -118,7 +120,7 @@ def _describe(error: Any) -> str:
     if isinstance(error, exceptions.AuthenticationError):
         return f"{text}; check user and password in the Secret"
     if isinstance(error, exceptions.NoPermissionError):
-        return f"{text}; let the user run HSET, HMGET, PEXPIRE, PERSIST and MULTI on the keys"
+        return f"{text}; let the user run HSETNX, HMGET, PEXPIRE, PERSIST and MULTI on the keys"
     if text.startswith("MOVED"):
         return f"{text}; this is a Redis cluster: give the address of a single server or a proxy"
     return text

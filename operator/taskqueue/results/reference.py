@@ -1,13 +1,14 @@
-"""Names results in a store, and says what a status knows of one: `status.resultRef`.
-
-The key follows from the attempt (docs/reference/message-contract.md), on both sides. It is never
-taken from a message: whoever may write outcomes may not choose what is read.
-"""
+"""A result as a store has it, and whether that is the one a status names."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+
+from taskqueue.model.result import ResultReference
+
+#: The content type of JSON: what a handler returns as a value, and not as bytes.
+JSON = "application/json"
 
 
 class ResultDamagedError(Exception):
@@ -27,49 +28,6 @@ class StoredResult:
     content_type: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResultReference:
-    """Where a result is, and what it is.
-
-    Attributes:
-        key: of `result_key`.
-        size_bytes: of the body.
-        content_type: a media type.
-        sha256: of the body, in hexadecimal digits.
-        expiration_time: when it may be deleted, in seconds since the epoch; None: never.
-    """
-
-    key: str
-    size_bytes: int
-    content_type: str
-    sha256: str
-    expiration_time: float | None = None
-
-    def check(self, result: StoredResult) -> None:
-        """Compare what a store returned.
-
-        Raises:
-            ResultDamagedError: it is not what was written.
-        """
-        found = hashlib.sha256(result.body).hexdigest()
-        if found != self.sha256:
-            raise ResultDamagedError(
-                f"the store has {len(result.body)} bytes with SHA-256 {found} as {self.key}, and "
-                f"the worker wrote {self.size_bytes} bytes with {self.sha256}: somebody else "
-                "writes into this store, or it has lost data"
-            )
-
-
-def result_key(*, namespace: str, queue: str, uid: str, attempt: int, epoch: int) -> str:
-    """Return the key of an attempt's result."""
-    return f"{queue_prefix(namespace, queue)}{uid}/{attempt}-{epoch}"
-
-
-def queue_prefix(namespace: str, queue: str) -> str:
-    """Return what the keys of all results of a queue begin with, and those of no other."""
-    return f"{namespace}/{queue}/"
-
-
 def reference_to(
     key: str, result: StoredResult, *, expiration_time: float | None = None
 ) -> ResultReference:
@@ -81,3 +39,18 @@ def reference_to(
         sha256=hashlib.sha256(result.body).hexdigest(),
         expiration_time=expiration_time,
     )
+
+
+def check_result(reference: ResultReference, result: StoredResult) -> None:
+    """Compare what a store returned with what a status says of it.
+
+    Raises:
+        ResultDamagedError: it is not what was written.
+    """
+    found = hashlib.sha256(result.body).hexdigest()
+    if found != reference.sha256:
+        raise ResultDamagedError(
+            f"the store has {len(result.body)} bytes with SHA-256 {found} as {reference.key}, and "
+            f"the worker wrote {reference.size_bytes} bytes with {reference.sha256}: somebody else "
+            "writes into this store, or it has lost data"
+        )

@@ -18,7 +18,7 @@ from obstore.store import S3Store
 
 from taskqueue.results.connection import StoreConnection
 from taskqueue.results.reference import StoredResult
-from taskqueue.results.store import ResultStore, StoreError
+from taskqueue.results.store import ResultStore, StoreError, existing
 
 _T = TypeVar("_T")
 
@@ -69,18 +69,23 @@ class S3ResultStore:
             message = f"{self._where} cannot be used: {_text(error)}"
             raise StoreError(message, transient=False) from error
 
-    async def put(self, key: str, result: StoredResult) -> None:
-        """Write an object in one request."""
-        await self._call(
-            f"write {key}",
-            obstore.put_async(
-                self._store,
-                key,
-                result.body,
-                attributes={"Content-Type": result.content_type},
-                use_multipart=False,
-            ),
-        )
+    async def put(self, key: str, result: StoredResult) -> StoredResult:
+        """Write an object in one request, which fails if there is one (If-None-Match)."""
+        try:
+            await self._call(
+                f"write {key}",
+                obstore.put_async(
+                    self._store,
+                    key,
+                    result.body,
+                    attributes={"Content-Type": result.content_type},
+                    mode="create",
+                    use_multipart=False,
+                ),
+            )
+        except FileExistsError:
+            return await existing(self, key)
+        return result
 
     async def get(self, key: str) -> StoredResult | None:
         """Read an object."""
@@ -118,6 +123,8 @@ class S3ResultStore:
         except TimeoutError as error:
             message = f"cannot {what} in {self._where}: no answer in {self._timeout:g} s"
             raise StoreError(message, transient=True) from error
+        except exceptions.AlreadyExistsError as error:
+            raise FileExistsError(what) from error
         except (exceptions.NotFoundError, FileNotFoundError) as error:
             if "NoSuchBucket" in str(error) or what.startswith("write"):
                 raise StoreError(

@@ -11,10 +11,11 @@ from typing import Any
 
 from taskqueue.amqp.channel import Delivery
 from taskqueue.contract.names import ContractError
-from taskqueue.contract.outcome import AttemptEvent, EventKind, encode
+from taskqueue.contract.outcome import AttemptEvent, EventKind, EventResultRef, encode
 from taskqueue.contract.work import DirectMessage, WorkMessage
 from taskqueue.exact_json import decode
 from taskqueue.model.command import CommandKind
+from taskqueue.model.result import ResultReference
 from taskqueue.worker.checkpoints import read_checkpoint
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import failure
@@ -66,6 +67,7 @@ def work_attempt(
         max_attempts=message.max_attempts,
         timeout_seconds=message.timeout_seconds,
         fence=message.fence,
+        epoch=message.epoch,
         checkpoint=message.checkpoint,
         checkpoint_known=not (kept and redelivered),
         on_checkpoint=on_checkpoint if kept else None,
@@ -108,8 +110,10 @@ def event_of(
         worker=worker,
         seconds=seconds,
         result=None if result is None else result.result,
+        result_ref=None if result is None else _result_ref(result.reference),
         error=None if result is None else result.error,
         retry_after_seconds=None if result is None else result.retry_after_seconds,
+        output="" if result is None else result.output,
         checkpoint=checkpoint,
         deliveries=deliveries,
     )
@@ -156,6 +160,17 @@ def direct_event(
     return _encoded(event, prefixed=prefixed)
 
 
+def _result_ref(reference: ResultReference | None) -> EventResultRef | None:
+    """Return what an outcome says of a result in a store: all but where it is."""
+    if reference is None:
+        return None
+    return EventResultRef(
+        size_bytes=reference.size_bytes,
+        content_type=reference.content_type,
+        sha256=reference.sha256,
+    )
+
+
 def _encoded(event: AttemptEvent, *, prefixed: bool) -> CachedOutcome:
     """Return the encoded event, or in place of one that cannot be encoded, a failed attempt.
 
@@ -168,7 +183,12 @@ def _encoded(event: AttemptEvent, *, prefixed: bool) -> CachedOutcome:
             "InvalidResult", f"its outcome cannot be encoded: {error}", 0.0, retryable=False
         )
         event = replace(
-            event, kind=EventKind.FAILED, result=None, error=result.error, retry_after_seconds=None
+            event,
+            kind=EventKind.FAILED,
+            result=None,
+            result_ref=None,
+            error=result.error,
+            retry_after_seconds=None,
         )
         body = encode(event, prefixed=prefixed)
     return CachedOutcome(event.routing_key, body)

@@ -12,13 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from taskqueue.logs import EventLog
-from taskqueue.worker.settings import (
-    DIRECT_MAX_DELIVERIES,
-    DIRECT_TIMEOUT,
-    SettingsError,
-    Variable,
-    WorkerSettings,
-)
+from taskqueue.worker.settings import DIRECT_MAX_DELIVERIES, DIRECT_TIMEOUT, WorkerSettings
+from taskqueue.worker.variables import SettingsError, Variable
 
 log = EventLog("taskqueue.worker")
 

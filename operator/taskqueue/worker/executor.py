@@ -13,7 +13,9 @@ from dataclasses import KW_ONLY, field
 from typing import Any, Protocol
 
 from taskqueue.contract.outcome import EventError
+from taskqueue.model.result import ResultReference
 from taskqueue.records import record
+from taskqueue.results.reference import StoredResult
 from taskqueue.worker.sdk import Progress
 
 
@@ -31,10 +33,13 @@ class AttemptRequest:
         max_attempts: number of the last attempt.
         timeout_seconds: after this long the runtime asks for a cancel.
         fence: of a Task with a concurrencyKey, else None.
+        epoch: repeated from the work message; None: a direct message, whose result no key names.
         checkpoint: what the handler saved before, as JSON, or None.
         checkpoint_known: False: a later one may exist, and only the operator knows.
         on_checkpoint: called on the runtime's loop with each checkpoint that the handler saves, as
             JSON; None: nobody keeps it.
+        on_output: called on the runtime's loop with lines that the attempt has printed; None:
+            nobody keeps them.
     """
 
     _: KW_ONLY
@@ -47,9 +52,11 @@ class AttemptRequest:
     max_attempts: int
     timeout_seconds: float
     fence: int | None = None
+    epoch: int | None = None
     checkpoint: bytes | None = field(default=None, repr=False)
     checkpoint_known: bool = True
     on_checkpoint: Callable[[bytes], None] | None = field(default=None, repr=False)
+    on_output: Callable[[str], None] | None = field(default=None, repr=False)
 
     @property
     def log_fields(self) -> dict[str, Any]:
@@ -72,6 +79,8 @@ class AttemptResult:
     Attributes:
         seconds: how long it ran.
         result: the JSON object it returned, or None; meaningless with an error.
+        unstored: what it returned instead, which no status takes: only a store can keep it.
+        reference: where what it returned is, in a store.
         error: why it failed; None: it succeeded.
         retry_after_seconds: the handler's wish for the next attempt.
         released: it did not end: the handler needs a checkpoint that its message has not.
@@ -81,11 +90,14 @@ class AttemptResult:
             fields mean nothing then. The delivery is requeued, as if the worker had been lost.
         not_begun: why the handler was not called, through no fault of the attempt; the other fields
             mean nothing then. The attempt is given back, uncounted.
+        output: the last lines that a failed attempt has printed, if they belong into its outcome.
     """
 
     _: KW_ONLY
     seconds: float
     result: dict[str, Any] | None = None
+    unstored: StoredResult | None = None
+    reference: ResultReference | None = None
     error: EventError | None = None
     retry_after_seconds: float | None = None
     released: bool = False
@@ -93,6 +105,18 @@ class AttemptResult:
     exception: BaseException | None = None
     lost: str = ""
     not_begun: str = ""
+    output: str = ""
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the handler was called, and returned."""
+        return (
+            self.error is None
+            and not self.released
+            and self.snooze_seconds is None
+            and not self.lost
+            and not self.not_begun
+        )
 
 
 class Execution(Protocol):

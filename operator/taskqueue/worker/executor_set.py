@@ -15,6 +15,7 @@ from taskqueue.worker.executors.function import FunctionExecutor
 from taskqueue.worker.executors.process_spawner import ProcessSpawner
 from taskqueue.worker.executors.router import ExecutorRouter
 from taskqueue.worker.loading import StartError
+from taskqueue.worker.result_settings import KeptOutput
 from taskqueue.worker.sdk import registry
 from taskqueue.worker.settings import HandlerExecutor, Leftovers, WorkerSettings
 
@@ -104,7 +105,34 @@ def assemble(
     else:
         default = None if registry.default is None else registry.default.name
         executor = ExecutorRouter(loop, by_name, rest=rest, default=default)
-    return ExecutorSet(executor, names, spawner, functions)
+    return ExecutorSet(_with_store(executor, settings, loop), names, spawner, functions)
+
+
+def _with_store(
+    executor: Executor, settings: WorkerSettings, loop: asyncio.AbstractEventLoop
+) -> Executor:
+    """Return an executor that keeps results and output, as the settings say."""
+    results, store = settings.results, None
+    if results.source is not None:
+        from taskqueue.results.source import CurrentStore
+        from taskqueue.worker.result_writer import ResultWriter
+
+        store = CurrentStore(results.source, retention_seconds=results.retention_seconds)
+        executor = ResultWriter(
+            executor, store, loop, namespace=settings.namespace, always=results.always
+        )
+    if results.output is not KeptOutput.NONE:
+        from taskqueue.worker.output_keeper import OutputKeeper
+
+        executor = OutputKeeper(
+            executor,
+            loop,
+            store=store,
+            namespace=settings.namespace,
+            failed_only=results.output is KeptOutput.FAILED,
+            redact=registry.redactor,
+        )
+    return executor
 
 
 def _functions(
@@ -124,7 +152,8 @@ def _functions(
                 max_tasks=settings.child_max_tasks,
                 max_mib=settings.child_max_mib,
                 keep_leftovers=settings.child_leftovers is Leftovers.KEEP,
-                capture=config.log_format is LogFormat.JSON,
+                capture=config.log_format is LogFormat.JSON
+                or settings.results.output is not KeptOutput.NONE,
             ),
         )
     return FunctionExecutor(registry, loop, pool)

@@ -28,7 +28,8 @@ from taskqueue.worker.arguments import WorkerArguments
 from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig, ForkServerHandle
 from taskqueue.worker.loading import StartError, load
 from taskqueue.worker.sdk import registry
-from taskqueue.worker.settings import HandlerExecutor, SettingsError, WorkerSettings
+from taskqueue.worker.settings import HandlerExecutor, WorkerSettings
+from taskqueue.worker.variables import SettingsError
 
 log = logs.EventLog("taskqueue.worker")
 

@@ -1,8 +1,9 @@
 """From what a handler returned or raised to the result of the attempt.
 
 Rules: a dict, a pydantic model or a dataclass is the result, None is no result, any other JSON
-value is wrapped as ``{"value": …}``. A value that is not JSON, or is too large for a Task's status,
-is a failure that is not retried. Any exception is a failure that is retried, unless it is `Fail`.
+value is wrapped as ``{"value": …}``. Bytes, and what is too large for a Task's status, are for a
+store; without one they are a failure that is not retried, and so is any other value that is not
+JSON. Any exception is a failure that is retried, unless it is `Fail`.
 
 What a handler returns or raises is its own code: texts that raise, classes that lie about their
 name, values of any type. So this is the one place that reads them, in the thread or process the
@@ -30,8 +31,11 @@ from taskqueue.limits import (
     LONGEST_SNOOZE_SECONDS,
     RESULT_BYTES,
     STATUS_REASON_LENGTH,
+    TEXT_RESULT_BYTES,
 )
-from taskqueue.results.inline import ResultError, encode_result
+from taskqueue.results.binary import NEEDS_STORE, binary_of
+from taskqueue.results.inline import ResultError, encode_result, for_store
+from taskqueue.results.reference import JSON, StoredResult
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.sdk import Cancelled, CheckpointNeeded, Fail, Retry, Snooze
 
@@ -76,6 +80,8 @@ def succeeded(value: Any, seconds: float, *, handler: str = "") -> AttemptResult
         return encoded
     if encoded is None:
         return AttemptResult(seconds=seconds)
+    if isinstance(encoded, StoredResult):
+        return AttemptResult(seconds=seconds, unstored=encoded)
     return _given(
         lambda: AttemptResult(seconds=seconds, result=decode_own(encoded)),
         partial(_unreadable, seconds),
@@ -84,8 +90,10 @@ def succeeded(value: Any, seconds: float, *, handler: str = "") -> AttemptResult
 
 def encoded_result(
     value: Any, seconds: float, *, handler: str = ""
-) -> bytes | AttemptResult | None:
+) -> bytes | StoredResult | AttemptResult | None:
     """Return the result of a handler that returned ``value`` as JSON, None for none; or a failure.
+
+    What no status takes is returned as a store has it.
 
     Args:
         value: what it returned.
@@ -93,6 +101,9 @@ def encoded_result(
         handler: its name, for the message of a failure.
     """
     try:
+        binary = binary_of(value)
+        if binary is not None:
+            return for_store(binary.body, binary.content_type)
         return encode_result(value, handler=handler)
     except BaseException as error:
         describe = partial(_not_encoded, value, error, seconds, handler)
@@ -142,13 +153,36 @@ def parsed_result(text: bytes, seconds: float, *, handler: str, where: str) -> A
     return failure("InvalidResult", reason, seconds, retryable=False)
 
 
-def too_large(size: str, seconds: float) -> AttemptResult:
-    """Return the failure of a result of so many bytes, which was not read to its end."""
+def too_large(seconds: float) -> AttemptResult:
+    """Return the failure of a program's or service's result, which was not read to its end."""
     reason = (
-        f"the result has {size} bytes, the limit is {RESULT_BYTES}: store it elsewhere and return "
-        "where it is"
+        f"the result has more than {TEXT_RESULT_BYTES} bytes, the limit for programs and services: "
+        "store it elsewhere and return where it is"
     )
     return failure("ResultTooLarge", reason, seconds, retryable=False)
+
+
+def not_stored(result: AttemptResult, *, direct: bool) -> AttemptResult:
+    """Return the failure of a result that only a store can keep, where there is none.
+
+    Args:
+        result: of an attempt that succeeded.
+        direct: it is a direct message's, which no store keeps.
+    """
+    unstored = result.unstored
+    if unstored is None:
+        return result
+    size, kind = len(unstored.body), unstored.content_type
+    advice = (
+        "store it elsewhere and return where it is; only the results of Tasks go to a store"
+        if direct
+        else NEEDS_STORE
+    )
+    if kind != JSON:
+        reason = f"the result is {size} bytes of {kind}, and a status takes JSON only: {advice}"
+        return failure("InvalidResult", reason, result.seconds, retryable=False)
+    reason = f"the result is {size} bytes of JSON, the limit is {RESULT_BYTES}: {advice}"
+    return failure("ResultTooLarge", reason, result.seconds, retryable=False)
 
 
 def raised(exception: BaseException, seconds: float) -> AttemptResult:

@@ -29,7 +29,7 @@ from taskqueue.worker.command_log import CommandLog
 from taskqueue.worker.delivery_handler import DeliveryHandler
 from taskqueue.worker.executor import AttemptResult, Execution, Executor
 from taskqueue.worker.keyed_guard import KeyedGuard, abort_process
-from taskqueue.worker.outcome import not_snoozed
+from taskqueue.worker.outcome import not_snoozed, not_stored
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
 from taskqueue.worker.prefetch import PrefetchRule
 from taskqueue.worker.run_machine import Transition, admit, owns_token, step
@@ -343,6 +343,8 @@ class Runtime:
             run = self._states[run_id].run
             if not isinstance(run, TaskRun) or run.message.checkpointed is None:
                 result = not_snoozed(result, direct=not run.token)
+        if result.unstored is not None:
+            result = not_stored(result, direct=not self._states[run_id].run.token)
         self._send(run_id, events.ExecutionEnded(result))
         self._update_prefetch()
         self._fill_slots()

@@ -8,10 +8,9 @@ hand they work the same. No other module of the worker reads the environment.
 
 from __future__ import annotations
 
-import math
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -27,15 +26,10 @@ from taskqueue.logs import LogFormat
 from taskqueue.model.broker_environment import BROKER_DIRECTORY_VARIABLE
 from taskqueue.worker.broker_source import BrokerSource
 from taskqueue.worker.cpus import available_cpus
+from taskqueue.worker.result_settings import RESULT_VARIABLES, ResultSettings
+from taskqueue.worker.variables import SettingsError, Variable, integer, number, read_from
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-
-#: No number is larger than this, where nothing smaller is declared.
-_HIGHEST = 1_000_000
-
-
-class SettingsError(ValueError):
-    """A variable is missing or wrong; the text names it and says what it should be."""
 
 
 class HandlerExecutor(StrEnum):
@@ -55,67 +49,6 @@ class Leftovers(StrEnum):
 
     REPLACE = "replace"
     KEEP = "keep"
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """Declares one environment variable.
-
-    Attributes:
-        name: of the variable.
-        meaning: one line of Markdown.
-        parse: returns the value of a text; raises ValueError with what to give instead.
-        default: in words, where the value does not say enough.
-        unit: of a number, such as ``s``.
-    """
-
-    name: str
-    meaning: str
-    parse: Callable[[str], Any] = str
-    default: str = ""
-    unit: str = ""
-
-    def read(self, text: str) -> Any:
-        """Return the value of a text.
-
-        Raises:
-            SettingsError: it is not accepted.
-        """
-        try:
-            return self.parse(text)
-        except ValueError as error:
-            raise SettingsError(f"{self.name} is {text!r}: {error}") from None
-
-
-def _from(*variables: Variable) -> dict[str, tuple[Variable, ...]]:
-    """Return the metadata of a field that is read from these variables."""
-    return {"variables": variables}
-
-
-def _integer(lowest: int = 0, highest: int = _HIGHEST) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = lowest - 1
-        if not lowest <= number <= highest:
-            raise ValueError(f"give a whole number from {lowest} to {highest}")
-        return number
-
-    return parse
-
-
-def _number(lowest: float = 0.0, highest: float = _HIGHEST) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not lowest <= number <= highest:
-            raise ValueError(f"give a number from {lowest:g} to {highest:.0f}")
-        return number
-
-    return parse
 
 
 def _executor(text: str) -> HandlerExecutor:
@@ -152,11 +85,11 @@ def _log_level(text: str) -> str:
 DIRECT_TIMEOUT = Variable(
     "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS",
     "timeout of messages without a Task",
-    _number(lowest=0.1),
+    number(lowest=0.1),
     unit="s",
 )
 DIRECT_MAX_DELIVERIES = Variable(
-    "TASKQUEUE_MAX_DELIVERIES", "attempts of messages without a Task", _integer(lowest=1)
+    "TASKQUEUE_MAX_DELIVERIES", "attempts of messages without a Task", integer(lowest=1)
 )
 
 
@@ -165,11 +98,11 @@ class WorkerSettings:
     """Holds what a worker needs to know."""
 
     namespace: str = field(
-        metadata=_from(Variable("TASKQUEUE_NAMESPACE", "namespace of the TaskQueue"))
+        metadata=read_from(Variable("TASKQUEUE_NAMESPACE", "namespace of the TaskQueue"))
     )
-    queue: str = field(metadata=_from(Variable("TASKQUEUE_QUEUE", "name of the TaskQueue")))
+    queue: str = field(metadata=read_from(Variable("TASKQUEUE_QUEUE", "name of the TaskQueue")))
     broker: BrokerSource = field(
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_BROKER_URI",
                 "`amqp://user:password@host/vhost`, or `amqps://` for TLS",
@@ -201,20 +134,23 @@ class WorkerSettings:
             ),
         )
     )
+    results: ResultSettings = field(
+        default_factory=ResultSettings, metadata=read_from(*RESULT_VARIABLES)
+    )
     slots: int = field(
         default_factory=lambda: available_cpus(),
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_CONCURRENCY",
                 "slots: attempts run at once",
-                _integer(lowest=1),
+                integer(lowest=1),
                 default="CPUs of the container (its cgroup limit, rounded up)",
             )
         ),
     )
     executor: HandlerExecutor = field(
         default_factory=HandlerExecutor.default,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_EXECUTOR",
                 "where sync handlers run: `process` or `thread`",
@@ -225,24 +161,24 @@ class WorkerSettings:
     )
     kill_grace_seconds: float = field(
         default=5.0,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_KILL_GRACE_SECONDS",
                 "time between SIGTERM and SIGKILL of an attempt that is being stopped; time limit "
                 "of a DELETE to a service",
-                _number(),
+                number(),
                 unit="s",
             )
         ),
     )
     child_memory_mib: int = field(
         default=0,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_CHILD_MEMORY_MIB",
                 "an attempt whose process holds more is killed; a handler's `memory_mib` takes "
                 "precedence",
-                _integer(),
+                integer(),
                 default="no limit",
                 unit="MiB",
             )
@@ -250,22 +186,22 @@ class WorkerSettings:
     )
     child_max_tasks: int = field(
         default=0,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_CHILD_MAX_TASKS",
                 "attempts after which a child process is replaced",
-                _integer(),
+                integer(),
                 default="never",
             )
         ),
     )
     child_max_mib: int = field(
         default=0,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_CHILD_MAX_MIB",
                 "a child process that holds more after an attempt is replaced",
-                _integer(),
+                integer(),
                 default="never",
                 unit="MiB",
             )
@@ -273,7 +209,7 @@ class WorkerSettings:
     )
     child_leftovers: Leftovers = field(
         default=Leftovers.REPLACE,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_CHILD_LEFTOVERS",
                 "a child process in which an attempt has left threads or open files: `replace` or "
@@ -284,39 +220,39 @@ class WorkerSettings:
     )
     grace_seconds: float = field(
         default=25.0,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_GRACE_SECONDS",
                 "how long running attempts may continue after SIGTERM",
-                _number(),
+                number(),
                 unit="s",
             )
         ),
     )
     drained_seconds: float = field(
         default=DRAINED_SECONDS,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_DRAINED_SECONDS",
                 "how long a drained worker waits for SIGTERM before it exits by itself",
-                _number(),
+                number(),
                 unit="s",
             )
         ),
     )
     health_port: int = field(
         default=8081,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_HEALTH_PORT",
                 "port of `/healthz`, `/readyz` and `/metrics`; 0: none",
-                _integer(highest=65535),
+                integer(highest=65535),
             )
         ),
     )
     log_format: LogFormat | None = field(
         default=None,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_LOG_FORMAT",
                 "`json` or `text`",
@@ -327,7 +263,7 @@ class WorkerSettings:
     )
     log_level: str = field(
         default="INFO",
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_LOG_LEVEL",
                 ", ".join(f"`{level}`" for level in _LEVELS),
@@ -337,19 +273,19 @@ class WorkerSettings:
     )
     direct_timeout_seconds: float = field(
         default=float(DEFAULT_ATTEMPT_SECONDS),
-        metadata=_from(
+        metadata=read_from(
             DIRECT_TIMEOUT,
         ),
     )
     direct_max_deliveries: int = field(
         default=DEFAULT_DELIVERIES,
-        metadata=_from(
+        metadata=read_from(
             DIRECT_MAX_DELIVERIES,
         ),
     )
     limits_directory: str = field(
         default="",
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_LIMITS_DIRECTORY",
                 "directory with the two settings above as files of their names, which are read "
@@ -360,7 +296,7 @@ class WorkerSettings:
     )
     installation: str = field(
         default=DEFAULT_INSTALLATION,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "TASKQUEUE_INSTALLATION",
                 "installation of the operator that serves the TaskQueue: what that one understands "
@@ -370,7 +306,7 @@ class WorkerSettings:
     )
     pod: str = field(
         default_factory=socket.gethostname,
-        metadata=_from(
+        metadata=read_from(
             Variable(
                 "POD_NAME", "name of this worker in outcomes and heartbeats", default="host name"
             )
@@ -378,7 +314,7 @@ class WorkerSettings:
     )
     node: str = field(
         default="",
-        metadata=_from(
+        metadata=read_from(
             Variable("NODE_NAME", "the node it runs on, for `status.workers`", default="empty")
         ),
     )
@@ -395,6 +331,9 @@ class WorkerSettings:
         for each in fields(cls):
             if each.name == "broker":
                 values[each.name] = _broker(texts)
+                continue
+            if each.name == "results":
+                values[each.name] = ResultSettings.read(texts)
                 continue
             (variable,) = variables_of(each)
             if variable.name in texts:

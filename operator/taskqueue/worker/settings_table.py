@@ -10,7 +10,8 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from taskqueue.worker.settings import Variable, WorkerSettings, is_required, variables_of
+from taskqueue.worker.settings import WorkerSettings, is_required, variables_of
+from taskqueue.worker.variables import Variable
 
 #: The table in docs/workers.md stands between these lines.
 BEGIN = "<!-- Settings: written by `make settings` from taskqueue/worker/settings.py. -->"

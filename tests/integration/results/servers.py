@@ -11,9 +11,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,13 +30,15 @@ class Server(ABC):
 
     Args:
         folder: of its data; it must be searchable by everybody.
+        host: the address of this machine that it listens at.
     """
 
     kind: str
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.host = host
+        self.port = _free_port(host)
         self._process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
@@ -89,7 +92,7 @@ class Server(ABC):
 
     def _answers(self) -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return probe.connect_ex((self.host, self.port)) == 0
 
 
 class PostgresqlServer(Server):
@@ -102,7 +105,7 @@ class PostgresqlServer(Server):
 
     @property
     def _place(self) -> str:
-        return f"127.0.0.1:{self.port}/postgres"
+        return f"{self.host}:{self.port}/postgres"
 
     def prepare(self) -> None:
         super().prepare()
@@ -117,11 +120,13 @@ class PostgresqlServer(Server):
             text=True,
         )
         assert made.returncode == 0, made.stderr
+        with (self.folder / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all all scram-sha-256\n")
 
     def command(self) -> Sequence[str]:
         options = (
             "-c",
-            "listen_addresses=127.0.0.1",
+            f"listen_addresses={self.host}",
             "-c",
             f"unix_socket_directories={self.folder}",
         )
@@ -148,11 +153,11 @@ class RedisServer(Server):
     kind = "redis"
 
     def connection(self, *, password: str = PASSWORD) -> StoreConnection:
-        return StoreConnection(uri=f"redis://:{_quoted(password)}@127.0.0.1:{self.port}/0")
+        return StoreConnection(uri=f"redis://:{_quoted(password)}@{self.host}:{self.port}/0")
 
     def command(self) -> Sequence[str]:
         return [
-            *("redis-server", "--port", str(self.port), "--bind", "127.0.0.1"),
+            *("redis-server", "--port", str(self.port), "--bind", self.host),
             *("--dir", str(self.folder), "--requirepass", PASSWORD),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
         ]
@@ -166,7 +171,7 @@ class S3Server(Server):
     def connection(self, *, password: str = PASSWORD) -> StoreConnection:
         return StoreConnection(
             uri="s3://results/some/prefix",
-            endpoint=f"http://127.0.0.1:{self.port}",
+            endpoint=f"http://{self.host}:{self.port}",
             access_key_id=USER,
             secret_access_key=password,
         )
@@ -178,7 +183,7 @@ class S3Server(Server):
     def command(self) -> Sequence[str]:
         return [
             *(str(programs.s3_gateway()), "--access", USER, "--secret", PASSWORD),
-            *("--port", f"127.0.0.1:{self.port}", "posix", str(self.folder / "buckets")),
+            *("--port", f"{self.host}:{self.port}", "posix", str(self.folder / "buckets")),
         ]
 
 
@@ -200,7 +205,40 @@ def _quoted(password: str) -> str:
     return quote(password, safe="")
 
 
-def _free_port() -> int:
+def address_towards(host: str) -> str:
+    """Return the address of this machine that another one, such as a node, can reach it at."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 1))  # nothing is sent
+        return str(probe.getsockname()[0])
+
+
+def secret_of(connection: StoreConnection) -> dict[str, str]:
+    """Return the keys of the Secret that describes a store."""
+    keys = {
+        "uri": connection.uri,
+        "endpoint": connection.endpoint,
+        "region": connection.region,
+        "accessKeyId": connection.access_key_id,
+        "secretAccessKey": connection.secret_access_key,
+    }
+    return {key: text for key, text in keys.items() if text}
+
+
+@contextlib.contextmanager
+def running(kind: str, host: str = "127.0.0.1") -> Iterator[Server]:
+    """A server with data of its own, started, which is killed in the end."""
+    with tempfile.TemporaryDirectory(prefix=f"{kind}-") as folder:
+        Path(folder).chmod(0o755)
+        server = KINDS[kind](Path(folder), host)
+        server.prepare()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+def _free_port(host: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -184,6 +184,7 @@ def test_a_queue_gets_the_documented_defaults() -> None:
             "idleSecondsBeforeZero": 60,
             "paused": False,
         },
+        "results": {"policy": "Overflow", "output": "None"},
     }
 
 

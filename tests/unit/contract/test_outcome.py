@@ -17,6 +17,7 @@ from taskqueue.contract.outcome import (
     AttemptEvent,
     EventError,
     EventKind,
+    EventResultRef,
     decode,
     encode,
 )
@@ -26,6 +27,7 @@ from taskqueue.limits import (
     ERROR_MESSAGE_BYTES,
     EVENT_BYTES,
     OBJECT_NAME_LENGTH,
+    STORED_RESULT_BYTES,
 )
 
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
@@ -298,3 +300,66 @@ def test_what_an_error_quotes_is_cut() -> None:
     with pytest.raises(ContractError) as caught:
         decode(with_value("type", ["x" * EVENT_BYTES]))
     assert len(str(caught.value).encode()) <= DEAD_REASON_BYTES
+
+
+REFERENCE = EventResultRef(size_bytes=7, content_type="image/png", sha256="0123abcd" * 8)
+SUCCESS = AttemptEvent(
+    kind=EventKind.SUCCEEDED,
+    namespace="shop",
+    queue="q",
+    task="t",
+    uid="u",
+    token="k.1",
+    attempt=1,
+    epoch=0,
+    worker="pod",
+    result_ref=REFERENCE,
+    id="e",
+)
+
+
+def test_what_is_in_a_store_is_said_of_a_success() -> None:
+    assert decode(encode(SUCCESS)) == SUCCESS
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EventKind if kind is not EventKind.SUCCEEDED])
+def test_nothing_else_has_a_result_in_a_store(kind: EventKind) -> None:
+    checkpoint: Any = {} if kind is EventKind.CHECKPOINT else None
+    event = replace(SUCCESS, kind=kind, checkpoint=checkpoint)
+    assert decode(encode(event)).result_ref is None
+
+
+@given(
+    name=st.sampled_from(["sizeBytes", "contentType", "sha256"]),
+    value=JSON
+    | st.sampled_from(
+        [-1, STORED_RESULT_BYTES + 1, True, 1.5, "7", "image/png\n", "A" * 64, "0" * 63, "0" * 65]
+    ),
+)
+def test_a_reference_is_read_as_it_is_or_refused(name: str, value: Any) -> None:
+    body = orjson.loads(encode(SUCCESS))
+    fields = body["data"]["resultRef"]
+    fields[name] = value
+    found = None
+    with suppress(ContractError):
+        found = decode(orjson.dumps(body)).result_ref
+    if found is None:
+        return
+    assert [found.size_bytes, found.content_type, found.sha256] == [
+        fields["sizeBytes"],
+        fields["contentType"],
+        fields["sha256"],
+    ]
+    assert type(found.size_bytes) is int
+    assert 0 <= found.size_bytes <= STORED_RESULT_BYTES
+    assert len(found.sha256) == 64
+    assert found.content_type.isprintable()
+
+
+@given(JSON)
+def test_what_is_no_reference_is_refused(value: Any) -> None:
+    assume(value is not None)
+    body = orjson.loads(encode(SUCCESS))
+    body["data"]["resultRef"] = value
+    with pytest.raises(ContractError, match="data\\.resultRef"):
+        decode(orjson.dumps(body))

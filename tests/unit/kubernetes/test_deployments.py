@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from taskqueue.kubernetes.deployments import InvalidTemplate, PoolState, read_pool, render
 from taskqueue.model.broker_environment import BROKER_VARIABLES
-from taskqueue.model.queue import ClusterRef, QueueConfig
+from taskqueue.model.queue import ClusterRef, QueueConfig, ResultsConfig
+from taskqueue.model.result_environment import RESULT_VARIABLES
 from taskqueue.model.task import Policy, RetryBackoff
 
 CONTAINER = {"name": "main", "image": "mine:1", "env": [{"name": "MINE", "value": "1"}]}
@@ -358,3 +359,46 @@ def test_render_accepts_a_template_with_its_own_broker_address(own: dict[str, An
     deployment = render(config(template=template, **CLUSTER), replicas=1, secret=None)
     assert "TASKQUEUE_BROKER_PASSWORD" not in environment(deployment)
     assert broker_files(deployment) is None
+
+
+def test_nothing_of_results_is_in_pods_of_a_queue_that_has_none() -> None:
+    """A rollout would replace them for nothing."""
+    known = environment(render(config(), replicas=1, secret="rabbit"))
+    assert not [name for name in known if name.startswith("TASKQUEUE_RESULTS_")]
+    same = config(results=ResultsConfig(always=True, retention_seconds=60))  # without a store
+    assert render(same, replicas=1, secret="rabbit") == render(
+        config(), replicas=1, secret="rabbit"
+    )
+
+
+def test_the_store_of_results_is_mounted_and_no_secret_is_in_the_environment() -> None:
+    results = ResultsConfig(secret="results", always=True, retention_seconds=60, output="All")
+    deployment = render(config(results=results), replicas=1, secret="rabbit")
+    pod = deployment["spec"]["template"]["spec"]
+    (source,) = [one["secret"] for one in pod["volumes"] if one["name"] == "taskqueue-results"]
+    assert (source["secretName"], source["optional"]) == ("results", True)
+    assert {one["key"]: one["path"] for one in source["items"]} == {
+        key: key for key in RESULT_VARIABLES.values()
+    }
+    (mount,) = [
+        one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "taskqueue-results"
+    ]
+    assert mount["readOnly"]
+    known = environment(deployment)
+    assert {name: text for name, text in known.items() if name.startswith("TASKQUEUE_RESULTS")} == {
+        "TASKQUEUE_RESULTS_DIRECTORY": mount["mountPath"],
+        "TASKQUEUE_RESULTS_POLICY": "Always",
+        "TASKQUEUE_RESULTS_RETENTION_SECONDS": "60",
+        "TASKQUEUE_RESULTS_OUTPUT": "All",
+    }
+
+
+def test_what_the_template_says_of_results_counts() -> None:
+    own = {**CONTAINER, "env": [{"name": "TASKQUEUE_RESULTS_DIRECTORY", "value": "/mine"}]}
+    template = {"spec": {"containers": [own]}}
+    results = ResultsConfig(secret="results")
+    deployment = render(config(template=template, results=results), replicas=1, secret="rabbit")
+    volumes = deployment["spec"]["template"]["spec"]["volumes"]
+    assert "taskqueue-results" not in [one["name"] for one in volumes]
+    assert environment(deployment)["TASKQUEUE_RESULTS_DIRECTORY"] == "/mine"
+    assert environment(deployment)["TASKQUEUE_RESULTS_POLICY"] == "Overflow"

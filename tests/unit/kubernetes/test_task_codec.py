@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from taskqueue.api.task_status import TaskResourceStatus
 from taskqueue.kubernetes.task_codec import read_task, status_patch
 from taskqueue.limits import HISTORY_LENGTH, STATUS_MESSAGE_LENGTH
+from taskqueue.model.result import ResultReference
 from taskqueue.model.task import AttemptRecord, Phase, ProgressState, StatusDetail, TaskState
 from tests.unit.controller.fakes import EPOCH, raw_task
 
@@ -37,6 +38,13 @@ LARGE = TaskState(
     resumed_time=EPOCH,
     checkpoint=b'{"at":"%s"}' % (b"c" * 16_000),
     result={"text": "r" * 16_000},
+    result_ref=ResultReference(
+        key="shop/q/u/1-0",
+        size_bytes=1,
+        content_type="image/png",
+        sha256="0" * 64,
+        expiration_time=EPOCH,
+    ),
 )
 
 times = st.none() | st.floats(EPOCH, EPOCH + 1e6)
@@ -68,6 +76,15 @@ states = st.builds(
     resumed_time=times,
     checkpoint=st.none() | st.just(b'{"at":7}'),
     result=st.none() | st.just({"n": 1}),
+    result_ref=st.none()
+    | st.builds(
+        ResultReference,
+        key=texts.filter(bool),
+        size_bytes=st.integers(0, 1000),
+        content_type=texts,
+        sha256=st.just("0" * 64),
+        expiration_time=times,
+    ),
 )
 
 

@@ -6,7 +6,14 @@ import pytest
 
 from taskqueue.api.taskqueue_status import TaskQueueResourceStatus
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_FINALIZER, queue_status_patch, read_queue
-from taskqueue.model.queue import ClusterRef, Condition, QueueStatus, ScaleTargetRef, StopPolicy
+from taskqueue.model.queue import (
+    ClusterRef,
+    Condition,
+    QueueStatus,
+    ResultsConfig,
+    ScaleTargetRef,
+    StopPolicy,
+)
 from taskqueue.model.scaling import BacklogTarget, DrainTimeTarget, ScalingPolicy
 
 
@@ -53,6 +60,16 @@ def test_read_queue_with_every_field() -> None:
     assert config.delete_queues
     assert config.per_key == 4
     assert (config.policy.active_deadline_seconds, config.policy.ttl_seconds) == (60, 0)
+
+
+def test_read_queue_with_and_without_results() -> None:
+    assert read_queue(raw()).results == ResultsConfig()
+    store = {"connectionSecret": {"name": "results"}}
+    given = {"policy": "Always", "store": store, "retentionSeconds": 3600, "output": "Failed"}
+    assert read_queue(raw(results=given)).results == ResultsConfig(
+        secret="results", always=True, retention_seconds=3600, output="Failed"
+    )
+    assert read_queue(raw(results={"store": store})).results == ResultsConfig(secret="results")
 
 
 def test_read_queue_with_every_scaling_field() -> None:

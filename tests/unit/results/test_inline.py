@@ -1,9 +1,12 @@
-"""Results as they are kept: what is wrapped, and what is refused."""
+"""Results as they are kept: what is wrapped, what is for a store, and what is refused."""
+
+from __future__ import annotations
 
 import pytest
 
-from taskqueue.limits import RESULT_BYTES
-from taskqueue.results.inline import ResultError, ResultTooLargeError, encode_result
+from taskqueue.limits import RESULT_BYTES, STORED_RESULT_BYTES
+from taskqueue.results.inline import ResultError, ResultTooLargeError, encode_result, for_store
+from taskqueue.results.reference import StoredResult
 
 
 @pytest.mark.parametrize(
@@ -22,9 +25,15 @@ def test_result_that_is_not_json_names_the_handler() -> None:
     assert caught.value.type == "InvalidResult"
 
 
-def test_result_above_the_limit_is_too_large() -> None:
+def test_result_above_the_limit_of_a_status_is_for_a_store() -> None:
     room = RESULT_BYTES - len('{"value":""}')
-    assert encode_result("x" * room) is not None
-    with pytest.raises(ResultTooLargeError) as caught:
-        encode_result("x" * (room + 1))
+    assert isinstance(encode_result("x" * room), bytes)
+    body = b'{"value":"%s"}' % (b"x" * (room + 1))
+    assert encode_result("x" * (room + 1)) == StoredResult(body, "application/json")
+
+
+def test_result_above_the_limit_of_a_store_is_too_large() -> None:
+    assert for_store(bytes(STORED_RESULT_BYTES), "image/png").content_type == "image/png"
+    with pytest.raises(ResultTooLargeError, match="33554433 bytes") as caught:
+        for_store(bytes(STORED_RESULT_BYTES + 1), "image/png")
     assert caught.value.type == "ResultTooLarge"

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from taskqueue.model.result import queue_prefix, result_key
 from taskqueue.results.reference import (
     ResultDamagedError,
     StoredResult,
-    queue_prefix,
+    check_result,
     reference_to,
-    result_key,
 )
 
 NAME = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
@@ -42,7 +42,7 @@ def test_only_the_keys_of_a_queue_begin_with_its_prefix(
 def test_other_bytes_than_those_written_are_noticed(written: bytes, found: bytes) -> None:
     reference = reference_to("k", StoredResult(written, "text/plain"))
     if found == written:
-        reference.check(StoredResult(found, "text/plain"))
+        check_result(reference, StoredResult(found, "text/plain"))
     else:
         with pytest.raises(ResultDamagedError, match="somebody else"):
-            reference.check(StoredResult(found, "text/plain"))
+            check_result(reference, StoredResult(found, "text/plain"))

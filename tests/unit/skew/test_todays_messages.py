@@ -74,6 +74,8 @@ EVENTS = st.builds(
 #: What the older commit knows of an event; a direct message's is empty for a Task.
 KNOWN_OF_EVENTS = {each.name for each in fields(AttemptEvent)} - {
     "checkpoint",
+    "result_ref",
+    "output",
     "deliveries",
     "exchange",
     "correlation_id",

@@ -12,7 +12,10 @@ from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.outcome import EventKind
 from taskqueue.contract.work import WorkMessage
 from taskqueue.model.command import CommandKind
+from taskqueue.results.store import ResultStore
+from taskqueue.worker.executor import Executor
 from taskqueue.worker.outcome_outbox import OutcomeOutbox
+from taskqueue.worker.result_writer import ResultWriter
 from taskqueue.worker.runtime import Runtime
 from tests.unit.worker.fakes import FakeChannel, FakeExecutor, FakePublisher, settings
 
@@ -26,9 +29,12 @@ def direct(**changes: Any) -> BasicProperties:
 class RuntimeHarness:
     """A runtime between a fake channel, a fake publisher and a fake executor."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, *, store: ResultStore | None = None, **changes: Any) -> None:
         loop = asyncio.get_running_loop()
         self.executor = FakeExecutor()
+        executor: Executor = self.executor
+        if store is not None:
+            executor = ResultWriter(executor, store, loop, namespace="shop", always=False)
         self.publisher = FakePublisher()
         self.outbox = OutcomeOutbox(loop)
         self.outbox.attach(self.publisher.real)
@@ -37,7 +43,7 @@ class RuntimeHarness:
         self.aborts: list[dict[str, Any]] = []
         self.runtime = Runtime(
             settings(**changes),
-            self.executor,
+            executor,
             self.outbox,
             loop,
             on_change=self._changed,

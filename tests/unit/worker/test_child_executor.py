@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from taskqueue import Context, Fail, Retry
-from taskqueue.limits import RESULT_BYTES
+from taskqueue import BinaryResult, Context, Fail, Retry
+from taskqueue.limits import RESULT_BYTES, STORED_RESULT_BYTES
+from taskqueue.results.reference import StoredResult
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors.memory import resident_mib
 from taskqueue.worker.sdk import HandlerRegistry
@@ -97,8 +98,25 @@ async def test_what_json_cannot_say_is_a_failure_that_names_the_handler() -> Non
         assert "handler 'f' returned" in error.message
 
 
-async def test_a_result_that_is_too_large() -> None:
-    async with children(lambda payload: "x" * RESULT_BYTES) as nursery:
+@pytest.mark.parametrize(
+    ("value", "body", "content_type"),
+    [
+        ("x" * RESULT_BYTES, b'{"value":"%s"}' % (b"x" * RESULT_BYTES), "application/json"),
+        (b"\n\x00" * 5_000_000, b"\n\x00" * 5_000_000, "application/octet-stream"),
+        (BinaryResult(b"", "image/png; a=1"), b"", "image/png; a=1"),
+    ],
+    ids=["JSON", "10 MB of bytes", "empty"],
+)
+async def test_a_result_for_a_store(value: Any, body: bytes, content_type: str) -> None:
+    async with children(lambda payload: value if payload else 7) as nursery:
+        result = await nursery.run({"a": 1})
+        assert await nursery.value() == 7  # the next attempt has nothing of it
+    assert (result.error, result.result) == (None, None)
+    assert result.unstored == StoredResult(body, content_type)
+
+
+async def test_a_result_above_the_limit_of_a_store_is_too_large() -> None:
+    async with children(lambda payload: bytes(STORED_RESULT_BYTES + 1)) as nursery:
         error = (await nursery.run()).error
     assert error is not None
     assert (error.type, error.retryable) == ("ResultTooLarge", False)

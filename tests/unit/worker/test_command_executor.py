@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from taskqueue.logs import LogFormat
+from taskqueue.results.reference import StoredResult
 from taskqueue.worker.executor import AttemptResult, Execution
 from taskqueue.worker.executors.command import CommandError, CommandExecutor, ProgramCommand
 from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig
@@ -89,8 +90,9 @@ async def test_payload_and_attempt_go_in_and_the_last_object_on_stdout_comes_out
     folder: Path,
 ) -> None:
     async with shell(python("print('{not json'); print('done')" + ECHO)) as made:
-        made.start({"text": "x" * 200_000}, fence=7)
-        assert (await made.error())[0] == "ResultTooLarge"
+        large = await made.run({"text": "x" * 200_000}, fence=7)
+        assert large.unstored is not None
+        assert len(large.unstored.body) > 200_000
         result = await made.run({"text": "ä"}, fence=7)
     assert result.result == {
         "payload": {"text": "ä"},
@@ -128,8 +130,9 @@ async def test_the_result_file_goes_before_stdout(folder: Path) -> None:
         made.start()
         assert (await made.error())[0::2] == ("InvalidResult", False)
     async with shell(python(code % ('{"a": "' + "x" * 20_000 + '"}'))) as made:
-        made.start()
-        assert (await made.error())[0::2] == ("ResultTooLarge", False)
+        assert (await made.run()).unstored == StoredResult(
+            b'{"a":"%s"}' % (b"x" * 20_000), "application/json"
+        )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,7 @@ async def test_a_result_file_that_is_none(folder: Path, how: str, kind: str) -> 
         ("{'loss': 1}", "InvalidResult"),
         ('{"open": ', "InvalidResult"),
         ('{"a":' + "[" * 300 + "]" * 300 + "}", "InvalidResult"),
-        ('{"text": "%s"}' % ("x" * 20_000), "ResultTooLarge"),
+        ('{"text": "%s"}' % ("x" * 20_000), None),
         ('{"text": "%s"}' % ("x" * 2_200_000), "ResultTooLarge"),
         ("[1]", None),
         ("done", None),

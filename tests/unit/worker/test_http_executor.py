@@ -165,7 +165,7 @@ async def test_a_connection_that_breaks_and_an_answer_that_is_too_large() -> Non
         if (await request.json())["how"] == "break":
             assert request.transport is not None
             request.transport.abort()
-        return web.json_response({"text": "x" * 1_000_000})
+        return web.json_response({"text": "x" * 1_100_000})
 
     async with service(handle) as caller:
         broken = (await caller.run({"how": "break"})).error

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from taskqueue import Fail, Retry, Snooze
+from taskqueue import BinaryResult, Fail, Retry, Snooze
 from taskqueue.contract.outcome import EventError
 from taskqueue.limits import ERROR_MESSAGE_BYTES, RESULT_BYTES
-from taskqueue.worker.outcome import raised, succeeded, unknown_handler
+from taskqueue.results.reference import StoredResult
+from taskqueue.worker.outcome import not_stored, raised, succeeded, unknown_handler
 
 
 @pytest.mark.parametrize(
@@ -47,14 +48,29 @@ def test_what_json_cannot_say_fails_for_good(value: Any) -> None:
     assert (error.type, error.retryable) == ("InvalidResult", False)
 
 
-def test_a_result_at_the_limit_passes_and_one_byte_more_fails_naming_it() -> None:
+def test_a_result_at_the_limit_passes_and_one_byte_more_needs_a_store() -> None:
     room = RESULT_BYTES - len('{"value":""}')
-    assert succeeded("x" * room, 0).error is None
-    error = succeeded("x" * (room + 1), 0).error
+    assert succeeded("x" * room, 0).unstored is None
+    larger = succeeded("x" * (room + 1), 0)
+    assert (larger.error, larger.result) == (None, None)
+    error = not_stored(larger, direct=False).error
     assert error is not None
     assert (error.type, error.retryable) == ("ResultTooLarge", False)
     assert "16385" in error.message
     assert "16384" in error.message
+
+
+class Lying(bytes):
+    def __bytes__(self) -> bytes:
+        raise KeyboardInterrupt("from a handler's class")
+
+
+def test_bytes_need_a_store_and_what_lies_about_being_bytes_is_a_failure() -> None:
+    stored = succeeded(BinaryResult(b"1", "image/png"), 0.5).unstored
+    assert stored == StoredResult(b"1", "image/png")
+    error = succeeded(Lying(b"1"), 0, handler="f").error
+    assert error is not None
+    assert (error.type, error.retryable) == ("InvalidResult", False)
 
 
 def test_an_exception_is_a_failure_that_is_tried_again() -> None:

@@ -13,13 +13,9 @@ import pytest
 from taskqueue.logs import LogFormat
 from taskqueue.model.broker_environment import BROKER_DIRECTORY_VARIABLE, BROKER_VARIABLES
 from taskqueue.worker import settings as module
-from taskqueue.worker.settings import (
-    HandlerExecutor,
-    SettingsError,
-    WorkerSettings,
-    variables_of,
-)
+from taskqueue.worker.settings import HandlerExecutor, WorkerSettings, variables_of
 from taskqueue.worker.settings_table import rows, with_table
+from taskqueue.worker.variables import SettingsError
 
 PAGE = Path(__file__).parents[3] / "docs" / "workers.md"
 

@@ -16,9 +16,10 @@ import pydantic
 import pytest
 import yaml
 
-from taskqueue import Context, Fail, InvalidPayload, Progress, Retry
+from taskqueue import BinaryResult, Context, Fail, InvalidPayload, Progress, Retry
+from taskqueue.limits import RESULT_BYTES, STORED_RESULT_BYTES
 from taskqueue.testing import Recorded, run, run_async
-from taskqueue.worker.outcome import succeeded
+from taskqueue.worker.outcome import not_stored, succeeded
 from tests.e2e.guides import blocks
 
 
@@ -165,7 +166,7 @@ RETURNED: list[Any] = [
 
 @pytest.mark.parametrize("value", RETURNED, ids=lambda value: str(value)[:40] or "empty")
 def test_what_is_returned_ends_as_in_a_worker(value: Any) -> None:
-    expected = succeeded(value, 0)
+    expected = not_stored(succeeded(value, 0), direct=False)
     if expected.error is None:
         assert run(lambda payload: value) == expected.result
     else:
@@ -173,6 +174,25 @@ def test_what_is_returned_ends_as_in_a_worker(value: Any) -> None:
             run(lambda payload: value)
         assert found.value.type == expected.error.type
         assert str(found.value).endswith(expected.error.message.rpartition("JSON: ")[2])
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * RESULT_BYTES, b"\x00", BinaryResult(b"", "image/png"), bytearray(b"1")]
+)
+def test_with_a_store_it_returns_what_a_store_would_have(value: Any) -> None:
+    stored = succeeded(value, 0).unstored
+    assert stored is not None
+    found = run(lambda payload: value, store=True)
+    if isinstance(value, str):
+        assert found == {"value": value}
+    else:
+        assert found == BinaryResult(stored.body, stored.content_type)
+
+
+def test_the_limit_of_a_store_holds() -> None:
+    with pytest.raises(Fail, match="the limit is 33554432") as found:
+        run(lambda payload: bytes(STORED_RESULT_BYTES + 1), store=True)
+    assert found.value.type == "ResultTooLarge"
 
 
 def test_the_standard_library_is_enough() -> None:

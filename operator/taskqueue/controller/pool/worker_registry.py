@@ -12,10 +12,17 @@ an attempt with its token.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from taskqueue.limits import DRAINED_SECONDS, REGISTERED_WORKERS, WORKER_LOST_SECONDS
+from taskqueue.limits import (
+    DRAINED_SECONDS,
+    REGISTERED_WORKERS,
+    STATUS_HANDLERS,
+    STATUS_HANDLERS_LENGTH,
+    WORKER_LOST_SECONDS,
+)
 from taskqueue.model.worker import Worker, WorkerState
 
 #: A stopped worker that is silent for this long is removed: by then its process has ended by
@@ -177,3 +184,9 @@ class WorkerRegistry:
             if silent[pod] > STOPPED_SECONDS:
                 del self._views[pod]
         return tuple(lost)
+
+
+def shown_handlers(handlers: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the handlers that a status lists; nobody needs the others."""
+    sizes = itertools.accumulate(map(len, handlers[:STATUS_HANDLERS]))
+    return handlers[: sum(size <= STATUS_HANDLERS_LENGTH for size in sizes)]

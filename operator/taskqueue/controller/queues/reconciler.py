@@ -7,7 +7,6 @@ becomes a condition with a reason and is tried again; no other step or TaskQueue
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ from taskqueue.controller.metrics import WORKER_SLOTS, WORKERS, report_messages
 from taskqueue.controller.pool.autoscaler import Load
 from taskqueue.controller.pool.pool_members import WorkerObservations
 from taskqueue.controller.pool.worker_pool import WorkerPool
-from taskqueue.controller.pool.worker_registry import WorkerRegistry
+from taskqueue.controller.pool.worker_registry import WorkerRegistry, shown_handlers
 from taskqueue.controller.queues.backlog import BacklogEstimate
 from taskqueue.controller.queues.broker_link import BrokerLink
 from taskqueue.controller.queues.broker_session import BrokerSession
@@ -27,12 +26,12 @@ from taskqueue.controller.queues.conditions import conditions
 from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.conditions.transitions import ConditionTransitions
 from taskqueue.controller.queues.finalizer import QueueFinalizer
+from taskqueue.controller.queues.result_retention import ResultRetention
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Throughput, Totals
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.taskqueue_codec import queue_path, queue_status_patch
-from taskqueue.limits import STATUS_HANDLERS, STATUS_HANDLERS_LENGTH
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import Condition, QueueConfig, QueueStatus
 from taskqueue.model.task import Phase
@@ -128,6 +127,7 @@ class QueueReconciler:
             installation=installation,
             find_parameters=self._broker.find_parameters,
         )
+        self._results = ResultRetention(client, clock)
         self._writing = asyncio.Lock()
         #: When a direct message was last known to have come by the exchange for work.
         self._misplaced_at: float | None = None
@@ -185,7 +185,7 @@ class QueueReconciler:
             node=heartbeat.node,
             cpus=heartbeat.cpus,
             slots=heartbeat.slots,
-            handlers=_shown(heartbeat.handlers),
+            handlers=shown_handlers(heartbeat.handlers),
         )
         changed = self.registry.on_heartbeat(
             worker,
@@ -240,6 +240,7 @@ class QueueReconciler:
                 except TimeoutError:
                     pass
         finally:
+            self._results.close()
             await self._broker.close()
 
     async def _reconcile(self) -> None:
@@ -248,6 +249,7 @@ class QueueReconciler:
         if tick:
             self._next_tick = self._now() + _TICK_SECONDS
             self._drop_lost_workers()
+            self._results.reconcile(config)
         if config.deleting:
             await self._finalize(config, tick=tick)
             return
@@ -428,6 +430,7 @@ class QueueReconciler:
             many_finished=self._many_finished(config.namespace),
             settings=self._condition_settings,
             misplaced_seconds=None if misplaced is None else self._now() - misplaced,
+            results=self._results.condition,
         )
 
     def _log_failure(self, event: str, problem: Exception) -> None:
@@ -442,9 +445,3 @@ class QueueReconciler:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def _shown(handlers: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the handlers that a status lists; nobody needs the others."""
-    sizes = itertools.accumulate(map(len, handlers[:STATUS_HANDLERS]))
-    return handlers[: sum(size <= STATUS_HANDLERS_LENGTH for size in sizes)]

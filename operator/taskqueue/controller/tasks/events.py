@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.tracked_task import Receipt
+from taskqueue.model.result import ResultReference
 from taskqueue.model.task import ProgressState, StatusDetail, Task, TaskState
 
 
@@ -179,6 +180,7 @@ class AttemptSucceeded(AttemptReport):
 
     end: AttemptEnd
     result: dict[str, object] | None
+    result_ref: ResultReference | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowl
 from taskqueue.limits import LONGEST_SNOOZE_SECONDS, RESULT_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
+from taskqueue.model.result import ResultReference, result_key
 from taskqueue.model.task import ProgressState
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import Clock
@@ -177,7 +178,9 @@ class Inbox:
             _drop("unknown", delivery)
         elif report.kind in _ENDS:
             OUTCOMES_DROPPED.labels("unknown").inc()
-            self._on_late(replace(report, result=None), delivery.without_content(), source)
+            self._on_late(
+                replace(report, result=None, result_ref=None), delivery.without_content(), source
+            )
         else:
             _drop("unknown", delivery)
 
@@ -207,6 +210,7 @@ class Inbox:
             now=self._clock(),
             seconds=report.seconds or 0.0,
             worker=report.worker,
+            output=report.output,
         )
         if report.kind is EventKind.SNOOZED:
             seconds = min(report.seconds or 0.0, LONGEST_SNOOZE_SECONDS)
@@ -214,7 +218,8 @@ class Inbox:
         if report.kind is EventKind.SUCCEEDED:
             if len(delivery.body) > RESULT_BYTES and _is_too_large(report.result):
                 return events.AttemptFailed(about, end, _TOO_LARGE)
-            return events.AttemptSucceeded(about, end, report.result)
+            found = self._reference(report, end.now)
+            return events.AttemptSucceeded(about, end, report.result, found)
         said = report.error or _NO_ERROR
         if said.reserved and said.type == UNKNOWN_HANDLER:
             return events.HandlerUnknown(about, said.message)
@@ -226,6 +231,29 @@ class Inbox:
             retry_after_seconds=report.retry_after_seconds,
         )
         return events.AttemptFailed(about, end, failure)
+
+    def _reference(self, report: AttemptEvent, now: float) -> ResultReference | None:
+        """Return where a stored result is: that follows from its Task, not from the report."""
+        said, tracked = report.result_ref, self._runner.tasks[report.uid]
+        if said is None:
+            return None
+        namespace, queue = tracked.queue_key
+        dispatcher = self._dispatcher_of(tracked.queue_key)
+        config = None if dispatcher is None else dispatcher.config
+        kept = None if config is None else config.results.retention_seconds
+        return ResultReference(
+            key=result_key(
+                namespace=namespace,
+                queue=queue,
+                uid=report.uid,
+                attempt=report.attempt,
+                epoch=report.epoch,
+            ),
+            size_bytes=said.size_bytes,
+            content_type=said.content_type,
+            sha256=said.sha256,
+            expiration_time=None if kept is None else now + kept,
+        )
 
     def _on_heartbeat_message(self, delivery: Delivery, source: MessageSource) -> None:
         """Read what a worker says of itself and of the attempts it runs."""

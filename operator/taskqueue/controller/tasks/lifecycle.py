@@ -15,6 +15,7 @@ from enum import Enum, auto
 
 from taskqueue.controller.tasks.retry import next_wait_seconds
 from taskqueue.limits import HISTORY_LENGTH, SNOOZES, STATUS_MESSAGE_LENGTH
+from taskqueue.model.result import ResultReference
 from taskqueue.model.task import AttemptRecord, Phase, Policy, ProgressState, TaskState
 
 _FINAL = frozenset(phase for phase in Phase if phase.terminal)
@@ -54,6 +55,7 @@ class AttemptEnd:
         now: when the operator received the outcome.
         seconds: how long it ran, by the worker's measure.
         worker: the pod that ran it.
+        output: the last lines it has printed, if they are to be kept.
     """
 
     attempt: int
@@ -61,6 +63,7 @@ class AttemptEnd:
     now: float
     seconds: float = 0.0
     worker: str = ""
+    output: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +142,11 @@ def unclaimed(status: TaskState) -> TaskState:
 
 
 def succeeded(
-    status: TaskState, ended: AttemptEnd, *, result: dict[str, object] | None
+    status: TaskState,
+    ended: AttemptEnd,
+    *,
+    result: dict[str, object] | None,
+    result_ref: ResultReference | None = None,
 ) -> TaskState:
     """Return the final status after an attempt that succeeded."""
     return replace(
@@ -147,6 +154,7 @@ def succeeded(
         phase=Phase.SUCCEEDED,
         completion_time=ended.now,
         result=result,
+        result_ref=result_ref,
     )
 
 
@@ -358,6 +366,7 @@ def _recorded(
         worker=ended.worker,
         reason=reason,
         message=_clip(message),
+        output=ended.output,
     )
     return replace(
         status,

@@ -225,8 +225,9 @@ def _on_handler_registered(draft: Draft, event: events.HandlerRegistered) -> Non
 
 def _on_succeeded(draft: Draft, event: events.AttemptSucceeded) -> None:
     draft.count_on(event)
+    status, stored = draft.tracked.status, event.result_ref
     draft.update(receipts=(*draft.tracked.receipts, event.about.receipt))
-    draft.finish(lifecycle.succeeded(draft.tracked.status, event.end, result=event.result))
+    draft.finish(lifecycle.succeeded(status, event.end, result=event.result, result_ref=stored))
 
 
 def _on_failed(draft: Draft, event: events.AttemptFailed) -> None:

@@ -29,6 +29,7 @@ from collections import deque
 from types import FrameType
 from typing import Any, NoReturn
 
+from taskqueue.results.reference import StoredResult
 from taskqueue.worker import log_setup
 from taskqueue.worker.executor import AttemptResult
 from taskqueue.worker.executors import child_protocol
@@ -168,13 +169,17 @@ class Child:
         if self._forked:
             os._exit(1 if isinstance(result, AttemptResult) else 0)  # a process the handler forked
         leftover = state.restore(handler=name, **_log_fields(context))
+        if isinstance(result, StoredResult):
+            encoded = child_protocol.encode_result(result)
+            self.send(child_protocol.frame(child_protocol.RESULT, encoded))
+            result = None
         return child_protocol.encode_outcome(
             result, seconds, mib=self._memory_mib(), leftover=leftover
         )
 
     def _call(
         self, handler: Handler, payload: dict[str, Any], context: _ChildContext
-    ) -> tuple[AttemptResult | bytes | None, float]:
+    ) -> tuple[AttemptResult | StoredResult | bytes | None, float]:
         """Call the handler; return its encoded result or its failure, and how long it ran.
 
         Nothing of an exception is kept: its frames would hold what the handler had opened.

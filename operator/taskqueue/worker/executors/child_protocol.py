@@ -14,7 +14,9 @@ import orjson
 
 from taskqueue.contract.outcome import EventError
 from taskqueue.exact_json import decode, decode_own
-from taskqueue.limits import JSON_DEPTH
+from taskqueue.limits import JSON_DEPTH, MEDIA_TYPE_LENGTH, STORED_RESULT_BYTES
+from taskqueue.results.binary import is_media_type
+from taskqueue.results.reference import StoredResult
 from taskqueue.worker.checkpoints import read_checkpoint
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.outcome import encodable, failure, snoozed
@@ -39,6 +41,9 @@ UNUSABLE = 6
 #: From the child: a checkpoint, as `taskqueue.worker.sdk.checkpoints` encodes it.
 CHECKPOINT = 7
 
+#: From the child, before OUTCOME: a result that no status takes; `encode_result`.
+RESULT = 9
+
 _HEADER = struct.Struct("!BI")
 
 #: How much is read at once.
@@ -47,8 +52,11 @@ CHUNK_BYTES = 65_536
 #: Of a log line; what is longer is cut.
 LOG_LINE_BYTES = 262_144
 
-#: Of a frame from a child: more than any of them needs.
+#: Of a frame from a child other than RESULT: more than any of them needs.
 CHILD_FRAME_BYTES = 1_048_576
+
+#: Of RESULT.
+_RESULT_FRAME_BYTES = MEDIA_TYPE_LENGTH + 1 + STORED_RESULT_BYTES
 
 
 class ProtocolError(ValueError):
@@ -78,14 +86,16 @@ class FrameReader:
     """Splits what a stream socket gives into frames.
 
     Args:
-        limit: bytes that the body of a frame may have; None: any number.
+        limit: bytes that the body of a frame may have, unless it is RESULT; None: any number.
     """
 
-    __slots__ = ("_limit", "_rest")
+    __slots__ = ("_limit", "_missing", "_rest")
 
     def __init__(self, limit: int | None = None) -> None:
         self._limit = limit
-        self._rest = b""
+        #: What there is of a frame, and how much more completes it, as far as known.
+        self._rest = bytearray()
+        self._missing = 0
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """Return the frames that are complete with this data, in order.
@@ -94,20 +104,30 @@ class FrameReader:
             ProtocolError: a frame is longer than the limit.
         """
         if self._rest:
-            data = self._rest + data
+            self._rest += data
+            self._missing -= len(data)
+            if self._missing > 0:  # a long frame is not looked at with each piece of it
+                return []
+            data = bytes(self._rest)
+            self._rest = bytearray()
         size = len(data)
         frames = []
         begin = 0
+        missing = 1
         while size - begin >= _HEADER.size:
             kind, length = _HEADER.unpack_from(data, begin)
-            if self._limit is not None and length > self._limit:
-                raise ProtocolError(f"a frame of {length} bytes, the limit is {self._limit}")
+            limit = _RESULT_FRAME_BYTES if kind == RESULT else self._limit
+            if self._limit is not None and limit is not None and length > limit:
+                raise ProtocolError(f"a frame of {length} bytes, the limit is {limit}")
             end = begin + _HEADER.size + length
             if end > size:
+                missing = end - size
                 break
             frames.append((kind, data[begin + _HEADER.size : end]))
             begin = end
-        self._rest = data[begin:]
+        if begin < size:
+            self._rest += data[begin:]
+            self._missing = missing
         return frames
 
 
@@ -182,6 +202,24 @@ def encode_outcome(
     said = (error.type, error.message, error.retryable, error.reserved)
     failed = (*said, result.retry_after_seconds, traceback)
     return orjson.dumps((seconds, mib, encodable(leftover), None, *failed))
+
+
+def encode_result(result: StoredResult) -> bytes:
+    """Return the body of RESULT."""
+    return b"%s\n%s" % (result.content_type.encode(), result.body)
+
+
+def decode_result(body: bytes) -> StoredResult:
+    """Return the result of a RESULT body.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    kind, separator, content = body.partition(b"\n")
+    content_type = kind.decode("ascii", "replace")
+    if not separator or not is_media_type(content_type):
+        raise ProtocolError("not a result with its content type")
+    return StoredResult(content, content_type)
 
 
 def decode_outcome(body: bytes) -> ChildOutcome:

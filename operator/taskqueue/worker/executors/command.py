@@ -27,6 +27,7 @@ from pathlib import Path
 
 import orjson
 
+from taskqueue.limits import TEXT_RESULT_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.worker.checkpoints import TextCheckpoint
 from taskqueue.worker.deadlines import Deadlines
@@ -52,10 +53,7 @@ PAYLOAD = "{payload}"
 
 
 #: A line of standard output that may be the result is kept up to this length.
-_LINE_BYTES = 1_048_576
-
-#: Bytes of a result that are read: more than it may have, for an error that says so.
-_READ_BYTES = 1_048_576
+_LINE_BYTES = TEXT_RESULT_BYTES
 
 
 class CommandError(ValueError):
@@ -209,7 +207,10 @@ class CommandExecution:
         self._log("stderr", lines)
 
     def _log(self, stream: str, lines: list[str]) -> None:
+        keep = self._attempt.on_output
         for text in merge_lines(lines):
+            if keep is not None:
+                keep(text)
             log.info(
                 "handler.output", text=text[:LINE_BYTES], stream=stream, **self._attempt.log_fields
             )
@@ -255,7 +256,7 @@ class CommandExecution:
         handler = self._attempt.handler or ""
         where = "in the file TASKQUEUE_RESULT_FILE"
         try:
-            text = read_file(self._result_file, _READ_BYTES)
+            text = read_file(self._result_file, TEXT_RESULT_BYTES)
         except OSError as error:
             reason = f"handler {handler!r}: the result {where} cannot be read: {error}"
             return failure("InvalidResult", reason, seconds, retryable=False)
@@ -265,8 +266,8 @@ class CommandExecution:
             text = line if line.startswith(b"{") else b""
         if not text:
             return AttemptResult(seconds=seconds)
-        if len(text) > _READ_BYTES:
-            return too_large(f"more than {_READ_BYTES}", seconds)
+        if len(text) > TEXT_RESULT_BYTES:
+            return too_large(seconds)
         return parsed_result(text, seconds, handler=handler, where=where)
 
 

@@ -41,8 +41,8 @@ from taskqueue.worker.executors import child, descendants
 from taskqueue.worker.executors.process_state import text_stream
 from taskqueue.worker.sdk import HandlerRegistry
 
-#: Prefix of the variables with the worker's broker.
-_BROKER_PREFIX = "TASKQUEUE_BROKER_"
+#: Prefixes of the variables with the worker's broker, and its store of results.
+_SECRET_PREFIXES = ("TASKQUEUE_BROKER_", "TASKQUEUE_RESULTS_")
 
 #: Largest request in bytes: a command's arguments and environment.
 PACKET_BYTES = 131_072
@@ -281,8 +281,8 @@ def _become_command(argv: list[str], environment: dict[str, str], fds: list[int]
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
-    # The broker's password is the worker's: a program must not have it.
-    own = {name: text for name, text in os.environ.items() if not name.startswith(_BROKER_PREFIX)}
+    # Their passwords are the worker's: a program must not have them.
+    own = {name: text for name, text in os.environ.items() if not name.startswith(_SECRET_PREFIXES)}
     try:
         os.execvpe(argv[0], argv, {**own, **environment})  # noqa: S606 - that is its job
     except OSError as problem:

@@ -29,7 +29,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import orjson
 
-from taskqueue.limits import RESULT_BYTES
+from taskqueue.limits import TEXT_RESULT_BYTES
 from taskqueue.worker.checkpoints import TextCheckpoint
 from taskqueue.worker.executor import AttemptRequest, AttemptResult, Execution
 from taskqueue.worker.executors.checkpoint_server import CheckpointServer
@@ -51,9 +51,6 @@ _CONNECT_SECONDS = 10.0
 #: A connection that was idle this long is not reused: services close them after 2 s and more, and a
 #: request on a connection that is being closed would be a failed attempt.
 _IDLE_SECONDS = 1.0
-
-#: Bytes of an answer that are read: more than a result may have, for an error that says so.
-_ANSWER_BYTES = 16 * RESULT_BYTES
 
 #: Characters of an answer in an error's message.
 _SHOWN_LENGTH = 200
@@ -222,8 +219,8 @@ class HttpExecution:
         text = text.strip()
         if not text.startswith(b"{"):
             return AttemptResult(seconds=self._seconds)
-        if len(text) > _ANSWER_BYTES:
-            return too_large(f"more than {_ANSWER_BYTES}", self._seconds)
+        if len(text) > TEXT_RESULT_BYTES:
+            return too_large(self._seconds)
         return parsed_result(text, self._seconds, handler=handler, where="in its answer")
 
     def _on_task_done(self, task: asyncio.Task[AttemptResult]) -> None:
@@ -350,11 +347,11 @@ def _describe(error: Exception) -> str:
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    """Return the body, or a little more than `_ANSWER_BYTES` of it."""
+    """Return the body, or a little more than `TEXT_RESULT_BYTES` of it."""
     text = b""
     async for chunk in answer.content.iter_any():
         text += chunk
-        if len(text) > _ANSWER_BYTES:
+        if len(text) > TEXT_RESULT_BYTES:
             break
     return text
 

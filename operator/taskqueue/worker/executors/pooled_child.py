@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from taskqueue.logs import EventLog
+from taskqueue.results.reference import StoredResult
 from taskqueue.worker import log_setup
 from taskqueue.worker.executor import AttemptRequest, AttemptResult
 from taskqueue.worker.executors import child_protocol
@@ -104,6 +106,7 @@ class PooledChild:
         "_served",
         "_started",
         "_unsent",
+        "_unstored",
         "_unusable",
         "execution",
     )
@@ -123,6 +126,8 @@ class PooledChild:
         self._nonsense = ""
         #: Traceback of a failed start hook.
         self._unusable = ""
+        #: The result of its attempt that no status takes; the outcome follows.
+        self._unstored: StoredResult | None = None
         #: The outcome of its attempt, to be reported when this process has ended.
         self._result_at_exit: AttemptResult | None = None
         self._served = 0
@@ -157,6 +162,7 @@ class PooledChild:
         """Run an attempt; a child that does not exist yet reads it when it starts."""
         self.execution = execution
         self._last = execution.attempt
+        self._unstored = None
         self._served += 1
         self._send(child_protocol.frame(child_protocol.ATTEMPT, execution.body))
 
@@ -220,6 +226,8 @@ class PooledChild:
         if kind == child_protocol.OUTCOME:
             if self.execution is not None:
                 self._on_outcome(self.execution, body)
+        elif kind == child_protocol.RESULT:
+            self._unstored = child_protocol.decode_result(body)
         elif kind == child_protocol.PROGRESS:
             if self.execution is not None:
                 self.execution.progress = child_protocol.decode_progress(body)
@@ -229,6 +237,8 @@ class PooledChild:
                 self.execution.attempt.on_checkpoint(checkpoint)
         elif kind == child_protocol.LOG:
             log_setup.write_line(body)
+            if self._last is not None and self._last.on_output is not None:
+                self._last.on_output(body.decode("utf-8", "replace"))
         elif kind == child_protocol.STARTED:
             self._started = True
             self._pool.on_child_started()
@@ -239,6 +249,10 @@ class PooledChild:
         if self._output is not None:
             self._output.drain()
         outcome = child_protocol.decode_outcome(body)
+        if self._unstored is not None and outcome.result.is_success:
+            found = replace(outcome.result, unstored=self._unstored)
+            outcome = outcome._replace(result=found)
+            self._unstored = None
         leftover = "" if self._pool.settings.keep_leftovers else outcome.leftover
         if leftover and not execution.cancelled:
             log.warning(
@@ -273,7 +287,10 @@ class PooledChild:
 
     def _on_output(self, lines: list[str]) -> None:
         fields = {} if self._last is None else self._last.log_fields
+        keep = None if self._last is None else self._last.on_output
         for text in merge_lines(lines):
+            if keep is not None:
+                keep(text)
             log.info("handler.output", text=text, pid=self._process.pid, **fields)
 
     # Its end.

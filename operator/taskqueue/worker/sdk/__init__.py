@@ -7,13 +7,15 @@ the standard library is imported here, so a user's tests and a worker's start st
 pydantic is imported once a handler annotates its payload with a model (`payloads`).
 """
 
+from taskqueue.results.binary import BinaryResult
 from taskqueue.worker.sdk.checkpoints import CheckpointNeeded
 from taskqueue.worker.sdk.context import Context, Progress, mark_cancelled, mark_ended
-from taskqueue.worker.sdk.decorators import on_start, on_stop, registry, task
+from taskqueue.worker.sdk.decorators import on_start, on_stop, redact_output, registry, task
 from taskqueue.worker.sdk.failures import Cancelled, Fail, InvalidPayload, Retry, Snooze
 from taskqueue.worker.sdk.handlers import Handler, HandlerRegistry, Hook
 
 __all__ = [
+    "BinaryResult",
     "Cancelled",
     "CheckpointNeeded",
     "Context",
@@ -29,6 +31,7 @@ __all__ = [
     "mark_ended",
     "on_start",
     "on_stop",
+    "redact_output",
     "registry",
     "task",
 ]

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 from taskqueue.worker.sdk.handlers import HandlerRegistry, Hook, checked_hook
+from taskqueue.worker.sdk.signatures import is_async
 
 F = TypeVar("F", bound=Callable[..., Any])
 H = TypeVar("H", bound=Hook)
+R = TypeVar("R", bound=Callable[[str], str])
 
 #: What ``@task`` fills and the worker command serves.
 registry = HandlerRegistry()
@@ -98,3 +100,22 @@ def on_stop(hook: H) -> H:
     """
     registry.stop_hooks.append(checked_hook(hook, "@on_stop"))
     return hook
+
+
+def redact_output(function: R) -> R:
+    """Have output that is kept (spec.results.output) pass through this function.
+
+    It takes what an attempt has printed, as text, and returns what may be kept. It runs in a thread
+    of the worker's own process. Output that it fails on is not kept.
+
+    Raises:
+        TypeError: it is async.
+        ValueError: there is one already.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    if is_async(function):
+        raise TypeError(f"@redact_output: {name} is async: give a plain function")
+    if registry.redactor is not None:
+        raise ValueError(f"@redact_output: {name} is the second one: keep one")
+    registry.redactor = function
+    return function

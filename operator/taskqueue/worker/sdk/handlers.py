@@ -58,6 +58,7 @@ class HandlerRegistry(Mapping[str, Handler]):
     Attributes:
         start_hooks: called in every process that runs handlers, before its first one, in order.
         stop_hooks: called at the orderly end of such a process, the last one first.
+        redactor: removes what nobody must read from output that is kept; None: there is none.
     """
 
     def __init__(self) -> None:
@@ -65,6 +66,7 @@ class HandlerRegistry(Mapping[str, Handler]):
         self._default: Handler | None = None
         self.start_hooks: list[Hook] = []
         self.stop_hooks: list[Hook] = []
+        self.redactor: Callable[[str], str] | None = None
 
     def register(
         self,

@@ -155,6 +155,8 @@ def test_many_finished_tasks_are_counted_and_the_message_says_what_to_do(
     [
         ("BrokerConnected", False, "BrokerUnavailable", False),
         ("BrokerConnected", False, "ReadingInbox", None),
+        ("ResultStoreReady", False, "SecretNotFound", False),
+        ("ResultStoreReady", True, "SecretValid", True),
         ("WorkersAvailable", True, "Available", True),
         ("DeadLetters", True, "Kept", True),
         ("DeadLetters", True, "ManyKept", False),

@@ -13,7 +13,13 @@ from taskqueue.amqp.properties import BasicProperties
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.batch import join
 from taskqueue.contract.names import DEAD_EXCHANGE, HEARTBEATS_EXCHANGE, OUTCOMES_EXCHANGE
-from taskqueue.contract.outcome import AttemptEvent, EventError, EventKind, encode
+from taskqueue.contract.outcome import (
+    AttemptEvent,
+    EventError,
+    EventKind,
+    EventResultRef,
+    encode,
+)
 from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.limits import (
@@ -22,8 +28,9 @@ from taskqueue.limits import (
     PARSED_EVENT_BYTES,
     RESULT_BYTES,
 )
+from taskqueue.model.queue import ResultsConfig
 from taskqueue.model.task import Phase, Policy
-from taskqueue.timestamps import to_rfc3339
+from taskqueue.timestamps import from_rfc3339, to_rfc3339
 from tests.unit.controller.fakes import EPOCH, TOKENS, TaskHarness, raw_task, turn
 
 pytestmark = pytest.mark.looptime
@@ -431,6 +438,63 @@ async def test_a_result_of_one_byte_too_many_is_too_large(size: int, phase: str)
     harness.event(entry, EventKind.SUCCEEDED, result=result)
     await asyncio.sleep(5)
     assert harness.writer.writes[0].status["phase"] == phase
+
+
+STORED = EventResultRef(size_bytes=7, content_type="image/png", sha256="0123abcd" * 8)
+
+
+@pytest.mark.parametrize("retention", [None, 3600])
+async def test_a_result_in_the_store_is_in_the_status_by_the_tasks_own_key(
+    retention: int | None,
+) -> None:
+    """Whatever namespace and queue an outcome names: its token proves the attempt only."""
+    harness = TaskHarness()
+    harness.dispatcher.config = replace(
+        harness.config, results=ResultsConfig(secret="s", retention_seconds=retention)
+    )
+    entry = await harness.published("t")
+    token = TOKENS.sign(entry.task.uid, 1, 0)
+    said = replace(_outcome(), token=token, result=None, result_ref=STORED)
+    harness.message(encode(replace(said, queue="other", namespace="foreign")))
+    await asyncio.sleep(5)
+    status = harness.writer.writes[0].status
+    assert status["phase"] == "Succeeded"
+    assert "result" not in status
+    reference = status["resultRef"]
+    expires = reference.pop("expirationTime", None)
+    assert reference == {
+        "key": f"shop/q/{entry.task.uid}/1-0",
+        "sizeBytes": 7,
+        "contentType": "image/png",
+        "sha256": "0123abcd" * 8,
+    }
+    assert (expires is None) is (retention is None)
+    if expires is not None:
+        completed = from_rfc3339(status["completionTime"])
+        assert from_rfc3339(expires) == pytest.approx(completed + 3600, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", [EventKind.FAILED, EventKind.CANCELLED, EventKind.RELEASED])
+async def test_only_a_success_has_a_result_in_the_store(kind: EventKind) -> None:
+    harness = TaskHarness(max_attempts=1)
+    entry = await harness.published("t")
+    token = TOKENS.sign(entry.task.uid, 1, 0)
+    body = encode(replace(_outcome(), token=token, result=None, result_ref=STORED))
+    harness.message(body.replace(b"task.succeeded", kind.value.encode()))
+    await asyncio.sleep(20)
+    assert all("resultRef" not in write.status for write in harness.writer.writes)
+
+
+async def test_a_reference_that_is_none_fails_the_attempt() -> None:
+    harness = TaskHarness(max_attempts=1)
+    entry = await harness.published("t")
+    token = TOKENS.sign(entry.task.uid, 1, 0)
+    body = encode(replace(_outcome(), token=token, result=None, result_ref=STORED))
+    harness.message(body.replace(b"0123abcd", b"0123ABCD"))
+    await asyncio.sleep(5)
+    status = harness.writer.writes[0].status
+    assert status["phase"] == "Failed"
+    assert "data.resultRef.sha256" in status["message"]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def conditions(
     many_finished: int | None,
     settings: ConditionSettings,
     misplaced_seconds: float | None,
+    results: Condition | None = None,
 ) -> tuple[Condition, ...]:
     """Return all conditions: Ready first, then what it comes from.
 
@@ -42,6 +43,7 @@ def conditions(
         many_finished: finished Tasks of the namespace; 0: few, None: unknown.
         settings: of the operator.
         misplaced_seconds: how long ago a direct message came by the exchange for work; None: never.
+        results: ResultStoreReady, None: there is no store.
     """
     broker = broker_connected(config, broker)
     dead = dead_letters(config, dead_letter_count, settings)
@@ -49,4 +51,5 @@ def conditions(
     producers = producers_outdated(config, misplaced_seconds)
     handlers = handlers_missing(missing)
     own, *progress = ready(config, broker=broker, workers=workers, refused=refused)
-    return (own, broker, workers, scaling, handlers, dead, finished, producers, *progress)
+    stores = () if results is None else (results,)
+    return (own, broker, workers, scaling, handlers, dead, finished, producers, *stores, *progress)
