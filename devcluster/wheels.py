@@ -28,10 +28,10 @@ _GLIBC = ("2_41", "2_34", "2_28", "2_17")
 
 
 def runtime_requirements(checkout: Path = CHECKOUT) -> list[str]:
-    """Return what the operator needs at run time, as a checkout's pyproject.toml has it."""
+    """Return what operator and workers need at run time, as a checkout's pyproject.toml has it."""
     project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
-    requirements: list[str] = project["dependencies"]
-    return requirements
+    stores = project.get("optional-dependencies", {}).get("results", [])  # older ones have none
+    return [*project["dependencies"], *stores]
 
 
 def download(requirements: Sequence[str]) -> Path:
