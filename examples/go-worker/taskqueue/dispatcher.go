@@ -49,6 +49,8 @@ type dispatcher struct {
 	outcomes *outcomePublisher
 	log      *slog.Logger
 	inbox    *unboundedQueue[func()]
+	// store keeps results that no status takes; nil: there is none.
+	store *resultStore
 
 	// prefixed: the operator of this installation that has connected last knows reservedPrefix.
 	prefixed bool
@@ -91,6 +93,7 @@ func newDispatcher(settings Settings, handlers *handlers, outcomes *outcomePubli
 		outcomes: outcomes,
 		log:      log,
 		inbox:    newUnboundedQueue[func()](),
+		store:    newResultStore(settings.Results),
 		commands: newCommandLog(),
 		finished: newOutcomeCache(),
 		byToken:  map[string]*run{},

@@ -65,6 +65,7 @@ type eventData struct {
 	Worker            string          `json:"worker"`
 	Seconds           *float64        `json:"seconds,omitempty"`
 	Result            json.RawMessage `json:"result,omitempty"`
+	ResultRef         *resultRef      `json:"resultRef,omitempty"`
 	Error             *eventError     `json:"error,omitempty"`
 	RetryAfterSeconds *float64        `json:"retryAfterSeconds,omitempty"`
 	Checkpoint        json.RawMessage `json:"checkpoint,omitempty"`
@@ -85,7 +86,10 @@ type cloudEvent struct {
 // ending is how an attempt ended: error is nil for success. It did not end if it is released, because
 // its message has not its last checkpoint, or if it is to be called again after a snooze.
 type ending struct {
-	result     json.RawMessage
+	result json.RawMessage
+	// unstored is a result that no status takes, reference one that is in the store.
+	unstored   *storedResult
+	reference  *resultRef
 	error      *eventError
 	retryAfter time.Duration
 	snooze     *time.Duration
@@ -108,7 +112,7 @@ func (e ending) fill(data *eventData) {
 	if e.snooze != nil {
 		seconds = e.snooze.Seconds()
 	}
-	data.Seconds, data.Result, data.Error = &seconds, e.result, e.error
+	data.Seconds, data.Result, data.ResultRef, data.Error = &seconds, e.result, e.reference, e.error
 	if e.retryAfter > 0 {
 		after := e.retryAfter.Seconds()
 		data.RetryAfterSeconds = &after

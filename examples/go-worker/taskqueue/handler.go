@@ -13,7 +13,7 @@ import (
 
 // Handler runs one attempt. The context ends when the result is no longer wanted: return soon then;
 // what is returned after that does not count. The result is anything that encodes as a JSON object,
-// or nil; any other value arrives as {"value": …}.
+// or nil; any other value arrives as {"value": …}. A Binary is bytes, for the store of the TaskQueue.
 type Handler func(ctx context.Context, payload json.RawMessage) (any, error)
 
 // Attempt is what a handler can learn about its attempt, by AttemptOf.
@@ -96,6 +96,9 @@ func encodeResult(result any) ending {
 	if result == nil {
 		return ending{}
 	}
+	if bytes, is := result.(Binary); is {
+		return binaryResult(bytes)
+	}
 	encoded, err := json.Marshal(result)
 	if err != nil {
 		return ending{error: newError("InvalidResult", "the result is not JSON: "+err.Error(), false)}
@@ -110,9 +113,7 @@ func encodeResult(result any) ending {
 		return ending{error: newError("InvalidResult", err.Error(), false)}
 	}
 	if len(encoded) > resultLimit {
-		text := fmt.Sprintf("the result has %d bytes of JSON, at most %d are kept: store it elsewhere "+
-			"and return where", len(encoded), resultLimit)
-		return ending{error: newError("ResultTooLarge", text, false)}
+		return forStore(encoded, jsonType)
 	}
 	return ending{result: encoded}
 }

@@ -45,12 +45,59 @@ func TestResults(t *testing.T) {
 
 func TestResultsThatCannotBeKept(t *testing.T) {
 	for kind, result := range map[string]any{
-		"ResultTooLarge": strings.Repeat("x", resultLimit),
+		"ResultTooLarge": Binary{Body: make([]byte, storedLimit+1)},
 		"InvalidResult":  make(chan int),
 	} {
 		if end := ends(result, nil); end.error == nil || end.error.Type != kind || end.error.Retryable {
 			t.Errorf("%s: %+v", kind, end.error)
 		}
+	}
+	for _, kind := range []string{"png", "image/png\n", "image/", "text/plain; a=ä"} {
+		if end := ends(Binary{ContentType: kind}, nil); end.error == nil || end.error.Type != "InvalidResult" {
+			t.Errorf("%q: %+v", kind, end)
+		}
+	}
+}
+
+func TestResultsForAStore(t *testing.T) {
+	for kind, result := range map[string]any{
+		"ResultTooLarge": strings.Repeat("x", resultLimit),
+		"InvalidResult":  Binary{Body: []byte{0, 255}, ContentType: "image/png"},
+	} {
+		end := ends(result, nil)
+		if end.error != nil || end.unstored == nil {
+			t.Errorf("%s: %+v", kind, end)
+			continue
+		}
+		lost := withoutStore(end)
+		if lost.error == nil || lost.error.Type != kind || lost.error.Retryable || lost.unstored != nil {
+			t.Errorf("%s: %+v", kind, lost.error)
+		}
+	}
+	if end := ends(Binary{}, nil); end.unstored == nil || end.unstored.contentType != "application/octet-stream" {
+		t.Errorf("%+v", end)
+	}
+}
+
+func TestAStoreThatThisWorkerDoesNotKnowFailsTheAttempt(t *testing.T) {
+	store := newResultStore(ResultSettings{URI: "postgresql://host/database"})
+	m := &message{namespace: "shop", queue: "q", attempt: 2, epoch: 1}
+	m.correlationID = "u"
+	if key := storeKey(m); key != "shop/q/u/2-1" {
+		t.Error(key)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	stop()
+	end := store.keep(ctx, m, ends(Binary{Body: []byte("x")}, nil), time.Minute)
+	if end.error == nil || end.error.Type != "ResultNotStored" || !end.error.Retryable || end.unstored != nil {
+		t.Fatalf("%+v", end)
+	}
+	if !strings.Contains(end.error.Message, "in Redis only") {
+		t.Error(end.error.Message)
+	}
+	small := ends(map[string]int{"a": 1}, nil)
+	if end := store.keep(ctx, m, small, time.Minute); end.error != nil || string(end.result) != `{"a":1}` {
+		t.Errorf("%+v", end)
 	}
 }
 

@@ -116,6 +116,12 @@ func (r *run) start() {
 		} else {
 			end = call(ctx, handler, payload)
 		}
+		if store := r.dispatcher.store; store != nil && !r.direct() {
+			end = store.keep(ctx, r.message, end, r.timeout())
+		}
+		if end.unstored != nil {
+			end = withoutStore(end)
+		}
 	}()
 }
 

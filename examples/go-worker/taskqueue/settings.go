@@ -35,6 +35,8 @@ type Settings struct {
 	LimitsDirectory string
 
 	Broker Broker
+	// Results say where results go that no status takes.
+	Results ResultSettings
 }
 
 // SettingsFromEnvironment reads what the operator sets. An error names the variable.
@@ -52,6 +54,12 @@ func SettingsFromEnvironment() (Settings, error) {
 		DirectTimeout:       e.seconds("TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS", 300),
 		DirectMaxDeliveries: int64(e.number("TASKQUEUE_MAX_DELIVERIES", 3)),
 		LimitsDirectory:     os.Getenv("TASKQUEUE_LIMITS_DIRECTORY"),
+		Results: ResultSettings{
+			Directory: os.Getenv("TASKQUEUE_RESULTS_DIRECTORY"),
+			URI:       os.Getenv("TASKQUEUE_RESULTS_URI"),
+			Always:    os.Getenv("TASKQUEUE_RESULTS_POLICY") == "Always",
+			Retention: e.seconds("TASKQUEUE_RESULTS_RETENTION_SECONDS", 0),
+		},
 	}
 	if s.Installation == "" {
 		s.Installation = defaultInstallation
