@@ -120,6 +120,10 @@ def _problems(delivery: Delivery, envelope: dict[str, Any], event: AttemptEvent)
         )
         or (isinstance(seconds, int | float) and not isinstance(seconds, bool)),
         "data.result goes with success only": result is None or event.kind is EventKind.SUCCEEDED,
+        "data.resultRef goes with success only, and without data.result": "resultRef" not in data
+        or (event.kind is EventKind.SUCCEEDED and result is None),
+        "data.output goes with failure only": "output" not in data
+        or event.kind is EventKind.FAILED,
         "data.result must be short": len(json.dumps(result)) <= _RESULT_LIMIT,
         "data.checkpoint goes with task.checkpoint, and only there": (event.checkpoint is not None)
         == (event.kind is EventKind.CHECKPOINT),

@@ -19,6 +19,7 @@ from tests.conformance.scenarios import (
     outcomes,
     prefetch,
     reconnecting,
+    results,
     running,
     stopping,
 )
@@ -84,4 +85,5 @@ SCENARIOS = (
     ScenarioEntry("reserved", Point.LIMITS, limits.reserved_types),
     ScenarioEntry("announcements", Point.LIMITS, limits.announcements, own_broker_env=True),
     ScenarioEntry("error-messages", Point.LIMITS, limits.error_messages),
+    ScenarioEntry("large-results", Point.LIMITS, results.large_results),
 )
