@@ -29,6 +29,7 @@ from tests.bench import failover as lost
 from tests.bench import latency as single
 from tests.bench import memory as held
 from tests.bench import publish as sending
+from tests.bench import results as stored
 from tests.bench import scaling as pool
 from tests.bench import spawn as processes
 from tests.bench import throughput as many
@@ -63,6 +64,7 @@ def main() -> int:
     _add_codec(benchmarks)
     _add_spawn(benchmarks)
     _add_memory(benchmarks)
+    _add_results(benchmarks)
     options = parser.parse_args()
     code: int = options.run(options)
     return code
@@ -309,6 +311,44 @@ def _memory(options: argparse.Namespace) -> int:
     if options.quick:
         settings = replace(settings, tasks=min(options.synthetic, 300))
     return _bench_here(lambda report: held.run(settings, report), uvloop.new_event_loop)
+
+
+def _add_results(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "results",
+        _results,
+        help="Keep large results in each kind of store while it is killed, and read all of them.",
+    )
+    _add_number(parser, "--tasks", 10_000, "Tasks for each store")
+    _add_number(parser, "--bytes", 100_000, "size of a result", minimum=20_000)
+    _add_number(parser, "--kills", 2, "how often each store is killed", minimum=0)
+    _add_number(parser, "--away-seconds", 5, "how long it is away each time")
+    _add_number(parser, "--workers", 2, "worker pods")
+    _add_number(parser, "--concurrency", 8, "Tasks a worker runs at once")
+    _add_number(parser, "--clients", _CLIENTS, "creates in flight at once")
+    parser.add_argument(
+        "--stores", nargs="+", choices=stored.STORES, default=stored.STORES, help="(default: all)"
+    )
+
+
+def _results(options: argparse.Namespace) -> int:
+    settings = stored.Settings(
+        tasks=min(options.tasks, 200) if options.quick else options.tasks,
+        size=options.bytes,
+        stores=options.stores,
+        kills=options.kills,
+        away_seconds=options.away_seconds,
+        workers=options.workers,
+        concurrency=options.concurrency,
+        clients=options.clients,
+    )
+    return _bench(
+        options.kubeconfig,
+        lambda target, report: stored.run(target, settings, report),
+        clients=options.clients,
+        stage=bench_namespace,
+    )
 
 
 def _add_scaling(benchmarks: CommandParsers) -> None:

@@ -80,6 +80,11 @@ class EndWatch:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    @property
+    def count(self) -> int:
+        """How many have been seen ended."""
+        return len(self._seen)
+
     async def all_ended(self, names: Collection[str], *, seconds: float) -> dict[str, float]:
         """Wait for these objects, and return when each was seen ended.
 
