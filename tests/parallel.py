@@ -65,6 +65,7 @@ _LONG_FILES = (
     "e2e/test_client.py",
     "e2e/test_signal.py",
     "e2e/test_deletion.py",
+    "e2e/test_results.py",
     "e2e/test_guides.py",
     "e2e/test_scaling.py",
     "e2e/test_go_worker.py",
