@@ -12,6 +12,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 from taskqueue.defaults import DEFAULT_ATTEMPT_SECONDS, DEFAULT_ATTEMPTS
@@ -28,7 +29,7 @@ class About(TypedDict, total=False):
     """Values for the handler's `Context`, by its own names; what is left out has a default.
 
     The first of 3 attempts of Task ``test/task`` in queue ``test``, which may take 300 s, without
-    a fence, and without a checkpoint.
+    a fence, a checkpoint and a scheduled time.
     """
 
     task: str
@@ -39,6 +40,7 @@ class About(TypedDict, total=False):
     timeout_seconds: float
     fence: int | None
     last_checkpoint: Any
+    scheduled_time: datetime | None
 
 
 _DEFAULTS: About = {
@@ -50,6 +52,7 @@ _DEFAULTS: About = {
     "timeout_seconds": DEFAULT_ATTEMPT_SECONDS,
     "fence": None,
     "last_checkpoint": None,
+    "scheduled_time": None,
 }
 
 
@@ -86,7 +89,7 @@ def run(
         store: whether the TaskQueue has a store (spec.results.store), which keeps results of more
             than 16 KiB and `BinaryResult`.
         about: values of the context: ``attempt=3``, ``max_attempts``, ``timeout_seconds``,
-            ``fence``, ``uid``, ``task``, ``queue``, ``last_checkpoint``.
+            ``fence``, ``uid``, ``task``, ``queue``, ``last_checkpoint``, ``scheduled_time``.
 
     Raises:
         TypeError: the payload is not a JSON object, the function cannot be a handler, or its

@@ -1,4 +1,4 @@
-"""Shared by both resources: names of the API, bounds, base models, CEL rules and conditions.
+"""Shared by the resources: names of the API, bounds, base models, CEL rules and conditions.
 
 The contract of every model in this package:
 
@@ -37,6 +37,11 @@ TASKQUEUE_KIND = "TaskQueue"
 TASKQUEUE_PLURAL = "taskqueues"
 TASK_KIND = "Task"
 TASK_PLURAL = "tasks"
+TASKSCHEDULE_KIND = "TaskSchedule"
+TASKSCHEDULE_PLURAL = "taskschedules"
+
+#: Annotation of a Task that a TaskSchedule has created: its time, in RFC 3339.
+SCHEDULED_TIME = f"{GROUP}/scheduled-time"
 
 #: A TaskQueue's name becomes part of queue, Deployment (``<name>-worker``) and label names.
 QUEUE_NAME_MAX_LENGTH = 52

@@ -26,6 +26,7 @@ from taskqueue.contract.names import (
 from taskqueue.exact_json import decode
 from taskqueue.jsonable import NotJsonError
 from taskqueue.limits import CHECKPOINT_BYTES, OBJECT_NAME_LENGTH, TRACE_LENGTH
+from taskqueue.timestamps import from_rfc3339
 
 T = TypeVar("T")
 
@@ -37,6 +38,9 @@ CONTRACT_VERSION = 1
 CHECKPOINTED_HEADER = "tq-checkpointed"
 #: Header with the last checkpoint, as JSON.
 CHECKPOINT_HEADER = "tq-checkpoint"
+
+#: Header of a run of a TaskSchedule: its time, RFC 3339 in UTC.
+SCHEDULED_TIME_HEADER = "tq-scheduled-time"
 
 #: Header of a Task with a concurrencyKey: a number that grows with every dispatch of the key.
 FENCE_HEADER = "tq-fence"
@@ -65,6 +69,7 @@ class WorkMessage:
         checkpoint: what a handler of the Task saved last, a JSON object in UTF-8, or None.
         checkpointed: whether a handler has saved something by now; None: the operator is an older
             one, which keeps no checkpoint and knows no snooze.
+        scheduled_time: of the run of a TaskSchedule, in RFC 3339; "": it is none.
     """
 
     namespace: str
@@ -83,6 +88,7 @@ class WorkMessage:
     fence: int | None = None
     checkpoint: bytes | None = None
     checkpointed: bool | None = False
+    scheduled_time: str = ""
 
     def properties(self) -> BasicProperties:
         """Return the AMQP properties of one publish; every call makes a new message id."""
@@ -104,6 +110,8 @@ class WorkMessage:
             headers[CHECKPOINTED_HEADER] = self.checkpointed
         if self.checkpoint is not None:
             headers[CHECKPOINT_HEADER] = self.checkpoint.decode()
+        if self.scheduled_time:
+            headers[SCHEDULED_TIME_HEADER] = self.scheduled_time
         if self.trace:
             headers.update(self.trace)
         return BasicProperties(
@@ -195,6 +203,7 @@ def parse_work(
         if CHECKPOINT_HEADER in headers
         else None,
         checkpointed=bool(headers[CHECKPOINTED_HEADER]) if CHECKPOINTED_HEADER in headers else None,
+        scheduled_time=_scheduled_time(headers),
     )
 
 
@@ -249,6 +258,19 @@ def deliveries_so_far(properties: BasicProperties, *, redelivered: bool) -> int:
         return 0
     count = (properties.headers or {}).get("x-delivery-count", 0)
     return count if isinstance(count, int) else 0
+
+
+def _scheduled_time(headers: Mapping[str, Any]) -> str:
+    if SCHEDULED_TIME_HEADER not in headers:
+        return ""
+    text = _header(headers, SCHEDULED_TIME_HEADER, str)
+    try:
+        from_rfc3339(text)
+    except ValueError:
+        raise ContractError(
+            f"header {SCHEDULED_TIME_HEADER} must be a time as in RFC 3339, it is {text!r}"
+        ) from None
+    return text
 
 
 def _direct_payload(body: bytes) -> dict[str, Any]:

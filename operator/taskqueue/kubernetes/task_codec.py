@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from taskqueue.api.common import GROUP, VERSION
+from taskqueue.api.common import GROUP, SCHEDULED_TIME, VERSION
 from taskqueue.api.task import TaskResourceSpec, TaskRetry
 from taskqueue.api.task_status import NEVER_DECREASES, ResultRef, TaskResourceStatus
 from taskqueue.exact_json import check_levels
@@ -75,6 +75,7 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
         ),
         status=_read_status(status),
         deleting="deletionTimestamp" in metadata,
+        scheduled_time=_scheduled_time(metadata.get("annotations")),
     )
 
 
@@ -378,6 +379,17 @@ def _time_of(status: TaskResourceStatus, kind: str, value: str) -> float | None:
         if condition.type == kind and condition.status == value:
             return condition.last_transition_time.timestamp()
     return None
+
+
+def _scheduled_time(annotations: Mapping[str, str] | None) -> str:
+    """Return the time of a schedule's run; "": there is none, or it cannot be read."""
+    text = (annotations or {}).get(SCHEDULED_TIME)
+    if text is None:
+        return ""
+    try:
+        return to_rfc3339(from_rfc3339(text), "seconds")
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def _shared(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -270,6 +270,7 @@ class Task:
     Attributes, as far as the object's fields do not explain them:
         is_outline: the object cannot be read as a whole: spec and status have some fields only.
         deleting: it has a deletionTimestamp, and a finalizer keeps it; that is never undone.
+        scheduled_time: of the run of a TaskSchedule, in RFC 3339 in UTC; "": it is none.
     """
 
     namespace: str
@@ -281,6 +282,7 @@ class Task:
     status: TaskState = PENDING
     is_outline: bool = False
     deleting: bool = False
+    scheduled_time: str = ""
 
     @property
     def path(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from taskqueue.amqp.channel import Delivery
@@ -71,6 +72,9 @@ def work_attempt(
         checkpoint=message.checkpoint,
         checkpoint_known=not (kept and redelivered),
         on_checkpoint=on_checkpoint if kept else None,
+        scheduled_time=datetime.fromisoformat(message.scheduled_time)
+        if message.scheduled_time
+        else None,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, field
+from datetime import datetime
 from typing import Any, Protocol
 
 from taskqueue.contract.outcome import EventError
@@ -40,6 +41,7 @@ class AttemptRequest:
             JSON; None: nobody keeps it.
         on_output: called on the runtime's loop with lines that the attempt has printed; None:
             nobody keeps them.
+        scheduled_time: of the run of a TaskSchedule, else None.
     """
 
     _: KW_ONLY
@@ -57,6 +59,7 @@ class AttemptRequest:
     checkpoint_known: bool = True
     on_checkpoint: Callable[[bytes], None] | None = field(default=None, repr=False)
     on_output: Callable[[str], None] | None = field(default=None, repr=False)
+    scheduled_time: datetime | None = None
 
     @property
     def log_fields(self) -> dict[str, Any]:

@@ -53,6 +53,7 @@ MESSAGES = st.builds(
     body=st.binary(),
     trace=st.none() | st.fixed_dictionaries({"traceparent": WORDS}, optional={"tracestate": WORDS}),
     fence=st.none() | st.integers(0, 2**63 - 1),
+    scheduled_time=st.sampled_from(["", "2026-01-02T03:04:00Z"]),
 )
 
 HEADERS: dict[str, type] = {
@@ -123,6 +124,14 @@ def test_a_missing_or_wrong_header_is_named(name: str, value: Any) -> None:
     properties = example().properties()
     properties.headers[name] = value
     with pytest.raises(ContractError, match=f"header {name} "):
+        parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
+
+
+@pytest.mark.parametrize("value", [b"\xff", 7, "", "noon", "2026-13-01T00:00:00Z", "2" * 300])
+def test_a_scheduled_time_that_is_no_time_is_named(value: Any) -> None:
+    properties = example().properties()
+    properties.headers["tq-scheduled-time"] = value
+    with pytest.raises(ContractError, match="header tq-scheduled-time "):
         parse_work(properties, b"{}", exchange=WORK_EXCHANGE)
 
 

@@ -123,10 +123,15 @@ MESSAGES = st.builds(
     body=OBJECTS.map(orjson.dumps),
     trace=st.none() | st.fixed_dictionaries({"traceparent": NAMES}),
     fence=st.none() | st.integers(1, 2**40),
+    scheduled_time=st.sampled_from(["", "2026-01-02T03:04:00Z"]),
     checkpoint=st.none() | OBJECTS.map(orjson.dumps),
     checkpointed=st.booleans(),
 )
-KNOWN_OF_MESSAGES = {each.name for each in fields(WorkMessage)} - {"checkpoint", "checkpointed"}
+KNOWN_OF_MESSAGES = {each.name for each in fields(WorkMessage)} - {
+    "checkpoint",
+    "checkpointed",
+    "scheduled_time",
+}
 
 
 @asks

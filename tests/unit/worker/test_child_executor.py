@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from taskqueue.worker.executors.memory import resident_mib
 from taskqueue.worker.sdk import HandlerRegistry
 from tests.unit.worker.children import PATIENCE, appears, attempt, children, gone, worker_log
 
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
 
 async def test_a_handler_runs_in_another_process_and_knows_its_attempt() -> None:
     def handler(payload: dict[str, Any], ctx: Context) -> Any:
@@ -32,17 +35,19 @@ async def test_a_handler_runs_in_another_process_and_knows_its_attempt() -> None
             "width": payload["width"],
             "about": [ctx.task, ctx.uid, ctx.queue, ctx.attempt, ctx.max_attempts],
             "more": [ctx.timeout_seconds, ctx.fence, ctx.cancelled],
+            "scheduled": str(ctx.scheduled_time),
             "main": threading.current_thread() is threading.main_thread(),
         }
 
     async with children(handler) as nursery:
-        result = (await nursery.run({"width": 3}, fence=7)).result
+        result = (await nursery.run({"width": 3}, fence=7, scheduled_time=NOON)).result
     assert result is not None
     assert result["pid"] not in {os.getpid(), nursery.spawner.pid}
     assert result["group"] == result["pid"], "a terminal's signals do not reach it"
     assert result["session"] != os.getsid(0)
     assert result["about"] == ["shop/a", "u", "q", 1, 3]
     assert result["more"] == [30, 7, False]
+    assert result["scheduled"] == str(NOON)
     assert result["main"]
     assert result["width"] == 3
 

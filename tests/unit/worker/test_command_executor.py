@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 ECHO = """
 import json, os, sys
-names = ["TASK", "UID", "ATTEMPT", "MAX_ATTEMPTS", "FENCE", "TIMEOUT_SECONDS"]
+names = ["TASK", "UID", "ATTEMPT", "MAX_ATTEMPTS", "FENCE", "SCHEDULED_TIME"]
+names += ["TIMEOUT_SECONDS"]
 about = {name: os.environ["TASKQUEUE_" + name] for name in names}
 print(json.dumps({"payload": json.load(sys.stdin), "about": about}))
 """
@@ -93,7 +95,8 @@ async def test_payload_and_attempt_go_in_and_the_last_object_on_stdout_comes_out
         large = await made.run({"text": "x" * 200_000}, fence=7)
         assert large.unstored is not None
         assert len(large.unstored.body) > 200_000
-        result = await made.run({"text": "ä"}, fence=7)
+        noon = datetime(2026, 1, 2, 12, tzinfo=UTC)
+        result = await made.run({"text": "ä"}, fence=7, scheduled_time=noon)
     assert result.result == {
         "payload": {"text": "ä"},
         "about": {
@@ -102,6 +105,7 @@ async def test_payload_and_attempt_go_in_and_the_last_object_on_stdout_comes_out
             "ATTEMPT": "1",
             "MAX_ATTEMPTS": "3",
             "FENCE": "7",
+            "SCHEDULED_TIME": "2026-01-02T12:00:00+00:00",
             "TIMEOUT_SECONDS": "30",
         },
     }

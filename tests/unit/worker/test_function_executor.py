@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -263,14 +264,17 @@ async def test_the_latest_progress_can_be_read_while_it_runs(open_gate: threadin
 
 
 @pytest.mark.parametrize("fence", [None, 7])
-async def test_the_context_has_the_fence(fence: int | None) -> None:
+async def test_the_context_has_the_fence_and_the_scheduled_time(fence: int | None) -> None:
+    noon = None if fence is None else datetime(2026, 1, 2, 12, tzinfo=UTC)
     registry = HandlerRegistry()
-    registry.register(lambda payload, ctx: {"fence": ctx.fence}, name="f")
+    registry.register(
+        lambda payload, ctx: {"fence": ctx.fence, "time": str(ctx.scheduled_time)}, name="f"
+    )
     executor = FunctionExecutor(registry, asyncio.get_running_loop())
     results: asyncio.Queue[AttemptResult] = asyncio.Queue()
-    executor.start(replace(attempt(), fence=fence), results.put_nowait)
+    executor.start(replace(attempt(), fence=fence, scheduled_time=noon), results.put_nowait)
     result = await asyncio.wait_for(results.get(), PATIENCE)
-    assert result.result == {"fence": fence}
+    assert result.result == {"fence": fence, "time": str(noon)}
     await executor.close()
 
 

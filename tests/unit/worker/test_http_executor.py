@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ async def test_payload_and_attempt_go_in_and_the_object_comes_out() -> None:
         )
 
     async with service(echo) as caller:
-        result = await caller.run({"a": "ä"}, handler="pack/all", fence=7, uid="order 7\r\nä")
+        about = {"fence": 7, "scheduled_time": datetime(2026, 1, 2, 12, tzinfo=UTC)}
+        result = await caller.run({"a": "ä"}, handler="pack/all", uid="order 7\r\nä", **about)
     assert result.error is None
     assert result.result is not None
     assert result.result["about"].pop("Taskqueue-Checkpoint-Url").startswith("http://127.0.0.1:")
@@ -92,6 +94,7 @@ async def test_payload_and_attempt_go_in_and_the_object_comes_out() -> None:
             "Taskqueue-Attempt": "1",
             "Taskqueue-Max-Attempts": "3",
             "Taskqueue-Fence": "7",
+            "Taskqueue-Scheduled-Time": "2026-01-02T12:00:00+00:00",
             "Taskqueue-Timeout-Seconds": "30",
         },
         "type": "application/json",

@@ -92,6 +92,10 @@ def test_the_context_says_what_the_test_says() -> None:
         "uid": "u",
         "task": "shop/a",
     }
+    noon = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
+    assert run(lambda payload, ctx: str(ctx.scheduled_time), scheduled_time=noon) == {
+        "value": str(noon)
+    }
     with pytest.raises(TypeError, match="atempt"):
         run(fetch, atempt=2)  # type: ignore[call-arg]
 

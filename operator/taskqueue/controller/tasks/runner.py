@@ -247,6 +247,7 @@ class TaskRunner:
                 fence=effect.fence,
                 checkpoint=tracked.status.checkpoint,
                 checkpointed=tracked.status.checkpoint is not None,
+                scheduled_time=task.scheduled_time,
             )
         )
         self._payloads.mark_published(task.uid)

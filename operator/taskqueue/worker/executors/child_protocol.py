@@ -8,6 +8,7 @@ to be written.
 from __future__ import annotations
 
 import struct
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
@@ -150,6 +151,7 @@ def encode_attempt(handler: str, attempt: AttemptRequest) -> bytes:
             attempt.fence,
             None if attempt.checkpoint is None else attempt.checkpoint.decode(),
             attempt.checkpoint_known,
+            attempt.scheduled_time,
         )
     )
 
@@ -159,7 +161,7 @@ def decode_attempt(body: bytes) -> tuple[str, dict[str, Any], dict[str, Any]]:
     handler, payload, task, uid, queue, attempt, max_attempts, timeout, fence, *saved = decode_own(
         body
     )
-    checkpoint, checkpoint_known = saved
+    checkpoint, checkpoint_known, scheduled = saved
     return (
         handler,
         payload,
@@ -173,6 +175,7 @@ def decode_attempt(body: bytes) -> tuple[str, dict[str, Any], dict[str, Any]]:
             "fence": fence,
             "checkpoint": None if checkpoint is None else checkpoint.encode(),
             "checkpoint_known": checkpoint_known,
+            "scheduled_time": None if scheduled is None else datetime.fromisoformat(scheduled),
         },
     )
 

@@ -181,13 +181,14 @@ class CommandExecution:
         )
 
     def _environment(self) -> dict[str, str]:
-        attempt = self._attempt
+        attempt, scheduled = self._attempt, self._attempt.scheduled_time
         values = {
             "TASKQUEUE_TASK": attempt.task,
             "TASKQUEUE_UID": attempt.uid,
             "TASKQUEUE_ATTEMPT": str(attempt.attempt),
             "TASKQUEUE_MAX_ATTEMPTS": str(attempt.max_attempts),
             "TASKQUEUE_FENCE": "" if attempt.fence is None else str(attempt.fence),
+            "TASKQUEUE_SCHEDULED_TIME": scheduled.isoformat() if scheduled else "",
             "TASKQUEUE_TIMEOUT_SECONDS": f"{attempt.timeout_seconds:g}",
             "TASKQUEUE_RESULT_FILE": str(self._result_file),
             "TASKQUEUE_CHECKPOINT_FILE": str(self._checkpoint.path),

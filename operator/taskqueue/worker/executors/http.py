@@ -324,6 +324,8 @@ def _headers(attempt: AttemptRequest) -> dict[str, str]:
     }
     if attempt.fence is not None:
         headers["Taskqueue-Fence"] = str(attempt.fence)
+    if attempt.scheduled_time is not None:
+        headers["Taskqueue-Scheduled-Time"] = attempt.scheduled_time.isoformat()
     return headers
 
 

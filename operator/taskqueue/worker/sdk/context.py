@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NoReturn, SupportsFloat, SupportsIndex
 
 from taskqueue.worker.sdk.arguments import number, text
@@ -37,6 +38,8 @@ class Context:
         fence: of a Task with a concurrencyKey, else None: a number that grows with every dispatch
             of the key. Pass it to the storage you write to, and have it refuse a write with a lower
             one than it has seen: a worker that was disconnected or paused may write late.
+        scheduled_time: of the run of a TaskSchedule, else None: its time as the schedule has it, in
+            UTC. Work on this, not on the present time: a run may be late, or made up for.
         logger: a `logging` logger whose lines carry task, uid and attempt.
 
     Executors give what the message says besides: ``checkpoint``, encoded, and whether it is
@@ -54,6 +57,7 @@ class Context:
         "fence",
         "max_attempts",
         "queue",
+        "scheduled_time",
         "task",
         "timeout_seconds",
         "uid",
@@ -72,6 +76,7 @@ class Context:
         checkpoint: bytes | None = None,
         checkpoint_known: bool = True,
         save: Callable[[bytes], None] | None = None,
+        scheduled_time: datetime | None = None,
     ) -> None:
         self.task = task
         self.uid = uid
@@ -80,6 +85,7 @@ class Context:
         self.max_attempts = max_attempts
         self.timeout_seconds = timeout_seconds
         self.fence = fence
+        self.scheduled_time = scheduled_time
         self._checkpoint = checkpoint
         self._checkpoint_known = checkpoint_known
         self._save = save
