@@ -34,6 +34,7 @@ EXCLUSIVE = {
         "e2e/test_lifecycle_cases_operator_loss.py",
         "e2e/test_notifications_operator_loss.py",
         "e2e/test_operator_loss.py",
+        "e2e/test_schedules_operator_loss.py",
         "e2e/test_takeover.py",
         "chaos/test_operator_absence.py",
         "chaos/test_operator_loss.py",

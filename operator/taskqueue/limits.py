@@ -118,6 +118,17 @@ DELIVERY_LIMIT = 20
 #: lost.
 REPORT_GRACE_SECONDS = 10.0
 
+# Schedules.
+
+#: Of a cron expression.
+CRON_LENGTH = 128
+
+#: Missed runs that are made up for at once, at most.
+MISSED_RUNS = 100
+
+#: Runs that wait for the active one, at most.
+BUFFERED_RUNS = 100
+
 # Workers.
 
 #: From one heartbeat of a worker to the next, in seconds.

@@ -34,7 +34,7 @@ _STATEMENT = re.compile(
     r"# (?:(?P<name>[a-z0-9.-]+) )?(?P<verb>becomes|ends|result|then): (?P<what>.+)"
 )
 _WHAT = re.compile(r"(?P<phase>\w+)(?:, (?P<reason>\w+))?(?: after (?P<attempts>\d+) attempts?)?")
-_PART = re.compile(r"# part of a (TaskQueue|Task)")
+_PART = re.compile(r"# part of a (TaskQueue|TaskSchedule|Task)")
 
 
 class Unclear(Exception):

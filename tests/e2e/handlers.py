@@ -35,6 +35,12 @@ def echo(payload: Payload, ctx: Context) -> Payload:
     return payload
 
 
+@task
+def scheduled(payload: Payload, ctx: Context) -> Payload:
+    """Return the time of the run of a schedule."""
+    return {"at": str(ctx.scheduled_time)}
+
+
 @task(thread=True)
 def nap(payload: Payload, ctx: Context) -> Payload:
     """Sleep for ``seconds``, deaf to whatever is said meanwhile."""

@@ -52,6 +52,10 @@ _COLUMNS = {
 _WHOLE: dict[str, Body] = {
     "Task": {"queue": "work", "handler": "greet"},
     "TaskQueue": {"broker": {"connectionSecret": {"name": "rabbit"}}},
+    "TaskSchedule": {
+        "schedules": ["0 0 * * *"],
+        "taskTemplate": {"spec": {"queue": "work", "handler": "greet"}},
+    },
 }
 
 

@@ -44,9 +44,10 @@ def test_the_folder_of_crds_is_applied_in_both_ways(kubectl: Kubectl, how: str) 
 def test_short_names_and_category(kubectl: Kubectl) -> None:
     done = kubectl("api-resources", f"--api-group={GROUP}", "--no-headers")
     served = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()}
-    assert served == {"tasks": "tqt", "taskqueues": "tq"}
+    assert served == {"tasks": "tqt", "taskqueues": "tq", "taskschedules": "tqs"}
     done = kubectl("api-resources", f"--categories={CATEGORY}", "-o", "name")
-    assert sorted(done.stdout.split()) == [f"taskqueues.{GROUP}", f"tasks.{GROUP}"]
+    kinds = ("taskqueues", "tasks", "taskschedules")
+    assert sorted(done.stdout.split()) == [f"{kind}.{GROUP}" for kind in kinds]
 
 
 # Defaults

@@ -33,12 +33,20 @@ from taskqueue.api.common import (
     TASK_PLURAL,
     TASKQUEUE_KIND,
     TASKQUEUE_PLURAL,
+    TASKSCHEDULE_KIND,
+    TASKSCHEDULE_PLURAL,
     VERSION,
     Resource,
 )
-from taskqueue.api.printer_columns import TASK_COLUMNS, TASKQUEUE_COLUMNS, Column
+from taskqueue.api.printer_columns import (
+    TASK_COLUMNS,
+    TASKQUEUE_COLUMNS,
+    TASKSCHEDULE_COLUMNS,
+    Column,
+)
 from taskqueue.api.task import TaskResource
 from taskqueue.api.taskqueue import TaskQueueResource
+from taskqueue.api.taskschedule import TaskScheduleResource
 
 Schema = dict[str, Any]
 
@@ -61,6 +69,7 @@ _KEPT_KEYWORDS = (
     "maximum",
     "minItems",
     "maxItems",
+    "maxProperties",
 )
 #: Keywords that the conversion reads, or drops on purpose.
 _READ_KEYWORDS = frozenset(
@@ -111,6 +120,13 @@ DEFINITIONS = (
         short_name="tqt",
         columns=TASK_COLUMNS,
         selectable_fields=(".status.phase", ".spec.queue"),
+    ),
+    Definition(
+        model=TaskScheduleResource,
+        kind=TASKSCHEDULE_KIND,
+        plural=TASKSCHEDULE_PLURAL,
+        short_name="tqs",
+        columns=TASKSCHEDULE_COLUMNS,
     ),
 )
 

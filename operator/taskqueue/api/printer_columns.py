@@ -1,4 +1,4 @@
-"""The printer columns of ``kubectl get`` for TaskQueues and Tasks."""
+"""The printer columns of ``kubectl get`` for each resource."""
 
 from __future__ import annotations
 
@@ -44,4 +44,16 @@ TASK_COLUMNS = (
     Column("Completed", ".status.completionTime", wide=True),
     Column("TTL", ".spec.ttlSecondsAfterFinished", "integer", wide=True),
     Column("Message", ".status.message", wide=True),
+)
+
+TASKSCHEDULE_COLUMNS = (
+    Column("Schedules", ".spec.schedules"),
+    Column("Zone", ".spec.timeZone"),
+    Column("Paused", ".status.paused", "boolean"),
+    Column("Active", ".status.active", "integer"),
+    Column("Last", ".status.lastScheduleTime", "date"),
+    _AGE,
+    Column("Next", ".status.nextTimes", wide=True),
+    Column("Description", ".status.description", wide=True),
+    Column("Message", '.status.conditions[?(@.type=="Ready")].message', wide=True),
 )

@@ -76,7 +76,8 @@ def _rules(schema: Schema, path: str) -> Iterator[tuple[str, str]]:
 
 def _type(field: Schema) -> str:
     if "items" in field:
-        return f"list of {_type(field['items'])}s"
+        word, *more = _type(field["items"]).split(" ", 1)
+        return " ".join(["list of", f"{word}s", *more])
     if field.get("format") == "date-time":
         return "time (RFC 3339)"
     return str(field["type"])

@@ -73,6 +73,7 @@ class Engine:
         conditions: what holds for those of all TaskQueues; None: the defaults.
         leads: returns whether this process certainly still leads.
         feed: shows the Tasks, and may have done so for long.
+        is_kept: returns whether a finished Task of this namespace and name must stay for now.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Engine:
         instance: str = "",
         conditions: ConditionSettings | None = None,
         leads: Callable[[], bool] = lambda: True,
+        is_kept: Callable[[QueueKey], bool] = lambda _: False,
     ) -> None:
         random = Random()  # noqa: S311  (jitter, not secrets)
         self._client = ApiClient(access, may_write=leads)
@@ -127,7 +129,7 @@ class Engine:
             self._client,
             clock=time.time,
             ttl_of=self._ttl_of,
-            is_needed=lambda namespace, name: self.tasks.dependencies.is_needed((namespace, name)),
+            is_needed=lambda *key: is_kept(key) or self.tasks.dependencies.is_needed(key),
         )
         self._stored = StoredTasks(
             self._client,

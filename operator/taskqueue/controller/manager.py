@@ -27,6 +27,7 @@ from taskqueue.controller import handlers
 from taskqueue.controller.engine import Engine
 from taskqueue.controller.probes import serve_probes
 from taskqueue.controller.queues.conditions.settings import ConditionSettings
+from taskqueue.controller.schedules.service import ScheduleService
 from taskqueue.controller.tasks.task_feed import TaskFeed
 from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.kubernetes.client import ApiClient, load_access
@@ -108,6 +109,9 @@ async def serve(settings: OperatorSettings) -> int:
     try:
         if not await _stand_by(leadership, feed, stop):
             return 0
+        schedules = ScheduleService(
+            access, instance=settings.identity, leads=lambda: leadership.is_leader
+        )
         engine = Engine(
             access,
             await load_token_keys(client, settings.namespace, settings.installation),
@@ -117,8 +121,9 @@ async def serve(settings: OperatorSettings) -> int:
             instance=settings.identity,
             conditions=settings.conditions,
             leads=lambda: leadership.is_leader,
+            is_kept=schedules.is_unrecorded,
         )
-        return await _lead(engine, leadership, stop)
+        return await _lead(engine, schedules, leadership, stop)
     finally:
         await leadership.release()
         await probes.cleanup()
@@ -141,27 +146,32 @@ async def _stand_by(leadership: LeaderElector, feed: TaskFeed, stop: asyncio.Eve
     return not stop.is_set()
 
 
-async def _lead(engine: Engine, leadership: LeaderElector, stop: asyncio.Event) -> int:
-    """Run the engine and kopf until ``stop``, or until the Lease is lost or a part fails."""
+async def _lead(
+    engine: Engine, schedules: ScheduleService, leadership: LeaderElector, stop: asyncio.Event
+) -> int:
+    """Run the parts until ``stop``, or until the Lease is lost or one of them fails."""
     holding = asyncio.create_task(leadership.renew_until_lost(), name="lease")
     engine_task = asyncio.create_task(engine.run(), name="engine")
+    schedules_task = asyncio.create_task(schedules.run(), name="schedules")
     kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event()
     kopf_task = asyncio.create_task(_run_kopf(engine, kopf_stop, kopf_ready), name="kopf")
     await _first(kopf_ready.wait(), holding, engine_task, kopf_task)
     _stop_on_signals(stop)
     log.info("operator.started", version=__version__)
 
-    await _first(stop.wait(), holding, engine_task, kopf_task)
-    parts = (holding, engine_task, kopf_task)
+    parts = (holding, engine_task, schedules_task, kopf_task)
+    await _first(stop.wait(), *parts)
     ended = [part for part in parts if part.done() and not stop.is_set()]
     for part in ended:
         problem = None if part.cancelled() else part.exception()
         log.error("operator.part_ended", exc_info=problem, part=part.get_name())
     log.info("operator.stopping")
     if holding.done():
-        engine.skip_unwritten()  # another may lead already
+        for serving in (engine, schedules):
+            serving.skip_unwritten()  # another may lead already
+    schedules_task.cancel()
     engine_task.cancel()
-    await asyncio.wait({engine_task})
+    await asyncio.wait({schedules_task, engine_task})
     kopf_stop.set()
     await asyncio.wait({kopf_task}, timeout=_KOPF_STOP_SECONDS)
     holding.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.status_updater import StatusUpdater
@@ -55,6 +55,16 @@ TASKS_HELD = Gauge("taskqueue_tasks_held", "Unfinished Tasks the operator holds.
 TASKS_STORED = Gauge(
     "taskqueue_tasks_stored",
     "Tasks in the API server, finished ones included, as counted each minute.",
+)
+SCHEDULE_RUNS = Counter(
+    "taskqueue_schedule_runs_total",
+    "Runs of TaskSchedules, by what became of them: created, skipped.",
+    ("result",),
+)
+SCHEDULE_LATENESS = Histogram(
+    "taskqueue_schedule_lateness_seconds",
+    "How long after its time, with jitter, a run of a TaskSchedule was created.",
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
 )
 BACKLOG = Gauge(
     "taskqueue_backlog",

@@ -31,7 +31,7 @@ MODELS = [definition.model for definition in DEFINITIONS]
 #: Every keyword of JSON schema a structural schema knows, and the API server's own.
 STRUCTURAL_KEYWORDS = {
     *("description", "type", "format", "default", "enum", "pattern", "required"),
-    *("minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems"),
+    *("minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems", "maxProperties"),
     *("items", "properties", "additionalProperties"),
     *("x-kubernetes-validations", "x-kubernetes-preserve-unknown-fields"),
     *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-map-type"),
@@ -95,6 +95,7 @@ def test_write_crds_returns_what_it_wrote(tmp_path: Path) -> None:
             "Ready Backlog Running Workers Desired Succeeded Failed Age",
         ),
         ("tasks", "Task", "tqt", "Queue Handler Phase Attempts Reason Finished Age"),
+        ("taskschedules", "TaskSchedule", "tqs", "Schedules Zone Paused Active Last Age"),
     ],
 )
 def test_names_and_columns(plural: str, kind: str, short_name: str, columns: str) -> None:
@@ -124,7 +125,7 @@ def test_scale_paths_and_selectable_fields_are_fields_of_the_schema() -> None:
         for path in paths:
             assert path.split("[?")[0] in fields, path
     scales = {definition.plural: bool(definition.scale) for definition in DEFINITIONS}
-    assert scales == {"taskqueues": True, "tasks": False}
+    assert scales == {"taskqueues": True, "tasks": False, "taskschedules": False}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -145,7 +146,9 @@ def test_only_keywords_of_a_structural_schema(model: type[Resource]) -> None:
         assert set(schema) <= STRUCTURAL_KEYWORDS, path
         if schema["type"] == "object":
             keeps = schema.get("x-kubernetes-preserve-unknown-fields", False)
-            assert ("properties" in schema) != keeps or path == ".metadata", path
+            typed = "properties" in schema or "additionalProperties" in schema
+            assert typed != keeps or path == ".metadata", path
+            assert "additionalProperties" not in schema or "maxProperties" in schema, path
         if schema["type"] == "array":
             assert "maxItems" in schema, path
             assert schema["x-kubernetes-list-type"] in {"atomic", "map", "set"}, path

@@ -170,3 +170,16 @@ async def test_a_queue_is_served_elsewhere_only_when_all_of_this_operator_are_kn
     engine._queues_listed = True
     assert engine.has_queue(("shop", "a"))
     assert not engine.has_queue(("shop", "b"))
+
+
+async def test_finished_task_stays_while_its_schedule_has_not_recorded_it() -> None:
+    configuration = Configuration()
+    configuration.host = "http://127.0.0.1:9"
+    access = ApiAccess(configuration=configuration, ssl_context=None)
+    feed = TaskFeed(access, random=Random(1))
+    kept = {("shop", "run")}
+    engine = Engine(access, TOKENS, feed=feed, namespace="operators", is_kept=kept.__contains__)
+    assert engine._ttl._is_needed("shop", "run")
+    assert not engine._ttl._is_needed("shop", "other")
+    for client in (engine._client, engine._writer_client, engine._feed_client, feed):
+        await client.close()

@@ -9,6 +9,7 @@ Contract:
 * A queue's condition that is False for `SETTLE_SECONDS` is trouble: one Warning a reason. Trouble
   that comes back raises the count of the same Event. When the condition has been True as long,
   one Normal Event reports the end. So an Event is repeated after twice that time at the earliest.
+* A schedule has one Event for each reason to skip a run, and each further run raises its count.
 * Events are best effort. No call here waits or raises; what cannot be written in time is dropped
   and counted; statuses and metrics have it all the same.
 """
@@ -107,6 +108,7 @@ class EventRecorder:
         self._wake = asyncio.Event()
         self._minutes: dict[tuple[QueueKey, str], _Minute] = {}
         self._queues: dict[QueueKey, _Queue] = {}
+        self._skipped: dict[tuple[str, str], _Series] = {}
         self._forbidden_logged = False
 
     def on_task_ended(self, task: Task, status: TaskState) -> None:
@@ -178,6 +180,28 @@ class EventRecorder:
             watch.timer = loop.call_later(
                 SETTLE_SECONDS, self._on_condition_settled, key, queue, watch
             )
+
+    def on_run_skipped(self, regarding: Regarding, reason: str, note: str) -> None:
+        """Record that a schedule skipped a run; the same reason again raises the count."""
+        series = self._skipped.get((regarding.uid, reason))
+        if series is not None:
+            self._count_repeat(series)
+            return
+        self._skipped[regarding.uid, reason] = self._start_series(
+            EventSpec(
+                regarding=regarding,
+                type=WARNING,
+                reason=reason,
+                action="SkipRun",
+                note=note,
+                name=event_name(regarding),
+            )
+        )
+
+    def remove_schedule(self, uid: str) -> None:
+        """Forget a deleted schedule; Events that wait are still written."""
+        for key in [key for key in self._skipped if key[0] == uid]:
+            del self._skipped[key]
 
     def remove_queue(self, key: QueueKey) -> None:
         """Stop watching a deleted TaskQueue; Events that wait are still written."""

@@ -18,7 +18,7 @@ from taskqueue.controller.completions.kubernetes_events import (
 )
 from taskqueue.controller.metrics import EVENTS_DROPPED
 from taskqueue.kubernetes.client import ApiError
-from taskqueue.kubernetes.event_api import EventSpec, EventWriter
+from taskqueue.kubernetes.event_api import EventSpec, EventWriter, Regarding
 from taskqueue.model.queue import Condition
 from taskqueue.model.task import Phase, Task, TaskSpec, TaskState
 from tests.unit.controller.fakes import now, turn
@@ -425,3 +425,20 @@ async def test_recorder_keeps_writing_after_a_bug_in_one_write() -> None:
         for condition in (AWAY, WELL, AWAY):
             await case.hold(condition)
         assert [reason for _, reason, _ in case.writer.events] == ["Ready", "BrokerUnavailable"]
+
+
+async def test_skipped_runs_of_a_schedule_have_one_event_for_each_reason() -> None:
+    schedule = Regarding(kind="TaskSchedule", namespace="shop", name="nightly", uid="u")
+    async with at_work() as case:
+        for reason in ("Missed", "Missed", "Excluded", "Missed"):
+            case.recorder.on_run_skipped(schedule, reason, "the run of noon")
+            await turn()
+        assert [event[1:] for event in case.writer.events] == [
+            ("Missed", "TaskSchedule/nightly"),
+            ("Excluded", "TaskSchedule/nightly"),
+        ]
+        assert [count for _, count, _ in case.writer.repeated] == [2, 3]
+        case.recorder.remove_schedule("u")
+        case.recorder.on_run_skipped(schedule, "Missed", "the run of midnight")
+        await turn()
+        assert len(case.writer.created) == 3
