@@ -31,6 +31,7 @@ from tests.bench import memory as held
 from tests.bench import publish as sending
 from tests.bench import results as stored
 from tests.bench import scaling as pool
+from tests.bench import schedules as timed
 from tests.bench import spawn as processes
 from tests.bench import throughput as many
 from tests.bench import waiting as waits
@@ -65,6 +66,7 @@ def main() -> int:
     _add_spawn(benchmarks)
     _add_memory(benchmarks)
     _add_results(benchmarks)
+    _add_schedules(benchmarks)
     options = parser.parse_args()
     code: int = options.run(options)
     return code
@@ -395,6 +397,34 @@ def _failover(options: argparse.Namespace) -> int:
     return _bench(
         options.kubeconfig,
         lambda target, report: lost.run(target, settings, report),
+        stage=bench_namespace,
+    )
+
+
+def _add_schedules(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "schedules",
+        _schedules,
+        help="Measure how late runs of schedules of one minute are, and that each is created once, "
+        "also when operators are lost: 12 minutes.",
+    )
+    _add_number(parser, "--schedules", 300, "schedules of one minute", minimum=3)
+    _add_number(parser, "--minutes", 2, "minutes in peace, and with jitter")
+    _add_number(parser, "--absent-minutes", 3, "minutes without an operator")
+
+
+def _schedules(options: argparse.Namespace) -> int:
+    settings = timed.Settings(
+        schedules=options.schedules,
+        minutes=options.minutes,
+        absent_minutes=options.absent_minutes,
+    )
+    if options.quick:
+        settings = timed.Settings(schedules=6, minutes=1, absent_minutes=1)
+    return _bench(
+        options.kubeconfig,
+        lambda target, report: timed.run(target, settings, report),
         stage=bench_namespace,
     )
 

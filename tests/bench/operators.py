@@ -52,16 +52,17 @@ async def replicas(client: ApiClient, count: int) -> AsyncIterator[None]:
     assert deployment is not None
     former = deployment["spec"]["replicas"]
     try:
-        await _scale(client, count)
+        await scale(client, count)
         before = await _starts(client)
         yield
         if await _starts(client) != before:
             raise BenchError("the operator restarted during the measurement: measure again")
     finally:
-        await _scale(client, former)
+        await scale(client, former)
 
 
-async def _scale(client: ApiClient, count: int) -> None:
+async def scale(client: ApiClient, count: int) -> None:
+    """Have this many operators, all ready, and one of them leading."""
     await client.merge(f"{DEPLOYMENT}/scale", {"spec": {"replicas": count}})
     await until(
         lambda: _are_settled(client, count),
@@ -82,7 +83,7 @@ async def _starts(client: ApiClient) -> set[tuple[str, int]]:
 async def _are_settled(client: ApiClient, count: int) -> bool:
     pods = await operator_pods(client)
     ready = [pod["metadata"]["name"] for pod in pods if _is_ready(pod)]
-    return len(pods) == len(ready) == count and await leader(client) in ready
+    return len(pods) == len(ready) == count and (not count or await leader(client) in ready)
 
 
 def _is_ready(pod: dict[str, Any]) -> bool:
