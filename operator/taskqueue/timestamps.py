@@ -35,3 +35,13 @@ def from_rfc3339(text: str) -> float:
         ValueError: it is not a time.
     """
     return datetime.fromisoformat(text).timestamp()
+
+
+def in_utc(text: str) -> str:
+    """Return an RFC 3339 time in UTC with whole seconds; "" if it is none."""
+    if not text:
+        return ""
+    try:
+        return to_rfc3339(from_rfc3339(text), "seconds")
+    except (ValueError, OverflowError, OSError):
+        return ""

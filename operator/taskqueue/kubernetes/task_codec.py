@@ -20,7 +20,7 @@ from taskqueue.limits import JSON_DEPTH, PAYLOAD_BYTES, STATUS_MESSAGE_LENGTH
 from taskqueue.model import task as domain
 from taskqueue.model.result import ResultReference
 from taskqueue.model.task import StatusDetail
-from taskqueue.timestamps import from_rfc3339, to_rfc3339
+from taskqueue.timestamps import from_rfc3339, in_utc, to_rfc3339
 
 TASKS_PATH = f"/apis/{GROUP}/{VERSION}/tasks"
 
@@ -75,7 +75,7 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
         ),
         status=_read_status(status),
         deleting="deletionTimestamp" in metadata,
-        scheduled_time=_scheduled_time(metadata.get("annotations")),
+        scheduled_time=in_utc((metadata.get("annotations") or {}).get(SCHEDULED_TIME, "")),
     )
 
 
@@ -379,17 +379,6 @@ def _time_of(status: TaskResourceStatus, kind: str, value: str) -> float | None:
         if condition.type == kind and condition.status == value:
             return condition.last_transition_time.timestamp()
     return None
-
-
-def _scheduled_time(annotations: Mapping[str, str] | None) -> str:
-    """Return the time of a schedule's run; "": there is none, or it cannot be read."""
-    text = (annotations or {}).get(SCHEDULED_TIME)
-    if text is None:
-        return ""
-    try:
-        return to_rfc3339(from_rfc3339(text), "seconds")
-    except (ValueError, OverflowError, OSError):
-        return ""
 
 
 def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
