@@ -12,11 +12,14 @@ Contract:
 * A schedule has one Event for each reason to skip a run, and each further run raises its count.
 * Events are best effort. No call here waits or raises; what cannot be written in time is dropped
   and counted; statuses and metrics have it all the same.
+* Those of a namespace are written one after the other, and wait for no other namespace's. When many
+  wait, a namespace has its share of the room, whatever the others have.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 
@@ -43,7 +46,7 @@ TASK_EVENTS_PER_MINUTE = 10
 MINUTE_SECONDS = 60.0
 #: A condition must last this long, so that a start or a short break causes no Event.
 SETTLE_SECONDS = 5.0
-#: Events waiting to be written, at most.
+#: Events waiting to be written, at most: this divided by the number of namespaces that have some.
 WAITING_LIMIT = 1000
 #: Attempts to write one, and the first pause between them.
 TRIES = 3
@@ -95,7 +98,7 @@ class EventRecorder:
     Args:
         writer: writes Events.
         clock: wall time in seconds.
-        waiting_limit: Events waiting to be written, at most.
+        waiting_limit: as `WAITING_LIMIT`.
     """
 
     def __init__(
@@ -104,8 +107,9 @@ class EventRecorder:
         self._writer = writer
         self._clock = clock
         self._waiting_limit = waiting_limit
-        self._waiting: deque[_Series] = deque()
-        self._wake = asyncio.Event()
+        #: Of each namespace that is being written; the last one may be under way.
+        self._waiting: dict[str, deque[_Series]] = {}
+        self._group: asyncio.TaskGroup | None = None
         self._minutes: dict[tuple[QueueKey, str], _Minute] = {}
         self._queues: dict[QueueKey, _Queue] = {}
         self._skipped: dict[tuple[str, str], _Series] = {}
@@ -203,6 +207,22 @@ class EventRecorder:
         for key in [key for key in self._skipped if key[0] == uid]:
             del self._skipped[key]
 
+    def on_served_elsewhere(self, key: QueueKey, uid: str, installation: str) -> None:
+        """Record that another installation serves a TaskQueue: only it writes the status."""
+        regarding = _task_queue(key, uid)
+        self._start_series(
+            EventSpec(
+                regarding=regarding,
+                type=WARNING,
+                reason="ServedElsewhere",
+                action="Claim",
+                note=f"installation {installation} of the operator serves this TaskQueue, so this "
+                 "one leaves it and its Tasks alone: take the namespace from one of the two, and "
+                 "clear status.installation if it is that one",
+                name=event_name(regarding),
+            )
+        )
+
     def remove_queue(self, key: QueueKey) -> None:
         """Stop watching a deleted TaskQueue; Events that wait are still written."""
         queue = self._queues.pop(key, None)
@@ -211,16 +231,25 @@ class EventRecorder:
                 watch.timer.cancel()
 
     async def run(self) -> None:
-        """Write Events, one after the other, until cancelled."""
-        while True:
-            if not self._waiting:
-                self._wake.clear()
-                await self._wake.wait()
-            series = self._waiting.popleft()
+        """Write Events until cancelled."""
+        async with asyncio.TaskGroup() as self._group:
+            try:
+                for namespace in self._waiting:
+                    self._group.create_task(self._write_all(namespace), name="Events")
+                await asyncio.Event().wait()
+            finally:
+                self._group = None
+
+    async def _write_all(self, namespace: str) -> None:
+        """Write the Events of a namespace, one after the other, until there are no more."""
+        waiting = self._waiting[namespace]
+        while waiting:
+            series = waiting.popleft()
             try:
                 await self._write(series)
             except Exception as problem:  # a failed Event must not end anything
                 log.error("event.write_failed", exc_info=problem, event_name=series.spec.name)
+        del self._waiting[namespace]
 
     # Conditions.
 
@@ -294,12 +323,18 @@ class EventRecorder:
             self._enqueue(series)
 
     def _enqueue(self, series: _Series) -> None:
-        series.queued = len(self._waiting) < self._waiting_limit
+        namespace = series.spec.regarding.namespace
+        waiting = self._waiting.get(namespace)
+        namespaces = len(self._waiting) + (waiting is None)
+        series.queued = len(waiting or ()) < math.ceil(self._waiting_limit / namespaces)
         if not series.queued:
             EVENTS_DROPPED.labels("full").inc()
-            return
-        self._waiting.append(series)
-        self._wake.set()
+        elif waiting is not None:
+            waiting.append(series)
+        else:
+            self._waiting[namespace] = deque([series])
+            if self._group is not None:
+                self._group.create_task(self._write_all(namespace), name="Events")
 
     async def _write(self, series: _Series) -> None:
         try:

@@ -105,7 +105,9 @@ class BrokerSession:
         self._on_declared = on_declared
         self._now = monotonic
         self._meter = BacklogMeter()
-        self._statistics = QueueStatistics(work_queue(*key), readers=readers, meter=self._meter)
+        self._statistics = QueueStatistics(
+            work_queue(*key), namespace=key[0], readers=readers, meter=self._meter
+        )
         #: What the TaskQueue last named: its connection Secret, or its RabbitmqCluster.
         self._source: _Source | None = None
         #: The endpoint the Secret names, and what is wrong with it.

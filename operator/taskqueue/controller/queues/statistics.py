@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from taskqueue.amqp.parameters import StatisticsEndpoint
 from taskqueue.controller.queues.backlog import BacklogMeter
 from taskqueue.direct.management_api import StatisticsClient, StatisticsUnreadable
+from taskqueue.kubernetes.namespace_turns import RequestGate
 from taskqueue.logs import EventLog
 from taskqueue.model.queue_stats import QueueStats
 
@@ -22,6 +25,8 @@ log = EventLog(__name__)
 
 #: Between the beginnings of two readings.
 POLL_SECONDS = 5.0
+#: Endpoints that are read at once: they are named by tenants, and may be slow.
+READS_AT_ONCE = 8
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
@@ -40,13 +45,20 @@ class StatisticsReader:
     Args:
         endpoint: where it is.
         client: asks it.
+        turn: waits for the turn of a reading.
 
     Attributes:
         reading: the last one; None: none yet.
         error: why the last read failed; "": it did not.
     """
 
-    def __init__(self, endpoint: StatisticsEndpoint, client: StatisticsClient) -> None:
+    def __init__(
+        self,
+        endpoint: StatisticsEndpoint,
+        client: StatisticsClient,
+        turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+    ) -> None:
+        self._turn = turn
         self.endpoint = endpoint
         self.reading: StatsReading | None = None
         self.error = ""
@@ -57,8 +69,9 @@ class StatisticsReader:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                began = loop.time()
-                await self._read(began)
+                async with self._turn():
+                    began = loop.time()
+                    await self._read(began)
                 await asyncio.sleep(max(began + POLL_SECONDS - loop.time(), 0.1))
         finally:
             await self._client.close()
@@ -86,6 +99,8 @@ class StatisticsReader:
 class StatisticsReaders:
     """Makes the reader of an endpoint for its first user, and stops it after its last.
 
+    At most `READS_AT_ONCE` readings are under way; the namespaces of the first users take turns.
+
     Args:
         spawn: runs a reader beside everything else.
         connect: makes the client of an endpoint.
@@ -99,13 +114,17 @@ class StatisticsReaders:
     ) -> None:
         self._spawn = spawn
         self._connect = connect
+        self._gate = RequestGate(READS_AT_ONCE)
         self._readers: dict[StatisticsEndpoint, tuple[StatisticsReader, asyncio.Task[None]]] = {}
         self._users: dict[StatisticsEndpoint, set[object]] = {}
 
-    def acquire(self, endpoint: StatisticsEndpoint, user: object) -> StatisticsReader:
-        """Return the reader of an endpoint; the first user starts it."""
+    def acquire(
+        self, endpoint: StatisticsEndpoint, user: object, namespace: str = ""
+    ) -> StatisticsReader:
+        """Return the reader of an endpoint; the first user, of this namespace, starts it."""
         if endpoint not in self._readers:
-            reader = StatisticsReader(endpoint, self._connect(endpoint))
+            turn = partial(self._gate.turn, namespace)
+            reader = StatisticsReader(endpoint, self._connect(endpoint), turn)
             task = self._spawn(reader.run(), f"statistics {endpoint.url}")
             self._readers[endpoint] = (reader, task)
         self._users.setdefault(endpoint, set()).add(user)
@@ -125,12 +144,16 @@ class QueueStatistics:
 
     Args:
         queue: name of the broker's queue.
+        namespace: of the TaskQueue.
         readers: gives the shared reader of an endpoint.
         meter: gets the statistics.
     """
 
-    def __init__(self, queue: str, *, readers: StatisticsReaders, meter: BacklogMeter) -> None:
+    def __init__(
+        self, queue: str, *, namespace: str = "", readers: StatisticsReaders, meter: BacklogMeter
+    ) -> None:
         self._queue = queue
+        self._namespace = namespace
         self._readers = readers
         self._meter = meter
         self._endpoint: StatisticsEndpoint | None = None
@@ -153,7 +176,7 @@ class QueueStatistics:
         self.close()
         self._endpoint, self._config_error = endpoint, config_error
         if endpoint is not None:
-            self._reader = self._readers.acquire(endpoint, self)
+            self._reader = self._readers.acquire(endpoint, self, self._namespace)
         expected = endpoint is not None or config_error
         self._meter.expect_statistics(now if expected else None)
 

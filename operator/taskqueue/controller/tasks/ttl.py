@@ -9,8 +9,9 @@ Contract:
 * A delete has the uid as a precondition, so it never hits another Task created under the name. If
   the Task is deleted already, or another has its name, the work is done.
 * A Task that an unfinished one depends on stays, and is checked again every few seconds.
-* At most `DELETES_AT_ONCE` deletes are in flight. A failed one is retried with backoff, and never
-  delays the others; while all fail, all slow down. All respect a 429.
+* At most `DELETES_AT_ONCE` deletes are in flight; of what is due, the namespaces take turns. A
+  failed one is retried with backoff, and never delays the others; while all of a namespace fail,
+  that namespace slows down. All respect a 429.
 * A Task found by listing stays for at least `GRACE_SECONDS`: the operator that finished it may have
   been killed before it published the completion event.
 """
@@ -21,7 +22,7 @@ import asyncio
 import heapq
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from taskqueue.api.common import GROUP, VERSION
@@ -29,7 +30,8 @@ from taskqueue.backoff import Backoff
 from taskqueue.controller.metrics import TTL_DELETIONS
 from taskqueue.controller.tasks.finished_tasks import FinishedTask, finished_tasks
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.kubernetes.task_codec import FINISHED, task_path
+from taskqueue.kubernetes.namespace_turns import NamespaceTurns
+from taskqueue.kubernetes.task_codec import FINISHED, TASKS_PATH, task_path
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
 from taskqueue.timestamps import Clock
@@ -43,7 +45,7 @@ NEEDED_SECONDS = 5.0
 GRACE_SECONDS = 15.0
 #: A shorter sleep would spin, as clocks are coarse; a longer one would miss changes of wall time.
 _SHORTEST_SLEEP_SECONDS, _LONGEST_SLEEP_SECONDS = 0.01, 60.0
-#: Backoff of one Task whose delete failed, and of all while every delete fails.
+#: Backoff of one Task whose delete failed, and of a namespace while every delete fails there.
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 300.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
@@ -60,6 +62,24 @@ class _Finished:
     backoff: Backoff | None = None  #: of its delete; None: none has failed
 
 
+class _Pause:
+    """Of a namespace whose deletes fail: after every few of them, and longer each time."""
+
+    def __init__(self, random: Callable[[], float]) -> None:
+        self.until = 0.0
+        self._failures = 0
+        self._backoff = Backoff(
+            first_seconds=_FIRST_PAUSE, longest_seconds=_LONGEST_PAUSE, random=random
+        )
+
+    def on_failure(self, now: float) -> float:
+        """Count a failure; return for how many seconds from now the namespace pauses."""
+        self._failures += 1
+        if self._failures % DELETES_AT_ONCE == 0:
+            self.until = now + self._backoff.next_delay()
+        return max(self.until - now, 0.0)
+
+
 class TtlController:
     """Deletes finished Tasks on time, while `run` is running.
 
@@ -70,6 +90,7 @@ class TtlController:
             there is no such queue.
         is_needed: whether an unfinished Task depends on the one of this namespace and name.
         random: for the pauses; returns numbers in [0, 1).
+        paths: of the lists that together have all Tasks.
     """
 
     def __init__(
@@ -80,8 +101,10 @@ class TtlController:
         ttl_of: Callable[[QueueKey], int | None],
         is_needed: Callable[[str, str], bool],
         random: Callable[[], float] = random.random,
+        paths: Sequence[str] = (TASKS_PATH,),
     ) -> None:
         self._client = client
+        self._paths = paths
         self._clock = clock
         self._ttl_of = ttl_of
         self._is_needed = is_needed
@@ -89,14 +112,15 @@ class TtlController:
         #: (when due, tie-breaker, Task). Only an entry whose time is the one in `_due` counts.
         self._heap: list[tuple[float, int, _Finished]] = []
         self._due: dict[str, float] = {}
+        #: Tasks whose time has come.
+        self._ready: NamespaceTurns[tuple[float, _Finished]] = NamespaceTurns()
         self._numbers = itertools.count()
         self._wake = asyncio.Event()
         #: Queues whose finished Tasks are to be listed; None: all queues.
         self._to_list: set[QueueKey | None] = set()
         self._list_wake = asyncio.Event()
-        self._backoff = Backoff(
-            first_seconds=_FIRST_PAUSE, longest_seconds=_LONGEST_PAUSE, random=random
-        )
+        #: Of namespaces whose last delete failed.
+        self._pauses: dict[str, _Pause] = {}
         self._paused_until = 0.0
 
     def __len__(self) -> int:
@@ -175,41 +199,58 @@ class TtlController:
         return self._ttl_of(task.queue) if task.ttl is None else task.ttl
 
     async def _next(self) -> _Finished:
-        """Wait for a Task that is due by its present time to live, and remove it from the heap."""
+        """Wait for a Task that is due by its present time to live, and let go of it."""
         while True:
-            sleep = _LONGEST_SLEEP_SECONDS
-            while self._heap:
-                at, _, task = self._heap[0]
-                if self._due.get(task.uid) != at:
-                    heapq.heappop(self._heap)
-                    continue
-                now = self._clock()
-                if at > now:
-                    sleep = min(max(at - now, _SHORTEST_SLEEP_SECONDS), sleep)
-                    break
-                heapq.heappop(self._heap)
-                del self._due[task.uid]
-                ttl = self._ttl(task)
-                if ttl is None:
-                    continue
-                if task.completed + ttl > now:
-                    self._schedule(task)
-                    continue
-                return task
+            sleep = self._collect_due()
+            while (found := self._ready.pop(self._is_awake)) is not None:
+                at, task = found[1]
+                if self._due.get(task.uid) == at and self._is_due(task):
+                    return task
+            pauses = (self._pauses[name].until - self._now() for name in self._ready)
+            sleep = min(sleep, *pauses, _LONGEST_SLEEP_SECONDS)
             self._wake.clear()
             try:
-                async with asyncio.timeout(sleep):
+                async with asyncio.timeout(max(sleep, _SHORTEST_SLEEP_SECONDS)):
                     await self._wake.wait()
             except TimeoutError:
                 pass
 
+    def _collect_due(self) -> float:
+        """Have those whose time has come wait for their turn; return when the next comes."""
+        while self._heap:
+            at, _, task = self._heap[0]
+            if self._due.get(task.uid) == at:
+                left = at - self._clock()
+                if left > 0:
+                    return left
+                self._ready.add(task.namespace, (at, task))
+            heapq.heappop(self._heap)
+        return _LONGEST_SLEEP_SECONDS
+
+    def _is_due(self, task: _Finished) -> bool:
+        """Return whether a Task is due by its present time to live; if not, it is held again."""
+        del self._due[task.uid]
+        ttl = self._ttl(task)
+        if ttl is None:
+            return False
+        if task.completed + ttl > self._clock():
+            self._schedule(task)
+            return False
+        return True
+
+    def _is_awake(self, namespace: str) -> bool:
+        return namespace not in self._pauses or self._pauses[namespace].until <= self._now()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
     # Deleting.
 
     async def _delete_loop(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             task = await self._next()
-            while (left := self._paused_until - loop.time()) > 0:  # noqa: ASYNC110  (a time)
+            while (left := self._paused_until - self._now()) > 0:  # noqa: ASYNC110  (a time)
                 await asyncio.sleep(max(left, _SHORTEST_SLEEP_SECONDS))
             # Checked last, so that nothing can come to depend on it before the request.
             if self._is_needed(task.namespace, task.name):
@@ -231,7 +272,7 @@ class TtlController:
                 return  # deleted already, or another Task by now
             self._on_delete_failed(task, error)
             return
-        self._backoff.reset()
+        self._pauses.pop(task.namespace, None)
         TTL_DELETIONS.inc()
         log.info("task.expired", namespace=task.namespace, task=task.name, uid=task.uid)
 
@@ -249,12 +290,12 @@ class TtlController:
             error=str(error),
             retry_seconds=round(retry, 2),
         )
-        pause = self._backoff.next_delay()
+        pause = self._pauses.setdefault(task.namespace, _Pause(self._random))
+        seconds = pause.on_failure(self._now())
         if error.status == 429:
-            pause = error.retry_after or pause
-            retry = max(retry, pause)
-        loop = asyncio.get_running_loop()
-        self._paused_until = max(self._paused_until, loop.time() + pause)
+            seconds = error.retry_after or seconds
+            retry = max(retry, seconds)
+            self._paused_until = max(self._paused_until, self._now() + seconds)
         self._schedule_retry(task, retry)
 
     def _schedule_retry(self, task: _Finished, seconds: float) -> None:
@@ -292,12 +333,12 @@ class TtlController:
             return None
         return self._to_list.pop()
 
-    def _fetch(self, queue: QueueKey | None) -> AsyncIterator[list[FinishedTask]]:
-        if queue is None:
-            return finished_tasks(self._client)
-        namespace, name = queue
-        return finished_tasks(
-            self._client,
-            path=f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/tasks",
-            selector=f"spec.queue={name},{FINISHED}",
-        )
+    async def _fetch(self, queue: QueueKey | None) -> AsyncIterator[list[FinishedTask]]:
+        paths, selector = self._paths, FINISHED
+        if queue is not None:
+            namespace, name = queue
+            paths = (f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/tasks",)
+            selector = f"spec.queue={name},{FINISHED}"
+        for path in paths:
+            async for tasks in finished_tasks(self._client, path=path, selector=selector):
+                yield tasks

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -93,9 +94,11 @@ class Case:
         reason: str = "RetriesExhausted",
         *,
         queue: str = "q",
+        namespace: str = "shop",
     ) -> None:
         status = TaskState(phase=phase, reason=reason, message="why")
-        self.recorder.on_task_ended(task(name, queue), status)
+        ended = replace(task(name, queue), namespace=namespace)
+        self.recorder.on_task_ended(ended, status)
 
     def queue(self, condition: Condition, uid: str = "uid-q") -> None:
         self.recorder.on_condition(KEY, uid, condition)
@@ -356,6 +359,52 @@ async def test_what_does_not_fit_is_dropped_and_counted() -> None:
             "Task/b",
             "Task/c",
         ]
+
+
+async def test_events_of_one_namespace_wait_for_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with at_work() as case:
+        create = case.writer.create
+
+        async def slowly(event: EventSpec, *, at: float) -> None:
+            if event.regarding.namespace == "slow":
+                await asyncio.sleep(100)
+            await create(event, at=at)
+
+        monkeypatch.setattr(case.writer, "create", slowly)
+        for number in range(50):
+            case.ended(f"t{number}", queue=f"q{number}", namespace="slow")
+        await turn()
+        case.ended("quick", namespace="quick")
+        await turn()
+        assert [name for _, _, name in case.writer.events] == ["Task/quick"]
+
+
+async def test_events_that_are_tried_again_hold_up_their_own_namespace_only() -> None:
+    async with at_work() as case:
+        case.writer.problems.append(ApiError(500, "", "later"))
+        case.ended("slow", namespace="slow")
+        await turn()
+        case.ended("quick", namespace="quick")
+        await turn()
+        assert [name for _, _, name in case.writer.events] == ["Task/quick"]
+        await asyncio.sleep(10)
+        assert [name for _, _, name in case.writer.events] == ["Task/quick", "Task/slow"]
+
+
+async def test_a_flood_of_events_leaves_the_others_their_share() -> None:
+    async with at_work(waiting_limit=10) as case:
+        case.writer.gate.clear()
+        for number in range(100):
+            case.ended(f"a{number}", queue=f"q{number}", namespace="a")
+        for number in range(5):
+            case.ended(f"b{number}", queue=f"q{number}", namespace="b")
+        case.writer.gate.set()
+        await turn()
+        names = {name for _, _, name in case.writer.events}
+        assert {f"Task/b{number}" for number in range(5)} <= names
+        assert len(names) == 15
 
 
 async def test_dropped_event_is_written_when_its_trouble_returns() -> None:

@@ -77,7 +77,9 @@ class FakeReaders(StatisticsReaders):
     def __init__(self) -> None:
         self.readers: dict[StatisticsEndpoint, StatisticsReader] = {}
 
-    def acquire(self, endpoint: StatisticsEndpoint, user: object) -> StatisticsReader:
+    def acquire(
+        self, endpoint: StatisticsEndpoint, user: object, namespace: str = ""
+    ) -> StatisticsReader:
         self.readers[endpoint] = StatisticsReader(endpoint, cast(Any, None))
         return self.readers[endpoint]
 
