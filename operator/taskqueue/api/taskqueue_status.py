@@ -17,9 +17,11 @@ from taskqueue.api.common import (
     MESSAGE_MAX_LENGTH,
     ApiModel,
     ResourceCondition,
+    validations,
 )
 from taskqueue.limits import (
     HANDLER_NAME_LENGTH,
+    LABEL_LENGTH,
     OBJECT_NAME_LENGTH,
     STATUS_HANDLERS,
     STATUS_WORKERS,
@@ -67,6 +69,22 @@ class TaskQueueResourceStatus(ApiModel):
         description=(
             "The metadata.generation of the spec that the operator last acted on; -1 until it has "
             "seen this TaskQueue."
+        ),
+    )
+    installation: str = Field(
+        "",
+        max_length=2 * LABEL_LENGTH + 1,
+        description=(
+            "The installation of the operator that serves this TaskQueue, as the namespace of its "
+            "operator and its name: taskqueue-system/default. Others leave it alone until this is "
+            "cleared."
+        ),
+        json_schema_extra=validations(
+            (
+                "oldSelf == '' || self == '' || self == oldSelf",
+                "another installation of the operator serves this TaskQueue: take its namespace "
+                "from that one, then clear status.installation",
+            )
         ),
     )
     conditions: tuple[ResourceCondition, ...] = Field(

@@ -13,7 +13,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from random import Random
 from typing import Any
 
-from taskqueue.backoff import Backoff
 from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.controller.completions.kubernetes_events import EventRecorder
@@ -24,9 +23,12 @@ from taskqueue.controller.metrics import (
 )
 from taskqueue.controller.pool.own_deployment import DeploymentListener
 from taskqueue.controller.queues.broker_links import BrokerLinks
+from taskqueue.controller.queues.claims import QueueClaims, installation_id
 from taskqueue.controller.queues.conditions.reported import reported
 from taskqueue.controller.queues.conditions.settings import ConditionSettings
+from taskqueue.controller.queues.queue_list import list_queues
 from taskqueue.controller.queues.reconciler import QueueReconciler
+from taskqueue.controller.queues.sizing_conflict import sizing_conflict
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Totals
 from taskqueue.controller.tasks.command_record import CommandRecord
@@ -41,11 +43,14 @@ from taskqueue.kubernetes import deployments
 from taskqueue.kubernetes.client import ApiAccess, ApiClient, ApiError
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.kubernetes.event_api import EventWriter
-from taskqueue.kubernetes.informer import Informer, identity
-from taskqueue.kubernetes.ownership import MANAGED_BY, SUFFIX
-from taskqueue.kubernetes.pages import Page, list_pages
+from taskqueue.kubernetes.informer import identity
+from taskqueue.kubernetes.informer_group import InformerGroup
+from taskqueue.kubernetes.ownership import MANAGED_BY
+from taskqueue.kubernetes.shared_client import SharedApiClient
 from taskqueue.kubernetes.status_updater import CONCURRENCY, StatusUpdater
-from taskqueue.kubernetes.taskqueue_codec import QUEUES_PATH, read_queue
+from taskqueue.kubernetes.task_codec import TASKS_PATH
+from taskqueue.kubernetes.taskqueue_codec import QUEUES_PATH, read_installation, read_queue
+from taskqueue.kubernetes.watch_scope import EVERYWHERE, WatchScope
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.token import TokenKeys
@@ -74,6 +79,7 @@ class Engine:
         leads: returns whether this process certainly still leads.
         feed: shows the Tasks, and may have done so for long.
         is_kept: returns whether a finished Task of this namespace and name must stay for now.
+        scope: the namespaces that are served, those of the feed.
     """
 
     def __init__(
@@ -88,18 +94,22 @@ class Engine:
         conditions: ConditionSettings | None = None,
         leads: Callable[[], bool] = lambda: True,
         is_kept: Callable[[QueueKey], bool] = lambda _: False,
+        scope: WatchScope = EVERYWHERE,
     ) -> None:
+        self._scope = scope
         random = Random()  # noqa: S311  (jitter, not secrets)
-        self._client = ApiClient(access, may_write=leads)
-        self._reader_client = ApiClient(access, max_connections=_READERS, may_write=leads)
+        self._client = SharedApiClient(access, may_write=leads)
+        self._reader_client = SharedApiClient(access, max_connections=_READERS, may_write=leads)
         self._writer_client = ApiClient(access, max_connections=CONCURRENCY, may_write=leads)
+        pools = scope.paths(deployments.DEPLOYMENTS_PATH)
         self._feed_client = ApiClient(
-            access, max_connections=2, timeout_seconds=60, may_write=leads
+            access, max_connections=1 + len(pools), timeout_seconds=60, may_write=leads
         )
         self._writer = StatusUpdater(self._writer_client, on_failure=count_write_failure)
         report_statuses(self._writer)
         self._conditions = conditions or ConditionSettings(operator_namespace=namespace)
         self._installation = installation
+        self._claims = QueueClaims(self._client, installation_id(namespace, installation))
         self._drain_seconds = _DRAIN_SECONDS
         self._controllers: dict[QueueKey, tuple[QueueReconciler, asyncio.Task[None]]] = {}
         #: Whether all TaskQueues that existed at the start are known.
@@ -118,9 +128,9 @@ class Engine:
             random=random,
             spawn=self._spawn,
         )
-        self._deployments = Informer(
+        self._deployments = InformerGroup(
             self._feed_client,
-            deployments.DEPLOYMENTS_PATH,
+            pools,
             DeploymentListener(self.on_pool_state),
             selectors={"labelSelector": ",".join(f"{k}={v}" for k, v in MANAGED_BY.items())},
             random=random,
@@ -130,12 +140,14 @@ class Engine:
             clock=time.time,
             ttl_of=self._ttl_of,
             is_needed=lambda *key: is_kept(key) or self.tasks.dependencies.is_needed(key),
+            paths=scope.paths(TASKS_PATH),
         )
         self._stored = StoredTasks(
             self._client,
             unfinished=lambda: self.tasks.tasks,
             queues=self._controllers.keys,
             threshold=self._conditions.many_finished_tasks,
+            paths=scope.paths(TASKS_PATH),
         )
         self._events = EventRecorder(EventWriter(self._client, instance=instance), clock=time.time)
         self._links = BrokerLinks(
@@ -165,7 +177,8 @@ class Engine:
         try:
             # kopf lists the TaskQueues as well, but does not say when it has shown them all.
             # Without this LIST the first Tasks would be Blocked with QueueNotFound meanwhile.
-            await self._list_queues()
+            paths = self._scope.paths(QUEUES_PATH)
+            self._queues_listed = await list_queues(self._client, paths, self.put_queue)
             self._ttl.list_all()
             async with asyncio.TaskGroup() as group:
                 group.create_task(_never_ends(writer), name="watch of the status writer")
@@ -196,10 +209,17 @@ class Engine:
             pydantic.ValidationError: it does not follow the schema.
         """
         config = read_queue(raw)
+        if self._claims.is_others(raw):
+            self._leave_queue(config.key, config.uid, read_installation(raw))
+            return
+        if self._claims.pop_other(config.key):
+            self.tasks.take_queue(config.key)
         running = self._controllers.get(config.key)
         if running is not None and running[0].config.uid == config.uid:
             before = running[0].config.policy
             running[0].reconfigure(config)
+            if self._claims.is_held(config.uid) and not self._claims.is_known(raw):  # cleared
+                self._spawn(self._claim(config), f"claim of {config.namespace}/{config.name}")
             if config.policy.active_deadline_seconds != before.active_deadline_seconds:
                 self.tasks.on_queue_changed(config.key)
             if config.policy.ttl_seconds != before.ttl_seconds:
@@ -209,10 +229,9 @@ class Engine:
             self.remove_queue(config.key, running[0].config.uid)
         dispatcher = self.tasks.dispatcher(config.key)
         dispatcher.config = config
-        totals = (raw.get("status") or {}).get("totals") or {}
         controller = QueueReconciler(
             config,
-            Totals(**{name: int(totals.get(name, 0)) for name in Totals.__slots__}),
+            Totals.read(raw),
             dispatcher=dispatcher,
             client=self._client,
             links=self._links.get,
@@ -243,8 +262,13 @@ class Engine:
 
         A new one of that name may be known before the former's deletion: their uids differ.
         """
-        if not self.serves(key, uid):
-            return
+        if self._claims.discard(key, uid):
+            self.tasks.take_queue(key)
+        elif self.serves(key, uid):
+            self._stop_serving(key)
+            log.info("queue.deleted", namespace=key[0], queue=key[1])
+
+    def _stop_serving(self, key: QueueKey) -> None:
         _, running = self._controllers.pop(key)
         running.cancel()
         dispatcher = self.tasks.dispatcher(key)
@@ -255,12 +279,35 @@ class Engine:
         self._events.remove_queue(key)
         self.tasks.on_queue_changed(key)
         self._on_queue_declared()
-        log.info("queue.deleted", namespace=key[0], queue=key[1])
 
     def serves(self, key: QueueKey, uid: str) -> bool:
         """Return whether it serves this very TaskQueue, not another one of its name."""
         controller = self._controller(key)
         return controller is not None and controller.config.uid == uid
+
+    def knows(self, raw: Mapping[str, Any]) -> bool:
+        """Return whether nothing of a TaskQueue is new: neither its spec nor who serves it."""
+        (key, uid), generation = identity(raw), raw["metadata"].get("generation")
+        one = self._controller(key)
+        same = one is not None and (one.config.uid, one.config.generation) == (uid, generation)
+        return self._claims.is_known(raw) and (same or self._claims.is_others(raw))
+
+    def _leave_queue(self, key: QueueKey, uid: str, installation: str) -> None:
+        """Leave a TaskQueue and its Tasks alone: another installation serves it."""
+        if self._claims.add_other(key, uid, installation):
+            self.tasks.leave_queue(key)
+            if key in self._controllers:
+                self._stop_serving(key)
+            self._events.on_served_elsewhere(key, uid, installation)
+
+    async def _claim(self, config: QueueConfig) -> None:
+        """Claim a TaskQueue; it is left if another installation has it."""
+        installation = await self._claims.claim(config.key, config.uid)
+        if installation and self.serves(config.key, config.uid):
+            if not self._claims.is_held(config.uid):
+                self._leave_queue(config.key, config.uid, installation)
+        else:
+            self.remove_queue(config.key, config.uid)
 
     def _on_queue_declared(self) -> None:
         """Give up the events of all others, once each TaskQueue has bindings of its own.
@@ -275,62 +322,16 @@ class Engine:
         # A pool whose size is not known yet must not be resized.
         await self._deployments.synced.wait()
         await self._tasks_feed.synced.wait()
+        await self._claim(controller.config)
+        if not self._claims.is_held(controller.config.uid):
+            return
         controller.pool.on_deployment_state(self._pool_states.get(controller.config.key))
         await controller.run()
 
-    async def _list_queues(self) -> None:
-        backoff = Backoff()
-        while True:
-            all_read = True
-            try:
-                async for page in list_pages(self._client, QUEUES_PATH):
-                    all_read &= self._put_listed(page)
-            except ApiError as problem:
-                log.warning("queue.list_failed", error=str(problem))
-                await asyncio.sleep(problem.retry_after or backoff.next_delay())
-            else:
-                self._queues_listed = all_read
-                return
-
-    def _put_listed(self, page: Page) -> bool:
-        """Add the TaskQueues of a page; return whether all of them can be read."""
-        all_read = True
-        for raw in page.content["items"]:
-            try:
-                if page.problem:
-                    raise ValueError(page.problem)
-                self.put_queue(raw)
-            except ValueError as problem:
-                all_read = False
-                (namespace, name), _ = identity(raw)
-                log.error("queue.parse_failed", namespace=namespace, queue=name, error=str(problem))
-        return all_read
-
     def _sizing_conflict(self, config: QueueConfig) -> str:
-        """Return why a TaskQueue must not size what it refers to; "": it may.
-
-        No TaskQueue may refer to the operator's own Deployments, and of several TaskQueues only the
-        oldest sizes a workload.
-        """
-        ref = config.scale_target
-        if ref is None:
-            return ""
-        what = f"spec.workers.scaleTargetRef: {ref.kind} {config.namespace}/{ref.name}"
-        owner = (config.namespace, ref.name.removesuffix(SUFFIX))
-        if owner in self._pool_states and (ref.api_version, ref.kind) == ("apps/v1", "Deployment"):
-            return f"{what} is created by the operator for a template: name another one"
-        own = self._controller(config.key)
-        if own is None:
-            return ""
-        claims = [
-            one
-            for one, _ in self._controllers.values()
-            if (one.config.namespace, one.config.scale_target) == (config.namespace, ref)
-        ]
-        first = min(claims, key=lambda one: (one.created, one.config.name), default=own)
-        if first is own:
-            return ""
-        return f"{what} is already sized by TaskQueue {first.config.name}: name another one"
+        """Return why a TaskQueue must not size what it refers to; "": it may."""
+        everyone = [(one.created, one.config) for one, _ in self._controllers.values()]
+        return sizing_conflict(config, everyone, own_pools=self._pool_states)
 
     def _controller(self, key: QueueKey) -> QueueReconciler | None:
         running = self._controllers.get(key)
@@ -428,8 +429,9 @@ class Engine:
         await self._writer.drain(self._drain_seconds)
         if self._drain_seconds > 0:
             await self.tasks.completions.drain(_COMPLETIONS_SECONDS)
-            controllers = [controller for controller, _ in self._controllers.values()]
-            await asyncio.gather(*(controller.write_last_status() for controller in controllers))
+            everyone = [one for one, _ in self._controllers.values()]
+            claimed = [one for one in everyone if self._claims.is_held(one.config.uid)]
+            await asyncio.gather(*(one.write_last_status() for one in claimed))
             with contextlib.suppress(ApiError):
                 await self._commands.write()
         ending = (writer, *self._background)

@@ -22,14 +22,14 @@ def register(registry: kopf.OperatorRegistry, engine: Engine) -> None:
 
     # on.event, not on.delete: a deletion handler would put kopf's finalizer on every TaskQueue.
     # Only events show a TaskQueue that is being deleted, and one that was restored or copied with
-    # kopf's annotation: that says that it is known already.
+    # kopf's annotation, or has that of another installation: it says that it is known already.
     @kopf.on.event(*resource, registry=registry)
     async def changed(*, event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
         metadata = body.metadata
         key, uid = (metadata.namespace or "", metadata.name or ""), metadata.uid or ""
         if event["type"] == "DELETED":
             engine.remove_queue(key, uid)
-        elif "deletionTimestamp" in metadata or not engine.serves(key, uid):
+        elif "deletionTimestamp" in metadata or not engine.knows(_plain(body)):
             _put(engine, body)
 
 

@@ -13,10 +13,10 @@ import re
 import signal
 import socket
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import kopf
 
@@ -31,13 +31,21 @@ from taskqueue.controller.schedules.service import ScheduleService
 from taskqueue.controller.tasks.task_feed import TaskFeed
 from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.kubernetes.client import ApiClient, load_access
+from taskqueue.kubernetes.deployments import DEPLOYMENTS_PATH
 from taskqueue.kubernetes.lease import LeaderElector, LeaseLock, LeaseTiming
+from taskqueue.kubernetes.task_codec import TASKS_PATH
+from taskqueue.kubernetes.taskqueue_codec import QUEUES_PATH
 from taskqueue.kubernetes.token_secret import load_token_keys
+from taskqueue.kubernetes.watch_scope import EVERYWHERE, WatchScope, permitted
 from taskqueue.limits import LABEL_LENGTH
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
 
+T = TypeVar("T")
+
+#: What the operator lists: namespaces where it may not are left out.
+_LISTED = (QUEUES_PATH, TASKS_PATH, DEPLOYMENTS_PATH)
 #: Prefix of the one annotation that kopf writes to a TaskQueue.
 _ANNOTATION_PREFIX = "taskqueue.dev"
 _KOPF_STOP_SECONDS = 5.0
@@ -54,6 +62,7 @@ class OperatorSettings:
         installation: a DNS label; distinguishes it from other operators that use the same virtual
             host. It is in the names of the inbox, of the Lease and of the Secret with the token
             keys.
+        scope: the namespaces that are served.
         conditions: what holds for those of all TaskQueues; None: the defaults.
         identity: in the Lease; unique for each process.
     """
@@ -62,6 +71,7 @@ class OperatorSettings:
     port: int = 8080
     kubeconfig: str | None = None
     installation: str = DEFAULT_INSTALLATION
+    scope: WatchScope = EVERYWHERE
     conditions: ConditionSettings | None = None
     identity: str = field(default_factory=lambda: f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}")
 
@@ -84,8 +94,20 @@ class OperatorSettings:
             port=int(os.environ.get("TASKQUEUE_HTTP_PORT") or cls.port),
             kubeconfig=os.environ.get("KUBECONFIG") or None,
             installation=installation,
+            scope=_read_scope(os.environ.get("TASKQUEUE_WATCH_NAMESPACES") or ""),
             conditions=ConditionSettings.from_environment(os.environ, operator_namespace=namespace),
         )
+
+
+def _read_scope(text: str) -> WatchScope:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if not re.fullmatch(DNS_LABEL_PATTERN, name) or len(name) > LABEL_LENGTH:
+            raise ValueError(
+                f"TASKQUEUE_WATCH_NAMESPACES: {name!r} is not the name of a namespace: give names, "
+                "separated by commas, or leave it empty for all namespaces"
+            )
+    return WatchScope(names)
 
 
 async def serve(settings: OperatorSettings) -> int:
@@ -101,12 +123,18 @@ async def serve(settings: OperatorSettings) -> int:
     client = ApiClient(access, timeout_seconds=timing.request_seconds)
     lock = LeaseLock(client, settings.namespace, operator_name(settings.installation))
     leadership = LeaderElector(lock, settings.identity, timing=timing)
-    feed = TaskFeed(access, random=Random())  # noqa: S311  (delays, not secrets)
+    feed: TaskFeed | None = None
     engine: Engine | None = None
-    probes = await serve_probes(
-        settings.port, ready=lambda: feed.is_listed if engine is None else engine.ready
-    )
+
+    def is_ready() -> bool:
+        return engine.ready if engine is not None else feed is not None and feed.is_listed
+
+    probes = await serve_probes(settings.port, ready=is_ready)
     try:
+        scope = await _first_result(permitted(client, settings.scope, _LISTED), stop)
+        if scope is None:
+            return 0
+        feed = TaskFeed(access, random=Random(), scope=scope)  # noqa: S311  (delays, not secrets)
         if not await _stand_by(leadership, feed, stop):
             return 0
         schedules = ScheduleService(
@@ -116,6 +144,7 @@ async def serve(settings: OperatorSettings) -> int:
             access,
             await load_token_keys(client, settings.namespace, settings.installation),
             feed=feed,
+            scope=scope,
             namespace=settings.namespace,
             installation=settings.installation,
             instance=settings.identity,
@@ -123,11 +152,12 @@ async def serve(settings: OperatorSettings) -> int:
             leads=lambda: leadership.is_leader,
             is_kept=schedules.is_unrecorded,
         )
-        return await _lead(engine, schedules, leadership, stop)
+        return await _lead(engine, schedules, leadership, stop, scope)
     finally:
         await leadership.release()
         await probes.cleanup()
-        await feed.close()
+        if feed is not None:
+            await feed.close()
         await client.close()
 
 
@@ -147,14 +177,18 @@ async def _stand_by(leadership: LeaderElector, feed: TaskFeed, stop: asyncio.Eve
 
 
 async def _lead(
-    engine: Engine, schedules: ScheduleService, leadership: LeaderElector, stop: asyncio.Event
+    engine: Engine,
+    schedules: ScheduleService,
+    leadership: LeaderElector,
+    stop: asyncio.Event,
+    scope: WatchScope,
 ) -> int:
     """Run the parts until ``stop``, or until the Lease is lost or one of them fails."""
     holding = asyncio.create_task(leadership.renew_until_lost(), name="lease")
     engine_task = asyncio.create_task(engine.run(), name="engine")
     schedules_task = asyncio.create_task(schedules.run(), name="schedules")
     kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event()
-    kopf_task = asyncio.create_task(_run_kopf(engine, kopf_stop, kopf_ready), name="kopf")
+    kopf_task = asyncio.create_task(_run_kopf(engine, scope, kopf_stop, kopf_ready), name="kopf")
     await _first(kopf_ready.wait(), holding, engine_task, kopf_task)
     _stop_on_signals(stop)
     log.info("operator.started", version=__version__)
@@ -185,7 +219,9 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop.set)
 
 
-async def _run_kopf(engine: Engine, stop: asyncio.Event, ready: asyncio.Event) -> None:
+async def _run_kopf(
+    engine: Engine, scope: WatchScope, stop: asyncio.Event, ready: asyncio.Event
+) -> None:
     registry = kopf.OperatorRegistry()
     handlers.register(registry, engine)
 
@@ -210,10 +246,21 @@ async def _run_kopf(engine: Engine, stop: asyncio.Event, ready: asyncio.Event) -
         # By default kopf needs a user name, which a container may not have.
         identity=socket.gethostname(),  # type: ignore[arg-type]
         standalone=True,
-        clusterwide=True,
+        clusterwide=not scope.namespaces,
+        namespaces=scope.namespaces,
         stop_flag=stop,
         ready_flag=ready,
     )
+
+
+async def _first_result(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """Return what comes of some work, or None if the operator is stopped before."""
+    task = asyncio.create_task(work)
+    await _first(task, stop.wait())
+    if task.done():
+        return task.result()
+    task.cancel()
+    return None
 
 
 async def _first(*awaitables: Awaitable[Any]) -> None:

@@ -89,6 +89,11 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
     )
 
 
+def read_installation(raw: Mapping[str, Any]) -> str:
+    """Return the installation that serves a TaskQueue, as its status says; "": none yet."""
+    return str((raw.get("status") or {}).get("installation") or "")
+
+
 def queue_status_patch(
     key: QueueKey, status: QueueStatus, since: Mapping[str, float]
 ) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from kubernetes.aio.client import Configuration
 
 from taskqueue.controller.engine import Engine, _never_ends
+from taskqueue.controller.queues.queue_list import put_page
 from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.tasks.task_feed import TaskFeed
 from taskqueue.kubernetes.client import ApiAccess, ApiError
@@ -73,9 +74,11 @@ def raw_queue(name: str, created: str, target: str) -> dict[str, Any]:
 
 async def test_a_taskqueue_that_cannot_be_read_stops_no_other(engine: Engine) -> None:
     good, bad = (raw_queue(name, "2026-01-01T00:00:00Z", name) for name in ("good", "bad"))
-    assert engine._put_listed(Page({"items": [good]}))
-    assert not engine._put_listed(Page({"items": [{"metadata": bad["metadata"]}]}, "too deep"))
-    assert not engine._put_listed(Page({"items": [{**bad, "spec": {}}, good]}))
+    assert put_page(Page({"items": [good]}), engine.put_queue)
+    assert not put_page(
+        Page({"items": [{"metadata": bad["metadata"]}]}, "too deep"), engine.put_queue
+    )
+    assert not put_page(Page({"items": [{**bad, "spec": {}}, good]}), engine.put_queue)
     assert list(engine._controllers) == [("shop", "good")]
 
 
@@ -183,3 +186,91 @@ async def test_finished_task_stays_while_its_schedule_has_not_recorded_it() -> N
     assert not engine._ttl._is_needed("shop", "other")
     for client in (engine._client, engine._writer_client, engine._feed_client, feed):
         await client.close()
+OTHER, OWN = "elsewhere/default", "operators/default"
+
+
+def held_by(installation: str, name: str = "q", **metadata: Any) -> dict[str, Any]:
+    raw = raw_queue(name, "2026-01-01T00:00:00Z", name)
+    raw["metadata"] |= metadata
+    return {**raw, "status": {"installation": installation}}
+
+
+async def test_a_taskqueue_of_another_installation_is_left_alone_with_its_tasks(
+    engine: Engine,
+) -> None:
+    engine._queues_listed = True
+    engine.put_queue(held_by(OTHER))
+    engine.tasks.on_upserted(raw_task("early"))
+    assert not engine._controllers
+    assert not engine.tasks.tasks
+    assert not engine.has_queue(("shop", "q"))  # its messages are not answered for
+    assert engine.knows(held_by(OTHER))
+    (event,) = engine._events._waiting["shop"]
+    assert event.spec.reason == "ServedElsewhere"
+    assert OTHER in event.spec.note
+    engine.put_queue(held_by(OTHER))
+    assert len(engine._events._waiting["shop"]) == 1
+
+
+async def test_tasks_are_tracked_once_the_other_installation_has_let_go(engine: Engine) -> None:
+    engine.put_queue(held_by(OTHER))
+    engine.tasks.on_upserted(raw_task("early"))
+    assert not engine.knows(held_by(""))
+    engine.put_queue(held_by(""))
+    engine.tasks.on_upserted(raw_task("late"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert set(engine.tasks.tasks) == {"uid-early", "uid-late"}
+    assert engine.serves(("shop", "q"), "uid-q")
+
+
+async def test_tasks_of_a_deleted_taskqueue_are_nobodys(engine: Engine) -> None:
+    engine.put_queue(held_by(OTHER))
+    engine.tasks.on_upserted(raw_task("early"))
+    engine.remove_queue(("shop", "q"), "uid-another")
+    assert ("shop", "q") in engine.tasks.others
+    engine.remove_queue(("shop", "q"), "uid-q")
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert engine.tasks.tasks["uid-early"].status.reason == "QueueNotFound"
+
+
+async def test_a_taskqueue_that_another_installation_has_claimed_is_let_go(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.put_queue(held_by(""))
+    engine.tasks.on_upserted(raw_task("early"))
+    assert set(engine.tasks.tasks) == {"uid-early"}
+
+    async def lost(key: tuple[str, str], uid: str) -> str:
+        return OTHER
+
+    monkeypatch.setattr(engine._claims, "claim", lost)
+    await engine._claim(engine._controllers["shop", "q"][0].config)
+    assert not engine._controllers
+    assert not engine.tasks.tasks
+    engine.put_queue(held_by(OWN))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert set(engine.tasks.tasks) == {"uid-early"}
+
+
+async def test_a_cleared_claim_is_made_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed: list[str] = []
+
+    async def won(key: tuple[str, str], uid: str) -> str:
+        claimed.append(uid)
+        return OWN
+
+    monkeypatch.setattr(engine._claims, "claim", won)
+    engine.put_queue(held_by(""))
+    assert engine.knows(held_by(""))
+    engine._claims._held.add("uid-q")
+    assert engine.knows(held_by(OWN))
+    assert not engine.knows(held_by(OWN, generation=2))
+    assert not engine.knows(held_by(""))
+    engine.put_queue(held_by(""))
+    await asyncio.sleep(0)
+    assert claimed == ["uid-q"]

@@ -20,9 +20,10 @@ class FakeEngine:
         self.put: list[str] = []
         self.removed: list[str] = []
 
-    def serves(self, key: tuple[str, str], uid: str) -> bool:
-        assert key == KEY
-        return uid == self.uid
+    def knows(self, raw: Mapping[str, Any]) -> bool:
+        metadata = raw["metadata"]
+        assert (metadata["namespace"], metadata["name"]) == KEY
+        return bool(metadata["uid"] == self.uid)
 
     def put_queue(self, raw: Mapping[str, Any]) -> None:
         self.put.append(raw["metadata"]["uid"])

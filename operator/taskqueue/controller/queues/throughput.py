@@ -7,7 +7,9 @@ status, not sixty, and an idle queue none.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from taskqueue.model.task import Phase
 
@@ -27,6 +29,12 @@ class Totals:
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Totals:
+        """Return where counting continues: what the status of a TaskQueue object says."""
+        totals = (raw.get("status") or {}).get("totals") or {}
+        return cls(**{name: int(totals.get(name, 0)) for name in cls.__slots__})
 
     def count(self, phase: Phase) -> None:
         """Count a Task that ended in this phase."""

@@ -267,6 +267,11 @@ class LeftInformer:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedElsewhere:
+    """Another installation serves the Task's TaskQueue."""
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectRead:
     """The object was read: ``found`` is its status, None: the Task is deleted."""
 
@@ -294,5 +299,6 @@ Event = (
     | CompletionConfirmed
     | TimerFired
     | LeftInformer
+    | ServedElsewhere
     | ObjectRead
 )

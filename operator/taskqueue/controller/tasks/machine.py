@@ -395,5 +395,6 @@ _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
     events.CompletionConfirmed: _on_completion_confirmed,
     events.TimerFired: _on_timer,
     events.LeftInformer: _on_left_informer,
+    events.ServedElsewhere: lambda draft, _: draft.drop_task(None, why="task.left_to_other"),
     events.ObjectRead: _on_object_read,
 }

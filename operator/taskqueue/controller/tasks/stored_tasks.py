@@ -3,8 +3,9 @@
 Contract:
 
 * Nothing is kept for a Task, and nothing is listed. The API server says with the first Task of a
-  list how many follow: one request a minute for the cluster, and one for each namespace with a
-  TaskQueue while the cluster has enough finished Tasks for one of them to have many.
+  list how many follow: one request a minute for the cluster, or for each namespace of a list, and
+  one for each namespace with a TaskQueue while there are enough finished Tasks for one of them to
+  have many.
 * What is unfinished is known to this operator. Both numbers are of slightly different moments.
 * A namespace has many from the threshold on, and until it is below nine tenths of it.
 * A count that fails changes nothing. The next one comes a minute later.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from taskqueue.api.common import GROUP, VERSION
 from taskqueue.controller.metrics import TASKS_STORED
@@ -41,6 +42,7 @@ class StoredTasks:
         unfinished: returns the unfinished Tasks.
         queues: returns the TaskQueues, whose namespaces are counted.
         threshold: so many finished Tasks of a namespace are many.
+        paths: of the lists that together have all Tasks.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class StoredTasks:
         unfinished: Callable[[], Mapping[str, TrackedTask]],
         queues: Callable[[], Iterable[QueueKey]],
         threshold: int,
+        paths: Sequence[str] = (TASKS_PATH,),
     ) -> None:
         self._client = client
+        self._paths = paths
         self._unfinished = unfinished
         self._queues = queues
         self._threshold = threshold
@@ -84,7 +88,7 @@ class StoredTasks:
         Raises:
             ApiError: the API server could not be asked, or does not say how many there are.
         """
-        stored = await self._stored(TASKS_PATH)
+        stored = sum([await self._stored(path) for path in self._paths])
         TASKS_STORED.set(stored)
         unfinished = self._unfinished()
         many: dict[str, int] = {}

@@ -22,6 +22,7 @@ from taskqueue.controller.tasks.command_record import Owed
 from taskqueue.controller.tasks.dependencies import Dependencies
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.inbox import Inbox, QueueListener
+from taskqueue.controller.tasks.others_tasks import OthersTasks
 from taskqueue.controller.tasks.payloads import Payloads, size_problem
 from taskqueue.controller.tasks.read_pool import Spawn
 from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge
@@ -46,8 +47,6 @@ from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
 
-#: Objects read at once to find out what became of them.
-_READS_AT_ONCE = 8
 #: Pauses between reads that fail, in seconds: the first, and the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 #: Tasks reconciled in one turn of the loop: it has a Lease to renew, and 1,000 take 65 ms.
@@ -111,12 +110,13 @@ class TaskController:
         self._uid_of = uid_of
         self._synced = synced
         self._spawn = spawn
-        self._reads = asyncio.Semaphore(_READS_AT_ONCE)
         self._dispatchers = _Dispatchers(self._make_dispatcher)
         #: Finished Tasks the informer has yet to show leaving: what it shows of them is late.
         self._leaving: set[str] = set()
         #: Tasks that cannot be read, and of which an outline is being read.
         self._unreadable: set[str] = set()
+        #: Those of TaskQueues that other installations serve.
+        self.others = OthersTasks()
         self.completions = CompletionPublisher()
         self.dependencies = Dependencies(
             client,
@@ -179,6 +179,8 @@ class TaskController:
         if uid in self._leaving:
             return
         tracked = self._runner.tasks.get(uid)
+        if tracked is None and self.others.kept and self.others.keep_raw(raw):
+            return
         if tracked is not None and raw["metadata"].get("generation") == tracked.task.generation:
             return  # our own write of its status, come back
         try:
@@ -199,7 +201,9 @@ class TaskController:
 
     def adopt(self, seen: SeenTask) -> None:
         """Take a Task that was seen before this operator led; its payload is read when due."""
-        if self._is_to_track(seen.task):
+        if seen.queue_key in self.others:
+            self.others.keep(seen)
+        elif seen.task.uid not in self._runner.tasks and self._is_to_track(seen.task):
             self._track(seen)
 
     def _track(self, seen: SeenTask) -> None:
@@ -252,7 +256,20 @@ class TaskController:
     def on_deleted(self, key: Key, uid: str) -> None:
         """Take note that a Task left the informer: finished or deleted."""
         self._leaving.discard(uid)
+        self.others.discard(uid)
         self._runner.send(uid, events.LeftInformer())
+
+    def leave_queue(self, key: QueueKey) -> None:
+        """Leave the Tasks of a TaskQueue alone: another installation serves it."""
+        tasks = [self._runner.tasks[uid] for uid in self._dispatchers[key].uids]
+        self.others.add(key, tasks)
+        for tracked in tasks:
+            self._runner.send(tracked.uid, events.ServedElsewhere())
+
+    def take_queue(self, key: QueueKey) -> None:
+        """Track the Tasks of a TaskQueue that no other installation serves any more."""
+        if key in self.others:
+            self._spawn(self.others.hand_over(key, self), f"Tasks of {key[0]}/{key[1]}")
 
     # What became of a Task.
 
@@ -276,11 +293,10 @@ class TaskController:
         backoff: Backoff | None = None
         while True:
             try:
-                async with self._reads:
-                    if as_outline:
-                        task = read_outline(await get_outline(self._client, namespace, name))
-                    else:
-                        task = read_task(await self._client.get(task_path(namespace, name)))
+                if as_outline:
+                    task = read_outline(await get_outline(self._client, namespace, name))
+                else:
+                    task = read_task(await self._client.get(task_path(namespace, name)))
                 return task if task.uid == uid else None
             except (ApiError, ValueError, KeyError, TypeError) as error:
                 if isinstance(error, ApiError) and error.status == _NOT_FOUND:

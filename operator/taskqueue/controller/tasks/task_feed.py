@@ -12,6 +12,7 @@ Contract:
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from random import Random
 from typing import Any, Protocol
@@ -19,7 +20,8 @@ from typing import Any, Protocol
 from taskqueue.controller.tasks.payloads import size_problem
 from taskqueue.controller.tasks.tracked_task import SeenTask
 from taskqueue.kubernetes.client import ApiAccess, ApiClient, version_of
-from taskqueue.kubernetes.informer import Informer, Key, ResourceEventHandler, identity
+from taskqueue.kubernetes.informer import Key, ResourceEventHandler, identity
+from taskqueue.kubernetes.informer_group import InformerGroup
 from taskqueue.kubernetes.task_codec import (
     TASKS_PATH,
     UNFINISHED,
@@ -27,6 +29,7 @@ from taskqueue.kubernetes.task_codec import (
     read_payload,
     read_task,
 )
+from taskqueue.kubernetes.watch_scope import EVERYWHERE, WatchScope
 from taskqueue.logs import EventLog
 
 log = EventLog(__name__)
@@ -57,7 +60,11 @@ class StandbyTasks:
         except (ValueError, KeyError, TypeError) as error:
             self.on_unreadable(raw, problem_of(error))
         else:
-            self._kept[seen.task.uid] = seen
+            self.keep(seen)
+
+    def keep(self, seen: SeenTask) -> None:
+        """Keep a Task as it was seen."""
+        self._kept[seen.task.uid] = seen
 
     def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
         """Keep what identifies a Task."""
@@ -68,6 +75,10 @@ class StandbyTasks:
 
     def on_deleted(self, key: Key, uid: str) -> None:
         """Drop a Task that left the informer."""
+        self.discard(uid)
+
+    def discard(self, uid: str) -> None:
+        """Keep a Task no more."""
         self._kept.pop(uid, None)
 
     def __len__(self) -> int:
@@ -76,14 +87,20 @@ class StandbyTasks:
 
     async def hand_over(self, handler: TaskHandler) -> None:
         """Pass on what is kept, and keep it no more; nothing may be shown meanwhile."""
-        for number, uid in enumerate(list(self._kept), 1):
+        while self._kept:
+            self.hand_over_some(handler)
+            await asyncio.sleep(0)
+
+    def hand_over_some(self, handler: TaskHandler) -> list[str]:
+        """Pass on as many as one turn of the loop has time for; return their uids."""
+        uids = list(itertools.islice(self._kept, _TASKS_A_TURN))
+        for uid in uids:
             match self._kept.pop(uid):
                 case SeenTask() as seen:
                     handler.adopt(seen)
                 case raw, problem:
                     handler.on_unreadable(raw, problem)
-            if number % _TASKS_A_TURN == 0:
-                await asyncio.sleep(0)
+        return uids
 
 
 class TaskFeed:
@@ -92,21 +109,26 @@ class TaskFeed:
     Args:
         access: of the API server.
         random: for delays.
+        scope: the namespaces whose Tasks are shown.
 
     Attributes:
         run: keeps up with the Tasks until cancelled; cancel it, and call `lead` before the next.
         synced: set once the handler has all Tasks as they were when this operator began to lead.
     """
 
-    def __init__(self, access: ApiAccess, *, random: Random) -> None:
-        self._client = ApiClient(access, max_connections=2, timeout_seconds=60)
+    def __init__(
+        self, access: ApiAccess, *, random: Random, scope: WatchScope = EVERYWHERE
+    ) -> None:
+        paths = scope.paths(TASKS_PATH)
+        self._client = ApiClient(access, max_connections=1 + len(paths), timeout_seconds=60)
         self._tasks = StandbyTasks()
-        self._informer = Informer(
+        self._informer = InformerGroup(
             self._client,
-            TASKS_PATH,
+            paths,
             self._tasks,
             selectors={"fieldSelector": UNFINISHED},
             random=random,
+            name="feed of Tasks",
         )
         self.run = self._informer.run
         self.synced = asyncio.Event()

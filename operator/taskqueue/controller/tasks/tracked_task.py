@@ -37,6 +37,11 @@ class SeenTask:
     version: int
     problem: str
 
+    @property
+    def queue_key(self) -> QueueKey:
+        """(namespace, name) of its TaskQueue."""
+        return (self.task.namespace, self.task.spec.queue)
+
 
 class TaskStage(Enum):
     """Where an unfinished Task is, as far as dispatching goes."""

@@ -241,9 +241,14 @@ class Draft:
         self.move(TaskStage.FINISHED)
         self.write(urgent=True)
 
-    def drop_task(self, found: TaskState | None) -> None:
-        """Track a Task no more that is (being) deleted, or finished by somebody else's hand."""
-        event = "task.deleted" if found is None else "task.finished_elsewhere"
+    def drop_task(self, found: TaskState | None, *, why: str = "") -> None:
+        """Track a Task no more that is (being) deleted, or finished by somebody else's hand.
+
+        Args:
+            found: its final status.
+            why: what the log says instead.
+        """
+        event = why or ("task.deleted" if found is None else "task.finished_elsewhere")
         self.do(effects.Log("info", event, {"stage": self.tracked.stage.name}))
         self.stop_worker()
         self.cancel_timers()
