@@ -1,0 +1,40 @@
+"""What the shipped roles grant, read from the manifests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from taskqueue.api.common import GROUP
+
+MANIFESTS = Path(__file__).parents[3] / "manifests"
+
+
+def objects(name: str) -> list[dict[str, Any]]:
+    return [one for one in yaml.safe_load_all((MANIFESTS / name).read_text()) if one]
+
+
+def test_a_served_namespace_grants_what_the_cluster_role_grants() -> None:
+    (everywhere,) = [one for one in objects("base/rbac.yaml") if one["kind"] == "ClusterRole"]
+    (here,) = [one for one in objects("namespaced/served/rbac.yaml") if one["kind"] == "Role"]
+    assert here["rules"] == everywhere["rules"]
+
+
+@pytest.mark.parametrize("name", ["namespaced/served/rbac.yaml", "namespaced/operator/rbac.yaml"])
+def test_a_namespaced_installation_has_roles_only(name: str) -> None:
+    assert {one["kind"] for one in objects(name)} == {"Role", "RoleBinding"}
+
+
+@pytest.mark.parametrize("role", ["view", "edit", "admin"])
+def test_a_role_is_part_of_that_of_kubernetes(role: str) -> None:
+    (found,) = [
+        one for one in objects("roles/roles.yaml") if one["metadata"]["name"].endswith(role)
+    ]
+    aggregated = f"rbac.authorization.k8s.io/aggregate-to-{role}"
+    assert found["metadata"]["labels"] == {aggregated: "true"}
+    assert {group for rule in found["rules"] for group in rule["apiGroups"]} == {GROUP}
+    verbs = {verb for rule in found["rules"] for verb in rule["verbs"]}
+    assert (role == "view") == (verbs == {"get", "list", "watch"})
