@@ -33,6 +33,7 @@ from taskqueue.defaults import DEFAULT_INSTALLATION
 from taskqueue.kubernetes.client import ApiClient, load_access
 from taskqueue.kubernetes.deployments import DEPLOYMENTS_PATH
 from taskqueue.kubernetes.lease import LeaderElector, LeaseLock, LeaseTiming
+from taskqueue.kubernetes.schedule_codec import SCHEDULES_PATH
 from taskqueue.kubernetes.task_codec import TASKS_PATH
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_PATH
 from taskqueue.kubernetes.token_secret import load_token_keys
@@ -45,7 +46,7 @@ log = EventLog(__name__)
 T = TypeVar("T")
 
 #: What the operator lists: namespaces where it may not are left out.
-_LISTED = (QUEUES_PATH, TASKS_PATH, DEPLOYMENTS_PATH)
+_LISTED = (QUEUES_PATH, TASKS_PATH, SCHEDULES_PATH, DEPLOYMENTS_PATH)
 #: Prefix of the one annotation that kopf writes to a TaskQueue.
 _ANNOTATION_PREFIX = "taskqueue.dev"
 _KOPF_STOP_SECONDS = 5.0
@@ -138,7 +139,10 @@ async def serve(settings: OperatorSettings) -> int:
         if not await _stand_by(leadership, feed, stop):
             return 0
         schedules = ScheduleService(
-            access, instance=settings.identity, leads=lambda: leadership.is_leader
+            access,
+            instance=settings.identity,
+            leads=lambda: leadership.is_leader,
+            scope=scope,
         )
         engine = Engine(
             access,

@@ -186,6 +186,8 @@ async def test_finished_task_stays_while_its_schedule_has_not_recorded_it() -> N
     assert not engine._ttl._is_needed("shop", "other")
     for client in (engine._client, engine._writer_client, engine._feed_client, feed):
         await client.close()
+
+
 OTHER, OWN = "elsewhere/default", "operators/default"
 
 

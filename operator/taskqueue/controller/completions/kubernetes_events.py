@@ -217,8 +217,8 @@ class EventRecorder:
                 reason="ServedElsewhere",
                 action="Claim",
                 note=f"installation {installation} of the operator serves this TaskQueue, so this "
-                 "one leaves it and its Tasks alone: take the namespace from one of the two, and "
-                 "clear status.installation if it is that one",
+                "one leaves it and its Tasks alone: take the namespace from one of the two, and "
+                "clear status.installation if it is that one",
                 name=event_name(regarding),
             )
         )

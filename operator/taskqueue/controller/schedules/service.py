@@ -20,10 +20,12 @@ from taskqueue.controller.schedules.schedule_controller import (
 )
 from taskqueue.kubernetes.client import ApiAccess, ApiClient
 from taskqueue.kubernetes.event_api import EventWriter, Regarding
-from taskqueue.kubernetes.informer import Informer, Key
+from taskqueue.kubernetes.informer import Key
+from taskqueue.kubernetes.informer_group import InformerGroup
 from taskqueue.kubernetes.schedule_codec import SCHEDULE_LABEL, SCHEDULES_PATH
 from taskqueue.kubernetes.status_updater import StatusUpdater
 from taskqueue.kubernetes.task_codec import TASKS_PATH
+from taskqueue.kubernetes.watch_scope import EVERYWHERE, WatchScope
 from taskqueue.logs import EventLog
 from taskqueue.model.schedule import Schedule
 
@@ -38,17 +40,24 @@ _DRAIN_SECONDS = 2.0
 
 
 class ScheduleService:
-    """Serves the TaskSchedules of the cluster.
+    """Serves the TaskSchedules of the namespaces that are served.
 
     Args:
         access: of the API server.
         instance: which operator this is, for Kubernetes Events.
         leads: returns whether this process certainly still leads.
+        scope: the namespaces.
     """
 
     def __init__(
-        self, access: ApiAccess, *, instance: str = "", leads: Callable[[], bool] = lambda: True
+        self,
+        access: ApiAccess,
+        *,
+        instance: str = "",
+        leads: Callable[[], bool] = lambda: True,
+        scope: WatchScope = EVERYWHERE,
     ) -> None:
+        schedules, tasks = scope.paths(SCHEDULES_PATH), scope.paths(TASKS_PATH)
         random = Random()  # noqa: S311  (delays, not secrets)
         self._client = ApiClient(
             access,
@@ -57,7 +66,9 @@ class ScheduleService:
             may_write=leads,
         )
         self._writer_client = ApiClient(access, max_connections=_STATUS_WRITES, may_write=leads)
-        self._feed_client = ApiClient(access, max_connections=4, timeout_seconds=60)
+        self._feed_client = ApiClient(
+            access, max_connections=2 + len(schedules) + len(tasks), timeout_seconds=60
+        )
         self._event_client = ApiClient(access, max_connections=1, may_write=leads)
         self._updater = StatusUpdater(self._writer_client, concurrency=_STATUS_WRITES)
         self._events = EventRecorder(
@@ -70,15 +81,20 @@ class ScheduleService:
             on_skipped=self._on_skipped,
             on_deleted=self._events.remove_schedule,
         )
-        self._schedules = Informer(
-            self._feed_client, SCHEDULES_PATH, self._controller, random=random
-        )
-        self._runs = Informer(
+        self._schedules = InformerGroup(
             self._feed_client,
-            TASKS_PATH,
+            schedules,
+            self._controller,
+            random=random,
+            name="feed of TaskSchedules",
+        )
+        self._runs = InformerGroup(
+            self._feed_client,
+            tasks,
             self._controller.runs,
             selectors={"labelSelector": SCHEDULE_LABEL},
             random=random,
+            name="feed of scheduled Tasks",
         )
         self._synced = asyncio.Event()
         self._drain_seconds = _DRAIN_SECONDS
