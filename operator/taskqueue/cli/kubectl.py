@@ -51,7 +51,7 @@ class Kubectl:
         done = self._run(
             "get", kind, name, "--ignore-not-found", "-o", "json", namespace=("-n", namespace)
         )
-        return json.loads(done) if done.strip() else None
+        return read_json(done) if done.strip() else None
 
     def create(self, body: Object) -> Object:
         """Create an object and return it.
@@ -59,7 +59,7 @@ class Kubectl:
         Raises:
             CommandFailed: it is refused; the text is the API server's.
         """
-        made: Object = json.loads(
+        made: Object = read_json(
             self._run("create", "-f", "-", "-o", "json", body=json.dumps(body))
         )
         return made
@@ -93,7 +93,7 @@ class Kubectl:
         for line in self._lines(*words, namespace=namespace):
             document.append(line)
             if line == "}\n":  # the last line of an object: all within it are indented
-                yield json.loads("".join(document))
+                yield read_json("".join(document))
                 document.clear()
 
     def logs(self, arguments: Sequence[str], namespace: str) -> Iterator[str]:
@@ -134,7 +134,7 @@ class Kubectl:
                 process.terminate()
 
     def _json(self, *words: str) -> Object:
-        found: Object = json.loads(self._run(*words))
+        found: Object = read_json(self._run(*words))
         return found
 
     def _run(
@@ -160,6 +160,20 @@ class Kubectl:
             )
         place = self.namespace if namespace is None else namespace
         return [program, words[0], *self.flags, *place, *words[1:]]
+
+
+def read_json(text: str) -> Object:
+    """Read an object that kubectl or a worker has written.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from taskqueue.exact_json import decode_own  # not for a help text
+
+    value = decode_own(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    return value
 
 
 def _said(text: str) -> str:

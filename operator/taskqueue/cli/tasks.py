@@ -16,7 +16,7 @@ from typing import Any
 from taskqueue.cli.arguments import CommandParsers, add_command, at_least
 from taskqueue.cli.errors import CommandFailed
 from taskqueue.cli.explain import explain
-from taskqueue.cli.kubectl import QUEUES, TASKS, Kubectl, Object
+from taskqueue.cli.kubectl import QUEUES, TASKS, Kubectl, Object, read_json
 from taskqueue.cli.selection import FINISHED, PHASES, Filter, duration
 from taskqueue.cli.target import add_target, kubectl_of
 from taskqueue.cli.task_view import described, task_table
@@ -236,10 +236,10 @@ def _attempt_of(status: Mapping[str, Any], number: int) -> tuple[str, str]:
 def _log_line(line: str, uid: str, attempt: int, *, raw: bool) -> str | None:
     """Return a line of a worker's log if it is about this attempt; else None."""
     try:
-        fields = json.loads(line)
-        if fields.get("uid") != uid or fields.get("attempt") != attempt:
-            return None
-    except (ValueError, AttributeError):
+        fields = read_json(line)
+    except ValueError:
+        return None
+    if fields.get("uid") != uid or fields.get("attempt") != attempt:
         return None
     if raw:
         return line.rstrip("\n")
@@ -274,6 +274,8 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _payload(options: argparse.Namespace) -> Object:
+    from taskqueue.exact_json import decode  # not for a help text
+
     text = options.payload
     try:
         if text == "-":
@@ -281,7 +283,7 @@ def _payload(options: argparse.Namespace) -> Object:
         elif text.startswith("@"):
             with open(text[1:], encoding="utf-8") as file:
                 text = file.read()
-        payload: Object = json.loads(text)
+        payload: Object = decode(text, "payload")
     except (OSError, ValueError) as error:
         options.parser.error(f"the payload cannot be read as JSON: {error}")
     if not isinstance(payload, dict):

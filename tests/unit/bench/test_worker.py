@@ -88,14 +88,20 @@ def test_ratios_are_of_rounds_side_by_side() -> None:
     rounds = {
         "taskqueue": [Round(100, 1.0), Round(10, 1.0), Round(80, 1.0)],
         "dramatiq": [Round(50, 2.0), Round(10, 2.0), Round(20, 2.0)],
+        "dramatiq_quorum": [Round(50, 2.0), Round(5, 2.0), Round(16, 2.0)],
         "celery": [Round(25, 4.0, 0.5), Round(5, 4.0, 0.5), Round(20, 4.0, 0.5)],
     }
     outcome = worker._report(rounds, Report(Console(file=io.StringIO(), width=100)))
     assert outcome.bench == "worker"
-    assert outcome.ratios == {"vs_dramatiq": 2.0, "vs_celery": 4.0}
+    assert outcome.ratios == {
+        "vs_dramatiq": 2.0,
+        "vs_dramatiq_quorum": 2.0,
+        "vs_celery": 4.0,
+    }
     assert outcome.figures == {
         "taskqueue_per_second": 80,
         "dramatiq_per_second": 20,
+        "dramatiq_quorum_per_second": 16,
         "celery_per_second": 20,
     }
     assert outcome.details["cpu_ms_per_message"]["celery"] == {"workers": 4.0, "rabbitmq": 0.5}
