@@ -97,7 +97,8 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
         except exceptions.AMQPConnectionError as error:
             self.abort(error)
         except Exception as error:  # of pika or of `frames`, over what no broker sends
-            why = f"what the broker sent cannot be read: {error!r}"
+            # Its text may quote what came, from whatever listens there.
+            why = f"what the broker sent cannot be read ({type(error).__name__})"
             self.abort(exceptions.StreamLostError(why))
 
     def _read_frames(self, data: bytes) -> None:
@@ -105,7 +106,7 @@ class StreamConnection(pika.connection.Connection):  # type: ignore[misc]
             self._has_received = True
             if data[0] not in _FIRST_BYTES:
                 # pika would wait for the rest of a frame that never comes.
-                self.abort(exceptions.IncompatibleProtocolError(f"it sent {data[:20]!r}"))
+                self.abort(exceptions.IncompatibleProtocolError("no AMQP frame came first"))
                 return
             if data[0] == _FIRST_BYTES[1]:
                 self._on_data_available(data)

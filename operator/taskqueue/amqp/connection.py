@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
+import sys
 import tempfile
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pika.connection
@@ -250,7 +253,7 @@ def _explain_failure(error: BaseException) -> str:
         case exceptions.IncompatibleProtocolError():
             return (
                 "what listens there does not speak AMQP 0-9-1, or wants TLS or a client "
-                f"certificate: check port (5672, with TLS 5671) and tls.crt ({_pika_text(error)})"
+                "certificate: check port (5672, with TLS 5671) and tls.crt"
             )
         case exceptions.AMQPError():
             return explain_close(error)
@@ -288,20 +291,35 @@ def tls_context(parameters: BrokerParameters) -> ssl.SSLContext:
             f"key ca.crt is not a PEM certificate ({error.reason or error})"
         ) from None
     if parameters.client_certificate and parameters.client_key:
-        # The ssl module reads a client's key from files only: a private folder, deleted at once.
-        with tempfile.TemporaryDirectory() as folder:
-            certificate, key = Path(folder, "tls.crt"), Path(folder, "tls.key")
-            certificate.write_text(parameters.client_certificate)
-            key.touch(mode=0o600)
-            key.write_text(parameters.client_key)
+        with _as_file(f"{parameters.client_certificate}\n{parameters.client_key}\n") as path:
             try:
-                context.load_cert_chain(certificate, key)
+                # An encrypted key is refused; without a password OpenSSL would ask the terminal.
+                context.load_cert_chain(path, password="")
             except ssl.SSLError as error:
                 raise BrokerConfigurationError(
                     "keys tls.crt and tls.key are not a PEM certificate and its key "
                     f"({error.reason or error})"
                 ) from None
     return context
+
+
+@contextmanager
+def _as_file(text: str) -> Iterator[str]:
+    """Return a path for what the ssl module reads from files only.
+
+    The file is in memory where there is such a thing: a container need not have a directory that it
+    may write to, and a key belongs on no disk.
+    """
+    if sys.platform == "linux":
+        with open(os.memfd_create("tls", os.MFD_CLOEXEC), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+        return
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:  # for its owner only
+        file.write(text)
+        file.flush()
+        yield file.name
 
 
 def _quieten_pika() -> None:

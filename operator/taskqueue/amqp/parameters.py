@@ -5,8 +5,9 @@ A Secret has either ``uri`` or the single keys ``host``, ``port``, ``username``,
 raises `BrokerConfigurationError`, which names the key. No representation of the parameters and no
 error shows the password or the key.
 
-``managementUri`` names the management API, which has the statistics of the broker's queues. It is
-read apart from the rest: a connection needs none, and a wrong one prevents no connection.
+``managementUri`` names the management API, which has the statistics of the broker's queues, and its
+users. It is read apart from the rest: a connection needs none, and a wrong one prevents no
+connection.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 PLAIN_PORT = 5672
 TLS_PORT = 5671
+_MANAGEMENT_PORT = 15672
+_MANAGEMENT_TLS_PORT = 15671
 
 
 class BrokerConfigurationError(ValueError):
@@ -53,8 +56,23 @@ class BrokerParameters:
     @property
     def address(self) -> str:
         """``host:port/virtual host``, as errors and logs name the broker."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}/{self.virtual_host.removeprefix('/')}"
+        return f"{_host_in_url(self.host)}:{self.port}/{self.virtual_host.removeprefix('/')}"
+
+    def to_mapping(self, username: str, password: str) -> dict[str, str]:
+        """Return the keys of a Secret by which another user connects to this broker.
+
+        The client certificate is not among them: where the broker takes it for a login, whoever has
+        it is this user, not the other one.
+        """
+        data = {
+            "host": self.host,
+            "port": str(self.port),
+            "username": username,
+            "password": password,
+            "vhost": self.virtual_host,
+            "tls": "true" if self.tls else "false",
+        }
+        return data if self.ca_certificate is None else {**data, "ca.crt": self.ca_certificate}
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, str]) -> BrokerParameters:
@@ -63,7 +81,8 @@ class BrokerParameters:
         With ``uri``, ``username`` and ``password`` are only used where the URI has none, and
         options after a ``?`` are ignored. Without, TLS is spoken if ``tls`` is ``true``, a
         certificate is given or the port is 5671. A path of ``/`` or none means the virtual host
-        ``/``; any other is written without its first slash (``%2F`` for ``/`` inside a name).
+        ``/``; any other is written without its first slash (``%2F`` for ``/`` inside a name). What
+        is for TLS only is refused where the connection would not be encrypted.
 
         Raises:
             BrokerConfigurationError: a key is missing or its value cannot be used.
@@ -75,6 +94,8 @@ class BrokerParameters:
                 f"key {missing} is missing: a client certificate needs both tls.crt and tls.key"
             )
         address = _from_uri(data) if data.get("uri") else _from_keys(data)
+        if not address.tls:
+            _refuse_unused_tls(data)
         return cls(
             host=address.host,
             port=address.port,
@@ -95,14 +116,14 @@ _REMOVED_URI = "prometheusUri"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StatisticsEndpoint:
-    """The management API that has a broker's queue statistics; the key of a shared reader.
+class ManagementEndpoint:
+    """The management API of a broker; the key of a shared reader of its statistics.
 
     Attributes:
         url: scheme, host, port and prefix, without credentials and without a slash at the end.
         username: of the user who asks.
         password: of that user; "" for none.
-        broker: whose statistics they are; its authority and client certificate apply here too.
+        broker: whose API it is; its authority and client certificate apply here too.
     """
 
     url: str
@@ -113,7 +134,7 @@ class StatisticsEndpoint:
     @classmethod
     def from_mapping(
         cls, data: Mapping[str, str], broker: BrokerParameters
-    ) -> StatisticsEndpoint | None:
+    ) -> ManagementEndpoint | None:
         """Read the keys of a Secret; None: it names no endpoint.
 
         Without credentials in the URI, those of the broker's user are used.
@@ -129,6 +150,17 @@ class StatisticsEndpoint:
                 f"key {_REMOVED_URI} is no longer read: use {MANAGEMENT_URI}"
             )
         return None
+
+    @classmethod
+    def beside(cls, broker: BrokerParameters) -> Self:
+        """Return where a broker serves it unless it is told otherwise, for the same user."""
+        scheme, port = ("https", _MANAGEMENT_TLS_PORT) if broker.tls else ("http", _MANAGEMENT_PORT)
+        return cls(
+            url=f"{scheme}://{_host_in_url(broker.host)}:{port}",
+            username=broker.username,
+            password=broker.password,
+            broker=broker,
+        )
 
     @classmethod
     def _from_uri(cls, uri: str, broker: BrokerParameters) -> Self:
@@ -155,6 +187,10 @@ class StatisticsEndpoint:
             password=password,
             broker=broker,
         )
+
+
+def _host_in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +259,23 @@ def _from_keys(data: Mapping[str, str]) -> _Address:
         password=data["password"],
         virtual_host=data.get("vhost") or "/",
         tls=secured,
+    )
+
+
+def _refuse_unused_tls(data: Mapping[str, str]) -> None:
+    """Refuse keys that say that somebody relies on TLS, where none is spoken."""
+    for key in ("ca.crt", "tls.crt", "tls.key"):
+        if data.get(key):
+            break
+    else:
+        if not _flag(data, "tls"):
+            return
+        key = "tls"
+    plain = "key uri begins with amqp://" if data.get("uri") else "key tls is false"
+    remedy = "write amqps://" if data.get("uri") else "set it to true"
+    raise BrokerConfigurationError(
+        f"key {key} is for TLS, and {plain}, which sends the password unencrypted: {remedy}, or "
+        f"remove {key}"
     )
 
 

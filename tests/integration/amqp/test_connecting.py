@@ -81,8 +81,9 @@ async def test_a_silent_server_is_given_up_in_time(tls: bool) -> None:
 async def test_a_server_of_another_protocol_is_told() -> None:
     async with listener(b"HTTP/1.1 400 Bad Request\r\n\r\n") as (port, gone):
         other = BrokerParameters(host="127.0.0.1", port=port, username="op", password=PASSWORD)
-        with pytest.raises(BrokerUnavailable, match=r"does not speak AMQP 0-9-1.*HTTP/1.1 400"):
+        with pytest.raises(BrokerUnavailable, match=r"does not speak AMQP 0-9-1") as caught:
             await connect(other, name="test", timeout_seconds=PATIENCE)
+        assert "HTTP" not in str(caught.value)  # a condition must not show what others serve
         await asyncio.wait_for(gone.wait(), PATIENCE)
 
 

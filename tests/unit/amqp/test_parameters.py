@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from taskqueue.amqp.parameters import (
     BrokerConfigurationError,
     BrokerParameters,
-    StatisticsEndpoint,
+    ManagementEndpoint,
 )
 
 KEYS = {"host": "mq", "username": "op", "password": "s3cret"}
@@ -23,7 +26,6 @@ URI = "amqp://op:s3cret@mq"
         (KEYS | {"port": "5673", "vhost": "jobs"}, {"port": 5673, "virtual_host": "jobs"}),
         (KEYS | {"port": "5671"}, {"port": 5671, "tls": True}),
         (KEYS | {"ca.crt": "CA"}, {"port": 5671, "tls": True, "ca_certificate": "CA"}),
-        (KEYS | {"ca.crt": "CA", "tls": "false"}, {"port": 5672, "tls": False}),
         (KEYS | {"tls": "true", "port": "7000"}, {"port": 7000, "tls": True}),
         (KEYS | {"port": "", "vhost": "", "provider": "x"}, {"port": 5672, "virtual_host": "/"}),
         ({"uri": URI}, {"port": 5672, "virtual_host": "/", "tls": False}),
@@ -33,7 +35,7 @@ URI = "amqp://op:s3cret@mq"
         ({"uri": URI + "/team%2Fjobs"}, {"virtual_host": "team/jobs"}),
         ({"uri": URI + ":5673/jobs?heartbeat=1\n"}, {"port": 5673, "virtual_host": "jobs"}),
         ({"uri": "amqps://op:s3cret@mq"}, {"port": 5671, "tls": True}),
-        ({"uri": URI, "ca.crt": "CA"}, {"tls": False, "port": 5672}),
+        ({"uri": URI, "tls": "false"}, {"tls": False, "port": 5672}),
         ({"uri": "amqp://mq", "username": "op", "password": "s3cret"}, {"port": 5672}),
         (
             KEYS | {"tls.crt": "C", "tls.key": "K"},
@@ -73,6 +75,10 @@ def test_reserved_characters_of_a_uri_are_percent_encoded() -> None:
         ({"uri": "amqp://op:s3/cret@mq"}, "key uri cannot be read"),
         ({"uri": "amqp://:s3cret@mq"}, "key uri has no username"),
         ({"uri": "amqp://op@mq"}, "key uri has no password"),
+        ({"uri": URI, "ca.crt": "CA"}, r"key ca\.crt is for TLS, and key uri begins with amqp://"),
+        ({"uri": URI, "tls.crt": "C", "tls.key": "K"}, r"unencrypted: write amqps://, or remove"),
+        ({"uri": URI, "tls": "true"}, "key tls is for TLS"),
+        (KEYS | {"ca.crt": "CA", "tls": "false"}, "key tls is false, which sends the password"),
     ],
 )
 def test_what_is_refused(data: dict[str, str], message: str) -> None:
@@ -82,6 +88,46 @@ def test_what_is_refused(data: dict[str, str], message: str) -> None:
     while chain is not None:
         assert "s3" not in str(chain)
         chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
+
+
+@given(
+    uri=st.sampled_from(["", URI, "amqps://op:s3cret@mq"]),
+    more=st.fixed_dictionaries(
+        {},
+        optional={
+            "ca.crt": st.just("CA"),
+            "tls": st.sampled_from(["true", "false", "TRUE", ""]),
+            "port": st.sampled_from(["5671", "5672"]),
+        },
+    ),
+    certificate=st.booleans(),
+)
+def test_whoever_relies_on_tls_has_it_or_is_refused(
+    uri: str, more: dict[str, str], certificate: bool
+) -> None:
+    data = {**({"uri": uri} if uri else KEYS), **more}
+    if certificate:
+        data |= {"tls.crt": "C", "tls.key": "K"}
+    relies = certificate or "ca.crt" in more or more.get("tls", "").lower() == "true"
+    try:
+        parameters = BrokerParameters.from_mapping(data)
+    except BrokerConfigurationError:
+        assert relies
+    else:
+        assert parameters.tls or not relies
+
+
+@pytest.mark.parametrize("data", [KEYS, KEYS | {"ca.crt": "CA", "vhost": "jobs", "port": "7"}])
+def test_another_user_reaches_the_same_broker_by_the_keys(data: dict[str, str]) -> None:
+    own = BrokerParameters.from_mapping(data | {"uri": ""})
+    other = BrokerParameters.from_mapping(own.to_mapping("worker", "pw"))
+    assert other == replace(own, username="worker", password="pw")
+
+
+def test_another_user_does_not_get_the_client_certificate() -> None:
+    own = BrokerParameters.from_mapping(KEYS | {"tls.crt": "C", "tls.key": "K"})
+    other = BrokerParameters.from_mapping(own.to_mapping("worker", "pw"))
+    assert (other.tls, other.client_certificate, other.client_key) == (True, None, None)
 
 
 def test_no_secret_is_shown() -> None:
@@ -103,15 +149,22 @@ def test_equal_parameters_are_one_key() -> None:
 RABBIT = BrokerParameters(host="rabbit", port=5672, username="u", password="p")
 
 
-def endpoint(**data: str) -> StatisticsEndpoint:
-    found = StatisticsEndpoint.from_mapping(data, RABBIT)
+def test_the_endpoint_beside_a_broker() -> None:
+    plain = ManagementEndpoint.beside(RABBIT)
+    assert (plain.url, plain.username, plain.password) == ("http://rabbit:15672", "u", "p")
+    assert ManagementEndpoint.beside(replace(RABBIT, tls=True)).url == "https://rabbit:15671"
+    assert ManagementEndpoint.beside(replace(RABBIT, host="::1")).url == "http://[::1]:15672"
+
+
+def endpoint(**data: str) -> ManagementEndpoint:
+    found = ManagementEndpoint.from_mapping(data, RABBIT)
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize("data", [{}, {"managementUri": ""}, {"prometheusUri": " \n"}])
 def test_a_secret_of_the_cluster_operator_names_no_endpoint(data: dict[str, str]) -> None:
-    assert StatisticsEndpoint.from_mapping(data, RABBIT) is None
+    assert ManagementEndpoint.from_mapping(data, RABBIT) is None
 
 
 @pytest.mark.parametrize(
