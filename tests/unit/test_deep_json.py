@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 import orjson
 import pytest
 
+from taskqueue import exact_json
 from taskqueue.amqp.properties import BasicProperties
 from taskqueue.contract import command, heartbeat, outcome
 from taskqueue.contract.names import DIRECT_EXCHANGE, WORK_EXCHANGE, ContractError
 from taskqueue.contract.work import parse_work
 from taskqueue.controller.tasks.config_maps import ConfigMap
 from taskqueue.controller.tasks.payloads import _object, _UnresolvedError
-from taskqueue.direct.management_api import StatisticsClient
 from taskqueue.model.task import PayloadSource
 from taskqueue.worker.attempt_events import payload_of, work_attempt
 from taskqueue.worker.checkpoints import TextCheckpoint
@@ -90,12 +90,6 @@ def _refused(result: Any) -> object:
     return result
 
 
-def _statistics(text: bytes) -> object:
-    client = StatisticsClient.__new__(StatisticsClient)
-    client._not_management = lambda: ValueError("not")  # type: ignore[method-assign,assignment,return-value]
-    return client._parse(text)
-
-
 INTAKES: dict[str, Intake] = {
     "outcome": outcome.decode,
     "heartbeat": heartbeat.decode,
@@ -106,7 +100,7 @@ INTAKES: dict[str, Intake] = {
     "ConfigMap": _config_map,
     "HTTP answer": _http_answer,
     "result of a program": _program,
-    "broker's statistics": _statistics,
+    "broker's management API": exact_json.decode,
     "outcome of a child": child_protocol.decode_outcome,
     "progress of a child": child_protocol.decode_progress,
     "checkpoint of a child": child_protocol.decode_checkpoint,

@@ -13,7 +13,7 @@ import pytest
 
 from taskqueue.amqp.channel import Channel, Delivery
 from taskqueue.amqp.connection import Connection, connect
-from taskqueue.amqp.parameters import MANAGEMENT_URI, BrokerParameters, StatisticsEndpoint
+from taskqueue.amqp.parameters import MANAGEMENT_URI, BrokerParameters, ManagementEndpoint
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.names import WORK_EXCHANGE, routing_key, work_queue
 from taskqueue.contract.outgoing import OutgoingMessage
@@ -62,15 +62,15 @@ def broker(rabbit: OwnBroker) -> BrokerParameters:
     )
 
 
-def endpoint_of(rabbit: OwnBroker, broker: BrokerParameters, **data: str) -> StatisticsEndpoint:
+def endpoint_of(rabbit: OwnBroker, broker: BrokerParameters, **data: str) -> ManagementEndpoint:
     named = {MANAGEMENT_URI: uri(rabbit.host, rabbit.management_port)} | data
-    found = StatisticsEndpoint.from_mapping(named, broker)
+    found = ManagementEndpoint.from_mapping(named, broker)
     assert found is not None
     return found
 
 
 @asynccontextmanager
-async def reading(endpoint: StatisticsEndpoint) -> AsyncIterator[StatisticsClient]:
+async def reading(endpoint: ManagementEndpoint) -> AsyncIterator[StatisticsClient]:
     client = StatisticsClient(endpoint)
     try:
         yield client
@@ -177,7 +177,7 @@ async def test_a_broker_that_keeps_no_statistics_tells_totals(
         await asyncio.to_thread(rabbit.evaluate, setting.format("false"))
 
 
-async def unreadable(endpoint: StatisticsEndpoint) -> str:
+async def unreadable(endpoint: ManagementEndpoint) -> str:
     async with reading(endpoint) as client:
         with pytest.raises(StatisticsUnreadable) as caught:
             await client.read()
@@ -187,9 +187,7 @@ async def unreadable(endpoint: StatisticsEndpoint) -> str:
 
 async def test_a_wrong_password(rabbit: OwnBroker, broker: BrokerParameters) -> None:
     wrong = replace(endpoint_of(rabbit, broker), password="wr0ng")
-    assert "answered 401 Unauthorized: check the password of user taskqueue" in await unreadable(
-        wrong
-    )
+    assert "answered 401: check the password of user taskqueue" in await unreadable(wrong)
 
 
 async def test_a_user_without_the_tag(rabbit: OwnBroker, broker: BrokerParameters) -> None:

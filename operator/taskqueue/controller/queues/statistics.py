@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from taskqueue.amqp.parameters import StatisticsEndpoint
+from taskqueue.amqp.parameters import ManagementEndpoint
 from taskqueue.controller.queues.backlog import BacklogMeter
 from taskqueue.direct.management_api import StatisticsClient, StatisticsUnreadable
 from taskqueue.kubernetes.namespace_turns import RequestGate
@@ -54,7 +54,7 @@ class StatisticsReader:
 
     def __init__(
         self,
-        endpoint: StatisticsEndpoint,
+        endpoint: ManagementEndpoint,
         client: StatisticsClient,
         turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
@@ -110,16 +110,16 @@ class StatisticsReaders:
         self,
         *,
         spawn: Spawn,
-        connect: Callable[[StatisticsEndpoint], StatisticsClient] = StatisticsClient,
+        connect: Callable[[ManagementEndpoint], StatisticsClient] = StatisticsClient,
     ) -> None:
         self._spawn = spawn
         self._connect = connect
         self._gate = RequestGate(READS_AT_ONCE)
-        self._readers: dict[StatisticsEndpoint, tuple[StatisticsReader, asyncio.Task[None]]] = {}
-        self._users: dict[StatisticsEndpoint, set[object]] = {}
+        self._readers: dict[ManagementEndpoint, tuple[StatisticsReader, asyncio.Task[None]]] = {}
+        self._users: dict[ManagementEndpoint, set[object]] = {}
 
     def acquire(
-        self, endpoint: StatisticsEndpoint, user: object, namespace: str = ""
+        self, endpoint: ManagementEndpoint, user: object, namespace: str = ""
     ) -> StatisticsReader:
         """Return the reader of an endpoint; the first user, of this namespace, starts it."""
         if endpoint not in self._readers:
@@ -130,7 +130,7 @@ class StatisticsReaders:
         self._users.setdefault(endpoint, set()).add(user)
         return self._readers[endpoint][0]
 
-    def release(self, endpoint: StatisticsEndpoint, user: object) -> None:
+    def release(self, endpoint: ManagementEndpoint, user: object) -> None:
         """Undo `acquire`; the last user stops the reader."""
         users = self._users.get(endpoint, set())
         users.discard(user)
@@ -156,13 +156,13 @@ class QueueStatistics:
         self._namespace = namespace
         self._readers = readers
         self._meter = meter
-        self._endpoint: StatisticsEndpoint | None = None
+        self._endpoint: ManagementEndpoint | None = None
         self._config_error = ""
         self._reader: StatisticsReader | None = None
         self._passed_on: StatsReading | None = None
 
     def set_endpoint(
-        self, endpoint: StatisticsEndpoint | None, config_error: str, now: float
+        self, endpoint: ManagementEndpoint | None, config_error: str, now: float
     ) -> None:
         """Read this endpoint from now on.
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from taskqueue.amqp.channel import QueueCounts
-from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint
+from taskqueue.amqp.parameters import BrokerParameters, ManagementEndpoint
 from taskqueue.amqp.publisher import Publisher
 from taskqueue.contract.names import dead_queue, work_queue
 from taskqueue.controller.queues import broker_session
@@ -75,15 +75,15 @@ class FakeReaders(StatisticsReaders):
     """Gives readers that read nothing; the test sets what they have read."""
 
     def __init__(self) -> None:
-        self.readers: dict[StatisticsEndpoint, StatisticsReader] = {}
+        self.readers: dict[ManagementEndpoint, StatisticsReader] = {}
 
     def acquire(
-        self, endpoint: StatisticsEndpoint, user: object, namespace: str = ""
+        self, endpoint: ManagementEndpoint, user: object, namespace: str = ""
     ) -> StatisticsReader:
         self.readers[endpoint] = StatisticsReader(endpoint, cast(Any, None))
         return self.readers[endpoint]
 
-    def release(self, endpoint: StatisticsEndpoint, user: object) -> None:
+    def release(self, endpoint: ManagementEndpoint, user: object) -> None:
         del self.readers[endpoint]
 
     @property

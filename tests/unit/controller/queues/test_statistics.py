@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskqueue.amqp.parameters import BrokerParameters, StatisticsEndpoint
+from taskqueue.amqp.parameters import BrokerParameters, ManagementEndpoint
 from taskqueue.controller.queues.backlog import BacklogMeter
 from taskqueue.controller.queues.statistics import (
     POLL_SECONDS,
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.looptime
 BROKER = BrokerParameters(host="rabbit", port=5672, username="u", password="p")
 
 
-def endpoint(name: str = "one") -> StatisticsEndpoint:
-    return StatisticsEndpoint(url=f"http://{name}", username="u", broker=BROKER)
+def endpoint(name: str = "one") -> ManagementEndpoint:
+    return ManagementEndpoint(url=f"http://{name}", username="u", broker=BROKER)
 
 
 class FakeClient(StatisticsClient):
@@ -61,7 +61,7 @@ class Case:
         self.tasks.append(asyncio.create_task(work, name=name))
         return self.tasks[-1]
 
-    def connect(self, endpoint: StatisticsEndpoint) -> FakeClient:
+    def connect(self, endpoint: ManagementEndpoint) -> FakeClient:
         self.clients[endpoint.url] = FakeClient(self.answer)
         return self.clients[endpoint.url]
 
