@@ -56,6 +56,15 @@ class BrokerSource:
         except BrokerConfigurationError as error:
             raise BrokerConfigurationError(self._in_place(str(error))) from None
 
+    @property
+    def directory(self) -> str:
+        """With the files; "": there is none."""
+        return self._directory
+
+    def drop_variables(self) -> None:
+        """Forget the values of the environment, in a process that does not connect."""
+        self._variables.clear()
+
     def explain_or_raise(self, error: BrokerConfigurationError) -> str:
         """Return what to log about settings that cannot be used, if changed files can end that.
 

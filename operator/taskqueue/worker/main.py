@@ -23,7 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from taskqueue import logs
-from taskqueue.worker import init_process, log_setup
+from taskqueue.model.broker_environment import BROKER_VARIABLES
+from taskqueue.worker import init_process, log_setup, own_process
 from taskqueue.worker.arguments import WorkerArguments
 from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig, ForkServerHandle
 from taskqueue.worker.loading import StartError, load
@@ -52,6 +53,9 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         arguments = WorkerArguments.parse(words)
         settings = WorkerSettings.from_environment(environment)
+        # Before any process is forked: each would have a copy.
+        own_process.hide_process()
+        own_process.wipe_variables(BROKER_VARIABLES)
         if os.getpid() == 1 and (code := init_process.fork_worker()) is not None:
             return code
         log_setup.begin()
@@ -63,8 +67,11 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
             log_format=settings.log_format or logs.LogFormat.default(sys.stderr),
             log_level=settings.log_level,
             report_memory=settings.child_max_mib > 0,
+            hidden_directory=settings.broker.directory,
         )
-        fork_server = config.launch_by_fork() if _needs_processes(arguments, settings) else None
+        fork_server = None
+        if _needs_processes(arguments, settings):
+            fork_server = config.launch_by_fork(on_forked=settings.broker.drop_variables)
         clean = _run(settings, arguments, config, fork_server)
     except (SettingsError, StartError) as error:
         print(f"taskqueue worker: {error}", file=sys.stderr)

@@ -67,6 +67,9 @@ def http(status: str = "200 OK", body: str = "", **headers: str) -> bytes:
         http(body=CANARY, Content_Type="application/json"),
         http(body=CANARY * 10, Content_Type="application/json", Content_Encoding=CANARY),
         http(X=CANARY * 2000),
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + CANARY.encode()
+        + b"\r\n",
         b"\xff\xfe" + CANARY.encode(),
         CANARY.encode() * 10_000,
         b"",

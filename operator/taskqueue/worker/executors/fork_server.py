@@ -35,11 +35,14 @@ from typing import NoReturn
 
 import orjson
 
+from taskqueue import logs
 from taskqueue.exact_json import decode_own
 from taskqueue.worker import log_setup
-from taskqueue.worker.executors import child, descendants
+from taskqueue.worker.executors import child, descendants, landlock
 from taskqueue.worker.executors.process_state import text_stream
 from taskqueue.worker.sdk import HandlerRegistry
+
+log = logs.EventLog("taskqueue.worker")
 
 #: Prefixes of the variables with the worker's broker, and its store of results.
 _SECRET_PREFIXES = ("TASKQUEUE_BROKER_", "TASKQUEUE_RESULTS_")
@@ -64,14 +67,28 @@ class _EndedProcess:
 
 
 class ForkServer:
-    """Forks processes for one worker, until that ends."""
+    """Forks processes for one worker, until that ends.
+
+    Args:
+        control: the connection to the worker.
+        registry: has the handlers.
+        report_memory: children report how much memory they hold.
+        hidden_directory: whose files none of the processes shall read, where that is possible; "":
+            there is none.
+    """
 
     def __init__(
-        self, control: socket.socket, registry: HandlerRegistry, *, report_memory: bool
+        self,
+        control: socket.socket,
+        registry: HandlerRegistry,
+        *,
+        report_memory: bool,
+        hidden_directory: str = "",
     ) -> None:
         self._control = control
         self._registry = registry
         self._report_memory = report_memory
+        self._hidden_directory = hidden_directory
         self._worker = os.getppid()
         self._identities: dict[int, int] = {}
         self._pids: dict[int, int] = {}
@@ -105,6 +122,7 @@ class ForkServer:
         die_with_parent(self._worker, signal.SIGTERM)
         descendants.become_subreaper()
         self._inherited = descendants.children()
+        self._hide_credentials()
         with open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), 0)
         self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -121,6 +139,19 @@ class ForkServer:
         # The objects that exist now are never garbage: collecting would only copy their pages.
         gc.collect()
         gc.freeze()
+
+    def _hide_credentials(self) -> None:
+        if not self._hidden_directory:
+            return
+        why = landlock.hide_directory(self._hidden_directory)
+        if why:
+            log.info(
+                "credentials.readable",
+                directory=self._hidden_directory,
+                reason=why,
+                hint="what attempts run can read the broker's credentials there: see Credentials "
+                "and attempts in docs/workers.md",
+            )
 
     def _drain_wakeups(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -18,7 +18,7 @@ import orjson
 
 from taskqueue import logs
 from taskqueue.exact_json import decode_own
-from taskqueue.worker import log_setup
+from taskqueue.worker import log_setup, own_process
 from taskqueue.worker.executors.fork_server import ForkServer
 from taskqueue.worker.loading import load
 from taskqueue.worker.sdk import HandlerRegistry, registry
@@ -43,15 +43,27 @@ class ForkServerConfig:
         log_format: of the worker.
         log_level: of the worker.
         report_memory: children report with each outcome how much memory they hold.
+        hidden_directory: whose files the processes shall not read; "": there is none.
     """
 
     modules: Sequence[str]
     log_format: logs.LogFormat
     log_level: str
     report_memory: bool = False
+    hidden_directory: str = ""
 
-    def launch_by_fork(self, handlers: HandlerRegistry = registry) -> ForkServerHandle:
-        """Fork this process, which has imported the modules and configured logging."""
+    def launch_by_fork(
+        self,
+        handlers: HandlerRegistry = registry,
+        *,
+        on_forked: Callable[[], None] = lambda: None,
+    ) -> ForkServerHandle:
+        """Fork this process, which has imported the modules and configured logging.
+
+        Args:
+            handlers: of the modules.
+            on_forked: called in the new process, before it serves.
+        """
         threads = [thread.name for thread in threading.enumerate()[1:]]
         if threads:
             log.warning(
@@ -67,7 +79,13 @@ class ForkServerConfig:
         if pid == 0:
             try:
                 ours.close()
-                ForkServer(theirs, handlers, report_memory=self.report_memory).serve()
+                on_forked()
+                ForkServer(
+                    theirs,
+                    handlers,
+                    report_memory=self.report_memory,
+                    hidden_directory=self.hidden_directory,
+                ).serve()
             finally:
                 os._exit(1)
         theirs.close()
@@ -86,6 +104,7 @@ class ForkServerConfig:
                 "log_format": self.log_format.value,
                 "log_level": self.log_level,
                 "report_memory": self.report_memory,
+                "hidden_directory": self.hidden_directory,
             }
         ).decode()
         try:
@@ -105,6 +124,7 @@ class ForkServerConfig:
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run a fork server that was started by `ForkServerConfig.launch_by_exec`."""
+    own_process.hide_process()
     values = decode_own(arguments[1])
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
@@ -112,7 +132,12 @@ def main(arguments: Sequence[str]) -> NoReturn:
     if values["modules"]:
         load(values["modules"])
     log_setup.install(logs.LogFormat(values["log_format"]), level=values["log_level"])
-    ForkServer(control, registry, report_memory=values["report_memory"]).serve()
+    ForkServer(
+        control,
+        registry,
+        report_memory=values["report_memory"],
+        hidden_directory=values["hidden_directory"],
+    ).serve()
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
