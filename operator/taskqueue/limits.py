@@ -131,6 +131,15 @@ BUFFERED_RUNS = 100
 
 # Workers.
 
+#: How long the broker user that workers had before the last rotation may still log in, in seconds:
+#: the kubelet replaces the files of a changed Secret within two minutes. A rotation sooner than
+#: that would lock workers out.
+FORMER_USER_SECONDS = 300
+
+#: Shortest and longest time between two rotations of workers' credentials, in seconds.
+ROTATION_SECONDS_LEAST = 2 * FORMER_USER_SECONDS
+ROTATION_SECONDS_MOST = 31_536_000
+
 #: From one heartbeat of a worker to the next, in seconds.
 HEARTBEAT_SECONDS = 10.0
 

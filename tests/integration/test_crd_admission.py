@@ -70,7 +70,12 @@ def test_a_minimal_queue_gets_every_default(api: Api) -> None:
             "attemptTimeoutSeconds": 300,
             "maxDeliveries": 3,
         },
-        "workers": {"container": "", "probes": "None", "replicas": 0},
+        "workers": {
+            "container": "",
+            "probes": "None",
+            "credentials": {"type": "Shared"},
+            "replicas": 0,
+        },
         "scaling": {
             "minReplicas": 0,
             "maxReplicas": 10,
@@ -303,6 +308,28 @@ def test_accepted(api: Api, body: Body) -> None:
             "probes Managed is for a template",
         ),
         (queue(workers={"probes": "managed"}), 'supported values: "None", "Managed"'),
+        (
+            queue(
+                workers={
+                    "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "w"},
+                    "credentials": {"type": "Managed"},
+                }
+            ),
+            "credentials are for a template",
+        ),
+        (queue(workers={"credentials": {"type": "Secret"}}), "type Secret needs secretRef"),
+        (
+            queue(workers={"credentials": {"type": "Managed", "secretRef": {"name": "s"}}}),
+            "type Secret needs secretRef, and no other type has it",
+        ),
+        (
+            queue(workers={"credentials": {"rotationSeconds": 3600}}),
+            "rotationSeconds is for type Managed",
+        ),
+        (
+            queue(workers={"credentials": {"type": "Managed", "rotationSeconds": 599}}),
+            "should be greater than or equal to 600",
+        ),
         (scaled(apiVersion=None), "scaleTargetRef.apiVersion: Required value"),
         (scaled(kind=None), "scaleTargetRef.kind: Required value"),
         (scaled(name=None), "scaleTargetRef.name: Required value"),

@@ -14,7 +14,12 @@ from taskqueue.api.common import (
     ApiModel,
     validations,
 )
-from taskqueue.limits import LABEL_LENGTH, OBJECT_NAME_LENGTH
+from taskqueue.limits import (
+    LABEL_LENGTH,
+    OBJECT_NAME_LENGTH,
+    ROTATION_SECONDS_LEAST,
+    ROTATION_SECONDS_MOST,
+)
 
 Replicas = Annotated[int, Field(ge=0, le=10_000)]
 #: For a step or a size that must be at least one worker.
@@ -66,6 +71,53 @@ class SecretReference(ApiModel):
     )
 
 
+class Credentials(ApiModel):
+    """Who the workers are at the broker."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            (
+                '(has(self.type) && self.type == "Secret") == has(self.secretRef)',
+                "type Secret needs secretRef, and no other type has it: name the Secret, or omit "
+                "secretRef",
+            ),
+            (
+                '!has(self.rotationSeconds) || (has(self.type) && self.type == "Managed")',
+                "rotationSeconds is for type Managed: set type to Managed, or omit rotationSeconds",
+            ),
+        )
+    )
+
+    type: Literal["Shared", "Secret", "Managed"] = Field(
+        "Shared",
+        description=(
+            "Whose credentials the workers use at the broker. Shared, the default: those of the "
+            "operator, from spec.broker; what a worker runs can then do everything the operator "
+            "can there. Secret: those in secretRef. Managed: those of a broker user that the "
+            "operator makes for this queue, with the permissions of a worker and no others; this "
+            "needs the broker's management API (key managementUri) and a user with the tag "
+            "administrator. Only Shared with scaleTargetRef. A change of type replaces the pods."
+        ),
+    )
+    secret_ref: SecretReference | None = Field(
+        None,
+        description=(
+            "Secret with the workers' own connection to the broker, with the same keys as "
+            "spec.broker.connectionSecret. Required with type Secret, and only there."
+        ),
+    )
+    rotation_seconds: int | None = Field(
+        None,
+        ge=ROTATION_SECONDS_LEAST,
+        le=ROTATION_SECONDS_MOST,
+        description=(
+            "Time in whole seconds after which the operator gives the workers new credentials, "
+            f"{ROTATION_SECONDS_LEAST} to {ROTATION_SECONDS_MOST}; running work goes on. Only with "
+            "type Managed. None by default: they do not change."
+        ),
+    )
+
+
 class Workers(ApiModel):
     """The workers of the queue."""
 
@@ -80,6 +132,12 @@ class Workers(ApiModel):
                 '!has(self.scaleTargetRef) || !has(self.probes) || self.probes == "None"',
                 "probes Managed is for a template: the manifest of what scaleTargetRef names has "
                 "its own probes",
+            ),
+            (
+                "!has(self.scaleTargetRef) || !has(self.credentials) || "
+                '!has(self.credentials.type) || self.credentials.type == "Shared"',
+                "credentials are for a template: the manifest of what scaleTargetRef names says "
+                "which Secret its pods use",
             ),
         )
     )
@@ -117,6 +175,10 @@ class Workers(ApiModel):
             "the worker's health port (8081, or TASKQUEUE_HEALTH_PORT of the template). Only with "
             "template. A change replaces the pods."
         ),
+    )
+    credentials: Credentials = Field(
+        default_factory=Credentials,
+        description="Who the workers are at the broker.",
     )
     concurrency: int | None = Field(
         None,

@@ -91,8 +91,8 @@ class TaskQueueResourceStatus(ApiModel):
         (),
         max_length=CONDITIONS_MAX_ITEMS,
         description=(
-            "Ready, BrokerConnected, WorkersAvailable and ScalingActive; Reconciling and Stalled "
-            "while they hold."
+            "Ready, BrokerConnected, CredentialsReady, WorkersAvailable, ScalingActive and others; "
+            "Reconciling and Stalled while they hold."
         ),
         json_schema_extra=CONDITIONS_LIST,
     )

@@ -31,6 +31,7 @@ from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.queues.sizing_conflict import sizing_conflict
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Totals
+from taskqueue.controller.queues.user_sweeper import UserSweeper
 from taskqueue.controller.tasks.command_record import CommandRecord
 from taskqueue.controller.tasks.dispatcher import do_nothing
 from taskqueue.controller.tasks.stored_tasks import StoredTasks
@@ -52,7 +53,7 @@ from taskqueue.kubernetes.task_codec import TASKS_PATH
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_PATH, read_installation, read_queue
 from taskqueue.kubernetes.watch_scope import EVERYWHERE, WatchScope
 from taskqueue.logs import EventLog
-from taskqueue.model.queue import QueueConfig, QueueKey
+from taskqueue.model.queue import CredentialsType, QueueConfig, QueueKey
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import from_rfc3339
 
@@ -158,6 +159,7 @@ class Engine:
             spawn=self._spawn,
         )
         self._readers = StatisticsReaders(spawn=self._spawn)
+        self._sweeper = UserSweeper(installation, self._managed_queues)
         self._commands = CommandRecord(
             self._client,
             namespace=namespace,
@@ -242,6 +244,7 @@ class Engine:
                 config.key, config.uid, reported(condition)
             ),
             readers=self._readers,
+            sweeper=self._sweeper,
             many_finished=self._stored.many_finished,
             condition_settings=self._conditions,
             installation=self._installation,
@@ -332,6 +335,13 @@ class Engine:
         """Return why a TaskQueue must not size what it refers to; "": it may."""
         everyone = [(one.created, one.config) for one, _ in self._controllers.values()]
         return sizing_conflict(config, everyone, own_pools=self._pool_states)
+
+    def _managed_queues(self) -> set[QueueKey] | None:
+        """Return the TaskQueues with managed credentials; None: not all are known."""
+        if not self._queues_listed:
+            return None
+        configs = (one.config for one, _ in self._controllers.values())
+        return {one.key for one in configs if one.credentials.type is CredentialsType.MANAGED}
 
     def _controller(self, key: QueueKey) -> QueueReconciler | None:
         running = self._controllers.get(key)

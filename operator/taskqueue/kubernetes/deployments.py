@@ -3,7 +3,9 @@
 The operator owns Deployment ``<TaskQueue>-worker`` by server-side apply. Its pod template is the
 user's, with labels, the queue's environment variables, a long enough grace period and, if asked
 for, probes added.
-Credentials stay in the connection Secret, which the pods mount and refer to.
+Credentials stay in a Secret, which the pods mount. They refer to it from their environment, too, if
+it is the connection Secret, for older workers: credentials of their own are in no environment, from
+where every program that they start would have them.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from taskqueue.kubernetes.result_files import add_results
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from taskqueue.kubernetes.worker_probes import NoHealthPort, add_probes
 from taskqueue.model.broker_environment import BROKER_DIRECTORY_VARIABLE, BROKER_VARIABLES
-from taskqueue.model.queue import QueueConfig, QueueKey
+from taskqueue.model.queue import CredentialsType, QueueConfig, QueueKey
 
 DEPLOYMENTS_PATH = "/apis/apps/v1/deployments"
 
@@ -103,7 +105,7 @@ def render(
     Args:
         config: the TaskQueue.
         replicas: size of the pool.
-        secret: name of a connection Secret in the TaskQueue's namespace; None: there is none.
+        secret: name of the workers' Secret in the TaskQueue's namespace; None: there is none.
         grace: the present grace period. Where the template sets none it is raised when it must be
             and never lowered: each change replaces all pods, and a long one harms nobody.
         installation: of the operator; workers of the default one get none.
@@ -290,6 +292,7 @@ def _environment(
     if installation != DEFAULT_INSTALLATION:  # else the upgrade would replace all pods for nothing
         values["TASKQUEUE_INSTALLATION"] = installation
     fields = {"POD_NAME": "metadata.name", "NODE_NAME": "spec.nodeName"}
+    shared = config.credentials.type is CredentialsType.SHARED
     return [
         *({"name": name, "value": value} for name, value in values.items()),
         *(limit_entry(config, name) for name in direct_limits(config)),
@@ -297,5 +300,5 @@ def _environment(
             {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
             for name, path in fields.items()
         ),
-        *(broker_entry(secret, name) for name in BROKER_VARIABLES if secret is not None),
+        *(broker_entry(secret, name) for name in BROKER_VARIABLES if secret is not None and shared),
     ]

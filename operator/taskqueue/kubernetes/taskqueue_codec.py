@@ -7,12 +7,14 @@ from typing import Any
 
 from taskqueue.api.common import GROUP, MESSAGE_MAX_LENGTH, VERSION
 from taskqueue.api.taskqueue import TaskQueueResource
-from taskqueue.api.taskqueue_pool import Scaling, ScalingTarget, Workers
+from taskqueue.api.taskqueue_pool import Credentials, Scaling, ScalingTarget, Workers
 from taskqueue.api.taskqueue_results import Results
 from taskqueue.limits import STATUS_HANDLERS, STATUS_MESSAGE_LENGTH, STATUS_WORKERS
 from taskqueue.model.queue import (
     ClusterRef,
     Condition,
+    CredentialsPolicy,
+    CredentialsType,
     QueueConfig,
     QueueKey,
     QueueStatus,
@@ -28,7 +30,7 @@ from taskqueue.timestamps import to_rfc3339
 #: Label of everything that belongs to a TaskQueue.
 QUEUE_LABEL = f"{GROUP}/queue"
 
-#: On a TaskQueue with deletionPolicy Delete, and on no other.
+#: On a TaskQueue with deletionPolicy Delete or managed credentials, and on no other.
 QUEUES_FINALIZER = f"{GROUP}/broker-queues"
 
 QUEUES_PATH = f"/apis/{GROUP}/{VERSION}/taskqueues"
@@ -83,6 +85,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
         scale_target=_scale_target(spec.workers),
         container=spec.workers.container,
         managed_probes=spec.workers.probes == "Managed",
+        credentials=_credentials(spec.workers.credentials),
         concurrency=spec.workers.concurrency,
         scaling=_scaling_policy(spec.scaling, spec.workers, draining=stop_policy.drains),
         results=_results(spec.results),
@@ -164,6 +167,15 @@ def _scaling_target(target: ScalingTarget) -> BacklogTarget | DrainTimeTarget:
     if target.type == "DrainTime" and target.seconds is not None:
         return DrainTimeTarget(seconds=target.seconds, tasks_per_replica=target.tasks_per_replica)
     return BacklogTarget(target.tasks_per_replica)
+
+
+def _credentials(credentials: Credentials) -> CredentialsPolicy:
+    reference = credentials.secret_ref
+    return CredentialsPolicy(
+        type=CredentialsType(credentials.type),
+        secret=reference.name if reference else "",
+        rotation_seconds=credentials.rotation_seconds,
+    )
 
 
 def _scale_target(workers: Workers) -> ScaleTargetRef | None:

@@ -34,6 +34,29 @@ class StopPolicy(StrEnum):
         return self is StopPolicy.HOLD_AND_DRAIN
 
 
+class CredentialsType(StrEnum):
+    """Whose credentials workers use at the broker; the value of spec.workers.credentials.type."""
+
+    SHARED = "Shared"
+    SECRET = "Secret"  # noqa: S105  (a word of the API)
+    MANAGED = "Managed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialsPolicy:
+    """Who a TaskQueue's workers are at the broker.
+
+    Attributes:
+        type: whose credentials they use.
+        secret: name of their Secret with `CredentialsType.SECRET`, else "".
+        rotation_seconds: how long managed ones are used; None: they do not change.
+    """
+
+    type: CredentialsType = CredentialsType.SHARED
+    secret: str = ""
+    rotation_seconds: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterRef:
     """A RabbitmqCluster object of the RabbitMQ Cluster Operator."""
@@ -97,6 +120,7 @@ class QueueConfig:
             scaled.
         container: which container gets the environment; "" for the first.
         managed_probes: whether that gets the probes that the template does not have.
+        credentials: who the workers are at the broker.
         concurrency: tasks a worker runs at once; None: the worker decides by its CPUs.
         scaling: how the pool is sized.
         results: what becomes of results.
@@ -119,6 +143,7 @@ class QueueConfig:
     scale_target: ScaleTargetRef | None = None
     container: str = ""
     managed_probes: bool = False
+    credentials: CredentialsPolicy = field(default_factory=CredentialsPolicy)
     concurrency: int | None = None
     scaling: ScalingPolicy = field(default_factory=ScalingPolicy)
     results: ResultsConfig = NO_RESULTS
@@ -127,6 +152,11 @@ class QueueConfig:
     def scales(self) -> bool:
         """Whether there are workers to size."""
         return self.template is not None or self.scale_target is not None
+
+    @property
+    def leaves_at_broker(self) -> bool:
+        """Whether there is something at the broker that is deleted with the TaskQueue."""
+        return self.delete_queues or self.credentials.type is CredentialsType.MANAGED
 
     @property
     def key(self) -> QueueKey:

@@ -26,6 +26,7 @@ from taskqueue.controller.queues import broker_session, topology_watch
 from taskqueue.controller.queues.broker_link import BrokerLink, InboxMarkers
 from taskqueue.controller.queues.broker_session import BrokerSession
 from taskqueue.controller.queues.statistics import StatisticsReaders
+from taskqueue.controller.queues.user_sweeper import UserSweeper
 from taskqueue.controller.tasks.command_outbox import CommandOutbox
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient
@@ -109,6 +110,7 @@ class Operator:
             on_declared=lambda: None,
             monotonic=asyncio.get_running_loop().time,
             readers=StatisticsReaders(spawn=lambda work, name: asyncio.create_task(work)),
+            sweeper=UserSweeper("default", lambda: None),
         )
         self.tasks = [asyncio.create_task(each) for each in (self.link.run(), self._reconcile())]
 

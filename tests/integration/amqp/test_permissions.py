@@ -6,14 +6,14 @@ The patterns are those of docs/reference/message-contract.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
 
-from taskqueue.amqp.channel import ChannelRefused
+from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused
 from taskqueue.amqp.connection import Connection, connect
-from taskqueue.amqp.parameters import BrokerParameters
+from taskqueue.amqp.parameters import BrokerParameters, ManagementEndpoint
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.client import AsyncProducer
 from taskqueue.contract.command import WorkerCommand, command_message, decode
@@ -22,41 +22,51 @@ from taskqueue.contract.names import (
     DEAD_EXCHANGE,
     DIRECT_EXCHANGE,
     EVENTS_EXCHANGE,
+    HEARTBEATS_EXCHANGE,
     OUTCOMES_EXCHANGE,
     WORK_EXCHANGE,
     work_queue,
 )
 from taskqueue.contract.topology import declare_operator_topology, declare_task_queue
+from taskqueue.contract.worker_users import permissions, topic_permissions
+from taskqueue.direct.broker_users import BrokerUsers
+from taskqueue.direct.management_http import ManagementClient
 from taskqueue.model.command import CommandKind
-from tests.integration.amqp.endpoint import VirtualHost
+from tests.integration.amqp.endpoint import Rabbitmq, VirtualHost
 from tests.integration.amqp.messages import Collector, fill, properties
 
 pytestmark = pytest.mark.broker
 
+OWNER = {"namespace": "shop", "queue": "images"}
 WORK = work_queue("shop", "images")
 OUTCOME_KEY = "shop.images.task.succeeded"
 
 
 @pytest.fixture
-def worker(rabbitmq_vhost: VirtualHost) -> Iterator[BrokerParameters]:
-    management, vhost = rabbitmq_vhost.management, rabbitmq_vhost.name
-    user = f"worker-{vhost}"
-    management.request("PUT", "users", user, body={"password": "pw", "tags": ""})
-    management.permit(
-        vhost,
-        user,
-        configure="^$",
-        write=r"^taskqueue\.(outcomes|dead|heartbeats)$",
-        read=r"^taskqueue\.(shop\.images|control)$",
+async def users(
+    rabbitmq_vhost: VirtualHost, broker_endpoint: Rabbitmq
+) -> AsyncIterator[BrokerUsers]:
+    """Makes users, as the operator does where credentials are managed."""
+    client = ManagementClient(
+        ManagementEndpoint(
+            url=f"http://{broker_endpoint.host}:{broker_endpoint.management_port}",
+            username=broker_endpoint.username,
+            password=broker_endpoint.password,
+            broker=rabbitmq_vhost.parameters,
+        )
     )
-    for exchange, pattern in (
-        (OUTCOMES_EXCHANGE, r"^shop\.images\."),
-        (DEAD_EXCHANGE, r"^shop\.images$"),
-    ):
-        body = {"exchange": exchange, "write": pattern, "read": "^$"}
-        management.request("PUT", "topic-permissions", vhost, user, body=body)
+    yield BrokerUsers(client)
+    await client.close()
+
+
+@pytest.fixture
+async def worker(
+    rabbitmq_vhost: VirtualHost, users: BrokerUsers
+) -> AsyncIterator[BrokerParameters]:
+    user = f"worker-{rabbitmq_vhost.name}"
+    await users.put(user, "pw", **OWNER)
     yield replace(rabbitmq_vhost.parameters, username=user, password="pw")
-    management.request("DELETE", "users", user)
+    await users.delete([user])
 
 
 @pytest.fixture
@@ -127,6 +137,7 @@ async def test_a_worker_reads_orders(connection: Connection, worker: BrokerParam
     ("exchange", "key"),
     [
         (OUTCOMES_EXCHANGE, "shop.mail.task.succeeded"),
+        (HEARTBEATS_EXCHANGE, "shop.mail.worker.heartbeat"),
         (DEAD_EXCHANGE, "shop.mail"),
         (WORK_EXCHANGE, "shop.images"),
         (DIRECT_EXCHANGE, "shop.images"),
@@ -136,6 +147,7 @@ async def test_a_worker_reads_orders(connection: Connection, worker: BrokerParam
     ],
     ids=[
         "another queue's outcome",
+        "another queue's heartbeat",
         "another queue's dead letter",
         "work",
         "a direct message",
@@ -158,6 +170,53 @@ async def test_a_worker_neither_declares_nor_reads_other_queues(worker: BrokerPa
     with pytest.raises(ChannelRefused, match="403 ACCESS_REFUSED"):
         await (await own.channel()).declare_queue("taskqueue.shop.mine")
     await own.close()
+
+
+@pytest.mark.usefixtures("declared")
+async def test_what_else_a_worker_may_is_taken_away(
+    rabbitmq_vhost: VirtualHost, users: BrokerUsers, worker: BrokerParameters
+) -> None:
+    management, vhost, name = rabbitmq_vhost.management, rabbitmq_vhost.name, worker.username
+    management.permit(vhost, name, configure=".*", write=".*", read=".*")
+    management.permit("/", name, configure=".*", write=".*", read=".*")
+    body = {"exchange": WORK_EXCHANGE, "write": ".*", "read": ".*"}
+    for virtual_host in (vhost, "/"):
+        management.request("PUT", "topic-permissions", virtual_host, name, body=body)
+    await users.put(name, "pw", **OWNER)
+    held = management.request("GET", "users", name, "permissions")
+    assert held == [{"user": name, "vhost": vhost, **permissions(**OWNER)}]
+    topics = management.request("GET", "users", name, "topic-permissions")
+    assert {(each["vhost"], each["exchange"]): each["write"] for each in topics} == {
+        (vhost, exchange): write for exchange, write in topic_permissions(**OWNER).items()
+    }
+
+
+@pytest.mark.usefixtures("declared")
+async def test_a_rotation_closes_no_connection_and_a_deletion_does(
+    users: BrokerUsers, worker: BrokerParameters
+) -> None:
+    own = await connect(worker, name="worker")
+    publisher = await Publisher.open(own)
+    await users.put(worker.username, "other", **OWNER)
+    await (await connect(replace(worker, password="other"), name="worker")).close()
+    await users.revoke_password(worker.username)
+    for password in ("pw", "other"):
+        with pytest.raises(BrokerUnavailable, match="refused the login"):
+            await connect(replace(worker, password=password), name="worker")
+    told = await publisher.publish_and_wait(OUTCOMES_EXCHANGE, OUTCOME_KEY, b"{}", properties())
+    assert told == (Settled.CONFIRMED, "")
+    assert await users.exists(worker.username)
+    await users.delete([worker.username])
+    await asyncio.wait({own.closed}, timeout=20)
+    assert own.closed.done()
+    assert not await users.exists(worker.username)
+
+
+async def test_users_are_found_by_their_prefix(
+    rabbitmq_vhost: VirtualHost, users: BrokerUsers, worker: BrokerParameters
+) -> None:
+    assert await users.list_names(f"worker-{rabbitmq_vhost.name}") == [worker.username]
+    assert await users.list_names("nobody-") == []
 
 
 @pytest.mark.usefixtures("declared")

@@ -178,6 +178,8 @@ def _queue_patch(body: Body, parts: tuple[Condition, ...]) -> Body:
     listed = conditions(
         config,
         broker=broker,
+        credentials=Condition("CredentialsReady", True, "Shared"),
+        credentials_missing=False,
         workers=workers,
         scaling=scaling,
         refused=not workers.status,

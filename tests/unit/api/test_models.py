@@ -175,7 +175,12 @@ def test_a_queue_gets_the_documented_defaults() -> None:
             "maxDeliveries": 3,
         },
         "concurrencyLimits": {"perKey": 1},
-        "workers": {"container": "", "probes": "None", "replicas": 0},
+        "workers": {
+            "container": "",
+            "probes": "None",
+            "credentials": {"type": "Shared"},
+            "replicas": 0,
+        },
         "scaling": {
             "minReplicas": 0,
             "maxReplicas": 10,

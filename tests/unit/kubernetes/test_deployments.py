@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from taskqueue.kubernetes.deployments import InvalidTemplate, PoolState, read_pool, render
 from taskqueue.model.broker_environment import BROKER_VARIABLES
-from taskqueue.model.queue import ClusterRef, QueueConfig, ResultsConfig
+from taskqueue.model.queue import (
+    ClusterRef,
+    CredentialsPolicy,
+    CredentialsType,
+    QueueConfig,
+    ResultsConfig,
+)
 from taskqueue.model.result_environment import RESULT_VARIABLES
 from taskqueue.model.task import Policy, RetryBackoff
 
@@ -205,6 +211,25 @@ def test_what_the_template_sets_is_no_file_which_would_count_before_it(own: set[
     keys = [key for name, key in BROKER_VARIABLES.items() if name not in own]
     assert [item["key"] for item in (source or {"items": []})["items"]] == keys
     assert {name: environment(deployment)[name] for name in own} == dict.fromkeys(own, "mine")
+
+
+@pytest.mark.parametrize("kind", [CredentialsType.SECRET, CredentialsType.MANAGED])
+def test_credentials_of_their_own_are_in_files_only(kind: CredentialsType) -> None:
+    own = config(credentials=CredentialsPolicy(type=kind))
+    deployment = render(own, replicas=1, secret="own")
+    source = broker_files(deployment)
+    assert source is not None
+    assert source["secretName"] == "own"
+    assert not BROKER_VARIABLES.keys() & environment(deployment).keys()
+
+
+def test_a_rotation_and_its_period_replace_no_pod() -> None:
+    def template(seconds: int | None) -> Any:
+        policy = CredentialsPolicy(type=CredentialsType.MANAGED, rotation_seconds=seconds)
+        made = render(config(credentials=policy), replicas=1, secret="mails-worker")
+        return made["spec"]["template"]
+
+    assert template(None) == template(3600) == template(7200)
 
 
 def test_a_template_may_have_files_of_its_own() -> None:

@@ -9,6 +9,8 @@ from taskqueue.kubernetes.taskqueue_codec import QUEUES_FINALIZER, queue_status_
 from taskqueue.model.queue import (
     ClusterRef,
     Condition,
+    CredentialsPolicy,
+    CredentialsType,
     QueueStatus,
     ResultsConfig,
     ScaleTargetRef,
@@ -112,6 +114,30 @@ def test_read_queue_with_a_backlog_target() -> None:
 )
 def test_read_queue_with_probes(workers: dict[str, Any], managed: bool) -> None:
     assert read_queue(raw(workers=workers)).managed_probes is managed
+
+
+@pytest.mark.parametrize(
+    ("credentials", "expected"),
+    [
+        (None, CredentialsPolicy()),
+        ({"type": "Shared"}, CredentialsPolicy()),
+        (
+            {"type": "Secret", "secretRef": {"name": "own"}},
+            CredentialsPolicy(type=CredentialsType.SECRET, secret="own"),
+        ),
+        (
+            {"type": "Managed", "rotationSeconds": 3600},
+            CredentialsPolicy(type=CredentialsType.MANAGED, rotation_seconds=3600),
+        ),
+    ],
+)
+def test_read_queue_with_credentials(
+    credentials: dict[str, Any] | None, expected: CredentialsPolicy
+) -> None:
+    workers = {} if credentials is None else {"credentials": credentials}
+    config = read_queue(raw(workers=workers))
+    assert config.credentials == expected
+    assert config.leaves_at_broker is (expected.type is CredentialsType.MANAGED)
 
 
 def test_read_queue_with_a_scale_target() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from taskqueue.controller.pool.pool_members import WorkerKnowledge, WorkerObservations
 from taskqueue.limits import WORKER_LOST_SECONDS
 from taskqueue.model.pod import Pod
-from taskqueue.model.queue import QueueConfig
+from taskqueue.model.queue import CredentialsType, QueueConfig
 from taskqueue.model.worker import WorkerState
 
 #: A container may take this long to import its handlers and to connect, in seconds.
@@ -73,8 +73,10 @@ def explain_disconnected(config: QueueConfig, disconnected: Sequence[Pod]) -> st
     name, others = disconnected[0].name, len(disconnected) - 1
     more = f" and {others} more" if others else ""
     source = "the Secret of the broker"
-    if config.connection_secret:
-        source = f"Secret {config.namespace}/{config.connection_secret}"
+    if config.credentials.type is CredentialsType.MANAGED:
+        source = "the Secret that the operator keeps for them (see CredentialsReady)"
+    elif secret := config.credentials.secret or config.connection_secret:
+        source = f"Secret {config.namespace}/{secret}"
     return (
         f"pod {name}{more} runs and has no connection to the broker: "
         f"kubectl logs -n {config.namespace} {name} says why (consumer.lost). If the login is "

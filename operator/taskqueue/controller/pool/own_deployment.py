@@ -20,7 +20,7 @@ from taskqueue.kubernetes.informer import Key, identity
 from taskqueue.kubernetes.ownership import SUFFIX
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from taskqueue.logs import EventLog
-from taskqueue.model.queue import QueueConfig, QueueKey
+from taskqueue.model.queue import CredentialsType, QueueConfig, QueueKey
 
 log = EventLog(__name__)
 
@@ -50,7 +50,7 @@ class OwnDeployment:
         self._monotonic = monotonic
         self.state: PoolState | None = None
         self.refusal: WorkloadRefusal | None = None
-        #: What the Deployment in place was made from: the TaskQueue and its connection Secret.
+        #: What the Deployment in place was made from: the TaskQueue and its workers' Secret.
         self._applied: tuple[QueueConfig, str | None] | None = None
         self._refused: tuple[int, float] = (0, 0.0)
         #: The limits in the ConfigMap and the TaskQueue they are of; None: not known.
@@ -79,11 +79,11 @@ class OwnDeployment:
         self, config: QueueConfig, *, replicas: int, secret: tuple[str, str] | None
     ) -> None:
         """Apply the Deployment if it differs from what the TaskQueue asks for."""
-        cluster = config.rabbitmq_cluster
+        shared = config.credentials.type is CredentialsType.SHARED
         usable: str | None = config.connection_secret
-        if cluster is not None:
+        if config.rabbitmq_cluster is not None or not shared:
             if secret is None:
-                return  # known once the RabbitmqCluster was read; the pool in place goes on
+                return  # it is not known, or not made yet; the pool in place goes on
             usable = secret[1] if secret[0] == config.namespace else None
         await self._sync_limits(config)
         if self._applied == (config, usable):

@@ -141,7 +141,7 @@ class WorkerPool:
             config: what the TaskQueue asks for.
             load: the work of the queue.
             observations: what is known about the workers.
-            secret: (namespace, name) of the connection Secret; None: not found yet.
+            secret: (namespace, name) of the workers' Secret; None: not known yet.
 
         Raises:
             ApiError: the API server could not be asked; try again.

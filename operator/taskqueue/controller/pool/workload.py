@@ -49,7 +49,7 @@ class Workload(Protocol):
         Args:
             config: what the TaskQueue asks for.
             replicas: size of a new one; one that exists keeps its own.
-            secret: (namespace, name) of the connection Secret; None: not found yet.
+            secret: (namespace, name) of the workers' Secret; None: not known yet.
 
         Raises:
             ApiError: the API server could not be asked; try again.

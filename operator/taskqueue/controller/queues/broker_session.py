@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
-from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters, StatisticsEndpoint
+from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters, ManagementEndpoint
 from taskqueue.contract.names import dead_queue, work_queue
 from taskqueue.contract.topology import (
     TopologyConflict,
@@ -28,6 +28,8 @@ from taskqueue.contract.topology import (
 from taskqueue.controller.queues.backlog import BacklogEstimate, BacklogMeter
 from taskqueue.controller.queues.broker_link import BrokerLink, LinkDown, LinkUp
 from taskqueue.controller.queues.statistics import QueueStatistics, StatisticsReaders
+from taskqueue.controller.queues.user_sweeper import UserSweeper
+from taskqueue.controller.queues.worker_credentials import BrokerAccess, WorkerCredentials
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret, read_broker_secret
 from taskqueue.kubernetes.client import ApiClient
@@ -67,9 +69,11 @@ class BrokerSession:
         on_declared: called when the queues and the bindings of their events exist.
         monotonic: the running loop's clock, in seconds.
         readers: give the shared reader of the broker's statistics.
+        sweeper: deletes broker users that are left over.
 
     Attributes:
         condition: BrokerConnected.
+        credentials: who the workers are at the broker.
         ready: messages that no worker has, as last counted; None: unknown.
         consumers: of the work queue, as last counted; None: unknown.
         dead_letters: messages in the dead queue, as last counted; None: unknown.
@@ -89,7 +93,11 @@ class BrokerSession:
         on_declared: Callable[[], None],
         monotonic: Callable[[], float],
         readers: StatisticsReaders,
+        sweeper: UserSweeper,
     ) -> None:
+        self.credentials = WorkerCredentials(
+            client, installation=installation, sweeper=sweeper, monotonic=monotonic
+        )
         self.condition = Condition("BrokerConnected", None, "Connecting", "")
         self.ready: int | None = None
         self.consumers: int | None = None
@@ -111,7 +119,7 @@ class BrokerSession:
         #: What the TaskQueue last named: its connection Secret, or its RabbitmqCluster.
         self._source: _Source | None = None
         #: The endpoint the Secret names, and what is wrong with it.
-        self._endpoint: tuple[StatisticsEndpoint | None, str] = (None, "")
+        self._endpoint: tuple[ManagementEndpoint | None, str] = (None, "")
         self._link: BrokerLink | None = None
         self._declared_on: LinkUp | None = None
         #: The broker has lost, or never had, messages that count as published.
@@ -166,6 +174,7 @@ class BrokerSession:
             await self._update_link(config)
             if self._is_connected:
                 self._next_secret = self._now() + _SECRET_CHECK_SECONDS
+        self.credentials.reconcile(config, self._access(config), self.secret)
         if self._link is None:
             return
         state = self._link.state
@@ -248,7 +257,25 @@ class BrokerSession:
         """Release the link, and stop publishing and counting."""
         self._release_link()
         self.ready = self.consumers = self.dead_letters = None
+        await self.credentials.close()
         await self._close_probe()
+
+    async def delete_users(self, config: QueueConfig) -> None:
+        """Delete the broker users of a TaskQueue that is being deleted.
+
+        Raises:
+            ApiError, ManagementError, NoBrokerSecret: try again.
+        """
+        await self.credentials.delete_users(config, self._access(config))
+
+    def _access(self, config: QueueConfig) -> BrokerAccess | None:
+        """Return how the broker is reached that was last found."""
+        if self.parameters is None:
+            return None
+        endpoint, problem = self._endpoint
+        if endpoint is None and not problem and config.rabbitmq_cluster is not None:
+            endpoint = ManagementEndpoint.beside(self.parameters)  # its Secret never names one
+        return BrokerAccess(parameters=self.parameters, management=endpoint, problem=problem)
 
     @property
     def _is_connected(self) -> bool:
@@ -296,7 +323,7 @@ class BrokerSession:
         except BrokerConfigurationError as problem:
             raise NoBrokerSecret("SecretInvalid", f"{secret.where}: {problem}") from None
         try:
-            self._endpoint = (StatisticsEndpoint.from_mapping(secret.data, parameters), "")
+            self._endpoint = (ManagementEndpoint.from_mapping(secret.data, parameters), "")
         except BrokerConfigurationError as problem:
             self._endpoint = (None, f"{secret.where}: {problem}")
         self.secret, self.parameters = (secret.namespace, secret.name), parameters

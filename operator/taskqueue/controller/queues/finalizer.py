@@ -1,11 +1,11 @@
-"""Deletes the broker's queues of a TaskQueue that has deletionPolicy Delete.
+"""Deletes at the broker what goes with a TaskQueue: queues (deletionPolicy Delete), managed users.
 
 Contract:
 
-* The finalizer is on the object only while the policy asks for it. It is added before the queues
-  are declared, unless the API server rejects it: work does not wait for it.
+* The finalizer is on the object only while there is such a thing. It is added before that is made,
+  unless the API server rejects it: work does not wait for it.
 * A broker that is unavailable delays the object's deletion by `REMOVAL_SECONDS` at most; then the
-  finalizer is removed all the same, and an Event names the queues that stay.
+  finalizer is removed all the same, and an Event names what stays.
 * The bindings of the operator's own queues are deleted with them. A TaskQueue whose queues stay
   keeps these too: workers may still consume the work queue, and an outcome without a route would
   hold them up.
@@ -26,16 +26,17 @@ from taskqueue.api.common import TASKQUEUE_KIND
 from taskqueue.backoff import Backoff
 from taskqueue.contract.names import dead_queue, operator_name, work_queue
 from taskqueue.contract.topology import delete_task_queue
+from taskqueue.direct.management_http import ManagementError
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.event_api import WARNING, EventSpec, EventWriter, Regarding, event_name
 from taskqueue.kubernetes.finalizers import set_queues_finalizer
 from taskqueue.logs import EventLog
-from taskqueue.model.queue import QueueConfig, QueueKey
+from taskqueue.model.queue import CredentialsType, QueueConfig
 
 log = EventLog(__name__)
 
-#: How long the operator tries to delete the queues.
+#: How long the operator tries to delete it.
 REMOVAL_SECONDS = 60.0
 
 _REPORTER = "taskqueue-operator"
@@ -45,12 +46,14 @@ Connect = Callable[..., Awaitable[Connection]]
 
 
 class QueueFinalizer:
-    """Sets the finalizer as the policy asks, and deletes the queues at the end.
+    """Sets the finalizer as the spec asks, and deletes what is at the broker at the end.
 
     Args:
         client: for the API server.
         installation: whose operator got the queue's events.
         find_parameters: returns where the broker is; raises `NoBrokerSecret` or `ApiError`.
+        delete_users: deletes managed users there; raises `ManagementError`,
+            `NoBrokerSecret` or `ApiError`.
         connect: connects to it.
     """
 
@@ -60,11 +63,13 @@ class QueueFinalizer:
         client: ApiClient,
         installation: str,
         find_parameters: Find,
+        delete_users: Callable[[QueueConfig], Awaitable[None]],
         connect: Connect = connect,
     ) -> None:
         self._client = client
         self._installation = installation
         self._find_parameters = find_parameters
+        self._delete_users = delete_users
         self._connect = connect
         #: The spec with which the finalizer was last written, and whether it was added.
         self._written: tuple[QueueConfig, bool] | None = None
@@ -72,7 +77,7 @@ class QueueFinalizer:
         self._random = Random()  # noqa: S311  (jitter, not secrets)
 
     async def sync_finalizer(self, config: QueueConfig) -> None:
-        """Add the finalizer to the object, or remove it, as the policy asks.
+        """Add the finalizer to the object, or remove it, as the spec asks.
 
         Args:
             config: what the TaskQueue asks for.
@@ -80,11 +85,11 @@ class QueueFinalizer:
         Raises:
             ApiError: try again.
         """
-        if self._is_present(config) != config.delete_queues:
-            await self._write_finalizer(config, config.delete_queues)
+        if self._is_present(config) != config.leaves_at_broker:
+            await self._write_finalizer(config, config.leaves_at_broker)
 
     async def finalize(self, config: QueueConfig, *, known: BrokerParameters | None) -> None:
-        """Delete the queues of a TaskQueue that is being deleted, and remove the finalizer.
+        """Delete what a TaskQueue that is being deleted leaves, and remove the finalizer.
 
         Args:
             config: what the TaskQueue asks for.
@@ -109,7 +114,7 @@ class QueueFinalizer:
         return config.finalized
 
     async def _delete(self, config: QueueConfig, known: BrokerParameters | None) -> str | None:
-        """Delete the queues; return None, or why they could not be deleted in time."""
+        """Delete everything; return None, or why it could not be deleted in time."""
         problem = "no answer"
         backoff = Backoff(random=self._random.random)
         try:
@@ -122,11 +127,11 @@ class QueueFinalizer:
                         BrokerConfigurationError,
                         BrokerUnavailable,
                         ChannelRefused,
+                        ManagementError,
                         NoBrokerSecret,
                     ) as trouble:
                         problem = str(trouble)
                     else:
-                        log.info("broker_queue.deleted", **_fields(config))
                         return None
                     await asyncio.sleep(backoff.next_delay())
         except TimeoutError:
@@ -140,15 +145,23 @@ class QueueFinalizer:
             if known is None:
                 raise
             parameters = known
+        if config.credentials.type is CredentialsType.MANAGED:
+            await self._delete_users(config)
+            log.info("broker_user.deleted", **_fields(config))
+        if config.delete_queues:
+            await self._delete_queues(config, parameters)
+
+    async def _delete_queues(self, config: QueueConfig, parameters: BrokerParameters) -> None:
         name = f"{operator_name(self._installation)}: delete queues"
         connection = await self._connect(parameters, name=name)
         try:
             await delete_task_queue(connection, *config.key, self._installation)
         finally:
             await connection.close()
+        log.info("broker_queue.deleted", **_fields(config))
 
     async def _warn_not_deleted(self, config: QueueConfig, problem: str) -> None:
-        names = " and ".join(_names(config.key))
+        names = " and ".join(_left_at_broker(config))
         message = (
             f"{names} could not be deleted within {REMOVAL_SECONDS:g} s and may still be at the "
             f"broker: delete them there: {problem}"
@@ -185,5 +198,9 @@ def _fields(config: QueueConfig) -> dict[str, Any]:
     return {"namespace": config.namespace, "queue": config.name}
 
 
-def _names(key: QueueKey) -> tuple[str, str]:
-    return work_queue(*key), dead_queue(*key)
+def _left_at_broker(config: QueueConfig) -> list[str]:
+    """Return what of a TaskQueue is deleted at the broker, in words."""
+    queues = [work_queue(*config.key), dead_queue(*config.key)] if config.delete_queues else []
+    managed = config.credentials.type is CredentialsType.MANAGED
+    users = [f"the users of the workers of {config.namespace}/{config.name}"] if managed else []
+    return queues + users

@@ -29,13 +29,14 @@ from taskqueue.controller.queues.finalizer import QueueFinalizer
 from taskqueue.controller.queues.result_retention import ResultRetention
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Throughput, Totals
+from taskqueue.controller.queues.user_sweeper import UserSweeper
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.taskqueue_codec import queue_path, queue_status_patch
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import Condition, QueueConfig, QueueStatus
 from taskqueue.model.task import Phase
-from taskqueue.model.worker import Worker, WorkerState
+from taskqueue.model.worker import Worker, WorkerState, shown_handlers
 from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
@@ -66,6 +67,7 @@ class QueueReconciler:
         installation: of the operator, in names at the broker.
         on_declared: called when the queues and the bindings of their events exist.
         readers: give the shared readers of the brokers' statistics.
+        sweeper: deletes broker users that are left over.
         sizing_conflict: returns why a TaskQueue must not size what it refers to; "": it may.
     """
 
@@ -80,6 +82,7 @@ class QueueReconciler:
         clock: Clock,
         created: float,
         readers: StatisticsReaders,
+        sweeper: UserSweeper,
         many_finished: Callable[[str], int | None],
         condition_settings: ConditionSettings,
         installation: str,
@@ -121,11 +124,13 @@ class QueueReconciler:
             on_declared=on_declared,
             monotonic=self._now,
             readers=readers,
+            sweeper=sweeper,
         )
         self._finalizer = QueueFinalizer(
             client=client,
             installation=installation,
             find_parameters=self._broker.find_parameters,
+            delete_users=self._broker.delete_users,
         )
         self._results = ResultRetention(client, clock)
         self._writing = asyncio.Lock()
@@ -316,7 +321,7 @@ class QueueReconciler:
                 listened=self._listened_seconds(),
                 consumers=self._broker.consumers,
             ),
-            secret=self._broker.secret,
+            secret=self._broker.credentials.secret,
         )
         self._dispatcher.slots = max(slots * self.pool.desired, self.registry.slots)
 
@@ -422,6 +427,8 @@ class QueueReconciler:
         return conditions(
             config,
             broker=self._broker.condition,
+            credentials=self._broker.credentials.condition,
+            credentials_missing=self._broker.credentials.is_missing,
             workers=workers,
             scaling=scaling,
             refused=self.pool.is_refused(config),

@@ -15,7 +15,13 @@ from taskqueue.controller.pool.worker_registry import WorkerView
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.deployments import PoolState
 from taskqueue.kubernetes.pods import COST_ANNOTATION
-from taskqueue.model.queue import ClusterRef, QueueConfig, ScaleTargetRef
+from taskqueue.model.queue import (
+    ClusterRef,
+    CredentialsPolicy,
+    CredentialsType,
+    QueueConfig,
+    ScaleTargetRef,
+)
 from taskqueue.model.scaling import BacklogTarget, ScalingPolicy
 from taskqueue.model.task import Policy
 from taskqueue.model.worker import WorkerState
@@ -253,6 +259,19 @@ async def test_a_pool_waits_for_the_secret_of_a_rabbitmq_cluster(case: PoolCase)
     assert case.cluster.applied == [3]
     await case.reconcile(3, here, secret=("shop", "renamed"))
     assert case.cluster.applied == [3, 3]
+
+
+@pytest.mark.parametrize("kind", [CredentialsType.SECRET, CredentialsType.MANAGED])
+@pytest.mark.parametrize("config", [CONFIG, OF_CLUSTER])
+async def test_a_pool_waits_for_credentials_of_its_own(
+    case: PoolCase, config: QueueConfig, kind: CredentialsType
+) -> None:
+    own = replace(config, credentials=CredentialsPolicy(type=kind))
+    await case.reconcile(3, own)
+    assert (case.cluster.applied, case.cluster.sizes) == ([], [3])
+    await case.reconcile(3, own, secret=("shop", "own"))
+    assert case.cluster.applied == [3]
+    assert "TASKQUEUE_BROKER_HOST" not in case.cluster.environment
 
 
 async def test_workers_of_another_namespace_than_the_cluster_need_an_address_of_their_own(

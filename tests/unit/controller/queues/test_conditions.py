@@ -16,6 +16,7 @@ CONFIG = QueueConfig(
     namespace="shop", name="thumbnails", uid="u", generation=1, connection_secret="rabbit"
 )
 UP = Condition("BrokerConnected", True, "Connected", "")
+SHARED = Condition("CredentialsReady", True, "Shared", "")
 AVAILABLE = Condition("WorkersAvailable", True, "Available", "")
 FOLLOWING = Condition("ScalingActive", True, "Following", "")
 
@@ -24,6 +25,8 @@ def parts(
     config: QueueConfig = CONFIG,
     *,
     broker: Condition = UP,
+    credentials: Condition = SHARED,
+    credentials_missing: bool = False,
     workers: Condition = AVAILABLE,
     refused: bool = False,
     dead_letters: int | None = 0,
@@ -34,6 +37,8 @@ def parts(
     found = conditions(
         config,
         broker=broker,
+        credentials=credentials,
+        credentials_missing=credentials_missing,
         workers=workers,
         scaling=FOLLOWING,
         refused=refused,
@@ -52,6 +57,19 @@ def test_all_is_well() -> None:
     assert not found.keys() & {"Reconciling", "Stalled"}
     assert (found["DeadLetters"].status, found["DeadLetters"].reason) == (False, "None")
     assert found["ProducersOutdated"].status is False
+
+
+def test_credentials_that_are_missing_stall_it_and_old_ones_do_not() -> None:
+    trouble = Condition("CredentialsReady", False, "ManagementFailed", "no administrator")
+    assert parts(credentials=trouble)["Ready"].status is True
+    found = parts(credentials=trouble, credentials_missing=True)
+    assert found["CredentialsReady"] == trouble
+    assert (found["Ready"].status, found["Ready"].reason) == (False, "ManagementFailed")
+    assert found["Stalled"].message == "no administrator"
+    assert found["WorkersAvailable"] == AVAILABLE
+    down = Condition("BrokerConnected", False, "BrokerUnavailable", "")
+    found = parts(broker=down, credentials=trouble, credentials_missing=True)
+    assert found["Ready"].reason == "BrokerUnavailable"
 
 
 def test_missing_handlers_are_named_and_their_tasks_counted() -> None:

@@ -10,16 +10,22 @@ from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused
 from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.controller.queues.finalizer import REMOVAL_SECONDS, QueueFinalizer
+from taskqueue.direct.management_http import ManagementError
 from taskqueue.kubernetes.broker_secret import NoBrokerSecret
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_FINALIZER
-from taskqueue.model.queue import QueueConfig
+from taskqueue.model.queue import CredentialsPolicy, CredentialsType, QueueConfig
 
 BROKER = BrokerParameters(host="one", port=5672, username="u", password="p")
 CONFIG = QueueConfig(
     namespace="shop", name="q", uid="u", generation=1, connection_secret="rabbit",
     delete_queues=True, finalized=True, deleting=True,
 )  # fmt: skip
+MANAGED = replace(
+    CONFIG,
+    delete_queues=False,
+    credentials=CredentialsPolicy(type=CredentialsType.MANAGED),
+)
 QUEUES = ["taskqueue.shop.q", "taskqueue-dead.shop.q"]
 
 
@@ -107,10 +113,13 @@ class Case:
         self.broker = FakeBroker()
         self.api = api or FakeApi("other", QUEUES_FINALIZER)
         self.secret: NoBrokerSecret | BrokerParameters = BROKER
+        self.management: ManagementError | None = None
+        self.users_deleted = 0
         self.finalizer = QueueFinalizer(
             client=cast(ApiClient, self.api),
             installation="team-a",
             find_parameters=self._find,
+            delete_users=self._delete_users,
             connect=self.broker.connect,
         )
 
@@ -118,6 +127,12 @@ class Case:
         if isinstance(self.secret, NoBrokerSecret):
             raise self.secret
         return self.secret
+
+    async def _delete_users(self, config: QueueConfig) -> None:
+        assert config is self.config
+        if self.management is not None:
+            raise self.management
+        self.users_deleted += 1
 
 
 def now() -> float:
@@ -139,6 +154,34 @@ async def test_both_queues_go_and_then_the_finalizer() -> None:
     assert case.api.events == []
     await case.finalizer.finalize(case.config, known=None)
     assert (case.broker.deleted, case.api.patches) == (QUEUES, 1)
+
+
+@pytest.mark.looptime
+async def test_managed_users_go_and_the_queues_stay() -> None:
+    case = Case(MANAGED)
+    await case.finalizer.finalize(case.config, known=None)
+    assert (case.users_deleted, case.broker.deleted) == (1, [])
+    assert case.api.metadata["finalizers"] == ["other"]
+
+
+@pytest.mark.looptime
+async def test_users_and_queues_go_together() -> None:
+    case = Case(replace(MANAGED, delete_queues=True))
+    await case.finalizer.finalize(case.config, known=None)
+    assert (case.users_deleted, case.broker.deleted) == (1, QUEUES)
+
+
+@pytest.mark.looptime
+async def test_users_that_cannot_be_deleted_delay_the_end_by_a_minute() -> None:
+    case = Case(MANAGED)
+    case.management = ManagementError("nothing listens there")
+    await case.finalizer.finalize(case.config, known=None)
+    assert now() == pytest.approx(REMOVAL_SECONDS, abs=0.1)
+    assert case.api.metadata["finalizers"] == ["other"]
+    (event,) = case.api.events
+    assert "the users of the workers of shop/q could not be deleted" in event["note"]
+    assert "nothing listens there" in event["note"]
+    assert not any(name in event["note"] for name in QUEUES)
 
 
 @pytest.mark.looptime

@@ -12,6 +12,8 @@ from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Totals
+from taskqueue.controller.queues.user_sweeper import UserSweeper
+from taskqueue.controller.queues.worker_credentials import WorkerCredentials
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.missing_handlers import MissingHandlers
 from taskqueue.kubernetes.client import ApiClient, ApiError
@@ -69,6 +71,12 @@ class FakeSession:
         self.consumers: int | None = None
         self.dead_letters: int | None = 0
         self.secret = self.parameters = None
+        self.credentials = WorkerCredentials(
+            cast(ApiClient, None),
+            installation="default",
+            sweeper=UserSweeper("default", lambda: None),
+            monotonic=lambda: 0.0,
+        )
         self.error = ""
         self.steps: list[str] = []
         self.estimates = 0
@@ -125,6 +133,7 @@ class Case:
             installation="default",
             on_declared=lambda: None,
             readers=StatisticsReaders(spawn=lambda work, name: pytest.fail("nothing is read")),
+            sweeper=UserSweeper("default", lambda: None),
             on_deleted=self._on_deleted,
         )
 

@@ -20,6 +20,8 @@ def conditions(
     config: QueueConfig,
     *,
     broker: Condition,
+    credentials: Condition,
+    credentials_missing: bool,
     workers: Condition,
     scaling: Condition,
     refused: bool,
@@ -35,6 +37,8 @@ def conditions(
     Args:
         config: what the TaskQueue asks for.
         broker: BrokerConnected, of the broker session.
+        credentials: CredentialsReady, of the same.
+        credentials_missing: no worker can be started without them.
         workers: WorkersAvailable.
         scaling: ScalingActive.
         refused: the API server rejects the workload.
@@ -50,6 +54,10 @@ def conditions(
     finished = many_finished_tasks(config, many_finished, settings.many_finished_tasks)
     producers = producers_outdated(config, misplaced_seconds)
     handlers = handlers_missing(missing)
-    own, *progress = ready(config, broker=broker, workers=workers, refused=refused)
+    cause = credentials if credentials_missing else workers
+    own, *progress = ready(
+        config, broker=broker, workers=cause, refused=refused or credentials_missing
+    )
+    others = (credentials, handlers, dead, finished, producers)
     stores = () if results is None else (results,)
-    return (own, broker, workers, scaling, handlers, dead, finished, producers, *stores, *progress)
+    return (own, broker, workers, scaling, *others, *stores, *progress)

@@ -25,8 +25,8 @@ def ready(
     Args:
         config: what the TaskQueue asks for.
         broker: BrokerConnected.
-        workers: WorkersAvailable.
-        refused: the API server rejects the workload.
+        workers: WorkersAvailable, or what keeps the operator from starting any.
+        refused: there are no workers as asked for.
     """
     if broker.status and not refused:
         return (_ready(config),)
