@@ -21,11 +21,21 @@ from devcluster.cluster import open_cluster
 from devcluster.paths import DEFAULT_NAME, KUBECONFIG
 from tests.commits import sources
 from tests.faults.install import install, settle
-from tests.faults.rows import ROWS, Row, edits, handlers, messages, objects, takeovers
+from tests.faults.rows import (
+    ROWS,
+    Row,
+    edits,
+    endpoints,
+    handlers,
+    messages,
+    objects,
+    takeovers,
+    tenants,
+)
 from tests.faults.rows.site import Installation, site
 
 #: Modules that fill the table.
-_SECTIONS = (messages, objects, handlers, edits, takeovers)
+_SECTIONS = (messages, objects, tenants, endpoints, edits, takeovers, handlers)
 #: Checkouts that try theirs on clusters of their own, side by side, share the store of images.
 _IMAGE = f"taskqueue-operator:faults-{DEFAULT_NAME}"
 

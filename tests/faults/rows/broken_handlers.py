@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import runpy
 import signal
 import subprocess
 import time
@@ -182,3 +183,13 @@ async def until_open_fails(payload: Payload) -> None:
     while not os.path.exists(f"/tmp/{payload['gate']}"):  # noqa: S108, ASYNC110, ASYNC240
         await asyncio.sleep(0.5)
     raise ConnectionError("the gate was open")
+
+
+@task
+def look_around(payload: Payload) -> Any:
+    return runpy.run_path("/handlers/look.py")["look"]()
+
+
+@task
+def show_fence(payload: Payload, ctx: Context) -> None:
+    ctx.logger.info(f"fence is {ctx.fence}")

@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 #: The module that is mounted into worker pods as ``broken``.
 HANDLERS = Path(__file__).with_name("broken_handlers.py")
+#: Programs that are mounted beside it.
+PROGRAMS = [Path(__file__).with_name(name) for name in ("look.py", "paths.py")]
 #: How long anything may take that should happen at once.
 PATIENCE = 45.0
 #: How old the broker's statistics may be.
@@ -59,7 +61,9 @@ class Site:
         self.namespace = self.harness.namespace
         self.vhost = self.harness.virtual_host()
         self.harness.secret("rabbit", vhost=self.vhost)
-        self.harness.create_core("configmaps", "broken", data={"broken.py": HANDLERS.read_text()})
+        files = {"broken.py": HANDLERS, **{path.name: path for path in PROGRAMS}}
+        data = {name: path.read_text() for name, path in files.items()}
+        self.harness.create_core("configmaps", "broken", data=data)
 
     # What a row puts in place.
 
