@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from enum import StrEnum
-
-from taskqueue.limits import STATUS_HANDLERS, STATUS_HANDLERS_LENGTH
 
 
 class WorkerState(StrEnum):
@@ -36,9 +33,3 @@ class Worker:
     cpus: float
     slots: int
     handlers: tuple[str, ...]
-
-
-def shown_handlers(handlers: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the handlers that a status lists; nobody needs the others."""
-    sizes = itertools.accumulate(map(len, handlers[:STATUS_HANDLERS]))
-    return handlers[: sum(size <= STATUS_HANDLERS_LENGTH for size in sizes)]

@@ -36,7 +36,7 @@ from taskqueue.kubernetes.taskqueue_codec import queue_path, queue_status_patch
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import Condition, QueueConfig, QueueStatus
 from taskqueue.model.task import Phase
-from taskqueue.model.worker import Worker, WorkerState, shown_handlers
+from taskqueue.model.worker import Worker, WorkerState
 from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
@@ -312,7 +312,7 @@ class QueueReconciler:
                 pending=self._dispatcher.waiting,
                 error=estimate.error,
                 busy=self._busy(config, estimate),
-                slots=self._slots(config),
+                slots=config.concurrency or self.registry.slots_each,
                 mean_run_seconds=self._throughput.read(self._now()).mean_run_seconds,
             ),
             WorkerObservations(
@@ -343,16 +343,12 @@ class QueueReconciler:
             self._listening_since = now
         return 0.0 if self._listening_since is None else now - self._listening_since
 
-    def _slots(self, config: QueueConfig) -> int:
-        """Return how many attempts a worker runs at once, from the spec or from heartbeats."""
-        return config.concurrency or self.registry.slots_each
-
     def _busy(self, config: QueueConfig, estimate: BacklogEstimate) -> int:
         """Return how many workers the running messages need.
 
         A drained pool keeps a worker for each: a requeued message would not be run again.
         """
-        slots = 1 if config.stop_policy.drains else self._slots(config)
+        slots = 1 if config.stop_policy.drains else config.concurrency or self.registry.slots_each
         running = (estimate.running or 0) - self._dispatcher.excess
         busy = math.ceil(max(running, 0) / slots)
         if config.stop_policy.holds:

@@ -472,7 +472,7 @@ async def test_workers_that_decide_by_their_cpus_are_as_many_as_their_slots_need
     case.dispatcher.published, session.ready = 20, 0
     assert case.busy() == 3
     case.controller.on_heartbeat(replace(HEARTBEAT, pod="c", slots=8, state=WorkerState.DRAINING))
-    assert case.controller._slots(case.controller.config) == 8
+    assert case.controller.registry.slots_each == 8
 
 
 @pytest.mark.looptime
