@@ -15,6 +15,7 @@ from typing import Any
 
 from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat
+from taskqueue.controller.background import never_ends
 from taskqueue.controller.completions.kubernetes_events import EventRecorder
 from taskqueue.controller.metrics import (
     count_write_failure,
@@ -31,7 +32,7 @@ from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.queues.sizing_conflict import sizing_conflict
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Totals
-from taskqueue.controller.queues.user_sweeper import UserSweeper
+from taskqueue.controller.queues.user_sweeper import UserSweeper, managed
 from taskqueue.controller.tasks.command_record import CommandRecord
 from taskqueue.controller.tasks.dispatcher import do_nothing
 from taskqueue.controller.tasks.stored_tasks import StoredTasks
@@ -53,7 +54,7 @@ from taskqueue.kubernetes.task_codec import TASKS_PATH
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_PATH, read_installation, read_queue
 from taskqueue.kubernetes.watch_scope import EVERYWHERE, WatchScope
 from taskqueue.logs import EventLog
-from taskqueue.model.queue import CredentialsType, QueueConfig, QueueKey
+from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import from_rfc3339
 
@@ -159,7 +160,9 @@ class Engine:
             spawn=self._spawn,
         )
         self._readers = StatisticsReaders(spawn=self._spawn)
-        self._sweeper = UserSweeper(installation, self._managed_queues)
+        self._sweeper = UserSweeper(
+            installation, lambda: managed(self._controllers) if self._queues_listed else None
+        )
         self._commands = CommandRecord(
             self._client,
             namespace=namespace,
@@ -183,7 +186,7 @@ class Engine:
             self._queues_listed = await list_queues(self._client, paths, self.put_queue)
             self._ttl.list_all()
             async with asyncio.TaskGroup() as group:
-                group.create_task(_never_ends(writer), name="watch of the status writer")
+                group.create_task(never_ends(writer), name="watch of the status writer")
                 group.create_task(self._lead(group), name="takeover")
                 group.create_task(self._deployments.run(), name="feed of Deployments")
                 group.create_task(self.tasks.dependencies.run(), name="dependencies")
@@ -336,13 +339,6 @@ class Engine:
         everyone = [(one.created, one.config) for one, _ in self._controllers.values()]
         return sizing_conflict(config, everyone, own_pools=self._pool_states)
 
-    def _managed_queues(self) -> set[QueueKey] | None:
-        """Return the TaskQueues with managed credentials; None: not all are known."""
-        if not self._queues_listed:
-            return None
-        configs = (one.config for one, _ in self._controllers.values())
-        return {one.key for one in configs if one.credentials.type is CredentialsType.MANAGED}
-
     def _controller(self, key: QueueKey) -> QueueReconciler | None:
         running = self._controllers.get(key)
         return None if running is None else running[0]
@@ -451,11 +447,3 @@ class Engine:
         others = (self._reader_client, self._writer_client, self._feed_client)
         for client in (self._client, *others):
             await client.close()
-
-
-async def _never_ends(task: asyncio.Task[None]) -> None:
-    """Fail as soon as a task that should never end has ended."""
-    await asyncio.wait({task})
-    if not task.cancelled() and (problem := task.exception()) is not None:
-        raise problem
-    raise RuntimeError(f"{task.get_name()} has ended")

@@ -21,6 +21,7 @@ from taskqueue.api.common import (
 )
 from taskqueue.api.taskschedule import TaskScheduleResource
 from taskqueue.api.taskschedule_status import TaskScheduleResourceStatus
+from taskqueue.exact_json import decode_own
 from taskqueue.model.schedule import (
     Backfill,
     BackfillState,
@@ -115,7 +116,7 @@ def template_of(raw: Mapping[str, Any]) -> bytes:
 
 def task_of(schedule: Schedule, template: bytes, minute: int) -> dict[str, Any]:
     """Return the Task object of a run."""
-    made = orjson.loads(template)
+    made = decode_own(template)
     metadata = made.get("metadata") or {}
     return {
         "apiVersion": API_VERSION,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from kubernetes.aio.client import Configuration
 
-from taskqueue.controller.engine import Engine, _never_ends
+from taskqueue.controller.background import never_ends
+from taskqueue.controller.engine import Engine
 from taskqueue.controller.queues.queue_list import put_page
 from taskqueue.controller.queues.reconciler import QueueReconciler
 from taskqueue.controller.tasks.task_feed import TaskFeed
@@ -122,9 +123,9 @@ async def test_a_background_part_that_ends_is_an_error() -> None:
         raise OSError("boom")
 
     with pytest.raises(OSError, match="boom"):
-        await _never_ends(asyncio.create_task(end()))
+        await never_ends(asyncio.create_task(end()))
     with pytest.raises(RuntimeError, match="has ended"):
-        await _never_ends(asyncio.create_task(asyncio.sleep(0), name="writer"))
+        await never_ends(asyncio.create_task(asyncio.sleep(0), name="writer"))
 
 
 async def test_conditions_name_the_operators_own_namespace(engine: Engine) -> None:

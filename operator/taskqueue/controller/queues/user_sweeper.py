@@ -7,13 +7,14 @@ credentials since: their pods are being replaced, and use the users until then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
 
 from taskqueue.amqp.parameters import ManagementEndpoint
 from taskqueue.contract.worker_users import owner_of_user, user_prefix
 from taskqueue.direct.broker_users import BrokerUsers
 from taskqueue.logs import EventLog
-from taskqueue.model.queue import QueueKey
+from taskqueue.model.queue import CredentialsType, QueueConfig, QueueKey
 
 log = EventLog(__name__)
 
@@ -22,6 +23,20 @@ log = EventLog(__name__)
 SWEEP_SECONDS = 600.0
 #: Endpoints that are remembered. Whoever may write a connection Secret can name ever new ones.
 _ENDPOINTS = 1000
+
+
+class _Configured(Protocol):
+    @property
+    def config(self) -> QueueConfig: ...
+
+
+def managed(running: Mapping[QueueKey, tuple[_Configured, object]]) -> set[QueueKey]:
+    """Return the TaskQueues, of those that run, whose workers have managed credentials."""
+    return {
+        key
+        for key, (one, _) in running.items()
+        if one.config.credentials.type is CredentialsType.MANAGED
+    }
 
 
 class UserSweeper:

@@ -14,6 +14,7 @@ from taskqueue.controller.queues import broker_session
 from taskqueue.controller.queues.broker_link import BrokerLink, LinkUp, State
 from taskqueue.controller.queues.broker_session import BrokerSession
 from taskqueue.controller.queues.statistics import StatisticsReader, StatisticsReaders, StatsReading
+from taskqueue.controller.queues.user_sweeper import UserSweeper
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.queue import QueueConfig
@@ -125,6 +126,7 @@ class Case:
             on_declared=lambda: self.bound.append(self.session.is_bound),
             monotonic=lambda: self.now,
             readers=self.readers,
+            sweeper=UserSweeper("team-a", lambda: None),
         )
 
     def name_endpoint(self, uri: str = "http://one:15672", key: str = "managementUri") -> None:
