@@ -41,6 +41,9 @@ EVENT_BYTES = 64 * 1024
 #: Of all of a worker's event, however it is written. A larger one is not parsed.
 PARSED_EVENT_BYTES = 1024 * 1024
 
+#: Of the event about the end of a Task, for its archive: payload, result and history are in it.
+ARCHIVE_EVENT_BYTES = 1024 * 1024
+
 #: Of several events in one message, and how many those are.
 BATCH_BYTES = 256 * 1024
 BATCH_EVENTS = 64
@@ -156,6 +159,10 @@ DRAINED_SECONDS = 60.0
 #: How often the operator looks whether what it has declared at a broker is still there, in seconds.
 #: Well below `WORKER_LOST_SECONDS`: no worker is lost over a deleted exchange for heartbeats.
 TOPOLOGY_CHECK_SECONDS = 10.0
+
+#: Of each queue at a broker that keeps the ends of Tasks for an archive, in bytes. What does not
+#: fit is archived later, from the finished Tasks.
+OUTBOX_BYTES = 256 * 1024 * 1024
 
 #: How long the control stream keeps a command.
 COMMAND_RETENTION_DAYS = 1

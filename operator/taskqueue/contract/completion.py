@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from taskqueue.contract import cloudevents
 from taskqueue.contract.names import EVENTS_EXCHANGE, ContractError, routing_key
 from taskqueue.contract.outcome import EVENT_TYPES, AttemptEvent, EventKind
 from taskqueue.contract.outgoing import OutgoingMessage
-from taskqueue.limits import SHORT_STRING_BYTES
-from taskqueue.model.task import Phase, Task, TaskState
+from taskqueue.limits import PAYLOAD_BYTES, SHORT_STRING_BYTES
+from taskqueue.model.origin import TaskOrigin
+from taskqueue.model.task import AttemptRecord, Phase, Task, TaskState
 from taskqueue.timestamps import to_rfc3339
 
 #: The kind of event for each final phase.
@@ -89,8 +92,15 @@ class CompletionEvent:
         )
 
 
-def task_completion(task: Task, status: TaskState) -> CompletionEvent:
+def task_completion(
+    task: Task, status: TaskState, record: Mapping[str, Any] | None = None
+) -> CompletionEvent:
     """Return the completion event of a Task's final status.
+
+    Args:
+        task: that has ended.
+        status: how.
+        record: what an archive keeps besides, of `archive_record`; None: there is no archive.
 
     Raises:
         ValueError: the status is not final.
@@ -119,6 +129,8 @@ def task_completion(task: Task, status: TaskState) -> CompletionEvent:
         data["resultRef"] = status.result_ref.fields()
     if kind is EventKind.FAILED:
         data["error"] = _error(status)
+    if record is not None:
+        data["record"] = record
     return CompletionEvent(
         id=f"{task.uid}.{status.attempts}",
         kind=kind,
@@ -129,6 +141,43 @@ def task_completion(task: Task, status: TaskState) -> CompletionEvent:
         correlation_id=task.uid,
         data=data,
     )
+
+
+def archive_record(
+    task: Task, status: TaskState, origin: TaskOrigin, payload: bytes | None
+) -> dict[str, Any]:
+    """Return what an archive keeps of a Task that its completion event does not have anyway.
+
+    Args:
+        task: that has ended.
+        status: how.
+        origin: where it came from.
+        payload: a JSON object in UTF-8, of any size; None: it is not kept, or not known.
+    """
+    record: dict[str, Any] = {
+        "handler": task.spec.handler,
+        "labels": origin.labels,
+        "creationTime": to_rfc3339(task.created) if task.created else None,
+        "history": [_attempt(one) for one in status.history],
+        "submittedBy": origin.submitted_by,
+        "cancelledBy": origin.cancelled_by,
+        "retryOf": origin.retry_of,
+    }
+    if payload is not None and len(payload) <= PAYLOAD_BYTES:
+        record["payload"] = orjson.Fragment(payload)
+    return record
+
+
+def _attempt(one: AttemptRecord) -> dict[str, Any]:
+    """Return an attempt as the status has it: without what is empty."""
+    fields: dict[str, Any] = {
+        "attempt": one.attempt,
+        "startTime": to_rfc3339(one.start_time),
+        "finishTime": to_rfc3339(one.finish_time),
+        "outcome": one.outcome,
+    }
+    texts = {"worker": one.worker, "reason": one.reason, "message": one.message}
+    return fields | {name: text for name, text in texts.items() if text}
 
 
 def direct_completion(event: AttemptEvent, *, arrived_with: str, now: float) -> CompletionEvent:

@@ -138,6 +138,11 @@ class PostgresqlServer(Server):
         # Its number may be another process's by now.
         (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
 
+    def _answers(self) -> bool:
+        # While it recovers it takes connections, and refuses each.
+        asked = ["pg_isready", "-q", "-h", self.host, "-p", str(self.port)]
+        return super()._answers() and subprocess.run(asked).returncode == 0
+
     def execute(self, statement: str) -> str:
         """Run a statement as the owner of everything."""
         done = subprocess.run(
