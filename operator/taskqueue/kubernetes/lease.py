@@ -9,6 +9,8 @@ Contract:
   it, or the last successful renewal *began* longer ago than the renew deadline. The deadline is
   shorter than the duration, so this process stops leading before another can start.
 * If the event loop hangs, a watchdog thread ends the process after that deadline.
+* The Lease says up to which resource version its holder has dealt with everything: that of a
+  renewal some seconds ago. The next leader reads there what happened while nobody led.
 * `LeaderElector.release` clears the holder, so that the next leader need not wait.
 
 The actions of a late leader are refused elsewhere: a final phase by the API server, outcomes by
@@ -21,6 +23,7 @@ import asyncio
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +36,10 @@ log = EventLog(__name__)
 
 #: Between two looks of the watchdog.
 _WATCHDOG_SECONDS = 0.2
+#: Annotation with the resource version up to which the holder has dealt with everything.
+DONE_VERSION = "taskqueue.dev/done-version"
+#: That is the version of so many renewals ago.
+SETTLED_RENEWALS = 10
 #: Exit code of a process whose event loop hung past the renew deadline.
 EXIT_HUNG = 70
 
@@ -124,6 +131,12 @@ class LeaderElector:
         timing: of waiting and renewing.
         clock: wall time in seconds since the epoch, for the people who read the Lease.
         end_process: called by the watchdog with the exit code.
+
+    Attributes:
+        is_settled: returns whether this process has dealt with everything that is not younger than
+            `SETTLED_RENEWALS` renewals; set by whoever leads.
+        done_version: up to which resource version everything was dealt with when this process began
+            to lead; "": not known.
     """
 
     def __init__(
@@ -140,7 +153,11 @@ class LeaderElector:
         self._timing = timing or LeaseTiming()
         self._clock = clock
         self._end_process = end_process
+        self.is_settled: Callable[[], bool] = lambda: True
+        self.done_version = ""
         self._lease: dict[str, Any] | None = None
+        #: Resource versions of the last renewals; the first is what the Lease says.
+        self._versions: deque[str] = deque(maxlen=SETTLED_RENEWALS)
         self._deadline = self._watchdog_deadline = 0.0
         self._holding = threading.Event()
 
@@ -203,7 +220,8 @@ class LeaderElector:
         if self._lease is None:
             return
         try:
-            await self._with_timeout(self._lock.replace(self._lease, self._spec(holder="")))
+            released = self._lock.replace(self._marked(self._lease), self._spec(holder=""))
+            await self._with_timeout(released)
             log.info("leader.released", identity=self._identity)
         except ApiError as error:
             log.warning("leader.release_failed", error=str(error))
@@ -213,13 +231,28 @@ class LeaderElector:
         transitions = int(spec.get("leaseTransitions") or 0)
         if lease is None:
             self._lease = await self._with_timeout(self._lock.create(self._spec(self._identity)))
-        else:
-            acquired = self._spec(self._identity, transitions=transitions + 1)
-            self._lease = await self._with_timeout(self._lock.replace(lease, acquired))
+            return
+        metadata = lease["metadata"]
+        annotations = metadata.get("annotations") or {}
+        done = str(annotations.get(DONE_VERSION) or metadata.get("resourceVersion", ""))
+        acquired = self._spec(self._identity, transitions=transitions + 1)
+        self._versions.clear()
+        self._versions.append(done)
+        self._lease = await self._with_timeout(self._lock.replace(self._marked(lease), acquired))
+        self.done_version = done
 
     async def _renew(self) -> None:
         assert self._lease is not None  # noqa: S101  (acquire comes before hold)
-        self._lease = await self._lock.replace(self._lease, self._spec(self._identity))
+        spec = self._spec(self._identity)
+        self._lease = await self._lock.replace(self._marked(self._lease), spec)
+        if self.is_settled():
+            self._versions.append(str(self._lease["metadata"].get("resourceVersion", "")))
+
+    def _marked(self, lease: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a Lease that says up to where this process has dealt with everything."""
+        done = self._versions[0] if self._versions else ""
+        annotations = {**(lease["metadata"].get("annotations") or {}), DONE_VERSION: done}
+        return {**lease, "metadata": {**lease["metadata"], "annotations": annotations}}
 
     async def _resolve_conflict(self) -> bool:
         """Read the Lease again after a conflict; return whether another process holds it."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from taskqueue.kubernetes.client import ApiError
-from taskqueue.kubernetes.lease import LeaderElector, LeaseLock, LeaseTiming
+from taskqueue.kubernetes.lease import DONE_VERSION, LeaderElector, LeaseLock, LeaseTiming
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
 
@@ -27,6 +27,7 @@ class InMemoryLock(LeaseLock):
         # Not the base's: there is no client.
         self.spec: dict[str, Any] | None = None
         self.version = 0
+        self.annotations: dict[str, str] = {}
         self.broken = False
         self.hanging = False
 
@@ -44,6 +45,7 @@ class InMemoryLock(LeaseLock):
         await self._answer()
         if lease["metadata"]["resourceVersion"] != self.version:
             raise ApiError(409, "Conflict", "changed")
+        self.annotations = lease["metadata"]["annotations"]
         return self._put(spec)
 
     @property
@@ -55,7 +57,8 @@ class InMemoryLock(LeaseLock):
         return self._lease()
 
     def _lease(self) -> dict[str, Any]:
-        return {"metadata": {"resourceVersion": self.version}, "spec": dict(self.spec or {})}
+        metadata = {"resourceVersion": self.version, "annotations": self.annotations}
+        return {"metadata": metadata, "spec": dict(self.spec or {})}
 
     async def _answer(self) -> None:
         await asyncio.sleep(0.01)
@@ -276,3 +279,26 @@ async def test_watchdog_counts_from_before_the_request_that_was_late() -> None:
     assert late > 0.5
     left = elector._watchdog_deadline - time.monotonic()
     assert left <= TIMING.renew_deadline - late + TIMING.period  # it may have asked twice
+
+
+async def test_the_lease_says_up_to_where_its_holder_has_dealt_with_everything() -> None:
+    lock = InMemoryLock()
+    first = LeaderElector(lock, "first", clock=now)
+    await first.acquire()
+    assert first.done_version == ""
+    renewing = asyncio.create_task(first.renew_until_lost())
+    await asyncio.sleep(30.5)
+    settled = int(lock.annotations[DONE_VERSION])
+    assert 8 <= lock.version - settled <= 12
+    first.is_settled = lambda: False
+    await asyncio.sleep(20)
+    assert int(lock.annotations[DONE_VERSION]) <= settled + 1
+    stuck = lock.annotations[DONE_VERSION]
+    renewing.cancel()
+    second = LeaderElector(lock, "second", clock=now)
+    await second.acquire()
+    assert second.done_version == lock.annotations[DONE_VERSION] == stuck
+    await second.release()
+    third = LeaderElector(lock, "third", clock=now)
+    await third.acquire()
+    assert third.done_version == stuck
