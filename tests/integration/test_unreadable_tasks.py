@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -72,7 +72,7 @@ class Listener:
     def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
         self.problems[raw["metadata"]["name"]] = problem
 
-    def on_deleted(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str, metadata: Mapping[str, Any] | None = None) -> None:
         self.deleted.append(key[1])
 
 

@@ -6,7 +6,7 @@ here, and by the API server at admission, so a stored object shows the values in
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -16,6 +16,7 @@ from taskqueue.api.common import (
     DNS_SUBDOMAIN_PATTERN,
     QUEUE_NAME_MAX_LENGTH,
     TASKQUEUE_KIND,
+    YEAR_SECONDS,
     ActiveDeadlineSeconds,
     ApiModel,
     AttemptTimeoutSeconds,
@@ -47,6 +48,8 @@ from taskqueue.limits import LABEL_LENGTH, OBJECT_NAME_LENGTH
 
 DeletionPolicy = Literal["Retain", "Delete"]
 StopPolicy = Literal["None", "Hold", "HoldAndDrain"]
+Payloads = Literal["Omit", "Keep"]
+RetentionSeconds = Annotated[int, Field(ge=60, le=10 * YEAR_SECONDS)]
 
 
 class RabbitmqClusterReference(ApiModel):
@@ -224,6 +227,31 @@ class ConcurrencyLimits(ApiModel):
     )
 
 
+class Archive(ApiModel):
+    """The database that keeps a row of each Task that has ended."""
+
+    connection_secret: SecretReference = Field(
+        description=(
+            "Secret with the key uri, the address of a PostgreSQL database (postgresql://), in the "
+            "namespace of the TaskQueue. Required."
+        ),
+    )
+    retention_seconds: RetentionSeconds | None = Field(
+        None,
+        description=(
+            "How long after the end of a Task its row is kept, in whole seconds, 60 to 315360000. "
+            "None by default: rows stay until somebody deletes them."
+        ),
+    )
+    payloads: Payloads = Field(
+        "Omit",
+        description=(
+            "Whether rows have spec.payload. Omit, the default: they do not. Keep: they do, and "
+            "can be searched by it; the completion events of this queue then have the payload, too."
+        ),
+    )
+
+
 class TaskQueueResourceSpec(ApiModel):
     """The desired state of a TaskQueue."""
 
@@ -259,6 +287,13 @@ class TaskQueueResourceSpec(ApiModel):
     concurrency_limits: ConcurrencyLimits = Field(
         default_factory=ConcurrencyLimits,
         description="Limits on the Tasks with the same spec.concurrencyKey.",
+    )
+    archive: Archive | None = Field(
+        None,
+        description=(
+            "Where a row is kept of each Task of this queue that has ended, for longer than its "
+            "object. None by default."
+        ),
     )
     workers: Workers = Field(
         default_factory=Workers, description="The workers that run the Tasks of this queue."

@@ -27,6 +27,7 @@ from typing import Any
 from taskqueue.amqp.channel import Channel, ChannelRefused, QueueCounts
 from taskqueue.amqp.connection import Connection
 from taskqueue.contract.names import (
+    ARCHIVE,
     CONTROL_ARGUMENTS,
     CONTROL_STREAM,
     DEAD_EXCHANGE,
@@ -36,6 +37,7 @@ from taskqueue.contract.names import (
     HEARTBEATS_ARGUMENTS,
     HEARTBEATS_EXCHANGE,
     INBOX_ARGUMENTS,
+    OUTBOX_ARGUMENTS,
     OUTCOMES_EXCHANGE,
     WORK_EXCHANGE,
     dead_queue,
@@ -43,6 +45,7 @@ from taskqueue.contract.names import (
     heartbeats_queue,
     inbox_queue,
     marker_key,
+    outbox_queue,
     routing_key,
     work_queue,
     work_queue_arguments,
@@ -171,7 +174,11 @@ def operator_topology(installation: str = DEFAULT_INSTALLATION) -> tuple[Part, .
 
 
 def task_queue_topology(
-    namespace: str, queue: str, installation: str = DEFAULT_INSTALLATION
+    namespace: str,
+    queue: str,
+    installation: str = DEFAULT_INSTALLATION,
+    *,
+    sinks: Iterable[str] = (),
 ) -> tuple[Part, ...]:
     """Return the dead queue and the work queue of a TaskQueue, and what takes its messages.
 
@@ -179,6 +186,7 @@ def task_queue_topology(
         namespace: of the TaskQueue.
         queue: its name.
         installation: whose operator gets its events and dead letters.
+        sinks: that get the ends of its Tasks, each by an outbox.
     """
     key = routing_key(namespace, queue)
     dead, work = dead_queue(namespace, queue), work_queue(namespace, queue)
@@ -186,6 +194,7 @@ def task_queue_topology(
         Queue(dead, DEAD_QUEUE_ARGUMENTS),
         Binding(dead, DEAD_EXCHANGE, key),
         *_report_bindings(namespace, queue, installation),
+        *_outboxes(namespace, queue, installation, sinks),
         Queue(work, work_queue_arguments(namespace, queue)),
         Binding(work, WORK_EXCHANGE, key),
     )
@@ -208,7 +217,12 @@ async def declare_operator_topology(
 
 
 async def declare_task_queue(
-    connection: Connection, namespace: str, queue: str, installation: str = DEFAULT_INSTALLATION
+    connection: Connection,
+    namespace: str,
+    queue: str,
+    installation: str = DEFAULT_INSTALLATION,
+    *,
+    sinks: Iterable[str] = (),
 ) -> bool:
     """Declare what `task_queue_topology` names, with its arguments.
 
@@ -217,6 +231,7 @@ async def declare_task_queue(
         namespace: see there, as the others.
         queue: see there.
         installation: see there.
+        sinks: see there.
 
     Returns:
         Whether the work queue was missing and has been created: then nothing that was published to
@@ -227,14 +242,15 @@ async def declare_task_queue(
         ChannelRefused: the operator's broker user may not declare.
         BrokerUnavailable: the connection is lost.
     """
-    created = await _declare(connection, task_queue_topology(namespace, queue, installation))
+    parts = task_queue_topology(namespace, queue, installation, sinks=sinks)
+    created = await _declare(connection, parts)
     return work_queue(namespace, queue) in created
 
 
 async def delete_task_queue(
     connection: Connection, namespace: str, queue: str, installation: str
 ) -> None:
-    """Delete both queues of a TaskQueue and the bindings of its events; none of it need exist.
+    """Delete the queues of a TaskQueue and the bindings of its events; none of it need exist.
 
     The work queue is first: a message that it dead-letters meanwhile still reaches the dead queue.
     The bindings are last: the workers may still report.
@@ -247,6 +263,7 @@ async def delete_task_queue(
     try:
         await channel.delete_queue(work_queue(namespace, queue))
         await channel.delete_queue(dead_queue(namespace, queue))
+        await channel.delete_queue(outbox_queue(ARCHIVE, namespace, queue, installation))
     finally:
         await channel.close()
     await _unbind(connection, *_report_bindings(namespace, queue, installation))
@@ -268,6 +285,29 @@ async def unbind_all_keys(connection: Connection, installation: str) -> None:
         Binding(inbox, DEAD_EXCHANGE, _ALL_KEYS),
         Binding(heartbeats_queue(installation), HEARTBEATS_EXCHANGE, _ALL_KEYS),
     )
+
+
+async def unbind_outbox(
+    connection: Connection, sink: str, namespace: str, queue: str, installation: str
+) -> None:
+    """Let a sink get no more ends of a TaskQueue's Tasks; what its outbox has stays there.
+
+    Raises:
+        ChannelRefused: the operator's broker user may not unbind.
+        BrokerUnavailable: the connection is lost.
+    """
+    outbox = outbox_queue(sink, namespace, queue, installation)
+    await _unbind(connection, Binding(outbox, EVENTS_EXCHANGE, events_key(namespace, queue)))
+
+
+def _outboxes(
+    namespace: str, queue: str, installation: str, sinks: Iterable[str]
+) -> Iterable[Part]:
+    """Return the outbox of each sink, and what takes the ends into it."""
+    for sink in sinks:
+        name = outbox_queue(sink, namespace, queue, installation)
+        yield Queue(name, OUTBOX_ARGUMENTS)
+        yield Binding(name, EVENTS_EXCHANGE, events_key(namespace, queue))
 
 
 def _report_bindings(namespace: str, queue: str, installation: str) -> tuple[Binding, ...]:

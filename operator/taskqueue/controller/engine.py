@@ -23,6 +23,7 @@ from taskqueue.controller.metrics import (
     report_statuses,
 )
 from taskqueue.controller.pool.own_deployment import DeploymentListener
+from taskqueue.controller.queues.archives import Archives
 from taskqueue.controller.queues.broker_links import BrokerLinks
 from taskqueue.controller.queues.claims import QueueClaims, installation_id
 from taskqueue.controller.queues.conditions.reported import reported
@@ -79,6 +80,7 @@ class Engine:
         instance: which operator this is, for Kubernetes Events.
         conditions: what holds for those of all TaskQueues; None: the defaults.
         leads: returns whether this process certainly still leads.
+        since: resource version up to which a former leader has dealt with everything.
         feed: shows the Tasks, and may have done so for long.
         is_kept: returns whether a finished Task of this namespace and name must stay for now.
         scope: the namespaces that are served, those of the feed.
@@ -97,6 +99,7 @@ class Engine:
         leads: Callable[[], bool] = lambda: True,
         is_kept: Callable[[QueueKey], bool] = lambda _: False,
         scope: WatchScope = EVERYWHERE,
+        since: str = "",
     ) -> None:
         self._scope = scope
         random = Random()  # noqa: S311  (jitter, not secrets)
@@ -142,6 +145,16 @@ class Engine:
             clock=time.time,
             ttl_of=self._ttl_of,
             is_needed=lambda *key: is_kept(key) or self.tasks.dependencies.is_needed(key),
+            paths=scope.paths(TASKS_PATH),
+            is_archived=lambda key: self._archives.is_archived(key),
+        )
+        self._archives = Archives(
+            client=self._client,
+            installation=installation,
+            ends=self.tasks.ends,
+            on_recorded=self._ttl.add_archived,
+            since=since,
+            clock=time.time,
             paths=scope.paths(TASKS_PATH),
         )
         self._stored = StoredTasks(
@@ -200,6 +213,12 @@ class Engine:
     async def _lead(self, group: asyncio.TaskGroup) -> None:
         await self._tasks_feed.lead(self.tasks)
         group.create_task(self._tasks_feed.run(), name="feed of Tasks")
+        await self._archives.find_missed_ends(self.tasks)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether each end of a Task that is not brand-new is where it has to go."""
+        return self._archives.is_settled and self.tasks.completions.is_idle
 
     def skip_unwritten(self) -> None:
         """Do not write the remaining statuses when stopping: another leader will."""
@@ -221,13 +240,14 @@ class Engine:
             self.tasks.take_queue(config.key)
         running = self._controllers.get(config.key)
         if running is not None and running[0].config.uid == config.uid:
-            before = running[0].config.policy
-            running[0].reconfigure(config)
+            controller, old = running[0], running[0].config
+            controller.reconfigure(config)
             if self._claims.is_held(config.uid) and not self._claims.is_known(raw):  # cleared
                 self._spawn(self._claim(config), f"claim of {config.namespace}/{config.name}")
-            if config.policy.active_deadline_seconds != before.active_deadline_seconds:
+            if config.policy.active_deadline_seconds != old.policy.active_deadline_seconds:
                 self.tasks.on_queue_changed(config.key)
-            if config.policy.ttl_seconds != before.ttl_seconds:
+            self._archives.on_reconfigured(config, old, controller.archiver)
+            if (config.policy.ttl_seconds, config.archive) != (old.policy.ttl_seconds, old.archive):
                 self._ttl.on_queue_changed(config.key)
             return
         if running is not None:
@@ -252,6 +272,7 @@ class Engine:
             condition_settings=self._conditions,
             installation=self._installation,
             on_declared=self._on_queue_declared,
+            archiver=self._archives.make(config, dispatcher),
             sizing_conflict=self._sizing_conflict,
         )
         task = self._spawn(
@@ -282,6 +303,7 @@ class Engine:
         dispatcher.config = None
         dispatcher.on_backlog = dispatcher.on_missing = do_nothing
         remove_queue_metrics(key)
+        self._archives.remove(key)
         self._events.remove_queue(key)
         self.tasks.on_queue_changed(key)
         self._on_queue_declared()
@@ -398,16 +420,13 @@ class Engine:
         self._events.on_status_refused(tracked.task, tracked.status, why)
 
     def on_completion_published(self, tracked: TrackedTask) -> None:
-        """Delete a Task when its time to live is over."""
-        task, status = tracked.task, tracked.status
-        self._ttl.add(
-            task.namespace,
-            task.name,
-            task.uid,
-            queue=tracked.queue_key,
-            completed=status.completion_time or time.time(),
-            ttl=task.spec.overrides.ttl_seconds,
-        )
+        """Delete a Task when its time to live is over; if need be, when its archive has it."""
+        if self._archives.is_safe(tracked.queue_key):
+            self._ttl.add_ended(tracked)
+
+    def on_end_missed(self, key: QueueKey, *, dropped: bool) -> None:
+        """Look for the end among the finished Tasks, if it is to be archived."""
+        self._archives.look_for_ends(key, behind=dropped)
 
     def on_commands_owed(self) -> None:
         """Record the commands that are owed."""

@@ -155,7 +155,9 @@ async def serve(settings: OperatorSettings) -> int:
             conditions=settings.conditions,
             leads=lambda: leadership.is_leader,
             is_kept=schedules.is_unrecorded,
+            since=leadership.done_version,
         )
+        leadership.is_settled = lambda: engine is not None and engine.is_settled
         return await _lead(engine, schedules, leadership, stop, scope)
     finally:
         await leadership.release()

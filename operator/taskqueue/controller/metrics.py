@@ -99,6 +99,7 @@ DESIRED_WORKERS = Gauge(
 COMPLETIONS_PUBLISHED = Counter(
     "taskqueue_announced_total", "Events about ended Tasks that the broker has confirmed."
 )
+ARCHIVED = Counter("taskqueue_archived_total", "Ends of Tasks written to archives.")
 COMPLETIONS_DROPPED = Counter(
     "taskqueue_announcements_dropped_total",
     "Events about ended Tasks given up, by why: refused (a queue bound to taskqueue.events is full "

@@ -59,12 +59,13 @@ class ResourceEventHandler(Protocol):
             problem: what is the matter with it, and what to do.
         """
 
-    def on_deleted(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str, metadata: Mapping[str, Any] | None = None) -> None:
         """Handle an object that was deleted, or that the selector no longer matches.
 
         Args:
             key: (namespace, name).
             uid: of the object.
+            metadata: of the object as last seen; None: not known, as it was away in a list.
         """
 
 
@@ -244,7 +245,7 @@ class Informer:
         key, uid = identity(raw)
         if self._uids.get(key) == uid:
             del self._uids[key]
-        self.handler.on_deleted(key, uid)
+        self.handler.on_deleted(key, uid, raw["metadata"])
 
 
 def identity(raw: Mapping[str, Any]) -> tuple[Key, str]:

@@ -24,8 +24,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random as _random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from taskqueue.kubernetes.client import (
     JSON_PATCH,
@@ -68,10 +69,12 @@ class Written:
     Attributes:
         generation: of the object; 0 when the response has none.
         version: of the object: a number that grows with every write; 0 when the response has none.
+        metadata: of the object.
     """
 
     generation: int = 0
     version: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +262,7 @@ class StatusUpdater:
                 "PATCH", path, body=body, content_type=JSON_PATCH, accept=METADATA, levels=2
             )
             metadata = answer.get("metadata") or {}
-            return Written(metadata.get("generation", 0), version_of(metadata))
+            return Written(metadata.get("generation", 0), version_of(metadata), metadata)
         except ApiError as error:
             if error.kind is ErrorKind.FINAL:
                 return WriteRefused(error.status, error.message)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskqueue.api.common import GROUP, MESSAGE_MAX_LENGTH, VERSION
-from taskqueue.api.taskqueue import TaskQueueResource
+from taskqueue.api.taskqueue import Archive, TaskQueueResource
 from taskqueue.api.taskqueue_pool import Credentials, Scaling, ScalingTarget, Workers
 from taskqueue.api.taskqueue_results import Results
 from taskqueue.limits import STATUS_HANDLERS, STATUS_MESSAGE_LENGTH, STATUS_WORKERS
 from taskqueue.model.queue import (
+    ArchiveConfig,
     ClusterRef,
     Condition,
     CredentialsPolicy,
@@ -81,6 +82,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
             active_deadline_seconds=defaults.active_deadline_seconds,
             ttl_seconds=defaults.ttl_seconds_after_finished,
         ),
+        archive=_archive(spec.archive),
         template=spec.workers.template,
         scale_target=_scale_target(spec.workers),
         container=spec.workers.container,
@@ -144,6 +146,16 @@ def _results(results: Results) -> ResultsConfig:
         always=results.policy == "Always",
         retention_seconds=results.retention_seconds,
         output=results.output,
+    )
+
+
+def _archive(archive: Archive | None) -> ArchiveConfig | None:
+    if archive is None:
+        return None
+    return ArchiveConfig(
+        secret=archive.connection_secret.name,
+        retention_seconds=archive.retention_seconds,
+        keep_payloads=archive.payloads == "Keep",
     )
 
 

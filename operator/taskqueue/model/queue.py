@@ -97,6 +97,21 @@ NO_RESULTS = ResultsConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveConfig:
+    """Where the ends of a TaskQueue's Tasks are kept.
+
+    Attributes:
+        secret: name of the Secret with the database's address, in the TaskQueue's namespace.
+        retention_seconds: how long a row is kept; None: for good.
+        keep_payloads: whether rows have the payload.
+    """
+
+    secret: str
+    retention_seconds: int | None = None
+    keep_payloads: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueConfig:
     """What a TaskQueue asks for.
 
@@ -115,6 +130,7 @@ class QueueConfig:
         per_key: how many Tasks of one concurrency key are dispatched at once.
         max_published: upper bound of the dispatch window.
         policy: what its Tasks inherit.
+        archive: where the ends of its Tasks are kept; None: nowhere.
         template: PodTemplateSpec of the workers, None when the operator does not make them.
         scale_target: what runs the workers the operator does not make; None: nothing that is
             scaled.
@@ -139,6 +155,7 @@ class QueueConfig:
     per_key: int = 1
     max_published: int = DEFAULT_MAX_PUBLISHED
     policy: Policy = field(default_factory=Policy)
+    archive: ArchiveConfig | None = None
     template: Mapping[str, Any] | None = None
     scale_target: ScaleTargetRef | None = None
     container: str = ""

@@ -115,8 +115,10 @@ class Write:
     at: float
     uid: str = ""
 
-    def succeed(self, generation: int = 1, version: int = 101) -> None:
-        self.on_result(Written(generation, version))
+    def succeed(
+        self, generation: int = 1, version: int = 101, metadata: dict[str, Any] | None = None
+    ) -> None:
+        self.on_result(Written(generation, version, metadata or {}))
 
     def refuse(self, status: int, message: str = "no") -> None:
         self.on_result(WriteRefused(status, message))
@@ -228,6 +230,7 @@ class TaskHarness:
         self.given_up: list[tuple[Delivery, str]] = []
         self.recorded: list[str] = []
         self.completed: list[str] = []
+        self.missed: list[tuple[QueueKey, bool]] = []
         self.refused: list[tuple[str, str]] = []
         self.heartbeats: list[Heartbeat] = []
         self.proven: list[bool] = []
@@ -313,6 +316,9 @@ class TaskHarness:
     def on_completion_published(self, entry: TrackedTask) -> None:
         self.completed.append(entry.task.name)
 
+    def on_end_missed(self, key: QueueKey, *, dropped: bool) -> None:
+        self.missed.append((key, dropped))
+
     def on_commands_owed(self) -> None:
         self.on_owed()
 
@@ -355,11 +361,11 @@ class TaskHarness:
         self.api.objects[task_path(metadata["namespace"], metadata["name"])] = raw
         return raw
 
-    async def delete(self, entry: TrackedTask) -> None:
+    async def delete(self, entry: TrackedTask, metadata: dict[str, Any] | None = None) -> None:
         """Delete a Task as the informer would report it."""
         key = (entry.task.namespace, entry.task.name)
         self._shown.pop(key)
-        self.tasks.on_deleted(key, entry.task.uid)
+        self.tasks.on_deleted(key, entry.task.uid, metadata)
         await turn()
 
     async def published(self, name: str = "t", **spec: Any) -> TrackedTask:

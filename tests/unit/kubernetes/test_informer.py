@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
@@ -32,7 +32,7 @@ class Listener:
         self.problems[name] = problem
         self.events.append(("unreadable", name, raw["metadata"]["uid"]))
 
-    def on_deleted(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str, metadata: Mapping[str, Any] | None = None) -> None:
         if self.held.get(key[1]) == uid:
             del self.held[key[1]]
         self.events.append(("deleted", key[1], uid))

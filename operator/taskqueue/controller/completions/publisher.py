@@ -21,8 +21,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.completion import CompletionEvent, task_completion
@@ -62,10 +63,21 @@ class _PendingCompletion:
 
 
 class CompletionPublisher:
-    """Publishes completion events, and calls back when one is confirmed or dropped."""
+    """Publishes completion events, and calls back when one is confirmed or dropped.
 
-    def __init__(self, *, kept_limit: int = KEPT_LIMIT) -> None:
+    Args:
+        kept_limit: of events that nobody else has, in all.
+        on_dropped: called with the queue of an event that is given up, before its own callback.
+    """
+
+    def __init__(
+        self,
+        *,
+        kept_limit: int = KEPT_LIMIT,
+        on_dropped: Callable[[QueueKey], None] = lambda key: None,
+    ) -> None:
         self._kept_limit = kept_limit
+        self._on_dropped = on_dropped
         #: Events that await `publish_kept`, by queue; the inbox's prefetch bounds the reported.
         self._reported: dict[QueueKey, deque[_PendingCompletion]] = {}
         self._others: dict[QueueKey, deque[_PendingCompletion]] = {}
@@ -84,10 +96,11 @@ class CompletionPublisher:
         reported: bool,
         publisher: Publisher | None,
         on_published: OnPublished | None = None,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
-        """Publish the event of a written final status; arguments as of `publish_event`."""
+        """Publish the event of a final status; arguments as of `publish_event`, and a record."""
         self.publish_event(
-            task_completion(task, status),
+            task_completion(task, status, record),
             reported=reported,
             publisher=publisher,
             on_published=on_published,
@@ -117,6 +130,11 @@ class CompletionPublisher:
             self._keep(pending)
         else:
             self._publish(pending, publisher)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every event that nobody else has is with the broker."""
+        return not (self._in_flight or self._kept or self._refused)
 
     def publish_kept(self, key: QueueKey, publisher: Publisher) -> None:
         """Publish the events kept for a queue whose broker is available (again)."""
@@ -231,6 +249,7 @@ class CompletionPublisher:
 
     def _drop(self, pending: _PendingCompletion, reason: str, error: str) -> None:
         COMPLETIONS_DROPPED.labels(reason).inc()
+        self._on_dropped(pending.key)
         now = asyncio.get_running_loop().time()
         if now >= self._next_log:
             self._next_log = now + _LOG_SECONDS

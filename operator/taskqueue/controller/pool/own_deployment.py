@@ -7,7 +7,7 @@ tried again when the TaskQueue changes or after a few seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -192,7 +192,7 @@ class DeploymentListener:
         (namespace, name), _ = identity(raw)
         log.error("deployment.unreadable", namespace=namespace, name=name, error=problem)
 
-    def on_deleted(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str, metadata: Mapping[str, Any] | None = None) -> None:
         """Take note that a Deployment is deleted."""
         namespace, name = key
         self._on_state((namespace, name.removesuffix(SUFFIX)), None)

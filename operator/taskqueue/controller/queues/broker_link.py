@@ -84,6 +84,8 @@ class LinkUp:
 
     publisher: Publisher
     connection: Connection
+    #: To consume on: a broker that blocks publishers reads its acknowledgements.
+    consuming: Connection | None = None
 
 
 State = LinkDown | LinkUp
@@ -280,7 +282,9 @@ class BrokerLink:
         watch = TopologyWatch(
             consuming,
             self._installation,
-            on_recreated=lambda names: self._on_recreated(names, LinkUp(publisher, publishing)),
+            on_recreated=lambda names: self._on_recreated(
+                names, LinkUp(publisher, publishing, consuming)
+            ),
         )
         self._publisher = publisher = await Publisher.open(publishing, on_return=watch.on_return)
         self._announce(publisher)
@@ -306,7 +310,7 @@ class BrokerLink:
         try:
             await self._read_to_marker(publisher, broken)
             if not broken.done():
-                self._set_state(LinkUp(publisher, publishing))
+                self._set_state(LinkUp(publisher, publishing, consuming))
                 on_up()
                 log.info("broker.connected", broker=self.parameters.address)
                 await self._stay_up(watch, publisher, broken)

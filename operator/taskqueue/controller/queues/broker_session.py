@@ -17,13 +17,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
+from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters, ManagementEndpoint
-from taskqueue.contract.names import dead_queue, work_queue
+from taskqueue.contract.names import ARCHIVE, dead_queue, outbox_queue, work_queue
 from taskqueue.contract.topology import (
     TopologyConflict,
     count_queue,
     declare_task_queue,
     ready_messages,
+    unbind_outbox,
 )
 from taskqueue.controller.queues.backlog import BacklogEstimate, BacklogMeter
 from taskqueue.controller.queues.broker_link import BrokerLink, LinkDown, LinkUp
@@ -77,6 +79,7 @@ class BrokerSession:
         ready: messages that no worker has, as last counted; None: unknown.
         consumers: of the work queue, as last counted; None: unknown.
         dead_letters: messages in the dead queue, as last counted; None: unknown.
+        archive_waiting: ends in the outbox of the archive, as last counted; None: unknown.
         parameters: of the broker last found; kept when its Secret goes away.
         secret: (namespace, name) of the Secret last found.
     """
@@ -102,6 +105,7 @@ class BrokerSession:
         self.ready: int | None = None
         self.consumers: int | None = None
         self.dead_letters: int | None = None
+        self.archive_waiting: int | None = None
         self.parameters: BrokerParameters | None = None
         self.secret: tuple[str, str] | None = None
         self._key = key
@@ -122,6 +126,9 @@ class BrokerSession:
         self._endpoint: tuple[ManagementEndpoint | None, str] = (None, "")
         self._link: BrokerLink | None = None
         self._declared_on: LinkUp | None = None
+        #: That get the ends of the queue's Tasks, and those that were last declared.
+        self._sinks: tuple[str, ...] = ()
+        self._declared_sinks: tuple[str, ...] | None = None
         #: The broker has lost, or never had, messages that count as published.
         self._published_lost = False
         #: Address of the broker that has what counts as published.
@@ -141,6 +148,12 @@ class BrokerSession:
     def is_bound(self) -> bool:
         """Whether the queue's events reach the inbox, as declared on the present connection."""
         return self._link is not None and self._declared_on is self._link.state
+
+    def outbox_connection(self, sink: str) -> Connection | None:
+        """Return what an outbox can be consumed on; None: it is not declared there."""
+        if not self.is_bound or sink not in (self._declared_sinks or ()):
+            return None
+        return None if self._declared_on is None else self._declared_on.consuming
 
     def uses_broker(self, broker: object) -> bool:
         """Return whether this is the broker and virtual host of the present link."""
@@ -169,6 +182,7 @@ class BrokerSession:
             self._next_secret = 0.0
             self.secret = self.parameters = None
             self._release_link()
+        self._sinks = (ARCHIVE,) if config.archive is not None else ()
         if self._now() >= self._next_secret:
             self._next_secret = self._now() + _SECRET_SECONDS
             await self._update_link(config)
@@ -185,7 +199,8 @@ class BrokerSession:
             self._next_declare = 0.0
             self._set_condition(False, state.reason, state.message)
             return
-        due = self._next_check if self._declared_on is state else self._next_declare
+        is_declared = self._declared_on is state and self._declared_sinks == self._sinks
+        due = self._next_check if is_declared else self._next_declare
         if self._now() >= due:
             await self._declare(state)
             self._next_declare = self._now() + _DECLARE_SECONDS
@@ -193,7 +208,7 @@ class BrokerSession:
 
     async def count_messages(self) -> None:
         """Count the ready messages of both queues; a missing queue is declared at the next run."""
-        self.ready = self.consumers = self.dead_letters = None
+        self.ready = self.consumers = self.dead_letters = self.archive_waiting = None
         self._meter.clear_ready()
         if self._declared_on is None or self._probe is None:
             return
@@ -210,6 +225,11 @@ class BrokerSession:
             blocked = self._declared_on.connection.blocked  # the workers' outcomes are blocked too
             self._dispatcher.on_ready_count(self.ready, reporting=not blocked)
             self.dead_letters = await ready_messages(self._probe, dead_queue(*self._key))
+            if self.dead_letters is not None and ARCHIVE in (self._declared_sinks or ()):
+                outbox = outbox_queue(ARCHIVE, *self._key, self._installation)
+                self.archive_waiting = await ready_messages(self._probe, outbox)
+                if self.archive_waiting is None:
+                    self._declared_on = None  # declared again at the next run
         except (BrokerUnavailable, ChannelRefused):
             self._declared_on = None  # declared, or explained, at the next run
             return
@@ -256,7 +276,7 @@ class BrokerSession:
     async def close(self) -> None:
         """Release the link, and stop publishing and counting."""
         self._release_link()
-        self.ready = self.consumers = self.dead_letters = None
+        self.ready = self.consumers = self.dead_letters = self.archive_waiting = None
         await self.credentials.close()
         await self._close_probe()
 
@@ -370,7 +390,11 @@ class BrokerSession:
             self._published_lost = True  # survives a failure of the next steps
             self.on_queue_missing()
             self._probe = await up.connection.channel()
-        await declare_task_queue(up.connection, *self._key, self._installation)
+        sinks = self._sinks
+        await declare_task_queue(up.connection, *self._key, self._installation, sinks=sinks)
+        if ARCHIVE not in sinks and (self._declared_on is not up or self._declared_sinks != sinks):
+            await unbind_outbox(up.connection, ARCHIVE, *self._key, self._installation)
+        self._declared_sinks = sinks
 
     def _on_declare_failed(self, reason: str, message: str) -> None:
         self._declared_on = None

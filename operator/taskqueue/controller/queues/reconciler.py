@@ -19,6 +19,7 @@ from taskqueue.controller.pool.autoscaler import Load
 from taskqueue.controller.pool.pool_members import WorkerObservations
 from taskqueue.controller.pool.worker_pool import WorkerPool
 from taskqueue.controller.pool.worker_registry import WorkerRegistry, shown_handlers
+from taskqueue.controller.queues.archiver import Archiver
 from taskqueue.controller.queues.backlog import BacklogEstimate
 from taskqueue.controller.queues.broker_link import BrokerLink
 from taskqueue.controller.queues.broker_session import BrokerSession
@@ -66,6 +67,7 @@ class QueueReconciler:
         condition_settings: of the operator.
         installation: of the operator, in names at the broker.
         on_declared: called when the queues and the bindings of their events exist.
+        archiver: of this queue.
         readers: give the shared readers of the brokers' statistics.
         sweeper: deletes broker users that are left over.
         sizing_conflict: returns why a TaskQueue must not size what it refers to; "": it may.
@@ -87,6 +89,7 @@ class QueueReconciler:
         condition_settings: ConditionSettings,
         installation: str,
         on_declared: Callable[[], None],
+        archiver: Archiver,
         on_deleted: Callable[[], None],
         on_condition: Callable[[Condition], None] = lambda condition: None,
         sizing_conflict: Callable[[QueueConfig], str] = lambda config: "",
@@ -106,6 +109,8 @@ class QueueReconciler:
         self.created = created
         self._on_deleted = on_deleted
         self._on_condition = on_condition
+        self.archiver = archiver
+        archiver.on_change = self.request_reconcile
         self._dispatcher = dispatcher
         self._client = client
         self._clock = clock
@@ -245,6 +250,7 @@ class QueueReconciler:
                 except TimeoutError:
                     pass
         finally:
+            await self.archiver.close()
             self._results.close()
             await self._broker.close()
 
@@ -270,6 +276,7 @@ class QueueReconciler:
                 await self._broker.count_messages()
         except ApiError as problem:
             problems.append(problem)
+        await self.archiver.reconcile(config.archive, self._broker)
         estimate = self._update_estimate()
         try:
             await self._size_pool(config, estimate)
@@ -282,6 +289,7 @@ class QueueReconciler:
 
     async def _finalize(self, config: QueueConfig, *, tick: bool) -> None:
         """Finish a TaskQueue that is being deleted; nothing is declared any more."""
+        await self.archiver.close()
         await self._broker.close()
         if tick:
             try:
@@ -355,8 +363,6 @@ class QueueReconciler:
             # Messages that a former leader published are known from its workers only.
             busy = max(busy, self.registry.busy)
         return busy
-
-    # Status.
 
     async def _write_status(self, config: QueueConfig, estimate: BacklogEstimate) -> None:
         # One at a time: the last one, when this process ends, must not be overtaken.
@@ -434,6 +440,7 @@ class QueueReconciler:
             settings=self._condition_settings,
             misplaced_seconds=None if misplaced is None else self._now() - misplaced,
             results=self._results.condition,
+            archive=self.archiver.conditions(config),
         )
 
     def _log_failure(self, event: str, problem: Exception) -> None:

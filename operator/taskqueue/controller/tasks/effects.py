@@ -163,9 +163,15 @@ class CountDropped:
 
 @dataclass(frozen=True, slots=True)
 class PublishCompletion:
-    """Publish the event about the end; ``reported``: an outcome waits for its confirm."""
+    """Publish the event about the end; ``reported``: an outcome waits for its confirm.
+
+    ``metadata``: of the object, as last known; None: not at all. ``status``: of an end on no
+    record, because the object is gone; None: that of the Task.
+    """
 
     reported: bool
+    metadata: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    status: TaskState | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any
 
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.tracked_task import Receipt
@@ -227,12 +229,14 @@ class StatusWritten:
         receipts: of the outcomes it contains.
         generation: of the object; 0: not known.
         version: of the object, a number that grows with every write; 0: not known.
+        metadata: of the object, as the API server has it; None: not known.
     """
 
     status: TaskState
     receipts: tuple[Receipt, ...] = field(repr=False)
     generation: int = 0
     version: int = 0
+    metadata: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +267,12 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class LeftInformer:
-    """The informer shows the Task no more: it is finished or deleted."""
+    """The informer shows the Task no more: it is finished or deleted.
+
+    ``metadata``: of the object as last seen; None: not known.
+    """
+
+    metadata: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,6 +273,22 @@ def cancelled(status: TaskState, *, now: float) -> TaskState:
     )
 
 
+def deleted(status: TaskState, *, now: float) -> TaskState:
+    """Return the final status, for the archive alone, of a Task whose object is deleted.
+
+    What it came to is not on record, even if an outcome had come.
+    """
+    unfinished = replace(status, phase=Phase.PENDING) if status.phase.terminal else status
+    after = _stopped(
+        unfinished,
+        now=now,
+        phase=Phase.CANCELLED,
+        reason="Deleted",
+        message="the object was deleted before its end was recorded",
+    )
+    return replace(after, result=None)
+
+
 def deadline_exceeded(status: TaskState, *, now: float, seconds: int) -> TaskState:
     """Return the final status of a Task that is over its deadline."""
     return _stopped(

@@ -7,6 +7,8 @@ it. What must hold whatever comes:
   true, so that a short Task costs one write in all.
 * An outcome is acknowledged only after a write that contains it has succeeded and, if it is the
   end, after the event about it is confirmed.
+* Where there is an archive, a Task has an end for it even if its object is deleted before, and its
+  time to live begins when that is with the broker.
 * A recall is written, with its raised epoch, before a command about it is sent: a leader that did
   not know of the epoch would publish the same token again, which no worker runs any more.
 * A Task with a concurrency key is published only after a write says that it holds the key, and by
@@ -323,15 +325,18 @@ def _on_end_written(draft: Draft, event: events.StatusWritten) -> None:
         return
     reported = bool(draft.tracked.receipts)
     draft.cancel_timers()
-    draft.do(effects.PublishCompletion(reported), effects.RecordEnd())
-    if not reported:
+    draft.do(effects.PublishCompletion(reported, event.metadata), effects.RecordEnd())
+    if not reported and not draft.environment.is_archived:
         draft.do(effects.StartTtl())
 
 
 def _on_completion_confirmed(draft: Draft, event: events.CompletionConfirmed) -> None:
-    if draft.tracked.receipts:
-        draft.do(effects.Acknowledge(draft.tracked.receipts), effects.StartTtl())
+    receipts = draft.tracked.receipts
+    if receipts:
+        draft.do(effects.Acknowledge(receipts))
         draft.update(receipts=())
+    if (receipts or draft.environment.is_archived) and draft.tracked.written.phase.terminal:
+        draft.do(effects.StartTtl())
 
 
 def _on_timer(draft: Draft, event: events.TimerFired) -> None:
@@ -354,7 +359,8 @@ def _on_timer(draft: Draft, event: events.TimerFired) -> None:
 
 
 def _on_left_informer(draft: Draft, event: events.LeftInformer) -> None:
-    draft.update(has_left_informer=True)
+    archived = draft.environment.is_archived
+    draft.update(has_left_informer=True, metadata=event.metadata if archived else None)
     if draft.tracked.stage is not TaskStage.FINISHED:
         draft.do(effects.ReadObject(events.ReadPurpose.LEFT_INFORMER))
 
@@ -363,7 +369,7 @@ def _on_object_read(draft: Draft, event: events.ObjectRead) -> None:
     if event.found is None or event.found.phase.terminal:
         draft.drop_task(event.found)
     elif event.purpose is events.ReadPurpose.LEFT_INFORMER:
-        draft.update(has_left_informer=False)
+        draft.update(has_left_informer=False, metadata=None)
     else:
         refusals.on_still_there(draft, event)
 

@@ -19,7 +19,7 @@ from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.contract.command import WorkerCommand, command_message
 from taskqueue.contract.heartbeat import RunningAttempt
 from taskqueue.contract.work import WorkMessage
-from taskqueue.controller.completions.publisher import CompletionPublisher
+from taskqueue.controller.completions.task_ends import TaskEnds
 from taskqueue.controller.metrics import (
     OUTCOMES_DROPPED,
     STATUS_WRITES,
@@ -72,7 +72,7 @@ class TaskRunner:
         dependencies: what is known of the Tasks they depend on.
         payloads: has those at hand that are published next.
         updater: writes statuses.
-        completions: publishes the events about ends.
+        ends: publishes the events about ends.
         tokens: sign what is published.
         leads: whether this process certainly still leads.
         clock: wall time in seconds.
@@ -91,7 +91,7 @@ class TaskRunner:
         dependencies: Dependencies,
         payloads: Payloads,
         updater: StatusUpdater,
-        completions: CompletionPublisher,
+        ends: TaskEnds,
         tokens: TokenKeys,
         leads: Callable[[], bool],
         clock: Clock,
@@ -108,7 +108,7 @@ class TaskRunner:
         self._dependencies = dependencies
         self._payloads = payloads
         self._updater = updater
-        self._completions = completions
+        self._ends = ends
         self._tokens = tokens
         self._leads = leads
         self._clock = clock
@@ -203,6 +203,7 @@ class TaskRunner:
             can_publish=dispatcher.can_publish and self._payloads.is_at_hand(task),
             leads=not tracked.status.concurrency_key or self._leads(),
             missing_handler=dispatcher.missing.handlers.get(spec.handler),
+            is_archived=dispatcher.archive is not None,
         )
 
     # Dispatching.
@@ -294,7 +295,10 @@ class TaskRunner:
                 return
             STATUS_WRITES.inc()
             self.send(
-                uid, events.StatusWritten(status, receipts, result.generation, result.version)
+                uid,
+                events.StatusWritten(
+                    status, receipts, result.generation, result.version, result.metadata
+                ),
             )
 
         try:
@@ -323,18 +327,23 @@ class TaskRunner:
     def _publish_completion(self, tracked: TrackedTask, effect: effects.PublishCompletion) -> None:
         detail, why = tracked.detail
         is_full = detail is StatusDetail.FULL
-        self._completions.publish_task(
-            tracked.task,
-            tracked.status if is_full else shortened(tracked.status, why),  # as it is on record
-            reported=effect.reported,
-            publisher=self._publisher_of(tracked),
-            on_published=lambda: self._on_completion_confirmed(tracked),
-        )
+        on_record = tracked.status if is_full else shortened(tracked.status, why)
+        archive = self._dispatchers[tracked.queue_key].archive
 
-    def _on_completion_confirmed(self, tracked: TrackedTask) -> None:
-        # Nothing is known around a Task that is tracked no more, and nothing need be.
-        event, nothing = events.CompletionConfirmed(), TaskEnvironment(policy=None)
-        self._execute(*step(tracked, event, nothing))
+        def on_published() -> None:
+            # Nothing else is known around a Task that is tracked no more, and nothing need be.
+            around = TaskEnvironment(policy=None, is_archived=archive is not None)
+            self._execute(*step(tracked, events.CompletionConfirmed(), around))
+
+        self._ends.publish(
+            tracked.task,
+            effect.status or on_record,
+            effect.metadata,
+            archive,
+            reported=effect.reported,
+            publisher=lambda: self._publisher_of(tracked),
+            on_published=on_published,
+        )
 
     def _publisher_of(self, tracked: TrackedTask) -> Publisher | None:
         """Return what reaches the queue's broker, or the one its last report came from."""

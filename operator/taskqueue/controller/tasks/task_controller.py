@@ -16,6 +16,7 @@ from taskqueue.amqp.channel import Delivery
 from taskqueue.backoff import Backoff
 from taskqueue.contract.outcome import AttemptEvent
 from taskqueue.controller.completions.publisher import CompletionPublisher
+from taskqueue.controller.completions.task_ends import TaskEnds
 from taskqueue.controller.metrics import TASKS_HELD, remove_task_counters
 from taskqueue.controller.tasks import effects, events
 from taskqueue.controller.tasks.command_record import Owed
@@ -63,6 +64,9 @@ class TaskListener(QueueListener, Protocol):
 
     def on_completion_published(self, tracked: TrackedTask) -> None:
         """The event about its end is with the broker, or nobody waits for it."""
+
+    def on_end_missed(self, key: QueueKey, *, dropped: bool) -> None:
+        """The event about an end was given up, or is another's, who may not have published it."""
 
     def on_commands_owed(self) -> None:
         """The commands that wait for a broker, or have waited, are others now."""
@@ -117,7 +121,10 @@ class TaskController:
         self._unreadable: set[str] = set()
         #: Those of TaskQueues that other installations serve.
         self.others = OthersTasks()
-        self.completions = CompletionPublisher()
+        self.completions = CompletionPublisher(
+            on_dropped=lambda key: listener.on_end_missed(key, dropped=True)
+        )
+        self.ends = TaskEnds(self.completions, client=client, spawn=spawn)
         self.dependencies = Dependencies(
             client,
             spawn=spawn,
@@ -138,7 +145,7 @@ class TaskController:
             dependencies=self.dependencies,
             payloads=self.payloads,
             updater=updater,
-            completions=self.completions,
+            ends=self.ends,
             tokens=tokens,
             leads=leads,
             clock=clock,
@@ -238,13 +245,14 @@ class TaskController:
             self._unreadable.add(uid)
             self._spawn(self._end_unreadable((namespace, name), uid, found), f"end of {name}")
 
-    async def _end_unreadable(self, key: Key, uid: str, found: events.FoundUnreadable) -> None:
-        task = await self._get(*key, uid, as_outline=True)
+    async def _end_unreadable(self, key: Key, uid: str, event: events.FoundUnreadable) -> None:
+        found = await self._get(*key, uid, as_outline=True)
+        task = None if found is None else found[0]
         if uid in self._unreadable:  # else it has become readable
             self._unreadable.discard(uid)
             if task is not None and not task.status.phase.terminal:
                 tracked = TrackedTask(task=task, status=task.status, written=task.status)
-                self._runner.track(tracked, found)
+                self._runner.track(tracked, event)
 
     def _is_to_track(self, task: Task) -> bool:
         """Return whether there is anything to do for a Task that is shown and not tracked.
@@ -253,11 +261,11 @@ class TaskController:
         """
         return not (task.status.phase.terminal or (task.deleting and self._synced()))
 
-    def on_deleted(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str, metadata: Mapping[str, Any] | None = None) -> None:
         """Take note that a Task left the informer: finished or deleted."""
         self._leaving.discard(uid)
         self.others.discard(uid)
-        self._runner.send(uid, events.LeftInformer())
+        self._runner.send(uid, events.LeftInformer(metadata))
 
     def leave_queue(self, key: QueueKey) -> None:
         """Leave the Tasks of a TaskQueue alone: another installation serves it."""
@@ -279,13 +287,13 @@ class TaskController:
     async def _read(self, task: Task, effect: effects.ReadObject) -> None:
         as_outline = effect.purpose is not events.ReadPurpose.STATUS_BEHIND  # which has no epoch
         found = await self._get(task.namespace, task.name, task.uid, as_outline=as_outline)
-        status = None if found is None else found.status
+        status = None if found is None else found[0].status
         self._runner.send(task.uid, events.ObjectRead(effect.purpose, status))
 
     async def _get(
         self, namespace: str, name: str, uid: str, *, as_outline: bool = False
-    ) -> Task | None:
-        """Return this very Task as it is now; None: it is deleted.
+    ) -> tuple[Task, Mapping[str, Any]] | None:
+        """Return this very Task as it is now, and its metadata; None: it is deleted.
 
         Whatever else the answer is, it does not say what became of the Task: it is read again. An
         outline has all of the status that says so, and can always be read.
@@ -294,10 +302,11 @@ class TaskController:
         while True:
             try:
                 if as_outline:
-                    task = read_outline(await get_outline(self._client, namespace, name))
+                    raw = await get_outline(self._client, namespace, name)
                 else:
-                    task = read_task(await self._client.get(task_path(namespace, name)))
-                return task if task.uid == uid else None
+                    raw = await self._client.get(task_path(namespace, name))
+                task = read_outline(raw) if as_outline else read_task(raw)
+                return (task, raw["metadata"]) if task.uid == uid else None
             except (ApiError, ValueError, KeyError, TypeError) as error:
                 if isinstance(error, ApiError) and error.status == _NOT_FOUND:
                     return None
@@ -319,6 +328,7 @@ class TaskController:
         self._drop_if_idle(tracked.queue_key)
         if effect.found is not None:
             self._update_dependents(tracked.task, effect.found)
+            self._listener.on_end_missed(tracked.queue_key, dropped=False)
         elif self._is_named(tracked.task):
             self.dependencies.on_deleted(tracked.task)
 
@@ -338,21 +348,25 @@ class TaskController:
         self, report: AttemptEvent, delivery: Delivery, source: MessageSource
     ) -> None:
         """Announce an end whose outcome its leader did not live to acknowledge."""
-        task = await self._get(report.namespace, report.task, report.uid)
-        if task is None or not task.status.phase.terminal:
+        found = await self._get(report.namespace, report.task, report.uid)
+        if found is None or not found[0].status.phase.terminal:
             acknowledge(delivery)
             return
+        task, metadata = found
         ended = TrackedTask(task=task, status=task.status, written=task.status)
 
         def on_published() -> None:
             acknowledge(delivery)
             self._listener.on_completion_published(ended)
 
-        self.completions.publish_task(
+        dispatcher = self._dispatchers.get(ended.queue_key)
+        self.ends.publish(
             task,
             task.status,
+            metadata,
+            None if dispatcher is None else dispatcher.archive,
             reported=True,
-            publisher=source.publisher,
+            publisher=lambda: source.publisher,
             on_published=on_published,
         )
 

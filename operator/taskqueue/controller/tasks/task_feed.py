@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, Protocol
 
@@ -73,7 +73,7 @@ class StandbyTasks:
         metadata = {"namespace": namespace, "name": name, "uid": uid, "generation": generation}
         self._kept[uid] = {"metadata": metadata}, problem
 
-    def on_deleted(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str, metadata: Mapping[str, Any] | None = None) -> None:
         """Drop a Task that left the informer."""
         self.discard(uid)
 

@@ -7,8 +7,10 @@ one. There may be 100,000 of them: no attribute without need, and no payload.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum, auto
+from typing import Any
 
 from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyState
 from taskqueue.controller.tasks.missing_handlers import MissingHandler
@@ -85,6 +87,7 @@ class TaskEnvironment:
             hand.
         leads: this process certainly leads.
         missing_handler: what is known of its handler, if no worker knew that; else None.
+        is_archived: its TaskQueue has an archive, which gets every end.
     """
 
     policy: Policy | None
@@ -97,6 +100,7 @@ class TaskEnvironment:
     can_publish: bool = False
     leads: bool = True
     missing_handler: MissingHandler | None = None
+    is_archived: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,7 @@ class TrackedTask:
             message of the attempt back; 0: none has.
         refusal: what the API server refused, and what is done about it; None: nothing.
         has_left_informer: the informer has shown it leaving.
+        metadata: what its object had then, if its end is to be archived; None: not known.
     """
 
     task: Task
@@ -197,6 +202,7 @@ class TrackedTask:
     returned: int = 0
     refusal: Refusal | None = None
     has_left_informer: bool = False
+    metadata: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def uid(self) -> str:

@@ -257,9 +257,14 @@ class Draft:
             self.release_key()
         self.do(effects.Withdraw(finished=False))
         self.send_owed(written=None)
-        if self.tracked.receipts:
-            self.do(effects.Acknowledge(self.tracked.receipts))
-        self.update(receipts=())
+        if found is None and self.environment.is_archived:
+            # Not as reported, even if an outcome waits: it would come again, and say nothing then.
+            end = lifecycle.deleted(self.tracked.status, now=self.environment.now)
+            self.do(effects.PublishCompletion(False, self.tracked.metadata, end))
+        else:
+            if self.tracked.receipts:
+                self.do(effects.Acknowledge(self.tracked.receipts))
+            self.update(receipts=())
         self.move(TaskStage.FINISHED)
         self.do(effects.Forget(found))
 

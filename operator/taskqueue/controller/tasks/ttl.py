@@ -12,6 +12,7 @@ Contract:
 * At most `DELETES_AT_ONCE` deletes are in flight; of what is due, the namespaces take turns. A
   failed one is retried with backoff, and never delays the others; while all of a namespace fail,
   that namespace slows down. All respect a 429.
+* Where there is an archive, a Task is deleted only when its end is there, or in its outbox.
 * A Task found by listing stays for at least `GRACE_SECONDS`: the operator that finished it may have
   been killed before it published the completion event.
 """
@@ -29,6 +30,7 @@ from taskqueue.api.common import GROUP, VERSION
 from taskqueue.backoff import Backoff
 from taskqueue.controller.metrics import TTL_DELETIONS
 from taskqueue.controller.tasks.finished_tasks import FinishedTask, finished_tasks
+from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.namespace_turns import NamespaceTurns
 from taskqueue.kubernetes.task_codec import FINISHED, TASKS_PATH, task_path
@@ -89,6 +91,7 @@ class TtlController:
         ttl_of: the present taskDefaults.ttlSecondsAfterFinished of a queue; None: it has none, or
             there is no such queue.
         is_needed: whether an unfinished Task depends on the one of this namespace and name.
+        is_archived: whether a queue has an archive.
         random: for the pauses; returns numbers in [0, 1).
         paths: of the lists that together have all Tasks.
     """
@@ -100,6 +103,7 @@ class TtlController:
         clock: Clock,
         ttl_of: Callable[[QueueKey], int | None],
         is_needed: Callable[[str, str], bool],
+        is_archived: Callable[[QueueKey], bool] = lambda key: False,
         random: Callable[[], float] = random.random,
         paths: Sequence[str] = (TASKS_PATH,),
     ) -> None:
@@ -108,6 +112,7 @@ class TtlController:
         self._clock = clock
         self._ttl_of = ttl_of
         self._is_needed = is_needed
+        self._is_archived = is_archived
         self._random = random
         #: (when due, tie-breaker, Task). Only an entry whose time is the one in `_due` counts.
         self._heap: list[tuple[float, int, _Finished]] = []
@@ -148,16 +153,45 @@ class TtlController:
         """
         self._schedule(_Finished(namespace, name, uid, queue, completed, ttl))
 
+    def add_ended(self, tracked: TrackedTask) -> None:
+        """Add a Task that has just ended, as `add` does."""
+        task, completed = tracked.task, tracked.status.completion_time
+        self.add(
+            task.namespace,
+            task.name,
+            task.uid,
+            queue=tracked.queue_key,
+            completed=self._clock() if completed is None else completed,
+            ttl=task.spec.overrides.ttl_seconds,
+        )
+
     def add_listed(self, tasks: Iterable[FinishedTask]) -> None:
-        """Add finished Tasks that were found by listing; those held already stay as they are."""
+        """Add finished Tasks that were found by listing; those held already stay as they are.
+
+        Whether an archive has the end of one is not known from a list: see `add_archived`.
+        """
         grace = self._clock() + GRACE_SECONDS
         for task in tasks:
-            namespace = task.queue[0]
-            self._schedule(
-                _Finished(
-                    namespace, task.name, task.uid, task.queue, task.completed, task.ttl, grace
-                )
+            if not self._is_archived(task.queue):
+                self._add_found(task, grace)
+
+    def add_archived(self, tasks: Iterable[FinishedTask]) -> None:
+        """Add finished Tasks whose archive has them; those held already stay as they are."""
+        for task in tasks:
+            self._add_found(task, 0.0)
+
+    def _add_found(self, task: FinishedTask, not_before: float) -> None:
+        self._schedule(
+            _Finished(
+                task.queue[0],
+                task.name,
+                task.uid,
+                task.queue,
+                task.completed,
+                task.ttl,
+                not_before,
             )
+        )
 
     def list_all(self) -> None:
         """Request a list of all finished Tasks; they are added."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -73,7 +73,7 @@ class FakePublisher:
 class Case:
     """An publisher, and what it called."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(self, **options: Any) -> None:
         self.publisher = CompletionPublisher(**options)
         self.published: list[str] = []
 

@@ -9,7 +9,7 @@ import pytest
 from taskqueue.amqp.channel import QueueCounts
 from taskqueue.amqp.parameters import BrokerParameters, ManagementEndpoint
 from taskqueue.amqp.publisher import Publisher
-from taskqueue.contract.names import dead_queue, work_queue
+from taskqueue.contract.names import ARCHIVE, dead_queue, outbox_queue, work_queue
 from taskqueue.controller.queues import broker_session
 from taskqueue.controller.queues.broker_link import BrokerLink, LinkUp, State
 from taskqueue.controller.queues.broker_session import BrokerSession
@@ -23,6 +23,7 @@ from taskqueue.model.queue_stats import QueueStats
 ONE = BrokerParameters(host="one", port=5672, username="u", password="p")
 OTHER = BrokerParameters(host="other", port=5672, username="u", password="p")
 CONFIG = QueueConfig(namespace="shop", name="q", uid="u", generation=1, connection_secret="rabbit")
+OUTBOX = outbox_queue(ARCHIVE, *CONFIG.key, "team-a")
 #: host, username and password, in base64.
 SECRET = {"data": {"host": "b25l", "username": "dQ==", "password": "cA=="}}
 
@@ -161,10 +162,13 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "dead": 0,
         "failure": None,
         "declared": 0,
+        "unbound": 0,
+        "outbox": 0,
     }
 
     async def ready_messages(channel: object, queue: str) -> int | None:
-        answer = state["dead" if queue == dead_queue(*CONFIG.key) else "ready"]
+        names = {dead_queue(*CONFIG.key): "dead", OUTBOX: "outbox"}
+        answer = state[names.get(queue, "ready")]
         if isinstance(answer, Exception):
             raise answer
         return cast("int | None", answer)
@@ -173,8 +177,11 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ready = await ready_messages(channel, queue)
         return None if ready is None else QueueCounts(ready, state["consumers"])
 
-    async def declare(connection: object, namespace: str, queue: str, installation: str) -> bool:
+    async def declare(
+        connection: object, namespace: str, queue: str, installation: str, *, sinks: tuple[str, ...]
+    ) -> bool:
         assert installation == "team-a"
+        state["sinks"] = sinks
         state["declared"] += 1
         created, state["ready"] = state["ready"] is None, state["ready"] or 0
         state["dead"] = state["dead"] or 0
@@ -185,5 +192,12 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(broker_session, "ready_messages", ready_messages)
     monkeypatch.setattr(broker_session, "count_queue", count_queue)
+
+    async def unbind(
+        connection: object, sink: str, namespace: str, queue: str, installation: str
+    ) -> None:
+        state["unbound"] += 1
+
     monkeypatch.setattr(broker_session, "declare_task_queue", declare)
+    monkeypatch.setattr(broker_session, "unbind_outbox", unbind)
     return state

@@ -1,14 +1,16 @@
 """What a TaskQueue's side of the broker keeps in mind over failures, with stand-ins."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from taskqueue.amqp.channel import BrokerUnavailable
+from taskqueue.amqp.connection import Connection
 from taskqueue.contract.topology import Queue, TopologyConflict
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.limits import TOPOLOGY_CHECK_SECONDS
+from taskqueue.model.queue import ArchiveConfig
 from tests.unit.controller.queues.broker_session_case import CONFIG, ONE, OTHER, Case, FakeLink, up
 
 
@@ -225,3 +227,50 @@ async def test_more_dead_letters_are_logged_and_fewer_are_not(
     (record,) = logged
     fields = vars(record)["fields"]
     assert (fields["dead_letters"], fields["added"]) == (3, 2)
+
+
+ARCHIVED = replace(CONFIG, archive=ArchiveConfig(secret="archive"))
+
+
+async def test_an_archive_has_an_outbox_as_soon_as_it_is_asked_for(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.session.ensure_declared(CONFIG)
+    assert (broker["declared"], broker["sinks"], broker["unbound"]) == (1, (), 1)
+    assert case.session.outbox_connection("archive") is None
+    await case.session.ensure_declared(ARCHIVED)
+    assert (broker["declared"], broker["sinks"], broker["unbound"]) == (1, (), 1)
+    case.now += 1
+    await case.session.ensure_declared(ARCHIVED)
+    assert (broker["declared"], broker["sinks"], broker["unbound"]) == (2, ("archive",), 1)
+    broker["outbox"] = 7
+    await case.session.count_messages()
+    assert case.session.archive_waiting == 7
+    await case.session.ensure_declared(ARCHIVED)
+    assert broker["declared"] == 2
+    case.now += 1
+    await case.session.ensure_declared(CONFIG)
+    assert (broker["declared"], broker["sinks"], broker["unbound"]) == (3, (), 2)
+    await case.session.count_messages()
+    assert case.session.archive_waiting is None
+
+
+async def test_an_outbox_that_is_missing_is_declared_again(broker: dict[str, Any]) -> None:
+    case = Case()
+    await case.session.ensure_declared(ARCHIVED)
+    broker["outbox"] = None
+    await case.session.count_messages()
+    assert not case.session.declared
+    case.now += 1
+    await case.session.ensure_declared(ARCHIVED)
+    assert broker["declared"] == 2
+
+
+async def test_an_outbox_is_consumed_beside_what_is_published(broker: dict[str, Any]) -> None:
+    case = Case()
+    consuming = cast(Connection, object())
+    case.link.state = replace(up(), consuming=consuming)
+    await case.session.ensure_declared(ARCHIVED)
+    assert case.session.outbox_connection("archive") is consuming
+    assert case.session.outbox_connection("other") is None
+    case.link.state = up()
+    assert case.session.outbox_connection("archive") is None

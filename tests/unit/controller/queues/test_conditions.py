@@ -5,12 +5,16 @@ from dataclasses import replace
 import pytest
 
 from taskqueue.controller.queues.conditions import conditions
+from taskqueue.controller.queues.conditions.archive_connected import (
+    ArchiveState,
+    archive_connected,
+)
 from taskqueue.controller.queues.conditions.reported import reported
 from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.conditions.transitions import ConditionTransitions
 from taskqueue.controller.tasks.missing_handlers import MissingHandler, MissingHandlers
 from taskqueue.limits import STATUS_MESSAGE_LENGTH
-from taskqueue.model.queue import Condition, QueueConfig, StopPolicy
+from taskqueue.model.queue import ArchiveConfig, Condition, QueueConfig, StopPolicy
 
 CONFIG = QueueConfig(
     namespace="shop", name="thumbnails", uid="u", generation=1, connection_secret="rabbit"
@@ -214,3 +218,39 @@ def test_a_condition_keeps_its_time_while_its_value_lasts() -> None:
     assert transitions.record((UP,), 1.0) == {"BrokerConnected": 1.0}
     assert transitions.record((replace(UP, reason="Other"),), 2.0) == {"BrokerConnected": 1.0}
     assert transitions.record((replace(UP, status=None),), 3.0) == {"BrokerConnected": 3.0}
+
+
+ARCHIVED = replace(CONFIG, archive=ArchiveConfig(secret="archive"))
+
+
+@pytest.mark.parametrize(
+    ("state", "waiting", "behind", "status", "reason", "words"),
+    [
+        (ArchiveState(), None, False, None, "Connecting", "connecting"),
+        (ArchiveState(True, "Connected"), 0, False, True, "Connected", "are written"),
+        (ArchiveState(True, "Connected"), 1000, False, True, "Connected", "are written"),
+        (ArchiveState(True, "Connected"), 1001, False, True, "Behind", "1001 ends of Tasks wait"),
+        (ArchiveState(True, "Connected"), 0, True, True, "Backfilling", "stay until"),
+        (ArchiveState(False, "Away", "x"), 7, False, False, "Away", "spec.archive: x; 7 ends"),
+        (ArchiveState(False, "Away", "x"), 7, True, False, "Away", "outbox is full"),
+        (ArchiveState(False, "Away", "x"), None, False, False, "Away", "spec.archive: x"),
+    ],
+)
+def test_the_archive_has_a_condition(
+    state: ArchiveState,
+    waiting: int | None,
+    behind: bool,
+    status: bool | None,
+    reason: str,
+    words: str,
+) -> None:
+    (condition,) = archive_connected(ARCHIVED, state, waiting=waiting, is_behind=behind)
+    assert (condition.status, condition.reason) == (status, reason)
+    assert words in condition.message
+    assert reported(condition).status is status
+
+
+def test_there_is_none_without_an_archive() -> None:
+    state = ArchiveState(True, "Connected")
+    assert archive_connected(CONFIG, state, waiting=0, is_behind=False) == ()
+    assert archive_connected(ARCHIVED, None, waiting=0, is_behind=False) == ()

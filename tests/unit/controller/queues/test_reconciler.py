@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from taskqueue.controller.queues.archiver import Archiver
 from taskqueue.controller.queues.backlog import BacklogEstimate
 from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.reconciler import QueueReconciler
@@ -102,6 +103,17 @@ class FakeSession:
         self.steps.append("close")
 
 
+class FakeArchiver:
+    """There is no archive."""
+
+    async def reconcile(self, config: object, broker: object) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def conditions(self, config: QueueConfig) -> tuple[Condition, ...]:
+        return ()
+
+
 class FakeFinalizer:
     def __init__(self, steps: list[str]) -> None:
         self._steps = steps
@@ -132,6 +144,7 @@ class Case:
             condition_settings=ConditionSettings(operator_namespace="operators"),
             installation="default",
             on_declared=lambda: None,
+            archiver=cast(Archiver, FakeArchiver()),
             readers=StatisticsReaders(spawn=lambda work, name: pytest.fail("nothing is read")),
             sweeper=UserSweeper("default", lambda: None),
             on_deleted=self._on_deleted,

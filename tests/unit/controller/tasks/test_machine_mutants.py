@@ -63,7 +63,7 @@ MUTANTS = [
     Mutant(
         "an end is acknowledged before its completion event is confirmed",
         machine,
-        "    draft.do(effects.PublishCompletion(reported), effects.RecordEnd())",
+        "    draft.do(effects.PublishCompletion(reported, event.metadata), effects.RecordEnd())",
         """    draft.do(effects.Acknowledge(draft.tracked.receipts))
     draft.update(receipts=())
     draft.do(effects.PublishCompletion(False), effects.RecordEnd())""",
@@ -71,7 +71,7 @@ MUTANTS = [
     Mutant(
         "the completion event is skipped",
         machine,
-        "    draft.do(effects.PublishCompletion(reported), effects.RecordEnd())",
+        "    draft.do(effects.PublishCompletion(reported, event.metadata), effects.RecordEnd())",
         "    draft.do(effects.RecordEnd())",
     ),
     Mutant(

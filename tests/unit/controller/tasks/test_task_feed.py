@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ class Handler:
     def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
         self.unreadable[raw["metadata"]["uid"]] = problem
 
-    def on_deleted(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str, metadata: Mapping[str, Any] | None = None) -> None:
         raise AssertionError("shown during the hand-over")
 
 

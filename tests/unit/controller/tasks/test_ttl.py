@@ -96,12 +96,14 @@ class Harness:
         self.api = FakeApi()
         self.defaults: dict[tuple[str, str], int] = {}
         self.needed: set[str] = set()
+        self.archived: set[tuple[str, str]] = set()
         self.controller = TtlController(
             cast(ApiClient, self.api),
             clock=now,
             random=lambda: 1.0,
             ttl_of=self.defaults.get,
             is_needed=lambda namespace, name: name in self.needed,
+            is_archived=self.archived.__contains__,
         )
 
     def finished(self, name: str, *, ttl: int | None = None) -> None:
@@ -354,3 +356,22 @@ async def test_concurrent_deletes_are_limited() -> None:
         harness.api.gate.set()
         await until_time(3)
         assert (len(harness.api.names), harness.api.most) == (20, DELETES_AT_ONCE)
+
+
+async def test_a_task_found_by_listing_waits_for_its_archive() -> None:
+    async with at_work() as harness:
+        harness.archived.add(QUEUE)
+        harness.controller.add_listed([harness.found("t", ttl=10)])
+        await until_time(100)
+        assert harness.api.tried == []
+        harness.controller.add_archived([harness.found("t", ttl=10)])
+        await until_time(101)
+        assert harness.api.deleted == [("t", 100)]
+
+
+async def test_a_task_whose_end_is_with_the_broker_does_not_wait_for_the_archive() -> None:
+    async with at_work() as harness:
+        harness.archived.add(QUEUE)
+        harness.finished("t", ttl=10)
+        await until_time(20)
+        assert harness.api.deleted == [("t", 10)]

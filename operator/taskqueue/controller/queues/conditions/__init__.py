@@ -31,6 +31,7 @@ def conditions(
     settings: ConditionSettings,
     misplaced_seconds: float | None,
     results: Condition | None = None,
+    archive: tuple[Condition, ...] = (),
 ) -> tuple[Condition, ...]:
     """Return all conditions: Ready first, then what it comes from.
 
@@ -48,6 +49,7 @@ def conditions(
         settings: of the operator.
         misplaced_seconds: how long ago a direct message came by the exchange for work; None: never.
         results: ResultStoreReady, None: there is no store.
+        archive: ArchiveConnected, where there is an archive.
     """
     broker = broker_connected(config, broker)
     dead = dead_letters(config, dead_letter_count, settings)
@@ -60,4 +62,4 @@ def conditions(
     )
     others = (credentials, handlers, dead, finished, producers)
     stores = () if results is None else (results,)
-    return (own, broker, workers, scaling, *others, *stores, *progress)
+    return (own, broker, workers, scaling, *archive, *others, *stores, *progress)

@@ -8,7 +8,13 @@ from dataclasses import replace
 from taskqueue.model.queue import Condition
 
 #: Conditions that should be True, and reasons for False that pass by themselves.
-_WANTED = ("BrokerConnected", "CredentialsReady", "WorkersAvailable", "ResultStoreReady")
+_WANTED = (
+    "BrokerConnected",
+    "CredentialsReady",
+    "WorkersAvailable",
+    "ResultStoreReady",
+    "ArchiveConnected",
+)
 _PASSING = ("Starting", "Connecting", "ReadingInbox", "Deleting", "WorkersElsewhere")
 #: Conditions that should be False, and the reason that is trouble.
 _UNWANTED: Mapping[str, str] = {"DeadLetters": "ManyKept", "ManyFinishedTasks": "FinishedTasksKept"}
