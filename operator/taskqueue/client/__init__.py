@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from taskqueue.client.errors import (
+    NoArchive,
     QuotaExceeded,
     ResultExpired,
     ResultUnavailable,
@@ -27,17 +28,22 @@ from taskqueue.model.result import ResultReference
 from taskqueue.results.binary import BinaryResult
 
 if TYPE_CHECKING:
+    from taskqueue.archive.rows import ArchivedTask
     from taskqueue.client.async_tasks import AsyncTaskClient, AsyncTaskHandle
+    from taskqueue.client.history import HistoryPage
     from taskqueue.client.tasks import TaskClient, TaskHandle
     from taskqueue.direct.async_producer import AsyncProducer
     from taskqueue.direct.producer import Producer
 
 __all__ = [
+    "ArchivedTask",
     "AsyncProducer",
     "AsyncTaskClient",
     "AsyncTaskHandle",
     "BinaryResult",
     "ClientError",
+    "HistoryPage",
+    "NoArchive",
     "NotConfirmed",
     "Producer",
     "QuotaExceeded",
@@ -60,9 +66,11 @@ __all__ = [
 ]
 
 _LAZY_IMPORTS = {
+    "ArchivedTask": "taskqueue.archive.rows",
     "AsyncProducer": "taskqueue.direct.async_producer",
     "AsyncTaskClient": "taskqueue.client.async_tasks",
     "AsyncTaskHandle": "taskqueue.client.async_tasks",
+    "HistoryPage": "taskqueue.client.history",
     "Producer": "taskqueue.direct.producer",
     "TaskClient": "taskqueue.client.tasks",
     "TaskHandle": "taskqueue.client.tasks",

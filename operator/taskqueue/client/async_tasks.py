@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Unpack
 
+from taskqueue.archive.history import HistoryFilter, HistoryOptions
 from taskqueue.client.access import ApiConnection, Connect, connector
 from taskqueue.client.errors import (
     TaskCancelled,
@@ -16,6 +17,7 @@ from taskqueue.client.errors import (
     TaskGone,
     WaitTimeout,
 )
+from taskqueue.client.history import HistoryPage, HistoryReader
 from taskqueue.client.requests import client_error, is_quota_exceeded, request_with_retries
 from taskqueue.client.results import ResultReader, ResultValue
 from taskqueue.client.spec import TaskOptions, differences, manifest, task_spec
@@ -68,6 +70,7 @@ class AsyncTaskClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._connecting = asyncio.Lock()
+        self._history = HistoryReader(patience_seconds=patience_seconds)
 
     async def __aenter__(self) -> AsyncTaskClient:
         return self
@@ -78,6 +81,7 @@ class AsyncTaskClient:
     async def close(self) -> None:
         """Close all connections; calls in progress fail. Idempotent."""
         self._closed = True
+        await self._history.close()
         await self._results.close()
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -186,6 +190,48 @@ class AsyncTaskClient:
         resolved = self._resolve_namespace(connection, namespace)
         raw = await self._get_task(connection, resolved, name)
         return self._handle(connection, raw)
+
+    async def history(
+        self,
+        queue: str | None = None,
+        *,
+        namespace: str | None = None,
+        archive: str | None = None,
+        page: str = "",
+        limit: int = 100,
+        **conditions: Unpack[HistoryOptions],
+    ) -> HistoryPage:
+        """Return Tasks that have ended, from the archive of a TaskQueue: the last that ended first.
+
+        They are there whether their objects still exist or not, as far as the TaskQueue had an
+        archive when they ended. The end of a Task takes a moment to get there.
+
+        Args:
+            queue: name of the TaskQueue; None: of all of the namespace that use this archive, whose
+                address must be given.
+            namespace: of the TaskQueue; default: the client's.
+            archive: address of the database, postgresql://; default: what the Secret says that the
+                TaskQueue names. The caller needs get on both.
+            page: ``next_page`` of the page before; "": from the beginning.
+            limit: of Tasks, 1 to 1000.
+            conditions: which Tasks: all of ``handler``, ``phases``, ``reason``, ``labels``,
+                ``since`` and ``until`` (times with a zone), ``error_text`` (a part of the message)
+                and ``payload`` (values by path, such as ``{"customer.id": 7}``) that are given.
+
+        Raises:
+            ValueError: an invalid argument.
+            NoArchive: there is no archive, or it may not be read.
+            Refused: the API server refused a request.
+            Unavailable: the API server or the database did not answer.
+        """
+        connection = await self._open()
+        resolved = self._resolve_namespace(connection, namespace)
+        wanted = HistoryFilter(namespace=resolved, queue=queue, **conditions)
+        if archive is None:
+            if queue is None:
+                raise ValueError("name a queue, or give archive=, the address of the database")
+            archive = await self._history.find_address(connection.requests, resolved, queue)
+        return await self._history.read(archive, wanted, page=page, limit=limit)
 
     async def wait_all(
         self,

@@ -14,6 +14,10 @@ class Unavailable(ClientError):
     """The API server did not answer, even after retries."""
 
 
+class NoArchive(ClientError):
+    """There is no archive to read a history from, or it may not be read."""
+
+
 class QuotaExceeded(Refused):
     """The namespace has as many Tasks as its ResourceQuota allows; later it may have room."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Unpack
 
+from taskqueue.archive.history import HistoryOptions
 from taskqueue.client.access import Connect
 from taskqueue.client.async_tasks import AsyncTaskClient, AsyncTaskHandle
+from taskqueue.client.history import HistoryPage
 from taskqueue.client.results import ResultValue
 from taskqueue.client.spec import TaskOptions
 from taskqueue.client.status import TaskResult, TaskStatus
@@ -117,6 +119,50 @@ class TaskClient:
         """
         return TaskHandle(
             self._thread, self._thread.run(self._client.get(name, namespace=namespace))
+        )
+
+    def history(
+        self,
+        queue: str | None = None,
+        *,
+        namespace: str | None = None,
+        archive: str | None = None,
+        page: str = "",
+        limit: int = 100,
+        **conditions: Unpack[HistoryOptions],
+    ) -> HistoryPage:
+        """Return Tasks that have ended, from the archive of a TaskQueue: the last that ended first.
+
+        They are there whether their objects still exist or not, as far as the TaskQueue had an
+        archive when they ended. The end of a Task takes a moment to get there.
+
+        Args:
+            queue: name of the TaskQueue; None: of all of the namespace that use this archive, whose
+                address must be given.
+            namespace: of the TaskQueue; default: the client's.
+            archive: address of the database, postgresql://; default: what the Secret says that the
+                TaskQueue names. The caller needs get on both.
+            page: ``next_page`` of the page before; "": from the beginning.
+            limit: of Tasks, 1 to 1000.
+            conditions: which Tasks: all of ``handler``, ``phases``, ``reason``, ``labels``,
+                ``since`` and ``until`` (times with a zone), ``error_text`` (a part of the message)
+                and ``payload`` (values by path, such as ``{"customer.id": 7}``) that are given.
+
+        Raises:
+            ValueError: an invalid argument.
+            NoArchive: there is no archive, or it may not be read.
+            Refused: the API server refused a request.
+            Unavailable: the API server or the database did not answer.
+        """
+        return self._thread.run(
+            self._client.history(
+                queue,
+                namespace=namespace,
+                archive=archive,
+                page=page,
+                limit=limit,
+                **conditions,
+            )
         )
 
     def wait_all(
