@@ -23,6 +23,7 @@ from devcluster.commands import DevclusterError
 from devcluster.paths import KUBECONFIG
 from taskqueue.cli.arguments import CommandParsers, Run, add_command, add_group, at_least
 from taskqueue.kubernetes.client import ApiError
+from tests.bench import archive as kept
 from tests.bench import codec as wire
 from tests.bench import coldstart as cold
 from tests.bench import failover as lost
@@ -56,6 +57,7 @@ def main() -> int:
     )
     benchmarks = add_group(parser)
     _add_throughput(benchmarks)
+    _add_archive(benchmarks)
     _add_latency(benchmarks)
     _add_coldstart(benchmarks)
     _add_worker(benchmarks)
@@ -128,6 +130,37 @@ def _throughput(options: argparse.Namespace) -> int:
         lambda target, report: many.run(target, settings, report),
         clients=options.clients,
         stage=partial(_operated, operators=options.operators),
+    )
+
+
+def _add_archive(benchmarks: CommandParsers) -> None:
+    parser = _add(
+        benchmarks,
+        "archive",
+        _archive,
+        help="Measure Tasks a second of a TaskQueue with an archive, and without, in turn.",
+    )
+    _add_number(parser, "--tasks", 2000, "Tasks of a round")
+    _add_number(parser, "--rounds", 4, "rounds of each")
+    _add_number(parser, "--workers", 2, "worker pods")
+    _add_number(parser, "--concurrency", 8, "Tasks a worker runs at once")
+    _add_number(parser, "--clients", _CLIENTS, "creates in flight at once")
+
+
+def _archive(options: argparse.Namespace) -> int:
+    settings = kept.Settings(
+        tasks=options.tasks,
+        rounds=options.rounds,
+        workers=options.workers,
+        concurrency=options.concurrency,
+        clients=options.clients,
+    )
+    if options.quick:
+        settings = replace(settings, tasks=min(options.tasks, 200), rounds=1)
+    return _bench(
+        options.kubeconfig,
+        lambda target, report: kept.run(target, settings, report),
+        clients=options.clients,
     )
 
 

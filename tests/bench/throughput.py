@@ -84,7 +84,7 @@ async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Ou
         f"{settings.workers} workers with {settings.concurrency} slots are ready; "
         f"{settings.clients} creates at once"
     )
-    await _tasks(target, "warm-up", min(_WARM_UP_TASKS, settings.tasks), settings.clients)
+    await measure_tasks(target, "warm-up", min(_WARM_UP_TASKS, settings.tasks), settings.clients)
     bare: list[FloorRound] = []
     before: list[FloorRound] = []
     rounds, job_seconds = [], []
@@ -99,7 +99,9 @@ async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Ou
                 rate = settings.tasks / to[-1].seconds
                 report.say(f"round {number}: {name} {rate:.1f} tasks/s")
             await cluster.delete_all(target.client, TASKS)
-            rounds.append(await _tasks(target, f"r{number}", settings.tasks, settings.clients))
+            rounds.append(
+                await measure_tasks(target, f"r{number}", settings.tasks, settings.clients)
+            )
             report.say(f"round {number}: Tasks {_describe(rounds[-1], settings.tasks)}")
             completions = settings.job_completions
             job_seconds.append(
@@ -121,7 +123,8 @@ async def _floor(
     return FloorRound(seconds, _cpu_between(before, after))
 
 
-async def _tasks(target: cluster.Cluster, prefix: str, count: int, clients: int) -> Round:
+async def measure_tasks(target: cluster.Cluster, prefix: str, count: int, clients: int) -> Round:
+    """Create so many Tasks, and wait until all have ended."""
     names = _names(prefix, count)
     writes = await api_metrics.read_writes(target.access)
     async with EndWatch(target.watcher, TASKS, selectors=TOUCHED_TASKS) as watch:

@@ -52,7 +52,7 @@ def test_every_end_has_a_row_whatever_becomes_of_the_object_and_the_database(
         harness.task(f"{prefix}-done", payload={"customer": {"id": 7}}, **soon)
         harness.task(f"{prefix}-failed", "give_up", retry={"maxAttempts": 1})
         harness.task(f"{prefix}-cancelled", cancel=True, suspend=True, **soon)
-        harness.task(f"{prefix}-late", suspend=True, activeDeadlineSeconds=1, **soon)
+        harness.task(f"{prefix}-late", "nobody-has-it", activeDeadlineSeconds=2, **soon)
         harness.task(f"{prefix}-blocked", dependsOn=[f"{prefix}-failed"])
         harness.task(f"{prefix}-deleted", suspend=True)
         harness.phase(f"{prefix}-deleted", "Suspended")
