@@ -76,7 +76,7 @@ class SeenRuns:
         """Fail: there is no such Task here."""
         raise BenchError(f"a Task cannot be read: {problem}")
 
-    def on_deleted(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str, metadata: Mapping[str, Any] | None = None) -> None:
         """Keep what was there."""
 
     def created_twice(self) -> list[str]:

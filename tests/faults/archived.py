@@ -236,7 +236,7 @@ def _with_database(
     harness.create_core("configmaps", "ends", data={"ends.py": _HANDLERS})
     for name, uri in (
         ("archive", server.connection().uri),
-        ("nowhere", f"postgresql://u:p@{server.address}:1/postgres"),
+        ("nowhere", f"postgresql://u:p@{server.host}:1/postgres"),
     ):
         harness.create_core("secrets", name, stringData={"uri": uri})
     template = orjson.loads(orjson.dumps(TEMPLATE))

@@ -29,7 +29,8 @@ from taskqueue.results.binary import BinaryResult
 
 if TYPE_CHECKING:
     from taskqueue.archive.rows import ArchivedTask
-    from taskqueue.client.async_tasks import AsyncTaskClient, AsyncTaskHandle
+    from taskqueue.client.async_handle import AsyncTaskHandle
+    from taskqueue.client.async_tasks import AsyncTaskClient
     from taskqueue.client.history import HistoryPage
     from taskqueue.client.tasks import TaskClient, TaskHandle
     from taskqueue.direct.async_producer import AsyncProducer
@@ -69,7 +70,7 @@ _LAZY_IMPORTS = {
     "ArchivedTask": "taskqueue.archive.rows",
     "AsyncProducer": "taskqueue.direct.async_producer",
     "AsyncTaskClient": "taskqueue.client.async_tasks",
-    "AsyncTaskHandle": "taskqueue.client.async_tasks",
+    "AsyncTaskHandle": "taskqueue.client.async_handle",
     "HistoryPage": "taskqueue.client.history",
     "Producer": "taskqueue.direct.producer",
     "TaskClient": "taskqueue.client.tasks",

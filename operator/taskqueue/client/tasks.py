@@ -7,7 +7,8 @@ from typing import Any, Unpack
 
 from taskqueue.archive.history import HistoryOptions
 from taskqueue.client.access import Connect
-from taskqueue.client.async_tasks import AsyncTaskClient, AsyncTaskHandle
+from taskqueue.client.async_handle import AsyncTaskHandle
+from taskqueue.client.async_tasks import AsyncTaskClient
 from taskqueue.client.history import HistoryPage
 from taskqueue.client.results import ResultValue
 from taskqueue.client.spec import TaskOptions

@@ -9,19 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
 from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat
-from taskqueue.controller.background import never_ends
+from taskqueue.controller.background import Background, never_ends
 from taskqueue.controller.completions.kubernetes_events import EventRecorder
-from taskqueue.controller.metrics import (
-    count_write_failure,
-    remove_queue_metrics,
-    report_statuses,
-)
+from taskqueue.controller.metrics import count_write_failure, remove_queue_metrics, report_statuses
 from taskqueue.controller.pool.own_deployment import DeploymentListener
 from taskqueue.controller.queues.archives import Archives
 from taskqueue.controller.queues.broker_links import BrokerLinks
@@ -120,7 +116,8 @@ class Engine:
         #: Whether all TaskQueues that existed at the start are known.
         self._queues_listed = False
         self._pool_states: dict[QueueKey, PoolState] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background()
+        self._spawn = self._background.spawn
         self._tasks_feed = feed
         self.tasks = TaskController(
             client=self._reader_client,
@@ -146,7 +143,7 @@ class Engine:
             ttl_of=self._ttl_of,
             is_needed=lambda *key: is_kept(key) or self.tasks.dependencies.is_needed(key),
             paths=scope.paths(TASKS_PATH),
-            is_archived=lambda key: self._archives.is_archived(key),
+            is_archived=lambda key: self._archives.is_archived(key) or self._claims.has_other(key),
         )
         self._archives = Archives(
             client=self._client,
@@ -238,6 +235,7 @@ class Engine:
             return
         if self._claims.pop_other(config.key):
             self.tasks.take_queue(config.key)
+            self._ttl.list_all()
         running = self._controllers.get(config.key)
         if running is not None and running[0].config.uid == config.uid:
             controller, old = running[0], running[0].config
@@ -285,12 +283,11 @@ class Engine:
         log.info("queue.added", namespace=config.namespace, queue=config.name)
 
     def remove_queue(self, key: QueueKey, uid: str) -> None:
-        """Remove a deleted TaskQueue; its Tasks wait until it is created again.
-
-        A new one of that name may be known before the former's deletion: their uids differ.
-        """
+        """Remove a deleted TaskQueue; its Tasks wait until it is created again."""
+        # A new one of that name may be known before the former's deletion: their uids differ.
         if self._claims.discard(key, uid):
             self.tasks.take_queue(key)
+            self._ttl.list_all()
         elif self.serves(key, uid):
             self._stop_serving(key)
             log.info("queue.deleted", namespace=key[0], queue=key[1])
@@ -351,10 +348,9 @@ class Engine:
         await self._deployments.synced.wait()
         await self._tasks_feed.synced.wait()
         await self._claim(controller.config)
-        if not self._claims.is_held(controller.config.uid):
-            return
-        controller.pool.on_deployment_state(self._pool_states.get(controller.config.key))
-        await controller.run()
+        if self._claims.is_held(controller.config.uid):
+            controller.pool.on_deployment_state(self._pool_states.get(controller.config.key))
+            await controller.run()
 
     def _sizing_conflict(self, config: QueueConfig) -> str:
         """Return why a TaskQueue must not size what it refers to; "": it may."""
@@ -437,17 +433,6 @@ class Engine:
         if self.has_queue(key):
             self.tasks.dispatcher(key).commands.restore(commands)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._background.add(task)
-        task.add_done_callback(self._on_task_done)
-        return task
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (problem := task.exception()) is not None:
-            log.error("engine.task_failed", exc_info=problem, what=task.get_name())
-
     async def _stop(self, writer: asyncio.Task[None]) -> None:
         """Write the remaining statuses and completion events, then stop all loops."""
         self.tasks.close()
@@ -459,10 +444,6 @@ class Engine:
             await asyncio.gather(*(one.write_last_status() for one in claimed))
             with contextlib.suppress(ApiError):
                 await self._commands.write()
-        ending = (writer, *self._background)
-        for task in ending:
-            task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
-        others = (self._reader_client, self._writer_client, self._feed_client)
-        for client in (self._client, *others):
+        await self._background.cancel(writer)
+        for client in (self._client, self._reader_client, self._writer_client, self._feed_client):
             await client.close()

@@ -12,6 +12,7 @@ from taskqueue.controller.background import never_ends
 from taskqueue.controller.engine import Engine
 from taskqueue.controller.queues.queue_list import put_page
 from taskqueue.controller.queues.reconciler import QueueReconciler
+from taskqueue.controller.tasks.finished_tasks import FinishedTask
 from taskqueue.controller.tasks.task_feed import TaskFeed
 from taskqueue.kubernetes.client import ApiAccess, ApiError
 from taskqueue.kubernetes.deployments import PoolState
@@ -225,6 +226,18 @@ async def test_tasks_are_tracked_once_the_other_installation_has_let_go(engine: 
         await asyncio.sleep(0)
     assert set(engine.tasks.tasks) == {"uid-early", "uid-late"}
     assert engine.serves(("shop", "q"), "uid-q")
+
+
+async def test_finished_tasks_of_another_installation_are_its_own_to_delete(engine: Engine) -> None:
+    finished = FinishedTask(queue=("shop", "q"), name="t", uid="uid-t", completed=1.0, ttl=0)
+    engine.put_queue(held_by(OTHER))
+    engine._ttl.add_listed([finished])
+    assert not len(engine._ttl)  # its archive may not have the end yet
+    engine._ttl._to_list.clear()
+    engine.put_queue(held_by(""))
+    assert engine._ttl._to_list
+    engine._ttl.add_listed([finished])
+    assert len(engine._ttl) == 1
 
 
 async def test_tasks_of_a_deleted_taskqueue_are_nobodys(engine: Engine) -> None:

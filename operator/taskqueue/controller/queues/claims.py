@@ -67,6 +67,10 @@ class QueueClaims:
             return self._others.get(key) == (uid, holder)
         return self.is_held(uid) == bool(holder)
 
+    def has_other(self, key: QueueKey) -> bool:
+        """Return whether another installation has the TaskQueue of this namespace and name."""
+        return key in self._others
+
     def add_other(self, key: QueueKey, uid: str, holder: str) -> bool:
         """Note that another installation has a TaskQueue; return whether that is new."""
         self._held.discard(uid)

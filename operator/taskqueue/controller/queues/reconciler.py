@@ -7,6 +7,7 @@ becomes a condition with a reason and is tried again; no other step or TaskQueue
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -237,18 +238,14 @@ class QueueReconciler:
                 self._wake.clear()
                 try:
                     await self._reconcile()
-                except ApiError as problem:
-                    self._log_failure("queue.reconcile_failed", problem)
-                    await asyncio.sleep(problem.retry_after or _TICK_SECONDS)
                 except Exception as problem:  # one bad object never stops the others
                     self._log_failure("queue.reconcile_failed", problem)
-                    await asyncio.sleep(_TICK_SECONDS)
+                    pause = problem.retry_after if isinstance(problem, ApiError) else None
+                    await asyncio.sleep(pause or _TICK_SECONDS)
                 await asyncio.sleep(_SPACING_SECONDS)
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(self._next_tick - self._now(), 0.0)):
                         await self._wake.wait()
-                except TimeoutError:
-                    pass
         finally:
             await self.archiver.close()
             self._results.close()
@@ -292,10 +289,7 @@ class QueueReconciler:
         await self.archiver.close()
         await self._broker.close()
         if tick:
-            try:
-                await self._write_status(config, self._update_estimate())
-            except ApiError as problem:  # the deletion does not wait for the status
-                self._log_failure("queue.reconcile_failed", problem)
+            await self.write_last_status()  # the deletion does not wait for it
         await self._finalizer.finalize(config, known=self._broker.known_parameters(config))
 
     def _update_estimate(self) -> BacklogEstimate:
@@ -363,6 +357,8 @@ class QueueReconciler:
             # Messages that a former leader published are known from its workers only.
             busy = max(busy, self.registry.busy)
         return busy
+
+    # Status.
 
     async def _write_status(self, config: QueueConfig, estimate: BacklogEstimate) -> None:
         # One at a time: the last one, when this process ends, must not be overtaken.
@@ -444,13 +440,9 @@ class QueueReconciler:
         )
 
     def _log_failure(self, event: str, problem: Exception) -> None:
-        log.error(
-            event,
-            exc_info=None if isinstance(problem, ApiError) else problem,
-            namespace=self.config.namespace,
-            queue=self.config.name,
-            error=str(problem),
-        )
+        exc_info = None if isinstance(problem, ApiError) else problem
+        namespace, queue = self.config.key
+        log.error(event, exc_info=exc_info, namespace=namespace, queue=queue, error=str(problem))
 
     @staticmethod
     def _now() -> float:

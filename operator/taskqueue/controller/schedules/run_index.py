@@ -72,7 +72,7 @@ class RunIndex:
         """Take what can be read of a Task: the upper levels of it say what became of it."""
         self.on_upserted(raw)
 
-    def on_deleted(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str, metadata: Mapping[str, Any] | None = None) -> None:
         """Take note that a Task was deleted."""
         self._deleted.append(uid)
         found = self.find(key)

@@ -17,7 +17,7 @@ import asyncio
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -164,7 +164,7 @@ class ScheduleController:
         log.error("schedule.unreadable", namespace=namespace, schedule=name, error=problem)
         self._tracked.pop(uid, None)
 
-    def on_deleted(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str, metadata: Mapping[str, Any] | None = None) -> None:
         """Forget a schedule; its Tasks are deleted with it, by Kubernetes."""
         if self._tracked.pop(uid, None) is not None:
             self._on_deleted(uid)

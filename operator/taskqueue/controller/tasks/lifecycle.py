@@ -274,19 +274,12 @@ def cancelled(status: TaskState, *, now: float) -> TaskState:
 
 
 def deleted(status: TaskState, *, now: float) -> TaskState:
-    """Return the final status, for the archive alone, of a Task whose object is deleted.
-
-    What it came to is not on record, even if an outcome had come.
-    """
-    unfinished = replace(status, phase=Phase.PENDING) if status.phase.terminal else status
-    after = _stopped(
-        unfinished,
-        now=now,
-        phase=Phase.CANCELLED,
-        reason="Deleted",
-        message="the object was deleted before its end was recorded",
-    )
-    return replace(after, result=None)
+    """Return the final status, for the archive alone, of a Task whose object is deleted."""
+    # What it came to is not on record, even if an outcome had come.
+    known = replace(status, phase=Phase.PENDING) if status.phase.terminal else status
+    message = "the object was deleted before its end was recorded"
+    after = _stopped(known, now=now, phase=Phase.CANCELLED, reason="Deleted", message=message)
+    return replace(after, result=None, result_ref=None)
 
 
 def deadline_exceeded(status: TaskState, *, now: float, seconds: int) -> TaskState:

@@ -13,7 +13,6 @@ from random import Random
 from typing import Any, Protocol
 
 from taskqueue.amqp.channel import Delivery
-from taskqueue.backoff import Backoff
 from taskqueue.contract.outcome import AttemptEvent
 from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.completions.task_ends import TaskEnds
@@ -25,20 +24,18 @@ from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.inbox import Inbox, QueueListener
 from taskqueue.controller.tasks.others_tasks import OthersTasks
 from taskqueue.controller.tasks.payloads import Payloads, size_problem
+from taskqueue.controller.tasks.present_task import read_present
 from taskqueue.controller.tasks.read_pool import Spawn
 from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge
 from taskqueue.controller.tasks.tracked_task import SeenTask, TaskStage, TrackedTask
-from taskqueue.kubernetes.client import ApiClient, ApiError, version_of
+from taskqueue.kubernetes.client import ApiClient, version_of
 from taskqueue.kubernetes.informer import Key, identity
 from taskqueue.kubernetes.status_updater import StatusUpdater
 from taskqueue.kubernetes.task_codec import (
     problem_of,
-    read_outline,
     read_payload,
     read_task,
-    task_path,
 )
-from taskqueue.kubernetes.task_table import get_outline
 from taskqueue.limits import PAYLOAD_CACHE_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey
@@ -48,12 +45,8 @@ from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
 
-#: Pauses between reads that fail, in seconds: the first, and the longest.
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 #: Tasks reconciled in one turn of the loop: it has a Lease to renew, and 1,000 take 65 ms.
 _TASKS_A_TURN = 1_000
-
-_NOT_FOUND = 404
 
 
 class TaskListener(QueueListener, Protocol):
@@ -246,7 +239,7 @@ class TaskController:
             self._spawn(self._end_unreadable((namespace, name), uid, found), f"end of {name}")
 
     async def _end_unreadable(self, key: Key, uid: str, event: events.FoundUnreadable) -> None:
-        found = await self._get(*key, uid, as_outline=True)
+        found = await read_present(self._client, *key, uid, as_outline=True)
         task = None if found is None else found[0]
         if uid in self._unreadable:  # else it has become readable
             self._unreadable.discard(uid)
@@ -286,36 +279,11 @@ class TaskController:
 
     async def _read(self, task: Task, effect: effects.ReadObject) -> None:
         as_outline = effect.purpose is not events.ReadPurpose.STATUS_BEHIND  # which has no epoch
-        found = await self._get(task.namespace, task.name, task.uid, as_outline=as_outline)
+        found = await read_present(
+            self._client, task.namespace, task.name, task.uid, as_outline=as_outline
+        )
         status = None if found is None else found[0].status
         self._runner.send(task.uid, events.ObjectRead(effect.purpose, status))
-
-    async def _get(
-        self, namespace: str, name: str, uid: str, *, as_outline: bool = False
-    ) -> tuple[Task, Mapping[str, Any]] | None:
-        """Return this very Task as it is now, and its metadata; None: it is deleted.
-
-        Whatever else the answer is, it does not say what became of the Task: it is read again. An
-        outline has all of the status that says so, and can always be read.
-        """
-        backoff: Backoff | None = None
-        while True:
-            try:
-                if as_outline:
-                    raw = await get_outline(self._client, namespace, name)
-                else:
-                    raw = await self._client.get(task_path(namespace, name))
-                task = read_outline(raw) if as_outline else read_task(raw)
-                return (task, raw["metadata"]) if task.uid == uid else None
-            except (ApiError, ValueError, KeyError, TypeError) as error:
-                if isinstance(error, ApiError) and error.status == _NOT_FOUND:
-                    return None
-                if backoff is None:
-                    backoff = Backoff(first_seconds=_FIRST_PAUSE, longest_seconds=_LONGEST_PAUSE)
-                    text = str(error)
-                    log.warning("task.not_read", namespace=namespace, task=name, error=text)
-                pause = error.retry_after if isinstance(error, ApiError) else None
-                await asyncio.sleep(pause or backoff.next_delay())
 
     def _on_end(self, tracked: TrackedTask) -> None:
         if not tracked.has_left_informer:
@@ -348,7 +316,7 @@ class TaskController:
         self, report: AttemptEvent, delivery: Delivery, source: MessageSource
     ) -> None:
         """Announce an end whose outcome its leader did not live to acknowledge."""
-        found = await self._get(report.namespace, report.task, report.uid)
+        found = await read_present(self._client, report.namespace, report.task, report.uid)
         if found is None or not found[0].status.phase.terminal:
             acknowledge(delivery)
             return

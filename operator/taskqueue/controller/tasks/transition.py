@@ -246,7 +246,7 @@ class Draft:
 
         Args:
             found: its final status.
-            why: what the log says instead.
+            why: what the log says instead; the Task is neither deleted nor finished then.
         """
         event = why or ("task.deleted" if found is None else "task.finished_elsewhere")
         self.do(effects.Log("info", event, {"stage": self.tracked.stage.name}))
@@ -257,7 +257,7 @@ class Draft:
             self.release_key()
         self.do(effects.Withdraw(finished=False))
         self.send_owed(written=None)
-        if found is None and self.environment.is_archived:
+        if found is None and not why and self.environment.is_archived:
             # Not as reported, even if an outcome waits: it would come again, and say nothing then.
             end = lifecycle.deleted(self.tracked.status, now=self.environment.now)
             self.do(effects.PublishCompletion(False, self.tracked.metadata, end))

@@ -91,7 +91,7 @@ class TtlController:
         ttl_of: the present taskDefaults.ttlSecondsAfterFinished of a queue; None: it has none, or
             there is no such queue.
         is_needed: whether an unfinished Task depends on the one of this namespace and name.
-        is_archived: whether a queue has an archive.
+        is_archived: whether a queue has an archive, or may have: another installation serves it.
         random: for the pauses; returns numbers in [0, 1).
         paths: of the lists that together have all Tasks.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -10,6 +10,8 @@ import pytest
 from taskqueue.controller.completions.task_ends import TaskEnds
 from taskqueue.controller.queues.missed_ends import publish_missed_ends
 from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.task_codec import TASKS_PATH
+from taskqueue.kubernetes.watch_scope import WatchScope
 from taskqueue.model.queue import ArchiveConfig, QueueKey
 from taskqueue.model.task import Task, TaskState
 from tests.unit.controller.fakes import raw_task
@@ -23,6 +25,7 @@ class FakeApi:
 
     def __init__(self, *watches: list[dict[str, Any]] | ApiError) -> None:
         self.watches = iter(watches)
+        self.paths: list[str] = []
         self.versions: list[str] = []
 
     async def get(self, path: str, **_: str) -> dict[str, Any]:
@@ -31,7 +34,7 @@ class FakeApi:
     async def watch(
         self, path: str, *, timeout_seconds: int, resourceVersion: str, **_: str
     ) -> AsyncGenerator[dict[str, Any], None]:
-        assert path.endswith("/tasks")
+        self.paths.append(path)
         self.versions.append(resourceVersion)
         events = next(self.watches)
         if isinstance(events, ApiError):
@@ -61,7 +64,9 @@ def bookmark(version: int) -> dict[str, Any]:
     return {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(version)}}}
 
 
-async def missed(api: FakeApi, since: str = "100", *, archived: bool = True) -> list[Any]:
+async def missed(
+    api: FakeApi, since: str = "100", *, archived: bool = True, paths: Sequence[str] = (TASKS_PATH,)
+) -> list[Any]:
     published = Published()
 
     def archive_of(key: QueueKey) -> ArchiveConfig | None:
@@ -71,6 +76,7 @@ async def missed(api: FakeApi, since: str = "100", *, archived: bool = True) -> 
     await publish_missed_ends(
         cast(ApiClient, api),
         since,
+        paths=paths,
         tracked={"uid-tracked"},
         archive_of=archive_of,
         publisher_of=lambda key: None,
@@ -112,6 +118,13 @@ async def test_a_watch_that_ends_before_is_gone_on_with() -> None:
     api = FakeApi([event("one", 110)], [event("two", 120), event("three", UNTIL)])
     assert [name for name, *_ in await missed(api)] == ["one", "two", "three"]
     assert api.versions == ["100", "110"]
+
+
+async def test_each_namespace_that_is_served_is_watched_from_there() -> None:
+    api = FakeApi([event("one", 110), bookmark(UNTIL)], [event("two", 120), bookmark(UNTIL)])
+    paths = WatchScope(("shop", "depot")).paths(TASKS_PATH)
+    assert [name for name, *_ in await missed(api, paths=paths)] == ["one", "two"]
+    assert (api.paths, api.versions) == (list(paths), ["100", "100"])
 
 
 async def test_nothing_after_that_is_read() -> None:

@@ -202,3 +202,17 @@ async def test_the_end_of_a_deleted_task_with_an_outcome_survives_a_lost_broker(
     harness.open()
     await turn()
     assert ends(harness) == [("Cancelled", "Deleted")]
+
+
+@pytest.mark.parametrize("published", [True, False])
+async def test_a_task_that_is_left_to_another_installation_has_no_end(published: bool) -> None:
+    harness = archived()
+    if published:
+        await harness.published()
+    else:
+        harness.add("t", suspend=True)
+    harness.open()
+    harness.tasks.leave_queue(KEY)
+    await asyncio.sleep(1)
+    assert harness.publisher.events == []
+    assert not harness.entries

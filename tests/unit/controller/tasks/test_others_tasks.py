@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import given, settings
@@ -33,7 +34,7 @@ class Handler:
     def on_unreadable(self, raw: dict[str, Any], problem: str) -> None:
         self.unreadable.add(raw["metadata"]["uid"])
 
-    def on_deleted(self, key: Key, uid: str) -> None:
+    def on_deleted(self, key: Key, uid: str, metadata: Mapping[str, Any] | None = None) -> None:
         raise AssertionError("nothing is deleted by a hand-over")
 
 

@@ -1,0 +1,48 @@
+"""Reads a Task from the API server, however long that takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from taskqueue.backoff import Backoff
+from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.task_codec import read_outline, read_task, task_path
+from taskqueue.kubernetes.task_table import get_outline
+from taskqueue.logs import EventLog
+from taskqueue.model.task import Task
+
+log = EventLog(__name__)
+
+_NOT_FOUND = 404
+#: Pauses between reads that fail, in seconds: the first, and the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+
+
+async def read_present(
+    client: ApiClient, namespace: str, name: str, uid: str, *, as_outline: bool = False
+) -> tuple[Task, Mapping[str, Any]] | None:
+    """Return this very Task as it is now, and its metadata; None: it is deleted.
+
+    Whatever else the answer is, it does not say what became of the Task: it is read again. An
+    outline has all of the status that says so, and can always be read.
+    """
+    backoff: Backoff | None = None
+    while True:
+        try:
+            if as_outline:
+                raw = await get_outline(client, namespace, name)
+            else:
+                raw = await client.get(task_path(namespace, name))
+            task = read_outline(raw) if as_outline else read_task(raw)
+            return (task, raw["metadata"]) if task.uid == uid else None
+        except (ApiError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ApiError) and error.status == _NOT_FOUND:
+                return None
+            if backoff is None:
+                backoff = Backoff(first_seconds=_FIRST_PAUSE, longest_seconds=_LONGEST_PAUSE)
+                text = str(error)
+                log.warning("task.not_read", namespace=namespace, task=name, error=text)
+            pause = error.retry_after if isinstance(error, ApiError) else None
+            await asyncio.sleep(pause or backoff.next_delay())
