@@ -17,6 +17,7 @@ from taskqueue.cli.arguments import CommandParsers, add_command, at_least
 from taskqueue.cli.errors import CommandFailed
 from taskqueue.cli.explain import explain
 from taskqueue.cli.kubectl import QUEUES, TASKS, Kubectl, Object, read_json
+from taskqueue.cli.new_task import manifest, retry_of
 from taskqueue.cli.selection import FINISHED, PHASES, Filter, duration
 from taskqueue.cli.target import add_target, kubectl_of
 from taskqueue.cli.task_view import described, task_table
@@ -26,17 +27,10 @@ from taskqueue.cli.text_table import printable
 _ASK_ABOVE = 10
 _TIMED_OUT = 124
 
-#: What a retry does not take over: it would hold the new Task, or end it at once.
-_NOT_RETRIED = ("cancel", "suspend", "startAfter")
 #: What every line about an attempt has, and who asks for its log knows.
 _KNOWN_FIELDS = frozenset(
     {"event", "time", "level", "logger", "namespace", "queue", "task", "uid", "attempt", "handler"}
 )
-
-#: Says which Task a Task is a retry of.
-RETRY_OF = "taskqueue.dev/retry-of"
-_LABEL_LENGTH = 63
-_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 def add_commands(commands: CommandParsers) -> None:
@@ -264,7 +258,7 @@ def _submit(options: argparse.Namespace) -> int:
         metadata["generateName"] = f"{options.queue}-"
     if options.label:
         metadata["labels"] = dict(options.label)
-    made = kubectl.create(_manifest(metadata, spec))
+    made = kubectl.create(manifest(metadata, spec))
     name, namespace = made["metadata"]["name"], made["metadata"]["namespace"]
     if not options.wait:
         print(f"task.taskqueue.dev/{name} created")
@@ -292,15 +286,6 @@ def _payload(options: argparse.Namespace) -> Object:
             """give one such as '{"name": "value"}'"""
         )
     return payload
-
-
-def _manifest(metadata: Object, spec: Object) -> Object:
-    return {
-        "apiVersion": "taskqueue.dev/v1alpha1",
-        "kind": "Task",
-        "metadata": metadata,
-        "spec": spec,
-    }
 
 
 def _wait(kubectl: Kubectl, name: str, namespace: str, timeout: float | None) -> int:
@@ -356,29 +341,6 @@ def _retry(options: argparse.Namespace) -> int:
         retry,
         kubectl,
         nothing="Nothing to retry: none of them has ended.",
-    )
-
-
-def retry_of(task: Object) -> Object:
-    """Return the Task that runs a finished one's work again."""
-    metadata = task["metadata"]
-    name = metadata["name"]
-    labels = {key: value for key, value in metadata.get("labels", {}).items() if key != RETRY_OF}
-    if len(name) <= _LABEL_LENGTH:
-        labels[RETRY_OF] = name
-    annotations = {
-        key: value
-        for key, value in metadata.get("annotations", {}).items()
-        if key not in (RETRY_OF, _LAST_APPLIED)
-    }
-    return _manifest(
-        {
-            "generateName": f"{name[:200]}-retry-",
-            "namespace": metadata["namespace"],
-            "labels": labels,
-            "annotations": {**annotations, RETRY_OF: name},
-        },
-        {key: value for key, value in task["spec"].items() if key not in _NOT_RETRIED},
     )
 
 

@@ -14,6 +14,7 @@ from taskqueue.cli import tasks
 from taskqueue.cli.errors import CommandFailed
 from taskqueue.cli.kubectl import Kubectl
 from taskqueue.cli.main import main
+from taskqueue.cli.new_task import RETRY_OF, retry_of
 from taskqueue.cli.selection import PHASES, Filter, duration
 from taskqueue.cli.text_table import span, table
 
@@ -159,7 +160,7 @@ def test_a_retry_is_a_new_task_with_the_same_work(kubectl: FakeKubectl) -> None:
     ended = task("resize-1", phase="Failed")
     ended["spec"] |= {"cancel": True, "startAfter": "2026-01-01T00:00:00Z", "priority": 5}
     ended["metadata"] |= {
-        "labels": {"team": "web", tasks.RETRY_OF: "resize-0"},
+        "labels": {"team": "web", RETRY_OF: "resize-0"},
         "annotations": {"note": "x", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
     }
     kubectl.found = [ended, task("waits")]
@@ -169,16 +170,16 @@ def test_a_retry_is_a_new_task_with_the_same_work(kubectl: FakeKubectl) -> None:
     assert made["metadata"] == {
         "generateName": "resize-1-retry-",
         "namespace": "shop",
-        "labels": {"team": "web", tasks.RETRY_OF: "resize-1"},
-        "annotations": {"note": "x", tasks.RETRY_OF: "resize-1"},
+        "labels": {"team": "web", RETRY_OF: "resize-1"},
+        "annotations": {"note": "x", RETRY_OF: "resize-1"},
     }
 
 
 def test_a_long_name_is_no_label(kubectl: FakeKubectl) -> None:
     name = "n" * 253
-    made = tasks.retry_of(task(name, phase="Failed"))["metadata"]
-    assert tasks.RETRY_OF not in made["labels"]
-    assert made["annotations"][tasks.RETRY_OF] == name
+    made = retry_of(task(name, phase="Failed"))["metadata"]
+    assert RETRY_OF not in made["labels"]
+    assert made["annotations"][RETRY_OF] == name
     assert len(made["generateName"]) < 253 - 5
 
 
