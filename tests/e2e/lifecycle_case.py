@@ -90,7 +90,7 @@ class ExpectedStatus:
         if status["phase"] in FINAL:
             return True
         return (
-            (status["phase"], status.get("reason")) == (self.phase, self.reason)
+            (status["phase"], status.get("reason", "")) == (self.phase, self.reason)
             and status["epoch"] == self.epoch
             and _is_like(status.get("message", ""), self.message.format_map(names))
         )

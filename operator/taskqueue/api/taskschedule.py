@@ -200,8 +200,8 @@ class TaskScheduleResourceSpec(ApiModel):
         ge=1,
         le=YEAR_SECONDS,
         description=(
-            "A run that cannot be created within so many seconds of its time is skipped, be it "
-            "missed or buffered; 1 to 31536000. When absent, there is no deadline."
+            "How many seconds after its time a run may still be created, 1 to 31536000; later it "
+            "is skipped, whether it was missed or buffered. When absent, there is no deadline."
         ),
     )
     missed_runs: MissedRuns = Field(
@@ -216,8 +216,9 @@ class TaskScheduleResourceSpec(ApiModel):
         ge=0,
         le=DAY_SECONDS,
         description=(
-            "All runs are created later by up to so many seconds, 0 to 86400: always by the same, "
-            "which follows from the uid. So schedules of the same minute are spread. 0 by default."
+            "Longest delay of the runs in seconds, 0 to 86400. All runs of a schedule are delayed "
+            "by the same time, which follows from its uid, so schedules of the same minute are "
+            "spread. 0 by default."
         ),
     )
     exclude: tuple[ExcludedTime, ...] = Field(
@@ -249,9 +250,9 @@ class TaskScheduleResourceSpec(ApiModel):
         ge=1,
         le=1000,
         description=(
-            "After so many failed runs in a row no further one is created, 1 to 1000, until the "
-            "annotation taskqueue.dev/resumed-at has a later time. When absent, failures do not "
-            "pause it."
+            "Number of failed runs in a row, 1 to 1000, after which no further run is created "
+            "until the annotation taskqueue.dev/resumed-at has a later time. When absent, failures "
+            "do not pause the schedule."
         ),
     )
     successful_history_limit: HistoryLimit = Field(

@@ -205,7 +205,7 @@ async def test_a_virtual_host_that_is_not_there(
 
 async def test_what_is_no_endpoint_at_all(rabbit: OwnBroker, broker: BrokerParameters) -> None:
     amqp = uri(rabbit.host, rabbit.port)
-    assert "the connection failed: check host, port and scheme" in await unreadable(
+    assert "it is not HTTP: check that the address is RabbitMQ's" in await unreadable(
         endpoint_of(rabbit, broker, managementUri=amqp)
     )
 

@@ -18,7 +18,10 @@ def objects(name: str) -> list[dict[str, Any]]:
 
 
 def test_a_served_namespace_grants_what_the_cluster_role_grants() -> None:
-    (everywhere,) = [one for one in objects("base/rbac.yaml") if one["kind"] == "ClusterRole"]
+    roles = [one for one in objects("base/rbac.yaml") if one["kind"] == "ClusterRole"]
+    # What workers.credentials needs besides is bound by hand, in either installation.
+    everywhere, credentials = roles
+    assert credentials["metadata"]["name"] == "taskqueue-operator-credentials"
     (here,) = [one for one in objects("namespaced/served/rbac.yaml") if one["kind"] == "Role"]
     assert here["rules"] == everywhere["rules"]
 

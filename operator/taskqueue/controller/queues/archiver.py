@@ -8,7 +8,8 @@ Contract:
   this TaskQueue's outbox grows: each has its own channel, and nobody else waits.
 * A batch is what has come within `LINGER_SECONDS`, at most `MOST_ROWS`: a commit costs as much as
   many rows do.
-* Ends that are not in the outbox, whyever, are found among the finished Tasks: `ArchiveBackfill`.
+* Ends that are not in the outbox, for any reason, are found among the finished Tasks:
+  `ArchiveBackfill`.
 * Rows above the retention are deleted from time to time, and not written again.
 """
 
@@ -51,8 +52,9 @@ LINGER_SECONDS = 0.1
 MOST_ROWS = 500
 #: Ends in memory at most: without payloads they are small, with payloads up to 250 KiB each.
 _PREFETCH, _PREFETCH_WITH_PAYLOADS = 2 * MOST_ROWS, 64
-#: The Secret is read again this often: it may name another database.
-_SECRET_SECONDS = 30.0
+#: The Secret is read again this often, as it may name another database, and the database is asked
+#: for a sign of life.
+_CHECK_SECONDS = 30.0
 #: From one look for rows above the retention to the next.
 _RETENTION_SECONDS = 300.0
 #: Longest pause between two tries, in seconds.
@@ -167,9 +169,7 @@ class Archiver:
         self, config: ArchiveConfig, connection: Connection, on_up: Callable[[], None]
     ) -> None:
         """Write what is in the outbox, until something fails."""
-        from taskqueue.archive.archive import (
-            Archive,
-        )  # an operator without archives needs no psycopg
+        from taskqueue.archive.archive import Archive  # psycopg, where there is an archive
 
         address = await self._address(config)
         archive = Archive(address)
@@ -179,7 +179,7 @@ class Archiver:
             on_up()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._drain(config, connection, archive))
-                group.create_task(self._watch_secret(config, address))
+                group.create_task(self._watch(config, address, archive))
                 group.create_task(self._delete_old(config, archive))
                 group.create_task(self.backfill.run(archive, config))
         except ExceptionGroup as failed:
@@ -187,12 +187,16 @@ class Archiver:
         finally:
             await archive.close()
 
-    async def _watch_secret(self, config: ArchiveConfig, address: StoreConnection) -> None:
+    async def _watch(
+        self, config: ArchiveConfig, address: StoreConnection, archive: Archive
+    ) -> None:
+        """Notice another address in the Secret, and a database that is away while no Task ends."""
         while True:
-            await asyncio.sleep(_SECRET_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
             with contextlib.suppress(ApiError):
                 if await self._address(config) != address:
                     raise _Changed
+            await archive.missing(())
 
     async def _address(self, config: ArchiveConfig) -> StoreConnection:
         values = await read_secret_values(self._client, self._key[0], config.secret)

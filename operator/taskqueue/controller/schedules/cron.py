@@ -66,7 +66,7 @@ class Cron:
     def matches_after(self, wall: datetime) -> Iterator[datetime]:
         """Yield the matching minutes after this one, in order, of a clock that is never changed."""
         try:
-            # It goes by seconds: from the last one of a minute it is not far to the next minute.
+            # It counts in seconds: from the last one of a minute it is not far to the next minute.
             yield from CronSim(self.text, wall + _LAST_SECOND)
         except (OverflowError, ValueError):  # the calendar ends there
             return
