@@ -134,7 +134,9 @@ async def test_a_worker_waits_for_its_queue(empty_harness: Harness) -> None:
     await harness.read_inbox()
     token = await harness.publish("noop")
     assert (await harness.outcome(token)).kind is EventKind.SUCCEEDED
-    assert [line["event"] for line in worker.log].count("consumer.lost") == 1
+    # Another reason may follow: the topology is declared piece by piece. None is repeated.
+    reasons = [line["reason"] for line in worker.log if line["event"] == "consumer.lost"]
+    assert len(reasons) == len(set(reasons))
 
 
 async def test_a_queue_that_is_deleted_and_made_again_is_consumed_again(harness: Harness) -> None:
