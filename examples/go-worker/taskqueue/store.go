@@ -226,7 +226,7 @@ func (s *resultStore) open() (*redis.Client, error) {
 	return s.client, nil
 }
 
-// isRefusal tells whether the server has refused it, and will again until somebody changes something.
+// isRefusal reports whether the server has refused it, and will again until somebody changes something.
 func isRefusal(err error) bool {
 	text := err.Error()
 	for _, word := range []string{"WRONGPASS", "NOAUTH", "NOPERM", "MOVED", "ERR invalid password"} {

@@ -92,7 +92,7 @@ class ArchiveBackfill:
                 self._requested.clear()
                 self.is_behind = False  # what is not passed on from now on sets it again
                 try:
-                    if await self._look(archive, config):
+                    if await self._publish_missing(archive, config):
                         self._requested.set()
                         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                     else:
@@ -105,7 +105,7 @@ class ArchiveBackfill:
                     raise
             await asyncio.sleep(pause)
 
-    async def _look(self, archive: Archive, config: ArchiveConfig) -> int:
+    async def _publish_missing(self, archive: Archive, config: ArchiveConfig) -> int:
         """Publish what is missing; return how much that was."""
         namespace, name = self._dispatcher.key
         path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/tasks"

@@ -146,11 +146,6 @@ class WorkerCredentials:
                 name=f"credentials of TaskQueue {config.namespace}/{config.name}",
             )
 
-    async def settle(self) -> None:
-        """Wait until the step that is being taken, if any, has ended."""
-        if self._step is not None:
-            await asyncio.wait({self._step})
-
     async def close(self) -> None:
         """Take no more steps."""
         if self._step is not None:

@@ -99,7 +99,8 @@ class Case:
     ) -> None:
         self.now += by
         self.credentials.reconcile(config, access, ("shop", "rabbit"))
-        await self.credentials.settle()
+        if (step := self.credentials._step) is not None:
+            await asyncio.wait({step})
         assert self.broker.open == 0
 
     @property
