@@ -126,7 +126,7 @@ class NativeCluster:
         self.kubectl("apply", "-f", "-", input=json.dumps(pod))
         return f"on-{node}"
 
-    def processes(self) -> dict[int, int | None]:
+    def processes(self) -> dict[int, int]:
         """All processes of the cluster's nodes, with when they started."""
         layout = cluster_state.get(self.name)
         return {
@@ -162,13 +162,15 @@ def parent_of(pid: int) -> int | None:
         return None
 
 
-def descendants(pid: int) -> dict[int, int | None]:
-    """The processes below a process and itself, with when they started."""
+def descendants(pid: int) -> dict[int, int]:
+    """The living processes below a process and itself, with when they started."""
     parents = {int(p.name): parent_of(int(p.name)) for p in Path("/proc").glob("[0-9]*")}
     found = {pid}
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
-    return {process: cluster_state.start_time(process) for process in found}
+    started = {process: cluster_state.start_time(process) for process in found}
+    # One that ended meanwhile has no start, as it has none afterwards.
+    return {process: start for process, start in started.items() if start is not None}
 
 
 def network_namespaces() -> set[str]:

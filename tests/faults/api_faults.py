@@ -39,6 +39,7 @@ class ApiRequest:
         name: of the object: from the path, a field selector, or the body of a create; or "".
         page: of a list that is read in pages, from 1; 0 for other requests.
         is_watch: whether it opens a watch.
+        labels: the label selector, or "".
     """
 
     method: str
@@ -46,6 +47,7 @@ class ApiRequest:
     name: str = ""
     page: int = 0
     is_watch: bool = False
+    labels: str = ""
 
 
 # Faults of requests.
@@ -148,6 +150,7 @@ class Rule:
         name: of the object.
         page: of a list, from 1.
         is_watch: True: only requests that open a watch; False: only others.
+        labels: the label selector; "": only requests without one.
         skip: how many matching requests pass before the first is hit.
         times: how many are hit; None: no limit.
         seconds: how long the rule lasts; None: until its context ends.
@@ -162,6 +165,7 @@ class Rule:
     name: str | None = None
     page: int | None = None
     is_watch: bool | None = None
+    labels: str | None = None
     skip: int = 0
     times: int | None = None
     seconds: float | None = None
@@ -180,6 +184,7 @@ class Rule:
             and self.name in (None, request.name)
             and self.page in (None, request.page)
             and self.is_watch in (None, request.is_watch)
+            and self.labels in (None, request.labels)
         )
 
     @property
@@ -225,7 +230,14 @@ def describe_request(
     if not name:
         selected = _NAME_SELECTOR.search(query.get("fieldSelector", ""))
         name = selected[1] if selected else _name_in_body(body)
-    return ApiRequest(method=method, path=path, name=name, page=page, is_watch=is_watch)
+    return ApiRequest(
+        method=method,
+        path=path,
+        name=name,
+        page=page,
+        is_watch=is_watch,
+        labels=query.get("labelSelector", ""),
+    )
 
 
 def _name_in_path(path: str) -> str:

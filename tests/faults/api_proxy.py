@@ -135,15 +135,23 @@ class ApiProxy:
         finally:
             self._thread.run(self._remove(rule))
 
-    def disturb_watches(self, fault: WatchFault, *, path: str = "", name: str | None = None) -> int:
+    def disturb_watches(
+        self,
+        fault: WatchFault,
+        *,
+        path: str = "",
+        name: str | None = None,
+        labels: str | None = None,
+    ) -> int:
         """Apply a fault to open watches, and return to how many.
 
         Args:
             fault: what happens to them.
             path: a regular expression that is searched for in the path of a watch.
             name: of the object, for watches of a single one.
+            labels: the label selector; "": only watches without one.
         """
-        rule = Rule(fault=fault, path=path, name=name)
+        rule = Rule(fault=fault, path=path, name=name, labels=labels)
 
         async def disturb() -> int:
             found = [
@@ -168,9 +176,18 @@ class ApiProxy:
         name: str | None = None,
         page: int | None = None,
         is_watch: bool | None = None,
+        labels: str | None = None,
     ) -> int:
         """Return how many requests matched so far; arguments as of `Rule`."""
-        rule = Rule(fault=Hang(), method=method, path=path, name=name, page=page, is_watch=is_watch)
+        rule = Rule(
+            fault=Hang(),
+            method=method,
+            path=path,
+            name=name,
+            page=page,
+            is_watch=is_watch,
+            labels=labels,
+        )
         return sum(rule.matches(one.request) for one in self.seen)
 
     def write_kubeconfig(self, path: Path) -> Path:

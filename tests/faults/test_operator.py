@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -68,16 +69,17 @@ def test_operator_lists_tasks_again_when_its_watch_has_expired(
     ):
         # kopf's watch as well as our own.
         until(lambda: proxy.count(path=TASKQUEUES, is_watch=True) == 1, "TaskQueues are watched")
+        # Those of schedules have a watch of their own, by label.
+        count = partial(proxy.count, path=TASKS, labels="")
+        expire = partial(proxy.disturb_watches, ErrorEvent(410), path=TASKS, labels="")
         # Tasks are watched by the standby that it was at first, and from where that was.
-        until(lambda: proxy.count(path=TASKS, is_watch=True) >= 2, "Tasks are watched")
-        lists = proxy.count(path=TASKS, page=1)
+        until(lambda: count(is_watch=True) >= 2, "Tasks are watched")
+        lists = count(page=1)
         # A watch is counted when it is asked for, and open a little later.
-        until(
-            lambda: proxy.disturb_watches(ErrorEvent(410), path=TASKS) == 1, "the watch has expired"
-        )
+        until(lambda: expire() == 1, "the watch has expired")
         # The finished ones are listed too, once, for their time to live.
-        until(lambda: proxy.count(path=TASKS, page=1) > lists, "Tasks are listed again")
-        until(lambda: proxy.count(path=TASKS, is_watch=True) >= 3, "Tasks are watched again")
+        until(lambda: count(page=1) > lists, "Tasks are listed again")
+        until(lambda: count(is_watch=True) >= 3, "Tasks are watched again")
 
 
 def test_operator_stays_leader_while_its_clock_steps(kubectl: Kubectl) -> None:
