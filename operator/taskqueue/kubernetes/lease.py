@@ -8,7 +8,7 @@ Contract:
 * `LeaderElector.renew_until_lost` renews, and returns when the Lease is lost: another process holds
   it, or the last successful renewal *began* longer ago than the renew deadline. The deadline is
   shorter than the duration, so this process stops leading before another can start.
-* If the event loop hangs, a watchdog thread ends the process after that deadline.
+* If the event loop hangs, a watchdog thread logs where, and ends the process after that deadline.
 * The Lease says up to which resource version its holder has dealt with everything: that of a
   renewal some seconds ago. The next leader reads there what happened while nobody led.
 * `LeaderElector.release` clears the holder, so that the next leader need not wait.
@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,6 +42,8 @@ _WATCHDOG_SECONDS = 0.2
 DONE_VERSION = "taskqueue.dev/done-version"
 #: That is the version of so many renewals ago.
 SETTLED_RENEWALS = 10
+#: How many calls of an event loop that hangs are logged.
+_LOGGED_CALLS = 12
 #: Exit code of a process whose event loop hung past the renew deadline.
 EXIT_HUNG = 70
 
@@ -194,7 +198,10 @@ class LeaderElector:
         """Renew the Lease; return when this process no longer leads."""
         self._holding.set()
         watchdog = threading.Thread(
-            target=self._end_hung_process, name="lease watchdog", daemon=True
+            target=self._end_hung_process,
+            args=[threading.get_ident()],
+            name="lease watchdog",
+            daemon=True,
         )
         watchdog.start()
         try:
@@ -302,7 +309,7 @@ class LeaderElector:
     def _now() -> float:
         return asyncio.get_running_loop().time()
 
-    def _end_hung_process(self) -> None:
+    def _end_hung_process(self, loop_thread: int) -> None:
         """End the process if the event loop hangs past the deadline.
 
         The margin is what a loop that runs needs to notice by itself; it ends before another
@@ -312,9 +319,21 @@ class LeaderElector:
         while self._holding.is_set():
             time.sleep(_WATCHDOG_SECONDS)
             if time.monotonic() > self._watchdog_deadline + margin:
-                log.error("leader.loop_hung", identity=self._identity)
+                log.error(
+                    "leader.loop_hung",
+                    identity=self._identity,
+                    late_seconds=round(time.monotonic() - self._watchdog_deadline, 1),
+                    where=_innermost_calls(loop_thread),
+                )
                 self._end_process(EXIT_HUNG)
                 return
+
+
+def _innermost_calls(thread: int) -> list[str]:
+    """Return where a thread is, the innermost call first, as ``function (file:line)``."""
+    frame = sys._current_frames().get(thread)
+    calls = traceback.extract_stack(frame, limit=_LOGGED_CALLS) if frame else []
+    return [f"{call.name} ({call.filename}:{call.lineno})" for call in reversed(calls)]
 
 
 #: Fields that change with each renewal.

@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 import pytest
 
 from taskqueue.kubernetes.client import ApiError
-from taskqueue.kubernetes.lease import DONE_VERSION, LeaderElector, LeaseLock, LeaseTiming
+from taskqueue.kubernetes.lease import (
+    DONE_VERSION,
+    EXIT_HUNG,
+    LeaderElector,
+    LeaseLock,
+    LeaseTiming,
+)
+from taskqueue.logs import FIELDS
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
 
@@ -279,6 +286,34 @@ async def test_watchdog_counts_from_before_the_request_that_was_late() -> None:
     assert late > 0.5
     left = elector._watchdog_deadline - time.monotonic()
     assert left <= TIMING.renew_deadline - late + TIMING.period  # it may have asked twice
+
+
+@pytest.mark.looptime(False)
+async def test_watchdog_says_where_the_loop_hangs_and_ends_the_process(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ended: list[int] = []
+
+    def what_hangs() -> None:
+        while not ended:
+            time.sleep(0.01)
+
+    async def lead() -> None:
+        timing = LeaseTiming(duration=1, renew_deadline=0.5, period=0.1)
+        elector = LeaderElector(InMemoryLock(), "a", timing=timing, end_process=ended.append)
+        await elector.acquire()
+        renewing = asyncio.create_task(elector.renew_until_lost())
+        await asyncio.sleep(0.2)
+        assert not ended
+        what_hangs()
+        await stop(renewing)
+
+    await asyncio.to_thread(asyncio.run, lead())
+    assert ended == [EXIT_HUNG]
+    (hung,) = (one for one in caplog.records if one.getMessage() == "leader.loop_hung")
+    fields = getattr(hung, FIELDS)
+    assert fields["identity"] == "a"
+    assert any(call.startswith("what_hangs (") for call in fields["where"][:2])
 
 
 async def test_the_lease_says_up_to_where_its_holder_has_dealt_with_everything() -> None:
