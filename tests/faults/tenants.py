@@ -50,9 +50,10 @@ _CROWD = 500
 
 @dataclass
 class Tally:
-    """How often each act was tried, and what came through."""
+    """How often each act was tried, what failed before anybody judged it, what came through."""
 
     tried: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
     through: list[str] = field(default_factory=list)
 
 
@@ -68,6 +69,8 @@ class Attacker:
         self._own, self._victim = own, victim
         self._server = own.at.api.server
         self._session = requests.Session()
+        # Or else a certificate bundle that the environment names is trusted in its place.
+        self._session.trust_env = False
         self._session.verify = own.at.api._ca
         self._session.headers["Authorization"] = f"Bearer {self._token()}"
         self._names = itertools.count()
@@ -110,7 +113,11 @@ class Attacker:
     def log_in_at_the_victims(self) -> bool:
         try:
             self._connect(self._victim.vhost).close()
-        except (pika.exceptions.AMQPConnectionError, pika.exceptions.ConnectionClosed):
+        except (
+            pika.exceptions.ProbableAccessDeniedError,
+            pika.exceptions.ProbableAuthenticationError,
+            pika.exceptions.ConnectionClosedByBroker,
+        ):
             return True
         return False
 
@@ -276,8 +283,13 @@ def busy_with(acts: list[Callable[[], bool]], tally: Tally, stop: threading.Even
     for act in itertools.cycle(acts):
         if stop.wait(1 / ACTS_A_SECOND):
             return
+        try:
+            refused = act()
+        except (requests.RequestException, pika.exceptions.AMQPError) as error:
+            tally.failed[f"{act.__name__}: {error!r}"[:200]] += 1
+            continue
         tally.tried[act.__name__] += 1
-        if not act():
+        if not refused:
             tally.through.append(act.__name__)
 
 
@@ -339,6 +351,8 @@ def main() -> int:
     rate, tally, noticed = run(at, tasks=options.tasks, seconds=options.seconds, attacks=True)
     for name, count in tally.tried.items():
         print(f"{name}: tried {count} times")
+    for name, count in (harmless.failed + tally.failed).items():
+        print(f"failed {count} times: {name}")
     print(f"control run: {control:.1f} Tasks/s beside {harmless.tried.total()} requests")
     print(f"attacked: {rate:.1f} Tasks/s beside {tally.tried.total()} acts")
     print(f"ratio: {rate / control:.2f}, {LEAST_RATIO} is wanted")
