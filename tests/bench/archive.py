@@ -7,21 +7,24 @@ loses or repeats a row has no figure.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from taskqueue.archive.archive import Archive
 from taskqueue.archive.errors import ArchiveError
 from taskqueue.archive.history import HistoryFilter
+from taskqueue.cli.arguments import CommandParsers
 from taskqueue.kubernetes.taskqueue_codec import queue_path
 from tests.bench import cluster
+from tests.bench.command_line import add_benchmark, add_load, add_number, measure_cluster
 from tests.bench.deadline import BenchError, until
 from tests.bench.report import Outcome, Report
 from tests.bench.statistics import Spread, ratio
@@ -174,3 +177,33 @@ async def _all_rows(archive: Archive, prefix: str, count: int) -> float:
     if found != count:
         raise BenchError(f"{found} rows of {count} Tasks")
     return time.perf_counter() - begin
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "archive",
+        _run_command,
+        help="Measure Tasks a second of a TaskQueue with an archive, and without, in turn.",
+    )
+    add_number(parser, "--tasks", 2000, "Tasks of a round")
+    add_number(parser, "--rounds", 4, "rounds of each")
+    add_load(parser)
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = Settings(
+        tasks=options.tasks,
+        rounds=options.rounds,
+        workers=options.workers,
+        concurrency=options.concurrency,
+        clients=options.clients,
+    )
+    if options.quick:
+        settings = replace(settings, tasks=min(options.tasks, 200), rounds=1)
+    return measure_cluster(
+        options,
+        lambda target, report: run(target, settings, report),
+        clients=options.clients,
+    )

@@ -9,6 +9,7 @@ in order the 4th and the 12th, which enclose it with 96 % (binomial).
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import math
 import time
@@ -25,10 +26,12 @@ from taskqueue.amqp.confirms import Settled, UnconfirmedPublishes
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import OnSettled, Publisher
+from taskqueue.cli.arguments import CommandParsers
 from taskqueue.contract.names import WORK_EXCHANGE, routing_key, work_queue
 from taskqueue.contract.work import WorkMessage
 from tests.bench.brokers import bench_broker
 from tests.bench.cluster import NAMESPACE, QUEUE, Cluster
+from tests.bench.command_line import add_benchmark, add_number, broker_only, measure_cluster
 from tests.bench.deadline import BenchError, within
 from tests.bench.report import Outcome, Report
 from tests.bench.statistics import Spread, significant
@@ -287,3 +290,26 @@ def _tail(count: int, below: int) -> float:
         total += ways
         ways = ways * (count - drawn) // (drawn + 1)
     return math.ldexp(total, -count)
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "codec",
+        _run_command,
+        help="Measure CPU time a message of our AMQP transport and of pika's.",
+    )
+    add_number(parser, "--messages", 4000, "messages of a round")
+    add_number(parser, "--rounds", 15, "rounds")
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = Settings(messages=options.messages, rounds=options.rounds)
+    if options.quick:
+        settings = Settings(messages=min(options.messages, 500), rounds=2)
+    return measure_cluster(
+        options,
+        lambda target, report: run(target, settings, report),
+        stage=broker_only,
+    )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 from dataclasses import dataclass
 
+from taskqueue.cli.arguments import CommandParsers
 from taskqueue.kubernetes.client import MERGE_PATCH
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from tests.bench import cluster, jobs
+from tests.bench.command_line import add_benchmark, add_number, measure_cluster
 from tests.bench.report import Outcome, Report
 from tests.bench.statistics import Spread, ratio
 from tests.bench.task_load import TASKS, create_task
@@ -126,3 +129,19 @@ async def _scale(target: cluster.Cluster, replicas: int) -> None:
         body={"spec": {"replicas": replicas}},
         content_type=MERGE_PATCH,
     )
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "coldstart",
+        _run_command,
+        help="Measure one Task for a queue at zero workers, from create to Complete.",
+    )
+    add_number(parser, "--rounds", 5, "rounds")
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = Settings(rounds=1 if options.quick else options.rounds)
+    return measure_cluster(options, lambda target, report: run(target, settings, report))

@@ -8,6 +8,7 @@ also shows what ran twice, and the watch of the statuses whether anything was wr
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 from collections import Counter
@@ -20,9 +21,11 @@ from typing import Any, Literal, get_args
 import orjson
 
 from taskqueue.api.common import API_VERSION, TASK_KIND, TASKQUEUE_KIND
+from taskqueue.cli.arguments import CommandParsers
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.kubernetes.taskqueue_codec import queue_path
 from tests.bench import cluster
+from tests.bench.command_line import add_benchmark, add_number, measure_cluster
 from tests.bench.deadline import BenchError, until
 from tests.bench.load import at_once
 from tests.bench.operators import Operators
@@ -283,4 +286,32 @@ def _report(settings: Settings, taken: Mapping[Way, Sequence[Takeover]], report:
             "waiting": settings.waiting,
             "paused_for_seconds": settings.paused_seconds,
         },
+    )
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "failover",
+        _run_command,
+        help="Measure the time from the loss of the leading operator to the next dispatch.",
+    )
+    add_number(parser, "--rounds", 5, "losses of each kind")
+    add_number(parser, "--waiting", 0, "Tasks of 10 kB that wait meanwhile", minimum=0)
+    add_number(parser, "--paused-seconds", 25, "how long a leader is paused")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="(default: all)")
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = Settings(
+        rounds=1 if options.quick else options.rounds,
+        waiting=options.waiting,
+        paused_seconds=options.paused_seconds,
+        ways=options.ways,
+    )
+    return measure_cluster(
+        options,
+        lambda target, report: run(target, settings, report),
+        stage=cluster.bench_namespace,
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from taskqueue.cli.arguments import CommandParsers
 from tests.bench import cluster, floor, jobs
+from tests.bench.command_line import add_benchmark, add_number, measure_cluster
 from tests.bench.report import Outcome, Report
 from tests.bench.statistics import Spread, percentile, ratio
 from tests.bench.task_load import TASKS, create_task
@@ -102,3 +105,23 @@ async def _one_by_one(
             seen = await watch.all_ended([name], seconds=_TASK_SECONDS)
             latencies.append(1000 * (seen[name] - begun))
     return latencies
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "latency",
+        _run_command,
+        help="Measure one Task at a time on a warm worker, from create to Complete.",
+    )
+    add_number(parser, "--tasks", 200, "Tasks, one after the other")
+    add_number(parser, "--jobs", 8, "Jobs, one after the other")
+    add_number(parser, "--concurrency", 8, "Tasks the worker runs at once")
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = Settings(tasks=options.tasks, jobs=options.jobs, concurrency=options.concurrency)
+    if options.quick:
+        settings = replace(settings, tasks=min(options.tasks, 20), jobs=1)
+    return measure_cluster(options, lambda target, report: run(target, settings, report))

@@ -9,19 +9,22 @@ counts is how much the process has grown, statuses written and everything at res
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import time
 import tracemalloc
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 
 import orjson
+import uvloop
 
+from taskqueue.cli.arguments import CommandParsers
 from taskqueue.controller.tasks.read_pool import Spawn
 from taskqueue.controller.tasks.task_controller import TaskController, TaskListener
 from taskqueue.kubernetes.client import ApiClient, ApiError
@@ -30,6 +33,15 @@ from taskqueue.kubernetes.status_updater import OnResult, StatusUpdater, Written
 from taskqueue.kubernetes.task_codec import TASKS_PATH
 from taskqueue.model.queue import QueueConfig
 from taskqueue.model.token import TokenKeys
+from tests.bench import waiting
+from tests.bench.cluster import bench_namespace
+from tests.bench.command_line import (
+    add_benchmark,
+    add_load,
+    add_number,
+    measure_cluster,
+    measure_here,
+)
 from tests.bench.deadline import BenchError
 from tests.bench.report import Outcome, Report
 
@@ -203,3 +215,47 @@ async def _watch_lag(lags: list[float]) -> None:
 def _resident_bytes() -> int:
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     return int(pages) * _PAGE_BYTES
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "memory",
+        _run_command,
+        help="Measure the memory of the operators while many Tasks of 10 kB wait; with "
+        "--synthetic of the operator's parts only.",
+    )
+    add_number(parser, "--tasks", 100_000, "Tasks that wait")
+    add_load(parser)
+    add_number(parser, "--synthetic", None, "Tasks, made up: it needs no cluster")
+    add_number(
+        parser,
+        "--dependencies",
+        0,
+        "Tasks each depends on, that follow it; 0: a third depends on one",
+        minimum=0,
+    )
+    parser.add_argument("--trace", action="store_true", help="print what has allocated the memory")
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    if options.synthetic is None:
+        held = waiting.Settings(
+            tasks=min(options.tasks, 300) if options.quick else options.tasks,
+            workers=options.workers,
+            concurrency=options.concurrency,
+            clients=options.clients,
+        )
+        return measure_cluster(
+            options,
+            lambda target, report: waiting.run(target, held, report),
+            clients=options.clients,
+            stage=bench_namespace,
+        )
+    settings = Settings(
+        tasks=options.synthetic, dependencies=options.dependencies, trace=options.trace
+    )
+    if options.quick:
+        settings = replace(settings, tasks=min(options.synthetic, 300))
+    return measure_here(lambda report: run(settings, report), uvloop.new_event_loop)

@@ -7,6 +7,7 @@ its documentation shows, waits for each before it sends the next.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ import pika
 from pika.exchange_type import ExchangeType
 from pika.spec import BasicProperties
 
+from taskqueue.cli.arguments import CommandParsers
 from taskqueue.contract.names import work_queue
 from taskqueue.direct.producer import Producer
 from tests.bench import cluster as bench
 from tests.bench.brokers import Broker, bench_broker
 from tests.bench.cluster import Cluster
+from tests.bench.command_line import add_benchmark, add_number, broker_only, measure_cluster
 from tests.bench.report import Outcome, Report
 from tests.bench.statistics import Spread, ratio
 
@@ -97,3 +100,33 @@ def _one_at_a_time(broker: Broker, queue: str, count: int) -> float:
         seconds = time.perf_counter() - start
         channel.queue_unbind(queue, _EXCHANGE, "bench")
         return count / seconds
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "publish",
+        _run_command,
+        help="Measure direct messages a second, sent and confirmed.",
+    )
+    add_number(parser, "--messages", 20_000, "messages of a round")
+    add_number(parser, "--one-at-a-time", 1000, "messages of a round of pika's")
+    add_number(parser, "--rounds", 5, "rounds")
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = Settings(
+        messages=options.messages, one_at_a_time=options.one_at_a_time, rounds=options.rounds
+    )
+    if options.quick:
+        settings = Settings(
+            messages=min(options.messages, 1000),
+            one_at_a_time=min(options.one_at_a_time, 50),
+            rounds=1,
+        )
+    return measure_cluster(
+        options,
+        lambda target, report: run(target, settings, report),
+        stage=broker_only,
+    )

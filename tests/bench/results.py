@@ -5,6 +5,7 @@ A result is made from the Task's name, so that whoever reads it knows what it ha
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
 import hashlib
@@ -16,10 +17,12 @@ from typing import Any
 import orjson
 
 from taskqueue.api.common import API_VERSION, TASK_KIND
+from taskqueue.cli.arguments import CommandParsers
 from taskqueue.kubernetes.pages import list_pages
 from taskqueue.results.connection import open_store
 from taskqueue.results.patience import get_patiently
 from tests.bench import cluster
+from tests.bench.command_line import add_benchmark, add_load, add_number, measure_cluster
 from tests.bench.deadline import BenchError
 from tests.bench.load import at_once
 from tests.bench.report import Outcome, Report
@@ -210,3 +213,40 @@ async def _read_all(target: cluster.Cluster, server: Server, settings: Settings)
         await at_once(_READERS, references, read)
     finally:
         await store.close()
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "results",
+        _run_command,
+        help="Keep large results in each kind of store while it is killed, and read all of them.",
+    )
+    add_number(parser, "--tasks", 10_000, "Tasks for each store")
+    add_number(parser, "--bytes", 100_000, "size of a result", minimum=20_000)
+    add_number(parser, "--kills", 2, "how often each store is killed", minimum=0)
+    add_number(parser, "--away-seconds", 5, "how long it is away each time")
+    add_load(parser)
+    parser.add_argument(
+        "--stores", nargs="+", choices=STORES, default=STORES, help="(default: all)"
+    )
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = Settings(
+        tasks=min(options.tasks, 200) if options.quick else options.tasks,
+        size=options.bytes,
+        stores=options.stores,
+        kills=options.kills,
+        away_seconds=options.away_seconds,
+        workers=options.workers,
+        concurrency=options.concurrency,
+        clients=options.clients,
+    )
+    return measure_cluster(
+        options,
+        lambda target, report: run(target, settings, report),
+        clients=options.clients,
+        stage=cluster.bench_namespace,
+    )

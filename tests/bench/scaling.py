@@ -13,6 +13,7 @@ In the last two every pod that was removed is looked at: see `tests.bench.remova
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import math
 import time
@@ -23,8 +24,10 @@ from typing import Any
 import orjson
 
 from taskqueue.api.common import API_VERSION, TASK_KIND, TASKQUEUE_KIND
+from taskqueue.cli.arguments import CommandParsers
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL, queue_path
 from tests.bench import cluster, recorded, removals
+from tests.bench.command_line import add_benchmark, add_number, measure_cluster
 from tests.bench.deadline import within
 from tests.bench.load import at_once
 from tests.bench.pod_watch import PodWatch
@@ -373,3 +376,21 @@ async def _apply_queue(target: cluster.Cluster, scaling: Mapping[str, Any]) -> N
         },
         manager=cluster.MANAGER,
     )
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "scaling",
+        _run_command,
+        help="Measure the pool from zero, through 200 Tasks, and shrinking under long ones: 8 "
+        "minutes.",
+    )
+    add_number(parser, "--rounds", 5, "rounds of one Task from zero")
+    add_number(parser, "--drains", 3, "rounds of 200 Tasks from zero")
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = QUICK if options.quick else Settings(rounds=options.rounds, drains=options.drains)
+    return measure_cluster(options, lambda target, report: run(target, settings, report))

@@ -7,6 +7,7 @@ missed runs. A watch of the Tasks, which shows each that was ever there, says wh
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 from collections import Counter
@@ -15,9 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskqueue.api.common import API_VERSION, TASKSCHEDULE_KIND
+from taskqueue.cli.arguments import CommandParsers
 from taskqueue.kubernetes.informer import Informer, Key
 from taskqueue.kubernetes.schedule_codec import SCHEDULE_LABEL, schedule_path
 from tests.bench import cluster
+from tests.bench.command_line import add_benchmark, add_number, measure_cluster
 from tests.bench.deadline import BenchError, until
 from tests.bench.load import at_once
 from tests.bench.operators import SHIPPED, Operators, scale
@@ -236,3 +239,32 @@ async def _until_second(second: float) -> None:
 
 def _this_minute() -> int:
     return int(time.time() // 60)
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "schedules",
+        _run_command,
+        help="Measure how late runs of schedules of one minute are, and that each is created once, "
+        "also when operators are lost: 12 minutes.",
+    )
+    add_number(parser, "--schedules", 300, "schedules of one minute", minimum=3)
+    add_number(parser, "--minutes", 2, "minutes in peace, and with jitter")
+    add_number(parser, "--absent-minutes", 3, "minutes without an operator")
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = Settings(
+        schedules=options.schedules,
+        minutes=options.minutes,
+        absent_minutes=options.absent_minutes,
+    )
+    if options.quick:
+        settings = Settings(schedules=6, minutes=1, absent_minutes=1)
+    return measure_cluster(
+        options,
+        lambda target, report: run(target, settings, report),
+        stage=cluster.bench_namespace,
+    )

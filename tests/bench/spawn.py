@@ -13,6 +13,7 @@ process has started has ended as well.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import multiprocessing
 import os
@@ -24,10 +25,12 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from statistics import median
 
+from taskqueue.cli.arguments import CommandParsers
 from taskqueue.logs import LogFormat
 from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig
 from taskqueue.worker.executors.process_spawner import ProcessExit, ProcessSpawner
 from tests.bench.codec import interval
+from tests.bench.command_line import add_benchmark, add_number, measure_here
 from tests.bench.deadline import within
 from tests.bench.peers.child import send_a_byte
 from tests.bench.report import Outcome, Report
@@ -141,3 +144,22 @@ def _outcome(found: dict[str, list[Times]], report: Report) -> Outcome:
         intervals[f"{what}_vs_stdlib"] = [significant(value) for value in interval(paired)]
     report.spreads("milliseconds", spread)
     return Outcome("spawn", figures, ratios, spread, {"interval": intervals})
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "spawn",
+        _run_command,
+        help="Measure how long processes take from our fork server and the standard library's.",
+    )
+    add_number(parser, "--processes", 20, "processes of each kind in a round")
+    add_number(parser, "--rounds", 15, "rounds")
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = Settings(rounds=options.rounds, processes=options.processes)
+    if options.quick:
+        settings = Settings(rounds=2, processes=min(options.processes, 3))
+    return measure_here(lambda report: run(settings, report))

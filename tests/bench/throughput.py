@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from taskqueue.api.common import GROUP
+from taskqueue.cli.arguments import CommandParsers
 from tests.bench import api_metrics, cluster, floor, jobs, processes
+from tests.bench.command_line import add_benchmark, add_load, add_number, measure_cluster, operated
 from tests.bench.load import at_once
 from tests.bench.report import Outcome, Report
 from tests.bench.statistics import Spread, ratio, significant
@@ -231,3 +235,37 @@ def _cpu(costs: Sequence[dict[str, float]], report: Report) -> dict[str, Any]:
     )
     names = ("cpu_ms_per_task", "floor_cpu_ms_per_task", "floor_before_cpu_ms_per_task")
     return dict(zip(names, costs, strict=True))
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "throughput",
+        _run_command,
+        help="Measure Tasks a second, from the first create to the last end.",
+    )
+    add_number(parser, "--tasks", 2000, "Tasks of a round")
+    add_number(parser, "--rounds", 3, "rounds")
+    add_load(parser)
+    add_number(parser, "--jobs", 30, "completions of a round's Job")
+    add_number(parser, "--operators", 1, "operators: one leads, the others stand by")
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = Settings(
+        tasks=options.tasks,
+        job_completions=options.jobs,
+        rounds=options.rounds,
+        workers=options.workers,
+        concurrency=options.concurrency,
+        clients=options.clients,
+    )
+    if options.quick:
+        settings = replace(settings, tasks=min(options.tasks, 200), job_completions=4, rounds=1)
+    return measure_cluster(
+        options,
+        lambda target, report: run(target, settings, report),
+        clients=options.clients,
+        stage=partial(operated, operators=options.operators),
+    )

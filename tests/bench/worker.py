@@ -10,6 +10,7 @@ the queue must be empty: all has been acknowledged.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import signal
@@ -17,13 +18,15 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
+from taskqueue.cli.arguments import CommandParsers
 from taskqueue.contract.names import INBOX_QUEUE
 from tests.bench import processes
 from tests.bench.brokers import Broker, bench_broker
 from tests.bench.cluster import Cluster
+from tests.bench.command_line import add_benchmark, add_number, broker_only, measure_cluster
 from tests.bench.deadline import BenchError, within
 from tests.bench.machine import cores
 from tests.bench.peers.peer import (
@@ -262,3 +265,38 @@ def _middle_cpu(rounds: Sequence[Round]) -> dict[str, float]:
     if brokers:
         found["rabbitmq"] = significant(median(brokers), 3)
     return found
+
+
+def add_command(benchmarks: CommandParsers) -> None:
+    """Add the benchmark to the command line."""
+    parser = add_benchmark(
+        benchmarks,
+        "worker",
+        _run_command,
+        help="Measure messages a second of two worker processes, without the operator.",
+    )
+    add_number(parser, "--messages", 15_000, "messages of a round", minimum=1000)
+    add_number(parser, "--rounds", 5, "rounds")
+    add_number(parser, "--slots", None, "what each of our workers runs at once")
+    parser.add_argument(
+        "--everywhere",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also our handlers in threads and on the loop (the default)",
+    )
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    settings = Settings(
+        messages=options.messages,
+        rounds=options.rounds,
+        slots=options.slots,
+        everywhere=options.everywhere,
+    )
+    if options.quick:
+        settings = replace(settings, messages=min(options.messages, 2000), rounds=1)
+    return measure_cluster(
+        options,
+        lambda target, report: run(target, settings, report),
+        stage=broker_only,
+    )
