@@ -34,6 +34,15 @@ class StoreSource:
         }
         self._directory = directory
 
+    @property
+    def directory(self) -> str:
+        """With the files; "": there is none."""
+        return self._directory
+
+    def drop_variables(self) -> None:
+        """Forget the values of the environment, in a process that does not connect."""
+        self._variables.clear()
+
     def read(self) -> StoreConnection:
         """Return the address and credentials as they are now.
 

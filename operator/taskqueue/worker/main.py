@@ -24,6 +24,7 @@ from types import FrameType
 
 from taskqueue import logs
 from taskqueue.model.broker_environment import BROKER_VARIABLES
+from taskqueue.model.result_environment import RESULT_VARIABLES
 from taskqueue.worker import init_process, log_setup, own_process
 from taskqueue.worker.arguments import WorkerArguments
 from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig, ForkServerHandle
@@ -55,7 +56,7 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
         settings = WorkerSettings.from_environment(environment)
         # Before any process is forked: each would have a copy.
         own_process.hide_process()
-        own_process.wipe_variables(BROKER_VARIABLES)
+        own_process.wipe_variables([*BROKER_VARIABLES, *RESULT_VARIABLES])
         if os.getpid() == 1 and (code := init_process.fork_worker()) is not None:
             return code
         log_setup.begin()
@@ -67,11 +68,11 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
             log_format=settings.log_format or logs.LogFormat.default(sys.stderr),
             log_level=settings.log_level,
             report_memory=settings.child_max_mib > 0,
-            hidden_directory=settings.broker.directory,
+            hidden_directories=settings.secret_directories,
         )
         fork_server = None
         if _needs_processes(arguments, settings):
-            fork_server = config.launch_by_fork(on_forked=settings.broker.drop_variables)
+            fork_server = config.launch_by_fork(on_forked=settings.drop_variables)
         clean = _run(settings, arguments, config, fork_server)
     except (SettingsError, StartError) as error:
         print(f"taskqueue worker: {error}", file=sys.stderr)

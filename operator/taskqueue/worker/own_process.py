@@ -1,4 +1,4 @@
-"""Keeps what is the worker's own, its broker credentials, from the processes that it starts.
+"""Keeps what is the worker's own, its credentials, from the processes that it starts.
 
 They run as the same user in the same container, so by themselves they could read the worker's
 memory, and the environment that its container was started with, from ``/proc``. Linux only.

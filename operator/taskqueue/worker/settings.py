@@ -342,6 +342,18 @@ class WorkerSettings:
                 raise SettingsError(f"{variable.name} is not set: give the {variable.meaning}")
         return cls(**values)
 
+    @property
+    def secret_directories(self) -> tuple[str, ...]:
+        """With the files of Secrets: of the broker, and of the store of results."""
+        results = "" if self.results.source is None else self.results.source.directory
+        return tuple(one for one in (self.broker.directory, results) if one)
+
+    def drop_variables(self) -> None:
+        """Forget credentials that came in variables, in a process that does not connect."""
+        self.broker.drop_variables()
+        if self.results.source is not None:
+            self.results.source.drop_variables()
+
 
 def variables_of(setting: Field[Any]) -> tuple[Variable, ...]:
     """Return the variables that a field of `WorkerSettings` is read from."""

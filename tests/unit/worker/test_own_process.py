@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from taskqueue.model.broker_environment import BROKER_VARIABLES
+from taskqueue.model.result_environment import RESULT_VARIABLES
 from taskqueue.worker import own_process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and Landlock")
@@ -111,13 +112,14 @@ if privileged == "no":
 if writable == "no":
     landlock.os.access = lambda path, mode: False
 why = landlock.hide_directory(folder + "/etc/broker")
+why = landlock.hide_directory(folder + "/etc/results") or why
 def read(path):
     try:
         return open(path).read()
     except PermissionError:
         return "refused"
 paths = [folder + "/etc/broker/password", folder + "/etc/beside", folder + "/other/file",
-         folder + "/etc/limits/x", folder + "/link"]
+         folder + "/etc/limits/x", folder + "/link", folder + "/etc/results/uri"]
 moved = folder + "/etc/limits/moved"
 try:
     os.rename(folder + "/other/movable", moved)
@@ -131,13 +133,14 @@ print(json.dumps([why, [read(path) for path in paths], program, os.path.exists(m
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Files as a pod has them: the Secret's are links into a directory of its version."""
-    for name in ("etc/broker/..version", "etc/limits", "other"):
+    for name in ("etc/broker/..version", "etc/limits", "etc/results", "other"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "etc/broker/..data").symlink_to("..version")
     (tmp_path / "etc/broker/password").symlink_to("..data/password")
     (tmp_path / "link").symlink_to("etc/broker/password")
     for name in ("etc/broker/..version/password", "etc/beside", "other/file", "etc/limits/x"):
         (tmp_path / name).write_text(CANARY if "password" in name else "public")
+    (tmp_path / "etc/results/uri").write_text(CANARY)
     (tmp_path / "other/movable").write_text("public")
     return tmp_path
 
@@ -152,7 +155,7 @@ def hidden(folder: Path, *, privileged: str = "no", writable: str = "no") -> lis
 def test_a_hidden_directory_is_read_by_nobody_and_everything_else_is(folder: Path) -> None:
     why, texts, program, moved = hidden(folder)
     assert why == ""
-    assert texts == ["refused", "public", "public", "public", "refused"]
+    assert texts == ["refused", "public", "public", "public", "refused", "refused"]
     assert program == "public"
     assert moved
 
@@ -171,7 +174,7 @@ def test_nothing_is_hidden_where_that_could_break_a_program(
         words = "may write into"
     why, texts, program, _ = hidden(folder, **more)
     assert words in why
-    assert texts == [CANARY, "public", "public", "public", CANARY]
+    assert texts == [CANARY, "public", "public", "public", CANARY, CANARY]
     assert program == f"{CANARY}public"
 
 
@@ -191,9 +194,11 @@ def look():
 """
 
 
-def test_a_handler_finds_nothing_of_the_broker_in_any_environment(tmp_path: Path) -> None:
+def test_a_handler_finds_no_credentials_in_any_environment(tmp_path: Path) -> None:
     (tmp_path / "looking.py").write_text(LOOK)
     values = {name: CANARY for name in BROKER_VARIABLES if name != "TASKQUEUE_BROKER_PORT"}
+    values |= dict.fromkeys(RESULT_VARIABLES, CANARY)
+    values["TASKQUEUE_RESULTS_URI"] = f"s3://{CANARY}"
     uri = {"TASKQUEUE_BROKER_URI": f"amqps://u:{CANARY}@127.0.0.1:1/"}
     del values["TASKQUEUE_BROKER_TLS"]
     worker = subprocess.Popen(

@@ -29,7 +29,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -73,8 +73,7 @@ class ForkServer:
         control: the connection to the worker.
         registry: has the handlers.
         report_memory: children report how much memory they hold.
-        hidden_directory: whose files none of the processes shall read, where that is possible; "":
-            there is none.
+        hidden_directories: whose files none of the processes shall read, where that is possible.
     """
 
     def __init__(
@@ -83,12 +82,12 @@ class ForkServer:
         registry: HandlerRegistry,
         *,
         report_memory: bool,
-        hidden_directory: str = "",
+        hidden_directories: Sequence[str] = (),
     ) -> None:
         self._control = control
         self._registry = registry
         self._report_memory = report_memory
-        self._hidden_directory = hidden_directory
+        self._hidden_directories = hidden_directories
         self._worker = os.getppid()
         self._identities: dict[int, int] = {}
         self._pids: dict[int, int] = {}
@@ -141,17 +140,16 @@ class ForkServer:
         gc.freeze()
 
     def _hide_credentials(self) -> None:
-        if not self._hidden_directory:
-            return
-        why = landlock.hide_directory(self._hidden_directory)
-        if why:
-            log.info(
-                "credentials.readable",
-                directory=self._hidden_directory,
-                reason=why,
-                hint="what attempts run can read the broker's credentials there: see Credentials "
-                "and attempts in docs/workers.md",
-            )
+        for directory in self._hidden_directories:
+            why = landlock.hide_directory(directory)
+            if why:
+                log.info(
+                    "credentials.readable",
+                    directory=directory,
+                    reason=why,
+                    hint="what attempts run can read the worker's credentials there: see "
+                    "Credentials and attempts in docs/workers.md",
+                )
 
     def _drain_wakeups(self) -> None:
         with contextlib.suppress(BlockingIOError):

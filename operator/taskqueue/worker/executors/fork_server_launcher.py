@@ -43,14 +43,14 @@ class ForkServerConfig:
         log_format: of the worker.
         log_level: of the worker.
         report_memory: children report with each outcome how much memory they hold.
-        hidden_directory: whose files the processes shall not read; "": there is none.
+        hidden_directories: whose files the processes shall not read.
     """
 
     modules: Sequence[str]
     log_format: logs.LogFormat
     log_level: str
     report_memory: bool = False
-    hidden_directory: str = ""
+    hidden_directories: Sequence[str] = ()
 
     def launch_by_fork(
         self,
@@ -84,7 +84,7 @@ class ForkServerConfig:
                     theirs,
                     handlers,
                     report_memory=self.report_memory,
-                    hidden_directory=self.hidden_directory,
+                    hidden_directories=self.hidden_directories,
                 ).serve()
             finally:
                 os._exit(1)
@@ -104,7 +104,7 @@ class ForkServerConfig:
                 "log_format": self.log_format.value,
                 "log_level": self.log_level,
                 "report_memory": self.report_memory,
-                "hidden_directory": self.hidden_directory,
+                "hidden_directories": list(self.hidden_directories),
             }
         ).decode()
         try:
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
         control,
         registry,
         report_memory=values["report_memory"],
-        hidden_directory=values["hidden_directory"],
+        hidden_directories=values["hidden_directories"],
     ).serve()
 
 
