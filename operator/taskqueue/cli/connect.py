@@ -12,8 +12,9 @@ from taskqueue.amqp.channel import BrokerUnavailable
 from taskqueue.amqp.connection import Connection, connect
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
 from taskqueue.cli.errors import CommandFailed
-from taskqueue.kubernetes.broker_secret import NoBrokerSecret, read_broker_secret
+from taskqueue.kubernetes.broker_secret import read_broker_secret
 from taskqueue.kubernetes.client import ApiClient, ApiError, load_access
+from taskqueue.kubernetes.secret_values import SecretUnusable
 from taskqueue.kubernetes.taskqueue_codec import queue_path, read_queue
 from taskqueue.model.queue import QueueConfig, QueueKey
 
@@ -82,7 +83,7 @@ async def _parameters(target: QueueTarget) -> BrokerParameters:
     try:
         secret = await read_broker_secret(client, await _queue(client, target))
         return BrokerParameters.from_mapping(secret.data)
-    except (NoBrokerSecret, ApiError) as error:
+    except (SecretUnusable, ApiError) as error:
         raise CommandFailed(f"TaskQueue {target.name}: {error}") from error
     except BrokerConfigurationError as error:
         raise CommandFailed(f"TaskQueue {target.name}: {secret.where}: {error}") from error

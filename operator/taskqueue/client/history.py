@@ -15,7 +15,8 @@ from taskqueue.client.errors import NoArchive, Unavailable
 from taskqueue.client.requests import client_error, request_with_retries
 from taskqueue.direct.errors import ClientError
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.kubernetes.secret_values import SecretUnusable, read_secret_values
+from taskqueue.kubernetes.secret_values import SecretUnusable, read_secret
+from taskqueue.results.connection import check_foreign, read_connection
 
 if TYPE_CHECKING:
     from taskqueue.archive.archive import Archive
@@ -83,14 +84,11 @@ class HistoryReader:
         archive = self._archives.get(address)
         if archive is None:
             try:  # a program that asks for no history needs no library for it
-                from taskqueue.archive.address import read_address
                 from taskqueue.archive.archive import Archive
             except ImportError as error:
-                raise NoArchive(
-                    f"the history needs {error.name}: install taskqueue-operator[results]"
-                ) from error
+                raise _needs_library(error) from error
             try:
-                connection = read_address({"uri": address})
+                connection = read_connection({"uri": address}, only="postgresql")
             except ValueError as error:
                 raise NoArchive(f"the address of the archive: {error}") from None
             archive = self._archives[address] = Archive(connection, may_create=False)
@@ -111,8 +109,14 @@ class HistoryReader:
             name = _secret_of(raw)
             if not name:
                 raise NoArchive(f"{where} has no archive: set spec.archive, or give archive=")
-            values = await read_secret_values(api, namespace, name)
-        except SecretUnusable as error:
+            secret = await read_secret(
+                api, (namespace, name), where=f"Secret {namespace}/{name}", advice="create it"
+            )
+            found = read_connection(secret.data, only="postgresql")
+            check_foreign(found)
+        except ImportError as error:
+            raise _needs_library(error) from error
+        except (SecretUnusable, ValueError) as error:
             raise NoArchive(
                 f"the archive of {where} cannot be found: {error}, or give its address as archive="
             ) from error
@@ -120,7 +124,7 @@ class HistoryReader:
             if error.status == 404:
                 raise NoArchive(f"{where} does not exist: give archive=") from error
             raise client_error(error, f"find the archive of {where}") from error
-        return values.get("uri", "").strip()
+        return found.uri
 
     async def close(self) -> None:
         """Close all connections."""
@@ -131,6 +135,10 @@ class HistoryReader:
 def _secret_of(raw: Mapping[str, Any]) -> str:
     archive = raw["spec"].get("archive") or {}
     return str((archive.get("connectionSecret") or {}).get("name") or "")
+
+
+def _needs_library(error: ImportError) -> NoArchive:
+    return NoArchive(f"the history needs {error.name}: install taskqueue-operator[results]")
 
 
 def _client_error(error: ArchiveError) -> ClientError:

@@ -13,11 +13,16 @@ from taskqueue.client.access import ApiConnection
 from taskqueue.client.errors import ResultExpired, ResultUnavailable
 from taskqueue.client.requests import is_transient, request_with_retries
 from taskqueue.exact_json import decode
-from taskqueue.kubernetes.broker_secret import NoBrokerSecret, read_secret
 from taskqueue.kubernetes.client import ApiError
+from taskqueue.kubernetes.secret_values import SecretUnusable, read_secret
 from taskqueue.model.result import ResultReference, output_key
 from taskqueue.results.binary import BinaryResult
-from taskqueue.results.connection import StoreConnection, open_store, read_connection
+from taskqueue.results.connection import (
+    StoreConnection,
+    check_foreign,
+    open_store,
+    read_connection,
+)
 from taskqueue.results.patience import get_patiently
 from taskqueue.results.reference import JSON, ResultDamagedError, StoredResult, check_result
 from taskqueue.results.store import ResultStore, StoreError
@@ -157,18 +162,25 @@ class ResultReader:
                 where=f"Secret {namespace}/{name}",
                 advice="create it again",
             )
-            return read_connection(secret.data)
+            address = read_connection(secret.data)
+            check_foreign(address)
+            return address
         except ApiError as error:
             advice = f": {_ADVICE}" if error.status == 403 else ""
             raise ResultUnavailable(
                 f"{what} is not known: {error}{advice}", transient=is_transient(error)
             ) from error
-        except NoBrokerSecret as error:
+        except SecretUnusable as error:
             text = _ADVICE if error.reason == "SecretForbidden" else str(error)
             raise ResultUnavailable(f"{what} is not known: {text}", transient=False) from error
+        except ImportError as error:
+            raise ResultUnavailable(
+                f"{what} needs {error.name}: install taskqueue-operator[results]", transient=False
+            ) from error
         except ValueError as error:
             raise ResultUnavailable(
-                f"{what}: Secret {namespace}/{name}: {error}", transient=False
+                f"{what}: Secret {namespace}/{name}: {error}; or give the client results=",
+                transient=False,
             ) from error
 
 

@@ -8,46 +8,22 @@ namespace.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.secret_values import SecretUnusable, SecretValues, read_secret
 from taskqueue.model.queue import ClusterRef, QueueConfig
 
 ALLOWED_NAMESPACES = "rabbitmq.com/topology-allowed-namespaces"
 _CLUSTERS = "/apis/rabbitmq.com/v1beta1"
 
 
-class NoBrokerSecret(Exception):
-    """The Secret does not exist, cannot be read, or must not be used.
-
-    Attributes:
-        reason: CamelCase, for a condition.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerSecret:
-    """A Secret, and where it was found; `repr` does not show its values."""
-
-    namespace: str
-    name: str
-    where: str
-    data: Mapping[str, str] = field(repr=False)
-
-
-async def read_broker_secret(client: ApiClient, config: QueueConfig) -> BrokerSecret:
+async def read_broker_secret(client: ApiClient, config: QueueConfig) -> SecretValues:
     """Read the Secret of a TaskQueue's broker.
 
     Raises:
-        NoBrokerSecret: it does not exist, cannot be read or must not be used; the text says what to
+        SecretUnusable: it does not exist, cannot be read or must not be used; the text says what to
             do.
         ApiError: the API server is not available; try again.
     """
@@ -63,52 +39,6 @@ async def read_broker_secret(client: ApiClient, config: QueueConfig) -> BrokerSe
     return await read_secret(client, (namespace, name), where=where, advice=advice)
 
 
-async def read_secret(
-    client: ApiClient, key: tuple[str, str], *, where: str, advice: str
-) -> BrokerSecret:
-    """Read a Secret.
-
-    Args:
-        client: for the API server.
-        key: namespace and name.
-        where: names the Secret, and the field that names it.
-        advice: what to do if there is none.
-
-    Raises:
-        NoBrokerSecret, ApiError: see `read_broker_secret`.
-    """
-    namespace, name = key
-    try:
-        secret = await client.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
-    except ApiError as error:
-        if error.status == 403:
-            raise NoBrokerSecret(
-                "SecretForbidden",
-                f"{where}: the operator may not read it: grant its role get on secrets",
-            ) from None
-        if error.status == 404:
-            raise NoBrokerSecret("SecretNotFound", f"{where} does not exist: {advice}") from None
-        raise
-    return BrokerSecret(namespace, name, where, secret_data(secret, where))
-
-
-def secret_data(secret: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Return the texts in a Secret object; ``where`` names it.
-
-    Raises:
-        NoBrokerSecret: a value is not text.
-    """
-    try:
-        return {
-            key: base64.b64decode(value).decode()
-            for key, value in (secret.get("data") or {}).items()
-        }
-    except (binascii.Error, UnicodeDecodeError) as error:
-        raise NoBrokerSecret(
-            "SecretInvalid", f"{where}: a value is not UTF-8 text ({error})"
-        ) from None
-
-
 async def _binding_secret(client: ApiClient, config: QueueConfig, cluster: ClusterRef) -> str:
     where = (
         f"RabbitmqCluster {cluster.namespace}/{cluster.name} (spec.broker.rabbitmqClusterReference)"
@@ -118,7 +48,7 @@ async def _binding_secret(client: ApiClient, config: QueueConfig, cluster: Clust
         found = await client.get(path)
     except ApiError as error:
         if error.status == 403:
-            raise NoBrokerSecret(
+            raise SecretUnusable(
                 "ClusterForbidden",
                 f"{where}: the operator may not read it: grant its role get on rabbitmqclusters of "
                 "rabbitmq.com",
@@ -126,16 +56,16 @@ async def _binding_secret(client: ApiClient, config: QueueConfig, cluster: Clust
         if error.status != 404:
             raise
         if not await _has_clusters(client):
-            raise NoBrokerSecret(
+            raise SecretUnusable(
                 "ClusterOperatorMissing",
                 f"{where}: the API server has no kind RabbitmqCluster: install the RabbitMQ "
                 "Cluster Operator, or use connectionSecret",
             ) from None
-        raise NoBrokerSecret(
+        raise SecretUnusable(
             "ClusterNotFound", f"{where} does not exist: create it, or correct the reference"
         ) from None
     if not _allows(found, config.namespace):
-        raise NoBrokerSecret(
+        raise SecretUnusable(
             "ClusterNotAllowed",
             f"{where} does not allow namespace {config.namespace}: add it to the annotation "
             f"{ALLOWED_NAMESPACES} of the RabbitmqCluster",
@@ -143,7 +73,7 @@ async def _binding_secret(client: ApiClient, config: QueueConfig, cluster: Clust
     binding = (found.get("status") or {}).get("binding") or {}
     name = binding.get("name")
     if not name:
-        raise NoBrokerSecret(
+        raise SecretUnusable(
             "ClusterNotReady",
             f"{where} has no status.binding yet: the cluster is being created; it is checked again "
             "automatically",

@@ -1,15 +1,18 @@
-"""Reads the values of a Secret."""
+"""Reads the values of a Secret that a TaskQueue names."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from taskqueue.kubernetes.client import ApiClient, ApiError
 
 
 class SecretUnusable(Exception):
-    """A Secret does not exist, may not be read, or has values that are no text.
+    """A Secret does not exist, cannot be read, must not be used, or says nothing that can be used.
 
     Attributes:
         reason: CamelCase, for a condition.
@@ -20,28 +23,59 @@ class SecretUnusable(Exception):
         self.reason = reason
 
 
-async def read_secret_values(client: ApiClient, namespace: str, name: str) -> dict[str, str]:
-    """Return the values of a Secret by key.
+@dataclass(frozen=True, slots=True)
+class SecretValues:
+    """A Secret, and where it was found; `repr` does not show its values."""
+
+    namespace: str
+    name: str
+    where: str
+    data: Mapping[str, str] = field(repr=False)
+
+
+async def read_secret(
+    client: ApiClient, key: tuple[str, str], *, where: str, advice: str
+) -> SecretValues:
+    """Read a Secret.
+
+    Args:
+        client: for the API server.
+        key: namespace and name.
+        where: names the Secret, and the field that names it.
+        advice: what to do if there is none.
 
     Raises:
-        SecretUnusable: with what to do about it.
+        SecretUnusable: it does not exist, may not be read, or has a value that is not text.
         ApiError: the API server is not available; try again.
     """
-    where = f"Secret {namespace}/{name}"
+    namespace, name = key
     try:
         secret = await client.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
     except ApiError as error:
         if error.status == 403:
             raise SecretUnusable(
-                "SecretForbidden", f"{where}: it may not be read: grant get on it"
+                "SecretForbidden",
+                f"{where} may not be read: grant get on secrets in namespace {namespace}",
             ) from None
         if error.status == 404:
-            raise SecretUnusable("SecretNotFound", f"{where} does not exist: create it") from None
+            raise SecretUnusable("SecretNotFound", f"{where} does not exist: {advice}") from None
         raise
+    return SecretValues(namespace, name, where, secret_data(secret, where))
+
+
+def secret_data(secret: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Return the texts in a Secret object; ``where`` names it.
+
+    Raises:
+        SecretUnusable: a value is not text.
+    """
     try:
-        values = (secret.get("data") or {}).items()
-        return {key: base64.b64decode(value).decode() for key, value in values}
+        return {
+            key: base64.b64decode(value).decode()
+            for key, value in (secret.get("data") or {}).items()
+        }
     except (binascii.Error, UnicodeDecodeError):
+        # Not the error itself: it shows a byte of the value.
         raise SecretUnusable(
             "SecretInvalid", f"{where}: a value is not UTF-8 text: correct it"
         ) from None

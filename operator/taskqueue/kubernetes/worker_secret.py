@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskqueue.api.common import GROUP
-from taskqueue.kubernetes.broker_secret import NoBrokerSecret, secret_data
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.ownership import FIELD_MANAGER, MANAGED_BY, owner_reference, worker_name
+from taskqueue.kubernetes.secret_values import SecretUnusable, secret_data
 from taskqueue.kubernetes.taskqueue_codec import QUEUE_LABEL
 from taskqueue.model.queue import QueueConfig
 from taskqueue.timestamps import from_rfc3339, to_rfc3339
@@ -50,7 +50,7 @@ async def read_worker_secret(client: ApiClient, config: QueueConfig) -> WorkerSe
     """Read the Secret; None: there is none, or it has nothing that can be used.
 
     Raises:
-        NoBrokerSecret: it is somebody else's, or may not be read.
+        SecretUnusable: it is somebody else's, or may not be read.
         ApiError: the API server is not available; try again.
     """
     where = _where(config)
@@ -62,7 +62,7 @@ async def read_worker_secret(client: ApiClient, config: QueueConfig) -> WorkerSe
         raise _forbidden(error, f"{where}: the operator may not read it") from None
     owners = secret["metadata"].get("ownerReferences") or ()
     if not any(owner.get("uid") == config.uid for owner in owners):
-        raise NoBrokerSecret(
+        raise SecretUnusable(
             "SecretNotOwned",
             f"{where} exists and was not made by the operator for this TaskQueue, which needs its "
             "name: delete or rename it",
@@ -70,7 +70,7 @@ async def read_worker_secret(client: ApiClient, config: QueueConfig) -> WorkerSe
     rotated = (secret["metadata"].get("annotations") or {}).get(ROTATED_ANNOTATION, "")
     try:
         return WorkerSecret(data=secret_data(secret, where), rotated=from_rfc3339(rotated))
-    except (NoBrokerSecret, ValueError):
+    except (SecretUnusable, ValueError):
         return None
 
 
@@ -80,7 +80,7 @@ async def apply_worker_secret(
     """Create or replace the Secret.
 
     Raises:
-        NoBrokerSecret: the operator may not; the text says how to permit it.
+        SecretUnusable: the operator may not; the text says how to permit it.
         ApiError: the API server is not available; try again.
     """
     body: dict[str, Any] = {
@@ -101,10 +101,10 @@ async def apply_worker_secret(
         raise _forbidden(error, f"{_where(config)}: the operator may not write it") from None
 
 
-def _forbidden(error: ApiError, said: str) -> ApiError | NoBrokerSecret:
+def _forbidden(error: ApiError, said: str) -> ApiError | SecretUnusable:
     if error.status != 403:
         return error
-    return NoBrokerSecret(
+    return SecretUnusable(
         "SecretForbidden",
         f"{said}: bind the ClusterRole taskqueue-operator-credentials to its ServiceAccount in "
         "this namespace (docs/operations.md, credentials of workers)",

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, errors
+from psycopg.conninfo import conninfo_to_dict
 
 from taskqueue.results.connection import StoreConnection
 from taskqueue.results.reference import StoredResult
@@ -53,6 +54,39 @@ _PORTION = 500
 #: intervention of an operator, a standby that is about to lead, and a lock.
 _TRANSIENT_CLASSES = {"08", "40", "53", "57"}
 _TRANSIENT_CODES = {"25006", "55P03"}
+
+
+#: What an address of others may set, beside the server, the user and the database. Many of the rest
+#: name files: of certificates and keys, passwords, services, or one to write the session's keys to.
+_FOREIGN = frozenset(
+    """
+    host hostaddr port dbname user password connect_timeout application_name
+    fallback_application_name client_encoding options keepalives keepalives_idle
+    keepalives_interval keepalives_count tcp_user_timeout sslmode sslnegotiation
+    sslcompression sslsni ssl_min_protocol_version ssl_max_protocol_version
+    min_protocol_version max_protocol_version gssencmode channel_binding require_auth
+    target_session_attrs load_balance_hosts sslrootcert
+    """.split()  # noqa: SIM905
+)
+
+
+def check_foreign(connection: StoreConnection) -> None:
+    """See `taskqueue.results.connection.check_foreign`."""
+    try:
+        found = conninfo_to_dict(connection.uri)
+    except psycopg.Error:  # its text has a part of the address
+        raise ValueError("the key uri is not an address of PostgreSQL: correct it") from None
+    refused = sorted(found.keys() - _FOREIGN)
+    if found.get("sslrootcert", "system") != "system":
+        refused.append("sslrootcert")
+    if refused:
+        raise ValueError(
+            f"the key uri has {', '.join(refused)}, which could name files of the program that "
+            "connects: leave it out; sslrootcert=system trusts the certificates of its image"
+        )
+    hosts = str(found.get("host") or found.get("hostaddr") or "").split(",")
+    if any(not host or host.startswith(("/", "@")) for host in hosts):
+        raise ValueError("the key uri names no host, or a Unix socket: give the name of a host")
 
 
 def open_store(

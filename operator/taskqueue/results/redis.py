@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from typing import Any, TypeVar, cast
+from urllib.parse import parse_qsl, urlsplit
 
 from redis import asyncio as redis
 from redis import exceptions
@@ -25,6 +26,23 @@ _T = TypeVar("_T")
 _CONNECTIONS = 4
 
 _TYPE, _BODY = b"type", b"body"
+
+
+#: What an address of others may set; others name files, or override what we set ourselves.
+_FOREIGN = frozenset(
+    {"db", "username", "password", "protocol", "client_name", "ssl_cert_reqs", "ssl_check_hostname"}
+)
+
+
+def check_foreign(connection: StoreConnection) -> None:
+    """See `taskqueue.results.connection.check_foreign`."""
+    options = parse_qsl(urlsplit(connection.uri).query, keep_blank_values=True)
+    refused = sorted({name for name, _ in options} - _FOREIGN)
+    if refused:
+        raise ValueError(
+            f"the key uri has {', '.join(refused)}, which others may not set: use only "
+            f"{', '.join(sorted(_FOREIGN))}"
+        )
 
 
 def open_store(

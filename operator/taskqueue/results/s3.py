@@ -29,6 +29,15 @@ _REGION = "us-east-1"
 _PAGE = 500
 
 
+def check_foreign(connection: StoreConnection) -> None:
+    """See `taskqueue.results.connection.check_foreign`."""
+    if not (connection.access_key_id and connection.secret_access_key):
+        raise ValueError(
+            "there are no keys accessKeyId and secretAccessKey, and the role of the program that "
+            "connects is not used for others: give both, or leave deleting to a rule of the bucket"
+        )
+
+
 def open_store(
     connection: StoreConnection, *, retention_seconds: float | None, timeout: float
 ) -> ResultStore:

@@ -200,7 +200,7 @@ async def test_json_that_is_none_is_damaged(
         (QUEUE, ApiError(404, "NotFound", "no such"), "no such"),
         (SECRET, ApiError(404, "NotFound", "no"), "Secret shop/results does not exist"),
         (QUEUE, {"spec": {}}, "spec.results.store is absent"),
-        (SECRET, {"data": {}}, "there is no key uri"),
+        (SECRET, {"data": {}}, "the key uri must be an address"),
     ],
 )
 async def test_a_store_that_is_not_known_says_what_to_do(

@@ -5,12 +5,9 @@ from typing import Any, cast
 
 import pytest
 
-from taskqueue.kubernetes.broker_secret import (
-    ALLOWED_NAMESPACES,
-    NoBrokerSecret,
-    read_broker_secret,
-)
+from taskqueue.kubernetes.broker_secret import ALLOWED_NAMESPACES, read_broker_secret
 from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.secret_values import SecretUnusable
 from taskqueue.model.queue import ClusterRef, QueueConfig
 
 SECRET = {"data": {"host": "cmFiYml0", "username": "dQ=="}}
@@ -97,7 +94,7 @@ TROUBLES: list[tuple[str, dict[str, Any], str]] = [
 async def test_read_broker_secret_names_what_is_missing(
     reason: str, objects: dict[str, Any], says: str
 ) -> None:
-    with pytest.raises(NoBrokerSecret, match="broker/rabbit") as raised:
+    with pytest.raises(SecretUnusable, match="broker/rabbit") as raised:
         await read(objects)
     assert raised.value.reason == reason
     assert says in str(raised.value)

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused, Delivery
 from taskqueue.amqp.connection import Connection
-from taskqueue.archive.address import read_address
 from taskqueue.archive.errors import EXPLANATIONS, ArchiveError
 from taskqueue.archive.rows import ArchivedTask, read_event
 from taskqueue.backoff import HELD_SECONDS, Backoff
@@ -37,10 +36,10 @@ from taskqueue.controller.queues.conditions.archive_connected import (
 )
 from taskqueue.controller.tasks.dispatcher import do_nothing
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.kubernetes.secret_values import SecretUnusable, read_secret_values
+from taskqueue.kubernetes.secret_values import SecretUnusable, read_secret
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import ArchiveConfig, Condition, QueueConfig, QueueKey
-from taskqueue.results.connection import StoreConnection
+from taskqueue.results.connection import StoreConnection, check_foreign, read_connection
 from taskqueue.timestamps import Clock
 
 if TYPE_CHECKING:
@@ -199,12 +198,19 @@ class Archiver:
             await archive.missing(())
 
     async def _address(self, config: ArchiveConfig) -> StoreConnection:
-        values = await read_secret_values(self._client, self._key[0], config.secret)
+        namespace, name = self._key[0], config.secret
+        secret = await read_secret(
+            self._client,
+            (namespace, name),
+            where=f"Secret {namespace}/{name} (spec.archive.connectionSecret)",
+            advice="create it with the key uri",
+        )
         try:
-            return read_address(values)
+            address = read_connection(secret.data, only="postgresql")
+            check_foreign(address)
         except ValueError as error:
-            where = f"Secret {self._key[0]}/{config.secret}"
-            raise SecretUnusable("SecretInvalid", f"{where}: {error}") from None
+            raise SecretUnusable("SecretInvalid", f"{secret.where}: {error}") from None
+        return address
 
     async def _delete_old(self, config: ArchiveConfig, archive: Archive) -> None:
         while config.retention_seconds is not None:

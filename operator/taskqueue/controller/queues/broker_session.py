@@ -33,8 +33,9 @@ from taskqueue.controller.queues.statistics import QueueStatistics, StatisticsRe
 from taskqueue.controller.queues.user_sweeper import UserSweeper
 from taskqueue.controller.queues.worker_credentials import BrokerAccess, WorkerCredentials
 from taskqueue.controller.tasks.dispatcher import Dispatcher
-from taskqueue.kubernetes.broker_secret import NoBrokerSecret, read_broker_secret
+from taskqueue.kubernetes.broker_secret import read_broker_secret
 from taskqueue.kubernetes.client import ApiClient
+from taskqueue.kubernetes.secret_values import SecretUnusable
 from taskqueue.limits import TOPOLOGY_CHECK_SECONDS
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import ClusterRef, Condition, QueueConfig, QueueKey
@@ -284,7 +285,7 @@ class BrokerSession:
         """Delete the broker users of a TaskQueue that is being deleted.
 
         Raises:
-            ApiError, ManagementError, NoBrokerSecret: try again.
+            ApiError, ManagementError, SecretUnusable: try again.
         """
         await self.credentials.delete_users(config, self._access(config))
 
@@ -311,7 +312,7 @@ class BrokerSession:
         """
         try:
             parameters = await self.find_parameters(config)
-        except NoBrokerSecret as problem:
+        except SecretUnusable as problem:
             if self._is_connected and problem.reason not in _FORBIDS:
                 log.warning(
                     "secret.read_failed",
@@ -334,14 +335,14 @@ class BrokerSession:
         """Read the Secret, and return what it says.
 
         Raises:
-            NoBrokerSecret: there is none, or it cannot be used.
+            SecretUnusable: there is none, or it cannot be used.
             ApiError: the API server could not be asked; try again.
         """
         secret = await read_broker_secret(self._client, config)
         try:
             parameters = BrokerParameters.from_mapping(secret.data)
         except BrokerConfigurationError as problem:
-            raise NoBrokerSecret("SecretInvalid", f"{secret.where}: {problem}") from None
+            raise SecretUnusable("SecretInvalid", f"{secret.where}: {problem}") from None
         try:
             self._endpoint = (ManagementEndpoint.from_mapping(secret.data, parameters), "")
         except BrokerConfigurationError as problem:

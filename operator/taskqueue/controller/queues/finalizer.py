@@ -27,10 +27,10 @@ from taskqueue.backoff import Backoff
 from taskqueue.contract.names import dead_queue, operator_name, work_queue
 from taskqueue.contract.topology import delete_task_queue
 from taskqueue.direct.management_http import ManagementError
-from taskqueue.kubernetes.broker_secret import NoBrokerSecret
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.event_api import WARNING, EventSpec, EventWriter, Regarding, event_name
 from taskqueue.kubernetes.finalizers import set_queues_finalizer
+from taskqueue.kubernetes.secret_values import SecretUnusable
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import CredentialsType, QueueConfig
 
@@ -51,9 +51,9 @@ class QueueFinalizer:
     Args:
         client: for the API server.
         installation: whose operator got the queue's events.
-        find_parameters: returns where the broker is; raises `NoBrokerSecret` or `ApiError`.
+        find_parameters: returns where the broker is; raises `SecretUnusable` or `ApiError`.
         delete_users: deletes managed users there; raises `ManagementError`,
-            `NoBrokerSecret` or `ApiError`.
+            `SecretUnusable` or `ApiError`.
         connect: connects to it.
     """
 
@@ -128,7 +128,7 @@ class QueueFinalizer:
                         BrokerUnavailable,
                         ChannelRefused,
                         ManagementError,
-                        NoBrokerSecret,
+                        SecretUnusable,
                     ) as trouble:
                         problem = str(trouble)
                     else:
@@ -141,7 +141,7 @@ class QueueFinalizer:
     async def _try_delete(self, config: QueueConfig, known: BrokerParameters | None) -> None:
         try:
             parameters = await self._find_parameters(config)
-        except (ApiError, NoBrokerSecret):
+        except (ApiError, SecretUnusable):
             if known is None:
                 raise
             parameters = known

@@ -14,12 +14,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from taskqueue.kubernetes.broker_secret import NoBrokerSecret, read_secret
 from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.secret_values import SecretUnusable, read_secret
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import Condition, QueueConfig, ResultsConfig
 from taskqueue.model.result import queue_prefix
-from taskqueue.results.connection import StoreConnection, open_store, read_connection
+from taskqueue.results.connection import (
+    StoreConnection,
+    check_foreign,
+    open_store,
+    read_connection,
+)
 from taskqueue.results.store import ResultStore, StoreError
 from taskqueue.timestamps import Clock
 
@@ -100,7 +105,7 @@ class ResultRetention:
     async def _check(self, config: QueueConfig) -> None:
         try:
             connection = await self._find(config)
-        except NoBrokerSecret as problem:
+        except SecretUnusable as problem:
             self.condition = Condition(TYPE, False, problem.reason, str(problem))
             return
         except ApiError as problem:
@@ -121,7 +126,7 @@ class ResultRetention:
         """Read the Secret.
 
         Raises:
-            NoBrokerSecret: there is none, or it cannot be used.
+            SecretUnusable: there is none, or it cannot be used.
             ApiError: the API server could not be asked.
         """
         name = config.results.secret
@@ -134,7 +139,7 @@ class ResultRetention:
         try:
             return read_connection(secret.data)
         except ValueError as problem:
-            raise NoBrokerSecret("SecretInvalid", f"{secret.where}: {problem}") from None
+            raise SecretUnusable("SecretInvalid", f"{secret.where}: {problem}") from None
 
     async def _delete(
         self, config: QueueConfig, connection: StoreConnection, retention: float
@@ -142,6 +147,7 @@ class ResultRetention:
         """Delete what is too old; return what was wrong, "" if nothing was."""
         deleted = 0
         try:
+            check_foreign(connection)
             store = self._open(connection)
             try:
                 async with asyncio.timeout(PASS_SECONDS):
@@ -152,6 +158,13 @@ class ResultRetention:
                 await store.close()
         except TimeoutError:  # the next one goes on where this one was
             log.info("results.deletion_continues", **_fields(config), seconds=PASS_SECONDS)
+        except ValueError as problem:
+            return f"what is older than the retention is not deleted: {problem}"
+        except ImportError as problem:
+            return (
+                "what is older than the retention is not deleted: the operator's image has no "
+                f"{problem.name}: install the extra results"
+            )
         except StoreError as problem:
             log.warning("results.deletion_failed", **_fields(config), error=str(problem))
             # Not its text: whoever names an address must not read here what listens there.

@@ -27,9 +27,9 @@ from taskqueue.contract.worker_users import worker_users
 from taskqueue.controller.queues.user_sweeper import UserSweeper
 from taskqueue.direct.broker_users import BrokerUsers
 from taskqueue.direct.management_http import ManagementClient, ManagementError
-from taskqueue.kubernetes.broker_secret import NoBrokerSecret, read_secret
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.ownership import worker_name
+from taskqueue.kubernetes.secret_values import SecretUnusable, read_secret
 from taskqueue.kubernetes.worker_secret import (
     WorkerSecret,
     apply_worker_secret,
@@ -156,7 +156,7 @@ class WorkerCredentials:
         """Delete the users of a TaskQueue that is being deleted.
 
         Raises:
-            ApiError, ManagementError, NoBrokerSecret: they may still be there; try again.
+            ApiError, ManagementError, SecretUnusable: they may still be there; try again.
         """
         if access is None:
             raise ManagementError("the broker is not known: its Secret is missing")
@@ -190,7 +190,7 @@ class WorkerCredentials:
                     self.condition = await self._manage(config, access)
             if access is not None and access.management and self._is_sweep_due(access):
                 await self._sweep(access.management)
-        except NoBrokerSecret as problem:
+        except SecretUnusable as problem:
             self._on_problem(config, problem.reason, str(problem))
         except ManagementError as problem:
             self._on_problem(config, "ManagementFailed", problem.text)
@@ -223,7 +223,7 @@ class WorkerCredentials:
         try:
             parameters = BrokerParameters.from_mapping(found.data)
         except BrokerConfigurationError as problem:
-            raise NoBrokerSecret("SecretInvalid", f"{where}: {problem}") from None
+            raise SecretUnusable("SecretInvalid", f"{where}: {problem}") from None
         if access is not None and parameters.username == access.parameters.username:
             return Condition(
                 _TYPE,
@@ -246,7 +246,7 @@ class WorkerCredentials:
             self.secret = (config.namespace, worker_name(config.name))
         endpoint = access.management
         if endpoint is None:
-            raise NoBrokerSecret(
+            raise SecretUnusable(
                 "ManagementMissing",
                 access.problem
                 or "the operator cannot make a broker user for the workers: add the key "

@@ -123,6 +123,8 @@ async def test_a_condition_has_no_foreign_word(case: Case, trouble: ArchiveTroub
         (ApiError(403, "Forbidden", "x"), "SecretForbidden"),
         ({}, "SecretInvalid"),
         ({"uri": "redis://password@somewhere"}, "SecretInvalid"),
+        ({"uri": f"{URI}?sslrootcert=/proc/self/fd/1"}, "SecretInvalid"),
+        ({"uri": f"{URI}?sslcert=/etc/tls.crt&sslkey=/etc/tls.key"}, "SecretInvalid"),
     ],
 )
 async def test_a_secret_that_names_no_database_is_said_and_read_again(
@@ -138,6 +140,33 @@ async def test_a_secret_that_names_no_database_is_said_and_read_again(
     await asyncio.sleep(15)
     assert case.condition.status is True
     assert len(case.archive.rows) == 1
+
+
+async def test_a_database_that_is_away_is_noticed_while_no_task_ends(case: Case) -> None:
+    await case.reconcile()
+    await asyncio.sleep(1)
+    assert case.condition.status is True
+    changes, closed = case.changes, case.archive.closed
+    case.archive.trouble = ArchiveTrouble.UNAVAILABLE
+    await asyncio.sleep(60)
+    assert case.condition.status is False
+    assert case.condition.reason == "ArchiveUnavailable"
+    assert case.changes > changes
+    assert case.archive.closed > closed
+    case.archive.trouble = None
+    await asyncio.sleep(60)
+    assert case.condition.status is True
+
+
+async def test_a_secret_that_is_lost_while_no_task_ends_is_noticed(case: Case) -> None:
+    await case.reconcile()
+    await asyncio.sleep(1)
+    case.api.secret = ApiError(503, "Unavailable", "x")  # that says nothing about the Secret
+    await asyncio.sleep(60)
+    assert case.condition.status is True
+    case.api.secret = ApiError(404, "NotFound", "x")
+    await asyncio.sleep(60)
+    assert (case.condition.status, case.condition.reason) == (False, "SecretNotFound")
 
 
 async def test_another_database_in_the_secret_is_used(case: Case) -> None:

@@ -11,8 +11,8 @@ from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.controller.queues.finalizer import REMOVAL_SECONDS, QueueFinalizer
 from taskqueue.direct.management_http import ManagementError
-from taskqueue.kubernetes.broker_secret import NoBrokerSecret
 from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.secret_values import SecretUnusable
 from taskqueue.kubernetes.taskqueue_codec import QUEUES_FINALIZER
 from taskqueue.model.queue import CredentialsPolicy, CredentialsType, QueueConfig
 
@@ -116,7 +116,7 @@ class Case:
         self.config = config
         self.broker = FakeBroker()
         self.api = api or FakeApi("other", QUEUES_FINALIZER)
-        self.secret: NoBrokerSecret | BrokerParameters = BROKER
+        self.secret: SecretUnusable | BrokerParameters = BROKER
         self.management: ManagementError | None = None
         self.users_deleted = 0
         self.finalizer = QueueFinalizer(
@@ -128,7 +128,7 @@ class Case:
         )
 
     async def _find(self, config: QueueConfig) -> BrokerParameters:
-        if isinstance(self.secret, NoBrokerSecret):
+        if isinstance(self.secret, SecretUnusable):
             raise self.secret
         return self.secret
 
@@ -223,7 +223,7 @@ async def test_a_broker_that_stays_away_delays_the_end_by_a_minute(hangs: bool) 
 @pytest.mark.looptime
 async def test_a_secret_that_went_first_is_not_needed_any_more() -> None:
     case = Case()
-    case.secret = NoBrokerSecret("SecretNotFound", "gone")
+    case.secret = SecretUnusable("SecretNotFound", "gone")
     await case.finalizer.finalize(case.config, known=BROKER)
     assert case.broker.deleted == QUEUES
 
@@ -231,7 +231,7 @@ async def test_a_secret_that_went_first_is_not_needed_any_more() -> None:
 @pytest.mark.looptime
 async def test_an_unknown_broker_and_a_refused_event_keep_nothing_for_ever() -> None:
     case = Case()
-    case.secret = NoBrokerSecret("SecretNotFound", "gone")
+    case.secret = SecretUnusable("SecretNotFound", "gone")
     case.api.event_failure = ApiError(403, "Forbidden", "the namespace is being terminated")
     await case.finalizer.finalize(case.config, known=None)
     assert case.api.metadata["finalizers"] == ["other"]

@@ -112,9 +112,9 @@ async def test_without_a_retention_nothing_is_deleted(checked: Checked) -> None:
     ("answer", "reason", "part"),
     [
         (ApiError(404, "NotFound", "no"), "SecretNotFound", "create it with the key uri"),
-        (ApiError(403, "Forbidden", "no"), "SecretForbidden", "grant its role get on secrets"),
-        (secret(), "SecretInvalid", "there is no key uri"),
-        (secret(uri="mysql://u:s3cret@h"), "SecretInvalid", "begins with 'mysql'"),
+        (ApiError(403, "Forbidden", "no"), "SecretForbidden", "grant get on secrets"),
+        (secret(), "SecretInvalid", "the key uri must be an address"),
+        (secret(uri="mysql://u:s3cret@h"), "SecretInvalid", "begins with mysql://"),
         ({"data": {"uri": "/w=="}}, "SecretInvalid", "not UTF-8"),
     ],
 )
@@ -165,6 +165,28 @@ async def test_a_store_that_hangs_holds_up_nothing_and_is_left_after_a_while(
     checked.retention.close()
     await asyncio.sleep(0)
     assert result_retention.PASS_SECONDS < 100
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"uri": "s3://bucket/prefix"},
+        {"uri": "postgresql://u:p@db/tasks?sslrootcert=/proc/self/fd/1"},
+    ],
+)
+async def test_a_store_that_would_use_something_of_the_operators_is_not_opened(
+    checked: Checked, keys: dict[str, str]
+) -> None:
+    checked.api.answer = secret(**keys)
+    condition = await checked.run(200)
+    assert not checked.opened
+    assert condition is not None
+    assert not condition.status
+    assert "is not deleted" in condition.message
+    checked.config = replace(CONFIG, results=ResultsConfig(secret="results"))
+    condition = await checked.run(3)
+    assert condition is not None
+    assert condition.status  # workers may use it: it is theirs
 
 
 async def test_a_changed_store_is_looked_at_at_once(checked: Checked) -> None:
