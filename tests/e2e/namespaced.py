@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,13 @@ MANIFESTS = CHECKOUT / "manifests" / "namespaced"
 SERVICE_ACCOUNT = "taskqueue-operator"
 
 
-def write_overlay(folder: Path, *, operator: str, served: Iterable[str]) -> None:
-    """Write the overlay of an installation: its operator's namespace, and those that it serves."""
+def write_overlay(
+    folder: Path, *, operator: str, served: Iterable[str], managed: Collection[str] = ()
+) -> None:
+    """Write the overlay of an installation: its operator's namespace, and those that it serves.
+
+    In those that are ``managed`` it may give workers credentials of their own.
+    """
     names = list(served)
     container = {
         "name": "operator",
@@ -32,23 +37,24 @@ def write_overlay(folder: Path, *, operator: str, served: Iterable[str]) -> None
         "metadata": {"name": "taskqueue-operator"},
         "spec": {"template": {"spec": {"containers": [container]}}},
     }
-    _write(folder / "operator", operator, "operator", "Deployment", yaml.safe_dump(deployment))
+    _write(folder / "operator", operator, ["operator"], "Deployment", yaml.safe_dump(deployment))
     subject = [{"op": "replace", "path": "/subjects/0/namespace", "value": operator}]
     for name in names:
         place = folder / name
-        _write(place, name, "served", "RoleBinding", yaml.safe_dump(subject), f"-{operator}")
+        bases = ["served", "credentials"] if name in managed else ["served"]
+        _write(place, name, bases, "RoleBinding", yaml.safe_dump(subject), f"-{operator}")
     resources = {"resources": ["operator", *names]}
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(resources))
 
 
 def _write(
-    folder: Path, namespace: str, base: str, kind: str, patch: str, suffix: str = ""
+    folder: Path, namespace: str, bases: Iterable[str], kind: str, patch: str, suffix: str = ""
 ) -> None:
     folder.mkdir(parents=True)
     kustomization = {
         "namespace": namespace,
         "nameSuffix": suffix,
-        "resources": [os.path.relpath(MANIFESTS / base, folder)],
+        "resources": [os.path.relpath(MANIFESTS / base, folder) for base in bases],
         "patches": [{"target": {"kind": kind}, "patch": patch}],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))

@@ -126,10 +126,14 @@ OWN: Mapping[Right, str] = {
         update="kubernetes/lease.py",
     ),
 }
+#: In a namespace whose TaskQueues may have managed credentials of workers.
+MANAGED: Mapping[Right, str] = rights(
+    "", "secrets", create="kubernetes/worker_secret.py", patch="kubernetes/worker_secret.py"
+)
 LEASE_BY_NAME = {Right("coordination.k8s.io", "leases", verb) for verb in ("get", "update")}
 
 
-@pytest.mark.parametrize("module", sorted({*SERVED.values(), *OWN.values()}))
+@pytest.mark.parametrize("module", sorted({*SERVED.values(), *OWN.values(), *MANAGED.values()}))
 def test_a_right_is_for_a_module_that_there_is(module: str) -> None:
     assert (CHECKOUT / "operator" / "taskqueue" / module).is_file()
 
@@ -222,14 +226,14 @@ def test_a_cluster_wide_operator_may_do_a_little_more_in_its_own_namespace(
 
 @pytest.fixture(scope="module")
 def installed(kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The prefix of the namespaces of a namespaced installation that serves one of them."""
+    """The prefix of the namespaces of a namespaced installation that serves two of them."""
     folder: Path = tmp_path_factory.mktemp("namespaced")
     prefix = f"rights-{uuid.uuid4().hex[:6]}"
-    names = [f"{prefix}-{which}" for which in ("operator", "served", "other")]
+    names = [f"{prefix}-{which}" for which in ("operator", "served", "managed", "other")]
     for name in names:
         kubectl.ok("create", "namespace", name)
     overlay = folder / "overlay"
-    namespaced.write_overlay(overlay, operator=names[0], served=[names[1]])
+    namespaced.write_overlay(overlay, operator=names[0], served=names[1:3], managed=[names[2]])
     objects = namespaced.rendered(kubectl, overlay)
     assert {one["kind"] for one in objects} == {
         "ServiceAccount",
@@ -249,6 +253,7 @@ def test_a_namespaced_operator_has_these_rights_where_it_serves_only(
 ) -> None:
     operator = f"{installed}-operator"
     assert reviews.allowed(operator, f"{installed}-served") == set(SERVED)
+    assert reviews.allowed(operator, f"{installed}-managed") == set(SERVED) | set(MANAGED)
     assert reviews.allowed(operator, operator) == set(OWN)
     assert reviews.allowed(operator, f"{installed}-other") == set()
     assert reviews.allowed(operator, "") == set()

@@ -54,14 +54,15 @@ class Kubectl:
         return read_json(done) if done.strip() else None
 
     def create(self, body: Object) -> Object:
-        """Create an object and return it.
+        """Create an object, in the namespace that it names if it does, and return it.
 
         Raises:
             CommandFailed: it is refused; the text is the API server's.
         """
-        made: Object = read_json(
-            self._run("create", "-f", "-", "-o", "json", body=json.dumps(body))
-        )
+        named = body["metadata"].get("namespace")
+        place = ("-n", named) if named else None
+        words = ("create", "-f", "-", "-o", "json")
+        made: Object = read_json(self._run(*words, body=json.dumps(body), namespace=place))
         return made
 
     def patch(self, kind: str, one: Object, change: Object) -> None:

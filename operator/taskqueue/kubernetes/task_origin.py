@@ -19,6 +19,10 @@ CANCELLED_BY = f"{GROUP}/cancelled-by"
 RETRY_OF = f"{GROUP}/retry-of"
 
 
+#: Characters of a name: annotations have room for much more than an event of an end.
+_LENGTH = 256
+
+
 def origin_of(metadata: Mapping[str, Any] | None, *, cancelled: bool) -> TaskOrigin:
     """Return what an object's metadata says; ``cancelled``: its spec.cancel is true."""
     if not metadata:
@@ -31,11 +35,11 @@ def origin_of(metadata: Mapping[str, Any] | None, *, cancelled: bool) -> TaskOri
     cancelling = [one for one in writes if _has_cancel(one)] if cancelled else []
     return TaskOrigin(
         labels=labels,
-        submitted_by=annotations.get(SUBMITTED_BY) or submitted,
-        cancelled_by=(annotations.get(CANCELLED_BY) or _last_manager(cancelling))
+        submitted_by=(annotations.get(SUBMITTED_BY) or submitted)[:_LENGTH],
+        cancelled_by=(annotations.get(CANCELLED_BY) or _last_manager(cancelling))[:_LENGTH]
         if cancelled
         else "",
-        retry_of=annotations.get(RETRY_OF) or labels.get(RETRY_OF, ""),
+        retry_of=(annotations.get(RETRY_OF) or labels.get(RETRY_OF, ""))[:_LENGTH],
     )
 
 

@@ -107,7 +107,8 @@ def _forbidden(error: ApiError, said: str) -> ApiError | SecretUnusable:
     return SecretUnusable(
         "SecretForbidden",
         f"{said}: bind the ClusterRole taskqueue-operator-credentials to its ServiceAccount in "
-        "this namespace (docs/operations.md, credentials of workers)",
+        "this namespace, or apply manifests/namespaced/credentials, if it has Roles only "
+        "(docs/operations.md, credentials of workers)",
     )
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,6 +232,26 @@ def test_every_task_can_be_shown(
     shown = capsys.readouterr().out
     assert phase in shown
     assert "bare" in shown
+
+
+def test_a_retry_from_all_namespaces_is_created_in_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """``kubectl create`` has no --all-namespaces."""
+    program = tmp_path / "kubectl"
+    listed = json.dumps({"kind": "List", "items": [task(phase="Failed", reason="OSError")]})
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\n"
+        f"open({str(tmp_path / 'asked')!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
+        f"print({listed!r} if sys.argv[1] == 'get' else sys.stdin.read().replace("
+        """'"generateName"', '"name"'))\n"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["retry", "-A", "--reason", "OSError"]) == 0
+    listing, creating = (tmp_path / "asked").read_text().splitlines()
+    assert "--all-namespaces" in listing
+    assert creating.split()[:3] == ["create", "-n", "shop"]
 
 
 def test_without_kubectl_it_is_said(

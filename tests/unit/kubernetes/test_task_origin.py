@@ -51,3 +51,9 @@ def test_a_retry_names_its_task_in_an_annotation_if_the_name_is_no_label() -> No
     long = "x" * 100
     found = origin_of({"annotations": {RETRY_OF: long}, "labels": {}}, cancelled=False)
     assert found.retry_of == long
+
+
+def test_an_annotation_of_any_length_leaves_room_in_the_event_of_the_end() -> None:
+    annotations = dict.fromkeys((SUBMITTED_BY, CANCELLED_BY, RETRY_OF), "\x01" * 80_000)
+    found = origin_of({"annotations": annotations}, cancelled=True)
+    assert {len(found.submitted_by), len(found.cancelled_by), len(found.retry_of)} == {256}

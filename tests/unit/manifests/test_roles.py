@@ -19,16 +19,22 @@ def objects(name: str) -> list[dict[str, Any]]:
 
 def test_a_served_namespace_grants_what_the_cluster_role_grants() -> None:
     roles = [one for one in objects("base/rbac.yaml") if one["kind"] == "ClusterRole"]
-    # What workers.credentials needs besides is bound by hand, in either installation.
-    everywhere, credentials = roles
-    assert credentials["metadata"]["name"] == "taskqueue-operator-credentials"
-    (here,) = [one for one in objects("namespaced/served/rbac.yaml") if one["kind"] == "Role"]
-    assert here["rules"] == everywhere["rules"]
+    # What workers.credentials needs besides is granted where it is wanted, in either installation.
+    for role, folder in zip(roles, ("served", "credentials"), strict=True):
+        found = objects(f"namespaced/{folder}/rbac.yaml")
+        (here,) = [one for one in found if one["kind"] == "Role"]
+        (binding,) = [one for one in found if one["kind"] == "RoleBinding"]
+        assert here["rules"] == role["rules"]
+        assert binding["roleRef"]["name"] == here["metadata"]["name"] == role["metadata"]["name"]
+        assert binding["subjects"][0]["name"] == "taskqueue-operator"
 
 
-@pytest.mark.parametrize("name", ["namespaced/served/rbac.yaml", "namespaced/operator/rbac.yaml"])
+@pytest.mark.parametrize("name", ["served", "credentials", "operator"])
 def test_a_namespaced_installation_has_roles_only(name: str) -> None:
-    assert {one["kind"] for one in objects(name)} == {"Role", "RoleBinding"}
+    assert {one["kind"] for one in objects(f"namespaced/{name}/rbac.yaml")} == {
+        "Role",
+        "RoleBinding",
+    }
 
 
 @pytest.mark.parametrize("role", ["view", "edit", "admin"])

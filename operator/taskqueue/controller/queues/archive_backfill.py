@@ -23,8 +23,9 @@ from taskqueue.api.common import GROUP, VERSION
 from taskqueue.controller.completions.task_ends import TaskEnds
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.finished_tasks import FinishedTask, finished_tasks
+from taskqueue.controller.tasks.present_task import read_what_can_be
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.kubernetes.task_codec import FINISHED, read_outline, read_task, task_path
+from taskqueue.kubernetes.task_codec import FINISHED, task_path
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import ArchiveConfig
 from taskqueue.timestamps import Clock
@@ -132,11 +133,8 @@ class ArchiveBackfill:
             if error.status == 404:
                 return
             raise
-        try:
-            task = read_task(raw)
-        except (ValueError, KeyError, TypeError):  # as much of it as can be read
-            task = read_outline(raw)
-        if task.uid == found.uid and task.status.phase.terminal:
+        task = read_what_can_be(raw)
+        if task is not None and task.uid == found.uid and task.status.phase.terminal:
             self._ends.publish(
                 task,
                 task.status,

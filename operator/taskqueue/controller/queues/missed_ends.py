@@ -17,11 +17,12 @@ from typing import Any
 from taskqueue.amqp.publisher import Publisher
 from taskqueue.controller.completions.task_ends import TaskEnds
 from taskqueue.controller.tasks import lifecycle
+from taskqueue.controller.tasks.present_task import read_what_can_be
 from taskqueue.kubernetes.client import ApiClient, ApiError, version_of
-from taskqueue.kubernetes.task_codec import TASKS_PATH, read_outline, read_task
+from taskqueue.kubernetes.task_codec import TASKS_PATH
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import ArchiveConfig, QueueKey
-from taskqueue.model.task import Task, TaskState
+from taskqueue.model.task import TaskState
 from taskqueue.timestamps import Clock
 
 log = EventLog(__name__)
@@ -66,7 +67,9 @@ async def publish_missed_ends(
                 async for raw in deletions:
                     if raw["metadata"]["uid"] in tracked:
                         continue
-                    task = _read(raw)
+                    task = read_what_can_be(raw)
+                    if task is None:
+                        continue
                     key = (task.namespace, task.spec.queue)
                     if (archive := archive_of(key)) is not None:
                         count += 1
@@ -119,13 +122,6 @@ async def _deletions(
                     yield raw
                 if version >= until:
                     break
-
-
-def _read(raw: dict[str, Any]) -> Task:
-    try:
-        return read_task(raw)
-    except (ValueError, KeyError, TypeError):  # as much of it as can be read
-        return read_outline(raw)
 
 
 def _end(status: TaskState, clock: Clock) -> TaskState:

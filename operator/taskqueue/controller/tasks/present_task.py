@@ -1,4 +1,4 @@
-"""Reads a Task from the API server, however long that takes."""
+"""Reads a Task, from an object or from the API server, however long that takes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from taskqueue.backoff import Backoff
 from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.informer import identity
 from taskqueue.kubernetes.task_codec import read_outline, read_task, task_path
 from taskqueue.kubernetes.task_table import get_outline
 from taskqueue.logs import EventLog
@@ -18,6 +19,19 @@ log = EventLog(__name__)
 _NOT_FOUND = 404
 #: Pauses between reads that fail, in seconds: the first, and the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+
+
+def read_what_can_be(raw: Mapping[str, Any]) -> Task | None:
+    """Return a Task object's Task, or its outline; None: not even that, and the log says why."""
+    try:
+        try:
+            return read_task(raw)
+        except (ValueError, KeyError, TypeError):
+            return read_outline(raw)
+    except (ValueError, KeyError, TypeError) as error:
+        (namespace, name), uid = identity(raw)
+        log.error("task.unreadable", namespace=namespace, task=name, uid=uid, error=str(error))
+        return None
 
 
 async def read_present(

@@ -102,6 +102,10 @@ def deletions() -> Iterator[dict[str, Any]]:
     bad = event("unreadable", 150)
     bad["object"]["spec"]["priority"] = "high"
     yield bad
+    worse = event("refused", 155, status={"phase": "Ended", "observedGeneration": 1})
+    worse["object"]["spec"]["priority"] = "high"
+    yield worse
+    yield event("last", 160)
 
 
 async def test_each_deleted_task_has_its_end_and_no_other_has() -> None:
@@ -110,6 +114,7 @@ async def test_each_deleted_task_has_its_end_and_no_other_has() -> None:
         ("waits", "Cancelled", "Deleted"),
         ("finished", "Failed", "Boom"),
         ("unreadable", "Cancelled", "Deleted"),
+        ("last", "Cancelled", "Deleted"),
     ]
     assert api.versions == ["100"]
 
