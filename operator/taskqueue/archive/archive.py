@@ -24,6 +24,7 @@ from taskqueue.archive.rows import ArchivedTask
 from taskqueue.exact_json import decode_own
 from taskqueue.logs import EventLog
 from taskqueue.results.connection import StoreConnection
+from taskqueue.results.postgresql import is_login, passes, run_on
 
 log = EventLog("taskqueue.archive")
 
@@ -103,13 +104,6 @@ _TIMES = ("created", "started", "completed")
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 #: What stands for it.
 _NUL_SYMBOL = "\u2400"
-
-#: SQLSTATE classes and codes that pass by themselves: no connection, serialization, resources,
-#: intervention, and a server that is a standby.
-_PASSING_CLASSES = {"08", "40", "53", "57"}
-_PASSING_CODES = {"25006", "55P03"}
-#: What libpq says, in words only, when a server refuses the login.
-_LOGIN = ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permit")
 
 
 class Archive:
@@ -247,7 +241,7 @@ class Archive:
         )
         try:
             if self._may_create:
-                await migrate(connection)
+                await run_on(connection, migrate)
         except BaseException:
             await connection.close()
             raise
@@ -258,7 +252,7 @@ class Archive:
         self, connection: AsyncConnection, call: Callable[[AsyncConnection], Awaitable[_T]]
     ) -> _T:
         try:
-            return await call(connection)
+            return await run_on(connection, call)
         except BaseException:
             if self._connection is connection:
                 self._connection = None
@@ -275,13 +269,13 @@ def trouble_of(error: Exception) -> ArchiveTrouble:
     if isinstance(error, psycopg.Error):
         code = error.sqlstate
         if code is None:  # not from the server: there was no connection, or it broke
-            if any(one in str(error) for one in _LOGIN):
+            if is_login(error):
                 return ArchiveTrouble.LOGIN_REFUSED
             if isinstance(error, psycopg.OperationalError):
                 return ArchiveTrouble.UNAVAILABLE
         elif code[:2] in ("28", "3D"):
             return ArchiveTrouble.LOGIN_REFUSED
-        elif code[:2] in _PASSING_CLASSES or code in _PASSING_CODES:
+        elif passes(code):
             return ArchiveTrouble.UNAVAILABLE
     return ArchiveTrouble.UNAVAILABLE if isinstance(error, OSError) else ArchiveTrouble.FAILED
 

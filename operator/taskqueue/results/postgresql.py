@@ -7,6 +7,9 @@ hosts to choose from. Its pool is not used, because it does not say why it canno
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -54,6 +57,8 @@ _PORTION = 500
 #: intervention of an operator, a standby that is about to lead, and a lock.
 _TRANSIENT_CLASSES = {"08", "40", "53", "57"}
 _TRANSIENT_CODES = {"25006", "55P03"}
+#: What libpq says, in words only, when a server refuses the login.
+_LOGIN = ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permit")
 
 
 #: What an address of others may set, beside the server, the user and the database. Many of the rest
@@ -176,12 +181,10 @@ class PostgresqlStore:
         """Do it, and keep the connection if nothing is wrong with it."""
         try:
             try:
-                result = await call(connection)
+                result = await run_on(connection, call)
             except errors.UndefinedTable:
-                async with connection.transaction():
-                    await connection.execute(_LOCK)
-                    await connection.execute(_CREATE)
-                result = await call(connection)
+                await run_on(connection, _create_table)
+                result = await run_on(connection, call)
         except BaseException:
             await connection.close()
             raise
@@ -190,6 +193,36 @@ class PostgresqlStore:
 
     def _error(self, what: str, why: str, *, transient: bool) -> StoreError:
         return StoreError(f"cannot {what} in {self._where}: {why}", transient=transient)
+
+
+async def run_on(
+    connection: AsyncConnection, call: Callable[[AsyncConnection], Awaitable[_T]]
+) -> _T:
+    """Use a connection; when cancelled, break it instead of waiting for the server.
+
+    psycopg itself would ask the server to cancel the statement, and wait 10 s for one that hangs.
+    """
+    work = asyncio.ensure_future(call(connection))
+    try:
+        await asyncio.wait({work})
+    except asyncio.CancelledError:
+        _shut_down(connection)  # what is under way fails at once
+        await asyncio.gather(work, return_exceptions=True)
+        raise
+    return work.result()
+
+
+def _shut_down(connection: AsyncConnection) -> None:
+    with contextlib.suppress(psycopg.Error, OSError):
+        there = socket.socket(fileno=os.dup(connection.pgconn.socket))
+        with there:
+            there.shutdown(socket.SHUT_RDWR)
+
+
+async def _create_table(connection: AsyncConnection) -> None:
+    async with connection.transaction():
+        await connection.execute(_LOCK)
+        await connection.execute(_CREATE)
 
 
 async def _read(connection: AsyncConnection, key: str) -> StoredResult | None:
@@ -203,18 +236,19 @@ def _is_transient(error: Exception) -> bool:
     if isinstance(error, psycopg.Error):
         code = error.sqlstate
         if code is None:  # not from the server: there was no connection, or it broke
-            return isinstance(error, psycopg.OperationalError) and not _is_login(error)
-        return code[:2] in _TRANSIENT_CLASSES or code in _TRANSIENT_CODES
+            return isinstance(error, psycopg.OperationalError) and not is_login(error)
+        return passes(code)
     return isinstance(error, OSError)
 
 
-def _is_login(error: Exception) -> bool:
+def passes(code: str) -> bool:
+    """Return whether what a SQLSTATE stands for passes by itself."""
+    return code[:2] in _TRANSIENT_CLASSES or code in _TRANSIENT_CODES
+
+
+def is_login(error: Exception) -> bool:
     """Return whether the server refused the login: libpq says so in words only."""
-    text = str(error)
-    return any(
-        one in text
-        for one in ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permit")
-    )
+    return any(one in str(error) for one in _LOGIN)
 
 
 def _describe(error: Exception) -> str:
@@ -224,6 +258,6 @@ def _describe(error: Exception) -> str:
             f"{text}; let the user create the table taskqueue_results, or create it for the user "
             "and grant SELECT, INSERT, UPDATE and DELETE"
         )
-    if isinstance(error, psycopg.OperationalError) and _is_login(error):
+    if isinstance(error, psycopg.OperationalError) and is_login(error):
         return f"{text}; check user, password and database in the Secret"
     return text

@@ -30,7 +30,20 @@ async def engine() -> AsyncIterator[Engine]:
     feed = TaskFeed(access, random=Random(1))
     engine = Engine(access, TOKENS, feed=feed, namespace="operators")
     yield engine
-    for client in (engine._client, engine._writer_client, engine._feed_client, feed):
+    await close(engine)
+    await feed.close()
+
+
+async def close(engine: Engine) -> None:
+    """Stop what was started beside it, and close its connections, as it does at its end."""
+    await engine._background.cancel()
+    clients = (
+        engine._client,
+        engine._reader_client,
+        engine._writer_client,
+        engine._feed_client,
+    )
+    for client in clients:
         await client.close()
 
 
@@ -95,7 +108,7 @@ async def test_engine_that_may_not_lead_any_more_writes_nothing(engine: Engine) 
     for client in (late._client, late._writer_client, late._feed_client):
         with pytest.raises(ApiError, match="another operator may lead"):
             await client.request("PATCH", "/api/v1/namespaces/shop/pods/a", body={})
-        await client.close()
+    await close(late)
 
 
 async def test_a_workload_is_sized_by_the_oldest_that_names_it(engine: Engine) -> None:
@@ -186,8 +199,8 @@ async def test_finished_task_stays_while_its_schedule_has_not_recorded_it() -> N
     engine = Engine(access, TOKENS, feed=feed, namespace="operators", is_kept=kept.__contains__)
     assert engine._ttl._is_needed("shop", "run")
     assert not engine._ttl._is_needed("shop", "other")
-    for client in (engine._client, engine._writer_client, engine._feed_client, feed):
-        await client.close()
+    await close(engine)
+    await feed.close()
 
 
 OTHER, OWN = "elsewhere/default", "operators/default"

@@ -74,8 +74,12 @@ class WorkerRegistry:
 
     @property
     def workers(self) -> tuple[Worker, ...]:
-        """All live workers, in the order of their names."""
-        return tuple(self._workers[pod] for pod in sorted(self._workers))
+        """All live workers: those of listed pods first, then by their names.
+
+        A status has room for some of them only, and names that others report must not fill it.
+        """
+        pods = sorted(self._workers, key=lambda pod: (pod not in self._pods, pod))
+        return tuple(self._workers[pod] for pod in pods)
 
     @property
     def views(self) -> Mapping[str, WorkerView]:

@@ -52,6 +52,17 @@ def test_workers_register_and_are_listed_by_name() -> None:
     assert (len(registry), registry.slots) == (2, 5)
 
 
+def test_names_that_anybody_may_report_do_not_come_before_real_pods() -> None:
+    registry = WorkerRegistry()
+    for pod in ("a-invented", "q-worker-2", "q-worker-1", "b-invented"):
+        beat(registry, pod)
+    registry.on_pods_listed(["q-worker-1", "q-worker-2"])
+    assert [worker.pod for worker in registry.workers] == [
+        *("q-worker-1", "q-worker-2"),
+        *("a-invented", "b-invented"),
+    ]
+
+
 def test_same_heartbeat_is_not_a_change() -> None:
     registry = WorkerRegistry()
     beat(registry)
