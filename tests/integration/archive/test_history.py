@@ -124,7 +124,9 @@ async def test_an_address_of_ones_own_needs_no_right_to_the_secret(
 
 async def test_what_is_missing_is_said_with_what_to_do(case: Case, client: AsyncTaskClient) -> None:
     case.api.problems = {"secrets": ApiError(403, "Forbidden", "not you")}
-    with pytest.raises(NoArchive, match="grant get on secrets in namespace shop, or give its address"):
+    with pytest.raises(
+        NoArchive, match="grant get on secrets in namespace shop, or give its address"
+    ):
         await client.history("q")
     case.api.problems = {"taskqueues": ApiError(404, "NotFound", "no")}
     with pytest.raises(NoArchive, match="TaskQueue shop/q does not exist"):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from taskqueue.backoff import Backoff
-from taskqueue.kubernetes.client import ApiClient, ApiError
+from taskqueue.kubernetes.client import ApiClient, ApiError, ErrorKind
 from taskqueue.kubernetes.informer import identity
 from taskqueue.kubernetes.task_codec import read_outline, read_task, task_path
 from taskqueue.kubernetes.task_table import get_outline
@@ -35,14 +35,29 @@ def read_what_can_be(raw: Mapping[str, Any]) -> Task | None:
 
 
 async def read_present(
-    client: ApiClient, namespace: str, name: str, uid: str, *, as_outline: bool = False
+    client: ApiClient,
+    namespace: str,
+    name: str,
+    uid: str,
+    *,
+    as_outline: bool = False,
+    on_refused: Callable[[str], None] = lambda why: None,
 ) -> tuple[Task, Mapping[str, Any]] | None:
     """Return this very Task as it is now, and its metadata; None: it is deleted.
 
     Whatever else the answer is, it does not say what became of the Task: it is read again. An
-    outline has all of the status that says so, and can always be read.
+    outline has all of the status that says so, and can nearly always be read.
+
+    Args:
+        client: for the API server.
+        namespace: of the Task.
+        name: of the Task.
+        uid: of the Task.
+        as_outline: read as much of it as it takes to end it.
+        on_refused: called once, when the API server that answers does not show it.
     """
     backoff: Backoff | None = None
+    was_refused = False
     while True:
         try:
             if as_outline:
@@ -58,5 +73,14 @@ async def read_present(
                 backoff = Backoff(first_seconds=_FIRST_PAUSE, longest_seconds=_LONGEST_PAUSE)
                 text = str(error)
                 log.warning("task.not_read", namespace=namespace, task=name, error=text)
+            if not (was_refused or _says_nothing(error)):
+                was_refused = True
+                on_refused(str(error))
             pause = error.retry_after if isinstance(error, ApiError) else None
             await asyncio.sleep(pause or backoff.next_delay())
+
+
+def _says_nothing(error: Exception) -> bool:
+    """Return whether an error is of the API server, or the way to it, and not of the Task."""
+    passing = (ErrorKind.UNAVAILABLE, ErrorKind.THROTTLED)
+    return isinstance(error, ApiError) and error.kind in passing

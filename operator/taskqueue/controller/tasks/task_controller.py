@@ -33,6 +33,7 @@ from taskqueue.kubernetes.informer import Key, identity
 from taskqueue.kubernetes.status_updater import StatusUpdater
 from taskqueue.kubernetes.task_codec import (
     problem_of,
+    read_outline,
     read_payload,
     read_task,
 )
@@ -236,10 +237,19 @@ class TaskController:
             self._runner.send(uid, found)
         else:
             self._unreadable.add(uid)
-            self._spawn(self._end_unreadable((namespace, name), uid, found), f"end of {name}")
+            work = self._end_unreadable((namespace, name), uid, found, raw["metadata"])
+            self._spawn(work, f"end of {name}")
 
-    async def _end_unreadable(self, key: Key, uid: str, event: events.FoundUnreadable) -> None:
-        found = await read_present(self._client, *key, uid, as_outline=True)
+    async def _end_unreadable(
+        self, key: Key, uid: str, event: events.FoundUnreadable, metadata: Mapping[str, Any]
+    ) -> None:
+        def on_refused(why: str) -> None:
+            task = read_outline({"metadata": metadata})
+            tracked = TrackedTask(task=task, status=task.status, written=task.status)
+            why = f"{event.message}; nor can what is needed to end it be read: {why}"
+            self._listener.on_status_refused(tracked, why)
+
+        found = await read_present(self._client, *key, uid, as_outline=True, on_refused=on_refused)
         task = None if found is None else found[0]
         if uid in self._unreadable:  # else it has become readable
             self._unreadable.discard(uid)

@@ -160,17 +160,31 @@ async def test_one_that_becomes_readable_meanwhile_goes_on() -> None:
     assert not harness.writer.writes
 
 
-async def test_a_read_that_fails_is_repeated() -> None:
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (ApiError(503, "No", "try again"), False),
+        (ApiError(429, "No", "ask less"), False),
+        (ApiError(403, "No", "not you"), True),
+        (ApiError(500, "No", "cannot be converted"), True),
+        (ValueError("no time"), True),
+    ],
+)
+async def test_a_read_that_fails_is_repeated_and_a_refusal_has_an_event(
+    error: Exception, refused: bool
+) -> None:
     harness = TaskHarness()
     get = harness.api.get
 
     async def refuse(path: str, **params: str) -> dict[str, Any]:
-        raise ApiError(503, "No", "try again")
+        raise error
 
     harness.api.get = refuse  # type: ignore[method-assign]
     show(harness)
     await asyncio.sleep(5)
     assert not harness.writer.writes
+    why = f"{MESSAGE}; nor can what is needed to end it be read: {error}"
+    assert harness.refused == ([("t", why)] if refused else [])
     harness.api.get = get  # type: ignore[method-assign]
     await asyncio.sleep(20)
     assert harness.writer.phases == ["Failed"]
