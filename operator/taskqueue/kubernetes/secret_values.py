@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from taskqueue.api.common import DNS_SUBDOMAIN_PATTERN
 from taskqueue.kubernetes.client import ApiClient, ApiError
+
+_NAME = re.compile(DNS_SUBDOMAIN_PATTERN[1:-1])
 
 
 class SecretUnusable(Exception):
@@ -49,6 +53,10 @@ async def read_secret(
         ApiError: the API server is not available; try again.
     """
     namespace, name = key
+    if not _NAME.fullmatch(
+        name
+    ):  # of a status, which nobody may have checked: "../" leads elsewhere
+        raise SecretUnusable("SecretInvalid", f"{where}: that is no name of a Secret: correct it")
     try:
         secret = await client.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
     except ApiError as error:

@@ -100,6 +100,18 @@ async def test_read_broker_secret_names_what_is_missing(
     assert says in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["..", "../../kube-system/secrets/x", "a/../../x", "a?x", "a#", "%2e%2e", "a\n", "A"]
+)
+async def test_a_binding_that_is_no_name_leads_to_no_other_secret(name: str) -> None:
+    """Whoever may write the status of a RabbitmqCluster has no right to other namespaces."""
+    hostile = cluster()
+    hostile["status"]["binding"]["name"] = name
+    path = f"/api/v1/namespaces/broker/secrets/{name}"
+    with pytest.raises(SecretUnusable, match="no name of a Secret"):
+        await read({CLUSTER: hostile, path: SECRET})
+
+
 @pytest.mark.parametrize("path", [CLUSTER, BOUND])
 async def test_read_broker_secret_raises_api_errors_as_they_are(path: str) -> None:
     away = ApiError(503, "ServiceUnavailable", "no")
