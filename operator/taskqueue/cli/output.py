@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from taskqueue.cli.text_table import printable
 from taskqueue.contract.names import routing_key
 from taskqueue.direct.dead_letters import DeadLetter, DeadLetterKind, DeadLetterPage, RedriveResult
 from taskqueue.model.queue import QueueKey
@@ -67,10 +68,10 @@ def redrive_report(key: QueueKey, result: RedriveResult) -> list[str]:
     if result.not_read:
         lines.append(f"{_count(result.not_read)} not read: run the command again.")
     for reason in list(dict.fromkeys(result.refused))[:_MAX_REFUSALS]:
-        lines.append(f"not redriven, kept: {_printable(reason)}")
+        lines.append(f"not redriven, kept: {printable(reason)}")
     if result.refused:
         lines.append(f"{_count(len(result.refused))} could not be redriven.")
-    lines += [f"no message has the id {_printable(each)}." for each in result.not_found]
+    lines += [f"no message has the id {printable(each)}." for each in result.not_found]
     return lines
 
 
@@ -95,7 +96,7 @@ def _table(messages: Sequence[DeadLetter], *, verbose: bool) -> Table:
         ]
         if verbose:
             cells.append(_body_start(message))
-        table.add_row(*(Text(_printable(cell)) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
 
@@ -125,7 +126,3 @@ def _format_time(seconds: float | None) -> str | None:
 def _body_start(message: DeadLetter) -> str:
     text = message.body_start.decode(errors="replace")
     return f"{text}…" if message.size > len(message.body_start) else text
-
-
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -67,6 +67,7 @@ def described(task: Mapping[str, Any], now: float) -> list[str]:
         "Payload": _json(spec.get("payload")),
         "Checkpoint": _json(status.get("checkpoint")),
         "Result": _json(status.get("result")),
+        "Stored": _json(status.get("resultRef")),
     }
     width = max(map(len, facts)) + 3
     lines = [f"{name + ':':{width}}{value}" for name, value in facts.items() if value]

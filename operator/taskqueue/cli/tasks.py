@@ -302,8 +302,7 @@ def _wait(kubectl: Kubectl, name: str, namespace: str, timeout: float | None) ->
                 print(printable(now), file=sys.stderr)
                 said = now
             if _phase(task) in FINISHED:
-                if "result" in status:
-                    print(json.dumps(status["result"]))
+                _print_result(name, status)
                 return 0 if _phase(task) == "Succeeded" else 1
         problem = "it was deleted, or the watch of it has ended"
     except CommandFailed as error:
@@ -312,6 +311,21 @@ def _wait(kubectl: Kubectl, name: str, namespace: str, timeout: float | None) ->
         print(f"not ended within {timeout:g} s; it goes on", file=sys.stderr)
         return _TIMED_OUT
     raise CommandFailed(f"cannot follow Task {namespace}/{name}: {problem}")
+
+
+def _print_result(name: str, status: Mapping[str, Any]) -> None:
+    """Print what the status has of a result: itself, or on standard error where it is."""
+    if "result" in status:
+        print(json.dumps(status["result"]))
+    elif (stored := status.get("resultRef")) is not None:
+        print(
+            printable(
+                f"the result of {name}, {stored.get('sizeBytes')} bytes of "
+                f"{stored.get('contentType')}, is in the store under {stored.get('key')}: "
+                "read it with TaskClient, as docs/guides/results.md says"
+            ),
+            file=sys.stderr,
+        )
 
 
 def _cancel(options: argparse.Namespace) -> int:

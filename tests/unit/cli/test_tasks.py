@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ class FakeKubectl:
     def create(self, body: dict[str, Any]) -> dict[str, Any]:
         self.created.append(body)
         return {"metadata": {"name": f"{body['metadata']['generateName']}x", "namespace": "shop"}}
+
+    def watch(
+        self, _: str, name: str, namespace: str, *, seconds: float | None
+    ) -> Iterator[dict[str, Any]]:
+        yield from self.found
 
     each = Kubectl.each
 
@@ -203,6 +208,31 @@ def test_the_payload_may_come_from_standard_input(
     (made,) = kubectl.created
     assert made["spec"] == {"queue": "q", "handler": "h", "payload": {"a": 1}, "priority": -3}
     assert made["metadata"] == {"generateName": "q-", "labels": {"team": "web"}}
+
+
+STORED = {"key": "shop/q/uid/1-0", "sizeBytes": 100_000, "contentType": "image/png"}
+
+
+@pytest.mark.parametrize(
+    ("status", "printed", "said"),
+    [
+        ({"result": {"n": 1}}, '{"n": 1}\n', "Succeeded"),
+        ({"resultRef": STORED}, "", "100000 bytes of image/png, is in the store under shop/q/uid"),
+        ({}, "", "Succeeded"),
+    ],
+)
+def test_whoever_waits_has_the_result_or_is_told_where_it_is(
+    kubectl: FakeKubectl,
+    capsys: pytest.CaptureFixture[str],
+    status: dict[str, Any],
+    printed: str,
+    said: str,
+) -> None:
+    kubectl.found = [task(), task(phase="Succeeded", **status)]
+    assert main(["submit", "q", "h", "--wait"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == printed
+    assert said in shown.err
 
 
 @pytest.mark.parametrize("name", ["pod/x", "", "-x", "task/"])
