@@ -34,10 +34,13 @@ PEERS = {
     "API server": Peer(address="10.88.0.1"),
     "Prometheus": Peer("monitoring", {}, {"taskqueue.dev/scrapes-metrics": "true"}),
     "producer": Peer("web", {}, {"taskqueue.dev/uses-broker": "true"}),
+    "database": Peer("databases", {"app": "postgresql"}, {"taskqueue.dev/has-store": "true"}),
     "another tenant": Peer("bakery", {"app": "oven"}),
     "neighbour": Peer("shop", {"app": "frontend"}),
     "internet": Peer(address="192.0.2.1"),
 }
+
+PORTS = (53, 80, 443, 5432, 5671, 5672, 6379, 6443, 8080, 8081, 15671, 15672, 15692, 25672)
 
 #: Who must reach whom, where.
 MUST_WORK = {
@@ -49,6 +52,12 @@ MUST_WORK = {
     *((who, "API server", port) for who in ("operator", "team's operator") for port in (443, 6443)),
     *((who, "names", port) for who in ("operator", "team's operator", "worker") for port in (53,)),
     *((who, "broker", port) for who in ("worker", "producer") for port in (5671, 5672)),
+    # PostgreSQL, Redis and what speaks like S3 have ports of their own choice.
+    *(
+        (who, "database", port)
+        for who in ("operator", "team's operator", "worker")
+        for port in PORTS
+    ),
     ("Prometheus", "operator", 8080),
     ("Prometheus", "team's operator", 8080),
     ("Prometheus", "broker", 15692),
@@ -63,7 +72,6 @@ TOLERATED = {
     for target in ("another tenant", "neighbour", "names", "producer", "Prometheus")
     for port in (443, 6443)
 }
-PORTS = (53, 80, 443, 5671, 5672, 6443, 8080, 8081, 15671, 15672, 15692, 25672)
 SELECTED = ("operator", "team's operator", "worker", "broker")
 
 
@@ -79,7 +87,7 @@ def shipped() -> list[Any]:
 @pytest.mark.parametrize(("source", "target", "port"), sorted(MUST_WORK))
 def test_what_must_work_is_allowed(source: str, target: str, port: int) -> None:
     assert allows(shipped(), PEERS[source], PEERS[target], port)
-    if port == 53:
+    if (target, port) == ("names", 53):
         assert allows(shipped(), PEERS[source], PEERS[target], port, "UDP")
 
 
