@@ -23,7 +23,7 @@ from taskqueue.results.connection import (
     open_store,
     read_connection,
 )
-from taskqueue.results.patience import get_patiently
+from taskqueue.results.patience import patiently
 from taskqueue.results.reference import JSON, ResultDamagedError, StoredResult, check_result
 from taskqueue.results.store import ResultStore, StoreError
 
@@ -111,9 +111,13 @@ class ResultReader:
         self, connection: ApiConnection, key: tuple[str, str], name: str
     ) -> StoredResult | None:
         """Read from the store of a TaskQueue."""
+
+        async def read() -> StoredResult | None:
+            # Looked up each time: another reader may have closed the store before.
+            return await (await self._store(connection, key)).get(name)
+
         try:
-            store = await self._store(connection, key)
-            return await get_patiently(store, name, seconds=self._patience)
+            return await patiently(read, name, seconds=self._patience)
         except StoreError as error:
             await self._close_store(key)  # its Secret may say something else by now
             raise ResultUnavailable(

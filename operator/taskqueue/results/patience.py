@@ -40,7 +40,7 @@ async def put_patiently(
     Raises:
         StoreError: the last one, when the time is up; at once if trying again would not help.
     """
-    return await _patiently(partial(store.put, key, result), key, seconds=seconds, backoff=backoff)
+    return await patiently(partial(store.put, key, result), key, seconds=seconds, backoff=backoff)
 
 
 async def get_patiently(store: ResultStore, key: str, *, seconds: float) -> StoredResult | None:
@@ -54,12 +54,23 @@ async def get_patiently(store: ResultStore, key: str, *, seconds: float) -> Stor
     Raises:
         StoreError: the last one, when the time is up; at once if trying again would not help.
     """
-    return await _patiently(partial(store.get, key), key, seconds=seconds)
+    return await patiently(partial(store.get, key), key, seconds=seconds)
 
 
-async def _patiently(
+async def patiently(
     call: Callable[[], Awaitable[T]], key: str, *, seconds: float, backoff: Backoff | None = None
 ) -> T:
+    """Call a store again and again while it is away; return what it returns.
+
+    Args:
+        call: may use another store each time.
+        key: of the result, for the log.
+        seconds: how long from now.
+        backoff: of the pauses.
+
+    Raises:
+        StoreError: the last one, when the time is up; at once if trying again would not help.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     pauses = backoff or Backoff(clock=loop.time)

@@ -22,6 +22,7 @@ from taskqueue.kubernetes.client import ApiError
 from taskqueue.model.result import result_key
 from taskqueue.results.connection import StoreConnection
 from taskqueue.results.reference import StoredResult, reference_to
+from taskqueue.results.store import StoreError
 from tests.unit.client.fake_tasks import NAMESPACE, FakeTasks
 from tests.unit.results.memory import MemoryStore
 
@@ -236,6 +237,35 @@ async def test_a_store_that_is_away_is_waited_for(
     store.away_until = 0
     assert await task.result() == {"pages": 3}
     assert server.asked == [QUEUE, SECRET] * 2
+
+
+async def test_whoever_gives_up_a_store_leaves_the_others_their_time(
+    server: Server, client: AsyncTaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores: list[MemoryStore] = []
+
+    def open_store(connection: StoreConnection) -> MemoryStore:
+        stores.append(ClosableStore(away_until=began + 70))
+        return stores[-1]
+
+    class ClosableStore(MemoryStore):
+        async def get(self, key: str) -> StoredResult | None:
+            if self.closed:
+                raise StoreError("it is closed", transient=True)
+            await super().get(key)
+            return STORED
+
+    monkeypatch.setattr("taskqueue.client.results.open_store", open_store)
+    tasks = [await ended(server, client, STORED) for _ in range(2)]
+    began = asyncio.get_running_loop().time()
+    client._results._patience = 60.0
+    early = asyncio.create_task(tasks[0].result())
+    await asyncio.sleep(40)
+    late = asyncio.create_task(tasks[1].result())
+    with pytest.raises(ResultUnavailable):
+        await early
+    assert [one.closed for one in stores] == [1]
+    assert await late == {"pages": 3}
 
 
 async def test_a_failed_task_has_no_result(
