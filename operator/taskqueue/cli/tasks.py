@@ -207,6 +207,10 @@ def _logs(options: argparse.Namespace) -> int:
             f"kubectl taskqueue why {metadata['name']} -n {metadata['namespace']}"
         )
     arguments = [pod, *(["--follow"] if options.follow else [])]
+    queue = kubectl.object(QUEUES, task["spec"]["queue"], metadata["namespace"]) or {}
+    workers = (queue.get("spec") or {}).get("workers") or {}
+    if container := workers.get("container"):  # else the first, which is kubectl's default
+        arguments.append(f"--container={container}")
     if since:
         arguments.append(f"--since-time={since}")
     try:

@@ -44,6 +44,7 @@ class FakeKubectl:
         self.patched: list[str] = []
         self.created: list[dict[str, Any]] = []
         self.refused: set[str] = set()
+        self.queue: dict[str, Any] | None = None
 
     def objects(self, _: str, *names: str, arguments: Sequence[str] = ()) -> list[dict[str, Any]]:
         self.arguments = list(arguments)
@@ -63,6 +64,13 @@ class FakeKubectl:
         self, _: str, name: str, namespace: str, *, seconds: float | None
     ) -> Iterator[dict[str, Any]]:
         yield from self.found
+
+    def object(self, _: str, name: str, namespace: str) -> dict[str, Any] | None:
+        return self.queue
+
+    def logs(self, arguments: Sequence[str], namespace: str) -> Iterator[str]:
+        self.arguments = list(arguments)
+        yield from ()
 
     each = Kubectl.each
 
@@ -240,6 +248,23 @@ def test_what_is_no_task_is_wrong_usage(name: str, kubectl: FakeKubectl) -> None
     with pytest.raises(SystemExit) as ended:
         main(["get", "--", name])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("queue", "more"),
+    [
+        (None, []),
+        ({"spec": {}}, []),
+        ({"spec": {"workers": {"container": "tasks"}}}, ["--container=tasks"]),
+    ],
+)
+def test_the_log_is_that_of_the_container_with_the_worker(
+    kubectl: FakeKubectl, queue: dict[str, Any] | None, more: list[str]
+) -> None:
+    kubectl.found = [task(phase="Running", attempts=1, worker="q-worker-1")]
+    kubectl.queue = queue
+    assert main(["logs", "t"]) == 0
+    assert kubectl.arguments == ["q-worker-1", *more]
 
 
 def test_a_log_line_of_another_attempt_is_not_shown() -> None:
