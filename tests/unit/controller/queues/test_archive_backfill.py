@@ -136,6 +136,17 @@ async def test_what_the_archive_has_may_be_deleted_and_the_rest_is_published_fir
     assert case.recorded == ["old", "old", "new"]
 
 
+async def test_an_object_that_cannot_be_read_stops_no_other(case: Case) -> None:
+    case.api.finish("bad", "good")
+    case.api.objects["bad"]["spec"]["priority"] = "high"
+    case.api.objects["bad"]["status"]["phase"] = "Ended"
+    case.start()
+    await asyncio.sleep(1)
+    assert case.published == ["good"]
+    assert case.running is not None
+    assert not case.running.done()
+
+
 async def test_it_looks_until_nothing_is_missing_and_then_no_more(case: Case) -> None:
     case.api.finish("t")
     case.arrives = False
