@@ -8,6 +8,7 @@ of the present kubeconfig instead, and deploys nothing there.
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import os
 import shutil
@@ -27,6 +28,8 @@ from devcluster.cluster import open_cluster
 from devcluster.deploy import deploy
 from devcluster.paths import DEFAULT_NAME, KUBECONFIG, locked
 from tests.parallel import (
+    LONG_FILES,
+    RUN_TIMES,
     pytest_collection_modifyitems,
     pytest_runtest_protocol,
     pytest_xdist_make_scheduler,
@@ -117,6 +120,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         )
 
 
+def pytest_collection_finish() -> None:
+    """Spare garbage collections the objects that stay: modules and tests, some millions.
+
+    A worker's fork server collects when it starts, and tests fork it from this process.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 #: How many tests were collected and not chosen; all workers collect the same.
 _left_out = 0
 
@@ -128,20 +140,27 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Pass the count on to the process that prints the summary."""
+    """Pass counts and times on to the process that prints the summary."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = _left_out
+        session.config.workeroutput["times"] = RUN_TIMES.dump()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take the count of a worker."""
+    """Take the counts and times of a worker."""
     global _left_out
-    _left_out = getattr(node, "workeroutput", {}).get("left_out", _left_out)
+    output = getattr(node, "workeroutput", {})
+    _left_out = output.get("left_out", _left_out)
+    RUN_TIMES.load(output.get("times", ({}, {})))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests have measured, and how many were not run."""
+    """Print how long files took, what tests have measured, and how many were not run."""
+    if terminalreporter.config.getoption("durations"):
+        terminalreporter.section("groups, and the longest files")
+        for line in RUN_TIMES.lines(early=LONG_FILES):
+            terminalreporter.line(line)
     if _left_out:
         terminalreporter.section("not run")
         terminalreporter.line(f"{_left_out} tests; `make test-long` runs those that take long")

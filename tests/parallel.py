@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from devcluster.paths import DEFAULT_NAME, cache
+from tests.run_times import RunTimes
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
@@ -50,8 +51,11 @@ EXCLUSIVE = {
 #: Files whose tests wait for the operator without a harness.
 _NEED_OPERATOR = ("integration/client/test_tasks.py",)
 
+#: Files whose harness is served by operators of their own.
+_OWN_OPERATOR = ("e2e/test_installations.py", "e2e/test_many_finished_tasks.py")
+
 #: Files whose tests take long, longest first: started early, they are not what the end waits for.
-_LONG_FILES = (
+LONG_FILES = (
     "chaos/test_spare_node.py",
     "chaos/test_worker_pods.py",
     "e2e/test_pool_trouble.py",
@@ -86,8 +90,15 @@ _LONG_FILES = (
     "unit/controller/pool/test_drain_plan_model.py",
 )
 
+#: Folders whose tests need no cluster, but for these files.
+_WITHOUT_CLUSTER = ("unit", "fuzz")
+_BUT_FOR = ("fuzz/test_broker.py",)
+
 #: The first test that needs the cluster may have to wait until Kubernetes is built.
 _BUILD_SECONDS = 3600
+
+#: Of the tests that this process ran.
+RUN_TIMES = RunTimes()
 
 _Needs = Mapping[str, int]
 _CLUSTER_AWAITED = pytest.StashKey[bool]()
@@ -126,17 +137,30 @@ _LOCKS = Locks(cache() / "tests" / DEFAULT_NAME)
 
 def needs_of(item: pytest.Item) -> _Needs:
     """Return what a test needs of the cluster, by its file and the fixtures it uses."""
+    if _needs_no_cluster(_file(item)):  # whatever their own fixtures are called
+        return {}
     fixtures: list[str] = getattr(item, "fixturenames", [])
     exclusive = _exclusive(_file(item))
     if exclusive == "cluster":
         return {"cluster": fcntl.LOCK_EX}
     if exclusive == "operator":
         return {"cluster": fcntl.LOCK_SH, "operator": fcntl.LOCK_EX}
-    if "harness" in fixtures or _file(item) in _NEED_OPERATOR:
+    if _file(item) in _NEED_OPERATOR or (
+        "harness" in fixtures and _file(item) not in _OWN_OPERATOR
+    ):
         return {"cluster": fcntl.LOCK_SH, "operator": fcntl.LOCK_SH}
     if {"cluster", "kubectl", "rabbitmq", "broker_endpoint"}.intersection(fixtures):
         return {"cluster": fcntl.LOCK_SH}
     return {}
+
+
+def _group(needs: _Needs) -> str:
+    """Return what tests with these needs are called in the summary."""
+    strongest = {fcntl.LOCK_SH: "beside others", fcntl.LOCK_EX: "alone"}
+    for resource in reversed(_RESOURCES):
+        if resource in needs:
+            return f"with the {resource}, {strongest[needs[resource]]}"
+    return "without a cluster"
 
 
 def _file(item: pytest.Item) -> str:
@@ -159,7 +183,7 @@ def _rank(item: pytest.Item) -> tuple[int, int]:
 def _parallel_rank(item: pytest.Item) -> tuple[int, int]:
     """Order for several: exclusive tests run beside those that do not mind them."""
     file = _file(item)
-    is_long = file in _LONG_FILES
+    is_long = file in LONG_FILES
     needs = needs_of(item)
     match _exclusive(file):
         case "cluster":
@@ -172,7 +196,7 @@ def _parallel_rank(item: pytest.Item) -> tuple[int, int]:
             phase = 1 if is_long else 3
         case _:
             phase = 5
-    return phase, _LONG_FILES.index(file) if is_long else len(_LONG_FILES)
+    return phase, LONG_FILES.index(file) if is_long else len(LONG_FILES)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -193,7 +217,8 @@ def pytest_runtest_protocol(
     if needs and not _LOCKS.are_held:
         _LOCKS.hold(needs)
     try:
-        return (yield)
+        with RUN_TIMES.measuring(_group(needs), _file(item)):
+            return (yield)
     finally:
         if nextitem is None or nextitem.path != item.path or needs_of(nextitem) != needs:
             _LOCKS.release()
@@ -205,14 +230,36 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-        """A file is a unit of work, and so are all files that need the same for themselves."""
+        """A file is a unit of work, and so are all files that need the same for themselves.
+
+        Until a test with the cluster has ended, only the first process gets such tests. It makes
+        the cluster and deploys, which takes minutes on a new machine, and the others would wait.
+        """
+
+        _has_cluster = False
 
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return _exclusive(file.removeprefix(f"{TESTS.name}/")) or file
+            file = nodeid.partition("::")[0].removeprefix(f"{TESTS.name}/")
+            return _exclusive(file) or file
+
+        def mark_test_complete(self, node: object, item_index: int, duration: float = 0) -> None:
+            scope = self._split_scope(self.registered_collections[node][item_index])
+            self._has_cluster |= not _needs_no_cluster(scope)
+            super().mark_test_complete(node, item_index, duration)
+
+        def _assign_work_unit(self, node: object) -> None:
+            if not self._has_cluster and node is not self.nodes[0]:
+                for scope in filter(_needs_no_cluster, self.workqueue):
+                    self.workqueue.move_to_end(scope, last=False)
+                    break
+            super()._assign_work_unit(node)
 
     config.option.loadscopereorder = False
     return ByFile(config, log)
+
+
+def _needs_no_cluster(file: str) -> bool:
+    return file.partition("/")[0] in _WITHOUT_CLUSTER and file not in _BUT_FOR
 
 
 def assert_exclusive(resource: str) -> None:

@@ -33,7 +33,7 @@ LIVES = 1500
 class Mutant:
     """A mistake: ``after`` instead of ``before``, which the module has once.
 
-    Lives that find a ``rare`` one take more than four seconds: `make test-long` tries it.
+    Lives that find a ``rare`` one take more than two seconds: `make test-long` tries it.
     """
 
     name: str
@@ -106,6 +106,7 @@ MUTANTS = [
         lost_attempts,
         "    draft.update(deliveries=draft.tracked.deliveries + deliveries)\n",
         "",
+        rare=True,
     ),
     Mutant(
         "an attempt is published beside the worker that runs it",
@@ -124,6 +125,7 @@ MUTANTS = [
         lost_attempts,
         "    _publish_again(draft, tracked.returned)\n",
         "",
+        rare=True,
     ),
     Mutant(
         "a worker that names its attempt no more is awaited as long",
@@ -146,12 +148,14 @@ MUTANTS = [
     draft.go_on(lifecycle.snoozed(""",
         """    draft.do(effects.Acknowledge((event.about.receipt,)))
     draft.go_on(lifecycle.snoozed(""",
+        rare=True,
     ),
     Mutant(
         "a snooze does not raise the epoch",
         lifecycle,
         "            epoch=max(status.epoch, ended.epoch) + 1,\n            snoozes",
         "            snoozes",
+        rare=True,
     ),
     Mutant(
         "a snooze is cut short",
@@ -186,6 +190,7 @@ MUTANTS = [
         lifecycle,
         'replace(released(status), epoch=status.epoch + 1, concurrency_key="")',
         'replace(released(status), concurrency_key="")',
+        rare=True,
     ),
     Mutant(
         "a recall is commanded before it is written",
@@ -199,6 +204,7 @@ MUTANTS = [
         )
         self.hold_key()
         self.update(status=status, stray_copy_possible=False)""",
+        rare=True,
     ),
     Mutant(
         "a command that was owed is lost",
@@ -296,6 +302,7 @@ MUTANTS = [
         admission,
         "        if wall == at:",
         "        if False:",
+        rare=True,
     ),
     Mutant(
         "a retry has no time",
@@ -308,12 +315,14 @@ MUTANTS = [
         admission,
         "    if fresh and start is not None and seconds_until(start, environment, anchors):",
         "    if False:",
+        rare=True,
     ),
     Mutant(
         "a suspended Task is not recalled",
         admission,
         "    if spec.suspend:\n",
         "    if spec.suspend and dispatched is Dispatched.NO:\n",
+        rare=True,
     ),
     Mutant(
         "a claimed Task is published to a queue that is held",
