@@ -51,20 +51,31 @@ EXCLUSIVE = {
 #: Files whose tests wait for the operator without a harness.
 _NEED_OPERATOR = ("integration/client/test_tasks.py",)
 
-#: Files whose harness is served by operators of their own.
-_OWN_OPERATOR = ("e2e/test_installations.py", "e2e/test_many_finished_tasks.py")
+#: Files and a folder whose harness has operators of its own, or none.
+_OWN_HARNESS = (
+    "e2e/test_installations.py",
+    "e2e/test_many_finished_tasks.py",
+    "e2e/test_skew_older_operator.py",
+    "integration/worker",
+)
 
 #: Files whose tests take long, longest first: started early, they are not what the end waits for.
 LONG_FILES = (
     "chaos/test_spare_node.py",
+    "e2e/test_worker_loss.py",
+    "e2e/test_lifecycle_cases.py",
     "chaos/test_worker_pods.py",
     "e2e/test_pool_trouble.py",
     "chaos/test_worker_steps.py",
+    "chaos/test_network_breaks.py",
+    "e2e/test_archive.py",
+    "integration/operator/test_messages.py",
+    "e2e/test_heartbeats.py",
+    "e2e/test_credentials.py",
+    "e2e/test_schedules.py",
     "faults/test_broker.py",
-    "e2e/test_lifecycle_cases.py",
     "e2e/test_skew.py",
     "e2e/test_skew_older_operator.py",
-    "e2e/test_many_finished_tasks.py",
     "e2e/test_restore.py",
     "e2e/test_dead_letters.py",
     "e2e/test_client.py",
@@ -145,9 +156,8 @@ def needs_of(item: pytest.Item) -> _Needs:
         return {"cluster": fcntl.LOCK_EX}
     if exclusive == "operator":
         return {"cluster": fcntl.LOCK_SH, "operator": fcntl.LOCK_EX}
-    if _file(item) in _NEED_OPERATOR or (
-        "harness" in fixtures and _file(item) not in _OWN_OPERATOR
-    ):
+    shares_operator = "harness" in fixtures and not _file(item).startswith(_OWN_HARNESS)
+    if shares_operator or _file(item) in _NEED_OPERATOR:
         return {"cluster": fcntl.LOCK_SH, "operator": fcntl.LOCK_SH}
     if {"cluster", "kubectl", "rabbitmq", "broker_endpoint"}.intersection(fixtures):
         return {"cluster": fcntl.LOCK_SH}

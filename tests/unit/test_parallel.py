@@ -23,7 +23,7 @@ def item(file: str, *fixtures: str) -> pytest.Item:
 
 def test_files_that_are_named_exist() -> None:
     named = [*parallel.LONG_FILES, *(one for files in parallel.EXCLUSIVE.values() for one in files)]
-    named += [*parallel._NEED_OPERATOR, *parallel._OWN_OPERATOR, *parallel._BUT_FOR]
+    named += [*parallel._NEED_OPERATOR, *parallel._OWN_HARNESS, *parallel._BUT_FOR]
     assert not [one for one in named if not (parallel.TESTS / one).exists()]
 
 
@@ -32,10 +32,12 @@ def test_a_unit_test_holds_nothing_whatever_its_fixtures_are_called() -> None:
     assert parallel.needs_of(item("fuzz/test_broker.py", "cluster")).keys() == {"cluster"}
 
 
-def test_a_harness_with_an_operator_of_its_own_does_not_hold_that_of_the_cluster() -> None:
+@pytest.mark.parametrize(
+    "file", ["e2e/test_many_finished_tasks.py", "integration/worker/test_a.py"]
+)
+def test_a_harness_that_the_operator_does_not_serve_does_not_hold_it(file: str) -> None:
     assert "operator" in parallel.needs_of(item("e2e/test_scaling.py", "harness", "kubectl"))
-    own = parallel.needs_of(item("e2e/test_many_finished_tasks.py", "harness", "kubectl"))
-    assert own.keys() == {"cluster"}
+    assert parallel.needs_of(item(file, "harness", "kubectl")).keys() == {"cluster"}
 
 
 class Node:
