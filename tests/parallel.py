@@ -191,7 +191,12 @@ def _rank(item: pytest.Item) -> tuple[int, int]:
 
 
 def _parallel_rank(item: pytest.Item) -> tuple[int, int]:
-    """Order for several: exclusive tests run beside those that do not mind them."""
+    """Order for several: exclusive tests run beside those that do not mind them.
+
+    One after the other are those that share the operator, those that need it for themselves, and
+    those that need the cluster for themselves: the run takes at least as long as these. All others
+    fill the time beside the last two.
+    """
     file = _file(item)
     is_long = file in LONG_FILES
     needs = needs_of(item)
@@ -199,11 +204,11 @@ def _parallel_rank(item: pytest.Item) -> tuple[int, int]:
         case "cluster":
             phase = 4
         case "operator":
-            phase = 2
+            phase = 1
         case _ if "operator" in needs:
             phase = 0
         case _ if needs:
-            phase = 1 if is_long else 3
+            phase = 2 if is_long else 3
         case _:
             phase = 5
     return phase, LONG_FILES.index(file) if is_long else len(LONG_FILES)

@@ -40,6 +40,20 @@ def test_a_harness_that_the_operator_does_not_serve_does_not_hold_it(file: str) 
     assert parallel.needs_of(item(file, "harness", "kubectl")).keys() == {"cluster"}
 
 
+def test_what_must_run_one_after_the_other_begins_first_and_unit_tests_last() -> None:
+    ordered = [
+        item("chaos/test_spare_node.py", "harness"),
+        item("e2e/test_a.py", "harness"),
+        item("e2e/test_takeover.py", "harness"),
+        item("conformance/test_conformance.py", "broker_endpoint"),
+        item("integration/amqp/test_a.py", "broker_endpoint"),
+        item("e2e/test_broker_restart.py", "harness"),
+        item("fuzz/test_coverage.py"),
+        item("unit/test_a.py"),
+    ]
+    assert sorted(reversed(ordered), key=parallel._parallel_rank) == ordered
+
+
 class Node:
     """A process of pytest-xdist, which is told the numbers of its tests."""
 
