@@ -30,6 +30,7 @@ from devcluster.paths import DEFAULT_NAME, KUBECONFIG, locked
 from tests.parallel import (
     LONG_FILES,
     RUN_TIMES,
+    cluster_note,
     pytest_collection_modifyitems,
     pytest_runtest_protocol,
     pytest_xdist_make_scheduler,
@@ -182,7 +183,7 @@ def kind_cluster(request: pytest.FixtureRequest) -> KindCluster:
 
 
 @pytest.fixture(scope="session")
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+def cluster(request: pytest.FixtureRequest) -> Cluster:
     """The cluster, with RabbitMQ and the operator of this checkout running in it."""
     if request.config.getoption("cluster") == "current":
         kubectl = shutil.which("kubectl")
@@ -198,7 +199,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if not runs_in_parallel():
         return deployed()
     # The first worker deploys; the others wait for it and find what it has noted.
-    note = tmp_path_factory.getbasetemp().parent / "cluster.json"
+    note = cluster_note(request.config)
     with locked(note):
         if not note.exists():
             made = deployed()

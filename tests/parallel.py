@@ -247,30 +247,34 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         """A file is a unit of work, and so are all files that need the same for themselves.
 
-        Until a test with the cluster has ended, only the first process gets such tests. It makes
-        the cluster and deploys, which takes minutes on a new machine, and the others would wait.
+        Until the cluster is there, only the first process gets tests that need it. It makes the
+        cluster and deploys, and the others would wait: for minutes on a new machine.
         """
-
-        _has_cluster = False
 
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0].removeprefix(f"{TESTS.name}/")
             return _exclusive(file) or file
 
-        def mark_test_complete(self, node: object, item_index: int, duration: float = 0) -> None:
-            scope = self._split_scope(self.registered_collections[node][item_index])
-            self._has_cluster |= not _needs_no_cluster(scope)
-            super().mark_test_complete(node, item_index, duration)
-
         def _assign_work_unit(self, node: object) -> None:
-            if not self._has_cluster and node is not self.nodes[0]:
-                for scope in filter(_needs_no_cluster, self.workqueue):
+            if node is not self.nodes[0] and self._is_cluster_awaited():
+                # The short ones, so that it is soon done with them when the cluster is there.
+                for scope in filter(_needs_no_cluster, reversed(self.workqueue)):
                     self.workqueue.move_to_end(scope, last=False)
                     break
             super()._assign_work_unit(node)
 
+        def _is_cluster_awaited(self) -> bool:
+            made = config.getoption("cluster") != "own" or cluster_note(config).exists()
+            return not made and not all(map(_needs_no_cluster, self.workqueue))
+
     config.option.loadscopereorder = False
     return ByFile(config, log)
+
+
+def cluster_note(config: pytest.Config) -> Path:
+    """Return where the process that made the cluster notes for the others how it is reached."""
+    basetemp: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    return (basetemp.parent if hasattr(config, "workerinput") else basetemp) / "cluster.json"
 
 
 def _needs_no_cluster(file: str) -> bool:

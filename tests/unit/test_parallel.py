@@ -69,14 +69,16 @@ class Node:
     def shutdown(self) -> None: ...
 
 
-def test_processes_run_unit_tests_until_the_first_one_has_made_the_cluster() -> None:
+def test_processes_run_unit_tests_until_the_first_one_has_made_the_cluster(tmp_path: Path) -> None:
     tests = [f"{OPERATOR_FILE}::test_{number}" for number in range(4)]
     tests += [f"tests/e2e/test_{name}.py::test_it" for name in ("client", "hpa", "signal")]
     tests += [f"{file}::test_{number}" for file in UNIT_FILES for number in range(3)]
-    options: dict[str, Any] = {"option": SimpleNamespace(), "getvalue": lambda _: ["popen"] * 2}
+    temporary = SimpleNamespace(getbasetemp=lambda: tmp_path)
+    config: Any = SimpleNamespace(option=SimpleNamespace(), _tmp_path_factory=temporary)
+    config.getvalue = lambda _: ["popen"] * 2
+    config.getoption = {"cluster": "own"}.get
     log = logging.getLogger("test")  # stands for xdist's producer of logs
     log.loadscopesched = lambda *_: None  # type: ignore[attr-defined]
-    config = cast(pytest.Config, SimpleNamespace(**options))
     scheduler: Any = parallel.pytest_xdist_make_scheduler(config, log)
     first, other = nodes = [Node(), Node()]
     for node in nodes:
@@ -87,13 +89,15 @@ def test_processes_run_unit_tests_until_the_first_one_has_made_the_cluster() -> 
     def files(node: Node) -> list[str]:
         return list(dict.fromkeys(Path(tests[one].partition("::")[0]).stem for one in node.given))
 
-    assert (files(first), files(other)) == (["test_scaling"], ["test_a"])
-    scheduler.mark_test_complete(other, 7)
-    assert files(other) == ["test_a", "test_b"]
-    scheduler.mark_test_complete(first, 0)
-    for number in (8, 9, 10):
+    assert (files(first), files(other)) == (["test_scaling"], ["test_c"])
+    scheduler.mark_test_complete(other, other.given[0])
+    assert files(other) == ["test_c", "test_b"]
+    parallel.cluster_note(config).write_text("[]")
+    for number in other.given[1:4]:
         scheduler.mark_test_complete(other, number)
-    assert files(other) == ["test_a", "test_b", "test_client"]
+    assert files(other) == ["test_c", "test_b", "test_client"]
+    config.workerinput = {}
+    assert parallel.cluster_note(config) == tmp_path.parent / "cluster.json"
 
 
 def test_the_summary_has_groups_in_order_and_names_long_files_that_begin_late() -> None:
