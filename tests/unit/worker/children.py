@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -41,6 +42,14 @@ def attempt(
     return AttemptRequest(**{**values, **changes})
 
 
+def spawner(
+    recipe: ForkServerConfig, registry: HandlerRegistry, loop: asyncio.AbstractEventLoop
+) -> ProcessSpawner:
+    """Return the spawner of a fork server that is forked from this process."""
+    gc.freeze()  # it collects garbage when it starts: not in all that earlier tests have left
+    return ProcessSpawner(recipe.launch_by_fork(registry), recipe.launch_by_exec, loop)
+
+
 class Nursery:
     """An executor whose sync handlers run in children."""
 
@@ -52,9 +61,7 @@ class Nursery:
             log_level="INFO",
             report_memory=settings.max_mib > 0,
         )
-        self.spawner = ProcessSpawner(
-            self.recipe.launch_by_fork(registry), self.recipe.launch_by_exec, self.loop
-        )
+        self.spawner = spawner(self.recipe, registry, self.loop)
         self.pool = ChildPool(self.spawner, self.loop, settings)
         self.executor = FunctionExecutor(registry, self.loop, self.pool)
         self.results: asyncio.Queue[AttemptResult] = asyncio.Queue()

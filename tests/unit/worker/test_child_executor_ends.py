@@ -186,7 +186,7 @@ def end_by(number: int) -> Callable[[dict[str, Any]], None]:
         (end_by(signal.SIGKILL), "ended by SIGKILL"),
         (lambda payload: os._exit(3), "ended with exit code 3"),
         (lambda payload: os._exit(0), "ended with exit code 0"),
-        (lambda payload: os.closerange(3, 100), "ended with exit code 74"),
+        (lambda payload: os.closerange(3, 65_536), "ended with exit code 74"),
     ],
 )
 async def test_a_child_that_dies_is_a_failed_attempt_and_another_takes_the_next(

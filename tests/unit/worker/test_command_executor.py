@@ -20,9 +20,8 @@ from taskqueue.results.reference import StoredResult
 from taskqueue.worker.executor import AttemptResult, Execution
 from taskqueue.worker.executors.command import CommandError, CommandExecutor, ProgramCommand
 from taskqueue.worker.executors.fork_server_launcher import ForkServerConfig
-from taskqueue.worker.executors.process_spawner import ProcessSpawner
 from taskqueue.worker.sdk import HandlerRegistry
-from tests.unit.worker.children import PATIENCE, alive, appears, attempt, gone
+from tests.unit.worker.children import PATIENCE, alive, appears, attempt, gone, spawner
 from tests.unit.worker.hostile_ends import BODIES, assert_published
 
 SAMPLE = Path(__file__).parents[3] / "examples/executors/command/count-words.sh"
@@ -34,9 +33,7 @@ class Shell:
     def __init__(self, line: str, **how: Any) -> None:
         loop = asyncio.get_running_loop()
         recipe = ForkServerConfig(modules=[], log_format=LogFormat.JSON, log_level="INFO")
-        self.spawner = ProcessSpawner(
-            recipe.launch_by_fork(HandlerRegistry()), recipe.launch_by_exec, loop
-        )
+        self.spawner = spawner(recipe, HandlerRegistry(), loop)
         self.executor = CommandExecutor(
             [ProgramCommand.parse(f"f={line}")], self.spawner, loop, **how
         )
