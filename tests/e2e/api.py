@@ -27,6 +27,7 @@ class Refused(Exception):
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"{status}: {text}")
         self.status = status
+        self.text = text
 
 
 class Api:

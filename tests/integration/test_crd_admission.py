@@ -425,7 +425,7 @@ def test_accepted(api: Api, body: Body) -> None:
     ],
 )
 def test_refused(api: Api, body: Body, says: str) -> None:
-    assert_refused(api.run("create", "-f", "-", body=body), says)
+    assert_refused(api.try_create(body), says)
 
 
 @pytest.mark.parametrize(

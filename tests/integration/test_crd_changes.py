@@ -82,7 +82,7 @@ def test_allowed_change_before_the_end(api: Api) -> None:
     for change in changes:
         done = api.patch(f"{TASKS}/t", {"spec": change | PAYLOAD})
         assert done.returncode == 0, done.stderr
-        spec = api.json("get", f"{TASKS}/t")["spec"]
+        spec = api.get(f"{TASKS}/t")["spec"]
         assert {key: spec[key] for key in change} == change
 
 
@@ -91,7 +91,7 @@ def test_fields_may_be_removed_before_the_end(api: Api) -> None:
     api.create(task(**given, suspend=True))
     done = api.patch(f"{TASKS}/t", {"spec": dict.fromkeys([*given, "suspend"])})
     assert done.returncode == 0, done.stderr
-    assert not {*given, "suspend"} & api.json("get", f"{TASKS}/t")["spec"].keys()
+    assert not {*given, "suspend"} & api.get(f"{TASKS}/t")["spec"].keys()
 
 
 def test_a_queue_moves_from_one_kind_of_broker_to_the_other_in_one_step(api: Api) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from taskqueue.api.task_status import TERMINAL_PHASES
@@ -83,11 +81,11 @@ def test_refused_status(api: Api, before: Body, status: Body | None, says: str) 
 def test_late_write_of_a_finished_status_is_refused(api: Api, phase: str) -> None:
     """By merge patch, JSON patch, whole object and server-side apply."""
     api.create(task())
-    uid = api.json("get", f"{TASKS}/t")["metadata"]["uid"]
+    uid = api.get(f"{TASKS}/t")["metadata"]["uid"]
     end = SUCCEEDED | {"phase": phase, "observedGeneration": 1}
     done = api.patch_status(f"{TASKS}/t", end)
     assert done.returncode == 0, done.stderr
-    body = api.json("get", f"{TASKS}/t")
+    body = api.get(f"{TASKS}/t")
     without = {key: value for key, value in body.items() if key != "status"}
     late = {"phase": "Running", "attempts": 1, "completionTime": FINISHED}
 
@@ -109,16 +107,13 @@ def test_late_write_of_a_finished_status_is_refused(api: Api, phase: str) -> Non
     wholes: list[Body] = [without, *({**without, "status": s} for s in (None, {}, late))]
     apply = ("apply", "--server-side", "--force-conflicts", "--field-manager=late", "-f", "-")
     where = "--subresource=status"
-    tries = [api.patch(f"{TASKS}/t", merge, where) for merge in merges]
-    tries += [
-        api.run("patch", f"{TASKS}/t", where, "--type=json", "-p", json.dumps(patch))
-        for patch in patches
-    ]
+    tries = [api.patch(f"{TASKS}/t", merge, subresource="status") for merge in merges]
+    tries += [api.json_patch(f"{TASKS}/t", patch, subresource="status") for patch in patches]
     tries += [api.run("replace", where, "-f", "-", body=whole) for whole in wholes]
     tries += [api.run(*apply, where, body=task() | {"status": {"phase": "Running"}})]
     for done in tries:
         assert_refused(done, "the phase of a finished Task never changes: create a new Task")
-    assert api.json("get", f"{TASKS}/t")["status"] == end
+    assert api.get(f"{TASKS}/t")["status"] == end
 
 
 def test_normal_sequence_of_statuses_is_accepted(api: Api) -> None:
@@ -137,7 +132,7 @@ def test_normal_sequence_of_statuses_is_accepted(api: Api) -> None:
     for status in steps:
         done = api.patch_status(f"{TASKS}/t", status)
         assert done.returncode == 0, done.stderr
-    assert api.json("get", f"{TASKS}/t")["status"]["result"] == {"any": [{"thing": 1}]}
+    assert api.get(f"{TASKS}/t")["status"]["result"] == {"any": [{"thing": 1}]}
 
 
 def test_kubectl_wait_needs_a_condition_of_the_newest_generation(api: Api) -> None:
@@ -189,7 +184,7 @@ def test_the_spec_of_a_finished_task_is_frozen_and_nothing_else(api: Api, phase:
     again = api.run("apply", "-f", "-", body=manifest)
     assert again.returncode == 0, again.stderr
     assert "unchanged" in again.stdout
-    assert api.json("get", f"{TASKS}/t")["status"]["phase"] == phase
+    assert api.get(f"{TASKS}/t")["status"]["phase"] == phase
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_all_forms_of_an_expression_are_taken(api: Api) -> None:
     ],
 )
 def test_expression_out_of_bounds_is_refused(api: Api, cron: str) -> None:
-    done = api.run("create", "-f", "-", body=schedule(schedules=[cron]))
+    done = api.try_create(schedule(schedules=[cron]))
     assert_refused(done, "five fields", "30 3 * * MON-FRI")
 
 
@@ -100,11 +100,11 @@ def test_expression_out_of_bounds_is_refused(api: Api, cron: str) -> None:
     ],
 )
 def test_spec_is_refused(api: Api, spec: Body, says: str) -> None:
-    assert_refused(api.run("create", "-f", "-", body=schedule(**spec)), says)
+    assert_refused(api.try_create(schedule(**spec)), says)
 
 
 def test_name_is_too_long_for_its_tasks(api: Api) -> None:
-    done = api.run("create", "-f", "-", body=schedule("s" * 53))
+    done = api.try_create(schedule("s" * 53))
     assert_refused(done, "at most 52 characters")
 
 

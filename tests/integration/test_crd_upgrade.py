@@ -11,6 +11,7 @@ import pytest
 
 from taskqueue.api.common import GROUP
 from taskqueue.api.crds import DEFINITIONS
+from tests.e2e.api import Api as ApiServer
 from tests.integration.admission import (
     SUCCEEDED,
     Api,
@@ -92,28 +93,35 @@ def serve(kubectl: Kubectl) -> Iterator[Callable[[list[Body]], None]]:
 def wait_for_field(api: Api, what: str, name: str) -> Body:
     """Return the object once the API server reads it by the schema that has the field."""
     deadline = time.monotonic() + 30
-    while name not in (body := api.json("get", what))["spec"]:
+    while name not in (body := api.get(what))["spec"]:
         if time.monotonic() > deadline:
             pytest.fail(f"{what} has no spec.{name} after 30 s: {body['spec']}")
+        time.sleep(0.1)
     return body
 
 
 def wait_until_served(api: Api, what: str) -> None:
     """Wait until the API server keeps a field of a Task that only the newest schema has."""
-    change = json.dumps({"spec": {"suspend": True}})
+    change = {"spec": {"suspend": True}}
     deadline = time.monotonic() + 30
     while True:
-        changed = api.json("patch", what, "--type=merge", "-p", change, "--dry-run=server")
+        done = api.patch(what, change, dry_run=True)
+        assert done.returncode == 0, done.stderr
+        changed = json.loads(done.stdout)
         if "suspend" in changed["spec"]:
             return
         if time.monotonic() > deadline:
             pytest.fail(f"spec.suspend of {what} is dropped after 30 s: {changed['spec']}")
+        time.sleep(0.1)
 
 
 def test_an_upgrade_keeps_what_is_stored(
-    kubectl: Kubectl, namespace: str, serve: Callable[[list[Body]], None]
+    kubectl: Kubectl,
+    namespace: str,
+    api_server: ApiServer,
+    serve: Callable[[list[Body]], None],
 ) -> None:
-    api = Api(kubectl, namespace)
+    api = Api(kubectl, namespace, api_server)
     newest = [served(definition, UPGRADE_GROUP) for definition in DEFINITIONS]
     version = {"apiVersion": f"{UPGRADE_GROUP}/v1alpha1"}
     manifests = [task("done") | version, task("waits") | version, queue() | version]
@@ -126,14 +134,14 @@ def test_an_upgrade_keeps_what_is_stored(
         assert done.returncode == 0, done.stderr
     done = api.patch_status(f"{TASKS}/done", SUCCEEDED)
     assert done.returncode == 0, done.stderr
-    stored = api.json("get", f"{TASKS}/done")
+    stored = api.get(f"{TASKS}/done")
     assert "cancel" not in stored["spec"]
-    scaling = api.json("get", f"{QUEUES}/thumbnails")["spec"]["scaling"]
+    scaling = api.get(f"{QUEUES}/thumbnails")["spec"]["scaling"]
     assert scaling["target"] == {"type": "Backlog", "tasksPerReplica": 5}
 
     serve(newest)
     wait_until_served(api, f"{TASKS}/waits")
-    finished = api.json("get", f"{TASKS}/done")
+    finished = api.get(f"{TASKS}/done")
     assert finished["metadata"]["resourceVersion"] == stored["metadata"]["resourceVersion"]
     again = api.run(*client_side, body=manifests[0])
     assert (again.returncode, "unchanged" in again.stdout) == (0, True), again.stderr
@@ -147,7 +155,7 @@ def test_an_upgrade_keeps_what_is_stored(
     wait_for_field(api, f"{QUEUES}/thumbnails", "stopPolicy")
     again = api.run(*flux, body=manifests[2])
     assert again.returncode == 0, again.stderr
-    assert api.json("get", f"{QUEUES}/thumbnails")["spec"]["scaling"] == scaling
+    assert api.get(f"{QUEUES}/thumbnails")["spec"]["scaling"] == scaling
     changes: list[Body] = [
         {"stopPolicy": "Hold"},
         {"scaling": {"target": {"type": "DrainTime", "seconds": 60}}},

@@ -83,7 +83,7 @@ def test_the_scale_subresource(api: Api) -> None:
     )
     done = api.run("scale", f"{QUEUES}/thumbnails", "--replicas=3")
     assert done.returncode == 0, done.stderr
-    assert api.json("get", f"{QUEUES}/thumbnails")["spec"]["workers"]["replicas"] == 3
+    assert api.get(f"{QUEUES}/thumbnails")["spec"]["workers"]["replicas"] == 3
     scale = api.json("get", f"{QUEUES}/thumbnails", "--subresource=scale")
     assert scale["spec"] == {"replicas": 3}
     assert scale["status"] == {"replicas": 2, "selector": "taskqueue.dev/queue=thumbnails"}

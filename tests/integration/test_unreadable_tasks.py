@@ -190,7 +190,7 @@ async def test_an_unreadable_task_gets_its_final_status(
 async def test_fat_finished_tasks_are_listed_without_reading_them(
     client: CountingClient, path: str, namespace: str
 ) -> None:
-    names = [f"fat-{number}" for number in range(4)]
+    names = [f"fat-{number}" for number in range(2)]
     await create(client, path, names, FAT, ttlSecondsAfterFinished=7)
     for name in names:
         await client.request(

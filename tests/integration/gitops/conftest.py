@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Kubectl
+from tests.e2e.api import Api as ApiServer
 from tests.e2e.fixtures import api, harness, pytest_runtest_makereport
 from tests.integration.gitops import kstatus_program
 from tests.integration.gitops.states import STATES, Seen, put_into_states
@@ -24,6 +25,6 @@ def kstatus() -> Path:
 
 
 @pytest.fixture(scope="package")
-def seen(kubectl: Kubectl, schemas: None) -> Seen:
+def seen(kubectl: Kubectl, api_server: ApiServer, schemas: None) -> Seen:
     """The object of every state by its name, as the API server returns it."""
-    return put_into_states(kubectl, STATES)
+    return put_into_states(kubectl, api_server, STATES)

@@ -20,6 +20,7 @@ from taskqueue.kubernetes.taskqueue_codec import queue_status_patch, read_queue
 from taskqueue.model.queue import Condition, QueueStatus
 from taskqueue.model.task import Phase, TaskState
 from tests.conftest import Kubectl
+from tests.e2e.api import Api as ApiServer
 from tests.integration.admission import QUEUES, TASKS, Api, Body, queue, task
 
 Seen = Mapping[str, Body]
@@ -135,12 +136,12 @@ QUEUE_STATES = (
 STATES = (*TASK_STATES, *QUEUE_STATES)
 
 
-def put_into_states(kubectl: Kubectl, states: Iterable[State]) -> Seen:
+def put_into_states(kubectl: Kubectl, server: ApiServer, states: Iterable[State]) -> Seen:
     """Create an object for each state in a namespace for as long as this takes; return them."""
     namespace = f"test-{uuid.uuid4().hex[:10]}"
     kubectl.ok("create", "namespace", namespace)
     try:
-        api = Api(kubectl, namespace)
+        api = Api(kubectl, namespace, server)
         states = tuple(states)
         _ok(api.run("create", "-f", "-", body=_list(_manifest(state) for state in states)))
         created = _read(api)
@@ -163,11 +164,10 @@ def _manifest(state: State) -> Body:
 def _write(api: Api, state: State, body: Body) -> None:
     what = f"{TASKS if body['kind'] == 'Task' else QUEUES}/{state.name}"
     if isinstance(state.status, TaskState):
-        patch = status_patch(read_task(body), state.status, now=NOW).decode()
-        _ok(api.run("patch", what, "--subresource=status", "--type=json", "-p", patch))
+        patch = json.loads(status_patch(read_task(body), state.status, now=NOW))
+        _ok(api.json_patch(what, patch, subresource="status"))
     elif state.status is not None:
-        patch = json.dumps(_queue_patch(body, state.status))
-        _ok(api.run("patch", what, "--subresource=status", "--type=merge", "-p", patch))
+        _ok(api.patch(what, _queue_patch(body, state.status), subresource="status"))
     if state.changed is not None:
         _ok(api.patch(what, {"spec": dict(state.changed)}))
 
