@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -20,7 +21,7 @@ from taskqueue.api.common import API_VERSION, TASK_KIND
 from taskqueue.cli.arguments import CommandParsers
 from taskqueue.kubernetes.pages import list_pages
 from taskqueue.results.connection import open_store
-from taskqueue.results.patience import get_patiently
+from taskqueue.results.patience import patiently
 from tests.bench import cluster
 from tests.bench.command_line import add_benchmark, add_load, add_number, measure_cluster
 from tests.bench.deadline import BenchError
@@ -200,7 +201,7 @@ async def _read_all(target: cluster.Cluster, server: Server, settings: Settings)
 
     async def read(name: str) -> None:
         reference = references[name]
-        found = await get_patiently(store, reference["key"], seconds=30)
+        found = await patiently(partial(store.get, reference["key"]), reference["key"], seconds=30)
         text = hashlib.shake_128(name.encode()).hexdigest(settings.size // 2)
         if (
             found is None

@@ -43,20 +43,6 @@ async def put_patiently(
     return await patiently(partial(store.put, key, result), key, seconds=seconds, backoff=backoff)
 
 
-async def get_patiently(store: ResultStore, key: str, *, seconds: float) -> StoredResult | None:
-    """Return a result, None if there is none; ask again and again while the store is away.
-
-    Args:
-        store: where from.
-        key: of the result.
-        seconds: how long from now.
-
-    Raises:
-        StoreError: the last one, when the time is up; at once if trying again would not help.
-    """
-    return await patiently(partial(store.get, key), key, seconds=seconds)
-
-
 async def patiently(
     call: Callable[[], Awaitable[T]], key: str, *, seconds: float, backoff: Backoff | None = None
 ) -> T:

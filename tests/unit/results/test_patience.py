@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
-from taskqueue.results.patience import get_patiently, put_patiently
+from taskqueue.results.patience import patiently, put_patiently
 from taskqueue.results.reference import StoredResult
 from taskqueue.results.store import StoreError
 from tests.unit.results.memory import MemoryStore
@@ -37,12 +38,12 @@ async def test_what_will_not_pass_is_not_tried_again() -> None:
     with pytest.raises(StoreError):
         await put_patiently(store, "k", RESULT)
     with pytest.raises(StoreError):
-        await get_patiently(store, "k", seconds=60)
+        await patiently(partial(store.get, "k"), "k", seconds=60)
     assert len(store.calls) == 2
 
 
 async def test_a_result_that_is_read_is_waited_for_too() -> None:
     store = MemoryStore(away_until=asyncio.get_running_loop().time() + 5)
     store.kept["k"] = RESULT
-    assert await get_patiently(store, "k", seconds=60) == RESULT
-    assert await get_patiently(store, "other", seconds=60) is None
+    assert await patiently(partial(store.get, "k"), "k", seconds=60) == RESULT
+    assert await patiently(partial(store.get, "other"), "other", seconds=60) is None

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 
-from taskqueue.controller.queues import result_retention
 from taskqueue.controller.queues.result_retention import ResultRetention
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.queue import Condition, QueueConfig, ResultsConfig
@@ -164,7 +163,6 @@ async def test_a_store_that_hangs_holds_up_nothing_and_is_left_after_a_while(
     assert checked.store.closed >= len(checked.store.calls) - 1
     checked.retention.close()
     await asyncio.sleep(0)
-    assert result_retention.PASS_SECONDS < 100
 
 
 @pytest.mark.parametrize(
