@@ -58,6 +58,11 @@ HEARTBEAT_BYTES = 256 * 1024
 
 #: Of a payload merged with what spec.payloadFrom names, as JSON.
 PAYLOAD_BYTES = 200 * 1024
+#: Items of a TaskBatch; and those that stand in the object itself, with their bytes as JSON: each
+#: write of the status has the API server store the object again.
+BATCH_ITEMS = 100_000
+INLINE_ITEMS = 1_000
+INLINE_BYTES = 256 * 1024
 
 #: Of the payloads that the operator keeps in memory for Tasks that wait, with what keeping each
 #: costs. What is not there is read again when it is dispatched.

@@ -29,7 +29,7 @@ class About(TypedDict, total=False):
     """Values for the handler's `Context`, by its own names; what is left out has a default.
 
     The first of 3 attempts of Task ``test/task`` in queue ``test``, which may take 300 s, without
-    a fence, a checkpoint and a scheduled time.
+    a fence, a checkpoint, a scheduled time and an index.
     """
 
     task: str
@@ -41,6 +41,7 @@ class About(TypedDict, total=False):
     fence: int | None
     last_checkpoint: Any
     scheduled_time: datetime | None
+    index: int | None
 
 
 _DEFAULTS: About = {
@@ -53,6 +54,7 @@ _DEFAULTS: About = {
     "fence": None,
     "last_checkpoint": None,
     "scheduled_time": None,
+    "index": None,
 }
 
 
@@ -89,7 +91,8 @@ def run(
         store: whether the TaskQueue has a store (spec.results.store), which keeps results of more
             than 16 KiB and `BinaryResult`.
         about: values of the context: ``attempt=3``, ``max_attempts``, ``timeout_seconds``,
-            ``fence``, ``uid``, ``task``, ``queue``, ``last_checkpoint``, ``scheduled_time``.
+            ``fence``, ``uid``, ``task``, ``queue``, ``last_checkpoint``, ``scheduled_time``,
+            ``index``.
 
     Raises:
         TypeError: the payload is not a JSON object, the function cannot be a handler, or its

@@ -147,12 +147,15 @@ def handlers_of(path: Path) -> list[str]:
 
 
 def tables(block: Block) -> Iterator[Mapping[str, str]]:
-    """Yield the rows of every table of Tasks that a console block shows, by column."""
+    """Yield the rows of every table of Tasks that a console block shows, by column.
+
+    A table with a column PERCENT is of TaskBatches.
+    """
     columns: dict[str, int] = {}
     for line in block.text.splitlines():
         if line.startswith("$") or not line.strip():
             columns = {}
-        elif line.startswith("NAME ") and "PHASE" in line:
+        elif line.startswith("NAME ") and "PHASE" in line and "PERCENT" not in line:
             columns = {found[0]: found.start() for found in re.finditer(r"\S+", line)}
         elif columns:
             starts = [*columns.values(), None]

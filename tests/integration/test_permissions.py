@@ -60,6 +60,15 @@ SERVED: Mapping[Right, str] = {
     **rights("taskqueue.dev", "tasks/status", patch="kubernetes/status_updater.py"),
     **rights(
         "taskqueue.dev",
+        "taskbatches",
+        get="controller/batches/batch_controller.py",
+        list="kubernetes/informer.py",
+        watch="kubernetes/informer.py",
+        delete="controller/batches/finished_batches.py",
+    ),
+    **rights("taskqueue.dev", "taskbatches/status", patch="kubernetes/status_updater.py"),
+    **rights(
+        "taskqueue.dev",
         "taskschedules",
         get="controller/schedules/run_creator.py",
         list="kubernetes/informer.py",

@@ -37,6 +37,8 @@ TASKQUEUE_KIND = "TaskQueue"
 TASKQUEUE_PLURAL = "taskqueues"
 TASK_KIND = "Task"
 TASK_PLURAL = "tasks"
+TASKBATCH_KIND = "TaskBatch"
+TASKBATCH_PLURAL = "taskbatches"
 TASKSCHEDULE_KIND = "TaskSchedule"
 TASKSCHEDULE_PLURAL = "taskschedules"
 

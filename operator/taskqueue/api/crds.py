@@ -31,6 +31,8 @@ from taskqueue.api.common import (
     GROUP,
     TASK_KIND,
     TASK_PLURAL,
+    TASKBATCH_KIND,
+    TASKBATCH_PLURAL,
     TASKQUEUE_KIND,
     TASKQUEUE_PLURAL,
     TASKSCHEDULE_KIND,
@@ -40,11 +42,13 @@ from taskqueue.api.common import (
 )
 from taskqueue.api.printer_columns import (
     TASK_COLUMNS,
+    TASKBATCH_COLUMNS,
     TASKQUEUE_COLUMNS,
     TASKSCHEDULE_COLUMNS,
     Column,
 )
 from taskqueue.api.task import TaskResource
+from taskqueue.api.taskbatch import TaskBatchResource
 from taskqueue.api.taskqueue import TaskQueueResource
 from taskqueue.api.taskschedule import TaskScheduleResource
 
@@ -119,6 +123,14 @@ DEFINITIONS = (
         plural=TASK_PLURAL,
         short_name="tqt",
         columns=TASK_COLUMNS,
+        selectable_fields=(".status.phase", ".spec.queue"),
+    ),
+    Definition(
+        model=TaskBatchResource,
+        kind=TASKBATCH_KIND,
+        plural=TASKBATCH_PLURAL,
+        short_name="tqb",
+        columns=TASKBATCH_COLUMNS,
         selectable_fields=(".status.phase", ".spec.queue"),
     ),
     Definition(

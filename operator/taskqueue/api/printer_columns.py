@@ -46,6 +46,19 @@ TASK_COLUMNS = (
     Column("Message", ".status.message", wide=True),
 )
 
+TASKBATCH_COLUMNS = (
+    Column("Queue", ".spec.queue"),
+    Column("Phase", ".status.phase"),
+    Column("Total", ".status.total", "integer"),
+    Column("Succeeded", ".status.succeeded", "integer"),
+    Column("Failed", ".status.failed", "integer"),
+    Column("Percent", ".status.percent", "integer"),
+    _AGE,
+    Column("Handler", ".spec.template.spec.handler", wide=True),
+    Column("Reason", ".status.reason", wide=True),
+    Column("Message", ".status.message", wide=True),
+)
+
 TASKSCHEDULE_COLUMNS = (
     Column("Schedules", ".spec.schedules"),
     Column("Zone", ".spec.timeZone"),

@@ -11,6 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from taskqueue.client.errors import (
+    BatchFailed,
+    BatchGone,
     NoArchive,
     QuotaExceeded,
     ResultExpired,
@@ -31,16 +33,25 @@ if TYPE_CHECKING:
     from taskqueue.archive.rows import ArchivedTask
     from taskqueue.client.async_handle import AsyncTaskHandle
     from taskqueue.client.async_tasks import AsyncTaskClient
+    from taskqueue.client.batches import AsyncBatches, AsyncBatchHandle, BatchErrors, BatchStatus
     from taskqueue.client.history import HistoryPage
-    from taskqueue.client.tasks import TaskClient, TaskHandle
+    from taskqueue.client.tasks import Batches, BatchHandle, TaskClient, TaskHandle
     from taskqueue.direct.async_producer import AsyncProducer
     from taskqueue.direct.producer import Producer
 
 __all__ = [
     "ArchivedTask",
+    "AsyncBatchHandle",
+    "AsyncBatches",
     "AsyncProducer",
     "AsyncTaskClient",
     "AsyncTaskHandle",
+    "BatchErrors",
+    "BatchFailed",
+    "BatchGone",
+    "BatchHandle",
+    "BatchStatus",
+    "Batches",
     "BinaryResult",
     "ClientError",
     "HistoryPage",
@@ -68,9 +79,15 @@ __all__ = [
 
 _LAZY_IMPORTS = {
     "ArchivedTask": "taskqueue.archive.rows",
+    "AsyncBatchHandle": "taskqueue.client.batches",
+    "AsyncBatches": "taskqueue.client.batches",
     "AsyncProducer": "taskqueue.direct.async_producer",
     "AsyncTaskClient": "taskqueue.client.async_tasks",
     "AsyncTaskHandle": "taskqueue.client.async_handle",
+    "BatchErrors": "taskqueue.client.batches",
+    "BatchHandle": "taskqueue.client.tasks",
+    "BatchStatus": "taskqueue.client.batches",
+    "Batches": "taskqueue.client.tasks",
     "HistoryPage": "taskqueue.client.history",
     "Producer": "taskqueue.direct.producer",
     "TaskClient": "taskqueue.client.tasks",

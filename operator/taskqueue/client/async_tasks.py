@@ -10,6 +10,7 @@ from typing import Any, Unpack
 from taskqueue.archive.history import HistoryFilter, HistoryOptions
 from taskqueue.client.access import ApiConnection, Connect, connector
 from taskqueue.client.async_handle import AsyncTaskHandle, replaced
+from taskqueue.client.batches import AsyncBatches
 from taskqueue.client.errors import TaskConflict, TaskGone
 from taskqueue.client.history import HistoryPage, HistoryReader
 from taskqueue.client.requests import client_error, is_quota_exceeded, request_with_retries
@@ -45,6 +46,9 @@ class AsyncTaskClient:
         results: where the results are that no status has: the address of the store, such as
             ``postgresql://…``, or the keys of its Secret. Default: the store that the TaskQueue
             names, whose Secret the program must be permitted to read.
+
+    Attributes:
+        batches: creates and finds TaskBatches.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class AsyncTaskClient:
         connect: Connect | None = None,
         results: str | Mapping[str, str] | None = None,
     ) -> None:
+        self.batches = AsyncBatches(self)
         self._results = ResultReader(results, patience_seconds=patience_seconds)
         self._namespace = namespace
         self._patience = patience_seconds

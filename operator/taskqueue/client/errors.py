@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from taskqueue.direct.errors import ClientError, Refused
 
 if TYPE_CHECKING:
+    from taskqueue.client.batches import BatchStatus
     from taskqueue.client.status import TaskStatus
 
 
@@ -78,6 +79,22 @@ class WaitTimeout(ClientError, TimeoutError):
     """
 
     def __init__(self, message: str, *, status: TaskStatus | None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BatchGone(ClientError):
+    """The TaskBatch does not exist: it was deleted, or created again under the same name."""
+
+
+class BatchFailed(ClientError):
+    """The TaskBatch has failed, or was cancelled.
+
+    Attributes:
+        status: its last status.
+    """
+
+    def __init__(self, message: str, *, status: BatchStatus) -> None:
         super().__init__(message)
         self.status = status
 

@@ -9,9 +9,10 @@ from taskqueue.archive.history import HistoryOptions
 from taskqueue.client.access import Connect
 from taskqueue.client.async_handle import AsyncTaskHandle
 from taskqueue.client.async_tasks import AsyncTaskClient
+from taskqueue.client.batches import AsyncBatches, AsyncBatchHandle, BatchOptions, BatchStatus
 from taskqueue.client.history import HistoryPage
 from taskqueue.client.results import ResultValue
-from taskqueue.client.spec import TaskOptions
+from taskqueue.client.spec import ConfigMapKey, TaskOptions
 from taskqueue.client.status import TaskResult, TaskStatus
 from taskqueue.loop_thread import LoopThread
 
@@ -43,6 +44,8 @@ class TaskClient:
             connect=connect,
             results=results,
         )
+        #: Creates and finds TaskBatches.
+        self.batches = Batches(self._thread, self._client.batches)
 
     def __enter__(self) -> TaskClient:
         return self
@@ -278,4 +281,71 @@ class TaskHandle:
             Refused: the API server refused the request.
             Unavailable: the API server did not answer.
         """
+        self._thread.run(self._handle.cancel())
+
+
+class Batches:
+    """TaskBatches: `TaskClient.batches`. Arguments and errors are those of `AsyncBatches`."""
+
+    def __init__(self, thread: LoopThread, batches: AsyncBatches) -> None:
+        self._thread = thread
+        self._batches = batches
+
+    def create(
+        self,
+        queue: str,
+        handler: str,
+        items: Iterable[Any] | None = None,
+        *,
+        count: int | None = None,
+        items_from: ConfigMapKey | None = None,
+        name: str | None = None,
+        namespace: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        **spec: Unpack[BatchOptions],
+    ) -> BatchHandle:
+        """Create a TaskBatch."""
+        create = self._batches.create(
+            queue,
+            handler,
+            items,
+            count=count,
+            items_from=items_from,
+            name=name,
+            namespace=namespace,
+            labels=labels,
+            **spec,
+        )
+        return BatchHandle(self._thread, self._thread.run(create))
+
+    def get(self, name: str, *, namespace: str | None = None) -> BatchHandle:
+        """Return a TaskBatch."""
+        found = self._thread.run(self._batches.get(name, namespace=namespace))
+        return BatchHandle(self._thread, found)
+
+
+class BatchHandle:
+    """A TaskBatch; made by `Batches`. Its errors are those of `AsyncBatchHandle`.
+
+    Attributes:
+        namespace: of the TaskBatch.
+        name: of the TaskBatch.
+        uid: of the TaskBatch.
+    """
+
+    def __init__(self, thread: LoopThread, handle: AsyncBatchHandle) -> None:
+        self._thread = thread
+        self._handle = handle
+        self.namespace, self.name, self.uid = handle.namespace, handle.name, handle.uid
+
+    def status(self) -> BatchStatus:
+        """Return its present status."""
+        return self._thread.run(self._handle.status())
+
+    def wait(self, timeout: float | None = None) -> BatchStatus:
+        """Wait until it has succeeded and return its status."""
+        return self._thread.run(self._handle.wait(timeout))
+
+    def cancel(self) -> None:
+        """Request its cancellation; no effect if it has ended."""
         self._thread.run(self._handle.cancel())

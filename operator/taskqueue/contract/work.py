@@ -42,6 +42,9 @@ CHECKPOINT_HEADER = "tq-checkpoint"
 #: Header of a run of a TaskSchedule: its time, RFC 3339 in UTC.
 SCHEDULED_TIME_HEADER = "tq-scheduled-time"
 
+#: Header of an item of a TaskBatch: its index, from 0.
+INDEX_HEADER = "tq-index"
+
 #: Header of a Task with a concurrencyKey: a number that grows with every dispatch of the key.
 FENCE_HEADER = "tq-fence"
 
@@ -70,6 +73,7 @@ class WorkMessage:
         checkpointed: whether a handler has saved something by now; None: the operator is an older
             one, which keeps no checkpoint and knows no snooze.
         scheduled_time: of the run of a TaskSchedule, in RFC 3339; "": it is none.
+        index: of an item of a TaskBatch, from 0; None: it is none.
     """
 
     namespace: str
@@ -89,6 +93,7 @@ class WorkMessage:
     checkpoint: bytes | None = None
     checkpointed: bool | None = False
     scheduled_time: str = ""
+    index: int | None = None
 
     def properties(self) -> BasicProperties:
         """Return the AMQP properties of one publish; every call makes a new message id."""
@@ -112,6 +117,8 @@ class WorkMessage:
             headers[CHECKPOINT_HEADER] = self.checkpoint.decode()
         if self.scheduled_time:
             headers[SCHEDULED_TIME_HEADER] = self.scheduled_time
+        if self.index is not None:
+            headers[INDEX_HEADER] = self.index
         if self.trace:
             headers.update(self.trace)
         return BasicProperties(
@@ -204,6 +211,7 @@ def parse_work(
         else None,
         checkpointed=bool(headers[CHECKPOINTED_HEADER]) if CHECKPOINTED_HEADER in headers else None,
         scheduled_time=_scheduled_time(headers),
+        index=_header(headers, INDEX_HEADER, int) if INDEX_HEADER in headers else None,
     )
 
 

@@ -404,7 +404,8 @@ class Engine:
     def on_task_ended(self, tracked: TrackedTask) -> None:
         """Count a Task, and record an Event if it failed or was cancelled."""
         task, status = tracked.task, tracked.status
-        self._events.on_task_ended(task, status)
+        if task.index is None:
+            self._events.on_task_ended(task, status)
         controller = self._controller(tracked.queue_key)
         if controller is not None:
             last = status.history[-1] if status.history else None

@@ -24,12 +24,14 @@ from taskqueue import __version__
 from taskqueue.api.common import DNS_LABEL_PATTERN
 from taskqueue.contract.names import operator_name
 from taskqueue.controller import handlers
+from taskqueue.controller.batches.service import BatchService
 from taskqueue.controller.engine import Engine
 from taskqueue.controller.probes import serve_probes
 from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.schedules.service import ScheduleService
 from taskqueue.controller.tasks.task_feed import TaskFeed
 from taskqueue.defaults import DEFAULT_INSTALLATION
+from taskqueue.kubernetes.batch_codec import BATCHES_PATH
 from taskqueue.kubernetes.client import ApiClient, load_access
 from taskqueue.kubernetes.deployments import DEPLOYMENTS_PATH
 from taskqueue.kubernetes.lease import LeaderElector, LeaseLock, LeaseTiming
@@ -46,7 +48,7 @@ log = EventLog(__name__)
 T = TypeVar("T")
 
 #: What the operator lists: namespaces where it may not are left out.
-_LISTED = (QUEUES_PATH, TASKS_PATH, SCHEDULES_PATH, DEPLOYMENTS_PATH)
+_LISTED = (QUEUES_PATH, TASKS_PATH, BATCHES_PATH, SCHEDULES_PATH, DEPLOYMENTS_PATH)
 #: Prefix of the one annotation that kopf writes to a TaskQueue.
 _ANNOTATION_PREFIX = "taskqueue.dev"
 _KOPF_STOP_SECONDS = 5.0
@@ -158,7 +160,15 @@ async def serve(settings: OperatorSettings) -> int:
             since=leadership.done_version,
         )
         leadership.is_settled = lambda: engine is not None and engine.is_settled
-        return await _lead(engine, schedules, leadership, stop, scope)
+        batches = BatchService(
+            access,
+            engine.tasks,
+            instance=settings.identity,
+            leads=lambda: leadership.is_leader,
+            scope=scope,
+        )
+        feed.before_synced = batches.lead
+        return await _lead(engine, (batches, schedules), leadership, stop, scope)
     finally:
         await leadership.release()
         await probes.cleanup()
@@ -184,7 +194,7 @@ async def _stand_by(leadership: LeaderElector, feed: TaskFeed, stop: asyncio.Eve
 
 async def _lead(
     engine: Engine,
-    schedules: ScheduleService,
+    services: tuple[BatchService, ScheduleService],
     leadership: LeaderElector,
     stop: asyncio.Event,
     scope: WatchScope,
@@ -192,14 +202,14 @@ async def _lead(
     """Run the parts until ``stop``, or until the Lease is lost or one of them fails."""
     holding = asyncio.create_task(leadership.renew_until_lost(), name="lease")
     engine_task = asyncio.create_task(engine.run(), name="engine")
-    schedules_task = asyncio.create_task(schedules.run(), name="schedules")
+    tasks = [asyncio.create_task(one.run(), name=type(one).__name__) for one in services]
     kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event()
     kopf_task = asyncio.create_task(_run_kopf(engine, scope, kopf_stop, kopf_ready), name="kopf")
     await _first(kopf_ready.wait(), holding, engine_task, kopf_task)
     _stop_on_signals(stop)
     log.info("operator.started", version=__version__)
 
-    parts = (holding, engine_task, schedules_task, kopf_task)
+    parts = (holding, engine_task, *tasks, kopf_task)
     await _first(stop.wait(), *parts)
     ended = [part for part in parts if part.done() and not stop.is_set()]
     for part in ended:
@@ -207,11 +217,11 @@ async def _lead(
         log.error("operator.part_ended", exc_info=problem, part=part.get_name())
     log.info("operator.stopping")
     if holding.done():
-        for serving in (engine, schedules):
+        for serving in (engine, *services):
             serving.skip_unwritten()  # another may lead already
-    schedules_task.cancel()
-    engine_task.cancel()
-    await asyncio.wait({schedules_task, engine_task})
+    for task in (*tasks, engine_task):
+        task.cancel()
+    await asyncio.wait({*tasks, engine_task})
     kopf_stop.set()
     await asyncio.wait({kopf_task}, timeout=_KOPF_STOP_SECONDS)
     holding.cancel()

@@ -56,6 +56,15 @@ TASKS_STORED = Gauge(
     "taskqueue_tasks_stored",
     "Tasks in the API server, finished ones included, as counted each minute.",
 )
+BATCHES_HELD = Gauge("taskqueue_batches_held", "Unfinished TaskBatches the operator holds.")
+BATCH_ITEMS_WAITING = Gauge(
+    "taskqueue_batch_items_waiting", "Items of unfinished TaskBatches that have not begun."
+)
+BATCHES_FINISHED = Counter(
+    "taskqueue_batches_finished_total",
+    "TaskBatches whose final status was written; their items count as Tasks.",
+    ("phase",),
+)
 SCHEDULE_RUNS = Counter(
     "taskqueue_schedule_runs_total",
     "Runs of TaskSchedules, by what became of them: created, skipped.",

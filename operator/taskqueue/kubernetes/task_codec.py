@@ -71,7 +71,7 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
             start_after=spec.start_after.timestamp() if spec.start_after else None,
             suspend=spec.suspend,
             cancel=spec.cancel,
-            overrides=_overrides(spec),
+            overrides=read_overrides(spec),
         ),
         status=_read_status(status),
         deleting="deletionTimestamp" in metadata,
@@ -386,7 +386,8 @@ def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(intern, names)) if len(names) > 1 else names
 
 
-def _overrides(spec: TaskResourceSpec) -> domain.PolicyOverrides:
+def read_overrides(spec: TaskResourceSpec) -> domain.PolicyOverrides:
+    """Return the retry and time settings that a spec has of its own."""
     times = (spec.attempt_timeout_seconds, spec.active_deadline_seconds)
     others = (spec.retry, spec.max_deliveries, spec.ttl_seconds_after_finished)
     if all(own is None for own in (*times, *others)):

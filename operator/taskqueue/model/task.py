@@ -271,6 +271,7 @@ class Task:
         is_outline: the object cannot be read as a whole: spec and status have some fields only.
         deleting: it has a deletionTimestamp, and a finalizer keeps it; that is never undone.
         scheduled_time: of the run of a TaskSchedule, in RFC 3339 in UTC; "": it is none.
+        index: of an item of a TaskBatch, whose name it has; None: it is a Task with an object.
     """
 
     namespace: str
@@ -283,6 +284,7 @@ class Task:
     is_outline: bool = False
     deleting: bool = False
     scheduled_time: str = ""
+    index: int | None = None
 
     @property
     def path(self) -> str:

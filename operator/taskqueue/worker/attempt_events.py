@@ -75,6 +75,7 @@ def work_attempt(
         scheduled_time=datetime.fromisoformat(message.scheduled_time)
         if message.scheduled_time
         else None,
+        index=message.index,
     )
 
 

@@ -42,6 +42,7 @@ class AttemptRequest:
         on_output: called on the runtime's loop with lines that the attempt has printed; None:
             nobody keeps them.
         scheduled_time: of the run of a TaskSchedule, else None.
+        index: of an item of a TaskBatch, else None.
     """
 
     _: KW_ONLY
@@ -60,6 +61,7 @@ class AttemptRequest:
     on_checkpoint: Callable[[bytes], None] | None = field(default=None, repr=False)
     on_output: Callable[[str], None] | None = field(default=None, repr=False)
     scheduled_time: datetime | None = None
+    index: int | None = None
 
     @property
     def log_fields(self) -> dict[str, Any]:

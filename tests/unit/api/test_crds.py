@@ -95,6 +95,12 @@ def test_write_crds_returns_what_it_wrote(tmp_path: Path) -> None:
             "Ready Backlog Running Workers Desired Succeeded Failed Age",
         ),
         ("tasks", "Task", "tqt", "Queue Handler Phase Attempts Reason Finished Age"),
+        (
+            "taskbatches",
+            "TaskBatch",
+            "tqb",
+            "Queue Phase Total Succeeded Failed Percent Age",
+        ),
         ("taskschedules", "TaskSchedule", "tqs", "Schedules Zone Paused Active Last Age"),
     ],
 )
@@ -125,7 +131,12 @@ def test_scale_paths_and_selectable_fields_are_fields_of_the_schema() -> None:
         for path in paths:
             assert path.split("[?")[0] in fields, path
     scales = {definition.plural: bool(definition.scale) for definition in DEFINITIONS}
-    assert scales == {"taskqueues": True, "tasks": False, "taskschedules": False}
+    assert scales == {
+        "taskqueues": True,
+        "tasks": False,
+        "taskbatches": False,
+        "taskschedules": False,
+    }
 
 
 @pytest.mark.parametrize("model", MODELS)

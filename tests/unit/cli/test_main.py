@@ -18,6 +18,7 @@ PACKAGE_ROOT = Path(taskqueue.__file__).parents[1]
         ([], ["crds", "operator", "worker", "dead-letters"]),
         ([], ["get", "describe", "why", "logs", "submit", "cancel", "retry"]),
         ([], ["hold", "drain", "resume"]),
+        (["batch"], ["status", "retry-failed"]),
         (["dead-letters"], ["list", "redrive", "purge"]),
     ],
 )

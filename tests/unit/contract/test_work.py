@@ -54,6 +54,7 @@ MESSAGES = st.builds(
     trace=st.none() | st.fixed_dictionaries({"traceparent": WORDS}, optional={"tracestate": WORDS}),
     fence=st.none() | st.integers(0, 2**63 - 1),
     scheduled_time=st.sampled_from(["", "2026-01-02T03:04:00Z"]),
+    index=st.none() | st.integers(0, 99_999),
 )
 
 HEADERS: dict[str, type] = {

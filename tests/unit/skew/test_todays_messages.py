@@ -124,6 +124,7 @@ MESSAGES = st.builds(
     trace=st.none() | st.fixed_dictionaries({"traceparent": NAMES}),
     fence=st.none() | st.integers(1, 2**40),
     scheduled_time=st.sampled_from(["", "2026-01-02T03:04:00Z"]),
+    index=st.none() | st.integers(0, 99_999),
     checkpoint=st.none() | OBJECTS.map(orjson.dumps),
     checkpointed=st.booleans(),
 )
@@ -131,6 +132,7 @@ KNOWN_OF_MESSAGES = {each.name for each in fields(WorkMessage)} - {
     "checkpoint",
     "checkpointed",
     "scheduled_time",
+    "index",
 }
 
 

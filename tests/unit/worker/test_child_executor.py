@@ -36,11 +36,12 @@ async def test_a_handler_runs_in_another_process_and_knows_its_attempt() -> None
             "about": [ctx.task, ctx.uid, ctx.queue, ctx.attempt, ctx.max_attempts],
             "more": [ctx.timeout_seconds, ctx.fence, ctx.cancelled],
             "scheduled": str(ctx.scheduled_time),
+            "index": ctx.index,
             "main": threading.current_thread() is threading.main_thread(),
         }
 
     async with children(handler) as nursery:
-        result = (await nursery.run({"width": 3}, fence=7, scheduled_time=NOON)).result
+        result = (await nursery.run({"width": 3}, fence=7, scheduled_time=NOON, index=5)).result
     assert result is not None
     assert result["pid"] not in {os.getpid(), nursery.spawner.pid}
     assert result["group"] == result["pid"], "a terminal's signals do not reach it"
@@ -48,6 +49,7 @@ async def test_a_handler_runs_in_another_process_and_knows_its_attempt() -> None
     assert result["about"] == ["shop/a", "u", "q", 1, 3]
     assert result["more"] == [30, 7, False]
     assert result["scheduled"] == str(NOON)
+    assert result["index"] == 5
     assert result["main"]
     assert result["width"] == 3
 

@@ -202,6 +202,21 @@ class EventRecorder:
             )
         )
 
+    def on_batch_ended(self, regarding: Regarding, phase: Phase, reason: str, note: str) -> None:
+        """Record how a TaskBatch ended, unless it succeeded."""
+        if phase is Phase.SUCCEEDED:
+            return
+        self._start_series(
+            EventSpec(
+                regarding=regarding,
+                type=WARNING if phase is Phase.FAILED else NORMAL,
+                reason=reason,
+                action=_END_TASK,
+                note=note,
+                name=event_name(regarding),
+            )
+        )
+
     def remove_schedule(self, uid: str) -> None:
         """Forget a deleted schedule; Events that wait are still written."""
         for key in [key for key in self._skipped if key[0] == uid]:

@@ -196,7 +196,12 @@ def _by_dependencies(
 def _deadline(
     task: Task, status: TaskState, environment: TaskEnvironment
 ) -> tuple[float | None, int]:
-    """Return when the Task must have ended, and after how many seconds that is."""
+    """Return when the Task must have ended, and after how many seconds that is.
+
+    An item has no deadline: its TaskBatch has, and a TaskQueue's default is for Tasks.
+    """
+    if task.index is not None:
+        return None, 0
     seconds = task.spec.overrides.active_deadline_seconds
     if seconds is None and environment.policy is not None:
         seconds = environment.policy.active_deadline_seconds

@@ -56,11 +56,7 @@ _BATCH = 128
 #: Pause after the broker refused a publish (queue full, no queue): it needs time or a hand.
 _REFUSED_PAUSE_SECONDS = 0.5
 _DEFAULTS = Policy()
-_CONFIRMATIONS = {
-    Settled.CONFIRMED: Confirmation.CONFIRMED,
-    Settled.RETURNED: Confirmation.RETURNED,
-    Settled.UNKNOWN: Confirmation.UNKNOWN,
-}
+_CONFIRMATIONS = {settled: Confirmation[settled.name] for settled in Settled}
 
 
 class Dispatcher:
@@ -91,6 +87,8 @@ class Dispatcher:
     ) -> None:
         self.key = key
         self._slots = 0
+        #: Items of TaskBatches that may run, and are no Tasks yet.
+        self.unbegun = 0
         #: The uids of the queue's Tasks that are not finished.
         self.uids: dict[str, None] = {}
         #: The handlers of these that a worker did not know.
@@ -162,7 +160,7 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """Tasks that may run and are still in the operator."""
-        return len(self._queue) + len(self._loading) + len(self._claiming)
+        return self.unbegun + len(self._queue) + len(self._loading) + len(self._claiming)
 
     @property
     def excess(self) -> int:

@@ -41,6 +41,7 @@ from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.metrics import HEARTBEATS_DROPPED, OUTCOMES_DROPPED
 from taskqueue.controller.tasks import events
 from taskqueue.controller.tasks.batch_events import events_of
+from taskqueue.controller.tasks.batch_items import is_item
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.machine import is_awaited
@@ -171,12 +172,12 @@ class Inbox:
         if report.kind not in _GOES_ON:
             # Whatever it says: no worker has this attempt any more.
             self._end_key_hold((report.namespace, report.queue), report.token)
-        if report.uid in self._runner.tasks:
+        if self._runner.find(report.uid) is not None:
             self._runner.send(report.uid, self._event(delivery, report, source))
         elif report.kind is EventKind.STARTED:
             self._runner.stop_stray(report.uid, report.token, source)
             _drop("unknown", delivery)
-        elif report.kind in _ENDS:
+        elif report.kind in _ENDS and not is_item(report.uid):
             OUTCOMES_DROPPED.labels("unknown").inc()
             self._on_late(
                 replace(report, result=None, result_ref=None), delivery.without_content(), source
@@ -292,6 +293,8 @@ class Inbox:
         if genuine is False:
             HEARTBEATS_DROPPED.labels("forged").inc()
             return False
+        if genuine and tracked is None:
+            tracked = self._runner.find(attempt.uid)
         dispatcher = self._dispatcher_of(key)
         if dispatcher is not None and genuine:
             dispatcher.prolong_key_hold(attempt.token)
@@ -344,7 +347,7 @@ class Inbox:
             if not self._drop_foreign(delivery):
                 _drop("forged", delivery)
             return
-        tracked = self._runner.tasks.get(claim.uid)
+        tracked = self._runner.find(claim.uid)
         if tracked is None:
             _drop("unknown", delivery)
             return

@@ -18,6 +18,7 @@ from hashlib import sha256
 from typing import Any
 
 from taskqueue.controller.metrics import PAYLOAD_READS
+from taskqueue.controller.tasks.batch_items import BatchItems, NoBatches
 from taskqueue.controller.tasks.config_maps import ConfigMap, ConfigMapKey, ConfigMaps
 from taskqueue.controller.tasks.payload_cache import PayloadCache
 from taskqueue.controller.tasks.read_pool import ReadPool, Spawn
@@ -97,6 +98,8 @@ class Payloads:
         on_invalid: Callable[[str, str], None],
         budget: int = PAYLOAD_CACHE_BYTES,
     ) -> None:
+        #: Has the payloads of items of TaskBatches, which are all at hand.
+        self.items: BatchItems = NoBatches()
         self._client = client
         self._task_of = task_of
         self._on_loaded = on_loaded
@@ -129,6 +132,8 @@ class Payloads:
 
     def is_at_hand(self, task: Task) -> bool:
         """Return whether a Task's payload can be published now."""
+        if task.index is not None:
+            return True
         return task.uid in (self._merged if task.spec.payload_from else self._own)
 
     def load(self, task: Task) -> None:
@@ -141,6 +146,8 @@ class Payloads:
         Raises:
             LookupError: it is not at hand.
         """
+        if task.index is not None:
+            return self.items.payload(task)
         payload = (self._merged if task.spec.payload_from else self._own).get(task.uid)
         if payload is None:
             raise LookupError(f"the payload of Task {task.path} is not at hand: load it first")

@@ -27,6 +27,7 @@ from taskqueue.controller.metrics import (
     TASKS_FINISHED,
 )
 from taskqueue.controller.tasks import effects, events
+from taskqueue.controller.tasks.batch_items import BatchItems, NoBatches, is_item
 from taskqueue.controller.tasks.dependencies import Dependencies
 from taskqueue.controller.tasks.dependency_graph import INDEPENDENT
 from taskqueue.controller.tasks.dispatcher import Dispatcher
@@ -104,6 +105,7 @@ class TaskRunner:
     ) -> None:
         #: The unfinished Tasks by uid. Only the runner changes it.
         self.tasks: dict[str, TrackedTask] = {}
+        self.items: BatchItems = NoBatches()
         self._dispatchers = dispatchers
         self._dependencies = dependencies
         self._payloads = payloads
@@ -121,6 +123,12 @@ class TaskRunner:
         self._timers = {timer: TaskTimers(partial(self._on_timer, timer)) for timer in events.Timer}
         self._events: deque[tuple[str, events.Event]] = deque()
         self._is_running = False
+
+    def find(self, uid: str) -> TrackedTask | None:
+        """Return a tracked Task; an item of a TaskBatch that has not ended is tracked from now."""
+        if uid not in self.tasks and is_item(uid):
+            self.items.adopt(uid)
+        return self.tasks.get(uid)
 
     def track(self, tracked: TrackedTask, event: events.Event) -> None:
         """Take a Task that the informer shows for the first time, and react to that event."""
@@ -174,8 +182,7 @@ class TaskRunner:
             after, todo = step(tracked, event, self._environment(tracked))
         except Exception as error:
             fields = log_fields(tracked.task, reaction=type(event).__name__)
-            log.error("task.step_failed", exc_info=error, **fields)
-            return
+            return log.error("task.step_failed", exc_info=error, **fields)
         if after is not tracked:
             self.tasks[tracked.uid] = after
         self._execute(after, todo)
@@ -249,6 +256,7 @@ class TaskRunner:
                 checkpoint=tracked.status.checkpoint,
                 checkpointed=tracked.status.checkpoint is not None,
                 scheduled_time=task.scheduled_time,
+                index=task.index,
             )
         )
         self._payloads.mark_published(task.uid)
@@ -286,6 +294,9 @@ class TaskRunner:
     # What is recorded and acknowledged.
 
     def _write_status(self, tracked: TrackedTask, effect: effects.WriteStatus) -> None:
+        if tracked.task.index is not None:
+            self.items.write(tracked, effect)
+            return
         uid, status, receipts, detail = tracked.uid, effect.status, effect.receipts, effect.detail
 
         def on_result(result: WriteResult) -> None:
@@ -294,12 +305,8 @@ class TaskRunner:
                 self.send(uid, events.StatusRejected(status, code, why, is_behind(why), detail))
                 return
             STATUS_WRITES.inc()
-            self.send(
-                uid,
-                events.StatusWritten(
-                    status, receipts, result.generation, result.version, result.metadata
-                ),
-            )
+            seen = (result.generation, result.version, result.metadata)
+            self.send(uid, events.StatusWritten(status, receipts, *seen))
 
         try:
             patch = status_patch(
@@ -335,6 +342,9 @@ class TaskRunner:
             around = TaskEnvironment(policy=None, is_archived=archive is not None)
             self._execute(*step(tracked, events.CompletionConfirmed(), around))
 
+        if tracked.task.index is not None:  # its TaskBatch has an end that others hear of
+            on_published()
+            return
         self._ends.publish(
             tracked.task,
             effect.status or on_record,
@@ -357,7 +367,8 @@ class TaskRunner:
         self._on_end(tracked)
 
     def _start_ttl(self, tracked: TrackedTask, _: effects.StartTtl) -> None:
-        self._on_announced(tracked)
+        if tracked.task.index is None:
+            self._on_announced(tracked)
 
     def _drop_task(self, tracked: TrackedTask, effect: effects.Forget) -> None:
         del self.tasks[tracked.uid]

@@ -18,6 +18,7 @@ from taskqueue.controller.completions.publisher import CompletionPublisher
 from taskqueue.controller.completions.task_ends import TaskEnds
 from taskqueue.controller.metrics import TASKS_HELD, remove_task_counters
 from taskqueue.controller.tasks import effects, events
+from taskqueue.controller.tasks.batch_items import BatchItems
 from taskqueue.controller.tasks.command_record import Owed
 from taskqueue.controller.tasks.dependencies import Dependencies
 from taskqueue.controller.tasks.dispatcher import Dispatcher
@@ -150,6 +151,8 @@ class TaskController:
             on_refused=listener.on_status_refused,
             read_object=self._start_read,
         )
+        #: Sends an event to a Task, or to an item of a TaskBatch.
+        self.send = self._runner.send
         self.inbox = Inbox(
             runner=self._runner,
             dispatcher_of=self._dispatchers.get,
@@ -165,6 +168,11 @@ class TaskController:
     def tasks(self) -> Mapping[str, TrackedTask]:
         """The unfinished Tasks by uid."""
         return self._runner.tasks
+
+    def serve_items(self, items: BatchItems) -> Callable[[TrackedTask], None]:
+        """Have the items of TaskBatches served; return what tracks one of them."""
+        self._runner.items = self.payloads.items = items
+        return lambda tracked: self._runner.track(tracked, events.Seen())
 
     def close(self) -> None:
         """Publish nothing more, and have everything written that is known."""
@@ -273,7 +281,7 @@ class TaskController:
     def leave_queue(self, key: QueueKey) -> None:
         """Leave the Tasks of a TaskQueue alone: another installation serves it."""
         tasks = [self._runner.tasks[uid] for uid in self._dispatchers[key].uids]
-        self.others.add(key, tasks)
+        self.others.add(key, [tracked for tracked in tasks if tracked.task.index is None])
         for tracked in tasks:
             self._runner.send(tracked.uid, events.ServedElsewhere())
 
@@ -296,15 +304,18 @@ class TaskController:
         self._runner.send(task.uid, events.ObjectRead(effect.purpose, status))
 
     def _on_end(self, tracked: TrackedTask) -> None:
-        if not tracked.has_left_informer:
-            self._leaving.add(tracked.uid)
-        self._update_dependents(tracked.task, tracked.status)
+        if tracked.task.index is None:
+            if not tracked.has_left_informer:
+                self._leaving.add(tracked.uid)
+            self._update_dependents(tracked.task, tracked.status)
         self._drop_if_idle(tracked.queue_key)
         self._listener.on_task_ended(tracked)
 
     def _on_forgotten(self, tracked: TrackedTask, effect: effects.Forget) -> None:
         self._drop_if_idle(tracked.queue_key)
-        if effect.found is not None:
+        if tracked.task.index is not None:
+            self._runner.items.on_forgotten(tracked)
+        elif effect.found is not None:
             self._update_dependents(tracked.task, effect.found)
             self._listener.on_end_missed(tracked.queue_key, dropped=False)
         elif self._is_named(tracked.task):

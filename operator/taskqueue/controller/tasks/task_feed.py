@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from typing import Any, Protocol
 
@@ -114,6 +114,7 @@ class TaskFeed:
     Attributes:
         run: keeps up with the Tasks until cancelled; cancel it, and call `lead` before the next.
         synced: set once the handler has all Tasks as they were when this operator began to lead.
+        before_synced: awaited before that: what else is to be known before anything is published.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class TaskFeed:
         )
         self.run = self._informer.run
         self.synced = asyncio.Event()
+        self.before_synced: Callable[[], Awaitable[None]] = _nothing
 
     @property
     def is_listed(self) -> bool:
@@ -150,8 +152,13 @@ class TaskFeed:
         await self._tasks.hand_over(handler)
         self._informer.handler = handler
         log.info("tasks.handed_over")
+        await self.before_synced()
         self.synced.set()
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+
+async def _nothing() -> None:
+    """Wait for nothing."""

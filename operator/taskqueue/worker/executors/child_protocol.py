@@ -152,6 +152,7 @@ def encode_attempt(handler: str, attempt: AttemptRequest) -> bytes:
             None if attempt.checkpoint is None else attempt.checkpoint.decode(),
             attempt.checkpoint_known,
             attempt.scheduled_time,
+            attempt.index,
         )
     )
 
@@ -161,7 +162,7 @@ def decode_attempt(body: bytes) -> tuple[str, dict[str, Any], dict[str, Any]]:
     handler, payload, task, uid, queue, attempt, max_attempts, timeout, fence, *saved = decode_own(
         body
     )
-    checkpoint, checkpoint_known, scheduled = saved
+    checkpoint, checkpoint_known, scheduled, index = saved
     return (
         handler,
         payload,
@@ -176,6 +177,7 @@ def decode_attempt(body: bytes) -> tuple[str, dict[str, Any], dict[str, Any]]:
             "checkpoint": None if checkpoint is None else checkpoint.encode(),
             "checkpoint_known": checkpoint_known,
             "scheduled_time": None if scheduled is None else datetime.fromisoformat(scheduled),
+            "index": index,
         },
     )
 

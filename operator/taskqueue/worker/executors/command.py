@@ -188,6 +188,7 @@ class CommandExecution:
             "TASKQUEUE_ATTEMPT": str(attempt.attempt),
             "TASKQUEUE_MAX_ATTEMPTS": str(attempt.max_attempts),
             "TASKQUEUE_FENCE": "" if attempt.fence is None else str(attempt.fence),
+            "TASKQUEUE_INDEX": "" if attempt.index is None else str(attempt.index),
             "TASKQUEUE_SCHEDULED_TIME": scheduled.isoformat() if scheduled else "",
             "TASKQUEUE_TIMEOUT_SECONDS": f"{attempt.timeout_seconds:g}",
             "TASKQUEUE_RESULT_FILE": str(self._result_file),

@@ -109,6 +109,7 @@ class FunctionExecutor:
             checkpoint=attempt.checkpoint,
             checkpoint_known=attempt.checkpoint_known,
             scheduled_time=attempt.scheduled_time,
+            index=attempt.index,
             # In the order of its calls, and before the end: by the queue that brings the end.
             save=None if save is None else partial(self._outbound.post, save),
         )

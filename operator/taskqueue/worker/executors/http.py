@@ -326,6 +326,8 @@ def _headers(attempt: AttemptRequest) -> dict[str, str]:
         headers["Taskqueue-Fence"] = str(attempt.fence)
     if attempt.scheduled_time is not None:
         headers["Taskqueue-Scheduled-Time"] = attempt.scheduled_time.isoformat()
+    if attempt.index is not None:
+        headers["Taskqueue-Index"] = str(attempt.index)
     return headers
 
 

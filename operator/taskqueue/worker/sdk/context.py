@@ -40,6 +40,8 @@ class Context:
             one than it has seen: a worker that was disconnected or paused may write late.
         scheduled_time: of the run of a TaskSchedule, else None: its time as the schedule has it, in
             UTC. Work on this, not on the present time: a run may be late, or made up for.
+        index: of an item of a TaskBatch, from 0, else None. ``task`` is the TaskBatch then, and
+            ``uid`` is of the item alone.
         logger: a `logging` logger whose lines carry task, uid and attempt.
 
     Executors give what the message says besides: ``checkpoint``, encoded, and whether it is
@@ -55,6 +57,7 @@ class Context:
         "_save",
         "attempt",
         "fence",
+        "index",
         "max_attempts",
         "queue",
         "scheduled_time",
@@ -77,6 +80,7 @@ class Context:
         checkpoint_known: bool = True,
         save: Callable[[bytes], None] | None = None,
         scheduled_time: datetime | None = None,
+        index: int | None = None,
     ) -> None:
         self.task = task
         self.uid = uid
@@ -86,6 +90,7 @@ class Context:
         self.timeout_seconds = timeout_seconds
         self.fence = fence
         self.scheduled_time = scheduled_time
+        self.index = index
         self._checkpoint = checkpoint
         self._checkpoint_known = checkpoint_known
         self._save = save
