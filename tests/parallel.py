@@ -32,6 +32,7 @@ _RESOURCES = ("cluster", "operator")
 #: node, or count what the API server does for all namespaces.
 EXCLUSIVE = {
     "operator": (
+        "e2e/test_batches_operator_loss.py",
         "e2e/test_lifecycle_cases_operator_loss.py",
         "e2e/test_notifications_operator_loss.py",
         "e2e/test_operator_loss.py",

@@ -12,6 +12,7 @@ import sys
 from taskqueue.cli.arguments import add_group
 from tests.bench import (
     archive,
+    batch,
     codec,
     coldstart,
     failover,
@@ -41,6 +42,7 @@ BENCHMARKS = (
     memory,
     results,
     schedules,
+    batch,
 )
 
 

@@ -127,3 +127,18 @@ def steps(payload: Payload, ctx: Context) -> Payload:
         saved["done"] = step + 1
         ctx.checkpoint(saved)
     return {"begun": saved["begun"]}
+
+
+@task
+def every_second(payload: Payload, ctx: Context) -> Payload:
+    """Fail for every second item of a TaskBatch."""
+    if payload["index"] % 2:
+        raise ValueError("odd")
+    return {"index": ctx.index}
+
+
+@task
+def knows_its_index(payload: Payload, ctx: Context) -> None:
+    """Fail unless the payload of an item has its index."""
+    if payload["index"] != ctx.index:
+        raise ValueError(f"{ctx.index} has the payload {payload}")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.api import Refused
+from tests.e2e.batches import create, ended, status_of
 from tests.e2e.harness import Harness
 
 pytestmark = [pytest.mark.cluster, pytest.mark.broker]
@@ -73,3 +74,13 @@ def test_every_unfinished_task_ends(harness: Harness, again: Callable[[Harness],
     harness.ready()
     assert [pod["metadata"]["uid"] for pod in harness.operator_pods()] == operators
     harness.all_counted(len(harness.tasks.names()))
+
+
+@pytest.mark.parametrize("again", [start_anew, made_anew], ids=["with its data", "without"])
+def test_every_item_of_a_batch_ends(harness: Harness, again: Callable[[Harness], None]) -> None:
+    name = "batch-" + again.__name__.replace("_", "-")
+    create(harness, name, "nap", items=[{"seconds": 0.2}] * 400)
+    harness.until(lambda: status_of(harness, name).get("succeeded", 0) >= 20, what="items recorded")
+    again(harness)
+    status = ended(harness, name, seconds=240)
+    assert (status["phase"], status["succeeded"]) == ("Succeeded", 400)

@@ -29,6 +29,9 @@ FINISHED = "2026-01-02T03:04:09Z"
 SUCCEEDED = {"phase": "Succeeded", "attempts": 1, "completionTime": FINISHED}
 
 
+_PLURALS = {definition.kind: definition.plural for definition in DEFINITIONS}
+
+
 @dataclass(frozen=True)
 class Api:
     """The API server, seen from one namespace.
@@ -52,7 +55,7 @@ class Api:
     def try_create(self, body: Body) -> CompletedProcess[str]:
         """Create an object; unknown fields are refused, as kubectl has it."""
         group, _, _ = body["apiVersion"].partition("/")
-        path = self._path(f"{body['kind'].lower()}s.{group}")
+        path = self._path(f"{_PLURALS[body['kind']]}.{group}")
         return self._send("POST", path, body, fieldValidation="Strict")
 
     def create(self, body: Body) -> Body:
