@@ -59,7 +59,7 @@ def test_a_minimal_queue_gets_every_default(api: Api) -> None:
         "broker": {"connectionSecret": {"name": "rabbit"}},
         "deletionPolicy": "Retain",
         "stopPolicy": "None",
-        "concurrencyLimits": {"perKey": 1},
+        "concurrencyLimits": {"perKey": 1, "onConflict": "Queue"},
         "dispatch": {"maxPublished": 1000},
         "taskDefaults": {
             "retry": {

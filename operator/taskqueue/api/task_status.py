@@ -184,9 +184,10 @@ class TaskResourceStatus(ApiModel):
         description=(
             "Why the Task is in this phase, for programs: one CamelCase word. Blocked: "
             "QueueNotFound, UnknownHandler, DependencyNotFound, WaitingForDependencies, "
-            "PayloadUnresolved or ConcurrencyLimit. Scheduled: StartAfter or Snoozed. Retrying: "
-            "the type of the error. Failed: RetriesExhausted, NonRetryable, WorkerLost, "
-            "DeadlineExceeded, DependencyFailed or Invalid. Suspended and Cancelled: the same word."
+            "PayloadUnresolved, ConcurrencyLimit or QueueFull. Scheduled: StartAfter or Snoozed. "
+            "Retrying: the type of the error. Failed: RetriesExhausted, NonRetryable, WorkerLost, "
+            "DeadlineExceeded, DependencyFailed or Invalid. Cancelled: Cancelled, Superseded or "
+            "Rejected. Suspended: the same word."
         ),
     )
     message: str = Field(

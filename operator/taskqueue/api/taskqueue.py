@@ -31,6 +31,7 @@ from taskqueue.api.common import (
     TtlSecondsAfterFinished,
     validations,
 )
+from taskqueue.api.taskqueue_flow import ConcurrencyLimits, Flow
 from taskqueue.api.taskqueue_pool import Scaling, SecretReference, Workers
 from taskqueue.api.taskqueue_results import Results
 from taskqueue.api.taskqueue_status import TaskQueueResourceStatus
@@ -213,20 +214,6 @@ class TaskDefaults(ApiModel):
     )
 
 
-class ConcurrencyLimits(ApiModel):
-    """Limits on the Tasks of a queue that are dispatched at a time."""
-
-    per_key: int = Field(
-        1,
-        ge=1,
-        le=1000,
-        description=(
-            "Maximum number of Tasks with the same spec.concurrencyKey that are dispatched at a "
-            "time, 1 to 1000; 1 by default."
-        ),
-    )
-
-
 class Archive(ApiModel):
     """The database that keeps a row of each Task that has ended."""
 
@@ -287,6 +274,13 @@ class TaskQueueResourceSpec(ApiModel):
     concurrency_limits: ConcurrencyLimits = Field(
         default_factory=ConcurrencyLimits,
         description="Limits on the Tasks with the same spec.concurrencyKey.",
+    )
+    flow: Flow | None = Field(
+        None,
+        description=(
+            "How the Tasks of this queue share what is dispatched, how fast they are dispatched, "
+            "and how many wait. None by default: by priority and age, without limits."
+        ),
     )
     archive: Archive | None = Field(
         None,

@@ -105,7 +105,7 @@ def _queue_lines(queue: Object, *, waits: bool) -> list[str]:
         if (one["type"], one["status"])
         in {
             *(("Ready", "False"), ("BrokerConnected", "False"), ("WorkersAvailable", "False")),
-            *(("ScalingActive", "False"), ("Stalled", "True")),
+            *(("ScalingActive", "False"), ("Stalled", "True"), ("DispatchLimited", "True")),
         }
     ]
     if waits:

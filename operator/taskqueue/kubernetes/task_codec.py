@@ -76,6 +76,7 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
         status=_read_status(status),
         deleting="deletionTimestamp" in metadata,
         scheduled_time=in_utc((metadata.get("annotations") or {}).get(SCHEDULED_TIME, "")),
+        labels=domain.flat_labels(metadata.get("labels")),
     )
 
 

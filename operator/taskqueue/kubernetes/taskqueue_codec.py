@@ -7,9 +7,18 @@ from typing import Any
 
 from taskqueue.api.common import GROUP, MESSAGE_MAX_LENGTH, VERSION
 from taskqueue.api.taskqueue import Archive, TaskQueueResource
+from taskqueue.api.taskqueue_flow import ConcurrencyLimits, Flow
 from taskqueue.api.taskqueue_pool import Credentials, Scaling, ScalingTarget, Workers
 from taskqueue.api.taskqueue_results import Results
 from taskqueue.limits import STATUS_HANDLERS, STATUS_MESSAGE_LENGTH, STATUS_WORKERS
+from taskqueue.model.flow import (
+    ConcurrencyPolicy,
+    FairnessPolicy,
+    FlowPolicy,
+    OnConflict,
+    PriorityAgeing,
+    RateLimit,
+)
 from taskqueue.model.queue import (
     ArchiveConfig,
     ClusterRef,
@@ -66,7 +75,8 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
         delete_queues=spec.deletion_policy == "Delete",
         finalized=QUEUES_FINALIZER in raw["metadata"].get("finalizers", ()),
         deleting="deletionTimestamp" in raw["metadata"],
-        per_key=spec.concurrency_limits.per_key,
+        keys=_concurrency_policy(spec.concurrency_limits),
+        flow=_flow_policy(spec.flow),
         max_published=spec.dispatch.max_published,
         policy=Policy(
             max_attempts=defaults.retry.max_attempts,
@@ -147,6 +157,42 @@ def _results(results: Results) -> ResultsConfig:
         retention_seconds=results.retention_seconds,
         output=results.output,
     )
+
+
+def _concurrency_policy(limits: ConcurrencyLimits) -> ConcurrencyPolicy:
+    return ConcurrencyPolicy(
+        per_key=limits.per_key,
+        overrides=tuple((one.key_prefix, one.per_key) for one in limits.overrides),
+        on_conflict=OnConflict(limits.on_conflict),
+    )
+
+
+def _flow_policy(flow: Flow | None) -> FlowPolicy | None:
+    if flow is None:
+        return None
+    ageing, fairness = flow.priority_ageing, flow.fairness
+    policy = FlowPolicy(
+        fairness=None
+        if fairness is None
+        else FairnessPolicy(
+            label=fairness.key.name,
+            weights={one.value: one.weight for one in fairness.weights},
+            default_weight=fairness.default_weight,
+        ),
+        rate_limits=tuple(
+            RateLimit(
+                name=one.name,
+                per_key=one.scope == "PerKey",
+                attempts=one.attempts,
+                period_seconds=one.period_seconds,
+                burst=one.burst,
+            )
+            for one in flow.rate_limits
+        ),
+        ageing=None if ageing is None else PriorityAgeing(ageing.per_seconds, ageing.step),
+        max_waiting=flow.max_waiting,
+    )
+    return None if policy == FlowPolicy() else policy
 
 
 def _archive(archive: Archive | None) -> ArchiveConfig | None:

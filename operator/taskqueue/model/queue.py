@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from taskqueue.defaults import DEFAULT_MAX_PUBLISHED
+from taskqueue.model.flow import ConcurrencyPolicy, FlowPolicy
 from taskqueue.model.scaling import ScalingPolicy
 from taskqueue.model.task import Policy
 from taskqueue.model.worker import Worker
@@ -127,7 +128,8 @@ class QueueConfig:
         delete_queues: whether the broker's queues are deleted with the TaskQueue.
         finalized: whether the object has our finalizer, as last seen.
         deleting: the object has a deletionTimestamp; that is never undone.
-        per_key: how many Tasks of one concurrency key are dispatched at once.
+        keys: how many Tasks of one concurrency key are dispatched at once.
+        flow: how its Tasks share and wait; None: by priority and age alone.
         max_published: upper bound of the dispatch window.
         policy: what its Tasks inherit.
         archive: where the ends of its Tasks are kept; None: nowhere.
@@ -152,7 +154,8 @@ class QueueConfig:
     delete_queues: bool = False
     finalized: bool = False
     deleting: bool = False
-    per_key: int = 1
+    keys: ConcurrencyPolicy = field(default_factory=ConcurrencyPolicy)
+    flow: FlowPolicy | None = None
     max_published: int = DEFAULT_MAX_PUBLISHED
     policy: Policy = field(default_factory=Policy)
     archive: ArchiveConfig | None = None

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
+from itertools import islice
+from sys import intern
 from typing import Any
 
 from taskqueue.defaults import (
@@ -272,6 +274,7 @@ class Task:
         deleting: it has a deletionTimestamp, and a finalizer keeps it; that is never undone.
         scheduled_time: of the run of a TaskSchedule, in RFC 3339 in UTC; "": it is none.
         index: of an item of a TaskBatch, whose name it has; None: it is a Task with an object.
+        labels: names and values in turn, as `flat_labels` returns them.
     """
 
     namespace: str
@@ -285,11 +288,28 @@ class Task:
     deleting: bool = False
     scheduled_time: str = ""
     index: int | None = None
+    labels: tuple[str, ...] = ()
+
+    def label(self, name: str) -> str:
+        """Return the value of a label; "": it has none."""
+        names = self.labels[::2]
+        return self.labels[2 * names.index(name) + 1] if name in names else ""
 
     @property
     def path(self) -> str:
         """``namespace/name``, as logs and messages name it."""
         return f"{self.namespace}/{self.name}"
+
+
+#: Labels of a Task that are kept: its spec is bounded, its labels are not.
+_LABELS_KEPT = 32
+
+
+def flat_labels(labels: Mapping[str, str] | None) -> tuple[str, ...]:
+    """Return the first 32 labels as names and values in turn: many Tasks have the same texts."""
+    if not labels:
+        return ()
+    return tuple(intern(text) for pair in islice(labels.items(), _LABELS_KEPT) for text in pair)
 
 
 def _first(own: Any, default: Any) -> Any:

@@ -34,6 +34,7 @@ from taskqueue.kubernetes.client import TABLE, ApiClient, ApiError
 from taskqueue.kubernetes.status_updater import OnResult, StatusUpdater, WriteRefused, Written
 from taskqueue.kubernetes.task_codec import task_path
 from taskqueue.limits import PAYLOAD_CACHE_BYTES
+from taskqueue.model.flow import ConcurrencyPolicy, FlowPolicy
 from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.task import Policy, RetryBackoff
 from taskqueue.model.token import TokenKeys
@@ -220,6 +221,8 @@ class TaskHarness:
         *,
         max_published: int = 1000,
         per_key: int = 1,
+        keys: ConcurrencyPolicy | None = None,
+        flow: FlowPolicy | None = None,
         payload_budget: int = PAYLOAD_CACHE_BYTES,
         **policy: Any,
     ) -> None:
@@ -257,7 +260,8 @@ class TaskHarness:
             generation=1,
             connection_secret="rabbit",
             max_published=max_published,
-            per_key=per_key,
+            keys=keys or ConcurrencyPolicy(per_key=per_key),
+            flow=flow,
             policy=Policy(**{"backoff": RetryBackoff(5.0, 1.0, 60.0, 0.0), **policy}),
         )
         self.tasks = TaskController(

@@ -82,7 +82,7 @@ class Invariants:
         return self._model.harness.entries.get(uid)
 
     def _key_held(self) -> int:
-        return len(self._model.harness.dispatcher._keys._holders.get("k", ()))
+        return len(self._model.harness.dispatcher.keys._slots._holders.get("k", ()))
 
     def _counts(self, message: Message) -> bool:
         """Return whether the operator waits for this attempt."""
@@ -155,7 +155,7 @@ class Invariants:
         for message in self._model.messages:
             if message.stopped is None and not message.answered and not self._counts(message):
                 message.stopped = now  # at the earliest
-        limit = self._model.queue.per_key if self._model.queue else 1
+        limit = self._model.queue.keys.per_key if self._model.queue else 1
         self.allowed = max(limit, min(self.allowed, self._key_held()))
         unfinished = [
             one
@@ -210,7 +210,7 @@ class Invariants:
 def _places(dispatcher: Dispatcher) -> Iterator[str]:
     """Yield every uid that is queued, loading, waits for its key, claims it or is published."""
     yield from dispatcher._queue.places
-    for queue in dispatcher._keys._queues.values():
+    for queue in dispatcher.keys._slots._queues.values():
         yield from queue.places
     yield from dispatcher._loading
     yield from dispatcher._claiming

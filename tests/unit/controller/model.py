@@ -190,7 +190,7 @@ class Model:
     def put_queue(self, **changes: Any) -> None:
         """Change the TaskQueue, or create it again."""
         self.queue = replace(self.queue or self._absent_queue, **changes)
-        self.invariants.allowed = max(self.invariants.allowed, self.queue.per_key)
+        self.invariants.allowed = max(self.invariants.allowed, self.queue.keys.per_key)
 
         def taken() -> None:
             self.harness.dispatcher.config = self.queue

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventError, EventKind
 from taskqueue.model.command import CommandKind
+from taskqueue.model.flow import ConcurrencyPolicy
 from taskqueue.model.queue import StopPolicy
 from taskqueue.model.task import Policy
 from taskqueue.timestamps import to_rfc3339
@@ -147,7 +148,7 @@ class Life(RuleBasedStateMachine):
     @rule(limit=st.sampled_from([1, 2]))
     def limit_keys(self, limit: int) -> None:
         if self.model.queue is not None:
-            self.model.put_queue(per_key=limit)
+            self.model.put_queue(keys=ConcurrencyPolicy(per_key=limit))
 
     @rule(stays=st.sampled_from([False, False, True]))
     def delete_or_create_the_queue(self, stays: bool) -> None:
@@ -385,7 +386,7 @@ class Life(RuleBasedStateMachine):
         assert not harness.entries, f"still held: {sorted(harness.entries)}"
         assert not [one for one in model.inbox if not one.acknowledged], "an outcome is left"
         assert harness.dispatcher.is_empty, vars(harness.dispatcher)
-        assert not any(vars(harness.dispatcher._keys).values()), "a key is left"
+        assert not any(vars(harness.dispatcher.keys._slots).values()), "a key is left"
         assert not any(vars(harness.tasks.dependencies._graph).values()), "a dependency is left"
         assert not harness.tasks._leaving
         assert model.loop.timers() <= 1, "a timer is left"  # of the look-ups of dependencies

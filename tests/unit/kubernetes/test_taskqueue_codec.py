@@ -40,7 +40,7 @@ def test_read_queue_with_defaults() -> None:
     assert config.stop_policy is StopPolicy.NONE
     assert not config.stop_policy.holds
     assert not any((config.delete_queues, config.finalized, config.deleting))
-    assert config.per_key == 1
+    assert config.keys.per_key == 1
     assert config.policy.active_deadline_seconds is None
     assert config.policy.ttl_seconds is None
     assert (config.template, config.scale_target) == (None, None)
@@ -60,7 +60,7 @@ def test_read_queue_with_every_field() -> None:
     assert config.stop_policy.holds
     assert config.scaling.draining
     assert config.delete_queues
-    assert config.per_key == 4
+    assert config.keys.per_key == 4
     assert (config.policy.active_deadline_seconds, config.policy.ttl_seconds) == (60, 0)
 
 

@@ -431,6 +431,7 @@ class QueueReconciler:
             scaling=scaling,
             refused=self.pool.is_refused(config),
             missing=self._dispatcher.missing,
+            limited_by=self._dispatcher.limited_by,
             dead_letter_count=self._broker.dead_letters if self._broker.declared else None,
             many_finished=self._many_finished(config.namespace),
             settings=self._condition_settings,

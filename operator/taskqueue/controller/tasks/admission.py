@@ -19,6 +19,8 @@ from taskqueue.controller.tasks.dependency_graph import INDEPENDENT, DependencyS
 from taskqueue.controller.tasks.tracked_task import Anchors, Dispatched, TaskEnvironment
 from taskqueue.model.task import Phase, Task, TaskState
 
+#: A Task's reason while as many others wait for their turn as may.
+QUEUE_FULL = "QueueFull"
 #: Less than this is no time: what floats and timers lose.
 _INSTANT_SECONDS = 1e-6
 #: Names shown in a message; the others are counted.
@@ -236,7 +238,7 @@ def _free(status: TaskState) -> TaskState:
 
 
 #: Reasons that stay while the Task is tried again or waits for its key.
-_KEPT_UNTIL_DISPATCHED = frozenset({"UnknownHandler", "ConcurrencyLimit"})
+_KEPT_UNTIL_DISPATCHED = frozenset({"UnknownHandler", "ConcurrencyLimit", QUEUE_FULL})
 
 
 def _blocked(status: TaskState, reason: str, message: str) -> AdmissionDecision:

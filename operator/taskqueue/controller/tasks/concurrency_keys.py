@@ -7,7 +7,7 @@ until enough have released it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from typing import Generic, TypeVar
 
 from taskqueue.controller.tasks.dispatch_queue import DispatchQueue
@@ -29,6 +29,10 @@ class KeySlots(Generic[H]):
     def keys_waited_for(self) -> tuple[str, ...]:
         """The keys with a queue."""
         return tuple(self._queues)
+
+    def holders(self, key: str) -> Collection[H]:
+        """Return who has a key."""
+        return self._holders.get(key, ())
 
     def has_room(self, key: str, holder: H, *, limit: int) -> bool:
         """Return whether ``holder`` has the key, or would get it now."""

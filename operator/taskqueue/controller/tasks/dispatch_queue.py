@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
+
+from taskqueue.model.task import Task
 
 K = TypeVar("K", bound=Hashable)
 
@@ -20,7 +22,7 @@ class DispatchQueue(Generic[K]):
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, float, int, K]] = []
+        self._heap: list[tuple[float, float, int, K]] = []
         #: The arrival number of each key that waits. Changed only here.
         self.places: dict[K, int] = {}
         self._arrivals = 0
@@ -28,7 +30,7 @@ class DispatchQueue(Generic[K]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def add(self, key: K, *, priority: int, created: float) -> None:
+    def add(self, key: K, *, priority: float, created: float) -> None:
         """Put a key in its place; one already waiting is moved."""
         self._arrivals += 1
         self.places[key] = self._arrivals
@@ -49,3 +51,42 @@ class DispatchQueue(Generic[K]):
                 del self.places[key]
                 return key
         return None
+
+
+class PriorityQueue(DispatchQueue[str]):
+    """The waiting Tasks of a TaskQueue without spec.flow, by uid.
+
+    `taskqueue.controller.tasks.flow.flow_queue.FlowQueue` takes its place where there is one, and
+    says what the methods mean. Here each Task that waits may be dispatched.
+    """
+
+    policy = None
+    excess = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def queue_up(self, task: Task) -> bool:
+        """Let a Task wait for its turn."""
+        self.add(task.uid, priority=task.spec.priority, created=task.created)
+        return True
+
+    def pop_next(self, now: float) -> str | None:
+        """Remove and return the Task whose turn it is."""
+        return self.pop()
+
+    def take(self, task: Task, now: float) -> bool:
+        """Count an attempt as dispatched."""
+        return True
+
+    def wait_seconds(self, now: float) -> float | None:
+        """Return how long `pop_next` gives nothing though Tasks wait: never."""
+        return None
+
+    def limited_by(self, now: float) -> str:
+        """Return the name of a rate limit that holds all that waits back: there is none."""
+        return ""
+
+    def window(self, window: int, slots: int) -> int:
+        """Return how many Tasks may be at the broker."""
+        return window

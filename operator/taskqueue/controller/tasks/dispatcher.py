@@ -24,8 +24,8 @@ from taskqueue.contract.names import WORK_EXCHANGE, routing_key
 from taskqueue.contract.work import WorkMessage
 from taskqueue.controller.metrics import PUBLISHED
 from taskqueue.controller.tasks.command_outbox import CommandOutbox
-from taskqueue.controller.tasks.concurrency_keys import KeySlots
-from taskqueue.controller.tasks.dispatch_queue import DispatchQueue
+from taskqueue.controller.tasks.dispatch_keys import DispatchKeys
+from taskqueue.controller.tasks.dispatch_queue import PriorityQueue
 from taskqueue.controller.tasks.events import (
     AttemptMissed,
     AttemptUnreported,
@@ -33,10 +33,13 @@ from taskqueue.controller.tasks.events import (
     Event,
     HandlerRegistered,
     MessagesLost,
+    PlaceMissing,
     PublishSettled,
     ReportsResumed,
     TurnCame,
 )
+from taskqueue.controller.tasks.flow.flow_queue import FlowQueue
+from taskqueue.controller.tasks.flow.rate_limiter import RateLimiter
 from taskqueue.controller.tasks.missing_handlers import MissingHandlers
 from taskqueue.controller.tasks.payloads import Payloads
 from taskqueue.controller.tasks.published_attempts import (
@@ -45,8 +48,8 @@ from taskqueue.controller.tasks.published_attempts import (
     window_size,
 )
 from taskqueue.controller.tasks.tracked_task import TrackedTask
-from taskqueue.limits import WORKER_LOST_SECONDS
 from taskqueue.model.command import CommandKind
+from taskqueue.model.flow import ConcurrencyPolicy, FlowPolicy
 from taskqueue.model.queue import ArchiveConfig, QueueConfig, QueueKey
 from taskqueue.model.task import Policy
 from taskqueue.timestamps import Clock
@@ -108,12 +111,10 @@ class Dispatcher:
         self._payloads = payloads
         self._on_open = on_open
         self._clogged = clogged
-        self._queue: DispatchQueue[str] = DispatchQueue()
-        #: Holders are uids, and tokens of attempts that were recalled and may still run.
-        self._keys: KeySlots[str] = KeySlots()
-        #: Keys held for recalled attempts until their worker has answered, or for a limited
-        #: time: key and timer by token.
-        self._key_holds: dict[str, tuple[str, asyncio.TimerHandle]] = {}
+        self._queue: PriorityQueue | FlowQueue = PriorityQueue()
+        self._rates = RateLimiter()
+        self._rate_timer: asyncio.TimerHandle | None = None
+        self.keys = DispatchKeys(tasks=tasks, on_granted=self._add, on_lost=send)
         #: Those whose turn it is as soon as their payload is read.
         self._loading: set[str] = set()
         self._claiming: set[str] = set()
@@ -151,8 +152,8 @@ class Dispatcher:
         before, self._config = self._config, config
         self._is_held_back = config is None or config.stop_policy.holds
         self.archive = None if config is None else config.archive
-        for key in self._keys.keys_waited_for:
-            self._enqueue_waiters(key)
+        self._set_flow(None if config is None else config.flow)
+        self.keys.configure(ConcurrencyPolicy() if config is None else config.keys, self.uids)
         if config is not None and before is not None and config.generation != before.generation:
             self._retry(self.missing.pop_all())  # its workers may have another image now
         self._plan_pump()
@@ -163,9 +164,14 @@ class Dispatcher:
         return self.unbegun + len(self._queue) + len(self._loading) + len(self._claiming)
 
     @property
+    def limited_by(self) -> str:
+        """The name of a rate limit that holds all that waits back; "": none does."""
+        return self._queue.limited_by(self._clock())
+
+    @property
     def excess(self) -> int:
-        """Those that ask for no worker: of all that wait for a missing handler all but one."""
-        return max(self.missing.tried - 1, 0)
+        """Those that ask for no worker; of all that wait for a missing handler, one does."""
+        return max(self.missing.tried - 1, 0) + max(self._queue.excess, self.keys.excess)
 
     @property
     def published(self) -> int:
@@ -189,7 +195,7 @@ class Dispatcher:
     @property
     def is_empty(self) -> bool:
         """Whether no Task of the queue is tracked, nor anything kept of one."""
-        return not (self.uids or self._key_holds or self.commands.owed)
+        return not (self.uids or self.keys.holds or self.commands.owed)
 
     def policy(self, tracked: TrackedTask) -> Policy:
         """Return what holds for a Task now: its own fields over the queue's."""
@@ -222,12 +228,7 @@ class Dispatcher:
         return before - len(self.attempts)
 
     def on_ready_count(self, ready: int, *, reporting: bool) -> None:
-        """Take the broker's count of messages no worker has; see `PublishedAttempts`.
-
-        Args:
-            ready: the count.
-            reporting: whether the broker takes what workers report.
-        """
+        """Take the broker's count of messages no worker has; see `PublishedAttempts`."""
         self.attempts.on_ready_count(ready, reporting=reporting)
 
     def pause(self) -> None:
@@ -248,10 +249,14 @@ class Dispatcher:
         """Queue a Task whose next attempt may be dispatched."""
         self._remove(uid)
         self._add(uid)
+        if self.keys.contend_for_keys:
+            self.keys.contend(uid)
 
     def hold(self, uid: str) -> None:
         """Keep a Task that is not to be dispatched for now."""
         self._remove(uid)
+        if self.keys.contend_for_keys:
+            self.keys.contend(uid)
         self._plan_pump()
 
     def withdraw(self, uid: str, *, finished: bool) -> None:
@@ -259,6 +264,8 @@ class Dispatcher:
         self._remove(uid)
         if self.missing.handlers:
             self.missing.remove_task(uid)
+        if self.keys.contend_for_keys:
+            self.keys.leave(uid)
         self.uids.pop(uid, None)
         if finished:
             self._rate.add(self._clock())
@@ -293,11 +300,10 @@ class Dispatcher:
         self._loading.discard(uid)
         config = self._config
         if config is None or not self.can_publish or self._clock() < self._paused_until:
-            task = self._tasks[uid].task
-            self._queue.add(uid, priority=task.spec.priority, created=task.created)
+            self._queue_up(uid)
             self._plan_pump()
         else:
-            self._give_turn(uid, config.per_key)
+            self._give_turn(uid)
 
     def on_running_reported(self, worker: str, uids: Collection[str]) -> None:
         """Take note that a worker runs the attempts of these Tasks and no others."""
@@ -317,61 +323,21 @@ class Dispatcher:
         if end < len(uids):
             asyncio.get_running_loop().call_soon(self._retry, uids, end)
 
-    # Concurrency keys.
-
-    def adopt_key(self, uid: str, key: str) -> None:
-        """Take a Task that holds its key, and is published, by what a former leader recorded."""
-        self._keys.assign(key, uid)
-        self.attempts.add(uid)
-
-    def release_key(self, uid: str, key: str) -> None:
-        """Take a key from a Task that holds it or waits for it."""
-        self._keys.stop_waiting(key, uid)
-        self._keys.release(key, uid)
-        self._enqueue_waiters(key)
-
-    def hold_key(self, key: str, token: str, seconds: float) -> None:
-        """Keep a key for an attempt that is being stopped, until it is answered or this long."""
-        self._keys.assign(key, token)
-        timer = asyncio.get_running_loop().call_later(seconds, self.end_key_hold, token)
-        self._key_holds[token] = (key, timer)
-
-    def prolong_key_hold(self, token: str) -> None:
-        """Keep the key that is held for an attempt: its worker has just said that it runs."""
-        hold = self._key_holds.get(token)
-        if hold is not None:
-            key, timer = hold
-            loop = asyncio.get_running_loop()
-            if timer.when() < loop.time() + WORKER_LOST_SECONDS:
-                timer.cancel()
-                timer = loop.call_later(WORKER_LOST_SECONDS, self.end_key_hold, token)
-                self._key_holds[token] = (key, timer)
-
-    def end_key_hold(self, token: str) -> None:
-        """Take note that no worker has this attempt any more."""
-        hold = self._key_holds.pop(token, None)
-        if hold is not None:
-            key, timer = hold
-            timer.cancel()
-            self._keys.release(key, token)
-            self._enqueue_waiters(key)
-
-    def _enqueue_waiters(self, key: str) -> None:
-        """Queue those that wait for a key, as many as may have it."""
-        limit = self._config.per_key if self._config else 1
-        while (uid := self._keys.pop_next(key, limit=limit)) is not None:
-            self._keys.assign(key, uid)  # or the next would find room too
-            self._add(uid)
-
     # The pump.
 
     def _add(self, uid: str) -> None:
-        task = self._tasks[uid].task
-        self._queue.add(uid, priority=task.spec.priority, created=task.created)
+        self._queue_up(uid)
         if self.missing.handlers:
-            self.missing.begin_try(uid, task.spec.handler)
+            self.missing.begin_try(uid, self._tasks[uid].task.spec.handler)
         self._plan_pump()
         self.on_backlog()
+
+    def _queue_up(self, uid: str) -> None:
+        task = self._tasks[uid].task
+        if task.spec.concurrency_key:
+            self.keys.on_queued(uid, task.spec.concurrency_key)
+        if not self._queue.queue_up(task):
+            self._send(uid, PlaceMissing())
 
     def _remove(self, uid: str) -> None:
         if self.missing.handlers:
@@ -380,6 +346,18 @@ class Dispatcher:
             self._claiming.discard(uid)
             self._loading.discard(uid)
             self._queue.discard(uid)
+            if self.keys.queued:
+                self.keys.on_dequeued(uid)
+
+    def _set_flow(self, flow: FlowPolicy | None) -> None:
+        """Have the Tasks that wait do so by this policy."""
+        if flow == self._queue.policy:
+            return
+        self._rates.configure(() if flow is None else flow.rate_limits, self._clock())
+        uids = list(self._queue)
+        self._queue = PriorityQueue() if flow is None else FlowQueue(flow, self._rates)
+        for uid in uids:
+            self._queue_up(uid)
 
     def _plan_pump(self, wait: float = 0.0) -> None:
         if self._pump_planned or self._publisher is None or not self._queue.places:
@@ -404,43 +382,63 @@ class Dispatcher:
             slots=self._slots,
             finished_in_5_seconds=self._rate.recent(now),
         )
+        window = self._queue.window(window, self._slots)
         for _ in range(_BATCH):
             if now < self._paused_until:
                 self._plan_pump(self._paused_until - now)
                 return
             if len(self.attempts) + len(self._claiming) + len(self._loading) >= window:
                 return
-            uid = self._queue.pop()
+            uid = self._queue.pop_next(now)
             if uid is None:
+                self._wait_for_rate()
                 return
-            if self._has_to_load(uid, config.per_key):
+            if self._has_to_load(uid):
                 self._loading.add(uid)
                 self._payloads.load(self._tasks[uid].task)
             else:
-                self._give_turn(uid, config.per_key)
+                self._give_turn(uid)
         self._plan_pump()
 
-    def _has_to_load(self, uid: str, per_key: int) -> bool:
+    def _wait_for_rate(self) -> None:
+        """Go on when a rate limit lets the next attempt pass."""
+        seconds = self._queue.wait_seconds(self._clock())
+        if self._rate_timer is not None:
+            self._rate_timer.cancel()
+            self._rate_timer = None
+        if seconds is not None:
+            loop = asyncio.get_running_loop()
+            self._rate_timer = loop.call_later(seconds, self._plan_pump)
+
+    def _has_to_load(self, uid: str) -> bool:
         """Return whether a payload is needed that is not at hand."""
         task = self._tasks[uid].task
         key = task.spec.concurrency_key
-        if key and not self._keys.has_room(key, uid, limit=per_key):
+        if key and not self.keys.has_room(key, uid):
             return False
         return not self._payloads.is_at_hand(task)
 
-    def _give_turn(self, uid: str, per_key: int) -> None:
+    def _give_turn(self, uid: str) -> None:
         tracked = self._tasks[uid]
-        spec, claimed = tracked.task.spec, bool(tracked.status.concurrency_key)
-        if claimed or not spec.concurrency_key:
+        key, claimed = tracked.task.spec.concurrency_key, bool(tracked.status.concurrency_key)
+        has_key = claimed or not key or self.keys.has_room(key, uid)
+        if has_key and not self._queue.take(tracked.task, self._clock()):
+            self._queue_up(uid)
+            self._wait_for_rate()
+            return
+        if key:
+            self.keys.on_dequeued(uid)
+        if claimed or not key:
             self._send(uid, TurnCame())
-        elif self._keys.claim(spec.concurrency_key, uid, limit=per_key):
+        elif self.keys.claim(key, uid):
             self._claiming.add(uid)
             self._send(uid, TurnCame(key_granted=True))
+            if self.keys.contend_for_keys:
+                self.keys.contend(uid)
         else:
             self.missing.end_try(uid)
-            self._keys.enqueue(
-                spec.concurrency_key, uid, priority=spec.priority, created=tracked.task.created
-            )
+            self._queue.discard(uid)
+            self.keys.enqueue(key, tracked.task)
             self._send(uid, TurnCame(key_granted=False))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.tracked_task import Receipt
+from taskqueue.model.flow import OnConflict
 from taskqueue.model.result import ResultReference
 from taskqueue.model.task import ProgressState, StatusDetail, Task, TaskState
 
@@ -83,6 +84,19 @@ class TurnCame:
     """The dispatch queue has room for it; ``key_granted``: it has its concurrency key."""
 
     key_granted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceMissing:
+    """As many Tasks wait for their turn as may: it waits for a place among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictLost:
+    """It ends because another Task has its concurrency key; ``other`` is that one's name."""
+
+    other: str
+    policy: OnConflict
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +309,8 @@ Event = (
     | EnvironmentChanged
     | PayloadRefused
     | TurnCame
+    | PlaceMissing
+    | ConflictLost
     | PublishSettled
     | MessagesLost
     | AttemptReport

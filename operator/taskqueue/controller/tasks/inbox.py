@@ -297,7 +297,7 @@ class Inbox:
             tracked = self._runner.find(attempt.uid)
         dispatcher = self._dispatcher_of(key)
         if dispatcher is not None and genuine:
-            dispatcher.prolong_key_hold(attempt.token)
+            dispatcher.keys.prolong_hold(attempt.token)
         if tracked is None or not self._runner.is_present(tracked, attempt):
             # Nobody waits for it (any more): its Task was deleted, ended or recalled. If that is
             # yet to be written, the command follows by itself.
@@ -416,8 +416,8 @@ class Inbox:
 
     def _end_key_hold(self, key: QueueKey, token: str) -> None:
         dispatcher = self._dispatcher_of(key)
-        if dispatcher is not None:
-            dispatcher.end_key_hold(token)
+        if dispatcher is not None and token in dispatcher.keys.holds:
+            dispatcher.keys.end_hold(token)
 
     def _is_genuine(self, claim: AttemptClaim | AttemptEvent) -> bool:
         return self._tokens.verify(claim.token, claim.uid, claim.attempt, claim.epoch)

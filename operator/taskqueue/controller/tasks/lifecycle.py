@@ -18,6 +18,7 @@ from taskqueue.limits import HISTORY_LENGTH, SNOOZES, STATUS_MESSAGE_LENGTH
 from taskqueue.model.result import ResultReference
 from taskqueue.model.task import AttemptRecord, Phase, Policy, ProgressState, TaskState
 
+_CANCELLED = "spec.cancel is true"
 _FINAL = frozenset(phase for phase in Phase if phase.terminal)
 
 #: Every phase and those that may follow it; docs/concepts.md draws it. A worker's report may come
@@ -266,11 +267,11 @@ def unreported(
     return replace(after, epoch=status.epoch + 1)
 
 
-def cancelled(status: TaskState, *, now: float) -> TaskState:
+def cancelled(
+    status: TaskState, *, now: float, reason: str = "Cancelled", message: str = _CANCELLED
+) -> TaskState:
     """Return the final status of a cancelled Task."""
-    return _stopped(
-        status, now=now, phase=Phase.CANCELLED, reason="Cancelled", message="spec.cancel is true"
-    )
+    return _stopped(status, now=now, phase=Phase.CANCELLED, reason=reason, message=message)
 
 
 def deleted(status: TaskState, *, now: float) -> TaskState:

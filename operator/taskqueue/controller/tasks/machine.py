@@ -29,6 +29,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from taskqueue.controller.tasks import effects, events, lifecycle, lost_attempts, refusals
+from taskqueue.controller.tasks.admission import QUEUE_FULL
 from taskqueue.controller.tasks.lifecycle import Verdict
 from taskqueue.controller.tasks.missing_handlers import UNKNOWN_HANDLER
 from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TaskStage, TrackedTask
@@ -39,6 +40,7 @@ from taskqueue.controller.tasks.transition import (
 )
 from taskqueue.limits import SNOOZES
 from taskqueue.model.command import CommandKind
+from taskqueue.model.flow import OnConflict
 
 #: How long until an attempt that a worker stopped by itself is published again.
 STOPPED_SECONDS = 1.0
@@ -108,7 +110,33 @@ def _on_payload_refused(draft: Draft, event: events.PayloadRefused) -> None:
     draft.refuse(event.problem)
 
 
+def _on_place_missing(draft: Draft, event: events.PlaceMissing) -> None:
+    draft.change(
+        lifecycle.blocked(
+            draft.tracked.status,
+            reason=QUEUE_FULL,
+            message="as many Tasks wait for their turn as the TaskQueue's spec.flow.maxWaiting "
+            "allows: this one follows when there is room",
+        )
+    )
+
+
+def _on_conflict_lost(draft: Draft, event: events.ConflictLost) -> None:
+    key, policy = draft.tracked.task.spec.concurrency_key, event.policy
+    newer = "" if policy is OnConflict.REJECT else "is newer and "
+    status = lifecycle.cancelled(
+        draft.tracked.status,
+        now=draft.environment.now,
+        reason="Superseded" if newer else "Rejected",
+        message=f"spec.concurrencyKey: Task {event.other} {newer}has the same key {key}, and "
+        f"spec.concurrencyLimits.onConflict of the TaskQueue is {policy.value}",
+    )
+    draft.end(status)
+
+
 def _on_turn_came(draft: Draft, event: events.TurnCame) -> None:
+    if draft.tracked.status.reason == QUEUE_FULL:
+        draft.change(lifecycle.unblocked(draft.tracked.status))
     key = draft.tracked.task.spec.concurrency_key
     if draft.tracked.status.concurrency_key:
         draft.publish_claimed()
@@ -381,6 +409,8 @@ _REACTIONS: Mapping[type, Callable[[Draft, Any], None]] = {
     events.EnvironmentChanged: _on_environment_changed,
     events.PayloadRefused: _on_payload_refused,
     events.TurnCame: _on_turn_came,
+    events.PlaceMissing: _on_place_missing,
+    events.ConflictLost: _on_conflict_lost,
     events.PublishSettled: _on_publish_settled,
     events.MessagesLost: _on_messages_lost,
     events.AttemptStarted: _on_started,

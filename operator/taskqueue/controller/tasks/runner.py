@@ -226,14 +226,18 @@ class TaskRunner:
         self._payloads.discard(tracked.task)
 
     def _adopt_key(self, tracked: TrackedTask, effect: effects.AdoptKey) -> None:
-        self._dispatchers[tracked.queue_key].adopt_key(tracked.uid, effect.key)
+        dispatcher = self._dispatchers[tracked.queue_key]
+        dispatcher.keys.assign(effect.key, tracked.uid)
+        dispatcher.attempts.add(tracked.uid)
+        if dispatcher.keys.contend_for_keys:
+            dispatcher.keys.contend(tracked.uid)
 
     def _release_key(self, tracked: TrackedTask, effect: effects.ReleaseKey) -> None:
-        self._dispatchers[tracked.queue_key].release_key(tracked.uid, effect.key)
+        self._dispatchers[tracked.queue_key].keys.release(effect.key, tracked.uid)
 
     def _hold_key(self, tracked: TrackedTask, effect: effects.HoldKey) -> None:
         token = self._tokens.sign(tracked.uid, effect.attempt, effect.epoch)
-        self._dispatchers[tracked.queue_key].hold_key(effect.key, token, effect.seconds)
+        self._dispatchers[tracked.queue_key].keys.hold(effect.key, token, effect.seconds)
 
     def _publish(self, tracked: TrackedTask, effect: effects.Publish) -> None:
         task, dispatcher = tracked.task, self._dispatchers[tracked.queue_key]

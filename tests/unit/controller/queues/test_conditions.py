@@ -14,6 +14,7 @@ from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.conditions.transitions import ConditionTransitions
 from taskqueue.controller.tasks.missing_handlers import MissingHandler, MissingHandlers
 from taskqueue.limits import STATUS_MESSAGE_LENGTH
+from taskqueue.model.flow import FlowPolicy, RateLimit
 from taskqueue.model.queue import ArchiveConfig, Condition, QueueConfig, StopPolicy
 
 CONFIG = QueueConfig(
@@ -37,6 +38,7 @@ def parts(
     many_finished: int | None = 0,
     misplaced_seconds: float | None = None,
     missing: MissingHandlers | None = None,
+    limited_by: str = "",
 ) -> dict[str, Condition]:
     found = conditions(
         config,
@@ -51,6 +53,7 @@ def parts(
         many_finished=many_finished,
         settings=ConditionSettings(operator_namespace="system", many_dead_letters=3),
         misplaced_seconds=misplaced_seconds,
+        limited_by=limited_by,
     )
     return {condition.type: condition for condition in found}
 
@@ -74,6 +77,16 @@ def test_credentials_that_are_missing_stall_it_and_old_ones_do_not() -> None:
     down = Condition("BrokerConnected", False, "BrokerUnavailable", "")
     found = parts(broker=down, credentials=trouble, credentials_missing=True)
     assert found["Ready"].reason == "BrokerUnavailable"
+
+
+def test_rate_limit_that_holds_all_back_is_named_where_there_are_limits() -> None:
+    assert "DispatchLimited" not in parts(limited_by="api")
+    limit = RateLimit(name="api", attempts=6, period_seconds=60)
+    config = replace(CONFIG, flow=FlowPolicy(rate_limits=(limit,)))
+    assert parts(config)["DispatchLimited"].status is False
+    limited = parts(config, limited_by="api")["DispatchLimited"]
+    assert (limited.status, limited.reason) == (True, "RateLimited")
+    assert "rate limit api of spec.flow lets 6 attempts pass in 60 s" in limited.message
 
 
 def test_missing_handlers_are_named_and_their_tasks_counted() -> None:

@@ -29,6 +29,7 @@ class FakeDispatcher:
     def __init__(self) -> None:
         self.waiting = self.published = self.slots = self.excess = 0
         self.missing = MissingHandlers()
+        self.limited_by = ""
         self.registered: list[str] = []
         self.config: QueueConfig | None = None
 

@@ -21,6 +21,7 @@ from taskqueue.controller.tasks.tracked_task import TaskStage
 from taskqueue.limits import SNOOZES
 from taskqueue.model import task as model
 from taskqueue.model.command import CommandKind
+from taskqueue.model.flow import OnConflict
 from taskqueue.model.task import AttemptRecord, PolicyOverrides, TaskSpec, TaskState
 from tests.unit.controller.tasks.task_model import TaskModel
 from tests.unit.controller.tasks.task_record import ENDS, KEY, POLICY, START, TIMEOUT, Copy
@@ -178,6 +179,17 @@ class Life(RuleBasedStateMachine):
             self.model.send(events.PayloadRefused("too large"))
 
     # Dispatching.
+
+    @precondition(lambda self: self.model.is_queued)
+    @rule(sure=st.integers(0, 1))
+    def place_is_missing(self, sure: int) -> None:
+        if sure == 0:
+            self.model.send(events.PlaceMissing())
+
+    @rule(sure=st.integers(0, 15), policy=st.sampled_from(OnConflict))
+    def conflict_is_lost(self, sure: int, policy: OnConflict) -> None:
+        if sure == 0 and self.model.is_tracked:
+            self.model.send(events.ConflictLost("other", policy))
 
     @precondition(lambda self: self.model.is_queued and self.model.environment.can_publish)
     @rule()

@@ -11,6 +11,7 @@ import pytest
 from taskqueue.amqp.publisher import Settled
 from taskqueue.contract.outcome import EventError, EventKind
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
+from taskqueue.model.flow import ConcurrencyPolicy
 from taskqueue.model.queue import StopPolicy
 from taskqueue.model.task import Phase
 from tests.unit.controller.fakes import TaskHarness, turn
@@ -150,7 +151,7 @@ async def test_whoever_is_next_claims_a_key_that_is_free(how: str) -> None:
             await harness.delete(first)
             harness.event(first, EventKind.CANCELLED)
         case "limit":
-            harness.dispatcher.config = replace(harness.config, per_key=2)
+            harness.dispatcher.config = replace(harness.config, keys=ConcurrencyPolicy(per_key=2))
         case _:
             error = EventError(type="UnknownHandler", message="none", reserved=True)
             harness.event(first, EventKind.FAILED, error=error)
@@ -223,7 +224,7 @@ async def test_the_key_of_a_stopped_attempt_is_held_until_its_worker_answers(
         await asyncio.sleep(0.2)
     await turn()
     assert second.stage is TaskStage.CLAIMING
-    assert not harness.dispatcher._key_holds
+    assert not harness.dispatcher.keys.holds
 
 
 async def test_the_key_of_a_stopped_attempt_is_held_for_the_time_limit_it_was_published_with() -> (
@@ -249,7 +250,7 @@ async def test_the_key_of_a_suspended_attempt_is_held_too() -> None:
     assert harness.writer.writes[-1].status.get("concurrencyKey") is None
     harness.writer.writes[-1].succeed()
     await turn()
-    assert harness.dispatcher._keys.keys_waited_for == ("k",)
+    assert harness.dispatcher.keys._slots.keys_waited_for == ("k",)
     harness.event(first, EventKind.RELEASED)
     await turn()
     assert second.stage is TaskStage.CLAIMING

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def give_back(harness: TaskHarness, entry: TrackedTask, pod: str = "pod-2") -> i
     return harness.event(entry, EventKind.RELEASED, worker=pod, deliveries=1)
 
 
-async def run_by_one_given_to_another(**policy: int) -> tuple[TaskHarness, TrackedTask]:
+async def run_by_one_given_to_another(**policy: Any) -> tuple[TaskHarness, TrackedTask]:
     harness = TaskHarness(**policy)
     entry = await harness.published()
     harness.event(entry, EventKind.STARTED)

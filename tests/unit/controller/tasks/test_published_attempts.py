@@ -165,13 +165,13 @@ async def test_key_is_held_as_long_as_a_worker_says_that_it_runs_the_stopped_att
     for _ in range(10):
         await asyncio.sleep(10)
         heartbeat(harness, token)
-        assert harness.dispatcher._key_holds
+        assert harness.dispatcher.keys.holds
         if harness.writer.writes:
             harness.writer.writes.pop().succeed(generation=2)
     await asyncio.sleep(34)
-    assert harness.dispatcher._key_holds
+    assert harness.dispatcher.keys.holds
     await asyncio.sleep(2)
-    assert not harness.dispatcher._key_holds
+    assert not harness.dispatcher.keys.holds
 
 
 @pytest.mark.parametrize("step", [-400.0, 400.0])

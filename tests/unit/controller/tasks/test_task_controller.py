@@ -119,7 +119,7 @@ async def test_a_deleted_task_leaves_nothing_behind_whatever_its_stage(stage: Ta
     harness.open()
     await turn()
     assert harness.dispatcher.is_empty
-    assert not any(vars(harness.dispatcher._keys).values())
+    assert not any(vars(harness.dispatcher.keys._slots).values())
     assert (entry.reconcile_at, entry.write_at) == (None, None)
     assert not harness.recorded
 

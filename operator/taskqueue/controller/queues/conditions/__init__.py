@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from taskqueue.controller.queues.conditions.broker_connected import broker_connected
 from taskqueue.controller.queues.conditions.dead_letters import dead_letters
+from taskqueue.controller.queues.conditions.dispatch_limited import dispatch_limited
 from taskqueue.controller.queues.conditions.handlers_missing import handlers_missing
 from taskqueue.controller.queues.conditions.many_finished_tasks import many_finished_tasks
 from taskqueue.controller.queues.conditions.producers_outdated import producers_outdated
@@ -30,6 +31,7 @@ def conditions(
     many_finished: int | None,
     settings: ConditionSettings,
     misplaced_seconds: float | None,
+    limited_by: str = "",
     results: Condition | None = None,
     archive: tuple[Condition, ...] = (),
 ) -> tuple[Condition, ...]:
@@ -48,6 +50,7 @@ def conditions(
         many_finished: finished Tasks of the namespace; 0: few, None: unknown.
         settings: of the operator.
         misplaced_seconds: how long ago a direct message came by the exchange for work; None: never.
+        limited_by: the rate limit that holds all waiting Tasks back; "": none does.
         results: ResultStoreReady, None: there is no store.
         archive: ArchiveConnected, where there is an archive.
     """
@@ -60,6 +63,7 @@ def conditions(
     own, *progress = ready(
         config, broker=broker, workers=cause, refused=refused or credentials_missing
     )
-    others = (credentials, handlers, dead, finished, producers)
+    limited = dispatch_limited(config, limited_by)
+    others = (credentials, handlers, dead, finished, producers, *limited)
     stores = () if results is None else (results,)
     return (own, broker, workers, scaling, *archive, *others, *stores, *progress)
