@@ -16,6 +16,7 @@ from tests.bench import (
     codec,
     coldstart,
     failover,
+    fairness,
     latency,
     memory,
     publish,
@@ -31,6 +32,7 @@ from tests.bench import (
 BENCHMARKS = (
     throughput,
     archive,
+    fairness,
     latency,
     coldstart,
     worker,
