@@ -177,6 +177,11 @@ def test_null_gets_the_default(api: Api) -> None:
 # Creation
 
 
+def limit(**changed: Any) -> Body:
+    """Return a rate limit."""
+    return {"name": "l", "attempts": 1, "periodSeconds": 1} | changed
+
+
 def source(name: str, key: str = "all.json") -> Body:
     """Return a source of a payload."""
     return {"configMapKeyRef": {"name": name, "key": key}}
@@ -219,6 +224,21 @@ REFERENCE = {"rabbitmqClusterReference": {"name": "rabbit", "namespace": "broker
         task(concurrencyKey="k" * 253),
         task(dependsOn=[f"{n:d>253}" for n in range(64)]),
         task(dependsOn=[]),
+        task(dependsOn=["a"], dependencies=[{"name": "b"}, {"name": "c", "when": "Finished"}]),
+        task(dependencies=[{"name": f"{n:d>253}", "when": "Failed"} for n in range(64)]),
+        queue(
+            concurrencyLimits={"perKey": 2, "overrides": [{"keyPrefix": "a/", "perKey": 5}]},
+            flow={
+                "fairness": {
+                    "key": {"type": "Label", "name": "example.com/team"},
+                    "weights": [{"value": "", "weight": 2}, {"value": "a", "weight": 1000}],
+                },
+                "rateLimits": [limit(), limit(name="each", scope="PerKey", burst=5)],
+                "priorityAgeing": {"perSeconds": 60, "step": 1},
+                "maxWaiting": 1,
+            },
+        ),
+        queue(concurrencyLimits={"onConflict": "CancelRunning"}),
         task(startAfter="1970-01-01T00:00:00Z"),
         task(startAfter="9998-12-31T23:59:59.999999999+23:59"),
         task(activeDeadlineSeconds=31_536_000, ttlSecondsAfterFinished=31_536_000),
@@ -352,6 +372,36 @@ def test_accepted(api: Api, body: Body) -> None:
         (queue(taskDefaults={"retry": {"maxAttempts": 0}}), "greater than or equal to 1"),
         (queue(taskDefaults={"retry": {"backoff": {"jitter": 2}}}), "less than or equal to 1"),
         (queue(taskDefaults={"retry": {"backoff": {"factor": 0.5}}}), "greater than or equal to 1"),
+        (
+            queue(concurrencyLimits={"perKey": 2, "onConflict": "KeepNewest"}),
+            "onConflict other than Queue lets one Task of a key run",
+        ),
+        (
+            queue(
+                concurrencyLimits={
+                    "onConflict": "Reject",
+                    "overrides": [{"keyPrefix": "a", "perKey": 1}],
+                }
+            ),
+            "onConflict other than Queue lets one Task of a key run",
+        ),
+        (
+            queue(flow={"rateLimits": [limit(scope="PerKey")]}),
+            "a rate limit of scope PerKey needs spec.flow.fairness",
+        ),
+        (queue(flow={"rateLimits": [limit(), limit()]}), "Duplicate value"),
+        (queue(flow={"rateLimits": [limit(attempts=0)]}), "greater than or equal to 1"),
+        (queue(flow={"maxWaiting": 0}), "greater than or equal to 1"),
+        (queue(flow={"priorityAgeing": {"step": 1}}), "perSeconds: Required value"),
+        (queue(flow={"fairness": {}}), "flow.fairness.key: Required value"),
+        (
+            queue(flow={"fairness": {"key": {"type": "Label", "name": "a b"}}}),
+            "fairness.key.name in body should match",
+        ),
+        (
+            queue(flow={"fairness": {"key": {"type": "PayloadField", "name": "a"}}}),
+            'Unsupported value: "PayloadField"',
+        ),
         (queue(scalling={}), 'unknown field "spec.scalling"'),
         (task(queue=None), "spec.queue: Required value"),
         (task(queue="a.b"), "spec.queue in body should match"),
@@ -385,6 +435,20 @@ def test_accepted(api: Api, body: Body) -> None:
         (task(concurrencyKey="k" * 254), "Too long"),
         (task(concurrencyKey=7), "must be of type string"),
         (task("t", dependsOn=["a", "t"]), "remove its own name from spec.dependsOn"),
+        (task("t", dependencies=[{"name": "t"}]), "spec.dependencies names the Task itself"),
+        (
+            task(dependsOn=["a"], dependencies=[{"name": "a", "when": "Failed"}]),
+            "name each other Task once",
+        ),
+        (
+            task(
+                dependsOn=[f"a{n}" for n in range(60)],
+                dependencies=[{"name": f"b{n}"} for n in range(5)],
+            ),
+            "more than 64 names",
+        ),
+        (task(dependencies=[{"name": "a", "when": "Cancelled"}]), "Unsupported value"),
+        (task(dependencies=[{"name": "a"}, {"name": "a", "when": "Failed"}]), "Duplicate value"),
         (task(dependsOn=["a", "b", "a"]), 'spec.dependsOn[2]: Duplicate value: "a"'),
         (task(dependsOn=[f"a{n}" for n in range(65)]), "must have at most 64 items"),
         (task(dependsOn="a"), "must be of type array"),

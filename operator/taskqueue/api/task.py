@@ -17,7 +17,7 @@ A field that a Task may inherit from its TaskQueue has no default here: absent m
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
@@ -65,6 +65,7 @@ _PAYLOAD_FROM_CHANGED = "payloadFrom is immutable: create a new Task to run anot
 
 _UNWRITTEN_STATUS: JsonDict = {"default": {"phase": "Pending", "observedGeneration": -1}}
 
+DependencyWhen = Literal["Succeeded", "Failed", "Finished"]
 TaskName = Annotated[
     str, Field(min_length=1, max_length=OBJECT_NAME_LENGTH, pattern=DNS_SUBDOMAIN_PATTERN)
 ]
@@ -153,6 +154,20 @@ class PayloadFromSource(ApiModel):
 
     config_map_key_ref: ConfigMapKeyReference = Field(
         description="The ConfigMap and the key that hold the part. Required."
+    )
+
+
+class TaskDependency(ApiModel):
+    """Another Task that has to end first, and how."""
+
+    name: TaskName = Field(description="Name of the Task, in the same namespace. Required.")
+    when: DependencyWhen = Field(
+        "Succeeded",
+        description=(
+            "How the Task has to end. Succeeded, the default: as with dependsOn. Failed: its phase "
+            "is Failed. Finished: in any way. If a Task ends otherwise than Failed, one that waits "
+            "for that ends as Cancelled with reason Skipped."
+        ),
     )
 
 
@@ -272,6 +287,19 @@ class TaskResourceSpec(ApiModel):
         ),
         json_schema_extra=SET_LIST,
     )
+    dependencies: tuple[TaskDependency, ...] = Field(
+        default_factory=tuple,
+        max_length=DEPENDENCIES_MAX_ITEMS,
+        description=(
+            "Tasks in the same namespace that must end in a certain way before this one is "
+            "dispatched; at most 64 together with dependsOn, each once. Empty when absent. No "
+            "effect once the Task is dispatched."
+        ),
+        json_schema_extra={
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["name"],
+        },
+    )
     start_after: datetime | None = Field(
         None,
         description=(
@@ -362,6 +390,14 @@ class TaskResource(Resource):
             (
                 "!has(self.spec.dependsOn) || !(self.metadata.name in self.spec.dependsOn)",
                 "the Task depends on itself: remove its own name from spec.dependsOn",
+            ),
+            (
+                "!has(self.spec.dependencies) || self.spec.dependencies.all(one, "
+                "one.name != self.metadata.name && (!has(self.spec.dependsOn) || "
+                "size(self.spec.dependsOn) + size(self.spec.dependencies) <= "
+                f"{DEPENDENCIES_MAX_ITEMS} && !(one.name in self.spec.dependsOn)))",
+                "spec.dependencies names the Task itself or one of spec.dependsOn, or both have "
+                f"more than {DEPENDENCIES_MAX_ITEMS} names: name each other Task once",
             ),
         )
     )

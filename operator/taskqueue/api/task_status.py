@@ -186,8 +186,8 @@ class TaskResourceStatus(ApiModel):
             "QueueNotFound, UnknownHandler, DependencyNotFound, WaitingForDependencies, "
             "PayloadUnresolved, ConcurrencyLimit or QueueFull. Scheduled: StartAfter or Snoozed. "
             "Retrying: the type of the error. Failed: RetriesExhausted, NonRetryable, WorkerLost, "
-            "DeadlineExceeded, DependencyFailed or Invalid. Cancelled: Cancelled, Superseded or "
-            "Rejected. Suspended: the same word."
+            "DeadlineExceeded, DependencyFailed or Invalid. Cancelled: Cancelled, Superseded, "
+            "Rejected or Skipped. Suspended: the same word."
         ),
     )
     message: str = Field(

@@ -46,6 +46,7 @@ def task_table(
 def described(task: Mapping[str, Any], now: float) -> list[str]:
     """Return what there is to say about one Task: what it is, how it is, its attempts."""
     metadata, spec, status = task["metadata"], task["spec"], task.get("status") or {}
+    conditions = spec.get("dependencies", [])
     facts = {
         "Name": metadata["name"],
         "Namespace": metadata["namespace"],
@@ -62,7 +63,7 @@ def described(task: Mapping[str, Any], now: float) -> list[str]:
         "Worker": status.get("worker", ""),
         "Priority": str(spec.get("priority", 0)),
         "Key": spec.get("concurrencyKey", ""),
-        "Depends on": ", ".join(spec.get("dependsOn", [])),
+        "Depends on": ", ".join([*spec.get("dependsOn", []), *map(_dependency, conditions)]),
         "Progress": _progress(status.get("progress")),
         "Payload": _json(spec.get("payload")),
         "Checkpoint": _json(status.get("checkpoint")),
@@ -77,6 +78,10 @@ def described(task: Mapping[str, Any], now: float) -> list[str]:
         header = ["ATTEMPT", "STARTED", "TOOK", "OUTCOME", "WORKER", "WHY"]
         lines += ["", "Attempts:", *(f"  {line}" for line in table(header, rows))]
     return lines
+
+
+def _dependency(one: Mapping[str, Any]) -> str:
+    return f"{one['name']} ({one.get('when', 'Succeeded')})"
 
 
 def _attempt(entry: Mapping[str, Any]) -> list[str]:

@@ -115,7 +115,7 @@ class AsyncTaskClient:
             labels: of the Task.
             annotations: of the Task.
             spec: the other fields of a Task's spec in snake_case, such as ``priority``,
-                ``concurrency_key``, ``depends_on``, ``start_after``, ``retry``,
+                ``concurrency_key``, ``depends_on``, ``dependencies``, ``start_after``, ``retry``,
                 ``attempt_timeout_seconds``, ``ttl_seconds_after_finished``.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 from pydantic import BaseModel, ValidationError
 
@@ -43,6 +43,13 @@ class PayloadFrom(TypedDict):
     config_map_key_ref: ConfigMapKey
 
 
+class Dependency(TypedDict, total=False):
+    """One of ``spec.dependencies`` of a Task."""
+
+    name: Required[str]
+    when: Literal["Succeeded", "Failed", "Finished"]
+
+
 class TaskOptions(TypedDict, total=False):
     """The fields of a Task's spec, as docs/reference/api.md has them, in snake_case.
 
@@ -53,6 +60,7 @@ class TaskOptions(TypedDict, total=False):
     priority: int | None
     concurrency_key: str | None
     depends_on: Sequence[str] | None
+    dependencies: Sequence[Dependency] | None
     start_after: datetime | None
     retry: RetryOptions | None
     attempt_timeout_seconds: int | None
@@ -153,6 +161,10 @@ def differences(wanted: TaskResourceSpec, found: Mapping[str, Any]) -> tuple[str
 def _same(one: Any, other: Any, name: str = "") -> bool:
     if name == "depends_on":
         return set(one) == set(other)
+    if name == "dependencies":
+        return {(each.name, each.when) for each in one} == {
+            (each.name, each.when) for each in other
+        }
     if isinstance(one, BaseModel) and isinstance(other, BaseModel):
         return _same(one.model_dump(), other.model_dump())
     if isinstance(one, dict) and isinstance(other, dict):

@@ -48,7 +48,6 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
     """
     metadata = raw["metadata"]
     spec = TaskResourceSpec.model_validate(raw["spec"])
-    status = raw.get("status")
     return domain.Task(
         namespace=intern(metadata["namespace"]),
         name=metadata["name"],
@@ -67,13 +66,14 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
             ),
             priority=spec.priority,
             concurrency_key=spec.concurrency_key,
-            depends_on=_shared(spec.depends_on),
+            depends_on=_shared((*spec.depends_on, *(one.name for one in spec.dependencies))),
+            whens=tuple((one.name, domain.DependencyWhen(one.when)) for one in spec.dependencies),
             start_after=spec.start_after.timestamp() if spec.start_after else None,
             suspend=spec.suspend,
             cancel=spec.cancel,
             overrides=read_overrides(spec),
         ),
-        status=_read_status(status),
+        status=_read_status(raw.get("status")),
         deleting="deletionTimestamp" in metadata,
         scheduled_time=in_utc((metadata.get("annotations") or {}).get(SCHEDULED_TIME, "")),
         labels=domain.flat_labels(metadata.get("labels")),
@@ -383,7 +383,7 @@ def _time_of(status: TaskResourceStatus, kind: str, value: str) -> float | None:
 
 
 def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return names that many Tasks may have; to intern one alone costs more than it saves."""
+    # Many Tasks may have the same; to intern one alone costs more than it saves.
     return tuple(map(intern, names)) if len(names) > 1 else names
 
 

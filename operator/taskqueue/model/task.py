@@ -25,6 +25,14 @@ from taskqueue.defaults import (
 from taskqueue.model.result import ResultReference
 
 
+class DependencyWhen(StrEnum):
+    """How a Task must end for one that depends on it; the value of spec.dependencies[].when."""
+
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    FINISHED = "Finished"
+
+
 class Phase(StrEnum):
     """The phase of a Task; the value of status.phase."""
 
@@ -246,7 +254,8 @@ class TaskSpec:
             see `taskqueue.controller.tasks.payloads`.
         priority: -1000 to 1000, higher first.
         concurrency_key: Tasks of one key are dispatched a few at a time; "" for none.
-        depends_on: names of the Tasks that must be Complete first.
+        depends_on: names of the Tasks that must have ended first.
+        whens: how some of these must have ended; the others must be Complete.
         start_after: not dispatched before.
         suspend: not dispatched while True, and recalled if it was.
         cancel: ended at once.
@@ -259,6 +268,7 @@ class TaskSpec:
     priority: int = 0
     concurrency_key: str = ""
     depends_on: tuple[str, ...] = ()
+    whens: tuple[tuple[str, DependencyWhen], ...] = ()
     start_after: float | None = None
     suspend: bool = False
     cancel: bool = False

@@ -168,31 +168,43 @@ def _by_dependencies(
             status,
             now,
             "Invalid",
-            f"spec.dependsOn is circular: {_circle(state.cycle)}: create the Tasks again "
+            f"{_field(task, ())} is circular: {_circle(state.cycle)}: create the Tasks again "
             "without one of these",
         )
     if state.failed is not None:
         name, how = state.failed
-        return _refused(
-            status,
-            now,
-            "DependencyFailed",
-            f"spec.dependsOn: Task {task.namespace}/{name} {how} and will never be Complete",
+        where = f"{_field(task, (name,))}: Task {task.namespace}/{name}"
+        message = f"{where} {how} and will never be Complete"
+        return _refused(status, now, "DependencyFailed", message)
+    if state.unmet is not None:
+        name, how = state.unmet
+        message = (
+            f"spec.dependencies: Task {task.namespace}/{name} {how}, and this one runs only when "
+            f"it has {dict(task.spec.whens)[name].value}"
         )
+        skipped = lifecycle.cancelled(status, now=now, reason="Skipped", message=message)
+        return AdmissionDecision(AdmissionStep.END, skipped)
     if state.missing:
         return _blocked(
             status,
             "DependencyNotFound",
-            f"spec.dependsOn: there is no Task {_names(state.missing)} in namespace "
+            f"{_field(task, state.missing)}: there is no Task {_names(state.missing)} in namespace "
             f"{task.namespace}: create it, and this Task continues",
         )
     if state.waiting:
         return _blocked(
             status,
             "WaitingForDependencies",
-            f"spec.dependsOn: waits for Task {_names(state.waiting)} to be Complete",
+            f"{_field(task, state.waiting)}: waits for Task {_names(state.waiting)} to "
+            f"{'end' if task.spec.whens else 'be Complete'}",
         )
     return None
+
+
+def _field(task: Task, names: tuple[str, ...]) -> str:
+    """Return the field that has these names; without any, where dependencies are."""
+    own = dict(task.spec.whens)
+    return "spec.dependencies" if own and own.keys() >= set(names) else "spec.dependsOn"
 
 
 def _deadline(

@@ -88,7 +88,7 @@ class Dependencies:
             self._reads.discard(key)
             self._notify(graph.mark_unfinished(key), but=key)
         if task.spec.depends_on or key in graph.needs:
-            changed = graph.set_dependencies(key, task.spec.depends_on)
+            changed = graph.set_dependencies(key, task.spec.depends_on, task.spec.whens)
             for name in task.spec.depends_on:
                 need = (task.namespace, name)
                 if self._is_unfinished(need):
@@ -180,7 +180,9 @@ class Dependencies:
 def _ending(phase: Phase, reason: str, completed: float) -> Ending:
     how = f"{phase.value} with reason {reason}" if reason else phase.value
     description = "was Cancelled" if phase is Phase.CANCELLED else f"has {how}"
-    return Ending(phase is Phase.SUCCEEDED, description, completed)
+    if phase is Phase.SUCCEEDED:
+        return Ending(True, "", completed)
+    return Ending(False, description, completed, failed=phase is Phase.FAILED)
 
 
 def _key(task: Task) -> TaskKey:

@@ -10,8 +10,10 @@ that is linear in its edges. A Task in a cycle waits until then, as it would wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from taskqueue.model.task import DependencyWhen
 
 #: (namespace, name) of a Task.
 TaskKey = tuple[str, str]
@@ -24,11 +26,18 @@ _FEW = 8
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a finished Task ended: reason is "" when it is Complete."""
+    """How a finished Task ended: reason is "" when it is Complete; it may be neither of both."""
 
     complete: bool
     reason: str
     completed: float
+    failed: bool = False
+
+    def meets(self, when: DependencyWhen) -> bool:
+        """Return whether that is how it was to end."""
+        if when is DependencyWhen.SUCCEEDED:
+            return self.complete
+        return self.failed or when is DependencyWhen.FINISHED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +47,16 @@ class DependencyState:
     Attributes:
         missing: names of Tasks that do not exist.
         waiting: names of Tasks that are not finished, or not read yet.
-        failed: (name, how) of one that can never be Complete.
+        failed: (name, how) of one that can never be Complete, and must be.
+        unmet: (name, how) of one that has ended otherwise than it was to end.
         cycle: the names of a cycle the Task is in, the first repeated at the end.
-        completed: when the last one became Complete; None: not all are, or there are none.
+        completed: when the last one ended as it should; None: not all have, or there are none.
     """
 
     missing: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     failed: tuple[str, str] | None = None
+    unmet: tuple[str, str] | None = None
     cycle: tuple[str, ...] = ()
     completed: float | None = None
 
@@ -73,6 +84,8 @@ class DependencyGraph:
         self.needs: dict[TaskKey, tuple[str, ...]] = {}
         #: The Tasks that depend on a Task, if any do.
         self.dependents: dict[TaskKey, tuple[TaskKey, ...] | set[TaskKey]] = {}
+        #: How dependencies must end that need not be Complete.
+        self._whens: dict[TaskKey, Mapping[str, DependencyWhen]] = {}
         self._endings: dict[TaskKey, Ending] = {}
         #: Unfinished Tasks that others wait for.
         self._present: set[TaskKey] = set()
@@ -82,11 +95,18 @@ class DependencyGraph:
         #: Whether there may be a cycle that was not found.
         self.is_doubtful = False
 
-    def set_dependencies(self, key: TaskKey, depends_on: tuple[str, ...]) -> set[TaskKey]:
+    def set_dependencies(
+        self,
+        key: TaskKey,
+        depends_on: tuple[str, ...],
+        whens: tuple[tuple[str, DependencyWhen], ...] = (),
+    ) -> set[TaskKey]:
         """Replace the dependencies of an unfinished Task."""
         changed = {key} | self._unlink(key)
         if depends_on:
             self.needs[key] = depends_on
+        if whens:
+            self._whens[key] = dict(whens)
         for name in depends_on:
             self._link((key[0], name), key)
         if depends_on and key in self.dependents:
@@ -130,21 +150,26 @@ class DependencyGraph:
         missing: list[str] = []
         waiting: list[str] = []
         times: list[float] = []
-        failed: tuple[str, str] | None = None
+        failed = unmet = None
+        whens = self._whens.get(key, {})
         for name in names:
             need = (key[0], name)
             ending = self._endings.get(need)
+            when = whens.get(name, DependencyWhen.SUCCEEDED)
             if ending is None:
                 (missing if need in self._missing else waiting).append(name)
-            elif ending.complete:
+            elif ending.meets(when):
                 times.append(ending.completed)
-            elif failed is None:
-                failed = (name, ending.reason)
+            elif when is DependencyWhen.SUCCEEDED:
+                failed = failed or (name, ending.reason)
+            else:
+                unmet = unmet or (name, ending.reason or "has Succeeded")
         cycle = self._cycles.get(key)
         return DependencyState(
             missing=tuple(missing),
             waiting=tuple(waiting),
             failed=failed,
+            unmet=unmet,
             cycle=cycle.names if cycle is not None else (),
             completed=max(times) if len(times) == len(names) else None,
         )
@@ -275,6 +300,7 @@ class DependencyGraph:
 
     def _unlink(self, key: TaskKey) -> set[TaskKey]:
         """Remove the dependencies and the cycle of a Task; return the cycle's other members."""
+        self._whens.pop(key, None)
         for name in self.needs.pop(key, ()):
             self._unlink_from((key[0], name), key)
         cycle = self._cycles.get(key)

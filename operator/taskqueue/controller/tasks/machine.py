@@ -94,7 +94,7 @@ def _on_seen(draft: Draft, event: events.Seen) -> None:
 def _on_spec_changed(draft: Draft, event: events.SpecChanged) -> None:
     before, spec = draft.tracked.task.spec, event.task.spec
     draft.update(task=event.task)
-    if spec.depends_on != before.depends_on:
+    if (spec.depends_on, spec.whens) != (before.depends_on, before.whens):
         draft.do(effects.TrackDependencies())
     moved = (spec.priority, spec.concurrency_key) != (before.priority, before.concurrency_key)
     if draft.tracked.stage is TaskStage.WAITING and moved:

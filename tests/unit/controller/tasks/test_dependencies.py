@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskqueue.contract.outcome import EventKind
+from taskqueue.contract.outcome import EventError, EventKind
 from taskqueue.controller.tasks.tracked_task import TaskStage, TrackedTask
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.kubernetes.task_codec import task_path
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.looptime
 AGAIN = 15.0
 
 
-def running() -> TaskHarness:
-    harness = TaskHarness()
+def running(**policy: int) -> TaskHarness:
+    harness = TaskHarness(**policy)  # type: ignore[arg-type]
     harness._spawn(harness.tasks.dependencies.run(), "dependencies")
     harness.open()
     return harness
@@ -58,6 +58,56 @@ async def test_a_dependency_the_informer_has_is_not_read() -> None:
     assert (harness.publisher.names, harness.api.asked) == (["first"], [])
     await succeed(harness, first)
     assert harness.publisher.names == ["first", "second"]
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+@pytest.mark.parametrize(
+    ("ends", "when", "becomes"),
+    [
+        ("Failed", "Failed", ""),
+        ("Failed", "Finished", ""),
+        ("Failed", "Succeeded", "DependencyFailed"),
+        ("Succeeded", "Failed", "Skipped"),
+        ("Succeeded", "Finished", ""),
+        ("Cancelled", "Failed", "Skipped"),
+        ("Cancelled", "Finished", ""),
+    ],
+)
+async def test_a_task_runs_when_its_dependency_has_ended_as_it_asks(
+    ends: str, when: str, becomes: str, is_read: bool
+) -> None:
+    harness = running(max_attempts=1)
+    if is_read:
+        stored(harness, "first", ends, at=-50.0)
+    else:
+        first = harness.add("first")
+    second = harness.add("second", dependencies=[{"name": "first", "when": when}])
+    await turn()
+    if not is_read:
+        assert second.status.message == "spec.dependencies: waits for Task first to end"
+        if ends == "Cancelled":
+            harness.add("first", cancel=True)
+        else:
+            error = None if ends == "Succeeded" else EventError(type="Boom", message="no")
+            kind = EventKind.SUCCEEDED if ends == "Succeeded" else EventKind.FAILED
+            harness.event(first, kind, error=error)
+        harness.writer.writes[-1].succeed()
+    await asyncio.sleep(1)
+    assert ("second" in harness.publisher.names) == (not becomes)
+    assert second.status.reason == becomes
+    if becomes == "Skipped":
+        assert second.status.phase is Phase.CANCELLED
+        assert "and this one runs only when it has Failed" in second.status.message
+
+
+async def test_what_is_waited_for_can_be_changed() -> None:
+    harness = running()
+    first = harness.add("first")
+    second = harness.add("second", dependencies=[{"name": "first", "when": "Failed"}])
+    harness.add("second", dependencies=[{"name": "first", "when": "Finished"}])
+    await turn()
+    await succeed(harness, first)
+    assert second.stage is TaskStage.PUBLISHED
 
 
 async def test_a_dependency_counts_as_finished_once_its_status_is_written() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from taskqueue.controller.tasks import dependency_graph
+from taskqueue.controller.tasks.dependencies import _ending as ending_of
 from taskqueue.controller.tasks.dependency_graph import (
     INDEPENDENT,
     DependencyGraph,
@@ -19,6 +20,7 @@ from taskqueue.controller.tasks.dependency_graph import (
     Ending,
     TaskKey,
 )
+from taskqueue.model.task import DependencyWhen, Phase
 
 COMPLETE = Ending(True, "", 5.0)
 FAILED = Ending(False, "has Failed with reason Boom", 6.0)
@@ -82,6 +84,25 @@ def test_a_failed_dependency_has_its_reason() -> None:
     graph.mark_finished(key("c"), FAILED)
     assert graph.state(key("a")).failed == ("c", FAILED.reason)
     assert graph.state(key("a")).completed is None
+
+
+@pytest.mark.parametrize("when", DependencyWhen)
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase.terminal])
+def test_each_way_to_end_meets_what_is_waited_for_or_never_will(
+    phase: Phase, when: DependencyWhen
+) -> None:
+    graph = DependencyGraph()
+    put(graph, "b")
+    graph.set_dependencies(key("a"), ("b",), (("b", when),))
+    assert graph.state(key("a")) == DependencyState(waiting=("b",))
+    graph.mark_finished(key("b"), ending_of(phase, "", 5.0))
+    state = graph.state(key("a"))
+    met = when is DependencyWhen.FINISHED or when.value == phase.value
+    assert state.completed == (5.0 if met else None)
+    assert (state.failed is not None) == (not met and when is DependencyWhen.SUCCEEDED)
+    assert (state.unmet is not None) == (not met and when is DependencyWhen.FAILED)
+    graph.set_dependencies(key("a"), ("b",))
+    assert graph.state(key("a")).unmet is None
 
 
 def test_a_dependency_deleted_unfinished_is_missing_and_may_come_again() -> None:
