@@ -148,6 +148,10 @@ class RunningCase:
         spec = dict(spec)
         if spec.get("dependsOn"):
             spec["dependsOn"] = [self.name(role) for role in spec["dependsOn"]]
+        if spec.get("dependencies"):
+            spec["dependencies"] = [
+                one | {"name": self.name(one["name"])} for one in spec["dependencies"]
+            ]
         if spec.get("concurrencyKey"):
             spec["concurrencyKey"] = f"{self.prefix}-{spec['concurrencyKey']}"
         if "payloadFrom" in spec:

@@ -160,9 +160,12 @@ def failed(reason: str, message: str, **expected: Any) -> ExpectedStatus:
 
 def cancelled(**expected: Any) -> ExpectedStatus:
     """A Task that was cancelled."""
-    return ExpectedStatus(
-        phase="Cancelled", reason="Cancelled", message="spec.cancel is true", **expected
-    )
+    return ended("Cancelled", "spec.cancel is true", **expected)
+
+
+def ended(reason: str, message: str, **expected: Any) -> ExpectedStatus:
+    """A Task that was cancelled by the operator."""
+    return ExpectedStatus(phase="Cancelled", reason=reason, message=message, **expected)
 
 
 def blocked(reason: str, message: str, **expected: Any) -> ExpectedStatus:
@@ -285,4 +288,18 @@ SHARED_QUEUES: Mapping[str, Queue] = {
     ),
     # Runs two Tasks of a concurrencyKey at a time.
     "pair": workers(slots=50, concurrencyLimits={"perKey": 2}),
+    # Of a concurrencyKey the newest is kept, or runs at once.
+    "newest": workers(slots=20, concurrencyLimits={"onConflict": "KeepNewest"}),
+    "at-once": workers(slots=20, concurrencyLimits={"onConflict": "CancelRunning"}),
+    # Has all of spec.flow; only one waits.
+    "fair": workers(
+        slots=8,
+        dispatch={"maxPublished": 1},
+        flow={
+            "fairness": {"key": {"type": "Label", "name": "team"}},
+            "rateLimits": [{"name": "often", "attempts": 600, "periodSeconds": 60}],
+            "priorityAgeing": {"perSeconds": 60, "step": 1},
+            "maxWaiting": 1,
+        },
+    ),
 }

@@ -63,8 +63,8 @@ class ConcurrencyLimits(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=validations(
             (
-                'self.onConflict == "Queue" || (self.perKey == 1 && (!has(self.overrides) || '
-                "size(self.overrides) == 0))",
+                '!has(self.onConflict) || self.onConflict == "Queue" || '
+                "(self.perKey == 1 && (!has(self.overrides) || size(self.overrides) == 0))",
                 "onConflict other than Queue lets one Task of a key run at a time: set perKey to 1 "
                 "and remove overrides, or set onConflict to Queue",
                 "onConflict",

@@ -6,6 +6,7 @@ from tests.e2e.lifecycle_case import (
     ExpectedStatus,
     LifecycleCase,
     blocked,
+    ended,
     failed,
     nap,
     retrying,
@@ -99,6 +100,28 @@ DEPENDS_ON = (
         ),
         then={"it": succeeded()},
         also=(began_after("dep"),),
+    ),
+    LifecycleCase(
+        "dependencies after a failure, and in any case",
+        {
+            "dep": task("give_up"),
+            "it": nap(0.1, dependencies=[{"name": "dep", "when": "Failed"}]),
+            "any": nap(0.1, dependencies=[{"name": "dep", "when": "Finished"}]),
+            "not": task(dependencies=[{"name": "it", "when": "Failed"}]),
+            "then": nap(0.1, dependencies=[{"name": "not", "when": "Finished"}]),
+        },
+        then={
+            "dep": _GAVE_UP,
+            "it": succeeded(),
+            "any": succeeded(),
+            "not": ended(
+                "Skipped",
+                "spec.dependencies: Task {ns}/{it} has Succeeded, and this one runs only when it "
+                "has Failed",
+            ),
+            "then": succeeded(),
+        },
+        also=(began_after("dep"), began_after("dep", "any"), ran(1)),
     ),
     LifecycleCase(
         "dependsOn one that is cancelled",

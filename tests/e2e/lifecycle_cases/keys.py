@@ -9,6 +9,7 @@ from tests.e2e.lifecycle_case import (
     LifecycleCase,
     blocked,
     cancelled,
+    ended,
     failed,
     flaky,
     nap,
@@ -41,7 +42,63 @@ def _cancelled(**expected: Any) -> ExpectedStatus:
     return cancelled(attempts=1, history=("1 Cancelled Cancelled",), **expected)
 
 
+def _superseded(by: str, policy: str, **expected: Any) -> ExpectedStatus:
+    return ended(
+        "Superseded",
+        f"spec.concurrencyKey: Task {{{by}}} is newer and has the same key {{case}}-k, and "
+        f"spec.concurrencyLimits.onConflict of the TaskQueue is {policy}",
+        **expected,
+    )
+
+
 CASES = (
+    LifecycleCase(
+        "concurrencyKey, KeepNewest: only the newest follows the one that runs",
+        {"it": _until_cancelled()},
+        when=(
+            reaches(_RUNNING),
+            create("two", _keyed(0.1)),
+            create("three", _keyed(0.1)),
+            reaches(_superseded("three", "KeepNewest"), "two"),
+            cancel(),
+        ),
+        then={"it": _cancelled(), "three": succeeded()},
+        also=(never_two_at_once("it", "two", "three"), fences_grow("it", "three")),
+        on="newest",
+    ),
+    LifecycleCase(
+        "concurrencyKey, CancelRunning: a newer one ends the one that runs",
+        {"it": _until_cancelled()},
+        when=(reaches(_RUNNING), create("two", _keyed(0.1))),
+        then={
+            "it": _superseded(
+                "two", "CancelRunning", attempts=1, history=("1 Cancelled Superseded",)
+            ),
+            "two": succeeded(),
+        },
+        also=(never_two_at_once("it", "two"), fences_grow("it", "two")),
+        on="at-once",
+    ),
+    LifecycleCase(
+        "flow.maxWaiting: one waits, the other is Blocked until there is room",
+        {"it": nap(600, "watch")},
+        when=(
+            reaches(running()),
+            create("two", nap(0.1)),
+            create("three", nap(0.1)),
+            reaches(
+                blocked(
+                    "QueueFull",
+                    "as many Tasks wait for their turn as the TaskQueue's spec.flow.maxWaiting "
+                    "allows: this one follows when there is room",
+                ),
+                "three",
+            ),
+            cancel(),
+        ),
+        then={"it": _cancelled(), "two": succeeded(), "three": succeeded()},
+        on="fair",
+    ),
     LifecycleCase(
         "concurrencyKey: never two at once, and the fence grows",
         {role: _keyed(1) for role in ("it", "two", "three", "four")},

@@ -57,6 +57,15 @@ def queue(**status: Any) -> dict[str, Any]:
             ["condition WorkersAvailable is False: none is ready"],
         ),
         (
+            task(phase="Pending"),
+            queue(
+                conditions=[
+                    {"type": "DispatchLimited", "status": "True", "message": "the rate limit api"}
+                ]
+            ),
+            ["condition DispatchLimited is True: the rate limit api"],
+        ),
+        (
             task(
                 phase="Retrying",
                 nextAttemptTime="2027-01-15T08:01:30Z",

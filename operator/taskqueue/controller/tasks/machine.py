@@ -111,6 +111,8 @@ def _on_payload_refused(draft: Draft, event: events.PayloadRefused) -> None:
 
 
 def _on_place_missing(draft: Draft, event: events.PlaceMissing) -> None:
+    if draft.tracked.is_running:
+        return  # a message of it that was taken for lost was not
     draft.change(
         lifecycle.blocked(
             draft.tracked.status,

@@ -287,7 +287,7 @@ class Life(RuleBasedStateMachine):
                 self.model.report(copy, "succeeded")
             case "connection":
                 self.model.resume_reports()
-            case "loses the queue":
+            case "loses the queue" if self.model.stage is TaskStage.PUBLISHED:
                 self.model.send(events.MessagesLost())
 
     @rule(percent=st.sampled_from([None, 10, 90]))

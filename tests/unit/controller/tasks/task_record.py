@@ -550,6 +550,8 @@ class TaskRecord:
         assert not tracked.task.deleting, "it is deleted, and goes on"
         assert not self.spec.cancel, "it is cancelled, and goes on"
         assert not self.spec.suspend or self.stage is TaskStage.HELD, "it is suspended, and goes on"
+        if self.stage is TaskStage.PUBLISHED:
+            assert tracked.status.reason != "QueueFull", "it had its turn, and is Blocked"
         if self.stage is TaskStage.HELD:
             on_record = ("", tracked.status.concurrency_key)
             assert tracked.key in on_record, "it is held, and keeps a key from others"

@@ -75,6 +75,24 @@ MUTANTS = [
         "    draft.do(effects.RecordEnd())",
     ),
     Mutant(
+        "one that had no place stays Blocked when it has its turn",
+        machine,
+        "    if draft.tracked.status.reason == QUEUE_FULL:\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "one that loses a conflict is not stopped",
+        machine,
+        """    draft.end(status)
+
+
+def _on_turn_came""",
+        """    draft.finish(status)
+
+
+def _on_turn_came""",
+    ),
+    Mutant(
         "receipts are dropped at a write",
         machine,
         "        draft.do(effects.Acknowledge(done))\n",
