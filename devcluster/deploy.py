@@ -41,7 +41,7 @@ _PARTS = (
         CHECKOUT / "devcluster" / "rabbitmq", "rabbitmq", "statefulset/rabbitmq", images.RABBITMQ
     ),
     _Part(
-        CHECKOUT / "manifests" / "base",
+        CHECKOUT / "devcluster" / "operator",
         "taskqueue-system",
         "deployment/taskqueue-operator",
         images.OPERATOR,

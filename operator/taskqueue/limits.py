@@ -169,5 +169,22 @@ TOPOLOGY_CHECK_SECONDS = 10.0
 #: fit is archived later, from the finished Tasks.
 OUTBOX_BYTES = 256 * 1024 * 1024
 
+#: The same of each webhook, and of each queue with what is sent to it again later.
+WEBHOOK_OUTBOX_BYTES = 64 * 1024 * 1024
+
+#: How long an end is sent to a webhook that does not accept it, in seconds.
+WEBHOOK_SECONDS = 86_400
+
+#: Queues of a webhook that no operator has declared for so long are deleted by the broker, in
+#: seconds: those of a webhook that was removed while no operator ran.
+WEBHOOK_QUEUE_SECONDS = 2 * WEBHOOK_SECONDS
+
+#: Webhooks of a TaskQueue, and characters of the name of one: it is in the names of queues.
+WEBHOOKS = 8
+WEBHOOK_NAME_LENGTH = 32
+
+#: Of the address of a webhook.
+URL_LENGTH = 2048
+
 #: How long the control stream keeps a command.
 COMMAND_RETENTION_DAYS = 1

@@ -25,6 +25,7 @@ from tests.bench import (
     schedules,
     spawn,
     throughput,
+    webhooks,
     worker,
 )
 
@@ -33,6 +34,7 @@ BENCHMARKS = (
     throughput,
     archive,
     fairness,
+    webhooks,
     latency,
     coldstart,
     worker,

@@ -49,6 +49,7 @@ from taskqueue.api.task_status import (
     TERMINAL_PHASES_IN_CEL,
     TaskResourceStatus,
 )
+from taskqueue.api.taskqueue_notifications import NOTIFICATIONS_MAX_ITEMS, NotificationName
 from taskqueue.limits import HANDLER_NAME_LENGTH, OBJECT_NAME_LENGTH, PAYLOAD_BYTES
 
 PAYLOAD_SOURCES_MAX_ITEMS = 16
@@ -360,6 +361,16 @@ class TaskResourceSpec(ApiModel):
             "taskDefaults.ttlSecondsAfterFinished. If the manifest of a deleted Task is still in "
             "Git, the next sync creates and runs it again."
         ),
+    )
+    notification_names: tuple[NotificationName, ...] | None = Field(
+        None,
+        max_length=NOTIFICATIONS_MAX_ITEMS,
+        description=(
+            "Names of the TaskQueue's notifications that get the end of this Task; at most 8, each "
+            "once. An empty list: none of them. A name that the TaskQueue does not have has no "
+            "effect. When absent, all of them."
+        ),
+        json_schema_extra=SET_LIST,
     )
     suspend: bool = Field(
         False,

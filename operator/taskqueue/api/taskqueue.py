@@ -32,6 +32,11 @@ from taskqueue.api.common import (
     validations,
 )
 from taskqueue.api.taskqueue_flow import ConcurrencyLimits, Flow
+from taskqueue.api.taskqueue_notifications import (
+    BY_NAME,
+    NOTIFICATIONS_MAX_ITEMS,
+    Notification,
+)
 from taskqueue.api.taskqueue_pool import Scaling, SecretReference, Workers
 from taskqueue.api.taskqueue_results import Results
 from taskqueue.api.taskqueue_status import TaskQueueResourceStatus
@@ -288,6 +293,15 @@ class TaskQueueResourceSpec(ApiModel):
             "Where a row is kept of each Task of this queue that has ended, for longer than its "
             "object. None by default."
         ),
+    )
+    notifications: tuple[Notification, ...] = Field(
+        (),
+        max_length=NOTIFICATIONS_MAX_ITEMS,
+        description=(
+            "Webhooks: who is sent the ends of the Tasks of this queue over HTTP, at most 8. A "
+            "Task gets all of them unless its spec.notificationNames chooses. None by default."
+        ),
+        json_schema_extra=BY_NAME,
     )
     workers: Workers = Field(
         default_factory=Workers, description="The workers that run the Tasks of this queue."

@@ -68,6 +68,7 @@ class TaskOptions(TypedDict, total=False):
     active_deadline_seconds: int | None
     ttl_seconds_after_finished: int | None
     suspend: bool | None
+    notification_names: Sequence[str] | None
 
 
 #: Fields that control a Task and do not identify it: others may set them before a second submit.
@@ -159,7 +160,7 @@ def differences(wanted: TaskResourceSpec, found: Mapping[str, Any]) -> tuple[str
 
 
 def _same(one: Any, other: Any, name: str = "") -> bool:
-    if name == "depends_on":
+    if name in ("depends_on", "notification_names") and one is not None and other is not None:
         return set(one) == set(other)
     if name == "dependencies":
         return {(each.name, each.when) for each in one} == {

@@ -129,6 +129,8 @@ def task_completion(
         data["resultRef"] = status.result_ref.fields()
     if kind is EventKind.FAILED:
         data["error"] = _error(status)
+    if task.spec.notification_names is not None:
+        data["notificationNames"] = task.spec.notification_names
     if record is not None:
         data["record"] = record
     return CompletionEvent(

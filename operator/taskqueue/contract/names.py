@@ -17,7 +17,6 @@ from taskqueue.limits import (
     DELIVERY_LIMIT,
     HEARTBEAT_SECONDS,
     LONGEST_ATTEMPT_SECONDS,
-    OUTBOX_BYTES,
     SHORT_STRING_BYTES,
 )
 
@@ -79,6 +78,10 @@ CUT_HEADER = "tq-cut"
 EXCHANGE_HEADER = "tq-exchange"
 
 
+#: Header of an end that a webhook has not accepted: how often.
+FAILURES_HEADER = "tq-failures"
+
+
 INBOX_ARGUMENTS: Mapping[str, Any] = {
     "x-queue-type": "quorum",
     "x-single-active-consumer": True,
@@ -92,17 +95,6 @@ DEAD_QUEUE_ARGUMENTS: Mapping[str, Any] = {"x-queue-type": "quorum", "x-delivery
 
 #: The sink that writes rows to a database.
 ARCHIVE = "archive"
-
-
-#: A sink that is away does not fill the disk: what does not fit is refused, and the operator keeps
-#: the finished Task until it has been passed on.
-OUTBOX_ARGUMENTS: Mapping[str, Any] = {
-    "x-queue-type": "quorum",
-    "x-single-active-consumer": True,
-    "x-delivery-limit": -1,
-    "x-max-length-bytes": OUTBOX_BYTES,
-    "x-overflow": "reject-publish",
-}
 
 
 #: Retention looks only when a segment is full, hence the small segments.
@@ -145,18 +137,6 @@ def inbox_queue(installation: str) -> str:
 def heartbeats_queue(installation: str) -> str:
     """Return the name of the queue for heartbeats of the workers of an installation."""
     return f"{operator_name(installation)}.heartbeats"
-
-
-def outbox_queue(sink: str, namespace: str, queue: str, installation: str) -> str:
-    """Return the name of the queue with the ends of a TaskQueue's Tasks that a sink has yet to get.
-
-    Args:
-        sink: what drains it, such as `ARCHIVE`.
-        namespace: of the TaskQueue.
-        queue: its name.
-        installation: of the operator.
-    """
-    return f"{operator_name(installation)}.{sink}.{routing_key(namespace, queue)}"
 
 
 def marker_key(installation: str) -> str:

@@ -27,7 +27,6 @@ from typing import Any
 from taskqueue.amqp.channel import Channel, ChannelRefused, QueueCounts
 from taskqueue.amqp.connection import Connection
 from taskqueue.contract.names import (
-    ARCHIVE,
     CONTROL_ARGUMENTS,
     CONTROL_STREAM,
     DEAD_EXCHANGE,
@@ -37,7 +36,6 @@ from taskqueue.contract.names import (
     HEARTBEATS_ARGUMENTS,
     HEARTBEATS_EXCHANGE,
     INBOX_ARGUMENTS,
-    OUTBOX_ARGUMENTS,
     OUTCOMES_EXCHANGE,
     WORK_EXCHANGE,
     dead_queue,
@@ -45,11 +43,11 @@ from taskqueue.contract.names import (
     heartbeats_queue,
     inbox_queue,
     marker_key,
-    outbox_queue,
     routing_key,
     work_queue,
     work_queue_arguments,
 )
+from taskqueue.contract.outbox import ARCHIVE_OUTBOX, Outbox
 from taskqueue.defaults import DEFAULT_INSTALLATION
 
 _PRECONDITION_FAILED = 406
@@ -178,7 +176,7 @@ def task_queue_topology(
     queue: str,
     installation: str = DEFAULT_INSTALLATION,
     *,
-    sinks: Iterable[str] = (),
+    sinks: Iterable[Outbox] = (),
 ) -> tuple[Part, ...]:
     """Return the dead queue and the work queue of a TaskQueue, and what takes its messages.
 
@@ -186,7 +184,7 @@ def task_queue_topology(
         namespace: of the TaskQueue.
         queue: its name.
         installation: whose operator gets its events and dead letters.
-        sinks: that get the ends of its Tasks, each by an outbox.
+        sinks: the outboxes of what gets the ends of its Tasks.
     """
     key = routing_key(namespace, queue)
     dead, work = dead_queue(namespace, queue), work_queue(namespace, queue)
@@ -222,7 +220,7 @@ async def declare_task_queue(
     queue: str,
     installation: str = DEFAULT_INSTALLATION,
     *,
-    sinks: Iterable[str] = (),
+    sinks: Iterable[Outbox] = (),
 ) -> bool:
     """Declare what `task_queue_topology` names, with its arguments.
 
@@ -248,9 +246,16 @@ async def declare_task_queue(
 
 
 async def delete_task_queue(
-    connection: Connection, namespace: str, queue: str, installation: str
+    connection: Connection,
+    namespace: str,
+    queue: str,
+    installation: str,
+    *,
+    sinks: Iterable[Outbox] = (ARCHIVE_OUTBOX,),
 ) -> None:
     """Delete the queues of a TaskQueue and the bindings of its events; none of it need exist.
+
+    ``sinks`` are the outboxes that it has or may have; the other arguments as before.
 
     The work queue is first: a message that it dead-letters meanwhile still reaches the dead queue.
     The bindings are last: the workers may still report.
@@ -263,7 +268,9 @@ async def delete_task_queue(
     try:
         await channel.delete_queue(work_queue(namespace, queue))
         await channel.delete_queue(dead_queue(namespace, queue))
-        await channel.delete_queue(outbox_queue(ARCHIVE, namespace, queue, installation))
+        for sink in sinks:
+            for name, _ in sink.queues(namespace, queue, installation):
+                await channel.delete_queue(name)
     finally:
         await channel.close()
     await _unbind(connection, *_report_bindings(namespace, queue, installation))
@@ -287,27 +294,45 @@ async def unbind_all_keys(connection: Connection, installation: str) -> None:
     )
 
 
-async def unbind_outbox(
-    connection: Connection, sink: str, namespace: str, queue: str, installation: str
+async def unbind_outboxes(
+    connection: Connection,
+    sinks: Iterable[Outbox],
+    namespace: str,
+    queue: str,
+    installation: str,
+    *,
+    needed: Iterable[Outbox] = (),
 ) -> None:
-    """Let a sink get no more ends of a TaskQueue's Tasks; what its outbox has stays there.
+    """Let sinks get no more ends of a TaskQueue's Tasks; what their outboxes have stays there.
+
+    What those that are ``needed`` get is left as it is.
 
     Raises:
         ChannelRefused: the operator's broker user may not unbind.
         BrokerUnavailable: the connection is lost.
     """
-    outbox = outbox_queue(sink, namespace, queue, installation)
-    await _unbind(connection, Binding(outbox, EVENTS_EXCHANGE, events_key(namespace, queue)))
+    place = (namespace, queue, installation)
+    keep = {binding for one in needed for binding in _outbox_bindings(one, *place)}
+    old = {binding for one in sinks for binding in _outbox_bindings(one, *place)}
+    await _unbind(connection, *(old - keep))
 
 
 def _outboxes(
-    namespace: str, queue: str, installation: str, sinks: Iterable[str]
+    namespace: str, queue: str, installation: str, sinks: Iterable[Outbox]
 ) -> Iterable[Part]:
-    """Return the outbox of each sink, and what takes the ends into it."""
+    """Return the queues of each outbox, and what takes the ends into it."""
     for sink in sinks:
-        name = outbox_queue(sink, namespace, queue, installation)
-        yield Queue(name, OUTBOX_ARGUMENTS)
-        yield Binding(name, EVENTS_EXCHANGE, events_key(namespace, queue))
+        for name, arguments in sink.queues(namespace, queue, installation):
+            yield Queue(name, arguments)
+        yield from _outbox_bindings(sink, namespace, queue, installation)
+
+
+def _outbox_bindings(
+    sink: Outbox, namespace: str, queue: str, installation: str
+) -> tuple[Binding, ...]:
+    name = sink.name(namespace, queue, installation)
+    keys = sink.binding_keys(namespace, queue)
+    return tuple(Binding(name, EVENTS_EXCHANGE, key) for key in keys)
 
 
 def _report_bindings(namespace: str, queue: str, installation: str) -> tuple[Binding, ...]:

@@ -17,15 +17,16 @@ from taskqueue.contract.command import WorkerCommand
 from taskqueue.contract.heartbeat import Heartbeat
 from taskqueue.controller.background import Background, never_ends
 from taskqueue.controller.completions.kubernetes_events import EventRecorder
+from taskqueue.controller.completions.webhook_networks import WebhookNetworks
 from taskqueue.controller.metrics import count_write_failure, remove_queue_metrics, report_statuses
 from taskqueue.controller.pool.own_deployment import DeploymentListener
-from taskqueue.controller.queues.archives import Archives
 from taskqueue.controller.queues.broker_links import BrokerLinks
 from taskqueue.controller.queues.claims import QueueClaims, installation_id
 from taskqueue.controller.queues.conditions.reported import reported
 from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.queue_list import list_queues
 from taskqueue.controller.queues.reconciler import QueueReconciler
+from taskqueue.controller.queues.sinks import Sinks
 from taskqueue.controller.queues.sizing_conflict import sizing_conflict
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Totals
@@ -80,6 +81,7 @@ class Engine:
         feed: shows the Tasks, and may have done so for long.
         is_kept: returns whether a finished Task of this namespace and name must stay for now.
         scope: the namespaces that are served, those of the feed.
+        networks: that webhooks may be sent to.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Engine:
         is_kept: Callable[[QueueKey], bool] = lambda _: False,
         scope: WatchScope = EVERYWHERE,
         since: str = "",
+        networks: WebhookNetworks = WebhookNetworks(),  # noqa: B008  (frozen)
     ) -> None:
         self._scope = scope
         random = Random()  # noqa: S311  (jitter, not secrets)
@@ -143,15 +146,15 @@ class Engine:
             ttl_of=self._ttl_of,
             is_needed=lambda *key: is_kept(key) or self.tasks.dependencies.is_needed(key),
             paths=scope.paths(TASKS_PATH),
-            is_archived=lambda key: self._archives.is_archived(key) or self._claims.has_other(key),
+            is_held=lambda key: self._sinks.holds_finished(key) or self._claims.has_other(key),
         )
-        self._archives = Archives(
+        self._sinks = Sinks(
             client=self._client,
             installation=installation,
             ends=self.tasks.ends,
-            on_recorded=self._ttl.add_archived,
+            on_recorded=self._ttl.add_safe,
             since=since,
-            clock=time.time,
+            networks=networks,
             paths=scope.paths(TASKS_PATH),
         )
         self._stored = StoredTasks(
@@ -210,12 +213,12 @@ class Engine:
     async def _lead(self, group: asyncio.TaskGroup) -> None:
         await self._tasks_feed.lead(self.tasks)
         group.create_task(self._tasks_feed.run(), name="feed of Tasks")
-        await self._archives.find_missed_ends(self.tasks)
+        await self._sinks.find_missed_ends(self.tasks)
 
     @property
     def is_settled(self) -> bool:
         """Whether each end of a Task that is not brand-new is where it has to go."""
-        return self._archives.is_settled and self.tasks.completions.is_idle
+        return self._sinks.is_settled and self.tasks.completions.is_idle
 
     def skip_unwritten(self) -> None:
         """Do not write the remaining statuses when stopping: another leader will."""
@@ -244,8 +247,7 @@ class Engine:
                 self._spawn(self._claim(config), f"claim of {config.namespace}/{config.name}")
             if config.policy.active_deadline_seconds != old.policy.active_deadline_seconds:
                 self.tasks.on_queue_changed(config.key)
-            self._archives.on_reconfigured(config, old, controller.archiver)
-            if (config.policy.ttl_seconds, config.archive) != (old.policy.ttl_seconds, old.archive):
+            if self._sinks.on_reconfigured(config, old, controller.sinks):
                 self._ttl.on_queue_changed(config.key)
             return
         if running is not None:
@@ -270,7 +272,7 @@ class Engine:
             condition_settings=self._conditions,
             installation=self._installation,
             on_declared=self._on_queue_declared,
-            archiver=self._archives.make(config, dispatcher),
+            sinks=self._sinks.make(config, dispatcher),
             sizing_conflict=self._sizing_conflict,
         )
         task = self._spawn(
@@ -300,7 +302,7 @@ class Engine:
         dispatcher.config = None
         dispatcher.on_backlog = dispatcher.on_missing = do_nothing
         remove_queue_metrics(key)
-        self._archives.remove(key)
+        self._sinks.remove(key)
         self._events.remove_queue(key)
         self.tasks.on_queue_changed(key)
         self._on_queue_declared()
@@ -391,14 +393,12 @@ class Engine:
 
     def on_direct_end(self, key: QueueKey, exchange: str) -> None:
         """Note by which exchange direct messages come."""
-        controller = self._controller(key)
-        if controller is not None:
+        if (controller := self._controller(key)) is not None:
             controller.on_direct_end(exchange)
 
     def on_heartbeat(self, heartbeat: Heartbeat, *, proven: bool) -> None:
         """Register a worker's heartbeat."""
-        controller = self._controller((heartbeat.namespace, heartbeat.queue))
-        if controller is not None:
+        if (controller := self._controller((heartbeat.namespace, heartbeat.queue))) is not None:
             controller.on_heartbeat(heartbeat, proven=proven)
 
     def on_task_ended(self, tracked: TrackedTask) -> None:
@@ -417,13 +417,13 @@ class Engine:
         self._events.on_status_refused(tracked.task, tracked.status, why)
 
     def on_completion_published(self, tracked: TrackedTask) -> None:
-        """Delete a Task when its time to live is over; if need be, when its archive has it."""
-        if self._archives.is_safe(tracked.queue_key):
+        """Delete a Task when its time to live is over; if need be, when each sink has it."""
+        if self._sinks.is_safe(tracked.queue_key):
             self._ttl.add_ended(tracked)
 
-    def on_end_missed(self, key: QueueKey, *, dropped: bool) -> None:
-        """Look for the end among the finished Tasks, if it is to be archived."""
-        self._archives.look_for_ends(key, behind=dropped)
+    def on_end_missed(self, key: QueueKey, uid: str, *, dropped: bool) -> None:
+        """Look for the end among the finished Tasks, if a sink gets it."""
+        self._sinks.on_end_missed(key, uid, dropped=dropped)
 
     def on_commands_owed(self) -> None:
         """Record the commands that are owed."""

@@ -25,6 +25,7 @@ from taskqueue.api.common import DNS_LABEL_PATTERN
 from taskqueue.contract.names import operator_name
 from taskqueue.controller import handlers
 from taskqueue.controller.batches.service import BatchService
+from taskqueue.controller.completions.webhook_networks import WebhookNetworks
 from taskqueue.controller.engine import Engine
 from taskqueue.controller.probes import serve_probes
 from taskqueue.controller.queues.conditions.settings import ConditionSettings
@@ -67,6 +68,7 @@ class OperatorSettings:
             keys.
         scope: the namespaces that are served.
         conditions: what holds for those of all TaskQueues; None: the defaults.
+        networks: that webhooks may be sent to.
         identity: in the Lease; unique for each process.
     """
 
@@ -76,6 +78,7 @@ class OperatorSettings:
     installation: str = DEFAULT_INSTALLATION
     scope: WatchScope = EVERYWHERE
     conditions: ConditionSettings | None = None
+    networks: WebhookNetworks = WebhookNetworks()  # noqa: RUF009  (frozen)
     identity: str = field(default_factory=lambda: f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}")
 
     @classmethod
@@ -99,7 +102,15 @@ class OperatorSettings:
             installation=installation,
             scope=_read_scope(os.environ.get("TASKQUEUE_WATCH_NAMESPACES") or ""),
             conditions=ConditionSettings.from_environment(os.environ, operator_namespace=namespace),
+            networks=_read_networks(os.environ.get("TASKQUEUE_WEBHOOK_NETWORKS") or ""),
         )
+
+
+def _read_networks(text: str) -> WebhookNetworks:
+    try:
+        return WebhookNetworks.parse(text)
+    except ValueError as error:
+        raise ValueError(f"TASKQUEUE_WEBHOOK_NETWORKS: {error}") from None
 
 
 def _read_scope(text: str) -> WatchScope:
@@ -158,6 +169,7 @@ async def serve(settings: OperatorSettings) -> int:
             leads=lambda: leadership.is_leader,
             is_kept=schedules.is_unrecorded,
             since=leadership.done_version,
+            networks=settings.networks,
         )
         leadership.is_settled = lambda: engine is not None and engine.is_settled
         batches = BatchService(

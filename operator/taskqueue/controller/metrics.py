@@ -109,6 +109,13 @@ COMPLETIONS_PUBLISHED = Counter(
     "taskqueue_announced_total", "Events about ended Tasks that the broker has confirmed."
 )
 ARCHIVED = Counter("taskqueue_archived_total", "Ends of Tasks written to archives.")
+WEBHOOK_RESULTS = ("accepted", "failed", "given_up")
+WEBHOOKS_SENT = Counter(
+    "taskqueue_webhook_requests_total",
+    "Ends of Tasks sent to webhooks, by what became of it: accepted, failed (it is sent again "
+    "later), given_up (it was sent for a day).",
+    ("namespace", "queue", "result"),
+)
 COMPLETIONS_DROPPED = Counter(
     "taskqueue_announcements_dropped_total",
     "Events about ended Tasks given up, by why: refused (a queue bound to taskqueue.events is full "
@@ -182,6 +189,9 @@ def remove_task_counters(key: tuple[str, str]) -> None:
     """
     with contextlib.suppress(KeyError):
         PUBLISHED.remove(*key)
+    for result in WEBHOOK_RESULTS:
+        with contextlib.suppress(KeyError):
+            WEBHOOKS_SENT.remove(*key, result)
     for phase in Phase:
         with contextlib.suppress(KeyError):
             TASKS_FINISHED.remove(*key, phase.value)

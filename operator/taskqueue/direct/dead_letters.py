@@ -29,6 +29,7 @@ from taskqueue.contract.cloudevents import CONTENT_TYPE
 from taskqueue.contract.names import (
     DIRECT_EXCHANGE,
     ERROR_HEADER,
+    EVENTS_EXCHANGE,
     EXCHANGE_HEADER,
     OUTCOMES_EXCHANGE,
     dead_queue,
@@ -60,6 +61,8 @@ class DeadLetterKind(StrEnum):
     TASK = "task"
     #: An outcome that does not follow the message contract.
     OUTCOME = "outcome"
+    #: The end of a Task that a webhook has not accepted for a day.
+    WEBHOOK = "webhook"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +108,7 @@ class RedriveResult:
         exchange: where they were published.
         redriven: moved to the work queue.
         kept_tasks: kept because they are attempts of Tasks.
-        kept_outcomes: kept because they are outcomes, not work.
+        kept_outcomes: kept because they are outcomes or ends, not work.
         not_chosen: kept because their id was not given, or the limit was reached.
         refused: for each message that could not be published, the broker's reason.
         not_found: given ids that none of the messages read has.
@@ -277,7 +280,7 @@ class _Redrive:
             self._result.not_chosen += 1
         elif kind is DeadLetterKind.TASK:
             self._result.kept_tasks += 1
-        elif kind is DeadLetterKind.OUTCOME:
+        elif kind in (DeadLetterKind.OUTCOME, DeadLetterKind.WEBHOOK):
             self._result.kept_outcomes += 1
         elif self._left <= 0:
             self._result.not_chosen += 1
@@ -395,6 +398,8 @@ def _kind(properties: BasicProperties, headers: Mapping[str, Any]) -> DeadLetter
     came_by = published_to(headers)
     if came_by == DIRECT_EXCHANGE:
         return DeadLetterKind.DIRECT
+    if came_by == EVENTS_EXCHANGE:
+        return DeadLetterKind.WEBHOOK
     if "tq-token" in headers:
         return DeadLetterKind.TASK
     if properties.content_type == CONTENT_TYPE or came_by == OUTCOMES_EXCHANGE:

@@ -72,6 +72,7 @@ def read_task(raw: Mapping[str, Any]) -> domain.Task:
             suspend=spec.suspend,
             cancel=spec.cancel,
             overrides=read_overrides(spec),
+            notification_names=spec.notification_names and _shared(spec.notification_names),
         ),
         status=_read_status(raw.get("status")),
         deleting="deletionTimestamp" in metadata,

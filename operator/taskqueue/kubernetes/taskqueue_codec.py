@@ -8,6 +8,7 @@ from typing import Any
 from taskqueue.api.common import GROUP, MESSAGE_MAX_LENGTH, VERSION
 from taskqueue.api.taskqueue import Archive, TaskQueueResource
 from taskqueue.api.taskqueue_flow import ConcurrencyLimits, Flow
+from taskqueue.api.taskqueue_notifications import Notification, SecretKeyReference
 from taskqueue.api.taskqueue_pool import Credentials, Scaling, ScalingTarget, Workers
 from taskqueue.api.taskqueue_results import Results
 from taskqueue.limits import STATUS_HANDLERS, STATUS_MESSAGE_LENGTH, STATUS_WORKERS
@@ -34,6 +35,7 @@ from taskqueue.model.queue import (
 )
 from taskqueue.model.scaling import BacklogTarget, DrainTimeTarget, ScalingPolicy
 from taskqueue.model.task import Policy, RetryBackoff
+from taskqueue.model.webhook import SecretKey, WebhookConfig
 from taskqueue.model.worker import Worker
 from taskqueue.timestamps import to_rfc3339
 
@@ -93,6 +95,7 @@ def read_queue(raw: Mapping[str, Any]) -> QueueConfig:
             ttl_seconds=defaults.ttl_seconds_after_finished,
         ),
         archive=_archive(spec.archive),
+        webhooks=tuple(map(_webhook, spec.notifications)),
         template=spec.workers.template,
         scale_target=_scale_target(spec.workers),
         container=spec.workers.container,
@@ -203,6 +206,23 @@ def _archive(archive: Archive | None) -> ArchiveConfig | None:
         retention_seconds=archive.retention_seconds,
         keep_payloads=archive.payloads == "Keep",
     )
+
+
+def _webhook(notification: Notification) -> WebhookConfig:
+    url_secret = notification.url_secret_key_ref
+    return WebhookConfig(
+        name=notification.name,
+        url=notification.url or "",
+        url_secret=None if url_secret is None else _secret_key(url_secret),
+        phases=notification.events,
+        signing_secret=_secret_key(notification.signing_secret_key_ref),
+        headers=tuple((one.name, one.value) for one in notification.headers),
+        timeout_seconds=notification.timeout_seconds,
+    )
+
+
+def _secret_key(reference: SecretKeyReference) -> SecretKey:
+    return SecretKey(reference.name, reference.key)
 
 
 def _scaling_policy(scaling: Scaling, workers: Workers, *, draining: bool) -> ScalingPolicy:

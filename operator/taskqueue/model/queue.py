@@ -11,6 +11,7 @@ from taskqueue.defaults import DEFAULT_MAX_PUBLISHED
 from taskqueue.model.flow import ConcurrencyPolicy, FlowPolicy
 from taskqueue.model.scaling import ScalingPolicy
 from taskqueue.model.task import Policy
+from taskqueue.model.webhook import WebhookConfig
 from taskqueue.model.worker import Worker
 
 #: (namespace, name) of a TaskQueue.
@@ -133,6 +134,7 @@ class QueueConfig:
         max_published: upper bound of the dispatch window.
         policy: what its Tasks inherit.
         archive: where the ends of its Tasks are kept; None: nowhere.
+        webhooks: who is sent the ends of its Tasks.
         template: PodTemplateSpec of the workers, None when the operator does not make them.
         scale_target: what runs the workers the operator does not make; None: nothing that is
             scaled.
@@ -159,6 +161,7 @@ class QueueConfig:
     max_published: int = DEFAULT_MAX_PUBLISHED
     policy: Policy = field(default_factory=Policy)
     archive: ArchiveConfig | None = None
+    webhooks: tuple[WebhookConfig, ...] = ()
     template: Mapping[str, Any] | None = None
     scale_target: ScaleTargetRef | None = None
     container: str = ""
@@ -167,6 +170,11 @@ class QueueConfig:
     concurrency: int | None = None
     scaling: ScalingPolicy = field(default_factory=ScalingPolicy)
     results: ResultsConfig = NO_RESULTS
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether every end of its Tasks is passed on, to an archive or to a webhook."""
+        return self.archive is not None or bool(self.webhooks)
 
     @property
     def scales(self) -> bool:

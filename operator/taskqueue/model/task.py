@@ -259,6 +259,7 @@ class TaskSpec:
         start_after: not dispatched before.
         suspend: not dispatched while True, and recalled if it was.
         cancel: ended at once.
+        notification_names: the webhooks of its TaskQueue that get its end; None: all.
         overrides: the Task's own retry and time settings.
     """
 
@@ -272,6 +273,7 @@ class TaskSpec:
     start_after: float | None = None
     suspend: bool = False
     cancel: bool = False
+    notification_names: tuple[str, ...] | None = None
     overrides: PolicyOverrides = NO_OVERRIDES
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -14,18 +15,17 @@ from taskqueue.amqp.parameters import BrokerParameters
 from taskqueue.amqp.publisher import Publisher, Settled
 from taskqueue.archive.archive import Archive
 from taskqueue.archive.history import HistoryFilter
-from taskqueue.contract import topology
 from taskqueue.contract.completion import archive_record, task_completion
-from taskqueue.contract.names import ARCHIVE, OUTBOX_ARGUMENTS, outbox_queue
+from taskqueue.contract.outbox import ARCHIVE_OUTBOX, Outbox
 from taskqueue.contract.topology import (
     declare_operator_topology,
     declare_task_queue,
     delete_task_queue,
     ready_messages,
-    unbind_outbox,
+    unbind_outboxes,
 )
-from taskqueue.controller.queues.archive_backfill import ArchiveBackfill
 from taskqueue.controller.queues.archiver import Archiver
+from taskqueue.controller.queues.backfill import Backfill
 from taskqueue.controller.queues.broker_session import BrokerSession
 from taskqueue.kubernetes.client import ApiClient
 from taskqueue.model.origin import TaskOrigin
@@ -46,7 +46,7 @@ class Case:
 
     def __init__(self, connection: Connection, namespace: str, server: PostgresqlServer) -> None:
         self.connection, self.key = connection, (namespace, "q")
-        self.outbox = outbox_queue(ARCHIVE, *self.key, "default")
+        self.outbox = ARCHIVE_OUTBOX.name(*self.key, "default")
         self.archive = Archive(server.connection())
         self.server = server
         self.is_behind = False
@@ -55,22 +55,24 @@ class Case:
             self.key,
             client=cast(ApiClient, self),
             installation="default",
-            backfill=cast(ArchiveBackfill, self),
+            backfill=cast(Backfill, self),
             clock=lambda: 1_700_000_000.0,
         )
-        self.archive_waiting = 0
 
     async def get(self, path: str, **_: str) -> dict[str, Any]:
         uri = self.server.connection().uri
         return {"data": {"uri": base64.b64encode(uri.encode()).decode()}}
 
-    async def run(self, archive: Archive, config: ArchiveConfig) -> None:
+    async def run(self, archive: Archive, retention_seconds: int | None) -> None:
         await asyncio.Event().wait()
+
+    def outbox_waiting(self, sink: str) -> int:
+        return 0
 
     def outbox_connection(self, sink: str) -> Connection:
         return self.connection
 
-    async def declare(self, *sinks: str) -> None:
+    async def declare(self, *sinks: Outbox) -> None:
         await declare_operator_topology(self.connection)
         await declare_task_queue(self.connection, *self.key, sinks=sinks)
 
@@ -132,7 +134,7 @@ async def case(parameters: BrokerParameters, server: PostgresqlServer) -> AsyncI
 
 
 async def test_ends_go_through_the_outbox_while_the_database_is_killed(case: Case) -> None:
-    await case.declare(ARCHIVE)
+    await case.declare(ARCHIVE_OUTBOX)
     await case.start()
     verdicts = await case.publish(*range(300))
     case.server.kill()
@@ -148,12 +150,8 @@ async def test_ends_go_through_the_outbox_while_the_database_is_killed(case: Cas
     assert await case.ready() == 0
 
 
-async def test_a_full_outbox_refuses_and_has_room_again(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = {**OUTBOX_ARGUMENTS, "x-max-length-bytes": 200_000}
-    monkeypatch.setattr(topology, "OUTBOX_ARGUMENTS", arguments)
-    await case.declare(ARCHIVE)
+async def test_a_full_outbox_refuses_and_has_room_again(case: Case) -> None:
+    await case.declare(replace(ARCHIVE_OUTBOX, limit_bytes=200_000))
     verdicts: list[Settled] = []
     for number in range(0, 400, 20):
         verdicts += await case.publish(*range(number, number + 20), size=5000)
@@ -176,11 +174,11 @@ async def test_only_a_queue_with_an_archive_has_an_outbox(case: Case) -> None:
     await case.declare()
     assert await case.ready() is None
     assert await case.publish(1) == [Settled.RETURNED]  # as mandatory: nobody is bound
-    await unbind_outbox(case.connection, ARCHIVE, *case.key, "default")
-    await case.declare(ARCHIVE)
+    await unbind_outboxes(case.connection, [ARCHIVE_OUTBOX], *case.key, "default")
+    await case.declare(ARCHIVE_OUTBOX)
     assert await case.publish(2) == [Settled.CONFIRMED]
     assert await case.ready() == 1
-    await unbind_outbox(case.connection, ARCHIVE, *case.key, "default")
+    await unbind_outboxes(case.connection, [ARCHIVE_OUTBOX], *case.key, "default")
     assert await case.publish(3) == [Settled.RETURNED]
     assert await case.ready() == 1  # what is there stays
     await delete_task_queue(case.connection, *case.key, "default")

@@ -320,7 +320,7 @@ class TaskHarness:
     def on_completion_published(self, entry: TrackedTask) -> None:
         self.completed.append(entry.task.name)
 
-    def on_end_missed(self, key: QueueKey, *, dropped: bool) -> None:
+    def on_end_missed(self, key: QueueKey, uid: str, *, dropped: bool) -> None:
         self.missed.append((key, dropped))
 
     def on_commands_owed(self) -> None:

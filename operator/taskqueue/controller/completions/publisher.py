@@ -67,14 +67,15 @@ class CompletionPublisher:
 
     Args:
         kept_limit: of events that nobody else has, in all.
-        on_dropped: called with the queue of an event that is given up, before its own callback.
+        on_dropped: called with the queue and the correlation id, such as the uid of a Task, of an
+            event that is given up, before its own callback.
     """
 
     def __init__(
         self,
         *,
         kept_limit: int = KEPT_LIMIT,
-        on_dropped: Callable[[QueueKey], None] = lambda key: None,
+        on_dropped: Callable[[QueueKey, str], None] = lambda key, correlation_id: None,
     ) -> None:
         self._kept_limit = kept_limit
         self._on_dropped = on_dropped
@@ -249,7 +250,7 @@ class CompletionPublisher:
 
     def _drop(self, pending: _PendingCompletion, reason: str, error: str) -> None:
         COMPLETIONS_DROPPED.labels(reason).inc()
-        self._on_dropped(pending.key)
+        self._on_dropped(pending.key, pending.message.correlation_id or "")
         now = asyncio.get_running_loop().time()
         if now >= self._next_log:
             self._next_log = now + _LOG_SECONDS

@@ -9,7 +9,7 @@ Contract:
 * A batch is what has come within `LINGER_SECONDS`, at most `MOST_ROWS`: a commit costs as much as
   many rows do.
 * Ends that are not in the outbox, for any reason, are found among the finished Tasks:
-  `ArchiveBackfill`.
+  `Backfill`.
 * Rows above the retention are deleted from time to time, and not written again.
 """
 
@@ -17,24 +17,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from taskqueue.amqp.channel import BrokerUnavailable, ChannelRefused, Delivery
+from taskqueue.amqp.channel import Delivery
 from taskqueue.amqp.connection import Connection
 from taskqueue.archive.errors import EXPLANATIONS, ArchiveError
 from taskqueue.archive.rows import ArchivedTask, read_event
-from taskqueue.backoff import HELD_SECONDS, Backoff
-from taskqueue.contract.names import ARCHIVE, ContractError, outbox_queue
+from taskqueue.contract.names import ContractError
+from taskqueue.contract.outbox import ARCHIVE_OUTBOX
 from taskqueue.controller.metrics import ARCHIVED
-from taskqueue.controller.queues.archive_backfill import ArchiveBackfill
+from taskqueue.controller.queues.backfill import Backfill
 from taskqueue.controller.queues.broker_session import BrokerSession
-from taskqueue.controller.queues.conditions.archive_connected import (
-    ArchiveState,
-    archive_connected,
+from taskqueue.controller.queues.conditions.archive_connected import archive_connected
+from taskqueue.controller.queues.conditions.sink_state import SinkState
+from taskqueue.controller.queues.sink_loop import (
+    OutboxConsumer,
+    Restart,
+    SinkLoop,
+    first_of_group,
 )
-from taskqueue.controller.tasks.dispatcher import do_nothing
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.secret_values import SecretUnusable, read_secret
 from taskqueue.logs import EventLog
@@ -60,10 +63,6 @@ _RETENTION_SECONDS = 300.0
 _LONGEST_PAUSE = 10.0
 
 
-class _Changed(Exception):
-    """The Secret names another database."""
-
-
 class Archiver:
     """Drains the outbox of one TaskQueue into its archive, while there is one.
 
@@ -81,26 +80,23 @@ class Archiver:
         *,
         client: ApiClient,
         installation: str,
-        backfill: ArchiveBackfill,
+        backfill: Backfill,
         clock: Clock,
     ) -> None:
-        #: Called when the condition is another one; set by whoever serves the TaskQueue.
-        self.on_change: Callable[[], None] = do_nothing
         self.backfill = backfill
         self._key = key
         self._client = client
-        self._outbox = outbox_queue(ARCHIVE, *key, installation)
+        self._outbox = ARCHIVE_OUTBOX.name(*key, installation)
         self._clock = clock
-        self._state: ArchiveState | None = None
-        #: What the loop that runs was started with.
-        self._serves: tuple[ArchiveConfig | None, Connection | None] = (None, None)
-        self._loop: asyncio.Task[None] | None = None
+        self.loop = SinkLoop(
+            "archive", key, serve=self._serve, explain=_explain, longest_pause=_LONGEST_PAUSE
+        )
 
     def conditions(self, config: QueueConfig) -> tuple[Condition, ...]:
         """Return ArchiveConnected, if the TaskQueue has an archive."""
         backfill = self.backfill
         return archive_connected(
-            config, self._state, waiting=backfill.waiting, is_behind=backfill.is_behind
+            config, self.loop.state, waiting=backfill.waiting, is_behind=backfill.is_behind
         )
 
     async def reconcile(self, config: ArchiveConfig | None, broker: BrokerSession) -> None:
@@ -110,59 +106,12 @@ class Archiver:
             config: what the TaskQueue asks for; None: no archive.
             broker: of the TaskQueue: has the outbox when it is declared.
         """
-        connection = broker.outbox_connection(ARCHIVE)
-        self.backfill.waiting = broker.archive_waiting
-        if config is None:
-            self._state = None
-        elif self._state is None:
-            self._state = ArchiveState()
-        if (config, connection) != self._serves:
-            await self.close()
-            self._serves = (config, connection)
-            if config is not None and connection is not None:
-                self._loop = asyncio.create_task(
-                    self._run(config, connection), name=f"archive of {'/'.join(self._key)}"
-                )
+        self.backfill.waiting = broker.outbox_waiting(ARCHIVE_OUTBOX.sink)
+        await self.loop.reconcile(config, broker.outbox_connection(ARCHIVE_OUTBOX.sink))
 
     async def close(self) -> None:
         """Stop; what is not acknowledged stays in the outbox."""
-        loop, self._loop = self._loop, None
-        self._serves = (None, None)
-        if loop is not None:
-            loop.cancel()
-            await asyncio.gather(loop, return_exceptions=True)
-
-    def _set_state(self, state: ArchiveState) -> None:
-        if state != self._state and self._state is not None:
-            self._state = state
-            self.on_change()
-
-    async def _run(self, config: ArchiveConfig, connection: Connection) -> None:
-        backoff = Backoff(
-            longest_seconds=_LONGEST_PAUSE,
-            held_seconds=HELD_SECONDS,
-            clock=asyncio.get_running_loop().time,
-        )
-        while True:
-            try:
-                await self._serve(config, connection, backoff.succeeded)
-            except _Changed:
-                continue
-            except SecretUnusable as problem:
-                self._set_state(ArchiveState(False, problem.reason, str(problem)))
-            except ArchiveError as problem:
-                explanation = EXPLANATIONS[problem.trouble]
-                self._set_state(ArchiveState(False, problem.trouble, explanation))
-                self._warn("archive.unavailable", problem)
-            except ImportError as problem:
-                text = f"the operator's image has no {problem.name}: install the extra results"
-                self._set_state(ArchiveState(False, "LibraryMissing", text))
-            except (ApiError, BrokerUnavailable, ChannelRefused) as problem:
-                self._warn("archive.interrupted", problem)
-            except Exception as problem:  # an archiver that ends would never be started again
-                self._set_state(ArchiveState(False, "Failed", "the operator's log says why"))
-                log.error("archive.failed", exc_info=problem, **self._fields())
-            await asyncio.sleep(backoff.next_delay())
+        await self.loop.close()
 
     async def _serve(
         self, config: ArchiveConfig, connection: Connection, on_up: Callable[[], None]
@@ -174,15 +123,15 @@ class Archiver:
         archive = Archive(address)
         try:
             await archive.missing(())  # connects
-            self._set_state(ArchiveState(True, "Connected"))
+            self.loop.set_state(SinkState(True, "Connected"))
             on_up()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._drain(config, connection, archive))
                 group.create_task(self._watch(config, address, archive))
                 group.create_task(self._delete_old(config, archive))
-                group.create_task(self.backfill.run(archive, config))
+                group.create_task(self.backfill.run(archive, config.retention_seconds))
         except ExceptionGroup as failed:
-            raise _first(failed) from None
+            raise first_of_group(failed) from None
         finally:
             await archive.close()
 
@@ -194,7 +143,7 @@ class Archiver:
             await asyncio.sleep(_CHECK_SECONDS)
             with contextlib.suppress(ApiError):
                 if await self._address(config) != address:
-                    raise _Changed
+                    raise Restart
             await archive.missing(())
 
     async def _address(self, config: ArchiveConfig) -> StoreConnection:
@@ -227,36 +176,14 @@ class Archiver:
         return now - timedelta(seconds=config.retention_seconds)
 
     async def _drain(self, config: ArchiveConfig, connection: Connection, archive: Archive) -> None:
-        channel = await connection.channel()
-        came: list[Delivery] = []
-        wake = asyncio.Event()
-        cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        def on_delivery(delivery: Delivery) -> None:
-            came.append(delivery)
-            wake.set()
-
-        def on_cancel(reason: str) -> None:
-            if not cancelled.done():
-                cancelled.set_result(reason)
-
+        prefetch = _PREFETCH_WITH_PAYLOADS if config.keep_payloads else _PREFETCH
+        consumer = await OutboxConsumer.open(connection, self._outbox, prefetch=prefetch)
         try:
-            prefetch = _PREFETCH_WITH_PAYLOADS if config.keep_payloads else _PREFETCH
-            await channel.set_prefetch(prefetch)
-            await channel.consume(self._outbox, on_delivery, on_cancel)
-            while not (channel.closed.done() or cancelled.done()):
-                if not came:
-                    wake.clear()
-                    await _first_of(wake.wait(), channel.closed, cancelled)
-                if len(came) < min(MOST_ROWS, prefetch):
-                    await asyncio.sleep(LINGER_SECONDS)
-                batch = came[:MOST_ROWS]
-                del came[:MOST_ROWS]
-                if batch:
-                    await self._write(batch, config, archive)
-            raise BrokerUnavailable(f"the consumer of queue {self._outbox} has ended")
+            while True:
+                batch = await consumer.next_batch(MOST_ROWS, linger_seconds=LINGER_SECONDS)
+                await self._write(batch, config, archive)
         finally:
-            await channel.close()
+            await consumer.close()
 
     async def _write(
         self, batch: Sequence[Delivery], config: ArchiveConfig, archive: Archive
@@ -281,23 +208,14 @@ class Archiver:
             log.error("archive.event_unreadable", error=str(error), **self._fields())
             return None
 
-    def _warn(self, event: str, problem: Exception) -> None:
-        log.warning(event, error=str(problem), **self._fields())
-
     def _fields(self) -> dict[str, Any]:
         return {"namespace": self._key[0], "queue": self._key[1]}
 
 
-async def _first_of(event: Coroutine[Any, Any, Any], *futures: asyncio.Future[Any]) -> None:
-    """Return when one of these is done."""
-    waiting = asyncio.ensure_future(event)
-    try:
-        await asyncio.wait({waiting, *futures}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-
-
-def _first(group: ExceptionGroup[Exception]) -> Exception:
-    """Return the first exception of a group, which may have groups in it."""
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, ExceptionGroup) else first
+def _explain(problem: Exception) -> SinkState | None:
+    if isinstance(problem, ArchiveError):
+        return SinkState(False, problem.trouble, EXPLANATIONS[problem.trouble])
+    if isinstance(problem, ImportError):
+        text = f"the operator's image has no {problem.name}: install the extra results"
+        return SinkState(False, "LibraryMissing", text)
+    return None

@@ -19,13 +19,14 @@ from collections.abc import Callable
 from taskqueue.amqp.channel import BrokerUnavailable, Channel, ChannelRefused
 from taskqueue.amqp.connection import Connection
 from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters, ManagementEndpoint
-from taskqueue.contract.names import ARCHIVE, dead_queue, outbox_queue, work_queue
+from taskqueue.contract.names import dead_queue, work_queue
+from taskqueue.contract.outbox import ARCHIVE_OUTBOX, Outbox, webhook_outbox
 from taskqueue.contract.topology import (
     TopologyConflict,
     count_queue,
     declare_task_queue,
     ready_messages,
-    unbind_outbox,
+    unbind_outboxes,
 )
 from taskqueue.controller.queues.backlog import BacklogEstimate, BacklogMeter
 from taskqueue.controller.queues.broker_link import BrokerLink, LinkDown, LinkUp
@@ -80,7 +81,6 @@ class BrokerSession:
         ready: messages that no worker has, as last counted; None: unknown.
         consumers: of the work queue, as last counted; None: unknown.
         dead_letters: messages in the dead queue, as last counted; None: unknown.
-        archive_waiting: ends in the outbox of the archive, as last counted; None: unknown.
         parameters: of the broker last found; kept when its Secret goes away.
         secret: (namespace, name) of the Secret last found.
     """
@@ -106,7 +106,8 @@ class BrokerSession:
         self.ready: int | None = None
         self.consumers: int | None = None
         self.dead_letters: int | None = None
-        self.archive_waiting: int | None = None
+        #: Ends in each outbox, as last counted.
+        self._waiting: dict[str, int] = {}
         self.parameters: BrokerParameters | None = None
         self.secret: tuple[str, str] | None = None
         self._key = key
@@ -128,8 +129,8 @@ class BrokerSession:
         self._link: BrokerLink | None = None
         self._declared_on: LinkUp | None = None
         #: That get the ends of the queue's Tasks, and those that were last declared.
-        self._sinks: tuple[str, ...] = ()
-        self._declared_sinks: tuple[str, ...] | None = None
+        self._sinks: tuple[Outbox, ...] = ()
+        self._declared_sinks: tuple[Outbox, ...] | None = None
         #: The broker has lost, or never had, messages that count as published.
         self._published_lost = False
         #: Address of the broker that has what counts as published.
@@ -152,9 +153,13 @@ class BrokerSession:
 
     def outbox_connection(self, sink: str) -> Connection | None:
         """Return what an outbox can be consumed on; None: it is not declared there."""
-        if not self.is_bound or sink not in (self._declared_sinks or ()):
+        if not self.is_bound or all(one.sink != sink for one in self._declared_sinks or ()):
             return None
         return None if self._declared_on is None else self._declared_on.consuming
+
+    def outbox_waiting(self, sink: str) -> int | None:
+        """Return the ends in an outbox, as last counted; None: unknown."""
+        return self._waiting.get(sink)
 
     def uses_broker(self, broker: object) -> bool:
         """Return whether this is the broker and virtual host of the present link."""
@@ -183,7 +188,7 @@ class BrokerSession:
             self._next_secret = 0.0
             self.secret = self.parameters = None
             self._release_link()
-        self._sinks = (ARCHIVE,) if config.archive is not None else ()
+        self._sinks = outboxes(config)
         if self._now() >= self._next_secret:
             self._next_secret = self._now() + _SECRET_SECONDS
             await self._update_link(config)
@@ -209,7 +214,8 @@ class BrokerSession:
 
     async def count_messages(self) -> None:
         """Count the ready messages of both queues; a missing queue is declared at the next run."""
-        self.ready = self.consumers = self.dead_letters = self.archive_waiting = None
+        self.ready = self.consumers = self.dead_letters = None
+        self._waiting.clear()
         self._meter.clear_ready()
         if self._declared_on is None or self._probe is None:
             return
@@ -226,11 +232,8 @@ class BrokerSession:
             blocked = self._declared_on.connection.blocked  # the workers' outcomes are blocked too
             self._dispatcher.on_ready_count(self.ready, reporting=not blocked)
             self.dead_letters = await ready_messages(self._probe, dead_queue(*self._key))
-            if self.dead_letters is not None and ARCHIVE in (self._declared_sinks or ()):
-                outbox = outbox_queue(ARCHIVE, *self._key, self._installation)
-                self.archive_waiting = await ready_messages(self._probe, outbox)
-                if self.archive_waiting is None:
-                    self._declared_on = None  # declared again at the next run
+            if self.dead_letters is not None:
+                await self._count_outboxes(self._probe)
         except (BrokerUnavailable, ChannelRefused):
             self._declared_on = None  # declared, or explained, at the next run
             return
@@ -246,6 +249,14 @@ class BrokerSession:
                 dead_letters=self.dead_letters,
                 added=self.dead_letters - before,
             )
+
+    async def _count_outboxes(self, probe: Channel) -> None:
+        for one in self._declared_sinks or ():
+            waiting = await ready_messages(probe, one.name(*self._key, self._installation))
+            if waiting is None:
+                self._declared_on = None  # declared again at the next run
+                return
+            self._waiting[one.sink] = waiting
 
     def estimate_backlog(
         self, *, waiting: int, published: int, workers_foreign: int = 0, most_published: int = 0
@@ -277,7 +288,8 @@ class BrokerSession:
     async def close(self) -> None:
         """Release the link, and stop publishing and counting."""
         self._release_link()
-        self.ready = self.consumers = self.dead_letters = self.archive_waiting = None
+        self.ready = self.consumers = self.dead_letters = None
+        self._waiting.clear()
         await self.credentials.close()
         await self._close_probe()
 
@@ -393,8 +405,10 @@ class BrokerSession:
             self._probe = await up.connection.channel()
         sinks = self._sinks
         await declare_task_queue(up.connection, *self._key, self._installation, sinks=sinks)
-        if ARCHIVE not in sinks and (self._declared_on is not up or self._declared_sinks != sinks):
-            await unbind_outbox(up.connection, ARCHIVE, *self._key, self._installation)
+        if self._declared_on is not up or self._declared_sinks != sinks:
+            # An archive's may be left from another process; a webhook's is deleted in time.
+            old = (ARCHIVE_OUTBOX, *(self._declared_sinks or ()))
+            await unbind_outboxes(up.connection, old, *self._key, self._installation, needed=sinks)
         self._declared_sinks = sinks
 
     def _on_declare_failed(self, reason: str, message: str) -> None:
@@ -413,3 +427,12 @@ class BrokerSession:
         if self._link is not None:
             self._link.unsubscribe(self._on_change)
             self._link = None
+
+
+def outboxes(config: QueueConfig) -> tuple[Outbox, ...]:
+    """Return the outboxes of what gets the ends of a TaskQueue's Tasks."""
+    archive = () if config.archive is None else (ARCHIVE_OUTBOX,)
+    return archive + tuple(
+        webhook_outbox(one.name, (f"task.{phase.lower()}" for phase in one.phases))
+        for one in config.webhooks
+    )

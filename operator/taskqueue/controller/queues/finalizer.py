@@ -25,7 +25,9 @@ from taskqueue.amqp.parameters import BrokerConfigurationError, BrokerParameters
 from taskqueue.api.common import TASKQUEUE_KIND
 from taskqueue.backoff import Backoff
 from taskqueue.contract.names import dead_queue, operator_name, work_queue
+from taskqueue.contract.outbox import ARCHIVE_OUTBOX
 from taskqueue.contract.topology import delete_task_queue
+from taskqueue.controller.queues.broker_session import outboxes
 from taskqueue.direct.management_http import ManagementError
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.event_api import WARNING, EventSpec, EventWriter, Regarding, event_name
@@ -155,7 +157,12 @@ class QueueFinalizer:
         name = f"{operator_name(self._installation)}: delete queues"
         connection = await self._connect(parameters, name=name)
         try:
-            await delete_task_queue(connection, *config.key, self._installation)
+            await delete_task_queue(
+                connection,
+                *config.key,
+                self._installation,
+                sinks={ARCHIVE_OUTBOX, *outboxes(config)},
+            )
         finally:
             await connection.close()
         log.info("broker_queue.deleted", **_fields(config))

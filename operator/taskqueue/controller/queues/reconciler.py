@@ -20,7 +20,6 @@ from taskqueue.controller.pool.autoscaler import Load
 from taskqueue.controller.pool.pool_members import WorkerObservations
 from taskqueue.controller.pool.worker_pool import WorkerPool
 from taskqueue.controller.pool.worker_registry import WorkerRegistry, shown_handlers
-from taskqueue.controller.queues.archiver import Archiver
 from taskqueue.controller.queues.backlog import BacklogEstimate
 from taskqueue.controller.queues.broker_link import BrokerLink
 from taskqueue.controller.queues.broker_session import BrokerSession
@@ -29,6 +28,7 @@ from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.conditions.transitions import ConditionTransitions
 from taskqueue.controller.queues.finalizer import QueueFinalizer
 from taskqueue.controller.queues.result_retention import ResultRetention
+from taskqueue.controller.queues.sinks import QueueSinks
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Throughput, Totals
 from taskqueue.controller.queues.user_sweeper import UserSweeper
@@ -68,7 +68,7 @@ class QueueReconciler:
         condition_settings: of the operator.
         installation: of the operator, in names at the broker.
         on_declared: called when the queues and the bindings of their events exist.
-        archiver: of this queue.
+        sinks: of this queue.
         readers: give the shared readers of the brokers' statistics.
         sweeper: deletes broker users that are left over.
         sizing_conflict: returns why a TaskQueue must not size what it refers to; "": it may.
@@ -90,7 +90,7 @@ class QueueReconciler:
         condition_settings: ConditionSettings,
         installation: str,
         on_declared: Callable[[], None],
-        archiver: Archiver,
+        sinks: QueueSinks,
         on_deleted: Callable[[], None],
         on_condition: Callable[[Condition], None] = lambda condition: None,
         sizing_conflict: Callable[[QueueConfig], str] = lambda config: "",
@@ -110,8 +110,8 @@ class QueueReconciler:
         self.created = created
         self._on_deleted = on_deleted
         self._on_condition = on_condition
-        self.archiver = archiver
-        archiver.on_change = self.request_reconcile
+        self.sinks = sinks
+        sinks.set_on_change(self.request_reconcile)
         self._dispatcher = dispatcher
         self._client = client
         self._clock = clock
@@ -247,7 +247,7 @@ class QueueReconciler:
                     async with asyncio.timeout(max(self._next_tick - self._now(), 0.0)):
                         await self._wake.wait()
         finally:
-            await self.archiver.close()
+            await self.sinks.close()
             self._results.close()
             await self._broker.close()
 
@@ -273,7 +273,7 @@ class QueueReconciler:
                 await self._broker.count_messages()
         except ApiError as problem:
             problems.append(problem)
-        await self.archiver.reconcile(config.archive, self._broker)
+        await self.sinks.reconcile(config, self._broker)
         estimate = self._update_estimate()
         try:
             await self._size_pool(config, estimate)
@@ -286,7 +286,7 @@ class QueueReconciler:
 
     async def _finalize(self, config: QueueConfig, *, tick: bool) -> None:
         """Finish a TaskQueue that is being deleted; nothing is declared any more."""
-        await self.archiver.close()
+        await self.sinks.close()
         await self._broker.close()
         if tick:
             await self.write_last_status()  # the deletion does not wait for it
@@ -437,7 +437,7 @@ class QueueReconciler:
             settings=self._condition_settings,
             misplaced_seconds=None if misplaced is None else self._now() - misplaced,
             results=self._results.condition,
-            archive=self.archiver.conditions(config),
+            sinks=self.sinks.conditions(config),
         )
 
     def _log_failure(self, event: str, problem: Exception) -> None:

@@ -7,8 +7,8 @@ it. What must hold whatever comes:
   true, so that a short Task costs one write in all.
 * An outcome is acknowledged only after a write that contains it has succeeded and, if it is the
   end, after the event about it is confirmed.
-* Where there is an archive, a Task has an end for it even if its object is deleted before, and its
-  time to live begins when that is with the broker.
+* Where there is an archive or a webhook, a Task has an end for it even if its object is deleted
+  before, and its time to live begins when that is with the broker.
 * A recall is written, with its raised epoch, before a command about it is sent: a leader that did
   not know of the epoch would publish the same token again, which no worker runs any more.
 * A Task with a concurrency key is published only after a write says that it holds the key, and by

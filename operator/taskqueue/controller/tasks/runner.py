@@ -198,9 +198,9 @@ class TaskRunner:
     def _environment(self, tracked: TrackedTask) -> TaskEnvironment:
         """Return what is known around a Task; what its spec does not ask for is not looked up."""
         task, dispatcher = tracked.task, self._dispatchers[tracked.queue_key]
-        spec = task.spec
+        spec, config = task.spec, dispatcher.config
         return TaskEnvironment(
-            policy=dispatcher.policy(tracked) if dispatcher.config is not None else None,
+            policy=dispatcher.policy(tracked) if config is not None else None,
             dependencies=self._dependencies.state_of(task) if spec.depends_on else INDEPENDENT,
             payload_error=self._payloads.error(task.uid),
             payload_digest=self._payloads.digest(task) if spec.payload_from else "",
@@ -210,7 +210,7 @@ class TaskRunner:
             can_publish=dispatcher.can_publish and self._payloads.is_at_hand(task),
             leads=not tracked.status.concurrency_key or self._leads(),
             missing_handler=dispatcher.missing.handlers.get(spec.handler),
-            is_archived=dispatcher.archive is not None,
+            is_archived=config is not None and config.has_sinks,
         )
 
     # Dispatching.
@@ -339,11 +339,12 @@ class TaskRunner:
         detail, why = tracked.detail
         is_full = detail is StatusDetail.FULL
         on_record = tracked.status if is_full else shortened(tracked.status, why)
-        archive = self._dispatchers[tracked.queue_key].archive
+        config = self._dispatchers[tracked.queue_key].config
+        has_sinks = config is not None and config.has_sinks
 
         def on_published() -> None:
             # Nothing else is known around a Task that is tracked no more, and nothing need be.
-            around = TaskEnvironment(policy=None, is_archived=archive is not None)
+            around = TaskEnvironment(policy=None, is_archived=has_sinks)
             self._execute(*step(tracked, events.CompletionConfirmed(), around))
 
         if tracked.task.index is not None:  # its TaskBatch has an end that others hear of
@@ -353,7 +354,7 @@ class TaskRunner:
             tracked.task,
             effect.status or on_record,
             effect.metadata,
-            archive,
+            None if config is None else config.archive,
             reported=effect.reported,
             publisher=lambda: self._publisher_of(tracked),
             on_published=on_published,

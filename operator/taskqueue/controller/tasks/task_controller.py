@@ -60,7 +60,7 @@ class TaskListener(QueueListener, Protocol):
     def on_completion_published(self, tracked: TrackedTask) -> None:
         """The event about its end is with the broker, or nobody waits for it."""
 
-    def on_end_missed(self, key: QueueKey, *, dropped: bool) -> None:
+    def on_end_missed(self, key: QueueKey, uid: str, *, dropped: bool) -> None:
         """The event about an end was given up, or is another's, who may not have published it."""
 
     def on_commands_owed(self) -> None:
@@ -117,7 +117,7 @@ class TaskController:
         #: Those of TaskQueues that other installations serve.
         self.others = OthersTasks()
         self.completions = CompletionPublisher(
-            on_dropped=lambda key: listener.on_end_missed(key, dropped=True)
+            on_dropped=lambda key, uid: listener.on_end_missed(key, uid, dropped=True)
         )
         self.ends = TaskEnds(self.completions, client=client, spawn=spawn)
         self.dependencies = Dependencies(
@@ -317,7 +317,7 @@ class TaskController:
             self._runner.items.on_forgotten(tracked)
         elif effect.found is not None:
             self._update_dependents(tracked.task, effect.found)
-            self._listener.on_end_missed(tracked.queue_key, dropped=False)
+            self._listener.on_end_missed(tracked.queue_key, tracked.uid, dropped=False)
         elif self._is_named(tracked.task):
             self.dependencies.on_deleted(tracked.task)
 

@@ -87,7 +87,7 @@ class TaskEnvironment:
             hand.
         leads: this process certainly leads.
         missing_handler: what is known of its handler, if no worker knew that; else None.
-        is_archived: its TaskQueue has an archive, which gets every end.
+        is_archived: a sink of its TaskQueue, an archive or a webhook, gets every end.
     """
 
     policy: Policy | None

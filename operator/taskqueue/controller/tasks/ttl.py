@@ -12,7 +12,8 @@ Contract:
 * At most `DELETES_AT_ONCE` deletes are in flight; of what is due, the namespaces take turns. A
   failed one is retried with backoff, and never delays the others; while all of a namespace fail,
   that namespace slows down. All respect a 429.
-* Where there is an archive, a Task is deleted only when its end is there, or in its outbox.
+* Where there is an archive or a webhook, a Task is deleted only when its end is there, or in its
+  outbox.
 * A Task found by listing stays for at least `GRACE_SECONDS`: the operator that finished it may have
   been killed before it published the completion event.
 """
@@ -91,7 +92,8 @@ class TtlController:
         ttl_of: the present taskDefaults.ttlSecondsAfterFinished of a queue; None: it has none, or
             there is no such queue.
         is_needed: whether an unfinished Task depends on the one of this namespace and name.
-        is_archived: whether a queue has an archive, or may have: another installation serves it.
+        is_held: whether others know which finished Tasks of a queue may be deleted, see `add_safe`:
+            it has an archive, an end was not passed on, or another installation serves it.
         random: for the pauses; returns numbers in [0, 1).
         paths: of the lists that together have all Tasks.
     """
@@ -103,7 +105,7 @@ class TtlController:
         clock: Clock,
         ttl_of: Callable[[QueueKey], int | None],
         is_needed: Callable[[str, str], bool],
-        is_archived: Callable[[QueueKey], bool] = lambda key: False,
+        is_held: Callable[[QueueKey], bool] = lambda key: False,
         random: Callable[[], float] = random.random,
         paths: Sequence[str] = (TASKS_PATH,),
     ) -> None:
@@ -112,7 +114,7 @@ class TtlController:
         self._clock = clock
         self._ttl_of = ttl_of
         self._is_needed = is_needed
-        self._is_archived = is_archived
+        self._is_held = is_held
         self._random = random
         #: (when due, tie-breaker, Task). Only an entry whose time is the one in `_due` counts.
         self._heap: list[tuple[float, int, _Finished]] = []
@@ -168,15 +170,15 @@ class TtlController:
     def add_listed(self, tasks: Iterable[FinishedTask]) -> None:
         """Add finished Tasks that were found by listing; those held already stay as they are.
 
-        Whether an archive has the end of one is not known from a list: see `add_archived`.
+        Whether a sink has the end of one is not known from a list: see `add_safe`.
         """
         grace = self._clock() + GRACE_SECONDS
         for task in tasks:
-            if not self._is_archived(task.queue):
+            if not self._is_held(task.queue):
                 self._add_found(task, grace)
 
-    def add_archived(self, tasks: Iterable[FinishedTask]) -> None:
-        """Add finished Tasks whose archive has them; those held already stay as they are."""
+    def add_safe(self, tasks: Iterable[FinishedTask]) -> None:
+        """Add finished Tasks that each sink has; those held already stay as they are."""
         for task in tasks:
             self._add_found(task, 0.0)
 

@@ -15,8 +15,8 @@ from taskqueue.amqp.properties import BasicProperties
 from taskqueue.archive import archive
 from taskqueue.archive.errors import ArchiveError, ArchiveTrouble
 from taskqueue.archive.rows import ArchivedTask
-from taskqueue.controller.queues.archive_backfill import ArchiveBackfill
 from taskqueue.controller.queues.archiver import Archiver
+from taskqueue.controller.queues.backfill import Backfill
 from taskqueue.controller.queues.broker_session import BrokerSession
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.model.queue import ArchiveConfig, Condition, QueueConfig
@@ -162,11 +162,14 @@ class FakeSession:
 
     def __init__(self, outbox: FakeOutbox) -> None:
         self.outbox: FakeOutbox | None = outbox
-        self.archive_waiting: int | None = 0
 
     def outbox_connection(self, sink: str) -> FakeOutbox | None:
         assert sink == "archive"
         return self.outbox
+
+    def outbox_waiting(self, sink: str) -> int | None:
+        assert sink == "archive"
+        return 0
 
 
 class Case:
@@ -186,10 +189,10 @@ class Case:
             KEY,
             client=cast(ApiClient, self.api),
             installation="team-a",
-            backfill=cast(ArchiveBackfill, self.backfill),
+            backfill=cast(Backfill, self.backfill),
             clock=lambda: self.now,
         )
-        self.archiver.on_change = self._on_change
+        self.archiver.loop.on_change = self._on_change
 
     def _on_change(self) -> None:
         self.changes += 1
@@ -211,6 +214,6 @@ class FakeBackfill:
         self.waiting: int | None = None
         self.runs = 0
 
-    async def run(self, archive: object, config: ArchiveConfig) -> None:
+    async def run(self, archive: object, retention_seconds: int | None) -> None:
         self.runs += 1
         await asyncio.Event().wait()

@@ -9,7 +9,8 @@ import pytest
 from taskqueue.amqp.channel import QueueCounts
 from taskqueue.amqp.parameters import BrokerParameters, ManagementEndpoint
 from taskqueue.amqp.publisher import Publisher
-from taskqueue.contract.names import ARCHIVE, dead_queue, outbox_queue, work_queue
+from taskqueue.contract.names import dead_queue, work_queue
+from taskqueue.contract.outbox import ARCHIVE_OUTBOX, Outbox
 from taskqueue.controller.queues import broker_session
 from taskqueue.controller.queues.broker_link import BrokerLink, LinkUp, State
 from taskqueue.controller.queues.broker_session import BrokerSession
@@ -23,7 +24,7 @@ from taskqueue.model.queue_stats import QueueStats
 ONE = BrokerParameters(host="one", port=5672, username="u", password="p")
 OTHER = BrokerParameters(host="other", port=5672, username="u", password="p")
 CONFIG = QueueConfig(namespace="shop", name="q", uid="u", generation=1, connection_secret="rabbit")
-OUTBOX = outbox_queue(ARCHIVE, *CONFIG.key, "team-a")
+OUTBOX = ARCHIVE_OUTBOX.name(*CONFIG.key, "team-a")
 #: host, username and password, in base64.
 SECRET = {"data": {"host": "b25l", "username": "dQ==", "password": "cA=="}}
 
@@ -162,7 +163,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "dead": 0,
         "failure": None,
         "declared": 0,
-        "unbound": 0,
+        "unbound": [],
         "outbox": 0,
     }
 
@@ -178,10 +179,15 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return None if ready is None else QueueCounts(ready, state["consumers"])
 
     async def declare(
-        connection: object, namespace: str, queue: str, installation: str, *, sinks: tuple[str, ...]
+        connection: object,
+        namespace: str,
+        queue: str,
+        installation: str,
+        *,
+        sinks: tuple[Outbox, ...],
     ) -> bool:
         assert installation == "team-a"
-        state["sinks"] = sinks
+        state["sinks"] = tuple(one.sink for one in sinks)
         state["declared"] += 1
         created, state["ready"] = state["ready"] is None, state["ready"] or 0
         state["dead"] = state["dead"] or 0
@@ -194,10 +200,16 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(broker_session, "count_queue", count_queue)
 
     async def unbind(
-        connection: object, sink: str, namespace: str, queue: str, installation: str
+        connection: object,
+        sinks: tuple[Outbox, ...],
+        namespace: str,
+        queue: str,
+        installation: str,
+        *,
+        needed: tuple[Outbox, ...],
     ) -> None:
-        state["unbound"] += 1
+        state["unbound"] += [one.sink for one in sinks if one not in needed]
 
     monkeypatch.setattr(broker_session, "declare_task_queue", declare)
-    monkeypatch.setattr(broker_session, "unbind_outbox", unbind)
+    monkeypatch.setattr(broker_session, "unbind_outboxes", unbind)
     return state

@@ -11,8 +11,7 @@ import pytest
 
 from taskqueue.archive.errors import EXPLANATIONS, ArchiveTrouble
 from taskqueue.contract.completion import archive_record, task_completion
-from taskqueue.contract.names import ARCHIVE as SINK
-from taskqueue.contract.names import outbox_queue
+from taskqueue.contract.outbox import ARCHIVE_OUTBOX
 from taskqueue.controller.queues.archiver import MOST_ROWS
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.model.origin import TaskOrigin
@@ -54,7 +53,7 @@ async def test_ends_are_written_in_batches_and_acknowledged_afterwards(case: Cas
     assert case.archive.rows.keys() == {f"uid-{number}" for number in range(30)}
     assert case.archive.batches == [30]
     assert not case.outbox.unacknowledged
-    assert case.outbox.names == [outbox_queue(SINK, *KEY, "team-a")]
+    assert case.outbox.names == [ARCHIVE_OUTBOX.name(*KEY, "team-a")]
     assert (case.condition.status, case.condition.reason) == (True, "Connected")
 
 

@@ -8,9 +8,11 @@ import pytest
 from taskqueue.amqp.channel import BrokerUnavailable
 from taskqueue.amqp.connection import Connection
 from taskqueue.contract.topology import Queue, TopologyConflict
+from taskqueue.controller.queues.broker_session import outboxes
 from taskqueue.kubernetes.client import ApiError
 from taskqueue.limits import TOPOLOGY_CHECK_SECONDS
 from taskqueue.model.queue import ArchiveConfig
+from taskqueue.model.webhook import SecretKey, WebhookConfig
 from tests.unit.controller.queues.broker_session_case import CONFIG, ONE, OTHER, Case, FakeLink, up
 
 
@@ -235,23 +237,27 @@ ARCHIVED = replace(CONFIG, archive=ArchiveConfig(secret="archive"))
 async def test_an_archive_has_an_outbox_as_soon_as_it_is_asked_for(broker: dict[str, Any]) -> None:
     case = Case()
     await case.session.ensure_declared(CONFIG)
-    assert (broker["declared"], broker["sinks"], broker["unbound"]) == (1, (), 1)
+    assert (broker["declared"], broker["sinks"], broker["unbound"]) == (1, (), ["archive"])
     assert case.session.outbox_connection("archive") is None
     await case.session.ensure_declared(ARCHIVED)
-    assert (broker["declared"], broker["sinks"], broker["unbound"]) == (1, (), 1)
+    assert (broker["declared"], broker["sinks"], broker["unbound"]) == (1, (), ["archive"])
     case.now += 1
     await case.session.ensure_declared(ARCHIVED)
-    assert (broker["declared"], broker["sinks"], broker["unbound"]) == (2, ("archive",), 1)
+    assert (broker["declared"], broker["sinks"], broker["unbound"]) == (
+        2,
+        ("archive",),
+        ["archive"],
+    )
     broker["outbox"] = 7
     await case.session.count_messages()
-    assert case.session.archive_waiting == 7
+    assert case.session.outbox_waiting("archive") == 7
     await case.session.ensure_declared(ARCHIVED)
     assert broker["declared"] == 2
     case.now += 1
     await case.session.ensure_declared(CONFIG)
-    assert (broker["declared"], broker["sinks"], broker["unbound"]) == (3, (), 2)
+    assert (broker["declared"], broker["sinks"], broker["unbound"][-1]) == (3, (), "archive")
     await case.session.count_messages()
-    assert case.session.archive_waiting is None
+    assert case.session.outbox_waiting("archive") is None
 
 
 async def test_an_outbox_that_is_missing_is_declared_again(broker: dict[str, Any]) -> None:
@@ -274,3 +280,23 @@ async def test_an_outbox_is_consumed_beside_what_is_published(broker: dict[str, 
     assert case.session.outbox_connection("other") is None
     case.link.state = up()
     assert case.session.outbox_connection("archive") is None
+
+
+async def test_a_webhook_has_an_outbox_until_it_is_removed(broker: dict[str, Any]) -> None:
+    case = Case()
+    one, two = (webhook(name) for name in ("one", "two"))
+    await case.session.ensure_declared(replace(ARCHIVED, webhooks=(one, two)))
+    assert broker["sinks"] == ("archive", "webhook-one", "webhook-two")
+    assert broker["unbound"] == []
+    await case.session.count_messages()
+    assert case.session.outbox_waiting("webhook-two") == 0
+    case.now += 1
+    fewer = replace(two, phases=("Failed",))
+    await case.session.ensure_declared(replace(ARCHIVED, webhooks=(fewer,)))
+    assert broker["sinks"] == ("archive", "webhook-two")
+    assert set(broker["unbound"]) == {"webhook-one", "webhook-two"}  # the latter as it was
+    assert outboxes(replace(CONFIG, webhooks=(fewer,)))[0].events == ("task.failed",)
+
+
+def webhook(name: str) -> WebhookConfig:
+    return WebhookConfig(name=name, url="https://there", signing_secret=SecretKey("s", "k"))

@@ -6,11 +6,11 @@ import pytest
 
 from taskqueue.controller.queues.conditions import conditions
 from taskqueue.controller.queues.conditions.archive_connected import (
-    ArchiveState,
     archive_connected,
 )
 from taskqueue.controller.queues.conditions.reported import reported
 from taskqueue.controller.queues.conditions.settings import ConditionSettings
+from taskqueue.controller.queues.conditions.sink_state import SinkState
 from taskqueue.controller.queues.conditions.transitions import ConditionTransitions
 from taskqueue.controller.tasks.missing_handlers import MissingHandler, MissingHandlers
 from taskqueue.limits import STATUS_MESSAGE_LENGTH
@@ -239,18 +239,18 @@ ARCHIVED = replace(CONFIG, archive=ArchiveConfig(secret="archive"))
 @pytest.mark.parametrize(
     ("state", "waiting", "behind", "status", "reason", "words"),
     [
-        (ArchiveState(), None, False, None, "Connecting", "connecting"),
-        (ArchiveState(True, "Connected"), 0, False, True, "Connected", "are written"),
-        (ArchiveState(True, "Connected"), 1000, False, True, "Connected", "are written"),
-        (ArchiveState(True, "Connected"), 1001, False, True, "Behind", "1001 ends of Tasks wait"),
-        (ArchiveState(True, "Connected"), 0, True, True, "Backfilling", "stay until"),
-        (ArchiveState(False, "Away", "x"), 7, False, False, "Away", "spec.archive: x; 7 ends"),
-        (ArchiveState(False, "Away", "x"), 7, True, False, "Away", "outbox is full"),
-        (ArchiveState(False, "Away", "x"), None, False, False, "Away", "spec.archive: x"),
+        (SinkState(), None, False, None, "Connecting", "connecting"),
+        (SinkState(True, "Connected"), 0, False, True, "Connected", "are written"),
+        (SinkState(True, "Connected"), 1000, False, True, "Connected", "are written"),
+        (SinkState(True, "Connected"), 1001, False, True, "Behind", "1001 ends of Tasks wait"),
+        (SinkState(True, "Connected"), 0, True, True, "Backfilling", "stay until"),
+        (SinkState(False, "Away", "x"), 7, False, False, "Away", "spec.archive: x; 7 ends"),
+        (SinkState(False, "Away", "x"), 7, True, False, "Away", "outbox is full"),
+        (SinkState(False, "Away", "x"), None, False, False, "Away", "spec.archive: x"),
     ],
 )
 def test_the_archive_has_a_condition(
-    state: ArchiveState,
+    state: SinkState,
     waiting: int | None,
     behind: bool,
     status: bool | None,
@@ -264,6 +264,6 @@ def test_the_archive_has_a_condition(
 
 
 def test_there_is_none_without_an_archive() -> None:
-    state = ArchiveState(True, "Connected")
+    state = SinkState(True, "Connected")
     assert archive_connected(CONFIG, state, waiting=0, is_behind=False) == ()
     assert archive_connected(ARCHIVED, None, waiting=0, is_behind=False) == ()

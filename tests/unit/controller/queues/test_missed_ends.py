@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -12,11 +13,16 @@ from taskqueue.controller.queues.missed_ends import publish_missed_ends
 from taskqueue.kubernetes.client import ApiClient, ApiError
 from taskqueue.kubernetes.task_codec import TASKS_PATH
 from taskqueue.kubernetes.watch_scope import WatchScope
-from taskqueue.model.queue import ArchiveConfig, QueueKey
+from taskqueue.model.queue import ArchiveConfig, QueueConfig, QueueKey
 from taskqueue.model.task import Task, TaskState
+from taskqueue.model.webhook import SecretKey, WebhookConfig
 from tests.unit.controller.fakes import raw_task
 
-ARCHIVE = ArchiveConfig(secret="archive")
+PLAIN = QueueConfig(namespace="shop", name="q", uid="u", generation=1)
+ARCHIVED = replace(PLAIN, archive=ArchiveConfig(secret="archive"))
+NOTIFIED = replace(
+    PLAIN, webhooks=(WebhookConfig(name="a", url="x", signing_secret=SecretKey("s", "k")),)
+)
 UNTIL = 200
 
 
@@ -65,20 +71,24 @@ def bookmark(version: int) -> dict[str, Any]:
 
 
 async def missed(
-    api: FakeApi, since: str = "100", *, archived: bool = True, paths: Sequence[str] = (TASKS_PATH,)
+    api: FakeApi,
+    since: str = "100",
+    *,
+    config: QueueConfig | None = ARCHIVED,
+    paths: Sequence[str] = (TASKS_PATH,),
 ) -> list[Any]:
     published = Published()
 
-    def archive_of(key: QueueKey) -> ArchiveConfig | None:
+    def config_of(key: QueueKey) -> QueueConfig | None:
         assert key == ("shop", "q")
-        return ARCHIVE if archived else None
+        return config
 
     await publish_missed_ends(
         cast(ApiClient, api),
         since,
         paths=paths,
         tracked={"uid-tracked"},
-        archive_of=archive_of,
+        config_of=config_of,
         publisher_of=lambda key: None,
         ends=cast(TaskEnds, published),
         clock=lambda: 5.0,
@@ -119,6 +129,18 @@ async def test_each_deleted_task_has_its_end_and_no_other_has() -> None:
     assert api.versions == ["100"]
 
 
+async def test_a_webhook_is_sent_what_ended_without_a_worker_as_well() -> None:
+    changes = [
+        event("failed", 141, kind="MODIFIED", status=FINISHED),
+        event("done", 142, kind="MODIFIED", status=FINISHED | {"phase": "Succeeded"}),
+        event("running", 143, kind="MODIFIED", status={"phase": "Running"}),
+        event("new", 144, kind="ADDED"),
+        bookmark(UNTIL),
+    ]
+    assert await missed(FakeApi(changes)) == []
+    assert await missed(FakeApi(changes), config=NOTIFIED) == [("failed", "Failed", "Boom")]
+
+
 async def test_a_watch_that_ends_before_is_gone_on_with() -> None:
     api = FakeApi([event("one", 110)], [event("two", 120), event("three", UNTIL)])
     assert [name for name, *_ in await missed(api)] == ["one", "two", "three"]
@@ -150,7 +172,7 @@ async def test_nothing_is_read_where_nothing_can_be_missed(since: str) -> None:
 
 
 async def test_tasks_of_queues_without_an_archive_are_not_published() -> None:
-    assert await missed(FakeApi([*deletions(), bookmark(UNTIL)]), archived=False) == []
+    assert await missed(FakeApi([*deletions(), bookmark(UNTIL)]), config=None) == []
 
 
 @pytest.mark.parametrize("as_event", [True, False])
@@ -160,7 +182,7 @@ async def test_what_is_forgotten_by_the_api_server_is_said(
     answer = {"type": "ERROR", "object": {"code": 410, "message": "too old"}}
     expired = ApiError(410, "Expired", "too old")
     assert await missed(FakeApi([answer] if as_event else expired)) == []
-    assert "archive.deletions_unknown" in caplog.text
+    assert "ends.deletions_unknown" in caplog.text
 
 
 async def test_another_error_is_for_the_caller() -> None:

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from taskqueue.controller.queues.archiver import Archiver
 from taskqueue.controller.queues.backlog import BacklogEstimate
 from taskqueue.controller.queues.conditions.settings import ConditionSettings
 from taskqueue.controller.queues.reconciler import QueueReconciler
+from taskqueue.controller.queues.sinks import QueueSinks
 from taskqueue.controller.queues.statistics import StatisticsReaders
 from taskqueue.controller.queues.throughput import Totals
 from taskqueue.controller.queues.user_sweeper import UserSweeper
@@ -104,8 +104,10 @@ class FakeSession:
         self.steps.append("close")
 
 
-class FakeArchiver:
-    """There is no archive."""
+class FakeSinks:
+    """There are none."""
+
+    def set_on_change(self, on_change: object) -> None: ...
 
     async def reconcile(self, config: object, broker: object) -> None: ...
 
@@ -145,7 +147,7 @@ class Case:
             condition_settings=ConditionSettings(operator_namespace="operators"),
             installation="default",
             on_declared=lambda: None,
-            archiver=cast(Archiver, FakeArchiver()),
+            sinks=cast(QueueSinks, FakeSinks()),
             readers=StatisticsReaders(spawn=lambda work, name: pytest.fail("nothing is read")),
             sweeper=UserSweeper("default", lambda: None),
             on_deleted=self._on_deleted,

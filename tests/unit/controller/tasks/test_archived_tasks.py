@@ -155,7 +155,7 @@ async def test_an_end_that_is_given_up_is_looked_for_before_its_ttl_may_begin() 
 
     order: list[str] = []
     harness.publisher.publish = refuse  # type: ignore[method-assign]
-    harness.on_end_missed = lambda key, *, dropped: order.append("missed")  # type: ignore[method-assign]
+    harness.on_end_missed = lambda key, uid, *, dropped: order.append("missed")  # type: ignore[method-assign]
     harness.tasks._runner._on_announced = lambda entry: order.append("ttl")
     harness.event(entry, EventKind.SUCCEEDED)
     harness.writer.writes[0].succeed()

@@ -103,7 +103,7 @@ class Harness:
             random=lambda: 1.0,
             ttl_of=self.defaults.get,
             is_needed=lambda namespace, name: name in self.needed,
-            is_archived=self.archived.__contains__,
+            is_held=self.archived.__contains__,
         )
 
     def finished(self, name: str, *, ttl: int | None = None) -> None:
@@ -364,7 +364,7 @@ async def test_a_task_found_by_listing_waits_for_its_archive() -> None:
         harness.controller.add_listed([harness.found("t", ttl=10)])
         await until_time(100)
         assert harness.api.tried == []
-        harness.controller.add_archived([harness.found("t", ttl=10)])
+        harness.controller.add_safe([harness.found("t", ttl=10)])
         await until_time(101)
         assert harness.api.deleted == [("t", 100)]
 

@@ -33,7 +33,7 @@ def conditions(
     misplaced_seconds: float | None,
     limited_by: str = "",
     results: Condition | None = None,
-    archive: tuple[Condition, ...] = (),
+    sinks: tuple[Condition, ...] = (),
 ) -> tuple[Condition, ...]:
     """Return all conditions: Ready first, then what it comes from.
 
@@ -52,7 +52,7 @@ def conditions(
         misplaced_seconds: how long ago a direct message came by the exchange for work; None: never.
         limited_by: the rate limit that holds all waiting Tasks back; "": none does.
         results: ResultStoreReady, None: there is no store.
-        archive: ArchiveConnected, where there is an archive.
+        sinks: ArchiveConnected and WebhooksDelivered, where there are such.
     """
     broker = broker_connected(config, broker)
     dead = dead_letters(config, dead_letter_count, settings)
@@ -66,4 +66,4 @@ def conditions(
     limited = dispatch_limited(config, limited_by)
     others = (credentials, handlers, dead, finished, producers, *limited)
     stores = () if results is None else (results,)
-    return (own, broker, workers, scaling, *archive, *others, *stores, *progress)
+    return (own, broker, workers, scaling, *sinks, *others, *stores, *progress)

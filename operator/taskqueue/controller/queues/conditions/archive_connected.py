@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from taskqueue.controller.queues.conditions.sink_state import MANY_WAITING, SinkState
 from taskqueue.model.queue import Condition, QueueConfig
 
 _TYPE = "ArchiveConnected"
-#: With more ends in the outbox the archive is behind.
-MANY_WAITING = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveState:
-    """How an archive is.
-
-    Attributes:
-        connected: whether rows are written; None: not known yet.
-        reason: CamelCase.
-        message: what is the matter with it, and what to do; "": nothing.
-    """
-
-    connected: bool | None = None
-    reason: str = "Connecting"
-    message: str = ""
 
 
 def archive_connected(
-    config: QueueConfig, state: ArchiveState | None, *, waiting: int | None, is_behind: bool
+    config: QueueConfig, state: SinkState | None, *, waiting: int | None, is_behind: bool
 ) -> tuple[Condition, ...]:
     """Return ArchiveConnected, or nothing where there is no archive.
 

@@ -14,6 +14,7 @@ _WANTED = (
     "WorkersAvailable",
     "ResultStoreReady",
     "ArchiveConnected",
+    "WebhooksDelivered",
 )
 _PASSING = ("Starting", "Connecting", "ReadingInbox", "Deleting", "WorkersElsewhere")
 #: Conditions that should be False, and the reason that is trouble.

@@ -1,4 +1,4 @@
-"""Which finished Tasks are published for the archive, and which may be deleted; in virtual time."""
+"""Which finished Tasks are published for a sink, and which may be deleted; in virtual time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from taskqueue.archive.archive import Archive
 from taskqueue.archive.errors import ArchiveError, ArchiveTrouble
 from taskqueue.controller.completions.task_ends import TaskEnds
-from taskqueue.controller.queues.archive_backfill import ArchiveBackfill
+from taskqueue.controller.queues.backfill import Backfill
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.finished_tasks import FinishedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError
@@ -24,7 +23,6 @@ from tests.unit.kubernetes.fake_api import as_table
 pytestmark = pytest.mark.looptime
 
 KEY = ("shop", "q")
-ARCHIVE = ArchiveConfig(secret="archive")
 COMPLETED = 1_767_225_600.0  # 2026-01-01
 
 
@@ -75,6 +73,12 @@ class FakeArchive:
         return set(uids) - self.rows
 
 
+class FakeDispatcher:
+    key = KEY
+    publisher = None
+    archive = ArchiveConfig(secret="archive")
+
+
 class Case:
     def __init__(self) -> None:
         self.api, self.archive = FakeApi(), FakeArchive()
@@ -83,8 +87,8 @@ class Case:
         #: Whether what is published reaches the archive.
         self.arrives = True
         self.now = COMPLETED + 60
-        self.backfill = ArchiveBackfill(
-            dispatcher=cast(Dispatcher, self),
+        self.backfill = Backfill(
+            dispatcher=cast(Dispatcher, FakeDispatcher()),
             client=cast(ApiClient, self.api),
             ends=cast(TaskEnds, self),
             on_recorded=self._on_recorded,
@@ -93,13 +97,15 @@ class Case:
         self.backfill.waiting = 0
         self.running: asyncio.Task[None] | None = None
 
-    #: As a dispatcher.
-    key = KEY
-    publisher = None
-
     def publish(
-        self, task: Task, status: TaskState, metadata: Mapping[str, Any], *_: object, **more: Any
+        self,
+        task: Task,
+        status: TaskState,
+        metadata: Mapping[str, Any],
+        archive: ArchiveConfig,
+        **more: Any,
     ) -> None:
+        assert archive is FakeDispatcher.archive
         assert status.phase.terminal
         assert metadata["labels"] == {"name": task.name}
         assert not more["reported"]
@@ -110,8 +116,8 @@ class Case:
     def _on_recorded(self, tasks: Iterable[FinishedTask]) -> None:
         self.recorded += [task.name for task in tasks]
 
-    def start(self, config: ArchiveConfig = ARCHIVE) -> None:
-        self.running = asyncio.create_task(self.backfill.run(cast(Archive, self.archive), config))
+    def start(self, retention_seconds: int | None = None) -> None:
+        self.running = asyncio.create_task(self.backfill.run(self.archive, retention_seconds))
 
 
 @pytest.fixture
@@ -208,7 +214,7 @@ async def test_an_archive_or_api_server_that_is_away_leaves_it_behind(case: Case
 
 async def test_what_is_older_than_the_retention_may_be_deleted_without_a_row(case: Case) -> None:
     case.api.finish("t")
-    case.start(ArchiveConfig(secret="archive", retention_seconds=59))
+    case.start(59)
     await asyncio.sleep(1)
     assert (case.published, case.recorded) == ([], ["t"])
 
