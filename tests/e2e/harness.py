@@ -348,6 +348,15 @@ class Harness:
             seconds=seconds,
         )
 
+    def renew_files(self, queue: str = "q") -> None:
+        """Have the kubelet renew the files of Secrets and ConfigMaps in worker pods at once.
+
+        It does so whenever it looks at a pod: after a change of an annotation, or each minute.
+        """
+        for pod in self.pods(queue):
+            changed = {"metadata": {"annotations": {"tests/renewed": uuid.uuid4().hex}}}
+            self.api.patch(self.core("pods", pod["metadata"]["name"]), changed)
+
     def kill_processes(self, name: str, *, namespace: str | None = None) -> None:
         """Kill every process of a pod; its containers start again."""
         self.processes.kill(whole_pod(namespace or self.namespace, name))
@@ -443,10 +452,14 @@ class Harness:
         self.operator_kills.append(time.time())
         self.kill(leader, namespace=OPERATOR_NAMESPACE)
 
-    def operator_log(self, lines: int = 40) -> str:
-        """Return the end of the operator's log."""
+    def operator_log(self, lines: int = 40, *, since: str = "0s") -> str:
+        """Return the end of the operator's log: what is not older, and no more than these lines.
+
+        All of it is megabytes in a run of all tests: whoever asks again and again asks ``since``.
+        """
+        limits = (f"--tail={lines}", f"--since={since}")
         done = self.kubectl(
-            "logs", "-n", OPERATOR_NAMESPACE, f"-l={OPERATOR_PODS}", f"--tail={lines}", "--prefix"
+            "logs", "-n", OPERATOR_NAMESPACE, f"-l={OPERATOR_PODS}", *limits, "--prefix"
         )
         return done.stdout + done.stderr
 

@@ -68,10 +68,14 @@ class OperatorSources:
         self.folder = folder
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(tree / "operator" / "taskqueue", folder / "taskqueue", ignore=ignored)
-        common = folder / "taskqueue" / "api" / "common.py"
-        text = common.read_text()
-        assert text.count(_GROUP_LINE.format(GROUP)) == 1, f"{common} names the group differently"
-        common.write_text(text.replace(_GROUP_LINE.format(GROUP), _GROUP_LINE.format(group)))
+        self.change_line("api/common.py", _GROUP_LINE.format(GROUP), _GROUP_LINE.format(group))
+
+    def change_line(self, module: str, line: str, changed: str) -> None:
+        """Change a line that a module has once: the group, or a constant that tests wait for."""
+        path = self.folder / "taskqueue" / module
+        text = path.read_text()
+        assert text.count(line) == 1, f"{path} has {line!r} {text.count(line)} times"
+        path.write_text(text.replace(line, changed))
 
 
 class OperatorProcess:

@@ -185,18 +185,19 @@ def test_a_work_queue_that_is_deleted_is_made_again_with_its_tasks(harness: Harn
 
 
 def recreated(harness: Harness) -> bool:
-    lines = harness.operator_log(-1).splitlines()
+    lines = harness.operator_log(-1, since="60s").splitlines()
     return any('"queue.recreated"' in line and harness.namespace in line for line in lines)
 
 
-FILES = ("TASKQUEUE_MAX_DELIVERIES", "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS")
+LIMITS = {"TASKQUEUE_MAX_DELIVERIES": "1", "TASKQUEUE_ATTEMPT_TIMEOUT_SECONDS": "50"}
 
 
-def file_of(harness: Harness, name: str) -> str:
-    """Return what a running worker of TaskQueue ``edited`` reads of a limit."""
-    path = f"/etc/taskqueue/limits/{name}"
-    exec_in = ("exec", "-n", harness.namespace, "deployment/edited-worker", "--", "cat", path)
-    return harness.kubectl.ok(*exec_in).strip()
+def files(harness: Harness) -> list[str]:
+    """Return what a running worker of TaskQueue ``edited`` reads of these limits."""
+    paths = [f"/etc/taskqueue/limits/{name}" for name in LIMITS]
+    show = ("sh", "-c", 'for file; do cat "$file"; echo; done', "-", *paths)
+    exec_in = ("exec", "-n", harness.namespace, "deployment/edited-worker", "--")
+    return harness.kubectl.ok(*exec_in, *show).splitlines()
 
 
 def test_an_edit_of_the_policy_reaches_running_workers_and_replaces_none(harness: Harness) -> None:
@@ -205,8 +206,11 @@ def test_an_edit_of_the_policy_reaches_running_workers_and_replaces_none(harness
     before = harness.api.get(harness.deployment("edited"))["spec"]["template"]
     limits = {"maxDeliveries": 1, "attemptTimeoutSeconds": 50}
     harness.api.patch(harness.path("taskqueues", "edited"), {"spec": {"taskDefaults": limits}})
+    written = harness.core("configmaps", "edited-worker")
+    harness.until(lambda: harness.api.get(written)["data"] == LIMITS, what="in the ConfigMap")
+    harness.renew_files("edited")
     harness.until(
-        lambda: [file_of(harness, name) for name in FILES] == ["1", "50"],
+        lambda: files(harness) == [*LIMITS.values()],
         what="in the files of the running worker",
         seconds=180,
     )
