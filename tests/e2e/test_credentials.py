@@ -94,6 +94,7 @@ def test_a_changed_password_reaches_workers_that_run(harness: Harness, user: str
 
     password = base64.b64encode(b"second").decode()
     harness.api.patch(harness.core("secrets", "own"), {"data": {"password": password}})
+    harness.renew_files()
     ended = harness.finished("waits", seconds=_FILES_SECONDS)
     assert (ended["phase"], ended["attempts"]) == ("Succeeded", 1)
     harness.condition("WorkersAvailable", "True", "Available", seconds=_FILES_SECONDS)
