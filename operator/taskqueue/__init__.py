@@ -4,6 +4,7 @@ The package holds the operator (``python -m taskqueue operator``) and the worker
 (``python -m taskqueue worker MODULE...``). Users import the worker's SDK from here.
 """
 
+from taskqueue.typed_task import task
 from taskqueue.worker.sdk import (
     BinaryResult,
     Cancelled,
@@ -16,7 +17,6 @@ from taskqueue.worker.sdk import (
     on_start,
     on_stop,
     redact_output,
-    task,
 )
 
 #: The version of the project, and the only place that has it. CHANGELOG.md says what is in it.

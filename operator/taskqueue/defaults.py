@@ -24,3 +24,6 @@ DEFAULT_MANY_DEAD_LETTERS = 1000
 
 #: Default of a TaskQueue's ``dispatch.maxPublished``.
 DEFAULT_MAX_PUBLISHED = 1000
+
+#: Names the environment variable with the address of a running `taskqueue dev`.
+DEV_VARIABLE = "TASKQUEUE_DEV"

@@ -188,3 +188,6 @@ URL_LENGTH = 2048
 
 #: How long the control stream keeps a command.
 COMMAND_RETENTION_DAYS = 1
+
+#: Where `taskqueue dev` listens on this machine, unless told otherwise.
+DEV_PORT = 8787

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taskqueue import __version__
-from taskqueue.cli import batches, dead_letters, queues, tasks
+from taskqueue.cli import batches, dead_letters, dev, queues, tasks
+
 from taskqueue.cli.arguments import CommandParsers, add_command, add_group
 from taskqueue.cli.errors import CommandFailed
 from taskqueue.cli.text_table import printable
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_commands(commands)
     queues.add_commands(commands)
     batches.add_commands(commands)
+    dev.add_commands(commands)
     _add_crds(commands)
     add_command(
         commands,

@@ -6,7 +6,7 @@ import argparse
 
 from taskqueue.cli.arguments import CommandParsers, add_command
 from taskqueue.cli.kubectl import QUEUES
-from taskqueue.cli.target import add_target, kubectl_of
+from taskqueue.cli.target import add_target, api_of
 
 _POLICIES = {
     "hold": ("Hold", "Dispatch nothing new; what is dispatched continues."),
@@ -25,9 +25,9 @@ def add_commands(commands: CommandParsers) -> None:
 
 
 def _set_policy(options: argparse.Namespace) -> int:
-    kubectl = kubectl_of(options)
+    api = api_of(options)
     policy, _ = _POLICIES[options.verb]
-    for queue in kubectl.objects(QUEUES, *options.queues):
-        kubectl.patch(QUEUES, queue, {"spec": {"stopPolicy": policy}})
+    for queue in api.objects(QUEUES, *options.queues):
+        api.patch(QUEUES, queue, {"spec": {"stopPolicy": policy}})
         print(f"taskqueue.taskqueue.dev/{queue['metadata']['name']}: stopPolicy {policy}")
     return 0

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+from typing import TypeAlias
 
 from taskqueue.cli.kubectl import Kubectl
+from taskqueue.cli.local import DEFAULT_URL, LocalApi
+from taskqueue.defaults import DEV_VARIABLE
+
+#: What is asked for objects.
+Api: TypeAlias = Kubectl | LocalApi
 
 _PASSED_ON = {
     "kubeconfig": "path of the kubeconfig",
@@ -28,12 +35,21 @@ def add_target(parser: argparse.ArgumentParser, *, everywhere: bool = False) -> 
         place.add_argument("--all-namespaces", "-A", action="store_true", help="in all namespaces")
     else:
         parser.set_defaults(all_namespaces=False)
+    group.add_argument(
+        "--dev",
+        action="store_true",
+        help=f"ask 'taskqueue dev' on this machine, at ${DEV_VARIABLE} (default: {DEFAULT_URL})",
+    )
     for name, text in _PASSED_ON.items():
         group.add_argument(f"--{name}", metavar="VALUE", help=text)
 
 
-def kubectl_of(options: argparse.Namespace) -> Kubectl:
-    """Return kubectl as the options say."""
+def api_of(options: argparse.Namespace) -> Api:
+    """Return what to ask, as the options say: an API server by kubectl, or `taskqueue dev`."""
+    if options.dev or os.environ.get(DEV_VARIABLE):
+        url = os.environ.get(DEV_VARIABLE) or DEFAULT_URL
+        everywhere = options.all_namespaces
+        return LocalApi(url, None if everywhere else options.namespace or "default")
     given = {name: getattr(options, name.replace("-", "_")) for name in _PASSED_ON}
     flags = tuple(f"--{name}={value}" for name, value in given.items() if value is not None)
     if options.all_namespaces:

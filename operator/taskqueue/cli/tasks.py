@@ -16,10 +16,10 @@ from typing import Any
 from taskqueue.cli.arguments import CommandParsers, add_command, at_least
 from taskqueue.cli.errors import CommandFailed
 from taskqueue.cli.explain import explain
-from taskqueue.cli.kubectl import QUEUES, TASKS, Kubectl, Object, read_json
+from taskqueue.cli.kubectl import QUEUES, TASKS, Object, read_json
 from taskqueue.cli.new_task import manifest, retry_of
 from taskqueue.cli.selection import FINISHED, PHASES, Filter, duration
-from taskqueue.cli.target import add_target, kubectl_of
+from taskqueue.cli.target import Api, add_target, api_of
 from taskqueue.cli.task_view import described, task_table
 from taskqueue.cli.text_table import printable
 
@@ -167,7 +167,7 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _get(options: argparse.Namespace) -> int:
-    tasks = _selected(kubectl_of(options), options)
+    tasks = _selected(api_of(options), options)
     if options.output == "json":
         print(json.dumps({"kind": "List", "apiVersion": "v1", "items": tasks}, indent=2))
     elif options.output == "name":
@@ -182,22 +182,22 @@ def _get(options: argparse.Namespace) -> int:
 
 
 def _describe(options: argparse.Namespace) -> int:
-    (task,) = kubectl_of(options).objects(TASKS, options.task)
+    (task,) = api_of(options).objects(TASKS, options.task)
     _print(described(task, time.time()))
     return 0
 
 
 def _why(options: argparse.Namespace) -> int:
-    kubectl = kubectl_of(options)
-    (task,) = kubectl.objects(TASKS, options.task)
-    queue = kubectl.object(QUEUES, task["spec"]["queue"], task["metadata"]["namespace"])
+    api = api_of(options)
+    (task,) = api.objects(TASKS, options.task)
+    queue = api.object(QUEUES, task["spec"]["queue"], task["metadata"]["namespace"])
     _print(explain(task, queue, time.time()))
     return 0
 
 
 def _logs(options: argparse.Namespace) -> int:
-    kubectl = kubectl_of(options)
-    (task,) = kubectl.objects(TASKS, options.task)
+    api = api_of(options)
+    (task,) = api.objects(TASKS, options.task)
     status, metadata = task.get("status") or {}, task["metadata"]
     number = options.attempt or max(status.get("attempts", 0), 1)
     pod, since = _attempt_of(status, number)
@@ -207,14 +207,14 @@ def _logs(options: argparse.Namespace) -> int:
             f"kubectl taskqueue why {metadata['name']} -n {metadata['namespace']}"
         )
     arguments = [pod, *(["--follow"] if options.follow else [])]
-    queue = kubectl.object(QUEUES, task["spec"]["queue"], metadata["namespace"]) or {}
+    queue = api.object(QUEUES, task["spec"]["queue"], metadata["namespace"]) or {}
     workers = (queue.get("spec") or {}).get("workers") or {}
     if container := workers.get("container"):  # else the first, which is kubectl's default
         arguments.append(f"--container={container}")
     if since:
         arguments.append(f"--since-time={since}")
     try:
-        for line in kubectl.logs(arguments, metadata["namespace"]):
+        for line in api.logs(arguments, metadata["namespace"]):
             shown = _log_line(line, metadata["uid"], number, raw=options.raw)
             if shown is not None:
                 print(shown, flush=True)
@@ -252,7 +252,7 @@ def _log_line(line: str, uid: str, attempt: int, *, raw: bool) -> str | None:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    kubectl = kubectl_of(options)
+    api = api_of(options)
     spec: Object = {"queue": options.queue, "handler": options.handler}
     spec["payload"] = _payload(options)
     if options.priority is not None:
@@ -262,13 +262,13 @@ def _submit(options: argparse.Namespace) -> int:
         metadata["generateName"] = f"{options.queue}-"
     if options.label:
         metadata["labels"] = dict(options.label)
-    made = kubectl.create(manifest(metadata, spec))
+    made = api.create(manifest(metadata, spec))
     name, namespace = made["metadata"]["name"], made["metadata"]["namespace"]
     if not options.wait:
         print(f"task.taskqueue.dev/{name} created")
         return 0
     print(f"task.taskqueue.dev/{name} created", file=sys.stderr)
-    return _wait(kubectl, name, namespace, options.timeout)
+    return _wait(api, name, namespace, options.timeout)
 
 
 def _payload(options: argparse.Namespace) -> Object:
@@ -292,12 +292,12 @@ def _payload(options: argparse.Namespace) -> Object:
     return payload
 
 
-def _wait(kubectl: Kubectl, name: str, namespace: str, timeout: float | None) -> int:
+def _wait(api: Api, name: str, namespace: str, timeout: float | None) -> int:
     """Follow a Task to its end, and return the exit code."""
     deadline = None if timeout is None else time.monotonic() + timeout
     said = ""
     try:
-        for task in kubectl.watch(TASKS, name, namespace, seconds=timeout):
+        for task in api.watch(TASKS, name, namespace, seconds=timeout):
             status = task.get("status") or {}
             progress = (status.get("progress") or {}).get("message")
             parts = (_phase(task), status.get("reason"), status.get("message"), progress)
@@ -333,31 +333,31 @@ def _print_result(name: str, status: Mapping[str, Any]) -> None:
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    kubectl = kubectl_of(options)
-    tasks = [task for task in _chosen(kubectl, options) if _phase(task) not in FINISHED]
+    api = api_of(options)
+    tasks = [task for task in _chosen(api, options) if _phase(task) not in FINISHED]
     return _act(
         options,
         tasks,
         "cancel",
-        lambda task: kubectl.patch(TASKS, task, {"spec": {"cancel": True}}),
-        kubectl,
+        lambda task: api.patch(TASKS, task, {"spec": {"cancel": True}}),
+        api,
         nothing="Nothing to cancel: none of them is unfinished.",
     )
 
 
 def _retry(options: argparse.Namespace) -> int:
-    kubectl = kubectl_of(options)
+    api = api_of(options)
 
     def retry(task: Object) -> None:
-        print(f"task.taskqueue.dev/{kubectl.create(retry_of(task))['metadata']['name']} created")
+        print(f"task.taskqueue.dev/{api.create(retry_of(task))['metadata']['name']} created")
 
-    tasks = [task for task in _chosen(kubectl, options) if _phase(task) in FINISHED]
+    tasks = [task for task in _chosen(api, options) if _phase(task) in FINISHED]
     return _act(
         options,
         tasks,
         "retry",
         retry,
-        kubectl,
+        api,
         nothing="Nothing to retry: none of them has ended.",
     )
 
@@ -367,7 +367,7 @@ def _act(
     tasks: Sequence[Object],
     verb: str,
     run: Callable[[Object], None],
-    kubectl: Kubectl,
+    api: Api,
     *,
     nothing: str,
 ) -> int:
@@ -382,7 +382,7 @@ def _act(
     if len(tasks) > _ASK_ABOVE and not options.yes and not _confirmed(f"{verb} {len(tasks)} Tasks"):
         print("nothing done; --yes does not ask", file=sys.stderr)
         return 1
-    failed = kubectl.each(run, tasks)
+    failed = api.each(run, tasks)
     for line in failed:
         print(printable(line), file=sys.stderr)
     done = len(tasks) - len(failed)
@@ -397,21 +397,21 @@ def _confirmed(what: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _chosen(kubectl: Kubectl, options: argparse.Namespace) -> list[Object]:
+def _chosen(api: Api, options: argparse.Namespace) -> list[Object]:
     """Return the Tasks to act on; all of them must be asked for by name or by a filter."""
     if not options.tasks and _filter(options).is_empty and not options.selector:
         options.parser.error("give names of Tasks, or a filter such as --reason or --queue")
-    return _selected(kubectl, options)
+    return _selected(api, options)
 
 
-def _selected(kubectl: Kubectl, options: argparse.Namespace) -> list[Object]:
+def _selected(api: Api, options: argparse.Namespace) -> list[Object]:
     wanted, now = _filter(options), time.time()
     if options.tasks and (options.selector or options.all_namespaces):
         options.parser.error("names exclude --selector and --all-namespaces")
     arguments = [] if options.tasks else wanted.field_selector()
     if options.selector:
         arguments.append(f"--selector={options.selector}")
-    found = kubectl.objects(TASKS, *options.tasks, arguments=arguments)
+    found = api.objects(TASKS, *options.tasks, arguments=arguments)
     return [task for task in found if wanted.matches(task, now)]
 
 

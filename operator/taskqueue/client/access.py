@@ -10,8 +10,10 @@ from pathlib import Path
 
 import yaml
 from kubernetes.aio import config as kubernetes_config
+from kubernetes.aio.client import Configuration
 
 from taskqueue.client.errors import Unavailable
+from taskqueue.defaults import DEV_VARIABLE
 from taskqueue.kubernetes.client import ApiAccess, ApiClient, load_access
 
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -45,7 +47,10 @@ Connect = Callable[[], Awaitable[ApiConnection]]
 
 
 def connector(kubeconfig: str | None) -> Connect:
-    """Return a function that connects by the pod's service account, or else by a kubeconfig."""
+    """Return a function that connects by the pod's service account, or else by a kubeconfig.
+
+    Where the environment has the address of a `taskqueue dev`, and no kubeconfig is given, by that.
+    """
 
     async def connect() -> ApiConnection:
         access, namespace = await _load_access(kubeconfig)
@@ -64,6 +69,8 @@ def open_connection(access: ApiAccess, namespace: str) -> ApiConnection:
 
 
 async def _load_access(kubeconfig: str | None) -> tuple[ApiAccess, str]:
+    if kubeconfig is None and (url := os.environ.get(DEV_VARIABLE)):
+        return ApiAccess(Configuration(host=url), None), "default"
     in_cluster = kubeconfig is None and bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
     try:
         if kubeconfig is not None and not await asyncio.to_thread(Path(kubeconfig).exists):

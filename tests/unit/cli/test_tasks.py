@@ -78,7 +78,7 @@ class FakeKubectl:
 @pytest.fixture
 def kubectl(monkeypatch: pytest.MonkeyPatch) -> FakeKubectl:
     fake = FakeKubectl()
-    monkeypatch.setattr(tasks, "kubectl_of", lambda options: fake)
+    monkeypatch.setattr(tasks, "api_of", lambda options: fake)
     return fake
 
 
