@@ -6,7 +6,6 @@ imported here, so that a worker starts fast; the client is imported by the first
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -18,6 +17,7 @@ from taskqueue.worker import sdk
 from taskqueue.worker.sdk.payloads import parser_for
 
 if TYPE_CHECKING:
+    import asyncio
     from typing import Unpack
 
     from taskqueue.client import AsyncTaskClient, AsyncTaskHandle, TaskClient, TaskHandle
@@ -215,6 +215,8 @@ _keepers: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, AsyncTaskClien
 
 
 async def _async_client() -> AsyncTaskClient:
+    import asyncio  # not for a handler's module: most never submit
+
     loop = asyncio.get_running_loop()
     found = _keepers.get(loop)
     if found is None:

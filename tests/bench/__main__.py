@@ -13,6 +13,7 @@ from taskqueue.cli.arguments import add_group
 from tests.bench import (
     archive,
     batch,
+    cli,
     codec,
     coldstart,
     failover,
@@ -47,6 +48,7 @@ BENCHMARKS = (
     results,
     schedules,
     batch,
+    cli,
 )
 
 

@@ -102,3 +102,54 @@ def test_what_is_wrong_is_said_in_a_line(command: Command) -> None:
     assert len(done.stderr.splitlines()) == 1
     late = command("submit", "nowhere", "echo", "--wait", "--timeout", "2s", code=124)
     assert "Blocked, QueueNotFound" in late.stderr
+
+
+def test_top_shows_queues_and_their_workers(command: Command, harness: Harness) -> None:
+    harness.registered(1)
+    header, row = command("top", "q").stdout.splitlines()
+    assert header.split()[:3] == ["NAME", "READY", "WAITING"]
+    assert row.split()[:2] == ["q", "True"]
+    assert "echo" in command("top", "--workers").stdout
+
+
+def test_schedules_are_paused_resumed_and_run(command: Command, harness: Harness) -> None:
+    body = {
+        "apiVersion": "taskqueue.dev/v1alpha1",
+        "kind": "TaskSchedule",
+        "metadata": {"name": "yearly"},
+        "spec": {
+            "schedules": ["0 0 1 1 *"],
+            "taskTemplate": {"spec": {"queue": "q", "handler": "echo", "payload": {"n": 1}}},
+        },
+    }
+    path = harness.path("taskschedules")
+    harness.api.request("POST", path, body)
+
+    def status() -> dict[str, object]:
+        found: dict[str, object] = harness.api.get(f"{path}/yearly").get("status") or {}
+        return found
+
+    harness.until(lambda: bool(status().get("nextTimes")), what="served")
+    assert "yearly" in command("schedule", "next").stdout
+    command("schedule", "pause", "yearly", "--reason", "moving")
+    harness.until(lambda: status().get("paused") is True, what="paused")
+    command("schedule", "resume", "yearly")
+    harness.until(lambda: not status().get("paused"), what="resumed")
+    made = command("schedule", "run", "yearly").stdout.split()[0].partition("/")[2]
+    assert harness.finished(made)["result"] == {"n": 1}
+    when = ("--from", "2026-01-01T00:00:00Z", "--to", "2026-01-02T00:00:00Z")
+    command("schedule", "backfill", "yearly", *when)
+    harness.until(lambda: bool(status().get("backfills")), what="backfilled")
+
+
+def test_names_are_completed_and_versions_told(command: Command, harness: Harness) -> None:
+    harness.task("completed-name")
+    done = subprocess.run(
+        [sys.executable, "-m", "taskqueue", "__complete", "why", "-n", harness.namespace, "compl"],
+        env=command._environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["completed-name"]
+    assert command("version").stdout.startswith("Client: ")

@@ -68,7 +68,8 @@ class Kubectl:
     def patch(self, kind: str, one: Object, change: Object) -> None:
         """Change an object by a JSON merge patch, unless it is another one of the same name."""
         metadata = one["metadata"]
-        body = {**change, "metadata": {"uid": metadata["uid"]}}
+        own = {**change.get("metadata", {}), "uid": metadata["uid"]}
+        body = {**change, "metadata": own}
         self._run(
             *("patch", kind, metadata["name"], "--type=merge", "-p", json.dumps(body)),
             namespace=("-n", metadata["namespace"]),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -56,7 +53,8 @@ class LocalApi:
     def patch(self, kind: str, one: Object, change: Object) -> None:
         """Change an object by a JSON merge patch, unless it is another one of the same name."""
         metadata = one["metadata"]
-        body = {**change, "metadata": {"uid": metadata["uid"]}}
+        own = {**change.get("metadata", {}), "uid": metadata["uid"]}
+        body = {**change, "metadata": own}
         self._json("PATCH", self._path(kind, metadata["name"], metadata["namespace"]), body)
 
     def watch(
@@ -101,6 +99,10 @@ class LocalApi:
             return read_json(answer.read().decode())
 
     def _open(self, method: str, path: str, body: Object | None, seconds: float | None) -> Any:
+        import urllib.error  # not for a help text: it takes as long as all the rest
+        import urllib.request
+        from http.client import HTTPException
+
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data=data, method=method)  # noqa: S310
         request.add_header("Content-Type", "application/json")

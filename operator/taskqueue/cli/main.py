@@ -15,8 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taskqueue import __version__
-from taskqueue.cli import batches, dead_letters, dev, queues, tasks
-
+from taskqueue.cli import (
+    batches,
+    completion,
+    dead_letters,
+    dev,
+    lint,
+    queues,
+    schedules,
+    tasks,
+    top,
+    version,
+)
 from taskqueue.cli.arguments import CommandParsers, add_command, add_group
 from taskqueue.cli.errors import CommandFailed
 from taskqueue.cli.text_table import printable
@@ -28,7 +38,10 @@ def main(words: Sequence[str]) -> int:
     Raises:
         SystemExit: 0 after a help text or the version, 2 for wrong usage.
     """
-    options = _parser().parse_args(words)
+    if words[:1] == ["__complete"]:  # what a shell asks: no command that people would see
+        print("\n".join(completion.completions(make_parser(), words[1:])))
+        return 0
+    options = make_parser().parse_args(words)
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -43,7 +56,8 @@ def main(words: Sequence[str]) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="taskqueue",
         description="A task queue for Kubernetes over RabbitMQ.",
@@ -60,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_commands(commands)
     queues.add_commands(commands)
     batches.add_commands(commands)
+    schedules.add_commands(commands)
+    top.add_commands(commands)
+    lint.add_commands(commands)
     dev.add_commands(commands)
     _add_crds(commands)
     add_command(
@@ -75,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     dead_letters.add_commands(commands)
+    completion.add_commands(commands)
+    version.add_commands(commands)
     return parser
 
 
