@@ -13,7 +13,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --durat
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint unit integration e2e bench simulate crds settings constraints cluster-up cluster-down deploy images clean
+.PHONY: help demo test test-long lint unit integration e2e bench simulate crds settings constraints cluster-up cluster-down deploy images dist clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -86,5 +86,9 @@ deploy: $(READY) ## Start the cluster with RabbitMQ and the operator of this che
 images: $(READY) ## Build the images, and load them if the cluster runs
 	$(BIN)/python -m devcluster images
 
+dist: $(READY) ## Build wheel and source distribution into dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
 clean: ## Remove generated files from this folder; the cluster and the cache stay
-	rm -rf $(VENV) .demo .pytest-kind .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist build .demo .pytest-kind .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
