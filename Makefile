@@ -13,7 +13,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --durat
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint unit integration e2e bench simulate crds settings constraints cluster-up cluster-down deploy images dist clean
+.PHONY: help demo test test-long lint unit integration e2e bench simulate crds openapi settings constraints cluster-up cluster-down deploy images dist clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -21,7 +21,7 @@ help: ## Show this list
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[results,dev,demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[results,gateway,dev,demo]'
 	touch $@
 
 demo: $(READY) ## Make thumbnails of real photographs with a pool that grows from zero
@@ -63,13 +63,16 @@ simulate: $(READY) ## Compare our scaling with KEDA's in virtual time
 crds: $(READY) ## Write crds/ and the API reference from the models
 	$(BIN)/python -m taskqueue crds --directory crds --reference docs/reference
 
+openapi: $(READY) ## Write docs/reference/openapi.json from the gateway
+	$(BIN)/python -m taskqueue.gateway.openapi_file
+
 settings: $(READY) ## Write the table of worker settings into docs/workers.md
 	$(BIN)/python -m taskqueue.worker.settings_table
 
 constraints: ## Pin the newest versions that pyproject.toml allows
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --quiet -e '.[results,dev,demo,bench]'
+	.venv-constraints/bin/python -m pip install --quiet -e '.[results,gateway,dev,demo,bench]'
 	{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --exclude-editable | sort -f; } > constraints.new
 	mv constraints.new constraints.txt
 	rm -rf .venv-constraints

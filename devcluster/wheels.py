@@ -28,14 +28,14 @@ _GLIBC = ("2_41", "2_34", "2_28", "2_17")
 
 
 def runtime_requirements(checkout: Path = CHECKOUT) -> list[str]:
-    """Return what operator and workers need at run time, as a checkout's pyproject.toml has it."""
+    """Return what the images need at run time, as a checkout's pyproject.toml has it."""
     project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
     extras = project.get("optional-dependencies", {})
     # Older ones have none of these.
     return [
         *project["dependencies"],
         *dict.fromkeys(
-            one for name in ("client", "operator", "results") for one in extras.get(name, ())
+            one for name in ("client", "operator", "results", "gateway") for one in extras.get(name, ())
         ),
     ]
 

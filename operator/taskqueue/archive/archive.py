@@ -73,6 +73,7 @@ FROM taskqueue_archive AS archived
 WHERE namespace = %(namespace)s
     AND (%(queue)s::text IS NULL OR queue = %(queue)s)
     AND (%(handler)s::text IS NULL OR handler = %(handler)s)
+    AND (%(uid)s::text IS NULL OR uid = %(uid)s)
     AND (%(phases)s::text[] IS NULL OR phase = ANY(%(phases)s))
     AND (%(reason)s::text IS NULL OR reason = %(reason)s)
     AND labels @> %(labels)s::jsonb

@@ -35,6 +35,7 @@ class HistoryFilter:
         namespace: of the Tasks.
         queue: name of their TaskQueue; None: any of the namespace in this database.
         handler: asked for.
+        uid: of the one Task that is wanted; None: any.
         phases: Succeeded, Failed, Cancelled; empty: any.
         reason: of the status.
         labels: that the Task had, with these values.
@@ -52,6 +53,7 @@ class HistoryFilter:
     namespace: str
     queue: str | None = None
     handler: str | None = None
+    uid: str | None = None
     phases: Sequence[str] = ()
     reason: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class HistoryFilter:
                 raise ValueError(f"{name} has no time zone: give one, such as datetime.UTC")
         if isinstance(self.phases, str):
             raise ValueError(f"phases is the string {self.phases!r}: give a list of phases")
-        texts = (self.handler, self.reason, self.error_text, *self.phases)
+        texts = (self.handler, self.uid, self.reason, self.error_text, *self.phases)
         texts += (*self.labels, *self.labels.values())
         if any("\0" in text for text in texts if text is not None):
             raise ValueError("a text has a NUL character, which no text in the archive has")
@@ -87,6 +89,7 @@ class HistoryFilter:
             "namespace": self.namespace,
             "queue": self.queue,
             "handler": self.handler,
+            "uid": self.uid,
             "phases": list(self.phases) or None,
             "reason": self.reason,
             "labels": labels,

@@ -85,10 +85,15 @@ def make_parser() -> argparse.ArgumentParser:
         _run_operator,
         help="Run the operator; settings come from the environment.",
     )
-    # Listed for the help only: `taskqueue.__main__` starts a worker without this module.
+    # Listed for the help only: `taskqueue.__main__` starts these two without this module.
     commands.add_parser(
         "worker",
         help="Run a worker for modules, commands or URLs; settings come from the environment.",
+        add_help=False,
+    )
+    commands.add_parser(
+        "gateway",
+        help="Serve Tasks and TaskQueues over HTTP; settings come from the environment.",
         add_help=False,
     )
     dead_letters.add_commands(commands)

@@ -17,11 +17,11 @@ from taskqueue.cli.arguments import CommandParsers, add_command, at_least
 from taskqueue.cli.errors import CommandFailed
 from taskqueue.cli.explain import explain
 from taskqueue.cli.kubectl import QUEUES, TASKS, Object, read_json
-from taskqueue.cli.new_task import manifest, retry_of
 from taskqueue.cli.selection import FINISHED, PHASES, Filter, duration
 from taskqueue.cli.target import Api, add_target, api_of
 from taskqueue.cli.task_view import described, task_table
 from taskqueue.cli.text_table import printable
+from taskqueue.client.new_task import manifest, retry_of
 
 #: More than these are asked about, unless with ``--yes``.
 _ASK_ABOVE = 10

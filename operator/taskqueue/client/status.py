@@ -90,7 +90,7 @@ def status_of(task: Mapping[str, Any]) -> TaskStatus:
             else TaskProgress(progress.get("percent"), progress.get("message", ""))
         ),
         result=status.get("result"),
-        result_ref=_reference_of(status.get("resultRef")),
+        result_ref=reference_of(status.get("resultRef")),
     )
 
 
@@ -106,7 +106,8 @@ def result_of(status: TaskStatus) -> TaskResult:
     )
 
 
-def _reference_of(found: Mapping[str, Any] | None) -> ResultReference | None:
+def reference_of(found: Mapping[str, Any] | None) -> ResultReference | None:
+    """Return what ``status.resultRef`` says; None: it is absent."""
     if found is None:
         return None
     expires = found.get("expirationTime")

@@ -94,12 +94,21 @@ async def watch_task(
         TaskGone: it was deleted, or created again.
         Refused: the API server refused.
     """
+    async with aclosing(watch_object(task, connection, seen)) as versions:
+        async for raw in versions:
+            yield status_of(raw)
+
+
+async def watch_object(
+    task: TaskRef, connection: ApiConnection, seen: LastSeen
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the object with each of the statuses of `watch_task`; the errors are the same."""
     watcher = _TaskWatcher(task, connection, seen)
     while True:
         try:
             raw = await watcher.get()
             if watcher.record_version(raw):
-                yield status_of(raw)
+                yield raw
             if status_of(raw).finished:
                 return
             watcher.backoff.succeeded()
@@ -107,7 +116,7 @@ async def watch_task(
                 async for later in versions:
                     if watcher.record_version(later):
                         watcher.on_recovered()
-                        yield status_of(later)
+                        yield later
                     if status_of(later).finished:
                         return
             if watcher.backoff.has_held():

@@ -205,6 +205,7 @@ class ApiClient:
             ),
             # A few bytes of a compressed answer may be any number of bytes of JSON.
             headers={"Accept-Encoding": "identity"},
+            cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=2**18,
         )
 

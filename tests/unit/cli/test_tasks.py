@@ -15,9 +15,9 @@ from taskqueue.cli import tasks
 from taskqueue.cli.errors import CommandFailed
 from taskqueue.cli.kubectl import Kubectl
 from taskqueue.cli.main import main
-from taskqueue.cli.new_task import RETRY_OF, retry_of
 from taskqueue.cli.selection import PHASES, Filter, duration
 from taskqueue.cli.text_table import span, table
+from taskqueue.client.new_task import RETRY_OF, retry_of
 
 NOW = 1_800_000_000.0
 

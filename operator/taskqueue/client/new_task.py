@@ -1,8 +1,12 @@
-"""Tasks that the command line creates. Pure."""
+"""Tasks that the command line and the gateway create. Pure; standard library only."""
 
 from __future__ import annotations
 
-from taskqueue.cli.kubectl import Object
+from collections.abc import Mapping
+from typing import Any
+
+#: An object of the API server.
+Object = dict[str, Any]
 
 #: What a retry does not take over: it would hold the new Task, or end it at once.
 _NOT_RETRIED = ("cancel", "suspend", "startAfter")
@@ -22,7 +26,7 @@ def manifest(metadata: Object, spec: Object) -> Object:
     }
 
 
-def retry_of(task: Object) -> Object:
+def retry_of(task: Mapping[str, Any]) -> Object:
     """Return the Task that runs a finished one's work again."""
     metadata = task["metadata"]
     name = metadata["name"]
