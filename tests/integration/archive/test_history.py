@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from taskqueue.archive.archive import Archive
+from taskqueue.archive.history import HistoryFilter
 from taskqueue.client import NoArchive, Refused, TaskClient, Unavailable
 from taskqueue.client.access import ApiConnection
 from taskqueue.client.async_tasks import AsyncTaskClient
@@ -64,6 +65,15 @@ def case(server: PostgresqlServer) -> Case:
 async def client(case: Case) -> AsyncIterator[AsyncTaskClient]:
     async with AsyncTaskClient(connect=case.connect, patience_seconds=0) as client:
         yield client
+
+
+async def test_one_task_is_found_by_its_uid(archive: Archive) -> None:
+    queue = uuid.uuid4().hex
+    tasks = [new_task(queue=queue) for _ in range(3)]
+    await archive.write(tasks)
+    wanted = HistoryFilter(namespace=tasks[1].namespace, queue=queue, uid=tasks[1].uid)
+    found = await archive.read(wanted, after=None, rows=10)
+    assert [task.uid for task in found] == [tasks[1].uid]
 
 
 async def test_pages_follow_one_another(client: AsyncTaskClient, archive: Archive) -> None:

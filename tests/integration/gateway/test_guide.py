@@ -31,7 +31,7 @@ def test_the_client_of_the_guide_submits_finds_and_deletes_a_task(
 ) -> None:
     (client,) = (each for each in blocks("http.md", "sh") if each.word == "client")
     role, *_ = blocks("http.md", "yaml")
-    kubectl.ok("apply", "-f", "-", input=role.text)
+    kubectl.ok("apply", "-n", namespace, "-f", "-", input=role.text)
     config = tmp_path / "kubeconfig"
     config.write_text(cluster.kubeconfig.read_text())
     environment = {
