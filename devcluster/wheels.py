@@ -35,7 +35,9 @@ def runtime_requirements(checkout: Path = CHECKOUT) -> list[str]:
     return [
         *project["dependencies"],
         *dict.fromkeys(
-            one for name in ("client", "operator", "results", "gateway") for one in extras.get(name, ())
+            one
+            for name in ("client", "operator", "results", "gateway")
+            for one in extras.get(name, ())
         ),
     ]
 

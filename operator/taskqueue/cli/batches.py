@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from taskqueue.cli.arguments import CommandParsers, add_command, add_group
 from taskqueue.cli.errors import CommandFailed
-from taskqueue.cli.kubectl import Kubectl, Object, read_json
-from taskqueue.cli.target import add_target, kubectl_of
+from taskqueue.cli.kubectl import Object, read_json
+from taskqueue.cli.target import Api, add_target, api_of
 from taskqueue.cli.text_table import printable
 from taskqueue.limits import INLINE_BYTES, INLINE_ITEMS
 
@@ -41,7 +41,7 @@ def _add_one(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    (batch,) = kubectl_of(options).objects(BATCHES, options.batch)
+    (batch,) = api_of(options).objects(BATCHES, options.batch)
     for line in status_lines(batch):
         print(line)
     return 0
@@ -71,15 +71,15 @@ def status_lines(batch: Object) -> Iterator[str]:
 
 
 def _retry_failed(options: argparse.Namespace) -> int:
-    kubectl = kubectl_of(options)
-    (batch,) = kubectl.objects(BATCHES, options.batch)
+    api = api_of(options)
+    (batch,) = api.objects(BATCHES, options.batch)
     indexes = failed_indexes(batch)
-    lines = [json.dumps(item) for item in _items(kubectl, batch, indexes)]
+    lines = [json.dumps(item) for item in _items(api, batch, indexes)]
     if len(lines) <= INLINE_ITEMS and sum(map(len, lines)) <= INLINE_BYTES // 2:
         source: Object = {"items": [json.loads(line) for line in lines]}
     else:
-        source = {"itemsFrom": {"configMapKeyRef": _keep(kubectl, batch, lines)}}
-    made = kubectl.create(retry_of(batch, source))
+        source = {"itemsFrom": {"configMapKeyRef": _keep(api, batch, lines)}}
+    made = api.create(retry_of(batch, source))
     name = made["metadata"]["name"]
     print(f"taskbatch.taskqueue.dev/{name} created with {len(indexes)} items")
     return 0
@@ -129,7 +129,7 @@ def retry_of(batch: Object, source: Object) -> Object:
     }
 
 
-def _items(kubectl: Kubectl, batch: Object, indexes: list[int]) -> list[Object]:
+def _items(api: Api, batch: Object, indexes: list[int]) -> list[Object]:
     """Return the payloads of these items."""
     spec, name = batch["spec"], batch["metadata"]["name"]
     if "count" in spec:
@@ -137,7 +137,7 @@ def _items(kubectl: Kubectl, batch: Object, indexes: list[int]) -> list[Object]:
     items: list[Object] = spec.get("items", [])
     if "itemsFrom" in spec:
         source = spec["itemsFrom"]["configMapKeyRef"]
-        (found,) = kubectl.objects("configmaps", source["name"])
+        (found,) = api.objects("configmaps", source["name"])
         text = found.get("data", {}).get(source["key"], "")
         items = [read_json(line) for line in map(str.strip, text.split("\n")) if line]
     if len(items) != batch["status"]["total"]:
@@ -148,10 +148,10 @@ def _items(kubectl: Kubectl, batch: Object, indexes: list[int]) -> list[Object]:
     return [items[index] for index in indexes]
 
 
-def _keep(kubectl: Kubectl, batch: Object, lines: list[str]) -> Object:
+def _keep(api: Api, batch: Object, lines: list[str]) -> Object:
     """Create a ConfigMap of JSON lines and return a reference to it."""
     metadata = batch["metadata"]
-    made = kubectl.create(
+    made = api.create(
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",

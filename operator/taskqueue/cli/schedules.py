@@ -9,10 +9,10 @@ from datetime import datetime
 from taskqueue.cli.arguments import CommandParsers, add_command, add_group
 from taskqueue.cli.errors import CommandFailed
 from taskqueue.cli.kubectl import Object
-from taskqueue.cli.new_task import manifest
 from taskqueue.cli.selection import seconds_of
 from taskqueue.cli.target import add_target, api_of
 from taskqueue.cli.text_table import printable, span, table
+from taskqueue.client.new_task import manifest
 from taskqueue.timestamps import to_rfc3339
 
 SCHEDULES = "taskschedules.taskqueue.dev"

@@ -172,7 +172,7 @@ class LocalOperator:
     def on_completion_published(self, tracked: TrackedTask) -> None:
         """Nobody waits for it."""
 
-    def on_end_missed(self, key: QueueKey, *, dropped: bool) -> None:
+    def on_end_missed(self, key: QueueKey, uid: str, *, dropped: bool) -> None:
         """There is no archive."""
 
     def on_commands_owed(self) -> None:

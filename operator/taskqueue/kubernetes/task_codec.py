@@ -377,10 +377,8 @@ def _conditions(task: domain.Task, status: domain.TaskState, *, now: float) -> l
 
 def _time_of(status: TaskResourceStatus, kind: str, value: str) -> float | None:
     """Return since when a condition has a value; None: it does not have it."""
-    for condition in status.conditions:
-        if condition.type == kind and condition.status == value:
-            return condition.last_transition_time.timestamp()
-    return None
+    found = (one for one in status.conditions if (one.type, one.status) == (kind, value))
+    return next((one.last_transition_time.timestamp() for one in found), None)
 
 
 def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -414,6 +412,7 @@ def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskState:
     if not raw or raw == _UNWRITTEN:
         return domain.PENDING
     status = TaskResourceStatus.model_validate(raw)
+    next_time = status.next_attempt_time
     return domain.TaskState(
         phase=domain.Phase(status.phase),
         reason=status.reason,
@@ -435,9 +434,7 @@ def _read_status(raw: Mapping[str, Any] | None) -> domain.TaskState:
         ),
         start_time=status.start_time.timestamp() if status.start_time else None,
         completion_time=status.completion_time.timestamp() if status.completion_time else None,
-        next_attempt_time=(
-            status.next_attempt_time.timestamp() if status.next_attempt_time else None
-        ),
+        next_attempt_time=next_time.timestamp() if next_time else None,
         worker=status.worker,
         concurrency_key=status.concurrency_key,
         time_limit=status.attempt_timeout_seconds,

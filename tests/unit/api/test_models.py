@@ -174,6 +174,7 @@ def test_a_queue_gets_the_documented_defaults() -> None:
             "attemptTimeoutSeconds": 300,
             "maxDeliveries": 3,
         },
+        "notifications": (),
         "concurrencyLimits": {"perKey": 1, "overrides": (), "onConflict": "Queue"},
         "workers": {
             "container": "",

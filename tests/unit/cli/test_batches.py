@@ -47,7 +47,7 @@ def batch(spec: dict[str, Any], *, total: int, failed: list[int], **status: Any)
 def retry(monkeypatch: pytest.MonkeyPatch, *objects: dict[str, Any]) -> list[dict[str, Any]]:
     """Run the command, and return what it creates."""
     fake = FakeKubectl({one["metadata"]["name"]: one for one in objects})
-    monkeypatch.setattr(batches, "kubectl_of", lambda _: cast(Kubectl, fake))
+    monkeypatch.setattr(batches, "api_of", lambda _: cast(Kubectl, fake))
     assert main(["batch", "retry-failed", "b"]) == 0
     return fake.created
 
@@ -109,7 +109,7 @@ def test_items_that_were_changed_are_not_retried(
 ) -> None:
     changed = batch({"items": [{}]}, total=2, failed=[1])
     fake = FakeKubectl({"b": changed})
-    monkeypatch.setattr(batches, "kubectl_of", lambda _: cast(Kubectl, fake))
+    monkeypatch.setattr(batches, "api_of", lambda _: cast(Kubectl, fake))
     assert main(["batch", "retry-failed", "b"]) == 1
     assert "there are 1 now" in capsys.readouterr().err
 

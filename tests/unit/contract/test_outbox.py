@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from taskqueue.api.common import QUEUE_NAME_MAX_LENGTH
@@ -58,6 +58,7 @@ def test_what_waits_for_another_try_comes_back_to_the_outbox_of_its_webhook() ->
         assert more["x-expires"] > (WEBHOOK_SECONDS + max(RETRY_SECONDS)) * 1000
 
 
+@example({"hook", "hook-retry-5"}, "shop", "q")
 @given(st.sets(LABELS, min_size=2), LABELS, LABELS)
 def test_no_two_queues_have_one_name(names: set[str], namespace: str, queue: str) -> None:
     place = (namespace, queue, "default")

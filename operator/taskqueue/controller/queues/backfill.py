@@ -150,11 +150,12 @@ class Backfill:
         task = read_what_can_be(raw)
         self._on_published(found.uid)
         if task is not None and task.uid == found.uid and task.status.phase.terminal:
+            config = self._dispatcher.config
             self._ends.publish(
                 task,
                 task.status,
                 raw["metadata"],
-                self._dispatcher.archive,
+                None if config is None else config.archive,
                 reported=False,
                 publisher=lambda: self._dispatcher.publisher,
             )

@@ -50,7 +50,7 @@ from taskqueue.controller.tasks.published_attempts import (
 from taskqueue.controller.tasks.tracked_task import TrackedTask
 from taskqueue.model.command import CommandKind
 from taskqueue.model.flow import ConcurrencyPolicy, FlowPolicy
-from taskqueue.model.queue import ArchiveConfig, QueueConfig, QueueKey
+from taskqueue.model.queue import QueueConfig, QueueKey
 from taskqueue.model.task import Policy
 from taskqueue.timestamps import Clock
 
@@ -101,8 +101,8 @@ class Dispatcher:
         #: Called when the broker has no queue to route to. Set as `on_backlog`.
         self.on_missing: Callable[[], None] = do_nothing
         self._config: QueueConfig | None = None
-        #: Where the ends of its Tasks are kept; None: nowhere.
-        self.archive: ArchiveConfig | None = None
+        #: Whether every end of its Tasks is passed on, to an archive or to a webhook.
+        self.has_sinks = False
         self._is_held_back = True
         self._routing_key = routing_key(*key)
         self._tasks = tasks
@@ -151,7 +151,7 @@ class Dispatcher:
     def config(self, config: QueueConfig | None) -> None:
         before, self._config = self._config, config
         self._is_held_back = config is None or config.stop_policy.holds
-        self.archive = None if config is None else config.archive
+        self.has_sinks = config is not None and config.has_sinks
         self._set_flow(None if config is None else config.flow)
         self.keys.configure(ConcurrencyPolicy() if config is None else config.keys, self.uids)
         if config is not None and before is not None and config.generation != before.generation:

@@ -46,7 +46,8 @@ from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.lifecycle import AttemptEnd, AttemptFailure
 from taskqueue.controller.tasks.machine import is_awaited
 from taskqueue.controller.tasks.missing_handlers import UNKNOWN_HANDLER
-from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge, log_fields
+from taskqueue.controller.tasks.runner import MessageSource, TaskRunner, acknowledge
+from taskqueue.controller.tasks.tracked_task import log_fields
 from taskqueue.limits import LONGEST_SNOOZE_SECONDS, RESULT_BYTES
 from taskqueue.logs import EventLog
 from taskqueue.model.queue import QueueKey

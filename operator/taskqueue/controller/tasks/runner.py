@@ -34,13 +34,13 @@ from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.machine import step
 from taskqueue.controller.tasks.payloads import Payloads
 from taskqueue.controller.tasks.task_timers import TaskTimers
-from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TrackedTask
+from taskqueue.controller.tasks.tracked_task import TaskEnvironment, TrackedTask, log_fields
 from taskqueue.kubernetes.status_updater import StatusUpdater, WriteRefused, WriteResult
 from taskqueue.kubernetes.task_codec import is_behind, shortened, status_patch, status_path
 from taskqueue.logs import EventLog
 from taskqueue.model.command import CommandKind
 from taskqueue.model.queue import QueueKey
-from taskqueue.model.task import StatusDetail, Task
+from taskqueue.model.task import StatusDetail
 from taskqueue.model.token import TokenKeys
 from taskqueue.timestamps import Clock
 
@@ -198,9 +198,9 @@ class TaskRunner:
     def _environment(self, tracked: TrackedTask) -> TaskEnvironment:
         """Return what is known around a Task; what its spec does not ask for is not looked up."""
         task, dispatcher = tracked.task, self._dispatchers[tracked.queue_key]
-        spec, config = task.spec, dispatcher.config
+        spec = task.spec
         return TaskEnvironment(
-            policy=dispatcher.policy(tracked) if config is not None else None,
+            policy=dispatcher.policy(tracked) if dispatcher.config is not None else None,
             dependencies=self._dependencies.state_of(task) if spec.depends_on else INDEPENDENT,
             payload_error=self._payloads.error(task.uid),
             payload_digest=self._payloads.digest(task) if spec.payload_from else "",
@@ -210,7 +210,7 @@ class TaskRunner:
             can_publish=dispatcher.can_publish and self._payloads.is_at_hand(task),
             leads=not tracked.status.concurrency_key or self._leads(),
             missing_handler=dispatcher.missing.handlers.get(spec.handler),
-            is_archived=config is not None and config.has_sinks,
+            is_archived=dispatcher.has_sinks,
         )
 
     # Dispatching.
@@ -339,8 +339,8 @@ class TaskRunner:
         detail, why = tracked.detail
         is_full = detail is StatusDetail.FULL
         on_record = tracked.status if is_full else shortened(tracked.status, why)
-        config = self._dispatchers[tracked.queue_key].config
-        has_sinks = config is not None and config.has_sinks
+        dispatcher = self._dispatchers[tracked.queue_key]
+        config, has_sinks = dispatcher.config, dispatcher.has_sinks
 
         def on_published() -> None:
             # Nothing else is known around a Task that is tracked no more, and nothing need be.
@@ -410,11 +410,6 @@ class TaskRunner:
 def acknowledge(delivery: Delivery) -> None:
     """Acknowledge a message of the inbox."""
     delivery.channel.ack(delivery.delivery_tag)
-
-
-def log_fields(task: Task, **more: Any) -> dict[str, Any]:
-    """Return the fields that every log line about a Task has."""
-    return {"namespace": task.namespace, "task": task.name, "uid": task.uid, **more}
 
 
 def _ignore(verdict: Settled, text: str) -> None:

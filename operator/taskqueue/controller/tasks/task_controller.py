@@ -323,9 +323,8 @@ class TaskController:
 
     def _update_dependents(self, task: Task, status: TaskState) -> None:
         if self._is_named(task):
-            self.dependencies.on_finished(
-                task, status.phase, status.reason, status.completion_time or 0.0
-            )
+            ended = status.completion_time or 0.0
+            self.dependencies.on_finished(task, status.phase, status.reason, ended)
 
     def _on_late(self, report: AttemptEvent, delivery: Delivery, source: MessageSource) -> None:
         self._spawn(
@@ -349,11 +348,12 @@ class TaskController:
             self._listener.on_completion_published(ended)
 
         dispatcher = self._dispatchers.get(ended.queue_key)
+        config = None if dispatcher is None else dispatcher.config
         self.ends.publish(
             task,
             task.status,
             metadata,
-            None if dispatcher is None else dispatcher.archive,
+            None if config is None else config.archive,
             reported=True,
             publisher=lambda: source.publisher,
             on_published=on_published,

@@ -248,3 +248,8 @@ def copy_of(tracked: TrackedTask) -> TrackedTask:
     for name in _FIELDS:
         object.__setattr__(copy, name, getattr(tracked, name))
     return copy
+
+
+def log_fields(task: Task, **more: Any) -> dict[str, Any]:
+    """Return the fields that every log line about a Task has."""
+    return {"namespace": task.namespace, "task": task.name, "uid": task.uid, **more}

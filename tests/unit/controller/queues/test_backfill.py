@@ -15,7 +15,7 @@ from taskqueue.controller.queues.backfill import Backfill
 from taskqueue.controller.tasks.dispatcher import Dispatcher
 from taskqueue.controller.tasks.finished_tasks import FinishedTask
 from taskqueue.kubernetes.client import ApiClient, ApiError
-from taskqueue.model.queue import ArchiveConfig
+from taskqueue.model.queue import ArchiveConfig, QueueConfig
 from taskqueue.model.task import Task, TaskState
 from tests.unit.controller.fakes import raw_task
 from tests.unit.kubernetes.fake_api import as_table
@@ -76,7 +76,9 @@ class FakeArchive:
 class FakeDispatcher:
     key = KEY
     publisher = None
-    archive = ArchiveConfig(secret="archive")
+    config = QueueConfig(
+        namespace="shop", name="q", uid="u", generation=1, archive=ArchiveConfig(secret="archive")
+    )
 
 
 class Case:
@@ -105,7 +107,7 @@ class Case:
         archive: ArchiveConfig,
         **more: Any,
     ) -> None:
-        assert archive is FakeDispatcher.archive
+        assert archive is FakeDispatcher.config.archive
         assert status.phase.terminal
         assert metadata["labels"] == {"name": task.name}
         assert not more["reported"]
