@@ -120,8 +120,8 @@ class TaskBatchResourceSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=validations(
             (
-                "(has(self.items) ? 1 : 0) + (has(self.count) ? 1 : 0) + "
-                "(has(self.itemsFrom) ? 1 : 0) == 1",
+                "has(self.items) && !has(self.count) && !has(self.itemsFrom) || "
+                "!has(self.items) && has(self.count) != has(self.itemsFrom)",
                 "where the items come from must be clear: give exactly one of items, count and "
                 "itemsFrom",
             ),

@@ -74,9 +74,10 @@ def _retry_failed(options: argparse.Namespace) -> int:
     api = api_of(options)
     (batch,) = api.objects(BATCHES, options.batch)
     indexes = failed_indexes(batch)
-    lines = [json.dumps(item) for item in _items(api, batch, indexes)]
+    items = _items(api, batch, indexes)
+    lines = [json.dumps(item) for item in items]
     if len(lines) <= INLINE_ITEMS and sum(map(len, lines)) <= INLINE_BYTES // 2:
-        source: Object = {"items": [json.loads(line) for line in lines]}
+        source: Object = {"items": items}
     else:
         source = {"itemsFrom": {"configMapKeyRef": _keep(api, batch, lines)}}
     made = api.create(retry_of(batch, source))

@@ -10,7 +10,7 @@ from tests.bench.fairness import heavy_share
 @pytest.mark.parametrize(
     ("order", "share"),
     [
-        (["heavy", "heavy", "heavy", "light"] * 10 + ["light"] * 20, 0.75),
+        (["heavy", "heavy", "heavy", "light"] * 100 + ["light"] * 200, 0.75),
         (["heavy", "light"] * 20, 0.5),
         (["light"] * 10 + ["heavy"] * 10, 0.0),
         # One that ends last says nothing about who waited.
