@@ -73,7 +73,11 @@ def test_a_document_is_read_or_refused(decode: Callable[[bytes], object], docume
 
 
 @pytest.mark.parametrize(
-    "name", [*worker.HEADERS, b"tq-fence", b"x-delivery-count", b"traceparent"]
+    "name",
+    [
+        *worker.HEADERS,
+        *(b"tq-fence", b"tq-index", worker.SCHEDULED, b"x-delivery-count", b"traceparent"),
+    ],
 )
 def test_a_header_is_read_or_refused(name: bytes) -> None:
     for value in (*HEADER_VALUES, GONE):

@@ -64,6 +64,8 @@ HEADERS = {
 }
 _ODD = tables.GOOD_VALUES | tables.BAD_VALUES
 
+SCHEDULED, A_TIME = b"tq-scheduled-time", "2026-01-02T03:00:00Z"
+
 
 @st.composite
 def _work_properties(draw: st.DrawFn) -> bytes:
@@ -71,7 +73,9 @@ def _work_properties(draw: st.DrawFn) -> bytes:
     headers = {**HEADERS, b"tq-token": _text(draw(st.sampled_from(["k.1", "k.2", "k.3"])))}
     if draw(st.booleans()):
         del headers[b"tq-checkpointed"]  # of the first operators
-    names = [*HEADERS, b"tq-fence", b"tq-checkpoint", b"traceparent"]
+    if draw(st.booleans()):  # of a batch's item, or a schedule's run
+        headers |= draw(st.sampled_from([{b"tq-index": _number(7)}, {SCHEDULED: _text(A_TIME)}]))
+    names = [*HEADERS, b"tq-fence", b"tq-checkpoint", b"tq-index", SCHEDULED, b"traceparent"]
     for name in draw(st.just([]) | st.lists(st.sampled_from(names), max_size=3)):
         match draw(st.sampled_from(["odd", "odd", "long", "large", "gone"])):
             case "gone":

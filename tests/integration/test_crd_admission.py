@@ -44,10 +44,15 @@ def test_the_folder_of_crds_is_applied_in_both_ways(kubectl: Kubectl, how: str) 
 def test_short_names_and_category(kubectl: Kubectl) -> None:
     done = kubectl("api-resources", f"--api-group={GROUP}", "--no-headers")
     served = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()}
-    assert served == {"tasks": "tqt", "taskqueues": "tq", "taskschedules": "tqs"}
+    assert served == {
+        "tasks": "tqt",
+        "taskqueues": "tq",
+        "taskschedules": "tqs",
+        "taskbatches": "tqb",
+    }
     done = kubectl("api-resources", f"--categories={CATEGORY}", "-o", "name")
-    kinds = ("taskqueues", "tasks", "taskschedules")
-    assert sorted(done.stdout.split()) == [f"{kind}.{GROUP}" for kind in kinds]
+    kinds = ("taskqueues", "tasks", "taskschedules", "taskbatches")
+    assert sorted(done.stdout.split()) == sorted(f"{kind}.{GROUP}" for kind in kinds)
 
 
 # Defaults
@@ -60,6 +65,7 @@ def test_a_minimal_queue_gets_every_default(api: Api) -> None:
         "deletionPolicy": "Retain",
         "stopPolicy": "None",
         "concurrencyLimits": {"perKey": 1, "onConflict": "Queue"},
+        "notifications": [],
         "dispatch": {"maxPublished": 1000},
         "taskDefaults": {
             "retry": {
@@ -171,7 +177,7 @@ def test_null_gets_the_default(api: Api) -> None:
     body["spec"] |= dict.fromkeys(("stopPolicy", "deletionPolicy", "concurrencyLimits"))
     created = api.create(body)["spec"]
     assert (created["stopPolicy"], created["deletionPolicy"]) == ("None", "Retain")
-    assert created["concurrencyLimits"] == {"perKey": 1}
+    assert created["concurrencyLimits"] == {"perKey": 1, "onConflict": "Queue"}
 
 
 # Creation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -118,3 +119,12 @@ def test_a_test_is_measured_though_it_fails() -> None:
     with pytest.raises(ValueError, match="it fails"), times.measuring("g", "f"):
         raise ValueError("it fails")
     assert [list(known) for known in times.dump()] == [["g"], ["f"]]
+
+
+def test_a_file_has_no_time_of_the_others_in_its_group() -> None:
+    times = RunTimes()
+    for file in ("first", "second"):
+        with times.measuring("g", file):
+            time.sleep(0.02)
+    (groups, files) = times.dump()
+    assert groups["g"][2] == pytest.approx(files["first"][2] + files["second"][2])
