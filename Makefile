@@ -51,6 +51,7 @@ e2e: $(READY) ## Test the whole system with real pods
 bench: $(READY) ## Measure throughput, latency, cold start, workers and scaling on the cluster
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.bench throughput
+	$(BIN)/python -m tests.bench batch --items 20000
 	$(BIN)/python -m tests.bench latency
 	$(BIN)/python -m tests.bench coldstart
 	$(BIN)/python -m tests.bench worker
