@@ -8,11 +8,9 @@ the weights.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -21,7 +19,6 @@ from taskqueue.api.common import API_VERSION, TASK_KIND
 from taskqueue.cli.arguments import CommandParsers
 from taskqueue.kubernetes.taskqueue_codec import queue_path
 from tests.bench import cluster
-from tests.bench.command_line import add_benchmark, add_load, add_number, measure_cluster
 from tests.bench.deadline import BenchError, until
 from tests.bench.load import at_once
 from tests.bench.report import Outcome, Report
@@ -29,6 +26,7 @@ from tests.bench.statistics import Spread, ratio
 from tests.bench.task_load import TASKS
 from tests.bench.throughput import measure_tasks
 from tests.bench.watches import TOUCHED_TASKS, EndWatch
+from tests.bench.with_and_without import Settings, add_with_and_without
 
 WEIGHTS = {"heavy": 3, "light": 1}
 #: How far a share may be from its weight, as a fraction of it.
@@ -49,25 +47,6 @@ FLOW: Mapping[str, Any] = {
 _WARM_UP_TASKS = 200
 #: Slower than this by far, and the benchmark gives up: Tasks a second.
 _SLOWEST = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How much is measured.
-
-    Attributes:
-        tasks: of each team in a round.
-        rounds: of each, with spec.flow and without, in turn.
-        workers: pods.
-        concurrency: Tasks each runs at once.
-        clients: creates under way at once.
-    """
-
-    tasks: int
-    rounds: int
-    workers: int
-    concurrency: int
-    clients: int
 
 
 async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Outcome:
@@ -180,29 +159,12 @@ def _report(rates: dict[bool, list[float]], shares: Sequence[float], report: Rep
 
 def add_command(benchmarks: CommandParsers) -> None:
     """Add the benchmark to the command line."""
-    parser = add_benchmark(
+    add_with_and_without(
         benchmarks,
         "fairness",
-        _run_command,
+        run,
         help="Measure the shares of two teams, and Tasks a second with spec.flow and without.",
-    )
-    add_number(parser, "--tasks", 5000, "Tasks of each team in a round")
-    add_number(parser, "--rounds", 2, "rounds of each")
-    add_load(parser)
-
-
-def _run_command(options: argparse.Namespace) -> int:
-    settings = Settings(
-        tasks=options.tasks,
-        rounds=options.rounds,
-        workers=options.workers,
-        concurrency=options.concurrency,
-        clients=options.clients,
-    )
-    if options.quick:
-        settings = replace(settings, tasks=min(options.tasks, 300), rounds=1)
-    return measure_cluster(
-        options,
-        lambda target, report: run(target, settings, report),
-        clients=options.clients,
+        tasks=5000,
+        tasks_help="Tasks of each team in a round",
+        rounds=2,
     )

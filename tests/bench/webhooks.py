@@ -7,47 +7,26 @@ each end has no figure.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from taskqueue.cli.arguments import CommandParsers
 from taskqueue.kubernetes.taskqueue_codec import queue_path
 from tests.bench import cluster
 from tests.bench.archive import facing
-from tests.bench.command_line import add_benchmark, add_load, add_number, measure_cluster
 from tests.bench.deadline import BenchError, until
 from tests.bench.report import Outcome, Report
 from tests.bench.statistics import Spread, ratio
 from tests.bench.task_load import TASKS
 from tests.bench.throughput import measure_tasks
+from tests.bench.with_and_without import Settings, add_with_and_without
 from tests.integration.webhooks.receiver import WebhookReceiver
 
 _SECRET = "webhook"
 _WARM_UP_TASKS = 200
 _SENT_SECONDS = 120
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How much is measured.
-
-    Attributes:
-        tasks: of a round.
-        rounds: of each, with and without, in turn.
-        workers: pods.
-        concurrency: Tasks each runs at once.
-        clients: creates under way at once.
-    """
-
-    tasks: int
-    rounds: int
-    workers: int
-    concurrency: int
-    clients: int
 
 
 async def run(target: cluster.Cluster, settings: Settings, report: Report) -> Outcome:
@@ -148,29 +127,9 @@ async def _all_sent(receiver: WebhookReceiver, prefix: str, count: int) -> float
 
 def add_command(benchmarks: CommandParsers) -> None:
     """Add the benchmark to the command line."""
-    parser = add_benchmark(
+    add_with_and_without(
         benchmarks,
         "webhooks",
-        _run_command,
+        run,
         help="Measure Tasks a second of a TaskQueue with a webhook, and without, in turn.",
-    )
-    add_number(parser, "--tasks", 2000, "Tasks of a round")
-    add_number(parser, "--rounds", 4, "rounds of each")
-    add_load(parser)
-
-
-def _run_command(options: argparse.Namespace) -> int:
-    settings = Settings(
-        tasks=options.tasks,
-        rounds=options.rounds,
-        workers=options.workers,
-        concurrency=options.concurrency,
-        clients=options.clients,
-    )
-    if options.quick:
-        settings = replace(settings, tasks=min(options.tasks, 200), rounds=1)
-    return measure_cluster(
-        options,
-        lambda target, report: run(target, settings, report),
-        clients=options.clients,
     )

@@ -42,7 +42,7 @@ def add_commands(commands: CommandParsers) -> None:
 
 def _top(options: argparse.Namespace) -> int:
     if not options.watch:
-        for line in _look(options):
+        for line in _table_lines(options):
             print(line)
         return 0
     if not sys.stdout.isatty():
@@ -52,7 +52,7 @@ def _top(options: argparse.Namespace) -> int:
         while True:
             size = shutil.get_terminal_size()
             stamp = time.strftime("%H:%M:%S")
-            lines = [f"TaskQueues at {stamp}; Ctrl-C ends", "", *_look(options)]
+            lines = [f"TaskQueues at {stamp}; Ctrl-C ends", "", *_table_lines(options)]
             fitting = [line if "\033" in line else line[: size.columns] for line in lines]
             sys.stdout.write(_HOME + "\n".join(fitting[: size.lines - 1]))
             sys.stdout.flush()
@@ -62,7 +62,7 @@ def _top(options: argparse.Namespace) -> int:
         sys.stdout.flush()
 
 
-def _look(options: argparse.Namespace) -> list[str]:
+def _table_lines(options: argparse.Namespace) -> list[str]:
     found = api_of(options).objects(QUEUES, *options.queues)
     everywhere = options.all_namespaces
     if options.workers:

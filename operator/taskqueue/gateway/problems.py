@@ -31,7 +31,9 @@ MEDIA_TYPE = "application/problem+json"
 class ProblemDetails(BaseModel):
     """What went wrong, and what to do about it (RFC 9457)."""
 
-    type: str = Field("about:blank", description="Always about:blank: reason tells problems apart.")
+    type: str = Field(
+        "about:blank", description="Always about:blank: reason distinguishes problems."
+    )
     title: str = Field(description="The meaning of the status.")
     status: int = Field(description="The HTTP status.")
     detail: str = Field(description="What went wrong, and what to do about it.")

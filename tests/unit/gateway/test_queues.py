@@ -16,7 +16,7 @@ from tests.unit.gateway.harness import NAMESPACE, RunningGateway, Scene, new_tas
 QUEUES = f"/v1/namespaces/{NAMESPACE}/taskqueues"
 SCHEDULES = f"/v1/namespaces/{NAMESPACE}/taskschedules"
 REFERENCE = {
-    "key": f"{NAMESPACE}/work/u/1-0",
+    "key": f"{NAMESPACE}/images/u/1-0",
     "sizeBytes": 3,
     "contentType": "text/html",
     "sha256": "0" * 64,
@@ -35,10 +35,10 @@ def put(scene: Scene, plural: str, name: str, spec: dict[str, Any], **status: An
 def test_queues_are_held_and_resumed(
     scene: Scene, gateway: RunningGateway, act: str, policy: str
 ) -> None:
-    put(scene, "taskqueues", "work", {"broker": {"connectionSecret": {"name": "rabbit"}}})
-    answer = gateway.request("POST", f"{QUEUES}/work/{act}")
+    put(scene, "taskqueues", "images", {"broker": {"connectionSecret": {"name": "rabbit"}}})
+    answer = gateway.request("POST", f"{QUEUES}/images/{act}")
     assert answer.json()["spec"]["stopPolicy"] == policy
-    assert gateway.request("GET", f"{QUEUES}/work").json() == answer.json()
+    assert gateway.request("GET", f"{QUEUES}/images").json() == answer.json()
     assert gateway.request("GET", QUEUES).json()["items"] == [answer.json()]
 
 
@@ -130,7 +130,7 @@ def test_history_and_results_of_deleted_tasks_come_from_the_archive(
     ended = ArchivedTask(
         uid="abc",
         namespace=NAMESPACE,
-        queue="work",
+        queue="images",
         name="t",
         handler="h",
         phase="Succeeded",
@@ -152,14 +152,16 @@ def test_history_and_results_of_deleted_tasks_come_from_the_archive(
     monkeypatch.setattr(gateway.services.history, "find_address", find_address)
     monkeypatch.setattr(gateway.services.history, "read", read)
     path = f"/v1/namespaces/{NAMESPACE}"
-    query = "queue=work&phase=Failed&phase=Succeeded&since=2026-01-01T00:00:00Z&continue=p&limit=7"
+    query = (
+        "queue=images&phase=Failed&phase=Succeeded&since=2026-01-01T00:00:00Z&continue=p&limit=7"
+    )
     found = gateway.request("GET", f"{path}/history?{query}").json()
     assert found["continue"] == "next"
     assert (found["items"][0]["uid"], found["items"][0]["submittedBy"]) == ("abc", "ada")
     wanted, page, limit = asked[0]
     assert (wanted.phases, page, limit) == (("Failed", "Succeeded"), "p", 7)
-    no_zone = gateway.request("GET", f"{path}/history?queue=work&since=2026-01-01T00:00:00")
+    no_zone = gateway.request("GET", f"{path}/history?queue=images&since=2026-01-01T00:00:00")
     assert no_zone.status_code == 422
-    result = gateway.request("GET", f"{path}/results/abc?queue=work")
+    result = gateway.request("GET", f"{path}/results/abc?queue=images")
     assert result.json() == {"a": 1}
     assert asked[-1][0].uid == "abc"

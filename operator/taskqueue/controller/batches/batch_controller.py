@@ -321,11 +321,11 @@ class BatchController:
     def _look_safely(self, key: QueueKey) -> None:
         self._planned.discard(key)
         try:
-            self._look(key)
+            self._advance_batches(key)
         except Exception as error:  # whatever one queue causes, the others are served
             log.error("batch.look_failed", exc_info=error, namespace=key[0], queue=key[1])
 
-    def _look(self, key: QueueKey) -> None:
+    def _advance_batches(self, key: QueueKey) -> None:
         """Do what is due for the batches of a queue."""
         everyone = list(self._queues.get(key, {}).values())
         if not everyone or key in self._tasks.others:

@@ -1,6 +1,6 @@
 """Writes what is true of batches to the API server: at most once a second for each.
 
-A flush has the record of all items that have ended. When it is written, these items are told so,
+A flush has the record of all items that have ended. When it is written, these items learn of it,
 and acknowledge their outcomes.
 """
 
@@ -29,7 +29,7 @@ Pending = list[tuple[str, WriteStatus]]
 
 
 class BatchRecorder:
-    """Flushes batches, and tells their items.
+    """Flushes batches, and lets their items know.
 
     Args:
         updater: writes statuses.

@@ -33,7 +33,7 @@ Serve = Callable[[C, Connection, Callable[[], None]], Coroutine[Any, Any, None]]
 
 
 class Restart(Exception):
-    """A sink is to be served anew, at once: its Secret has changed, or it is there again."""
+    """A sink is to be served again, at once: its Secret has changed, or it is there again."""
 
 
 class SinkLoop(Generic[C]):
